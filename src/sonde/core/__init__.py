@@ -1,0 +1,1 @@
+"""The nouns that everything else plugs into. Nothing in here imports upward."""

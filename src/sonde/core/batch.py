@@ -1,0 +1,189 @@
+"""Rows of several sites with the columns that align them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import base_hashes, draws
+from sonde.core.site import Reducer, Site
+
+Head = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class SiteSchema:
+    """What one kind of rows is: its site, reducer, width, and where it stands in the model.
+
+    Parameters
+    ----------
+    key : str
+        The name under which batches carry these rows: the site's text, or ``site|reducer``.
+    site, reducer : Site, Reducer
+        What is read and how it becomes rows.
+    dim : int
+        Width of a row.
+    dtype : str
+        Type in which the model produced it, e.g. ``"bfloat16"``.
+    module : str
+        Class name of the module at the site.
+    axes : str
+        The raw output's axes, e.g. ``"row pos dim"`` or ``"row dim h w"``.
+    """
+
+    key: str
+    site: Site
+    reducer: Reducer
+    dim: int
+    dtype: str = "float32"
+    module: str = ""
+    axes: str = "row dim"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of some examples at each site, and the columns that align them.
+
+    Sites may differ in their rows: ``example[key]`` says which example (index into ``ids``) a row
+    belongs to and ``position[key]`` where in it the row stands. All other columns exist once per
+    example and are expanded on demand.
+
+    Parameters
+    ----------
+    rows : dict of str to Float[Tensor, "row dim"]
+        For each kind of rows (see ``SiteSchema.key``).
+    ids : sequence of str
+        Printable id of each example.
+    keys : sequence of bytes
+        What is hashed for each example: 16 bytes of content, or the UTF-8 text of the id column.
+    order : Int[Tensor, "example"]
+        Index of each example in the planned order.
+    """
+
+    rows: dict[str, Float[Tensor, "_row _dim"]]
+    ids: Sequence[str]
+    keys: Sequence[bytes]
+    order: Int[Tensor, "example"]
+    occurrence: Sequence[int] | Int[Tensor, "example"]
+    example: dict[str, Int[Tensor, "_row"]]
+    position: dict[str, Int[Tensor, "_row"]]
+    group_keys: Sequence[bytes]
+    label: Int[Tensor, "example"]
+    logits: Float[Tensor, "example class"] | None = None
+    grad: dict[str, Float[Tensor, "_row _dim"]] = field(default_factory=dict)
+    grid: dict[str, Int[Tensor, "_row 2"]] = field(default_factory=dict)
+    special: dict[str, Tensor] = field(default_factory=dict)
+    pair: Int[Tensor, "example"] | None = None
+    side: Int[Tensor, "example"] | None = None
+    length: Int[Tensor, "example"] | None = None
+    head: Head | None = None
+    seed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @cached_property
+    def group(self) -> Int[Tensor, "example"]:
+        """64-bit hash of each example's group."""
+        return torch.tensor([word_of(k) for k in self.group_keys], dtype=torch.int64)
+
+    @cached_property
+    def group_draw(self) -> Int[Tensor, "example"]:
+        """Draw of each example's group, purpose ``sample``."""
+        base = base_hashes(self.group_keys, "sample", self.seed)
+        zero = np.zeros(len(base), dtype=np.uint64)
+        return draws(base, zero, zero)
+
+    @cached_property
+    def split_draw(self) -> Int[Tensor, "example"]:
+        """Draw of each example's group, purpose ``split``."""
+        base = base_hashes(self.group_keys, "split", self.seed)
+        zero = np.zeros(len(base), dtype=np.uint64)
+        return draws(base, zero, zero)
+
+    @cached_property
+    def _bases(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def draw(self, key: str, purpose: str = "sample") -> Int[Tensor, "_row"]:
+        """Return the draw of each row of ``key``; computed once per row layout and purpose."""
+        layout = (id(self.example[key]), id(self.position[key]), purpose)
+        if layout not in self._draws:
+            if purpose not in self._bases:
+                self._bases[purpose] = base_hashes(self.keys, purpose, self.seed)  # type: ignore[arg-type]
+            example = self.example[key].numpy()
+            self._draws[layout] = draws(
+                self._bases[purpose][example],
+                self.position[key].numpy(),
+                np.asarray(self.occurrence)[example],
+            )
+        return self._draws[layout]
+
+    @cached_property
+    def _draws(self) -> dict[tuple[int, int, str], Tensor]:
+        return {}
+
+    @cached_property
+    def _words(self) -> Int[Tensor, "example 2"]:
+        raw = [k if len(k) == 16 else blake2b(k, digest_size=16).digest() for k in self.keys]
+        return torch.from_numpy(np.frombuffer(b"".join(raw), dtype="<i8").reshape(-1, 2).copy())
+
+    def column(self, name: str, key: str) -> Any:
+        """Return one column, a number for each row of ``key`` (``head``: the model's constants).
+
+        Raises
+        ------
+        InputError
+            If the stream does not bring this column.
+        """
+        if name == "x":
+            return self.rows[key]
+        if name == "head":
+            return self._require(self.head, name, "the model has no final linear layer that we know")
+        if name == "grad":
+            return self._require(self.grad.get(key), name, "pass objective= to sonde.read")
+        if name == "position":
+            return self.position[key]
+        if name == "draw":
+            return self.draw(key)
+        if name == "grid":
+            return self._require(self.grid.get(key), name, "read images with the reducer 'patches'")
+        if name == "special":
+            special = self.special.get(key)
+            return torch.zeros_like(self.position[key], dtype=torch.bool) if special is None else special
+        per_example = {
+            "label": self.label,
+            "logits": self.logits,
+            "ids": None,
+            "group": None,
+            "group_draw": None,
+            "order": self.order,
+            "occurrence": torch.as_tensor(np.asarray(self.occurrence)) if name == "occurrence" else None,
+            "pair": self.pair,
+            "side": self.side,
+            "length": self.length,
+        }
+        if name not in per_example:
+            raise InputError(f"Batch.column: unknown column {name!r}.")
+        computed = {"ids": "_words", "group": "group", "group_draw": "group_draw"}
+        values = getattr(self, computed[name]) if name in computed else per_example[name]
+        return self._require(values, name, "the data has no such column")[self.example[key]]
+
+    @staticmethod
+    def _require(value: Any, name: str, advice: str) -> Any:
+        if value is None:
+            raise InputError(f"a method needs the column {name!r}, which this stream does not bring: {advice}.")
+        return value
+
+
+def word_of(key: bytes) -> int:
+    """Return the signed 64-bit hash of a group's key."""
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,136 @@
+"""Held-out scores turned into p-values and thresholds at a stated false-alarm rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import torch
+from jaxtyping import Float
+from scipy.stats import beta
+from torch import Tensor
+
+from sonde.core.errors import CalibrationError, InputError
+from sonde.core.state import State
+
+Guarantee = Literal["marginal", "pac"]
+
+
+@dataclass(frozen=True)
+class Calibration(State):
+    """Split-conformal calibration of a detector.
+
+    If calibration and new rows are exchangeable, a row raises a false alarm at level ``alpha`` with
+    probability at most ``alpha``, whatever the detector and with ties. ``marginal`` promises that on
+    average over calibration sets; ``pac`` promises it for the one set at hand with probability
+    ``1 - delta``.
+
+    Parameters
+    ----------
+    scores : Float[Tensor, "n"]
+        Scores of held-out rows in ascending order, float64.
+    guarantee : {"marginal", "pac"}, default="marginal"
+    delta : float, default=0.05
+        Probability that a ``pac`` promise may fail.
+
+    Examples
+    --------
+    >>> c = Calibration.from_scores([0.1, 0.2, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.1])
+    >>> [round(p, 6) for p in c.p_value([0.05, 0.2, 0.6, 2.0]).tolist()]
+    [1.0, 0.9, 0.5, 0.1]
+
+    References
+    ----------
+    vovk2005alrw, bates2023outliers
+    """
+
+    scores: Float[Tensor, "n"]
+    guarantee: Guarantee = "marginal"
+    delta: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.guarantee not in get_args(Guarantee):
+            raise InputError(
+                f"Calibration: expected guarantee 'marginal' or 'pac', got {self.guarantee!r}."
+            )
+        if not 0.0 < self.delta < 1.0:
+            raise InputError(f"Calibration: expected delta in (0, 1), got {self.delta}.")
+
+    @classmethod
+    def from_scores(
+        cls, scores: Any, guarantee: Guarantee = "marginal", delta: float = 0.05
+    ) -> Self:
+        """Return the calibration of scores from rows that were not used to fit.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no score.
+        InputError
+            If a score is NaN.
+        """
+        values = torch.as_tensor(scores, dtype=torch.float64).flatten()
+        if values.numel() == 0:
+            raise CalibrationError("Calibration.from_scores: expected at least one score, got none.", 1)
+        if bool(values.isnan().any()):
+            raise InputError("Calibration.from_scores: a held-out score is NaN.")
+        return cls(values.sort().values, guarantee, delta)
+
+    @property
+    def n(self) -> int:
+        """Number of held-out scores."""
+        return self.scores.numel()
+
+    def p_value(self, scores: Any) -> Float[Tensor, "row"]:
+        """Return ``(1 + #{held-out >= score}) / (n + 1)`` for each score; in (0, 1].
+
+        A NaN score has no p-value: it is an error.
+        """
+        values = torch.as_tensor(scores, dtype=torch.float64).flatten()
+        if bool(values.isnan().any()):
+            raise InputError("Calibration.p_value: a score is NaN.")
+        below = torch.searchsorted(self.scores, values.to(self.scores.device))
+        return (1 + self.n - below).double() / (self.n + 1)
+
+    def alarms_allowed(self, alpha: float) -> int:
+        """Return how many held-out scores may lie above the threshold for level ``alpha``."""
+        if not 0.0 < alpha < 1.0:
+            raise InputError(f"Calibration: expected alpha in (0, 1), got {alpha}.")
+        rank = math.floor(alpha * (self.n + 1) + 1e-9)
+        if self.guarantee == "marginal":
+            return rank
+        while rank > 0 and beta.cdf(alpha, rank, self.n + 1 - rank) < 1.0 - self.delta:
+            rank -= 1
+        return rank
+
+    def needed(self, alpha: float) -> int:
+        """Return the smallest number of held-out scores with which level ``alpha`` is possible."""
+        if self.guarantee == "marginal":
+            return math.ceil(1.0 / alpha - 1e-9) - 1
+        return math.ceil(math.log(self.delta) / math.log1p(-alpha))
+
+    def threshold(self, alpha: float) -> float:
+        """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.
+
+        Raises
+        ------
+        CalibrationError
+            If there are too few held-out scores; ``.needed`` says how many it takes.
+        """
+        rank = self.alarms_allowed(alpha)
+        if rank == 0:
+            needed = self.needed(alpha)
+            raise CalibrationError(
+                f"Calibration.threshold: level {alpha:g} needs at least {needed} held-out scores "
+                f"({self.guarantee}), got {self.n}. Hold out more rows or raise the level.",
+                needed,
+            )
+        return float(self.scores[self.n - rank])
+
+    def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
+        """Return where the true false-alarm rate lies, given this one calibration set."""
+        rank = self.alarms_allowed(alpha)
+        tail = (1.0 - confidence) / 2
+        if rank == 0:
+            return 0.0, 0.0
+        low, high = beta.ppf([tail, 1.0 - tail], rank, self.n + 1 - rank)
+        return float(low), float(high)

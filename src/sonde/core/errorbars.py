@@ -1,0 +1,171 @@
+"""Standard errors without shards: the influence function of a result on a sample of whole groups.
+
+One backward pass through ``result`` gives the derivative of the value with respect to every state;
+each statistic says what one more row does to its state. The spread of these effects over a sample of
+whole groups is the standard error of the value.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.instrument import Instrument
+from sonde.core.result import Result
+from sonde.core.state import State, leaves, map_tensors
+from sonde.core.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """Rows of whole groups at the sites of one task.
+
+    Parameters
+    ----------
+    columns : dict of site key to dict of column name to Tensor
+        Rows line up over sites.
+    group : Int[Tensor, "row"]
+        Group of each row.
+    n_groups : int
+        Number of groups in the data.
+    """
+
+    columns: Mapping[str, Mapping[str, Any]]
+    group: Int[Tensor, "row"]
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class Term:
+    """One state that a result reads: its statistic, the sites, and its place in the arguments."""
+
+    name: str
+    index: int | None
+    statistic: Statistic[Any]
+    keys: tuple[str, ...]
+
+
+def result_with_error(
+    instrument: Instrument,
+    arguments: dict[str, Any],
+    terms: list[Term],
+    sample: SampleRows | None,
+) -> Result:
+    """Return the instrument's result; its standard error is filled in where it has none and one is valid.
+
+    The error is that of a scalar ``value`` which is differentiable in the states, and needs an
+    ``influence`` formula for each statistic. Otherwise ``se`` stays None and
+    ``conventions["se"]`` says why.
+    """
+    reason = _no_influence(terms, sample)
+    if reason is not None:
+        with torch.no_grad():
+            return _explained(instrument.result(**arguments), reason)
+    tracked = {name: _track(value) for name, value in arguments.items()}
+    with torch.enable_grad():
+        result = instrument.result(**tracked)
+    value = result.value
+    if result.se is not None or "se" in result.conventions:
+        return _detached(result)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        return _explained(_detached(result), "the value is no differentiable scalar of its states")
+    if not bool(torch.isfinite(value)):
+        return _explained(_detached(result), "the value is not finite")
+    gradients = _gradients(value, tracked)
+    assert sample is not None
+    effect = _effects(tracked, gradients, terms, sample)
+    return replace(_detached(result), se=group_error(effect, sample.group, sample.n_groups))
+
+
+def group_error(
+    effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_groups: int
+) -> float:
+    """Return the standard error of a value from each sampled row's first-order effect on it."""
+    centred = effect.double() - effect.double().mean()
+    _, member = torch.unique(group, return_inverse=True)
+    count = int(member.max()) + 1
+    if count < 2:
+        return math.nan
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, member, centred)
+    return float(sums.std(correction=1)) * math.sqrt(n_groups)
+
+
+def _no_influence(terms: list[Term], sample: SampleRows | None) -> str | None:
+    if sample is None:
+        return "no sample of rows was kept"
+    lacking = sorted(
+        {
+            type(t.statistic).__name__
+            for t in terms
+            if type(t.statistic).influence is Statistic.influence
+        }
+    )
+    return f"no influence formula for {', '.join(lacking)}" if lacking else None
+
+
+def _explained(result: Result, reason: str) -> Result:
+    if result.se is not None or "se" in result.conventions:
+        return result
+    return replace(result, conventions={**result.conventions, "se": reason})
+
+
+def _track(value: Any) -> Any:
+    return map_tensors(
+        value,
+        lambda t: t.detach().clone().requires_grad_(True) if t.is_floating_point() else t,
+    )
+
+
+def _detached(result: Result) -> Result:
+    changed = {
+        name: item.detach()
+        for name, item in vars(result).items()
+        if isinstance(item, Tensor) and item.requires_grad
+    }
+    if isinstance(changed.get("value"), Tensor) and changed["value"].numel() == 1:
+        changed["value"] = float(changed["value"])  # type: ignore[assignment]
+    nested = {
+        name: map_tensors(item, lambda t: t.detach())
+        for name, item in vars(result).items()
+        if isinstance(item, State | tuple)
+    }
+    return replace(result, **{**nested, **changed})
+
+
+def _gradients(value: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+    tracked = [t for argument in arguments.values() for t in leaves(argument) if t.requires_grad]
+    found = torch.autograd.grad(value, tracked, allow_unused=True)
+    table = {
+        id(t): torch.zeros_like(t) if g is None else g for t, g in zip(tracked, found, strict=True)
+    }
+    return {
+        name: map_tensors(argument, lambda t: table.get(id(t), torch.zeros_like(t)))
+        for name, argument in arguments.items()
+    }
+
+
+def _effects(
+    arguments: dict[str, Any], gradients: dict[str, Any], terms: list[Term], sample: SampleRows
+) -> Float[Tensor, "row"]:
+    total = torch.zeros(len(sample.group), dtype=torch.float64)
+    with torch.no_grad():
+        for term in terms:
+            state, gradient = arguments[term.name], gradients[term.name]
+            if term.index is not None:
+                state, gradient = state[term.index], gradient[term.index]
+            columns = [_column(sample, term.keys, name) for name in term.statistic.needs()]
+            detached = map_tensors(state, lambda t: t.detach())
+            effect = term.statistic.influence(detached, gradient, *columns)
+            if effect is not None:
+                total += effect.double().cpu()
+    return total
+
+
+def _column(sample: SampleRows, keys: tuple[str, ...], name: str) -> Any:
+    if name == "y":
+        return sample.columns[keys[1]]["x"]
+    return sample.columns[keys[0]][name]

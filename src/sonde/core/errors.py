@@ -1,0 +1,62 @@
+"""Every error and warning that sonde raises on purpose.
+
+The command line prints the message of a ``SondeError`` on one line and exits with code 2; anything
+else is a bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SondeError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class SiteError(SondeError, LookupError):
+    """A site does not exist, did not run, or cannot be read."""
+
+
+class ShapeError(SondeError, ValueError):
+    """A tensor has another shape or type than the one that was asked for."""
+
+
+class StateError(SondeError, RuntimeError):
+    """A fitted state does not fit the model, the site, the version, or its own checksum."""
+
+
+class StoreError(SondeError, OSError):
+    """A file or a run directory cannot be read or written."""
+
+
+class InputError(SondeError, ValueError):
+    """A model, a data set, a column or an option is wrong."""
+
+
+class CalibrationError(InputError):
+    """Too few held-out scores for the false-alarm rate that was asked for.
+
+    Attributes
+    ----------
+    needed : int
+        The smallest number of held-out scores that would do.
+    """
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+
+class SondeWarning(UserWarning):
+    """Something that does not stop the run but that its reader must know."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean ...?"`` with up to three near names, or an empty text.
+
+    Examples
+    --------
+    >>> near("layer.0", ["layers.0", "layers.1", "head"])
+    ' Did you mean layers.0, layers.1?'
+    """
+    matches = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {', '.join(matches)}?" if matches else ""

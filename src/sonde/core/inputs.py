@@ -1,0 +1,103 @@
+"""What a tap feeds to a model: batches of model inputs with the columns of their examples."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model that sonde can read: the module, what turns items into its inputs, and its config.
+
+    Parameters
+    ----------
+    module : nn.Module
+    processor : object or None
+        Tokenizer or image processor; None for models that take tensors.
+    config : object or None
+        The Hugging Face configuration, where there is one.
+    name : str
+        What the user typed, for reports.
+    task : {"causal", "classifier", "image_classifier", "encoder", "seq2seq", "tensor"}
+        What its outputs mean and which reducer is the default.
+    """
+
+    module: nn.Module
+    processor: Any = None
+    config: Any = None
+    name: str = ""
+    task: str = "tensor"
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """Inputs of one forward, and the columns of the examples in it.
+
+    Parameters
+    ----------
+    args, kwargs : tuple, dict
+        What the module is called with.
+    mask, decoder_mask : Bool[Tensor, "example pos"] or None
+        Real tokens on the (encoder's) and the decoder's token axis; None where nothing is padded.
+    special : Bool[Tensor, "example pos"] or None
+        Tokens that the tokenizer declares special, on the axis of ``mask``.
+    first : Int[Tensor, "example"] or None
+        Position in its document of each example's first token (chunks); None = 0.
+    grid : (int, int) or None
+        Height and width in patches, where the inputs are images cut into patches.
+    length, truncated : Int[Tensor, "example"] or None
+        Real tokens of each example, and tokens that were cut off.
+    columns : dict
+        Further columns with one entry per example (size, brightness, ...).
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    ids: Sequence[str]
+    keys: Sequence[bytes]
+    order: Int[Tensor, "example"]
+    occurrence: Int[Tensor, "example"]
+    group_keys: Sequence[bytes]
+    label: Int[Tensor, "example"]
+    mask: Bool[Tensor, "example pos"] | None = None
+    decoder_mask: Bool[Tensor, "example pos2"] | None = None
+    special: Bool[Tensor, "example pos"] | None = None
+    first: Int[Tensor, "example"] | None = None
+    grid: tuple[int, int] | None = None
+    length: Int[Tensor, "example"] | None = None
+    truncated: Int[Tensor, "example"] | None = None
+    pair: Int[Tensor, "example"] | None = None
+    side: Int[Tensor, "example"] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+class Inputs(ABC):
+    """A re-iterable source of model inputs in a planned order, listed once before anything runs."""
+
+    @property
+    @abstractmethod
+    def group_keys(self) -> Sequence[bytes]:
+        """The group key of every example in the planned order."""
+
+    @property
+    @abstractmethod
+    def grouped(self) -> bool:
+        """Whether a group column was given or examples were cut into chunks."""
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield the model inputs of one unit, cut and sorted the same way each time."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON that names the data: fingerprint, examples, order, batch size, chunking."""
+
+    def __len__(self) -> int:
+        return len(self.group_keys)

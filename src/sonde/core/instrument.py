@@ -1,0 +1,184 @@
+"""What answers a question: instruments read statistics and turn them into results."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_type_hints
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sonde.core.batch import Batch, Head
+from sonde.core.hashing import rank_key
+from sonde.core.plan import Part
+from sonde.core.result import Result, Scorer
+from sonde.core.statistic import Span, Statistic, parameter_names
+
+SAMPLE = 2048
+
+
+class Where(ABC):
+    """Which rows a statistic sees: a frozen dataclass of parameters."""
+
+    @abstractmethod
+    def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
+        """Return which rows of ``key`` are kept; None keeps all."""
+
+
+@dataclass(frozen=True)
+class Every(Where):
+    """All rows."""
+
+    def mask(self, batch: Batch, key: str) -> None:
+        """Keep every row."""
+
+
+@dataclass(frozen=True)
+class Subsample(Where):
+    """One row in ``every`` by a keyed hash, at most ``cap`` of an example in one batch.
+
+    Parameters
+    ----------
+    every : int, default=8
+        One row in so many is kept.
+    cap : int, default=64
+        Most rows of one example, those of smallest draw. An example lies whole in one batch.
+    """
+
+    every: int = 8
+    cap: int = 64
+
+    def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
+        """Keep rows whose ``subsample`` draw is a multiple of ``every``."""
+        draw = batch.draw(key, "subsample")
+        keep = torch.remainder(rank_key(draw), self.every) == 0
+        example = batch.example[key]
+        counts = torch.bincount(example[keep], minlength=len(batch))
+        for crowded in torch.nonzero(counts > self.cap).flatten().tolist():
+            rows = torch.nonzero(keep & (example == crowded)).flatten()
+            late = torch.argsort(rank_key(draw[rows]))[self.cap :]
+            keep[rows[late]] = False
+        return keep
+
+
+@dataclass(frozen=True)
+class Read:
+    """A statistic, the rows that it sees, and the part of the plan that they come from.
+
+    ``part = None`` stands for the instrument's own: ``fit`` for detectors, ``all`` for the rest.
+    Without a split every part is all rows.
+    """
+
+    statistic: Statistic[Any]
+    where: Where = field(default_factory=Every)
+    part: Part | None = None
+
+
+class Instrument(ABC):
+    """A question about one site, a pair, or all. Subclasses are final frozen dataclasses.
+
+    Attributes
+    ----------
+    span : {"one", "pair", "all"}
+        Which sites one result is about.
+    paper : str
+        Key in ``docs/papers.bib``.
+    examples : tuple of dict
+        Small parameter sets for the contract tests.
+    """
+
+    span: ClassVar[Span] = "one"
+    paper: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    part: ClassVar[Part] = "all"
+
+    @abstractmethod
+    def reads(self) -> dict[str, Statistic[Any] | Read]:
+        """Return the statistics that ``result`` takes, by the names of its parameters."""
+
+    @abstractmethod
+    def result(self, *_: Any, **states: Any) -> Result:
+        """Return the answer. A one-site statistic arrives as a tuple when the span is pair or all."""
+
+    def then(self, result: Any) -> "Instrument | None":
+        """Return the instrument of the next pass at the same sites, or None."""
+        return None
+
+    def all_reads(self) -> dict[str, Read]:
+        """Return ``reads`` with every default filled in."""
+        filled: dict[str, Read] = {}
+        for name, read in self.reads().items():
+            read = read if isinstance(read, Read) else Read(read)
+            filled[name] = Read(read.statistic, read.where, read.part or self.part)
+        return filled
+
+    def fit(
+        self,
+        x: Any,
+        label: Any = None,
+        *,
+        y: Any = None,
+        grad: Any = None,
+        logits: Any = None,
+        group: Any = None,
+        ids: Any = None,
+        position: Any = None,
+        head: Head | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Fit on plain arrays: every row, no calibration.
+
+        Parameters
+        ----------
+        x : array (row, dim)
+            Rows; for instruments over all sites a mapping of site name to rows.
+        label : ints (row,), optional
+            Classes; -1 = none.
+        y : array (row, dim2), optional
+            Rows of the second site of a pair.
+        grad, logits, group, ids, position, head : optional
+            Further columns, see ``Stream.of``.
+        seed : int, default=0
+            Key of the hash of rows.
+
+        Returns
+        -------
+        Result
+            With its standard error, where one is known.
+        """
+        from sonde.core.passes import fit_arrays
+
+        sites = x if y is None else {"x": x, "y": y}
+        return fit_arrays(
+            self,
+            sites,
+            label=label,
+            grad=grad,
+            logits=logits,
+            group=group,
+            ids=ids,
+            position=position,
+            head=head,
+            seed=seed,
+        )
+
+
+class Detector(Instrument):
+    """An instrument whose result scores rows: always higher = more unusual."""
+
+    part: ClassVar[Part] = "fit"
+
+    @abstractmethod
+    def result(self, *_: Any, **states: Any) -> Scorer:
+        """Return the fitted scorer."""
+
+
+def score_needs(detector: Detector | Scorer) -> tuple[str, ...]:
+    """Return the columns that scoring takes: the parameter names of ``score``.
+
+    A detector says which scorer it makes in the return annotation of its ``result``.
+    """
+    if isinstance(detector, Scorer):
+        return parameter_names(type(detector).score)
+    scorer = get_type_hints(type(detector).result)["return"]
+    return parameter_names(scorer.score)

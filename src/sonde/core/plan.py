@@ -1,0 +1,150 @@
+"""How a run is cut: units, commits, and the two parts of a split.
+
+A plan depends on the data and the parameters alone, never on the number of workers, so one worker
+and sixty-four make the same bits.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sonde.core.hashing import base_hashes, fraction, draws
+from sonde.core.state import canonical_json
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+UNIT_SIZE = 256
+LONGEST_UNIT = 4
+STATE_VERSION = 1
+
+Part = Literal["all", "fit", "held"]
+
+
+def unit_bounds(group_keys: Sequence[bytes], unit_size: int = UNIT_SIZE) -> list[int]:
+    """Return where units begin, and the end: cut at group borders, never above four times the size.
+
+    Examples
+    --------
+    >>> unit_bounds([b"a"] * 3 + [b"b"] * 2 + [b"c"] * 4, unit_size=2)
+    [0, 3, 5, 9]
+    """
+    n, bounds = len(group_keys), [0]
+    while bounds[-1] < n:
+        start = bounds[-1]
+        end, limit = start + unit_size, start + LONGEST_UNIT * unit_size
+        while end < min(n, limit) and group_keys[end] == group_keys[end - 1]:
+            end += 1
+        bounds.append(min(end, n))
+    return bounds
+
+
+def groups_are_whole(group_keys: Sequence[bytes], bounds: Sequence[int]) -> bool:
+    """Return whether every group lies inside one unit."""
+    seen: set[bytes] = set()
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        here = set(group_keys[start:stop])
+        if seen & here:
+            return False
+        seen |= here
+    return True
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts ``fit`` and ``held`` of a plan, cut by a keyed hash of each row's group.
+
+    Parameters
+    ----------
+    held : float
+        Share of the groups that is held out.
+    seed : int, default=0
+        Key of the hash.
+    """
+
+    held: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.held < 1.0:
+            raise ValueError(f"Split: expected a held-out share in (0, 1), got {self.held}.")
+
+    def is_held(self, split_draw: Tensor) -> Bool[Tensor, "example"]:
+        """Return which examples are held out, from the draw of their groups."""
+        return fraction(split_draw) < self.held
+
+    def count_held(self, group_keys: Sequence[bytes]) -> int:
+        """Return how many distinct groups are held out."""
+        distinct = list(dict.fromkeys(group_keys))
+        base = base_hashes(distinct, "split", self.seed)
+        zero = np.zeros(len(base), dtype=np.uint64)
+        return int(self.is_held(draws(base, zero, zero)).sum())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run reads, computes and commits.
+
+    Parameters
+    ----------
+    stream : dict
+        The stream's identity: model, data, sites, reducers, order, batch size.
+    requests : tuple of str
+        Digests of what is computed, in order.
+    bounds : tuple of int
+        Where units begin in the planned order, and the end.
+    split : Split or None
+        The parts, if any.
+    stage : int, default=0
+        Which pass this is.
+    commit_level : int, default=0
+        A commit is an aligned range of ``2 ** commit_level`` units.
+    threads : int or None, default=None
+        Threads of each worker; None where the caller's setting is used.
+    """
+
+    stream: dict[str, Any]
+    requests: tuple[str, ...]
+    bounds: tuple[int, ...]
+    split: Split | None = None
+    stage: int = 0
+    commit_level: int = 0
+    threads: int | None = None
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return len(self.bounds) - 1
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return self.bounds[-1] if self.bounds else 0
+
+    @property
+    def id(self) -> str:
+        """Hash of everything above: two runs with one id make the same bits."""
+        return hashlib.blake2b(canonical_json(self.json()).encode(), digest_size=16).hexdigest()
+
+    def json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        split = None if self.split is None else {"held": self.split.held, "seed": self.split.seed}
+        return {
+            "version": STATE_VERSION,
+            "stream": self.stream,
+            "requests": list(self.requests),
+            "bounds": hashlib.blake2b(repr(self.bounds).encode(), digest_size=16).hexdigest(),
+            "n_units": self.n_units,
+            "n_examples": self.n_examples,
+            "split": split,
+            "stage": self.stage,
+            "commit_level": self.commit_level,
+            "threads": self.threads,
+        }
+
+    def commits(self) -> list[tuple[int, int]]:
+        """Return the ranges of units that workers commit, in order."""
+        step = 1 << self.commit_level
+        return [(k, min(k + step, self.n_units)) for k in range(0, self.n_units, step)]

@@ -1,0 +1,183 @@
+"""Answers: a number with its error, null, unit and conventions, as a value, a table and a picture."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Direction = Literal["higher", "lower", "none"]
+
+FLAGS: dict[str, str] = {
+    "low_precision": "rounding of the rows reaches the value's last digits",
+    "lost_precision": "rounding of the rows dominates the value",
+    "few_rows": "no more rows (groups) than dimensions",
+    "rank_deficient": "directions without variance were left out",
+    "high_dim": "more dimensions than the estimator is known to bear",
+    "saturated": "the estimator is at its upper limit",
+    "clipped": "part of the data lay outside the estimator's range",
+    "dead": "constant rows or units: the value is not defined",
+    "unlabelled": "rows without a label were left out",
+    "nonfinite": "rows with NaN or infinity were left out",
+    "sampled": "computed from a sample of the rows",
+    "se_first_order": "the standard error is first-order and known to be poor here",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A fitted answer.
+
+    Parameters
+    ----------
+    value : float or Tensor
+        The figure. Never clamped into its nominal range; NaN only together with a flag.
+    se : float, Tensor or None
+        Standard error; None where no valid one is known (``conventions["se"]`` says why).
+    null : float, Tensor or None
+        Expectation of the same estimator when there is nothing to see.
+    n : int
+        Rows, or groups where rows come in groups.
+    unit : str
+        Unit of the value; empty for a plain number. Information is in ``nats``.
+    direction : {"higher", "lower", "none"}
+        Which end means more of what the method is named after.
+    range : (float, float)
+        Nominal range of the value.
+    flags : tuple of str
+        Subset of ``FLAGS``.
+    conventions : dict
+        Choices that another implementation could have made otherwise.
+    """
+
+    value: float | Tensor = math.nan
+    se: float | Tensor | None = None
+    null: float | Tensor | None = None
+    n: int = 0
+    unit: str = ""
+    direction: Direction = "none"
+    range: tuple[float, float] = (-math.inf, math.inf)
+    flags: tuple[str, ...] = ()
+    conventions: dict[str, Any] = field(default_factory=dict)
+
+    title: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.flags) - set(FLAGS)
+        if unknown:
+            raise ValueError(f"{type(self).__name__}: unknown flags {sorted(unknown)}")
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def bits(self) -> Self:
+        """Return the same information in bits.
+
+        Raises
+        ------
+        ValueError
+            If the value is not in nats.
+        """
+        if self.unit != "nats":
+            raise ValueError(f"{type(self).__name__}.bits: expected nats, got {self.unit!r}.")
+        scale = 1.0 / math.log(2.0)
+        return replace(
+            self,
+            value=self.value * scale,
+            se=None if self.se is None else self.se * scale,
+            null=None if self.null is None else self.null * scale,
+            unit="bits",
+        )
+
+    def table(self) -> pa.Table:
+        """Return the numbers: one row for each element of ``value``, columns value, se and null."""
+        value = _column(self.value)
+        columns: dict[str, Any] = {"value": value}
+        for name in ("se", "null"):
+            column = getattr(self, name)
+            if column is not None:
+                numbers = _column(column)
+                columns[name] = numbers * len(value) if len(numbers) == 1 else numbers
+        return pa.table(columns)
+
+    def chart(self) -> dict[str, Any]:
+        """Return a Vega-Lite picture of ``table`` as a plain dict."""
+        rows = self.table().to_pylist()
+        values = [{"index": i, **{k: _finite(v) for k, v in row.items()}} for i, row in enumerate(rows)]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title or type(self).__name__,
+            "data": {"values": values},
+            "mark": {"type": "line" if len(values) > 1 else "point", "tooltip": True},
+            "encoding": {
+                "x": {"field": "index", "type": "quantitative"},
+                "y": {"field": "value", "type": "quantitative", "title": self.unit or "value"},
+            },
+        }
+
+    def _repr_mimebundle_(
+        self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        return {
+            "text/plain": repr(self),
+            "text/html": _html(self.table()),
+            "application/vnd.vegalite.v5+json": self.chart(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer(Result):
+    """The result of a detector: scores rows, higher = more unusual.
+
+    The parameter names of ``score`` are the columns that scoring needs. A row's score never depends
+    on the other rows of its batch; a row that is not finite scores ``+inf``.
+    """
+
+    direction: Direction = "higher"
+
+    def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
+        """Return one score for each row."""
+        raise NotImplementedError
+
+
+def infinite_where_nonfinite(
+    score: Float[Tensor, "row"], *columns: Float[Tensor, "row _"]
+) -> Float[Tensor, "row"]:
+    """Return the scores with ``+inf`` for every row that has a NaN or infinity in a column."""
+    for column in columns:
+        finite = torch.isfinite(column).all(dim=1)
+        if not bool(finite.all()):
+            score = torch.where(finite, score, torch.full_like(score, math.inf))
+    return score
+
+
+def tensors_of(result: Result) -> dict[str, Tensor]:
+    """Return the named tensors of a result beside its ``value``."""
+    base = {f.name for f in fields(Result)}
+    return {
+        f.name: getattr(result, f.name)
+        for f in fields(result)
+        if f.name not in base and isinstance(getattr(result, f.name), Tensor)
+    }
+
+
+def _column(value: float | Tensor) -> list[float]:
+    return torch.as_tensor(value).detach().double().reshape(-1).tolist()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _html(table: pa.Table) -> str:
+    head = "".join(f"<th scope='col'>{name}</th>" for name in table.column_names)
+    shown = table.slice(0, 20).to_pylist()
+    body = "".join(
+        "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row.values()) + "</tr>" for row in shown
+    )
+    more = f"<p>{table.num_rows - 20} more rows</p>" if table.num_rows > 20 else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

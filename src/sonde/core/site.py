@@ -1,0 +1,147 @@
+"""Addresses: which tensor of a model (``Site``) and how it becomes rows (``Reducer``)."""
+
+import re
+from dataclasses import dataclass, field
+from functools import total_ordering
+from typing import ClassVar, Literal, Self, get_args
+
+from sonde.core.errors import SiteError, near
+
+Port = Literal["out", "in", "grad"]
+PORTS: tuple[str, ...] = get_args(Port)
+LATER_PORTS = ("probs", "keys", "values", "queries", "heads", "scores", "weight")
+
+_GRAMMAR = re.compile(
+    r"^(?P<path>[^@:]*)(?:@(?P<call>\d+|last|all))?(?::(?P<port>\w+)(?:\.(?P<key>\w+))?)?$"
+)
+
+
+@total_ordering
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Address of one tensor in a model: ``path[@call]:port[.key]``.
+
+    Parameters
+    ----------
+    path : str
+        Full module path without wrapper prefixes; empty for the model itself.
+    call : int or "last" or "all" or None, default=None
+        Which call of a module that runs several times in one forward; None where it runs once.
+    port : {"out", "in", "grad"}, default="out"
+        What is read: output, input, or the gradient of a named objective at the output.
+    key : str or None, default=None
+        Which leaf of an output with several tensors, by index or name; None is the first
+        floating-point tensor.
+    order : int, default=0
+        Rank in the order of execution. Sites sort by it; it is no part of the address.
+
+    Examples
+    --------
+    >>> Site.parse("layers.12.mlp:out")
+    Site('layers.12.mlp:out')
+    >>> str(Site.parse("encoder.relu@1"))
+    'encoder.relu@1:out'
+    """
+
+    path: str
+    call: int | Literal["last", "all"] | None = None
+    port: Port = "out"
+    key: str | None = None
+    order: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.port in LATER_PORTS:
+            raise SiteError(
+                f"Site: port {self.port!r} is not built yet, got {str(self)!r}. "
+                f"Read one of the ports {', '.join(PORTS)}."
+            )
+        if self.port not in PORTS:
+            raise SiteError(
+                f"Site: expected a port among {', '.join(PORTS)}, got {self.port!r}."
+                + near(self.port, PORTS)
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the site that ``text`` names.
+
+        Raises
+        ------
+        SiteError
+            If the text does not follow the grammar or names an unknown port.
+        """
+        match = _GRAMMAR.match(text)
+        if match is None:
+            raise SiteError(
+                f"Site.parse: expected path[@call]:port[.key], got {text!r}. "
+                "Example: layers.12.mlp:out"
+            )
+        call = match["call"]
+        number = int(call) if call is not None and call.isdigit() else call
+        return cls(match["path"], number, match["port"] or "out", match["key"])  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        call = "" if self.call is None else f"@{self.call}"
+        key = "" if self.key is None else f".{self.key}"
+        return f"{self.path}{call}:{self.port}{key}"
+
+    def __repr__(self) -> str:
+        return f"Site({str(self)!r})"
+
+    def __lt__(self, other: "Site") -> bool:
+        return (self.order, str(self)) < (other.order, str(other))
+
+
+ReducerName = Literal["mean", "last", "cls", "tokens", "patches", "flat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reducer:
+    """How a raw module output becomes rows.
+
+    Parameters
+    ----------
+    name : {"mean", "last", "cls", "tokens", "patches", "flat"}
+        ``mean`` over real tokens or over space; ``last`` real token; ``cls`` token; ``tokens``, a row
+        for each real token; ``patches``, a row for each position of an image; ``flat``, all numbers of
+        an example in one row.
+    axis : int or None, default=None
+        The feature axis of the raw output, where the probe forward cannot tell it.
+    keep_special : bool, default=False
+        Keep tokens that the tokenizer declares special in ``tokens`` and ``mean``.
+    """
+
+    name: ReducerName
+    axis: int | None = None
+    keep_special: bool = False
+
+    POOLED: ClassVar[frozenset[str]] = frozenset({"mean", "last", "cls", "flat"})
+
+    def __post_init__(self) -> None:
+        names = get_args(ReducerName)
+        if self.name not in names:
+            raise SiteError(
+                f"Reducer: expected one of {', '.join(names)}, got {self.name!r}."
+                + near(self.name, names)
+            )
+
+    @property
+    def one_row(self) -> bool:
+        """Whether every example becomes exactly one row."""
+        return self.name in self.POOLED
+
+    def __str__(self) -> str:
+        axis = "" if self.axis is None else f"(axis={self.axis})"
+        special = "+special" if self.keep_special else ""
+        return f"{self.name}{axis}{special}"
+
+
+def row_key(site: Site | str, reducer: Reducer | str | None = None) -> str:
+    """Return the name of one kind of rows: the site alone, or ``site|reducer`` for a further reducer.
+
+    Examples
+    --------
+    >>> row_key("layers.0:out", "tokens")
+    'layers.0:out|tokens'
+    """
+    return str(site) if reducer is None else f"{site}|{reducer}"

@@ -1,0 +1,107 @@
+"""States: frozen dataclasses of tensors and plain values, and the generic functions over their fields."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """Marker of what a statistic holds.
+
+    Fields are ``Tensor | int | float | str | bytes | None | State`` or tuples of these. A state has no
+    size that grows with the number of rows, and is never changed in place.
+    """
+
+
+S = TypeVar("S", bound=State)
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return ``value`` (a state, tuple or leaf) with ``change`` applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)}
+        )
+    return value
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in a state, in the order of its fields."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from leaves(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            yield from leaves(getattr(value, f.name))
+
+
+def size_bytes(value: Any) -> int:
+    """Return the bytes that the tensors of a state take."""
+    return sum(t.numel() * t.element_size() for t in leaves(value))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Return whether two states hold the same bits (NaN equals NaN)."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    if is_dataclass(a) and type(a) is type(b):
+        return all(equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def _bits(x: Tensor) -> bytes:
+    x = x.detach().cpu().contiguous()
+    return x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+
+
+def canonical(value: Any) -> Any:
+    """Return parameters as JSON values: tensors by the hash of their bytes, dataclasses by class and fields."""
+    if isinstance(value, Tensor):
+        digest = hashlib.blake2b(_bits(value), digest_size=16).hexdigest()
+        return {"tensor": [str(value.dtype), list(value.shape), digest]}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            "class": class_name(type(value)),
+            **{f.name: canonical(getattr(value, f.name)) for f in fields(value)},
+        }
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, dict):
+        return {str(k): canonical(v) for k, v in sorted(value.items())}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"canonical: a parameter must be a tensor or a plain value, got {value!r}")
+
+
+def class_name(cls: type) -> str:
+    """Return the name that identifies a class in digests: bare for sonde's own, else with its module."""
+    return cls.__name__ if cls.__module__.startswith("sonde.") else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no blanks, ASCII, NaN refused."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """Return the identity of a frozen dataclass with parameters: 32 hexadecimal digits."""
+    text = canonical_json(canonical(value))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

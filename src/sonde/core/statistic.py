@@ -1,0 +1,127 @@
+"""What is merged, saved, sharded and resumed: statistics of rows.
+
+A ``Statistic`` is a frozen dataclass of parameters with two pure functions, ``observe`` and ``merge``.
+The parameter names of ``observe`` are its needs: the columns that the runner must bring.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import StateError
+from sonde.core.state import State
+
+Span = Literal["one", "pair", "all"]
+Merging = Literal["exact", "bounded", "none"]
+
+COLUMNS: dict[str, str] = {
+    "x": "rows of the site, Float[row dim]",
+    "y": "rows of the second site of a pair, Float[row dim2]",
+    "grad": "gradient of the stream's objective at the site, Float[row dim]",
+    "label": "class of the row's example, Int[row]; -1 = none",
+    "logits": "the model's logits for the row's example, Float[row class]",
+    "ids": "id of the row's example as two 64-bit words, Int[row 2]",
+    "group": "64-bit hash of the row's group, Int[row]",
+    "position": "position of the row in its document or image, Int[row]",
+    "occurrence": "which of several equal examples, Int[row]",
+    "order": "index of the row's example in the planned order, Int[row]",
+    "draw": "keyed 64-bit hash of the row, purpose 'sample', Int[row]",
+    "group_draw": "the same of the row's group, Int[row]",
+    "pair": "64-bit hash of the pair that the row's example belongs to, Int[row]",
+    "side": "which member of its pair the row's example is, Int[row]",
+    "grid": "line and column of the row in its image, Int[row 2]",
+    "length": "tokens or patches of the row's example, Int[row]",
+    "special": "whether the row's token is special, Bool[row]",
+    "head": "weight and bias of the model's final linear layer, a tuple; not rows",
+}
+
+StateT = TypeVar("StateT", bound=State)
+
+
+@cache
+def parameter_names(function: Any) -> tuple[str, ...]:
+    """Return the names of a function's positional parameters without ``self``."""
+    names = tuple(inspect.signature(function).parameters)
+    return names[1:] if names[:1] == ("self",) else names
+
+
+class Statistic(ABC, Generic[StateT]):
+    """A mergeable summary of rows. Subclasses are final frozen dataclasses of parameters.
+
+    Attributes
+    ----------
+    span : {"one", "pair"}
+        Whether rows come from one site or, joined, from two.
+    merging : {"exact", "bounded", "none"}
+        ``exact``: any split of the rows gives the state of one pass, to rounding. ``bounded``: the
+        state carries the number that bounds the difference. ``none``: trained by steps.
+    whole_groups : bool
+        Whether every group must arrive whole inside one ``observe`` call.
+    """
+
+    span: ClassVar[Span] = "one"
+    merging: ClassVar[Merging] = "exact"
+    whole_groups: ClassVar[bool] = False
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns that ``observe`` takes, in its order."""
+        return parameter_names(type(self).observe)
+
+    @abstractmethod
+    def observe(self, *columns: Any, **_: Any) -> StateT:
+        """Return the state of these rows. Called positionally, never with 0 rows."""
+
+    @abstractmethod
+    def merge(self, a: StateT, b: StateT) -> StateT:
+        """Return the state of both sets of rows together, without changing either."""
+
+    def update(self, state: StateT, *columns: Any, **_: Any) -> StateT:
+        """Return ``state`` after these rows; a faster path where there is one."""
+        return self.merge(state, self.observe(*columns))
+
+    def influence(
+        self, state: StateT, gradient: StateT, *columns: Any, **_: Any
+    ) -> Float[Tensor, "row"] | None:
+        """Return the first-order effect of one more row on a value with this gradient.
+
+        ``None`` where the statistic has no such formula. The effect of a row is the derivative of
+        ``value(merge(state, eps * observe(row)))`` in ``eps`` at 0.
+        """
+        return None
+
+    def bound(self, state: StateT) -> float:
+        """Return the number that bounds how far the state may be from one pass over all rows."""
+        raise NotImplementedError(f"{type(self).__name__}.bound: only for merging = 'bounded'.")
+
+
+class Learner(Statistic[StateT]):
+    """A statistic that is trained by steps over units in plan order, and therefore cannot merge."""
+
+    merging: ClassVar[Merging] = "none"
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns that ``update`` takes after the state."""
+        return parameter_names(type(self).update)[1:]
+
+    @abstractmethod
+    def start(self, dim: int) -> StateT:
+        """Return the seeded state before the first row."""
+
+    @abstractmethod
+    def update(self, state: StateT, *columns: Any, **_: Any) -> StateT:
+        """Return the state after training on these rows."""
+
+    def observe(self, *columns: Any, **_: Any) -> StateT:
+        """Refuse: a learner has no state of a batch alone."""
+        raise StateError(f"{type(self).__name__}: a learner is updated in plan order, not observed.")
+
+    def merge(self, a: StateT, b: StateT) -> StateT:
+        """Refuse: two trained states have no sum."""
+        raise StateError(
+            f"{type(self).__name__}.merge: a trained state cannot be merged (merging = 'none'). "
+            "Fit it in one run over all data."
+        )

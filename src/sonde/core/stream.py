@@ -1,0 +1,298 @@
+"""Where batches come from: the re-iterable ``Stream``, and plain arrays as one."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch, Head, SiteSchema
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.hashing import tensor_key
+from sonde.core.plan import unit_bounds
+from sonde.core.site import Reducer, Site
+
+ARRAY_BATCH = 2048
+
+
+class Stream(ABC):
+    """A re-iterable source of batches: a live model, rows on disk, or plain arrays.
+
+    Instruments cannot tell which. A stream is lazy: nothing runs before it is iterated.
+    """
+
+    seed: int = 0
+
+    @property
+    @abstractmethod
+    def schema(self) -> tuple[SiteSchema, ...]:
+        """The kinds of rows that batches carry, in order of execution."""
+
+    @property
+    @abstractmethod
+    def group_keys(self) -> Sequence[bytes]:
+        """The group key of every example in the planned order (its own key without groups)."""
+
+    @property
+    @abstractmethod
+    def grouped(self) -> bool:
+        """Whether a group column was given or examples were cut into chunks."""
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of one unit, the examples ``[start, stop)`` of the planned order.
+
+        Batches of a unit are cut the same way each time, so a unit's states are reproducible.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON that names model, data and reading, for plans and headers."""
+
+    def __len__(self) -> int:
+        return len(self.group_keys)
+
+    def __iter__(self) -> Iterator[Batch]:
+        bounds = unit_bounds(self.group_keys)
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            yield from self.batches(start, stop)
+
+    @staticmethod
+    def of(
+        x: Any,
+        *,
+        label: Any = None,
+        grad: Any = None,
+        logits: Any = None,
+        ids: Any = None,
+        group: Any = None,
+        position: Any = None,
+        pair: Any = None,
+        side: Any = None,
+        head: Head | None = None,
+        seed: int = 0,
+    ) -> "ArrayStream":
+        """Return a stream of plain arrays.
+
+        Parameters
+        ----------
+        x : array (row, dim), or mapping of name to array
+            Rows of one site (named ``x``), or of several sites over the same examples.
+        label, ids, group, position, pair, side : sequences with one entry per row, optional
+            ``position`` other than 0 makes rows of equal ``ids`` rows of one example.
+        grad : array like ``x``, or mapping, optional
+        logits : array (row, class), optional
+        head : (weight, bias or None), optional
+            The model's final linear layer.
+        seed : int, default=0
+            Key of the hash of rows.
+        """
+        rows = {str(k): _matrix(v, str(k)) for k, v in x.items()} if isinstance(x, Mapping) else None
+        sites = rows if rows is not None else {"x": _matrix(x, "x")}
+        if not sites:
+            raise InputError("Stream.of: expected at least one array, got none.")
+        n = len(next(iter(sites.values())))
+        uneven = {k: len(v) for k, v in sites.items() if len(v) != n}
+        if uneven:
+            raise ShapeError(f"Stream.of: expected {n} rows at every site, got {uneven}.")
+        grads = grad if isinstance(grad, Mapping) else ({} if grad is None else {next(iter(sites)): grad})
+        return ArrayStream(
+            rows=sites,
+            who=_who(ids, sites),
+            label=_integers(label, n, "label", -1),
+            groups=None if group is None else tuple(_text(g) for g in _sequence(group, n, "group")),
+            positions=_integers(position, n, "position", 0),
+            grad={str(k): _matrix(v, f"grad of {k}") for k, v in grads.items()},
+            logits=None if logits is None else _matrix(logits, "logits"),
+            pair=None if pair is None else _hashes(_sequence(pair, n, "pair")),
+            side=None if side is None else _integers(side, n, "side", 0),
+            head=head,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayStream(Stream):
+    """Plain arrays as a stream; each row is one example."""
+
+    rows: dict[str, Tensor]
+    who: "_Identity"
+    label: Tensor
+    groups: tuple[bytes, ...] | None
+    positions: Tensor
+    grad: dict[str, Tensor]
+    logits: Tensor | None
+    pair: Tensor | None
+    side: Tensor | None
+    head: Head | None
+    seed: int = 0
+
+    @property
+    def schema(self) -> tuple[SiteSchema, ...]:
+        """One kind of rows per array."""
+        return tuple(
+            SiteSchema(
+                key, Site(key, order=i), Reducer("flat"), x.shape[1], str(x.dtype).removeprefix("torch.")
+            )
+            for i, (key, x) in enumerate(self.rows.items())
+        )
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The groups, or each row's own key."""
+        if self.groups is not None:
+            return self.groups
+        return _Later(lambda: self.who.keys, 0, len(self))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups were given."""
+        return self.groups is not None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield slices of at most ``ARRAY_BATCH`` rows."""
+        for first in range(start, stop, ARRAY_BATCH):
+            yield self._slice(first, min(first + ARRAY_BATCH, stop))
+
+    def _slice(self, start: int, stop: int) -> Batch:
+        part = slice(start, stop)
+        index = torch.arange(stop - start)
+        position = self.positions[part]
+        keys = _Later(lambda: self.who.keys, start, stop)
+        return Batch(
+            rows={k: x[part] for k, x in self.rows.items()},
+            ids=_Later(lambda: [printable(k) for k in self.who.keys], start, stop),
+            keys=keys,
+            order=torch.arange(start, stop),
+            occurrence=_Later(lambda: self.who.occurrence, start, stop),
+            example=dict.fromkeys(self.rows, index),
+            position=dict.fromkeys(self.rows, position),
+            group_keys=keys if self.groups is None else self.groups[part],
+            label=self.label[part],
+            logits=None if self.logits is None else self.logits[part],
+            grad={k: g[part] for k, g in self.grad.items()},
+            pair=None if self.pair is None else self.pair[part],
+            side=None if self.side is None else self.side[part],
+            head=self.head,
+            seed=self.seed,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Name the arrays by shape, type and a hash of their bytes."""
+        arrays = {k: [list(x.shape), str(x.dtype), tensor_key(x).hex()] for k, x in self.rows.items()}
+        return {"arrays": arrays, "seed": self.seed}
+
+
+class _Identity:
+    """Keys and occurrences of array rows, hashed only when something asks for them."""
+
+    def __init__(self, ids: tuple[bytes, ...] | None, x: Tensor) -> None:
+        self._ids, self._x = ids, x
+
+    @cached_property
+    def keys(self) -> tuple[bytes, ...]:
+        return row_keys(self._x) if self._ids is None else self._ids
+
+    @cached_property
+    def occurrence(self) -> Tensor:
+        return occurrences(self.keys)
+
+
+class _Later(Sequence[Any]):
+    """A slice of a sequence that is made on first use."""
+
+    def __init__(self, make: Callable[[], Any], start: int, stop: int) -> None:
+        self._make, self._start, self._stop = make, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @cached_property
+    def _items(self) -> Any:
+        return self._make()[self._start : self._stop]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+
+def row_keys(x: Tensor) -> tuple[bytes, ...]:
+    """Return the content key of each row: ``tensor_key`` of every row, without a call per row."""
+    x = x.detach().cpu().contiguous()
+    head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape[1:])}|".encode()
+    width = x.shape[1] * x.element_size()
+    raw = x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+    return tuple(
+        blake2b(head + raw[i * width : (i + 1) * width], digest_size=16).digest() for i in range(len(x))
+    )
+
+
+def occurrences(keys: Sequence[bytes]) -> Tensor:
+    """Return 0, 1, ... for equal keys, in order."""
+    seen: Counter[bytes] = Counter()
+    out = torch.zeros(len(keys), dtype=torch.int64)
+    if len(set(keys)) == len(keys):
+        return out
+    for i, key in enumerate(keys):
+        out[i] = seen[key]
+        seen[key] += 1
+    return out
+
+
+def printable(key: bytes) -> str:
+    """Return how an example's key is shown: 16 bytes of content in hexadecimal, an id as its text."""
+    return key.hex() if len(key) == 16 else key.decode("utf-8", "replace")
+
+
+def _matrix(x: Any, name: str) -> Tensor:
+    tensor = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
+    if tensor.ndim == 1:
+        tensor = tensor[:, None]
+    if tensor.ndim != 2:
+        raise ShapeError(
+            f"Stream.of: expected {name} as a (row, dim) array, got shape {tuple(tensor.shape)}."
+        )
+    if not tensor.is_floating_point():
+        tensor = tensor.double()
+    return tensor.detach()
+
+
+def _sequence(values: Any, n: int, name: str) -> Sequence[Any]:
+    values = values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
+    if len(values) != n:
+        raise ShapeError(f"Stream.of: expected {n} entries of {name}, got {len(values)}.")
+    return values
+
+
+def _integers(values: Any, n: int, name: str, default: int) -> Tensor:
+    if values is None:
+        return torch.full((n,), default, dtype=torch.int64)
+    tensor = torch.as_tensor(_sequence(values, n, name))
+    if tensor.is_floating_point() and not bool((tensor == tensor.round()).all()):
+        raise ShapeError(f"Stream.of: expected whole numbers as {name}, got {tensor.dtype}.")
+    return tensor.to(torch.int64)
+
+
+def _text(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _hashes(values: Sequence[Any]) -> Tensor:
+    words = [blake2b(_text(v), digest_size=8).digest() for v in values]
+    return torch.tensor([int.from_bytes(w, "little", signed=True) for w in words], dtype=torch.int64)
+
+
+def _who(ids: Any, sites: dict[str, Tensor]) -> _Identity:
+    first = next(iter(sites.values()))
+    if ids is None:
+        joined = first if len(sites) == 1 else torch.cat([x.double() for x in sites.values()], dim=1)
+        return _Identity(None, joined)
+    return _Identity(tuple(_text(i) for i in _sequence(ids, len(first), "ids")), first)

@@ -1,0 +1,1 @@
+"""The shared sketches: mergeable statistics that many methods read."""

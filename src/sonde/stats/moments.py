@@ -1,0 +1,111 @@
+"""Count, mean and centred scatter of rows."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class MomentsState(State):
+    """Moments of ``n`` rows: ``scatter`` is the sum of ``(x - mean)(x - mean)^T``, or its diagonal."""
+
+    n: int
+    mean: Float[Tensor, "dim"]
+    scatter: Float[Tensor, "dim dim"] | Float[Tensor, "dim"]
+
+    @property
+    def covariance(self) -> Float[Tensor, "dim dim"] | Float[Tensor, "dim"]:
+        """Scatter divided by ``n``."""
+        return self.scatter / self.n
+
+    @property
+    def variance(self) -> Float[Tensor, "dim"]:
+        """Variance of each unit, divisor ``n``."""
+        return (self.scatter if self.scatter.ndim == 1 else self.scatter.diagonal()) / self.n
+
+    @cached_property
+    def eigenvalues(self) -> Float[Tensor, "dim"]:
+        """Eigenvalues of the covariance in descending order."""
+        if self.scatter.ndim == 1:
+            return self.variance.sort(descending=True).values
+        return torch.linalg.eigvalsh(self.covariance).flip(0)
+
+
+@final
+@dataclass(frozen=True)
+class Moments(Statistic[MomentsState]):
+    """Count, mean and centred scatter, exact under any split.
+
+    Each batch is centred before its product is formed and accumulated in float64, so a large mean
+    does not destroy the variance. Merging follows the pairwise update of Chan, Golub and LeVeque.
+
+    Parameters
+    ----------
+    scatter : {"full", "diag"}, default="full"
+        The whole dim x dim matrix, or its diagonal.
+
+    References
+    ----------
+    chan1983variance
+    """
+
+    scatter: Literal["full", "diag"] = "full"
+
+    def observe(self, x: Float[Tensor, "row dim"]) -> MomentsState:
+        """Return the moments of a batch of rows."""
+        mean, centred, residual = centre(x)
+        n = x.shape[0]
+        if self.scatter == "diag":
+            scatter = centred.double().square().sum(0) - n * residual.square()
+        else:
+            scatter = gram(centred) - n * torch.outer(residual, residual)
+        return MomentsState(n, mean, scatter)
+
+    def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
+        """Return the moments of both sets of rows."""
+        n = a.n + b.n
+        delta = b.mean - a.mean
+        weight = a.n * b.n / n
+        shift = delta.square() if self.scatter == "diag" else torch.outer(delta, delta)
+        return MomentsState(n, a.mean + delta * (b.n / n), a.scatter + b.scatter + weight * shift)
+
+    def influence(
+        self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
+    ) -> Float[Tensor, "row"]:
+        """Return ``g_mean . z / n + z^T g_scatter z`` with ``z = x - mean``."""
+        z = x.to(state.mean) - state.mean
+        linear = z @ gradient.mean / state.n
+        if self.scatter == "diag":
+            return linear + z.square() @ gradient.scatter
+        return linear + ((z @ gradient.scatter) * z).sum(1)
+
+
+def centre(
+    x: Float[Tensor, "row dim"],
+) -> tuple[Float[Tensor, "dim"], Float[Tensor, "row dim"], Float[Tensor, "dim"]]:
+    """Return the float64 mean, the rows minus it in a float type, and the mean that rounding left in them.
+
+    Half-precision rows are widened to float32 first. The returned mean includes the residual.
+    """
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    rough = wide.mean(0, dtype=torch.float64)
+    centred = wide - rough.to(wide.dtype)
+    residual = centred.mean(0, dtype=torch.float64)
+    return rough.to(wide.dtype).double() + residual, centred, residual
+
+
+def gram(centred: Float[Tensor, "row dim"]) -> Float[Tensor, "dim dim"]:
+    """Return ``z^T z`` in float64: products in the type of the rows, chunks of 4,096 summed in float64."""
+    if centred.shape[0] <= 4096:
+        return (centred.T @ centred).double()
+    total = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64, device=centred.device)
+    for chunk in centred.split(4096):
+        total += (chunk.T @ chunk).double()
+    return total
