@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -58,7 +58,7 @@ class Calibration(State):
     @classmethod
     def from_scores(
         cls, scores: Any, guarantee: Guarantee = "marginal", delta: float = 0.05
-    ) -> Self:
+    ) -> "Calibration":
         """Return the calibration of scores from rows that were not used to fit.
 
         Raises

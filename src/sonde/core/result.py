@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import torch
@@ -74,7 +74,7 @@ class Result:
     def __float__(self) -> float:
         return float(self.value)
 
-    def bits(self) -> Self:
+    def bits(self) -> "Result":
         """Return the same information in bits.
 
         Raises

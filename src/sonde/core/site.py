@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from functools import total_ordering
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 from sonde.core.errors import SiteError, near
 
@@ -62,7 +62,7 @@ class Site:
             )
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Site":
         """Return the site that ``text`` names.
 
         Raises

@@ -1,0 +1,137 @@
+"""The rows of smallest draw: a uniform sample that merges exactly and lines up over sites."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import rank_key
+from sonde.core.instrument import SAMPLE
+from sonde.core.state import State
+from sonde.core.statistic import COLUMNS, Statistic
+
+
+@dataclass(frozen=True)
+class HashSampleState(State):
+    """Sampled entries of a column in ascending draw, with the group of each row; ``n`` rows were seen."""
+
+    n: int
+    rows: Shaped[Tensor, "sample ..."]
+    draw: Int[Tensor, "sample"]
+    group: Int[Tensor, "sample"]
+    group_draw: Int[Tensor, "sample"]
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether no row had to be left out."""
+        return self.n == len(self.draw)
+
+    def first_of_each_group(self) -> Int[Tensor, "group"]:
+        """Return the indices of the row of smallest draw in each group, in order of draw."""
+        order = torch.argsort(rank_key(self.draw))
+        seen: set[int] = set()
+        keep = [i for i in order.tolist() if not (int(self.group[i]) in seen or seen.add(int(self.group[i])))]
+        return torch.tensor(keep, dtype=torch.int64)
+
+    def whole_groups(self) -> Int[Tensor, "kept"]:
+        """Return the indices of rows whose group is whole: all, or all but the last group's."""
+        everything = torch.arange(len(self.draw))
+        if self.is_everything or len(self.draw) == 0:
+            return everything
+        return everything[self.group_draw != self.group_draw[-1]]
+
+
+@final
+@dataclass(frozen=True)
+class HashSample(Statistic[HashSampleState]):
+    """The ``m`` rows of smallest draw, sorted by it, exact under any split and any order.
+
+    The draw is a keyed hash of the row's identity, independent of its value, so the sample is uniform
+    without replacement, and it is the same rows at every site and in every column. A row that arrives
+    twice counts once.
+
+    Parameters
+    ----------
+    m : int, default=2048
+        Most rows that are kept.
+    column : str, default="x"
+        Which column is kept.
+    groups : bool, default=False
+        Sample whole groups: rows of the groups of smallest draw. The last group may be cut; see
+        ``HashSampleState.whole_groups``.
+
+    References
+    ----------
+    steele2014splitmix
+    """
+
+    m: int = SAMPLE
+    column: str = "x"
+    groups: bool = False
+
+    def __post_init__(self) -> None:
+        if self.m < 1:
+            raise InputError(f"HashSample: expected m of at least 1, got {self.m}.")
+        if self.column not in COLUMNS or self.column == "head":
+            raise InputError(f"HashSample: expected a column of rows, got {self.column!r}.")
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the column that is kept, and what orders it."""
+        return (self.column, "draw", "group", "group_draw")
+
+    def observe(
+        self,
+        values: Shaped[Tensor, "row ..."],
+        draw: Int[Tensor, "row"],
+        group: Int[Tensor, "row"],
+        group_draw: Int[Tensor, "row"],
+    ) -> HashSampleState:
+        """Return the sample of these rows."""
+        return self._smallest(len(draw), values, draw, group, group_draw)
+
+    def merge(self, a: HashSampleState, b: HashSampleState) -> HashSampleState:
+        """Return the smallest rows of both samples."""
+        columns = [
+            torch.cat([getattr(a, name), getattr(b, name).to(getattr(a, name).device)])
+            for name in ("rows", "draw", "group", "group_draw")
+        ]
+        return self._smallest(a.n + b.n, *columns)
+
+    def update(
+        self,
+        state: HashSampleState,
+        values: Shaped[Tensor, "row ..."],
+        draw: Int[Tensor, "row"],
+        group: Int[Tensor, "row"],
+        group_draw: Int[Tensor, "row"],
+    ) -> HashSampleState:
+        """Return the sample after these rows; rows above the largest kept draw are never copied."""
+        n = state.n + len(draw)
+        if len(state.draw) == self.m:
+            last = state.group_draw[-1] if self.groups else state.draw[-1]
+            low = rank_key(group_draw if self.groups else draw) <= rank_key(last)
+            keep = torch.nonzero(low).flatten()
+            values, draw = values[keep.to(values.device)], draw[keep]
+            group, group_draw = group[keep], group_draw[keep]
+        if len(draw) == 0:
+            return HashSampleState(n, state.rows, state.draw, state.group, state.group_draw)
+        small = self._smallest(len(draw), values, draw, group, group_draw)
+        merged = self.merge(state, small)
+        return HashSampleState(n, merged.rows, merged.draw, merged.group, merged.group_draw)
+
+    def _smallest(
+        self, n: int, rows: Tensor, draw: Tensor, group: Tensor, group_draw: Tensor
+    ) -> HashSampleState:
+        order = torch.argsort(rank_key(draw), stable=True)
+        if self.groups:
+            order = order[torch.argsort(rank_key(group_draw[order]), stable=True)]
+        ordered = draw[order]
+        fresh = torch.ones(len(order), dtype=torch.bool)
+        fresh[1:] = ordered[1:] != ordered[:-1]
+        order = order[fresh][: self.m]
+        return HashSampleState(
+            n, rows[order.to(rows.device)].clone(), draw[order], group[order], group_draw[order]
+        )
