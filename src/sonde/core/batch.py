@@ -147,7 +147,9 @@ class Batch:
         if name == "x":
             return self.rows[key]
         if name == "head":
-            return self._require(self.head, name, "the model has no final linear layer that we know")
+            return self._require(
+                self.head, name, "the model has no final linear layer that we know"
+            )
         if name == "grad":
             return self._require(self.grad.get(key), name, "pass objective= to sonde.read")
         if name == "position":
@@ -158,7 +160,11 @@ class Batch:
             return self._require(self.grid.get(key), name, "read images with the reducer 'patches'")
         if name == "special":
             special = self.special.get(key)
-            return torch.zeros_like(self.position[key], dtype=torch.bool) if special is None else special
+            return (
+                torch.zeros_like(self.position[key], dtype=torch.bool)
+                if special is None
+                else special
+            )
         per_example = {
             "label": self.label,
             "logits": self.logits,
@@ -166,7 +172,9 @@ class Batch:
             "group": None,
             "group_draw": None,
             "order": self.order,
-            "occurrence": torch.as_tensor(np.asarray(self.occurrence)) if name == "occurrence" else None,
+            "occurrence": torch.as_tensor(np.asarray(self.occurrence))
+            if name == "occurrence"
+            else None,
             "pair": self.pair,
             "side": self.side,
             "length": self.length,
@@ -180,7 +188,9 @@ class Batch:
     @staticmethod
     def _require(value: Any, name: str, advice: str) -> Any:
         if value is None:
-            raise InputError(f"a method needs the column {name!r}, which this stream does not bring: {advice}.")
+            raise InputError(
+                f"a method needs the column {name!r}, which this stream does not bring: {advice}."
+            )
         return value
 
 

@@ -70,7 +70,9 @@ class Calibration(State):
         """
         values = torch.as_tensor(scores, dtype=torch.float64).flatten()
         if values.numel() == 0:
-            raise CalibrationError("Calibration.from_scores: expected at least one score, got none.", 1)
+            raise CalibrationError(
+                "Calibration.from_scores: expected at least one score, got none.", 1
+            )
         if bool(values.isnan().any()):
             raise InputError("Calibration.from_scores: a held-out score is NaN.")
         return cls(values.sort().values, guarantee, delta)

@@ -81,9 +81,7 @@ def result_with_error(
     return replace(_detached(result), se=group_error(effect, sample.group, sample.n_groups))
 
 
-def group_error(
-    effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_groups: int
-) -> float:
+def group_error(effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_groups: int) -> float:
     """Return the standard error of a value from each sampled row's first-order effect on it."""
     centred = effect.double() - effect.double().mean()
     _, member = torch.unique(group, return_inverse=True)

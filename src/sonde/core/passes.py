@@ -5,6 +5,7 @@ computes their states over the batches of one unit, filtering and buffering rows
 (sites, filter, part). Ledgers, workers and progress live in ``sonde.run``.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sonde.core.batch import Batch, Head
-from sonde.core.errors import InputError, StateError
 from sonde.core.errorbars import SampleRows, Term, result_with_error
+from sonde.core.errors import InputError, StateError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Instrument, Read, Where
 from sonde.core.plan import Part, Split, unit_bounds
@@ -143,20 +144,21 @@ def _updated(
 
 
 class FiniteRows:
-    """Which rows of a batch are finite at a site and at every earlier one; counts the others.
+    """Which rows of a batch are finite at a site and at every earlier one, and how many are not.
 
     Rows of one layout are dropped one by one. A site with another layout drops the examples of rows
     that were dropped before it.
     """
 
-    def __init__(self, batch: Batch, counts: dict[str, int]) -> None:
+    def __init__(self, batch: Batch) -> None:
         self._kept: dict[str, Tensor | None] = {}
+        self.n_bad: dict[str, int] = {}
         bad_examples = torch.zeros(len(batch), dtype=torch.bool)
         bad_rows: dict[tuple[int, int], Tensor] = {}
         for key, x in batch.rows.items():
             layout = (id(batch.example[key]), id(batch.position[key]))
             bad = None if is_finite(x) else ~torch.isfinite(x).all(dim=1).cpu()
-            counts[key] += 0 if bad is None else int(bad.sum())
+            self.n_bad[key] = 0 if bad is None else int(bad.sum())
             if layout in bad_rows:
                 bad = bad_rows[layout] if bad is None else bad | bad_rows[layout]
             elif bool(bad_examples.any()):
@@ -174,6 +176,13 @@ class FiniteRows:
         return self._kept[key]
 
 
+def _count(counts: dict[str, int], batch: Batch, finite: FiniteRows) -> None:
+    counts["examples"] = counts.get("examples", 0) + len(batch)
+    for key, x in batch.rows.items():
+        counts[f"rows|{key}"] = counts.get(f"rows|{key}", 0) + len(x)
+        counts[f"nonfinite|{key}"] = counts.get(f"nonfinite|{key}", 0) + finite.n_bad[key]
+
+
 def is_finite(x: Tensor) -> bool:
     """Return whether no entry is NaN or infinite; one sum where all is well."""
     if bool(torch.isfinite(x.sum(dtype=torch.float64 if x.device.type != "mps" else None))):
@@ -185,7 +194,7 @@ def observe_unit(
     batches: Iterable[Batch],
     wanted: Mapping[str, Request],
     split: Split | None = None,
-    nonfinite: dict[str, int] | None = None,
+    counters: dict[str, int] | None = None,
     states: States | None = None,
 ) -> States:
     """Return the state of every request over the batches of one unit.
@@ -197,8 +206,8 @@ def observe_unit(
     wanted : mapping of id to Request
     split : Split or None
         Parts of the plan.
-    nonfinite : dict of str to int, optional
-        Counter of non-finite rows for each site, added to.
+    counters : dict of str to int, optional
+        Added to: ``rows|site`` and ``nonfinite|site`` for each kind of rows, and ``examples``.
     states : dict, optional
         Where learners continue from; all other statistics begin anew.
 
@@ -208,15 +217,14 @@ def observe_unit(
         None where a request saw no row.
     """
     out: States = {i: (states or {}).get(i) for i in wanted}
-    counts = nonfinite if nonfinite is not None else {}
+    counts = counters if counters is not None else {}
     by_buffer: dict[Any, list[Request]] = defaultdict(list)
     for request in wanted.values():
         by_buffer[request.buffer].append(request)
     buffers = {name: _Buffer(readers) for name, readers in by_buffer.items()}
     for batch in batches:
-        for key in batch.rows:
-            counts.setdefault(key, 0)
-        finite = FiniteRows(batch, counts)
+        finite = FiniteRows(batch)
+        _count(counts, batch, finite)
         held = None if split is None else split.is_held(batch.split_draw)
         for buffer in buffers.values():
             _fill(buffer, batch, finite, held)
@@ -377,7 +385,8 @@ def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
         cut = int(torch.searchsorted(rank_key(draw[order]), rank_key(draw[order[SAMPLE]]).clone()))
         order = order[: cut or SAMPLE]
     columns = {
-        k: {n: torch.cat([b.column(n, k) for b in batches])[order] for n in names | {"x"}} for k in keys
+        k: {n: torch.cat([b.column(n, k) for b in batches])[order] for n in names | {"x"}}
+        for k in keys
     }
     return SampleRows(columns, group[order], len(torch.unique(group[finite])))
 
@@ -394,8 +403,10 @@ def observe_stream(
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
     learned: States = dict.fromkeys(chain)
-    for start, stop in zip(bounds, bounds[1:], strict=False):
-        batches = list(stream.batches(start, stop)) if chain and rest else stream.batches(start, stop)
+    for start, stop in itertools.pairwise(bounds):
+        batches = (
+            list(stream.batches(start, stop)) if chain and rest else stream.batches(start, stop)
+        )
         if chain:
             learned = observe_unit(batches, chain, split, states=learned)
         if rest:

@@ -5,16 +5,17 @@ and sixty-four make the same bits.
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sonde.core.hashing import base_hashes, fraction, draws
-from sonde.core.state import canonical_json
-
 import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
+
+from sonde.core.hashing import base_hashes, draws, fraction
+from sonde.core.state import canonical_json
 
 UNIT_SIZE = 256
 LONGEST_UNIT = 4
@@ -44,7 +45,7 @@ def unit_bounds(group_keys: Sequence[bytes], unit_size: int = UNIT_SIZE) -> list
 def groups_are_whole(group_keys: Sequence[bytes], bounds: Sequence[int]) -> bool:
     """Return whether every group lies inside one unit."""
     seen: set[bytes] = set()
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         here = set(group_keys[start:stop])
         if seen & here:
             return False

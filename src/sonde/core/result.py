@@ -107,7 +107,9 @@ class Result:
     def chart(self) -> dict[str, Any]:
         """Return a Vega-Lite picture of ``table`` as a plain dict."""
         rows = self.table().to_pylist()
-        values = [{"index": i, **{k: _finite(v) for k, v in row.items()}} for i, row in enumerate(rows)]
+        values = [
+            {"index": i, **{k: _finite(v) for k, v in row.items()}} for i, row in enumerate(rows)
+        ]
         return {
             "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
             "title": self.title or type(self).__name__,
@@ -177,7 +179,8 @@ def _html(table: pa.Table) -> str:
     head = "".join(f"<th scope='col'>{name}</th>" for name in table.column_names)
     shown = table.slice(0, 20).to_pylist()
     body = "".join(
-        "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row.values()) + "</tr>" for row in shown
+        "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row.values()) + "</tr>"
+        for row in shown
     )
     more = f"<p>{table.num_rows - 20} more rows</p>" if table.num_rows > 20 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

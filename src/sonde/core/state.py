@@ -91,7 +91,11 @@ def canonical(value: Any) -> Any:
 
 def class_name(cls: type) -> str:
     """Return the name that identifies a class in digests: bare for sonde's own, else with its module."""
-    return cls.__name__ if cls.__module__.startswith("sonde.") else f"{cls.__module__}:{cls.__qualname__}"
+    return (
+        cls.__name__
+        if cls.__module__.startswith("sonde.")
+        else f"{cls.__module__}:{cls.__qualname__}"
+    )
 
 
 def canonical_json(value: Any) -> str:

@@ -117,7 +117,9 @@ class Learner(Statistic[StateT]):
 
     def observe(self, *columns: Any, **_: Any) -> StateT:
         """Refuse: a learner has no state of a batch alone."""
-        raise StateError(f"{type(self).__name__}: a learner is updated in plan order, not observed.")
+        raise StateError(
+            f"{type(self).__name__}: a learner is updated in plan order, not observed."
+        )
 
     def merge(self, a: StateT, b: StateT) -> StateT:
         """Refuse: two trained states have no sum."""

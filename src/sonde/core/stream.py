@@ -1,5 +1,6 @@
 """Where batches come from: the re-iterable ``Stream``, and plain arrays as one."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class Stream(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         bounds = unit_bounds(self.group_keys)
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             yield from self.batches(start, stop)
 
     @staticmethod
@@ -93,7 +94,9 @@ class Stream(ABC):
         seed : int, default=0
             Key of the hash of rows.
         """
-        rows = {str(k): _matrix(v, str(k)) for k, v in x.items()} if isinstance(x, Mapping) else None
+        rows = (
+            {str(k): _matrix(v, str(k)) for k, v in x.items()} if isinstance(x, Mapping) else None
+        )
         sites = rows if rows is not None else {"x": _matrix(x, "x")}
         if not sites:
             raise InputError("Stream.of: expected at least one array, got none.")
@@ -101,7 +104,11 @@ class Stream(ABC):
         uneven = {k: len(v) for k, v in sites.items() if len(v) != n}
         if uneven:
             raise ShapeError(f"Stream.of: expected {n} rows at every site, got {uneven}.")
-        grads = grad if isinstance(grad, Mapping) else ({} if grad is None else {next(iter(sites)): grad})
+        grads = (
+            grad
+            if isinstance(grad, Mapping)
+            else ({} if grad is None else {next(iter(sites)): grad})
+        )
         return ArrayStream(
             rows=sites,
             who=_who(ids, sites),
@@ -138,7 +145,11 @@ class ArrayStream(Stream):
         """One kind of rows per array."""
         return tuple(
             SiteSchema(
-                key, Site(key, order=i), Reducer("flat"), x.shape[1], str(x.dtype).removeprefix("torch.")
+                key,
+                Site(key, order=i),
+                Reducer("flat"),
+                x.shape[1],
+                str(x.dtype).removeprefix("torch."),
             )
             for i, (key, x) in enumerate(self.rows.items())
         )
@@ -170,7 +181,7 @@ class ArrayStream(Stream):
         keys = _Later(lambda: self.who.keys, start, stop)
         return Batch(
             rows={k: x[part] for k, x in self.rows.items()},
-            ids=_Later(lambda: [printable(k) for k in self.who.keys], start, stop),
+            ids=_Later(lambda: self.who.ids, start, stop),
             keys=keys,
             order=torch.arange(start, stop),
             occurrence=_Later(lambda: self.who.occurrence, start, stop),
@@ -188,7 +199,9 @@ class ArrayStream(Stream):
 
     def identity(self) -> dict[str, Any]:
         """Name the arrays by shape, type and a hash of their bytes."""
-        arrays = {k: [list(x.shape), str(x.dtype), tensor_key(x).hex()] for k, x in self.rows.items()}
+        arrays = {
+            k: [list(x.shape), str(x.dtype), tensor_key(x).hex()] for k, x in self.rows.items()
+        }
         return {"arrays": arrays, "seed": self.seed}
 
 
@@ -201,6 +214,12 @@ class _Identity:
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
         return row_keys(self._x) if self._ids is None else self._ids
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        if self._ids is None:
+            return tuple(key.hex() for key in self.keys)
+        return tuple(key.decode("utf-8", "replace") for key in self._ids)
 
     @cached_property
     def occurrence(self) -> Tensor:
@@ -231,7 +250,8 @@ def row_keys(x: Tensor) -> tuple[bytes, ...]:
     width = x.shape[1] * x.element_size()
     raw = x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
     return tuple(
-        blake2b(head + raw[i * width : (i + 1) * width], digest_size=16).digest() for i in range(len(x))
+        blake2b(head + raw[i * width : (i + 1) * width], digest_size=16).digest()
+        for i in range(len(x))
     )
 
 
@@ -245,11 +265,6 @@ def occurrences(keys: Sequence[bytes]) -> Tensor:
         out[i] = seen[key]
         seen[key] += 1
     return out
-
-
-def printable(key: bytes) -> str:
-    """Return how an example's key is shown: 16 bytes of content in hexadecimal, an id as its text."""
-    return key.hex() if len(key) == 16 else key.decode("utf-8", "replace")
 
 
 def _matrix(x: Any, name: str) -> Tensor:
@@ -287,12 +302,16 @@ def _text(value: Any) -> bytes:
 
 def _hashes(values: Sequence[Any]) -> Tensor:
     words = [blake2b(_text(v), digest_size=8).digest() for v in values]
-    return torch.tensor([int.from_bytes(w, "little", signed=True) for w in words], dtype=torch.int64)
+    return torch.tensor(
+        [int.from_bytes(w, "little", signed=True) for w in words], dtype=torch.int64
+    )
 
 
 def _who(ids: Any, sites: dict[str, Tensor]) -> _Identity:
     first = next(iter(sites.values()))
     if ids is None:
-        joined = first if len(sites) == 1 else torch.cat([x.double() for x in sites.values()], dim=1)
+        joined = (
+            first if len(sites) == 1 else torch.cat([x.double() for x in sites.values()], dim=1)
+        )
         return _Identity(None, joined)
     return _Identity(tuple(_text(i) for i in _sequence(ids, len(first), "ids")), first)
