@@ -54,5 +54,3 @@ class Calibrated(Instrument):
         return CalibratedScorer(
             scorer=scorer, calibration=Calibration.from_scores(scorer.score(*columns)), n=scorer.n
         )
-
-

@@ -16,7 +16,7 @@ from sonde.core.statistic import COLUMNS, Statistic
 
 @dataclass(frozen=True)
 class HashSampleState(State):
-    """Sampled entries of a column in ascending draw, with the group of each row; ``n`` rows were seen."""
+    """Entries of a column in ascending draw, with the group of each; ``n`` rows were seen."""
 
     n: int
     rows: Shaped[Tensor, "sample ..."]
@@ -33,7 +33,11 @@ class HashSampleState(State):
         """Return the indices of the row of smallest draw in each group, in order of draw."""
         order = torch.argsort(rank_key(self.draw))
         seen: set[int] = set()
-        keep = [i for i in order.tolist() if not (int(self.group[i]) in seen or seen.add(int(self.group[i])))]
+        keep = [
+            i
+            for i in order.tolist()
+            if not (int(self.group[i]) in seen or seen.add(int(self.group[i])))
+        ]
         return torch.tensor(keep, dtype=torch.int64)
 
     def whole_groups(self) -> Int[Tensor, "kept"]:
@@ -49,9 +53,9 @@ class HashSampleState(State):
 class HashSample(Statistic[HashSampleState]):
     """The ``m`` rows of smallest draw, sorted by it, exact under any split and any order.
 
-    The draw is a keyed hash of the row's identity, independent of its value, so the sample is uniform
-    without replacement, and it is the same rows at every site and in every column. A row that arrives
-    twice counts once.
+    The draw is a keyed hash of the row's identity, independent of its value, so the sample is
+    uniform without replacement, and it is the same rows at every site and in every column. A row
+    that arrives twice counts once.
 
     Parameters
     ----------

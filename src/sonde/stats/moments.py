@@ -14,7 +14,7 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class MomentsState(State):
-    """Moments of ``n`` rows: ``scatter`` is the sum of ``(x - mean)(x - mean)^T``, or its diagonal."""
+    """Moments of ``n`` rows; ``scatter``: sum of ``(x - mean)(x - mean)^T``, or its diagonal."""
 
     n: int
     mean: Float[Tensor, "dim"]
@@ -90,7 +90,7 @@ class Moments(Statistic[MomentsState]):
 def centre(
     x: Float[Tensor, "row dim"],
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "row dim"], Float[Tensor, "dim"]]:
-    """Return the float64 mean, the rows minus it in a float type, and the mean that rounding left in them.
+    """Return the float64 mean, the rows minus it in a float type, and what mean rounding left.
 
     Half-precision rows are widened to float32 first. The returned mean includes the residual.
     """
@@ -102,10 +102,12 @@ def centre(
 
 
 def gram(centred: Float[Tensor, "row dim"]) -> Float[Tensor, "dim dim"]:
-    """Return ``z^T z`` in float64: products in the type of the rows, chunks of 4,096 summed in float64."""
+    """Return ``z^T z`` in float64: products in the rows' type, chunks of 4,096 added in float64."""
     if centred.shape[0] <= 4096:
         return (centred.T @ centred).double()
-    total = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64, device=centred.device)
+    total = torch.zeros(
+        centred.shape[1], centred.shape[1], dtype=torch.float64, device=centred.device
+    )
     for chunk in centred.split(4096):
         total += (chunk.T @ chunk).double()
     return total
