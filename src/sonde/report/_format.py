@@ -1,0 +1,130 @@
+"""Numbers, shares, sizes and untrusted names as text."""
+
+import math
+import re
+import unicodedata
+from typing import Any
+
+LEVELS = ("error", "warning", "note")
+STATES = ("raised", "clear", "withheld", "not_applicable", "failed")
+
+_UNSAFE = {"Cc", "Cs", "Zl", "Zp"}
+_DIRECTION = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with ``digits`` significant digits; a dash for None.
+
+    Examples
+    --------
+    >>> [number(x) for x in (0, 0.00861, 41.23, 1797, 6.2e6, 2e-7, None)]
+    ['0', '0.00861', '41.2', '1,797', '6.2e6', '2e-7', '–']
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
+        return f"{int(value):,}" if abs(value) < 1e9 else _scientific(value, digits)
+    if not 1e-4 <= abs(value) < 1e6:
+        return _scientific(value, digits)
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def share(value: float | None, digits: int = 3) -> str:
+    """Return a share of one as per cent.
+
+    Examples
+    --------
+    >>> share(0.0092), share(None)
+    ('0.92 %', '–')
+    """
+    return "–" if value is None else f"{number(100 * value, digits)} %"
+
+
+def quantity(value: float | None, unit: str = "", digits: int = 3) -> str:
+    """Return a value with its unit; shares are printed as per cent.
+
+    Examples
+    --------
+    >>> quantity(0.63, "share"), quantity(1.771, "nats"), quantity(87, "count")
+    ('63 %', '1.77 nats', '87')
+    """
+    if unit == "share":
+        return share(value, digits)
+    suffix = "" if unit in {"", "ratio", "count"} or value is None else f" {unit}"
+    return number(value, digits) + suffix
+
+
+def interval(figure: dict[str, Any]) -> str:
+    """Return ``value (low to high)`` of a figure."""
+    text = quantity(figure["value"], figure["unit"])
+    if figure["low"] is None or figure["high"] is None:
+        return text
+    low, high = (quantity(figure[end], figure["unit"]) for end in ("low", "high"))
+    return f"{text} ({low} to {high})"
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """Return a count with its noun.
+
+    Examples
+    --------
+    >>> plural(1, "row"), plural(1797, "row"), plural(2, "box", "boxes")
+    ('1 row', '1,797 rows', '2 boxes')
+    """
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def size(n_bytes: int | None) -> str:
+    """Return a size in MB or GB.
+
+    Examples
+    --------
+    >>> size(1_340_000), size(2_600_000_000)
+    ('1.3 MB', '2.6 GB')
+    """
+    if n_bytes is None:
+        return "–"
+    if n_bytes < 1e5:
+        return f"{n_bytes / 1e3:.0f} kB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration.
+
+    Examples
+    --------
+    >>> seconds(2.14), seconds(754)
+    ('2.1 s', '12 min 34 s')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.1f} s" if value < 100 else f"{int(value) // 60} min {int(value) % 60} s"
+
+
+def shown(text: object, limit: int = 200) -> str:
+    r"""Return an untrusted name on one line: no control or direction characters.
+
+    Examples
+    --------
+    >>> shown("a\x1b[2Jb\nc")
+    'a�[2Jb�c'
+    """
+    clean = "".join(
+        "�" if unicodedata.category(c) in _UNSAFE or c in _DIRECTION else c for c in str(text)
+    )
+    return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
+
+
+def words(name: str) -> str:
+    """Return the words of a snake_case name."""
+    return re.sub(r"_+", " ", name)
+
+
+def _scientific(value: float, digits: int) -> str:
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}"

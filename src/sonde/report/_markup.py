@@ -1,0 +1,72 @@
+"""Builds HTML so that every text that is not already markup is escaped."""
+
+from html import escape
+from itertools import count
+from typing import Final, final
+
+from sonde.report._format import shown
+
+VOID: Final = frozenset({"meta", "link", "br", "rect", "line", "circle", "path"})
+
+
+@final
+class Markup(str):
+    """Text that is HTML already; made by ``el`` and ``join`` alone."""
+
+    __slots__ = ()
+
+
+def el(tag: str, *children: str | None, cls: str | None = None, **attributes: object) -> Markup:
+    """Return an element; children that are not ``Markup`` are escaped, None is left out.
+
+    A trailing underscore of an attribute's name is dropped, others become hyphens; None and False
+    leave the attribute out.
+
+    Examples
+    --------
+    >>> el("p", "1 < 2", el("b", "x"), cls="note", data_tip='"', hidden=True, id=None)
+    '<p class="note" data-tip="&quot;" hidden>1 &lt; 2<b>x</b></p>'
+    """
+    pairs = {"class": cls, **attributes}
+    written = "".join(_attribute(name, value) for name, value in pairs.items())
+    body = "".join(text(child) for child in children if child is not None)
+    return Markup(
+        f"<{tag}{written}>" if tag in VOID and not body else f"<{tag}{written}>{body}</{tag}>"
+    )
+
+
+def text(value: str) -> Markup:
+    """Return markup as it is, anything else escaped and on one line."""
+    return value if isinstance(value, Markup) else Markup(escape(shown(value, 4000)))
+
+
+def join(*parts: str | None) -> Markup:
+    """Return parts one after another, escaped where they are not markup."""
+    return Markup("".join(text(part) for part in parts if part is not None))
+
+
+def code(value: str) -> Markup:
+    """Return a name or a command in the fixed-width face, with places where it may break."""
+    spaced = shown(value, 4000)
+    for sign in "./:_,":
+        spaced = spaced.replace(sign, sign + "\u200b")
+    return Markup(f"<code>{escape(spaced).replace(chr(0x200B), '<wbr>')}</code>")
+
+
+def _attribute(name: str, value: object) -> str:
+    if value is None or value is False:
+        return ""
+    name = name.rstrip("_").replace("_", "-")
+    return f" {name}" if value is True else f' {name}="{escape(shown(value, 4000))}"'
+
+
+@final
+class Names:
+    """Distinct element ids of one page."""
+
+    def __init__(self) -> None:
+        self._next = count(1)
+
+    def new(self, stem: str) -> str:
+        """Return an id that this page has not used."""
+        return f"{stem}-{next(self._next)}"
