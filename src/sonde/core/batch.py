@@ -85,7 +85,7 @@ class Batch:
     length: Int[Tensor, "example"] | None = None
     head: Head | None = None
     seed: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -180,7 +180,8 @@ class Batch:
             "length": self.length,
         }
         if name not in per_example:
-            raise InputError(f"Batch.column: unknown column {name!r}.")
+            values = self._require(self.extra.get(name), name, "the data has no such column")
+            return torch.as_tensor(values)[self.example[key]]
         computed = {"ids": "_words", "group": "group", "group_draw": "group_draw"}
         values = getattr(self, computed[name]) if name in computed else per_example[name]
         return self._require(values, name, "the data has no such column")[self.example[key]]

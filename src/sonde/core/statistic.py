@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import StateError
-from sonde.core.state import State
+from sonde.core.state import State, size_bytes
 
 Span = Literal["one", "pair", "all"]
 Merging = Literal["exact", "bounded", "none"]
@@ -35,6 +36,10 @@ COLUMNS: dict[str, str] = {
     "side": "which member of its pair the row's example is, Int[row]",
     "grid": "line and column of the row in its image, Int[row 2]",
     "length": "tokens or patches of the row's example, Int[row]",
+    "padding": "padded positions of the row's example in its batch, Int[row]",
+    "truncated": "tokens of the row's example that were cut off, Int[row]",
+    "size": "bytes of the row's example as stored, Int[row]",
+    "brightness": "mean pixel of the row's image in [0, 1], Float[row]",
     "special": "whether the row's token is special, Bool[row]",
     "head": "weight and bias of the model's final linear layer, a tuple; not rows",
 }
@@ -93,9 +98,28 @@ class Statistic(ABC, Generic[StateT]):
         """
         return None
 
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes that a full state takes at rows of these widths.
+
+        The default is the state of a few made-up rows; a state that grows up to a limit says more.
+        """
+        return size_bytes(self.observe(*(_made_up(name, 8, dims) for name in self.needs())))
+
     def bound(self, state: StateT) -> float:
         """Return the number that bounds how far the state may be from one pass over all rows."""
         raise NotImplementedError(f"{type(self).__name__}.bound: only for merging = 'bounded'.")
+
+
+def _made_up(name: str, n: int, dims: tuple[int, ...]) -> Any:
+    if name in ("x", "y", "grad"):
+        return torch.linspace(-1.0, 1.0, n)[:, None] * torch.ones(dims[-1 if name == "y" else 0])
+    if name == "logits":
+        return torch.zeros(n, 2)
+    if name in ("ids", "grid"):
+        return torch.arange(2 * n).reshape(n, 2)
+    if name == "head":
+        return torch.zeros(2, dims[0]), None
+    return torch.zeros(n, dtype=torch.bool) if name == "special" else torch.arange(n)
 
 
 class Learner(Statistic[StateT]):
@@ -114,6 +138,10 @@ class Learner(Statistic[StateT]):
     @abstractmethod
     def update(self, state: StateT, *columns: Any, **_: Any) -> StateT:
         """Return the state after training on these rows."""
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of the state before the first row."""
+        return size_bytes(self.start(dims[0]))
 
     def observe(self, *columns: Any, **_: Any) -> StateT:
         """Refuse: a learner has no state of a batch alone."""

@@ -82,6 +82,11 @@ class HashSample(Statistic[HashSampleState]):
         if self.column not in COLUMNS or self.column == "head":
             raise InputError(f"HashSample: expected a column of rows, got {self.column!r}.")
 
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of ``m`` float32 rows with their draws."""
+        width = dims[0] if self.column in ("x", "grad") else 1
+        return self.m * (4 * width + 24)
+
     def needs(self) -> tuple[str, ...]:
         """Return the column that is kept, and what orders it."""
         return (self.column, "draw", "group", "group_draw")

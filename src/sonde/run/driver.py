@@ -1,0 +1,245 @@
+"""One pass of a plan: which ranges of units are worked on, by whom, and where they are committed.
+
+Everything that is committed goes through the ledger as an aligned range of units; nothing is ever
+added to a state on disk. So a pass can be interrupted or killed anywhere and goes on from there with
+the same bits.
+"""
+
+import multiprocessing
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonde.core.errors import InputError, SondeError
+from sonde.core.passes import Request, States, grow, observe_unit
+from sonde.core.plan import Plan
+from sonde.core.statistic import Learner
+from sonde.core.stream import Stream
+from sonde.run.chain import walk_chain
+from sonde.run.ledger import Ledger
+
+Tick = Callable[[int], None]
+
+
+class Interrupted(SondeError):
+    """A pass was stopped by the user; what was committed is kept.
+
+    Attributes
+    ----------
+    done, total : int
+        Units committed, and in the plan.
+    """
+
+    def __init__(self, done: int, total: int, directory: Path | None) -> None:
+        self.done, self.total, self.directory = done, total, directory
+        where = f" Committed work is kept in {directory}; run the same command to go on." if (
+            directory is not None
+        ) else ""
+        super().__init__(f"interrupted after {done} of {total} units.{where}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The states of a pass and what it counted; ``done`` of ``total`` units."""
+
+    states: States
+    counters: dict[str, int]
+    done: int
+    total: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit is in."""
+        return self.done == self.total
+
+
+def run_pass(
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    *,
+    directory: Path | None = None,
+    workers: int = 0,
+    tick: Tick = lambda _: None,
+) -> Outcome:
+    """Run every unit of a plan that is not committed yet, and return the folded states.
+
+    Parameters
+    ----------
+    stream : Stream
+    wanted : mapping of id to Request
+    plan : Plan
+    directory : Path or None, default=None
+        The run directory; a temporary one without fsync where None.
+    workers : int, default=0
+        Processes beside this one; 0 works in this process.
+    tick : callable
+        Called with the number of examples after each unit.
+
+    Raises
+    ------
+    Interrupted
+        On Ctrl-C, after what is finished has been committed.
+    """
+    chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
+    rest = {i: r for i, r in wanted.items() if i not in chain}
+    with _directory(directory) as (place, durable):
+        ledger = Ledger(place, plan, rest, durable=durable)
+        try:
+            if workers > 0:
+                _with_workers(ledger, stream, rest, plan, workers, tick)
+            else:
+                _alone(ledger, stream, rest, plan, tick)
+            learned = walk_chain(place, stream, chain, plan, durable) if chain else {}
+        except KeyboardInterrupt:
+            ledger.compact()
+            done = plan.n_units - sum(b - a for a, b in ledger.missing())
+            raise Interrupted(done, plan.n_units, directory) from None
+        states, counters = ledger.finish()
+    return Outcome({**states, **learned}, counters, plan.n_units, plan.n_units)
+
+
+@contextmanager
+def _directory(directory: Path | None) -> Iterator[tuple[Path, bool]]:
+    if directory is not None:
+        yield directory, True
+        return
+    with tempfile.TemporaryDirectory(prefix="sonde-") as name:
+        yield Path(name) / "pass.run", False
+
+
+def _alone(
+    ledger: Ledger, stream: Stream, wanted: Mapping[str, Request], plan: Plan, tick: Tick
+) -> None:
+    with _threads(plan.threads):
+        for start, stop in ledger.missing():
+            commit_range(ledger, stream, wanted, plan, start, stop, tick)
+            ledger.compact()
+
+
+def commit_range(
+    ledger: Ledger,
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    start: int,
+    stop: int,
+    tick: Tick = lambda _: None,
+) -> None:
+    """Work on the units ``[start, stop)`` and commit them as aligned ranges, also when stopped."""
+    nodes: list[tuple[int, States]] = []
+    counts: list[tuple[int, Counter[str]]] = []
+    done = start
+    try:
+        for unit in range(start, stop):
+            first, last = plan.bounds[unit], plan.bounds[unit + 1]
+            counter: Counter[str] = Counter()
+            batches = stream.batches(first, last)
+            leaf = observe_unit(batches, wanted, plan.split, counter) if wanted else {}
+            if not wanted:
+                counter["examples"] += last - first
+            nodes = grow(wanted, nodes, (0, leaf))
+            counts = _grow_counts(counts, (0, counter))
+            done = unit + 1
+            tick(last - first)
+    finally:
+        _put(ledger, start, nodes, counts)
+    if done != stop:
+        raise SondeError("run: a range ended early.")
+
+
+def _grow_counts(
+    nodes: list[tuple[int, Counter[str]]], leaf: tuple[int, Counter[str]]
+) -> list[tuple[int, Counter[str]]]:
+    nodes = [*nodes, leaf]
+    while len(nodes) > 1 and nodes[-1][0] == nodes[-2][0]:
+        (level, left), (_, right) = nodes[-2:]
+        nodes[-2:] = [(level + 1, left + right)]
+    return nodes
+
+
+def _put(
+    ledger: Ledger,
+    start: int,
+    nodes: list[tuple[int, States]],
+    counts: list[tuple[int, Counter[str]]],
+) -> None:
+    first = start
+    for (level, states), (_, counter) in zip(nodes, counts, strict=True):
+        ledger.put(first, first + (1 << level), states, dict(counter))
+        first += 1 << level
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if n is not None:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_JOB: dict[str, Any] = {}
+
+
+def _start_worker(job: dict[str, Any]) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _JOB.update(job)
+    torch.set_num_threads(job["plan"].threads or 1)
+
+
+def _work(start: int, stop: int) -> int:
+    ledger = Ledger(
+        _JOB["directory"], _JOB["plan"], _JOB["wanted"], durable=_JOB["durable"], worker=True
+    )
+    commit_range(ledger, _JOB["stream"], _JOB["wanted"], _JOB["plan"], start, stop)
+    return _JOB["plan"].bounds[stop] - _JOB["plan"].bounds[start]
+
+
+def _with_workers(
+    ledger: Ledger,
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    workers: int,
+    tick: Tick,
+) -> None:
+    """Hand out ranges to processes; only this process compacts."""
+    job = {
+        "directory": ledger.directory,
+        "durable": ledger.durable,
+        "plan": plan,
+        "wanted": dict(wanted),
+        "stream": stream,
+    }
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(job,),
+    )
+    try:
+        futures: list[Future[int]] = [pool.submit(_work, *r) for r in ledger.missing()]
+        for future in as_completed(futures):
+            tick(future.result())
+            ledger.compact()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "run: a worker process died before it could answer. Its model or data may not be "
+            "picklable or its memory ran out; committed units are kept. Run again, or use "
+            "--workers 0."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

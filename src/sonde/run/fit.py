@@ -1,0 +1,284 @@
+"""``sonde.fit``: all instruments at all sites in one pass, and a second one where they ask for it."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonde.core.errors import InputError, StateError
+from sonde.core.instrument import Detector, Instrument
+from sonde.core.passes import Request, States, Task, states_of
+from sonde.core.plan import (
+    UNIT_SIZE,
+    Plan,
+    Split,
+    groups_are_whole,
+    unit_bounds,
+)
+from sonde.core.state import canonical_json
+from sonde.core.stream import Stream
+from sonde.run.driver import run_pass
+from sonde.run.fitted import Fitted
+from sonde.run.memory import Estimate, check_memory, commit_level, estimate
+from sonde.run.progress import Bar
+from sonde.run.tasks import ErrorSample, assign, error_sample, requests_of
+
+DEFAULT_HELD = 0.2
+
+
+def fit(
+    instruments: Instrument | Iterable[Instrument],
+    stream: Stream,
+    *,
+    calibrate: float = DEFAULT_HELD,
+    unit_size: int = UNIT_SIZE,
+    workers: int = 0,
+    threads: int | None = None,
+    directory: str | Path | None = None,
+    memory: int | None = None,
+    progress: bool = True,
+) -> Fitted:
+    """Fit instruments on a stream in one pass (two where an instrument asks for a second).
+
+    Parameters
+    ----------
+    instruments : Instrument or iterable of Instrument
+        Each is fitted at every site of the stream, at each pair of neighbours, or at all at once.
+    stream : Stream
+        Live, stored, or plain arrays.
+    calibrate : float, default=0.2
+        Share of the groups that is held out where a detector is among the instruments; 0 = none.
+    unit_size : int, default=256
+        Examples in a unit.
+    workers : int, default=0
+        Processes; the result is the same bits for any number of at least one.
+    threads : int or None, default=None
+        Threads of each worker (1 with workers); part of the plan.
+    directory : path, optional
+        Run directory: committed work survives a kill, and the same call goes on from it.
+    memory : int or None, default=None
+        Bytes that the states may take; None is 80 % of the free memory.
+    progress : bool, default=True
+        A bar on stderr after two seconds.
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    InputError
+        If there is no data, no instrument, or not enough memory.
+    Interrupted
+        On Ctrl-C; committed work is kept in ``directory``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sonde.core import Stream
+    >>> from sonde.detect import Mahalanobis
+    >>> rows = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    >>> fitted = fit(Mahalanobis(), Stream.of(rows), progress=False)
+    >>> fitted.result("mahalanobis").calibration.n
+    105
+    """
+    chosen = [instruments] if isinstance(instruments, Instrument) else list(instruments)
+    _check(chosen, stream)
+    split = None
+    if calibrate and any(isinstance(i, Detector) for i in chosen):
+        split = Split(calibrate, stream.seed)
+    tasks = assign(chosen, stream.schema, split)
+    settings = _Settings(split, unit_size, workers, _threads(workers, threads), memory, progress)
+    place = None if directory is None else Path(directory)
+    final: list[Task] = []
+    states: States = {}
+    sample: ErrorSample | None = error_sample(tasks, stream, split)
+    units: list[dict[str, Any]] = []
+    counters: dict[str, int] = {}
+    stage, following = 0, tasks
+    while following:
+        wanted = requests_of(following, sample if stage == 0 else None, split)
+        wanted = {i: r for i, r in wanted.items() if i not in states}
+        plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
+        outcome = _one_pass(stream, wanted, plan, settings, _stage(place, stage))
+        states = {**states, **outcome.states}
+        counters = counters or outcome.counters
+        units.append(unit_entry(plan, stream))
+        following, done = _next_tasks(following, states, split)
+        final += done
+        stage += 1
+    needed = requests_of(final, sample, split)
+    header = make_header(stream, units, counters)
+    return Fitted(tuple(final), {i: states[i] for i in needed}, header, split, sample)
+
+
+class _Settings:
+    """How passes are driven; not part of any result."""
+
+    def __init__(
+        self,
+        split: Split | None,
+        unit_size: int,
+        workers: int,
+        threads: int | None,
+        memory: int | None,
+        progress: bool,
+    ) -> None:
+        self.split, self.unit_size, self.workers = split, unit_size, workers
+        self.threads, self.memory, self.progress = threads, memory, progress
+
+
+def _threads(workers: int, threads: int | None) -> int:
+    if threads is not None:
+        return threads
+    return 1 if workers > 0 else torch.get_num_threads()
+
+
+def _stage(directory: Path | None, stage: int) -> Path | None:
+    if directory is None:
+        return None
+    return directory if stage == 0 else directory / f"pass{stage + 1}"
+
+
+def _check(instruments: Sequence[Instrument], stream: Stream) -> None:
+    if not instruments:
+        raise InputError("fit: expected at least one instrument, got none.")
+    for instrument in instruments:
+        if not isinstance(instrument, Instrument):
+            raise InputError(
+                f"fit: expected instruments such as Mahalanobis(), got {instrument!r}."
+                + (" Call it: add ()." if isinstance(instrument, type) else "")
+            )
+    if len(stream) == 0:
+        raise InputError("fit: expected at least one example, got none. The data is empty.")
+
+
+def _next_tasks(
+    tasks: Sequence[Task], states: States, split: Split | None
+) -> tuple[list[Task], list[Task]]:
+    """Return the tasks of the next pass, and those that are done."""
+    following: list[Task] = []
+    done: list[Task] = []
+    for task in tasks:
+        if type(task.instrument).then is Instrument.then:
+            done.append(task)
+            continue
+        with torch.no_grad():
+            result = task.instrument.result(**states_of(task, states, split))
+        after = task.instrument.then(result)
+        if after is None:
+            done.append(task)
+        else:
+            following.append(Task(after, task.keys))
+    return following, done
+
+
+def make_plan(
+    stream: Stream,
+    wanted: dict[str, Request],
+    split: Split | None,
+    unit_size: int,
+    threads: int | None,
+    stage: int = 0,
+) -> Plan:
+    """Return the plan of one pass; statistics that need whole groups are checked against the cut."""
+    bounds = unit_bounds(stream.group_keys, unit_size)
+    if any(r.statistic.whole_groups for r in wanted.values()) and stream.grouped:
+        if not groups_are_whole(stream.group_keys, bounds):
+            names = sorted(
+                {type(r.statistic).__name__ for r in wanted.values() if r.statistic.whole_groups}
+            )
+            raise InputError(
+                f"fit: {', '.join(names)} needs the rows of a group together, and some groups are "
+                "spread over the data. Sort the data by its group column, or leave it out."
+            )
+    return Plan(
+        stream=stream.identity(),
+        requests=tuple(wanted),
+        bounds=tuple(bounds),
+        split=split,
+        stage=stage,
+        commit_level=commit_level(wanted, stream.schema, len(bounds) - 1),
+        threads=threads,
+    )
+
+
+def _one_pass(
+    stream: Stream,
+    wanted: dict[str, Request],
+    plan: Plan,
+    settings: _Settings,
+    directory: Path | None,
+) -> Any:
+    needed: Estimate = estimate(wanted, stream.schema, plan, settings.workers)
+    check_memory(needed, settings.memory)
+    label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
+    with Bar(label, plan.n_examples, settings.progress) as bar:
+        return run_pass(
+            stream,
+            wanted,
+            plan,
+            directory=directory,
+            workers=settings.workers,
+            tick=bar.advance,
+        )
+
+
+def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
+    """Return which units of which plan and data a bundle has seen."""
+    data = stream.identity().get("data", stream.identity())
+    fingerprint = hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
+    return {"plan": plan.id, "data": fingerprint, "ranges": [[0, plan.n_units]]}
+
+
+def make_header(
+    stream: Stream, units: list[dict[str, Any]], counters: dict[str, int]
+) -> dict[str, Any]:
+    """Return what a bundle says about its model, sites and data."""
+    identity = stream.identity()
+    return {
+        "model": identity.get("model"),
+        "reading": identity.get("reading"),
+        "sites": [
+            {"text": s.key, "dim": s.dim, "reducer": str(s.reducer), "order": i, "dtype": s.dtype}
+            for i, s in enumerate(stream.schema)
+        ],
+        "units": units,
+        "counters": dict(sorted(counters.items())),
+        "data": {
+            "fingerprint": units[0]["data"] if units else "",
+            "n_examples": len(stream),
+            "n_groups": len(set(stream.group_keys)),
+            "grouped": stream.grouped,
+            "seed": stream.seed,
+        },
+    }
+
+
+def require_same_model(header: dict[str, Any], stream: Stream) -> None:
+    """Refuse a stream whose model, sites, reducers or widths are not those of a bundle.
+
+    Raises
+    ------
+    StateError
+        Naming the first thing that differs.
+    """
+    fitted, read = header.get("model"), stream.identity().get("model")
+    for name in sorted((fitted or {}).keys() | (read or {}).keys()):
+        a, b = (fitted or {}).get(name), (read or {}).get(name)
+        if a != b:
+            raise StateError(
+                f"score: the state was fitted for another model: {name} is {b!r} here and was "
+                f"{a!r}. Fit again on this model."
+            )
+    here = {s.key: s for s in stream.schema}
+    for site in header["sites"]:
+        mine = here.get(site["text"])
+        if mine is None or mine.dim != site["dim"] or str(mine.reducer) != site["reducer"]:
+            got = "nothing" if mine is None else f"dim={mine.dim}, reducer {mine.reducer}"
+            raise StateError(
+                f"score: expected dim={site['dim']}, reducer {site['reducer']} at {site['text']} "
+                f"(as fitted), got {got}."
+            )

@@ -1,0 +1,85 @@
+"""Progress on stderr: rate, remaining time and memory, for anything that takes over two seconds."""
+
+import resource
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident size that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Bar:
+    """A progress bar that appears only once two seconds have passed, and leaves nothing behind.
+
+    Parameters
+    ----------
+    label : str
+        What is being done.
+    total : int
+        Number of examples.
+    shown : bool, default=True
+        False keeps silent.
+    delay_seconds : float, default=2.0
+    """
+
+    def __init__(
+        self, label: str, total: int, shown: bool = True, delay_seconds: float = 2.0
+    ) -> None:
+        self._label, self._total, self._shown, self._delay = label, total, shown, delay_seconds
+        self._began = time.monotonic()
+        self._done = 0
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Bar":
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since the bar was entered."""
+        return time.monotonic() - self._began
+
+    def advance(self, n: int) -> None:
+        """Say that ``n`` more examples are done."""
+        self._done += n
+        if not self._shown or self.wall_seconds < self._delay:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[memory]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                self._label, total=self._total, rate="", memory=""
+            )
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            completed=self._done,
+            rate=f"{self._done / self.wall_seconds:.0f}/s",
+            memory=f"{peak_memory_bytes() / 2**20:.0f} MiB",
+        )

@@ -1,0 +1,113 @@
+"""Which instrument runs at which rows, and which requests follow from that."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sonde.core.batch import SiteSchema
+from sonde.core.errors import InputError
+from sonde.core.errorbars import SampleRows
+from sonde.core.instrument import SAMPLE, Detector, Every, Instrument
+from sonde.core.passes import Request, States, Task, merge_pair, requests, terms_of
+from sonde.core.plan import Split
+from sonde.core.statistic import Statistic
+from sonde.core.stream import Stream
+from sonde.stats import Calibrated, HashSample, HashSampleState
+
+
+def assign(
+    instruments: Iterable[Instrument], schema: Sequence[SiteSchema], split: Split | None
+) -> list[Task]:
+    """Return each instrument at each site, each pair of neighbours, or all sites at once.
+
+    Detectors are calibrated where the plan holds rows out.
+    """
+    keys = [s.key for s in schema if "|" not in s.key]
+    tasks: list[Task] = []
+    for instrument in instruments:
+        if split is not None and isinstance(instrument, Detector):
+            instrument = Calibrated(instrument)
+        if instrument.span == "one":
+            tasks += [Task(instrument, (key,)) for key in keys]
+        elif len(keys) < 2:
+            raise InputError(
+                f"{type(instrument).__name__}: expected at least two sites, got {keys}. "
+                "Name more sites."
+            )
+        elif instrument.span == "pair":
+            tasks += [Task(instrument, pair) for pair in pairwise(keys)]
+        else:
+            tasks.append(Task(instrument, tuple(keys)))
+    return tasks
+
+
+@dataclass(frozen=True)
+class ErrorSample:
+    """The sampled columns from which the error bars of a set of tasks come."""
+
+    columns: tuple[str, ...]
+    groups: bool
+    split: Split | None
+
+    def request(self, key: str, column: str) -> list[Request]:
+        """Return the requests whose merged states hold one column at one site."""
+        statistic = HashSample(SAMPLE, column=column, groups=self.groups)
+        parts = ("all",) if self.split is None else ("fit", "held")
+        return [Request(statistic, (key,), Every(), part) for part in parts]
+
+    def state(self, key: str, column: str, states: States) -> HashSampleState | None:
+        """Return the sample of one column at one site over all rows."""
+        merged = None
+        for request in self.request(key, column):
+            merged = merge_pair(request.statistic, merged, states.get(request.id))
+        return merged  # type: ignore[return-value]
+
+    def rows(self, keys: Sequence[str], states: States, n_groups: int) -> SampleRows | None:
+        """Return the sampled rows of whole groups at some sites, joined on their draws."""
+        samples = {k: {c: self.state(k, c, states) for c in self.columns} for k in keys}
+        if any(s is None for by_column in samples.values() for s in by_column.values()):
+            return None
+        firsts = [next(iter(by_column.values())) for by_column in samples.values()]
+        shared = set.intersection(*({*s.draw.tolist()} for s in firsts if s is not None))
+        columns: dict[str, dict[str, object]] = {}
+        group = None
+        for key, by_column in samples.items():
+            columns[key] = {}
+            for name, sample in by_column.items():
+                assert sample is not None
+                keep = [i for i in sample.whole_groups().tolist() if int(sample.draw[i]) in shared]
+                columns[key][name] = sample.rows[keep]
+                group = sample.group[keep]
+        if group is None or len(group) < 2:
+            return None
+        return SampleRows(columns, group, n_groups)
+
+
+def error_sample(
+    tasks: Iterable[Task], stream: Stream, split: Split | None
+) -> ErrorSample | None:
+    """Return what the tasks' error bars need, or None where no task has one by influence."""
+    names: set[str] = set()
+    for task in tasks:
+        terms = terms_of(task, split)
+        if isinstance(task.instrument, Detector | Calibrated) or any(
+            type(t.statistic).influence is Statistic.influence for t in terms
+        ):
+            continue
+        names |= {n for t in terms for n in t.statistic.needs()} - {"y", "head"} | {"x"}
+    if not names:
+        return None
+    return ErrorSample(tuple(sorted(names)), stream.grouped, split)
+
+
+def requests_of(
+    tasks: Sequence[Task], sample: ErrorSample | None, split: Split | None
+) -> dict[str, Request]:
+    """Return every distinct request of the tasks and of their error bars."""
+    found = requests(tasks, split)
+    if sample is not None:
+        keys = sorted({k for t in tasks for k in t.keys})
+        for key in keys:
+            for column in sample.columns:
+                found.update((r.id, r) for r in sample.request(key, column))
+    return dict(sorted(found.items()))
