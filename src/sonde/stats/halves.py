@@ -1,0 +1,29 @@
+"""Standard errors from random halves, for figures that are computed from a sample of rows."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+HALVES = 20
+
+
+def random_halves(
+    group: Int[Tensor, "row"], n_halves: int = HALVES, seed: int = 0
+) -> Bool[Tensor, "half row"]:
+    """Return masks of the rows of random halves of the groups, drawn without replacement.
+
+    The spread of a figure over halves estimates its standard error on all rows: a half of ``n`` has
+    the variance ``2 s^2 / n`` and shares half of it with the whole, so no factor is needed.
+    """
+    _, member = torch.unique(group, return_inverse=True)
+    n_groups = int(member.max()) + 1 if len(member) else 0
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(n_halves, n_groups, dtype=torch.bool)
+    for mask in chosen:
+        mask[torch.randperm(n_groups, generator=generator)[: n_groups // 2]] = True
+    return chosen[:, member.cpu()]
+
+
+def half_error(values: Float[Tensor, "half *figure"]) -> Float[Tensor, "*figure"]:
+    """Return the standard error: the spread of the figure over random halves."""
+    return values.double().std(dim=0, correction=1)

@@ -1,0 +1,121 @@
+"""Shrunk covariances and their inverse roots: the metric of every Gaussian method.
+
+Nothing here adds an absolute ridge: a covariance has a scale, and a ridge that ignores it turns
+into no ridge at all or into the whole metric.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+Shrinkage = float | Literal["oas"]
+
+
+def check_shrinkage(owner: str, shrinkage: Shrinkage) -> None:
+    """Raise an ``InputError`` unless ``shrinkage`` is "oas" or a number in [0, 1]."""
+    if shrinkage == "oas" if isinstance(shrinkage, str) else 0.0 <= shrinkage <= 1.0:
+        return
+    raise InputError(f"{owner}: expected shrinkage 'oas' or a number in [0, 1], got {shrinkage!r}.")
+
+
+def oas_weight(
+    covariance: Float[Tensor, "dim dim"] | Float[Tensor, "dim"], n: int
+) -> Float[Tensor, ""]:
+    """Return the weight of the scaled identity that minimises the expected squared error.
+
+    For a matrix: oracle approximating shrinkage, from the covariance and the number of rows alone.
+    For variances (a vector) the same risk under normal rows, taken over diagonal matrices:
+    ``s / (s + sum (v - mean v)^2)`` with ``s = 2 sum v^2 / n``.
+
+    References
+    ----------
+    chen2010oas
+    """
+    dim = covariance.shape[0]
+    if covariance.ndim == 1:
+        noise = 2.0 * covariance.square().sum() / n
+        spread = (covariance - covariance.mean()).square().sum()
+        return noise / (noise + spread).clamp(min=torch.finfo(covariance.dtype).tiny)
+    mu = covariance.diagonal().mean()
+    alpha = covariance.square().mean()
+    rest = (n + 1.0) * (alpha - mu.square() / dim)
+    if bool(rest <= 0):
+        return torch.ones_like(mu)
+    return ((alpha + mu.square()) / rest).clamp(max=1.0)
+
+
+def shrunk(
+    covariance: Float[Tensor, "dim dim"] | Float[Tensor, "dim"], n: int, shrinkage: Shrinkage
+) -> tuple[Float[Tensor, "dim dim"] | Float[Tensor, "dim"], Float[Tensor, ""]]:
+    """Return ``(1 - w) S + w (tr S / dim) I`` and the weight ``w``."""
+    if shrinkage == "oas":
+        weight = oas_weight(covariance, n)
+    else:
+        weight = torch.as_tensor(shrinkage, dtype=covariance.dtype, device=covariance.device)
+    if covariance.ndim == 1:
+        return (1.0 - weight) * covariance + weight * covariance.mean(), weight
+    scale = covariance.diagonal().mean()
+    target = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device) * scale
+    return (1.0 - weight) * covariance + weight * target, weight
+
+
+@dataclass(frozen=True)
+class InverseRoot:
+    """A whitening map: rows of ``x @ root`` (or ``x * root``) have the identity as covariance.
+
+    Directions in which the covariance has no variance are left out of ``root`` and kept as the
+    orthonormal columns of ``null``.
+    """
+
+    root: Float[Tensor, "dim rank"] | Float[Tensor, "dim"]
+    null: Float[Tensor, "dim _nullity"]
+    shrinkage: float
+    rank: int
+
+    def whiten(self, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row _rank"]:
+        """Return centred rows in the metric of the covariance, in the type of the rows."""
+        root = self.root.to(z.dtype)
+        return z * root if root.ndim == 1 else z @ root
+
+    def null_energy(self, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+        """Return the share of each centred row's square that lies where the fit saw no variance."""
+        square = z.square().sum(1)
+        lost = (z @ self.null.to(z.dtype)).square().sum(1)
+        return torch.where(square > 0, lost / square, torch.zeros_like(square))
+
+
+def inverse_root(
+    scatter: Float[Tensor, "dim dim"] | Float[Tensor, "dim"],
+    n: int,
+    shrinkage: Shrinkage = "oas",
+) -> InverseRoot:
+    """Return the inverse square root of the shrunk covariance ``scatter / n``.
+
+    Parameters
+    ----------
+    scatter : Float[Tensor, "dim dim"] or Float[Tensor, "dim"]
+        Sum of ``(x - mean)(x - mean)^T``, or its diagonal.
+    n : int
+        Number of rows.
+    shrinkage : float or "oas", default="oas"
+        Weight of the scaled identity.
+    """
+    covariance, weight = shrunk(scatter / n, n, shrinkage)
+    dim = covariance.shape[0]
+    used = float(weight) if math.isfinite(float(weight)) else 0.0
+    floor = dim * torch.finfo(torch.float64).eps
+    if covariance.ndim == 1:
+        keep = covariance > floor * covariance.max()
+        root = torch.where(keep, covariance.clamp(min=0.0).rsqrt(), torch.zeros_like(covariance))
+        eye = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
+        return InverseRoot(root, eye[:, ~keep], used, int(keep.sum()))
+    values, vectors = torch.linalg.eigh(covariance)
+    keep = values > floor * values[-1].clamp(min=0.0)
+    root = vectors[:, keep] * values[keep].rsqrt()
+    return InverseRoot(root, vectors[:, ~keep], used, int(keep.sum()))

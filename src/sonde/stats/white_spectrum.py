@@ -1,0 +1,42 @@
+"""What a spectrum looks like when there is nothing to see: rows of white noise.
+
+The eigenvalues of the covariance of ``n`` white rows are not all equal. In the limit of many
+dimensions they follow the Marchenko-Pastur law, whose averages are one-dimensional integrals.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_POINTS = 512
+
+
+def white_eigenvalues(
+    dim: int, n: int
+) -> tuple[int, Float[Tensor, "point"], Float[Tensor, "point"]]:
+    """Return the rank of the covariance of ``n`` white rows, and nodes and weights of its spectrum.
+
+    The mean of ``f`` over the non-zero eigenvalues is ``(weights * f(nodes)).sum()``; their mean is
+    ``dim / rank``.
+
+    References
+    ----------
+    marchenko1967
+    """
+    rank = min(dim, n)
+    ratio = rank / max(dim, n)
+    theta = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) * (math.pi / _POINTS)
+    nodes = 1.0 + ratio + 2.0 * math.sqrt(ratio) * torch.cos(theta)
+    weights = 2.0 * torch.sin(theta).square() / nodes / _POINTS
+    return rank, nodes * (dim / rank), weights
+
+
+def white_mean(
+    function: Callable[[Float[Tensor, "point"]], Float[Tensor, "point"]], dim: int, n: int
+) -> tuple[int, float]:
+    """Return the rank of white rows and the mean of ``function`` over the non-zero eigenvalues."""
+    rank, nodes, weights = white_eigenvalues(dim, n)
+    return rank, float((weights * function(nodes)).sum())
