@@ -31,7 +31,8 @@ def oas_weight(
 
     For a matrix: oracle approximating shrinkage, from the covariance and the number of rows alone.
     For variances (a vector) the same risk under normal rows, taken over diagonal matrices:
-    ``s / (s + sum (v - mean v)^2)`` with ``s = 2 sum v^2 / n``.
+    ``s / sum (v - mean v)^2``, at most 1, with ``s = 2 sum v^2 / n``: the observed spread holds both
+    the true one and the noise ``s``.
 
     References
     ----------
@@ -41,7 +42,7 @@ def oas_weight(
     if covariance.ndim == 1:
         noise = 2.0 * covariance.square().sum() / n
         spread = (covariance - covariance.mean()).square().sum()
-        return noise / (noise + spread).clamp(min=torch.finfo(covariance.dtype).tiny)
+        return (noise / spread.clamp(min=torch.finfo(spread.dtype).tiny)).clamp(max=1.0)
     mu = covariance.diagonal().mean()
     alpha = covariance.square().mean()
     rest = (n + 1.0) * (alpha - mu.square() / dim)
