@@ -31,8 +31,8 @@ def oas_weight(
 
     For a matrix: oracle approximating shrinkage, from the covariance and the number of rows alone.
     For variances (a vector) the same risk under normal rows, taken over diagonal matrices:
-    ``s / sum (v - mean v)^2``, at most 1, with ``s = 2 sum v^2 / n``: the observed spread holds both
-    the true one and the noise ``s``.
+    ``s / sum (v - mean v)^2``, at most 1, with ``s = 2 sum v^2 / n``: the observed spread holds
+    both the true one and the noise ``s``.
 
     References
     ----------
