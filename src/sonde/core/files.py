@@ -1,0 +1,219 @@
+"""The few calls through which sonde changes files, and the atomic write that is built on them.
+
+A file appears whole or not at all: its bytes go to a temporary name in the same directory, are
+synced, and take the final name by one rename. Everything that must survive a kill writes through
+this module, so a test can stop the program before any single call: each of ``PRIMITIVES`` may be
+replaced, and ``SONDE_FAULT=n`` ends the process at the n-th call.
+"""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sonde.core.errors import StoreError
+
+PRIMITIVES = ("open_new", "write", "fsync", "replace", "unlink")
+TEMPORARY = ".tmp-"
+
+Bytes = bytes | bytearray | memoryview
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_calls = 0
+
+
+def _step() -> None:
+    global _calls
+    fault = os.environ.get("SONDE_FAULT")
+    if fault is None:
+        return
+    _calls += 1
+    if _calls == int(fault):
+        os._exit(137)
+
+
+def open_new(path: Path) -> int:
+    """Create a file that must not exist yet and return its descriptor."""
+    _step()
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def write(descriptor: int, content: Bytes) -> None:
+    """Write all of ``content``."""
+    _step()
+    view = memoryview(content).cast("B")
+    while view:
+        view = view[os.write(descriptor, view[: 1 << 28]) :]
+
+
+def fsync(descriptor: int) -> None:
+    """Ask the system to bring an open file to the disk."""
+    _step()
+    os.fsync(descriptor)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give ``source`` the name ``target``, in place of what had it."""
+    _step()
+    source.replace(target)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file; one that is gone already is no error."""
+    _step()
+    path.unlink(missing_ok=True)
+
+
+class AtomicFile:
+    """A file that is being written under a temporary name; enough of a file object for Arrow."""
+
+    closed = False
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._size = descriptor, 0
+
+    def write(self, content: Bytes) -> int:
+        """Append and return the number of bytes."""
+        n_bytes = memoryview(content).nbytes
+        if n_bytes:
+            write(self._descriptor, content)
+        self._size += n_bytes
+        return n_bytes
+
+    def tell(self) -> int:
+        """Return how many bytes were written."""
+        return self._size
+
+    def flush(self) -> None:
+        """Do nothing: writes are not buffered here."""
+
+    def close(self) -> None:
+        """Do nothing: the file closes when its ``with`` block ends."""
+
+    def readable(self) -> bool:
+        """Return False."""
+        return False
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return False
+
+
+@contextmanager
+def atomic_file(path: Path | str, durable: bool = True) -> Iterator[AtomicFile]:
+    """Open a file that takes its name when the block ends without an exception.
+
+    Parameters
+    ----------
+    path : path
+        The final name. An existing file is replaced.
+    durable : bool, default=True
+        Sync file and directory, so that a power cut cannot undo it. A killed process needs no sync.
+
+    Raises
+    ------
+    StoreError
+        If the disk is full, the place is not writable, or the directory does not exist.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name[:200]}{TEMPORARY}{secrets.token_hex(6)}")
+    try:
+        descriptor = open_new(temporary)
+        try:
+            try:
+                yield AtomicFile(descriptor)
+                if durable:
+                    fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                unlink(temporary)
+            raise
+        if durable:
+            sync_directory(path.parent)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(_explained("write", path, error)) from error
+
+
+def atomic_write(path: Path | str, content: Bytes | Iterable[Bytes], durable: bool = True) -> None:
+    """Write a whole file so that it appears complete or not at all.
+
+    Parameters
+    ----------
+    path : path
+    content : bytes, or an iterable of bytes
+    durable : bool, default=True
+        See ``atomic_file``.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; nothing is left behind.
+    """
+    with atomic_file(path, durable) as file:
+        pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else content
+        for piece in pieces:
+            file.write(piece)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk, where the system can do that."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be removed.
+    """
+    try:
+        unlink(path)
+    except OSError as error:
+        raise StoreError(_explained("remove", path, error)) from error
+
+
+def make_directory(path: Path | str) -> None:
+    """Make a directory and its parents if they are not there.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(_explained("make the directory", Path(path), error)) from error
+
+
+def _explained(action: str, path: Path, error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    if error.errno in _FULL:
+        advice = "Free some space or choose another place; what was committed before is kept."
+    elif error.errno in _DENIED:
+        advice = "Choose a place that you may write to."
+    elif error.errno == errno.ENOENT:
+        advice = "Check that the directory exists and that nothing removed the file meanwhile."
+    else:
+        advice = "Check the path and the disk."
+    return f"could not {action} {path}: {reason}. {advice}"
