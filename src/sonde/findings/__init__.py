@@ -1,0 +1,1 @@
+"""What a scan says: one code, one file, with its rule, its sentence and the fault that shows it."""

@@ -1,0 +1,242 @@
+"""What the rules look at: states of one pass, laid out by site, and what is known beside them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.batch import SiteSchema
+from sonde.stats import (
+    ClassMomentsState,
+    ExtremesState,
+    GroupMeansState,
+    HashSampleState,
+    MomentsState,
+    NeighbourSumsState,
+    ScalarsState,
+    TokenNormsState,
+    UpdateMomentsState,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AllRows:
+    """Statistics of every token or patch of a site; of its pooled rows where it has neither.
+
+    Parameters
+    ----------
+    key : str
+        The rows' key in the stream.
+    moments : MomentsState
+        Diagonal.
+    scalars : ScalarsState
+        Per unit: minimum, maximum, zeros.
+    norms : TokenNormsState
+        Row norms, by first position, special tokens, and the rest.
+    extremes : ExtremesState
+        Largest entries of each unit and the rows that hold the largest of all.
+    eighth : MomentsState or None
+        Full moments of one row in eight; None where rows are pooled.
+    groups : GroupMeansState or None
+        Variance of the mean over an example's rows against that of the rows.
+    update : UpdateMomentsState or None
+        Moments of the change since the site before, where widths agree.
+    """
+
+    key: str
+    moments: MomentsState
+    scalars: ScalarsState
+    norms: TokenNormsState
+    extremes: ExtremesState
+    eighth: MomentsState | None = None
+    groups: GroupMeansState | None = None
+    update: UpdateMomentsState | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SiteEvidence:
+    """Everything that one pass gathered at one site.
+
+    Parameters
+    ----------
+    schema : SiteSchema
+    n_rows, n_nonfinite : int
+        Pooled rows that arrived, and those with NaN or infinity (over pooled and all rows).
+    moments : MomentsState
+        Pooled rows; diagonal above dim 2,048.
+    classes : ClassMomentsState or None
+        The same by label; None without labels.
+    scalars : ScalarsState
+        Per unit over pooled rows.
+    sample : HashSampleState
+        At most 2,048 pooled rows, the same ones at every site.
+    neighbours : NeighbourSumsState or None
+        Squared steps between rows that follow one another in the file.
+    all : AllRows
+    """
+
+    schema: SiteSchema
+    n_rows: int
+    n_nonfinite: int
+    moments: MomentsState
+    classes: ClassMomentsState | None
+    scalars: ScalarsState
+    sample: HashSampleState
+    neighbours: NeighbourSumsState | None
+    all: AllRows
+
+    @property
+    def name(self) -> str:
+        """The site's text without its default port, as reports print it."""
+        return self.schema.key.removesuffix(":out")
+
+    @property
+    def dim(self) -> int:
+        """Width of a row."""
+        return self.schema.dim
+
+    @cached_property
+    def alive(self) -> Bool[Tensor, "dim"]:
+        """Units that vary over pooled rows."""
+        return self.moments.variance > 0
+
+
+@dataclass(frozen=True, eq=False)
+class DataEvidence:
+    """What the listing knows of one data set; one entry per example in planned order.
+
+    Parameters
+    ----------
+    name, fingerprint : str
+        As typed, and the hash of its content.
+    ids, keys, group_keys : sequences
+        Printable ids, content keys, group keys.
+    grouped : bool
+        Whether a group column was given or texts were cut into chunks.
+    label : Int[Tensor, "example"]
+        Class numbers; -1 = none.
+    label_names : tuple of str or None
+        Names by class number.
+    labels_are_models : bool
+        Whether these are the model's own classes.
+    n_truncated, n_tokens_cut, n_tokens, n_skipped : int
+        Examples cut at the context, tokens lost, tokens read, broken items left out.
+    seed : int
+        Key of the hash of rows.
+    """
+
+    name: str
+    fingerprint: str
+    ids: Any
+    keys: Any
+    group_keys: Any
+    grouped: bool
+    label: Int[Tensor, "example"]
+    label_names: tuple[str, ...] | None = None
+    labels_are_models: bool = False
+    n_truncated: int = 0
+    n_tokens_cut: int = 0
+    n_tokens: int = 0
+    n_skipped: int = 0
+    n_short: int = 0
+    limited: bool = False
+    seed: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.label)
+
+    @cached_property
+    def n_groups(self) -> int:
+        """Number of distinct groups."""
+        return len(set(self.group_keys))
+
+    @cached_property
+    def has_labels(self) -> bool:
+        """Whether any example has a label."""
+        return bool((self.label >= 0).any())
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that the rules may look at.
+
+    Parameters
+    ----------
+    sites : tuple of SiteEvidence
+        In order of execution.
+    columns : dict of str to HashSampleState
+        Columns of the sampled pooled rows at the first site: label, group, order, logits, length,
+        padding, truncated, size, brightness, those that the stream has.
+    data : DataEvidence
+    counters : dict
+        ``rows|key``, ``nonfinite|key``, ``examples``.
+    model : ModelEvidence or None
+        What the modules and the self-check say; None for feature arrays.
+    lens : LensEvidence or None
+        Next-token loss after each block; None where the model has no such head.
+    versus : VersusEvidence or None
+        Comparison with OTHER.
+    options : dict
+        What the user declared: ``stochastic``, ``deep``, ``fail_on``, ``keep_special``.
+    """
+
+    sites: tuple[SiteEvidence, ...]
+    columns: Mapping[str, HashSampleState]
+    data: DataEvidence
+    counters: Mapping[str, int]
+    model: Any = None
+    lens: Any = None
+    versus: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _rank(self) -> dict[str, dict[int, int]]:
+        return {
+            name: {d: i for i, d in enumerate(sample.draw.tolist())}
+            for name, sample in self.columns.items()
+        }
+
+    def column(self, name: str, site: SiteEvidence) -> Tensor | None:
+        """Return a column of the sampled rows of a site, in the order of ``site.sample``.
+
+        ``group`` and ``draw`` are in the sample itself. None where the stream has no such column.
+        """
+        sample = self.columns.get(name)
+        if sample is None:
+            return None
+        rank = self._rank[name]
+        index = [rank.get(d, -1) for d in site.sample.draw.tolist()]
+        if any(i < 0 for i in index):
+            return None
+        return sample.rows[torch.tensor(index, dtype=torch.int64)]
+
+    def ids_of(self, order: Int[Tensor, "row"]) -> list[str]:
+        """Return the printable ids of examples by their index in the planned order."""
+        return [self.data.ids[i] for i in order.tolist()]
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups, which is the number of independent rows."""
+        return self.data.n_groups
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether sites have more rows than one per example."""
+        return any(s.all.key != s.schema.key for s in self.sites)
+
+
+def rows_as_float(sample: HashSampleState) -> Float[Tensor, "row dim"]:
+    """Return sampled rows in float64 on the CPU."""
+    return sample.rows.detach().cpu().double()
+
+
+def as_array(sample: HashSampleState) -> np.ndarray:
+    """Return sampled rows as a numpy array of float64."""
+    return rows_as_float(sample).numpy()

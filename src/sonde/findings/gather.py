@@ -1,0 +1,202 @@
+"""Which statistics a scan asks of its one pass, and how their states become evidence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sonde.core.batch import SiteSchema
+from sonde.core.errors import StateError
+from sonde.core.instrument import SAMPLE, Every, Subsample, Where
+from sonde.core.passes import Request, States, merge_pair
+from sonde.core.plan import Part, Split
+from sonde.core.statistic import Statistic
+from sonde.core.stream import Stream
+from sonde.findings.evidence import AllRows, SiteEvidence
+from sonde.stats import (
+    ClassMoments,
+    Extremes,
+    GroupMeans,
+    HashSample,
+    HashSampleState,
+    Moments,
+    NeighbourSums,
+    Scalars,
+    TokenNorms,
+    UpdateMoments,
+)
+
+WIDEST_FULL = 2048
+
+SPLIT_ROLES = {"moments", "classes", "sample"}
+
+SAMPLED_COLUMNS = (
+    "label",
+    "order",
+    "logits",
+    "length",
+    "padding",
+    "truncated",
+    "size",
+    "brightness",
+)
+
+
+@dataclass(frozen=True)
+class ScanStatistics:
+    """The requests of a scan by role and rows, for one stream.
+
+    Parameters
+    ----------
+    schema : tuple of SiteSchema
+        Of the stream: pooled rows under the site's text, all rows under ``site|tokens``.
+    columns : tuple of str
+        Sampled columns that the stream brings.
+    labelled, grouped, ordered : bool
+        Whether there are labels; groups; and whether units keep groups whole.
+    split : Split or None
+    """
+
+    schema: tuple[SiteSchema, ...]
+    columns: tuple[str, ...]
+    labelled: bool
+    grouped: bool
+    whole_groups: bool
+    split: Split | None = None
+
+    @property
+    def pooled(self) -> list[SiteSchema]:
+        """One entry per site."""
+        return [s for s in self.schema if "|" not in s.key]
+
+    def all_key(self, site: SiteSchema) -> str:
+        """Return the key of all rows of a site: its tokens or patches, else its pooled rows."""
+        prefix = f"{site.key}|"
+        return next((s.key for s in self.schema if s.key.startswith(prefix)), site.key)
+
+    @cached_property
+    def roles(self) -> dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]]:
+        """Return (role, site) to statistic, rows and filter."""
+        found: dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]] = {}
+        before: SiteSchema | None = None
+        for site in self.pooled:
+            for role, statistic in self._pooled_statistics(site).items():
+                found[role, site.key] = (statistic, (site.key,), Every())
+            key = self.all_key(site)
+            found["all.moments", site.key] = (Moments("diag"), (key,), Every())
+            found["all.scalars", site.key] = (Scalars(), (key,), Every())
+            found["all.norms", site.key] = (TokenNorms(), (key,), Every())
+            found["all.extremes", site.key] = (Extremes(), (key,), Every())
+            if key != site.key:
+                full = Moments("full" if site.dim <= WIDEST_FULL else "diag")
+                found["all.eighth", site.key] = (full, (key,), Subsample())
+                found["all.groups", site.key] = (GroupMeans(), (key,), Every())
+            if before is not None and before.dim == site.dim and before.axes == site.axes:
+                pair = (self.all_key(before), key)
+                found["all.update", site.key] = (UpdateMoments(), pair, Every())
+            before = site
+        for column in self.columns:
+            first = self.pooled[0].key
+            found[f"column.{column}", first] = (
+                HashSample(SAMPLE, column=column),
+                (first,),
+                Every(),
+            )
+        return found
+
+    def _pooled_statistics(self, site: SiteSchema) -> dict[str, Statistic[Any]]:
+        wide = site.dim > WIDEST_FULL
+        found: dict[str, Statistic[Any]] = {
+            "scalars": Scalars(),
+            "sample": HashSample(SAMPLE),
+        }
+        if self.labelled:
+            found["classes"] = ClassMoments("diag" if wide else "pooled")
+        else:
+            found["moments"] = Moments("diag" if wide else "full")
+        if self.whole_groups:
+            found["neighbours"] = NeighbourSums()
+        return found
+
+    def _requests(self, role: str, site: str) -> list[Request]:
+        """Return one role's requests: what detectors read too comes in the parts of the split."""
+        statistic, keys, where = self.roles[role, site]
+        parts: tuple[Part, ...] = ("all",)
+        if self.split is not None and role in SPLIT_ROLES:
+            parts = ("fit", "held")
+        return [Request(statistic, keys, where, part) for part in parts]
+
+    def requests(self) -> dict[str, Request]:
+        """Return every request by id."""
+        found = {r.id: r for name in self.roles for r in self._requests(*name)}
+        return dict(sorted(found.items()))
+
+    def state(self, role: str, site: str, states: States) -> Any:
+        """Return the state of a role at a site over all rows, or None where it saw none."""
+        if (role, site) not in self.roles:
+            return None
+        merged = None
+        for request in self._requests(role, site):
+            merged = merge_pair(request.statistic, merged, states.get(request.id))
+        return merged
+
+    def sites(self, states: States, counters: dict[str, int]) -> tuple[SiteEvidence, ...]:
+        """Return the evidence of every site that saw at least one finite row."""
+        found = [self._site(schema, states, counters) for schema in self.pooled]
+        return tuple(s for s in found if s is not None)
+
+    def _site(
+        self, schema: SiteSchema, states: States, counters: dict[str, int]
+    ) -> SiteEvidence | None:
+        def state(role: str) -> Any:
+            return self.state(role, schema.key, states)
+
+        classes, sample, moments = state("classes"), state("sample"), state("moments")
+        every, key = state("all.moments"), self.all_key(schema)
+        if sample is None or every is None:
+            return None
+        if moments is None:
+            if classes is None:
+                raise StateError(f"scan: no moments at {schema.key}.")
+            moments = classes.total
+        bad = {k: counters.get(f"nonfinite|{k}", 0) for k in {schema.key, key}}
+        return SiteEvidence(
+            schema=schema,
+            n_rows=counters.get(f"rows|{schema.key}", 0),
+            n_nonfinite=max(bad.values()),
+            moments=moments,
+            classes=classes,
+            scalars=state("scalars"),
+            sample=sample,
+            neighbours=state("neighbours"),
+            all=AllRows(
+                key=key,
+                moments=every,
+                scalars=state("all.scalars"),
+                norms=state("all.norms"),
+                extremes=state("all.extremes"),
+                eighth=state("all.eighth"),
+                groups=state("all.groups"),
+                update=state("all.update"),
+            ),
+        )
+
+    def sampled_columns(self, states: States) -> dict[str, HashSampleState]:
+        """Return the sampled columns at the first site."""
+        first = self.pooled[0].key
+        found = {c: self.state(f"column.{c}", first, states) for c in self.columns}
+        return {c: s for c, s in found.items() if s is not None}
+
+
+def scan_statistics(
+    stream: Stream, columns: Sequence[str], labelled: bool, split: Split | None = None
+) -> ScanStatistics:
+    """Return what a scan asks of a stream that brings these columns."""
+    return ScanStatistics(
+        schema=stream.schema,
+        columns=tuple(c for c in SAMPLED_COLUMNS if c in columns),
+        labelled=labelled,
+        grouped=stream.grouped,
+        whole_groups=True,
+        split=split,
+    )

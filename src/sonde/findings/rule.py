@@ -1,0 +1,161 @@
+"""The form of a finding: a sentence with a number, a place, a reason and a next step."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from sonde.findings.evidence import Evidence
+
+Level = Literal["note", "warning", "error"]
+CheckState = Literal["raised", "clear", "withheld", "not_applicable", "failed"]
+Theme = Literal["run", "units", "depth", "labels", "data", "versus"]
+
+LEVELS: tuple[Level, ...] = ("note", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The number that a check turned on, its interval and its threshold."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    null: float | None = None
+    threshold: float | None = None
+    direction: Literal["above", "below"] = "above"
+    p: float | None = None
+    n_rows: int = 0
+    n_groups: int = 0
+    flags: tuple[str, ...] = ()
+
+    def crosses(self) -> bool:
+        """Return whether the interval contains the threshold, so that the level is borderline."""
+        if self.threshold is None or self.low is None or self.high is None:
+            return False
+        return self.low < self.threshold < self.high
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a report says, at all sites and units that share its cause.
+
+    Parameters
+    ----------
+    code, level : str
+    sentence : str
+        What, where, how much, compared with what, on how many rows; at most 240 characters.
+    figure : Figure
+        That of the worst site.
+    sites, units, rows, classes : tuples of str
+        Where it was seen; ids for rows.
+    effect : float
+        Size in [0, 1], for the order within a level.
+    next : str
+        A command or step that looks closer or mends it.
+    borderline, common : bool
+        The interval contains the threshold; many good models show it.
+    because_of : str or None
+        The code that explains it, under which it is folded.
+    """
+
+    code: str
+    level: Level
+    sentence: str
+    figure: Figure
+    sites: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    effect: float = 0.0
+    next: str = ""
+    borderline: bool = False
+    common: bool = False
+    because_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one rule ended, on the whole scan.
+
+    ``tables`` carries what the rule found out beside its figure and the report shows elsewhere, e.g.
+    the accuracy at every site.
+    """
+
+    code: str
+    state: CheckState
+    reason: str = ""
+    figure: Figure | None = None
+    finding: Finding | None = None
+    tables: dict[str, Any] = field(default_factory=dict)
+
+
+class Rule(ABC):
+    """One code. Subclasses are final frozen dataclasses whose fields are the thresholds.
+
+    Attributes
+    ----------
+    code, title : str
+        ``SND011`` and what it is about, as a phrase.
+    theme : str
+        Section of the catalogue.
+    why : str
+        Why it matters, one sentence.
+    how : str
+        The rule and its formula, for people who check us.
+    false_positives : str
+        What else can raise it.
+    plant, twin : str
+        The fault that a test plants and the healthy neighbour that must stay clear.
+    """
+
+    code: ClassVar[str]
+    title: ClassVar[str]
+    theme: ClassVar[Theme]
+    why: ClassVar[str]
+    how: ClassVar[str]
+    false_positives: ClassVar[str] = ""
+    plant: ClassVar[str] = ""
+    twin: ClassVar[str] = ""
+
+    @abstractmethod
+    def check(self, evidence: Evidence) -> Check:
+        """Return how the rule ends on this evidence. An exception becomes the state ``failed``."""
+
+    def thresholds(self) -> dict[str, float]:
+        """Return the thresholds by name."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    def moved(self) -> dict[str, float]:
+        """Return the thresholds that a user has moved from their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) != f.default
+        }
+
+    def clear(self, figure: Figure | None = None, reason: str = "", **tables: Any) -> Check:
+        """Return that nothing was found; the figure says what was seen."""
+        return Check(self.code, "clear", reason, figure, None, tables)
+
+    def withheld(self, reason: str, **tables: Any) -> Check:
+        """Return that the rule may not speak, and why."""
+        return Check(self.code, "withheld", reason, None, None, tables)
+
+    def not_applicable(self, reason: str) -> Check:
+        """Return that the question does not arise."""
+        return Check(self.code, "not_applicable", reason)
+
+    def raised(self, finding: Finding, **tables: Any) -> Check:
+        """Return a finding; its level drops by one step when its interval contains the threshold."""
+        return Check(self.code, "raised", "", finding.figure, _borderline(finding), tables)
+
+
+def _borderline(finding: Finding) -> Finding:
+    if not finding.figure.crosses() or finding.level == "note":
+        if finding.figure.crosses():
+            return Finding(**{**vars(finding), "borderline": True})
+        return finding
+    lower = LEVELS[LEVELS.index(finding.level) - 1]
+    return Finding(**{**vars(finding), "level": lower, "borderline": True})
