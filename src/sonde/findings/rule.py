@@ -79,8 +79,8 @@ class Finding:
 class Check:
     """How one rule ended, on the whole scan.
 
-    ``tables`` carries what the rule found out beside its figure and the report shows elsewhere, e.g.
-    the accuracy at every site.
+    ``tables`` carries what the rule found out beside its figure and the report shows elsewhere,
+    e.g. the accuracy at every site.
     """
 
     code: str
@@ -148,7 +148,7 @@ class Rule(ABC):
         return Check(self.code, "not_applicable", reason)
 
     def raised(self, finding: Finding, **tables: Any) -> Check:
-        """Return a finding; its level drops by one step when its interval contains the threshold."""
+        """Return a finding, one level lower when its interval contains the threshold."""
         return Check(self.code, "raised", "", finding.figure, _borderline(finding), tables)
 
 

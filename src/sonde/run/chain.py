@@ -15,7 +15,7 @@ CHECKPOINT = "chain.sonde"
 def walk_chain(
     directory: Path, stream: Stream, wanted: Mapping[str, Request], plan: Plan, durable: bool
 ) -> States:
-    """Return the states of learners after all units, going on from a checkpoint of the same plan."""
+    """Return the states of learners after all units, from a checkpoint of the same plan on."""
     path = directory / CHECKPOINT
     first, states = _resume(path, wanted, plan)
     for start, stop in plan.commits():

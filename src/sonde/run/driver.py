@@ -1,8 +1,8 @@
 """One pass of a plan: which ranges of units are worked on, by whom, and where they are committed.
 
 Everything that is committed goes through the ledger as an aligned range of units; nothing is ever
-added to a state on disk. So a pass can be interrupted or killed anywhere and goes on from there with
-the same bits.
+added to a state on disk. So a pass can be interrupted or killed anywhere and goes on from there
+with the same bits.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sonde.core.errors import InputError, SondeError
-from sonde.core.passes import Request, States, grow, observe_unit
+from sonde.core.passes import Request, States, fold, grow, observe_unit
 from sonde.core.plan import Plan
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
@@ -34,16 +34,18 @@ class Interrupted(SondeError):
 
     Attributes
     ----------
-    done, total : int
-        Units committed, and in the plan.
+    partial : Outcome
+        The states of what is committed.
     """
 
-    def __init__(self, done: int, total: int, directory: Path | None) -> None:
-        self.done, self.total, self.directory = done, total, directory
-        where = f" Committed work is kept in {directory}; run the same command to go on." if (
-            directory is not None
-        ) else ""
-        super().__init__(f"interrupted after {done} of {total} units.{where}")
+    def __init__(self, partial: "Outcome", directory: Path | None) -> None:
+        self.partial, self.directory = partial, directory
+        where = (
+            ""
+            if directory is None
+            else f" What is done is kept in {directory}; the same command goes on from there."
+        )
+        super().__init__(f"interrupted after {partial.done} of {partial.total} units.{where}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def run_pass(
     *,
     directory: Path | None = None,
     workers: int = 0,
+    fresh: bool = False,
     tick: Tick = lambda _: None,
 ) -> Outcome:
     """Run every unit of a plan that is not committed yet, and return the folded states.
@@ -81,6 +84,8 @@ def run_pass(
         The run directory; a temporary one without fsync where None.
     workers : int, default=0
         Processes beside this one; 0 works in this process.
+    fresh : bool, default=False
+        Drop what a run of another plan left in the directory.
     tick : callable
         Called with the number of examples after each unit.
 
@@ -92,7 +97,7 @@ def run_pass(
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
     with _directory(directory) as (place, durable):
-        ledger = Ledger(place, plan, rest, durable=durable)
+        ledger = Ledger(place, plan, rest, durable=durable, fresh=fresh)
         try:
             if workers > 0:
                 _with_workers(ledger, stream, rest, plan, workers, tick)
@@ -101,8 +106,10 @@ def run_pass(
             learned = walk_chain(place, stream, chain, plan, durable) if chain else {}
         except KeyboardInterrupt:
             ledger.compact()
-            done = plan.n_units - sum(b - a for a, b in ledger.missing())
-            raise Interrupted(done, plan.n_units, directory) from None
+            states, counters, _ = ledger.partial()
+            states = {**states, **dict.fromkeys(chain)}
+            partial = Outcome(states, counters, ledger.n_done, plan.n_units)
+            raise Interrupted(partial, directory) from None
         states, counters = ledger.finish()
     return Outcome({**states, **learned}, counters, plan.n_units, plan.n_units)
 
@@ -135,47 +142,38 @@ def commit_range(
     tick: Tick = lambda _: None,
 ) -> None:
     """Work on the units ``[start, stop)`` and commit them as aligned ranges, also when stopped."""
-    nodes: list[tuple[int, States]] = []
-    counts: list[tuple[int, Counter[str]]] = []
-    done = start
+    tree: list[tuple[int, States]] = []
+    counts: list[Counter[str]] = []
     try:
         for unit in range(start, stop):
             first, last = plan.bounds[unit], plan.bounds[unit + 1]
-            counter: Counter[str] = Counter()
-            batches = stream.batches(first, last)
-            leaf = observe_unit(batches, wanted, plan.split, counter) if wanted else {}
-            if not wanted:
-                counter["examples"] += last - first
-            nodes = grow(wanted, nodes, (0, leaf))
-            counts = _grow_counts(counts, (0, counter))
-            done = unit + 1
+            counts.append(Counter())
+            states = observe_unit(stream.batches(first, last), wanted, plan.split, counts[-1])
+            tree = grow(wanted, tree, (0, states))
             tick(last - first)
-    finally:
-        _put(ledger, start, nodes, counts)
-    if done != stop:
-        raise SondeError("run: a range ended early.")
+    except BaseException:
+        _put_finished(ledger, start, tree, counts)
+        raise
+    ledger.put(start, stop, fold(wanted, tree), dict(_total(counts)))
 
 
-def _grow_counts(
-    nodes: list[tuple[int, Counter[str]]], leaf: tuple[int, Counter[str]]
-) -> list[tuple[int, Counter[str]]]:
-    nodes = [*nodes, leaf]
-    while len(nodes) > 1 and nodes[-1][0] == nodes[-2][0]:
-        (level, left), (_, right) = nodes[-2:]
-        nodes[-2:] = [(level + 1, left + right)]
-    return nodes
-
-
-def _put(
-    ledger: Ledger,
-    start: int,
-    nodes: list[tuple[int, States]],
-    counts: list[tuple[int, Counter[str]]],
+def _put_finished(
+    ledger: Ledger, start: int, tree: list[tuple[int, States]], counts: list[Counter[str]]
 ) -> None:
+    """Commit the aligned ranges that were done when a range was stopped."""
     first = start
-    for (level, states), (_, counter) in zip(nodes, counts, strict=True):
-        ledger.put(first, first + (1 << level), states, dict(counter))
-        first += 1 << level
+    for level, states in tree:
+        last = first + (1 << level)
+        mine = _total(counts[first - start : last - start])
+        ledger.put(first, last, states, dict(mine))
+        first = last
+
+
+def _total(counts: list[Counter[str]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counter in counts:
+        total.update(counter)
+    return total
 
 
 @contextmanager

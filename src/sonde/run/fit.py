@@ -1,4 +1,4 @@
-"""``sonde.fit``: all instruments at all sites in one pass, and a second one where they ask for it."""
+"""``sonde.fit``: all instruments at all sites in one pass, a second one where they ask for it."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -183,17 +183,14 @@ def make_plan(
     threads: int | None,
     stage: int = 0,
 ) -> Plan:
-    """Return the plan of one pass; statistics that need whole groups are checked against the cut."""
+    """Return the plan of one pass, after a check that whole groups are where they are needed."""
     bounds = unit_bounds(stream.group_keys, unit_size)
-    if any(r.statistic.whole_groups for r in wanted.values()) and stream.grouped:
-        if not groups_are_whole(stream.group_keys, bounds):
-            names = sorted(
-                {type(r.statistic).__name__ for r in wanted.values() if r.statistic.whole_groups}
-            )
-            raise InputError(
-                f"fit: {', '.join(names)} needs the rows of a group together, and some groups are "
-                "spread over the data. Sort the data by its group column, or leave it out."
-            )
+    whole = {type(r.statistic).__name__ for r in wanted.values() if r.statistic.whole_groups}
+    if whole and stream.grouped and not groups_are_whole(stream.group_keys, bounds):
+        raise InputError(
+            f"fit: {', '.join(sorted(whole))} needs the rows of a group together, and some groups "
+            "are spread over the data. Sort the data by its group column, or leave it out."
+        )
     return Plan(
         stream=stream.identity(),
         requests=tuple(wanted),
@@ -230,7 +227,7 @@ def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
     """Return which units of which plan and data a bundle has seen."""
     data = stream.identity().get("data", stream.identity())
     fingerprint = hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
-    return {"plan": plan.id, "data": fingerprint, "ranges": [[0, plan.n_units]]}
+    return {"plan": plan.id, "data": fingerprint, "units": [[0, plan.n_units - 1]]}
 
 
 def make_header(

@@ -4,14 +4,14 @@ Only states are stored; results and scorers are rebuilt from them. A bundle name
 their words in the catalogue, never by an importable path.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import StateError
 from sonde.core.errorbars import result_with_error
+from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.passes import Request, States, Task, merge_states, states_of, terms_of
 from sonde.core.plan import STATE_VERSION, Split
@@ -19,6 +19,7 @@ from sonde.core.result import Result
 from sonde.core.state import canonical, digest
 from sonde.core.statefile import read_header, read_state, state_type, write_state
 from sonde.run.catalogue import find, snake_case
+from sonde.run.ledger import add_counters, join_units
 from sonde.run.tasks import ErrorSample, requests_of
 from sonde.stats import Calibrated, CalibratedScorer
 
@@ -201,7 +202,7 @@ class Fitted:
         header = {
             **self.header,
             "units": merge_units(self.header["units"], other.header["units"]),
-            "counters": _add(self.header["counters"], other.header["counters"]),
+            "counters": add_counters(self.header["counters"], other.header["counters"]),
             "data": _merge_data(self.header["data"], other.header["data"]),
         }
         return replace(
@@ -231,31 +232,12 @@ def merge_units(a: Units, b: Units) -> Units:
                 raise StateError(
                     "Fitted.merge: both bundles have seen the same data "
                     f"(fingerprint {entry['data'][:12]}) under different plans, units "
-                    f"{clash[0]['ranges']} and {entry['ranges']}: rows would count twice."
+                    f"{clash[0]['units']} and {entry['units']}: rows would count twice."
                 )
             merged[plan] = dict(entry)
             continue
-        merged[plan]["ranges"] = _disjoint_union(merged[plan]["ranges"], entry["ranges"])
+        merged[plan]["units"] = join_units(merged[plan]["units"], entry["units"])
     return [merged[plan] for plan in sorted(merged)]
-
-
-def _disjoint_union(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
-    ranges = sorted([*a, *b])
-    out: list[list[int]] = []
-    for start, stop in ranges:
-        if out and start < out[-1][1]:
-            raise StateError(
-                f"Fitted.merge: the bundles share units: {a} and {b}. Rows would count twice."
-            )
-        if out and start == out[-1][1]:
-            out[-1][1] = stop
-        else:
-            out.append([start, stop])
-    return out
-
-
-def _add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-    return {k: a.get(k, 0) + b.get(k, 0) for k in sorted(a.keys() | b.keys())}
 
 
 def _merge_data(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +261,9 @@ def _tasks_of(
         )
         tasks = [_task_of(entry, further) for entry in header["entries"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"Fitted.load: the header of {path} is not one of ours: {error}.") from error
+        raise StateError(
+            f"Fitted.load: the header of {path} is not one of ours: {error}."
+        ) from error
     return tasks, split, sample
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE, Request
@@ -40,10 +39,8 @@ def state_bytes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> 
     return sum(r.statistic.size_bytes(*(width.get(k, 1) for k in r.keys)) for r in wanted.values())
 
 
-def commit_level(
-    wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_units: int
-) -> int:
-    """Return j: a commit is ``2**j`` units, so that large states are not written after each unit."""
+def commit_level(wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_units: int) -> int:
+    """Return j: a commit is ``2**j`` units, so that large states are written seldom."""
     size = state_bytes(wanted, schema)
     level = math.ceil(math.log2(max(1.0, size / COMMIT_BYTES)))
     return min(level, MOST_LEVELS, max(0, math.ceil(math.log2(max(1, n_units)))))
@@ -87,8 +84,8 @@ def check_memory(needed: Estimate, limit: int | None) -> None:
     if needed.total_bytes > allowed:
         raise InputError(
             f"this run would take about {gib(needed.total_bytes)} for its states "
-            f"({gib(needed.state_bytes)} each set) and {gib(allowed)} are allowed. Read fewer sites "
-            "(--sites), fewer methods, fewer workers, or raise --memory."
+            f"({gib(needed.state_bytes)} each set) and {gib(allowed)} are allowed. Read fewer "
+            "sites (--sites), fewer methods, fewer workers, or raise --memory."
         )
 
 

@@ -73,9 +73,7 @@ class Bar:
                 transient=True,
             )
             self._progress.start()
-            self._task = self._progress.add_task(
-                self._label, total=self._total, rate="", memory=""
-            )
+            self._task = self._progress.add_task(self._label, total=self._total, rate="", memory="")
         assert self._task is not None
         self._progress.update(
             self._task,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sonde.core.batch import SiteSchema
-from sonde.core.errors import InputError
 from sonde.core.errorbars import SampleRows
+from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Detector, Every, Instrument
 from sonde.core.passes import Request, States, Task, merge_pair, requests, terms_of
 from sonde.core.plan import Split
@@ -83,9 +83,7 @@ class ErrorSample:
         return SampleRows(columns, group, n_groups)
 
 
-def error_sample(
-    tasks: Iterable[Task], stream: Stream, split: Split | None
-) -> ErrorSample | None:
+def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> ErrorSample | None:
     """Return what the tasks' error bars need, or None where no task has one by influence."""
     names: set[str] = set()
     for task in tasks:

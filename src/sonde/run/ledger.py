@@ -1,0 +1,383 @@
+"""What is committed of a pass: one file for each aligned range of units, and nothing else.
+
+A unit counts once because there is no running sum on disk: a commit is one rename of a file that
+holds the states of its own units alone, and merging happens over a set of disjoint ranges. The tree
+of merges is fixed by the units' indices, so the bits do not depend on workers, order or kills.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sonde.core import files
+from sonde.core.errors import StateError, StoreError
+from sonde.core.passes import Request, States, merge_states
+from sonde.core.plan import Plan
+from sonde.core.state import canonical_json
+from sonde.core.statefile import check_state, read_state, state_type, write_state
+
+Counters = dict[str, Any]
+Merge = Callable[[Mapping[str, Request], States, States], States]
+Units: TypeAlias = list[list[int]]
+
+PLAN = "plan.json"
+STATES = "states"
+
+_NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.sonde$")
+_log = logging.getLogger("sonde")
+
+
+@dataclass(frozen=True, order=True)
+class Range:
+    """The units ``[start, stop)``."""
+
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Name of the file that commits this range."""
+        return f"{self.start}-{self.stop}.sonde"
+
+    def covers(self, other: "Range") -> bool:
+        """Return whether ``other`` lies inside and is smaller."""
+        return self != other and self.start <= other.start and other.stop <= self.stop
+
+    def is_node(self, n_units: int) -> bool:
+        """Return whether the merge tree has this node: aligned, or such a range cut at the end."""
+        length = 1 << max(self.stop - self.start - 1, 0).bit_length()
+        whole = self.stop - self.start == length or self.stop == n_units
+        inside = 0 <= self.start < self.stop <= n_units
+        return inside and whole and self.start % length == 0
+
+    @property
+    def sibling(self) -> "Range | None":
+        """The full range that this one pairs with; None if this one is cut at the end."""
+        length = self.stop - self.start
+        if length & (length - 1) or self.start % length:
+            return None
+        start = self.start ^ length
+        return Range(start, start + length)
+
+
+class Ledger:
+    """The commits of one plan in one run directory.
+
+    Opening it starts or resumes the run: leftovers of a killed run are removed and interrupted
+    merges finished. Damaged files are removed and their units done again. Of several processes on
+    one directory one opens it, under a ``RunLock``; the others are workers.
+
+    Parameters
+    ----------
+    directory : path
+        The run directory; made if it is not there.
+    plan : Plan
+    requests : mapping of id to Request
+        What the states are.
+    merge : callable, default=``passes.merge_states``
+        ``merge(requests, left, right)``.
+    durable : bool, default=True
+        Sync every commit; not needed for temporary runs.
+    worker : bool, default=False
+        Only put: another process has opened the ledger and compacts it.
+    fresh : bool, default=False
+        Drop what another run left in the directory.
+
+    Attributes
+    ----------
+    resumed : bool
+        Whether the directory already held this plan.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds another plan, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        plan: Plan,
+        requests: Mapping[str, Request],
+        merge: Merge = merge_states,
+        *,
+        durable: bool = True,
+        worker: bool = False,
+        fresh: bool = False,
+    ) -> None:
+        self.directory = Path(directory)
+        self.plan, self.requests, self.durable = plan, dict(requests), durable
+        self._merge = merge
+        self._types = {i: state_type(r.statistic) for i, r in self.requests.items()}
+        self._states = self.directory / STATES
+        self.resumed = False
+        if not worker:
+            self._start(fresh)
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Return the ranges of units still to do: whole commits, or the aligned rest of one."""
+        done = self._committed()
+        todo: list[tuple[int, int]] = []
+        for start, stop in self.plan.commits():
+            gaps = _gaps(start, stop, done)
+            todo += [(r.start, r.stop) for a, b in gaps for r in nodes(a, b, self.plan.n_units)]
+        return todo
+
+    @property
+    def n_done(self) -> int:
+        """Number of committed units."""
+        return sum(r.stop - r.start for r in self._committed())
+
+    def put(self, start: int, stop: int, states: States, counters: Counters) -> None:
+        """Commit the states of the units ``[start, stop)``: one rename, the same bytes each time.
+
+        Raises
+        ------
+        StateError
+            If the range is not a node of the merge tree.
+        """
+        place = Range(start, stop)
+        if not place.is_node(self.plan.n_units):
+            raise StateError(
+                f"Ledger.put: expected an aligned range of 2^j units below {self.plan.n_units}, "
+                f"got [{start}, {stop})."
+            )
+        if not any(done.covers(place) for done in self._listed()):
+            self._write(place, states, counters)
+
+    def compact(self) -> None:
+        """Merge every pair of committed neighbours that are aligned, and remove covered files."""
+        while (pair := self._next_pair()) is not None:
+            left, right = pair
+            try:
+                states, counters = self._joined(left, right)
+            except StateError:
+                if all(self._is_sound(part) for part in pair):
+                    raise
+                continue
+            except StoreError:
+                if all((self._states / part.name).exists() for part in pair):
+                    raise
+                continue
+            self._write(Range(left.start, right.stop), states, counters)
+            self._remove(left)
+            self._remove(right)
+        for covered in self._covered():
+            self._remove(covered)
+
+    def finish(self) -> tuple[States, Counters]:
+        """Return the states and counters of the whole plan, folded by the fixed tree.
+
+        Raises
+        ------
+        StateError
+            If units are missing.
+        """
+        missing = self.missing()
+        if missing:
+            raise StateError(
+                f"Ledger.finish: {sum(b - a for a, b in missing)} of {self.plan.n_units} units are "
+                f"not committed, the first at {missing[0][0]}. Run them, then finish."
+            )
+        states, counters, _ = self.partial()
+        return states, counters
+
+    def partial(self) -> tuple[States, Counters, Units]:
+        """Return the states and counters of what is committed so far, and which units these are."""
+        ranges = self._committed()
+        if not ranges:
+            return dict.fromkeys(self.requests), {}, []
+        states, counters = self._read(ranges[-1])
+        for place in reversed(ranges[:-1]):
+            left, left_counters = self._read(place)
+            states = self._merge(self.requests, left, states)
+            counters = add_counters(left_counters, counters)
+        units: Units = []
+        for place in ranges:
+            units = join_units(units, [[place.start, place.stop - 1]])
+        return states, counters, units
+
+    def remove(self) -> None:
+        """Remove the run's own files, and the directory if nothing else is in it."""
+        for path in [*self._states.glob("*.sonde"), *self._leftovers(), self.directory / PLAN]:
+            files.remove(path)
+        for directory in (self._states, self.directory):
+            if directory.exists() and not any(directory.iterdir()):
+                directory.rmdir()
+
+    def _start(self, fresh: bool) -> None:
+        files.make_directory(self._states)
+        path = self.directory / PLAN
+        for leftover in self._leftovers():
+            files.remove(leftover)
+        text = (canonical_json(self.plan.json()) + "\n").encode()
+        found = _head_of(path, len(text) + 1)
+        if found not in (None, text) and not fresh:
+            raise StoreError(
+                f"Ledger: {self.directory} holds a run of another plan (other model, data, sites, "
+                "methods or options). Run with --fresh to drop it, or write elsewhere."
+            )
+        self.resumed = found == text and not fresh
+        if found != text:
+            files.atomic_write(path, text, self.durable)
+        for place in self._listed():
+            if fresh or not self._is_sound(place):
+                self._remove(place)
+        self.compact()
+
+    def _leftovers(self) -> Iterator[Path]:
+        for directory in (self.directory, self._states):
+            yield from directory.glob(f"*{files.TEMPORARY}*")
+
+    def _listed(self) -> list[Range]:
+        """Return every range that has a file, in order; a longer one before those it covers."""
+        matches = (_NAME.match(path.name) for path in self._states.iterdir())
+        found = [Range(int(m[1]), int(m[2])) for m in matches if m is not None]
+        nodes_only = (r for r in found if r.is_node(self.plan.n_units))
+        return sorted(nodes_only, key=lambda r: (r.start, -r.stop))
+
+    def _committed(self) -> list[Range]:
+        """Return the ranges that count: those that no larger one covers."""
+        kept: list[Range] = []
+        for place in self._listed():
+            if not (kept and kept[-1].covers(place)):
+                kept.append(place)
+        return kept
+
+    def _covered(self) -> list[Range]:
+        kept = set(self._committed())
+        return [place for place in self._listed() if place not in kept]
+
+    def _next_pair(self) -> tuple[Range, Range] | None:
+        ranges = self._committed()
+        for left, right in pairwise(ranges):
+            if left.sibling == right and left.start < right.start:
+                return left, right
+        return None
+
+    def _joined(self, left: Range, right: Range) -> tuple[States, Counters]:
+        states_a, counters_a = self._read(left)
+        states_b, counters_b = self._read(right)
+        return self._merge(self.requests, states_a, states_b), add_counters(counters_a, counters_b)
+
+    def _write(self, place: Range, states: States, counters: Counters) -> None:
+        header = {"plan": self.plan.id, "units": _units(place), "counters": counters}
+        write_state(self._states / place.name, header, states, self.durable)
+
+    def _read(self, place: Range) -> tuple[States, Counters]:
+        header, states = read_state(self._states / place.name, self._types)
+        self._check(place, header)
+        return states, header["counters"]
+
+    def _is_sound(self, place: Range) -> bool:
+        """Return whether a file holds what its name says; removes it if not."""
+        try:
+            self._check(place, check_state(self._states / place.name))
+        except StateError as error:
+            _log.warning("units %d to %d are done again: %s", place.start, place.stop - 1, error)
+            self._remove(place)
+            return False
+        return True
+
+    def _check(self, place: Range, header: dict[str, Any]) -> None:
+        if header.get("plan") != self.plan.id or header.get("units") != _units(place):
+            raise StateError(
+                f"Ledger: {place.name} holds units {header.get('units')} of plan "
+                f"{header.get('plan')!r}. Remove the file."
+            )
+        if not isinstance(header.get("counters"), dict):
+            raise StateError(f"Ledger: {place.name} has no counters. Remove the file.")
+
+    def _remove(self, place: Range) -> None:
+        files.remove(self._states / place.name)
+
+
+def nodes(start: int, stop: int, n_units: int) -> list[Range]:
+    """Return the largest nodes of the merge tree that make up ``[start, stop)``.
+
+    Examples
+    --------
+    >>> [(r.start, r.stop) for r in nodes(3, 11, 11)]
+    [(3, 4), (4, 8), (8, 11)]
+    """
+    found: list[Range] = []
+    while start < stop:
+        length = start & -start if start else 1 << n_units.bit_length()
+        while not Range(start, min(start + length, n_units)).is_node(n_units) or (
+            min(start + length, n_units) > stop
+        ):
+            length >>= 1
+        found.append(Range(start, min(start + length, n_units)))
+        start = found[-1].stop
+    return found
+
+
+def join_units(a: Units, b: Units) -> Units:
+    """Return the union of two sets of units, given as sorted intervals with both ends.
+
+    Raises
+    ------
+    StateError
+        If they overlap: their rows would count twice.
+
+    Examples
+    --------
+    >>> join_units([[0, 3], [8, 9]], [[4, 7]])
+    [[0, 9]]
+    """
+    joined: Units = []
+    for first, last in sorted([*a, *b]):
+        if joined and first <= joined[-1][1]:
+            raise StateError(
+                f"merge: the unit sets {a} and {b} overlap, so rows would count twice. "
+                "Merge states of different units only."
+            )
+        if joined and first == joined[-1][1] + 1:
+            joined[-1][1] = last
+        else:
+            joined.append([first, last])
+    return joined
+
+
+def add_counters(a: Counters, b: Counters) -> Counters:
+    """Return the sums of two trees of counts; a count that only one has is kept."""
+    total = dict(a)
+    for name, value in b.items():
+        old = total.get(name)
+        if isinstance(value, dict):
+            total[name] = add_counters(old or {}, value)
+        else:
+            total[name] = value + (old or 0)
+    return total
+
+
+def _head_of(path: Path, n_bytes: int) -> bytes | None:
+    """Return the first bytes of a file, or None if there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(n_bytes)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"could not read {path}: {error.strerror}. Check the path.") from error
+
+
+def _units(place: Range) -> Units:
+    return [[place.start, place.stop - 1]]
+
+
+def _gaps(start: int, stop: int, done: Sequence[Range]) -> list[tuple[int, int]]:
+    gaps: list[tuple[int, int]] = []
+    for place in done:
+        if place.stop <= start or place.start >= stop:
+            continue
+        if place.start > start:
+            gaps.append((start, place.start))
+        start = max(start, place.stop)
+    if start < stop:
+        gaps.append((start, stop))
+    return gaps
