@@ -1,1 +1,63 @@
 """The nouns that everything else plugs into. Nothing in here imports upward."""
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.calibration import Calibration
+from sonde.core.edit import Add, Clamp, Edit, EditContext, Project, Replace, Scale
+from sonde.core.errors import (
+    CalibrationError,
+    InputError,
+    ShapeError,
+    SiteError,
+    SondeError,
+    SondeWarning,
+    StateError,
+    StoreError,
+)
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
+from sonde.core.plan import Plan, Split
+from sonde.core.result import Result, Scorer
+from sonde.core.site import Reducer, Site
+from sonde.core.state import State
+from sonde.core.statistic import Learner, Statistic
+from sonde.core.stream import Stream
+
+__all__ = [
+    "Add",
+    "Batch",
+    "Calibration",
+    "CalibrationError",
+    "Clamp",
+    "Detector",
+    "Edit",
+    "EditContext",
+    "Every",
+    "InputBatch",
+    "InputError",
+    "Inputs",
+    "Instrument",
+    "Learner",
+    "Model",
+    "Plan",
+    "Project",
+    "Read",
+    "Reducer",
+    "Replace",
+    "Result",
+    "Scale",
+    "Scorer",
+    "ShapeError",
+    "Site",
+    "SiteError",
+    "SiteSchema",
+    "SondeError",
+    "SondeWarning",
+    "Split",
+    "State",
+    "StateError",
+    "Statistic",
+    "StoreError",
+    "Stream",
+    "Subsample",
+    "Where",
+]
