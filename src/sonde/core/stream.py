@@ -184,7 +184,7 @@ class ArrayStream(Stream):
             ids=_Later(lambda: self.who.ids, start, stop),
             keys=keys,
             order=torch.arange(start, stop),
-            occurrence=_Later(lambda: self.who.occurrence, start, stop),
+            occurrence=_Later(lambda: self.who.occurrence.tolist(), start, stop),
             example=dict.fromkeys(self.rows, index),
             position=dict.fromkeys(self.rows, position),
             group_keys=keys if self.groups is None else self.groups[part],
