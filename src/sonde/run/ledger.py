@@ -183,23 +183,32 @@ class Ledger:
                 f"Ledger.finish: {sum(b - a for a, b in missing)} of {self.plan.n_units} units are "
                 f"not committed, the first at {missing[0][0]}. Run them, then finish."
             )
-        states, counters, _ = self.partial()
-        return states, counters
-
-    def partial(self) -> tuple[States, Counters, Units]:
-        """Return the states and counters of what is committed so far, and which units these are."""
-        ranges = self._committed()
-        if not ranges:
-            return dict.fromkeys(self.requests), {}, []
-        states, counters = self._read(ranges[-1])
-        for place in reversed(ranges[:-1]):
+        self.compact()
+        states: States = dict.fromkeys(self.requests)
+        counters: Counters = {}
+        for place in reversed(self._committed()):
             left, left_counters = self._read(place)
             states = self._merge(self.requests, left, states)
             counters = add_counters(left_counters, counters)
+        return states, counters
+
+    def partial(self) -> tuple[States, Counters, Units]:
+        """Return the states and counters of what is committed so far, and which units these are.
+
+        Changes nothing, so another process may call it.
+        """
+        stack: list[tuple[Range, States, Counters]] = []
         units: Units = []
-        for place in ranges:
-            units = join_units(units, [[place.start, place.stop - 1]])
-        return states, counters, units
+        for place in self._committed():
+            stack.append((place, *self._read(place)))
+            units = join_units(units, _units(place))
+            while len(stack) > 1 and stack[-2][0].sibling == stack[-1][0]:
+                stack[-2:] = [self._together(stack[-2], stack[-1])]
+        while len(stack) > 1:
+            stack[-2:] = [self._together(stack[-2], stack[-1])]
+        if not stack:
+            return dict.fromkeys(self.requests), {}, []
+        return stack[0][1], stack[0][2], units
 
     def remove(self) -> None:
         """Remove the run's own files, and the directory if nothing else is in it."""
@@ -260,9 +269,17 @@ class Ledger:
         return None
 
     def _joined(self, left: Range, right: Range) -> tuple[States, Counters]:
-        states_a, counters_a = self._read(left)
-        states_b, counters_b = self._read(right)
-        return self._merge(self.requests, states_a, states_b), add_counters(counters_a, counters_b)
+        _, states, counters = self._together((left, *self._read(left)), (right, *self._read(right)))
+        return states, counters
+
+    def _together(
+        self, left: tuple[Range, States, Counters], right: tuple[Range, States, Counters]
+    ) -> tuple[Range, States, Counters]:
+        return (
+            Range(left[0].start, right[0].stop),
+            self._merge(self.requests, left[1], right[1]),
+            add_counters(left[2], right[2]),
+        )
 
     def _write(self, place: Range, states: States, counters: Counters) -> None:
         header = {"plan": self.plan.id, "units": _units(place), "counters": counters}
