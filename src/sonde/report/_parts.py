@@ -1,0 +1,122 @@
+"""Pieces that sections share: badges, commands, tables, pictures."""
+
+from typing import Final
+
+from sonde.report._draw import NARROW, WIDE, picture
+from sonde.report._format import number, plural, shown
+from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._picture import Cell, Numbers, Picture
+
+_SHAPES: Final = {
+    "error": "M6 1h8l5 5v8l-5 5H6l-5-5V6z",
+    "warning": "M10 1.5 19.2 18H.8z",
+    "note": "M10 1a9 9 0 1 0 .01 0z",
+    "clear": "M2 10.5 7.5 16 18 4.5",
+    "withheld": "M3 10h14",
+    "not_applicable": "M4 4l12 12M16 4 4 16",
+    "failed": "M10 1 19 10 10 19 1 10z",
+}
+_OPEN: Final = frozenset({"clear", "withheld", "not_applicable"})
+
+
+def badge(level: str, label: str = "") -> Markup:
+    """Return shape and word of a level or a state."""
+    kind = "stroke" if level in _OPEN else "fill"
+    shape = el("path", d=_SHAPES[level], cls=f"{kind} {level}")
+    icon = el("svg", shape, viewBox="0 0 20 20", aria_hidden="true", cls="icon")
+    return el("span", icon, el("span", label or level.replace("_", " ")), cls=f"badge {level}")
+
+
+def command(text: str) -> Markup:
+    """Return a command with a button that copies it."""
+    button = el(
+        "button", "Copy", type="button", data_copy=text, aria_label=f"Copy: {shown(text, 80)}"
+    )
+    return el("div", code(text), button, cls="command")
+
+
+def drawer(title: str, *body: str | None, cls: str = "") -> Markup:
+    """Return a part that opens by mouse and by keyboard."""
+    return el("details", el("summary", title), el("div", *body, cls="inside"), cls=cls or None)
+
+
+def table(
+    numbers: Numbers, names: Names, caption: str = "", kinds: dict[int, str] | None = None
+) -> Markup:
+    """Return a table that scrolls inside its box; numbers stand at the right."""
+    key = names.new("table")
+    head = el("tr", *(el("th", name, scope="col") for name in numbers.columns))
+    body = [
+        el("tr", *(_cell(value, i, (kinds or {}).get(i, "")) for i, value in enumerate(row)))
+        for row in numbers.rows
+    ]
+    title = el("caption", caption) if caption else None
+    made = el("table", title, el("thead", head), el("tbody", *body), id=key)
+    return el(
+        "div", made, cls="scroll", tabindex="0", role="region", aria_label=caption or numbers.name
+    )
+
+
+def _cell(value: Cell, column: int, kind: str) -> Markup:
+    if column == 0:
+        return el("th", _text(value, kind), scope="row", data_v=_exact(value))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return el("td", number(value, 4), cls="n", data_v=_exact(value))
+    if kind == "state" and isinstance(value, str):
+        return el("td", badge(value, "raised" if value in {"error", "warning", "note"} else ""))
+    return el("td", _text(value, kind), cls="n" if value is None else None)
+
+
+def _text(value: Cell, kind: str) -> Markup | str:
+    if value is None:
+        return "–"
+    if isinstance(value, int | float):
+        return number(value, 4)
+    return code(value) if kind == "code" else shown(value)
+
+
+def _exact(value: Cell) -> str | None:
+    """Return the exact value where the cell shows a rounded one, for the copied CSV."""
+    return repr(value) if isinstance(value, float) and number(value, 4) != repr(value) else None
+
+
+def figure(made: Picture, names: Names) -> Markup:
+    """Return a picture in two widths, its message, how to read it, its numbers."""
+    key = names.new(made.key)
+    wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
+    narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
+    note = el("p", made.note, cls="reading") if made.note else None
+    tools = tabled(made.numbers, names) if made.numbers else None
+    message = el("figcaption", made.message)
+    return el(
+        "figure",
+        message,
+        note,
+        wide,
+        narrow,
+        tools,
+        cls="picture square" if made.square else "picture",
+    )
+
+
+def tabled(numbers: Numbers, names: Names, label: str = "Table") -> Markup:
+    """Return a closed drawer with a table, and a button that copies it as CSV."""
+    made = table(numbers, names, "")
+    key = made.split(' id="', 1)[1].split('"', 1)[0]
+    button = el("button", "Copy CSV", type="button", data_csv=key)
+    said = f"{label} ({plural(len(numbers.rows), 'row')})"
+    return join(el("div", drawer(said, made), button, cls="tools"))
+
+
+def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:
+    """Return a section with a link to itself."""
+    link = el("a", "#", href=f"#{key}", cls="anchor", aria_label=f"Link to {title}")
+    heading = el("h2", title, link)
+    intro = el("p", lead, cls="lead") if lead else None
+    return el("section", heading, intro, *body, id=key, aria_label=title)
+
+
+def definitions(pairs: list[tuple[str, str | None]]) -> Markup:
+    """Return names and values, those without a value left out."""
+    rows = [el("div", el("dt", name), el("dd", value)) for name, value in pairs if value]
+    return el("dl", *rows)

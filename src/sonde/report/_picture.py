@@ -1,0 +1,70 @@
+"""What a picture of the report is: a message, a drawing for a width, and its numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from sonde.report._select import drawn, short_names
+
+Cell = str | float | int | None
+
+
+@final
+@dataclass(frozen=True)
+class Numbers:
+    """A table: names of columns, then rows; the first column heads its row."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    name: str = "table"
+
+
+@final
+@dataclass(frozen=True)
+class Picture:
+    """One picture.
+
+    Parameters
+    ----------
+    key : str
+        Distinct on its page.
+    message : str
+        What the picture says, in one sentence; its title and its text alternative.
+    draw : callable
+        Width in pixels -> altair chart.
+    numbers : Numbers or None
+        The table beside it.
+    note : str
+        How to read it, in one or two sentences.
+    square : bool
+        Narrower than the column on a wide page.
+    """
+
+    key: str
+    message: str
+    draw: Callable[[int], Any]
+    numbers: Numbers | None = None
+    note: str = ""
+    square: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Axis:
+    """The sites that are drawn and their short names."""
+
+    sites: tuple[str, ...]
+    names: dict[str, str]
+    title: str
+
+    @staticmethod
+    def of(sites: list[str], limit: int = 100) -> "Axis":
+        """Return the axis of at most ``limit`` of these sites."""
+        kept = drawn(sites, limit)
+        names, pattern = short_names(kept)
+        return Axis(tuple(kept), names, pattern)
+
+    @property
+    def labels(self) -> list[str]:
+        """The short names in order."""
+        return [self.names[site] for site in self.sites]

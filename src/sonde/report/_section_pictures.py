@@ -1,0 +1,110 @@
+"""The sections that are pictures and tables of the model: depth, similarity, units, answers."""
+
+from typing import Any
+
+from sonde.report._format import plural, share, shown
+from sonde.report._markup import Markup, Names, el
+from sonde.report._parts import figure, section, tabled
+from sonde.report._picture import Numbers
+from sonde.report._pictures_answers import labels_picture, prediction_picture
+from sonde.report._pictures_depth import depth_numbers, depth_pictures
+from sonde.report._pictures_sites import similarity_picture, spectrum_picture, units_picture
+from sonde.report._select import MAX_SITES
+
+
+def depth_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return the depth profile and the spectra."""
+    if not report["sites"]:
+        return _empty("depth", "Depth profile", "No site was read.")
+    spectrum = spectrum_picture(report)
+    panels = [figure(made, names) for made in depth_pictures(report)]
+    lead = "Sites in order of execution. Bands are 95 % intervals; larger marks are findings."
+    if len(report["sites"]) > MAX_SITES:
+        lead += f" {plural(len(report['sites']), 'site')} were read; one for each block is drawn, the JSON holds all."
+    single = None if panels else el("p", "One site was read: there is no depth to draw.")
+    tools = tabled(depth_numbers(report), names, "Every figure of every site")
+    return section(
+        "depth", "Depth profile", single, *panels, tools,
+        figure(spectrum, names) if spectrum else None, lead=lead,
+    )  # fmt: skip
+
+
+def similarity_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return the map of similarity."""
+    known = report.get("similarity")
+    made = similarity_picture(known) if known else None
+    if made is None:
+        return _empty("similarity", "Similarity map", "Needs two sites that share rows.")
+    lead = (
+        f"How alike the geometry of rows is at each pair of sites, from {plural(known['n_rows'], 'row')}."
+        if known and known.get("n_rows")
+        else ""
+    )
+    return section("similarity", "Similarity map", figure(made, names), lead=lead)
+
+
+def units_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return the size of units by depth and the units that findings name."""
+    made = units_picture(report.get("units") or [])
+    if made is None:
+        return _empty("units", "Units", "No figures of single units are in this report.")
+    rows = [
+        (
+            row["site"],
+            unit["unit"],
+            unit["rms"],
+            unit["max"],
+            unit["zero_share"],
+            ", ".join(unit.get("codes", ())),
+        )
+        for row in report["units"]
+        for unit in row["named"]
+    ]
+    columns = ("site", "unit", "rms", "largest", "zero share", "named by")
+    named = (
+        tabled(Numbers(columns, tuple(rows[:200]), "named units"), names, "Named units")
+        if rows
+        else None
+    )
+    return section("units", "Units", figure(made, names), named)
+
+
+def labels_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return how well labels can be read off at each site."""
+    labels = report.get("labels")
+    if labels is None:
+        return _empty("labels", "Labels", "No labels were given (--label-column).")
+    made = labels_picture(labels)
+    classes = tuple(
+        tuple(row[k] for k in ("label", "n", "recall", "low", "high")) for row in labels["classes"]
+    )
+    confusions = tuple(
+        tuple(row[k] for k in ("label", "predicted", "n", "share")) for row in labels["confusions"]
+    )
+    parts = [figure(made, names)] if made else []
+    columns = ("class", "rows", "recall", "low", "high")
+    parts.append(tabled(Numbers(columns, classes, "classes"), names, "Classes at the best site"))
+    if confusions:
+        columns = ("label", "taken for", "rows", "share of the label")
+        parts.append(tabled(Numbers(columns, confusions, "confusions"), names, "Confusions"))
+        worst = labels["confusions"][0]
+        said = f"Most often confused: {shown(worst['label'], 60)} taken for {shown(worst['predicted'], 60)}"
+        parts.insert(
+            1, el("p", f"{said} ({worst['n']:,} rows, {share(worst['share'])} of the label).")
+        )
+    return section("labels", "Labels", *parts)
+
+
+def prediction_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return the next-token loss by depth."""
+    known = report.get("prediction")
+    made = prediction_picture(known) if known else None
+    if made is None:
+        return _empty(
+            "prediction", "Prediction by depth", "Only for causal language models with a head."
+        )
+    return section("prediction", "Prediction by depth", figure(made, names))
+
+
+def _empty(key: str, title: str, why: str) -> Markup:
+    return section(key, title, el("p", why, cls="empty"))

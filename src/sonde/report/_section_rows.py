@@ -1,0 +1,136 @@
+"""The sections about rows: DATA against OTHER, and rows named by id."""
+
+from typing import Any
+
+from sonde.report._format import number, plural, share, shown
+from sonde.report._markup import Markup, Names, el
+from sonde.report._parts import definitions, figure, section, table, tabled
+from sonde.report._picture import Numbers
+from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
+
+_FAR = (
+    "Rows far from all others. Without clean reference data nobody can say that they are unusual: "
+    "for that, compare with another data set (--versus)."
+)
+
+
+def versus_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return which sites tell DATA and OTHER apart, the alarm, the most unusual rows."""
+    versus = report.get("versus")
+    if versus is None:
+        text = "No second data set was given (--versus OTHER)."
+        return section("versus", "Against OTHER", el("p", text, cls="empty"))
+    lead = (
+        f"{plural(versus['n_data'], 'row')} of DATA, {plural(versus['n_other'], 'row')} of OTHER."
+    )
+    pictures = [made for made in (shift_picture(versus), scores_picture(versus)) if made]
+    parts = [figure(made, names) for made in pictures]
+    if versus["alarm"]:
+        parts.append(_alarm(versus["alarm"]))
+    if versus["rows"]:
+        rows = _rows(versus["rows"], ("id", "score", "p"), report["shows_inputs"])
+        parts.append(el("h3", "Most unusual rows of OTHER"))
+        parts.append(tabled(rows, names, "Most unusual rows"))
+    return section("versus", "Against OTHER", *parts, lead=lead)
+
+
+def _alarm(alarm: dict[str, Any]) -> Markup:
+    rate = share(alarm["rate"])
+    if alarm.get("low") is not None:
+        rate += f" ({share(alarm['low'])} to {share(alarm['high'])})"
+    return definitions([
+        ("detector", alarm.get("detector")),
+        ("promised false alarms", share(alarm["alpha"])),
+        ("alarms on OTHER", rate),
+        ("threshold", number(alarm["threshold"])),
+        ("calibrated on", plural(alarm["n_cal"], "row")),
+        ("p-value", None if alarm.get("p") is None else number(alarm["p"], 2)),
+        ("guarantee", alarm.get("guarantee")),
+    ])  # fmt: skip
+
+
+def rows_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return rows by id: map, wrong labels, copies, far rows."""
+    rows = report.get("rows")
+    if rows is None:
+        text = "No rows are named in this report."
+        return section("rows", "Rows", el("p", text, cls="empty"))
+    inputs = report["shows_inputs"]
+    lead = (
+        "Rows by id, with their inputs."
+        if inputs
+        else "Rows by id; inputs only with --show-inputs."
+    )
+    made = rows_picture(rows["map"]) if rows["map"] else None
+    parts: list[Markup | None] = [figure(made, names)] if made else []
+    parts += _listed(
+        "Rows whose label looks wrong",
+        rows["mislabelled"],
+        ("id", "label", "predicted", "share"),
+        inputs,
+        names,
+        "About three quarters of wrong labels are found this way: a row that is not listed may still be wrong.",
+    )
+    parts += _listed(
+        "Exact copies",
+        [
+            {
+                **r,
+                "ids": ", ".join(shown(i, 80) for i in r["ids"]),
+                "labels": ", ".join(shown(x, 60) for x in r["labels"]),
+            }
+            for r in rows["duplicates"]
+        ],
+        ("ids", "n", "labels"),
+        inputs,
+        names,
+        "",
+    )
+    parts += _listed(
+        "Nearly the same",
+        rows["near_duplicates"],
+        ("id", "id2", "site", "ratio"),
+        False,
+        names,
+        "Ratio: distance over the distance to the row's 5th neighbour.",
+    )
+    parts += _listed("Far from all others", rows["far"], ("id", "site", "z"), inputs, names, _FAR)
+    if not any(parts):
+        parts.append(el("p", "No row stands out.", cls="empty"))
+    return section("rows", "Rows", *parts, lead=lead)  # fmt: skip
+
+
+def _listed(
+    title: str,
+    rows: list[dict[str, Any]],
+    columns: tuple[str, ...],
+    inputs: bool,
+    names: Names,
+    note: str,
+) -> list[Markup | None]:
+    if not rows:
+        return []
+    said = el("p", note, cls="reading") if note else None
+    return [el("h3", title), said, tabled(_rows(rows, columns, inputs), names, title)]
+
+
+def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...], inputs: bool) -> Numbers:
+    kept = columns + (("input",) if inputs and any(row.get("input") for row in rows) else ())
+    return Numbers(kept, tuple(tuple(row.get(key) for key in kept) for row in rows), "rows")
+
+
+def checks_section(report: dict[str, Any], names: Names) -> Markup:
+    """Return every check with its state, figure, limit and reason."""
+    levels = {f["code"]: f["level"] for f in reversed(report["findings"])}
+    rows = []
+    for check in report["checks"]:
+        figure_ = check["figure"]
+        state = levels.get(check["code"], "note") if check["state"] == "raised" else check["state"]
+        value = None if figure_ is None else figure_["value"]
+        rows.append(
+            (check["code"], check["title"], state, value, check["threshold"], check["reason"])
+        )
+    columns = ("code", "check", "state", "figure", "limits", "reason")
+    lead = "Every check of the catalogue and how it ended. Silence here is never ambiguous."
+    made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", {2: "state"})
+    return section("checks", "All checks", made, lead=lead)

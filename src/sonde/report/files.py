@@ -1,0 +1,148 @@
+"""Reports on disk: HTML or JSON, by the ending of the file's name."""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from sonde.core.errors import InputError, StateError, StoreError
+from sonde.report._schema import check_report
+from sonde.report.html import to_html
+
+MAX_FILE_BYTES: Final = 64_000_000
+
+_EMBEDDED: Final = re.compile(r'<script type="application/json" id="sonde">([^<]*)</script>')
+
+
+def load_report(path: str | Path) -> dict[str, Any]:
+    """Return the JSON of a report from a ``.json`` or an ``.html`` file.
+
+    The file is not trusted: its size is limited, an HTML page is only searched for the JSON that it
+    carries, and every key that is read has the type that the schema names.
+
+    Parameters
+    ----------
+    path : path
+        What ``save_report`` or ``sonde scan`` wrote.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be read, is too large, or is neither JSON nor such a page.
+    StateError
+        If what it holds is not a report.
+    """
+    text = _read(Path(path))
+    if text.lstrip()[:1] == "<":
+        match = _EMBEDDED.search(text)
+        if match is None:
+            raise StoreError(
+                f"load_report: expected a page that carries the JSON of a scan, got {path}. "
+                "Give a report that sonde wrote."
+            )
+        text = match[1]
+    try:
+        report = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"load_report: expected JSON, got {path}: {error}.") from error
+    try:
+        check_report(report, strict=False)
+    except RecursionError as error:
+        raise StateError(
+            f"load_report: expected a report, got deeper nesting in {path}."
+        ) from error
+    except StateError as error:
+        error.add_note(f"in {path}")
+        raise
+    return report
+
+
+def save_report(report: dict[str, Any], path: str | Path) -> Path:
+    """Write a report, as a page or as JSON by the name's ending; whole or not at all.
+
+    Parameters
+    ----------
+    report : dict
+        JSON of a scan.
+    path : path
+        Ends in ``.html``, ``.htm`` or ``.json``. An older file is replaced.
+
+    Returns
+    -------
+    Path
+        Where it was written.
+
+    Raises
+    ------
+    InputError
+        If the name ends otherwise.
+    StoreError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in {".html", ".htm", ".json"}:
+        raise InputError(
+            f"save_report: expected a name that ends in .html or .json, got {str(path)!r}."
+        )
+    text = to_json(report) if kind == ".json" else to_html(report)
+    write_text(path, text)
+    return path
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """Return the report as JSON text with a fixed layout; what is not finite is an error."""
+    return json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by a text, so that a reader sees the old or the new one and never a part.
+
+    Raises
+    ------
+    StoreError
+        If the folder does not exist, is not writable, or the disk is full.
+    """
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".part", dir=path.parent
+        )
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        why = error.strerror or str(error)
+        raise StoreError(
+            f"write_text: expected a writable file, got {path}: {why}. Choose another with -o."
+        ) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise StoreError(f"load_report: cannot read {path}: {error.strerror or error}.") from error
+    if len(raw) > MAX_FILE_BYTES:
+        limit = f"{MAX_FILE_BYTES // 1_000_000} MB"
+        raise StoreError(f"load_report: expected at most {limit}, got a larger file {path}.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"load_report: expected text in UTF-8, got {path}: {error.reason}."
+        ) from error
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,121 @@
+"""The report as one HTML page that needs nothing else: no network, no file, no runtime.
+
+Use it to look at a scan; for machines, the JSON that the page carries is the thing to read.
+"""
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from string import Template
+from typing import Any, Final
+
+from sonde.report._format import shown
+from sonde.report._markup import Markup, Names, el, join
+from sonde.report._section_findings import findings_section, header, verdict_line
+from sonde.report._section_pictures import (
+    depth_section,
+    labels_section,
+    prediction_section,
+    similarity_section,
+    units_section,
+)
+from sonde.report._section_rows import checks_section, rows_section, versus_section
+from sonde.report._section_source import limits_section, provenance_section
+from sonde.report._thin import thinned
+
+MAX_BYTES: Final = 5_000_000
+
+SECTIONS: Final = {
+    "findings": "Findings",
+    "depth": "Depth profile",
+    "similarity": "Similarity map",
+    "units": "Units",
+    "labels": "Labels",
+    "prediction": "Prediction by depth",
+    "versus": "Against OTHER",
+    "rows": "Rows",
+    "checks": "All checks",
+    "limits": "What this scan cannot see",
+    "provenance": "Provenance",
+}
+
+
+def to_html(report: dict[str, Any]) -> str:
+    """Return a report as one self-contained page.
+
+    Parameters
+    ----------
+    report : dict
+        JSON of a scan, schema ``sonde-scan/1``.
+
+    Returns
+    -------
+    str
+        Less than 5 MB whatever the model: at most 100 sites are drawn, and where the JSON itself
+        is larger, the embedded one leaves out curves and the similarity of sites that are not
+        drawn, and says so in ``limits``.
+    """
+    names = Names()
+    body = join(
+        header(report),
+        _contents("toc"),
+        findings_section(report),
+        depth_section(report, names),
+        similarity_section(report, names),
+        units_section(report, names),
+        labels_section(report, names),
+        prediction_section(report, names),
+        versus_section(report, names),
+        rows_section(report, names),
+        checks_section(report, names),
+        limits_section(report),
+        provenance_section(report, names),
+    )
+    where = report["provenance"]
+    title = f"{shown(where['model']['name'], 80)} on {shown(where['data']['name'], 80)}: sonde scan"
+    room = MAX_BYTES - len(body.encode()) - 200_000
+    return page(title, verdict_line(report["verdict"]), body, thinned(report, room))
+
+
+def page(title: str, summary: str, body: Markup, carried: dict[str, Any]) -> str:
+    """Return a whole page with styles, script, a strict content policy and the JSON it carries."""
+    assets = files("sonde.report").joinpath("assets")
+    style, script = (assets.joinpath(n).read_text("utf-8") for n in ("report.css", "report.js"))
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return Template(assets.joinpath("page.html").read_text("utf-8")).substitute(
+        policy=policy,
+        title=el("title", title),
+        description=el("meta", name="description", content=summary),
+        style=style,
+        script=script,
+        side=_contents("side") if 'id="findings"' in body else "",
+        body=body,
+        json=_embedded(carried),
+    )
+
+
+def _contents(kind: str) -> Markup:
+    links = [el("li", el("a", title, href=f"#{key}")) for key, title in SECTIONS.items()]
+    if kind == "side":
+        return el("nav", el("ol", *links), cls="side", aria_label="Sections")
+    return el(
+        "details",
+        el("summary", "Sections"),
+        el("nav", el("ol", *links), aria_label="Sections"),
+        cls="toc",
+    )
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _embedded(report: dict[str, Any]) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    text = json.dumps(report, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
