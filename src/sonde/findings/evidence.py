@@ -20,7 +20,6 @@ from sonde.stats import (
     NeighbourSumsState,
     ScalarsState,
     TokenNormsState,
-    UpdateMomentsState,
 )
 
 
@@ -44,8 +43,8 @@ class AllRows:
         Full moments of one row in eight; None where rows are pooled.
     groups : GroupMeansState or None
         Variance of the mean over an example's rows against that of the rows.
-    update : UpdateMomentsState or None
-        Moments of the change since the site before, where widths agree.
+    update : MomentsState or None
+        Diagonal moments of the change since the site before, where widths agree.
     """
 
     key: str
@@ -55,7 +54,7 @@ class AllRows:
     extremes: ExtremesState
     eighth: MomentsState | None = None
     groups: GroupMeansState | None = None
-    update: UpdateMomentsState | None = None
+    update: MomentsState | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +127,9 @@ class DataEvidence:
         Examples cut at the context, tokens lost, tokens read, broken items left out.
     seed : int
         Key of the hash of rows.
+    piece, size : Int[Tensor, "example"] or None
+        Which chunk of its item an example is (None: every example is an item), and the bytes of
+        that item.
     """
 
     name: str
@@ -146,6 +148,8 @@ class DataEvidence:
     n_short: int = 0
     limited: bool = False
     seed: int = 0
+    piece: Int[Tensor, "example"] | None = None
+    size: Int[Tensor, "example"] | None = None
 
     @property
     def n(self) -> int:
