@@ -1,0 +1,133 @@
+"""Which kinds of rows a stream reads: sites, the reducer of each, and what a row is."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from sonde.core.batch import SiteSchema
+from sonde.core.errors import InputError, SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.site import Reducer, Site, row_key
+from sonde.tap.axes import Axes, config_grid, find_axes, with_prefix
+from sonde.tap.probe import Leaf, Probe
+from sonde.tap.reduce import Reduction, possible
+from sonde.tap.sites import default_sites, last_call, resolve
+
+if TYPE_CHECKING:
+    from sonde.tap.live import LiveStream
+
+_log = logging.getLogger("sonde")
+MOST_PREFIX = 16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of rows: what is read, how it is reduced, and its schema."""
+
+    key: str
+    site: Site
+    reduction: Reduction
+    schema: SiteSchema
+
+
+def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
+    """Return the kinds of rows of a stream, in order of execution."""
+    probe, model = stream.probe, stream.model
+    is_auto = stream.sites == ("auto",)
+    sites = default_sites(probe) if is_auto else resolve(model.module, stream.sites, probe)
+    kinds: list[Kind] = []
+    refused: SiteError | None = None
+    for site in sites:
+        if site.port == "grad" and stream.objective is None:
+            raise InputError(f"live_stream: port grad needs objective=, got {str(site)!r}.")
+        try:
+            kinds.extend(_kinds_of(site, stream, probe, batch))
+        except SiteError as error:
+            if not is_auto:
+                raise
+            refused = error
+            _log.info("not read: %s", error)
+    if not kinds and refused is not None:
+        raise refused
+    return tuple(kinds)
+
+
+def _kinds_of(site: Site, stream: "LiveStream", probe: Probe, batch: InputBatch) -> Iterator[Kind]:
+    call = last_call(site, probe.calls(site.path))
+    port = "in" if site.port == "in" else "out"
+    asked = stream.reducer
+    axis = asked.axis if isinstance(asked, Reducer) else None
+    leaf, _ = probe.leaf(site.path, call, port, site.key)
+    axes = find_axes(probe, site.path, call, port, site.key, axis)
+    axes = _checked_prefix(axes, leaf, patch_grid(stream.model, probe, batch))
+    reducer = Reducer(asked) if isinstance(asked, str) and asked != "auto" else asked
+    if not isinstance(reducer, Reducer):
+        reducer = Reducer(default_reducer(stream.model, axes, batch))
+    module = type(probe.names.modules[site.path]).__name__
+    yield _kind(row_key(site), site, _with(reducer, stream), axes, leaf, module)
+    for more in stream.further:
+        name = _with(more, stream)
+        if axes.kind != "vector" and name.name in possible(axes) and name.name != reducer.name:
+            yield _kind(row_key(site, more), site, name, axes, leaf, module)
+
+
+def _with(reducer: Reducer, stream: "LiveStream") -> Reducer:
+    return replace(reducer, keep_special=True) if stream.keep_special else reducer
+
+
+def _kind(key: str, site: Site, reducer: Reducer, axes: Axes, leaf: Leaf, module: str) -> Kind:
+    reduction = Reduction(reducer, axes)
+    dtype = str(leaf.dtype).removeprefix("torch.")
+    schema = SiteSchema(key, site, reducer, _dim(reducer, axes, leaf), dtype, module, str(axes))
+    return Kind(key, site, reduction, schema)
+
+
+def _dim(reducer: Reducer, axes: Axes, leaf: Leaf) -> int:
+    sizes = dict(zip(axes.words, leaf.shape, strict=True))
+    if reducer.name == "flat":
+        return math.prod(size for word, size in sizes.items() if word != "row")
+    return sizes.get("dim", 1)
+
+
+def _checked_prefix(axes: Axes, leaf: Leaf, grid: tuple[int, int] | None) -> Axes:
+    found = with_prefix(axes, leaf.shape, grid)
+    return found if found.prefix <= MOST_PREFIX else axes
+
+
+def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int] | None:
+    """Return height and width in patches, from inputs, configuration, or the first layer."""
+    if batch.grid is not None:
+        return batch.grid
+    pixels = next(
+        (x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor) and x.ndim == 4),
+        None,
+    )
+    grid = config_grid(model.config, pixels)
+    if grid is not None or pixels is None:
+        return grid
+    for path, calls in probe.trace.items():
+        layer = probe.names.modules[path]
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride != (1, 1):
+            shape = calls[0].outputs[""].shape
+            return shape[2], shape[3]
+    return None
+
+
+def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
+    """Return ``last`` for causal models, ``cls`` where there is such a token, else ``mean``."""
+    if model.task == "causal":
+        return "last" if "last" in possible(axes) else "mean"
+    if axes.kind == "space":
+        return "cls" if axes.prefix else "mean"
+    is_encoder = model.task in ("classifier", "encoder") and axes.kind == "pos"
+    return "cls" if is_encoder and _has_cls(model, batch) else "mean"
+
+
+def _has_cls(model: Model, batch: InputBatch) -> bool:
+    if model.processor is not None:
+        return getattr(model.processor, "cls_token_id", None) is not None
+    return batch.special is not None and bool(batch.special[:, 0].all())

@@ -1,0 +1,213 @@
+"""Hooks on a live module, put on for one forward and taken off again, whatever happens.
+
+A ``Session`` owns every change that reading needs (hooks, eval mode, frozen parameters, eager
+stance) and takes each one back on exit, also after an exception. It is bound to the thread that
+opened it: other threads may run the model meanwhile and pass through.
+"""
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sonde.core.errors import SiteError
+
+OutputHook = Callable[[Any], Any]
+InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+_ACTIVE: contextvars.ContextVar[tuple["Session", ...]] = contextvars.ContextVar(
+    "sonde_sessions", default=()
+)
+
+
+class Stop(BaseException):
+    """Ends a forward after the last site; no ``except Exception`` on the way can swallow it."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+
+
+def in_backward() -> bool:
+    """Return whether this thread is inside a backward pass (recomputation under checkpointing)."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def active_sessions() -> tuple["Session", ...]:
+    """Return the sessions open in this thread, outermost first."""
+    return _ACTIVE.get()
+
+
+class Session:
+    """Watches modules of one live model while it is open.
+
+    Parameters
+    ----------
+    root : nn.Module
+    outputs : sequence of (module, hook)
+        ``hook(output)`` runs after the module; what it returns, if not None, replaces the output.
+    inputs : sequence of (module, hook)
+        ``hook(args, kwargs)`` runs before the module; may return a new ``(args, kwargs)``.
+    reading : bool, default=True
+        Put the model in eval mode meanwhile; an edit leaves the mode alone.
+    with_grad : bool, default=False
+        Run with gradients on, all parameters frozen; without, run under ``no_grad``.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        outputs: Sequence[tuple[nn.Module, OutputHook]] = (),
+        inputs: Sequence[tuple[nn.Module, InputHook]] = (),
+        *,
+        reading: bool = True,
+        with_grad: bool = False,
+        modules: Sequence[nn.Module] | None = None,
+        parameters: Sequence[nn.Parameter] | None = None,
+    ) -> None:
+        self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
+        self.reading, self.with_grad = reading, with_grad
+        self._modules, self._parameters = modules, parameters
+        self._handles: list[RemovableHandle] = []
+        self._stack = contextlib.ExitStack()
+        self._token: contextvars.Token[tuple[Session, ...]] | None = None
+        self._running = False
+
+    def __enter__(self) -> Self:
+        try:
+            if self.reading:
+                self._to_eval()
+            if self.with_grad:
+                self._freeze()
+            if "torch._dynamo" in sys.modules:
+                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            before = _ACTIVE.get()
+            self._stack.callback(_leave, self)
+            _ACTIVE.set((*before, self))
+            self._stack.callback(self._unhook)
+            self._hook()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the model's outputs, or None if a hook ended the forward early."""
+        self._running = True
+        try:
+            with torch.enable_grad() if self.with_grad else torch.no_grad():
+                return self.root(*args, **kwargs)
+        except Stop as stop:
+            if stop.owner is not self:
+                raise
+            return None
+        finally:
+            self._running = False
+
+    def stop(self) -> None:
+        """End the forward that ``run`` has begun; do nothing in anybody else's forward."""
+        if self._running:
+            raise Stop(self)
+
+    def move_to_end(self) -> None:
+        """Put the hooks last again, after an edit was opened inside."""
+        self._unhook()
+        self._hook()
+
+    def _hook(self) -> None:
+        for module, hook in self.outputs:
+            self._handles.append(module.register_forward_hook(self._after(hook)))
+        for module, hook in self.inputs:
+            handle = module.register_forward_pre_hook(self._before(hook), with_kwargs=True)
+            self._handles.append(handle)
+
+    def _unhook(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _after(self, hook: OutputHook) -> Callable[..., Any]:
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            if self not in _ACTIVE.get() or torch._C._current_graph_task_id() != -1:
+                return None
+            return hook(output)
+
+        return after
+
+    def _before(self, hook: InputHook) -> Callable[..., Any]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self not in _ACTIVE.get() or in_backward():
+                return None
+            return hook(args, kwargs)
+
+        return before
+
+    def _to_eval(self) -> None:
+        modules = self._modules if self._modules is not None else list(self.root.modules())
+        training = [m for m in modules if m.training]
+        if training:
+            self._stack.callback(_set_training, training, True)
+            _set_training(training, False)
+
+    def _freeze(self) -> None:
+        known = self._parameters if self._parameters is not None else list(self.root.parameters())
+        trainable = [p for p in known if p.requires_grad]
+        self._stack.callback(_set_requires_grad, trainable, True)
+        _set_requires_grad(trainable, False)
+
+
+def _leave(session: Session) -> None:
+    _ACTIVE.set(tuple(s for s in _ACTIVE.get() if s is not session))
+
+
+def _set_training(modules: Iterable[nn.Module], mode: bool) -> None:
+    # The flag itself: user classes override train() and eval() to merge or to freeze weights.
+    for module in modules:
+        module.training = mode
+
+
+def _set_requires_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad = value
+
+
+def check_readable(root: nn.Module) -> None:
+    """Refuse models whose modules hooks cannot see, or see in several replicas at once."""
+    for module in root.modules():
+        name = type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SiteError(
+                f"Tap: {name} is scripted or traced: its inner modules run without hooks. "
+                "Pass the Python module that it was made from."
+            )
+        if isinstance(module, nn.DataParallel):
+            raise SiteError(
+                "Tap: replicas of nn.DataParallel return rows in no order. "
+                "Tap the module inside (model.module), one process per device."
+            )
+        if name == "FullyShardedDataParallel" or name.startswith("FSDP"):
+            raise SiteError(
+                f"Tap: {name} shards its weights over ranks, which is not supported. "
+                "Tap the module before it is sharded, one process per device."
+            )
+        if isinstance(module, torch.fx.GraphModule) and not _calls_modules(module):
+            raise SiteError(
+                "Tap: an exported model runs as one flat graph without modules. "
+                "Pass the Python module that it was made from."
+            )
+
+
+def _calls_modules(module: torch.fx.GraphModule) -> bool:
+    return any(node.op == "call_module" for node in module.graph.nodes)

@@ -1,0 +1,80 @@
+"""Module names as users write them: wrapper prefixes stripped, aliases mapped to the first name."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+WRAPPERS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_checkpoint_wrapped"}
+)
+HOLDERS = frozenset({"DistributedDataParallel", "DataParallel", "AveragedModel"})
+PEFT_PREFIX = ("base_model", "model")
+
+
+@dataclass(frozen=True, eq=False)
+class Names:
+    """The modules of a model by the names that sonde prints and accepts.
+
+    Parameters
+    ----------
+    root : nn.Module
+    """
+
+    root: nn.Module
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by stripped name, aliases included, in order of registration."""
+        found: dict[str, nn.Module] = {}
+        for name, module in _named(self.root, ()):
+            found[name] = module
+        return found
+
+    @cached_property
+    def canonical(self) -> dict[int, str]:
+        """The first stripped name of each module, by its id."""
+        first: dict[int, str] = {}
+        for name, module in self.modules.items():
+            first.setdefault(id(module), name)
+        return first
+
+    @cached_property
+    def raw(self) -> dict[str, str]:
+        """Stripped name of each full name with wrapper prefixes."""
+        names = {id(m): n for n, m in self.modules.items()}
+        full = self.root.named_modules(remove_duplicate=False)
+        return {name: self.canonical.get(id(m), names.get(id(m), "")) for name, m in full}
+
+    def primary(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield each module once, under its first name."""
+        for name, module in self.modules.items():
+            if self.canonical[id(module)] == name:
+                yield name, module
+
+    def children(self, path: str) -> list[str]:
+        """Return the names of the direct children of ``path``."""
+        prefix = f"{path}." if path else ""
+        return [f"{prefix}{name}" for name, _ in self.modules[path].named_children()]
+
+
+def _named(root: nn.Module, path: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    yield ".".join(path), root
+    is_peft = type(root).__module__.startswith("peft.") and not path
+    for name, child in root._modules.items():
+        if child is None:
+            continue
+        transparent = name in WRAPPERS or (name == "module" and type(root).__name__ in HOLDERS)
+        if is_peft and name == PEFT_PREFIX[0]:
+            yield from _peft(child, path)
+        else:
+            yield from _named(child, path if transparent else (*path, name))
+
+
+def _peft(base: nn.Module, path: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    inner = base._modules.get(PEFT_PREFIX[1])
+    if inner is None:
+        yield from _named(base, path)
+    else:
+        yield from _named(inner, path)

@@ -1,0 +1,241 @@
+"""One forward of a live model, and the rows that hooks took from it."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError, SondeError
+from sonde.core.inputs import InputBatch
+from sonde.tap._choose import Kind
+from sonde.tap._hooks import Session
+from sonde.tap.objectives import Objective, value
+from sonde.tap.outputs import find, find_input, replaced
+from sonde.tap.probe import Probe, find_logits
+from sonde.tap.reduce import Columns, Frame
+from sonde.tap.sites import last_call
+
+Taken = dict[int, tuple[Tensor, Hashable]]
+
+
+@dataclass
+class Reading:
+    """What one forward brought."""
+
+    rows: dict[str, Tensor]
+    columns: dict[str, Columns]
+    grad: dict[str, Tensor]
+    logits: Tensor | None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads fixed kinds of rows from one live model, forward by forward."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        kinds: Sequence[Kind],
+        probe: Probe,
+        *,
+        objective: Objective | None = None,
+        causal: bool = False,
+        logits: bool = True,
+        has_logits: bool = True,
+    ) -> None:
+        self.kinds, self.probe, self.objective = tuple(kinds), probe, objective
+        self.causal, self.wants_logits, self.has_logits = causal, logits, has_logits
+        self.modules = list(root.modules())
+        self.taken: dict[str, Taken] = {}
+        self.gradients: dict[str, Taken] = {}
+        self.slots = self._make_slots()
+        modules = probe.names.modules
+        self.session = Session(
+            root,
+            outputs=[(modules[s.path], s.after) for s in self.slots if s.port == "out"],
+            inputs=[(modules[s.path], s.before) for s in self.slots if s.port == "in"],
+            with_grad=objective is not None,
+            modules=self.modules,
+            parameters=list(root.parameters()),
+        )
+        self.may_stop = not logits and objective is None and self._is_safe()
+
+    def _make_slots(self) -> list["_Slot"]:
+        grouped: dict[tuple[str, str], list[Kind]] = {}
+        for kind in self.kinds:
+            port = "in" if kind.site.port == "in" else "out"
+            grouped.setdefault((kind.site.path, port), []).append(kind)
+        return [_Slot(self, path, port, kinds) for (path, port), kinds in grouped.items()]
+
+    def _is_safe(self) -> bool:
+        open_ended = any(kind.site.call in ("last", "all") for kind in self.kinds)
+        foreign = any(m._forward_hooks_always_called for m in self.modules)
+        return not (open_ended or foreign or any(_offloads_block(m) for m in self.modules))
+
+    def read(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
+    ) -> Reading:
+        """Run the model once and return what was taken."""
+        self.frame = frame
+        self.taken = {kind.key: {} for kind in self.kinds}
+        self.gradients = {kind.key: {} for kind in self.kinds}
+        may_stop = self.may_stop and kwargs.get("past_key_values") is None
+        last = max(self.kinds, key=lambda k: k.site.order) if may_stop else None
+        for slot in self.slots:
+            slot.reset(last)
+        with self.session:
+            output = self.session.run(args, kwargs)
+            logits = self._logits(output, frame)
+            if self.objective is not None:
+                self._backward(output, logits, batch)
+        return self._reading(None if logits is None else logits.detach())
+
+    def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
+        with torch.enable_grad():
+            scalar = value(self.objective, output, logits, batch)  # type: ignore[arg-type]
+            if scalar.requires_grad:
+                scalar.backward()
+
+    def _logits(self, output: Any, frame: Frame) -> Tensor | None:
+        if output is None or not self.has_logits:
+            return None
+        if not (self.wants_logits or self.objective is not None):
+            return None
+        logits = find_logits(output)
+        if logits is None:
+            return None
+        if self.causal and logits.ndim == 3:
+            with torch.set_grad_enabled(self.objective is not None):
+                return logits[frame.one("pos", logits.shape[1], "last")]
+        return logits if logits.ndim == 2 and logits.shape[0] == frame.n else None
+
+    def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
+        """Reduce one tensor to rows, inside the hook."""
+        self.taken[kind.key][call] = kind.reduction(leaf.detach(), self.frame)
+
+    def watch_gradient(self, kinds: Sequence[Kind], leaf: Tensor, call: int) -> Tensor:
+        """Return the tensor, or one in its place, whose gradient will be taken."""
+        watched = leaf if leaf.requires_grad else leaf.detach().requires_grad_(True).clone()
+        if watched.requires_grad:
+            watched.register_hook(lambda grad: self._take_gradient(kinds, grad, call))
+        return watched
+
+    def _take_gradient(self, kinds: Sequence[Kind], grad: Tensor, call: int) -> None:
+        with torch.no_grad():
+            for kind in kinds:
+                self.gradients[kind.key][call] = kind.reduction(grad.detach(), self.frame)
+
+    def _reading(self, logits: Tensor | None) -> Reading:
+        reading = Reading({}, {}, {}, logits if self.wants_logits else None)
+        calls: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            is_grad = kind.site.port == "grad"
+            source = self.gradients if is_grad else self.taken
+            rows, columns, call = self._joined(kind, source[kind.key])
+            reading.rows[kind.key], reading.columns[kind.key] = rows, columns
+            if call is not None:
+                calls[kind.key] = call
+            if self.objective is not None and kind.site.port == "out":
+                reading.grad[kind.key] = self._joined(kind, self.gradients[kind.key])[0]
+        if calls:
+            reading.extra["call"] = calls
+        return reading
+
+    def _joined(self, kind: Kind, taken: Taken) -> tuple[Tensor, Columns, Tensor | None]:
+        if not taken:
+            raise self._missing(kind)
+        if kind.site.call is None and len(taken) > 1:
+            raise SiteError(
+                f"Site: {str(kind.site)!r} ran {len(taken)} times in this forward, once in the "
+                "probe forward. Write @last or @all."
+            )
+        if kind.site.call != "all":
+            rows, layout = taken[max(taken)]
+            return rows, self.frame.columns(layout), None
+        parts = [taken[call] for call in sorted(taken)]
+        each = [self.frame.columns(layout) for _, layout in parts]
+        call = torch.cat([torch.full_like(c.example, i) for i, c in enumerate(each)])
+        columns = Columns(
+            torch.cat([c.example for c in each]), torch.cat([c.position for c in each])
+        )
+        return torch.cat([rows for rows, _ in parts]), columns, call
+
+    def _missing(self, kind: Kind) -> SiteError:
+        if self.objective is not None and self.taken[kind.key]:
+            return SiteError(
+                f"Site: no gradient reached {str(kind.site)!r}: the objective does not depend on "
+                "it. Choose another objective, or leave the site out."
+            )
+        return SiteError(
+            f"Site: {str(kind.site)!r} did not run in this forward, though it did in the probe "
+            f"forward (examples {', '.join(self.frame.batch.ids[:3])}, ...). "
+            "Read a module that runs for every input."
+        )
+
+
+class _Slot:
+    """One module and port: counts its calls and hands tensors to the reader."""
+
+    def __init__(self, reader: Reader, path: str, port: str, kinds: Sequence[Kind]) -> None:
+        self.reader, self.path, self.port, self.kinds = reader, path, port, tuple(kinds)
+        self.module = reader.probe.names.modules[path]
+        self.calls, self.stop_at = 0, -1
+        self.differentiates = reader.objective is not None and port == "out"
+
+    def reset(self, last: Kind | None) -> None:
+        """Forget the previous forward; stop after ``last`` if it is ours."""
+        self.calls, self.stop_at = 0, -1
+        if last is not None and last in self.kinds:
+            self.stop_at = last_call(last.site, self.reader.probe.calls(self.path))
+
+    def after(self, output: Any) -> Any:
+        """Take from an output; return one with gradient-requiring tensors if those are needed."""
+        changed = output
+        by_key: dict[str | None, list[Kind]] = {}
+        for kind in self._wanted():
+            by_key.setdefault(kind.site.key, []).append(kind)
+        for key, kinds in by_key.items():
+            leaf = find(changed, key)
+            if leaf is None:
+                raise SiteError(f"Site: {str(kinds[0].site)!r} returned no such tensor this time.")
+            self._take_each(kinds, leaf)
+            if self.differentiates:
+                watched = self.reader.watch_gradient(kinds, leaf, self.calls)
+                changed = replaced(changed, leaf, watched) if watched is not leaf else changed
+        self._count()
+        return None if changed is output else changed
+
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take from the inputs."""
+        for kind in self._wanted():
+            _, leaf = find_input(self.module, args, kwargs, kind.site.key)
+            self._take_each([kind], leaf)
+        self._count()
+
+    def _wanted(self) -> Sequence[Kind]:
+        call = self.calls
+        return [k for k in self.kinds if not isinstance(k.site.call, int) or k.site.call == call]
+
+    def _take_each(self, kinds: Sequence[Kind], leaf: Tensor) -> None:
+        for kind in kinds:
+            try:
+                self.reader.take(kind, leaf, self.calls)
+            except SondeError as error:
+                error.add_note(f"at {kind.key}")
+                raise
+
+    def _count(self) -> None:
+        call, self.calls = self.calls, self.calls + 1
+        if call == self.stop_at:
+            self.reader.session.stop()
+
+
+def _offloads_block(module: nn.Module) -> bool:
+    """Return whether a module with children moves their weights away after its forward."""
+    hook = module.__dict__.get("_hf_hook")
+    if hook is None or not module._modules:
+        return False
+    parts = hook.__dict__.get("hooks", (hook,))
+    return any(part.__dict__.get("offload") for part in parts)

@@ -1,0 +1,157 @@
+"""Inputs of a probe forward: repeats of a batch's rows, cut or extended to another size."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.inputs import InputBatch
+
+LENGTHS = (5, 7)
+LENGTHS2 = (3, 4)
+IDS = ("input_ids", "inputs_embeds", "input_values", "input_features")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What differs between the two probe forwards, beside the number of rows.
+
+    Parameters
+    ----------
+    kind : {"tokens", "space", "none"}
+        Lengths of token axes, the size of some axes of float inputs, or nothing.
+    axes : tuple of int
+        The axes of float inputs that are resized.
+    pos, pos2 : (int, int) or None
+        Sizes of the token axis and of the decoder's in the two forwards.
+    """
+
+    kind: Literal["tokens", "space", "none"]
+    axes: tuple[int, ...] = ()
+    pos: tuple[int, int] | None = None
+    pos2: tuple[int, int] | None = None
+
+
+def source_length(batch: InputBatch) -> int | None:
+    """Return the size of the token axis of a batch, or None if its inputs are no tokens."""
+    if batch.mask is not None:
+        return batch.mask.shape[1]
+    for name in IDS[:2]:
+        value = batch.kwargs.get(name)
+        if isinstance(value, Tensor) and value.ndim >= 2:
+            return value.shape[1]
+    first = batch.args[0] if batch.args else None
+    is_ids = isinstance(first, Tensor) and first.ndim == 2 and not first.is_floating_point()
+    return first.shape[1] if is_ids else None
+
+
+def target_length(batch: InputBatch) -> int | None:
+    """Return the size of the decoder's token axis, or None."""
+    if batch.decoder_mask is not None:
+        return batch.decoder_mask.shape[1]
+    for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels"):
+        value = batch.kwargs.get(name)
+        if isinstance(value, Tensor) and value.ndim >= 2 and name != "labels":
+            return value.shape[1]
+    return None
+
+
+def changes(batch: InputBatch) -> list[Change]:
+    """Return the changes to try, best first; the last one keeps every size."""
+    length, length2 = source_length(batch), target_length(batch)
+    same = Change(
+        "none",
+        pos=None if length is None else (length, length),
+        pos2=None if length2 is None else (length2, length2),
+    )
+    if length is not None:
+        pos2 = None if length2 is None else LENGTHS2
+        return [Change("tokens", pos=LENGTHS, pos2=pos2), same]
+    if length2 is not None:
+        return [same]
+    ndim = max((x.ndim for x in _floats(batch)), default=0)
+    axes = {3: [(1,), (2,)], 4: [(2, 3), (1, 2)], 5: [(2, 3, 4), (1, 2, 3)]}.get(ndim, [])
+    if ndim == 3:
+        size = next(x for x in _floats(batch) if x.ndim == 3).shape[1]
+        steps = Change("space", (1,), pos=(size, 2 * size))
+        return [steps, Change("space", (2,)), Change("none", pos=None)]
+    return [*(Change("space", a) for a in axes), same]
+
+
+def _floats(batch: InputBatch) -> list[Tensor]:
+    values = [*batch.args, *batch.kwargs.values()]
+    return [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def sized(
+    module: nn.Module, batch: InputBatch, change: Change, n_rows: int, which: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a probe forward on ``n_rows`` rows."""
+    n = len(batch)
+    length, length2 = source_length(batch), target_length(batch)
+    to = None if change.pos is None else change.pos[which]
+    to2 = None if change.pos2 is None else change.pos2[which]
+
+    def fit(name: str, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = _rows(x, n, n_rows)
+        if change.kind == "space" and which == 1 and x.is_floating_point():
+            for axis in change.axes:
+                x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
+        if change.kind == "tokens":
+            is_target = name.startswith("decoder_") or name == "labels"
+            x = _lengthened(x, length2 if is_target else length, to2 if is_target else to)
+        return torch.ones_like(x) if name.endswith("attention_mask") else x
+
+    args = tuple(fit("", x) for x in batch.args)
+    kwargs = {name: fit(name, x) for name, x in batch.kwargs.items()}
+    return to_model(module, args, kwargs)
+
+
+def _rows(x: Tensor, n: int, n_rows: int) -> Tensor:
+    axis = next((a for a in range(min(x.ndim, 2)) if x.shape[a] == n), None)
+    if axis is None:
+        return x
+    return x.index_select(axis, (torch.arange(n_rows) % n).to(x.device))
+
+
+def _lengthened(x: Tensor, length: int | None, to: int | None) -> Tensor:
+    if length is None or to is None:
+        return x
+    for axis in range(1, x.ndim):
+        if x.shape[axis] == length and (not x.is_floating_point() or axis == 1):
+            x = _along(x, axis, to)
+    return x
+
+
+def _along(x: Tensor, axis: int, size: int) -> Tensor:
+    return x.index_select(axis, (torch.arange(size) % x.shape[axis]).to(x.device))
+
+
+def to_model(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments on the model's device, floats in the type of its weights."""
+    device, dtype = placement(module)
+
+    def move(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        wanted = dtype if x.is_floating_point() and dtype is not None else x.dtype
+        return x.detach().to(device=device, dtype=wanted)
+
+    return tuple(move(x) for x in args), {name: move(x) for name, x in kwargs.items()}
+
+
+def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Return where a model takes its inputs, and the type of its first float parameter."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    for part in module.modules():
+        hook = part.__dict__.get("_hf_hook")
+        device = None if hook is None else hook.__dict__.get("execution_device")
+        if device is not None:
+            return torch.device(device if not isinstance(device, int) else f"cuda:{device}"), dtype
+    found = next((t.device for t in (*module.parameters(), *module.buffers())), None)
+    return (torch.device("cpu") if found is None else found), dtype

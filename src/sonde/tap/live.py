@@ -1,0 +1,223 @@
+"""A live model over inputs as a stream of rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.batch import Batch, Head, SiteSchema
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.site import Reducer, Site
+from sonde.core.stream import Stream
+from sonde.tap._choose import Kind, choose_kinds
+from sonde.tap._inputs import right_padded
+from sonde.tap._read import Reader
+from sonde.tap._vary import placement, to_model
+from sonde.tap.fingerprint import config_hash, fingerprint
+from sonde.tap.heads import layer_of
+from sonde.tap.objectives import Objective, check_objective, name_of
+from sonde.tap.probe import Probe, probe
+from sonde.tap.reduce import Frame
+from sonde.tap.sites import Pattern
+
+LOGIT_TASKS = frozenset({"causal", "classifier", "image_classifier"})
+
+
+def live_stream(
+    model: Model | nn.Module,
+    inputs: Inputs,
+    sites: Pattern | Sequence[Pattern] = "auto",
+    reducer: str | Reducer = "auto",
+    *,
+    further: Sequence[str | Reducer] = (),
+    objective: Objective | None = None,
+    keep_special: bool = False,
+    logits: bool = True,
+    seed: int = 0,
+) -> "LiveStream":
+    """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : Inputs
+    sites : "auto", pattern, Site, or several, default="auto"
+        ``auto`` reads the blocks, or the leaf modules of a small net.
+    reducer : "auto", name or Reducer, default="auto"
+        ``auto`` is ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.
+    further : sequence of name or Reducer, default=()
+        Read beside ``reducer`` in the same forward, under ``site|reducer``, where they fit a site.
+    objective : {"kl_uniform", "max_logit", "nll"}, callable or None, default=None
+        Scalar ``(outputs, batch)`` whose gradient at each site is read too.
+    keep_special : bool, default=False
+        Keep tokens that the tokenizer declares special in ``tokens`` and ``mean``.
+    logits : bool, default=True
+        Bring the model's logits where it has any; without, a forward may end at the last site.
+    seed : int, default=0
+        Key of the hash of rows.
+
+    Examples
+    --------
+    >>> class Numbers(Inputs):
+    ...     group_keys, grouped = (b"a", b"b"), False
+    ...     def batches(self, start, stop):
+    ...         keys, n = self.group_keys[start:stop], torch.arange(start, stop)
+    ...         x = (torch.ones(len(n), 3),)
+    ...         yield InputBatch(x, {}, ["a", "b"][start:stop], keys, n, n * 0, keys, n * 0 - 1)
+    ...     def identity(self):
+    ...         return {}
+    >>> stream = live_stream(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), Numbers())
+    >>> [(s.key, s.dim) for s in stream.schema]
+    [('0:out', 4), ('1:out', 4)]
+    """
+    if isinstance(model, nn.Module):
+        model = Model(model, config=model.__dict__.get("config"))
+    check_objective(objective)
+    several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
+    more = tuple(Reducer(r) if isinstance(r, str) else r for r in further)
+    return LiveStream(model, inputs, several, reducer, more, objective, keep_special, logits, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class LiveStream(Stream):
+    """Rows of a live model; made by ``live_stream``, whose parameters its fields are."""
+
+    model: Model
+    inputs: Inputs
+    sites: tuple[Pattern, ...]
+    reducer: str | Reducer
+    further: tuple[Reducer, ...]
+    objective: Objective | None
+    keep_special: bool
+    with_logits: bool
+    seed: int = 0
+
+    @cached_property
+    def probe(self) -> Probe:
+        """What a probe forward on the first example found."""
+        return probe(self.model, self._first)
+
+    @cached_property
+    def _first(self) -> InputBatch:
+        if not len(self.inputs):
+            raise InputError("live_stream: expected at least one example, got none.")
+        return right_padded(next(iter(self.inputs.batches(0, 1))))
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of rows that are read, in order of execution."""
+        return choose_kinds(self, self._first)
+
+    @property
+    def schema(self) -> tuple[SiteSchema, ...]:
+        """The kinds of rows, in order of execution."""
+        return tuple(kind.schema for kind in self.kinds)
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The group key of every example in the planned order."""
+        return self.inputs.group_keys
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups were given or examples were cut into chunks."""
+        return self.inputs.grouped
+
+    @cached_property
+    def head(self) -> Head | None:
+        """Weight and bias of the final linear layer, where its output is the logits."""
+        return layer_of(self.probe) if self._gives_logits else None
+
+    @cached_property
+    def _gives_logits(self) -> bool:
+        found = self.probe.output
+        if self.model.task == "tensor":
+            return self.probe.head is not None and "" in found and len(found[""].shape) == 2
+        return self.model.task in LOGIT_TASKS and bool({"logits", ""} & set(found))
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield rows with their columns; the model is as it was whenever a batch is handed out."""
+        reader = Reader(
+            self.model.module,
+            self.kinds,
+            self.probe,
+            objective=self.objective,
+            causal=self.model.task == "causal",
+            logits=self.with_logits and self._gives_logits,
+            has_logits=self._gives_logits,
+        )
+        device, _ = placement(self.model.module)
+        for raw in self.inputs.batches(start, stop):
+            batch = right_padded(raw)
+            yield self._batch(reader, batch, Frame(batch, device))
+
+    def _batch(self, reader: Reader, batch: InputBatch, frame: Frame) -> Batch:
+        args, kwargs = to_model(self.model.module, batch.args, batch.kwargs)
+        try:
+            reading = reader.read(args, kwargs, batch, frame)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory with {len(batch)} examples in a forward. "
+                f"Try --batch-size {max(1, len(batch) // 2)}."
+            ) from error
+        columns = reading.columns
+        return Batch(
+            rows=reading.rows,
+            ids=batch.ids,
+            keys=batch.keys,
+            order=batch.order,
+            occurrence=batch.occurrence,
+            example={key: c.example for key, c in columns.items()},
+            position={key: c.position for key, c in columns.items()},
+            group_keys=batch.group_keys,
+            label=batch.label,
+            logits=reading.logits,
+            grad=reading.grad,
+            grid={key: c.grid for key, c in columns.items() if c.grid is not None},
+            special={key: c.special for key, c in columns.items() if c.special is not None},
+            pair=batch.pair,
+            side=batch.side,
+            length=_length(batch),
+            head=self.head,
+            seed=self.seed,
+            extra=_extra(batch, self.keep_special) | reading.extra,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON that names model, data and reading."""
+        _, dtype = placement(self.model.module)
+        config = self.model.config
+        return {
+            "model": fingerprint(self.model.module),
+            "config": config_hash(config),
+            "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+            "attn": getattr(config, "_attn_implementation", None),
+            "sites": [str(kind.site) for kind in self.kinds],
+            "reducers": [str(kind.reduction.reducer) for kind in self.kinds],
+            "keys": [kind.key for kind in self.kinds],
+            "objective": name_of(self.objective),
+            "keep_special": self.keep_special,
+            "logits": self.with_logits,
+            "seed": self.seed,
+            "data": self.inputs.identity(),
+        }
+
+
+def _length(batch: InputBatch) -> Tensor | None:
+    if batch.length is not None or batch.mask is None:
+        return batch.length
+    return batch.mask.sum(dim=1).cpu()
+
+
+def _extra(batch: InputBatch, keep_special: bool) -> dict[str, Any]:
+    extra = dict(batch.columns)
+    if batch.truncated is not None:
+        extra["truncated"] = batch.truncated
+    if batch.special is not None and not keep_special:
+        mask = batch.special if batch.mask is None else batch.special & batch.mask
+        extra["special_dropped"] = int(mask.sum())
+    return extra

@@ -1,0 +1,114 @@
+"""Tensors inside what a module receives and returns: finding one, putting another there."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+
+DEEPEST = 4
+
+
+def leaves(output: Any) -> dict[str, Tensor]:
+    """Return the tensors in a module's output by key, in order.
+
+    A lone tensor has the key ``""``; members of tuples are numbered, those of mappings and
+    dataclasses named; deeper ones are joined by ``_`` (``"1_0"``). Objects that are none of these
+    (caches) hold no leaves.
+    """
+    return dict(_walk(output, "", 0))
+
+
+def _walk(output: Any, key: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(output, Tensor):
+        yield key, output
+    elif depth < DEEPEST:
+        for name, member in _members(output):
+            yield from _walk(member, f"{key}_{name}" if key else name, depth + 1)
+
+
+def _members(output: Any) -> list[tuple[str, Any]]:
+    if isinstance(output, Mapping):
+        return [(str(name), member) for name, member in output.items()]
+    if isinstance(output, tuple | list):
+        return [(str(index), member) for index, member in enumerate(output)]
+    if is_dataclass(output) and not isinstance(output, type):
+        return [(f.name, getattr(output, f.name)) for f in fields(output)]
+    return []
+
+
+def find(output: Any, key: str | None) -> Tensor | None:
+    """Return the leaf ``key``, or the first floating-point tensor where ``key`` is None."""
+    if isinstance(output, Tensor):
+        return output if (key is None and output.is_floating_point()) or key in ("", "0") else None
+    if key is None:
+        return next((x for x in leaves(output).values() if x.is_floating_point()), None)
+    return leaves(output).get(key)
+
+
+def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Return ``output`` with the tensor ``old`` exchanged for ``new``; containers are made anew."""
+    if output is old:
+        return new
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return _with_items(output, old, new)
+    if isinstance(output, tuple | list):
+        members = [replaced(member, old, new) for member in output]
+        is_named = isinstance(output, tuple) and hasattr(output, "_fields")
+        return type(output)(*members) if is_named else type(output)(members)
+    if is_dataclass(output) and not isinstance(output, type):
+        changed = {f.name: replaced(getattr(output, f.name), old, new) for f in fields(output)}
+        return replace(output, **changed)
+    return output
+
+
+def _with_items(output: Mapping[str, Any], old: Tensor, new: Tensor) -> Any:
+    changed = {name: replaced(member, old, new) for name, member in output.items()}
+    return type(output)(**changed) if is_dataclass(output) else type(output)(changed)
+
+
+def find_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: str | None = None
+) -> tuple[str, Tensor]:
+    """Return the name and value of the tensor that a module works on.
+
+    It is the first tensor of ``args``, else ``hidden_states``, else the first tensor among the
+    keyword arguments in the order of the signature; ``key`` names another argument.
+    """
+    named = _named_arguments(module, args, kwargs)
+    if key is not None:
+        value = named.get(key)
+        if isinstance(value, Tensor):
+            return key, value
+        raise SiteError(
+            f"Site: expected an input tensor {key!r} of {type(module).__name__}, "
+            f"got inputs {sorted(k for k, v in named.items() if isinstance(v, Tensor))}."
+        )
+    for index, value in enumerate(args):
+        found = find(value, None)
+        if found is not None:
+            return str(index), found
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        return "hidden_states", kwargs["hidden_states"]
+    for name, value in named.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return name, value
+    raise SiteError(
+        f"Site: {type(module).__name__} got no floating-point tensor as input. Read its output."
+    )
+
+
+def _named_arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {}
+    named = {name: bound[name] for name in bound if name in kwargs} | kwargs
+    return {str(i): a for i, a in enumerate(args)} | named

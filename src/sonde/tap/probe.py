@@ -1,0 +1,239 @@
+"""The probe forward: what runs, how often, in which order, and which axis of an output is which.
+
+A model is run on two and on three rows, with another length or image size the second time. The axes
+that follow tell rows, tokens and space apart from features; nothing is guessed from names.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.tap._hooks import Session, check_readable
+from sonde.tap._names import Names
+from sonde.tap._vary import Change, changes, sized
+from sonde.tap.outputs import find, find_input, leaves
+
+ROWS = (2, 3)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Shape and type of one tensor; a nested tensor has the shape that it would have padded."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    nested: bool = False
+
+
+@dataclass
+class Call:
+    """One call of a module: when it began and ended, what it got and returned."""
+
+    start: int
+    end: int = -1
+    outputs: dict[str, Leaf] = field(default_factory=dict)
+    input: Leaf | None = None
+
+
+Trace = dict[str, list[Call]]
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What the probe forwards found.
+
+    Parameters
+    ----------
+    names : Names
+        The modules by name.
+    trace, other : dict of str to list of Call
+        The calls of each module at the first and at the second size; ``other`` is None where the
+        model runs at one size only.
+    change : Change
+        What differed between the two.
+    logits : (key, shape) or None
+        The leaf of the model's output that holds logits.
+    output : dict of str to Leaf
+        Leaves of the model's output.
+    head : str or None
+        Name of the final linear layer, where its output is the logits.
+    """
+
+    names: Names
+    trace: Trace
+    other: Trace | None
+    change: Change
+    output: dict[str, Leaf]
+    head: str | None
+
+    def calls(self, path: str) -> int:
+        """Return how often a module ran in one forward."""
+        return len(self.trace.get(path, ()))
+
+    def order(self, path: str, call: int, port: str) -> int:
+        """Return when the tensor at a port came to be, as a rank in one forward."""
+        at = self.trace[path][call]
+        return at.start if port == "in" else at.end
+
+    def leaf(self, path: str, call: int, port: str, key: str | None) -> tuple[Leaf, Leaf | None]:
+        """Return one tensor at the first and at the second size."""
+        first = _leaf(self.trace[path][call], port, key, path)
+        try:
+            second = None if self.other is None else _leaf(self.other[path][call], port, key, path)
+        except (KeyError, IndexError, SiteError):
+            second = None
+        return first, second
+
+
+def _leaf(call: Call, port: str, key: str | None, path: str) -> Leaf:
+    if port == "in":
+        if call.input is None:
+            raise SiteError(f"Site: {path!r} got no floating-point tensor. Read its output.")
+        return call.input
+    if key is not None:
+        if key in call.outputs or (key == "0" and "" in call.outputs):
+            return call.outputs.get(key) or call.outputs[""]
+        raise SiteError(
+            f"Site: {path!r} returns no tensor {key!r}, only {sorted(call.outputs)}. "
+            f"Write one of them after the port, as in {path}:out.KEY."
+        )
+    for leaf in call.outputs.values():
+        if leaf.dtype.is_floating_point:
+            return leaf
+    raise SiteError(
+        f"Site: {path!r} returns no floating-point tensor, only "
+        f"{ {k: str(v.dtype) for k, v in call.outputs.items()} or 'nothing' }. Read another module."
+    )
+
+
+def probe(model: Model, batch: InputBatch) -> Probe:
+    """Run the model on repeats of one batch's first rows and record every module.
+
+    Raises
+    ------
+    SiteError
+        If the model is of a kind that hooks cannot read.
+    """
+    check_readable(model.module)
+    names = Names(model.module)
+    recorder = _Recorder(model, names, batch)
+    change, trace, output, head = _first_that_runs(recorder, batch)
+    return Probe(names, trace, _second(recorder, change), change, output, head)
+
+
+def _first_that_runs(
+    recorder: "_Recorder", batch: InputBatch
+) -> tuple[Change, Trace, dict[str, Leaf], str | None]:
+    """Return the first change of size at which the model runs both before and after."""
+    plans = changes(batch)
+    last = plans[-1]
+    for change in plans:
+        try:
+            trace, output, head = recorder.run(change, 0)
+            if change is not last:
+                recorder.keep(change, recorder.run(change, 1)[0])
+            return change, trace, output, head
+        except SiteError:
+            raise
+        except Exception:
+            if change is last:
+                raise
+    raise AssertionError("unreachable: the last change either returns or raises")
+
+
+def _second(recorder: "_Recorder", change: Change) -> Trace | None:
+    if recorder.kept is not None and recorder.kept[0] is change:
+        return recorder.kept[1]
+    try:
+        return recorder.run(change, 1)[0]
+    except Exception:
+        return None
+
+
+class _Recorder:
+    """Runs the model at one size with a hook on every module."""
+
+    def __init__(self, model: Model, names: Names, batch: InputBatch) -> None:
+        self.model, self.names, self.batch = model, names, batch
+        self.kept: tuple[Change, Trace] | None = None
+
+    def keep(self, change: Change, trace: Trace) -> None:
+        self.kept = (change, trace)
+
+    def run(self, change: Change, which: int) -> tuple[Trace, dict[str, Leaf], str | None]:
+        args, kwargs = sized(self.model.module, self.batch, change, ROWS[which], which)
+        self.trace: Trace = {}
+        self.tick = 0
+        self.open: dict[str, list[Call]] = {}
+        self.linear: dict[str, Tensor] = {}
+        modules = list(self.names.primary())
+        session = Session(
+            self.model.module,
+            outputs=[(m, self._after(name, m)) for name, m in modules],
+            inputs=[(m, self._before(name, m)) for name, m in modules],
+        )
+        with session:
+            output = session.run(args, kwargs)
+        return self.trace, _described(output), self._head(output)
+
+    def _before(self, name: str, module: nn.Module) -> Callable[..., None]:
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = Call(self.tick)
+            self.tick += 1
+            try:
+                call.input = _describe(find_input(module, args, kwargs)[1])
+            except SiteError:
+                call.input = None
+            self.open.setdefault(name, []).append(call)
+
+        return before
+
+    def _after(self, name: str, module: nn.Module) -> Callable[..., None]:
+        def after(output: Any) -> None:
+            call = self.open[name].pop()
+            call.end, call.outputs = self.tick, _described(output)
+            self.tick += 1
+            self.trace.setdefault(name, []).append(call)
+            if isinstance(module, nn.Linear) and isinstance(output, Tensor):
+                self.linear[name] = output
+
+        return after
+
+    def _head(self, output: Any) -> str | None:
+        logits = find_logits(output)
+        if logits is None:
+            return None
+        for name, value in reversed(self.linear.items()):
+            if value.shape == logits.shape and torch.equal(value, logits):
+                return name
+        return None
+
+
+def find_logits(output: Any) -> Tensor | None:
+    """Return the logits in a model's output: the leaf of that name, else a lone tensor."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    found = find(output, "logits")
+    return found if found is not None and found.is_floating_point() else None
+
+
+def _described(output: Any) -> dict[str, Leaf]:
+    return {key: _describe(x) for key, x in leaves(output).items()}
+
+
+def _describe(x: Tensor) -> Leaf:
+    if x.is_nested:
+        parts = x.unbind()
+        longest = max((len(p) for p in parts), default=0)
+        return Leaf((len(parts), longest, *parts[0].shape[1:]), x.dtype, nested=True)
+    return Leaf(tuple(x.shape), x.dtype)
+
+
+def executed(found: Probe) -> Iterator[str]:
+    """Yield the names of modules that ran, in the order in which their first call ended."""
+    yield from sorted(found.trace, key=lambda name: found.trace[name][0].end)

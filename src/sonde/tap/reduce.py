@@ -1,0 +1,284 @@
+"""Raw outputs to rows, inside a hook: every function here returns a new tensor.
+
+A ``Frame`` holds what one forward's examples share (masks, selections, columns), so that sites of
+one layout share the very same column tensors and no selection is built twice.
+"""
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError, ShapeError, SiteError
+from sonde.core.inputs import InputBatch
+from sonde.core.site import Reducer
+from sonde.tap.axes import FREE, Axes
+
+POOLED = ("pooled",)
+NARROW = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which example each row belongs to, and where in it the row stands."""
+
+    example: Int[Tensor, "row"]
+    position: Int[Tensor, "row"]
+    grid: Int[Tensor, "row 2"] | None = None
+    special: Bool[Tensor, "row"] | None = None
+
+
+class Frame:
+    """The examples of one forward, as reductions need them.
+
+    Parameters
+    ----------
+    batch : InputBatch
+    device : torch.device
+        Where selections are kept beside the states.
+    """
+
+    def __init__(self, batch: InputBatch, device: torch.device | None = None) -> None:
+        self.batch = batch
+        self.n = len(batch)
+        self.device = torch.device("cpu") if device is None else device
+        self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
+        self._selected: dict[Hashable, Tensor] = {}
+        self._columns: dict[Hashable, Columns] = {}
+
+    @cached_property
+    def first(self) -> Int[Tensor, "example"]:
+        """Position of each example's first token in its document."""
+        if self.batch.first is None:
+            return torch.zeros(self.n, dtype=torch.int64)
+        return self.batch.first.cpu().long()
+
+    def real(self, axis: str, length: int) -> Bool[Tensor, "example pos"]:
+        """Return which tokens are real, and check that the states have as many."""
+        mask = self.masks[axis]
+        if mask is None:
+            return torch.ones(self.n, length, dtype=torch.bool)
+        if mask.shape[1] != length:
+            raise SiteError(
+                f"expected {mask.shape[1]} tokens as in the attention mask, got {length} states. "
+                "Read a site that keeps the tokens of the inputs."
+            )
+        return mask.bool().cpu()
+
+    def kept(self, axis: str, length: int, keep_special: bool) -> Bool[Tensor, "example pos"]:
+        """Return which tokens count: real, and not special unless these are kept."""
+        real = self.real(axis, length)
+        special = self.batch.special
+        if axis == "pos" and special is not None and not keep_special:
+            return real & ~special.bool().cpu()
+        return real
+
+    def _some(self, mask: Tensor, reducer: str, what: str) -> Tensor:
+        empty = ~mask.any(dim=1)
+        if bool(empty.any()):
+            name = self.batch.ids[int(empty.nonzero()[0])]
+            raise InputError(
+                f"expected at least one {what} token in each example for the reducer {reducer!r}, "
+                f"got none in example {name}. Leave it out, or keep special tokens "
+                "(keep_special=True)."
+            )
+        return mask
+
+    def weights(self, axis: str, length: int, keep_special: bool, dtype: torch.dtype) -> Tensor:
+        """Return, for each example, the weight of each token in the mean: (example, 1, pos)."""
+        key = ("mean", axis, length, keep_special, dtype)
+        if key not in self._selected:
+            kept = self._some(self.kept(axis, length, keep_special), "mean", "ordinary")
+            weights = kept.double() / kept.sum(dim=1, keepdim=True)
+            self._selected[key] = weights[:, None].to(dtype=dtype, device=self.device)
+        return self._selected[key]
+
+    def is_full(self, axis: str, length: int, keep_special: bool) -> bool:
+        """Return whether every token counts."""
+        key = ("full", axis, length, keep_special)
+        if key not in self._columns_full:
+            self._columns_full[key] = bool(self.kept(axis, length, keep_special).all())
+        return self._columns_full[key]
+
+    @cached_property
+    def _columns_full(self) -> dict[Hashable, bool]:
+        return {}
+
+    def one(self, axis: str, length: int, which: str) -> tuple[Tensor, Tensor]:
+        """Return the index of the ``last`` or first (``cls``) real token of each example."""
+        key = (which, axis, length)
+        if key not in self._selected:
+            real = self._some(self.real(axis, length), which, "real")
+            index = (
+                length - 1 - real.flip(1).to(torch.uint8).argmax(1)
+                if which == "last"
+                else real.to(torch.uint8).argmax(1)
+            )
+            self._selected[key] = index.to(self.device)
+        return self._rows, self._selected[key]
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return torch.arange(self.n, device=self.device)
+
+    def flat(self, axis: str, length: int, keep_special: bool) -> Int[Tensor, "row"]:
+        """Return the index of each token that counts, in the flattened (example, pos) order."""
+        key = ("tokens", axis, length, keep_special)
+        if key not in self._selected:
+            real = self._some(self.real(axis, length), "tokens", "real")
+            kept = self.kept(axis, length, keep_special)
+            flat = kept.flatten().nonzero().flatten()
+            self._selected[key] = flat.to(self.device)
+            example = flat // length
+            within = (real.long().cumsum(1) - 1).flatten()[flat]
+            special = self.batch.special if axis == "pos" else None
+            marks = None if special is None else special.bool().cpu().flatten()[flat]
+            self._columns[key] = Columns(example, self.first[example] + within, special=marks)
+        return self._selected[key]
+
+    def columns(self, layout: Hashable) -> Columns:
+        """Return the columns of a layout, the same tensors each time."""
+        if layout not in self._columns:
+            self._columns[layout] = self._built(layout)
+        return self._columns[layout]
+
+    def _built(self, layout: Hashable) -> Columns:
+        if layout == POOLED:
+            return Columns(torch.arange(self.n), self.first)
+        _, sizes = layout  # type: ignore[misc]  # the only other kind: ("space", sizes)
+        count = math.prod(sizes)
+        example = torch.arange(self.n).repeat_interleave(count)
+        position = torch.arange(count).repeat(self.n)
+        shape = sizes if len(sizes) == 2 else self._patch_grid(count) if len(sizes) == 1 else None
+        grid = None
+        if shape is not None:
+            cells = torch.arange(count)
+            grid = torch.stack((cells // shape[1], cells % shape[1]), dim=1).repeat(self.n, 1)
+        return Columns(example, position, grid)
+
+    def _patch_grid(self, count: int) -> tuple[int, int] | None:
+        ratio = 1.0
+        if self.batch.grid is not None:
+            ratio = self.batch.grid[0] / self.batch.grid[1]
+        height = round(math.sqrt(count * ratio))
+        return (height, count // height) if height and height * (count // height) == count else None
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One reducer at one site, ready to run in a hook.
+
+    Parameters
+    ----------
+    reducer : Reducer
+    axes : Axes
+    """
+
+    reducer: Reducer
+    axes: Axes
+
+    def __post_init__(self) -> None:
+        reason = self._impossible()
+        if reason:
+            raise SiteError(
+                f"Reducer {str(self.reducer)!r}: {reason}, got axes {str(self.axes)!r}. "
+                f"Possible here: {', '.join(possible(self.axes))}."
+            )
+
+    def _impossible(self) -> str:
+        if self.reducer.name not in possible(self.axes):
+            return "does not fit this output"
+        return ""
+
+    @cached_property
+    def _space(self) -> tuple[int, ...]:
+        return tuple(i for i, word in enumerate(self.axes.words) if word in FREE)
+
+    def __call__(
+        self, x: Float[Tensor, "..."], frame: Frame
+    ) -> tuple[Float[Tensor, "_row _dim"], Hashable]:
+        """Return new rows of a raw output, and their layout."""
+        if x.is_nested:
+            x = _padded(x, frame.masks["pos"])
+        kind, name = self.axes.kind, self.reducer.name
+        if kind == "vector":
+            return self._vector(x, frame)
+        if kind == "space":
+            return self._over_space(x, frame)
+        x = self.axes.last_dim(x)
+        if x.ndim != 3:
+            x = x.flatten(2)
+        if x.shape[0] != frame.n:
+            raise ShapeError(f"expected {frame.n} examples, got {x.shape[0]} in the states.")
+        keep = self.reducer.keep_special
+        if name == "mean":
+            return _token_mean(x, frame, kind, keep), POOLED
+        if name == "tokens":
+            flat = frame.flat(kind, x.shape[1], keep)
+            return x.flatten(0, 1).index_select(0, flat), ("tokens", kind, x.shape[1], keep)
+        return x[frame.one(kind, x.shape[1], name)], POOLED
+
+    def _vector(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        x = self.axes.last_dim(x)
+        if x.shape[0] != frame.n:
+            raise ShapeError(f"expected {frame.n} examples, got {x.shape[0]} in the states.")
+        return x.clone(memory_format=torch.contiguous_format), POOLED
+
+    def _over_space(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        name, prefix = self.reducer.name, self.axes.prefix
+        if name == "mean" and not prefix:
+            rows = x.mean(dim=self._space)
+            return (rows if rows.ndim == 2 else rows[:, None]), POOLED
+        x = self.axes.last_dim(x)
+        if name == "mean":
+            return x[:, prefix:].mean(dim=1), POOLED
+        if name == "cls":
+            return x[:, 0].clone(), POOLED
+        if name == "flat":
+            return x.clone(memory_format=torch.contiguous_format).flatten(1), POOLED
+        x = x[:, prefix:] if prefix else x
+        sizes = tuple(x.shape[1:-1])
+        rows = x.clone(memory_format=torch.contiguous_format).flatten(0, -2)
+        return rows, ("space", sizes)
+
+
+def possible(axes: Axes) -> tuple[str, ...]:
+    """Return the names of the reducers that fit an output with these axes."""
+    kind = axes.kind
+    if kind == "vector":
+        return ("mean", "last", "cls", "flat")
+    if kind in ("pos", "pos2"):
+        return ("mean", "last", "cls", "tokens")
+    return ("mean", "cls", "patches", "flat") if axes.prefix else ("mean", "patches", "flat")
+
+
+def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tensor:
+    dtype = torch.float32 if x.dtype in NARROW else x.dtype
+    weights = frame.weights(axis, x.shape[1], keep_special, dtype)
+    wide = x if x.dtype == dtype else x.to(dtype)
+    rows = torch.bmm(weights, wide)[:, 0]
+    is_full = frame.is_full(axis, x.shape[1], keep_special)
+    if not is_full and (x.device.type != "cpu" or not bool(torch.isfinite(rows).all())):
+        # Weight 0 does not silence a NaN at a padded position.
+        rows = torch.bmm(weights, wide.masked_fill(weights.transpose(1, 2) == 0, 0.0))[:, 0]
+    return rows if x.dtype == dtype else rows.to(x.dtype)
+
+
+def _padded(x: Tensor, mask: Tensor | None) -> Tensor:
+    parts = x.unbind()
+    if mask is None:
+        if len({len(p) for p in parts}) == 1:
+            return torch.stack(parts)
+        raise SiteError("a nested tensor needs the mask of its tokens. Pass attention_mask.")
+    counts = mask.sum(dim=1).tolist()
+    if [len(p) for p in parts] != counts:
+        raise SiteError(
+            f"expected {counts} real tokens as in the mask, got {[len(p) for p in parts]} states."
+        )
+    out = parts[0].new_zeros(*mask.shape, parts[0].shape[-1])
+    out[mask.bool().to(out.device)] = torch.cat(parts)
+    return out
