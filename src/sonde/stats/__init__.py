@@ -1,24 +1,110 @@
-"""The shared sketches: mergeable statistics that many methods read."""
+"""The shared sketches: mergeable statistics that many methods read, and the maths they share."""
 
+from sonde.stats.auroc import AUROC, auroc, midranks
+from sonde.stats.batch_hsic import BatchHsic, BatchHsicState, hsic_triple
 from sonde.stats.calibrated import Calibrated, CalibratedScorer
 from sonde.stats.class_moments import ClassMoments, ClassMomentsState, UnlabelledState
+from sonde.stats.content_sketch import ContentSketch, ContentSketchState
+from sonde.stats.coreset import Coreset, CoresetState
 from sonde.stats.cross_moments import CrossMoments, CrossMomentsState
+from sonde.stats.extremes import Extremes, ExtremesState
+from sonde.stats.false_discovery import benjamini_hochberg
+from sonde.stats.fourier import FourierFeatures, FourierMoments, median_sigma
+from sonde.stats.group_means import GroupMeans, GroupMeansState
+from sonde.stats.grouped_hsic_sums import GroupedHsicSums, GroupedHsicSumsState
+from sonde.stats.halves import half_error, random_halves
 from sonde.stats.hash_sample import HashSample, HashSampleState
+from sonde.stats.head_weights import HeadWeights, HeadWeightsState
+from sonde.stats.histogram import Histogram, HistogramState
+from sonde.stats.hsic_sums import HsicSums, HsicSumsState
+from sonde.stats.intervals import clopper_pearson, wilson
+from sonde.stats.log_histogram import LogHistogram, LogHistogramState, log_bins, log_centres
 from sonde.stats.moments import Moments, MomentsState
+from sonde.stats.neighbour_sums import NeighbourSums, NeighbourSumsState
+from sonde.stats.neighbours import distance_chunks, nearest
+from sonde.stats.quantiles import Quantiles, QuantilesState
 from sonde.stats.scalars import Scalars, ScalarsState
+from sonde.stats.shrinkage import (
+    InverseRoot,
+    Shrinkage,
+    check_shrinkage,
+    inverse_root,
+    oas_weight,
+    shrunk,
+)
+from sonde.stats.symbols import Symbols, SymbolsState
+from sonde.stats.token_norms import TokenNorms, TokenNormsState
+from sonde.stats.top_k import TopK, TopKState
+from sonde.stats.update_moments import UpdateMoments
+from sonde.stats.white_spectrum import white_eigenvalues, white_mean
 
 __all__ = [
+    "AUROC",
+    "BatchHsic",
+    "BatchHsicState",
     "Calibrated",
     "CalibratedScorer",
     "ClassMoments",
     "ClassMomentsState",
+    "ContentSketch",
+    "ContentSketchState",
+    "Coreset",
+    "CoresetState",
     "CrossMoments",
     "CrossMomentsState",
+    "Extremes",
+    "ExtremesState",
+    "FourierFeatures",
+    "FourierMoments",
+    "GroupMeans",
+    "GroupMeansState",
+    "GroupedHsicSums",
+    "GroupedHsicSumsState",
     "HashSample",
     "HashSampleState",
+    "HeadWeights",
+    "HeadWeightsState",
+    "Histogram",
+    "HistogramState",
+    "HsicSums",
+    "HsicSumsState",
+    "InverseRoot",
+    "LogHistogram",
+    "LogHistogramState",
     "Moments",
     "MomentsState",
+    "NeighbourSums",
+    "NeighbourSumsState",
+    "Quantiles",
+    "QuantilesState",
     "Scalars",
     "ScalarsState",
+    "Shrinkage",
+    "Symbols",
+    "SymbolsState",
+    "TokenNorms",
+    "TokenNormsState",
+    "TopK",
+    "TopKState",
     "UnlabelledState",
+    "UpdateMoments",
+    "auroc",
+    "benjamini_hochberg",
+    "check_shrinkage",
+    "clopper_pearson",
+    "distance_chunks",
+    "half_error",
+    "hsic_triple",
+    "inverse_root",
+    "log_bins",
+    "log_centres",
+    "median_sigma",
+    "midranks",
+    "nearest",
+    "oas_weight",
+    "random_halves",
+    "shrunk",
+    "white_eigenvalues",
+    "white_mean",
+    "wilson",
 ]

@@ -1,0 +1,62 @@
+"""How well scores separate two sets of rows, with a standard error."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class AUROC:
+    """Chance that a positive row scores above a negative one, ties counted half.
+
+    ``se`` is DeLong's standard error, from the rows; ``se_hanley`` that of Hanley and McNeil, from
+    the value and the two counts alone.
+    """
+
+    value: float
+    se: float
+    se_hanley: float
+    n_negative: int
+    n_positive: int
+
+
+def midranks(values: Shaped[Tensor, "row"]) -> Float[Tensor, "row"]:
+    """Return ranks from 1, equal values sharing the mean of their ranks.
+
+    Examples
+    --------
+    >>> midranks(torch.tensor([3.0, 1.0, 3.0])).tolist()
+    [2.5, 1.0, 2.5]
+    """
+    _, index, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[index]
+
+
+def auroc(negative: Shaped[Tensor, "negative"], positive: Shaped[Tensor, "positive"]) -> AUROC:
+    """Return the area under the curve of two sets of scores; infinite ones are ranked like others.
+
+    References
+    ----------
+    delong1988comparing, hanley1982meaning
+    """
+    n, m = len(negative), len(positive)
+    if n == 0 or m == 0:
+        raise InputError(f"auroc: expected rows on both sides, got {n} and {m}.")
+    scores = torch.cat([negative.double(), positive.double()])
+    if bool(torch.isnan(scores).any()):
+        raise InputError("auroc: expected scores without NaN. Score non-finite rows as +inf.")
+    ranks = midranks(scores)
+    above = (ranks[n:] - midranks(scores[n:])) / n
+    below = 1 - (ranks[:n] - midranks(scores[:n])) / m
+    value = float(above.mean())
+    se = float("nan")
+    if n > 1 and m > 1:
+        se = float((above.var() / m + below.var() / n).sqrt())
+    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
+    spread = value * (1 - value) + (m - 1) * (q1 - value**2) + (n - 1) * (q2 - value**2)
+    return AUROC(value, se, max(spread / (n * m), 0.0) ** 0.5, n, m)

@@ -1,0 +1,104 @@
+"""Random features of the Gaussian kernel, and their moments."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.statistic import Statistic
+from sonde.stats.moments import Moments, MomentsState
+
+
+@final
+@dataclass(frozen=True)
+class FourierFeatures:
+    """Map whose inner products estimate ``exp(-|x - x'|^2 / (2 sigma^2))``.
+
+    ``phi(x) = [cos(x W), sin(x W)] / sqrt(m)`` with Gaussian ``W`` drawn from the seed, never
+    stored. An estimate of a kernel with itself needs two maps of different ``seed``: with one, its
+    expectation is off by a term of order ``1 / m``.
+
+    Parameters
+    ----------
+    sigma : float
+        Width of the kernel.
+    m : int, default=256
+        Number of frequencies.
+    seed : int, default=0
+        Which frequencies.
+
+    References
+    ----------
+    rahimi2007random
+    """
+
+    sigma: float
+    m: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0 or self.m < 1:
+            raise InputError(
+                "FourierFeatures: expected sigma above 0 and m of at least 1, "
+                f"got sigma={self.sigma}, m={self.m}."
+            )
+
+    def __call__(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row feature"]:
+        """Return the features of rows, in float64."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (x.shape[1], self.m)
+        weights = torch.randn(shape, generator=generator, dtype=torch.float64) / self.sigma
+        angles = x.double() @ weights.to(x.device)
+        return torch.cat([angles.cos(), angles.sin()], dim=1) / self.m**0.5
+
+
+def median_sigma(x: Float[Tensor, "row dim"]) -> float:
+    """Return the width at which half of the pairs have a kernel of at most ``1/e``.
+
+    ``sigma^2 = median |x - x'|^2 / 2`` over distinct pairs.
+    """
+    if len(x) < 2:
+        raise InputError(f"median_sigma: expected at least 2 rows, got {len(x)}.")
+    return float((torch.pdist(x.double()).square().median() / 2).sqrt())
+
+
+@final
+@dataclass(frozen=True)
+class FourierMoments(Statistic[MomentsState]):
+    """Moments of random features of the rows, exact: what kernel distances and tests read.
+
+    Parameters
+    ----------
+    features : FourierFeatures
+        The map; states of different maps do not merge.
+    scatter : bool, default=False
+        Keep the whole scatter of the features instead of its diagonal.
+
+    References
+    ----------
+    rahimi2007random
+    """
+
+    features: FourierFeatures
+    scatter: bool = False
+
+    def observe(self, x: Float[Tensor, "row dim"]) -> MomentsState:
+        """Return the moments of a batch's features."""
+        return self._moments.observe(self.features(x))
+
+    def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
+        """Return the moments of both sets of rows."""
+        return self._moments.merge(a, b)
+
+    def influence(
+        self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
+    ) -> Float[Tensor, "row"]:
+        """Return that of ``Moments`` at the features."""
+        return self._moments.influence(state, gradient, self.features(x))
+
+    @property
+    def _moments(self) -> Moments:
+        return Moments("full" if self.scatter else "diag")

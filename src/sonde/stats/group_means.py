@@ -1,0 +1,68 @@
+"""How much of the spread of token rows lies inside examples."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+from sonde.stats.class_moments import ClassMoments
+from sonde.stats.moments import Moments, MomentsState
+
+_DIAGONAL = Moments("diag")
+
+
+@dataclass(frozen=True)
+class GroupMeansState(State):
+    """Moments of all rows, and their scatter about the mean of their own example."""
+
+    rows: MomentsState
+    within: Float[Tensor, "dim"]
+    n_examples: int
+
+    @property
+    def within_share(self) -> Float[Tensor, "dim"]:
+        """Share of each unit's variance that lies inside examples; NaN for constant units.
+
+        With equally long examples this is ``1 - var(example means) / var(rows)``.
+        """
+        return self.within / self.rows.scatter
+
+
+@final
+@dataclass(frozen=True)
+class GroupMeans(Statistic[GroupMeansState]):
+    """Variance of rows inside and between their examples, per unit. Exact.
+
+    All rows of an example must come in one ``observe`` call, as batches bring them.
+    """
+
+    def observe(self, x: Float[Tensor, "row dim"], order: Int[Tensor, "row"]) -> GroupMeansState:
+        """Return the moments of a batch of rows."""
+        classes = ClassMoments("diag", max_classes=len(x)).observe(x, order)
+        return GroupMeansState(_DIAGONAL.observe(x), classes.pooled, len(classes.labels))
+
+    def merge(self, a: GroupMeansState, b: GroupMeansState) -> GroupMeansState:
+        """Return the moments of both sets of examples."""
+        return GroupMeansState(
+            _DIAGONAL.merge(a.rows, b.rows), a.within + b.within, a.n_examples + b.n_examples
+        )
+
+    def influence(
+        self,
+        state: GroupMeansState,
+        gradient: GroupMeansState,
+        x: Float[Tensor, "row dim"],
+        order: Int[Tensor, "row"],
+    ) -> Float[Tensor, "row"]:
+        """Return the effect of each row as part of its example, which must be whole."""
+        x = x.to(state.within)
+        _, member = torch.unique(order.to(x.device), return_inverse=True)
+        size = torch.bincount(member).to(x)
+        mean = torch.zeros(len(size), x.shape[1], dtype=x.dtype, device=x.device)
+        mean = mean.index_add_(0, member, x) / size[:, None]
+        inside = (x - mean[member]).square() @ gradient.within
+        return inside + _DIAGONAL.influence(state.rows, gradient.rows, x)

@@ -1,0 +1,111 @@
+"""Counts of each unit's values on a signed logarithmic grid that needs no edges beforehand."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+
+LOW, HIGH, SUB = -40, 24, 4
+_SIDE = (HIGH - LOW + 1) * SUB
+_BINS = 2 * _SIDE + 1
+
+
+def log_bins(x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Return the bin of each number: 0 .. 520 in ascending order of value, 260 = exactly zero.
+
+    Exponents of two from -40 to 24 with 4 bins each and a sign; smaller and larger magnitudes fall
+    into the first and the last bin of their sign. Bins are found by comparison of mantissas, so the
+    same number always falls into the same bin.
+    """
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    mantissa, exponent = torch.frexp(x.abs())
+    steps = 2.0 ** (torch.arange(1, SUB, dtype=torch.float64, device=x.device) / SUB - 1)
+    sub = torch.bucketize(mantissa, steps.to(mantissa.dtype), right=True)
+    magnitude = ((exponent.long() - 1 - LOW) * SUB + sub).clamp(0, _SIDE - 1)
+    signed = torch.where(x < 0, _SIDE - 1 - magnitude, _SIDE + 1 + magnitude)
+    return torch.where(x == 0, _SIDE, signed)
+
+
+def log_centres() -> Float[Tensor, "bin"]:
+    """Return the geometric centre of each bin of ``log_bins``; 0 for the bin of zeros."""
+    up = 2.0 ** (LOW + (torch.arange(_SIDE, dtype=torch.float64) + 0.5) / SUB)
+    return torch.cat([-up.flip(0), torch.zeros(1, dtype=torch.float64), up])
+
+
+@dataclass(frozen=True)
+class LogHistogramState(State):
+    """Rows of each unit in each of the 521 bins of ``log_bins``."""
+
+    n: int
+    counts: Int[Tensor, "dim bin"]
+
+    @property
+    def magnitudes(self) -> Int[Tensor, "dim bin2"]:
+        """Counts of absolute values: of zeros first, then of the bins above it."""
+        up, down = self.counts[:, _SIDE + 1 :], self.counts[:, :_SIDE].flip(1)
+        return torch.cat([self.counts[:, _SIDE : _SIDE + 1], up + down], dim=1)
+
+    def quantile(self, q: float, absolute: bool = False) -> Float[Tensor, "dim"]:
+        """Return the centre of the bin in which the share ``q`` of the rows is reached.
+
+        Zeros are rows like any other; a unit that is mostly zero has quantiles of 0.
+        """
+        counts = self.magnitudes if absolute else self.counts
+        centres = log_centres()[_SIDE:] if absolute else log_centres()
+        reached = counts.cumsum(1) >= max(q * self.n, 1)
+        return centres.to(counts.device)[reached.int().argmax(1)]
+
+    def rebinned(self, edges: Float[Tensor, "edge"]) -> Int[Tensor, "dim bin2"]:
+        """Return the counts between other edges, each bin moved whole by its centre.
+
+        An edge is off by at most one bin, a factor of ``2**(1/4)``.
+        """
+        to = torch.bucketize(log_centres(), edges.double().cpu(), right=True).to(self.counts.device)
+        out = self.counts.new_zeros(len(self.counts), len(edges) + 1)
+        return out.index_add_(1, to, self.counts)
+
+
+@final
+@dataclass(frozen=True)
+class LogHistogram(Statistic[LogHistogramState]):
+    """Counts of each unit's values, or products of columns, on a signed logarithmic grid. Exact.
+
+    Parameters
+    ----------
+    columns : tuple of str, default=("x",)
+        ``("x",)``, or ``("x", "grad")`` for activation times gradient.
+    """
+
+    columns: tuple[str, ...] = ("x",)
+
+    def __post_init__(self) -> None:
+        if self.columns not in (("x",), ("grad",), ("x", "grad")):
+            raise InputError(
+                "LogHistogram: expected columns ('x',), ('grad',) or ('x', 'grad'), "
+                f"got {self.columns}."
+            )
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns of the product."""
+        return self.columns
+
+    def observe(
+        self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"] | None = None
+    ) -> LogHistogramState:
+        """Return the counts of a batch."""
+        z = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        z = z if grad is None else z * grad.to(z)
+        dim = x.shape[1]
+        index = log_bins(z) + torch.arange(dim, device=x.device) * _BINS
+        counts = torch.bincount(index.flatten(), minlength=dim * _BINS)
+        return LogHistogramState(len(x), counts.reshape(dim, _BINS))
+
+    def merge(self, a: LogHistogramState, b: LogHistogramState) -> LogHistogramState:
+        """Return the sums of both."""
+        return LogHistogramState(a.n + b.n, a.counts + b.counts)

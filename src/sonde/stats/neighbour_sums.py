@@ -1,0 +1,71 @@
+"""How far apart neighbouring examples of the planned order are."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+
+BLOCKS, BLOCK_ROWS = 16, 16
+
+
+@dataclass(frozen=True)
+class NeighbourSumsState(State):
+    """Number of neighbouring pairs and sum of their squared distances, in 16 interleaved blocks."""
+
+    pairs: Int[Tensor, "block"]
+    squares: Float[Tensor, "block"]
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """Mean squared distance of neighbours; NaN without a pair."""
+        return self.squares.sum() / self.pairs.sum()
+
+    @property
+    def se(self) -> float:
+        """Standard error of ``mean`` by leaving out one block at a time; NaN below two."""
+        used = self.pairs > 0
+        count = int(used.sum())
+        if count < 2:
+            return float("nan")
+        left = (self.squares.sum() - self.squares[used]) / (self.pairs.sum() - self.pairs[used])
+        return float(((count - 1) / count * (left - left.mean()).square().sum()).sqrt())
+
+
+@final
+@dataclass(frozen=True)
+class NeighbourSums(Statistic[NeighbourSumsState]):
+    """Sums of ``|x_i - x_(i+1)|^2`` over consecutive rows of different examples. Exact.
+
+    Pairs inside one ``observe`` call count, so a unit comes whole; a pair across units is left out.
+    A pair belongs to block ``(order // 16) mod 16`` of its first row.
+    """
+
+    whole_groups: ClassVar[bool] = True
+
+    def observe(
+        self,
+        x: Float[Tensor, "row dim"],
+        order: Int[Tensor, "row"],
+        position: Int[Tensor, "row"],
+    ) -> NeighbourSumsState:
+        """Return the sums over neighbours among these rows."""
+        by_position = torch.argsort(position, stable=True)
+        rows = by_position[torch.argsort(order[by_position], stable=True)]
+        first, second = rows[:-1], rows[1:]
+        apart = order[first] != order[second]
+        first, second = first[apart], second[apart]
+        wide = x.detach().double()
+        gap = wide[second.to(x.device)] - wide[first.to(x.device)]
+        block = order[first] // BLOCK_ROWS % BLOCKS
+        squares = torch.zeros(BLOCKS, dtype=torch.float64)
+        squares.index_add_(0, block, gap.square().sum(1).cpu())
+        return NeighbourSumsState(torch.bincount(block, minlength=BLOCKS), squares)
+
+    def merge(self, a: NeighbourSumsState, b: NeighbourSumsState) -> NeighbourSumsState:
+        """Return the sums of both."""
+        return NeighbourSumsState(a.pairs + b.pairs, a.squares + b.squares)

@@ -1,0 +1,79 @@
+"""Lengths of rows, apart for first positions, special tokens and the rest."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+from sonde.stats.log_histogram import LogHistogramState, log_bins, log_centres
+
+FIRST, SPECIAL, REST = range(3)
+
+
+@dataclass(frozen=True)
+class TokenNormsState(State):
+    """Sums of norms and of squared norms, and counts on the grid of ``log_bins``, per bucket."""
+
+    sum: Float[Tensor, "3"]
+    square: Float[Tensor, "3"]
+    counts: Int[Tensor, "3 bin"]
+
+    @property
+    def n(self) -> Int[Tensor, "3"]:
+        """Number of rows in each bucket."""
+        return self.counts.sum(1)
+
+    @property
+    def median(self) -> Float[Tensor, "3"]:
+        """Median norm of each bucket, right to a factor of ``2**(1/8)``; NaN where it is empty."""
+        return torch.stack([_median(c) for c in self.counts])
+
+    @property
+    def median_all(self) -> Float[Tensor, ""]:
+        """Median norm of all rows."""
+        return _median(self.counts.sum(0))
+
+    @property
+    def energy_share(self) -> Float[Tensor, "3"]:
+        """Share of each bucket in the sum of squared norms."""
+        return self.square / self.square.sum()
+
+
+@final
+@dataclass(frozen=True)
+class TokenNorms(Statistic[TokenNormsState]):
+    """Norms of rows in three buckets: first position, other special tokens, all others. Exact."""
+
+    def observe(
+        self,
+        x: Float[Tensor, "row dim"],
+        position: Int[Tensor, "row"],
+        special: Bool[Tensor, "row"],
+    ) -> TokenNormsState:
+        """Return the sums and counts of a batch."""
+        norm = torch.linalg.vector_norm(x.detach(), dim=1, dtype=torch.float64).cpu()
+        special, position = special.cpu(), position.cpu()
+        bucket = torch.where(special, SPECIAL, REST).masked_fill(position == 0, FIRST)
+        n_bins = len(log_centres())
+        counts = torch.bincount(bucket * n_bins + log_bins(norm), minlength=3 * n_bins)
+        zero = torch.zeros(3, dtype=torch.float64)
+        return TokenNormsState(
+            zero.index_add(0, bucket, norm),
+            zero.index_add(0, bucket, norm.square()),
+            counts.reshape(3, n_bins),
+        )
+
+    def merge(self, a: TokenNormsState, b: TokenNormsState) -> TokenNormsState:
+        """Return the sums of both."""
+        return TokenNormsState(a.sum + b.sum, a.square + b.square, a.counts + b.counts)
+
+
+def _median(counts: Int[Tensor, "bin"]) -> Float[Tensor, ""]:
+    n = int(counts.sum())
+    if n == 0:
+        return torch.tensor(float("nan"), dtype=torch.float64)
+    return LogHistogramState(n, counts[None]).quantile(0.5)[0]
