@@ -1,0 +1,78 @@
+"""How sentences write numbers, shares, lists and places."""
+
+import math
+from collections.abc import Sequence
+
+LONGEST = 240
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Return a number with ``digits`` significant digits, whole numbers with all of theirs.
+
+    Examples
+    --------
+    >>> [number(x) for x in (0, 0.00861, 41.23, 1797, 6.2e6, 2e-7)]
+    ['0', '0.0086', '41', '1,797', '6.2e6', '2e-7']
+    """
+    if not math.isfinite(value):
+        return "not finite"
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """Return a share of one in per cent.
+
+    Examples
+    --------
+    >>> percent(0.0092), percent(0.987), percent(0.9994, 3), percent(1.0)
+    ('0.92 %', '99 %', '99.9 %', '100 %')
+    """
+    return f"{number(100 * share, digits)} %"
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """Return a count with its noun.
+
+    Examples
+    --------
+    >>> plural(1, "row"), plural(1797, "row"), plural(2, "class", "classes")
+    ('1 row', '1,797 rows', '2 classes')
+    """
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def listed(names: Sequence[str], at_most: int = 3) -> str:
+    """Return names as a list that ends in "and", cut after ``at_most``.
+
+    Examples
+    --------
+    >>> listed(["a"]), listed(["a", "b", "c"]), listed(["a", "b", "c", "d", "e"])
+    ('a', 'a, b and c', 'a, b, c and 2 more')
+    """
+    names = list(names)
+    if len(names) > at_most:
+        return f"{', '.join(names[:at_most])} and {len(names) - at_most} more"
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def shortened(text: str, at_most: int = 40) -> str:
+    """Return an untrusted name on one line, cut in the middle.
+
+    Examples
+    --------
+    >>> shortened("a" * 50, 11)
+    'aaaaa…aaaaa'
+    """
+    text = " ".join(text.split())
+    half = (at_most - 1) // 2
+    return text if len(text) <= at_most else f"{text[:half]}…{text[-half:]}"
