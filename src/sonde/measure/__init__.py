@@ -1,0 +1,41 @@
+"""Figures about hidden states: one site, a pair, or all layers at once."""
+
+from sonde.measure.anisotropy import Anisotropy, anisotropy
+from sonde.measure.class_separability import ClassSeparability, class_separability
+from sonde.measure.covariance import Covariance, covariance
+from sonde.measure.dead_units import DeadUnits, dead_units
+from sonde.measure.effective_rank import EffectiveRank, effective_rank
+from sonde.measure.entropy_rank import EntropyRank, entropy_rank
+from sonde.measure.massive_activations import MassiveActivations, massive_activations
+from sonde.measure.participation_ratio import ParticipationRatio, participation_ratio
+from sonde.measure.regression import Regression, regression
+from sonde.measure.saturated_units import SaturatedUnits, saturated_units
+from sonde.measure.spectrum import Spectrum, spectrum
+from sonde.measure.stable_rank import StableRank, stable_rank
+
+__all__ = [
+    "Anisotropy",
+    "ClassSeparability",
+    "Covariance",
+    "DeadUnits",
+    "EffectiveRank",
+    "EntropyRank",
+    "MassiveActivations",
+    "ParticipationRatio",
+    "Regression",
+    "SaturatedUnits",
+    "Spectrum",
+    "StableRank",
+    "anisotropy",
+    "class_separability",
+    "covariance",
+    "dead_units",
+    "effective_rank",
+    "entropy_rank",
+    "massive_activations",
+    "participation_ratio",
+    "regression",
+    "saturated_units",
+    "spectrum",
+    "stable_rank",
+]

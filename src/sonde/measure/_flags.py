@@ -1,0 +1,40 @@
+"""Flags that several measures raise by the same rule."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.stats import MomentsState
+
+LOW, LOST = 16.0, 4.0
+
+
+def precision_flags(spread: float, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Return the flags of rows that spread about their mean by ``spread`` times its length.
+
+    Rounding of the rows themselves adds noise of relative size ``unit / spread`` (unit roundoff of
+    the type in which the model made them), that of a deep forward pass several times as much.
+    """
+    unit = torch.finfo(dtype).eps / 2.0
+    if spread < LOST * unit:
+        return ["lost_precision"]
+    return ["low_precision"] if spread < LOW * unit else []
+
+
+def spread_of(mean: Float[Tensor, "dim"], variance: Float[Tensor, "dim"]) -> float:
+    """Return ``sqrt(total variance) / |mean|``; infinite where the mean is zero."""
+    length = float(mean.detach().norm())
+    return math.sqrt(max(float(variance.detach().sum()), 0.0)) / length if length else math.inf
+
+
+def moment_flags(moments: MomentsState) -> tuple[str, ...]:
+    """Return the flags that follow from the moments of rows, taken as float32."""
+    variance = moments.variance
+    if not float(variance.detach().sum()) > 0.0:
+        return ("dead",)
+    flags = precision_flags(spread_of(moments.mean, variance))
+    if moments.n <= len(variance):
+        flags.append("few_rows")
+    return tuple(flags)

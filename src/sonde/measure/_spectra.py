@@ -1,0 +1,136 @@
+"""Eigenvalues of the rows of a site, from all rows or from a sample, for all ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Statistic
+from sonde.measure._flags import moment_flags, precision_flags, spread_of
+from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
+from sonde.stats.halves import half_error, random_halves
+
+Source = Literal["moments", "sample"]
+Rows = MomentsState | HashSampleState
+Figure = Callable[[Float[Tensor, "rank"]], Float[Tensor, ""]]
+
+
+def check_source(owner: str, source: str) -> None:
+    """Raise an ``InputError`` unless ``source`` is known."""
+    if source not in ("moments", "sample"):
+        raise InputError(f"{owner}: expected source 'moments' or 'sample', got {source!r}.")
+
+
+def spectrum_reads(source: Source) -> dict[str, Statistic[Any]]:
+    """Return what holds the eigenvalues: moments of all rows, or sampled rows."""
+    return {"rows": Moments() if source == "moments" else HashSample()}
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """Positive eigenvalues in descending order, and what they come from."""
+
+    values: Float[Tensor, "rank"]
+    n: int
+    dim: int
+    flags: tuple[str, ...]
+
+
+def spectral(rows: Rows, centered: bool = True) -> Spectral:
+    """Return the positive eigenvalues of the covariance (or of the second moment) of rows.
+
+    A sample goes through its row by row Gram matrix, which has the same non-zero eigenvalues and
+    costs nothing in the width of the rows.
+    """
+    if isinstance(rows, HashSampleState):
+        return _sampled(rows, centered)
+    matrix = rows.covariance
+    flags = list(moment_flags(rows))
+    if matrix.ndim == 1:
+        raise InputError('spectrum: expected Moments(scatter="full"), got "diag".')
+    if not centered:
+        matrix = matrix + torch.outer(rows.mean, rows.mean)
+        flags = [f for f in flags if f != "dead" or not bool(rows.mean.detach().any())]
+    values = _positive(torch.linalg.eigvalsh(matrix).flip(0), matrix.shape[0])
+    if len(values) < min(matrix.shape[0], rows.n - 1):
+        flags.append("rank_deficient")
+    return Spectral(values, rows.n, matrix.shape[0], tuple(flags))
+
+
+def _sampled(sample: HashSampleState, centered: bool) -> Spectral:
+    x = sample.rows.double()
+    mean = x.mean(0)
+    z = x - mean if centered else x
+    gram = z @ z.T / len(z) if len(z) < z.shape[1] else z.T @ z / len(z)
+    values = _positive(torch.linalg.eigvalsh(gram).flip(0), max(z.shape))
+    flags = precision_flags(spread_of(mean, (x - mean).square().mean(0)), sample.rows.dtype)
+    if len(values) == 0:
+        flags = ["dead"]
+    elif len(x) <= x.shape[1]:
+        flags.append("few_rows")
+    if not sample.is_everything:
+        flags.append("sampled")
+    return Spectral(values, len(x), x.shape[1], tuple(flags))
+
+
+def _positive(values: Float[Tensor, "dim"], size: int) -> Float[Tensor, "rank"]:
+    """Return the eigenvalues that are more than the rounding of the largest one."""
+    top = values[:1].detach().clamp(min=0.0)
+    return values[values.detach() > size * torch.finfo(values.dtype).eps * top]
+
+
+def rank_result(
+    rows: Rows,
+    figure: Figure,
+    null: Callable[[int, int], float],
+    conventions: dict[str, Any],
+    centered: bool = True,
+) -> "RankResult":
+    """Return a rank that is a function of the eigenvalues, with its null for white rows."""
+    found = spectral(rows, centered)
+    conventions = {"centered": centered, "divisor": "n", **conventions}
+    dead = len(found.values) == 0
+    se = None
+    if isinstance(rows, HashSampleState):
+        conventions["se"] = "20 random halves of the sampled groups"
+        se = None if dead else _half_error(rows, figure, centered)
+    value: float | Tensor = float("nan") if dead else figure(found.values)
+    white = null(found.dim, max(found.n - 1, 1) if centered else found.n)
+    flags = found.flags
+    if not dead and float(torch.as_tensor(value).detach()) > 0.95 * white:
+        flags = (*flags, "se_first_order")
+    return RankResult(
+        value=value,
+        se=se,
+        null=white,
+        n=found.n,
+        range=(1.0, float(found.dim)),
+        flags=tuple(dict.fromkeys(flags)),
+        conventions=conventions,
+        dim=found.dim,
+    )
+
+
+def _half_error(rows: HashSampleState, figure: Figure, centered: bool) -> float | None:
+    values = []
+    for mask in random_halves(rows.group):
+        z = rows.rows[mask.to(rows.rows.device)]
+        half = HashSampleState(len(z), z, rows.draw[mask], rows.group[mask], rows.group_draw[mask])
+        eigenvalues = _sampled(half, centered).values
+        if len(eigenvalues) == 0:
+            return None
+        values.append(figure(eigenvalues))
+    return float(half_error(torch.stack(values)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankResult(Result):
+    """An effective number of dimensions out of ``dim``."""
+
+    direction: Direction = "higher"
+    dim: int

@@ -1,0 +1,85 @@
+"""Mean, covariance and total variance of the rows of one site.
+
+Not for ranks or shape: see ``spectrum`` and the ranks, which read the same state.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.instrument import Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Statistic
+from sonde.measure._flags import moment_flags
+from sonde.stats import Moments, MomentsState
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CovarianceResult(Result):
+    """Total variance, with the moments that it sums."""
+
+    title: ClassVar[str] = "Total variance"
+    direction: Direction = "higher"
+    mean: Float[Tensor, "dim"]
+    covariance: Float[Tensor, "dim dim"] | Float[Tensor, "dim"]
+
+
+@final
+@dataclass(frozen=True)
+class Covariance(Instrument):
+    """Total variance of the rows, with their mean and covariance.
+
+    The trace of the covariance: the mean squared distance of a row from the mean row. Formula:
+    ``(1 / n) sum_i |x_i - m|^2``.
+
+    Range        [0, inf), in squared units of the rows; higher = more spread.
+    Cost         one pass; state 8 (dim^2 + dim) bytes; result O(dim).
+    Assumes      nothing; a value of 0 carries the flag ``dead``.
+    Differs      from ``numpy.cov``: divisor ``n``, not ``n - 1``.
+
+    Parameters
+    ----------
+    scatter : {"full", "diag"}, default="full"
+        The whole covariance, or the variances alone.
+
+    Examples
+    --------
+    >>> covariance([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]]).value
+    2.0
+
+    References
+    ----------
+    chan1983variance
+    """
+
+    scatter: Literal["full", "diag"] = "full"
+    paper: ClassVar[str] = "chan1983variance"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"scatter": "diag"})
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments."""
+        return {"moments": Moments(self.scatter)}
+
+    def result(self, moments: MomentsState) -> CovarianceResult:
+        """Sum the variances."""
+        return CovarianceResult(
+            value=moments.variance.sum(),
+            n=moments.n,
+            null=0.0,
+            unit="squared units of the rows",
+            range=(0.0, float("inf")),
+            flags=moment_flags(moments),
+            conventions={"divisor": "n", "precision": "rows taken as float32"},
+            mean=moments.mean,
+            covariance=moments.covariance,
+        )
+
+
+def covariance(
+    x: Any, *, group: Any = None, scatter: Literal["full", "diag"] = "full"
+) -> CovarianceResult:
+    """Return the total variance of the rows of an array; see ``Covariance``."""
+    return Covariance(scatter).fit(x, group=group)

@@ -1,0 +1,76 @@
+"""How many directions carry the variance, judged by its square.
+
+Dominated by the largest eigenvalues: one direction of huge variance brings it near 1 on a healthy
+network. ``entropy_rank`` weighs small eigenvalues more.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.instrument import Instrument
+from sonde.core.statistic import Statistic
+from sonde.measure._spectra import (
+    RankResult,
+    Rows,
+    Source,
+    check_source,
+    rank_result,
+    spectrum_reads,
+)
+
+
+@final
+@dataclass(frozen=True)
+class ParticipationRatio(Instrument):
+    """Number of directions that share the variance: squared sum over sum of squares.
+
+    ``(sum l)^2 / sum l^2`` over the eigenvalues ``l`` of the covariance: ``d`` equal directions
+    give ``d``. White rows give ``dim / (1 + dim / n)``, which is the null.
+
+    Range        [1, dim]; higher = more directions.
+    Cost         one pass; state 8 dim^2 bytes; result O(dim^3).
+    Assumes      more rows than ``dim``; the value falls with too few (flag ``few_rows``).
+    Differs      nothing.
+
+    Parameters
+    ----------
+    source : {"moments", "sample"}, default="moments"
+        Covariance of all rows, or the Gram matrix of the hash sample (for very wide sites).
+
+    Examples
+    --------
+    >>> round(participation_ratio([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).value, 6)
+    2.0
+
+    References
+    ----------
+    gao2017dimensionality
+    """
+
+    source: Source = "moments"
+    paper: ClassVar[str] = "gao2017dimensionality"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
+
+    def __post_init__(self) -> None:
+        check_source("ParticipationRatio", self.source)
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments or the sample."""
+        return spectrum_reads(self.source)
+
+    def result(self, rows: Rows) -> RankResult:
+        """Compare the sum of the eigenvalues with that of their squares."""
+        return rank_result(rows, _participation, lambda dim, n: dim / (1.0 + dim / n), {})
+
+
+def _participation(values: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
+    return torch.square(values.sum()) / values.square().sum()
+
+
+def participation_ratio(x: Any, *, group: Any = None, source: Source = "moments") -> RankResult:
+    """Return the participation ratio of the rows of an array; see ``ParticipationRatio``."""
+    return ParticipationRatio(source).fit(x, group=group)

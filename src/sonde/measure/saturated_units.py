@@ -1,0 +1,105 @@
+"""Units of a bounded activation that have lost their gradient.
+
+Only for the output of a tanh or sigmoid; for other activations the figure means nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Statistic
+from sonde.stats import Scalars, ScalarsState
+
+Bounded = Literal["tanh", "sigmoid"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SaturatedUnitsResult(Result):
+    """Share of saturated units; ``slope`` is each unit's mean derivative over its largest one."""
+
+    direction: Direction = "higher"
+    slope: Float[Tensor, "dim"]
+    saturated: Bool[Tensor, "dim"]
+
+
+@final
+@dataclass(frozen=True)
+class SaturatedUnits(Instrument):
+    """Share of the units whose mean derivative is less than ``threshold`` of the largest possible.
+
+    The derivative of tanh is ``1 - y^2`` and that of a sigmoid ``y (1 - y)``, so its mean follows
+    exactly from mean ``m`` and variance ``v`` of the output: ``1 - v - m^2``, or
+    ``4 (m - v - m^2)`` relative to 1/4.
+
+    Range        [0, 1]; higher = more saturated units.
+    Cost         one pass; state 48 dim bytes; result O(dim).
+    Assumes      the rows are outputs of that activation; values outside its range give NaN and
+                 ``clipped``.
+    Differs      from shares of rows near the ends: no cut on single rows.
+
+    Parameters
+    ----------
+    activation : {"tanh", "sigmoid"}, default="tanh"
+        Which function made the rows.
+    threshold : float, default=0.05
+        Relative mean derivative below which a unit counts.
+
+    Examples
+    --------
+    >>> saturated_units([[0.99, 0.1], [-0.99, 0.0]]).value
+    0.5
+
+    References
+    ----------
+    glorot2010difficulty
+    """
+
+    activation: Bounded = "tanh"
+    threshold: float = 0.05
+    paper: ClassVar[str] = "glorot2010difficulty"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("tanh", "sigmoid"):
+            raise InputError(
+                f"SaturatedUnits: expected activation 'tanh' or 'sigmoid', got {self.activation!r}."
+            )
+        if not 0.0 < self.threshold < 1.0:
+            raise InputError(
+                f"SaturatedUnits: expected a threshold in (0, 1), got {self.threshold}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read mean and variance of each unit."""
+        return {"scalars": Scalars()}
+
+    def result(self, scalars: ScalarsState) -> SaturatedUnitsResult:
+        """Turn the two moments into mean derivatives."""
+        low = -1.0 if self.activation == "tanh" else 0.0
+        outside = bool((scalars.low < low - 1e-3).any() or (scalars.high > 1.0 + 1e-3).any())
+        square = scalars.mean_square
+        slope = 1.0 - square if self.activation == "tanh" else 4.0 * (scalars.mean - square)
+        saturated = slope < self.threshold
+        return SaturatedUnitsResult(
+            value=float("nan") if outside else float(saturated.double().mean()),
+            null=0.0,
+            n=scalars.n,
+            range=(0.0, 1.0),
+            flags=("clipped",) if outside else (),
+            conventions={"activation": self.activation, "se": "a count of units"},
+            slope=slope,
+            saturated=saturated,
+        )
+
+
+def saturated_units(
+    x: Any, *, group: Any = None, activation: Bounded = "tanh", threshold: float = 0.05
+) -> SaturatedUnitsResult:
+    """Return the share of saturated units of an array; see ``SaturatedUnits``."""
+    return SaturatedUnits(activation, threshold).fit(x, group=group)

@@ -1,0 +1,44 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sonde.measure import anisotropy
+
+
+@pytest.mark.truth("mean cosine over all pairs of unit rows")
+def test_is_the_mean_cosine_of_unit_rows():
+    x = np.random.default_rng(0).standard_normal((400, 20)) + 0.5
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    want = (x @ x.T).mean()
+    assert anisotropy(x).value == pytest.approx(want, rel=1e-9)
+
+
+def test_one_huge_unit_is_left_out_of_the_trimmed_figure():
+    x = np.random.default_rng(1).standard_normal((300, 50))
+    x[:, 7] += 100.0
+    result = anisotropy(x)
+    assert result.value > 0.99
+    assert result.trimmed < 0.05
+    assert 7 in result.units
+    assert result.spread_trimmed > 20 * result.spread
+
+
+@pytest.mark.truth("definition 1 / (1 + spread^2)")
+def test_spread_and_cosine_agree():
+    result = anisotropy(np.random.default_rng(2).standard_normal((100, 9)) + 2.0)
+    assert result.value == pytest.approx(1 / (1 + result.spread**2), rel=1e-9)
+
+
+@pytest.mark.truth("simulated rows about zero")
+def test_null():
+    draws = [np.random.default_rng(s).standard_normal((50, 200)) for s in range(20)]
+    values = [anisotropy(x).value for x in draws]
+    assert np.mean(values) == pytest.approx(anisotropy(draws[0]).null, rel=0.1)
+
+
+def test_zero_rows_are_nan_and_dead():
+    result = anisotropy(torch.zeros(5, 8))
+    assert math.isnan(result.value)
+    assert "dead" in result.flags

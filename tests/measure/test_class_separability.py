@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import calinski_harabasz_score
+
+from sonde.core.errors import InputError
+from sonde.measure import class_separability
+
+A = [[0.0, 0.0], [0.0, 2.0], [6.0, 0.0], [6.0, 2.0]]
+B = [[0.0, 0.0], [2.0, 2.0], [6.0, 0.0], [8.0, 2.0]]
+DIGITS, NAMES = load_digits(return_X_y=True)
+
+
+@pytest.mark.truth("values worked out by hand")
+def test_small_examples():
+    a, b = class_separability(A, [0, 0, 1, 1]), class_separability(B, [0, 0, 1, 1])
+    assert a.value == pytest.approx(0.9)
+    assert b.value == pytest.approx(0.8181818182)
+    assert a.calinski_harabasz == pytest.approx(18.0)
+    assert b.calinski_harabasz == pytest.approx(9.0)
+    assert b.nc1 == pytest.approx(0.0555555556)
+    assert a.nc1 == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.truth("sklearn.metrics and digits computed independently")
+def test_digits():
+    result = class_separability(DIGITS, NAMES)
+    want = calinski_harabasz_score(DIGITS, NAMES)
+    assert result.calinski_harabasz == pytest.approx(want, rel=1e-9)
+    assert result.lda_ratio == pytest.approx(0.6575454819, rel=1e-8)
+    assert result.lda_null == pytest.approx(0.0339643653, rel=1e-8)
+    assert result.nc1 == pytest.approx(0.9263489155, rel=1e-6)
+
+
+@pytest.mark.truth("simulated labels that say nothing")
+def test_null():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 8))
+    results = [class_separability(x, rng.integers(0, 5, 300)) for _ in range(40)]
+    assert np.mean([r.value for r in results]) == pytest.approx(results[0].null, rel=0.15)
+    assert np.mean([r.lda_ratio for r in results]) == pytest.approx(results[0].lda_null, rel=0.15)
+    assert np.mean([r.calinski_harabasz for r in results]) == pytest.approx(1.0, rel=0.15)
+
+
+def test_lda_ratio_is_unchanged_by_invertible_maps():
+    q = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.as_tensor(DIGITS)[:, DIGITS.std(0) > 0]
+    q = q[: x.shape[1], : x.shape[1]]
+    want = class_separability(x, NAMES).lda_ratio
+    assert class_separability(x @ q + 3.0, NAMES).lda_ratio == pytest.approx(want, rel=1e-5)
+
+
+def test_unlabelled_rows_are_left_out_and_flagged():
+    want = class_separability(A, [0, 0, 1, 1]).value
+    result = class_separability([*A, [99.0, 99.0]], [0, 0, 1, 1, -1])
+    assert result.value == pytest.approx(want)
+    assert "unlabelled" in result.flags
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(InputError, match="ClassSeparability: expected at least two classes, got 1"):
+        class_separability(A, [0, 0, 0, 0])

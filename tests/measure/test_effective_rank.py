@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from sklearn.datasets import load_digits
+
+from fixture_rows import X
+from sonde.measure import effective_rank
+
+
+@pytest.mark.truth("digits computed independently from the definition")
+@pytest.mark.parametrize(("rows", "want"), [(X, 4.9973239261), (load_digits().data, 29.6290859112)])
+@pytest.mark.parametrize("source", ["moments", "sample"])
+def test_known_values(rows, want, source):
+    assert effective_rank(rows, source=source).value == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.truth("numpy and scipy on all rows in memory")
+@pytest.mark.parametrize(("n", "dim"), [(500, 12), (20, 40), (3, 2)])
+def test_formula(n, dim):
+    x = np.random.default_rng(n).standard_normal((n, dim)) * np.linspace(0.2, 3.0, dim) + 1.0
+    want = np.exp(scipy.stats.entropy(np.linalg.svd(x, compute_uv=False)))
+    assert effective_rank(x).value == pytest.approx(want, rel=1e-7)
+    assert effective_rank(x, source="sample").value == pytest.approx(want, rel=1e-7)
+
+
+@pytest.mark.truth("simulated white rows")
+def test_null_is_that_of_white_rows():
+    draws = [np.random.default_rng(s).standard_normal((256, 64)) for s in range(6)]
+    seen = np.mean([effective_rank(x).value for x in draws])
+    assert effective_rank(draws[0]).null == pytest.approx(seen, rel=0.03)
+
+
+def test_unchanged_by_rotation_and_scale():
+    q = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double())[0]
+    want = effective_rank(X).value
+    assert effective_rank(-3.0 * X @ q).value == pytest.approx(want, rel=1e-9)
+    assert effective_rank(X * torch.arange(1.0, 6.0)).value != pytest.approx(want, rel=1e-3)
+
+
+def test_constant_rows_are_nan_and_dead():
+    result = effective_rank(torch.zeros(10, 4))
+    assert np.isnan(result.value)
+    assert "dead" in result.flags
+
+
+def test_few_rows_are_flagged():
+    assert "few_rows" in effective_rank(X[:4]).flags
+    assert "few_rows" in effective_rank(X[:4], source="sample").flags
+
+
+@pytest.mark.truth("digits computed independently from the definition")
+def test_centered_values():
+    assert effective_rank(X, centered=True).value == pytest.approx(4.9972825334, rel=1e-9)
+    digits = load_digits().data
+    want = np.linalg.svd(digits - digits.mean(0), compute_uv=False)
+    want = np.exp(scipy.stats.entropy(want))
+    assert effective_rank(digits, centered=True).value == pytest.approx(want, rel=1e-9)
+    assert want == pytest.approx(39.7074005665, rel=1e-8)

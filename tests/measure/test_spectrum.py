@@ -1,0 +1,57 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fixture_rows import X
+from sonde.core.errors import InputError
+from sonde.measure import spectrum
+from sonde.measure._spectra import check_source
+
+
+@pytest.mark.truth("digits computed independently from the definition")
+def test_known_values():
+    want = [0.5518871638, 0.5287714794, 0.5278595078, 0.4751995412, 0.4658825126]
+    for source in ("moments", "sample"):
+        result = spectrum(X, source=source)
+        np.testing.assert_allclose(result.value, want, rtol=1e-9)
+        np.testing.assert_allclose(result.share, np.array(want) / sum(want), rtol=1e-9)
+
+
+@pytest.mark.truth("numpy.linalg.svd")
+def test_fewer_rows_than_dimensions():
+    x = np.random.default_rng(1).standard_normal((10, 30))
+    want = np.linalg.svd(x - x.mean(0), compute_uv=False)[:9] ** 2 / 10
+    np.testing.assert_allclose(spectrum(x).value, want, rtol=1e-9)
+    np.testing.assert_allclose(spectrum(x, source="sample").value, want, rtol=1e-9)
+
+
+def test_missing_directions_are_left_out_and_flagged():
+    x = torch.cat([X, X[:, :2]], dim=1)
+    assert len(spectrum(x).value) == 5
+    assert "rank_deficient" in spectrum(x).flags
+
+
+@pytest.mark.truth("simulated white rows")
+def test_null_is_the_spectrum_of_white_rows():
+    x = np.random.default_rng(2).standard_normal((800, 100))
+    result = spectrum(x)
+    np.testing.assert_allclose(result.value[10:90], result.null[10:90], rtol=0.06)
+
+
+def test_needed_directions():
+    x = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    result = spectrum(torch.cat([x, -x]))
+    assert [result.needed(s) for s in (0.5, 9 / 14, 0.7, 1.0)] == [1, 1, 2, 3]
+
+
+def test_constant_rows_are_nan_and_dead():
+    result = spectrum(torch.ones(6, 2))
+    assert math.isnan(float(result.value))
+    assert "dead" in result.flags
+
+
+def test_unknown_source_is_named():
+    with pytest.raises(InputError, match="Spectrum: expected source 'moments' or 'sample'"):
+        check_source("Spectrum", "rows")
