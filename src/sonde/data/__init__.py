@@ -1,0 +1,24 @@
+"""Everything between a user's words for a model and for data and the nouns of ``core``.
+
+``load`` gives a ``Model``, ``open_inputs`` gives ``Inputs`` for it, ``open_arrays`` a ``Stream`` of
+feature arrays without a model.
+"""
+
+from sonde.data.arrays import open_arrays
+from sonde.data.inputs import ItemInputs
+from sonde.data.labels import Labels
+from sonde.data.listing import Listing
+from sonde.data.loading import load, task_of
+from sonde.data.opening import open_inputs
+from sonde.data.processors import PillowProcessor
+
+__all__ = [
+    "ItemInputs",
+    "Labels",
+    "Listing",
+    "PillowProcessor",
+    "load",
+    "open_arrays",
+    "open_inputs",
+    "task_of",
+]

@@ -1,0 +1,132 @@
+"""What a model directory may hold: checked before anything in it is loaded."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError
+
+LIVE = "Build it yourself and pass a live module (sonde.read(module, ..., processor=...))."
+MAX_CONFIG_BYTES = 16 * 2**20
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+HUB_LEFT_OUT = ("*/*", "consolidated*")
+
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def checkpoint_directory(name: str, trust_remote_code: bool) -> Path:
+    """Return the directory that ``name`` means, fetched from the hub if it is a name there.
+
+    Raises
+    ------
+    InputError
+        If there is no such directory and no such name, or what it holds cannot be loaded safely.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise InputError(_about_file(path))
+    if not path.is_dir():
+        path = _fetch(name, trust_remote_code)
+    _refuse(path, name)
+    return path
+
+
+def config_dict(directory: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a model directory.
+
+    Raises
+    ------
+    InputError
+        If it is too large, or not a JSON object.
+    """
+    return json_object(directory / "config.json")
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a small file from outside."""
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise InputError(
+            f"load: {path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: not a configuration."
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"load: {path} is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"load: expected a JSON object in {path}, got {type(found).__name__}.")
+    return found
+
+
+def _about_file(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return f"load: GGUF files cannot be read: {path}. {LIVE}"
+    if any(path.match(p) for p in PICKLES):
+        return (
+            f"load: {path} is a pickle, which can run any code when it is opened; it is not "
+            "loaded. "
+            "Save the model with save_pretrained (safetensors), or pass a live module."
+        )
+    return (
+        f"load: expected a model directory, got the file {path}. Pass the directory that holds it."
+    )
+
+
+def _refuse(path: Path, name: str) -> None:
+    if (path / "adapter_config.json").exists():
+        raise InputError(
+            f"load: {name} is an adapter without its model. Merge it into the model, "
+            "or pass a live module."
+        )
+    if (path / "model_index.json").exists():
+        raise InputError(f"load: {name} is a diffusion pipeline, which is not read by name. {LIVE}")
+    if any(path.glob("*.gguf")) and not any(path.glob("*.safetensors")):
+        raise InputError(f"load: {name} holds GGUF weights, which cannot be read. {LIVE}")
+    if not (path / "config.json").exists():
+        raise InputError(
+            f"load: {name} has no config.json, so it is not a model directory. "
+            f"It holds {_listing(path)}."
+        )
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
+        if pickles:
+            raise InputError(
+                f"load: {name} holds only pickled weights ({pickles[0]}), which can run any "
+                "code when "
+                "they are opened; they are not loaded. Save the model with save_pretrained "
+                "(safetensors), or pass a live module."
+            )
+        raise InputError(f"load: {name} has no *.safetensors; it holds {_listing(path)}.")
+
+
+def _listing(path: Path) -> str:
+    names: Sequence[str] = sorted(p.name for p in path.iterdir())
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (", ".join(names[:6]) or "nothing") + more
+
+
+def _fetch(name: str, trust_remote_code: bool) -> Path:
+    if not _HUB_NAME.match(name) or name in (".", ".."):
+        raise InputError(f"load: no such model directory: {name}. Check the path.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = [*HUB_FILES, *(["*.py"] if trust_remote_code else [])]
+    choice = {"allow_patterns": wanted, "ignore_patterns": list(HUB_LEFT_OUT)}
+    try:
+        return Path(snapshot_download(name, **choice))
+    except (LocalEntryNotFoundError, ConnectionError, TimeoutError):
+        reason = "the hub cannot be reached"
+    except Exception as error:
+        reason = f"the hub does not give it ({_first_line(error)})"
+    raise InputError(
+        f"load: no directory {name}, and {reason}. Pass the path of a model directory, "
+        "or a name of a model that is in the local cache."
+    ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -1,0 +1,151 @@
+"""Arrays in ``.npy``, ``.npz`` and ``.safetensors`` files: a model's input, or features."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sonde.core.errors import InputError
+from sonde.core.stream import Stream
+from sonde.data.iterables import ArrayRows
+from sonde.data.labels import LabelColumn
+from sonde.data.sources import Source
+
+ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
+COLUMNS = ("label", "group", "id")
+MAX_HEADER_BYTES = 64 * 2**20
+
+
+def array_source(path: Path) -> Source:
+    """Return a file of arrays as a model's input: array ``x``, one row an item.
+
+    Raises
+    ------
+    InputError
+        If there is no such array, or columns differ from it in length.
+    """
+    arrays = load_arrays(path)
+    name = "x" if "x" in arrays else next(iter(arrays)) if path.suffix == ".npy" else None
+    if name is None:
+        raise InputError(
+            f"{path}: expected an array 'x' (one row an item), got {', '.join(arrays) or 'none'}. "
+            "Rename it, or read the file as features (MODEL '-')."
+        )
+    columns = {k: v for k, v in arrays.items() if k != name and len(v) == len(arrays[name])}
+    return ArrayRows(arrays[name], path.name, columns)
+
+
+def open_arrays(path: str | Path, seed: int = 0) -> Stream:
+    """Return a file of feature arrays as a stream: each array a site, no model needed.
+
+    Parameters
+    ----------
+    path : path
+        ``.npy``, ``.npz`` or ``.safetensors``; arrays ``label``, ``group`` and ``id`` are columns.
+    seed : int, default=0
+        Key of the hash of rows.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read safely, or its arrays differ in their number of rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"open_arrays: no such file: {path}.")
+    arrays = load_arrays(path)
+    sites = {k: _floats(k, v, path) for k, v in arrays.items() if k not in COLUMNS}
+    if not sites:
+        raise InputError(
+            f"open_arrays: {path} holds no array beside {', '.join(arrays) or 'nothing'}."
+        )
+    rows = {k: len(v) for k, v in arrays.items()}
+    if len(set(rows.values())) > 1:
+        raise InputError(f"open_arrays: expected one number of rows in {path}, got {rows}.")
+    if not next(iter(rows.values())):
+        raise InputError(f"open_arrays: {path} is empty: its arrays have no row.")
+    return Stream.of(
+        sites,
+        label=_labels(arrays["label"]) if "label" in arrays else None,
+        group=_texts(arrays.get("group")),
+        ids=_texts(arrays.get("id")),
+        seed=seed,
+    )
+
+
+def load_arrays(path: Path) -> dict[str, Any]:
+    """Return the arrays of a file; no pickles, headers checked before anything is read."""
+    try:
+        if path.suffix == ".safetensors":
+            return _safetensors(path)
+        found = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"x": found}
+        with found:
+            return {name: found[name] for name in found.files}
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise InputError(
+                f"{path} holds Python objects (a pickle), which can run any code when they are "
+                "opened; "
+                "it is not loaded. Save plain numbers and texts."
+            ) from None
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    _check_header(path)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _check_header(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise InputError(f"{path} is not a safetensors file: its header says {length} bytes.")
+        try:
+            found = json.loads(file.read(length))
+        except (ValueError, RecursionError):
+            raise InputError(f"{path} is not a safetensors file: its header is not JSON.") from None
+    if not isinstance(found, Mapping):
+        raise InputError(f"{path} is not a safetensors file: its header is not a JSON object.")
+
+
+def _floats(name: str, x: Any, path: Path) -> torch.Tensor:
+    tensor = x if isinstance(x, torch.Tensor) else _tensor(name, x, path)
+    if tensor.ndim == 0 or tensor.is_complex():
+        raise InputError(f"open_arrays: expected rows of real numbers in {path}: {name}.")
+    return tensor.reshape(len(tensor), -1) if tensor.ndim != 2 else tensor
+
+
+def _tensor(name: str, x: np.ndarray, path: Path) -> torch.Tensor:
+    if x.dtype.kind not in "fiub":
+        raise InputError(f"open_arrays: expected numbers in {path}: {name}, got {x.dtype}.")
+    return torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("=")))
+
+
+def _texts(values: Any) -> list[str] | None:
+    if values is None:
+        return None
+    plain = values.tolist()
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in plain]
+
+
+def _labels(values: Any) -> np.ndarray:
+    column = LabelColumn()
+    for value in values.tolist():
+        column.add(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
+    return column.finish(None, None, "label").values

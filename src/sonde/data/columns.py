@@ -1,0 +1,209 @@
+"""Which columns are the input, the label, the id and the group, and what kind of input it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sonde.core.errors import InputError, near
+from sonde.data.folders import IMAGE_SUFFIXES
+
+Reads = Literal["text", "image", "tensor", "callable"]
+Kind = Literal["text", "pair", "messages", "tokens", "image", "tensor", "features", "item"]
+Sample = Mapping[str, Sequence[Any]]
+
+TEXT_NAMES = ("text", "content", "sentence", "prompt")
+IMAGE_NAMES = ("image", "img", "file", "path")
+LABEL_NAMES = ("label", "labels", "target", "class", "y")
+TENSOR_NAMES = ("x", "pixel_values")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The columns that the user named."""
+
+    text: str | None = None
+    image: str | None = None
+    label: str | None = None
+    id: str | None = None
+    group: str | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a data set and what they are.
+
+    Parameters
+    ----------
+    kind : str
+        What one item is.
+    inputs : tuple of str
+        Column of the item; two for pairs; all arguments for ``features``.
+    label, id, group, target : str or None
+    image : bool
+        Whether items are images.
+    """
+
+    kind: Kind
+    inputs: tuple[str, ...]
+    label: str | None = None
+    id: str | None = None
+    group: str | None = None
+    target: str | None = None
+    image: bool = False
+
+
+def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) -> Layout:
+    """Return what the columns are, from their names, their first values and the user's flags.
+
+    Raises
+    ------
+    InputError
+        If a named column does not exist, or no column fits what the model reads.
+    """
+    for name in (flags.label, flags.id, flags.group, flags.target, flags.image):
+        _must_exist(name, sample, source)
+    for name in (flags.text or "").split(","):
+        _must_exist(name.strip() or None, sample, source)
+    label = flags.label or next((n for n in LABEL_NAMES if n in sample and n != flags.target), None)
+    named = {
+        "label": label,
+        "id": flags.id or ("id" if "id" in sample else None),
+        "group": flags.group or ("group" if "group" in sample else None),
+        "target": flags.target,
+    }
+    free = {n: v for n, v in sample.items() if n not in named.values()}
+    kind, inputs, image = _input(free, reads, flags, model, source)
+    return Layout(kind, inputs, image=image, **named)
+
+
+def _must_exist(name: str | None, sample: Sample, source: str) -> None:
+    if name is not None and name not in sample:
+        raise InputError(
+            f"{source} has no column {name!r}, only "
+            f"{', '.join(sample) or 'none'}.{near(name, sample)}"
+        )
+
+
+def _input(
+    free: Sample, reads: Reads, flags: Flags, model: str, source: str
+) -> tuple[Kind, tuple[str, ...], bool]:
+    if reads == "text":
+        return _text(free, flags, model, source), *_names_of_text(free, flags, model, source), False
+    if reads == "image":
+        return _image(free, flags, model, source)
+    if reads == "callable":
+        return _item(free, flags, model, source)
+    return _tensor(free, model, source)
+
+
+def _names_of_text(free: Sample, flags: Flags, model: str, source: str) -> tuple[tuple[str, ...]]:
+    if flags.text is not None:
+        names = tuple(n.strip() for n in flags.text.split(","))
+        if len(names) > 2:
+            raise InputError(f"expected one text column or a pair, got {flags.text!r}.")
+        return (names,)
+    for name in ("input_ids", "messages", *TEXT_NAMES):
+        if name in free:
+            return ((name,),)
+    strings = _strings(free)
+    if len(strings) == 1:
+        return ((strings[0],),)
+    if "x" in free and _is_token_list(free["x"]):
+        return (("x",),)
+    raise _no_column(free, strings, "text", "text_column= (--text-column)", model, source)
+
+
+def _text(free: Sample, flags: Flags, model: str, source: str) -> Kind:
+    (names,) = _names_of_text(free, flags, model, source)
+    if len(names) == 2:
+        return "pair"
+    values = free.get(names[0], ())
+    if names[0] == "input_ids" or any(_is_token_list([v]) for v in values):
+        return "tokens"
+    return "messages" if any(isinstance(v, list) for v in values) else "text"
+
+
+def _image(
+    free: Sample, flags: Flags, model: str, source: str
+) -> tuple[Kind, tuple[str, ...], bool]:
+    if flags.image is not None:
+        return "image", (flags.image,), True
+    for name in IMAGE_NAMES:
+        if name in free:
+            return "image", (name,), True
+    for name in TENSOR_NAMES:
+        if name in free:
+            return "tensor", (name,), False
+    strings = [n for n in _strings(free) if _are_paths(free[n])]
+    if len(strings) == 1:
+        return "image", (strings[0],), True
+    raise _no_column(free, strings, "image", "image_column= (--image-column)", model, source)
+
+
+def _item(
+    free: Sample, flags: Flags, model: str, source: str
+) -> tuple[Kind, tuple[str, ...], bool]:
+    if flags.image is not None or flags.text is not None:
+        return "item", (flags.image or flags.text or "",), flags.image is not None
+    for name in (*IMAGE_NAMES, *TEXT_NAMES, "x"):
+        if name in free:
+            return "item", (name,), name in IMAGE_NAMES
+    strings = _strings(free)
+    if len(strings) == 1:
+        return "item", (strings[0],), _are_paths(free[strings[0]])
+    raise _no_column(free, strings, "item", "text_column= or image_column=", model, source)
+
+
+def _tensor(free: Sample, model: str, source: str) -> tuple[Kind, tuple[str, ...], bool]:
+    if "x" in free and not isinstance(free["x"][0], str):
+        return "tensor", ("x",), False
+    if "input_ids" in free:
+        return "tokens", ("input_ids",), False
+    words = [n for n in free if n in (*TEXT_NAMES, *IMAGE_NAMES, "messages")]
+    if words:
+        raise InputError(
+            f"{model} takes tensors, and {source} has {words[0]!r}. Pass processor= with a "
+            "tokenizer, an "
+            "image processor, or a function that turns one item into a tensor."
+        )
+    arrays = tuple(n for n, v in free.items() if not isinstance(v[0], str | None))
+    if not arrays:
+        raise _no_column(free, (), "array 'x'", "another file", model, source)
+    return "features", arrays, False
+
+
+def _no_column(
+    free: Sample, candidates: Sequence[str], what: str, flag: str, model: str, source: str
+) -> InputError:
+    found = f"the columns {', '.join(free)}" if free else "no column that is free"
+    many = f" (more than one could be it: {', '.join(candidates)})" if candidates else ""
+    return InputError(
+        f"{model} reads {what}s, and {source} has {found}{many}. Name the column with {flag}, "
+        "or pass data of the right kind."
+        if what in ("text", "image", "item")
+        else f"{model} needs an {what}, and {source} has {found}. Pass {flag}."
+    )
+
+
+def _strings(free: Sample) -> list[str]:
+    return [
+        n for n, v in free.items() if all(isinstance(x, str) for x in v if x is not None) and any(v)
+    ]
+
+
+def _are_paths(values: Sequence[Any]) -> bool:
+    suffixes = {"." + v.rsplit(".", 1)[-1].lower() for v in values if isinstance(v, str)}
+    return bool(suffixes & IMAGE_SUFFIXES)
+
+
+def _is_token_list(values: Sequence[Any]) -> bool:
+    first = values[0] if len(values) else None
+    if isinstance(first, torch.Tensor):
+        return first.ndim == 1 and not first.is_floating_point()
+    if isinstance(first, np.ndarray):
+        return first.ndim == 1 and first.dtype.kind in "iu"
+    return isinstance(first, list) and bool(first) and all(type(v) is int for v in first)

@@ -1,0 +1,102 @@
+"""From rows of a source to the arguments of one forward: what every kind of item must say."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from sonde.data.sources import Row
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one item that becomes one example: its tokens, and where they stand.
+
+    Parameters
+    ----------
+    first : int
+        Position in the item of its first token.
+    length : int
+        Real tokens, special ones included; 0 where that is not known before the batch is made.
+    truncated : int
+        Tokens of the item that were cut off.
+    """
+
+    first: int = 0
+    length: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One example that waits for its batch."""
+
+    value: Any
+    length: int = 1
+
+
+@dataclass(frozen=True)
+class Collated:
+    """The inputs of one forward, and which of the examples could not be made into one."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    mask: Bool[Tensor, "_example _pos"] | None = None
+    decoder_mask: Bool[Tensor, "_example _pos2"] | None = None
+    special: Bool[Tensor, "_example _pos"] | None = None
+    grid: tuple[int, int] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
+
+
+class Encoder(ABC):
+    """Turns the rows of one kind of item into model inputs.
+
+    Whatever a single item has wrong is raised as an ``InputError`` without its place, which the
+    caller adds.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def key(self, row: Row) -> bytes:
+        """Return the 16-byte id of the input alone, as stored."""
+
+    @abstractmethod
+    def size(self, row: Row) -> int:
+        """Return the bytes of the input as stored."""
+
+    def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
+        """Return the examples that each row is cut into."""
+        return [[Piece()] for _ in rows]
+
+    @abstractmethod
+    def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
+        """Return the examples ``(row, piece)`` of a unit."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[Prepared]) -> Collated:
+        """Return the inputs of one forward."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON that names everything that shapes the inputs."""
+
+    def notes(self) -> list[str]:
+        """Return what a reader must know, one sentence each."""
+        return []
+
+
+def forward_names(module: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters of a module's ``forward``."""
+    inner = getattr(module, "_orig_mod", module)
+    return frozenset(inspect.signature(inner.forward).parameters)
+
+
+def called(main: str, x: Any, names: frozenset[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return how the main input is passed: by name where ``forward`` has that name, else first."""
+    return ((), {main: x}) if main in names else ((x,), {})

@@ -1,0 +1,314 @@
+"""Which encoder a model and a layout need: context, vocabulary, channels, patches, batch size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.data.columns import Layout, Reads
+from sonde.data.encoder import Encoder, forward_names
+from sonde.data.images import ImageEncoder
+from sonde.data.listing import Listing
+from sonde.data.processors import IMAGE_FLAGS, PillowProcessor, is_image_processor, is_tokenizer
+from sonde.data.tensors import CallableEncoder, FeatureEncoder, TensorEncoder
+from sonde.data.text import Decoder, Long, TextEncoder, Vocabulary
+
+LARGEST_BATCH = 64
+BATCH_BYTES = 2**30
+NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True)
+class ImageFlags:
+    """What the user says about images."""
+
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, size: Any, mean: Any, std: Any) -> "ImageFlags":
+        """Return the flags with single numbers spread out."""
+        pair = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+        if pair is not None and (len(pair) != 2 or min(pair) < 1):
+            raise InputError(
+                f"open_inputs: expected image_size as one or two numbers, got {size!r}."
+            )
+        numbers = [None if v is None else _numbers(v) for v in (mean, std)]
+        return cls(pair, *numbers)
+
+    @property
+    def any(self) -> bool:
+        """Whether one was given."""
+        return self != ImageFlags()
+
+
+def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
+
+
+def reads_of(model: Model, images: ImageFlags) -> Reads:
+    """Return what kind of item a model reads."""
+    if is_tokenizer(model.processor):
+        return "text"
+    if is_image_processor(model.processor) or images.any:
+        return "image"
+    if model.processor is not None:
+        if hasattr(model.processor, "tokenizer") or not callable(model.processor):
+            raise InputError(
+                "load: expected processor= as a tokenizer, an image processor or a function of "
+                "one item, "
+                f"got {type(model.processor).__name__}. Pass its tokenizer or image_processor."
+            )
+        return "callable"
+    if model.config is None:
+        return "tensor"
+    return "image" if _main_input(model.module) == "pixel_values" else "text"
+
+
+def encoder_for(
+    model: Model,
+    layout: Layout,
+    base: Path,
+    images: ImageFlags,
+    max_length: int | None,
+    long: Long,
+) -> Encoder:
+    """Return the encoder of a layout for a model.
+
+    Raises
+    ------
+    InputError
+        If the model lacks a tokenizer or a recipe for images.
+    """
+    names = forward_names(model.module)
+    if layout.kind == "item":
+        return CallableEncoder(model.processor, layout.inputs[0], base, layout.image)
+    if layout.kind == "features":
+        _known_arguments(layout.inputs, names, model)
+        return FeatureEncoder(layout.inputs, _dtype(model.module))
+    if layout.kind == "tensor":
+        main = _main_input(model.module) if model.config is not None else "x"
+        return TensorEncoder(layout.inputs[0], main, names, _dtype(model.module))
+    if layout.kind == "image":
+        return _image_encoder(model, layout, base, images, names)
+    return _text_encoder(model, layout, names, max_length, long)
+
+
+def context_of(model: Model) -> int | None:
+    """Return the most tokens that a model reads at once, or None where nothing says so."""
+    found = []
+    config = getattr(model.config, "text_config", model.config)
+    length = getattr(config, "max_position_embeddings", None)
+    if isinstance(length, int) and length > 0:
+        found.append(length - _position_offset(model.module))
+    limit = getattr(model.processor, "model_max_length", None)
+    if isinstance(limit, int) and 0 < limit < NO_LIMIT:
+        found.append(limit)
+    return min(found, default=None)
+
+
+def batch_size_for(model: Model, listing: Listing, encoder: Encoder, logits: bool) -> int:
+    """Return 64, halved until batch x length x (4 hidden + vocabulary) x bytes is at most 1 GiB.
+
+    The length is a bound of the longest example: the context, or less if every text is shorter.
+    """
+    config = getattr(model.config, "text_config", model.config)
+    hidden = getattr(config, "hidden_size", None)
+    if not isinstance(hidden, int):
+        return LARGEST_BATCH
+    length = _longest(model, listing, encoder)
+    vocabulary = getattr(config, "vocab_size", 0) if logits and model.task == "causal" else 0
+    width = getattr(_dtype(model.module), "itemsize", 4)
+    size = LARGEST_BATCH
+    while size > 1 and size * length * (4 * hidden + (vocabulary or 0)) * width > BATCH_BYTES:
+        size //= 2
+    return size
+
+
+def _longest(model: Model, listing: Listing, encoder: Encoder) -> int:
+    if isinstance(encoder, TextEncoder):
+        known = int(listing.length.max())
+        bound = int(listing.size[listing.length == 0].max(initial=0)) + 8
+        return max(known, min(bound, encoder.max_length or bound))
+    image, patch = (
+        getattr(model.config, "image_size", None),
+        getattr(model.config, "patch_size", None),
+    )
+    if isinstance(image, int) and isinstance(patch, int) and patch > 0:
+        return (image // patch) ** 2 + 1
+    return 1
+
+
+def _text_encoder(
+    model: Model, layout: Layout, names: frozenset[str], max_length: int | None, long: Long
+) -> TextEncoder:
+    tokenizer = model.processor if is_tokenizer(model.processor) else None
+    if tokenizer is None and layout.kind != "tokens":
+        raise InputError(
+            f"{model.name or 'the model'} came without a tokenizer, and column "
+            f"{layout.inputs[0]!r} holds "
+            "texts. Pass processor= with its tokenizer, or rows with input_ids."
+        )
+    if layout.kind == "messages" and not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"{model.name or 'the model'} has no chat template for column {layout.inputs[0]!r}. "
+            "Name a column of plain texts (--text-column)."
+        )
+    context = context_of(model)
+    if max_length is not None:
+        context = max_length if context is None else min(context, max_length)
+    vocabulary = _vocabulary(model, tokenizer)
+    around = len(vocabulary.before) + len(vocabulary.after)
+    if context is not None and context <= around:
+        raise InputError(
+            f"open_inputs: max_length={context} leaves no room beside {around} special tokens."
+        )
+    return TextEncoder(
+        tokenizer=tokenizer,
+        inputs=layout.inputs,
+        kind=layout.kind,
+        names=names,
+        vocabulary=vocabulary,
+        max_length=context,
+        long=long,
+        decoder=_decoder(model, layout, names),
+        origin={"tokenizer": None if tokenizer is None else _hash_of(tokenizer)},
+    )
+
+
+def _vocabulary(model: Model, tokenizer: Any) -> Vocabulary:
+    size = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
+    given = getattr(model.config, "pad_token_id", None)
+    pad = given if isinstance(given, int) and given >= 0 else 0
+    if tokenizer is None:
+        return Vocabulary(pad=pad, size=size)
+    first = (tokenizer.pad_token_id, given, tokenizer.eos_token_id)
+    pad = next((i for i in first if isinstance(i, int) and i >= 0), 0)
+    special = set(tokenizer.all_special_ids)
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        special.discard(tokenizer.unk_token_id)
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    at = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
+    return Vocabulary(tuple(ids[:at]), tuple(ids[at + len(plain) :]), frozenset(special), pad, size)
+
+
+def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | None:
+    if model.task != "seq2seq" or "decoder_input_ids" not in names:
+        if layout.target is not None:
+            raise InputError(
+                f"{model.name or 'the model'} has no decoder that reads a target. Leave out "
+                "target_column."
+            )
+        return None
+    config = model.config
+    candidates = (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id)
+    start = next((i for i in candidates if isinstance(i, int)), None)
+    if start is None:
+        raise InputError(
+            f"{model.name or 'the model'}: its config names no decoder_start_token_id, "
+            "bos_token_id or "
+            "pad_token_id, so the decoder has no start token. Set one in config.json."
+        )
+    return Decoder(start, layout.target)
+
+
+def _image_encoder(
+    model: Model, layout: Layout, base: Path, images: ImageFlags, names: frozenset[str]
+) -> ImageEncoder:
+    processor = _image_processor(model, images)
+    channels = getattr(model.config, "num_channels", None)
+    if channels is None:
+        channels = len(processor.mean) if isinstance(processor, PillowProcessor) else 3
+    if channels not in (1, 3):
+        raise InputError(
+            f"{model.name or 'the model'} reads {channels} channels; images give 1 (grey) or 3 "
+            "(RGB). "
+            "Pass arrays 'x' instead."
+        )
+    return ImageEncoder(
+        processor,
+        layout.inputs[0],
+        base,
+        channels,
+        names,
+        _patch(model.config),
+        origin={"processor": _recipe(processor)},
+    )
+
+
+def _image_processor(model: Model, images: ImageFlags) -> Any:
+    processor = model.processor if is_image_processor(model.processor) else None
+    if not images.any:
+        if processor is None:
+            raise InputError(
+                f"{model.name or 'the model'} came without a recipe for images "
+                f"(preprocessor_config.json). {IMAGE_FLAGS}"
+            )
+        return processor
+    if processor is None:
+        if images.size is None or images.mean is None or images.std is None:
+            raise InputError(
+                f"{model.name or 'the model'}: expected image_size, image_mean and image_std "
+                "together. "
+                f"{IMAGE_FLAGS}"
+            )
+        return PillowProcessor(images.size, mean=images.mean, std=images.std)
+    if not isinstance(processor, PillowProcessor):
+        processor = PillowProcessor.from_config(processor.to_dict())
+    changes = {"mean": images.mean, "std": images.std}
+    if images.size is not None:
+        changes |= {"size": images.size, "crop": None}
+    return replace(processor, **{k: v for k, v in changes.items() if v is not None or k == "crop"})
+
+
+def _recipe(processor: Any) -> str:
+    if isinstance(processor, PillowProcessor):
+        return repr(processor)
+    return blake2b(processor.to_json_string().encode(), digest_size=16).hexdigest()
+
+
+def _patch(config: Any) -> tuple[int, int] | None:
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int):
+        return patch, patch
+    if isinstance(patch, list | tuple) and len(patch) == 2:
+        return int(patch[0]), int(patch[1])
+    return None
+
+
+def _hash_of(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _known_arguments(inputs: Sequence[str], names: frozenset[str], model: Model) -> None:
+    strange = [n for n in inputs if n not in names]
+    if strange and "kwargs" not in names:
+        raise InputError(
+            f"{model.name or 'the model'}.forward has no argument {strange[0]!r}, only "
+            f"{', '.join(sorted(names))}. Name the items' entries after its arguments."
+        )
+
+
+def _main_input(module: nn.Module) -> str:
+    return getattr(module, "main_input_name", "x")
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _position_offset(module: nn.Module) -> int:
+    for name, child in module.named_modules():
+        if name.endswith("embeddings.position_embeddings") and isinstance(child, nn.Embedding):
+            return 0 if child.padding_idx is None else child.padding_idx + 1
+    return 0

@@ -1,0 +1,120 @@
+"""Hugging Face data sets: saved to disk, or by name as ``NAME[:CONFIG][/SPLIT]``."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from sonde.core.errors import InputError, near
+from sonde.data._quiet import quiet
+from sonde.data.sources import Row, Source
+
+SPLITS = ("test", "validation", "train")
+
+
+@final
+class HubData(Source):
+    """A ``datasets.Dataset``: memory-mapped, its images left undecoded."""
+
+    def __init__(self, found: Any, name: str) -> None:
+        import datasets
+
+        self.name = name
+        self._features = dict(found.features)
+        for column, feature in self._features.items():
+            if isinstance(feature, datasets.Image):
+                found = found.cast_column(column, datasets.Image(decode=False))
+        self._found = found.with_format(None)
+
+    def where(self, index: int) -> str:
+        """Name the row."""
+        return f"{self.name} row {index}"
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows."""
+        yield from self._found
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return some rows."""
+        return self._found.select(range(start, stop)).to_list()
+
+    def names_of(self, column: str) -> Sequence[str] | None:
+        """Return the names of a ``ClassLabel``."""
+        return getattr(self._features.get(column), "names", None)
+
+
+def from_disk(path: Path, split: str | None) -> Source:
+    """Return a data set that ``save_to_disk`` wrote."""
+    datasets = _library(str(path))
+    with quiet():
+        try:
+            found = datasets.load_from_disk(str(path))
+        except Exception as error:
+            raise InputError(f"{path} is not a data set that can be read: {error}") from error
+    return HubData(_one_split(found, split, str(path)), str(path))
+
+
+def from_hub(name: str) -> Source:
+    """Return a data set by name: ``NAME[:CONFIG][/SPLIT]``."""
+    datasets = _library(name)
+    path, config, split = _parts(name)
+    with quiet():
+        datasets.disable_progress_bars()
+        try:
+            found = datasets.load_dataset(path, config)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            raise InputError(
+                f"data: no file or folder {name}, and no data set of that name can be had "
+                f"({type(error).__name__}: {reason}). Check the path, or the name and the network."
+            ) from error
+        finally:
+            datasets.enable_progress_bars()
+    return HubData(_one_split(found, split, name), name)
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Return whether a folder was written by ``save_to_disk``."""
+    return (path / "dataset_dict.json").exists() or (
+        (path / "state.json").exists() and (path / "dataset_info.json").exists()
+    )
+
+
+def is_live_dataset(items: Any) -> bool:
+    """Return whether an object is a ``datasets.Dataset``."""
+    kind = type(items)
+    return kind.__module__.startswith("datasets.") and kind.__name__ == "Dataset"
+
+
+def _library(name: str) -> Any:
+    if importlib.util.find_spec("datasets") is None:
+        raise InputError(f"data: {name} needs the package datasets. Run: pip install 'sonde[hf]'")
+    with quiet():
+        import datasets
+    return datasets
+
+
+def _parts(name: str) -> tuple[str, str | None, str | None]:
+    head, colon, tail = name.partition(":")
+    if colon:
+        config, _, split = tail.partition("/")
+        return head, config or None, split or None
+    pieces = head.split("/")
+    if len(pieces) == 3 or (len(pieces) == 2 and pieces[1] in SPLITS):
+        return "/".join(pieces[:-1]), None, pieces[-1]
+    return head, None, None
+
+
+def _one_split(found: Any, split: str | None, name: str) -> Any:
+    if not hasattr(found, "keys"):
+        if split is not None:
+            raise InputError(f"data: {name} has no splits. Leave out /{split}.")
+        return found
+    known = list(found.keys())
+    chosen = split or next((s for s in SPLITS if s in known), known[0] if len(known) == 1 else None)
+    if chosen not in known:
+        raise InputError(
+            f"data: {name} has the splits {', '.join(known)}. Add one of them after a slash."
+            + near(str(chosen), known)
+        )
+    return found[chosen]

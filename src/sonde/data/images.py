@@ -1,0 +1,206 @@
+"""Images: opened safely, turned upright, put on white, brought to the model's channels."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import bytes_key, tensor_key
+from sonde.data.encoder import Collated, Encoder, Prepared, called
+from sonde.data.processors import PillowProcessor
+from sonde.data.sources import Row
+
+MAX_IMAGE_BYTES = 256 * 2**20
+MAX_IMAGE_PIXELS = 100_000_000
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ImageEncoder(Encoder):
+    """One image per row: a path, encoded bytes, or a Pillow image.
+
+    Parameters
+    ----------
+    processor : PillowProcessor or image processor
+    column : str
+    base : Path
+        Where relative paths start.
+    channels : int
+        1 (grey) or 3 (RGB).
+    patch : (int, int) or None
+        Height and width of a patch, where the model cuts images.
+    names : frozenset of str
+        Parameters of the model's ``forward``.
+    """
+
+    processor: Any
+    column: str
+    base: Path
+    channels: int
+    names: frozenset[str]
+    patch: tuple[int, int] | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    kind: str = "image"
+
+    def key(self, row: Row) -> bytes:
+        """Hash the bytes of the file, or type, shape and values of an image in memory."""
+        found = stored(row, self.column, self.base)
+        return bytes_key(found) if isinstance(found, bytes) else tensor_key(_pixels(found))
+
+    def size(self, row: Row) -> int:
+        """Return the bytes of the file or of the pixels."""
+        found = row.get(self.column)
+        if isinstance(found, str | Path):
+            return _bytes_in(self.base / found)
+        found = stored(row, self.column, self.base)
+        return len(found) if isinstance(found, bytes) else _pixels(found).numel()
+
+    def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
+        """Leave images as they are until their batch."""
+        return [Prepared(rows[row]) for row, _ in wanted]
+
+    def collate(self, items: Sequence[Prepared]) -> Collated:
+        """Decode, process and stack; images that cannot be decoded are named in ``bad``."""
+        images, bad = [], {}
+        for i, item in enumerate(items):
+            try:
+                found = decode(stored(item.value, self.column, self.base))
+                images.append(with_channels(found, self.channels))
+            except InputError as error:
+                bad[i] = str(error)
+        if not images:
+            return Collated(bad=bad)
+        pixels = processed(self.processor, images)
+        args, kwargs = called("pixel_values", pixels, self.names)
+        brightness = torch.tensor([_brightness(image) for image in images])
+        return Collated(
+            args, kwargs, grid=self._grid(pixels), columns={"brightness": brightness}, bad=bad
+        )
+
+    def _grid(self, pixels: torch.Tensor) -> tuple[int, int] | None:
+        if self.patch is None:
+            return None
+        return pixels.shape[-2] // self.patch[0], pixels.shape[-1] // self.patch[1]
+
+    def identity(self) -> dict[str, Any]:
+        """Name the column and the recipe."""
+        return {
+            "kind": self.kind,
+            "inputs": [self.column],
+            "channels": self.channels,
+            **self.origin,
+        }
+
+
+def stored(row: Row, column: str, base: Path) -> Any:
+    """Return an image as it is stored: the bytes of a file, or a Pillow image.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is too large.
+    """
+    found = row.get(column)
+    if isinstance(found, Mapping):
+        found = found.get("bytes") or found.get("path")
+    if isinstance(found, str | Path):
+        path = base / found
+        if _bytes_in(path) > MAX_IMAGE_BYTES:
+            raise InputError(f"the image is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+        return path.read_bytes()
+    if isinstance(found, bytes) or hasattr(found, "getexif"):
+        return found
+    raise InputError(
+        f"expected an image or its path in column {column!r}, got {type(found).__name__}"
+    )
+
+
+def decode(found: Any) -> Any:
+    """Return a decoded Pillow image, turned as its EXIF data says.
+
+    Raises
+    ------
+    InputError
+        If it is not an image, is cut off, or decodes to more pixels than is safe.
+    """
+    import warnings
+
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(found)) if isinstance(found, bytes) else found
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise InputError(
+                f"the image has {image.width} x {image.height} pixels, more than is safe"
+            )
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise InputError("the file is not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"the image decodes to more pixels than is safe ({error})") from None
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"the image cannot be decoded, it may be cut off ({error})") from None
+
+
+def with_channels(image: Any, channels: int) -> Any:
+    """Return an image as grey (1) or RGB (3), transparent parts on white."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def processed(processor: Any, images: Sequence[Any]) -> torch.Tensor:
+    """Return pixel values; the processor's own errors become one that names the flags."""
+    if isinstance(processor, PillowProcessor):
+        return processor(images)
+    try:
+        return processor(images=list(images), return_tensors="pt")["pixel_values"]
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"images: {type(processor).__name__} fails ({reason}). Pass image_size=, "
+            "image_mean= and "
+            "image_std= (--image-size --image-mean --image-std)."
+        ) from error
+
+
+def _bytes_in(path: Path) -> int:
+    try:
+        if path.is_file():
+            return path.stat().st_size
+    except (OSError, ValueError):
+        pass
+    raise InputError(f"no such image file: {path}")
+
+
+def _eight_bits(image: Any) -> Any:
+    from PIL import Image
+
+    x = np.asarray(image, dtype=np.float64)
+    scale = 255.0 if image.mode == "F" and x.max(initial=0.0) <= 1.0 else 1.0
+    scale = 1 / 257 if x.max(initial=0.0) > 255 else scale
+    return Image.fromarray(np.clip(np.rint(x * scale), 0, 255).astype(np.uint8))
+
+
+def _pixels(image: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(image))
+
+
+def _brightness(image: Any) -> float:
+    return float(np.asarray(image.convert("L"), dtype=np.float64).mean() / 255)

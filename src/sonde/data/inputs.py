@@ -1,0 +1,201 @@
+"""A data set as the batches of one model: ``ItemInputs``."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs
+from sonde.data.columns import Layout
+from sonde.data.encoder import Collated, Encoder, Prepared
+from sonde.data.listing import Listing
+from sonde.data.sources import Row, Source
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ItemInputs(Inputs):
+    """Items of a source in their own order, encoded for one model, unit by unit.
+
+    Parameters
+    ----------
+    source, encoder, layout, listing
+        Where rows are, how they become inputs, which column is what, and who they are.
+    batch_size : int
+        Most examples of one forward; fixed, so that a unit's rounding can be repeated.
+    skip_bad : bool
+        Leave out items that cannot be decoded, and count them.
+    """
+
+    source: Source
+    encoder: Encoder
+    layout: Layout
+    listing: Listing
+    batch_size: int
+    skip_bad: bool = False
+    _broken: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The group key of every example."""
+        return self.listing.group_keys
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a group column was given or items were cut into chunks."""
+        return self.layout.group is not None or self.listing.n_chunked > 0
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number; empty without labels."""
+        return self.listing.labels.names if self.listing.labels.any else ()
+
+    @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are the model's own."""
+        return self.listing.labels.own
+
+    @property
+    def n_skipped(self) -> int:
+        """Items that were left out so far: in the listing, and while batches were made."""
+        return self.listing.n_skipped + len(self._broken)
+
+    @property
+    def n_truncated(self) -> int:
+        """Items of which a part was cut off."""
+        return self.listing.n_truncated
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content, ids, groups and labels in order."""
+        return self.listing.fingerprint
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about these data, one sentence each, to be said once."""
+        found = [*self.encoder.notes()]
+        listing = self.listing
+        if listing.n_chunked:
+            found.append(
+                f"{listing.n_chunked:,} of {listing.n_items:,} texts are longer than the "
+                "context and were "
+                "cut into chunks of one group (--long chunk)."
+            )
+        if listing.n_truncated:
+            found.append(
+                f"{listing.n_truncated:,} of {listing.n_items:,} texts were cut off at the context."
+            )
+        if self.n_skipped:
+            reasons = "; ".join([*listing.skipped, *self._broken.values()][:3])
+            found.append(
+                f"{self.n_skipped:,} items were skipped{': ' + reasons if reasons else ''}."
+            )
+        if listing.labels.reason:
+            found.append(f"{listing.labels.reason[0].upper()}{listing.labels.reason[1:]}.")
+        return tuple(found)
+
+    def identity(self) -> dict[str, Any]:
+        """Name the data, how they are encoded, and how batches are cut."""
+        return {
+            "fingerprint": self.fingerprint,
+            "examples": len(self),
+            "order": "stored",
+            "batch_size": self.batch_size,
+            "skip_bad": self.skip_bad,
+            "encoding": self.encoder.identity(),
+        }
+
+    def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield one unit: sorted by length, cut at the batch size, padded on the right."""
+        index = np.arange(start, min(stop, len(self)))
+        if not len(index):
+            return
+        items = self._prepared(index)
+        order = sorted(range(len(items)), key=lambda i: (items[i].length, i))
+        for first in range(0, len(order), self.batch_size):
+            chosen = order[first : first + self.batch_size]
+            batch = self._batch(index[chosen], [items[i] for i in chosen])
+            if batch is not None:
+                yield batch
+
+    def _prepared(self, index: np.ndarray) -> list[Prepared]:
+        numbers, inverse = np.unique(self.listing.row[index], return_inverse=True)
+        rows = self._rows(numbers, index)
+        pieces = self.listing.piece[index]
+        wanted = [(int(r), int(p)) for r, p in zip(inverse, pieces, strict=True)]
+        return self.encoder.prepare(rows, wanted)
+
+    def _rows(self, numbers: np.ndarray, index: np.ndarray) -> list[Row]:
+        rows: list[Row] = []
+        for run in np.split(numbers, np.nonzero(np.diff(numbers) > 1)[0] + 1):
+            rows += self.source.take(int(run[0]), int(run[-1]) + 1)
+        if self.layout.id is None:
+            self._check_unchanged(rows, numbers, index)
+        return rows
+
+    def _check_unchanged(self, rows: Sequence[Row], numbers: np.ndarray, index: np.ndarray) -> None:
+        listed = {int(self.listing.row[i]): self.listing.keys[i] for i in index}
+        for row, number in zip(rows, numbers, strict=True):
+            if self.encoder.key(row) != listed[int(number)]:
+                raise InputError(
+                    f"{self.source.where(int(number))}: the content is not what it was when the "
+                    "data were "
+                    "listed. Pass data that stay the same and keep their order."
+                )
+
+    def _batch(self, index: np.ndarray, items: list[Prepared]) -> InputBatch | None:
+        made = self.encoder.collate(items)
+        if made.bad:
+            index = self._without(index, made.bad)
+            items = [item for i, item in enumerate(items) if i not in made.bad]
+            if not items:
+                return None
+        listing = self.listing
+        length = torch.tensor([item.length for item in items])
+        return InputBatch(
+            args=made.args,
+            kwargs=made.kwargs,
+            ids=[self._printable(listing.keys[i]) for i in index],
+            keys=[listing.keys[i] for i in index],
+            order=torch.from_numpy(index.copy()),
+            occurrence=_tensor(listing.occurrence, index),
+            group_keys=[listing.group_keys[i] for i in index],
+            label=_tensor(listing.label, index),
+            mask=made.mask,
+            decoder_mask=made.decoder_mask,
+            special=made.special,
+            first=_tensor(listing.first, index),
+            grid=made.grid,
+            length=length,
+            truncated=_tensor(listing.truncated, index),
+            columns=self._columns(made, index, length),
+        )
+
+    def _printable(self, key: bytes) -> str:
+        return key.hex() if self.layout.id is None else key.decode("utf-8", "replace")
+
+    def _columns(self, made: Collated, index: np.ndarray, length: torch.Tensor) -> dict[str, Any]:
+        columns = {**made.columns, "size": _tensor(self.listing.size, index)}
+        if made.mask is not None:
+            columns["length"] = length
+            columns["padding"] = made.mask.shape[1] - length
+            columns["truncated"] = _tensor(self.listing.truncated, index)
+        return columns
+
+    def _without(self, index: np.ndarray, bad: dict[int, str]) -> np.ndarray:
+        for i, reason in bad.items():
+            row = int(self.listing.row[index[i]])
+            message = f"{self.source.where(row)}: {reason}"
+            if not self.skip_bad:
+                raise InputError(
+                    f"{message}. Mend or remove it, or pass skip_bad=True (--skip-bad)."
+                )
+            self._broken[row] = message
+        return np.delete(index, list(bad))
+
+
+def _tensor(values: np.ndarray, index: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values[index].astype(np.int64))

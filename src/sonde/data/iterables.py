@@ -1,0 +1,134 @@
+"""Python objects as rows: lists, map-style data sets, and anything that can be iterated twice."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from sonde.core.errors import InputError
+from sonde.data.sources import Row, Source, Walk
+
+
+@final
+class Iterated(Source):
+    """The items of a re-iterable: one item is one example without a batch axis."""
+
+    def __init__(self, items: Any) -> None:
+        self.name = type(items).__name__
+        self._items = _checked(items)
+        self._by_index = isinstance(items, Sequence) or not isinstance(items, Iterable)
+        self._walk = Walk(self.rows)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield each item as a row of named values."""
+        source = self._indexed() if not isinstance(self._items, Iterable) else self._items
+        for i, item in enumerate(source):
+            yield as_row(item, i)
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return items by index, or walk to them."""
+        if self._by_index:
+            return [as_row(self._items[i], i) for i in range(start, stop)]
+        return self._walk.take(start, stop, self.name)
+
+    def _indexed(self) -> Iterator[Any]:
+        for i in range(len(self._items)):
+            yield self._items[i]
+
+
+@final
+class ArrayRows(Source):
+    """An array whose first axis counts the items."""
+
+    def __init__(self, x: Any, name: str, columns: Mapping[str, Any] | None = None) -> None:
+        self.name, self._x = name, x
+        self._columns = dict(columns or {})
+        if np.ndim(x) == 0:
+            raise InputError(
+                f"{name}: expected an array with one row per item, got a single number."
+            )
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows."""
+        for i in range(len(self._x)):
+            yield self._row(i)
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return some rows."""
+        return [self._row(i) for i in range(start, stop)]
+
+    def _row(self, i: int) -> Row:
+        values = {k: _plain(v[i]) for k, v in self._columns.items()}
+        return {
+            "x": np.asarray(self._x[i]) if isinstance(self._x, np.ndarray) else self._x[i]
+        } | values
+
+
+def as_row(item: Any, index: int) -> Row:
+    """Return the named values of one item: ``text``, ``image``, ``x``, or the item's own names.
+
+    Raises
+    ------
+    InputError
+        If the item is of no kind that a model reads.
+    """
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, str):
+        return {"text": item}
+    if isinstance(item, torch.Tensor | np.ndarray):
+        return {"x": item}
+    if hasattr(item, "getexif"):
+        return {"image": item}
+    if isinstance(item, tuple) and len(item) == 2 and _is_label(item[1]):
+        return {**as_row(item[0], index), "label": _plain(item[1])}
+    if (
+        isinstance(item, list)
+        and item
+        and all(isinstance(v, Mapping) and "role" in v for v in item)
+    ):
+        return {"messages": item}
+    if isinstance(item, list | tuple) and item and all(isinstance(v, int) for v in item):
+        return {"input_ids": list(item)}
+    raise InputError(
+        f"item {index}: expected a text, an image, a tensor or a dictionary without a batch axis, "
+        f"got {type(item).__name__}."
+    )
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, str | int | np.integer):
+        return True
+    return isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_floating_point()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
+
+
+def _checked(items: Any) -> Any:
+    if isinstance(items, torch.utils.data.DataLoader):
+        raise InputError(
+            "data: expected items without a batch axis, got a DataLoader. Pass its data set "
+            "(loader.dataset); sonde cuts the batches."
+        )
+    if isinstance(items, Mapping):
+        raise InputError(
+            "data: expected an iterable of items, got a dictionary. Pass a list of items."
+        )
+    if isinstance(items, Iterable):
+        if iter(items) is items:
+            raise InputError(
+                f"data: a {type(items).__name__} can be iterated only once, and a run reads its "
+                "data "
+                "twice. Pass a list, a file, or an object whose __iter__ starts anew."
+            )
+        return items
+    if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
+        return items
+    raise InputError(
+        f"data: expected a path, a name, or an iterable of items, got {type(items).__name__}."
+    )

@@ -1,0 +1,166 @@
+"""From the values of a label column to class numbers, matched with the model's own names."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+MAX_LABELS = 1024
+NONE = -1
+
+_GENERIC = re.compile(r"^LABEL_\d+$")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class number of each item (-1 = none).
+
+    Parameters
+    ----------
+    values : Int[np.ndarray, "item"]
+    names : tuple of str
+        Of each class number.
+    own : bool
+        Whether the numbers are the model's own.
+    reason : str
+        Why a column gives no label, or why the numbers are not the model's own.
+    """
+
+    values: Int[np.ndarray, "_item"]
+    names: tuple[str, ...] = ()
+    own: bool = True
+    reason: str = ""
+
+    @property
+    def any(self) -> bool:
+        """Whether one item has a label."""
+        return bool((self.values != NONE).any())
+
+
+class LabelColumn:
+    """Collects the values of a label column, each distinct one once."""
+
+    def __init__(self) -> None:
+        self._codes: dict[Any, int] = {}
+        self._items: list[int] = []
+
+    def add(self, value: Any) -> None:
+        """Note the value of the next item."""
+        value = _clean(value)
+        if value is None:
+            self._items.append(NONE)
+        elif len(self._codes) <= MAX_LABELS:
+            key = (type(value).__name__, value)
+            self._items.append(self._codes.setdefault(key, len(self._codes)))
+        else:
+            self._items.append(NONE)
+
+    def finish(
+        self, id2label: Mapping[int, str] | None, names: Sequence[str] | None, column: str
+    ) -> Labels:
+        """Return the class numbers.
+
+        Parameters
+        ----------
+        id2label : mapping or None
+            The model's names, where it is a classifier.
+        names : sequence of str or None
+            What the data's own integers stand for.
+        column : str
+            For messages.
+        """
+        codes = np.asarray(self._items, dtype=np.int64)
+        values = [v for _, v in self._codes]
+        empty = np.full(len(codes), NONE, dtype=np.int64)
+        if len(values) > MAX_LABELS:
+            return Labels(
+                empty, reason=f"column {column!r} has more than {MAX_LABELS:,} values: no label"
+            )
+        if any(_is_fraction(v) for v in values) and all(_is_number(v) for v in values):
+            return Labels(
+                empty, reason=f"column {column!r} holds numbers that are not whole: no label"
+            )
+        numbers, found, own = _numbered(values, id2label, names)
+        lookup = np.asarray([*numbers, NONE], dtype=np.int64)
+        reason = "" if own else f"the labels in column {column!r} are not the model's own classes"
+        return Labels(lookup[codes], found, own, reason)
+
+
+def _numbered(
+    values: list[Any], id2label: Mapping[int, str] | None, names: Sequence[str] | None
+) -> tuple[list[int], tuple[str, ...], bool]:
+    shown = [_shown(v, names) for v in values]
+    if id2label is not None:
+        own = tuple(str(id2label[i]) for i in sorted(id2label))
+        matched = _matched(values, shown, id2label, named=names is not None)
+        if matched is not None:
+            return matched, own, True
+    elif all(_whole(v) is not None and 0 <= int(v) < MAX_LABELS for v in values):
+        numbers = [int(v) for v in values]
+        known = {n: s for n, s in zip(numbers, shown, strict=True)}
+        width = max([*numbers, len(names or ()) - 1], default=-1) + 1
+        return numbers, tuple(known.get(i) or _shown(i, names) for i in range(width)), True
+    order = sorted(set(shown), key=lambda s: (0, int(s), s) if _whole(s) is not None else (1, 0, s))
+    return [order.index(s) for s in shown], tuple(order), False
+
+
+def _matched(
+    values: list[Any], shown: list[str], id2label: Mapping[int, str], named: bool
+) -> list[int] | None:
+    by_name = {str(name).strip().casefold(): int(i) for i, name in id2label.items()}
+    generic = all(_GENERIC.match(str(name)) for name in id2label.values())
+    found: list[int] = []
+    for value, text in zip(values, shown, strict=True):
+        number = by_name.get(text.casefold()) if named or isinstance(value, str) else None
+        if number is None and (generic or not named):
+            whole = _whole(value)
+            number = whole if whole in id2label else None
+        if number is None:
+            return None
+        found.append(number)
+    return found
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        value = value.strip()
+        return None if value in ("", "-1") else value
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or value == NONE or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value if isinstance(value, int | float) else str(value)
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value):
+        return int(value)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, int | float)
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, float) or (_is_number(value) and _whole(value) is None)
+
+
+def _shown(value: Any, names: Sequence[str] | None) -> str:
+    whole = _whole(value)
+    if names is not None and whole is not None and 0 <= whole < len(names):
+        return str(names[whole])
+    return str(value)

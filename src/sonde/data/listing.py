@@ -1,0 +1,236 @@
+"""One pass over a source before anything runs: its examples, their order and their groups."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import base_hashes, draws, rank_key
+from sonde.data.columns import Layout
+from sonde.data.encoder import Encoder, Piece
+from sonde.data.labels import LabelColumn, Labels
+from sonde.data.sources import Row, Source
+
+LISTED_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """Every example of a data set, in the planned order, without its content.
+
+    Parameters
+    ----------
+    keys, group_keys : list of bytes
+        Of each example; chunks of one item share them.
+    occurrence, row, piece, first, length, truncated, label, size : arrays
+        For each example: which of equal items it belongs to, the source's row, which piece of it,
+        where that begins, its tokens (0 = not counted yet), tokens cut off, class number, bytes.
+    labels : Labels
+    fingerprint : str
+        Hash of all of the above and of the content.
+    n_items, n_skipped : int
+        Rows that were listed and rows that were left out.
+    n_chunked, n_truncated : int
+        Items that were cut into chunks, or short.
+    skipped : tuple of str
+        Why rows were left out (the first few).
+    """
+
+    keys: list[bytes]
+    group_keys: list[bytes]
+    occurrence: np.ndarray
+    row: np.ndarray
+    piece: np.ndarray
+    first: np.ndarray
+    length: np.ndarray
+    truncated: np.ndarray
+    label: np.ndarray
+    size: np.ndarray
+    labels: Labels
+    fingerprint: str
+    n_items: int
+    n_skipped: int
+    n_chunked: int
+    n_truncated: int
+    skipped: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class _Lists:
+    """The growing columns of a listing."""
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.group_keys: list[bytes] = []
+        self.names = ("occurrence", "row", "piece", "first", "length", "truncated", "item", "size")
+        self.numbers = {name: array("q") for name in self.names}
+        self.seen: Counter[bytes] = Counter()
+        self.content = blake2b(digest_size=16)
+        self.labels = LabelColumn()
+        self.n_items = self.n_chunked = self.n_truncated = 0
+        self.skipped: list[str] = []
+        self.n_skipped = 0
+
+    def add(self, row: int, key: bytes, group: bytes, size: int, pieces: Sequence[Piece]) -> None:
+        """Note the examples of one item."""
+        for number, piece in enumerate(pieces):
+            self.keys.append(key)
+            self.group_keys.append(group)
+            found = (self.seen[key], row, number, piece.first, piece.length, piece.truncated)
+            for name, value in zip(self.names, (*found, self.n_items, size), strict=True):
+                self.numbers[name].append(value)
+        self.seen[key] += 1
+        self.n_items += 1
+        self.n_chunked += len(pieces) > 1
+        self.n_truncated += any(p.truncated for p in pieces)
+
+
+def list_source(
+    source: Source,
+    encoder: Encoder,
+    layout: Layout,
+    *,
+    id2label: Mapping[int, str] | None = None,
+    limit: int | None = None,
+    skip_bad: bool = False,
+) -> Listing:
+    """Return the listing of a source: one streamed pass, nothing decoded.
+
+    Raises
+    ------
+    InputError
+        If an item is broken (and ``skip_bad`` is off), or none is left.
+    """
+    lists = _Lists()
+    rows = enumerate(source.rows())
+    for block in _blocks(islice(rows, limit) if limit is not None else rows):
+        _list_block(block, lists, source, encoder, layout, skip_bad)
+    if not lists.keys:
+        left_out = (
+            f" ({lists.n_skipped + source.n_bad} broken ones were skipped)" if skip_bad else ""
+        )
+        raise InputError(f"{source.name} is empty: it has no item{left_out}. Pass data with items.")
+    column = layout.label or "label"
+    names = source.names_of(column) if layout.label else None
+    labels = lists.labels.finish(id2label, names, column)
+    numbers = {n: np.frombuffer(v, dtype=np.int64) for n, v in lists.numbers.items()}
+    label = labels.values[numbers.pop("item")]
+    lists.content.update(label.tobytes())
+    return Listing(
+        keys=lists.keys,
+        group_keys=lists.group_keys,
+        **numbers,
+        label=label,
+        labels=labels,
+        fingerprint=lists.content.hexdigest(),
+        n_items=lists.n_items,
+        n_skipped=lists.n_skipped + source.n_bad,
+        n_chunked=lists.n_chunked,
+        n_truncated=lists.n_truncated,
+        skipped=tuple(lists.skipped),
+    )
+
+
+def pick(listing: Listing, n: int, seed: int) -> Listing:
+    """Return the ``n`` examples of smallest draw (purpose ``sample``), in the planned order."""
+    if n >= len(listing):
+        return listing
+    base = base_hashes(listing.keys, "sample", seed)
+    rank = rank_key(draws(base, listing.first, listing.occurrence)).numpy()
+    kept = np.sort(np.argsort(rank, kind="stable")[:n])
+    arrays = ("occurrence", "row", "piece", "first", "length", "truncated", "label", "size")
+    return replace(
+        listing,
+        keys=[listing.keys[i] for i in kept],
+        group_keys=[listing.group_keys[i] for i in kept],
+        **{name: getattr(listing, name)[kept] for name in arrays},
+        fingerprint=blake2b(
+            f"{listing.fingerprint}|{n}|{seed}".encode(), digest_size=16
+        ).hexdigest(),
+        n_items=len(np.unique(listing.row[kept])),
+    )
+
+
+def _blocks(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    iterator = iter(rows)
+    while block := list(islice(iterator, LISTED_AT_ONCE)):
+        yield block
+
+
+def _list_block(
+    block: list[tuple[int, Row]],
+    lists: _Lists,
+    source: Source,
+    encoder: Encoder,
+    layout: Layout,
+    skip_bad: bool,
+) -> None:
+    good: list[tuple[int, Row, bytes, int]] = []
+    for index, row in block:
+        try:
+            good.append((index, row, encoder.key(row), encoder.size(row)))
+        except InputError as error:
+            _skip(lists, source, index, error, skip_bad)
+    for (index, row, content, size), pieces in zip(
+        good, _pieces_of(good, lists, source, encoder, skip_bad), strict=True
+    ):
+        if pieces is None:
+            continue
+        key = content if layout.id is None else _id(row, layout.id, content)
+        group = (
+            key
+            if layout.group is None or row.get(layout.group) is None
+            else _word(row[layout.group])
+        )
+        lists.content.update(content + key + b"|" + group + b"|")
+        lists.labels.add(row.get(layout.label) if layout.label else None)
+        lists.add(index, key, group, size, pieces)
+
+
+def _pieces_of(
+    good: list[tuple[int, Row, bytes, int]],
+    lists: _Lists,
+    source: Source,
+    encoder: Encoder,
+    skip_bad: bool,
+) -> list[list[Piece] | None]:
+    try:
+        return list(encoder.pieces([row for _, row, _, _ in good]))
+    except InputError:
+        pass
+    out: list[list[Piece] | None] = []
+    for index, row, _, _ in good:
+        try:
+            out.append(encoder.pieces([row])[0])
+        except InputError as error:
+            _skip(lists, source, index, error, skip_bad)
+            out.append(None)
+    return out
+
+
+def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad: bool) -> None:
+    message = f"{source.where(index)}: {error}"
+    if not skip_bad:
+        raise InputError(f"{message}. Mend it, or pass skip_bad=True (--skip-bad).") from None
+    lists.n_skipped += 1
+    if len(lists.skipped) < 5:
+        lists.skipped.append(message)
+
+
+def _id(row: Row, column: str, content: bytes) -> bytes:
+    value = row.get(column)
+    return content.hex().encode() if value is None or value == "" else _word(value)
+
+
+def _word(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return str(value).encode("utf-8", "surrogatepass")

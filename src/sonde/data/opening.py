@@ -1,0 +1,186 @@
+"""From a user's word for data to ``Inputs`` for one model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from sonde.core.errors import InputError, near
+from sonde.core.inputs import Model
+from sonde.data import hub
+from sonde.data.arrays import ARRAY_SUFFIXES, array_source
+from sonde.data.columns import Flags, layout
+from sonde.data.encoding import ImageFlags, batch_size_for, encoder_for, reads_of
+from sonde.data.folders import ImageFolder
+from sonde.data.inputs import ItemInputs
+from sonde.data.iterables import ArrayRows, Iterated
+from sonde.data.listing import list_source, pick
+from sonde.data.shipped import is_shipped, shipped_source
+from sonde.data.sources import Source
+from sonde.data.tables import CsvFile, JsonLines, ParquetFile
+from sonde.data.text import Long
+
+TABLES = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".json": JsonLines,
+    ".csv": CsvFile,
+    ".tsv": CsvFile,
+}
+
+
+def open_inputs(
+    model: Model,
+    data: Any,
+    *,
+    batch_size: int | str = "auto",
+    max_length: int | None = None,
+    long: Long = "chunk",
+    limit: int | None = None,
+    text_column: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    group_column: str | None = None,
+    target_column: str | None = None,
+    image_size: int | Sequence[int] | None = None,
+    image_mean: float | Sequence[float] | None = None,
+    image_std: float | Sequence[float] | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+    logits: bool = False,
+) -> ItemInputs:
+    """Return the data as inputs of the model, listed in one pass and ready to be read unit by unit.
+
+    Parameters
+    ----------
+    model : Model
+    data : str, path, array, or re-iterable
+        Image folder, JSONL, CSV or Parquet file, ``.npy``, ``.npz`` or ``.safetensors`` file, data
+        set on disk or by name, ``sonde:digits``, ``sonde:stdlib``, or items without a batch axis.
+    batch_size : int or "auto"
+        ``auto`` is 64, halved until the states of a batch fit into 1 GiB.
+    max_length : int, optional
+        Most tokens of one example; at most the model's context.
+    long : {"chunk", "truncate", "error"}
+        What happens to a longer text.
+    limit : int, optional
+        Read only the first items.
+    text_column, image_column, label_column, id_column, group_column, target_column : str, optional
+        Columns of a table; ``a,b`` names a pair of texts.
+    image_size, image_mean, image_std : number or sequence, optional
+        Recipe for images where the model brings none.
+    skip_bad : bool
+        Leave out broken items and count them.
+    seed : int
+        Key of the draw that chooses the pieces of ``sonde:stdlib``.
+    logits : bool
+        Whether logits are read, which makes batches larger.
+
+    Raises
+    ------
+    InputError
+        If the data do not exist, are broken, empty, or of a kind that the model does not read.
+    """
+    _check(batch_size, max_length, long, limit)
+    source, n_picked = open_source(data, skip_bad)
+    flags = Flags(text_column, image_column, label_column, id_column, group_column, target_column)
+    images = ImageFlags.of(image_size, image_mean, image_std)
+    sample = source.columns()
+    if not sample and source.n_bad == 0:
+        raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
+    found = layout(sample, reads_of(model, images), flags, model.name or "the model", source.name)
+    encoder = encoder_for(model, found, source.base, images, max_length, long)
+    listing = list_source(
+        source,
+        encoder,
+        found,
+        id2label=_id2label(model),
+        limit=limit,
+        skip_bad=skip_bad,
+    )
+    if label_column is not None and not listing.labels.any:
+        reason = listing.labels.reason or "every value is empty, null or -1"
+        raise InputError(f"{source.name}: column {label_column!r} gives no label: {reason}.")
+    listing = listing if n_picked is None else pick(listing, n_picked, seed)
+    size = (
+        batch_size_for(model, listing, encoder, logits) if batch_size == "auto" else int(batch_size)
+    )
+    return ItemInputs(source, encoder, found, listing, size, skip_bad)
+
+
+def open_source(data: Any, skip_bad: bool = False) -> tuple[Source, int | None]:
+    """Return the rows that a user means, and how many examples are picked (None = all)."""
+    if isinstance(data, Source):
+        return data, None
+    if hub.is_live_dataset(data):
+        return hub.HubData(data, "Dataset"), None
+    if isinstance(data, np.ndarray | torch.Tensor):
+        return ArrayRows(data, "array"), None
+    if not isinstance(data, str | Path):
+        return Iterated(data), None
+    if isinstance(data, str) and is_shipped(data):
+        return shipped_source(data)
+    return _from_path(data, skip_bad), None
+
+
+def _from_path(data: str | Path, skip_bad: bool) -> Source:
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return hub.from_disk(path, None) if hub.is_saved_dataset(path) else ImageFolder(path)
+    if path.is_file():
+        return _from_file(path, skip_bad)
+    if path.parent.is_dir() and hub.is_saved_dataset(path.parent):
+        return hub.from_disk(path.parent, path.name)
+    if path.suffix.lower() in _suffixes() or path.is_absolute() or str(data).startswith((".", "~")):
+        folder = path.parent if path.parent.is_dir() else Path()
+        known = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        raise InputError(f"data: no such file or folder: {data}.{near(path.name, known)}")
+    return hub.from_hub(str(data))
+
+
+def _from_file(path: Path, skip_bad: bool) -> Source:
+    suffix = path.suffix.lower()
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty. Pass data with items.")
+    if suffix in TABLES:
+        return TABLES[suffix](path, skip_bad)
+    if suffix in (".parquet", ".pq"):
+        return ParquetFile(path)
+    if suffix in ARRAY_SUFFIXES:
+        return array_source(path)
+    if suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin"):
+        raise InputError(
+            f"{path} is a pickle, which can run any code when it is opened; it is not read. "
+            "Save it as .npz or .safetensors."
+        )
+    raise InputError(
+        f"{path}: expected a file that ends in one of {', '.join(sorted(_suffixes()))}."
+    )
+
+
+def _suffixes() -> set[str]:
+    return {*TABLES, ".parquet", ".pq", *ARRAY_SUFFIXES}
+
+
+def _id2label(model: Model) -> Mapping[int, str] | None:
+    if model.task not in ("classifier", "image_classifier"):
+        return None
+    found = getattr(model.config, "id2label", None)
+    return {int(k): str(v) for k, v in found.items()} if found else None
+
+
+def _check(batch_size: int | str, max_length: int | None, long: str, limit: int | None) -> None:
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(
+            f"open_inputs: expected batch_size 'auto' or at least 1, got {batch_size!r}."
+        )
+    if max_length is not None and max_length < 1:
+        raise InputError(f"open_inputs: expected max_length of at least 1, got {max_length}.")
+    if long not in get_args(Long):
+        known = get_args(Long)
+        raise InputError(f"open_inputs: expected long among {', '.join(known)}, got {long!r}.")
+    if limit is not None and limit < 1:
+        raise InputError(f"open_inputs: expected limit of at least 1, got {limit}.")

@@ -1,0 +1,205 @@
+"""Tokenizers and image processors of a checkpoint, and an image recipe without torchvision."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.data._checkpoints import json_object
+
+IMAGE_FLAGS = (
+    "Pass image_size=, image_mean= and image_std= (--image-size --image-mean --image-std)."
+)
+BILINEAR = 2
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+_UNDERSTOOD = {
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+    "do_normalize", "image_mean", "image_std", "crop_pct", "do_convert_rgb",
+}  # fmt: skip
+_LEFT_ALONE = {"image_processor_type", "feature_extractor_type", "processor_class", "data_format"}
+
+
+@final
+@dataclass(frozen=True)
+class PillowProcessor:
+    """Images to pixel values by Pillow and numpy: resize, crop, rescale, normalise.
+
+    Parameters
+    ----------
+    size : (int, int), int or None
+        Height and width, or the length of the shortest edge; None leaves images as they are.
+    crop : (int, int) or None
+        Height and width of the centre that is kept.
+    scale : float
+        Factor of the 8-bit values.
+    mean, std : tuple of float
+        For each channel, after scaling.
+    resample : int
+        Pillow's number of the filter.
+    """
+
+    size: tuple[int, int] | int | None
+    crop: tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resample: int = BILINEAR
+
+    @classmethod
+    def from_config(cls, written: Mapping[str, Any]) -> "PillowProcessor":
+        """Return what ``preprocessor_config.json`` describes.
+
+        Raises
+        ------
+        InputError
+            If it asks for a step that is not one of resize, crop, rescale, normalise.
+        """
+        strange = sorted(
+            k for k, v in written.items() if v and k.startswith("do_") and k not in _UNDERSTOOD
+        )
+        if strange:
+            raise InputError(
+                f"load: preprocessor_config.json asks for {', '.join(strange)}. {IMAGE_FLAGS}"
+            )
+        size = _size(written.get("size")) if written.get("do_resize", True) else None
+        crop = None
+        if written.get("do_center_crop", False):
+            crop = _pair(_size(written.get("crop_size", written.get("size"))))
+        if written.get("crop_pct") is not None and isinstance(size, int):
+            size, crop = _by_share(size, float(written["crop_pct"]))
+        normal = written.get("do_normalize", True)
+        return cls(
+            size=size,
+            crop=crop,
+            scale=float(written.get("rescale_factor", 1 / 255))
+            if written.get("do_rescale", True)
+            else 1.0,
+            mean=_numbers(written.get("image_mean", 0.5)) if normal else (0.0,),
+            std=_numbers(written.get("image_std", 0.5)) if normal else (1.0,),
+            resample=int(written.get("resample", BILINEAR)),
+        )
+
+    def __call__(self, images: Sequence[Any]) -> Float[Tensor, "row channel height width"]:
+        """Return the pixel values of images that are already grey or RGB."""
+        arrays = [self._array(image) for image in images]
+        if len({a.shape for a in arrays}) > 1:
+            raise InputError(
+                f"images: expected one size, got {sorted({a.shape[1:] for a in arrays})}. "
+                f"{IMAGE_FLAGS}"
+            )
+        return torch.from_numpy(np.stack(arrays))
+
+    def _array(self, image: Any) -> np.ndarray:
+        if self.size is not None:
+            height, width = _target(self.size, image.height, image.width)
+            if (height, width) != (image.height, image.width):
+                image = image.resize((width, height), resample=self.resample)
+        x = np.asarray(image)
+        x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
+        x = _centre(x, self.crop) if self.crop is not None else x
+        mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (self.mean, self.std))
+        return (x.astype(np.float32) * np.float32(self.scale) - mean) / std
+
+
+def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote_code: bool) -> Any:
+    """Return the checkpoint's tokenizer or image processor, or None where it brings none."""
+    if getattr(module, "main_input_name", "input_ids") == "pixel_values":
+        return _image_processor(directory)
+    if not any((directory / name).exists() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(
+            f"load: the tokenizer in {directory} does not load: {type(error).__name__}: {error}. "
+            "Pass processor= with a tokenizer."
+        ) from error
+
+
+def _image_processor(directory: Path) -> Any:
+    path = directory / "preprocessor_config.json"
+    if not path.exists():
+        return None
+    written = json_object(path)
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(directory, backend="pil")
+    except Exception:
+        return PillowProcessor.from_config(written)
+
+
+def is_tokenizer(processor: Any) -> bool:
+    """Return whether a processor is a transformers tokenizer."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(processor, transformers.PreTrainedTokenizerBase)
+
+
+def is_image_processor(processor: Any) -> bool:
+    """Return whether a processor turns images into pixel values."""
+    if isinstance(processor, PillowProcessor):
+        return True
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(processor, transformers.BaseImageProcessor)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(float(v) for v in value) if isinstance(value, list | tuple) else (float(value),)
+
+
+def _size(value: Any) -> tuple[int, int] | int:
+    if isinstance(value, int):
+        return (value, value)
+    if isinstance(value, Mapping) and "height" in value and "width" in value:
+        return int(value["height"]), int(value["width"])
+    if isinstance(value, Mapping) and set(value) == {"shortest_edge"}:
+        return int(value["shortest_edge"])
+    raise InputError(f"load: preprocessor_config.json has an unknown size {value!r}. {IMAGE_FLAGS}")
+
+
+def _pair(size: tuple[int, int] | int) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+LARGEST_CROPPED: Literal[384] = 384
+
+
+def _by_share(edge: int, share: float) -> tuple[tuple[int, int] | int, tuple[int, int] | None]:
+    if edge >= LARGEST_CROPPED:
+        return (edge, edge), None
+    return int(edge / share), (edge, edge)
+
+
+def _target(size: tuple[int, int] | int, height: int, width: int) -> tuple[int, int]:
+    if not isinstance(size, int):
+        return size
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def _centre(x: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+    height, width = crop
+    pad_h, pad_w = max(0, height - x.shape[1]), max(0, width - x.shape[2])
+    if pad_h or pad_w:
+        top, left = -(-pad_h // 2), -(-pad_w // 2)
+        x = np.pad(x, ((0, 0), (top, pad_h - top), (left, pad_w - left)))
+    top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
+    return x[:, top : top + height, left : left + width]

@@ -1,0 +1,168 @@
+"""The two models that come with the package, and the data that they were trained on."""
+
+import sysconfig
+from collections.abc import Iterator
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from sonde.core.errors import InputError, near
+from sonde.data.sources import Row, Source
+
+PREFIX = "sonde:"
+SHIPPED = ("digits", "stdlib")
+PIECES = 512
+
+_DIGITS_TEST = (2, 5, 8)
+_LEFT_OUT = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages", "__pycache__"}
+)
+
+
+def is_shipped(name: str) -> bool:
+    """Return whether a word means a shipped model or shipped data."""
+    return name.startswith(PREFIX)
+
+
+def model_directory(name: str) -> Path:
+    """Return the directory of a shipped model, ``sonde:digits`` or ``sonde:stdlib``."""
+    short = name.removeprefix(PREFIX)
+    if short not in SHIPPED:
+        known = [PREFIX + s for s in SHIPPED]
+        raise InputError(
+            f"load: no shipped model {name!r}, only {' and '.join(known)}.{near(name, known)}"
+        )
+    return Path(__file__).parent / "models" / short
+
+
+def shipped_source(name: str) -> tuple[Source, int | None]:
+    """Return shipped data and how many examples of smallest draw are taken (None = every one).
+
+    ``sonde:digits[/train|/test]`` and ``sonde:stdlib[/train|/test|/train-all|/test-all]``; without
+    a split, the test split.
+    """
+    known = [
+        *(f"{PREFIX}digits/{s}" for s in ("train", "test")),
+        *(f"{PREFIX}stdlib/{s}" for s in ("train", "test", "train-all", "test-all")),
+    ]
+    head, slash, split = name.partition("/")
+    full = name if slash else f"{head}/test"
+    if full not in known:
+        raise InputError(
+            f"data: no shipped data {name!r}, only {', '.join(known)}.{near(name, known)}"
+        )
+    split = split or "test"
+    if head == f"{PREFIX}digits":
+        return Digits(split), None
+    return StandardLibrary(split.removesuffix("-all")), None if split.endswith("-all") else PIECES
+
+
+@final
+class Digits(Source):
+    """The 8 x 8 handwritten digits of scikit-learn as 8-bit grey images.
+
+    Rows whose index within their class ends in 2, 5 or 8 are ``test``, the others ``train``.
+    """
+
+    def __init__(self, split: str) -> None:
+        self.name, self._split = f"sonde:digits/{split}", split
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        pixels, labels, is_test = load_digits()
+        mine = is_test if self._split == "test" else ~is_test
+        return pixels[mine], labels[mine]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield images with their digit."""
+        yield from self.take(0, len(self._arrays[1]))
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return some images."""
+        from PIL import Image
+
+        pixels, labels = self._arrays
+        return [
+            {"image": Image.fromarray(x), "label": int(y)}
+            for x, y in zip(pixels[start:stop], labels[start:stop], strict=True)
+        ]
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the images as 8-bit values, their digits, and which of them are held out."""
+    from sklearn import datasets
+
+    found: Any = datasets.load_digits()
+    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    labels = found.target.astype(np.int64)
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for digit in range(10):
+        mine = labels == digit
+        rank[mine] = np.arange(mine.sum())
+    return pixels, labels, np.isin(rank % 10, _DIGITS_TEST)
+
+
+@final
+class StandardLibrary(Source):
+    """The source files of the running Python's standard library, one text per file.
+
+    A file is ``test`` if a hash of its relative path says so (about one in ten).
+    """
+
+    def __init__(self, split: str) -> None:
+        self.name = f"sonde:stdlib/{split}"
+        files = library_files()
+        self._root = library_root()
+        self._files = [f for f in files if is_test_file(f) == (split == "test")]
+        if not self._files:
+            raise InputError(f"data: no {split} file in the standard library at {self._root}.")
+
+    def where(self, index: int) -> str:
+        """Name the file."""
+        return str(self._root / self._files[index])
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the text of each file, which is also its group."""
+        for file in self._files:
+            yield self._row(file)
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return some files."""
+        return [self._row(file) for file in self._files[start:stop]]
+
+    def _row(self, file: str) -> Row:
+        return {"text": (self._root / file).read_bytes().decode("utf-8", "replace"), "group": file}
+
+
+def library_root() -> Path:
+    """Return the folder of the running Python's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def library_files() -> list[str]:
+    """Return the relative paths of the sources that the shipped model may see, sorted.
+
+    Raises
+    ------
+    InputError
+        If the running Python comes without sources.
+    """
+    root = library_root()
+    paths = (p.relative_to(root) for p in root.rglob("*.py"))
+    files = sorted(p.as_posix() for p in paths if not _LEFT_OUT.intersection(p.parts))
+    files = [f for f in files if (root / f).stat().st_size > 0]
+    if not files:
+        raise InputError(
+            f"data: the running Python has no sources of its standard library ({root}). "
+            "Use a Python that has them, or other data."
+        )
+    return files
+
+
+def is_test_file(file: str) -> bool:
+    """Return whether a file is held out, by a hash of its relative path."""
+    word = blake2b(file.encode(), digest_size=8).digest()
+    return int.from_bytes(word, "little") % 10 == 0

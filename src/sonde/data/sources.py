@@ -1,0 +1,84 @@
+"""Where items come from, one row of named values after another, and how to reach a row again."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from sonde.core.errors import InputError
+
+Row = Mapping[str, Any]
+SAMPLE_ROWS = 20
+
+
+class Source(ABC):
+    """Rows of named values: streamed once for the listing, then reached by number.
+
+    ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); numbers
+    count the rows that it yields.
+    """
+
+    name: str = ""
+    n_bad: int = 0
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row]:
+        """Yield every row in order and note where it is."""
+
+    @abstractmethod
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return the rows ``[start, stop)`` of what ``rows`` yielded."""
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths in rows start from."""
+        return Path()
+
+    def where(self, index: int) -> str:
+        """Return how a message names a row."""
+        return f"item {index} of {self.name}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the names of the columns with the values of the first rows."""
+        found: dict[str, list[Any]] = {}
+        rows = self.rows()
+        for row, _ in zip(rows, range(SAMPLE_ROWS), strict=False):
+            for name, value in row.items():
+                found.setdefault(name, []).append(value)
+        return found
+
+    def names_of(self, column: str) -> Sequence[str] | None:
+        """Return the class names behind the integers of a label column, where the data has them."""
+        return None
+
+
+@final
+class Walk:
+    """Rows by number from what can only be walked: goes on where it stands, or starts anew."""
+
+    def __init__(self, start: Callable[[], Iterator[Row]]) -> None:
+        self._start = start
+        self._rows: Iterator[Row] | None = None
+        self._next = 0
+
+    @property
+    def position(self) -> int:
+        """The number of the row that comes next."""
+        return self._next
+
+    def take(self, start: int, stop: int, name: str) -> list[Row]:
+        """Return the rows ``[start, stop)``."""
+        if self._rows is None or start < self._next:
+            self._rows, self._next = self._start(), 0
+        out: list[Row] = []
+        while self._next < stop:
+            row = next(self._rows, None)
+            if row is None:
+                raise InputError(
+                    f"{name} gave only {self._next} items the second time. "
+                    "Pass something that gives the same items each time it is iterated."
+                )
+            if self._next >= start:
+                out.append(row)
+            self._next += 1
+        return out

@@ -1,0 +1,245 @@
+"""JSONL, CSV and Parquet files as rows: streamed once, then reached by byte offset or row group."""
+
+import csv
+import io
+import json
+import threading
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, final
+
+from sonde.core.errors import InputError
+from sonde.data.sources import Row, Source, Walk
+
+MAX_LINE_BYTES = 256 * 2**20
+PARQUET_ROWS = 1024
+_CSV_LOCK = threading.Lock()
+
+
+class _Lines(Source):
+    """A text file whose records start at known byte offsets."""
+
+    def __init__(self, path: Path, skip_bad: bool) -> None:
+        self.path, self.name, self.skip_bad = path, path.name, skip_bad
+        self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
+
+    @property
+    def base(self) -> Path:
+        """The folder of the file."""
+        return self.path.parent
+
+    def where(self, index: int) -> str:
+        """Name the line."""
+        return f"{self.name} line {self._lines[index]}"
+
+    def _note(self, start: int, end: int, line: int) -> None:
+        self._starts.append(start)
+        self._ends.append(end)
+        self._lines.append(line)
+
+    def _forget(self) -> None:
+        self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
+        self.n_bad = 0
+
+    def _bad(self, line: int, why: str) -> None:
+        if not self.skip_bad:
+            raise InputError(
+                f"{self.path} line {line}: {why}. Mend it, or pass skip_bad=True (--skip-bad) "
+                "to go on "
+                "without such lines."
+            )
+        self.n_bad += 1
+
+    def _raw(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        with self.path.open("rb") as file:
+            for i in range(start, stop):
+                file.seek(self._starts[i])
+                yield i, file.read(self._ends[i] - self._starts[i])
+
+
+@final
+class JsonLines(_Lines):
+    """One JSON object per line."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the object of each line; empty lines are passed over."""
+        self._forget()
+        offset = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(_bounded(file, self.path), start=1):
+                start, offset = offset, offset + len(line)
+                if not line.strip():
+                    continue
+                row, why = _parsed(line)
+                if row is None:
+                    self._bad(number, why)
+                    continue
+                self._note(start, offset, number)
+                yield row
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Read the lines again."""
+        out: list[Row] = []
+        for i, line in self._raw(start, stop):
+            row, why = _parsed(line)
+            if row is None:
+                raise InputError(f"{self.where(i)}: {why}: the file changed while it was read.")
+            out.append(row)
+        return out
+
+
+@final
+class CsvFile(_Lines):
+    """Comma separated values (tabs in ``.tsv``), quoted as usual, with a header."""
+
+    def __init__(self, path: Path, skip_bad: bool) -> None:
+        super().__init__(path, skip_bad)
+        self._separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        self._header: list[str] = []
+
+    def rows(self) -> Iterator[Row]:
+        """Yield each record as text values by the names in the header."""
+        self._forget()
+        self._header = []
+        with self.path.open("rb") as file:
+            lines = _Counted(file, self.path)
+            while (record := self._next(lines)) is not None:
+                values, start, number = record
+                if not values:
+                    continue
+                if not self._header:
+                    self._set_header(values)
+                elif len(values) != len(self._header):
+                    self._bad(number, f"expected {len(self._header)} fields, got {len(values)}")
+                else:
+                    self._note(start, lines.offset, number)
+                    yield dict(zip(self._header, values, strict=True))
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Read the records again."""
+        out: list[Row] = []
+        for i, raw in self._raw(start, stop):
+            lines = _Counted(io.BytesIO(raw), self.path)
+            record = self._next(lines)
+            if record is None or len(record[0]) != len(self._header):
+                raise InputError(f"{self.where(i)}: the file changed while it was read.")
+            out.append(dict(zip(self._header, record[0], strict=True)))
+        return out
+
+    def _next(self, lines: "_Counted") -> tuple[list[str], int, int] | None:
+        start, number = lines.offset, lines.number + 1
+        try:
+            with _long_fields():
+                return next(csv.reader(lines, delimiter=self._separator)), start, number
+        except StopIteration:
+            return None
+        except (csv.Error, UnicodeDecodeError) as error:
+            self._bad(number, str(error))
+            return [], start, number
+
+    def _set_header(self, values: list[str]) -> None:
+        names = [v.removeprefix("\ufeff").strip() for v in values]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise InputError(
+                f"{self.path}: expected distinct column names, got {twice} more than once."
+            )
+        self._header = names
+
+
+@final
+class ParquetFile(Source):
+    """A Parquet file, read in batches of rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self._starts = [0]
+        metadata = self._open().metadata
+        for group in range(metadata.num_row_groups):
+            self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        self._walk, self._first = Walk(self.rows), 0
+
+    @property
+    def base(self) -> Path:
+        """The folder of the file."""
+        return self.path.parent
+
+    def where(self, index: int) -> str:
+        """Name the row."""
+        return f"{self.name} row {index}"
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows, a bounded number of them in memory."""
+        yield from self._from(0)
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Go on from the last row that was read, or start at the row group of the first one."""
+        group = bisect_right(self._starts, start, hi=len(self._starts) - 1) - 1
+        position = self._first + self._walk.position
+        if not self._starts[group] <= position <= start:
+            self._walk, self._first = Walk(lambda: self._from(group)), self._starts[group]
+        return self._walk.take(start - self._first, stop - self._first, str(self.path))
+
+    def _from(self, group: int) -> Iterator[Row]:
+        groups = list(range(group, len(self._starts) - 1))
+        for batch in self._open().iter_batches(batch_size=PARQUET_ROWS, row_groups=groups):
+            yield from batch.to_pylist()
+
+    def _open(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(self.path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(
+                f"{self.path} is not a Parquet file that can be read: {error}"
+            ) from None
+
+
+class _Counted:
+    """Lines of a file as text, counting bytes and lines."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._lines, self.offset, self.number = _bounded(file, path), 0, 0
+
+    def __iter__(self) -> "_Counted":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.offset += len(line)
+        self.number += 1
+        return line.decode("utf-8")
+
+
+def _bounded(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(f"{path} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB.")
+        yield line
+
+
+def _parsed(line: bytes) -> tuple[Row | None, str]:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return None, f"not valid JSON ({error})"
+    if not isinstance(row, dict):
+        return None, f"expected a JSON object, got {type(row).__name__}"
+    return row, ""
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    with _CSV_LOCK:
+        before = csv.field_size_limit(MAX_LINE_BYTES)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)

@@ -1,0 +1,210 @@
+"""Tensors, dictionaries of tensors, and items that a user's own callable turns into tensors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import bytes_key, tensor_key
+from sonde.data.encoder import Collated, Encoder, Prepared, called
+from sonde.data.images import decode, stored
+from sonde.data.sources import Row
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TensorEncoder(Encoder):
+    """One tensor per row, stacked; the main input of the model.
+
+    Parameters
+    ----------
+    column : str
+    main : str
+        Name of the model's main input.
+    names : frozenset of str
+        Parameters of the model's ``forward``.
+    dtype : torch.dtype or None
+        Type of the model's weights, which floating inputs are brought to.
+    """
+
+    column: str
+    main: str
+    names: frozenset[str]
+    dtype: torch.dtype | None = None
+    kind: str = "tensor"
+
+    def key(self, row: Row) -> bytes:
+        """Hash type, shape and bytes."""
+        return tensor_key(as_tensor(row.get(self.column), self.column))
+
+    def size(self, row: Row) -> int:
+        """Return the bytes of the tensor."""
+        x = as_tensor(row.get(self.column), self.column)
+        return x.numel() * x.element_size()
+
+    def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
+        """Leave tensors as they are."""
+        return [Prepared(as_tensor(rows[row].get(self.column), self.column)) for row, _ in wanted]
+
+    def collate(self, items: Sequence[Prepared]) -> Collated:
+        """Stack along a new first axis."""
+        args, kwargs = called(
+            self.main, stacked([i.value for i in items], self.column, self.dtype), self.names
+        )
+        return Collated(args, kwargs)
+
+    def identity(self) -> dict[str, Any]:
+        """Name the column."""
+        return {"kind": self.kind, "inputs": [self.column], "dtype": str(self.dtype)}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FeatureEncoder(Encoder):
+    """A dictionary of tensors per row: keyword arguments of one forward without a batch axis."""
+
+    inputs: tuple[str, ...]
+    dtype: torch.dtype | None = None
+    kind: str = "features"
+
+    def key(self, row: Row) -> bytes:
+        """Hash the tensors in the order of their names."""
+        return bytes_key(
+            b"".join(n.encode() + tensor_key(as_tensor(row.get(n), n)) for n in self.inputs)
+        )
+
+    def size(self, row: Row) -> int:
+        """Return the bytes of all tensors."""
+        found = [as_tensor(row.get(n), n) for n in self.inputs]
+        return sum(x.numel() * x.element_size() for x in found)
+
+    def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
+        """Leave tensors as they are."""
+        return [Prepared({n: as_tensor(rows[r].get(n), n) for n in self.inputs}) for r, _ in wanted]
+
+    def collate(self, items: Sequence[Prepared]) -> Collated:
+        """Stack each along a new first axis."""
+        return Collated(
+            kwargs={n: stacked([i.value[n] for i in items], n, self.dtype) for n in self.inputs}
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Name the arguments."""
+        return {"kind": self.kind, "inputs": list(self.inputs), "dtype": str(self.dtype)}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CallableEncoder(Encoder):
+    """Items that the user's own ``processor`` turns into a tensor or a dictionary of tensors.
+
+    Parameters
+    ----------
+    processor : callable
+        Takes one text, Pillow image, or tensor; returns model input without a batch axis.
+    column : str
+    base : Path
+        Where relative paths of images start.
+    image : bool
+        Whether the column holds images, which are decoded before the call.
+    """
+
+    processor: Callable[[Any], Any]
+    column: str
+    base: Path
+    image: bool
+    kind: str = "callable"
+
+    def key(self, row: Row) -> bytes:
+        """Hash the item as stored."""
+        return _item_key(self._stored(row), self.column)
+
+    def size(self, row: Row) -> int:
+        """Return the bytes of the item as stored."""
+        found = self._stored(row)
+        if isinstance(found, str | bytes):
+            return len(found.encode() if isinstance(found, str) else found)
+        x = as_tensor(found, self.column)
+        return x.numel() * x.element_size()
+
+    def _stored(self, row: Row) -> Any:
+        return stored(row, self.column, self.base) if self.image else row.get(self.column)
+
+    def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
+        """Leave items as they are until their batch."""
+        return [Prepared(rows[row]) for row, _ in wanted]
+
+    def collate(self, items: Sequence[Prepared]) -> Collated:
+        """Call the processor on each item and stack what it returns."""
+        made, bad = [], {}
+        for i, item in enumerate(items):
+            try:
+                found = self._stored(item.value)
+                made.append(self.processor(decode(found) if self.image else found))
+            except InputError as error:
+                bad[i] = str(error)
+        if not made:
+            return Collated(bad=bad)
+        if all(isinstance(m, Mapping) for m in made):
+            names = sorted(made[0])
+            kwargs = {n: stacked([as_tensor(m.get(n), n) for m in made], n, None) for n in names}
+            return Collated(kwargs=kwargs, bad=bad)
+        return Collated(
+            (stacked([as_tensor(m, "processor") for m in made], "processor", None),), bad=bad
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Name the column and the processor."""
+        name = getattr(self.processor, "__qualname__", type(self.processor).__qualname__)
+        return {"kind": self.kind, "inputs": [self.column], "processor": name}
+
+
+def as_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:
+    """Return a value as a tensor.
+
+    Raises
+    ------
+    InputError
+        If it is not an array of numbers.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if value is None:
+        raise InputError(f"no value in column {name!r}")
+    try:
+        array = np.array(value)
+        if array.dtype == np.float64 and not isinstance(value, np.ndarray):
+            array = array.astype(np.float32)
+        return torch.from_numpy(array)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"expected an array of numbers in {name!r}, got {type(value).__name__}"
+        ) from None
+
+
+def stacked(
+    values: Sequence[Shaped[Tensor, "..."]], name: str, dtype: torch.dtype | None
+) -> Shaped[Tensor, "..."]:
+    """Return tensors of one shape as a batch, floating ones in the model's type."""
+    shapes = sorted({tuple(v.shape) for v in values})
+    if len(shapes) > 1:
+        raise InputError(
+            f"{name}: expected items of one shape, got {', '.join(map(str, shapes[:4]))}. "
+            "Bring them to one shape, or pass batch_size=1 (--batch-size 1)."
+        )
+    x = torch.stack([v.cpu() for v in values])
+    return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+
+def _item_key(found: Any, name: str) -> bytes:
+    if isinstance(found, str):
+        return bytes_key(found.encode("utf-8", "surrogatepass"))
+    if isinstance(found, bytes):
+        return bytes_key(found)
+    return tensor_key(as_tensor(found, name))

@@ -1,0 +1,344 @@
+"""Texts, text pairs, chats and token lists as padded batches.
+
+Padding is always on the right and built here, so the tokenizer's own side does not matter. Texts
+longer than the context are cut into chunks without overlap, each with the special tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import bytes_key
+from sonde.core.state import canonical_json
+from sonde.data.encoder import Collated, Encoder, Piece, Prepared, called
+from sonde.data.sources import Row
+
+Long = Literal["chunk", "truncate", "error"]
+MAX_TEXT_BYTES = 256 * 2**20
+MOST_EXPANSION = 12
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What the decoder of an encoder-decoder model reads.
+
+    Parameters
+    ----------
+    start : int
+        Its start token.
+    column : str or None
+        Column with the target text; None = the start token alone.
+    """
+
+    start: int
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer's ids that matter here.
+
+    Parameters
+    ----------
+    before, after : tuple of int
+        Special tokens that the tokenizer puts around a text.
+    special : frozenset of int
+        Ids that it declares special.
+    pad : int
+        Id that fills the right side.
+    size : int or None
+        Number of rows in the model's embedding.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    special: frozenset[int] | None = None
+    pad: int = 0
+    size: int | None = None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TextEncoder(Encoder):
+    """One text, pair of texts, chat, or list of token ids per row.
+
+    Parameters
+    ----------
+    tokenizer : tokenizer or None
+        None where rows hold token ids.
+    inputs : tuple of str
+        The column, or two for pairs.
+    kind : {"text", "pair", "messages", "tokens"}
+    names : frozenset of str
+        Parameters of the model's ``forward``.
+    max_length : int or None
+        Most tokens of one example; None = no limit.
+    long : {"chunk", "truncate", "error"}
+        What happens to a longer text.
+    """
+
+    tokenizer: Any
+    inputs: tuple[str, ...]
+    kind: str
+    names: frozenset[str]
+    vocabulary: Vocabulary
+    max_length: int | None = None
+    long: Long = "chunk"
+    decoder: Decoder | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def key(self, row: Row) -> bytes:
+        """Hash the UTF-8 of the text, the chat as JSON, or the token ids."""
+        return bytes_key(self._content(row))
+
+    def size(self, row: Row) -> int:
+        """Return the bytes of the text."""
+        return len(self._content(row))
+
+    def _content(self, row: Row) -> bytes:
+        if self.kind == "tokens":
+            return b"ids|" + torch.tensor(self._given(row), dtype=torch.int64).numpy().tobytes()
+        if self.kind == "messages":
+            found = _value(row, self.inputs[0])
+            if not isinstance(found, list):
+                raise InputError(
+                    f"expected a list of messages in column {self.inputs[0]!r}, "
+                    f"got {type(found).__name__}"
+                )
+            return canonical_json(found).encode()
+        texts = [_text(row, name) for name in self.inputs]
+        if self.decoder is not None and self.decoder.column is not None:
+            _text(row, self.decoder.column)
+        return "\0".join(texts).encode("utf-8", "surrogatepass")
+
+    def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
+        """Return the examples of each row; only texts that may be too long are tokenised."""
+        out: list[list[Piece] | None] = [None if self._may_be_long(r) else [Piece()] for r in rows]
+        long = [i for i, found in enumerate(out) if found is None]
+        for i, ids in zip(long, self._tokens([rows[i] for i in long]), strict=True):
+            out[i] = self._cut(len(ids))
+        return [found for found in out if found is not None]
+
+    def _may_be_long(self, row: Row) -> bool:
+        if self.kind == "tokens":
+            return True
+        size = self.size(row)
+        if size == 0 and not self.vocabulary.before and not self.vocabulary.after:
+            return True
+        if self.max_length is None:
+            return False
+        ascii_only = self.kind == "text" and row[self.inputs[0]].isascii()
+        return (size + 2) * (1 if ascii_only else MOST_EXPANSION) + self._around > self.max_length
+
+    @property
+    def _around(self) -> int:
+        if self.kind in ("messages", "tokens"):
+            return 0
+        return len(self.vocabulary.before) + len(self.vocabulary.after)
+
+    def _cut(self, length: int) -> list[Piece]:
+        if self.kind == "pair":
+            return [Piece(0, *self._pair_length(length))]
+        whole = length + self._around
+        if whole == 0:
+            raise InputError("an empty text gives no token")
+        if self.max_length is None or whole <= self.max_length:
+            return [Piece(0, whole)]
+        self._refuse_long(whole)
+        room = self.max_length - self._around
+        if self.long == "truncate":
+            return [Piece(0, self.max_length, length - room)]
+        starts = range(0, length, room)
+        return [
+            Piece(k * self.max_length, min(room, length - s) + self._around)
+            for k, s in enumerate(starts)
+        ]
+
+    def _pair_length(self, length: int) -> tuple[int, int]:
+        if self.max_length is None or length <= self.max_length:
+            return length, 0
+        if self.long == "chunk":
+            raise InputError(
+                f"a pair of texts has {length} tokens, the model reads {self.max_length}, and "
+                "pairs "
+                "cannot be cut into chunks; pass long='truncate' (--long truncate)"
+            )
+        self._refuse_long(length)
+        return self.max_length, length - self.max_length
+
+    def _refuse_long(self, length: int) -> None:
+        if self.long == "error":
+            raise InputError(
+                f"the text has {length} tokens, the model reads {self.max_length}; pass "
+                "long='chunk' or "
+                "'truncate' (--long)"
+            )
+
+    def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
+        """Tokenise each row once and cut out the pieces."""
+        targets = self._targets(rows)
+        if self.kind == "pair":
+            return [self._pair(rows[r], targets[r]) for r, _ in wanted]
+        tokens = self._tokens(rows)
+        out: list[Prepared] = []
+        for row, number in wanted:
+            ids = self._piece(tokens[row], number)
+            extra = self._extra(rows[row], number)
+            out.append(Prepared((ids, extra, targets[row]), len(ids)))
+        return out
+
+    def _piece(self, ids: list[int], number: int) -> list[int]:
+        before, after = self.vocabulary.before, self.vocabulary.after
+        if self.kind in ("messages", "tokens"):
+            before, after = (), ()
+        if self.max_length is not None:
+            room = self.max_length - len(before) - len(after)
+            ids = ids[number * room : (number + 1) * room]
+        return [*before, *ids, *after]
+
+    def _extra(self, row: Row, number: int) -> dict[str, list[int]]:
+        if self.kind != "tokens" or "token_type_ids" not in row:
+            return {}
+        kinds = _integers(row["token_type_ids"], "token_type_ids")
+        if self.max_length is not None:
+            kinds = kinds[number * self.max_length : (number + 1) * self.max_length]
+        return {"token_type_ids": kinds}
+
+    def _pair(self, row: Row, target: list[int] | None) -> Prepared:
+        found = self._encode_pair(row, cut=self.long == "truncate")
+        extra = {k: v for k, v in found.items() if k == "token_type_ids"}
+        return Prepared((found["input_ids"], extra, target), len(found["input_ids"]))
+
+    def _encode_pair(self, row: Row, cut: bool) -> dict[str, list[int]]:
+        first, second = (_text(row, name) for name in self.inputs)
+        options = {"truncation": "longest_first", "max_length": self.max_length} if cut else {}
+        return dict(self.tokenizer(first, second, verbose=False, **options))
+
+    def _tokens(self, rows: Sequence[Row]) -> list[list[int]]:
+        if not rows:
+            return []
+        if self.kind == "tokens":
+            return [self._given(row) for row in rows]
+        if self.kind == "pair":
+            return [self._encode_pair(row, cut=False)["input_ids"] for row in rows]
+        texts = [
+            self._chat(row) if self.kind == "messages" else _text(row, self.inputs[0])
+            for row in rows
+        ]
+        found = self.tokenizer(texts, add_special_tokens=False, verbose=False, padding=False)
+        return list(found["input_ids"])
+
+    def _chat(self, row: Row) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(row[self.inputs[0]], tokenize=False)
+        except Exception as error:
+            raise InputError(f"the chat template refuses these messages: {error}") from error
+
+    def _given(self, row: Row) -> list[int]:
+        ids = _integers(_value(row, self.inputs[0]), self.inputs[0])
+        size = self.vocabulary.size
+        if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
+            raise InputError(f"expected token ids in [0, {size}), got {min(ids)} to {max(ids)}")
+        if row.get("attention_mask") is not None:
+            kept = _integers(row["attention_mask"], "attention_mask")
+            ids = [i for i, k in zip(ids, kept, strict=True) if k]
+        return ids
+
+    def _targets(self, rows: Sequence[Row]) -> list[list[int] | None]:
+        if self.decoder is None or self.decoder.column is None:
+            return [None] * len(rows)
+        texts = [_text(row, self.decoder.column) for row in rows]
+        found = self.tokenizer(text_target=texts, verbose=False, padding=False)["input_ids"]
+        return [list(ids[: self.max_length]) for ids in found]
+
+    def collate(self, items: Sequence[Prepared]) -> Collated:
+        """Pad on the right and pass what ``forward`` has a name for."""
+        ids, mask = _padded([item.value[0] for item in items], self.vocabulary.pad)
+        size = self.vocabulary.size
+        if size is not None and int(ids.max()) >= size:
+            raise InputError(
+                f"text: the tokenizer gives the id {int(ids.max())}, the model has {size} tokens. "
+                "Pass the tokenizer that belongs to the model."
+            )
+        args, kwargs = called("input_ids", ids, self.names)
+        if "attention_mask" in self.names:
+            kwargs["attention_mask"] = mask.long()
+        if "token_type_ids" in self.names and all(i.value[1] for i in items):
+            kwargs["token_type_ids"] = _padded([i.value[1]["token_type_ids"] for i in items], 0)[0]
+        decoder_mask = None
+        if self.decoder is not None:
+            starts = [[self.decoder.start, *(i.value[2] or [0])[:-1]] for i in items]
+            kwargs["decoder_input_ids"], decoder_mask = _padded(starts, self.vocabulary.pad)
+            if "decoder_attention_mask" in self.names:
+                kwargs["decoder_attention_mask"] = decoder_mask.long()
+        return Collated(
+            args, kwargs, mask=mask, decoder_mask=decoder_mask, special=self._special(ids, mask)
+        )
+
+    def _special(
+        self, ids: Int[Tensor, "_row _pos"], mask: Bool[Tensor, "_row _pos"]
+    ) -> Bool[Tensor, "_row _pos"] | None:
+        if self.vocabulary.special is None:
+            return None
+        declared = torch.tensor(sorted(self.vocabulary.special), dtype=torch.int64)
+        return torch.isin(ids, declared) & mask
+
+    def identity(self) -> dict[str, Any]:
+        """Name columns, cutting and tokenizer."""
+        target = None if self.decoder is None else self.decoder.column
+        return {
+            "kind": self.kind,
+            "inputs": list(self.inputs),
+            "target": target,
+            "max_length": self.max_length,
+            "long": self.long,
+            **self.origin,
+        }
+
+    def notes(self) -> list[str]:
+        """Say what the decoder reads."""
+        if self.decoder is not None and self.decoder.column is None:
+            return [
+                "The decoder reads its start token alone: no target column was given "
+                "(--target-column)."
+            ]
+        return []
+
+
+def _value(row: Row, name: str) -> Any:
+    if row.get(name) is None:
+        raise InputError(f"no value in column {name!r}")
+    return row[name]
+
+
+def _text(row: Row, name: str) -> str:
+    found = _value(row, name)
+    if not isinstance(found, str):
+        raise InputError(f"expected a text in column {name!r}, got {type(found).__name__}")
+    if len(found) > MAX_TEXT_BYTES:
+        raise InputError(f"the text in column {name!r} is longer than {MAX_TEXT_BYTES >> 20} MiB")
+    return found
+
+
+def _integers(values: Any, name: str) -> list[int]:
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(plain, list | tuple) or not all(type(v) is int for v in plain):
+        raise InputError(f"expected a list of whole numbers in column {name!r}")
+    return list(plain)
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], pad: int
+) -> tuple[Int[Tensor, "_row _pos"], Bool[Tensor, "_row _pos"]]:
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[i, : len(row)] = True
+    return ids, mask
