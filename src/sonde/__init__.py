@@ -1,3 +1,105 @@
-"""A probe for the hidden states of neural networks: read, fit, act."""
+"""A probe for the hidden states of neural networks: read, fit, act.
+
+The names below are those that people type daily; the rest is reached through its package, e.g.
+``sonde.measure.cka`` or ``sonde.detect.Mahalanobis``. Nothing heavy is imported before it is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sonde import detect, measure
+    from sonde.core import (
+        Calibration,
+        CalibrationError,
+        InputError,
+        Model,
+        Reducer,
+        ShapeError,
+        Site,
+        SiteError,
+        SondeError,
+        SondeWarning,
+        StateError,
+        StoreError,
+        Stream,
+    )
+    from sonde.data import load
+    from sonde.report import Report, scan
+    from sonde.run.fit import fit
+    from sonde.run.fitted import Fitted
+    from sonde.run.merge import merge
+    from sonde.run.read import read
+    from sonde.run.score import score
+    from sonde.tap import Tap, editing
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Calibration": "sonde.core",
+    "CalibrationError": "sonde.core",
+    "Fitted": "sonde.run.fitted",
+    "InputError": "sonde.core",
+    "Model": "sonde.core",
+    "Reducer": "sonde.core",
+    "Report": "sonde.report",
+    "ShapeError": "sonde.core",
+    "Site": "sonde.core",
+    "SiteError": "sonde.core",
+    "SondeError": "sonde.core",
+    "SondeWarning": "sonde.core",
+    "StateError": "sonde.core",
+    "StoreError": "sonde.core",
+    "Stream": "sonde.core",
+    "Tap": "sonde.tap",
+    "detect": "",
+    "editing": "sonde.tap",
+    "fit": "sonde.run.fit",
+    "load": "sonde.data",
+    "measure": "",
+    "merge": "sonde.run.merge",
+    "read": "sonde.run.read",
+    "scan": "sonde.report",
+    "score": "sonde.run.score",
+}
+
+__all__ = [
+    "Calibration",
+    "CalibrationError",
+    "Fitted",
+    "InputError",
+    "Model",
+    "Reducer",
+    "Report",
+    "ShapeError",
+    "Site",
+    "SiteError",
+    "SondeError",
+    "SondeWarning",
+    "StateError",
+    "StoreError",
+    "Stream",
+    "Tap",
+    "detect",
+    "editing",
+    "fit",
+    "load",
+    "measure",
+    "merge",
+    "read",
+    "scan",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sonde' has no attribute {name!r}")
+    home = _HOMES[name]
+    value = getattr(importlib.import_module(home), name) if home else importlib.import_module(f"sonde.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -26,6 +26,8 @@ from sonde.run.progress import Bar
 from sonde.run.tasks import ErrorSample, assign, error_sample, requests_of
 
 DEFAULT_HELD = 0.2
+MODEL_FIELDS = ("model", "config", "dtype", "attn")
+READING_FIELDS = ("objective", "keep_special")
 
 
 def fit(
@@ -225,9 +227,14 @@ def _one_pass(
 
 def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
     """Return which units of which plan and data a bundle has seen."""
+    units = [[0, plan.n_units - 1]]
+    return {"plan": plan.id, "data": data_fingerprint(stream), "units": units}
+
+
+def data_fingerprint(stream: Stream) -> str:
+    """Return the hash of what a stream says of its data."""
     data = stream.identity().get("data", stream.identity())
-    fingerprint = hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
-    return {"plan": plan.id, "data": fingerprint, "units": [[0, plan.n_units - 1]]}
+    return hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
 
 
 def make_header(
@@ -236,8 +243,8 @@ def make_header(
     """Return what a bundle says about its model, sites and data."""
     identity = stream.identity()
     return {
-        "model": identity.get("model"),
-        "reading": identity.get("reading"),
+        "model": {name: identity.get(name) for name in MODEL_FIELDS},
+        "reading": {name: identity.get(name) for name in READING_FIELDS},
         "sites": [
             {"text": s.key, "dim": s.dim, "reducer": str(s.reducer), "order": i, "dtype": s.dtype}
             for i, s in enumerate(stream.schema)
@@ -262,17 +269,18 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
     StateError
         Naming the first thing that differs.
     """
-    fitted, read = header.get("model"), stream.identity().get("model")
-    for name in sorted((fitted or {}).keys() | (read or {}).keys()):
-        a, b = (fitted or {}).get(name), (read or {}).get(name)
-        if a != b:
-            raise StateError(
-                f"score: the state was fitted for another model: {name} is {b!r} here and was "
-                f"{a!r}. Fit again on this model."
-            )
-    here = {s.key: s for s in stream.schema}
+    identity = stream.identity()
+    for kind, names in (("model", MODEL_FIELDS), ("reading", READING_FIELDS)):
+        for name in names:
+            fitted, here = header[kind].get(name), identity.get(name)
+            if fitted != here:
+                raise StateError(
+                    f"score: the state was fitted for another {kind}: {name} is {here!r} here and "
+                    f"was {fitted!r}. Fit again."
+                )
+    schema = {s.key: s for s in stream.schema}
     for site in header["sites"]:
-        mine = here.get(site["text"])
+        mine = schema.get(site["text"])
         if mine is None or mine.dim != site["dim"] or str(mine.reducer) != site["reducer"]:
             got = "nothing" if mine is None else f"dim={mine.dim}, reducer {mine.reducer}"
             raise StateError(

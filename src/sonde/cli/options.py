@@ -1,0 +1,166 @@
+"""The flags that commands share: dataclass fields, one group each, without prefixes."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sonde.core.errors import InputError
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a size such as ``8GiB``, ``500MB`` or ``1e9``.
+
+    Examples
+    --------
+    >>> parse_bytes("2GiB"), parse_bytes("500 MB"), parse_bytes("4096")
+    (2147483648, 500000000, 4096)
+
+    Raises
+    ------
+    InputError
+        If the text is no size above 0.
+    """
+    match = _SIZE.match(text)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"--memory: expected a size such as 8GiB or 500MB, got {text!r}.")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the model and the data are read."""
+
+    sites: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="patterns such as 'layers.*.mlp' or 'blocks'")
+    ] = ("auto",)
+    reducer: Annotated[
+        str, tyro.conf.arg(help="mean, last, cls, tokens, patches, flat, or auto")
+    ] = "auto"
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    dtype: Annotated[
+        str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
+    ] = "auto"
+    batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward")] = "auto"
+    limit: Annotated[int | None, tyro.conf.arg(help="read only the first N examples")] = None
+    max_length: Annotated[int | None, tyro.conf.arg(help="tokens of one example at most")] = None
+    long: Annotated[
+        Literal["chunk", "truncate", "error"],
+        tyro.conf.arg(help="what happens to texts longer than the context"),
+    ] = "chunk"
+    text_column: Annotated[str | None, tyro.conf.arg(help="column of the text; a,b for pairs")] = (
+        None
+    )
+    image_column: Annotated[str | None, tyro.conf.arg(help="column of the image")] = None
+    label_column: Annotated[str | None, tyro.conf.arg(help="column of the label")] = None
+    id_column: Annotated[str | None, tyro.conf.arg(help="column of the id")] = None
+    group_column: Annotated[
+        str | None, tyro.conf.arg(help="column of the group (document, person, trajectory)")
+    ] = None
+    target_column: Annotated[
+        str | None, tyro.conf.arg(help="column that the decoder of an encoder-decoder reads")
+    ] = None
+    image_size: Annotated[int | None, tyro.conf.arg(help="pixels, where no processor says")] = None
+    image_mean: Annotated[float | None, tyro.conf.arg(help="mean taken from pixels in 0..1")] = None
+    image_std: Annotated[float | None, tyro.conf.arg(help="spread pixels are divided by")] = None
+    keep_special: Annotated[bool, tyro.conf.arg(help="keep special tokens in tokens and mean")] = (
+        False
+    )
+    skip_bad: Annotated[bool, tyro.conf.arg(help="leave out broken items and count them")] = False
+    trust_remote_code: Annotated[
+        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
+    ] = False
+    seed: Annotated[int, tyro.conf.arg(help="key of the hash that samples and splits rows")] = 0
+
+    def model_options(self) -> dict[str, Any]:
+        """Return the named options of ``sonde.load``."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def data_options(self) -> dict[str, Any]:
+        """Return the named options of ``sonde.read`` about data."""
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"--limit: expected at least 1, got {self.limit}.")
+        size = self.batch_size
+        if size != "auto" and (not size.isdigit() or int(size) < 1):
+            raise InputError(f"--batch-size: expected auto or a number of at least 1, got {size!r}.")
+        names = (
+            "limit",
+            "max_length",
+            "long",
+            "text_column",
+            "image_column",
+            "label_column",
+            "id_column",
+            "group_column",
+            "target_column",
+            "image_size",
+            "image_mean",
+            "image_std",
+            "skip_bad",
+            "keep_special",
+            "seed",
+        )
+        return {
+            **{name: getattr(self, name) for name in names},
+            "batch_size": size if size == "auto" else int(size),
+        }
+
+    def site_options(self) -> dict[str, Any]:
+        """Return the named options of ``sonde.read`` about sites."""
+        sites = self.sites[0] if len(self.sites) == 1 else list(self.sites)
+        return {"sites": sites, "reducer": self.reducer}
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the run is driven."""
+
+    workers: Annotated[int, tyro.conf.arg(help="processes; the same bytes for any number")] = 0
+    threads: Annotated[int | None, tyro.conf.arg(help="threads of each worker")] = None
+    memory: Annotated[
+        str | None, tyro.conf.arg(help="most memory for states, e.g. 8GiB (80 %% of free)")
+    ] = None
+    unit_size: Annotated[int, tyro.conf.arg(help="examples that are committed together")] = 256
+    resume: Annotated[bool, tyro.conf.arg(help="fail if there is nothing to resume")] = False
+    fresh: Annotated[bool, tyro.conf.arg(help="drop what another run left beside the output")] = (
+        False
+    )
+
+    def memory_bytes(self) -> int | None:
+        """Return ``--memory`` in bytes."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
+    def check(self, directory: Path | None) -> None:
+        """Refuse absurd numbers, and ``--resume`` where nothing can be resumed.
+
+        Raises
+        ------
+        InputError
+            With what is wrong.
+        """
+        if self.workers < 0:
+            raise InputError(f"--workers: expected 0 or more, got {self.workers}.")
+        if self.unit_size < 1:
+            raise InputError(f"--unit-size: expected at least 1, got {self.unit_size}.")
+        if self.resume and (directory is None or not (directory / "plan.json").exists()):
+            raise InputError(f"--resume: there is nothing to resume at {directory}.")
+
+
+@dataclass(frozen=True)
+class Printing:
+    """What is printed."""
+
+    json: Annotated[bool, tyro.conf.arg(help="print everything as JSON")] = False
+    quiet: Annotated[bool, tyro.conf.arg(help="print only the last line")] = False
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"], help="print more")] = False
+    no_color: Annotated[bool, tyro.conf.arg(help="no colour (also NO_COLOR)")] = False
+    debug: Annotated[bool, tyro.conf.arg(help="show tracebacks and the log")] = False

@@ -1,0 +1,79 @@
+"""Every rule by its code, found from the files of this package."""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import cache
+
+from sonde.core.errors import InputError, near
+from sonde.findings.rule import Rule
+
+_FILE = re.compile(r"^snd\d{3}$")
+
+
+@cache
+def rule_classes() -> dict[str, type[Rule]]:
+    """Return the class of every code, in order of the codes."""
+    package = importlib.import_module("sonde.findings")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if _FILE.match(m.name))
+    found: dict[str, type[Rule]] = {}
+    for name in names:
+        module = importlib.import_module(f"sonde.findings.{name}")
+        cls: type[Rule] = getattr(module, name.upper())
+        found[cls.code] = cls
+    return found
+
+
+def check_code(code: str) -> str:
+    """Return a code in capitals, or an error with near ones."""
+    if code.upper() not in rule_classes():
+        raise InputError(f"no finding has the code {code!r}.{near(code.upper(), rule_classes())}")
+    return code.upper()
+
+
+def rules(moved: Mapping[str, Mapping[str, float]] | None = None) -> list[Rule]:
+    """Return one rule per code, with thresholds that a user has moved.
+
+    Parameters
+    ----------
+    moved : mapping of code to mapping of threshold name to value, optional
+
+    Raises
+    ------
+    InputError
+        If a code or a threshold does not exist.
+    """
+    changes = {check_code(code): dict(values) for code, values in (moved or {}).items()}
+    found: list[Rule] = []
+    for code, cls in rule_classes().items():
+        rule = cls()
+        known = [f.name for f in fields(rule)]  # type: ignore[arg-type]
+        for name in changes.get(code, {}):
+            if name not in known:
+                raise InputError(f"{code} has no threshold {name!r}.{near(name, known)}")
+        found.append(replace(rule, **changes.get(code, {})))  # type: ignore[type-var]
+    return found
+
+
+def explain(code: str) -> str:
+    """Return what a code means: rule, reasons, false positives, and the test that plants it."""
+    cls = rule_classes()[check_code(code)]
+    rule = cls()
+    limits = ", ".join(f"{name} = {value:g}" for name, value in rule.thresholds().items())
+    lines = [
+        f"{cls.code}  {cls.title}",
+        "",
+        f"Why it matters: {cls.why}",
+        f"How it is computed: {cls.how}",
+    ]
+    if limits:
+        lines.append(f"Thresholds: {limits}")
+    if cls.false_positives:
+        lines.append(f"False positives: {cls.false_positives}")
+    if cls.plant:
+        lines.append(f"Planted in tests: {cls.plant}")
+    if cls.twin:
+        lines.append(f"Healthy twin: {cls.twin}")
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""The numbers and curves of every site, whether or not a rule speaks of them."""
+
+import math
+from typing import Any
+
+import torch
+
+from sonde.core.errorbars import SampleRows, Term, result_with_error
+from sonde.core.instrument import Instrument
+from sonde.core.result import Result
+from sonde.findings.evidence import Evidence, SiteEvidence
+from sonde.measure import (
+    EffectiveRank,
+    LayerCKA,
+    ParticipationRatio,
+    StableRank,
+)
+from sonde.stats import Moments, MomentsState
+
+CURVE_POINTS = 64
+
+Number = dict[str, float | None]
+
+
+def number(
+    value: float | torch.Tensor | None,
+    se: float | torch.Tensor | None = None,
+    null: float | torch.Tensor | None = None,
+) -> Number:
+    """Return a figure for JSON: NaN and infinity become None."""
+    return {"value": _json(value), "se": _json(se), "null": _json(null)}
+
+
+def _json(value: float | torch.Tensor | None) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def of_result(result: Result) -> Number:
+    """Return a result's value, error and null for JSON."""
+    return number(result.value, result.se, result.null)
+
+
+def site_profile(site: SiteEvidence, evidence: Evidence, error_bars: bool = True) -> dict[str, Any]:
+    """Return the JSON of one site: figures by name, and its curves."""
+    return {
+        "site": site.schema.key,
+        "order": site.schema.site.order,
+        "dim": site.dim,
+        "n_rows": site.n_rows,
+        "n_nonfinite": site.n_nonfinite,
+        "reducer": str(site.schema.reducer),
+        "module": site.schema.module,
+        "values": _values(site, evidence, error_bars),
+        "curves": _curves(site),
+    }
+
+
+def _values(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> dict[str, Number]:
+    moments = site.moments
+    values: dict[str, Number] = {
+        "median_norm": number(site.all.norms.median_all),
+        "spread": number(_spread(site.all.moments)),
+        "dead_share": number(_dead_share(site)),
+    }
+    if site.all.update is not None:
+        values["update_per_spread"] = number(_update_per_spread(site))
+    if moments.scatter.ndim == 2 and moments.n > 1:
+        for name, instrument in (
+            ("participation_ratio", ParticipationRatio()),
+            ("stable_rank", StableRank()),
+            ("effective_rank", EffectiveRank()),
+        ):
+            values[name] = of_result(_measured(instrument, moments, site, evidence, error_bars))
+    return values
+
+
+def _measured(
+    instrument: Instrument,
+    moments: MomentsState,
+    site: SiteEvidence,
+    evidence: Evidence,
+    error_bars: bool,
+) -> Result:
+    """Return a measure of moments that are there already, with its error bar from the sample."""
+    (name,) = instrument.reads()
+    terms = [Term(name, None, Moments(), (site.schema.key,))]
+    sample = None
+    if error_bars:
+        rows = {site.schema.key: {"x": site.sample.rows}}
+        sample = SampleRows(rows, site.sample.group, evidence.n_groups)
+    return result_with_error(instrument, {name: moments}, terms, sample)
+
+
+def _spread(moments: MomentsState) -> float:
+    norm = float(moments.mean.norm())
+    return math.nan if norm == 0 else math.sqrt(float(moments.variance.sum())) / norm
+
+
+def _dead_share(site: SiteEvidence) -> float:
+    scalars = site.all.scalars
+    return float((scalars.low == scalars.high).double().mean())
+
+
+def _update_per_spread(site: SiteEvidence) -> float:
+    update = site.all.update
+    if update is None:
+        return math.nan
+    size = (update.variance + update.mean.square()).sqrt()
+    # The spread of what the block receives: of its output where the change is left out.
+    spread = site.all.moments.variance.sqrt()
+    alive = spread > 0
+    return float((size[alive] / spread[alive]).median()) if bool(alive.any()) else math.nan
+
+
+def _curves(site: SiteEvidence) -> dict[str, Any]:
+    values = site.moments.eigenvalues.clamp(min=0)
+    total = float(values.sum())
+    if total <= 0:
+        return {}
+    index = _log_points(len(values))
+    share = (values / total)[[i - 1 for i in index]]
+    return {"spectrum": {"x": [float(i) for i in index], "y": share.tolist(), "null": None}}
+
+
+def _log_points(n: int) -> list[int]:
+    if n <= CURVE_POINTS:
+        return list(range(1, n + 1))
+    points = torch.logspace(0, math.log10(n), CURVE_POINTS).round().int().tolist()
+    return sorted(set(points))
+
+
+def similarity(evidence: Evidence) -> dict[str, Any] | None:
+    """Return debiased CKA of all pairs of sites from the aligned samples, or None below two sites."""
+    if len(evidence.sites) < 2:
+        return None
+    result = LayerCKA().result(samples=tuple(s.sample for s in evidence.sites))
+    return {
+        "sites": [s.schema.key for s in evidence.sites],
+        "cka": _matrix(result.value),
+        "se": None if result.se is None else _matrix(result.se),
+        "null": _json(result.null if isinstance(result.null, float) else 0.0),
+        "n_rows": result.n,
+    }
+
+
+def _matrix(values: Any) -> list[list[float | None]]:
+    return [[_json(v) for v in row] for row in torch.as_tensor(values).tolist()]
+
+
+def site_units(site: SiteEvidence, named: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON of a site's units: the bands of their size, and those that stand out."""
+    moments, scalars = site.all.moments, site.all.scalars
+    rms = (moments.variance + moments.mean.square()).sqrt()
+    points = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=rms.dtype)
+    constant = scalars.low == scalars.high
+    dead = constant & (scalars.low == 0)
+    return {
+        "site": site.schema.key,
+        "bands": [_json(v) for v in torch.quantile(rms, points)],
+        "n_dead": int(dead.sum()),
+        "n_constant": int((constant & ~dead).sum()),
+        "named": named,
+    }
+
+
+def unit_facts(site: SiteEvidence, unit: int, codes: list[str]) -> dict[str, Any]:
+    """Return what is known of one unit that a finding names."""
+    moments, scalars = site.all.moments, site.all.scalars
+    rms = (moments.variance[unit] + moments.mean[unit].square()).sqrt()
+    return {
+        "unit": unit,
+        "rms": _json(rms),
+        "zero_share": _json(scalars.zeros[unit] / max(1, scalars.n)),
+        "max": _json(site.all.extremes.largest[unit]),
+        "codes": codes,
+    }

@@ -1,0 +1,315 @@
+"""One scan: one pass over DATA (and one over OTHER), all rules, one document."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonde.core.errors import InputError, SondeError
+from sonde.core.instrument import Detector
+from sonde.core.passes import Request, States, Task, requests, states_of
+from sonde.core.plan import Plan, Split, groups_are_whole, unit_bounds
+from sonde.core.stream import Stream
+from sonde.detect import KNN, Energy, Mahalanobis
+from sonde.findings.catalogue import check_code, rules
+from sonde.findings.causes import settle
+from sonde.findings.evidence import DataEvidence, Evidence
+from sonde.findings.facts import data_evidence
+from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL, ScanStatistics, scan_statistics
+from sonde.findings.lens import lens_evidence
+from sonde.findings.modules import model_evidence
+from sonde.findings.rule import Check, Rule
+from sonde.findings.settings import ScanSettings
+from sonde.findings.versus import VersusEvidence
+from sonde.run.driver import Interrupted, Outcome, run_pass
+from sonde.run.fit import make_plan
+from sonde.run.memory import check_memory, estimate
+from sonde.run.progress import Bar
+from sonde.stats import Calibrated, CalibratedScorer
+from sonde.tap import LiveStream
+
+_log = logging.getLogger("sonde")
+
+HALF = 0.5
+SCAN_NEIGHBOURS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What one pass over one data set gave."""
+
+    statistics: ScanStatistics
+    outcome: Outcome
+    plan: Plan
+    wall_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """Everything that a report is written from."""
+
+    evidence: Evidence
+    checks: tuple[Check, ...]
+    rules: Mapping[str, Rule]
+    settings: ScanSettings
+    stream: Stream
+    gathered: Gathered
+    other: Gathered | None = None
+    other_stream: Stream | None = None
+    wall_seconds: float = 0.0
+    partial: tuple[int, int] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def scan_stream(
+    stream: Stream,
+    name: str = "data",
+    *,
+    other: Stream | None = None,
+    other_name: str = "other",
+    settings: ScanSettings | None = None,
+    limited: bool = False,
+) -> Scanned:
+    """Run every check on a stream, and compare it with another one.
+
+    Parameters
+    ----------
+    stream : Stream
+        Pooled rows at each site and, as ``site|tokens`` or ``site|patches``, all rows.
+    name : str
+        The data as typed.
+    other : Stream or None, default=None
+        OTHER, read in the same way.
+    settings : ScanSettings, optional
+    limited : bool, default=False
+        Whether only the first part of the data was taken.
+
+    Raises
+    ------
+    InputError
+        If a data set is empty, or both are the same.
+    """
+    settings = settings or ScanSettings()
+    began = time.monotonic()
+    data = data_evidence(stream, name, limited)
+    other_data = None if other is None else data_evidence(other, other_name, limited)
+    _check_inputs(data, other_data)
+    model = model_evidence(stream, data.seed) if isinstance(stream, LiveStream) else None
+    split = Split(HALF, stream.seed) if other is not None else None
+    interrupted: Interrupted | None = None
+    tasks = _detectors(stream) if other is not None else []
+    try:
+        gathered = gather(stream, data, settings, split, tasks)
+    except Interrupted as stop:
+        interrupted = stop
+        gathered = _partly(stream, data, settings, split, tasks, stop)
+    evidence = _evidence(gathered, stream, data, settings, model, interrupted is None)
+    second = None
+    if other is not None and other_data is not None and interrupted is None:
+        elsewhere = settings.directory / "other" if settings.directory is not None else None
+        second = gather(other, other_data, replace(settings, directory=elsewhere), None, [])
+        versus = _versus(gathered, second, other_data, tasks, split, settings)
+        evidence = replace(evidence, versus=versus)
+    chosen = _chosen(settings)
+    checks = settle(evidence, [run_rule(rule, evidence) for rule in chosen])
+    partial = None if interrupted is None else (interrupted.partial.done, interrupted.partial.total)
+    return Scanned(
+        evidence=evidence,
+        checks=tuple(checks),
+        rules={rule.code: rule for rule in chosen},
+        settings=settings,
+        stream=stream,
+        gathered=gathered,
+        other=second,
+        other_stream=other,
+        wall_seconds=time.monotonic() - began,
+        partial=partial,
+    )
+
+
+def run_rule(rule: Rule, evidence: Evidence) -> Check:
+    """Return how a rule ended; an exception of its own becomes the state ``failed``."""
+    try:
+        with torch.no_grad():
+            return rule.check(evidence)
+    except Exception as error:  # one broken check must not take the others with it
+        _log.debug("check %s failed", rule.code, exc_info=True)
+        return Check(rule.code, "failed", f"{type(error).__name__}: {error}")
+
+
+def gather(
+    stream: Stream,
+    data: DataEvidence,
+    settings: ScanSettings,
+    split: Split | None,
+    tasks: list[Task],
+) -> Gathered:
+    """Run the one pass of a scan."""
+    statistics, wanted, plan = _plan(stream, data, settings, split, tasks)
+    check_memory(estimate(wanted, stream.schema, plan, settings.workers), settings.memory)
+    began = time.monotonic()
+    with Bar(f"scan {data.name}", plan.n_examples, settings.progress) as bar:
+        outcome = run_pass(
+            stream,
+            wanted,
+            plan,
+            directory=settings.directory,
+            workers=settings.workers,
+            fresh=settings.fresh,
+            tick=bar.advance,
+        )
+    return Gathered(statistics, outcome, plan, time.monotonic() - began)
+
+
+def _plan(
+    stream: Stream,
+    data: DataEvidence,
+    settings: ScanSettings,
+    split: Split | None,
+    tasks: list[Task],
+) -> tuple[ScanStatistics, dict[str, Request], Plan]:
+    bounds = unit_bounds(stream.group_keys, settings.unit_size)
+    whole = not stream.grouped or groups_are_whole(stream.group_keys, bounds)
+    statistics = replace(
+        scan_statistics(stream, _columns(stream), data.has_labels, split), whole_groups=whole
+    )
+    wanted = dict(sorted({**statistics.requests(), **requests(tasks, split)}.items()))
+    threads = settings.threads
+    if threads is None:
+        threads = 1 if settings.workers else torch.get_num_threads()
+    plan = make_plan(stream, wanted, split, settings.unit_size, threads)
+    return statistics, wanted, plan
+
+
+def _partly(
+    stream: Stream,
+    data: DataEvidence,
+    settings: ScanSettings,
+    split: Split | None,
+    tasks: list[Task],
+    stop: Interrupted,
+) -> Gathered:
+    """Return what an interrupted pass had committed, or go on with the interruption."""
+    if stop.partial.done == 0:
+        raise stop
+    statistics, _, plan = _plan(stream, data, settings, split, tasks)
+    return Gathered(statistics, stop.partial, plan, 0.0)
+
+
+def _columns(stream: Stream) -> set[str]:
+    """Return the sampled columns that a stream brings, from its first example."""
+    batch = next(iter(stream.batches(0, 1)))
+    found = {"label", "order"} | (set(batch.extra) & set(SAMPLED_COLUMNS))
+    if batch.logits is not None:
+        found.add("logits")
+    if batch.length is not None:
+        found.add("length")
+    return found
+
+
+def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
+    if data.n == 0:
+        raise InputError(f"scan: {data.name} is empty.")
+    if other is None:
+        return
+    if other.n == 0:
+        raise InputError(f"scan: {other.name} is empty.")
+    if list(data.keys) == list(other.keys):
+        raise InputError(
+            f"scan: {data.name} and {other.name} hold the same examples. "
+            "Compare with another data set, or leave out --versus."
+        )
+
+
+def _detectors(stream: Stream) -> list[Task]:
+    batch = next(iter(stream.batches(0, 1)))
+    methods: list[Detector] = [KNN(m=SCAN_NEIGHBOURS)]
+    pooled = [s for s in stream.schema if "|" not in s.key]
+    tasks = [Task(Calibrated(m), (s.key,)) for m in methods for s in pooled]
+    tasks += [Task(Calibrated(Mahalanobis()), (s.key,)) for s in pooled if s.dim <= WIDEST_FULL]
+    if batch.logits is not None:
+        tasks.append(Task(Calibrated(Energy()), (pooled[-1].key,)))
+    return tasks
+
+
+def _evidence(
+    gathered: Gathered,
+    stream: Stream,
+    data: DataEvidence,
+    settings: ScanSettings,
+    model: Any,
+    complete: bool,
+) -> Evidence:
+    outcome, statistics = gathered.outcome, gathered.statistics
+    lens = None
+    if complete and isinstance(stream, LiveStream):
+        lens = lens_evidence(stream, data.seed)
+    return Evidence(
+        sites=statistics.sites(outcome.states, outcome.counters),
+        columns=statistics.sampled_columns(outcome.states),
+        data=data,
+        counters=outcome.counters,
+        model=model,
+        lens=lens,
+        options={
+            "stochastic": settings.stochastic,
+            "deep": settings.deep,
+            "fail_on": settings.fail_on,
+            "alpha": settings.alpha,
+        },
+    )
+
+
+def _versus(
+    gathered: Gathered,
+    second: Gathered,
+    other_data: DataEvidence,
+    tasks: list[Task],
+    split: Split | None,
+    settings: ScanSettings,
+) -> VersusEvidence:
+    outcome = second.outcome
+    return VersusEvidence(
+        other_sites={
+            s.schema.key: s for s in second.statistics.sites(outcome.states, outcome.counters)
+        },
+        other_columns=second.statistics.sampled_columns(outcome.states),
+        other_data=other_data,
+        scorers=_scorers(tasks, gathered.outcome.states, split),
+        alpha=settings.alpha,
+    )
+
+
+def _scorers(
+    tasks: list[Task], states: States, split: Split | None
+) -> dict[tuple[str, str], CalibratedScorer]:
+    found: dict[tuple[str, str], CalibratedScorer] = {}
+    for task in tasks:
+        instrument = task.instrument
+        if not isinstance(instrument, Calibrated):
+            continue
+        try:
+            with torch.no_grad():
+                scorer = instrument.result(**states_of(task, states, split))
+        except SondeError as error:
+            _log.info("%s at %s: %s", type(instrument.detector).__name__, task.keys[0], error)
+            continue
+        found[type(instrument.detector).__name__, task.keys[0]] = scorer
+    return found
+
+
+def _chosen(settings: ScanSettings) -> list[Rule]:
+    every = rules(settings.thresholds)
+    if not settings.only:
+        return every
+    only = {check_code(code) for code in settings.only}
+    return [rule for rule in every if rule.code in only]
+
+
+def run_directory(output: Path) -> Path:
+    """Return the run directory beside an output file."""
+    return output.with_suffix(".run")

@@ -1,0 +1,66 @@
+"""What a user may set about a scan, apart from model, data and reading."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sonde.core.plan import UNIT_SIZE
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How a scan is run and what it says.
+
+    Parameters
+    ----------
+    unit_size : int, default=256
+        Examples in a unit.
+    workers : int, default=0
+        Processes.
+    threads : int or None, default=None
+        Threads of each worker; part of the plan.
+    memory : int or None, default=None
+        Bytes that the states may take.
+    directory : Path or None, default=None
+        Run directory.
+    fresh : bool, default=False
+        Drop what another plan left there.
+    progress : bool, default=True
+    error_bars : bool, default=True
+        Compute standard errors.
+    stochastic : bool, default=False
+        The model draws random numbers by design.
+    deep : bool, default=False
+        Also what takes a gradient or more forwards.
+    alpha : float, default=0.01
+        False-alarm rate of the detectors against OTHER.
+    only, ignore : tuples of str
+        Codes to keep; codes to silence, as ``CODE`` or ``CODE@site pattern``.
+    thresholds : mapping of code to mapping of name to value
+        Thresholds that the user moved.
+    show_inputs, hash_ids : bool
+        Whether reports may hold inputs, and whether ids are hashed.
+    fail_on : tuple of str
+        Levels or codes that the user gates on.
+    command : str
+        What was typed.
+    """
+
+    unit_size: int = UNIT_SIZE
+    workers: int = 0
+    threads: int | None = None
+    memory: int | None = None
+    directory: Path | None = None
+    fresh: bool = False
+    progress: bool = True
+    error_bars: bool = True
+    stochastic: bool = False
+    deep: bool = False
+    alpha: float = 0.01
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    show_inputs: bool = False
+    hash_ids: bool = False
+    fail_on: tuple[str, ...] = ()
+    command: str = ""

@@ -1,0 +1,24 @@
+"""``sonde.merge``: fitted bundles of different data, or of different units, as one."""
+
+from functools import reduce
+
+from sonde.core.errors import InputError
+from sonde.run.fitted import Fitted
+
+
+def merge(*bundles: Fitted) -> Fitted:
+    """Return the bundle that one pass over all the data would have given, to rounding.
+
+    Parameters
+    ----------
+    *bundles : Fitted
+        Fitted with the same instruments on the same model and sites, on different data.
+
+    Raises
+    ------
+    StateError
+        If they do not fit together, or share units: rows would count twice.
+    """
+    if not bundles:
+        raise InputError("merge: expected at least one fitted bundle, got none.")
+    return reduce(Fitted.merge, bundles)
