@@ -5,7 +5,7 @@ import pytest
 
 from sonde import measure
 
-GROUPS, SIZE = 60, 8
+GROUPS, SIZE = 200, 3
 
 
 def _rows(seed, dim=12):
