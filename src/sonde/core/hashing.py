@@ -73,7 +73,7 @@ def draws(base: np.ndarray, position: np.ndarray, occurrence: np.ndarray) -> Ten
     return torch.from_numpy(splitmix64(z).view(np.int64))
 
 
-def rank_key(draw: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+def rank_key(draw: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Return numbers that sort as signed in the order in which draws sort as unsigned."""
     return draw ^ _SIGN
 
