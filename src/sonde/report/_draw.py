@@ -8,19 +8,10 @@ of a phone does. A mark's ``description`` becomes ``data-tip``, which the page's
 import re
 from typing import Any, Final
 
-import altair as alt
 import vl_convert
 
-from sonde.report._format import shown
+from sonde.report._axes import OKABE_ITO
 from sonde.report._markup import Markup, el
-
-WIDE: Final = 700
-NARROW: Final = 312
-
-OKABE_ITO: Final = tuple(f"var(--c{i})" for i in range(1, 9))
-SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-OCTAGON: Final = "M-.4,-1L.4,-1L1,-.4L1,.4L.4,1L-.4,1L-1,.4L-1,-.4Z"
-MARKS: Final = {"error": OCTAGON, "warning": "triangle-up", "note": "circle"}
 
 _DROPPED: Final = re.compile(
     r' (?:role|aria-roledescription|aria-hidden|pointer-events|font-family|class|opacity="1"|'
@@ -44,7 +35,7 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
     kind : {"wide", "narrow", "both"}
         The widths of page that it is meant for.
     """
-    spec = chart.to_dict()
+    spec = chart.to_dict(validate=False)
     spec["config"] = {**spec.get("config", {}), **_config(narrow=kind == "narrow")}
     spec["background"] = None
     drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
@@ -69,7 +60,8 @@ def _slim(body: str, key: str) -> str:
     body = re.sub(
         r'<path class="(?:background|foreground)"[^>]*?d="(?:M0,0h0v0h0Z)?"[^>]*/>', "", body
     )
-    body = _ID.sub(rf"\g<1>{key}-\g<2>", body)
+    numbered: dict[str, str] = {}
+    body = _ID.sub(lambda m: m[1] + numbered.setdefault(m[2], f"{key}-{len(numbered)}"), body)
     # Texts of the chart stand in attributes and elements with < > & " escaped, so that no pattern
     # below can cut through one.
     body = "".join(
@@ -95,25 +87,9 @@ def _config(narrow: bool) -> dict[str, Any]:
         "axis": axis | text,
         "axisX": {"grid": False},
         "legend": {"aria": False, "symbolSize": 90, "labelLimit": 180, "orient": "bottom"}
-        | {"columns": 2 if narrow else 5, "title": None}
+        | {"columns": 3 if narrow else 7, "title": None}
         | text,
         "view": {"stroke": None},
         "text": {"fontSize": size, "fill": "var(--soft)"},
         "range": {"category": list(OKABE_ITO)},
     }
-
-
-def tip(*parts: str) -> str:
-    """Return the lines of a tooltip as one text."""
-    return " · ".join(shown(part, 120) for part in parts if part)
-
-
-def x_sites(names: list[str], width: int, title: str, field: str = "s") -> alt.X:
-    """Return the axis of sites in order of execution, with labels that do not meet."""
-    longest = max(map(len, names), default=1)
-    letter = 9 if width == NARROW else 8
-    flat = longest * letter * len(names) <= width or longest <= 4
-    room = width // (longest * letter + 8) if flat else width // 24
-    step = max(1, -(-len(names) // max(room, 1)))
-    axis = alt.Axis(values=names[::step], labelAngle=0 if flat else -50, title=title or None)
-    return alt.X(f"{field}:N", sort=names, axis=axis, scale=alt.Scale(padding=0.5))

@@ -6,7 +6,7 @@ from typing import Final, final
 
 from sonde.report._format import shown
 
-VOID: Final = frozenset({"meta", "link", "br", "rect", "line", "circle", "path"})
+VOID: Final = frozenset({"meta", "link", "br"})
 
 
 @final

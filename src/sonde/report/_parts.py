@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from sonde.report._draw import NARROW, WIDE, picture
+from sonde.report._axes import NARROW, WIDE
+from sonde.report._draw import picture
 from sonde.report._format import number, plural, shown
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._picture import Cell, Numbers, Picture

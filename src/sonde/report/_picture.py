@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+from sonde.report._format import shown
 from sonde.report._select import drawn, short_names
 
 Cell = str | float | int | None
@@ -68,3 +69,17 @@ class Axis:
     def labels(self) -> list[str]:
         """The short names in order."""
         return [self.names[site] for site in self.sites]
+
+    def say(self, site: str) -> str:
+        """Return a site as a sentence names it: the last shared part of the path and what differs.
+
+        Examples
+        --------
+        >>> Axis.of(["model.layers.0:out", "model.layers.1:out"]).say("model.layers.1:out")
+        'layers.1'
+        """
+        if not self.title or site not in self.names:
+            return shown(site, 60)
+        head = self.title.split("*")[0]
+        last = head.rstrip(".").rpartition(".")[2] if head.endswith(".") else ""
+        return shown(f"{last}.{self.names[site]}" if last else self.names[site], 60)

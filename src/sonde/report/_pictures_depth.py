@@ -5,8 +5,20 @@ from typing import Any, Final, final
 
 import altair as alt
 
-from sonde.report._draw import MARKS, tip, x_sites
-from sonde.report._format import number, plural, quantity, share, shown
+from sonde.report._axes import (
+    MARKS,
+    Rows,
+    band,
+    dots,
+    level_rules,
+    line,
+    sized,
+    tip,
+    x_sites,
+    y_axis,
+    y_log,
+)
+from sonde.report._format import number, plural, quantity, share
 from sonde.report._picture import Axis, Numbers, Picture
 
 _Z: Final = 1.96
@@ -15,10 +27,9 @@ _Z: Final = 1.96
 @final
 @dataclass(frozen=True)
 class Panel:
-    """One figure by depth: how it is named and scaled, its limit, the findings drawn on it."""
+    """One figure by depth: how it is scaled, its limit, the findings drawn on it."""
 
     name: str
-    title: str
     unit: str
     log: bool
     codes: tuple[str, ...]
@@ -26,11 +37,11 @@ class Panel:
 
 
 PANELS: Final = (
-    Panel("median_norm", "Norm of the median row", "", True, ("SND021", "SND017", "SND016")),
-    Panel("spread", "Spread between rows", "", True, ("SND023", "SND002")),
-    Panel("participation_ratio", "Directions in use", "", False, ("SND022", "SND027")),
-    Panel("update_per_spread", "What a block changes", "share", True, ("SND025", "SND026"), 0.05),
-    Panel("dead_share", "Dead units", "share", False, ("SND011", "SND013")),
+    Panel("median_norm", "", True, ("SND021", "SND017", "SND016")),
+    Panel("spread", "", True, ("SND023", "SND002")),
+    Panel("participation_ratio", "", False, ("SND022", "SND027")),
+    Panel("update_per_spread", "share", True, ("SND025", "SND026"), 0.05),
+    Panel("dead_share", "share", False, ("SND011", "SND013")),
 )
 
 
@@ -39,7 +50,7 @@ def depth_pictures(report: dict[str, Any]) -> list[Picture]:
     axis = Axis.of([row["site"] for row in report["sites"]])
     pictures = []
     for panel in PANELS:
-        points = _points(report, panel, axis)
+        points = depth_points(report, panel, axis)
         if len(points) >= 2:
             pictures.append(_panel(panel, points, axis))
     return pictures
@@ -48,48 +59,53 @@ def depth_pictures(report: dict[str, Any]) -> list[Picture]:
 def depth_numbers(report: dict[str, Any]) -> Numbers:
     """Return every figure of every drawn site."""
     kept = set(Axis.of([row["site"] for row in report["sites"]]).sites)
-    names: dict[str, None] = {}
-    for row in report["sites"]:
-        names |= dict.fromkeys(row["values"])
+    names = list(dict.fromkeys(name for row in report["sites"] for name in row["values"]))
     columns = ["site", "module", "reducer", "dim", "rows", "nonfinite"]
     for name in names:
         columns += [name, f"{name} se"]
     rows = []
     for row in report["sites"]:
-        if row["site"] not in kept:
-            continue
-        cells = [row[k] for k in ("site", "module", "reducer", "dim", "n_rows", "n_nonfinite")]
-        for name in names:
-            value = row["values"].get(name, {})
-            cells += [value.get("value"), value.get("se")]
-        rows.append(tuple(cells))
+        if row["site"] in kept:
+            cells = [row[k] for k in ("site", "module", "reducer", "dim", "n_rows", "n_nonfinite")]
+            for name in names:
+                value = row["values"].get(name, {})
+                cells += [value.get("value"), value.get("se")]
+            rows.append(tuple(cells))
     return Numbers(tuple(columns), tuple(rows), "sites")
 
 
-def _points(report: dict[str, Any], panel: Panel, axis: Axis) -> list[dict[str, Any]]:
+def depth_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
+    """Return one point for each site that has the figure; zero stands at the lower edge of a log axis."""
     marks = _marks(report["findings"], panel.codes)
-    points = []
-    for row in report["sites"]:
-        number_ = row["values"].get(panel.name)
-        if row["site"] not in axis.names or number_ is None or number_["value"] is None:
-            continue
-        value, se = number_["value"], number_.get("se")
-        if panel.log and value <= 0:
-            continue
-        half = _Z * se if se else 0.0
-        low = max(value - half, value / 10) if panel.log else value - half
-        level, code = marks.get(row["site"], (None, ""))
-        text = [row["site"], quantity(value, panel.unit)]
-        text += (
-            [f"{quantity(low, panel.unit)} to {quantity(value + half, panel.unit)}"] if se else []
-        )
-        text += [plural(row["n_rows"], "row"), code]
-        point = {"s": axis.names[row["site"]], "site": row["site"], "v": value, "lo": low}
-        points.append(point | {"hi": value + half, "t": tip(*text), "level": level})
-    return points
+    known = [
+        (row, row["values"][panel.name])
+        for row in report["sites"]
+        if row["site"] in axis.names and row["values"].get(panel.name, {}).get("value") is not None
+    ]
+    positive = [figure["value"] for _, figure in known if figure["value"] > 0]
+    floor = min(positive, default=1.0) / 3
+    return [_point(row, figure, panel, axis, floor, marks) for row, figure in known]
 
 
-def _marks(findings: list[dict[str, Any]], codes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+def _point(
+    row: dict[str, Any],
+    figure: dict[str, Any],
+    panel: Panel,
+    axis: Axis,
+    floor: float,
+    marks: dict[str, tuple[str, str]],
+) -> dict[str, Any]:
+    site, value, se = row["site"], figure["value"], figure.get("se")
+    low, high = value - _Z * (se or 0.0), value + _Z * (se or 0.0)
+    level, code = marks.get(site, (None, ""))
+    ends = f"{quantity(low, panel.unit)} to {quantity(high, panel.unit)}" if se else ""
+    text = tip(site, quantity(value, panel.unit), ends, plural(row["n_rows"], "row"), code)
+    drawn = [max(v, floor) if panel.log else v for v in (value, low, high)]
+    point = {"s": axis.names[site], "site": site, "value": value, "t": text, "level": level}
+    return point | dict(zip(("v", "lo", "hi"), drawn, strict=True))
+
+
+def _marks(findings: Rows, codes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for finding in reversed(findings):
         if finding["code"] in codes and not finding["ignored"]:
@@ -97,71 +113,62 @@ def _marks(findings: list[dict[str, Any]], codes: tuple[str, ...]) -> dict[str, 
     return found
 
 
-def _panel(panel: Panel, points: list[dict[str, Any]], axis: Axis) -> Picture:
+def _panel(panel: Panel, points: Rows, axis: Axis) -> Picture:
     def draw(width: int) -> Any:
         return panel_chart(panel, points, axis, width)
 
-    note = (
-        f"Dashed: {share(panel.limit)}, below which it counts as almost nothing."
-        if panel.limit
-        else ""
-    )
-    return Picture(f"depth-{panel.name}", _message(panel, points), draw, note=note)
+    note = f"Dashed: {share(panel.limit)}, below which it counts as almost nothing."
+    key = f"depth-{panel.name}"
+    return Picture(key, _message(panel, points, axis), draw, note=note if panel.limit else "")
 
 
-def panel_chart(
-    panel: Panel, points: list[dict[str, Any]], axis: Axis, width: int, color: str = "var(--c1)"
-) -> Any:
+def panel_axis(panel: Panel, points: Rows) -> alt.Y:
+    """Return the vertical axis of a panel for all these points."""
+    percent = panel.unit == "share"
+    if not panel.log:
+        return alt.Y("v:Q", scale=alt.Scale(zero=True), axis=y_axis(percent, tickCount=4))
+    ends = [p[k] for p in points for k in ("lo", "hi")]
+    ends += [] if panel.limit is None else [panel.limit]
+    return y_log("v", min(ends), max(ends), percent)
+
+
+def panel_chart(panel: Panel, points: Rows, axis: Axis, width: int) -> Any:
     """Return one line with its band, limit and finding marks."""
-    x = x_sites(axis.labels, width, axis.title)
-    scale = alt.Scale(type="log", nice=True) if panel.log else alt.Scale(zero=True)
-    form = "~%" if panel.unit == "share" else "~g"
-    ticks = alt.Axis(title=None, tickCount=4, format=form, minExtent=58, maxExtent=58)
-    y = alt.Y("v:Q", scale=scale, axis=ticks)
-    base = alt.Chart(alt.Data(values=points))
-    layers = [
-        base.mark_area(opacity=0.22, color=color, aria=False).encode(x=x, y="lo:Q", y2="hi:Q"),
-        base.mark_line(color=color, strokeWidth=2, aria=False).encode(x=x, y=y),
-        base.mark_point(color=color, filled=True, size=46, opacity=1).encode(
-            x=x, y=y, description="t:N"
-        ),
-    ]
-    if panel.limit is not None:
-        rule = alt.Chart(alt.Data(values=[{"v": panel.limit}]))
-        layers.insert(
-            0, rule.mark_rule(strokeDash=[5, 4], color="var(--soft)", aria=False).encode(y="v:Q")
-        )
+    x, y = x_sites(axis.labels, width, axis.title), panel_axis(panel, points)
+    limit = [{"v": panel.limit, "t": f"limit · {share(panel.limit)}"}] if panel.limit else []
+    layers = [level_rules(limit)] if limit else []
+    layers += [band(points, x), *line(points, x, y)]
     for level, shape in MARKS.items():
         hit = [point for point in points if point["level"] == level]
         if hit:
-            mark = alt.Chart(alt.Data(values=hit)).mark_point(
-                shape=shape, size=130, filled=True, opacity=1, color=f"var(--{level})"
-            )
-            layers.append(mark.encode(x=x, y="v:Q", description="t:N"))
-    return alt.layer(*layers).properties(width=width - 74, height=132)
+            layers.append(dots(hit, x, y, shape=shape, size=140, color=f"var(--{level})"))
+    return sized(layers, width, 132)
 
 
-def _message(panel: Panel, points: list[dict[str, Any]]) -> str:
-    low, high = min(points, key=lambda p: p["v"]), max(points, key=lambda p: p["v"])
-    ends = f"{quantity(points[0]['v'], panel.unit)} at {shown(points[0]['site'], 60)}"
-    ends += f" to {quantity(points[-1]['v'], panel.unit)} at {shown(points[-1]['site'], 60)}"
-    factor = f"{number(high['v'] / low['v'])} times" if low["v"] > 0 else "any amount"
-    lowest = f"{quantity(low['v'], panel.unit)} at {shown(low['site'], 60)}"
-    highest = f"{quantity(high['v'], panel.unit)} at {shown(high['site'], 60)}"
+def _message(panel: Panel, points: Rows, axis: Axis) -> str:
+    def at(point: dict[str, Any]) -> str:
+        return f"{quantity(point['value'], panel.unit)} at {axis.say(point['site'])}"
+
+    low, high = (pick(points, key=lambda p: p["value"]) for pick in (min, max))
     if panel.name == "median_norm":
-        return f"Norm of the median row: {ends}; largest over smallest {factor}"
+        head = f"Norm of the median row: {at(points[0])}, {at(points[-1])}"
+        ratio = number(high["value"] / low["value"]) if low["value"] > 0 else ""
+        return f"{head}; largest over smallest {ratio}" if ratio else head
     if panel.name == "spread":
-        return f"Spread between rows: {ends}; smallest {lowest}"
+        return f"Spread between rows: {at(points[0])}, {at(points[-1])}; smallest {at(low)}"
     if panel.name == "participation_ratio":
-        return f"Directions in use (participation ratio of the correlations): fewest {lowest}, most {highest}"
+        return f"Directions in use (participation ratio): fewest {at(low)}, most {at(high)}"
     if panel.name == "update_per_spread":
-        small = sum(p["v"] < (panel.limit or 0) for p in points)
-        head = f"{plural(small, 'block')} of {len(points)} change{'s' if small == 1 else ''} less than "
-        head += f"{share(panel.limit)} of the spread" if panel.limit else ""
-        head = head if small else f"Every block changes at least {share(low['v'])} of the spread"
-        return f"{head}; least {lowest}"
-    return (
-        f"Dead or constant units: at most {highest}"
-        if high["v"] > 0
-        else "No dead or constant unit"
+        return _update_message(panel, points, at(low))
+    return f"Dead or constant units: at most {at(high)}" if high["value"] > 0 else "No dead unit"
+
+
+def _update_message(panel: Panel, points: Rows, least: str) -> str:
+    small = sum(point["value"] < (panel.limit or 0.0) for point in points)
+    if not small:
+        return f"Every block changes what it receives: by at least {least} of its spread"
+    what = (
+        f"change{'s' if small == 1 else ''} what {'it receives' if small == 1 else 'they receive'}"
     )
+    head = f"{plural(small, 'block')} of {len(points)} {what} by less than {share(panel.limit)}"
+    return f"{head} of its spread; least {least}"

@@ -1,200 +1,183 @@
 """DATA against OTHER by depth, their scores, and the map of rows."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any, Final
 
 import altair as alt
 
-from sonde.report._draw import OKABE_ITO, SHAPES, tip, x_sites
+from sonde.report._axes import (
+    OKABE_ITO,
+    SHAPES,
+    Rows,
+    dots,
+    layer,
+    level_rules,
+    sized,
+    tip,
+    x_sites,
+    y_axis,
+)
 from sonde.report._format import number, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
-_RULES: Final = ((0.5, "no difference"), (0.6, "note"), (0.75, "warning"))
+_RULES: Final = ((0.5, "no difference"), (0.6, "a note above"), (0.75, "a warning above"))
 _CATEGORIES: Final = 7
+_NOTE_FLOOR: Final = 0.6
 
 
 def shift_picture(versus: dict[str, Any]) -> Picture | None:
     """Return the AUROC of DATA against OTHER at each site with its interval."""
-    rows = [row for row in versus["sites"] if row["auroc"] is not None]
+    axis = Axis.of([row["site"] for row in versus["sites"]])
+    rows = [r for r in versus["sites"] if r["auroc"] is not None and r["site"] in axis.names]
     if not rows:
         return None
-    axis = Axis.of([row["site"] for row in rows])
-    points = []
-    for row in rows:
-        low = row["auroc"] if row["low"] is None else row["low"]
-        high = row["auroc"] if row["high"] is None else row["high"]
-        text = tip(
-            row["site"],
-            f"AUROC {number(row['auroc'])}",
-            f"{number(low)} to {number(high)}",
-            f"p = {number(row['p'], 1)}",
-        )
-        if row["site"] in axis.names:
-            points.append(
-                {"s": axis.names[row["site"]], "v": row["auroc"], "lo": low, "hi": high, "t": text}
-            )
-    best = max(rows, key=lambda row: row["auroc"])
-    message = f"DATA and OTHER are told apart best at {shown(best['site'], 60)}: AUROC {number(best['auroc'])}"
-    message += "" if best["low"] is None else f" ({number(best['low'])} to {number(best['high'])})"
-    if best["low"] is not None and best["low"] <= 0.6:
-        message = f"No site tells DATA and OTHER apart for certain; highest AUROC {number(best['auroc'])} at {shown(best['site'], 60)}"
+    points = [_shift_point(row, axis) for row in rows]
     length = versus["length_auroc"]
     note = "0.5 is no difference, 1 is certain. Dashed: 0.5, and where a note and a warning begin."
-    note += (
-        ""
-        if length is None
-        else f" Dotted: what the length of the input alone tells ({number(length)})."
-    )
-    table = tuple(
-        tuple(row[k] for k in ("site", "auroc", "low", "high", "p")) for row in versus["sites"]
-    )
+    note += "" if length is None else f" Dotted: the length of the input alone ({number(length)})."
+    columns = ("site", "auroc", "low", "high", "p")
+    table = tuple(tuple(row[key] for key in columns) for row in versus["sites"])
 
     def draw(width: int) -> Any:
         return _shift(points, length, axis, width)
 
     return Picture(
-        "shift", message, draw, Numbers(("site", "auroc", "low", "high", "p"), table, "shift"), note
+        "shift", _shift_message(rows, axis), draw, Numbers(columns, table, "shift"), note
     )
 
 
-def _shift(points: list[dict[str, Any]], length: float | None, axis: Axis, width: int) -> Any:
-    x = x_sites(axis.labels, width, axis.title)
-    floor = min([0.45, *(p["lo"] for p in points), *([length] if length is not None else [])])
-    look = alt.Axis(title=None, tickCount=5, format="~g", minExtent=58, maxExtent=58)
-    y = alt.Y("v:Q", scale=alt.Scale(domain=[floor, 1.0], nice=False), axis=look)
-    base = alt.Chart(alt.Data(values=points))
-    rules = [{"v": value, "t": tip(number(value), name)} for value, name in _RULES]
-    flat = alt.Chart(alt.Data(values=rules)).mark_rule(
-        strokeDash=[5, 4], color="var(--soft)", opacity=0.7
-    )
-    layers = [flat.encode(y=y, description="t:N")]
-    if length is not None:
-        dotted = alt.Chart(
-            alt.Data(values=[{"v": length, "t": f"length alone · AUROC {number(length)}"}])
-        )
-        layers.append(
-            dotted.mark_rule(strokeDash=[1, 4], strokeWidth=2, color="var(--c3)").encode(
-                y="v:Q", description="t:N"
+def _shift_point(row: dict[str, Any], axis: Axis) -> dict[str, Any]:
+    value = row["auroc"]
+    low, high = (value if row[end] is None else row[end] for end in ("low", "high"))
+    ends = f"{number(low)} to {number(high)}"
+    text = tip(row["site"], f"AUROC {number(value)}", ends, f"p = {number(row['p'], 1)}")
+    return {"s": axis.names[row["site"]], "v": value, "lo": low, "hi": high, "t": text}
+
+
+def _shift_message(rows: Rows, axis: Axis) -> str:
+    best = max(rows, key=lambda row: row["auroc"])
+    value = f"AUROC {number(best['auroc'])}"
+    if best["low"] is not None:
+        value += f" ({number(best['low'])} to {number(best['high'])})"
+        if best["low"] <= _NOTE_FLOOR:
+            return (
+                f"No site surely tells DATA and OTHER apart; best {axis.say(best['site'])}, {value}"
             )
-        )
-    layers += [
-        base.mark_rule(color="var(--c1)", strokeWidth=3, opacity=0.45, aria=False).encode(
-            x=x, y="lo:Q", y2="hi:Q"
-        ),
-        base.mark_point(color="var(--c1)", filled=True, size=60, opacity=1).encode(
-            x=x, y=y, description="t:N"
-        ),
-    ]
-    return alt.layer(*layers).properties(width=width - 74, height=220)
+    return f"DATA and OTHER are told apart best at {axis.say(best['site'])}: {value}"
+
+
+def _shift(points: Rows, length: float | None, axis: Axis, width: int) -> Any:
+    x = x_sites(axis.labels, width, axis.title)
+    floor = min([0.45, *(p["lo"] for p in points), *([] if length is None else [length])])
+    y = alt.Y("v:Q", scale=alt.Scale(domain=[floor, 1.0], nice=False), axis=y_axis())
+    limits = [{"v": value, "t": tip(number(value), name)} for value, name in _RULES]
+    layers = [level_rules(limits)]
+    if length is not None:
+        dotted = [{"v": length, "t": f"length alone · AUROC {number(length)}"}]
+        look = {"strokeDash": [1, 4], "strokeWidth": 2.5, "color": "var(--c3)"}
+        layers.append(level_rules(dotted, **look))
+    bars = layer(points).mark_rule(color="var(--c1)", strokeWidth=4, opacity=0.4, aria=False)
+    layers.append(bars.encode(x=x, y=alt.Y("lo:Q"), y2=alt.Y2("hi:Q")))
+    return sized([*layers, dots(points, x, y, color="var(--c1)", size=70)], width, 220)
 
 
 def scores_picture(versus: dict[str, Any]) -> Picture | None:
     """Return two histograms of one score on one axis, with the threshold."""
-    scores = versus["scores"]
+    scores, alarm = versus["scores"], versus["alarm"]
     if scores is None or len(scores["edges"]) < 2:
         return None
-    edges, limit = scores["edges"], scores["threshold"]
-    bars, table = [], []
-    for kind, key in (("DATA", "counts_data"), ("OTHER", "counts_other")):
-        total = sum(scores[key]) or 1
-        for low, high, count in zip(edges, edges[1:], scores[key], strict=False):
-            text = tip(
-                f"{number(low)} to {number(high)}", f"{kind} {count:,}", share(count / total)
-            )
-            bars.append({"a": low, "b": high, "v": count / total, "k": kind, "t": text})
-    for low, high, data, other in zip(
-        edges, edges[1:], scores["counts_data"], scores["counts_other"], strict=False
-    ):
-        table.append((low, high, data, other))
-    alarm = versus["alarm"]
+    bins = list(pairwise(scores["edges"]))
+    bars = _bars("DATA", bins, scores["counts_data"]) + _bars("OTHER", bins, scores["counts_other"])
+    table = tuple(
+        (*ends, data, other)
+        for ends, data, other in zip(
+            bins, scores["counts_data"], scores["counts_other"], strict=False
+        )
+    )
     message = "Scores of DATA and OTHER, higher = more unusual"
     if alarm is not None and alarm["rate"] is not None:
-        message = f"{share(alarm['rate'])} of OTHER lie beyond the threshold that {share(alarm['alpha'])} of rows like DATA exceed"
-    note = "Share of each data set in each bin; the line is the calibrated threshold."
+        message = f"{share(alarm['rate'])} of OTHER lie beyond the threshold that "
+        message += f"{share(alarm['alpha'])} of rows like DATA exceed"
 
     def draw(width: int) -> Any:
-        return _scores(bars, limit, width)
+        return _scores(bars, scores["threshold"], width)
 
-    return Picture(
-        "scores",
-        message,
-        draw,
-        Numbers(("from", "to", "DATA", "OTHER"), tuple(table), "scores"),
-        note,
-    )
+    note = "Share of each data set in each bin; the line is the calibrated threshold."
+    numbers = Numbers(("from", "to", "DATA", "OTHER"), table, "scores")
+    return Picture("scores", message, draw, numbers, note)
 
 
-def _scores(bars: list[dict[str, Any]], limit: float | None, width: int) -> Any:
-    color = alt.Color(
-        "k:N", scale=alt.Scale(domain=["DATA", "OTHER"], range=["var(--c1)", "var(--c2)"])
-    )
-    x = alt.X(
-        "a:Q", axis=alt.Axis(title="score", format="~g"), scale=alt.Scale(zero=False, nice=False)
-    )
-    y = alt.Y(
-        "v:Q",
-        stack=None,
-        axis=alt.Axis(title=None, format="~%", tickCount=4, minExtent=58, maxExtent=58),
-    )
-    base = alt.Chart(alt.Data(values=bars)).mark_bar(opacity=0.55)
-    layers = [base.encode(x=x, x2="b:Q", y=y, color=color, description="t:N")]
+def _bars(kind: str, bins: list[tuple[float, float]], counts: list[int]) -> Rows:
+    total = sum(counts) or 1
+    bars = []
+    for (low, high), count in zip(bins, counts, strict=False):
+        said = f"{count:,} ({share(count / total)})"
+        text = tip(f"{number(low)} to {number(high)}", f"{kind} {said}")
+        bars.append({"a": low, "b": high, "v": count / total, "k": kind, "t": text})
+    return bars
+
+
+def _scores(bars: Rows, limit: float | None, width: int) -> Any:
+    scale = alt.Scale(domain=["DATA", "OTHER"], range=["var(--c1)", "var(--c2)"])
+    look = alt.Axis(title="score", format=",.3~r")
+    x = alt.X("a:Q", axis=look, scale=alt.Scale(zero=False, nice=False))
+    y = alt.Y("v:Q", stack=None, axis=y_axis(percent=True, tickCount=4))
+    said, end = alt.Description("t:N"), alt.X2("b:Q")
+    shape = layer(bars).mark_bar(opacity=0.55)
+    layers = [shape.encode(x=x, x2=end, y=y, color=alt.Color("k:N", scale=scale), description=said)]
     if limit is not None:
-        line = alt.Chart(alt.Data(values=[{"a": limit, "t": f"threshold · {number(limit)}"}]))
-        layers.append(
-            line.mark_rule(color="var(--ink)", strokeWidth=2, strokeDash=[6, 3]).encode(
-                x="a:Q", description="t:N"
-            )
-        )
-    return alt.layer(*layers).properties(width=width - 74, height=220)
+        line = layer([{"a": limit, "t": f"threshold · {number(limit)}"}])
+        line = line.mark_rule(color="var(--ink)", strokeWidth=2, strokeDash=[6, 3])
+        layers.append(line.encode(x=alt.X("a:Q"), description=said))
+    return sized(layers, width, 220)
 
 
-def rows_picture(map_: dict[str, Any]) -> Picture | None:
+def rows_picture(plane: dict[str, Any]) -> Picture | None:
     """Return the rows along the two main directions of one site."""
-    points = map_["points"]
+    points = plane["points"]
     if len(points) < 2:
         return None
-    common = [label for label, _ in Counter(p["label"] for p in points if p["label"]).most_common()]
-    kept = common if len(common) <= _CATEGORIES else common[: _CATEGORIES - 1]
-    names = [shown(label, 40) for label in sorted(kept)]
-    rest = [] if len(kept) == len(common) else ["other"]
+    domain, kept = _categories([point["label"] for point in points])
     values = []
     for point in points:
-        label = shown(point["label"], 40) if point["label"] in kept else (rest or ["rows"])[0]
+        label = shown(point["label"], 40) if point["label"] in kept else domain[-1]
         text = tip(point["id"], point["label"] or "")
         values.append({"x": point["x"], "y": point["y"], "k": label, "t": text})
-    domain = names + rest if names else ["rows"]
-    axes = [share(axis, 2) for axis in map_["axes"]]
-    message = f"{len(points):,} rows at {shown(map_['site'], 60)} along their two main directions"
-    if len(axes) == 2:
-        message += f", which hold {axes[0]} and {axes[1]} of the variance"
-    table = tuple((p["id"], p["label"], p["x"], p["y"]) for p in points)
+    message = f"{len(points):,} rows at {shown(plane['site'], 60)} along their two main directions"
+    if len(plane["axes"]) == 2:
+        first, second = (share(axis, 2) for axis in plane["axes"])
+        message += f", which hold {first} and {second} of the variance"
 
     def draw(width: int) -> Any:
         return _scatter(values, domain, width)
 
-    note = "Two directions cannot show everything that separates rows: what lies together here may be far apart in others."
-    return Picture(
-        "map",
-        message,
-        draw,
-        Numbers(("id", map_["by"], "x", "y"), table, "rows"),
-        note,
-        square=True,
-    )
+    note = "Rows that lie together here may be far apart along other directions."
+    table = tuple((p["id"], p["label"], p["x"], p["y"]) for p in points)
+    numbers = Numbers(("id", plane["by"], "x", "y"), table, "rows")
+    return Picture("map", message, draw, numbers, note, square=True)
 
 
-def _scatter(values: list[dict[str, Any]], domain: list[str], width: int) -> Any:
-    side = min(width - 20, 520)
-    marks = (SHAPES * 2)[: len(domain)]
-    color = alt.Color("k:N", scale=alt.Scale(domain=domain, range=list(OKABE_ITO[: len(domain)])))
-    shape = alt.Shape("k:N", scale=alt.Scale(domain=domain, range=list(marks)))
+def _categories(labels: list[str | None]) -> tuple[list[str], set[str]]:
+    """Return the names in the legend, and the labels that have one of their own."""
+    common = [label for label, _ in Counter(filter(None, labels)).most_common()]
+    kept = common if len(common) <= _CATEGORIES else common[: _CATEGORIES - 1]
+    names = list(dict.fromkeys(shown(label, 40) for label in sorted(kept)))
+    whole = len(kept) == len(common) and None not in labels and "" not in labels
+    return (names if whole else [*names, "other" if names else "rows"]), set(kept)
+
+
+def _scatter(values: Rows, domain: list[str], width: int) -> Any:
+    side = min(width - 12, 560)
+    scale = alt.Scale(domain=domain, range=list(OKABE_ITO[: len(domain)]))
+    shapes = alt.Scale(domain=domain, range=list((SHAPES * 2)[: len(domain)]))
     bare = alt.Axis(labels=False, ticks=False, grid=False, title=None)
-    base = alt.Chart(alt.Data(values=values)).mark_point(filled=True, size=42, opacity=0.8)
-    chart = base.encode(
+    chart = layer(values).mark_point(filled=True, size=42, opacity=0.8)
+    chart = chart.encode(
         x=alt.X("x:Q", axis=bare, scale=alt.Scale(zero=False)),
         y=alt.Y("y:Q", axis=bare, scale=alt.Scale(zero=False)),
-        color=color,
-        shape=shape,
-        description="t:N",
+        color=alt.Color("k:N", scale=scale),
+        shape=alt.Shape("k:N", scale=shapes),
+        description=alt.Description("t:N"),
     )
     return chart.properties(width=side, height=round(side * 0.75))

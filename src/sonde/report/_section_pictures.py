@@ -8,7 +8,8 @@ from sonde.report._parts import figure, section, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_answers import labels_picture, prediction_picture
 from sonde.report._pictures_depth import depth_numbers, depth_pictures
-from sonde.report._pictures_sites import similarity_picture, spectrum_picture, units_picture
+from sonde.report._pictures_sites import similarity_picture, spectrum_picture
+from sonde.report._pictures_units import units_picture
 from sonde.report._select import MAX_SITES
 
 
