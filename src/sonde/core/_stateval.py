@@ -115,8 +115,8 @@ def _tuple(
     if not items:
         items = (Any, ...)
     if len(items) == 2 and items[1] is Ellipsis:
-        return tuple(_entry(e, items[0], get, f"{where}[{i}]", depth) for i, e in enumerate(value))
-    if items == ((),):
+        items = (items[0],) * len(value)
+    elif items == ((),):
         items = ()
     if len(items) != len(value):
         raise StateError(f"{where}: expected {len(items)} entries, got {len(value)}.")
@@ -126,12 +126,6 @@ def _tuple(
     )
 
 
-def _entry(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str, depth: int) -> Any:
-    """Return one of any number of entries; their axes may differ from one to the next."""
-    with jaxtyped("context"):
-        return decode(value, wanted, get, where, depth + 1)
-
-
 def _state(
     value: Any, wanted: type[State], get: Callable[[str], Tensor], where: str, depth: int
 ) -> State:
@@ -139,11 +133,13 @@ def _state(
     if not isinstance(value, dict) or value.keys() != types.keys():
         got = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise StateError(f"{where}: expected the fields {sorted(types)}, got {got}.")
+    found = {
+        name: decode(value[name], types[name], get, f"{where}.{name}", depth + 1) for name in types
+    }
     with jaxtyped("context"):
-        found = {
-            name: decode(value[name], types[name], get, f"{where}.{name}", depth + 1)
-            for name in types
-        }
+        for name, tensor in found.items():
+            if isinstance(tensor, Tensor) and not isinstance(tensor, _tensors_in(types[name])):
+                raise _other_shape(tensor, types[name], f"{where}.{name}")
     try:
         return wanted(**found)
     except Exception as error:
@@ -155,11 +151,24 @@ def _tensor(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str) -
         raise StateError(f"{where}: expected a tensor, got {type(value).__name__}.")
     tensor = get(value)
     if not isinstance(tensor, wanted):
-        raise StateError(
-            f"{where}: expected {_name(wanted)}, got {tensor.dtype} of shape {tuple(tensor.shape)} "
-            "(axes of one name must have one length)."
-        )
+        raise _other_shape(tensor, wanted, where)
     return tensor
+
+
+def _other_shape(tensor: Tensor, wanted: Any, where: str) -> StateError:
+    return StateError(
+        f"{where}: expected {_name(wanted)}, got {tensor.dtype} of shape {tuple(tensor.shape)} "
+        "(axes of one name must have one length)."
+    )
+
+
+def _tensors_in(wanted: Any) -> tuple[Any, ...]:
+    """Return the tensor types that an annotation allows."""
+    if get_origin(wanted) in (Union, UnionType):
+        return tuple(t for option in get_args(wanted) for t in _tensors_in(option))
+    if get_origin(wanted) is Annotated:
+        return _tensors_in(get_args(wanted)[0])
+    return (wanted,) if _is_tensor(wanted) else ()
 
 
 def _plain(value: Any, where: str) -> Any:

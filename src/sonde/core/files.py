@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sonde.core.errors import StoreError
 
@@ -75,11 +76,11 @@ class AtomicFile:
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._size = descriptor, 0
 
-    def write(self, content: Bytes) -> int:
-        """Append and return the number of bytes."""
+    def write(self, content: Any) -> int:
+        """Append bytes, or anything that shows its bytes, and return how many they were."""
         n_bytes = memoryview(content).nbytes
         if n_bytes:
-            write(self._descriptor, content)
+            write(self._descriptor, memoryview(content))
         self._size += n_bytes
         return n_bytes
 
