@@ -1,0 +1,262 @@
+"""Similarity of all layers to all layers, from one aligned sample of rows.
+
+For two sites alone, over all rows, see ``cka``.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import rank_key
+from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Span, Statistic
+from sonde.measure._flags import precision_flags, spread_of
+from sonde.stats import HashSample, HashSampleState
+from sonde.stats.halves import half_error, random_halves
+
+BLOCKS = 32
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LayerCKAResult(Result):
+    """Similarity of each layer to each; ``dead`` layers have NaN, ``spread`` says how near to it.
+
+    ``spread`` is ``sqrt(total variance) / |mean|`` of each layer.
+    """
+
+    title: ClassVar[str] = "Similarity of layers"
+    direction: Direction = "higher"
+    dead: Bool[Tensor, "layer"]
+    spread: Float[Tensor, "layer"]
+
+    def chart(self) -> dict[str, Any]:
+        """Return a heat map of the layers."""
+        values = torch.as_tensor(self.value).reshape(len(self.dead), -1).tolist()
+        cells = [
+            {"layer": i, "other": j, "cka": v if math.isfinite(v) else None}
+            for i, row in enumerate(values)
+            for j, v in enumerate(row)
+        ]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": cells},
+            "mark": {"type": "rect", "tooltip": True},
+            "encoding": {
+                "x": {"field": "layer", "type": "ordinal"},
+                "y": {"field": "other", "type": "ordinal", "sort": "descending"},
+                "color": {"field": "cka", "type": "quantitative"},
+            },
+        }
+
+
+@final
+@dataclass(frozen=True)
+class LayerCKA(Instrument):
+    """Debiased linear CKA of every pair of sites on the rows that all of them sampled.
+
+    ``h(K, L) / sqrt(h(K, K) h(L, L))`` with the unbiased independence criterion ``h`` of the two
+    Gram matrices. Where rows come in groups one row of each is taken, since rows of one group are
+    alike at every site. Errors come from 20 random halves of the groups.
+
+    Range        about [0, 1], below 0 by chance; higher = more alike. Null 0.
+    Cost         one pass; state 4 m dim bytes per site; result O(layers m^2 dim + layers^2 m^2).
+    Assumes      at least 4 rows; a constant layer is NaN and ``dead``, never 0 or 1.
+    Differs      from the papers: all pairs from one sample, not mini-batches.
+
+    Parameters
+    ----------
+    m : int, default=2048
+        Most rows in the sample.
+
+    Examples
+    --------
+    >>> rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    >>> layer_cka([rows, 3 * rows.flip(1) + 1, rows.square()]).value.round(decimals=1).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+    References
+    ----------
+    kornblith2019cka, nguyen2021wide, song2012hsic
+    """
+
+    m: int = SAMPLE
+    span: ClassVar[Span] = "all"
+    paper: ClassVar[str] = "kornblith2019cka"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"m": 64})
+
+    def __post_init__(self) -> None:
+        if self.m < 4:
+            raise InputError(f"LayerCKA: expected m of at least 4, got {self.m}.")
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample of each site."""
+        return {"samples": HashSample(self.m)}
+
+    def result(self, samples: tuple[HashSampleState, ...]) -> LayerCKAResult:
+        """Compare the Gram matrices of the aligned samples."""
+        rows = aligned(samples)
+        n, dims = len(rows[0]), [x.shape[1] for x in rows]
+        centred, spread, flags = [], [], []
+        for x in rows:
+            z, how_far = _unit_rows(x)
+            centred.append(z)
+            spread.append(how_far)
+            flags += precision_flags(how_far, x.dtype) if how_far > 0 else []
+        sums = _PairSums.of(centred)
+        value = sums.cka(torch.ones(sums.n_blocks, dtype=torch.bool))
+        dead = torch.isnan(value.diagonal())
+        halves = random_halves(torch.arange(sums.n_blocks))
+        enough = n >= 16
+        se = half_error(torch.stack([sums.cka(h) for h in halves])) if enough else None
+        flags += ["dead"] if bool(dead.any()) else []
+        flags += ["few_rows"] if n <= max(dims) else []
+        flags += [] if all(s.is_everything for s in samples) else ["sampled"]
+        return LayerCKAResult(
+            value=value,
+            se=se,
+            null=0.0,
+            n=n,
+            range=(0.0, 1.0),
+            flags=tuple(dict.fromkeys(flags)),
+            conventions={
+                "debiased": True,
+                "centered": True,
+                "kernel": "linear",
+                "rows": "one of each group",
+                "se": "20 random halves" if enough else "too few rows for halves",
+            },
+            dead=dead,
+            spread=torch.tensor(spread, dtype=torch.float64),
+        )
+
+
+def aligned(samples: Sequence[HashSampleState]) -> list[Float[Tensor, "row _dim"]]:
+    """Return the rows that all samples hold, in order of draw, one of each group."""
+    first = samples[0]
+    same = all(torch.equal(s.draw, first.draw) for s in samples[1:])
+    take = [
+        _one_of_each_group(s) if len(s.draw) else s.draw for s in (samples[:1] if same else samples)
+    ]
+    if same:
+        return [s.rows[take[0].to(s.rows.device)] for s in samples]
+    draws = [s.draw[t] for s, t in zip(samples, take, strict=True)]
+    shared = set(draws[0].tolist()).intersection(*(set(d.tolist()) for d in draws[1:]))
+    kept = [
+        t[torch.tensor([d in shared for d in draw.tolist()], dtype=torch.bool)]
+        for t, draw in zip(take, draws, strict=True)
+    ]
+    return [s.rows[k.to(s.rows.device)] for s, k in zip(samples, kept, strict=True)]
+
+
+def _one_of_each_group(sample: HashSampleState) -> Int[Tensor, "group"]:
+    if len(torch.unique(sample.group)) < len(sample.group):
+        return sample.first_of_each_group()
+    return torch.argsort(rank_key(sample.draw))
+
+
+def _unit_rows(x: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "row dim"], float]:
+    """Return centred float32 rows of mean square 1, and their spread about the mean."""
+    wide = x.double()
+    mean = wide.mean(0)
+    z = wide - mean
+    total = z.square().sum() / max(len(z), 1)
+    scale = torch.where(total > 0, total.rsqrt(), torch.zeros_like(total))
+    return (z * scale).float(), spread_of(mean, total[None])
+
+
+@dataclass(frozen=True)
+class _PairSums:
+    """Sums of products of Gram matrices over pairs of blocks of rows, diagonal left out.
+
+    ``products[l, m, a, b]`` sums ``K_ij L_ij`` over rows ``i`` of block ``a`` and ``j`` of ``b``;
+    ``rows[l, i, b]`` sums ``K_ij`` over the rows ``j`` of block ``b``.
+    """
+
+    products: Float[Tensor, "layer layer block block"]
+    rows: Float[Tensor, "layer row block"]
+    block: Int[Tensor, "row"]
+
+    @property
+    def n_blocks(self) -> int:
+        return self.rows.shape[2]
+
+    @cached_property
+    def counts(self) -> Int[Tensor, "block"]:
+        return torch.bincount(self.block, minlength=self.n_blocks)
+
+    @classmethod
+    def of(cls, layers: Sequence[Float[Tensor, "row _dim"]]) -> "_PairSums":
+        n = len(layers[0])
+        size = max(1, math.ceil(n / BLOCKS))
+        count = max(1, math.ceil(n / size))
+        padded = [torch.nn.functional.pad(z, (0, 0, 0, count * size - n)) for z in layers]
+        products = torch.zeros(len(layers), len(layers), count, count, dtype=torch.float64)
+        for a in range(count):
+            grams = _gram_rows(padded, a, size)
+            row = torch.matmul(grams, grams.transpose(1, 2)).double().permute(1, 2, 0)
+            products[:, :, a, a:] = row
+            products[:, :, a:, a] = row
+        block = torch.arange(count * size)[:n] // size
+        rows = [_row_sums(z, size)[:n] for z in padded]
+        return cls(products, torch.stack(rows), block)
+
+    def cka(self, blocks: Bool[Tensor, "block"]) -> Float[Tensor, "layer layer"]:
+        """Return debiased CKA on the rows of these blocks; NaN where a layer has no variance."""
+        n = int(self.counts[blocks].sum())
+        if n < 4:
+            return torch.full(self.products.shape[:2], math.nan, dtype=torch.float64)
+        weight = blocks.double()
+        total = torch.einsum("lmab,a,b->lm", self.products, weight, weight)
+        rows = (self.rows @ weight)[:, blocks[self.block]]
+        sums = rows.sum(1)
+        hsic = total + torch.outer(sums, sums) / ((n - 1) * (n - 2)) - 2 * rows @ rows.T / (n - 2)
+        own = hsic.diagonal()
+        own = torch.where(own > 1e-12 * total.diagonal(), own, torch.full_like(own, math.nan))
+        return hsic / torch.sqrt(torch.outer(own, own))
+
+
+def _gram_rows(
+    layers: Sequence[Float[Tensor, "row _dim"]], a: int, size: int
+) -> Float[Tensor, "block layer entry"]:
+    """Return the Gram matrices' entries between block ``a`` and every block from it on."""
+    start = a * size
+    blocks = (len(layers[0]) - start) // size
+    out = torch.empty(blocks, len(layers), size, size)
+    for index, z in enumerate(layers):
+        gram = z[start : start + size] @ z[start:].T
+        gram[:, :size].fill_diagonal_(0.0)
+        out[:, index] = gram.reshape(size, blocks, size).transpose(0, 1)
+    return out.reshape(blocks, len(layers), size * size)
+
+
+def _row_sums(z: Float[Tensor, "row dim"], size: int) -> Float[Tensor, "row block"]:
+    wide = z.double()
+    blocks = wide.reshape(-1, size, z.shape[1]).sum(1)
+    sums = wide @ blocks.T
+    own = torch.arange(len(z)) // size
+    sums[torch.arange(len(z)), own] -= wide.square().sum(1)
+    return sums
+
+
+def layer_cka(
+    layers: Mapping[str, Any] | Sequence[Any], *, group: Any = None, m: int = SAMPLE
+) -> LayerCKAResult:
+    """Return the similarity of all layers, given as arrays over the same rows; see ``LayerCKA``.
+
+    Rows are known by their index, so no content is hashed.
+    """
+    named = dict(layers) if isinstance(layers, Mapping) else dict(enumerate(layers))
+    if not named:
+        raise InputError("layer_cka: expected at least one layer, got none.")
+    n = len(next(iter(named.values())))
+    return LayerCKA(m).fit({str(k): v for k, v in named.items()}, group=group, ids=range(n))
