@@ -1,0 +1,295 @@
+"""What every export promises, as functions that fail with AssertionError where it is broken."""
+
+import math
+import tempfile
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contract.rows import Columns, atoms, make_columns, take
+from sonde.core.errors import SondeError, StateError
+from sonde.core.passes import merge_pair
+from sonde.core.state import digest, equal, leaves, map_tensors, size_bytes
+from sonde.core.statefile import read_state, state_type, write_state
+from sonde.core.statistic import Learner, Statistic
+
+
+@dataclass(frozen=True)
+class Case:
+    """A statistic to be held to the laws, and what it may not be split into (see ``rows.atoms``).
+
+    ``whole`` says whether one ``observe`` over several parts must give the same as their merge;
+    ``grows`` by how many bytes the state may grow when the rows double.
+    """
+
+    statistic: Statistic[Any]
+    kind: str = "row"
+    whole: bool = True
+    grows: int = 0
+    dims: tuple[int, ...] = (1, 3, 64)
+
+
+def observe(statistic: Statistic[Any], columns: Columns) -> Any:
+    """Return the state of these rows."""
+    return statistic.observe(*(columns[name] for name in statistic.needs()))
+
+
+def update(statistic: Statistic[Any], state: Any, columns: Columns) -> Any:
+    """Return the state after these rows."""
+    return statistic.update(state, *(columns[name] for name in statistic.needs()))
+
+
+def settled(state: Any) -> Any:
+    """Return a state in the one form that does not depend on the order of merging."""
+    return state.centred() if hasattr(state, "centred") else state
+
+
+def assert_close(a: Any, b: Any, rtol: float = 1e-9, path: str = "state") -> None:
+    """Compare two states: integers and text exactly, floats relative to their largest entry."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        assert a.shape == b.shape, f"{path}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        if not a.is_floating_point():
+            assert torch.equal(a, b), f"{path}: {a} != {b}"
+            return
+        scale = max(float(a.abs().max()), float(b.abs().max()), 1.0) if a.numel() else 1.0
+        gap = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+        assert gap <= rtol * scale, f"{path}: off by {gap:.3g} at scale {scale:.3g}"
+    elif isinstance(a, tuple):
+        assert len(a) == len(b), f"{path}: {len(a)} and {len(b)} items"
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_close(left, right, rtol, f"{path}[{i}]")
+    elif is_dataclass(a):
+        assert type(a) is type(b), f"{path}: {type(a).__name__} and {type(b).__name__}"
+        for f in fields(a):
+            assert_close(getattr(a, f.name), getattr(b, f.name), rtol, f"{path}.{f.name}")
+    elif isinstance(a, float):
+        assert a == b or abs(a - b) <= rtol * max(abs(a), abs(b), 1.0), f"{path}: {a} != {b}"
+    else:
+        assert a == b, f"{path}: {a!r} != {b!r}"
+
+
+def parts_of(case: Case, columns: Columns, n_parts: int, seed: int) -> list[Columns]:
+    """Return the rows cut at random into parts that keep atoms whole, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    pieces = atoms(columns, case.kind)
+    order = torch.randperm(len(pieces), generator=generator).tolist()
+    owner = torch.randint(n_parts, (len(pieces),), generator=generator).tolist()
+    rows = [[pieces[i] for i in order if owner[i] == part] for part in range(n_parts)]
+    return [take(columns, torch.cat(r)) if r else take(columns, torch.arange(0)) for r in rows]
+
+
+def state_of(case: Case, columns: Columns) -> Any:
+    """Return the state of rows; None without any."""
+    if len(columns["order"]) == 0:
+        return None
+    if case.whole:
+        return observe(case.statistic, columns)
+    state = None
+    for rows in atoms(columns, case.kind):
+        state = merge_pair(case.statistic, state, observe(case.statistic, take(columns, rows)))
+    return state
+
+
+def law_split(case: Case, columns: Columns, rtol: float = 1e-9) -> None:
+    """Any split of the rows, in any order and any tree, gives the state of one pass."""
+    whole = settled(state_of(case, columns))
+    for seed, n_parts in enumerate((2, 5, 9)):
+        states = [state_of(case, part) for part in parts_of(case, columns, n_parts, seed)]
+        chain = None
+        for state in states:
+            chain = merge_pair(case.statistic, chain, state)
+        assert_close(settled(chain), whole, rtol)
+        tree = list(states)
+        while len(tree) > 1:
+            a, b = tree.pop(), tree.pop(0)
+            tree.insert(len(tree) // 2, merge_pair(case.statistic, a, b))
+        assert_close(settled(tree[0]), whole, rtol)
+
+
+def law_atoms(case: Case, columns: Columns) -> None:
+    """Parts as small as they may be, one row where that is allowed, give the state of one pass."""
+    chain = None
+    for rows in atoms(columns, case.kind):
+        chain = merge_pair(case.statistic, chain, observe(case.statistic, take(columns, rows)))
+    assert_close(settled(chain), settled(state_of(case, columns)))
+
+
+def law_update(case: Case, columns: Columns) -> None:
+    """``update`` equals ``merge`` with ``observe``."""
+    first, second = parts_of(case, columns, 2, 3)
+    state = state_of(case, first)
+    fast = update(case.statistic, state, second)
+    slow = case.statistic.merge(state, observe(case.statistic, second))
+    assert_close(settled(fast), settled(slow))
+
+
+def law_size(case: Case, n: int = 2048) -> None:
+    """The state does not grow with the rows."""
+    sizes = [size_bytes(state_of(case, make_columns(m, 3))) for m in (n, 2 * n)]
+    assert sizes[1] <= sizes[0] + case.grows, f"{sizes[0]} bytes for {n} rows, {sizes[1]} for twice"
+
+
+def law_pure(case: Case, columns: Columns) -> None:
+    """Neither ``observe`` nor ``merge`` nor ``update`` changes what it is given."""
+    before = {k: v.clone() for k, v in columns.items() if isinstance(v, Tensor)}
+    first, second = parts_of(case, columns, 2, 1)
+    a, b = state_of(case, first), state_of(case, second)
+    kept = map_tensors(a, torch.clone), map_tensors(b, torch.clone)
+    observe(case.statistic, columns)
+    case.statistic.merge(a, b)
+    update(case.statistic, a, second)
+    assert equal(a, kept[0]), "the left operand changed"
+    assert equal(b, kept[1]), "the right operand changed"
+    for name, values in before.items():
+        assert torch.equal(columns[name], values), f"the column {name} changed"
+
+
+def law_sizes(case: Case, dtype: torch.dtype) -> None:
+    """From one row to ten times the width, in any float type: finite, and exact under a split."""
+    for dim in case.dims:
+        for n in sorted({1, 2, max(dim - 1, 1), 10 * dim}):
+            columns = make_columns(n, dim, seed=n, dtype=dtype)
+            state = state_of(case, columns)
+            for leaf in leaves(state):
+                finite = not leaf.is_floating_point() or bool(torch.isfinite(leaf).all())
+                assert finite, f"not finite for n={n}, dim={dim}, {dtype}"
+            if n > 2 and case.statistic.merging == "exact":
+                first, second = parts_of(case, columns, 2, n)
+                merged = merge_pair(case.statistic, state_of(case, first), state_of(case, second))
+                assert_close(settled(merged), settled(state), 1e-5)
+
+
+def law_half(case: Case) -> None:
+    """Half-precision rows count as the numbers that they are."""
+    for dtype in (torch.bfloat16, torch.float16):
+        columns = make_columns(200, 3, dtype=dtype)
+        wide = {
+            k: v.float() if isinstance(v, Tensor) and v.dtype == dtype else v
+            for k, v in columns.items()
+        }
+        assert_close(settled(state_of(case, columns)), settled(state_of(case, wide)), 1e-6)
+
+
+def law_offset(case: Case) -> None:
+    """A mean of a thousand times the spread costs no more than the rounding of the rows."""
+    columns = make_columns(400, 3)
+    columns["x"], columns["y"] = columns["x"] + 2048.0, columns["y"] + 2048.0
+    wide = dict(columns, x=columns["x"].double(), y=columns["y"].double())
+    assert_close(settled(state_of(case, columns)), settled(state_of(case, wide)), 1e-6)
+
+
+def law_influence(case: Case) -> None:
+    """``influence`` is the derivative of a value in the weight of one more row.
+
+    A state merged twenty times with itself stands for 2^20 copies of its rows, next to which one
+    more row has a weight of 2^-20. Effects that are equal for all rows do not matter.
+    """
+    columns = make_columns(24, 3, seed=4)
+    for name in ("x", "y"):
+        columns[name] = columns[name].double()
+    state = state_of(case, columns)
+    big = map_tensors(state, torch.clone)
+    for _ in range(20):
+        big = case.statistic.merge(big, big)
+    tracked = map_tensors(
+        state, lambda t: t.clone().requires_grad_(True) if t.is_floating_point() else t
+    )
+    found = [t for t in leaves(tracked) if t.requires_grad]
+    grads = torch.autograd.grad(_smooth(tracked), found, allow_unused=True)
+    table = {
+        id(t): torch.zeros_like(t) if g is None else g for t, g in zip(found, grads, strict=True)
+    }
+    gradient = map_tensors(tracked, lambda t: table.get(id(t), torch.zeros_like(t)))
+    needed = [columns[name] for name in case.statistic.needs()]
+    effect = case.statistic.influence(state, gradient, *needed)
+    measured, formula = [], []
+    start = float(_smooth(big))
+    for rows in atoms(columns, case.kind):
+        one = observe(case.statistic, take(columns, rows))
+        measured.append((float(_smooth(case.statistic.merge(big, one))) - start) * 2.0**20)
+        formula.append(float(effect[rows].sum()))
+    a, b = torch.tensor(measured).double(), torch.tensor(formula).double()
+    size = torch.tensor([float(len(r)) for r in atoms(columns, case.kind)]).double()
+    a, b = a - size * a.sum() / size.sum(), b - size * b.sum() / size.sum()
+    gap = float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
+    assert gap < 1e-4, f"off by {gap:.3g} of the largest effect"
+
+
+def _smooth(state: Any) -> Tensor:
+    """Return a smooth value of a state that copies of the same rows leave as it is."""
+    total = torch.zeros((), dtype=torch.float64)
+    weight = _weight(state)
+    fixed = {"mean", "mean_x", "mean_y", "low", "high"}
+    for name, item in vars(state).items():
+        if name.startswith("reference"):
+            continue
+        if is_dataclass(item):
+            share = torch.as_tensor(_weight(item), dtype=torch.float64) / weight
+            total = total + _smooth(item) + share.sin()
+        elif isinstance(item, Tensor) and item.is_floating_point():
+            scaled = item.double() if name in fixed else item.double() / weight
+            waves = torch.cos(torch.arange(scaled.numel(), dtype=torch.float64) + len(name))
+            total = total + (scaled.flatten() * waves).sin().sum()
+    return total
+
+
+def _weight(state: Any) -> Any:
+    if hasattr(state, "weight"):
+        return state.weight.sum()
+    if hasattr(state, "n"):
+        return float(state.n)
+    return float(state.rows.n)
+
+
+def law_save(case: Case, columns: Columns) -> None:
+    """A state that was saved and loaded holds the same bits."""
+    state = state_of(case, columns)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.sonde"
+        write_state(path, {}, {"a": state, "b": None})
+        _, back = read_state(path, dict.fromkeys("ab", state_type(case.statistic)))
+    assert back["b"] is None
+    assert equal(back["a"], state)
+
+
+def law_identity(case: Case) -> None:
+    """Equal parameters have one digest, and the state of a statistic is of the type it names."""
+    again = type(case.statistic)(
+        **{f.name: getattr(case.statistic, f.name) for f in fields(case.statistic)}
+    )
+    assert digest(again) == digest(case.statistic)
+    assert isinstance(state_of(case, make_columns(12)), state_type(case.statistic))
+
+
+def law_bound(case: Case, columns: Columns, error: Any) -> None:
+    """However the rows were split, the state is as near to them as its own bound says."""
+    for seed, n_parts in enumerate((1, 2, 7, 40)):
+        chain = None
+        for part in parts_of(case, columns, n_parts, seed):
+            chain = merge_pair(case.statistic, chain, state_of(case, part))
+        bound, found = case.statistic.bound(chain), error(chain, columns)
+        assert math.isfinite(bound)
+        assert found <= bound * (1 + 1e-9) + 1e-6, f"off by {found}, bound {bound}, {n_parts} parts"
+
+
+def law_learner(learner: Learner[Any], columns: Columns) -> None:
+    """A learner is seeded, leaves its state as it was, and refuses to merge."""
+    dim = columns["x"].shape[1]
+    start = learner.start(dim)
+    kept = map_tensors(start, torch.clone)
+    torch.manual_seed(1)
+    first = update(learner, start, columns)
+    torch.manual_seed(2)
+    second = update(learner, learner.start(dim), columns)
+    assert equal(first, second), "two runs differ"
+    assert equal(start, kept), "the state changed in place"
+    try:
+        learner.merge(first, second)
+    except StateError:
+        return
+    except SondeError as error:
+        raise AssertionError(f"merge raised {error!r} instead of StateError") from error
+    raise AssertionError("a learner merged")
