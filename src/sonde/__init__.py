@@ -96,7 +96,11 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sonde' has no attribute {name!r}")
     home = _HOMES[name]
-    value = getattr(importlib.import_module(home), name) if home else importlib.import_module(f"sonde.{name}")
+    value = (
+        getattr(importlib.import_module(home), name)
+        if home
+        else importlib.import_module(f"sonde.{name}")
+    )
     globals()[name] = value
     return value
 

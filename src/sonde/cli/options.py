@@ -91,7 +91,9 @@ class Reading:
             raise InputError(f"--limit: expected at least 1, got {self.limit}.")
         size = self.batch_size
         if size != "auto" and (not size.isdigit() or int(size) < 1):
-            raise InputError(f"--batch-size: expected auto or a number of at least 1, got {size!r}.")
+            raise InputError(
+                f"--batch-size: expected auto or a number of at least 1, got {size!r}."
+            )
         names = (
             "limit",
             "max_length",

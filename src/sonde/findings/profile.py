@@ -133,7 +133,7 @@ def _log_points(n: int) -> list[int]:
 
 
 def similarity(evidence: Evidence) -> dict[str, Any] | None:
-    """Return debiased CKA of all pairs of sites from the aligned samples, or None below two sites."""
+    """Return debiased CKA of all pairs of sites from the samples, or None below two sites."""
     if len(evidence.sites) < 2:
         return None
     result = LayerCKA().result(samples=tuple(s.sample for s in evidence.sites))

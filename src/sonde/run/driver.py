@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run.chain import walk_chain
 from sonde.run.ledger import Ledger
+from sonde.run.lock import RunLock
 
 Tick = Callable[[int], None]
 
@@ -96,7 +97,7 @@ def run_pass(
     """
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
-    with _directory(directory) as (place, durable):
+    with _directory(directory) as (place, durable), _lock(directory):
         ledger = Ledger(place, plan, rest, durable=durable, fresh=fresh)
         try:
             if workers > 0:
@@ -121,6 +122,10 @@ def _directory(directory: Path | None) -> Iterator[tuple[Path, bool]]:
         return
     with tempfile.TemporaryDirectory(prefix="sonde-") as name:
         yield Path(name) / "pass.run", False
+
+
+def _lock(directory: Path | None) -> AbstractContextManager[Any]:
+    return nullcontext() if directory is None else RunLock(directory)
 
 
 def _alone(

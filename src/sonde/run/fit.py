@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def fit(
     workers: int = 0,
     threads: int | None = None,
     directory: str | Path | None = None,
+    fresh: bool = False,
     memory: int | None = None,
     progress: bool = True,
 ) -> Fitted:
@@ -60,6 +62,8 @@ def fit(
         Threads of each worker (1 with workers); part of the plan.
     directory : path, optional
         Run directory: committed work survives a kill, and the same call goes on from it.
+    fresh : bool, default=False
+        Drop what a run of another plan left in the directory.
     memory : int or None, default=None
         Bytes that the states may take; None is 80 % of the free memory.
     progress : bool, default=True
@@ -92,7 +96,7 @@ def fit(
     if calibrate and any(isinstance(i, Detector) for i in chosen):
         split = Split(calibrate, stream.seed)
     tasks = assign(chosen, stream.schema, split)
-    settings = _Settings(split, unit_size, workers, _threads(workers, threads), memory, progress)
+    settings = _Settings(split, workers, _threads(workers, threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
     final: list[Task] = []
     states: States = {}
@@ -116,20 +120,16 @@ def fit(
     return Fitted(tuple(final), {i: states[i] for i in needed}, header, split, sample)
 
 
+@dataclass(frozen=True)
 class _Settings:
-    """How passes are driven; not part of any result."""
+    """How passes are driven."""
 
-    def __init__(
-        self,
-        split: Split | None,
-        unit_size: int,
-        workers: int,
-        threads: int | None,
-        memory: int | None,
-        progress: bool,
-    ) -> None:
-        self.split, self.unit_size, self.workers = split, unit_size, workers
-        self.threads, self.memory, self.progress = threads, memory, progress
+    split: Split | None
+    workers: int
+    threads: int
+    fresh: bool
+    memory: int | None
+    progress: bool
 
 
 def _threads(workers: int, threads: int | None) -> int:
@@ -221,6 +221,7 @@ def _one_pass(
             plan,
             directory=directory,
             workers=settings.workers,
+            fresh=settings.fresh,
             tick=bar.advance,
         )
 

@@ -13,6 +13,7 @@ from sonde.data import load, open_arrays, open_inputs
 from sonde.tap import live_stream
 
 ARRAYS = "-"
+WITH_LOGITS = ("classifier", "image_classifier", "tensor")
 
 
 def read(
@@ -44,8 +45,8 @@ def read(
         How outputs become rows: mean, last, cls, tokens, patches or flat.
     batch_size : int or "auto", default="auto"
     objective : str, callable or None, default=None
-        ``kl_uniform``, ``max_logit``, ``nll`` or ``(outputs, batch) -> scalar``: its gradient at the
-        sites becomes the column ``grad``.
+        ``kl_uniform``, ``max_logit``, ``nll`` or ``(outputs, batch) -> scalar``: its gradient at
+        the sites becomes the column ``grad``.
     further : sequence of str or Reducer, default=()
         More reducers of the same sites in the same forward, keyed ``site|reducer``.
     processor : object, optional
@@ -75,7 +76,7 @@ def read(
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")
         return open_arrays(data, limit=options.get("limit"), seed=seed)
     live = model if isinstance(model, Model) else load(model, processor=processor)
-    wants_logits = live.task in ("classifier", "image_classifier") if logits is None else logits
+    wants_logits = live.task in WITH_LOGITS if logits is None else logits
     inputs = open_inputs(
         live, data, batch_size=batch_size, logits=wants_logits, seed=seed, **options
     )

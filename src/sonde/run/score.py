@@ -1,4 +1,4 @@
-"""``sonde.score``: fitted detectors on new rows, one line of a table for each row, site and detector."""
+"""``sonde.score``: fitted detectors on new rows, a line for each row, site and detector."""
 
 from collections.abc import Iterator
 from pathlib import Path

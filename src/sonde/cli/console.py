@@ -1,0 +1,46 @@
+"""How commands print: results to stdout, everything else to stderr."""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+class Failed(Exception):
+    """A command that has said why and ends with a code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def error_line(text: str) -> None:
+    """Write one line of error to stderr."""
+    sys.stderr.write(f"error: {' '.join(text.split())}\n")
+
+
+def say(text: str) -> None:
+    """Write text to stdout, with what the terminal cannot show replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    safe = text.encode(encoding, "replace").decode(encoding)
+    sys.stdout.write(safe if safe.endswith("\n") else safe + "\n")
+
+
+def note(text: str) -> None:
+    """Write a remark to stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def say_json(value: Any) -> None:
+    """Write a value as JSON to stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def use_color(no_color: bool) -> bool:
+    """Return whether stdout is a terminal that should be coloured."""
+    return not no_color and not os.environ.get("NO_COLOR") and sys.stdout.isatty()
+
+
+def is_ascii() -> bool:
+    """Return whether stdout cannot show more than ASCII."""
+    return (sys.stdout.encoding or "ascii").lower().replace("-", "") not in ("utf8", "utf8sig")

@@ -1,0 +1,192 @@
+"""``sonde fit``: methods on a model's states, to one file."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, Reading, Running
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.run.catalogue import find
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit methods on the hidden states of a model over data, in one pass.
+
+    METHODS are words of `sonde methods` with commas, parameters in brackets: knn(k=10),energy.
+
+    Example: sonde fit mahalanobis,knn sonde:digits sonde:digits/train -o probe.sonde
+    """
+
+    methods: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[str]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
+        "probe.sonde"
+    )
+    calibrate: Annotated[
+        float, tyro.conf.arg(help="share of the groups held out to calibrate detectors; 0 = none")
+    ] = 0.2
+    objective: Annotated[
+        str | None,
+        tyro.conf.arg(help="kl_uniform, max_logit or nll, for methods that need a gradient"),
+    ] = None
+    reading: Reading = field(default_factory=Reading)
+    running: Running = field(default_factory=Running)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Fit, save, and print what was fitted."""
+        from sonde.data import load
+        from sonde.run.directory import beside, check_writable, remove_run
+        from sonde.run.fit import fit
+        from sonde.run.read import ARRAYS, read
+
+        instruments = parse_methods(self.methods)
+        check_writable(self.output)
+        directory = beside(self.output)
+        self.running.check(directory)
+        model = (
+            self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
+        )
+        stream = read(
+            model,
+            self.data,
+            objective=self.objective or objective_of(instruments),
+            **self.reading.site_options(),
+            **self.reading.data_options(),
+        )
+        fitted = fit(
+            instruments,
+            stream,
+            calibrate=self.calibrate,
+            unit_size=self.running.unit_size,
+            workers=self.running.workers,
+            threads=self.running.threads,
+            directory=directory,
+            fresh=self.running.fresh,
+            memory=self.running.memory_bytes(),
+            progress=not self.printing.quiet,
+        )
+        results = {name: result for name, result in fitted}
+        identity = fitted.save(self.output)
+        remove_run(directory)
+        rows = [
+            {
+                "method": word,
+                "site": site,
+                "value": _number(result),
+                "se": _error(result),
+                "n": result.n,
+            }
+            for (word, site), result in results.items()
+        ]
+        if self.printing.json:
+            say_json({"file": str(self.output), "id": identity, "results": rows})
+        elif not self.printing.quiet:
+            say(table_text(rows))
+        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")
+        return 0
+
+
+def objective_of(instruments: list[Instrument]) -> str | None:
+    """Return the objective that the methods need where the user names none."""
+    for instrument in instruments:
+        for read in instrument.all_reads().values():
+            if "grad" in read.statistic.needs():
+                return "kl_uniform"
+    return None
+
+
+def parse_methods(text: str) -> list[Instrument]:
+    """Return the instruments that ``word(name=value),word`` names.
+
+    Examples
+    --------
+    >>> parse_methods("knn(k=10),mahalanobis")
+    [KNN(k=10, m=10000), Mahalanobis(shrinkage='oas')]
+
+    Raises
+    ------
+    InputError
+        If a word or a parameter does not exist, or a value is wrong.
+    """
+    import ast
+
+    try:
+        parsed = ast.parse(f"[{text}]", mode="eval").body
+    except SyntaxError:
+        raise InputError(
+            f"METHODS: expected words with commas, e.g. knn(k=10),mahalanobis, got {text!r}."
+        ) from None
+    nodes = parsed.elts if isinstance(parsed, ast.List) else []
+    if not nodes:
+        raise InputError("METHODS: expected at least one method. `sonde methods` lists them.")
+    return [_instrument(node) for node in nodes]
+
+
+def _instrument(node: object) -> Instrument:
+    import ast
+
+    if isinstance(node, ast.Name):
+        return find(node.id)()
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
+        raise InputError("METHODS: expected a word such as mahalanobis, or knn(k=10).")
+    cls = find(node.func.id)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    parameters = {}
+    for keyword in node.keywords:
+        if keyword.arg not in known:
+            raise InputError(
+                f"METHODS: {node.func.id} has no parameter {keyword.arg!r}, only {', '.join(known)}."
+            )
+        try:
+            parameters[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise InputError(
+                f"METHODS: expected a plain value for {node.func.id}({keyword.arg}=...)."
+            ) from None
+    try:
+        return cls(**parameters)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"METHODS: {error}") from error
+
+
+def table_text(rows: list[dict[str, object]]) -> str:
+    """Return the results as a plain table of at most 80 columns."""
+    lines = [f"{'method':<22} {'site':<30} {'value':>12} {'se':>9}"]
+    for row in rows:
+        site = str(row["site"])
+        site = site if len(site) <= 30 else "..." + site[-27:]
+        lines.append(
+            f"{row['method']!s:<22} {site:<30} {_short(row['value']):>12} {_short(row['se']):>9}"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _number(result: object) -> float | None:
+    import math
+
+    from torch import Tensor
+
+    value = result.value  # type: ignore[attr-defined]
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return None
+    return float(value) if math.isfinite(float(value)) else None
+
+
+def _error(result: object) -> float | None:
+    from torch import Tensor
+
+    se = result.se  # type: ignore[attr-defined]
+    if se is None or (isinstance(se, Tensor) and se.numel() != 1):
+        return None
+    return float(se)

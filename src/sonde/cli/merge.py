@@ -1,0 +1,36 @@
+"""``sonde merge``: bundles fitted apart, as one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sonde.cli.console import note, say_json
+from sonde.cli.options import Printing
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Add up bundles that were fitted apart, without their rows.
+
+    Example: sonde merge a.sonde b.sonde -o both.sonde
+    """
+
+    bundles: tyro.conf.Positional[tuple[Path, ...]]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
+        "merged.sonde"
+    )
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Load, merge, save."""
+        from sonde.run.fitted import Fitted
+        from sonde.run.merge import merge
+
+        merged = merge(*(Fitted.load(path) for path in self.bundles))
+        identity = merged.save(self.output)
+        if self.printing.json:
+            say_json({"file": str(self.output), "id": identity, "data": merged.header["data"]})
+        note(f"wrote {self.output}: {merged.header['data']['n_examples']} examples")
+        return 0

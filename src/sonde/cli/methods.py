@@ -1,0 +1,43 @@
+"""``sonde methods``: the catalogue, from the code itself."""
+
+from dataclasses import dataclass, field
+from textwrap import shorten
+from typing import Annotated
+
+import tyro
+
+from sonde.cli.console import say, say_json
+from sonde.cli.options import Printing
+from sonde.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List the methods that `sonde fit` knows.
+
+    Example: sonde methods detect
+    """
+
+    family: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(help="measure or detect; all where left out")
+    ] = ""
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Print one line for each method, or JSON."""
+        from sonde.run.catalogue import FAMILIES, methods
+
+        if self.family and self.family not in FAMILIES:
+            raise InputError(
+                f"methods: expected one of {', '.join(FAMILIES)}, got {self.family!r}."
+            )
+        chosen = [m for m in methods().values() if self.family in ("", m.family)]
+        if self.printing.json:
+            say_json([m.json() for m in chosen])
+            return 0
+        for family in FAMILIES:
+            mine = [m for m in chosen if m.family == family]
+            if mine:
+                say(family)
+                say("\n".join(f"  {m.word:<22} {shorten(m.summary, 54)}" for m in mine))
+        return 0

@@ -1,0 +1,246 @@
+"""``sonde scan``: the main job."""
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import Failed, is_ascii, note, say, say_json, use_color
+from sonde.cli.options import Printing, Reading, Running
+from sonde.core.errors import InputError, near
+
+LEVELS = ("note", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Read the hidden states of a model over data and say what is going on inside.
+
+    Example: sonde scan sonde:digits sonde:digits/test -o report.html
+
+    More: sonde scan MODEL DATA --versus OTHER; sonde scan --explain SND011;
+    sonde scan --diff old.json new.json -o diff.html
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="model, or - for arrays")] = ""
+    data: tyro.conf.Positional[str] = ""
+    versus: Annotated[str | None, tyro.conf.arg(help="a second data set to tell apart")] = None
+    output: Annotated[
+        Path | None, tyro.conf.arg(aliases=["-o"], help="report to write: .html or .json")
+    ] = None
+    fail_on: Annotated[
+        str | None, tyro.conf.arg(help="exit with 1 on note, warning, error, or codes with commas")
+    ] = None
+    baseline: Annotated[
+        Path | None, tyro.conf.arg(help="an older report: only what is new or worse counts")
+    ] = None
+    diff: Annotated[
+        tuple[Path, Path] | None, tyro.conf.arg(help="compare two reports instead of scanning")
+    ] = None
+    explain: Annotated[str | None, tyro.conf.arg(help="what a code means")] = None
+    ignore: Annotated[tuple[str, ...], tyro.conf.arg(help="silence CODE or CODE@site pattern")] = ()
+    only: Annotated[tuple[str, ...], tyro.conf.arg(help="run only these codes")] = ()
+    set: Annotated[tuple[str, ...], tyro.conf.arg(help="move thresholds: SND011.warning=0.6")] = ()
+    stochastic: Annotated[bool, tyro.conf.arg(help="the model draws random numbers by design")] = (
+        False
+    )
+    deep: Annotated[bool, tyro.conf.arg(help="also what takes gradients or more forwards")] = False
+    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate against OTHER")] = 0.01
+    show_inputs: Annotated[bool, tyro.conf.arg(help="let the report hold inputs")] = False
+    hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows in the report")] = False
+    reading: Reading = field(default_factory=Reading)
+    running: Running = field(default_factory=Running)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Scan, or explain, or compare; print and write."""
+        if self.explain is not None:
+            from sonde.findings.catalogue import explain
+
+            say(explain(self.explain))
+            return 0
+        if self.diff is not None:
+            return self._compare(*self.diff)
+        if not self.model or not self.data:
+            raise InputError("scan: expected MODEL and DATA. See sonde scan --help.")
+        return self._scan()
+
+    def _scan(self) -> int:
+        from sonde.data import load
+        from sonde.findings.document import document
+        from sonde.report import load_report, save_report
+        from sonde.report.scan import run_scan
+        from sonde.run.directory import beside, check_writable, remove_run
+        from sonde.run.read import ARRAYS
+
+        started = time.time()
+        gate = parse_gate(self.fail_on)
+        old = None if self.baseline is None else load_report(self.baseline)
+        directory = None
+        if self.output is not None:
+            if self.output.suffix not in (".html", ".json"):
+                raise InputError(f"scan: expected -o to end in .html or .json, got {self.output}.")
+            check_writable(self.output)
+            directory = beside(self.output)
+        self.running.check(directory)
+        model = (
+            self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
+        )
+        scanned, _ = run_scan(
+            model,
+            self.data,
+            self.versus,
+            settings=self._settings(directory, gate),
+            **self.reading.site_options(),
+            **self.reading.data_options(),
+        )
+        report = document(scanned, self.model, started)
+        if self.output is not None:
+            save_report(report, self.output)
+            if report["partial"] is None and directory is not None:
+                remove_run(directory)
+        self._print(report)
+        if report["partial"] is not None:
+            done, total = report["partial"]["done"], report["partial"]["total"]
+            note(f"stopped after {done} of {total} units; run the same command to go on.")
+            raise Failed(130)
+        return 1 if reached(report, gate, old) else 0
+
+    def _settings(self, directory: Path | None, gate: tuple[str, ...]) -> Any:
+        from sonde.findings.settings import ScanSettings
+
+        return ScanSettings(
+            unit_size=self.running.unit_size,
+            workers=self.running.workers,
+            threads=self.running.threads,
+            memory=self.running.memory_bytes(),
+            directory=directory,
+            fresh=self.running.fresh,
+            progress=not self.printing.quiet,
+            stochastic=self.stochastic,
+            deep=self.deep,
+            alpha=self.alpha,
+            only=self.only,
+            ignore=self.ignore,
+            thresholds=parse_thresholds(self.set),
+            show_inputs=self.show_inputs,
+            hash_ids=self.hash_ids,
+            fail_on=gate,
+            command=shlex.join(["sonde", *sys.argv[1:]]),
+        )
+
+    def _print(self, report: dict[str, Any]) -> None:
+        from sonde.report import to_text
+
+        if self.printing.json:
+            say_json(report)
+            return
+        say(
+            to_text(
+                report,
+                color=use_color(self.printing.no_color),
+                ascii=is_ascii(),
+                verbose=self.printing.verbose,
+                quiet=self.printing.quiet,
+            )
+        )
+        if self.output is not None:
+            size = self.output.stat().st_size / 2**20
+            note(f"wrote {self.output} ({size:.1f} MiB)")
+
+    def _compare(self, first: Path, second: Path) -> int:
+        from sonde.core.files import atomic_write
+        from sonde.report import diff, diff_to_html, diff_to_text, load_report
+
+        found = diff(load_report(first), load_report(second))
+        if self.output is not None:
+            atomic_write(self.output, diff_to_html(found).encode())
+            note(f"wrote {self.output}")
+        if self.printing.json:
+            say_json(found)
+        else:
+            say(diff_to_text(found))
+        return 0
+
+
+def parse_gate(text: str | None) -> tuple[str, ...]:
+    """Return the levels or codes of ``--fail-on``.
+
+    Raises
+    ------
+    InputError
+        If one is neither.
+    """
+    if text is None or text == "never":
+        return ()
+    from sonde.findings.catalogue import rule_classes
+
+    found = []
+    for word in text.split(","):
+        word = word.strip()
+        if word in LEVELS or word.upper() in rule_classes():
+            found.append(word if word in LEVELS else word.upper())
+        else:
+            known = [*LEVELS, *rule_classes()]
+            raise InputError(
+                f"--fail-on: expected a level or a code, got {word!r}.{near(word, known)}"
+            )
+    return tuple(found)
+
+
+def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Return the thresholds of ``--set SND011.warning=0.6``.
+
+    Examples
+    --------
+    >>> parse_thresholds(("SND011.warning=0.6",))
+    {'SND011': {'warning': 0.6}}
+
+    Raises
+    ------
+    InputError
+        If a text has another form.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        code, dot, threshold = name.partition(".")
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+        if not equals or not dot or number is None:
+            raise InputError(f"--set: expected CODE.threshold=number, got {text!r}.")
+        found.setdefault(code.upper(), {})[threshold] = number
+    return found
+
+
+def reached(
+    report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
+) -> bool:
+    """Return whether a report reaches a gate.
+
+    A check that the gate names by its code and that could not look reaches it too: a gate that could
+    not look must not pass.
+    """
+    findings = [f for f in report["findings"] if not f["ignored"]]
+    if baseline is not None:
+        from sonde.report import new_or_worse
+
+        findings = new_or_worse(baseline, report)
+    for word in gate:
+        if word in LEVELS:
+            if any(LEVELS.index(f["level"]) >= LEVELS.index(word) for f in findings):
+                return True
+            continue
+        if any(f["code"] == word for f in findings):
+            return True
+        if any(
+            c["code"] == word and c["state"] in ("withheld", "failed") for c in report["checks"]
+        ):
+            return True
+    return False

@@ -1,0 +1,77 @@
+"""``sonde score``: fitted detectors on new inputs, as a table."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, Reading
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score inputs with fitted detectors: higher = more unusual, p = conformal p-value.
+
+    Example: sonde score probe.sonde sonde:digits sonde:digits/test -o scores.parquet
+    """
+
+    probe: tyro.conf.Positional[Path]
+    model: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[str]
+    output: Annotated[
+        Path | None, tyro.conf.arg(aliases=["-o"], help="table to write: .parquet, .csv or .jsonl")
+    ] = None
+    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the summary")] = 0.05
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Score, write the table, and print how many rows raise an alarm."""
+        from sonde.data import load
+        from sonde.run.fitted import Fitted
+        from sonde.run.read import ARRAYS
+        from sonde.run.score import score, write_table
+
+        fitted = Fitted.load(self.probe)
+        model = (
+            self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
+        )
+        options = self.reading.data_options()
+        options.pop("keep_special")
+        table = score(fitted, model, self.data, progress=not self.printing.quiet, **options)
+        if self.output is not None:
+            write_table(table, self.output)
+            note(f"wrote {self.output}: {table.num_rows} rows")
+        if self.printing.json:
+            say_json(table.to_pylist())
+        elif not self.printing.quiet:
+            say(self._summary(table))
+        return 0
+
+    def _summary(self, table: object) -> str:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        assert isinstance(table, pa.Table)
+        lines = [
+            f"{'instrument':<22} {'site':<30} {'rows':>7} {'median':>9} {f'p<={self.alpha:g}':>8}"
+        ]
+        groups = table.group_by(["instrument", "site"]).aggregate([("score", "count")]).to_pylist()
+        for group in groups:
+            mine = table.filter(
+                pc.and_(
+                    pc.equal(table["instrument"], group["instrument"]),
+                    pc.equal(table["site"], group["site"]),
+                )
+            )
+            median = pc.quantile(mine["score"], 0.5)[0].as_py()
+            alarms = pc.mean(pc.less_equal(mine["p"], self.alpha).cast(pa.float64())).as_py()
+            share = "-" if alarms is None else f"{alarms:.1%}"
+            site = str(group["site"])
+            site = site if len(site) <= 30 else "..." + site[-27:]
+            lines.append(
+                f"{group['instrument']:<22} {site:<30} {mine.num_rows:>7} {median:>9.4g} {share:>8}"
+            )
+        return "\n".join(lines)

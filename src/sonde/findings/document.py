@@ -1,0 +1,224 @@
+"""A scan as the JSON that reports, gates and machines read (schema ``sonde-scan/1``)."""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import labels_section
+from sonde.findings.lens import prediction_section
+from sonde.findings.profile import similarity, site_profile, site_units, unit_facts
+from sonde.findings.provenance import limits, provenance
+from sonde.findings.rows import rows_section
+from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
+from sonde.findings.scan import Scanned
+from sonde.findings.versus import versus_section
+
+SCHEMA = "sonde-scan/1"
+MOST_UNITS = 20
+
+
+def document(scanned: Scanned, model: str = "", started: float | None = None) -> dict[str, Any]:
+    """Return the JSON of a scan.
+
+    Parameters
+    ----------
+    scanned : Scanned
+    model : str
+        The model as typed.
+    started : float or None
+        Seconds since the epoch at which the command began.
+    """
+    evidence, settings = scanned.evidence, scanned.settings
+    place = _Place(model, evidence.data.name)
+    findings = [
+        _finding(c, scanned.rules[c.code], settings.ignore, place) for c in _raised(scanned)
+    ]
+    findings.sort(key=_first_page)
+    found = {
+        "schema": SCHEMA,
+        "verdict": _verdict(findings, scanned.checks),
+        "findings": findings,
+        "checks": [_check(c, scanned.rules[c.code]) for c in scanned.checks],
+        "sites": [site_profile(s, evidence, settings.error_bars) for s in evidence.sites],
+        "similarity": similarity(evidence),
+        "units": _units(evidence, findings),
+        "labels": labels_section(evidence),
+        "prediction": prediction_section(evidence),
+        "versus": versus_section(evidence),
+        "rows": rows_section(evidence),
+        "limits": limits(scanned),
+        "shows_inputs": settings.show_inputs,
+        "partial": None
+        if scanned.partial is None
+        else {"done": scanned.partial[0], "total": scanned.partial[1]},
+        "provenance": provenance(scanned, model, started if started is not None else time.time()),
+    }
+    plain = to_plain(found)
+    return hash_ids(plain, evidence) if settings.hash_ids else plain
+
+
+class _Place:
+    """The model and data that commands of findings name."""
+
+    def __init__(self, model: str, data: str) -> None:
+        self.model, self.data = model or "MODEL", data
+
+    def fill(self, text: str) -> str:
+        return text.replace("{model}", self.model).replace("{data}", self.data)
+
+
+def _raised(scanned: Scanned) -> list[Check]:
+    return [c for c in scanned.checks if c.finding is not None]
+
+
+def _finding(check: Check, rule: Rule, ignore: Sequence[str], place: _Place) -> dict[str, Any]:
+    finding = check.finding
+    assert finding is not None
+    return {
+        "code": finding.code,
+        "level": finding.level,
+        "title": rule.title,
+        "sentence": finding.sentence,
+        "why": rule.why,
+        "next": place.fill(finding.next),
+        "theme": rule.theme,
+        "effect": float(min(1.0, max(0.0, finding.effect))),
+        "because_of": finding.because_of,
+        "borderline": finding.borderline,
+        "common": finding.common,
+        "sites": list(finding.sites),
+        "units": [int(u) for u in finding.units],
+        "rows": list(finding.rows),
+        "classes": list(finding.classes),
+        "figure": _figure(finding.figure),
+        "how": _how(rule),
+        "ignored": is_ignored(finding, ignore),
+    }
+
+
+def is_ignored(finding: Finding, ignore: Sequence[str]) -> bool:
+    """Return whether every site of a finding is silenced by ``CODE`` or ``CODE@pattern``."""
+    patterns = []
+    for entry in ignore:
+        code, _, pattern = entry.partition("@")
+        if code.upper() == finding.code:
+            patterns.append(pattern or "*")
+    if not patterns:
+        return False
+    names = list(finding.sites) or [""]
+    return all(
+        any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}:*") or p == "*" for p in patterns)
+        for name in names
+    )
+
+
+def _how(rule: Rule) -> str:
+    moved = rule.moved()
+    said = ", ".join(f"{name} = {value:g}" for name, value in moved.items())
+    return rule.how + (f" Thresholds moved: {said}." if moved else "")
+
+
+def _figure(figure: Figure | None) -> dict[str, Any] | None:
+    if figure is None:
+        return None
+    return {
+        "name": figure.name,
+        "value": figure.value,
+        "low": figure.low,
+        "high": figure.high,
+        "unit": figure.unit,
+        "null": figure.null,
+        "threshold": figure.threshold,
+        "direction": figure.direction,
+        "p": figure.p,
+        "n_rows": figure.n_rows,
+        "n_groups": figure.n_groups,
+        "flags": list(figure.flags),
+    }
+
+
+def _check(check: Check, rule: Rule) -> dict[str, Any]:
+    limits = ", ".join(f"{k} {v:g}" for k, v in rule.thresholds().items())
+    return {
+        "code": check.code,
+        "title": rule.title,
+        "state": check.state,
+        "reason": check.reason or None,
+        "figure": _figure(check.figure),
+        "threshold": limits or None,
+    }
+
+
+def _first_page(finding: dict[str, Any]) -> tuple[int, float, str]:
+    return -LEVELS.index(finding["level"]), -finding["effect"], finding["code"]
+
+
+def _verdict(findings: list[dict[str, Any]], checks: Sequence[Check]) -> dict[str, int]:
+    counted = [f for f in findings if not f["ignored"]]
+    verdict = {level: sum(f["level"] == level for f in counted) for level in reversed(LEVELS)}
+    for state in ("clear", "withheld", "not_applicable", "failed"):
+        verdict[state] = sum(c.state == state for c in checks)
+    verdict["ignored"] = len(findings) - len(counted)
+    return verdict
+
+
+def _units(evidence: Evidence, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    out = []
+    for site in evidence.sites:
+        names = (site.schema.key, site.name)
+        codes: dict[int, list[str]] = {}
+        for finding in findings:
+            if finding["sites"] and finding["sites"][0] in names:
+                for unit in finding["units"]:
+                    codes.setdefault(unit, []).append(finding["code"])
+        named = [
+            unit_facts(site, unit, found)
+            for unit, found in list(codes.items())[:MOST_UNITS]
+            if 0 <= unit < site.dim
+        ]
+        out.append(site_units(site, named))
+    return out
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value as JSON: tensors as lists, NaN and infinity as None."""
+    if isinstance(value, torch.Tensor):
+        return to_plain(value.tolist())
+    if isinstance(value, dict):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, bool) or value is None or isinstance(value, str | int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def hash_ids(report: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
+    """Return a report in which every id of a row is a hash, also inside sentences."""
+    known = {*map(str, evidence.data.ids)}
+    if evidence.versus is not None:
+        known |= {*map(str, evidence.versus.other_data.ids)}
+    hashed = {i: blake2b(i.encode(), digest_size=8).hexdigest() for i in known}
+    in_text = re.compile(r"[^\s,;()\"']+")
+
+    def change(value: Any) -> Any:
+        if isinstance(value, str):
+            if value in hashed:
+                return hashed[value]
+            return in_text.sub(lambda m: hashed.get(m[0], m[0]), value)
+        if isinstance(value, list):
+            return [change(v) for v in value]
+        if isinstance(value, dict):
+            return {k: change(v) for k, v in value.items()}
+        return value
+
+    kept = {k: report[k] for k in ("schema", "provenance", "limits", "checks", "sites")}
+    return {**change({k: v for k, v in report.items() if k not in kept}), **kept}

@@ -1,0 +1,159 @@
+"""Where a report comes from, and what it cannot see."""
+
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from sonde.findings.evidence import DataEvidence
+from sonde.findings.gather import ScanStatistics
+from sonde.findings.scan import Gathered, Scanned
+from sonde.run.progress import peak_memory_bytes
+from sonde.tap import LiveStream
+
+PACKAGES = ("sonde", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
+
+CANNOT_SEE = (
+    "Only these data were read; another data set can look different inside.",
+    "Only the listed sites were read; what happens between them was not.",
+    "Averages over an example hide what happens to single tokens or patches.",
+    "No cause was tested: nothing was switched off, no weight was changed.",
+    "Backdoors that these data do not trigger leave no trace here.",
+    "Quantised or low-rank weights behind a residual stream do not show in its states.",
+    "Slow drift over time is not seen in one scan.",
+    "Differences between runs below 3 % are not told apart in 16-bit types.",
+    "Pairs of rows are compared within samples of at most 2,048 rows.",
+)
+
+
+def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
+    """Return the block that says how the report came about."""
+    stream, settings = scanned.stream, scanned.settings
+    data = scanned.evidence.data
+    reducers = sorted({str(s.reducer) for s in stream.schema if "|" not in s.key})
+    other = None
+    if scanned.evidence.versus is not None and scanned.other is not None:
+        other = _data(scanned.evidence.versus.other_data, scanned.other)
+    return {
+        "model": _model(stream, model),
+        "data": _data(data, scanned.gathered),
+        "other": other,
+        "reducer": ", ".join(reducers) or None,
+        "special_tokens": _special(stream),
+        "sites": f"{len(scanned.evidence.sites)} sites",
+        "seed": data.seed,
+        "unit_size": settings.unit_size,
+        "workers": settings.workers,
+        "threads": scanned.gathered.plan.threads,
+        "thresholds": {
+            f"{code}.{name}": value
+            for code, rule in scanned.rules.items()
+            for name, value in rule.moved().items()
+        },
+        "instruments": _instruments(scanned.gathered),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "wall_seconds": round(time.time() - started, 2),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "forward_ratio": None,
+        "command": settings.command or " ".join(sys.argv[:1]),
+        "state_id": scanned.gathered.plan.id,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _model(stream: Any, name: str) -> dict[str, Any]:
+    identity = stream.identity()
+    found = {
+        "name": name or "feature arrays",
+        "fingerprint": identity.get("model"),
+        "config_hash": identity.get("config"),
+        "class": None,
+        "n_parameters": None,
+        "dtype": identity.get("dtype"),
+        "device": None,
+        "attention": identity.get("attn"),
+        "mode": None,
+    }
+    if isinstance(stream, LiveStream):
+        module = stream.model.module
+        first = next(module.parameters(), None)
+        found |= {
+            "class": type(module).__name__,
+            "n_parameters": sum(p.numel() for p in module.parameters()),
+            "device": None if first is None else str(first.device),
+            "mode": "train (read in eval, handed back as it was)" if module.training else "eval",
+        }
+    return found
+
+
+def _data(data: DataEvidence, gathered: Gathered) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "n_examples": gathered.outcome.counters.get("examples", data.n),
+        "n_rows": max(
+            (v for k, v in gathered.outcome.counters.items() if k.startswith("rows|")), default=0
+        ),
+        "n_groups": data.n_groups,
+        "group_column": "given" if data.grouped else None,
+        "label_column": "given" if data.has_labels else None,
+        "n_skipped": data.n_skipped,
+        "n_truncated": data.n_truncated,
+    }
+
+
+def _special(stream: Any) -> str | None:
+    if not isinstance(stream, LiveStream):
+        return None
+    return "kept" if stream.keep_special else "left out of tokens and mean"
+
+
+def _instruments(gathered: Gathered) -> list[dict[str, Any]]:
+    statistics: ScanStatistics = gathered.statistics
+    counters = gathered.outcome.counters
+    groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for statistic, keys, where in statistics.roles.values():
+        rows = "pooled" if all("|" not in k for k in keys) else keys[-1].split("|")[1]
+        if type(where).__name__ == "Subsample":
+            rows = f"1/8 of {rows}"
+        groups.setdefault((type(statistic).__name__, rows), []).append(keys)
+    return [
+        {
+            "name": name,
+            "sites": len(keys),
+            "rows": rows,
+            "n_rows": counters.get(f"rows|{keys[0][-1]}"),
+        }
+        for (name, rows), keys in sorted(groups.items())
+    ]
+
+
+def limits(scanned: Scanned) -> list[str]:
+    """Return what this scan cannot see, and what it left out for size."""
+    said = list(CANNOT_SEE)
+    wide = [s.name for s in scanned.evidence.sites if s.moments.scatter.ndim == 1]
+    if wide:
+        said.append(
+            f"At {len(wide)} sites wider than 2,048 units only variances were kept; ranks and "
+            "similarity there come from the sampled rows."
+        )
+    withheld = [c.code for c in scanned.checks if c.state in ("withheld", "failed")]
+    if withheld:
+        said.append(f"Checks that could not speak: {', '.join(withheld)}.")
+    if torch.get_default_dtype() != torch.float32:
+        said.append(f"torch's default type was {torch.get_default_dtype()}.")
+    return said

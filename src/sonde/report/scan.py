@@ -1,0 +1,152 @@
+"""``sonde.scan``: the main job, from a model and data to a report."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.core.stream import Stream
+from sonde.data import load
+from sonde.findings.document import document
+from sonde.findings.scan import Scanned, scan_stream
+from sonde.findings.settings import ScanSettings
+from sonde.report.files import save_report
+from sonde.report.notebook import to_mime
+from sonde.report.terminal import to_text
+from sonde.run.read import ARRAYS, read
+
+ALL_ROWS = ("tokens", "patches")
+
+
+class Report:
+    """What a scan found: print it, save it, gate on it.
+
+    Attributes
+    ----------
+    findings : list of dict
+        Sorted by level, then size; see the schema ``sonde-scan/1``.
+    """
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self._report = report
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """The findings that were not silenced."""
+        return [f for f in self._report["findings"] if not f["ignored"]]
+
+    def json(self) -> dict[str, Any]:
+        """Return everything, as ``sonde scan --json`` prints it."""
+        return self._report
+
+    def save(self, path: str | Path) -> None:
+        """Write the report: one self-contained page for ``.html``, the JSON for ``.json``."""
+        save_report(self._report, path)
+
+    def __str__(self) -> str:
+        return to_text(self._report)
+
+    def __repr__(self) -> str:
+        verdict = self._report["verdict"]
+        counts = ", ".join(f"{verdict[level]} {level}s" for level in ("error", "warning", "note"))
+        return f"Report({counts})"
+
+    def _repr_mimebundle_(
+        self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        return to_mime(self._report)
+
+
+def scan(
+    model: Any,
+    data: Any,
+    versus: Any = None,
+    *,
+    settings: ScanSettings | None = None,
+    sites: Any = "auto",
+    reducer: Any = "auto",
+    processor: Any = None,
+    keep_special: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Report:
+    """Read a model's hidden states over data in one pass and say what is going on inside.
+
+    Parameters
+    ----------
+    model : Model, nn.Module or str
+        What ``sonde.load`` gives or takes; ``"-"`` for feature arrays.
+    data : str, path or iterable
+    versus : str, path, iterable or None, default=None
+        A second data set: which layers tell the two apart, and which of its rows are unusual.
+    settings : ScanSettings, optional
+        How the scan is run, thresholds, gates, privacy.
+    sites, reducer, processor, keep_special, seed
+        As in ``sonde.read``.
+    **options
+        Named options of ``sonde.data.open_inputs``.
+
+    Returns
+    -------
+    Report
+
+    Examples
+    --------
+    >>> from sonde.findings.settings import ScanSettings
+    >>> quiet = ScanSettings(progress=False)
+    >>> scan("sonde:digits", "sonde:digits/test", settings=quiet, limit=64).json()["schema"]
+    'sonde-scan/1'
+    """
+    started = time.time()
+    scanned, name = run_scan(
+        model,
+        data,
+        versus,
+        settings=settings,
+        sites=sites,
+        reducer=reducer,
+        processor=processor,
+        keep_special=keep_special,
+        seed=seed,
+        **options,
+    )
+    return Report(document(scanned, name, started))
+
+
+def run_scan(
+    model: Any,
+    data: Any,
+    versus: Any = None,
+    *,
+    settings: ScanSettings | None = None,
+    processor: Any = None,
+    **options: Any,
+) -> tuple[Scanned, str]:
+    """Return the evidence and checks of a scan, and the model's name."""
+    if isinstance(data, Stream):
+        raise InputError("scan: expected data, got a stream. Use sonde.findings.scan_stream.")
+    live: Any = model
+    if not (isinstance(model, str) and model == ARRAYS) and not isinstance(model, Model):
+        live = load(model, processor=processor)
+    limited = options.get("limit") is not None
+
+    def stream(where: Any) -> Stream:
+        return read(live, where, further=ALL_ROWS, **options)
+
+    scanned = scan_stream(
+        stream(data),
+        name_of(data),
+        other=None if versus is None else stream(versus),
+        other_name=name_of(versus),
+        settings=settings,
+        limited=limited,
+    )
+    name = model if isinstance(model, str) else live.name or type(live.module).__name__
+    return scanned, name
+
+
+def name_of(data: Any) -> str:
+    """Return how a report names data: the text or path as typed, or the kind of object."""
+    return str(data) if isinstance(data, str | Path) else f"{type(data).__name__} of items"

@@ -1,0 +1,52 @@
+"""The run directory beside an output file: whether it may be written, and how it goes away."""
+
+import shutil
+from pathlib import Path
+
+from sonde.core.errors import StoreError
+from sonde.run.chain import CHECKPOINT
+from sonde.run.ledger import PLAN, STATES
+
+
+def beside(output: Path) -> Path:
+    """Return the run directory of an output file.
+
+    Examples
+    --------
+    >>> beside(Path("out/probe.sonde")).as_posix()
+    'out/probe.run'
+    """
+    return output.with_suffix(".run")
+
+
+def check_writable(output: Path) -> None:
+    """Refuse an output that could not be written, before any work starts.
+
+    Raises
+    ------
+    StoreError
+        If its folder does not exist or may not be written, or the output is a folder.
+    """
+    import os
+
+    folder = output.parent
+    if not folder.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {folder}. Make it first.")
+    if output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"cannot write {output}: no permission in {folder}.")
+
+
+def remove_run(directory: Path) -> None:
+    """Remove what runs left in a run directory, and the directory if nothing else is in it."""
+    if not (directory / PLAN).exists():
+        return
+    passes = [d for d in directory.iterdir() if d.is_dir() and (d / PLAN).exists()]
+    for child in passes:
+        remove_run(child)
+    shutil.rmtree(directory / STATES, ignore_errors=True)
+    for name in (PLAN, CHECKPOINT):
+        (directory / name).unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
