@@ -19,7 +19,7 @@ def benjamini_hochberg(p: Float[Tensor, "test"], rate: float = 0.05) -> Bool[Ten
 
     References
     ----------
-    benjamini1995controlling
+    benjamini1995fdr
     """
     if not 0 < rate < 1:
         raise InputError(f"benjamini_hochberg: expected a rate in (0, 1), got {rate}.")

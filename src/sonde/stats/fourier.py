@@ -32,7 +32,7 @@ class FourierFeatures:
 
     References
     ----------
-    rahimi2007random
+    rahimi2007rff
     """
 
     sigma: float
@@ -79,7 +79,7 @@ class FourierMoments(Statistic[MomentsState]):
 
     References
     ----------
-    rahimi2007random
+    rahimi2007rff
     """
 
     features: FourierFeatures

@@ -148,7 +148,7 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
 
     References
     ----------
-    song2012feature
+    song2012hsic
     """
 
     span: ClassVar[Span] = "pair"

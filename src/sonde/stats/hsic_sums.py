@@ -114,7 +114,7 @@ class HsicSums(Statistic[HsicSumsState]):
 
     References
     ----------
-    song2012feature
+    song2012hsic
     """
 
     span: ClassVar[Span] = "pair"

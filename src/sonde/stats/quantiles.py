@@ -64,7 +64,7 @@ class Quantiles(Statistic[QuantilesState]):
 
     References
     ----------
-    karnin2016optimal
+    karnin2016kll
     """
 
     merging: ClassVar[Merging] = "bounded"
