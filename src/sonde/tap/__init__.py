@@ -1,18 +1,24 @@
 """From a live PyTorch model to a stream of rows: the only place that touches modules and hooks."""
 
+from sonde.tap.editing import editing
 from sonde.tap.fingerprint import config_hash, fingerprint
 from sonde.tap.heads import find_head
 from sonde.tap.live import LiveStream, live_stream
 from sonde.tap.probe import Probe, probe
+from sonde.tap.replay import replay
 from sonde.tap.sites import resolve
+from sonde.tap.tap import Tap
 
 __all__ = [
     "LiveStream",
     "Probe",
+    "Tap",
     "config_hash",
+    "editing",
     "find_head",
     "fingerprint",
     "live_stream",
     "probe",
+    "replay",
     "resolve",
 ]

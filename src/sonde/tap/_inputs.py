@@ -1,4 +1,4 @@
-"""Left-padded inputs to right-padded ones, so that positions are right in every model."""
+"""Padding moved to the other side, so that positions are right in every model."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,18 @@ def right_padded(batch: InputBatch) -> InputBatch:
     mask = batch.mask
     if mask is None or not bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         return batch
-    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+    return _reordered(batch, mask, (~mask).to(torch.uint8).argsort(dim=1, stable=True))
+
+
+def left_padded(batch: InputBatch) -> InputBatch:
+    """Return the batch with real tokens last in each row, as generation needs it."""
+    mask = batch.mask
+    if mask is None or not bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        return batch
+    return _reordered(batch, mask, mask.to(torch.uint8).argsort(dim=1, stable=True))
+
+
+def _reordered(batch: InputBatch, mask: Tensor, order: Tensor) -> InputBatch:
     return replace(
         batch,
         args=tuple(_moved(x, order, str(i)) for i, x in enumerate(batch.args)),
@@ -37,7 +48,7 @@ def _moved(x: Any, order: Tensor, name: str) -> Any:
         return x.gather(1, index)
     if order.shape[1] in x.shape[1:]:
         raise InputError(
-            f"live_stream: the input {name!r} of shape {tuple(x.shape)} cannot be moved from left "
-            "to right padding. Pad on the right."
+            f"live_stream: the padding of input {name!r} of shape {tuple(x.shape)} cannot be moved "
+            "to the other side. Pad on the right for reading, on the left for generating."
         )
     return x

@@ -1,5 +1,6 @@
 """One forward of a live model, and the rows that hooks took from it."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,12 +86,32 @@ class Reader:
         last = max(self.kinds, key=lambda k: k.site.order) if may_stop else None
         for slot in self.slots:
             slot.reset(last)
+        logits = self._forward(args, kwargs, batch)
+        if not frame.is_careful and self._may_be_poisoned():
+            frame.is_careful = True
+            return self.read(args, kwargs, batch, frame)
+        return self._reading(logits)
+
+    def _forward(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch
+    ) -> Tensor | None:
         with self.session:
             output = self.session.run(args, kwargs)
-            logits = self._logits(output, frame)
+            logits = self._logits(output, self.frame)
             if self.objective is not None:
                 self._backward(output, logits, batch)
-        return self._reading(None if logits is None else logits.detach())
+        return None if logits is None else logits.detach()
+
+    def _may_be_poisoned(self) -> bool:
+        """Return whether a mean over tokens is not finite, perhaps by a token at weight 0."""
+        means = [
+            rows
+            for kind in self.kinds
+            if kind.reduction.reducer.name == "mean" and kind.reduction.is_over_tokens
+            for rows, _ in self.taken[kind.key].values()
+        ]
+        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in means]
+        return bool(sums) and not math.isfinite(float(torch.stack(sums).sum()))
 
     def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
         with torch.enable_grad():

@@ -130,11 +130,21 @@ def _along(x: Tensor, axis: int, size: int) -> Tensor:
     return x.index_select(axis, (torch.arange(size) % x.shape[axis]).to(x.device))
 
 
+Place = tuple[torch.device, torch.dtype | None]
+
+
 def to_model(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments on the model's device, floats in the type of its weights."""
-    device, dtype = placement(module)
+    return moved(placement(module), args, kwargs)
+
+
+def moved(
+    place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments at a place."""
+    device, dtype = place
 
     def move(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -145,7 +155,7 @@ def to_model(
     return tuple(move(x) for x in args), {name: move(x) for name, x in kwargs.items()}
 
 
-def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+def placement(module: nn.Module) -> Place:
     """Return where a model takes its inputs, and the type of its first float parameter."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     for part in module.modules():

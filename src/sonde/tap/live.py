@@ -16,7 +16,7 @@ from sonde.core.stream import Stream
 from sonde.tap._choose import Kind, choose_kinds
 from sonde.tap._inputs import right_padded
 from sonde.tap._read import Reader
-from sonde.tap._vary import placement, to_model
+from sonde.tap._vary import Place, moved, placement
 from sonde.tap.fingerprint import config_hash, fingerprint
 from sonde.tap.heads import layer_of
 from sonde.tap.objectives import Objective, check_objective, name_of
@@ -150,15 +150,15 @@ class LiveStream(Stream):
             logits=self.with_logits and self._gives_logits,
             has_logits=self._gives_logits,
         )
-        device, _ = placement(self.model.module)
+        place = placement(self.model.module)
         for raw in self.inputs.batches(start, stop):
             batch = right_padded(raw)
-            yield self._batch(reader, batch, Frame(batch, device))
+            yield self._batch(reader, batch, place)
 
-    def _batch(self, reader: Reader, batch: InputBatch, frame: Frame) -> Batch:
-        args, kwargs = to_model(self.model.module, batch.args, batch.kwargs)
+    def _batch(self, reader: Reader, batch: InputBatch, place: Place) -> Batch:
+        args, kwargs = moved(place, batch.args, batch.kwargs)
         try:
-            reading = reader.read(args, kwargs, batch, frame)
+            reading = reader.read(args, kwargs, batch, Frame(batch, place[0]))
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory with {len(batch)} examples in a forward. "

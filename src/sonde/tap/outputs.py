@@ -106,9 +106,14 @@ def find_input(
 def _named_arguments(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        bound = {}
+    bound = arguments(module, args, kwargs)
     named = {name: bound[name] for name in bound if name in kwargs} | kwargs
     return {str(i): a for i, a in enumerate(args)} | named
+
+
+def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by the names in the signature; keywords alone if none fits."""
+    try:
+        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) | kwargs
+    except (TypeError, ValueError):
+        return dict(kwargs)

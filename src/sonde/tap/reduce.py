@@ -40,6 +40,11 @@ class Frame:
     batch : InputBatch
     device : torch.device
         Where selections are kept beside the states.
+
+    Attributes
+    ----------
+    is_careful : bool
+        Silence tokens of weight 0 before a mean: 0 times NaN is NaN. Costs a copy of each output.
     """
 
     def __init__(self, batch: InputBatch, device: torch.device | None = None) -> None:
@@ -47,6 +52,7 @@ class Frame:
         self.n = len(batch)
         self.device = torch.device("cpu") if device is None else device
         self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
+        self.is_careful = False
         self._selected: dict[Hashable, Tensor] = {}
         self._columns: dict[Hashable, Columns] = {}
 
@@ -96,17 +102,6 @@ class Frame:
             weights = kept.double() / kept.sum(dim=1, keepdim=True)
             self._selected[key] = weights[:, None].to(dtype=dtype, device=self.device)
         return self._selected[key]
-
-    def is_full(self, axis: str, length: int, keep_special: bool) -> bool:
-        """Return whether every token counts."""
-        key = ("full", axis, length, keep_special)
-        if key not in self._columns_full:
-            self._columns_full[key] = bool(self.kept(axis, length, keep_special).all())
-        return self._columns_full[key]
-
-    @cached_property
-    def _columns_full(self) -> dict[Hashable, bool]:
-        return {}
 
     def one(self, axis: str, length: int, which: str) -> tuple[Tensor, Tensor]:
         """Return the index of the ``last`` or first (``cls``) real token of each example."""
@@ -198,29 +193,45 @@ class Reduction:
     def _space(self) -> tuple[int, ...]:
         return tuple(i for i, word in enumerate(self.axes.words) if word in FREE)
 
+    @cached_property
+    def _kind(self) -> str:
+        return self.axes.kind
+
+    @property
+    def is_over_tokens(self) -> bool:
+        """Whether there is an axis of tokens."""
+        return self._kind in ("pos", "pos2")
+
+    @cached_property
+    def _in_order(self) -> bool:
+        return self.axes.words in (("row", "pos", "dim"), ("row", "pos2", "dim"))
+
     def __call__(
         self, x: Float[Tensor, "..."], frame: Frame
     ) -> tuple[Float[Tensor, "_row _dim"], Hashable]:
         """Return new rows of a raw output, and their layout."""
         if x.is_nested:
             x = _padded(x, frame.masks["pos"])
-        kind, name = self.axes.kind, self.reducer.name
-        if kind == "vector":
+        if self._kind == "vector":
             return self._vector(x, frame)
-        if kind == "space":
+        if self._kind == "space":
             return self._over_space(x, frame)
-        x = self.axes.last_dim(x)
-        if x.ndim != 3:
-            x = x.flatten(2)
-        if x.shape[0] != frame.n:
-            raise ShapeError(f"expected {frame.n} examples, got {x.shape[0]} in the states.")
-        keep = self.reducer.keep_special
+        return self._over_tokens(x, frame)
+
+    def _over_tokens(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        if not self._in_order:
+            x = self.axes.last_dim(x)
+            x = x.flatten(2) if x.ndim != 3 else x
+        n, length, _ = x.shape
+        if n != frame.n:
+            raise ShapeError(f"expected {frame.n} examples, got {n} in the states.")
+        name, keep = self.reducer.name, self.reducer.keep_special
         if name == "mean":
-            return _token_mean(x, frame, kind, keep), POOLED
+            return _token_mean(x, frame, self._kind, keep), POOLED
         if name == "tokens":
-            flat = frame.flat(kind, x.shape[1], keep)
-            return x.flatten(0, 1).index_select(0, flat), ("tokens", kind, x.shape[1], keep)
-        return x[frame.one(kind, x.shape[1], name)], POOLED
+            flat = frame.flat(self._kind, length, keep)
+            return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
+        return x[frame.one(self._kind, length, name)], POOLED
 
     def _vector(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         x = self.axes.last_dim(x)
@@ -260,11 +271,9 @@ def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tenso
     dtype = torch.float32 if x.dtype in NARROW else x.dtype
     weights = frame.weights(axis, x.shape[1], keep_special, dtype)
     wide = x if x.dtype == dtype else x.to(dtype)
+    if frame.is_careful:
+        wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
     rows = torch.bmm(weights, wide)[:, 0]
-    is_full = frame.is_full(axis, x.shape[1], keep_special)
-    if not is_full and (x.device.type != "cpu" or not bool(torch.isfinite(rows).all())):
-        # Weight 0 does not silence a NaN at a padded position.
-        rows = torch.bmm(weights, wide.masked_fill(weights.transpose(1, 2) == 0, 0.0))[:, 0]
     return rows if x.dtype == dtype else rows.to(x.dtype)
 
 

@@ -1,0 +1,23 @@
+"""Key-value caches in the arguments of a call."""
+
+from typing import Any
+
+from torch import Tensor
+
+NAMES = ("past_key_values", "cache_params", "past_key_value")
+
+
+def cache_in(named: dict[str, Any]) -> Any:
+    """Return the cache among the arguments of a call, or None."""
+    return next((named[name] for name in NAMES if named.get(name) is not None), None)
+
+
+def cached_length(cache: Any) -> int:
+    """Return how many positions a cache holds."""
+    length = getattr(cache, "get_seq_length", None)
+    if callable(length):
+        return int(length())
+    if isinstance(cache, tuple | list) and cache and isinstance(cache[0], tuple | list):
+        keys = cache[0][0]
+        return int(keys.shape[-2]) if isinstance(keys, Tensor) else 0
+    return int(bool(getattr(cache, "has_previous_state", False)))
