@@ -1,0 +1,56 @@
+"""Squared distances to points in a whitened space, in chunks of rows."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import ShapeError
+from sonde.stats.shrinkage import InverseRoot
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class WhitenedPoints:
+    """Points in the metric of a covariance; distances to the nearest are what Gaussian scores are.
+
+    Rows are taken relative to ``origin`` before they are multiplied, so that a large mean costs no
+    digits.
+    """
+
+    metric: InverseRoot
+    origin: Float[Tensor, "dim"]
+    points: Float[Tensor, "point rank"]
+
+    @classmethod
+    def of(
+        cls, metric: InverseRoot, origin: Float[Tensor, "dim"], means: Float[Tensor, "point dim"]
+    ) -> "WhitenedPoints":
+        """Return the means, whitened relative to the origin."""
+        return cls(metric, origin, metric.whiten(means - origin))
+
+    def nearest(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+        """Return each row's squared distance to the nearest point, in the type of the rows."""
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        origin, points = self.origin.to(x), self.points.to(x)
+        squares = points.square().sum(1)
+        out = x.new_empty(len(x))
+        for start in range(0, len(x), CHUNK):
+            white = self.metric.whiten(x[start : start + CHUNK] - origin)
+            if len(points) == 1:
+                out[start : start + CHUNK] = (white - points).square().sum(1)
+                continue
+            gap = torch.addmm(squares, white, points.T, alpha=-2.0).amin(1)
+            out[start : start + CHUNK] = (white.square().sum(1) + gap).clamp(min=0.0)
+        return out
+
+
+def check_width(owner: str, x: Float[Tensor, "row dim"], dim: int, name: str = "dim") -> None:
+    """Raise a ``ShapeError`` unless rows have the width that the scorer was fitted on."""
+    if x.shape[1] != dim:
+        raise ShapeError(
+            f"{owner}.score: expected {name}={dim} (as fitted), got {name}={x.shape[1]}. "
+            "Fit a second scorer for that site."
+        )

@@ -1,0 +1,208 @@
+"""Neuron activation coverage: how rarely a unit was in the state in which an input puts it.
+
+A unit's state is its output times its influence on the decision, so it needs gradients: a stream
+with ``objective="kl_uniform"``. Fit and score cost a forward and a backward pass.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Detector
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+from sonde.detect._metric import check_width
+from sonde.stats.log_histogram import LogHistogram, LogHistogramState
+
+
+@dataclass(frozen=True)
+class InfluenceCountsState(State):
+    """Rows of each unit in each bin of the grid."""
+
+    n: int
+    counts: Int[Tensor, "dim bin"]
+
+
+@final
+@dataclass(frozen=True)
+class InfluenceCounts(Statistic[InfluenceCountsState]):
+    """Counts of output times gradient on the grid of ``thresholds``, exact under any split.
+
+    Parameters
+    ----------
+    alpha : float
+        Steepness of the sigmoid.
+    n_bins : int
+        Number of thresholds.
+    """
+
+    alpha: float
+    n_bins: int
+
+    def observe(
+        self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
+    ) -> InfluenceCountsState:
+        """Return the counts of a batch."""
+        edges = influence_edges(self.alpha, self.n_bins)
+        n_bins = len(edges) + 1
+        index = _bins(x, grad, edges) + torch.arange(x.shape[1], device=x.device) * n_bins
+        counts = torch.bincount(index.flatten(), minlength=x.shape[1] * n_bins)
+        return InfluenceCountsState(len(x), counts.reshape(-1, n_bins))
+
+    def merge(self, a: InfluenceCountsState, b: InfluenceCountsState) -> InfluenceCountsState:
+        """Return the counts of both."""
+        return InfluenceCountsState(a.n + b.n, a.counts + b.counts)
+
+
+def thresholds(n_bins: int) -> Float[Tensor, "threshold"]:
+    """Return the grid of the paper on (0, 1): fine around 0.5, coarse at the ends.
+
+    The last but one is raised so that 1 lies inside; the last is never reached.
+    """
+    x = torch.linspace(1.0, math.sqrt(1000.0), n_bins // 2, dtype=torch.float64)
+    low = x.log() / math.log(1000.0)
+    grid = torch.cat([low[:-1], (1.0 - low).flip(0), torch.tensor([1.2], dtype=torch.float64)])
+    grid[-2] += 0.01
+    return grid
+
+
+def influence_edges(alpha: float, n_bins: int) -> Float[Tensor, "edge"]:
+    """Return the inner thresholds in units of output times gradient: ``logit(t) / alpha``."""
+    inner = thresholds(n_bins)[1:-2]
+    middle = (inner - 0.5).abs() < 1e-12
+    return torch.where(middle, torch.zeros_like(inner), torch.logit(inner)) / alpha
+
+
+def _bins(
+    x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]
+) -> Int[Tensor, "row dim"]:
+    z = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    z = z * grad.to(z)
+    return torch.bucketize(z, edges.to(z), right=True)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NACScorer(Scorer):
+    """One minus the mean coverage of the units' states; ``value`` is that of all bins."""
+
+    edges: Float[Tensor, "edge"]
+    coverage: Float[Tensor, "dim bin"]
+    alpha: float
+
+    def score(
+        self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
+    ) -> Float[Tensor, "row"]:
+        """Return one minus the mean over units of the coverage of each row's bin."""
+        dim, n_bins = self.coverage.shape
+        check_width("NAC", x, dim)
+        offset = torch.arange(dim, device=x.device) * n_bins
+        index = _bins(x, grad, self.edges) + offset
+        covered = self.coverage.to(x.device).flatten()[index]
+        return infinite_where_nonfinite(1.0 - covered.mean(1), x, grad)
+
+
+@final
+@dataclass(frozen=True)
+class NAC(Detector):
+    """One minus how often the fitted rows put each unit into the state that this row puts it in.
+
+    State of a unit: ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
+    of the prediction from uniform. Coverage of a bin: rows in it over ``fill`` of all rows, at
+    most 1. Score: ``1 - mean_u coverage``. Seen from ``o g`` the bins are ``logit(t) / alpha``;
+    ``"auto"`` chooses ``alpha`` so that they span the bulk, ``2 / median_u q90(|o g|)`` over
+    living units.
+
+    Range        [0, 1]; higher = more unusual. Few distinct values where there are few units.
+    Cost         forward and backward; state 4 KB per unit (auto) or 8 n_bins bytes; O(dim) per row.
+    Assumes      a gradient that sums over rows (never a mean), the model in eval mode.
+    Differs      from the paper: ``fill`` is a share of the rows, ``alpha`` needs no unusual data.
+
+    Parameters
+    ----------
+    n_bins : int, default=50
+        Number of thresholds; even.
+    fill : float, default=0.05
+        Share of the rows from which on a bin counts as fully covered.
+    alpha : float or "auto", default="auto"
+        Steepness. "auto" re-bins a logarithmic histogram, off by at most a factor 2^(1/4) per edge.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]])
+    >>> ones = torch.ones(4, 2)
+    >>> scorer = NAC(n_bins=10, fill=0.5, alpha=1.0).fit(x, grad=ones)
+    >>> scorer.score(torch.tensor([[0.0, 0.2], [3.0, -3.0]]), ones[:2]).tolist()
+    [0.25, 1.0]
+
+    References
+    ----------
+    liu2024nac
+    """
+
+    n_bins: int = 50
+    fill: float = 0.05
+    alpha: float | Literal["auto"] = "auto"
+    paper: ClassVar[str] = "liu2024nac"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 10, "alpha": 1.0})
+
+    def __post_init__(self) -> None:
+        if self.n_bins < 4 or self.n_bins % 2:
+            raise InputError(f"NAC: expected an even n_bins of at least 4, got {self.n_bins}.")
+        if not 0.0 < self.fill <= 1.0:
+            raise InputError(f"NAC: expected fill in (0, 1], got {self.fill}.")
+        if isinstance(self.alpha, str) and self.alpha != "auto":
+            raise InputError(f"NAC: expected alpha 'auto' or a number, got {self.alpha!r}.")
+        if not isinstance(self.alpha, str) and not self.alpha > 0.0:
+            raise InputError(f"NAC: expected a positive alpha, got {self.alpha}.")
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read counts of output times gradient."""
+        if isinstance(self.alpha, str):
+            return {"influence": LogHistogram(("x", "grad"))}
+        return {"influence": InfluenceCounts(self.alpha, self.n_bins)}
+
+    def result(self, influence: LogHistogramState | InfluenceCountsState) -> NACScorer:
+        """Choose the steepness, count on the grid, cap the counts."""
+        alpha, flags = self.alpha, ()
+        if isinstance(influence, LogHistogramState):
+            alpha, flags = _steepness(influence)
+            edges = influence_edges(alpha, self.n_bins)
+            counts = influence.rebinned(edges)
+        else:
+            assert not isinstance(alpha, str)  # reads takes the other state then
+            edges, counts = influence_edges(alpha, self.n_bins), influence.counts
+        full = max(1, round(self.fill * influence.n))
+        coverage = (counts.float() / full).clamp(max=1.0)
+        return NACScorer(
+            value=float(coverage.mean()),
+            n=influence.n,
+            range=(0.0, 1.0),
+            flags=flags,
+            conventions={
+                "value": "mean coverage of all bins",
+                "alpha": float(alpha),
+                "full_bin": full,
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            edges=edges,
+            coverage=coverage,
+            alpha=float(alpha),
+        )
+
+
+def _steepness(influence: LogHistogramState) -> tuple[float, tuple[str, ...]]:
+    """Return the steepness at which the grid spans the bulk, and a flag where nothing varies."""
+    varies = influence.counts.amax(1) < influence.n
+    for share in (0.9, 0.99, 1.0):
+        reach = influence.quantile(share, absolute=True)
+        living = reach[varies & (reach > 0)]
+        if len(living):
+            return 2.0 / float(living.median()), ()
+    return 1.0, ("dead",)
