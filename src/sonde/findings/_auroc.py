@@ -1,0 +1,56 @@
+"""An AUROC with a bound that holds near 1, and the p-value of its rank sum."""
+
+import math
+
+from scipy.optimize import brentq
+from scipy.stats import mannwhitneyu, norm
+from torch import Tensor
+
+from sonde.stats.auroc import auroc
+
+TINY = 1e-9
+
+
+def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, float]:
+    """Return the AUROCs from which ``value`` is just one tail probability away, on either side.
+
+    The standard error is that of Hanley and McNeil at the bound itself, with both counts replaced
+    by their mean in its pair terms, so that the interval stays inside [0, 1] and has a width also
+    where the two sets are separated completely.
+
+    References
+    ----------
+    newcombe2006auc, hanley1982meaning
+    """
+    z = float(norm.isf(tail))
+
+    def excess(theta: float) -> float:
+        return abs(value - theta) - z * _error(theta, n, m)
+
+    low = 0.0 if value < TINY or excess(TINY) < 0 else float(brentq(excess, TINY, value))
+    top = 1 - TINY
+    high = 1.0 if value > top or excess(top) < 0 else float(brentq(excess, value, top))
+    return low, high
+
+
+def _error(theta: float, n: int, m: int) -> float:
+    pairs = (n + m) / 2 - 1
+    spread = 1 + pairs * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+    return math.sqrt(max(theta * (1 - theta) * spread / (n * m), 0.0))
+
+
+def rank_p_value(negative: Tensor, positive: Tensor) -> float:
+    """Return the chance of a rank sum of ``positive`` as high as this when both are alike."""
+    result = mannwhitneyu(
+        positive.double().numpy(),
+        negative.double().numpy(),
+        alternative="greater",
+        method="asymptotic",
+    )
+    return float(result.pvalue) if math.isfinite(result.pvalue) else 1.0
+
+
+def separation(negative: Tensor, positive: Tensor) -> float:
+    """Return the AUROC in the direction in which it is above one half."""
+    value = auroc(negative, positive).value
+    return max(value, 1 - value)

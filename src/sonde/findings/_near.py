@@ -1,0 +1,82 @@
+"""Rows far nearer to another one than the rows around them are to each other."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import poisson
+from torch import Tensor
+
+from sonde.stats.neighbours import nearest
+
+FAR = 5
+
+
+@dataclass(frozen=True, eq=False)
+class NearPairs:
+    """Rows whose nearest neighbour is nearer than ``eps`` times their fifth.
+
+    Parameters
+    ----------
+    row, partner : Int[Tensor, "pair"]
+        Indices, nearest pair first.
+    ratio : Float[Tensor, "pair"]
+        Nearest over fifth distance.
+    eps, dim, expected, p : float
+        The limit; dimension of the rows by their two nearest neighbours; how many rows a smooth
+        density would put below the limit, and the chance of as many as were seen.
+    """
+
+    row: Int[Tensor, "pair"]
+    partner: Int[Tensor, "pair"]
+    ratio: Float[Tensor, "pair"]
+    eps: float
+    dim: float
+    expected: float
+    p: float
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def near_pairs(
+    x: Float[Tensor, "row dim"],
+    group: Int[Tensor, "row"],
+    y: Float[Tensor, "row2 dim"] | None = None,
+    group2: Int[Tensor, "row2"] | None = None,
+    *,
+    dim: float | None = None,
+    limit: float = 0.1,
+    chance: float = 0.01,
+) -> NearPairs:
+    """Return near pairs among ``x``, or of rows of ``x`` with rows of ``y``; none of one group.
+
+    Where the density is even around a row, its four nearest neighbours lie uniformly inside the
+    fifth's ball, so the nearest of them is inside ``eps`` of its radius with chance
+    ``1 - (1 - eps^d)^4 < 4 eps^d``. ``eps`` is ``limit``, or less, so that ``chance`` rows are
+    expected below it.
+    """
+    other = x if y is None else y
+    other_group = group if group2 is None else group2
+    distance, index = nearest(x, other, FAR, group=group, group2=other_group)
+    known = torch.isfinite(distance[:, -1]) & (distance[:, -1] > 0)
+    ratio = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    ratio[known] = distance[known, 0] / distance[known, -1]
+    dim = two_neighbour_dimension(distance, ratio, limit) if dim is None else dim
+    n = int(known.sum())
+    eps = min(limit, (chance / (4 * max(n, 1))) ** (1 / dim))
+    below = torch.nonzero(ratio < eps).flatten()
+    below = below[torch.argsort(ratio[below], stable=True)]
+    expected = 4 * n * eps**dim
+    p = float(poisson.sf(len(below) - 1, expected))
+    return NearPairs(below, index[below, 0], ratio[below], eps, dim, expected, p)
+
+
+def two_neighbour_dimension(
+    distance: Float[Tensor, "row 5"], ratio: Float[Tensor, "row"], limit: float
+) -> float:
+    """Return ``(n - 1) / sum log(r2 / r1)`` over rows that are not near pairs; at least 1."""
+    usable = (ratio > limit) & torch.isfinite(ratio)
+    logs = (distance[usable, 1] / distance[usable, 0]).log()
+    total = float(logs.sum())
+    return max(1.0, (len(logs) - 1) / total) if total > 0 else 1.0

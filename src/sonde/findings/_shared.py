@@ -1,0 +1,75 @@
+"""The sampled rows that every site kept, in one order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.findings._once import once
+from sonde.findings.evidence import Evidence
+from sonde.stats import HashSampleState
+
+
+@dataclass(frozen=True, eq=False)
+class SharedRows:
+    """Rows of the samples of all sites, joined by draw.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    index : tuple of Int[Tensor, "row"]
+        For each site, where these rows stand in its sample.
+    """
+
+    evidence: Evidence
+    index: tuple[Int[Tensor, "row"], ...]
+
+    @property
+    def group(self) -> Int[Tensor, "row"]:
+        """Hash of each row's group."""
+        return self.evidence.sites[0].sample.group[self.index[0]]
+
+    @property
+    def order(self) -> Int[Tensor, "row"] | None:
+        """Index of each row's example in the planned order."""
+        return self.column("order")
+
+    def x(self, site: int) -> Float[Tensor, "row dim"]:
+        """Return the rows at a site in float64."""
+        rows = self.evidence.sites[site].sample.rows.detach().cpu()
+        return rows[self.index[site]].double()
+
+    def column(self, name: str) -> Tensor | None:
+        """Return a column of these rows, or None where the stream has none."""
+        values = self.evidence.column(name, self.evidence.sites[0])
+        return None if values is None else values.detach().cpu()[self.index[0]]
+
+
+@once
+def shared_rows(evidence: Evidence) -> SharedRows:
+    """Return the sampled rows that all sites of an evidence kept."""
+    return SharedRows(evidence, joined([s.sample for s in evidence.sites]))
+
+
+def joined(samples: Sequence[HashSampleState]) -> tuple[Int[Tensor, "row"], ...]:
+    """Return, for each sample, the indices of the rows that all have, in the order of the first."""
+    draws = [s.draw for s in samples]
+    if all(torch.equal(d, draws[0]) for d in draws):
+        return tuple(torch.arange(len(d)) for d in draws)
+    shared = set(draws[0].tolist()).intersection(*(d.tolist() for d in draws[1:]))
+    wanted = [d for d in draws[0].tolist() if d in shared]
+    found = []
+    for draw in draws:
+        at = {d: i for i, d in enumerate(draw.tolist())}
+        found.append(torch.tensor([at[d] for d in wanted], dtype=torch.int64))
+    return tuple(found)
+
+
+def one_per_group(group: Int[Tensor, "row"]) -> Int[Tensor, "kept"]:
+    """Return the index of the first row of each group, in order."""
+    seen: dict[int, int] = {}
+    for i, g in enumerate(group.tolist()):
+        seen.setdefault(g, i)
+    return torch.tensor(list(seen.values()), dtype=torch.int64)

@@ -1,0 +1,127 @@
+"""SND031: labels are clearer at an earlier site than at the last one."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errorbars import group_error
+from sonde.findings._places import read_command
+from sonde.findings._text import number, percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LabelEvidence, best_site, blocked, label_evidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND031(Rule):
+    """Accuracy of the best site, chosen on half of the groups, minus the last's on the other."""
+
+    gain: float = 0.03
+    errors: float = 3.0
+
+    code: ClassVar[str] = "SND031"
+    title: ClassVar[str] = "Labels are clearest before the end"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "A classifier or an embedding taken from the last layer gives away what an earlier layer "
+        "still had."
+    )
+    how: ClassVar[str] = (
+        "Class means in the metric of the OAS-shrunk covariance within classes, fitted without one "
+        "of four folds of the groups, tested on it. The best site is chosen on half of the sampled "
+        "groups; its accuracy minus the last site's is measured on the other half, with a standard "
+        "error over groups. A warning where the classes are the model's own and its own answers "
+        "lag behind the best site by as much."
+    )
+    false_positives: ClassVar[str] = (
+        "Common in the middle layers of pretrained models, whose last layers serve another task; "
+        "true as well of many nets at random initialisation."
+    )
+    plant: ClassVar[str] = "The last site loses all but two of the directions between classes."
+    twin: ClassVar[str] = "The last site rotated."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the best site with the last."""
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        if len(evidence.sites) < 2:
+            return self.not_applicable("there is one site only")
+        found = label_evidence(evidence)
+        chosen = torch.remainder(found.group // 8, 2) == 0
+        if bool(chosen.all()) or not bool(chosen.any()):
+            return self.withheld("all rows are of one half of the groups")
+        best = best_site([float(s.hit[chosen].mean()) for s in found.sites])
+        figure = self._gain(found, best, found.sites[-1].hit, ~chosen)
+        if not self._holds(figure):
+            return self.clear(figure)
+        own = self._own_lags(evidence, found, best, ~chosen)
+        return self.raised(self._finding(found, best, figure, own))
+
+    def _gain(
+        self,
+        found: LabelEvidence,
+        best: int,
+        against: Float[Tensor, "row"],
+        rows: Tensor,
+    ) -> Figure:
+        difference = (found.sites[best].hit - against)[rows]
+        group = found.group[rows]
+        n_groups = len(torch.unique(group))
+        value = float(difference.mean())
+        se = group_error(difference / len(difference), group, n_groups)
+        return Figure(
+            "accuracy_gain",
+            value,
+            value - 1.96 * se,
+            value + 1.96 * se,
+            "share",
+            null=0.0,
+            threshold=self.gain,
+            n_rows=len(difference),
+            n_groups=n_groups,
+        )
+
+    def _holds(self, figure: Figure) -> bool:
+        assert figure.low is not None
+        se = (figure.value - figure.low) / 1.96
+        return figure.value > max(self.gain, self.errors * se)
+
+    def _own_lags(
+        self, evidence: Evidence, found: LabelEvidence, best: int, rows: Tensor
+    ) -> Figure | None:
+        """Return by how much the model's own answers lag, if they do and classes are its own."""
+        logits = found.shared.column("logits")
+        if not evidence.data.labels_are_models or logits is None:
+            return None
+        answer = logits[found.where].argmax(1)
+        right = (answer == torch.tensor(found.numbers)[found.truth]).double()
+        figure = self._gain(found, best, right, rows)
+        return figure if self._holds(figure) else None
+
+    def _finding(
+        self, found: LabelEvidence, best: int, figure: Figure, own: Figure | None
+    ) -> Finding:
+        site, last = found.sites[best], found.sites[-1]
+        tail = "common in middle layers of pretrained models"
+        if own is not None:
+            tail = f"the model's own answers lag by {number(100 * own.value)} points"
+        sentence = (
+            f"A simple classifier names {percent(site.accuracy)} of held-out rows right at "
+            f"{site.name} and {percent(last.accuracy)} at the last site, {last.name}: "
+            f"{number(100 * figure.value)} points less; {tail}. {plural(found.n_rows, 'row')}."
+        )
+        return Finding(
+            self.code,
+            "note" if own is None else "warning",
+            sentence,
+            figure,
+            sites=(site.key, last.key),
+            effect=min(1.0, figure.value),
+            next=read_command(site.key),
+            common=own is None,
+        )

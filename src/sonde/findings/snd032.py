@@ -1,0 +1,151 @@
+"""SND032: rows of a class have become one point."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.findings._linear import fitted_on
+from sonde.findings._places import read_command, too_few
+from sonde.findings._shared import shared_rows
+from sonde.findings._text import number, percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LEAST_ROWS, blocked, eta_squared
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.stats.class_moments import ClassMomentsState
+from sonde.stats.halves import half_error, random_halves
+
+
+@final
+@dataclass(frozen=True)
+class SND032(Rule):
+    """Spread within classes against spread between their means, at the last site."""
+
+    nc1: float = 0.05
+    explained: float = 0.95
+
+    code: ClassVar[str] = "SND032"
+    title: ClassVar[str] = "Classes have collapsed to points"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Distances inside a class carry nothing here, features transfer worse, and inputs of no "
+        "class at all can land on one."
+    )
+    how: ClassVar[str] = (
+        "NC1 = tr(S_W S_B^+) / classes over averages, class means weighed alike, and the share of "
+        "the variance that lies between classes, both at the last site. Classes are the labels, "
+        "without labels the model's own answers. The interval comes from random halves of the "
+        "sampled groups."
+    )
+    false_positives: ClassVar[str] = (
+        "Usual on training data in the late phase of training; data with one row per class."
+    )
+    plant: ClassVar[str] = "Rows are their class mean plus 1 % of noise."
+    twin: ClassVar[str] = "Test data of the same trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Measure the collapse at the last site."""
+        site, shared = evidence.sites[-1], shared_rows(evidence)
+        label, logits = shared.column("label"), shared.column("logits")
+        stop = blocked(self, evidence)
+        if evidence.data.has_labels and stop is not None:
+            return stop
+        wide = site.moments.scatter.ndim == 1
+        x = shared.x(len(evidence.sites) - 1)
+        of_labels = site.classes is not None and stop is None
+        if site.classes is not None and label is not None and stop is None:
+            every = site.classes
+        elif logits is not None:
+            label = logits.argmax(1)
+            every = fitted_on(x, label, wide)
+        else:
+            return self.not_applicable("the data have no labels and the model names no classes")
+        large = every.labels[every.n >= LEAST_ROWS]
+        if len(large) < 2:
+            return too_few(self, len(large), 2, f"classes of {LEAST_ROWS} rows")
+        value, explained = collapse(every, large, x, label), eta_squared(every)
+        if not math.isfinite(value):
+            return self.withheld("the class means coincide")
+        figure = self._figure(value, every, large, x, label, shared.group, wide)
+        if not (value < self.nc1 and explained > self.explained):
+            return self.clear(figure)
+        what = "class" if of_labels else "class that the model names"
+        sentence = (
+            f"At {site.name}, {percent(explained, 3)} of the variance lies between classes and the "
+            f"spread inside a {what} is {number(value)} of that between classes (NC1; below "
+            f"{number(self.nc1)} counts as collapsed). {plural(figure.n_rows, 'row')}, "
+            f"{plural(len(large), 'class', 'classes')}."
+        )
+        return self.raised(
+            Finding(
+                self.code,
+                "note",
+                sentence,
+                figure,
+                sites=(site.schema.key,),
+                effect=explained,
+                next=read_command(site.schema.key),
+            )
+        )
+
+    def _figure(
+        self,
+        value: float,
+        every: ClassMomentsState,
+        large: Int[Tensor, "class"],
+        x: Float[Tensor, "row dim"],
+        label: Int[Tensor, "row"],
+        group: Int[Tensor, "row"],
+        wide: bool,
+    ) -> Figure:
+        kept = torch.isin(label, large)
+        x, label, group = x[kept], label[kept], group[kept]
+        halves = []
+        for half in random_halves(group):
+            if len(torch.unique(label[half])) < 2:
+                continue
+            part = fitted_on(x[half], label[half], wide)
+            halves.append(collapse(part, part.labels, x[half], label[half]))
+        se = float(half_error(torch.tensor(halves))) if len(halves) > 2 else math.nan
+        known = math.isfinite(se)
+        return Figure(
+            "nc1",
+            value,
+            value - 1.96 * se if known else None,
+            value + 1.96 * se if known else None,
+            "ratio",
+            threshold=self.nc1,
+            direction="below",
+            n_rows=every.n_labelled,
+            n_groups=len(torch.unique(group)),
+        )
+
+
+def collapse(
+    classes: ClassMomentsState,
+    kept: Int[Tensor, "kept"],
+    x: Float[Tensor, "row dim"],
+    label: Int[Tensor, "row"],
+) -> float:
+    """Return ``tr(S_W S_B^+) / classes``; NaN where the means of the kept classes coincide.
+
+    Where only variances are kept, the spread inside classes along the directions between them comes
+    from the rows ``x``.
+    """
+    at = torch.isin(classes.labels, kept)
+    means = classes.mean[at]
+    _, singular, directions = torch.linalg.svd(means - means.mean(0), full_matrices=False)
+    real = singular > 1e-8 * singular.max()
+    if not bool((singular > 0).any()):
+        return math.nan
+    singular, directions = singular[real], directions[real]
+    if classes.scatter == "pooled":
+        along = ((directions @ classes.pooled) * directions).sum(1) / classes.n_labelled
+    else:
+        inside = torch.isin(label, classes.labels)
+        own = classes.mean[torch.searchsorted(classes.labels, label[inside])]
+        along = ((x[inside] - own) @ directions.T).square().mean(0)
+    return float((along / singular.square()).sum())

@@ -1,0 +1,96 @@
+"""SND033: a class that cannot be told apart from another one."""
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import read_command
+from sonde.findings._text import percent, plural, shortened
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LabelEvidence, blocked, confusions, label_evidence, recalls
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND033(Rule):
+    """Recall of each class at the best site against the middle class."""
+
+    below: float = 0.2
+    level: float = 0.001
+
+    code: ClassVar[str] = "SND033"
+    title: ClassVar[str] = "A class that cannot be told apart"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "The states do not separate this class: its labels are mixed up with another one's, or the "
+        "model has not learned the difference."
+    )
+    how: ClassVar[str] = (
+        "Held-out recall at the best site, all classes counted alike. Raised where its upper "
+        "Wilson bound, at a level divided by the number of classes, is below the median recall "
+        "minus 0.2. Rows of one group count as one."
+    )
+    false_positives: ClassVar[str] = "Classes that differ in something this model never learned."
+    plant: ClassVar[str] = "The labels of two classes are swapped at random."
+    twin: ClassVar[str] = "A class of 30 rows."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare each class with the middle one."""
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        found = label_evidence(evidence)
+        judged = recalls(found, found.best, self.level / len(found.names))
+        known = [(k, *r) for k, r in enumerate(judged) if not math.isnan(r[0])]
+        middle = statistics.median(recall for _, recall, *_ in known)
+        limit = middle - self.below
+        poor = sorted((r for r in known if r[3] < limit), key=lambda r: (r[1], r[0]))
+        k, recall, low, high, n = poor[0] if poor else min(known, key=lambda r: (r[1], r[0]))
+        figure = Figure(
+            "recall",
+            recall,
+            low,
+            high,
+            "share",
+            null=middle,
+            threshold=limit,
+            direction="below",
+            n_rows=n,
+            n_groups=n,
+        )
+        if not poor:
+            return self.clear(figure, _small(found))
+        sentence = self._sentence(found, k, figure, len(poor))
+        site = found.sites[found.best].key
+        return self.raised(
+            Finding(
+                self.code,
+                "warning",
+                sentence,
+                figure,
+                sites=(site,),
+                classes=tuple(found.names[r[0]] for r in poor[:50]),
+                effect=max(0.0, min(1.0, middle - recall)),
+                next=read_command(site),
+            )
+        )
+
+    def _sentence(self, found: LabelEvidence, k: int, figure: Figure, n_poor: int) -> str:
+        low, high, middle = (percent(v or 0.0) for v in (figure.low, figure.high, figure.null))
+        taken = next((b for a, b, *_ in confusions(found, found.best) if a == k), None)
+        rival = "" if taken is None else f", most others pass for {shortened(found.names[taken])!r}"
+        more = "" if n_poor == 1 else f" {plural(n_poor - 1, 'more class', 'more classes')} alike."
+        return (
+            f"Only {percent(figure.value)} of class {shortened(found.names[k])!r} are told at the "
+            f"best site, {found.sites[found.best].name} ({low} to {high}; middle class "
+            f"{middle}){rival}. "
+            f"{plural(figure.n_rows, 'row')}.{more}"
+        )
+
+
+def _small(found: LabelEvidence) -> str:
+    if not found.small:
+        return ""
+    return f"left out: {plural(len(found.small), 'class', 'classes')} with fewer than 30 rows"

@@ -1,0 +1,88 @@
+"""SND034: rows whose label looks wrong."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from scipy.stats import binom
+
+from sonde.findings._places import read_command
+from sonde.findings._text import listed, percent, plural, shortened
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import blocked, label_evidence
+from sonde.findings.rows import doubtful_ids, doubtful_labels
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.stats.intervals import clopper_pearson
+
+
+@final
+@dataclass(frozen=True)
+class SND034(Rule):
+    """Share of rows that all neighbours and the classifier give another label."""
+
+    note: float = 0.01
+    warning: float = 0.02
+    usual: float = 0.006
+    level: float = 0.001
+
+    code: ClassVar[str] = "SND034"
+    title: ClassVar[str] = "Rows whose label looks wrong"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Wrong labels teach the wrong thing and make every score on this data lower than it is."
+    )
+    how: ClassVar[str] = (
+        "At the site of best labels: none of the 10 nearest rows of other groups has the row's "
+        "label, at least 9 share another one, and the held-out classifier names that one too. "
+        "Healthy data show up to 0.6 % of such rows, so the count must also be improbable at that "
+        "share. About three in four wrong labels are found this way."
+    )
+    false_positives: ClassVar[str] = (
+        "Rare kinds of a class that look like another one to this model; classes that overlap."
+    )
+    plant: ClassVar[str] = "One label in twenty is replaced by another one."
+    twin: ClassVar[str] = "The true labels."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Count doubtful labels at the best site."""
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        found, doubt = label_evidence(evidence), doubtful_labels(evidence)
+        count, n = len(doubt.row), doubt.n
+        share = count / n
+        low, high = clopper_pearson(count, n)
+        p = float(binom.sf(count - 1, n, self.usual))
+        severe = share >= self.warning
+        figure = Figure(
+            "doubtful_labels",
+            share,
+            low,
+            high,
+            "share",
+            null=self.usual,
+            threshold=self.warning if severe else self.note,
+            p=p,
+            n_rows=n,
+            n_groups=found.n_groups,
+        )
+        if share < self.note or p >= self.level:
+            seen = "no row was listed" if count == 0 else f"{plural(count, 'row')} listed"
+            return self.clear(figure, f"{seen}; about one wrong label in four is not seen this way")
+        ids, site = doubtful_ids(evidence), found.sites[found.best]
+        sentence = (
+            f"{plural(count, 'row')} of {n:,} ({percent(share)}) at {site.name} lie among rows of "
+            f"one other class and are classified as it; up to {percent(self.usual)} is usual. "
+            f"First: {listed([shortened(i, 20) for i in ids], 2)}."
+        )
+        return self.raised(
+            Finding(
+                self.code,
+                "warning" if severe else "note",
+                sentence,
+                figure,
+                sites=(site.key,),
+                rows=tuple(ids[:50]),
+                effect=min(1.0, share),
+                next=read_command(site.key),
+            )
+        )

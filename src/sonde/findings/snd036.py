@@ -1,0 +1,103 @@
+"""SND036: labels leave no trace in any state."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from scipy.stats import binom
+
+from sonde.findings._places import read_command
+from sonde.findings._text import number, percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LabelEvidence, blocked, label_evidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.stats.intervals import wilson
+
+
+@final
+@dataclass(frozen=True)
+class SND036(Rule):
+    """Held-out accuracy no better than naming the largest class, at every site."""
+
+    level: float = 0.001
+    times_null: float = 2.0
+    hidden: float = 0.1
+
+    code: ClassVar[str] = "SND036"
+    title: ClassVar[str] = "Labels leave no trace"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Nothing about labels can be learned from these states: the labels are shuffled, belong to "
+        "another column, or name what this model does not see."
+    )
+    how: ClassVar[str] = (
+        "At every site the held-out accuracy lies below what naming the largest class reaches with "
+        "luck (binomial, 99.9 %), and the variance between classes is less than twice what labels "
+        "without meaning explain, (classes - 1) / (n - 1). Withheld where the rows cannot exclude "
+        "an accuracy 10 points above the largest class."
+    )
+    false_positives: ClassVar[str] = (
+        "Labels of something that shows only at sites or in directions that a mean over tokens "
+        "hides."
+    )
+    plant: ClassVar[str] = "Labels shuffled over rows."
+    twin: ClassVar[str] = "The true labels at a net with random weights."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for a trace at every site."""
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        found = label_evidence(evidence)
+        n, best = found.n_groups, found.sites[found.best]
+        bound = float(binom.ppf(1 - self.level, n, found.majority)) / n
+        low, high = wilson(round(best.accuracy * n), n, 0.99)
+        figure = Figure(
+            "accuracy",
+            best.accuracy,
+            low,
+            high,
+            "share",
+            null=found.majority,
+            threshold=bound,
+            direction="below",
+            n_rows=found.n_rows,
+            n_groups=n,
+        )
+        n_classes = len(found.names) + len(found.small)
+        rows = evidence.n_groups if evidence.data.grouped else self._labelled(evidence)
+        null = (n_classes - 1) / max(rows - 1, 1)
+        explained = max(s.eta2 for s in found.sites)
+        if best.accuracy > bound or explained >= self.times_null * null:
+            return self.clear(figure)
+        if high > found.majority + self.hidden:
+            return self.withheld(
+                f"no trace seen, but {plural(n, 'row')} do not exclude an accuracy "
+                f"{number(100 * self.hidden)} points above the largest class"
+            )
+        return self.raised(self._finding(found, figure, explained, null))
+
+    @staticmethod
+    def _labelled(evidence: Evidence) -> int:
+        return int((evidence.data.label >= 0).sum())
+
+    def _finding(
+        self, found: LabelEvidence, figure: Figure, explained: float, null: float
+    ) -> Finding:
+        best = found.sites[found.best]
+        sentence = (
+            f"At no site do states tell the label: at best {percent(figure.value)} of held-out "
+            f"rows are right ({best.name}); naming the largest class gets "
+            f"{percent(found.majority)}. "
+            f"Classes explain {percent(explained)} of the variance, shuffled labels "
+            f"{percent(null)}. {plural(found.n_rows, 'row')}."
+        )
+        # The interval is only used to exclude a trace: the level does not hang on it.
+        return Finding(
+            self.code,
+            "warning",
+            sentence,
+            Figure(**{**vars(figure), "low": None, "high": None}),
+            sites=tuple(s.key for s in found.sites),
+            effect=1.0,
+            next=read_command(best.key),
+        )

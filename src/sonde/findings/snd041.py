@@ -1,0 +1,80 @@
+"""SND041: inputs that occur more than once."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import read_command
+from sonde.findings._text import listed, percent, plural, shortened
+from sonde.findings.evidence import Evidence
+from sonde.findings.rows import Copies, copies
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND041(Rule):
+    """Share of inputs that are a further copy of another one."""
+
+    warning: float = 0.01
+
+    code: ClassVar[str] = "SND041"
+    title: ClassVar[str] = "Duplicate inputs"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "Copies count twice in every figure, and a random split puts some of them on both sides."
+    )
+    how: ClassVar[str] = (
+        "1 - distinct / all over the 16-byte content hashes of every input; chunks of one text "
+        "count as one input. Any copy is a note, 1 % of copies or equal content with different "
+        "labels a warning."
+    )
+    false_positives: ClassVar[str] = "Short or categorical inputs, which repeat by their nature."
+    plant: ClassVar[str] = "2 % of the rows are copied."
+    twin: ClassVar[str] = "The same rows without copies."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Count equal contents in the listing."""
+        found = copies(evidence.data)
+        share = found.n_extra / max(found.n, 1)
+        figure = Figure(
+            "duplicate_share", share, unit="share", threshold=self.warning, n_rows=found.n
+        )
+        if found.n_extra == 0:
+            return self.clear(figure, "only the part that was read" if self._part(evidence) else "")
+        severe = share >= self.warning or bool(found.contradicting)
+        first = found.sets[found.contradicting[0] if found.contradicting else 0]
+        ids = [str(evidence.data.ids[i]) for i in first]
+        return self.raised(
+            Finding(
+                self.code,
+                "warning" if severe else "note",
+                self._sentence(found, share, ids, evidence),
+                figure,
+                rows=tuple(ids[:50]),
+                effect=min(1.0, share),
+                next=_look(evidence),
+            )
+        )
+
+    @staticmethod
+    def _part(evidence: Evidence) -> bool:
+        return evidence.data.limited
+
+    def _sentence(self, found: Copies, share: float, ids: list[str], evidence: Evidence) -> str:
+        verb = "is a further copy" if found.n_extra == 1 else "are further copies"
+        parts = [f"{found.n_extra:,} of {plural(found.n, 'input')} ({percent(share)}) {verb}."]
+        if found.contradicting:
+            many = len(found.contradicting)
+            verb = "has" if many == 1 else "have"
+            parts.append(f"{plural(many, 'content')} {verb} different labels.")
+        if found.n_blank > 1:
+            parts.append(f"{found.n_blank:,} inputs are empty.")
+        if len(set(ids)) > 1:
+            parts.append(f"Such as {listed([shortened(i, 24) for i in ids], 2)}.")
+        else:
+            parts.append(f"The most frequent occurs {plural(len(found.sets[0]), 'time')}.")
+        return " ".join(parts)
+
+
+def _look(evidence: Evidence) -> str:
+    return read_command(evidence.sites[0].schema.key)

@@ -1,0 +1,104 @@
+"""SND042: rows that are nearly copies of another one."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._near import NearPairs
+from sonde.findings._places import read_command, too_few
+from sonde.findings._shared import shared_rows
+from sonde.findings._text import number, percent, plural
+from sonde.findings.evidence import Evidence, SiteEvidence
+from sonde.findings.rows import NEAR_NEEDS, near_duplicates
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND042(Rule):
+    """Rows whose nearest neighbour is far nearer than their fifth."""
+
+    least: float = 3
+    warning: float = 0.01
+    level: float = 0.001
+
+    code: ClassVar[str] = "SND042"
+    title: ClassVar[str] = "Near-duplicate rows"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "Rows that are nearly copies count twice and land on both sides of a split, which makes "
+        "scores look better than they are."
+    )
+    how: ClassVar[str] = (
+        "Sampled rows at the first and the last site whose nearest row of another group and "
+        "content is nearer than eps times their fifth. With d the dimension from the two nearest "
+        "neighbours, an even density puts 4 n eps^d rows there; eps is 0.1, or less so that 0.01 "
+        "rows are expected. At least 3 rows and a Poisson chance below 0.001 over both sites."
+    )
+    false_positives: ClassVar[str] = (
+        "Rows of very heavy tails or of few distinct values; saturated states, which share corners."
+    )
+    plant: ClassVar[str] = "Rows copied with noise of 0.2 % of a unit's spread."
+    twin: ClassVar[str] = "The same with noise of 10 %."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for near pairs at both ends of the model."""
+        n = len(shared_rows(evidence).group)
+        if n < NEAR_NEEDS:
+            return too_few(self, n, NEAR_NEEDS, "rows")
+        found = near_duplicates(evidence)
+        at, pairs = min(found.items(), key=lambda item: (item[1].p, -len(item[1]), item[0]))
+        share = len(pairs) / n
+        p = min(1.0, pairs.p * len(found))
+        severe = share >= self.warning
+        figure = Figure(
+            "near_duplicate_share",
+            share,
+            unit="share",
+            null=pairs.expected / n,
+            threshold=self.warning if severe else self.least / n,
+            p=p,
+            n_rows=n,
+            n_groups=n,
+        )
+        if len(pairs) < self.least or p >= self.level:
+            return self.clear(figure, _unseen(evidence, n))
+        raised = [
+            i for i, q in found.items() if len(q) >= self.least and q.p * len(found) < self.level
+        ]
+        sites = tuple(evidence.sites[i].schema.key for i in raised)
+        return self.raised(
+            Finding(
+                self.code,
+                "warning" if severe else "note",
+                self._sentence(evidence.sites[at], pairs, share, n),
+                figure,
+                sites=sites,
+                rows=tuple(_names(evidence, pairs)),
+                effect=min(1.0, share),
+                next=read_command(sites[0]),
+            )
+        )
+
+    def _sentence(self, site: SiteEvidence, pairs: NearPairs, share: float, n: int) -> str:
+        near = number(100 * float(pairs.ratio.median())) if len(pairs) else "0"
+        return (
+            f"{plural(len(pairs), 'row')} of {n:,} ({percent(share)}) at {site.name} have another "
+            f"row at {near} % of the distance of their fifth nearest (middle one; below "
+            f"{percent(pairs.eps)} counts); by chance {number(pairs.expected, 1)} would."
+        )
+
+
+def _names(evidence: Evidence, pairs: NearPairs) -> list[str]:
+    order = shared_rows(evidence).order
+    if order is None:
+        return []
+    return [str(i) for i in evidence.ids_of(order[pairs.row[:50]])]
+
+
+def _unseen(evidence: Evidence, n: int) -> str:
+    seen = evidence.sites[0].sample
+    if seen.is_everything:
+        return ""
+    share = math.prod((n / seen.n, n / seen.n))
+    return f"{percent(share)} of the pairs were looked at ({n:,} sampled rows)"

@@ -1,0 +1,57 @@
+"""SND043: inputs that were cut."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import scan_command
+from sonde.findings._text import percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND043(Rule):
+    """Share of examples cut at the context, and of tokens lost."""
+
+    examples: float = 0.05
+    tokens: float = 0.2
+
+    code: ClassVar[str] = "SND043"
+    title: ClassVar[str] = "Truncated inputs"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = "What was cut off was never seen: these states are of other inputs."
+    how: ClassVar[str] = (
+        "Counters of the reader: examples cut at the context, and tokens lost of all tokens. Any "
+        "is a note, 5 % of the examples or 20 % of the tokens a warning."
+    )
+    plant: ClassVar[str] = "Texts of three times the context."
+    twin: ClassVar[str] = "Texts of exactly the context."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Read the counters."""
+        data = evidence.data
+        if data.n_tokens == 0:
+            return self.not_applicable("these inputs have no tokens")
+        share = data.n_truncated / max(data.n, 1)
+        lost = data.n_tokens_cut / max(data.n_tokens + data.n_tokens_cut, 1)
+        figure = Figure(
+            "truncated_share", share, unit="share", threshold=self.examples, n_rows=data.n
+        )
+        if data.n_truncated == 0:
+            return self.clear(figure)
+        severe = share >= self.examples or lost >= self.tokens
+        sentence = (
+            f"{data.n_truncated:,} of {plural(data.n, 'example')} ({percent(share)}) were cut at "
+            f"the model's context; {percent(lost)} of all tokens were lost."
+        )
+        return self.raised(
+            Finding(
+                self.code,
+                "warning" if severe else "note",
+                sentence,
+                figure,
+                effect=max(share, lost),
+                next=scan_command("--long", "chunk"),
+            )
+        )

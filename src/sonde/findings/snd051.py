@@ -1,0 +1,90 @@
+"""SND051: the two data sets differ inside."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import counted_as, read_command, too_few
+from sonde.findings._text import number
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.versus import LEAST_GROUPS, LEVEL, Comparison, compare
+
+
+@final
+@dataclass(frozen=True)
+class SND051(Rule):
+    """AUROC of one closed-form direction between DATA and OTHER, per site."""
+
+    note: float = 0.6
+    warning: float = 0.75
+    length: float = 0.05
+
+    code: ClassVar[str] = "SND051"
+    title: ClassVar[str] = "The two data sets differ inside"
+    theme: ClassVar[Theme] = "versus"
+    why: ClassVar[str] = (
+        "What was measured or tuned on one data set need not hold on the other; the first site "
+        "that differs says how deep the difference goes."
+    )
+    how: ClassVar[str] = (
+        "Per site: the direction S^-1 (mean of OTHER - mean of DATA), covariance within, OAS, from "
+        "half of the groups; AUROC of one row of each other group, p from its rank sum, times the "
+        "number of sites. Raised where p < 0.001 and the lower bound (Newcombe, 99.9 % over all "
+        "sites) is above 0.6, a warning above 0.75. Never an error: OTHER is often meant to differ."
+    )
+    false_positives: ClassVar[str] = "Rows of one source that come in unnamed groups."
+    plant: ClassVar[str] = "Images shifted by one pixel."
+    twin: ClassVar[str] = "Another half of the same data."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare DATA with OTHER at every site."""
+        if evidence.versus is None:
+            return self.not_applicable("there is no second data set (--versus OTHER)")
+        found = compare(evidence)
+        if found is None:
+            n = min(evidence.n_groups, evidence.versus.other.n_groups)
+            return too_few(self, n, LEAST_GROUPS, f"{counted_as(evidence)} on each side")
+        worst = max(found.sites, key=lambda s: (s.low, s.auroc))
+        severe = worst.low > self.warning and worst.p < LEVEL
+        figure = Figure(
+            "auroc",
+            worst.auroc,
+            worst.low,
+            worst.high,
+            null=0.5,
+            threshold=self.warning if severe else self.note,
+            p=worst.p,
+            n_rows=found.n_data + found.n_other,
+            n_groups=found.n_data + found.n_other,
+        )
+        first = found.first(self.note)
+        if first is None:
+            return self.clear(figure, "smaller differences than the limit can be there")
+        sites = tuple(s.key for s in found.sites if s.low > self.note and s.p < LEVEL)
+        return self.raised(
+            Finding(
+                self.code,
+                "warning" if severe else "note",
+                self._sentence(found, figure),
+                figure,
+                sites=sites,
+                effect=max(0.0, min(1.0, 2 * worst.auroc - 1)),
+                next=read_command(worst.key),
+            )
+        )
+
+    def _sentence(self, found: Comparison, figure: Figure) -> str:
+        worst = max(found.sites, key=lambda s: (s.low, s.auroc))
+        first = found.first(self.note)
+        assert first is not None
+        tail = ""
+        if found.length_auroc is not None:
+            tail = f" Length alone: {number(found.length_auroc)}"
+            near = found.length_auroc > worst.auroc - self.length
+            tail += ", so explained by length." if near else "."
+        where = f"at {worst.name}" + ("" if first is worst else f", first at {first.name}")
+        return (
+            f"OTHER is told from DATA {where} with AUROC {number(worst.auroc)} "
+            f"({number(worst.low)} to {number(worst.high)}; 0.5 is no difference).{tail} "
+            f"{found.n_data:,} and {found.n_other:,} groups."
+        )

@@ -1,0 +1,158 @@
+"""SND053: the same inputs, or nearly, in DATA and OTHER."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from sonde.findings._near import NearPairs, near_pairs
+from sonde.findings._places import read_command
+from sonde.findings._shared import shared_rows
+from sonde.findings._text import listed, number, percent, plural, shortened
+from sonde.findings.evidence import DataEvidence, Evidence
+from sonde.findings.rows import NEAR_NEEDS, first_pieces, near_duplicates
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+SHORT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class _Leak:
+    """Examples of OTHER whose content DATA has, short ones apart, and near pairs."""
+
+    n: int
+    exact: tuple[int, ...]
+    short: tuple[int, ...]
+    near: tuple[int, ...]
+    site: str
+    p: float
+
+    @property
+    def share(self) -> float:
+        return len(self.exact) / max(self.n, 1)
+
+
+@final
+@dataclass(frozen=True)
+class SND053(Rule):
+    """Inputs of OTHER whose content, or whose state, DATA has too."""
+
+    warning: float = 0.001
+    least: float = 3
+    level: float = 0.001
+
+    code: ClassVar[str] = "SND053"
+    title: ClassVar[str] = "Look-alikes in DATA and OTHER"
+    theme: ClassVar[Theme] = "versus"
+    why: ClassVar[str] = (
+        "Where one set was trained on and the other tests, these inputs test memory alone."
+    )
+    how: ClassVar[str] = (
+        "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes are "
+        "counted apart. Near: sampled rows of OTHER whose nearest row of DATA is nearer than eps "
+        "times their fifth, at the first and the last site, with the dimension of DATA's rows. Any "
+        "equal input is a note; 0.1 % of OTHER, or 3 near pairs of chance below 0.001, a warning."
+    )
+    false_positives: ClassVar[str] = "Short or categorical inputs, which meet by chance."
+    plant: ClassVar[str] = "1 % of the training rows are copied into the test data."
+    twin: ClassVar[str] = "A clean split."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Intersect the listings, then look for near pairs."""
+        if evidence.versus is None:
+            return self.not_applicable("there is no second data set (--versus OTHER)")
+        leak = self._leak(evidence)
+        near = len(leak.near) >= self.least and leak.p < self.level
+        figure = Figure(
+            "shared_share",
+            leak.share,
+            unit="share",
+            null=0.0,
+            threshold=self.warning,
+            p=leak.p if leak.near else None,
+            n_rows=leak.n,
+        )
+        if not leak.exact and not leak.short and not near:
+            few = min(evidence.n_groups, evidence.versus.other.n_groups) < NEAR_NEEDS
+            reason = f"near pairs need {NEAR_NEEDS} rows on each side" if few else ""
+            return self.clear(figure, reason)
+        severe = leak.share >= self.warning or near
+        data = evidence.versus.other_data
+        ids = [str(data.ids[i]) for i in (*leak.exact, *(leak.near if near else ()), *leak.short)]
+        return self.raised(
+            Finding(
+                self.code,
+                "warning" if severe else "note",
+                self._sentence(leak, near, ids),
+                figure,
+                sites=(leak.site,) if near else (),
+                rows=tuple(ids[:50]),
+                effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
+                next=read_command(evidence.sites[0].schema.key),
+            )
+        )
+
+    def _leak(self, evidence: Evidence) -> _Leak:
+        other = evidence.versus.other_data
+        mine = {evidence.data.keys[i] for i in first_pieces(evidence.data)}
+        items = first_pieces(other)
+        shared = [i for i in items if other.keys[i] in mine]
+        short = {i for i in shared if _is_short(other, i)}
+        site, pairs = _near(evidence, mine)
+        rows: tuple[int, ...] = ()
+        if pairs is not None:
+            order = shared_rows(evidence.versus.other).order
+            assert order is not None
+            rows = tuple(order[pairs.row].tolist())
+        return _Leak(
+            n=len(items),
+            exact=tuple(i for i in shared if i not in short),
+            short=tuple(sorted(short)),
+            near=rows,
+            site=site,
+            p=1.0 if pairs is None else min(1.0, 2 * pairs.p),
+        )
+
+    def _sentence(self, leak: _Leak, near: bool, ids: list[str]) -> str:
+        parts = []
+        if leak.exact:
+            verb = "is" if len(leak.exact) == 1 else "are"
+            parts.append(
+                f"{len(leak.exact):,} of {plural(leak.n, 'input')} of OTHER "
+                f"({percent(leak.share)}) {verb} in DATA too."
+            )
+        if near:
+            parts.append(
+                f"{plural(len(leak.near), 'more row')} of OTHER nearly equal rows of DATA "
+                f"(chance {number(leak.p, 1)})."
+            )
+        if leak.short:
+            parts.append(f"{plural(len(leak.short), 'shared input')} below 16 bytes apart.")
+        parts.append(f"Such as {listed([shortened(i, 20) for i in ids], 2)}.")
+        return " ".join(parts)
+
+
+def _is_short(data: DataEvidence, i: int) -> bool:
+    return data.size is not None and 0 < int(data.size[i]) < SHORT_BYTES
+
+
+def _near(evidence: Evidence, mine: set[bytes]) -> tuple[str, NearPairs | None]:
+    """Return the site with the least probable near pairs of OTHER with DATA, equal ones apart."""
+    theirs, own = shared_rows(evidence.versus.other), shared_rows(evidence)
+    order = theirs.order
+    if order is None or min(len(own.group), len(theirs.group)) < NEAR_NEEDS:
+        return "", None
+    keys = evidence.versus.other_data.keys
+    fresh = torch.tensor([keys[i] not in mine for i in order.tolist()])
+    if not bool(fresh.any()):
+        return "", None
+    there = [s.schema.key for s in theirs.evidence.sites]
+    found: list[tuple[str, NearPairs]] = []
+    for i, within in near_duplicates(evidence).items():
+        key = evidence.sites[i].schema.key
+        if key in there:
+            y = theirs.x(there.index(key))[fresh]
+            pairs = near_pairs(y, theirs.group[fresh], own.x(i), own.group, dim=within.dim)
+            rows = torch.nonzero(fresh).flatten()[pairs.row]
+            found.append((key, NearPairs(**{**vars(pairs), "row": rows})))
+    return min(found, key=lambda f: (f[1].p, -len(f[1]))) if found else ("", None)

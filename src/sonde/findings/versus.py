@@ -1,0 +1,249 @@
+"""DATA against OTHER: how well each site tells them apart, and how many of OTHER raise an alarm."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.hashing import base_hashes, draws
+from sonde.core.instrument import score_needs
+from sonde.core.plan import Split
+from sonde.findings._alarm import Alarm, fuse
+from sonde.findings._auroc import auroc_bounds, rank_p_value, separation
+from sonde.findings._linear import fitted_on, metric_times
+from sonde.findings._once import once
+from sonde.findings._shared import SharedRows, one_per_group, shared_rows
+from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
+from sonde.stats import CalibratedScorer, HashSampleState
+from sonde.stats.auroc import auroc
+
+LEAST_GROUPS = 50
+LEVEL = 0.001
+
+
+@dataclass(frozen=True, eq=False)
+class VersusEvidence:
+    """What a second pass gathered on OTHER, and the detectors that half of DATA fitted.
+
+    Parameters
+    ----------
+    other_sites : mapping of site key to SiteEvidence
+    other_columns : mapping of column to HashSampleState
+    other_data : DataEvidence
+    scorers : mapping of (method, site key) to Scorer
+        Fitted on the groups of DATA that a split with ``held`` and the seed of DATA does not hold
+        out. Their own calibrations are not used: the sampled rows that were held out calibrate the
+        fused score.
+    alpha : float, default=0.01
+        Promised rate of false alarms.
+    held : float, default=0.5
+        Share of DATA's groups that was held out.
+    """
+
+    other_sites: Mapping[str, SiteEvidence]
+    other_columns: Mapping[str, HashSampleState]
+    other_data: DataEvidence
+    scorers: Mapping[tuple[str, str], Any]
+    alpha: float = 0.01
+    held: float = 0.5
+
+    @cached_property
+    def other(self) -> Evidence:
+        """The evidence of OTHER alone."""
+        return Evidence(tuple(self.other_sites.values()), self.other_columns, self.other_data, {})
+
+    def rows_at(self, key: str) -> tuple[Float[Tensor, "row dim"], list[str]] | None:
+        """Return OTHER's sampled rows at a site and their ids; None where it has none."""
+        keys = [s.schema.key for s in self.other.sites]
+        if key not in keys:
+            return None
+        shared = shared_rows(self.other)
+        order = shared.order
+        ids = [""] * len(shared.group) if order is None else self.other.ids_of(order)
+        return shared.x(keys.index(key)), [str(i) for i in ids]
+
+
+@dataclass(frozen=True)
+class SiteShift:
+    """AUROC of DATA against OTHER at one site; ``p`` is Bonferroni-corrected over sites."""
+
+    name: str
+    key: str
+    auroc: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """DATA against OTHER.
+
+    Parameters
+    ----------
+    sites : tuple of SiteShift
+        In order of execution.
+    length_auroc : float or None
+        How well the length of the input alone tells them apart.
+    n_data, n_other : int
+        Groups.
+    """
+
+    sites: tuple[SiteShift, ...]
+    length_auroc: float | None
+    n_data: int
+    n_other: int
+
+    @property
+    def best(self) -> SiteShift:
+        """The site of highest AUROC."""
+        return max(self.sites, key=lambda s: s.auroc)
+
+    def first(self, above: float) -> SiteShift | None:
+        """Return the first site whose lower bound is above a value and whose ``p`` is small."""
+        return next((s for s in self.sites if s.low > above and s.p < LEVEL), None)
+
+
+@once
+def compare(evidence: Evidence) -> Comparison | None:
+    """Return the comparison, or None without OTHER or with fewer than 50 groups on a side.
+
+    At each site a direction is fitted in closed form on half of the groups (by hash: a group that
+    is in both data sets is on one side only); the AUROC is that of one row of each other group.
+    """
+    versus = evidence.versus
+    if versus is None or min(evidence.n_groups, versus.other.n_groups) < LEAST_GROUPS:
+        return None
+    mine, theirs = shared_rows(evidence), shared_rows(versus.other)
+    keys = [s.schema.key for s in evidence.sites]
+    both = [(i, s) for i, s in enumerate(versus.other.sites) if s.schema.key in keys]
+    sites = []
+    for j, site in both:
+        i = keys.index(site.schema.key)
+        scores = _held_out(mine, theirs, i, j, evidence.sites[i].moments.scatter.ndim == 1)
+        sites.append(_shift(site, *scores, len(both)))
+    if not sites:
+        return None
+    return Comparison(
+        tuple(sites), _length_auroc(mine, theirs), evidence.n_groups, versus.other.n_groups
+    )
+
+
+def _held_out(
+    mine: SharedRows, theirs: SharedRows, i: int, j: int, wide: bool
+) -> tuple[Float[Tensor, "row"], Float[Tensor, "row2"]]:
+    x, y = mine.x(i), theirs.x(j)
+    fit_x, fit_y = _first_half(mine.group), _first_half(theirs.group)
+    rows = torch.cat([x[fit_x], y[fit_y]])
+    label = torch.cat([torch.zeros(int(fit_x.sum())), torch.ones(int(fit_y.sum()))]).long()
+    fitted = fitted_on(rows, label, wide)
+    if len(fitted.labels) < 2:
+        return torch.zeros(1), torch.zeros(1)
+    gap = (fitted.mean[1] - fitted.mean[0])[:, None]
+    direction = metric_times(fitted.pooled, fitted.n_labelled, gap)[:, 0]
+    x, y = x[~fit_x] - fitted.mean[0], y[~fit_y] - fitted.mean[0]
+    own, other = one_per_group(mine.group[~fit_x]), one_per_group(theirs.group[~fit_y])
+    return (x @ direction)[own], (y @ direction)[other]
+
+
+def _first_half(group: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
+    return torch.remainder(group, 2) == 0
+
+
+def _shift(site: SiteEvidence, mine: Tensor, theirs: Tensor, n_sites: int) -> SiteShift:
+    value = auroc(mine, theirs).value
+    low, high = auroc_bounds(value, len(mine), len(theirs), LEVEL / n_sites)
+    p = min(1.0, rank_p_value(mine, theirs) * n_sites)
+    return SiteShift(site.name, site.schema.key, value, low, high, p)
+
+
+def _length_auroc(mine: SharedRows, theirs: SharedRows) -> float | None:
+    a, b = mine.column("length"), theirs.column("length")
+    if a is None or b is None or len(torch.unique(torch.cat([a, b]))) < 2:
+        return None
+    return separation(a[one_per_group(mine.group)], b[one_per_group(theirs.group)])
+
+
+@once
+def alarms(evidence: Evidence) -> Alarm | str:
+    """Return the calibrated alarms on OTHER, or the reason why there are none."""
+    versus = evidence.versus
+    if versus is None:
+        return "there is no second data set (--versus OTHER)"
+    if not versus.scorers:
+        return "no detector could be fitted on half of the data"
+    mine, theirs = shared_rows(evidence), shared_rows(versus.other)
+    held = _held_rows(evidence, versus.held)
+    if held is None:
+        return "the data have no order by which held-out rows could be found"
+    usable = [name for name in versus.scorers if _can_score(name, versus, mine, theirs)]
+    if not usable:
+        return "OTHER lacks the sites that the detectors were fitted at"
+    own = {name: _scores(versus.scorers[name], mine, name[1])[held] for name in usable}
+    other = {name: _scores(versus.scorers[name], theirs, name[1]) for name in usable}
+    return fuse(own, mine.group[held], other, theirs.group, versus.alpha)
+
+
+def _held_rows(evidence: Evidence, share: float) -> Bool[Tensor, "row"] | None:
+    """Return which shared rows of DATA no detector was fitted on."""
+    order = shared_rows(evidence).order
+    if order is None:
+        return None
+    keys = [evidence.data.group_keys[i] for i in order.tolist()]
+    base = base_hashes(keys, "split", evidence.data.seed)
+    zero = torch.zeros(len(base), dtype=torch.int64).numpy()
+    return Split(share, evidence.data.seed).is_held(draws(base, zero, zero))
+
+
+def _inner(scorer: Any) -> Any:
+    return scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
+
+
+def _can_score(
+    name: tuple[str, str], versus: VersusEvidence, mine: SharedRows, theirs: SharedRows
+) -> bool:
+    keys = [{s.schema.key for s in rows.evidence.sites} for rows in (mine, theirs)]
+    needs = [c for c in score_needs(_inner(versus.scorers[name])) if c != "x"]
+    have = all(rows.column(c) is not None for c in needs for rows in (mine, theirs))
+    return have and all(name[1] in k for k in keys)
+
+
+def _scores(scorer: Any, rows: SharedRows, key: str) -> Float[Tensor, "row"]:
+    site = [s.schema.key for s in rows.evidence.sites].index(key)
+    columns = [rows.x(site) if c == "x" else rows.column(c) for c in score_needs(_inner(scorer))]
+    scores = _inner(scorer).score(*columns).detach().cpu().double()
+    return torch.nan_to_num(scores, nan=math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+def versus_section(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the report's section on OTHER; None without one."""
+    if evidence.versus is None:
+        return None
+    found, alarm = compare(evidence), alarms(evidence)
+    sites = () if found is None else found.sites
+    section: dict[str, Any] = {
+        "n_data": evidence.n_groups,
+        "n_other": evidence.versus.other.n_groups,
+        "sites": [
+            {"site": s.key, "auroc": s.auroc, "low": s.low, "high": s.high, "p": s.p} for s in sites
+        ],
+        "length_auroc": None if found is None else found.length_auroc,
+        "best": None if found is None else found.best.key,
+        "alarm": None,
+        "scores": None,
+        "rows": [],
+    }
+    if isinstance(alarm, Alarm):
+        shared = shared_rows(evidence.versus.other)
+        assert shared.order is not None
+        section |= alarm.section(evidence.versus.other.ids_of(shared.order), _sites_of(alarm))
+    return section
+
+
+def _sites_of(alarm: Alarm) -> list[str]:
+    return list(dict.fromkeys(key for _, key in alarm.names))
