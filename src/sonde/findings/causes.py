@@ -1,0 +1,150 @@
+"""Causes before consequences: which findings are folded under another one, and which are void.
+
+A fault at one place raises many codes. One table says what explains what, and where; the rest of a
+report then shows the cause once, with its consequences beneath it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Finding, Level
+
+Reach = Literal["anywhere", "same", "same or later"]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One line of the table.
+
+    Parameters
+    ----------
+    cause : str
+        Code that explains.
+    effects : tuple of str
+        Codes that it explains; empty = all others.
+    reach : {"anywhere", "same", "same or later"}
+        Where an effect must lie, at all of its sites, to be explained: at any site, at sites of the
+        cause, or there and after.
+    levels : tuple of str
+        Levels of the cause at which it explains anything.
+    least : float
+        Effect of the cause from which on it explains anything.
+    void : str
+        If given, effects are withheld, raised or not, and this is the reason.
+    """
+
+    cause: str
+    effects: tuple[str, ...]
+    reach: Reach = "anywhere"
+    levels: tuple[Level, ...] = ("note", "warning", "error")
+    least: float = 0.0
+    void: str = ""
+
+
+_LOOK: tuple[Level, ...] = ("warning", "error")
+_NO_FUNCTION = "the state is not a function of the row"
+
+TABLE: tuple[Cause, ...] = (
+    Cause("SND005", ("SND004", "SND006"), levels=_LOOK),
+    Cause("SND008", ("SND007",), levels=_LOOK),
+    *(
+        Cause(code, ("SND042", "SND051", "SND052", "SND053"), levels=_LOOK, void=_NO_FUNCTION)
+        for code in ("SND004", "SND005", "SND006", "SND007")
+    ),
+    Cause(
+        "SND036",
+        ("SND031", "SND032", "SND033", "SND034"),
+        void="labels leave no trace in these states",
+    ),
+    Cause("SND001", (), "same or later", levels=_LOOK),
+    Cause("SND011", ("SND022", "SND023", "SND025"), "same", levels=("error",)),
+    Cause("SND022", ("SND014",), "same"),
+    Cause("SND016", ("SND017", "SND021")),
+    Cause("SND023", ("SND002", "SND011"), "same or later"),
+    Cause("SND041", ("SND042", "SND044"), least=0.01),
+    Cause("SND013", ("SND042",), "same"),
+)
+
+
+def settle(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
+    """Return the checks with causes named and void ones withheld; sites as tables name them.
+
+    A finding has at most one cause, the first in the table that reaches it, and no two findings
+    explain each other.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Whose sites give the order.
+    checks : sequence of Check
+    """
+    order = {s.schema.key: i for i, s in enumerate(evidence.sites)}
+    keys = {s.name: s.schema.key for s in evidence.sites}
+    settled = {c.code: _named(c, keys) for c in checks}
+    for line in TABLE:
+        cause = settled.get(line.cause)
+        if cause is None or cause.finding is None or cause.finding.level not in line.levels:
+            continue
+        if cause.finding.effect < line.least:
+            continue
+        for code in line.effects or tuple(settled):
+            if code in settled and code != line.cause:
+                settled[code] = _explained(settled, code, line, order)
+    return [settled[c.code] for c in checks]
+
+
+def _named(check: Check, keys: dict[str, str]) -> Check:
+    finding = check.finding
+    if finding is None:
+        return check
+    sites = tuple(keys.get(s, s) for s in finding.sites)
+    return replace(check, finding=replace(finding, sites=sites))
+
+
+def _explained(settled: dict[str, Check], code: str, line: Cause, order: dict[str, int]) -> Check:
+    check = settled[code]
+    if line.void:
+        if check.state not in ("raised", "clear"):
+            return check
+        reason = f"{line.void} ({line.cause})"
+        return Check(code, "withheld", reason, None, None, check.tables)
+    cause = settled[line.cause].finding
+    finding = check.finding
+    if cause is None or finding is None or finding.because_of is not None:
+        return check
+    if _leads_to(settled, line.cause, code) or not _reaches(line.reach, cause, finding, order):
+        return check
+    return replace(check, finding=replace(finding, because_of=line.cause))
+
+
+def _leads_to(settled: dict[str, Check], code: str, target: str) -> bool:
+    """Return whether following causes from ``code`` arrives at ``target``."""
+    seen: set[str] = set()
+    while code not in seen and code in settled:
+        seen.add(code)
+        finding = settled[code].finding
+        if finding is None or finding.because_of is None:
+            return False
+        code = finding.because_of
+        if code == target:
+            return True
+    return False
+
+
+def _reaches(reach: Reach, cause: Finding, finding: Finding, order: dict[str, int]) -> bool:
+    inside: Callable[[str], bool]
+    if reach == "anywhere":
+        return True
+    if not finding.sites or not cause.sites:
+        return False
+    if reach == "same":
+        inside = set(cause.sites).__contains__
+    else:
+        first = min(order.get(s, len(order)) for s in cause.sites)
+
+        def inside(site: str) -> bool:
+            return order.get(site, -1) >= first
+
+    return all(inside(s) for s in finding.sites)
