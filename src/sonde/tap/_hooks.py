@@ -10,7 +10,7 @@ import contextvars
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +78,7 @@ class Session:
         self._token: contextvars.Token[tuple[Session, ...]] | None = None
         self._running = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Session":
         try:
             if self.reading:
                 self._to_eval()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ class Reading:
     columns: dict[str, Columns]
     grad: dict[str, Tensor]
     logits: Tensor | None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Reader:
@@ -150,21 +149,17 @@ class Reader:
 
     def _reading(self, logits: Tensor | None) -> Reading:
         reading = Reading({}, {}, {}, logits if self.wants_logits else None)
-        calls: dict[str, Tensor] = {}
         for kind in self.kinds:
             is_grad = kind.site.port == "grad"
             source = self.gradients if is_grad else self.taken
-            rows, columns, call = self._joined(kind, source[kind.key])
+            rows, columns = self._joined(kind, source[kind.key])
             reading.rows[kind.key], reading.columns[kind.key] = rows, columns
-            if call is not None:
-                calls[kind.key] = call
             if self.objective is not None and kind.site.port == "out":
                 reading.grad[kind.key] = self._joined(kind, self.gradients[kind.key])[0]
-        if calls:
-            reading.extra["call"] = calls
         return reading
 
-    def _joined(self, kind: Kind, taken: Taken) -> tuple[Tensor, Columns, Tensor | None]:
+    def _joined(self, kind: Kind, taken: Taken) -> tuple[Tensor, Columns]:
+        """Return the rows of a kind; ``@all`` gives pooled rows their call as position."""
         if not taken:
             raise self._missing(kind)
         if kind.site.call is None and len(taken) > 1:
@@ -174,14 +169,13 @@ class Reader:
             )
         if kind.site.call != "all":
             rows, layout = taken[max(taken)]
-            return rows, self.frame.columns(layout), None
+            return rows, self.frame.columns(layout)
         parts = [taken[call] for call in sorted(taken)]
         each = [self.frame.columns(layout) for _, layout in parts]
-        call = torch.cat([torch.full_like(c.example, i) for i, c in enumerate(each)])
-        columns = Columns(
-            torch.cat([c.example for c in each]), torch.cat([c.position for c in each])
-        )
-        return torch.cat([rows for rows, _ in parts]), columns, call
+        shift = int(kind.reduction.reducer.one_row)
+        position = [c.position + shift * call for c, call in zip(each, sorted(taken), strict=True)]
+        columns = Columns(torch.cat([c.example for c in each]), torch.cat(position))
+        return torch.cat([rows for rows, _ in parts]), columns
 
     def _missing(self, kind: Kind) -> SiteError:
         if self.objective is not None and self.taken[kind.key]:

@@ -184,7 +184,7 @@ class LiveStream(Stream):
             length=_length(batch),
             head=self.head,
             seed=self.seed,
-            extra=_extra(batch, self.keep_special) | reading.extra,
+            extra=_extra(batch, self.keep_special),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -213,11 +213,11 @@ def _length(batch: InputBatch) -> Tensor | None:
     return batch.mask.sum(dim=1).cpu()
 
 
-def _extra(batch: InputBatch, keep_special: bool) -> dict[str, Any]:
-    extra = dict(batch.columns)
+def _extra(batch: InputBatch, keep_special: bool) -> dict[str, Tensor]:
+    extra = {name: x for name, x in batch.columns.items() if isinstance(x, Tensor)}
     if batch.truncated is not None:
         extra["truncated"] = batch.truncated
     if batch.special is not None and not keep_special:
         mask = batch.special if batch.mask is None else batch.special & batch.mask
-        extra["special_dropped"] = int(mask.sum())
+        extra["special_dropped"] = mask.sum(dim=1).cpu()
     return extra

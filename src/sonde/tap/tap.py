@@ -7,7 +7,7 @@ and keeps ids. A tap keeps the rows of the last forward only.
 from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class Tap:
         self._modules = names.modules
         self._reset()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Tap":
         self._session.__enter__()
         return self
 
