@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR
 
 
 @contextmanager
@@ -16,10 +17,13 @@ def quiet() -> Iterator[None]:
         disable_progress_bars,
         enable_progress_bars,
     )
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     constants.HF_HUB_DISABLE_TELEMETRY = True
     bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(ERROR + 1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
@@ -27,6 +31,21 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
             enable_progress_bars()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let the hub clients use their caches only, inside the block."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

@@ -17,7 +17,7 @@ from sonde.data.images import ImageEncoder
 from sonde.data.listing import Listing
 from sonde.data.processors import IMAGE_FLAGS, PillowProcessor, is_image_processor, is_tokenizer
 from sonde.data.tensors import CallableEncoder, FeatureEncoder, TensorEncoder
-from sonde.data.text import Decoder, Long, TextEncoder, Vocabulary
+from sonde.data.text import Decoder, Long, TextEncoder, Vocabulary, is_byte_level
 
 LARGEST_BATCH = 64
 BATCH_BYTES = 2**30
@@ -197,7 +197,14 @@ def _vocabulary(model: Model, tokenizer: Any) -> Vocabulary:
     ids = tokenizer("a", verbose=False)["input_ids"]
     plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
     at = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
-    return Vocabulary(tuple(ids[:at]), tuple(ids[at + len(plain) :]), frozenset(special), pad, size)
+    return Vocabulary(
+        tuple(ids[:at]),
+        tuple(ids[at + len(plain) :]),
+        frozenset(special),
+        pad,
+        size,
+        is_byte_level(tokenizer),
+    )
 
 
 def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | None:

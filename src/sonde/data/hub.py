@@ -1,15 +1,20 @@
 """Hugging Face data sets: saved to disk, or by name as ``NAME[:CONFIG][/SPLIT]``."""
 
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
 from sonde.core.errors import InputError, near
-from sonde.data._quiet import quiet
+from sonde.data._quiet import offline, quiet
 from sonde.data.sources import Row, Source
 
 SPLITS = ("test", "validation", "train")
+HUB_SECONDS = 10.0
+
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 @final
@@ -55,13 +60,17 @@ def from_disk(path: Path, split: str | None) -> Source:
 
 
 def from_hub(name: str) -> Source:
-    """Return a data set by name: ``NAME[:CONFIG][/SPLIT]``."""
+    """Return a data set by name, ``NAME[:CONFIG][/SPLIT]``; from the cache without a network."""
     datasets = _library(name)
     path, config, split = _parts(name)
+    if not _HUB_NAME.match(path):
+        raise InputError(f"data: no such file or folder: {name}.")
     with quiet():
+        bars = datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         try:
-            found = datasets.load_dataset(path, config)
+            with nullcontext() if _hub_has(path) else offline():
+                found = datasets.load_dataset(path, config)
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             raise InputError(
@@ -69,8 +78,19 @@ def from_hub(name: str) -> Source:
                 f"({type(error).__name__}: {reason}). Check the path, or the name and the network."
             ) from error
         finally:
-            datasets.enable_progress_bars()
+            if not bars:
+                datasets.enable_progress_bars()
     return HubData(_one_split(found, split, name), name)
+
+
+def _hub_has(path: str) -> bool:
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(path, timeout=HUB_SECONDS)
+    except Exception:
+        return False
+    return True
 
 
 def is_saved_dataset(path: Path) -> bool:

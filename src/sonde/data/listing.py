@@ -146,6 +146,7 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
     base = base_hashes(listing.keys, "sample", seed)
     rank = rank_key(draws(base, listing.first, listing.occurrence)).numpy()
     kept = np.sort(np.argsort(rank, kind="stable")[:n])
+    rows = listing.row[kept]
     arrays = ("occurrence", "row", "piece", "first", "length", "truncated", "label", "size")
     return replace(
         listing,
@@ -155,7 +156,9 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
         fingerprint=blake2b(
             f"{listing.fingerprint}|{n}|{seed}".encode(), digest_size=16
         ).hexdigest(),
-        n_items=len(np.unique(listing.row[kept])),
+        n_items=len(np.unique(rows)),
+        n_chunked=len(np.intersect1d(rows, listing.row[listing.piece > 0])),
+        n_truncated=len(np.unique(rows[listing.truncated[kept] > 0])),
     )
 
 

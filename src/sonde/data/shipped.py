@@ -1,5 +1,6 @@
 """The two models that come with the package, and the data that they were trained on."""
 
+import os
 import sysconfig
 from collections.abc import Iterator
 from functools import cached_property
@@ -151,9 +152,12 @@ def library_files() -> list[str]:
         If the running Python comes without sources.
     """
     root = library_root()
-    paths = (p.relative_to(root) for p in root.rglob("*.py"))
-    files = sorted(p.as_posix() for p in paths if not _LEFT_OUT.intersection(p.parts))
-    files = [f for f in files if (root / f).stat().st_size > 0]
+    files: list[str] = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = [name for name in inside if name not in _LEFT_OUT]
+        paths = (Path(folder, name) for name in names if name.endswith(".py"))
+        files += [p.relative_to(root).as_posix() for p in paths if p.stat().st_size > 0]
+    files.sort()
     if not files:
         raise InputError(
             f"data: the running Python has no sources of its standard library ({root}). "
