@@ -26,6 +26,9 @@ class Job:
     n_rows: int
 
     def leaf(self, unit: int) -> tuple[States, dict[str, Any]]:
+        return _leaf(self.plan.commit_level, unit)
+
+    def observe(self, unit: int) -> tuple[States, dict[str, Any]]:
         bounds = self.plan.bounds[unit], self.plan.bounds[unit + 1]
         states = observe_unit(self.stream.batches(*bounds), self.wanted)
         n_rows = bounds[1] - bounds[0] - self._bad(*bounds)
@@ -51,6 +54,11 @@ def case(level: int) -> Job:
     wanted = {r.id: r for r in listed}
     plan = Plan(stream.identity(), tuple(wanted), bounds, commit_level=level)
     return Job(stream, wanted, plan, n_rows)
+
+
+@cache
+def _leaf(level: int, unit: int) -> tuple[States, dict[str, Any]]:
+    return case(level).observe(unit)
 
 
 def run_units(ledger: Ledger, job: Job) -> None:

@@ -237,7 +237,7 @@ def test_what_is_no_state_value_is_not_written(tmp_path, value):
 
 def test_complex_and_sparse_tensors_are_not_written(tmp_path):
     for x in (torch.zeros(2, dtype=torch.complex64), torch.eye(2).to_sparse()):
-        with pytest.raises(TypeError, match="cannot store"):
+        with pytest.raises(TypeError, match="cannot store a tensor"):
             write_state(tmp_path / "a.sonde", {}, {"s": Box(x)})
 
 

@@ -126,8 +126,12 @@ def write_state(
     StateError
         If there are more values or tensors than a reader would accept.
     """
-    tensors: list[Tensor] = []
-    trees = {name: _encoded(name, states[name], tensors) for name in sorted(states)}
+    shelf = _Shelf()
+    trees = {
+        name: None if state is None else _stateval.encode(state, shelf.put, name)
+        for name, state in sorted(states.items())
+    }
+    tensors = shelf.tensors
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
     new_name = {f"#{old}": f"t{new}" for new, old in enumerate(order)}
     ordered = [tensors[i] for i in order]
@@ -224,14 +228,19 @@ def read_state(
         return contents.envelope["header"], states
 
 
-def _encoded(name: str, state: State | None, tensors: list[Tensor]) -> Any:
-    def put(tensor: Tensor) -> str:
-        if tensor.dtype not in _CODES or tensor.layout != torch.strided:
-            raise TypeError(f"write_state: cannot store {tensor.dtype}, {tensor.layout} at {name}.")
-        tensors.append(tensor.detach().cpu().contiguous())
-        return f"#{len(tensors) - 1}"
+class _Shelf:
+    """Collects tensors and hands out their names."""
 
-    return None if state is None else _stateval.encode(state, put, name)
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    def put(self, tensor: Tensor) -> str:
+        if tensor.dtype not in _CODES or tensor.layout != torch.strided:
+            raise TypeError(
+                f"write_state: cannot store a tensor of {tensor.dtype}, {tensor.layout}."
+            )
+        self.tensors.append(tensor.detach().cpu().contiguous())
+        return f"#{len(self.tensors) - 1}"
 
 
 def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
