@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.neighbors import NearestNeighbors
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.detect import KNN
+
+
+def _rows(seed=0, n=500, dim=8):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, dim)))
+
+
+@pytest.mark.truth("sklearn.neighbors.NearestNeighbors")
+@pytest.mark.parametrize("k", [1, 7, 50])
+def test_matches_sklearn(k):
+    x, y = _rows(0), _rows(1, 60) * 3.0
+    unit = [(v / v.norm(dim=1, keepdim=True)).numpy() for v in (x, y)]
+    want = NearestNeighbors(n_neighbors=k).fit(unit[0]).kneighbors(unit[1])[0][:, -1]
+    np.testing.assert_allclose(KNN(k=k).fit(x).score(y), want, rtol=1e-9)
+    np.testing.assert_allclose(KNN(k=k).fit(x.float()).score(y.float()), want, rtol=1e-4)
+
+
+def test_a_fitted_row_is_at_distance_zero_from_itself():
+    x = _rows().float()
+    assert float(KNN(k=1).fit(x).score(x).max()) == 0.0
+
+
+def test_a_row_of_zeros_is_at_distance_one_from_everything():
+    assert KNN(k=3).fit(_rows()).score(torch.zeros(1, 8)).tolist() == pytest.approx([1.0])
+
+
+def test_unchanged_by_rotation_and_length():
+    q = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).double())[0]
+    x, y = _rows(0), _rows(1, 40)
+    want = KNN(k=5).fit(x).score(y)
+    torch.testing.assert_close(KNN(k=5).fit(x @ q).score(y @ q * 7.0), want)
+
+
+@pytest.mark.truth("the whole bank: order kept, distances larger")
+def test_what_a_sample_costs():
+    scale = torch.linspace(3.0, 0.3, 8, dtype=torch.float64)
+    x, y = _rows(2, 8000) * scale, _rows(3, 300) * scale
+    full, part = KNN(k=50).fit(x).score(y), KNN(k=50, m=800).fit(x).score(y)
+    assert spearmanr(full, part).statistic > 0.95
+    assert float((part / full).mean()) > 1.2
+
+
+def test_the_bank_does_not_depend_on_the_order_of_rows():
+    x = _rows(4, 700)
+    perm = torch.randperm(700, generator=torch.Generator().manual_seed(1))
+    a, b = KNN(k=3, m=100).fit(x), KNN(k=3, m=100).fit(x[perm])
+    assert torch.equal(a.bank, b.bank)
+    assert a.flags == ("sampled",)
+
+
+def test_fewer_rows_than_k_takes_the_farthest_and_says_so():
+    scorer = KNN(k=50).fit(_rows(5, 10))
+    assert scorer.k == 10
+    assert "few_rows" in scorer.flags
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(InputError, match="KNN: expected 1 <= k <= m, got k=5 and m=2"):
+        KNN(k=5, m=2)
+    with pytest.raises(ShapeError, match=r"KNN.score: expected dim=8 \(as fitted\), got dim=3"):
+        KNN(k=1).fit(_rows()).score(torch.zeros(1, 3))

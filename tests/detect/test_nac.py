@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.detect import NAC
+from sonde.detect.nac import InfluenceCounts, thresholds
+from sonde.stats.auroc import auroc
+
+Z = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]], dtype=torch.float64)
+QUERY = torch.tensor([[0.0, 0.2], [3.0, -3.0], [-0.5, 0.9]], dtype=torch.float64)
+
+
+def _rows(seed=0, n=400, dim=6):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, dim)) * np.geomspace(0.1, 10.0, dim)
+    return torch.from_numpy(x), torch.from_numpy(rng.standard_normal((n, dim)))
+
+
+@pytest.mark.truth("grid worked out by hand from its formula")
+def test_grid():
+    want = [0, 0.31243397, 0.40416364, 0.45987172, 0.5, 0.54012828, 0.59583636, 0.68756603]
+    np.testing.assert_allclose(thresholds(10), [*want, 1.01, 1.2], atol=1e-8)
+    grid = thresholds(50)
+    assert len(grid) == 50
+    np.testing.assert_allclose(grid[:3], [0, 0.11905418, 0.18348683], atol=1e-8)
+    np.testing.assert_allclose(grid[23:26], [0.49403777, 0.5, 0.50596223], atol=1e-8)
+    np.testing.assert_allclose(grid[-3:], [0.88094582, 1.01, 1.2], atol=1e-8)
+
+
+@pytest.mark.truth("worked out by hand")
+def test_known_scores():
+    scorer = NAC(n_bins=10, fill=0.5, alpha=1.0).fit(Z, grad=torch.ones_like(Z))
+    assert scorer.conventions["full_bin"] == 2
+    assert torch.nonzero(scorer.coverage[0]).flatten().tolist() == [0, 1, 4, 6]
+    assert scorer.coverage[1].tolist() == [0, 0, 0, 0, 0, 1, 0, 0.5]
+    scores = scorer.score(QUERY, torch.ones_like(QUERY))
+    assert scores.tolist() == pytest.approx([0.25, 1.0, 0.5])
+    assert scorer.value == pytest.approx(0.21875)
+
+
+@pytest.mark.truth("dense comparison of every row, unit and threshold")
+def test_brute_force():
+    x, grad = _rows()
+    t, fill = thresholds(50), 0.05 * len(x)
+    s = torch.sigmoid(0.7 * x * grad)
+    inside = (s[:, :, None] >= t[:-1]) & (s[:, :, None] < t[1:])
+    covered = (inside.sum(0) / fill).clamp(max=1.0)
+    want = 1.0 - (inside * covered.double()).sum(2).mean(1)
+    scorer = NAC(alpha=0.7).fit(x, grad=grad)
+    torch.testing.assert_close(scorer.score(x, grad).double(), want, atol=1e-6, rtol=0)
+
+
+@pytest.mark.truth("definition over all rows in memory")
+def test_automatic_steepness():
+    x, grad = _rows(1, 3000)
+    x[:, 0] = 0.0
+    q = (x * grad).abs()[:, 1:].quantile(0.9, dim=0).median()
+    scorer = NAC().fit(x, grad=grad)
+    assert scorer.alpha == pytest.approx(2.0 / float(q), rel=0.2)
+    exact = NAC(alpha=scorer.alpha).fit(x, grad=grad)
+    gap = scorer.score(x, grad) - exact.score(x, grad)
+    assert float(gap.abs().mean()) < 0.05
+
+
+def test_mostly_silent_units_do_not_make_the_grid_collapse():
+    x, grad = _rows(2, 2000)
+    x[:1950] = 0.0
+    scorer = NAC().fit(x, grad=grad)
+    assert 1e-3 < scorer.alpha < 1e3
+
+
+def test_nothing_that_varies_is_flagged():
+    zero = torch.zeros(20, 3)
+    assert NAC().fit(zero, grad=zero).flags == ("dead",)
+
+
+def test_any_split_gives_the_same_counts():
+    x, grad = _rows(3)
+    statistic = InfluenceCounts(1.0, 50)
+    whole = statistic.observe(x, grad)
+    parts = [statistic.observe(x[a:b], grad[a:b]) for a, b in ((0, 1), (1, 150), (150, 400))]
+    merged = statistic.merge(parts[2], statistic.merge(parts[0], parts[1]))
+    assert torch.equal(whole.counts, merged.counts)
+    assert whole.n == merged.n
+
+
+@pytest.mark.truth("closed form of the gradient at a linear head, W^T (p - u)")
+def test_unusual_inputs_of_a_trained_net_score_higher():
+    torch.manual_seed(0)
+    head = nn.Linear(16, 4).double()
+    label = torch.arange(400) % 4
+    h = torch.randn(400, 16, dtype=torch.float64) + 3.0 * head.weight.detach()[label]
+    h.requires_grad_()
+    divergence = -torch.log_softmax(head(h), 1).mean(1).sum()
+    (grad,) = torch.autograd.grad(divergence, h)
+    p = torch.softmax(head(h), 1)
+    torch.testing.assert_close(grad, (p - 0.25).detach() @ head.weight.detach())
+    scorer = NAC().fit(h.detach()[:300], grad=grad[:300])
+    mixed = h.detach()[:, torch.randperm(16)]
+    push = (torch.softmax(head(mixed), 1) - 0.25).detach() @ head.weight.detach()
+    usual, unusual = scorer.score(h.detach()[300:], grad[300:]), scorer.score(mixed, push)
+    assert auroc(usual, unusual).value > 0.8
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(InputError, match="NAC: expected an even n_bins of at least 4, got 9"):
+        NAC(n_bins=9)
+    with pytest.raises(InputError, match=r"NAC: expected fill in \(0, 1\]"):
+        NAC(fill=0.0)
+    with pytest.raises(InputError, match="'grad'"):
+        NAC().fit(Z)
+    with pytest.raises(ShapeError, match=r"NAC.score: expected dim=2"):
+        NAC().fit(Z, grad=Z).score(Z[:, :1], Z[:, :1])
