@@ -261,7 +261,8 @@ def law_identity(case: Case) -> None:
         **{f.name: getattr(case.statistic, f.name) for f in fields(case.statistic)}
     )
     assert digest(again) == digest(case.statistic)
-    assert isinstance(state_of(case, make_columns(12)), state_type(case.statistic))
+    found, named = type(state_of(case, make_columns(12))), state_type(case.statistic)
+    assert issubclass(found, named), f"a {found.__name__}, named {named.__name__}"
 
 
 def law_bound(case: Case, columns: Columns, error: Any) -> None:
@@ -293,3 +294,11 @@ def law_learner(learner: Learner[Any], columns: Columns) -> None:
     except SondeError as error:
         raise AssertionError(f"merge raised {error!r} instead of StateError") from error
     raise AssertionError("a learner merged")
+
+
+def law_whole_groups_held(split: Any, columns: Columns, draw: Tensor) -> None:
+    """The rows of one group are all held out, or all not."""
+    held, group = split.is_held(draw), columns["group"]
+    both = set(group[held].tolist()) & set(group[~held].tolist())
+    assert not both, f"{len(both)} groups are in both parts"
+    assert bool(held.any()), "nothing is held out"

@@ -1,0 +1,226 @@
+"""What every instrument promises, as functions that fail with AssertionError where it is broken."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import SondeError
+from sonde.core.instrument import Detector, Instrument
+from sonde.core.passes import Task, fit_arrays, observe_stream, requests, states_of
+from sonde.core.result import Result, Scorer
+from sonde.core.state import digest
+from sonde.core.statistic import parameter_names
+from sonde.core.stream import Stream
+
+WIDTH, CLASSES = 4, 3
+SITES = {"one": ("x",), "pair": ("a", "b"), "all": ("a", "b", "c")}
+
+
+def make_inputs(n: int = 240, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """Return rows of three classes at three sites, and every column that plain arrays can bring."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    label = torch.arange(n) % CLASSES
+    weight, bias = torch.eye(CLASSES, WIDTH, dtype=torch.float64) * 2, torch.zeros(CLASSES)
+    x = normal(n, WIDTH) + 3 * torch.eye(WIDTH, dtype=torch.float64)[label]
+    return {
+        "x": x.to(dtype),
+        "a": x.to(dtype),
+        "b": (x @ normal(WIDTH, WIDTH) + normal(n, WIDTH)).to(dtype),
+        "c": normal(n, WIDTH).to(dtype),
+        "label": label,
+        "logits": x @ weight.T,
+        "grad": normal(n, WIDTH).to(dtype),
+        "ids": [f"row {i}" for i in range(n)],
+        "group": [f"group {i // 2}" for i in range(n)],
+        "position": torch.zeros(n, dtype=torch.int64),
+        "pair": [f"pair {i // 2}" for i in range(n)],
+        "side": torch.arange(n) % 2,
+        "head": (weight, bias.double()),
+    }
+
+
+def pick(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Return some of the rows, in the given order."""
+
+    def some(name: str, values: Any) -> Any:
+        if name == "head":
+            return values
+        return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
+
+    return {name: some(name, values) for name, values in inputs.items()}
+
+
+def stream_of(instrument: Instrument, inputs: Mapping[str, Any]) -> Stream:
+    """Return the inputs as a stream with the sites that the instrument spans."""
+    sites, columns = split_inputs(instrument, inputs)
+    return Stream.of(sites, **columns)
+
+
+def split_inputs(
+    instrument: Instrument, inputs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rows of the instrument's sites, and the other columns."""
+    keys = SITES[instrument.span]
+    columns = {k: v for k, v in inputs.items() if k not in ("x", "a", "b", "c")}
+    if instrument.span != "one":
+        columns["grad"] = {key: columns["grad"] for key in keys}
+    return {key: inputs[key] for key in keys}, columns
+
+
+def fit(instrument: Instrument, inputs: Mapping[str, Any]) -> Result:
+    """Return the instrument's last result on these rows."""
+    sites, columns = split_inputs(instrument, inputs)
+    return fit_arrays(instrument, sites, **columns)
+
+
+def score(scorer: Scorer, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the scores of rows."""
+    return scorer.score(*(inputs[name] for name in parameter_names(type(scorer).score)))
+
+
+def assert_same(a: Result, b: Result, rtol: float) -> None:
+    """Compare the value of two results; NaN equals NaN."""
+    first, second = torch.as_tensor(a.value).double(), torch.as_tensor(b.value).double()
+    assert first.shape == second.shape, f"{tuple(first.shape)} and {tuple(second.shape)}"
+    torch.testing.assert_close(first, second, rtol=rtol, atol=rtol, equal_nan=True)
+
+
+def assert_defined(result: Result, where: str = "") -> None:
+    """Demand a finite value, or a flag that says why it is not."""
+    value = torch.as_tensor(result.value).double()
+    finite = bool(torch.isfinite(value).all())
+    assert finite or result.flags, f"{where}: value {result.value} without a flag"
+
+
+def law_value(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
+    """The result is finite or flagged; it gives a table, and a picture in plain JSON."""
+    result = fit(instrument, inputs)
+    if not isinstance(result, Scorer):
+        assert_defined(result)
+    assert result.n > 0, f"n = {result.n}"
+    assert result.table().num_rows >= 0
+    json.dumps(result.chart(), allow_nan=False)
+
+
+def law_degenerate(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
+    """Few, equal or constant rows give an error of ours, a finite value, or a flag."""
+    cases: dict[str, dict[str, Any]] = {f"{n} rows": make(n) for n in (1, 2, 3)}
+    plain = make(60)
+    for name, change in (
+        ("constant rows", lambda x: x * 0 + 2),
+        ("a constant unit", lambda x: torch.cat([x[:, :1] * 0 + 1, x[:, 1:]], 1)),
+        ("equal rows", lambda x: x[torch.arange(len(x)) // 2]),
+        ("half precision", lambda x: x.to(torch.bfloat16)),
+    ):
+        cases[name] = {**plain, **{k: change(plain[k]) for k in ("x", "a", "b", "c")}}
+    for name, inputs in cases.items():
+        try:
+            result = fit(instrument, inputs)
+        except SondeError:
+            continue
+        if not isinstance(result, Scorer):
+            assert_defined(result, name)
+
+
+def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
+    """Rows in another order give the same value."""
+    n = len(inputs["label"])
+    groups = torch.randperm(n // 2, generator=torch.Generator().manual_seed(3))
+    rows = torch.stack([groups * 2, groups * 2 + 1], 1).flatten()
+    first, second = fit(instrument, inputs), fit(instrument, pick(inputs, rows))
+    if isinstance(first, Scorer) and isinstance(second, Scorer):
+        a, b = score(first, inputs), score(second, inputs)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    else:
+        assert_same(first, second, 1e-7)
+
+
+def law_again(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
+    """The same rows give the same bits whatever the global random state, and stay as they were."""
+    kept = {k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor)}
+    torch.manual_seed(1)
+    first = fit(instrument, inputs)
+    torch.manual_seed(2)
+    second = fit(instrument, inputs)
+    assert_same(first, second, 0.0)
+    if isinstance(first, Scorer) and isinstance(second, Scorer):
+        assert torch.equal(score(first, inputs), score(second, inputs))
+    for name, values in kept.items():
+        assert torch.equal(values, inputs[name]), f"the column {name} changed"
+
+
+def law_company(
+    instrument: Instrument, others: list[Instrument], inputs: Mapping[str, Any]
+) -> None:
+    """The value does not depend on which other instruments run in the same pass."""
+    stream = stream_of(instrument, inputs)
+    keys = SITES[instrument.span]
+    task = Task(instrument, keys)
+    company = [Task(other, keys) for other in others if other.span == instrument.span]
+    alone = observe_stream(stream, requests([task]))
+    together = observe_stream(stream, requests([task, *company]))
+    first = instrument.result(**states_of(task, alone))
+    second = instrument.result(**states_of(task, together))
+    assert_same(first, second, 0.0)
+
+
+def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
+    """What the next pass asks depends on the result of this one."""
+    found = []
+    for seed in (0, 1):
+        inputs = make(120, seed)
+        stream, task = stream_of(instrument, inputs), Task(instrument, SITES[instrument.span])
+        result = instrument.result(**states_of(task, observe_stream(stream, requests([task]))))
+        following = instrument.then(result)
+        found.append(None if following is None else digest(tuple(following.reads().values())))
+    assert None in found or found[0] != found[1], "the next pass ignores the result"
+
+
+def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
+    """Finite rows score finitely; a row with NaN or infinity scores +inf and changes no other."""
+    scorer = fit(detector, inputs)
+    assert isinstance(scorer, Scorer)
+    plain = score(scorer, inputs)
+    assert plain.shape == (len(inputs["label"]),), f"shape {tuple(plain.shape)}"
+    assert bool(torch.isfinite(plain).all()), "not finite for finite rows"
+    broken = dict(inputs)
+    for i, bad in enumerate((math.nan, math.inf, -math.inf)):
+        for name in parameter_names(type(scorer).score):
+            if isinstance(broken[name], Tensor) and broken[name].is_floating_point():
+                broken[name] = broken[name].clone()
+                broken[name][i, 0] = bad
+    found = score(scorer, broken)
+    assert bool((found[:3] == math.inf).all()), f"scores of non-finite rows: {found[:3].tolist()}"
+    torch.testing.assert_close(found[3:], plain[3:], rtol=1e-9, atol=1e-9)
+
+
+def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:
+    """A row's score does not depend on its batch, nor on its place in it."""
+    scorer = fit(detector, inputs)
+    assert isinstance(scorer, Scorer)
+    rows = torch.arange(30)
+    whole = score(scorer, pick(inputs, rows))
+    single = torch.cat([score(scorer, pick(inputs, rows[i : i + 1])) for i in range(30)])
+    backwards = score(scorer, pick(inputs, rows.flip(0))).flip(0)
+    torch.testing.assert_close(single, whole, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(backwards, whole, rtol=1e-7, atol=1e-7)
+
+
+def law_score_direction(detector: Detector, inputs: Mapping[str, Any]) -> None:
+    """Rows far from all others, with undecided logits, score higher than usual rows."""
+    scorer = fit(detector, inputs)
+    assert isinstance(scorer, Scorer)
+    far = pick(inputs, torch.arange(40))
+    for name in ("x", "a", "b", "c"):
+        far[name] = torch.zeros_like(far[name]) - 60.0
+    far["logits"] = torch.zeros_like(far["logits"])
+    usual, unusual = score(scorer, inputs).median(), score(scorer, far).median()
+    assert float(unusual) > float(usual), f"far rows score {unusual:.4g}, usual rows {usual:.4g}"
