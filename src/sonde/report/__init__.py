@@ -4,7 +4,25 @@ Everything here is a pure function of the dict that ``schema.json`` describes; n
 """
 
 from sonde.report._schema import check_report, schema
-from sonde.report.files import load_report, save_report, to_json
+from sonde.report.diff import diff, new_or_worse
+from sonde.report.diff_view import diff_to_html, diff_to_text
+from sonde.report.files import load_report, save_report, to_json, write_text
 from sonde.report.html import to_html
+from sonde.report.notebook import to_mime
+from sonde.report.terminal import to_text
 
-__all__ = ["check_report", "load_report", "save_report", "schema", "to_html", "to_json"]
+__all__ = [
+    "check_report",
+    "diff",
+    "diff_to_html",
+    "diff_to_text",
+    "load_report",
+    "new_or_worse",
+    "save_report",
+    "schema",
+    "to_html",
+    "to_json",
+    "to_mime",
+    "to_text",
+    "write_text",
+]

@@ -11,8 +11,8 @@ OKABE_ITO: Final = tuple(f"var(--c{i})" for i in range(1, 9))
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 OCTAGON: Final = "M-.4,-1L.4,-1L1,-.4L1,.4L.4,1L-.4,1L-1,.4L-1,-.4Z"
 MARKS: Final = {"error": OCTAGON, "warning": "triangle-up", "note": "circle"}
-NARROW: Final = 312
-WIDE: Final = 700
+NARROW: Final = 340
+WIDE: Final = 770
 MARGIN: Final = 74
 
 Rows = list[dict[str, Any]]
@@ -25,9 +25,9 @@ def tip(*parts: str) -> str:
 
 def x_sites(names: list[str], width: int, title: str, field: str = "s") -> alt.X:
     """Return the axis of sites in order of execution, with labels that do not meet."""
-    longest = max(map(len, names), default=1)
-    letter = 9 if width == NARROW else 8
-    flat = longest * letter * len(names) <= width or longest <= 4
+    longest, width = max(map(len, names), default=1), width - MARGIN
+    letter = 9 if width < NARROW else 8
+    flat = (longest * letter + 8) * len(names) <= width or longest <= 4
     room = width // (longest * letter + 8) if flat else width // 24
     step = max(1, -(-len(names) // max(room, 1)))
     axis = alt.Axis(values=names[::step], labelAngle=0 if flat else -50, title=title or None)
@@ -39,7 +39,8 @@ def y_log(field: str, low: float, high: float, percent: bool = False) -> alt.Y:
     low, high = low / 1.25, high * 1.25
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = len(decades) <= 3
-    ticks = [float(f"{m}e{d}") for d in decades for m in ((1, 2, 5) if few else (1,))]
+    steps = range(1, 10) if high / low < 8 else (1, 2, 5) if few else (1,)
+    ticks = [float(f"{m}e{d}") for d in decades for m in steps]
     ticks = [tick for tick in ticks if low <= tick <= high]
     ticks = ticks[:: max(1, math.ceil(len(ticks) / 6))]
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
@@ -57,10 +58,17 @@ def layer(rows: Rows) -> alt.Chart:
     return alt.Chart(alt.Data(values=rows))
 
 
-def band(rows: Rows, x: alt.X, low: str = "lo", high: str = "hi", opacity: float = 0.22) -> Any:
+def along(y: alt.Y, field: str) -> alt.Y:
+    """Return the same axis for another column, so that layers do not widen it."""
+    return alt.Y(f"{field}:Q", scale=y["scale"], axis=y["axis"])
+
+
+def band(
+    rows: Rows, x: alt.X, y: alt.Y, low: str = "lo", high: str = "hi", opacity: float = 0.22
+) -> Any:
     """Return the area between two columns."""
     area = layer(rows).mark_area(opacity=opacity, color="var(--c1)", aria=False)
-    return area.encode(x=x, y=alt.Y(f"{low}:Q"), y2=alt.Y2(f"{high}:Q"))
+    return area.encode(x=x, y=along(y, low), y2=alt.Y2(f"{high}:Q"))
 
 
 def line(rows: Rows, x: alt.X, y: alt.Y, color: str = "var(--c1)") -> list[Any]:
@@ -75,10 +83,10 @@ def dots(rows: Rows, x: alt.X, y: alt.Y, **look: Any) -> Any:
     return mark.encode(x=x, y=y, description=alt.Description("t:N"))
 
 
-def level_rules(rows: Rows, **look: Any) -> Any:
+def level_rules(rows: Rows, y: alt.Y, **look: Any) -> Any:
     """Return a dashed level line for each row, column ``v``."""
     look = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": "var(--soft)", **look}
-    return layer(rows).mark_rule(**look).encode(y=alt.Y("v:Q"), description=alt.Description("t:N"))
+    return layer(rows).mark_rule(**look).encode(y=along(y, "v"), description=alt.Description("t:N"))
 
 
 def sized(layers: list[Any], width: int, height: int) -> Any:

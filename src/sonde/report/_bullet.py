@@ -35,7 +35,7 @@ def bullet(figure: dict[str, Any], level: str) -> Markup:
     said = f"{words(figure['name'])}: {label}"
     if limit is not None:
         said += f", limit {quantity(limit, figure['unit'])}"
-    svg = el("svg", *parts, cls="bullet", viewBox=f"0 0 {_WIDTH} 56", role="img", aria_label=said)
+    svg = el("svg", *parts, cls="bullet", viewBox=f"0 0 {_WIDTH} 60", role="img", aria_label=said)
     return el("figure", svg, el("figcaption", _caption(figure)), cls="small")
 
 
@@ -53,10 +53,9 @@ def _caption(figure: dict[str, Any]) -> str:
 
 
 def _threshold(x: float, figure: dict[str, Any]) -> Markup:
-    mark = {"above": "> ", "below": "< "}.get(figure["direction"], "")
     line = el("line", x1=x, x2=x, y1=20, y2=40, cls="limit")
     return join(
-        line, _label(x, 53, f"limit {mark}{quantity(figure['threshold'], figure['unit'])}", "limit")
+        line, _label(x, 53, f"limit {quantity(figure['threshold'], figure['unit'])}", "limit")
     )
 
 

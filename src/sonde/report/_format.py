@@ -118,6 +118,11 @@ def shown(text: object, limit: int = 200) -> str:
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
 
 
+def tied(text: str) -> str:
+    """Return a sentence whose numbers keep their per cent sign on the same line."""
+    return text.replace(" %", "\u00a0%")
+
+
 def words(name: str) -> str:
     """Return the words of a snake_case name."""
     return re.sub(r"_+", " ", name)

@@ -6,6 +6,7 @@ from typing import Final, final
 
 from sonde.report._format import shown
 
+_UNBROKEN: Final = 24
 VOID: Final = frozenset({"meta", "link", "br"})
 
 
@@ -46,11 +47,10 @@ def join(*parts: str | None) -> Markup:
 
 
 def code(value: str) -> Markup:
-    """Return a name or a command in the fixed-width face, with places where it may break."""
-    spaced = shown(value, 4000)
-    for sign in "./:_,":
-        spaced = spaced.replace(sign, sign + "\u200b")
-    return Markup(f"<code>{escape(spaced).replace(chr(0x200B), '<wbr>')}</code>")
+    """Return a name or a command in the fixed-width face; short words of it are never broken."""
+    words = [escape(word) for word in shown(value, 4000).split(" ")]
+    kept = [f'<span class="w">{w}</span>' if 0 < len(w) <= _UNBROKEN else w for w in words]
+    return Markup(f"<code>{' '.join(kept)}</code>")
 
 
 def _attribute(name: str, value: object) -> str:

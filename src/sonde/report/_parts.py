@@ -4,7 +4,7 @@ from typing import Final
 
 from sonde.report._axes import NARROW, WIDE
 from sonde.report._draw import picture
-from sonde.report._format import number, plural, shown
+from sonde.report._format import number, plural, shown, tied
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._picture import Cell, Numbers, Picture
 
@@ -36,9 +36,10 @@ def command(text: str) -> Markup:
     return el("div", code(text), button, cls="command")
 
 
-def drawer(title: str, *body: str | None, cls: str = "") -> Markup:
+def drawer(title: str, *body: str | None, cls: str = "", opened: bool = False) -> Markup:
     """Return a part that opens by mouse and by keyboard."""
-    return el("details", el("summary", title), el("div", *body, cls="inside"), cls=cls or None)
+    inside = el("div", *body, cls="inside")
+    return el("details", el("summary", title), inside, cls=cls or None, open=opened)
 
 
 def table(
@@ -88,7 +89,7 @@ def figure(made: Picture, names: Names) -> Markup:
     narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
     note = el("p", made.note, cls="reading") if made.note else None
     tools = tabled(made.numbers, names) if made.numbers else None
-    message = el("figcaption", made.message)
+    message = el("figcaption", tied(made.message))
     return el(
         "figure",
         message,
@@ -100,13 +101,13 @@ def figure(made: Picture, names: Names) -> Markup:
     )
 
 
-def tabled(numbers: Numbers, names: Names, label: str = "Table") -> Markup:
-    """Return a closed drawer with a table, and a button that copies it as CSV."""
+def tabled(numbers: Numbers, names: Names, label: str = "Table", opened: bool = False) -> Markup:
+    """Return a drawer with a table, and a button that copies it as CSV."""
     made = table(numbers, names, "")
     key = made.split(' id="', 1)[1].split('"', 1)[0]
     button = el("button", "Copy CSV", type="button", data_csv=key)
     said = f"{label} ({plural(len(numbers.rows), 'row')})"
-    return join(el("div", drawer(said, made), button, cls="tools"))
+    return join(el("div", drawer(said, made, opened=opened), button, cls="tools"))
 
 
 def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:

@@ -10,6 +10,7 @@ import altair as alt
 from sonde.report._axes import (
     MARGIN,
     Rows,
+    along,
     band,
     dots,
     layer,
@@ -115,12 +116,12 @@ def _chart(curve: _Curve, points: Rows, axis: Axis, width: int) -> Any:
         {"v": value, "n": name, "t": tip(name, quantity(value, curve.unit))}
         for name, value in curve.rules
     ]
-    layers = [level_rules(rules)] if rules else []
+    layers = [level_rules(rules, y)] if rules else []
     if rules:
         named = layer(rules).mark_text(align="left", baseline="bottom", dx=4, dy=-4, aria=False)
         at = alt.X(value=0) if curve.unit == "nats" else alt.X(value=width - MARGIN - 100)
-        layers.append(named.encode(x=at, y=alt.Y("v:Q"), text=alt.Text("n:N")))
-    layers += [band(points, x), *line(points, x, y)]
+        layers.append(named.encode(x=at, y=along(y, "v"), text=alt.Text("n:N")))
+    layers += [band(points, x, y), *line(points, x, y)]
     ringed = [point for point in points if point["ring"]]
     if ringed:
         layers.append(

@@ -75,7 +75,7 @@ def depth_numbers(report: dict[str, Any]) -> Numbers:
 
 
 def depth_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
-    """Return one point for each site that has the figure; zero stands at the lower edge of a log axis."""
+    """Return a point for each site with the figure; zero stands at the lower edge of a log axis."""
     marks = _marks(report["findings"], panel.codes)
     known = [
         (row, row["values"][panel.name])
@@ -136,8 +136,8 @@ def panel_chart(panel: Panel, points: Rows, axis: Axis, width: int) -> Any:
     """Return one line with its band, limit and finding marks."""
     x, y = x_sites(axis.labels, width, axis.title), panel_axis(panel, points)
     limit = [{"v": panel.limit, "t": f"limit · {share(panel.limit)}"}] if panel.limit else []
-    layers = [level_rules(limit)] if limit else []
-    layers += [band(points, x), *line(points, x, y)]
+    layers = [level_rules(limit, y)] if limit else []
+    layers += [band(points, x, y), *line(points, x, y)]
     for level, shape in MARKS.items():
         hit = [point for point in points if point["level"] == level]
         if hit:

@@ -172,5 +172,5 @@ def _spectra(lines: Rows, white: Rows, axis: Axis, width: int) -> Any:
     layers = [path.encode(x=x, y=y, color=color, description=alt.Description("t:N"))]
     if white:
         look = {"strokeDash": [5, 4], "color": "var(--soft)", "aria": False, "clip": True}
-        layers.append(layer(white).mark_line(**look).encode(x=alt.X("x:Q"), y=alt.Y("y:Q")))
+        layers.append(layer(white).mark_line(**look).encode(x=x, y=y))
     return sized(layers, width, 260)

@@ -66,7 +66,8 @@ def _message(rows: Rows, axis: Axis) -> str:
 def _chart(bands: Rows, named: Rows, axis: Axis, width: int) -> Any:
     sizes = [row[f"b{i}"] for row in bands for i in range(5)] + [row["v"] for row in named]
     x, y = x_sites(axis.labels, width, axis.title), y_log("v", min(sizes), max(sizes))
-    layers = [band(bands, x, "b0", "b4", 0.16), band(bands, x, "b1", "b3", 0.3), *line(bands, x, y)]
+    layers = [band(bands, x, y, "b0", "b4", 0.16)]
+    layers += [band(bands, x, y, "b1", "b3", 0.3), *line(bands, x, y)]
     if named:
         layers.append(dots(named, x, y, shape="diamond", size=90, color="var(--c2)"))
     return sized(layers, width, 240)

@@ -10,6 +10,7 @@ from sonde.report._axes import (
     OKABE_ITO,
     SHAPES,
     Rows,
+    along,
     dots,
     layer,
     level_rules,
@@ -72,13 +73,13 @@ def _shift(points: Rows, length: float | None, axis: Axis, width: int) -> Any:
     floor = min([0.45, *(p["lo"] for p in points), *([] if length is None else [length])])
     y = alt.Y("v:Q", scale=alt.Scale(domain=[floor, 1.0], nice=False), axis=y_axis())
     limits = [{"v": value, "t": tip(number(value), name)} for value, name in _RULES]
-    layers = [level_rules(limits)]
+    layers = [level_rules(limits, y)]
     if length is not None:
         dotted = [{"v": length, "t": f"length alone · AUROC {number(length)}"}]
         look = {"strokeDash": [1, 4], "strokeWidth": 2.5, "color": "var(--c3)"}
-        layers.append(level_rules(dotted, **look))
+        layers.append(level_rules(dotted, y, **look))
     bars = layer(points).mark_rule(color="var(--c1)", strokeWidth=4, opacity=0.4, aria=False)
-    layers.append(bars.encode(x=x, y=alt.Y("lo:Q"), y2=alt.Y2("hi:Q")))
+    layers.append(bars.encode(x=x, y=along(y, "lo"), y2=alt.Y2("hi:Q")))
     return sized([*layers, dots(points, x, y, color="var(--c1)", size=70)], width, 220)
 
 
@@ -125,7 +126,8 @@ def _scores(bars: Rows, limit: float | None, width: int) -> Any:
     y = alt.Y("v:Q", stack=None, axis=y_axis(percent=True, tickCount=4))
     said, end = alt.Description("t:N"), alt.X2("b:Q")
     shape = layer(bars).mark_bar(opacity=0.55)
-    layers = [shape.encode(x=x, x2=end, y=y, color=alt.Color("k:N", scale=scale), description=said)]
+    color = alt.Color("k:N", scale=scale)
+    layers = [shape.encode(x=x, x2=end, y=y, y2=alt.datum(0), color=color, description=said)]
     if limit is not None:
         line = layer([{"a": limit, "t": f"threshold · {number(limit)}"}])
         line = line.mark_rule(color="var(--ink)", strokeWidth=2, strokeDash=[6, 3])
@@ -171,7 +173,7 @@ def _scatter(values: Rows, domain: list[str], width: int) -> Any:
     side = min(width - 12, 560)
     scale = alt.Scale(domain=domain, range=list(OKABE_ITO[: len(domain)]))
     shapes = alt.Scale(domain=domain, range=list((SHAPES * 2)[: len(domain)]))
-    bare = alt.Axis(labels=False, ticks=False, grid=False, title=None)
+    bare = alt.Axis(labels=False, ticks=False, grid=False, title=None, domain=False)
     chart = layer(values).mark_point(filled=True, size=42, opacity=0.8)
     chart = chart.encode(
         x=alt.X("x:Q", axis=bare, scale=alt.Scale(zero=False)),

@@ -51,11 +51,9 @@ def check_report(report: Any, *, strict: bool = True) -> None:
 
     Examples
     --------
-    >>> check_report({"schema": "other/1"})
+    >>> check_report({"schema": "other/1"})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ...
-    sonde.core.errors.StateError: check_report: expected 'sonde-scan/1', got 'other/1' at $.schema. \
-Is this the JSON or HTML that `sonde scan` wrote?
+    sonde.core.errors.StateError: ...: expected 'sonde-scan/1', got 'other/1' at $.schema. ...
     """
     if isinstance(report, dict) and "schema" in report:
         _raise_first(

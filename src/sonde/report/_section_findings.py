@@ -12,11 +12,12 @@ from sonde.report._format import (
     share,
     shown,
     size,
+    tied,
     words,
 )
 from sonde.report._markup import Markup, code, el, join
 from sonde.report._parts import badge, command, definitions, drawer, section
-from sonde.report._select import select
+from sonde.report._select import runs, select
 
 
 def verdict_line(verdict: dict[str, int]) -> str:
@@ -36,6 +37,14 @@ def verdict_line(verdict: dict[str, int]) -> str:
     return "; ".join([found or "nothing found", *rest])
 
 
+def checks_line(verdict: dict[str, int]) -> str:
+    """Return how the checks ended, as one sentence."""
+    states = ("clear", "withheld", "not_applicable", "failed")
+    ended = ", ".join(f"{verdict[s]} {words(s)}" for s in states if verdict[s] or s == "clear")
+    hidden = verdict["ignored"]
+    return f"Checks: {ended}" + (f"; {plural(hidden, 'finding')} ignored by you" if hidden else "")
+
+
 def header(report: dict[str, Any]) -> Markup:
     """Return model, data, verdict and what the run took."""
     where = report["provenance"]
@@ -48,19 +57,14 @@ def header(report: dict[str, Any]) -> Markup:
     )
     verdict = report["verdict"]
     chips = [badge(level, plural(verdict[level], level)) for level in LEVELS if verdict[level]]
-    chips += [badge("clear", f"{verdict['clear']} clear")]
-    chips += [
-        badge(state, f"{verdict[state]} {words(state)}")
-        for state in ("withheld", "not_applicable", "failed")
-        if verdict[state]
-    ]
+    chips = chips or [badge("clear", "nothing found")]
     return el(
         "header",
         el("p", "sonde scan", cls="brand"),
         title,
         versus,
-        el("p", verdict_line(verdict), cls="verdict"),
-        el("p", *chips, cls="chips"),
+        el("p", *chips, cls="verdict"),
+        el("p", checks_line(verdict), cls="facts"),
         _banner(report),
         el("p", " · ".join(_facts(report)), cls="facts"),
     )
@@ -78,7 +82,7 @@ def _facts(report: dict[str, Any]) -> list[str]:
     if where.get("peak_memory_bytes") is not None:
         facts.append(f"peak memory {size(where['peak_memory_bytes'])}")
     if where.get("started"):
-        facts.append(shown(where["started"], 40))
+        facts.append(shown(where["started"])[:16].replace("T", " "))
     return facts
 
 
@@ -86,9 +90,8 @@ def _banner(report: dict[str, Any]) -> Markup:
     said = []
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
-        said.append(
-            f"Stopped after {share(done / max(total, 1), 2)}: {done:,} of {total:,} examples were read."
-        )
+        part = share(done / max(total, 1), 2)
+        said.append(f"Stopped after {part}: {done:,} of {total:,} examples were read.")
     if report["shows_inputs"]:
         said.append("This report shows inputs (--show-inputs). Mind who may read it.")
     return join(*(el("p", text, cls="banner", role="note") for text in said))
@@ -99,7 +102,7 @@ def findings_section(report: dict[str, Any]) -> Markup:
     chosen = select(report["findings"])
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
-        lead = "No check found anything. What was checked, and what could not be, stands under All checks."
+        lead = "No check found anything. All checks lists what was checked, and what could not be."
         return section("findings", "Findings", _ignored(chosen.ignored, sites), lead=lead)
     cards = [_card(f, sites, chosen.folded.get(f["code"], ())) for f in chosen.first]
     more = [_card(f, sites, chosen.folded.get(f["code"], ())) for f in chosen.more]
@@ -126,10 +129,10 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
     )
     body = el(
         "div",
-        el("p", finding["sentence"], cls="sentence"),
-        _named(finding),
+        el("p", tied(finding["sentence"]), cls="sentence"),
+        _named(finding, sites),
         el("h4", "Why it matters"),
-        el("p", finding["why"]),
+        el("p", tied(finding["why"])),
         el("h4", "Look closer"),
         command(finding["next"]),
         cls="words",
@@ -139,30 +142,34 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
     after = [_folded(folded)] if folded else []
     after.append(drawer("How computed", _computed(finding), cls="how"))
     shown_side = el("div", *side, cls="side") if any(side) else None
-    return el(
-        "article", head, el("h3", finding["title"]), el("div", body, shown_side, cls="cols"), *after,
-        cls=f"card {level}", id=None if finding["ignored"] else f"finding-{finding['code']}",
-    )  # fmt: skip
+    parts = [head, el("h3", finding["title"]), el("div", body, shown_side, cls="cols"), *after]
+    key = None if finding["ignored"] else f"finding-{finding['code']}"
+    return el("article", *parts, cls=f"card {level}", id=key)
 
 
-def _named(finding: dict[str, Any]) -> Markup | None:
-    kinds = ("sites", "units", "classes", "rows")
+def _named(finding: dict[str, Any], sites: list[str]) -> Markup | None:
+    listed = {
+        "sites": runs(finding["sites"], sites),
+        "units": [str(unit) for unit in finding["units"]],
+        "classes": finding["classes"],
+        "rows": finding["rows"],
+    }
     lines = []
-    for kind in kinds:
-        names = [str(name) for name in finding[kind]]
+    for kind, names in listed.items():
+        parts = [join(", " if i else "", code(shown(n, 80))) for i, n in enumerate(names[:8])]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         if names:
-            listed = [join(", " if i else "", code(shown(n, 80))) for i, n in enumerate(names[:8])]
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            lines.append(el("p", el("span", kind, cls="kind"), " ", *listed, more))
+            lines.append(el("div", el("span", kind, cls="kind"), el("span", *parts, more)))
     return el("div", *lines, cls="named") if lines else None
 
 
 def _folded(findings: tuple[dict[str, Any], ...]) -> Markup:
-    items = [
-        el("div", el("p", badge(f["level"]), " ", el("span", f["code"], cls="code"), " ", el("b", f["title"])),
-           el("p", f["sentence"]), command(f["next"]), cls="child", id=f"finding-{f['code']}")
-        for f in findings
-    ]  # fmt: skip
+    items = []
+    for finding in findings:
+        tag = el("span", finding["code"], cls="code")
+        head = el("p", badge(finding["level"]), " ", tag, " ", el("b", finding["title"]))
+        parts = head, el("p", tied(finding["sentence"])), command(finding["next"])
+        items.append(el("div", *parts, cls="child", id=f"finding-{finding['code']}"))
     return drawer(f"{plural(len(items), 'consequence')} of this", *items, cls="how")
 
 

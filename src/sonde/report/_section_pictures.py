@@ -21,7 +21,7 @@ def depth_section(report: dict[str, Any], names: Names) -> Markup:
     panels = [figure(made, names) for made in depth_pictures(report)]
     lead = "Sites in order of execution. Bands are 95 % intervals; larger marks are findings."
     if len(report["sites"]) > MAX_SITES:
-        lead += f" {plural(len(report['sites']), 'site')} were read; one for each block is drawn, the JSON holds all."
+        lead += f" Of {len(report['sites']):,} sites one for each block is drawn."
     single = None if panels else el("p", "One site was read: there is no depth to draw.")
     tools = tabled(depth_numbers(report), names, "Every figure of every site")
     return section(
@@ -36,11 +36,8 @@ def similarity_section(report: dict[str, Any], names: Names) -> Markup:
     made = similarity_picture(known) if known else None
     if made is None:
         return _empty("similarity", "Similarity map", "Needs two sites that share rows.")
-    lead = (
-        f"How alike the geometry of rows is at each pair of sites, from {plural(known['n_rows'], 'row')}."
-        if known and known.get("n_rows")
-        else ""
-    )
+    rows = plural(known["n_rows"], "row") if known and known.get("n_rows") else "all rows"
+    lead = f"How alike the geometry of {rows} is at each pair of sites."
     return section("similarity", "Similarity map", figure(made, names), lead=lead)
 
 
@@ -89,7 +86,8 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
         columns = ("label", "taken for", "rows", "share of the label")
         parts.append(tabled(Numbers(columns, confusions, "confusions"), names, "Confusions"))
         worst = labels["confusions"][0]
-        said = f"Most often confused: {shown(worst['label'], 60)} taken for {shown(worst['predicted'], 60)}"
+        said = f"Most often confused: {shown(worst['label'], 60)}, taken for "
+        said += shown(worst["predicted"], 60)
         parts.insert(
             1, el("p", f"{said} ({worst['n']:,} rows, {share(worst['share'])} of the label).")
         )

@@ -1,6 +1,6 @@
 """The sections about rows: DATA against OTHER, and rows named by id."""
 
-from typing import Any
+from typing import Any, Final
 
 from sonde.report._format import number, plural, share, shown
 from sonde.report._markup import Markup, Names, el
@@ -8,9 +8,29 @@ from sonde.report._parts import definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
 
-_FAR = (
-    "Rows far from all others. Without clean reference data nobody can say that they are unusual: "
-    "for that, compare with another data set (--versus)."
+_SHORT: Final = 12
+
+_LISTS: Final = (
+    (
+        "mislabelled",
+        "Rows whose label looks wrong",
+        ("id", "label", "predicted", "share"),
+        "About three quarters of wrong labels are found; a row that is not listed may be wrong.",
+    ),
+    ("duplicates", "Exact copies", ("ids", "n", "labels"), ""),
+    (
+        "near_duplicates",
+        "Nearly the same",
+        ("id", "id2", "site", "ratio"),
+        "Ratio: distance over the distance to the row's 5th neighbour.",
+    ),
+    (
+        "far",
+        "Far from all others",
+        ("id", "site", "z"),
+        "Without clean reference data nobody can say that these are unusual: for that, compare "
+        "with another data set (--versus).",
+    ),
 )
 
 
@@ -30,7 +50,7 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
     if versus["rows"]:
         rows = _rows(versus["rows"], ("id", "score", "p"), report["shows_inputs"])
         parts.append(el("h3", "Most unusual rows of OTHER"))
-        parts.append(tabled(rows, names, "Most unusual rows"))
+        parts.append(tabled(rows, names, opened=len(versus["rows"]) <= _SHORT))
     return section("versus", "Against OTHER", *parts, lead=lead)
 
 
@@ -53,8 +73,7 @@ def rows_section(report: dict[str, Any], names: Names) -> Markup:
     """Return rows by id: map, wrong labels, copies, far rows."""
     rows = report.get("rows")
     if rows is None:
-        text = "No rows are named in this report."
-        return section("rows", "Rows", el("p", text, cls="empty"))
+        return section("rows", "Rows", el("p", "No rows are named in this report.", cls="empty"))
     inputs = report["shows_inputs"]
     lead = (
         "Rows by id, with their inputs."
@@ -63,55 +82,21 @@ def rows_section(report: dict[str, Any], names: Names) -> Markup:
     )
     made = rows_picture(rows["map"]) if rows["map"] else None
     parts: list[Markup | None] = [figure(made, names)] if made else []
-    parts += _listed(
-        "Rows whose label looks wrong",
-        rows["mislabelled"],
-        ("id", "label", "predicted", "share"),
-        inputs,
-        names,
-        "About three quarters of wrong labels are found this way: a row that is not listed may still be wrong.",
-    )
-    parts += _listed(
-        "Exact copies",
-        [
-            {
-                **r,
-                "ids": ", ".join(shown(i, 80) for i in r["ids"]),
-                "labels": ", ".join(shown(x, 60) for x in r["labels"]),
-            }
-            for r in rows["duplicates"]
-        ],
-        ("ids", "n", "labels"),
-        inputs,
-        names,
-        "",
-    )
-    parts += _listed(
-        "Nearly the same",
-        rows["near_duplicates"],
-        ("id", "id2", "site", "ratio"),
-        False,
-        names,
-        "Ratio: distance over the distance to the row's 5th neighbour.",
-    )
-    parts += _listed("Far from all others", rows["far"], ("id", "site", "z"), inputs, names, _FAR)
+    for key, title, columns, note in _LISTS:
+        if rows[key]:
+            listed = _rows([_flat(row) for row in rows[key]], columns, inputs)
+            parts += [el("h3", title), el("p", note, cls="reading") if note else None]
+            parts.append(tabled(listed, names, opened=len(rows[key]) <= _SHORT))
     if not any(parts):
         parts.append(el("p", "No row stands out.", cls="empty"))
-    return section("rows", "Rows", *parts, lead=lead)  # fmt: skip
+    return section("rows", "Rows", *parts, lead=lead)
 
 
-def _listed(
-    title: str,
-    rows: list[dict[str, Any]],
-    columns: tuple[str, ...],
-    inputs: bool,
-    names: Names,
-    note: str,
-) -> list[Markup | None]:
-    if not rows:
-        return []
-    said = el("p", note, cls="reading") if note else None
-    return [el("h3", title), said, tabled(_rows(rows, columns, inputs), names, title)]
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: ", ".join(shown(item, 80) for item in value) if isinstance(value, list) else value
+        for key, value in row.items()
+    }
 
 
 def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...], inputs: bool) -> Numbers:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sonde.report._format import number, plural, seconds, shown, size, words
+from sonde.report._format import number, seconds, shown, size, words
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import command, definitions, section, tabled
 from sonde.report._picture import Numbers
@@ -83,4 +83,4 @@ def _name(key: str) -> str:
 def _shown(value: Any) -> Markup | str:
     if isinstance(value, str):
         return join(shown(value, 300))
-    return plural(value, "").strip() if isinstance(value, int) else number(value)
+    return number(value)

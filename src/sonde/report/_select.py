@@ -118,3 +118,25 @@ def spaced(names: list[str], count: int) -> list[str]:
     """Return at most ``count`` evenly spaced names, for the labels of an axis."""
     step = max(1, -(-len(names) // max(count, 1)))
     return names[::step]
+
+
+def runs(marked: list[str], sites: list[str]) -> list[str]:
+    """Return sites with each run of three or more neighbours as ``first … last``.
+
+    Examples
+    --------
+    >>> runs(["a.1", "a.2", "a.3", "a.9"], [f"a.{i}" for i in range(10)])
+    ['a.1 … a.3', 'a.9']
+    """
+    at = {site: i for i, site in enumerate(sites)}
+    groups: list[list[str]] = []
+    for site in marked:
+        follows = groups and site in at and at.get(groups[-1][-1], -2) + 1 == at[site]
+        if follows:
+            groups[-1].append(site)
+        else:
+            groups.append([site])
+    names = []
+    for group in groups:
+        names += [f"{group[0]} … {group[-1]}"] if len(group) > 2 else group
+    return names

@@ -59,7 +59,7 @@ def to_html(report: dict[str, Any]) -> str:
     names = Names()
     body = join(
         header(report),
-        _contents("toc"),
+        _contents("toc", SECTIONS),
         findings_section(report),
         depth_section(report, names),
         similarity_section(report, names),
@@ -75,10 +75,13 @@ def to_html(report: dict[str, Any]) -> str:
     where = report["provenance"]
     title = f"{shown(where['model']['name'], 80)} on {shown(where['data']['name'], 80)}: sonde scan"
     room = MAX_BYTES - len(body.encode()) - 200_000
-    return page(title, verdict_line(report["verdict"]), body, thinned(report, room))
+    summary = verdict_line(report["verdict"])
+    return page(title, summary, body, thinned(report, room), SECTIONS)
 
 
-def page(title: str, summary: str, body: Markup, carried: dict[str, Any]) -> str:
+def page(
+    title: str, summary: str, body: Markup, carried: dict[str, Any], sections: dict[str, str]
+) -> str:
     """Return a whole page with styles, script, a strict content policy and the JSON it carries."""
     assets = files("sonde.report").joinpath("assets")
     style, script = (assets.joinpath(n).read_text("utf-8") for n in ("report.css", "report.js"))
@@ -92,14 +95,14 @@ def page(title: str, summary: str, body: Markup, carried: dict[str, Any]) -> str
         description=el("meta", name="description", content=summary),
         style=style,
         script=script,
-        side=_contents("side") if 'id="findings"' in body else "",
+        side=_contents("side", sections),
         body=body,
         json=_embedded(carried),
     )
 
 
-def _contents(kind: str) -> Markup:
-    links = [el("li", el("a", title, href=f"#{key}")) for key, title in SECTIONS.items()]
+def _contents(kind: str, sections: dict[str, str]) -> Markup:
+    links = [el("li", el("a", title, href=f"#{key}")) for key, title in sections.items()]
     if kind == "side":
         return el("nav", el("ol", *links), cls="side", aria_label="Sections")
     return el(

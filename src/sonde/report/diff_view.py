@@ -1,0 +1,246 @@
+"""The difference of two reports as text and as a page."""
+
+from textwrap import wrap
+from typing import Any, Final
+
+import altair as alt
+
+from sonde.report._axes import Rows, layer, sized, tip, x_sites
+from sonde.report._format import number, plural, quantity, shown, words
+from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._parts import badge, definitions, figure, section, tabled
+from sonde.report._picture import Axis, Numbers, Picture
+from sonde.report._pictures_depth import PANELS, Panel, panel_axis
+from sonde.report._select import runs
+from sonde.report.diff import STATES, Entry, diff
+from sonde.report.html import page
+from sonde.report.terminal import OWN, escaped
+
+_SIDES: Final = {"A": "var(--c1)", "B": "var(--c2)"}
+_WORDS: Final = {
+    "new": "new",
+    "worse": "worse",
+    "gone": "gone",
+    "better": "better",
+    "same": "the same",
+    "unjudged": "not judged",
+}
+_MAX_ROWS: Final = 300
+_SECTIONS: Final = {"findings": "Findings", "depth": "Depth profile", "provenance": "Provenance"}
+
+
+def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = False) -> str:
+    """Return a difference for a terminal, in lines of at most ``width`` where blanks allow it."""
+    difference = escaped(difference) if ascii else difference
+    lines = wrap(provenance_line(difference), width)
+    lines += ["-" * width, counts_line(difference), ""]
+    for entry in difference["findings"]:
+        level = entry["level_b"] or entry["level_a"]
+        head = f"{_WORDS[entry['state']]:<11} {level:<8} {entry['code']}  {shown(entry['title'])}"
+        lines += wrap(head, width, subsequent_indent=" " * 29)
+        text = "; ".join(part for part in (_figures(entry), _place(entry), _before(entry)) if part)
+        if text and entry["state"] != "same":
+            lines += wrap(text, width, initial_indent=" " * 12, subsequent_indent=" " * 12)
+    for side in ("a", "b"):
+        sites = difference[f"only_{side}"]
+        if sites:
+            text = f"only in {side.upper()}: {', '.join(shown(s, 60) for s in runs(sites, sites))}"
+            lines += ["", *wrap(text, width)]
+    text = "\n".join(line.rstrip() for line in lines) + "\n"
+    return "".join(OWN.get(letter, letter) for letter in text) if ascii else text
+
+
+def provenance_line(difference: dict[str, Any]) -> str:
+    """Return what differs in provenance, in one sentence."""
+    differs = difference["differs"]
+    if not differs:
+        return "A and B: same model, data, settings and versions."
+    said = [
+        f"{words(row['key'])} {shown(row['a'], 40)} -> {shown(row['b'], 40)}" for row in differs[:6]
+    ]
+    more = f" and {len(differs) - 6} more" if len(differs) > 6 else ""
+    text = f"A and B differ in {'; '.join(said)}{more}."
+    if not difference["comparable"]:
+        text += " With another reducer or number format nothing is called better or worse."
+    return text
+
+
+def counts_line(difference: dict[str, Any]) -> str:
+    """Return how many findings are new, worse, gone, better, the same."""
+    counts = difference["counts"]
+    return ", ".join(
+        f"{counts[state]} {_WORDS[state]}" for state in STATES if counts[state] or state == "new"
+    )
+
+
+def _figures(entry: Entry) -> str:
+    both = (entry["figure_a"], entry["figure_b"])
+    return " -> ".join(quantity(f["value"], f["unit"]) for f in both if f)
+
+
+def _place(entry: Entry) -> str:
+    names = [shown(site, 60) for site in entry["sites"][:3]]
+    more = f" and {len(entry['sites']) - 3} more" if len(entry["sites"]) > 3 else ""
+    return f"at {', '.join(names)}{more}" if names else ""
+
+
+def _before(entry: Entry) -> str:
+    """Return why a finding may be new or gone without the model having changed."""
+    for state, key, name in (("new", "before", "A"), ("gone", "after", "B")):
+        other = entry[key]
+        if entry["state"] == state and other not in {"clear", "raised"}:
+            return f"{words(other or 'not checked')} in {name}"
+    return ""
+
+
+def diff_to_html(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """Return the difference of two reports as one self-contained page.
+
+    Parameters
+    ----------
+    a, b : dict
+        JSON of two scans; ``a`` is the older one, drawn in the same colour everywhere.
+    """
+    difference = diff(a, b)
+    names = Names()
+    body = join(
+        _header(difference),
+        _findings_section(difference),
+        _depth_section(a, b, difference, names),
+        _source_section(difference, names),
+    )
+    old, new = (shown(difference[side]["model"], 60) for side in ("a", "b"))
+    carried = {**difference, "figures": difference["figures"][:_MAX_ROWS]}
+    return page(
+        f"{old} against {new}: sonde scan", counts_line(difference), body, carried, _SECTIONS
+    )
+
+
+def _header(difference: dict[str, Any]) -> Markup:
+    a, b = (f"{difference[s]['model']} on {difference[s]['data']}" for s in ("a", "b"))
+    title = el("h1", shown(a, 120), el("span", " → ", cls="on"), shown(b, 120))
+    line = el("p", provenance_line(difference), cls="lead")
+    counts = el("p", counts_line(difference), cls="verdict")
+    return el("header", el("p", "sonde scan, two reports", cls="brand"), title, counts, line)
+
+
+def _findings_section(difference: dict[str, Any]) -> Markup:
+    cards = [_card(entry) for entry in difference["findings"]]
+    empty = el("p", "Neither report has a finding.", cls="empty") if not cards else None
+    return section("findings", "Findings", *cards, empty)
+
+
+def _card(entry: Entry) -> Markup:
+    level = entry["level_b"] or entry["level_a"]
+    levels = ""
+    if entry["level_a"] and entry["level_b"] and entry["level_a"] != entry["level_b"]:
+        levels = f"was {entry['level_a']}"
+    tags = [
+        el("span", tag, cls="tag")
+        for tag in (_WORDS[entry["state"]], levels, _before(entry))
+        if tag
+    ]
+    head = el("div", badge(level), el("span", entry["code"], cls="code"), *tags, cls="top")
+    sites = [join(", " if i else "", code(shown(s, 80))) for i, s in enumerate(entry["sites"][:6])]
+    more = f" and {len(entry['sites']) - 6} more" if len(entry["sites"]) > 6 else ""
+    pairs = [("A to B", _figures(entry)), ("at", join(*sites, more) if sites else None)]
+    parts = head, el("h3", entry["title"]), el("p", entry["sentence"]), definitions(pairs)
+    return el("article", *parts, cls=f"card {level}")
+
+
+def _depth_section(
+    a: dict[str, Any], b: dict[str, Any], difference: dict[str, Any], names: Names
+) -> Markup:
+    pictures = [figure(made, names) for made in _pictures(a, b)]
+    rows = sorted(difference["figures"], key=lambda row: not row["moved"])
+    cells = tuple(
+        (r["site"], r["name"], r["a"], r["b"], r["se"], _moved(r)) for r in rows[:_MAX_ROWS]
+    )
+    columns = ("site", "figure", "A", "B", "se", "moved")
+    table = tabled(Numbers(columns, cells, "figures"), names) if cells else None
+    known = sum(row["moved"] is not None for row in rows)
+    moved = sum(bool(row["moved"]) for row in rows)
+    lead = f"{moved} of {plural(known, 'figure')} with errors moved by more than three of them."
+    return section("depth", "Depth profile", *pictures, table, lead=lead)
+
+
+def _moved(row: dict[str, Any]) -> str:
+    return "no error known" if row["moved"] is None else "moved" if row["moved"] else "same"
+
+
+def _pictures(a: dict[str, Any], b: dict[str, Any]) -> list[Picture]:
+    sites = [row["site"] for row in b["sites"]]
+    sites = [row["site"] for row in a["sites"] if row["site"] not in set(sites)] + sites
+    axis = Axis.of(sites)
+    pictures = []
+    for panel in PANELS:
+        points = _points(a, panel, axis, "A") + _points(b, panel, axis, "B")
+        if {point["k"] for point in points} == {"A", "B"} and len(axis.sites) > 1:
+            pictures.append(_picture(panel, points, axis))
+    return pictures
+
+
+def _points(report: dict[str, Any], panel: Panel, axis: Axis, side: str) -> Rows:
+    points = []
+    for row in report["sites"]:
+        value = row["values"].get(panel.name, {}).get("value")
+        if row["site"] in axis.names and value is not None and (value > 0 or not panel.log):
+            text = tip(side, row["site"], quantity(value, panel.unit))
+            ends = {"v": value, "lo": value, "hi": value}
+            points.append(
+                {"s": axis.names[row["site"]], "site": row["site"], "k": side, "t": text} | ends
+            )
+    return points
+
+
+def _picture(panel: Panel, points: Rows, axis: Axis) -> Picture:
+    value = {(p["k"], p["site"]): p["v"] for p in points}
+    both = [site for site in axis.sites if ("A", site) in value and ("B", site) in value]
+
+    def draw(width: int) -> Any:
+        return _chart(panel, points, axis, width)
+
+    name = words(panel.name).capitalize()
+    message = f"{name}: A and B share no site"
+    if both:
+        site = max(both, key=lambda s: abs(value["A", s] - value["B", s]))
+        old, new = (quantity(value[side, site], panel.unit) for side in ("A", "B"))
+        message = f"{name} differs most at {axis.say(site)}: {old} in A, {new} in B"
+        if value["A", site] == value["B", site]:
+            message = f"{name} is the same in A and B"
+    return Picture(f"depth-{panel.name}", message, draw)
+
+
+def _chart(panel: Panel, points: Rows, axis: Axis, width: int) -> Any:
+    x, y = x_sites(axis.labels, width, axis.title), panel_axis(panel, points)
+    scale = alt.Scale(domain=list(_SIDES), range=list(_SIDES.values()))
+    shapes = alt.Scale(domain=list(_SIDES), range=["circle", "square"])
+    color = alt.Color("k:N", scale=scale)
+    path = layer(points).mark_line(strokeWidth=2, aria=False).encode(x=x, y=y, color=color)
+    marks = layer(points).mark_point(filled=True, size=50, opacity=1)
+    said = alt.Description("t:N")
+    marks = marks.encode(
+        x=x, y=y, color=color, shape=alt.Shape("k:N", scale=shapes), description=said
+    )
+    return sized([path, marks], width, 150)
+
+
+def _source_section(difference: dict[str, Any], names: Names) -> Markup:
+    rows = tuple((words(r["key"]), _cell(r["a"]), _cell(r["b"])) for r in difference["differs"])
+    table = (
+        tabled(Numbers(("what", "A", "B"), rows, "provenance"), names, opened=True)
+        if rows
+        else None
+    )
+    parts = [table or el("p", "Nothing differs.", cls="empty")]
+    for side in ("a", "b"):
+        sites = difference[f"only_{side}"]
+        if sites:
+            parts.append(el("p", f"Sites in {side.upper()} only: ", code(", ".join(sites[:100]))))
+    return section("provenance", "Provenance", *parts)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return number(value) if isinstance(value, int | float) else shown(value)

@@ -1,0 +1,265 @@
+"""The report as text: at most as wide as asked, without colour unless asked, safe in any pipe.
+
+Use ``to_text`` for people who read a terminal; machines read the JSON.
+"""
+
+import re
+from collections.abc import Iterator
+from textwrap import wrap
+from typing import Any, Final
+
+from sonde.report._format import (
+    LEVELS,
+    plural,
+    quantity,
+    seconds,
+    share,
+    shown,
+    tied,
+    words,
+)
+from sonde.report._select import runs, select
+
+_INDENT: Final = 18
+_COLOR: Final = {"error": "1;31", "warning": "33", "note": "36", "dim": "2", "bold": "1"}
+_ASCII: Final = {
+    "–": "-", "—": "-", "…": "...", "·": "|", "×": "x", "→": "->", "≥": ">=", "≤": "<=",
+    "±": "+-", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "²": "^2",
+}  # fmt: skip
+# What this module itself writes, one sign for one, so that lines keep their width.
+OWN: Final = {"–": "-", "…": "~", "�": "?"}
+
+
+def to_text(
+    report: dict[str, Any],
+    width: int = 80,
+    *,
+    color: bool = False,
+    ascii: bool = False,
+    verbose: bool = False,
+    quiet: bool = False,
+) -> str:
+    """Return the report for a terminal.
+
+    Parameters
+    ----------
+    report : dict
+        JSON of a scan, schema ``sonde-scan/1``.
+    width : int, default=80
+        No line is longer, save a command that has no blank to break at.
+    color : bool, default=False
+        Mark levels with ANSI colours; words say the same without them.
+    ascii : bool, default=False
+        Use ASCII alone; other letters of names are written as escapes.
+    verbose : bool, default=False
+        Add every check and every site.
+    quiet : bool, default=False
+        One line: the verdict.
+
+    Returns
+    -------
+    str
+        Ends with a line feed.
+    """
+    width = max(width, 40)
+    report = escaped(report) if ascii else report
+    if quiet:
+        lines = [_clip(_brief(report), width)]
+    else:
+        lines = list(_lines(report, width, verbose))
+        lines += list(_verbose(report, width)) if verbose else []
+    text = "\n".join(line.rstrip() for line in lines) + "\n"
+    text = "".join(OWN.get(letter, letter) for letter in text) if ascii else text
+    return _colored(text) if color else text
+
+
+def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
+    yield from _head(report, width)
+    chosen = select(report["findings"])
+    yield from _counts(report["verdict"], width)
+    yield ""
+    sites = [row["site"] for row in report["sites"]]
+    if not chosen.first and not chosen.more:
+        yield "nothing found"
+    for finding in chosen.first:
+        if finding["level"] == "note" and not verbose:
+            yield from _note(finding, sites, width)
+            continue
+        yield from _finding(finding, sites, chosen.folded.get(finding["code"], ()), width)
+    if chosen.more:
+        codes = ", ".join(f["code"] for f in chosen.more)
+        yield from _block("more", f"{plural(len(chosen.more), 'more finding')}: {codes}", width)
+    if chosen.ignored:
+        codes = ", ".join(dict.fromkeys(f["code"] for f in chosen.ignored))
+        yield from _block("ignored", f"{codes} (by you)", width)
+    yield from _silent(report, width)
+    first = next(iter([*chosen.first, *chosen.more]), None)
+    if first is not None:
+        yield from _block("explain", f"sonde scan --explain {first['code']}", width)
+
+
+def _names(report: dict[str, Any]) -> str:
+    where = report["provenance"]
+    text = (
+        f"sonde scan  {shown(where['model']['name'], 60)}  on  {shown(where['data']['name'], 60)}"
+    )
+    return text + (f"  against  {shown(where['other']['name'], 60)}" if where["other"] else "")
+
+
+def _brief(report: dict[str, Any]) -> str:
+    verdict, where = report["verdict"], report["provenance"]
+    found = ", ".join(plural(verdict[level], level) for level in LEVELS if verdict[level])
+    hidden = ("withheld", "failed", "ignored")
+    rest = ", ".join(f"{verdict[state]} {state}" for state in hidden if verdict[state])
+    text = found or "nothing found"
+    text += f"; {rest}" if rest else ""
+    return f"{text}: {shown(where['model']['name'], 60)} on {shown(where['data']['name'], 60)}"
+
+
+def _head(report: dict[str, Any], width: int) -> Iterator[str]:
+    where, data = report["provenance"], report["provenance"]["data"]
+    facts = [plural(data["n_rows"], "row")] if data.get("n_rows") is not None else []
+    facts.append(plural(len(report["sites"]), "site"))
+    if where.get("wall_seconds") is not None:
+        facts.append(seconds(where["wall_seconds"]))
+    left, right = _names(report), "  ".join(facts)
+    if len(left) + len(right) + 2 <= width:
+        yield left + right.rjust(width - len(left))
+    else:
+        yield from wrap(left, width)
+        yield right
+    yield "-" * width
+    if report["partial"]:
+        done, total = report["partial"]["done"], report["partial"]["total"]
+        text = f"stopped after {share(done / max(total, 1), 2)} ({done:,} of {total:,} examples)"
+        yield from wrap(text, width)
+    if report["shows_inputs"]:
+        yield "this report shows inputs (--show-inputs)"
+
+
+def _counts(verdict: dict[str, int], width: int) -> Iterator[str]:
+    found = [plural(verdict[level], level) for level in LEVELS]
+    states = ("clear", "withheld", "not_applicable", "failed", "ignored")
+    ended = [f"{verdict[s]} {words(s)}" for s in states if verdict[s] or s == "clear"]
+    lines = ["   ".join([*found, *ended])]
+    lines = lines if len(lines[0]) <= width else ["   ".join(found), "   ".join(ended)]
+    for line in lines:
+        yield from wrap(line, width)
+
+
+def _title(finding: dict[str, Any]) -> str:
+    level, tags = finding["level"], [word for word in ("common", "borderline") if finding[word]]
+    name = level if level == "note" else level.upper()
+    text = f"{name:<8} {finding['code']}  {shown(finding['title'])}"
+    return text + (f" ({', '.join(tags)})" if tags else "")
+
+
+def _note(finding: dict[str, Any], sites: list[str], width: int) -> Iterator[str]:
+    """Return a note on one line, with its place at the right where there is room."""
+    head, named = _title(finding), runs(finding["sites"], sites)
+    places = [shown(named[0], 60)] if len(named) == 1 else []
+    places += [plural(len(finding["sites"]), "site")] if named else []
+    for place in places:
+        if len(head) + len(place) + 2 <= width:
+            yield head + place.rjust(width - len(head))
+            return
+    yield from wrap(head, width, subsequent_indent=" " * _INDENT)
+
+
+def _finding(
+    finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any], ...], width: int
+) -> Iterator[str]:
+    yield from wrap(_title(finding), width, subsequent_indent=" " * _INDENT)
+    indent = " " * 9
+    yield from _wrapped(shown(finding["sentence"], 1000), width, indent, indent)
+    named = runs(finding["sites"], sites)
+    if named:
+        listed = ", ".join(shown(site, 60) for site in named[:3])
+        rest = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        yield from _wrapped(f"at {listed}{rest}", width, indent, indent)
+    yield from _command(shown(finding["next"], 1000), width)
+    for child in folded:
+        text = f"+ {child['level']} {child['code']} {shown(child['title'])} (because of this)"
+        yield from _wrapped(text, width, indent, indent + "  ")
+
+
+def _command(text: str, width: int) -> Iterator[str]:
+    """Return a command that can be copied: broken at blanks only, with a backslash."""
+    rows = wrap(text, width - 14, break_long_words=False, break_on_hyphens=False)
+    for i, row in enumerate(rows):
+        end = " \\" if i < len(rows) - 1 else ""
+        yield f"{' ' * 9}{'-> ' if i == 0 else '     '}{row}{end}"
+
+
+def _silent(report: dict[str, Any], width: int) -> Iterator[str]:
+    for state in ("failed", "withheld"):
+        reasons: dict[str, list[str]] = {}
+        for check in report["checks"]:
+            if check["state"] == state:
+                reasons.setdefault(shown(check["reason"] or "", 160), []).append(check["code"])
+        said = [f"{', '.join(c)} ({r})" if r else ", ".join(c) for r, c in reasons.items()]
+        if said:
+            yield ""
+            yield from _block(state, "; ".join(said), width)
+    if any(check["state"] in {"failed", "withheld"} for check in report["checks"]):
+        yield ""
+
+
+def _block(name: str, text: str, width: int) -> Iterator[str]:
+    yield from _wrapped(text, width, f"{name:<9}", " " * 9)
+
+
+def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    look = {"initial_indent": first, "subsequent_indent": rest, "break_on_hyphens": False}
+    lines = wrap(tied(text), width, **look)
+    return [line.replace("\u00a0", " ") for line in lines] or [first]
+
+
+def _verbose(report: dict[str, Any], width: int) -> Iterator[str]:
+    yield ""
+    yield "checks"
+    for check in report["checks"]:
+        figure = check["figure"]
+        value = "" if figure is None else f"  {quantity(figure['value'], figure['unit'])}"
+        reason = f"  {shown(check['reason'])}" if check["reason"] else ""
+        text = (
+            f"{words(check['state']):<14}  {check['code']}  {shown(check['title'])}{value}{reason}"
+        )
+        yield from _wrapped(text, width, "  ", " " * 26)
+    if report["sites"]:
+        yield ""
+        yield from _table(report["sites"], width)
+
+
+def _table(sites: list[dict[str, Any]], width: int) -> Iterator[str]:
+    """Return the first figures of every site, as many columns as fit."""
+    names = list(dict.fromkeys(name for row in sites for name in row["values"]))
+    first = min(max(len(shown(row["site"], 32)) for row in sites) + 2, 34)
+    fit = (width - first) // 13
+    titles = [_clip(name, 12) for name in names[:fit]]
+    yield "site".ljust(first) + "".join(title.rjust(13) for title in titles)
+    for row in sites:
+        cells = [row["values"].get(name, {}).get("value") for name in names[:fit]]
+        yield shown(row["site"], 32).ljust(first) + "".join(quantity(c).rjust(13) for c in cells)
+
+
+def _clip(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def escaped(value: Any) -> Any:
+    """Return a report whose texts are ASCII; before layout, so that lines keep their width."""
+    if isinstance(value, str):
+        text = "".join(_ASCII.get(letter, letter) for letter in value)
+        return text.encode("ascii", "backslashreplace").decode("ascii")
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    return [escaped(item) for item in value] if isinstance(value, list) else value
+
+
+def _colored(text: str) -> str:
+    def paint(match: re.Match[str]) -> str:
+        return f"\x1b[{_COLOR[match[1].lower()]}m{match[1]}\x1b[0m"
+
+    text = re.sub(r"^(ERROR|WARNING|note)(?= +SND\d)", paint, text, flags=re.M)
+    return re.sub(r"^(-+)$", lambda m: f"\x1b[{_COLOR['dim']}m{m[1]}\x1b[0m", text, flags=re.M)
