@@ -1,0 +1,243 @@
+"""A handful of model inputs, cut, stacked, padded and shuffled, for the self-check."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sonde.core.hashing import base_hashes
+from sonde.core.inputs import InputBatch
+from sonde.tap import LiveStream
+
+ROWS = 8
+LONGEST = 64
+STEP = 5
+SHORTEST = 2
+
+Side = Literal["left", "right"]
+
+
+def chosen_examples(stream: LiveStream, n: int, seed: int) -> list[int]:
+    """Return the index of the first example of each of the ``n`` groups of smallest hash."""
+    keys = list(stream.group_keys)
+    first: dict[bytes, int] = {}
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    groups = list(first)
+    order = np.argsort(base_hashes(groups, "sample", seed), kind="stable")[:n]
+    return sorted(first[groups[i]] for i in order.tolist())
+
+
+def single(stream: LiveStream, index: int) -> InputBatch | None:
+    """Return the inputs of one example without padding, or None where it was left out as broken."""
+    batch = next(iter(stream.inputs.batches(index, index + 1)), None)
+    return None if batch is None else _unpadded(batch)
+
+
+def token_length(batch: InputBatch) -> int | None:
+    """Return the size of the token axis, or None where the inputs are no tokens."""
+    if batch.mask is not None:
+        return batch.mask.shape[1]
+    ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
+    is_ids = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
+    return ids.shape[1] if is_ids else None
+
+
+def cut(batch: InputBatch, length: int) -> InputBatch:
+    """Return the inputs of one example without the tokens after the first ``length``."""
+    whole = token_length(batch)
+    if whole is None or whole <= length:
+        return batch
+    return _along(batch, whole, lambda name, x: x[:, :length])
+
+
+def _unpadded(batch: InputBatch) -> InputBatch:
+    mask = batch.mask
+    if mask is None or bool(mask.all()):
+        return batch
+    real = torch.nonzero(mask[0]).flatten()
+    return _along(batch, mask.shape[1], lambda name, x: x[:, real.to(x.device)])
+
+
+def _along(batch: InputBatch, length: int, change: Callable[[str, Tensor], Tensor]) -> InputBatch:
+    """Return the inputs with every tensor that has the token axis changed."""
+
+    def fit(name: str, x: Any) -> Any:
+        has_axis = isinstance(x, Tensor) and x.ndim >= 2 and x.shape[1] == length
+        return change(name, x) if has_axis and not name.startswith("decoder_") else x
+
+    return replace(
+        batch,
+        args=tuple(fit("input_ids", x) for x in batch.args),
+        kwargs={name: fit(name, x) for name, x in batch.kwargs.items()},
+        mask=None if batch.mask is None else change("mask", batch.mask),
+        special=None if batch.special is None else change("special", batch.special),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SmallBatches:
+    """Inputs of single examples, and the batches that can be made of them.
+
+    Parameters
+    ----------
+    singles : tuple of InputBatch
+        Of one example each; texts cut to different lengths where they are long enough.
+    pad_id : int
+        Token that fills padded positions.
+    takes_mask, takes_positions : bool
+        Whether the model's forward has parameters for them.
+    """
+
+    singles: tuple[InputBatch, ...]
+    pad_id: int
+    takes_mask: bool
+    takes_positions: bool
+
+    def __len__(self) -> int:
+        return len(self.singles)
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """Tokens of each example; None where the inputs are no tokens."""
+        found = [token_length(s) for s in self.singles]
+        return None if None in found else [n for n in found if n is not None]
+
+    def evened(self) -> "SmallBatches":
+        """Return examples of equal size: texts cut to their median length, without shorter ones."""
+        lengths = self.lengths
+        if lengths is not None:
+            size = sorted(lengths)[len(lengths) // 2]
+            pairs = zip(self.singles, lengths, strict=True)
+            return replace(self, singles=tuple(cut(s, size) for s, n in pairs if n >= size))
+        shapes = [_shapes(s) for s in self.singles]
+        common = max(shapes, key=shapes.count)
+        kept = tuple(s for s, shape in zip(self.singles, shapes, strict=True) if shape == common)
+        return replace(self, singles=kept)
+
+    def together(self, order: Sequence[int] | None = None) -> InputBatch:
+        """Return one batch of examples of equal size, in the order given."""
+        return _stacked([self.singles[i] for i in (order or range(len(self)))])
+
+    def padded(self, side: Side, positions: bool = False) -> InputBatch:
+        """Return one batch of texts of different length, padded on a side.
+
+        ``positions`` passes the positions that follow from the mask; otherwise none are passed.
+        """
+        longest = max(self.lengths or [0])
+        batch = _stacked([self._filled(s, longest, side) for s in self.singles])
+        kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
+        assert batch.mask is not None
+        kwargs["attention_mask"] = batch.mask.long()
+        if positions:
+            kwargs["position_ids"] = (batch.mask.long().cumsum(1) - 1).clamp(min=0)
+        return replace(batch, kwargs=kwargs)
+
+    def _filled(self, one: InputBatch, longest: int, side: Side) -> InputBatch:
+        length = token_length(one)
+        assert length is not None
+        if one.mask is None:
+            one = replace(one, mask=torch.ones(1, length, dtype=torch.bool))
+        missing = longest - length
+
+        def fill(name: str, x: Tensor) -> Tensor:
+            value = self.pad_id if name == "input_ids" else 0
+            more = x.new_full((1, missing, *x.shape[2:]), value)
+            return torch.cat([more, x] if side == "left" else [x, more], dim=1)
+
+        return one if missing == 0 else _along(one, length, fill)
+
+
+def small_batches(stream: LiveStream, seed: int, n: int = ROWS) -> SmallBatches:
+    """Return ``n`` examples of a stream, chosen by hash."""
+    found = [single(stream, i) for i in chosen_examples(stream, n, seed)]
+    singles = [cut(s, LONGEST - STEP * i) for i, s in enumerate(found) if s is not None]
+    lengths = [token_length(s) for s in singles]
+    kept = [s for s, k in zip(singles, lengths, strict=True) if k is None or k >= SHORTEST]
+    names = _parameters(stream.model.module)
+    return SmallBatches(
+        singles=tuple(_same_targets(kept)),
+        pad_id=_pad_id(stream),
+        takes_mask="attention_mask" in names,
+        takes_positions="position_ids" in names,
+    )
+
+
+def _same_targets(singles: list[InputBatch]) -> list[InputBatch]:
+    """Return the inputs with the decoder's tokens cut to the shortest."""
+    shortest = min(
+        (x.shape[1] for s in singles for k, x in s.kwargs.items() if _is_target(k, x)), default=0
+    )
+    return [
+        replace(
+            s,
+            kwargs={k: x[:, :shortest] if _is_target(k, x) else x for k, x in s.kwargs.items()},
+            decoder_mask=None if s.decoder_mask is None else s.decoder_mask[:, :shortest],
+        )
+        for s in singles
+    ]
+
+
+def _is_target(name: str, x: Any) -> bool:
+    return name.startswith("decoder_") and isinstance(x, Tensor) and x.ndim >= 2
+
+
+def _parameters(module: nn.Module) -> set[str]:
+    inner = getattr(module, "_orig_mod", module)
+    return set(inspect.signature(inner.forward).parameters)
+
+
+def _pad_id(stream: LiveStream) -> int:
+    for owner in (stream.model.processor, stream.model.config):
+        for name in ("pad_token_id", "eos_token_id"):
+            found = getattr(owner, name, None)
+            if isinstance(found, int) and found >= 0:
+                return found
+    return 0
+
+
+def _shapes(batch: InputBatch) -> tuple[Any, ...]:
+    values = [*batch.args, *batch.kwargs.values()]
+    return tuple(tuple(x.shape) for x in values if isinstance(x, Tensor))
+
+
+def _stacked(parts: Sequence[InputBatch]) -> InputBatch:
+    """Return one batch of examples whose tensors have equal shapes."""
+    first = parts[0]
+
+    def join(values: list[Any]) -> Any:
+        if not isinstance(values[0], Tensor) or values[0].ndim == 0:
+            return values[0]
+        return torch.cat(values)
+
+    return replace(
+        first,
+        args=tuple(join([p.args[i] for p in parts]) for i in range(len(first.args))),
+        kwargs={name: join([p.kwargs[name] for p in parts]) for name in first.kwargs},
+        ids=[i for p in parts for i in p.ids],
+        keys=[k for p in parts for k in p.keys],
+        order=torch.cat([p.order for p in parts]),
+        occurrence=torch.cat([p.occurrence for p in parts]),
+        group_keys=[k for p in parts for k in p.group_keys],
+        label=torch.cat([p.label for p in parts]),
+        mask=None if first.mask is None else torch.cat([_mask(p) for p in parts]),
+        decoder_mask=None
+        if first.decoder_mask is None
+        else torch.cat([p.decoder_mask for p in parts if p.decoder_mask is not None]),
+        special=None,
+        first=None,
+        length=None,
+        truncated=None,
+        pair=None,
+        side=None,
+        columns={},
+    )
+
+
+def _mask(batch: InputBatch) -> Tensor:
+    assert batch.mask is not None
+    return batch.mask

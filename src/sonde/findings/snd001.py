@@ -1,0 +1,89 @@
+"""SND001: states that are NaN or infinite."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import read_command, sentence
+from sonde.findings._text import plural, shortened
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND001(Rule):
+    """Rows with NaN or infinity; the first site in order of execution is named.
+
+    Parameters
+    ----------
+    error : int, default=1
+        So many rows at a site are an error.
+    """
+
+    error: int = 1
+    code: ClassVar[str] = "SND001"
+    title: ClassVar[str] = "Non-finite states"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Everything computed from such a row is void; the row is left out of all other figures."
+    )
+    how: ClassVar[str] = (
+        "Rows of real tokens that hold a NaN or an infinity are counted at every site; one is "
+        "enough. Padded positions are no rows and are not looked at."
+    )
+    false_positives: ClassVar[str] = "None known: masks are read at ports that may hold -inf only."
+    plant: ClassVar[str] = "One infinite weight; the logarithm of a negative number."
+    twin: ClassVar[str] = "The same net without it; infinities at padded positions alone."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Count rows per site, over pooled rows and tokens."""
+        bad, total = _counts(evidence)
+        hit = [name for name, count in bad.items() if count >= self.error]
+        n_rows = sum(v for k, v in evidence.counters.items() if k.startswith("rows|"))
+        if not hit:
+            figure = Figure("nonfinite_rows", 0.0, unit="rows", threshold=0.0, n_rows=n_rows)
+            return self.clear(figure)
+        first = hit[0]
+        count, n = bad[first], total[first]
+        text = (
+            f"{count:,} of {plural(n, 'row')} {'holds' if count == 1 else 'hold'} NaN or infinity "
+            f"at {shortened(first)}"
+        )
+        more = "" if len(hit) == 1 else f", the first of {len(hit)} such sites"
+        figure = Figure(
+            "nonfinite_rows", float(count), unit="rows", threshold=0.0, n_rows=n,
+            n_groups=evidence.n_groups, flags=("nonfinite",),
+        )  # fmt: skip
+        return self.raised(
+            Finding(
+                code=self.code,
+                level="error",
+                sentence=sentence(f"{text}{more}.", "Such rows enter no other figure."),
+                figure=figure,
+                sites=tuple(hit),
+                effect=count / max(1, n),
+                next=read_command(first),
+            )
+        )
+
+
+def _counts(evidence: Evidence) -> tuple[dict[str, int], dict[str, int]]:
+    """Return rows that are not finite and rows in all, by site in order of execution.
+
+    A site none of whose rows was finite has no evidence; it and those after it come last.
+    """
+    known = [s.schema.key for s in evidence.sites]
+    listed = [k.split("|")[1] for k in evidence.counters if k.startswith("nonfinite|")]
+    order = [*known, *(k for k in dict.fromkeys(listed) if k not in known)]
+    bad: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for site in order:
+        name = site.removesuffix(":out")
+        for kind in dict.fromkeys(k[10:] for k in evidence.counters if k.startswith("nonfinite|")):
+            if kind != site and not kind.startswith(f"{site}|"):
+                continue
+            count = evidence.counters[f"nonfinite|{kind}"]
+            if count > bad.get(name, 0) or name not in total:
+                bad[name] = max(count, bad.get(name, 0))
+                total[name] = evidence.counters.get(f"rows|{kind}", 0)
+    return bad, total

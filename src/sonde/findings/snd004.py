@@ -1,0 +1,82 @@
+"""SND004: states that change when the same input is fed again."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._company import amount, checked, figure_of, level_of, tolerated, where
+from sonde.findings._places import read_command, sentence
+from sonde.findings._text import shortened
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND004(Rule):
+    """Two runs of the same batch under different random seeds.
+
+    Parameters
+    ----------
+    tolerance : float or None, default=None
+        Difference over spread that is no more than the order of summation; None is 1e-3 in 32 bit
+        and 3e-2 in 16 bit.
+    error : float, default=0.1
+    """
+
+    tolerance: float | None = None
+    error: float = 0.1
+    code: ClassVar[str] = "SND004"
+    title: ClassVar[str] = "The same input gives different states"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = "Nothing in this report, and no answer of the model, can be repeated."
+    how: ClassVar[str] = (
+        "Eight rows chosen by hash run twice with another random seed. Per site: rms difference "
+        "over the rms spread between rows."
+    )
+    false_positives: ClassVar[str] = (
+        "Models that draw random numbers by design: declare them with --stochastic."
+    )
+    plant: ClassVar[str] = "F.dropout(x) without training=, which is on by default."
+    twin: ClassVar[str] = "F.dropout(x, training=self.training)."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the two runs."""
+        found = checked(evidence)
+        if found is None:
+            return self.not_applicable("no model was run")
+        if found.repeat is None:
+            return self.withheld(found.reasons.get("repeat", "no row could be run twice"))
+        tau = tolerated(self.tolerance, found)
+        worst, figure = found.repeat.worst, figure_of(found.repeat, tau)
+        if worst == 0:
+            return self.clear(figure)
+        sites = found.repeat.beyond(min(tau, worst / 2))
+        if worst <= tau:
+            text = f"Two runs differ by {amount(found.repeat, tau)}: the order of summation."
+            level = "note"
+        else:
+            level = (
+                "note" if evidence.options.get("stochastic") else level_of(worst, tau, self.error)
+            )
+            text = (
+                f"Two runs of the same rows differ at {where(sites)}: {amount(found.repeat, tau)}."
+            )
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=level,
+                sentence=sentence(text, _reason(evidence)),
+                figure=figure,
+                sites=tuple(s.removesuffix(":out") for s in sites),
+                effect=min(1.0, worst),
+                next=read_command(sites[0].removesuffix(":out")),
+                because_of="SND005" if evidence.model.training else None,
+            )
+        )
+
+
+def _reason(evidence: Evidence) -> str:
+    if evidence.options.get("stochastic"):
+        return "Declared as drawing random numbers."
+    training = evidence.model.training
+    return f"{shortened(training[0])} is still in training mode." if training else ""

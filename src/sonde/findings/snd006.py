@@ -1,0 +1,94 @@
+"""SND006: states that depend on the other rows of a batch."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._company import (
+    NARROW_HINT,
+    amount,
+    checked,
+    figure_of,
+    level_of,
+    tolerated,
+    where,
+)
+from sonde.findings._places import scan_command, sentence
+from sonde.findings._text import shortened
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND006(Rule):
+    """Rows of equal size alone, together, and together in another order; nothing is padded.
+
+    Parameters
+    ----------
+    tolerance : float or None, default=None
+        Difference over spread that is rounding; None is 1e-3 in 32 bit and 3e-2 in 16 bit.
+    error : float, default=0.1
+    """
+
+    tolerance: float | None = None
+    error: float = 0.1
+    code: ClassVar[str] = "SND006"
+    title: ClassVar[str] = "Neighbours in the batch change a row"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = "The model's answer to a row depends on the company it comes in."
+    how: ClassVar[str] = (
+        "Up to eight rows cut to equal length run one by one, together, and together in another "
+        "order. Per site: rms difference over the rms spread between rows."
+    )
+    false_positives: ClassVar[str] = (
+        "Experts with a limited capacity do this by design; the sentence says if there is a router."
+    )
+    plant: ClassVar[str] = "Batch norm in training mode or without running statistics."
+    twin: ClassVar[str] = "Batch norm with frozen statistics in eval mode."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare alone, together and shuffled."""
+        found = checked(evidence)
+        if found is None:
+            return self.not_applicable("no model was run")
+        deltas = found.company
+        if deltas is None:
+            return self.withheld(found.reasons.get("alone", "rows could not be run one by one"))
+        tau = tolerated(self.tolerance, found)
+        figure = figure_of(deltas, tau)
+        if deltas.worst <= tau:
+            return self.clear(figure, NARROW_HINT if found.is_narrow else "")
+        sites = deltas.beyond(tau)
+        how = "alone and in a batch" if deltas is found.alone else "in another order of the batch"
+        text = f"The same rows differ {how} at {where(sites)}: {amount(deltas, tau)}."
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=level_of(deltas.worst, tau, self.error),
+                sentence=sentence(text, _reason(evidence)),
+                figure=figure,
+                sites=tuple(s.removesuffix(":out") for s in sites),
+                effect=min(1.0, deltas.worst),
+                next=scan_command("--batch-size 1"),
+                because_of=_cause(evidence),
+            )
+        )
+
+
+def _reason(evidence: Evidence) -> str:
+    model = evidence.model
+    if model.training:
+        return f"{shortened(model.training[0])} is still in training mode."
+    if model.batch_norm:
+        return f"{shortened(model.batch_norm[0])} has no running statistics."
+    return "The model routes tokens to experts." if model.routed else ""
+
+
+def _cause(evidence: Evidence) -> str | None:
+    model = evidence.model
+    if model.training or model.batch_norm:
+        return "SND005"
+    found = checked(evidence)
+    assert found is not None
+    chance = found.repeat is not None and found.repeat.worst > found.tau
+    return "SND004" if chance else None

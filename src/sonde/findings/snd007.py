@@ -1,0 +1,101 @@
+"""SND007: padding that changes the states of real tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._company import (
+    NARROW_HINT,
+    amount,
+    checked,
+    figure_of,
+    level_of,
+    tolerated,
+    where,
+)
+from sonde.findings._places import scan_command, sentence
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Finding, Rule, Theme
+from sonde.findings.self_check import Deltas, SelfCheck
+
+
+@final
+@dataclass(frozen=True)
+class SND007(Rule):
+    """Texts of different length one by one against padded on the processor's side.
+
+    Parameters
+    ----------
+    tolerance : float or None, default=None
+        Difference over spread that is rounding; None is 1e-3 in 32 bit and 3e-2 in 16 bit.
+    error : float, default=0.1
+    """
+
+    tolerance: float | None = None
+    error: float = 0.1
+    code: ClassVar[str] = "SND007"
+    title: ClassVar[str] = "Padding changes real tokens"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = "The answer to a text depends on the longest text beside it."
+    how: ClassVar[str] = (
+        "Up to eight texts of different length run one by one and padded, on the side that the "
+        "processor uses (both with --deep). Per site, over real tokens: rms difference over the "
+        "rms spread between rows."
+    )
+    false_positives: ClassVar[str] = "Small leaks in 16 bit are missed rather than reported."
+    plant: ClassVar[str] = "A model that ignores its attention mask."
+    twin: ClassVar[str] = "The same model with the mask."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare alone with padded."""
+        found = checked(evidence)
+        if found is None:
+            return self.not_applicable("no model was run")
+        known = self._sides(found, evidence)
+        if not known:
+            return self._unable(found)
+        side = max(known, key=lambda s: known[s].worst)
+        deltas, tau = known[side], tolerated(self.tolerance, found)
+        figure = figure_of(deltas, tau)
+        if deltas.worst <= tau:
+            return self.clear(figure, NARROW_HINT if found.is_narrow else "")
+        sites = deltas.beyond(tau)
+        advice = "Padded on the right it is stable." if _right_is_fine(found, tau, side) else ""
+        text = (
+            f"Padding on the {side} changes real tokens at {where(sites)}: {amount(deltas, tau)}."
+        )
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=level_of(deltas.worst, tau, self.error),
+                sentence=sentence(text, advice),
+                figure=figure,
+                sites=tuple(s.removesuffix(":out") for s in sites),
+                effect=min(1.0, deltas.worst),
+                next=scan_command("--batch-size 1"),
+                because_of="SND008" if side == "left" and positions_cure(found, tau) else None,
+            )
+        )
+
+    @staticmethod
+    def _sides(found: SelfCheck, evidence: Evidence) -> dict[str, Deltas]:
+        sides = ["left", "right"] if evidence.options.get("deep") else []
+        sides = sides or [evidence.model.padding_side]
+        both = {"left": found.left, "right": found.right}
+        return {s: d for s in sides if (d := both[s]) is not None}
+
+    def _unable(self, found: SelfCheck) -> Check:
+        reason = found.reasons.get("right") or found.reasons.get("left", "could not be run padded")
+        if reason.startswith("needs"):
+            return self.withheld(reason)
+        return self.not_applicable(reason)
+
+
+def positions_cure(found: SelfCheck, tau: float) -> bool:
+    """Return whether left padding harms and positions from the mask take the harm away."""
+    if found.left is None or found.left_positions is None:
+        return False
+    return found.left.worst > tau and found.left_positions.worst <= tau
+
+
+def _right_is_fine(found: SelfCheck, tau: float, side: str) -> bool:
+    return side == "left" and found.right is not None and found.right.worst <= tau

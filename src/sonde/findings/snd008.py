@@ -1,0 +1,73 @@
+"""SND008: texts padded on the left without positions."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._company import NARROW_HINT, amount, checked, figure_of, tolerated, where
+from sonde.findings._places import scan_command, sentence
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Finding, Rule, Theme
+from sonde.findings.snd007 import positions_cure
+
+
+@final
+@dataclass(frozen=True)
+class SND008(Rule):
+    """Left padding harms, and positions derived from the mask take the harm away.
+
+    Parameters
+    ----------
+    tolerance : float or None, default=None
+        Difference over spread that is rounding; None is 1e-3 in 32 bit and 3e-2 in 16 bit.
+    """
+
+    tolerance: float | None = None
+    code: ClassVar[str] = "SND008"
+    title: ClassVar[str] = "Left padding without positions"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "With this processor the model counts padded positions; every call that pads without "
+        "passing position_ids gets wrong states."
+    )
+    how: ClassVar[str] = (
+        "Texts padded on the left with and without position_ids = cumsum(mask) - 1, against one "
+        "by one. Raised where the processor pads left, the difference without is above the "
+        "tolerance, and with them it is not."
+    )
+    false_positives: ClassVar[str] = "None known; rotary and ALiBi models do not need positions."
+    plant: ClassVar[str] = "A model with learned positions and a processor that pads left."
+    twin: ClassVar[str] = "A model with rotary positions and the same processor."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare left padding with and without positions."""
+        found = checked(evidence)
+        if found is None:
+            return self.not_applicable("no model was run")
+        if evidence.model.padding_side != "left":
+            return self.not_applicable("the processor does not pad on the left")
+        if found.left is None:
+            return self.not_applicable(
+                found.reasons.get("left") or found.reasons.get("right", "no left padding was run")
+            )
+        tau = tolerated(self.tolerance, found)
+        figure = figure_of(found.left, tau)
+        if found.left.worst <= tau:
+            return self.clear(figure, NARROW_HINT if found.is_narrow else "")
+        if not positions_cure(found, tau):
+            return self.clear(figure, "positions from the mask do not mend it: see SND007")
+        sites = found.left.beyond(tau)
+        text = (
+            f"Padded on the left without position_ids, states at {where(sites)} differ by "
+            f"{amount(found.left, tau)}; with them they do not."
+        )
+        return self.raised(
+            Finding(
+                code=self.code,
+                level="error",
+                sentence=sentence(text, "This report reads rows at their true positions."),
+                figure=figure,
+                sites=tuple(s.removesuffix(":out") for s in sites),
+                effect=min(1.0, found.left.worst),
+                next=scan_command("--batch-size 1"),
+            )
+        )

@@ -1,0 +1,111 @@
+"""SND009: too few rows for some questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from sonde.findings._places import counted_as, scan_command, sentence
+from sonde.findings._text import listed, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND009(Rule):
+    """Checks that were withheld because there are too few rows, and what they would need.
+
+    The other checks arrive in ``evidence.options["checks"]``, so this one runs last.
+
+    Parameters
+    ----------
+    warning : int, default=32
+        Below so many groups it is a warning.
+    """
+
+    warning: int = 32
+    code: ClassVar[str] = "SND009"
+    title: ClassVar[str] = "Too few rows for some questions"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = "What could not be looked at is not clear, it is unknown."
+    how: ClassVar[str] = (
+        "Lists the checks that were withheld for want of rows, with rows present and needed. "
+        "Warning below 32 groups or where --fail-on names such a check. Also raised where --limit "
+        "saw only some of the classes of a sorted file."
+    )
+    plant: ClassVar[str] = "20 rows."
+    twin: ClassVar[str] = "2,000 rows."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Collect the withheld checks."""
+        starved = [c for c in evidence.options.get("checks", ()) if _wants_rows(c)]
+        counted = [c for c in starved if "needed" in c.tables]
+        needed = max((int(c.tables["needed"]) for c in counted), default=0)
+        present = min((int(c.tables["present"]) for c in counted), default=evidence.n_groups)
+        few = evidence.n_groups < self.warning
+        partial = self._sorted_cut(evidence)
+        figure = Figure(
+            "groups", float(evidence.n_groups), unit=counted_as(evidence),
+            threshold=float(max(needed, self.warning)), direction="below",
+            n_rows=evidence.data.n, n_groups=evidence.n_groups,
+        )  # fmt: skip
+        if not starved and not few and not partial:
+            return self.clear(figure)
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=self._level(evidence, starved, few, bool(partial)),
+                sentence=sentence(*self._text(evidence, starved), partial),
+                figure=figure,
+                effect=min(1.0, 1.0 - min(1.0, present / needed)) if needed else 0.1,
+                next=scan_command(),
+            ),
+            withheld=[{"code": c.code, **_numbers(c)} for c in starved],
+        )
+
+    def _level(
+        self, evidence: Evidence, starved: Sequence[Check], few: bool, partial: bool
+    ) -> Level:
+        gated = {code.upper() for code in evidence.options.get("fail_on", ())}
+        is_gate = any(c.code in gated for c in starved)
+        return "warning" if few or is_gate or partial else "note"
+
+    def _text(self, evidence: Evidence, starved: Sequence[Check]) -> list[str]:
+        have = plural(evidence.n_groups, counted_as(evidence).removesuffix("s"))
+        if not starved:
+            return [f"Only {have}; intervals are wide below {self.warning}."]
+        worst = max(starved, key=lambda c: int(c.tables.get("needed", 0)))
+        codes = listed([c.code for c in starved], 4)
+        return [
+            f"{plural(len(starved), 'check')} had too few rows ({codes}).",
+            f"Of {have}, {worst.code} {worst.reason}.",
+        ]
+
+    @staticmethod
+    def _sorted_cut(evidence: Evidence) -> str:
+        """Return a warning where a limited reading of a file sorted by label saw part of it."""
+        data = evidence.data
+        if not data.limited or not data.has_labels:
+            return ""
+        label = data.label[data.label >= 0]
+        runs = 1 + int((label[1:] != label[:-1]).sum()) if len(label) else 0
+        classes = len(torch.unique(label))
+        named = len(data.label_names or ())
+        if runs != classes or (classes > 1 and len(label) < 2 * classes):
+            return ""
+        of = f" of {named}" if named > classes else ""
+        return (
+            f"--limit read a file sorted by label: {plural(classes, 'class', 'classes')}{of} seen."
+        )
+
+
+def _wants_rows(check: Check) -> bool:
+    return check.state == "withheld" and (
+        "needed" in check.tables or check.reason.startswith("needs ")
+    )
+
+
+def _numbers(check: Check) -> dict[str, int | str | None]:
+    return {name: check.tables.get(name) for name in ("present", "needed", "what")}

@@ -1,0 +1,85 @@
+"""SND010: parts of a model that never run."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import places, scan_command, sentence
+from sonde.findings._text import number, percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.modules import ModelEvidence, Unused
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND010(Rule):
+    """Modules of which no parameter took part in a forward.
+
+    Parameters
+    ----------
+    warning : float, default=0.01
+        Share of the model's parameters.
+    tokens_per_expert : int, default=1000
+        An expert without a token counts only if so many tokens for each expert were run.
+    """
+
+    warning: float = 0.01
+    tokens_per_expert: int = 1000
+    code: ClassVar[str] = "SND010"
+    title: ClassVar[str] = "Parts that never run"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Weights that no answer depends on cost memory, or a branch is wired wrongly."
+    )
+    how: ClassVar[str] = (
+        "One forward on a few rows; every operation's operands are compared with the memory of the "
+        "parameters, so weights that a function uses and tied weights count as used."
+    )
+    false_positives: ClassVar[str] = (
+        "Branches for other kinds of input. Heads and poolers near the top that were not asked for "
+        "are left out."
+    )
+    plant: ClassVar[str] = "A branch that forward does not call."
+    twin: ClassVar[str] = (
+        "An output layer tied to the embedding; the weight of an attention's output."
+    )
+
+    def check(self, evidence: Evidence) -> Check:
+        """Add up the parameters of unused modules."""
+        model = evidence.model
+        if not isinstance(model, ModelEvidence):
+            return self.not_applicable("no model was run")
+        if not model.n_parameters or not model.self_check.n_rows:
+            return self.not_applicable("the model has no parameters, or no row could be run")
+        idle = list(model.never_ran) + self._starved(model)
+        count = sum(u.n_parameters for u in idle)
+        share = count / model.n_parameters
+        figure = Figure(
+            "unused_parameters", share, unit="share",
+            threshold=self.warning if share >= self.warning else 0.0,
+            n_rows=model.self_check.n_rows,
+        )  # fmt: skip
+        if not idle:
+            return self.clear(figure)
+        level = "warning" if share >= self.warning and model.never_ran else "note"
+        names = [u.path for u in idle]
+        verb = "takes" if len(names) == 1 else "take"
+        text = (
+            f"{places(names)} {verb} no part in a forward: {number(count)} of "
+            f"{plural(model.n_parameters, 'parameter')} ({percent(share)} of the model)."
+        )
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=level,
+                sentence=sentence(text, f"Seen on {plural(model.self_check.n_rows, 'row')}."),
+                figure=figure,
+                sites=tuple(names),
+                effect=min(1.0, share),
+                next=scan_command("--deep"),
+            )
+        )
+
+    def _starved(self, model: ModelEvidence) -> list[Unused]:
+        enough = model.n_tokens >= self.tokens_per_expert * max(1, model.n_experts)
+        return list(model.experts) if enough else []

@@ -1,0 +1,147 @@
+"""SND013: units of bounded activations that sit at their ends."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.findings._places import (
+    counted_as,
+    is_averaged,
+    least_groups_for_silence,
+    places,
+    reached,
+    read_command,
+    rows_of,
+    sentence,
+    too_few,
+)
+from sonde.findings._text import percent, plural
+from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
+from sonde.findings.modules import ModelEvidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+CUT = {"ReLU6": (0.0, 6.0), "Hardtanh": (-1.0, 1.0), "Hardsigmoid": (0.0, 1.0)}
+GATES = ("gate", "gating", "attn", "attention", "lstm", "gru", "squeeze", "router", ".se.")
+
+
+@final
+@dataclass(frozen=True)
+class SND013(Rule):
+    """Units whose activation passes on almost none of its gradient.
+
+    Parameters
+    ----------
+    passes : float, default=0.05
+        Mean derivative, relative to its largest, below which a unit is saturated.
+    note, warning : float
+        Share of the units of a site.
+    """
+
+    passes: float = 0.05
+    note: float = 0.1
+    warning: float = 0.5
+    code: ClassVar[str] = "SND013"
+    title: ClassVar[str] = "Saturated units"
+    theme: ClassVar[Theme] = "units"
+    why: ClassVar[str] = (
+        "Nothing below such a unit learns through it, and its output is nearly binary."
+    )
+    how: ClassVar[str] = (
+        "The mean derivative follows from mean m and variance v: tanh 1 - v - m^2, sigmoid "
+        "4 (m - v - m^2), relative to the steepest point; ReLU6, hardtanh and hardsigmoid: one "
+        "minus the share of rows at the ends. A unit counts below 0.05."
+    )
+    false_positives: ClassVar[str] = (
+        "Gates: closed gates are their job, so these are a note at most."
+    )
+    plant: ClassVar[str] = "Weights times 10 before a tanh."
+    twin: ClassVar[str] = "A trained tanh net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Derive the mean derivative of every unit at sites of such activations."""
+        bounded = [s for s in evidence.sites if _kind(s) is not None]
+        if not bounded:
+            return self.not_applicable("no site is a tanh, sigmoid or clipped activation")
+        g = evidence.n_groups
+        sites = [s for s in bounded if g >= least_groups_for_silence(s.dim)]
+        if not sites:
+            least = min(least_groups_for_silence(s.dim) for s in bounded)
+            return too_few(self, g, least, counted_as(evidence))
+        found = [(s, d) for s in sites if (d := slope(s, evidence)) is not None]
+        if not found:
+            return self.not_applicable("rows are means over positions, which hide the ends")
+        shares = {s.name: float((d < self.passes).double().mean()) for s, d in found}
+        worst = max((s for s, _ in found), key=lambda s: (self._rank(s, shares), shares[s.name]))
+        share = shares[worst.name]
+        level = self._level(worst, share)
+        figure = Figure(
+            "saturated_units", share, unit="share", threshold=level[1] if level else self.note,
+            n_rows=worst.all.scalars.n, n_groups=g,
+        )  # fmt: skip
+        if level is None:
+            return self.clear(figure)
+        names = [s.name for s, _ in found if self._level(s, shares[s.name])]
+        kind = _kind(worst)
+        count = round(share * worst.dim)
+        text = (
+            f"{count:,} of {plural(worst.dim, 'unit')} at {places([worst.name])} ({kind}) "
+            f"{'passes' if count == 1 else 'pass'} on less than {percent(self.passes)} of "
+            f"{'its' if count == 1 else 'their'} gradient ({percent(share)} of units; above "
+            f"{percent(figure.threshold or 0)} counts). {rows_of(worst, evidence)}."
+        )
+        others = [n for n in names if n != worst.name]
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=level[0],
+                sentence=sentence(text, f"Also at {places(others)}." if others else ""),
+                figure=figure,
+                sites=tuple(names),
+                effect=share,
+                next=read_command(worst.name),
+            ),
+            shares=shares,
+        )
+
+    def _level(self, site: SiteEvidence, share: float):
+        found = reached(share, self.note, self.warning)
+        if found and any(word in f".{site.name.lower()}." for word in GATES):
+            return "note", self.note
+        return found
+
+    def _rank(self, site: SiteEvidence, shares: dict[str, float]) -> int:
+        found = self._level(site, shares[site.name])
+        return 0 if found is None else 1 + (found[0] == "warning")
+
+
+def _kind(site: SiteEvidence) -> str | None:
+    name = site.schema.module
+    if site.schema.site.port != "out":
+        return None
+    return name if name in ("Tanh", "Sigmoid") or name in CUT else None
+
+
+def slope(site: SiteEvidence, evidence: Evidence) -> Float[Tensor, "dim"] | None:
+    """Return each unit's mean derivative over its largest, or None where rows hide it."""
+    kind = _kind(site)
+    if is_averaged(site) and (kind in CUT or site.all.key == site.schema.key):
+        return None
+    mean, variance = site.all.moments.mean, site.all.moments.variance
+    if kind == "Tanh":
+        return 1 - variance - mean.square()
+    if kind == "Sigmoid":
+        return 4 * (mean - variance - mean.square())
+    low, high = _ends(site, evidence)
+    rows = rows_as_float(site.sample)
+    return 1 - ((rows <= low) | (rows >= high)).double().mean(0)
+
+
+def _ends(site: SiteEvidence, evidence: Evidence) -> tuple[float, float]:
+    model = evidence.model
+    facts = model.sites.get(site.schema.key) if isinstance(model, ModelEvidence) else None
+    ends = CUT[site.schema.module] if facts is None or facts.ends is None else facts.ends
+    # States in 16 bit stop at the number next to an end.
+    return tuple(float(torch.tensor(e, dtype=getattr(torch, site.schema.dtype))) for e in ends)  # type: ignore[return-value]

@@ -1,0 +1,135 @@
+"""SND014: units that repeat another one."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.findings._places import places, reached, read_command, sentence, too_few
+from sonde.findings._text import percent, plural
+from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND014(Rule):
+    """Pairs of units whose correlation is almost one, with and without the rows of largest norm.
+
+    Parameters
+    ----------
+    correlation : float, default=0.9999
+    trim : float, default=0.01
+        Share of rows of largest norm that is left out of the second look.
+    note, warning : float
+        Share of the site's units that repeat another one.
+    rows, active : int
+        Least rows, and least non-zero values in a unit.
+    """
+
+    correlation: float = 0.9999
+    trim: float = 0.01
+    note: float = 0.02
+    warning: float = 0.25
+    rows: int = 256
+    active: int = 64
+    code: ClassVar[str] = "SND014"
+    title: ClassVar[str] = "Duplicated units"
+    theme: ClassVar[Theme] = "units"
+    why: ClassVar[str] = "Units that say the same can be merged, or a layer was copied by mistake."
+    how: ClassVar[str] = (
+        "min(|r| on all rows, |r| without the 1 % of rows of largest norm) > 0.9999: two units "
+        "then differ by less than 1.4 % of their spread. Constant units are left out; of a set of "
+        "copies all but one count. The trim matters: one huge row makes everything correlate."
+    )
+    false_positives: ClassVar[str] = "Rank one (SND022) makes all units copies."
+    plant: ClassVar[str] = "Half of a weight's rows copied onto the other half."
+    twin: ClassVar[str] = "Units that correlate by 0.995."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for copies at every site."""
+        if not evidence.sites:
+            return self.withheld("no site has finite rows")
+        most = max(s.moments.n for s in evidence.sites)
+        if most < self.rows:
+            return too_few(self, most, self.rows, "rows")
+        found = {s.name: self._copies(s) for s in evidence.sites if s.dim > 1}
+        if not found:
+            return self.not_applicable("no site has two units")
+        shares = {n: float(c.double().mean()) for n, c in found.items()}
+        worst = max((s for s in evidence.sites if s.name in found), key=lambda s: shares[s.name])
+        share = shares[worst.name]
+        level = reached(share, self.note, self.warning)
+        figure = Figure(
+            "repeated_units", share, unit="share", threshold=level[1] if level else self.note,
+            n_rows=worst.moments.n, n_groups=evidence.n_groups,
+        )  # fmt: skip
+        if level is None:
+            return self.clear(figure)
+        names = [n for n, s in shares.items() if reached(s, self.note, self.warning)]
+        copies = found[worst.name].nonzero().flatten().tolist()
+        others = [n for n in names if n != worst.name]
+        text = (
+            f"{len(copies):,} of {plural(worst.dim, 'unit')} at {places([worst.name])} "
+            f"{'repeats' if len(copies) == 1 else 'repeat'} another up to 1.4 % of its spread "
+            f"({percent(share)}; above {percent(level[1])} counts). "
+            f"{plural(worst.moments.n, 'row')}."
+        )
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=level[0],
+                sentence=sentence(text, f"Also at {places(others)}." if others else ""),
+                figure=figure,
+                sites=tuple(names),
+                units=tuple(f"{worst.name}[{u}]" for u in copies[:20]),
+                effect=share,
+                next=read_command(worst.name),
+            ),
+            shares=shares,
+        )
+
+    def _copies(self, site: SiteEvidence) -> Bool[Tensor, "dim"]:
+        """Return the units that repeat an earlier one."""
+        nonzero = site.scalars.n - site.scalars.zeros
+        usable = site.alive.cpu() & (nonzero.cpu() >= self.active)
+        copy = torch.zeros(site.dim, dtype=torch.bool)
+        units = usable.nonzero().flatten()
+        if len(units) < 2:
+            return copy
+        pairs = _upper(self._correlations(site, units).abs() > self.correlation)
+        if not bool(pairs.any()):
+            return copy
+        involved = (pairs.any(0) | pairs.any(1)).nonzero().flatten()
+        rows = self._trimmed(site)[:, units[involved]]
+        also = _upper(_of_rows(rows).abs() > self.correlation)
+        both = pairs[involved][:, involved] & also
+        copy[units[involved[both.any(0)]]] = True
+        return copy
+
+    def _correlations(self, site: SiteEvidence, units: Tensor) -> Float[Tensor, "unit unit"]:
+        scatter = site.moments.scatter
+        if scatter.ndim == 1:
+            return _of_rows(rows_as_float(site.sample)[:, units])
+        chosen = scatter.cpu()[units][:, units]
+        root = chosen.diagonal().sqrt()
+        return chosen / (root[:, None] * root)
+
+    def _trimmed(self, site: SiteEvidence) -> Float[Tensor, "row dim"]:
+        rows = rows_as_float(site.sample)
+        kept = len(rows) - max(1, round(self.trim * len(rows)))
+        return rows[rows.norm(dim=1).argsort()[:kept]]
+
+
+def _of_rows(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "unit unit"]:
+    """Return correlations; 0 with a unit that is constant on these rows."""
+    z = rows - rows.mean(0)
+    norm = z.norm(dim=0)
+    z = torch.where(norm > 0, z / norm.clamp(min=torch.finfo(z.dtype).tiny), 0.0)
+    return z.T @ z
+
+
+def _upper(pairs: Bool[Tensor, "unit unit"]) -> Bool[Tensor, "unit unit"]:
+    return torch.triu(pairs, diagonal=1)

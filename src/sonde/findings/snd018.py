@@ -1,0 +1,116 @@
+"""SND018: states that take few, evenly spaced values."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+
+from sonde.findings._places import is_averaged, places, read_command, sentence, too_few
+from sonde.findings._text import percent, plural
+from sonde.findings.evidence import Evidence, SiteEvidence, as_array
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.snd002 import BITS
+
+LEAST_VALUES = 4
+
+
+@final
+@dataclass(frozen=True)
+class SND018(Rule):
+    """Units whose values lie on a grid much coarser than the number format's own.
+
+    Parameters
+    ----------
+    values : int, default=256
+        Most distinct non-zero values of such a unit.
+    whole, within : float
+        Share of the gaps that must be whole multiples of the smallest, and how nearly so.
+    coarser : float, default=1.5
+        Least smallest gap, in spacings of the number format at the largest value.
+    units : float, default=0.5
+        Share of the units that are looked at.
+    rows, active : int
+        Least rows, and least non-zero values in a unit.
+    """
+
+    values: int = 256
+    whole: float = 0.95
+    within: float = 0.01
+    coarser: float = 1.5
+    units: float = 0.5
+    rows: int = 256
+    active: int = 64
+    code: ClassVar[str] = "SND018"
+    title: ClassVar[str] = "States lie on a grid (quantised?)"
+    theme: ClassVar[Theme] = "units"
+    why: ClassVar[str] = "Activations were rounded to few levels: neighbouring rows coincide there."
+    how: ClassVar[str] = (
+        "In the sampled rows a unit takes at most 256 distinct non-zero values, at least 95 % of "
+        "their gaps are whole multiples of the smallest one within 1 %, and that is coarser than "
+        "the number format's own spacing; in at least half of the units. Sees quantised "
+        "activations; quantised weights leave no such trace."
+    )
+    false_positives: ClassVar[str] = (
+        "Whole-number inputs and embeddings of bytes look like this; they are not looked at."
+    )
+    plant: ClassVar[str] = "Eight-bit rounding after a ReLU."
+    twin: ClassVar[str] = "bfloat16."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look at the sampled values of every unit."""
+        sites = [s for s in evidence.sites if _is_judged(s)]
+        if not sites:
+            return self.not_applicable("no site has rows that are states of one position")
+        most = max(len(s.sample.draw) for s in sites)
+        if most < self.rows:
+            return too_few(self, most, self.rows, "rows")
+        found = [(s, share) for s in sites if (share := self._share(s)) is not None]
+        if not found:
+            return self.withheld(f"no unit has {self.active} values other than zero")
+        site, share = max(found, key=lambda f: f[1])
+        figure = Figure(
+            "units_on_a_grid", share, unit="share", threshold=self.units,
+            n_rows=len(site.sample.draw), n_groups=evidence.n_groups, flags=("sampled",),
+        )  # fmt: skip
+        if share < self.units:
+            return self.clear(figure)
+        names = [s.name for s, x in found if x >= self.units]
+        text = (
+            f"{percent(share)} of the units at {places(names)} take at most {self.values} evenly "
+            f"spaced values (quantised activations)."
+        )
+        return self.raised(
+            Finding(
+                code=self.code,
+                level="note",
+                sentence=sentence(text, f"{plural(len(site.sample.draw), 'row')} looked at."),
+                figure=figure,
+                sites=tuple(names),
+                effect=share,
+                next=read_command(site.name),
+            )
+        )
+
+    def _share(self, site: SiteEvidence) -> float | None:
+        rows = as_array(site.sample)
+        usable = [j for j in range(site.dim) if np.count_nonzero(rows[:, j]) >= self.active]
+        if not usable:
+            return None
+        bits = BITS.get(site.schema.dtype, 24)
+        return sum(self._on_grid(rows[:, j], bits) for j in usable) / len(usable)
+
+    def _on_grid(self, column: np.ndarray, bits: int) -> bool:
+        values = np.unique(column[column != 0])
+        if not LEAST_VALUES <= len(values) <= self.values:
+            return False
+        gaps = np.diff(values)
+        smallest = gaps.min()
+        own = 2.0 ** (np.floor(np.log2(np.abs(values).max())) - bits + 1)
+        multiple = gaps / smallest
+        whole = np.abs(multiple - np.round(multiple)) <= self.within
+        return bool(smallest >= self.coarser * own and whole.mean() >= self.whole)
+
+
+def _is_judged(site: SiteEvidence) -> bool:
+    schema = site.schema
+    return not (is_averaged(site) or schema.site.port == "in" or "Embedding" in schema.module)

@@ -1,0 +1,153 @@
+"""SND022: units that all move together."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.findings._halves import interval
+from sonde.findings._places import log_effect, places, reached, read_command, sentence, too_few
+from sonde.findings._text import number, percent, plural
+from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
+from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+from sonde.stats import ClassMoments, ClassMomentsState
+
+GROUPS = 64
+
+
+@final
+@dataclass(frozen=True)
+class SND022(Rule):
+    """Participation ratio of the correlation matrix of pooled rows.
+
+    Parameters
+    ----------
+    warning, error : float
+        Number of directions below which a site has collapsed.
+    units : int, default=8
+        Sites with fewer units that vary are not judged: few units have few directions.
+    explained : float, default=0.8
+        Share of the variance between at most three classes beyond which SND032 speaks instead.
+    """
+
+    warning: float = 2.0
+    error: float = 1.2
+    units: int = 8
+    explained: float = 0.8
+    code: ClassVar[str] = "SND022"
+    title: ClassVar[str] = "Rank collapse"
+    theme: ClassVar[Theme] = "depth"
+    why: ClassVar[str] = "All units say nearly the same: the layer carries one number for each row."
+    how: ClassVar[str] = (
+        "D^2 / sum of squared correlations over units that vary, on pooled rows. The raw "
+        "covariance is not used: one large unit brings its ratio to 1 on healthy networks. "
+        "Withheld where two or three classes hold 80 % of the variance."
+    )
+    false_positives: ClassVar[str] = (
+        "Data that differ in one way only (one object, one brightness)."
+    )
+    plant: ClassVar[str] = "A weight replaced by its best approximation of rank one."
+    twin: ClassVar[str] = "A convolutional net at random initialisation."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Measure every site with units enough."""
+        if evidence.n_groups < GROUPS:
+            return too_few(self, evidence.n_groups, GROUPS)
+        sites = [s for s in evidence.sites if int(s.alive.sum()) >= self.units]
+        if not sites:
+            return self.not_applicable(f"no site has {self.units} units that vary")
+        values = {s.name: directions(s) for s in sites}
+        low = [s for s in sites if values[s.name] < self.warning]
+        few = {s.name: e for s in low if (e := few_classes(s, evidence)) > self.explained}
+        hits = [s for s in low if s.name not in few]
+        judged = hits or [s for s in sites if s.name not in few]
+        if not judged:
+            share = max(few.values())
+            return self.withheld(f"few classes hold {percent(share)} of the variance: see SND032")
+        worst = min(judged, key=lambda s: values[s.name])
+        value = values[worst.name]
+        level = reached(value, None, self.warning, self.error, below=True)
+        limit = level[1] if level else self.warning
+        ends = interval(value, worst, lambda x: _ratio(_correlations_of(x)))
+        figure = Figure(
+            "directions", value, *ends, unit="", threshold=limit, direction="below",
+            n_rows=worst.moments.n, n_groups=evidence.n_groups,
+        )  # fmt: skip
+        if level is None:
+            return self.clear(figure, values=values)
+        return self.raised(self._finding(worst, hits, value, level, figure), values=values)
+
+    def _finding(
+        self,
+        worst: SiteEvidence,
+        hits: list[SiteEvidence],
+        value: float,
+        level: tuple[Level, float],
+        figure: Figure,
+    ) -> Finding:
+        alive = int(worst.alive.sum())
+        text = (
+            f"The {alive:,} units that vary at {places([worst.name])} move in {number(value)} "
+            f"directions (participation ratio of correlations); below {number(level[1])} counts. "
+            f"{plural(worst.moments.n, 'row')}."
+        )
+        others = [s.name for s in hits if s is not worst]
+        return Finding(
+            code=self.code,
+            level=level[0],
+            sentence=sentence(text, f"Also at {places(others)}." if others else ""),
+            figure=figure,
+            sites=tuple(s.name for s in hits),
+            effect=1.0 - log_effect(value, 1.0, self.warning),
+            next=read_command(worst.name),
+        )
+
+
+def directions(site: SiteEvidence) -> float:
+    """Return the participation ratio of the correlations of the units that vary."""
+    alive = site.alive.cpu()
+    scatter = site.moments.scatter
+    if scatter.ndim == 1:
+        return _ratio(_correlations_of(rows_as_float(site.sample)[:, alive]))
+    chosen = scatter.cpu()[alive][:, alive]
+    root = chosen.diagonal().sqrt()
+    return _ratio(chosen / (root[:, None] * root))
+
+
+def _correlations_of(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "a a"]:
+    """Return a matrix with the trace and sum of squares of the correlations; the smaller Gram."""
+    z = rows - rows.mean(0)
+    norm = z.norm(dim=0)
+    z = z[:, norm > 0] / norm[norm > 0]
+    return z @ z.T if z.shape[0] < z.shape[1] else z.T @ z
+
+
+def _ratio(correlations: Float[Tensor, "a a"]) -> float:
+    return float(correlations.trace().square() / correlations.square().sum())
+
+
+def few_classes(site: SiteEvidence, evidence: Evidence) -> float:
+    """Return the share of standardised variance between at most three classes; 0 with more.
+
+    Classes are the labels, else what the model predicts.
+    """
+    classes = site.classes
+    if classes is None or len(classes.labels) < 2:
+        classes = _predicted(site, evidence)
+    if classes is None or not 2 <= len(classes.labels) <= 3:
+        return 0.0
+    within = classes.pooled
+    inside = (within.diagonal() if within.ndim == 2 else within).cpu()
+    z = (classes.mean - classes.grand_mean).cpu()
+    between = classes.weight.cpu() @ z.square()
+    total = inside + between
+    alive = total > 0
+    return float((between[alive] / total[alive]).mean())
+
+
+def _predicted(site: SiteEvidence, evidence: Evidence) -> ClassMomentsState | None:
+    logits = evidence.column("logits", site)
+    if logits is None or logits.ndim != 2 or logits.shape[1] > 1024:
+        return None
+    return ClassMoments("diag").observe(rows_as_float(site.sample), logits.cpu().argmax(1))

@@ -1,0 +1,118 @@
+"""SND027: linear layers whose outputs lie in fewer dimensions than they could."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from sonde.findings._places import counted_as, places, read_command, sentence, too_few
+from sonde.findings._text import plural
+from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
+from sonde.findings.modules import ModelEvidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.self_check import ROUNDING
+
+Pair = tuple[SiteEvidence, SiteEvidence]
+
+
+@final
+@dataclass(frozen=True)
+class SND027(Rule):
+    """Exact rank of a linear layer's outputs against that of its inputs.
+
+    Parameters
+    ----------
+    note : float, default=0.9
+        Rank over the rank that is possible.
+    noise : float, default=16
+        Unit roundoffs below which a direction is rounding.
+    """
+
+    note: float = 0.9
+    noise: float = 16.0
+    code: ClassVar[str] = "SND027"
+    title: ClassVar[str] = "Exact rank ceiling"
+    theme: ClassVar[Theme] = "depth"
+    why: ClassVar[str] = "The layer can be replaced by two smaller ones that give the same numbers."
+    how: ClassVar[str] = (
+        "Eigenvalues of the covariance of rows above (16 u)^2 times their mean square, u the unit "
+        "roundoff, at linear layers that work on exactly what the site before returned. Possible "
+        "is the least of units that vary, rank of that input, and rows - 1. Low-rank weights "
+        "behind a residual stream do not show."
+    )
+    false_positives: ClassVar[str] = "Layers built as low rank on purpose."
+    plant: ClassVar[str] = "A weight cut to its twelve largest singular values."
+    twin: ClassVar[str] = "A linear layer from 64 to 128 units, whose outputs cannot have rank 128."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Count directions before and after every such layer."""
+        model = evidence.model
+        if not isinstance(model, ModelEvidence):
+            return self.not_applicable("no model was run: what lies between sites is not known")
+        pairs = [
+            (a, b)
+            for a, b in zip(evidence.sites, evidence.sites[1:], strict=False)
+            if (facts := model.sites.get(b.schema.key)) and facts.follows and facts.is_linear
+        ]
+        if not pairs:
+            return self.not_applicable("no linear layer follows another site directly")
+        ready = [p for p in pairs if evidence.n_groups >= 2 * max(p[0].dim, p[1].dim)]
+        if not ready:
+            least = min(2 * max(a.dim, b.dim) for a, b in pairs)
+            return too_few(self, evidence.n_groups, least, counted_as(evidence))
+        ranks = {b.name: (rank(b, self.noise), self._possible(a, b)) for a, b in ready}
+        ranks = {name: r for name, r in ranks.items() if r[1] > 0}
+        if not ranks:
+            return self.not_applicable("no unit varies at these layers")
+        worst = min(ready, key=lambda p: _share(ranks.get(p[1].name)))[1]
+        found, possible = ranks[worst.name]
+        share = found / possible
+        figure = Figure(
+            "rank_per_possible", share, unit="share", threshold=self.note, direction="below",
+            n_rows=worst.moments.n, n_groups=evidence.n_groups,
+            flags=("rank_deficient",) if share < self.note else (),
+        )  # fmt: skip
+        if share >= self.note:
+            return self.clear(figure, ranks=ranks)
+        names = [name for name, r in ranks.items() if _share(r) < self.note]
+        others = [n for n in names if n != worst.name]
+        text = (
+            f"Outputs of {places([worst.name])} lie in {plural(found, 'dimension')} of "
+            f"{possible:,} possible ({worst.dim:,} units). {plural(worst.moments.n, 'row')}."
+        )
+        return self.raised(
+            Finding(
+                code=self.code,
+                level="note",
+                sentence=sentence(
+                    text, f"Also below {self.note:g} at {places(others)}." if others else ""
+                ),
+                figure=figure,
+                sites=tuple(names),
+                effect=1.0 - share,
+                next=read_command(worst.name),
+            ),
+            ranks=ranks,
+        )
+
+    def _possible(self, before: SiteEvidence, site: SiteEvidence) -> int:
+        active = int((site.scalars.low < site.scalars.high).sum())
+        return min(active, rank(before, self.noise), site.moments.n - 1)
+
+
+def _share(ranks: tuple[int, int] | None) -> float:
+    return float("inf") if ranks is None else ranks[0] / ranks[1]
+
+
+def rank(site: SiteEvidence, noise: float = 16.0) -> int:
+    """Return the number of directions whose variance is more than rounding makes."""
+    moments = site.moments
+    unit = ROUNDING.get(site.schema.dtype, ROUNDING["float32"])
+    square = float((moments.mean.square() + moments.variance).mean())
+    if moments.scatter.ndim == 1:
+        rows = rows_as_float(site.sample)
+        z = rows - rows.mean(0)
+        values = torch.linalg.svdvals(z).square() / len(rows)
+    else:
+        values = moments.eigenvalues
+    return int((values > (noise * unit) ** 2 * square).sum())
