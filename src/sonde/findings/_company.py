@@ -15,9 +15,9 @@ def checked(evidence: Evidence) -> SelfCheck | None:
     return evidence.model.self_check if isinstance(evidence.model, ModelEvidence) else None
 
 
-def tolerated(rule_tau: float | None, found: SelfCheck) -> float:
-    """Return the difference that counts as rounding: the rule's own if a user moved it."""
-    return found.tau if rule_tau is None else rule_tau
+def tolerated(wide: float, narrow: float, found: SelfCheck) -> float:
+    """Return the difference that counts as rounding in the type of the states."""
+    return narrow if found.is_narrow else wide
 
 
 def level_of(worst: float, tau: float, error: float) -> Level:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
 from sonde.findings._probes import chosen_examples, cut, single, token_length
+from sonde.findings.evidence import Evidence
 from sonde.findings.self_check import untouched
 from sonde.tap import LiveStream
 from sonde.tap.probe import find_logits
@@ -87,6 +89,22 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
                 reason="the model's final norm and head alone do not give its logits"
             )
         return _measured(stream, texts, blocks, decode, head, seed)
+
+
+def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the report's section on prediction by depth; None where there are no figures."""
+    lens = evidence.lens
+    if not isinstance(lens, LensEvidence) or lens.loss is None or lens.se is None:
+        return None
+    rows = zip(lens.sites, lens.loss.tolist(), lens.se.tolist(), strict=True)
+    return {
+        "sites": [{"site": site, "value": value, "se": se} for site, value, se in rows],
+        "unigram": lens.unigram,
+        "final": lens.final,
+        "unit": "nats",
+        "n_rows": lens.n_rows,
+        "n_groups": lens.n_groups,
+    }
 
 
 def _measured(

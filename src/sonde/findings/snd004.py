@@ -17,13 +17,13 @@ class SND004(Rule):
 
     Parameters
     ----------
-    tolerance : float or None, default=None
-        Difference over spread that is no more than the order of summation; None is 1e-3 in 32 bit
-        and 3e-2 in 16 bit.
+    tolerance, tolerance_16_bit : float
+        Difference over spread that is no more than the order of summation.
     error : float, default=0.1
     """
 
-    tolerance: float | None = None
+    tolerance: float = 1e-3
+    tolerance_16_bit: float = 3e-2
     error: float = 0.1
     code: ClassVar[str] = "SND004"
     title: ClassVar[str] = "The same input gives different states"
@@ -46,7 +46,7 @@ class SND004(Rule):
             return self.not_applicable("no model was run")
         if found.repeat is None:
             return self.withheld(found.reasons.get("repeat", "no row could be run twice"))
-        tau = tolerated(self.tolerance, found)
+        tau = tolerated(self.tolerance, self.tolerance_16_bit, found)
         worst, figure = found.repeat.worst, figure_of(found.repeat, tau)
         if worst == 0:
             return self.clear(figure)

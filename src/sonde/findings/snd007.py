@@ -25,12 +25,13 @@ class SND007(Rule):
 
     Parameters
     ----------
-    tolerance : float or None, default=None
-        Difference over spread that is rounding; None is 1e-3 in 32 bit and 3e-2 in 16 bit.
+    tolerance, tolerance_16_bit : float
+        Difference over spread that is no more than the order of summation.
     error : float, default=0.1
     """
 
-    tolerance: float | None = None
+    tolerance: float = 1e-3
+    tolerance_16_bit: float = 3e-2
     error: float = 0.1
     code: ClassVar[str] = "SND007"
     title: ClassVar[str] = "Padding changes real tokens"
@@ -54,7 +55,7 @@ class SND007(Rule):
         if not known:
             return self._unable(found)
         side = max(known, key=lambda s: known[s].worst)
-        deltas, tau = known[side], tolerated(self.tolerance, found)
+        deltas, tau = known[side], tolerated(self.tolerance, self.tolerance_16_bit, found)
         figure = figure_of(deltas, tau)
         if deltas.worst <= tau:
             return self.clear(figure, NARROW_HINT if found.is_narrow else "")

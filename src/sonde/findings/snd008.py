@@ -17,11 +17,12 @@ class SND008(Rule):
 
     Parameters
     ----------
-    tolerance : float or None, default=None
-        Difference over spread that is rounding; None is 1e-3 in 32 bit and 3e-2 in 16 bit.
+    tolerance, tolerance_16_bit : float
+        Difference over spread that is no more than the order of summation.
     """
 
-    tolerance: float | None = None
+    tolerance: float = 1e-3
+    tolerance_16_bit: float = 3e-2
     code: ClassVar[str] = "SND008"
     title: ClassVar[str] = "Left padding without positions"
     theme: ClassVar[Theme] = "run"
@@ -49,7 +50,7 @@ class SND008(Rule):
             return self.not_applicable(
                 found.reasons.get("left") or found.reasons.get("right", "no left padding was run")
             )
-        tau = tolerated(self.tolerance, found)
+        tau = tolerated(self.tolerance, self.tolerance_16_bit, found)
         figure = figure_of(found.left, tau)
         if found.left.worst <= tau:
             return self.clear(figure, NARROW_HINT if found.is_narrow else "")

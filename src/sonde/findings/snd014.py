@@ -84,7 +84,7 @@ class SND014(Rule):
                 sentence=sentence(text, f"Also at {places(others)}." if others else ""),
                 figure=figure,
                 sites=tuple(names),
-                units=tuple(f"{worst.name}[{u}]" for u in copies[:20]),
+                units=tuple(str(u) for u in copies[:20]),
                 effect=share,
                 next=read_command(worst.name),
             ),

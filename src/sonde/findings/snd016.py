@@ -136,7 +136,7 @@ class SND016(Rule):
                 sentence=self._sentence(names, worst, d, evidence, other),
                 figure=self._figure(d, evidence, worst),
                 sites=tuple(names),
-                units=tuple(f"{worst.name}[{u}]" for u in self._units(d)[:20]),
+                units=tuple(str(u) for u in self._units(d)[:20]),
                 effect=min(1.0, max(d.share, math.log10(max(d.ratio, 1.0)) / 5)),
                 next=read_command(worst.name),
                 common=level == "note",
