@@ -1,6 +1,6 @@
 """Which statistics a scan asks of its one pass, and how their states become evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -189,7 +189,7 @@ class ScanStatistics:
 
 
 def scan_statistics(
-    stream: Stream, columns: Sequence[str], labelled: bool, split: Split | None = None
+    stream: Stream, columns: Collection[str], labelled: bool, split: Split | None = None
 ) -> ScanStatistics:
     """Return what a scan asks of a stream that brings these columns."""
     return ScanStatistics(
