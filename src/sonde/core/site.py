@@ -45,21 +45,12 @@ class Site:
 
     path: str
     call: int | Literal["last", "all"] | None = None
-    port: Port = "out"
+    port: str = "out"
     key: str | None = None
     order: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
-        if self.port in LATER_PORTS:
-            raise SiteError(
-                f"Site: port {self.port!r} is not built yet, got {str(self)!r}. "
-                f"Read one of the ports {', '.join(PORTS)}."
-            )
-        if self.port not in PORTS:
-            raise SiteError(
-                f"Site: expected a port among {', '.join(PORTS)}, got {self.port!r}."
-                + near(self.port, PORTS)
-            )
+        _check_port(self.port, str(self))
 
     @classmethod
     def parse(cls, text: str) -> "Site":
@@ -76,6 +67,7 @@ class Site:
                 f"Site.parse: expected path[@call]:port[.key], got {text!r}. "
                 "Example: layers.12.mlp:out"
             )
+        _check_port(match["port"] or "out", text)
         call = match["call"]
         number = int(call) if call is not None and call.isdigit() else call
         return cls(match["path"], number, match["port"] or "out", match["key"])  # type: ignore[arg-type]
@@ -90,6 +82,18 @@ class Site:
 
     def __lt__(self, other: "Site") -> bool:
         return (self.order, str(self)) < (other.order, str(other))
+
+
+def _check_port(port: str, site: str) -> None:
+    if port in LATER_PORTS:
+        raise SiteError(
+            f"Site: port {port!r} is not built yet, got {site!r}. "
+            f"Read one of the ports {', '.join(PORTS)}."
+        )
+    if port not in PORTS:
+        raise SiteError(
+            f"Site: expected a port among {', '.join(PORTS)}, got {port!r}." + near(port, PORTS)
+        )
 
 
 ReducerName = Literal["mean", "last", "cls", "tokens", "patches", "flat"]
@@ -111,7 +115,7 @@ class Reducer:
         Keep tokens that the tokenizer declares special in ``tokens`` and ``mean``.
     """
 
-    name: ReducerName
+    name: str
     axis: int | None = None
     keep_special: bool = False
 
