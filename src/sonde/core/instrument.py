@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -51,7 +52,7 @@ class Subsample(Where):
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
         """Keep rows whose ``subsample`` draw is a multiple of ``every``."""
         draw = batch.draw(key, "subsample")
-        keep = torch.remainder(rank_key(draw), self.every) == 0
+        keep = torch.from_numpy(draw.numpy().view(np.uint64) % np.uint64(self.every) == 0)
         example = batch.example[key]
         counts = torch.bincount(example[keep], minlength=len(batch))
         for crowded in torch.nonzero(counts > self.cap).flatten().tolist():
@@ -98,7 +99,7 @@ class Instrument(ABC):
 
     @abstractmethod
     def result(self, *_: Any, **states: Any) -> Result:
-        """Return the answer. A one-site statistic arrives as a tuple when the span is pair or all."""
+        """Return the answer. One-site states arrive as a tuple when the span is pair or all."""
 
     def then(self, result: Any) -> "Instrument | None":
         """Return the instrument of the next pass at the same sites, or None."""

@@ -147,29 +147,27 @@ class FiniteRows:
     """Which rows of a batch are finite at a site and at every earlier one, and how many are not.
 
     Rows of one layout are dropped one by one. A site with another layout drops the examples of rows
-    that were dropped before it.
+    that were not finite before it.
     """
 
     def __init__(self, batch: Batch) -> None:
         self._kept: dict[str, Tensor | None] = {}
         self.n_bad: dict[str, int] = {}
-        bad_examples = torch.zeros(len(batch), dtype=torch.bool)
         bad_rows: dict[tuple[int, int], Tensor] = {}
+        bad_examples: dict[tuple[int, int], Tensor] = {}
         for key, x in batch.rows.items():
-            layout = (id(batch.example[key]), id(batch.position[key]))
-            bad = None if is_finite(x) else ~torch.isfinite(x).all(dim=1).cpu()
-            self.n_bad[key] = 0 if bad is None else int(bad.sum())
-            if layout in bad_rows:
-                bad = bad_rows[layout] if bad is None else bad | bad_rows[layout]
-            elif bool(bad_examples.any()):
-                inherited = bad_examples[batch.example[key]]
-                bad = inherited if bad is None else bad | inherited
-            if bad is not None and bool(bad.any()):
-                bad_rows[layout] = bad
-                bad_examples[batch.example[key][bad]] = True
-                self._kept[key] = ~bad
-            else:
-                self._kept[key] = None
+            example = batch.example[key]
+            layout = (id(example), id(batch.position[key]))
+            own = None if is_finite(x) else ~torch.isfinite(x).all(dim=1).cpu()
+            self.n_bad[key] = 0 if own is None else int(own.sum())
+            if own is not None:
+                bad_rows[layout] = own | bad_rows.get(layout, torch.zeros_like(own))
+                members = torch.zeros(len(batch), dtype=torch.bool)
+                members[example[own]] = True
+                bad_examples[layout] = members | bad_examples.get(layout, torch.zeros_like(members))
+            inherited = [m[example] for other, m in bad_examples.items() if other != layout]
+            present = [*inherited, *([bad_rows[layout]] if layout in bad_rows else [])]
+            self._kept[key] = ~torch.stack(present).any(dim=0) if present else None
 
     def kept(self, key: str) -> Tensor | None:
         """Return the mask of rows to keep, or None for all."""
@@ -323,7 +321,8 @@ def states_of(task: Task, states: States, split: Split | None = None) -> dict[st
                 state = merge_pair(request.statistic, state, states[request.id])
             if state is None:
                 raise StateError(
-                    f"{type(task.instrument).__name__}: no row to fit on at {' & '.join(group[0].keys)}"
+                    f"{type(task.instrument).__name__}: no row to fit on at "
+                    + " & ".join(group[0].keys)
                     + ("" if group[0].part == "all" else f" (part {group[0].part!r})")
                     + ". Check that the data is not empty and that states are finite."
                 )
@@ -368,7 +367,7 @@ def terms_of(task: Task, split: Split | None = None) -> list[Term]:
 
 
 def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
-    """Return the rows of the groups of smallest draw, up to about ``SAMPLE`` rows, of plain arrays."""
+    """Return the rows of the groups of smallest draw, about ``SAMPLE`` of them, of plain arrays."""
     names = {n for t in terms for n in t.statistic.needs()} - {"y", "head"}
     if any(t.statistic.influence.__func__ is Statistic.influence for t in terms):  # type: ignore[attr-defined]
         return None
@@ -417,7 +416,7 @@ def observe_stream(
 def grow(
     wanted: Mapping[str, Request], tree: list[tuple[int, States]], leaf: tuple[int, States]
 ) -> list[tuple[int, States]]:
-    """Return the waiting ranges after one more: equal neighbours are merged, like a binary counter."""
+    """Return the waiting ranges after one more: equal neighbours merge, as in a binary counter."""
     tree = [*tree, leaf]
     while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
         (level, left), (_, right) = tree[-2:]
@@ -426,7 +425,7 @@ def grow(
 
 
 def fold(wanted: Mapping[str, Request], tree: Sequence[tuple[int, States]]) -> States:
-    """Return the merge of the ranges that are left, from the right: ``merge(r1, merge(r2, r3))``."""
+    """Return the merge of what is left, from the right: ``merge(r1, merge(r2, r3))``."""
     if not tree:
         return dict.fromkeys(wanted)
     states = tree[-1][1]

@@ -1,4 +1,4 @@
-"""Answers: a number with its error, null, unit and conventions, as a value, a table and a picture."""
+"""Answers: a number with its error, null, unit and conventions, as value, table and picture."""
 
 import math
 from collections.abc import Sequence
@@ -90,6 +90,7 @@ class Result:
             value=self.value * scale,
             se=None if self.se is None else self.se * scale,
             null=None if self.null is None else self.null * scale,
+            range=(self.range[0] * scale, self.range[1] * scale),
             unit="bits",
         )
 

@@ -3,7 +3,7 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -109,12 +109,13 @@ class Stream(ABC):
             if isinstance(grad, Mapping)
             else ({} if grad is None else {next(iter(sites)): grad})
         )
+        positions = _integers(position, n, "position", 0)
         return ArrayStream(
             rows=sites,
-            who=_who(ids, sites),
+            who=_who(ids, sites, positions),
             label=_integers(label, n, "label", -1),
             groups=None if group is None else tuple(_text(g) for g in _sequence(group, n, "group")),
-            positions=_integers(position, n, "position", 0),
+            positions=positions,
             grad={str(k): _matrix(v, f"grad of {k}") for k, v in grads.items()},
             logits=None if logits is None else _matrix(logits, "logits"),
             pair=None if pair is None else _hashes(_sequence(pair, n, "pair")),
@@ -198,18 +199,46 @@ class ArrayStream(Stream):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Name the arrays by shape, type and a hash of their bytes."""
-        arrays = {
-            k: [list(x.shape), str(x.dtype), tensor_key(x).hex()] for k, x in self.rows.items()
+        """Name arrays and columns by shape, type and a hash of their bytes."""
+        columns = {
+            "label": self.label,
+            "position": self.positions,
+            "logits": self.logits,
+            "pair": self.pair,
+            "side": self.side,
+            **{f"grad of {key}": grad for key, grad in self.grad.items()},
+            **dict(zip(("head weight", "head bias"), self.head or (), strict=False)),
         }
-        return {"arrays": arrays, "seed": self.seed}
+        texts = {"ids": self.who.given, "group": self.groups}
+        return {
+            "arrays": {key: _named(x) for key, x in self.rows.items()},
+            "columns": {name: _named(x) for name, x in columns.items() if x is not None}
+            | {name: _joined(t) for name, t in texts.items() if t is not None},
+            "seed": self.seed,
+        }
+
+
+def _named(x: Tensor) -> list[Any]:
+    return [list(x.shape), str(x.dtype), tensor_key(x).hex()]
+
+
+def _joined(texts: Sequence[bytes]) -> str:
+    """Return one hash of texts, each with its length."""
+    found = blake2b(digest_size=16)
+    for text in texts:
+        found.update(len(text).to_bytes(8, "little") + text)
+    return found.hexdigest()
 
 
 class _Identity:
     """Keys and occurrences of array rows, hashed only when something asks for them."""
 
-    def __init__(self, ids: tuple[bytes, ...] | None, x: Tensor) -> None:
-        self._ids, self._x = ids, x
+    def __init__(self, ids: tuple[bytes, ...] | None, x: Tensor, positions: Tensor) -> None:
+        self._ids, self._x, self._positions = ids, x, positions
+
+    @property
+    def given(self) -> tuple[bytes, ...] | None:
+        return self._ids
 
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
@@ -223,7 +252,8 @@ class _Identity:
 
     @cached_property
     def occurrence(self) -> Tensor:
-        return occurrences(self.keys)
+        """Count equal rows: rows of one id at different positions are one example."""
+        return occurrences(list(zip(self.keys, self._positions.tolist(), strict=True)))
 
 
 class _Later(Sequence[Any]):
@@ -255,9 +285,9 @@ def row_keys(x: Tensor) -> tuple[bytes, ...]:
     )
 
 
-def occurrences(keys: Sequence[bytes]) -> Tensor:
+def occurrences(keys: Sequence[Hashable]) -> Tensor:
     """Return 0, 1, ... for equal keys, in order."""
-    seen: Counter[bytes] = Counter()
+    seen: Counter[Hashable] = Counter()
     out = torch.zeros(len(keys), dtype=torch.int64)
     if len(set(keys)) == len(keys):
         return out
@@ -307,11 +337,12 @@ def _hashes(values: Sequence[Any]) -> Tensor:
     )
 
 
-def _who(ids: Any, sites: dict[str, Tensor]) -> _Identity:
+def _who(ids: Any, sites: dict[str, Tensor], positions: Tensor) -> _Identity:
     first = next(iter(sites.values()))
     if ids is None:
         joined = (
             first if len(sites) == 1 else torch.cat([x.double() for x in sites.values()], dim=1)
         )
-        return _Identity(None, joined)
-    return _Identity(tuple(_text(i) for i in _sequence(ids, len(first), "ids")), first)
+        return _Identity(None, joined, positions)
+    texts = tuple(_text(i) for i in _sequence(ids, len(first), "ids"))
+    return _Identity(texts, first, positions)
