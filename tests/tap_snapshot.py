@@ -21,7 +21,7 @@ HOOKS = (
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Return hooks with their order, flags, gradients, random states, attributes and value hashes."""
+    """Return hooks in order, flags, gradients, random states, attributes, hashes."""
     config = model.__dict__.get("config")
     return {
         "hooks": [[list(getattr(m, name).items()) for name in HOOKS] for m in model.modules()],

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tap_inputs import inputs_for
-from models import ARCHITECTURES, Architecture, model_of
 from torch import Tensor
 
+from models import ARCHITECTURES, Architecture, model_of
 from sonde.tap import LiveStream, live_stream
+from tap_inputs import inputs_for
 
 GOLDEN = Path(__file__).with_name("golden_architectures.txt")
 

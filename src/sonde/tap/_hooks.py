@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -129,30 +130,16 @@ class Session:
 
     def _hook(self) -> None:
         for module, hook in self.outputs:
-            self._handles.append(module.register_forward_hook(self._after(hook)))
+            self._handles.append(module.register_forward_hook(partial(_after, self, hook)))
         for module, hook in self.inputs:
-            handle = module.register_forward_pre_hook(self._before(hook), with_kwargs=True)
+            handle = module.register_forward_pre_hook(
+                partial(_before, self, hook), with_kwargs=True
+            )
             self._handles.append(handle)
 
     def _unhook(self) -> None:
         while self._handles:
             self._handles.pop().remove()
-
-    def _after(self, hook: OutputHook) -> Callable[..., Any]:
-        def after(module: nn.Module, args: Any, output: Any) -> Any:
-            if self not in _ACTIVE.get() or torch._C._current_graph_task_id() != -1:
-                return None
-            return hook(output)
-
-        return after
-
-    def _before(self, hook: InputHook) -> Callable[..., Any]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self not in _ACTIVE.get() or in_backward():
-                return None
-            return hook(args, kwargs)
-
-        return before
 
     def _to_eval(self) -> None:
         modules = self._modules if self._modules is not None else list(self.root.modules())
@@ -166,6 +153,20 @@ class Session:
         trainable = [p for p in known if p.requires_grad]
         self._stack.callback(_set_requires_grad, trainable, True)
         _set_requires_grad(trainable, False)
+
+
+def _after(session: Session, hook: OutputHook, module: nn.Module, args: Any, output: Any) -> Any:
+    if session not in _ACTIVE.get() or torch._C._current_graph_task_id() != -1:
+        return None
+    return hook(output)
+
+
+def _before(
+    session: Session, hook: InputHook, module: nn.Module, args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    if session not in _ACTIVE.get() or torch._C._current_graph_task_id() != -1:
+        return None
+    return hook(args, kwargs)
 
 
 def _leave(session: Session) -> None:

@@ -90,24 +90,30 @@ def sized(
     """Return the arguments of a probe forward on ``n_rows`` rows."""
     n = len(batch)
     length, length2 = source_length(batch), target_length(batch)
-    to = None if change.pos is None else change.pos[which]
-    to2 = None if change.pos2 is None else change.pos2[which]
+    resized = change.kind == "tokens"
+    to = change.pos[which] if resized and change.pos else None
+    to2 = change.pos2[which] if resized and change.pos2 else None
 
-    def fit(name: str, x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        x = _rows(x, n, n_rows)
-        if change.kind == "space" and which == 1 and x.is_floating_point():
-            for axis in change.axes:
-                x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
-        if change.kind == "tokens":
-            is_target = name.startswith("decoder_") or name == "labels"
-            x = _lengthened(x, length2 if is_target else length, to2 if is_target else to)
-        return torch.ones_like(x) if name.endswith("attention_mask") else x
-
-    args = tuple(fit("", x) for x in batch.args)
-    kwargs = {name: fit(name, x) for name, x in batch.kwargs.items()}
+    sizes = (n, n_rows, (length, to), (length2, to2))
+    doubled = change.axes if change.kind == "space" and which == 1 else ()
+    args = tuple(_fit("", x, sizes, doubled) for x in batch.args)
+    kwargs = {name: _fit(name, x, sizes, doubled) for name, x in batch.kwargs.items()}
     return to_model(module, args, kwargs)
+
+
+Sizes = tuple[int, int, tuple[int | None, int | None], tuple[int | None, int | None]]
+
+
+def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    n, n_rows, source, target = sizes
+    x = _rows(x, n, n_rows)
+    for axis in doubled if x.is_floating_point() else ():
+        x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
+    is_target = name.startswith("decoder_") or name == "labels"
+    x = _lengthened(x, *(target if is_target else source))
+    return torch.ones_like(x) if name.endswith("attention_mask") else x
 
 
 def _rows(x: Tensor, n: int, n_rows: int) -> Tensor:
@@ -144,15 +150,15 @@ def moved(
     place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments at a place."""
+    return tuple(_move(x, place) for x in args), {n: _move(x, place) for n, x in kwargs.items()}
+
+
+def _move(x: Any, place: Place) -> Any:
+    if not isinstance(x, Tensor):
+        return x
     device, dtype = place
-
-    def move(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        wanted = dtype if x.is_floating_point() and dtype is not None else x.dtype
-        return x.detach().to(device=device, dtype=wanted)
-
-    return tuple(move(x) for x in args), {name: move(x) for name, x in kwargs.items()}
+    wanted = dtype if x.is_floating_point() and dtype is not None else x.dtype
+    return x.detach().to(device=device, dtype=wanted)
 
 
 def placement(module: nn.Module) -> Place:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from sonde.core.errors import ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.tap._cache import cache_in, cached_length
-from sonde.tap._hooks import OutputHook, Session, active_sessions, check_readable
+from sonde.tap._hooks import Session, active_sessions, check_readable
 from sonde.tap._names import Names
 from sonde.tap.axes import guess_axes
 from sonde.tap.outputs import arguments, find, find_input, replaced
@@ -76,10 +77,16 @@ class _Editor:
             raise SiteError("editing: gradients cannot be edited. Name the port out or in.")
         self.session = Session(
             root,
-            outputs=[(self.modules[s.path], self._after(s)) for s in sites if s.port == "out"],
+            outputs=[
+                (self.modules[s.path], partial(self._after, s)) for s in sites if s.port == "out"
+            ],
             inputs=[
                 (root, self._begin),
-                *((self.modules[s.path], self._before(s)) for s in sites if s.port == "in"),
+                *(
+                    (self.modules[s.path], partial(self._before, s))
+                    for s in sites
+                    if s.port == "in"
+                ),
             ],
             reading=False,
         )
@@ -113,29 +120,21 @@ class _Editor:
         if self.position is None and self.mask is not None:
             self.position = (self.mask.long().cumsum(1) - 1).clamp(min=0)
 
-    def _after(self, site: Site) -> OutputHook:
-        def after(output: Any) -> Any:
-            if not self._is_turn(site):
-                return None
-            leaf = find(output, site.key)
-            if leaf is None:
-                raise SiteError(f"editing: {str(site)!r} returned no such floating-point tensor.")
-            new = self._changed(leaf, site)
-            return None if new is leaf else replaced(output, leaf, new)
+    def _after(self, site: Site, output: Any) -> Any:
+        if not self._is_turn(site):
+            return None
+        leaf = find(output, site.key)
+        if leaf is None:
+            raise SiteError(f"editing: {str(site)!r} returned no such floating-point tensor.")
+        new = self._changed(leaf, site)
+        return None if new is leaf else replaced(output, leaf, new)
 
-        return after
-
-    def _before(self, site: Site) -> Any:
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self._is_turn(site):
-                return None
-            _, leaf = find_input(self.modules[site.path], args, kwargs, site.key)
-            new = self._changed(leaf, site)
-            if new is leaf:
-                return None
-            return replaced(args, leaf, new), replaced(kwargs, leaf, new)
-
-        return before
+    def _before(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._is_turn(site):
+            return None
+        _, leaf = find_input(self.modules[site.path], args, kwargs, site.key)
+        new = self._changed(leaf, site)
+        return None if new is leaf else (replaced(args, leaf, new), replaced(kwargs, leaf, new))
 
     def _is_turn(self, site: Site) -> bool:
         call = self.calls[str(site)]

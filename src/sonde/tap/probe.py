@@ -4,8 +4,9 @@ A model is run on two and on three rows, with another length or image size the s
 that follow tell rows, tokens and space apart from features; nothing is guessed from names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,35 +175,31 @@ class _Recorder:
         modules = list(self.names.primary())
         session = Session(
             self.model.module,
-            outputs=[(m, self._after(name, m)) for name, m in modules],
-            inputs=[(m, self._before(name, m)) for name, m in modules],
+            outputs=[(m, partial(self._after, name, m)) for name, m in modules],
+            inputs=[(m, partial(self._before, name, m)) for name, m in modules],
         )
         with session:
             output = session.run(args, kwargs)
         return self.trace, _described(output), self._head(output)
 
-    def _before(self, name: str, module: nn.Module) -> Callable[..., None]:
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = Call(self.tick)
-            self.tick += 1
-            try:
-                call.input = _describe(find_input(module, args, kwargs)[1])
-            except SiteError:
-                call.input = None
-            self.open.setdefault(name, []).append(call)
+    def _before(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        call = Call(self.tick)
+        self.tick += 1
+        try:
+            call.input = _describe(find_input(module, args, kwargs)[1])
+        except SiteError:
+            call.input = None
+        self.open.setdefault(name, []).append(call)
 
-        return before
-
-    def _after(self, name: str, module: nn.Module) -> Callable[..., None]:
-        def after(output: Any) -> None:
-            call = self.open[name].pop()
-            call.end, call.outputs = self.tick, _described(output)
-            self.tick += 1
-            self.trace.setdefault(name, []).append(call)
-            if isinstance(module, nn.Linear) and isinstance(output, Tensor):
-                self.linear[name] = output
-
-        return after
+    def _after(self, name: str, module: nn.Module, output: Any) -> None:
+        call = self.open[name].pop()
+        call.end, call.outputs = self.tick, _described(output)
+        self.tick += 1
+        self.trace.setdefault(name, []).append(call)
+        if isinstance(module, nn.Linear) and isinstance(output, Tensor):
+            self.linear[name] = output
 
     def _head(self, output: Any) -> str | None:
         logits = find_logits(output)

@@ -6,6 +6,7 @@ and keeps ids. A tap keeps the rows of the last forward only.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -69,10 +70,16 @@ class Tap:
         watched = {(s.path, s.port): names.modules[s.path] for s in self.sites}
         self._session = Session(
             self.module,
-            outputs=[(m, self._after(p)) for (p, port), m in watched.items() if port == "out"],
+            outputs=[
+                (m, partial(self._after, p)) for (p, port), m in watched.items() if port == "out"
+            ],
             inputs=[
                 (self.module, self._begin),
-                *((m, self._before(p, m)) for (p, port), m in watched.items() if port == "in"),
+                *(
+                    (m, partial(self._before, p, m))
+                    for (p, port), m in watched.items()
+                    if port == "in"
+                ),
             ],
         )
         self._modules = names.modules
@@ -140,17 +147,13 @@ class Tap:
         mask = named.get("attention_mask")
         self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
-    def _after(self, path: str) -> Callable[[Any], None]:
-        def after(output: Any) -> None:
-            self._read(path, "out", lambda site: find(output, site.key))
+    def _after(self, path: str, output: Any) -> None:
+        self._read(path, "out", lambda site: find(output, site.key))
 
-        return after
-
-    def _before(self, path: str, module: nn.Module) -> Callable[..., None]:
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._read(path, "in", lambda site: find_input(module, args, kwargs, site.key)[1])
-
-        return before
+    def _before(
+        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._read(path, "in", lambda site: find_input(module, args, kwargs, site.key)[1])
 
     def _read(self, path: str, port: str, leaf_of: Callable[[Site], Tensor | None]) -> None:
         call = self._calls[path, port]

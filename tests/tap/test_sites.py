@@ -1,0 +1,275 @@
+"""Which tensors of a model can be named, and how."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from models import ARCHITECTURES, albert, cnn, llama, mlp, model_of, resnet18, t5
+from tap_inputs import Arrays, images, inputs_for, texts
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import Model
+from sonde.core.site import Site
+from sonde.tap import Tap, live_stream, probe, resolve
+from sonde.tap.sites import default_sites
+
+Pair = namedtuple("Pair", "ids states")
+
+
+@dataclass
+class Out:
+    flags: Tensor
+    states: Tensor
+
+
+class Leafy(nn.Module):
+    """Returns its input in the container that it was told to use."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.wrap = wrap
+
+    def forward(self, x: Tensor):
+        return self.wrap(x * self.weight)
+
+
+class Toy(nn.Module):
+    """Modules of every kind that a tap may meet; all inputs and outputs have 3 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ints = torch.arange(2)
+        self.plain = nn.Linear(3, 3)
+        self.tuple = Leafy(lambda x: (x, x + 1))
+        self.late = Leafy(lambda x: (None, ints, x))
+        self.named = Leafy(lambda x: Pair(ints, x))
+        self.dict = Leafy(lambda x: {"mask": ints, "hidden": x, "other": x + 2})
+        self.data = Leafy(lambda x: Out(ints, x))
+        self.deep = Leafy(lambda x: (x, (x + 1, [x + 2])))
+        self.ints = Leafy(lambda x: ints)
+        self.nothing = Leafy(lambda x: None)
+        self.keyword = nn.Linear(3, 3)
+        self.thrice = nn.Linear(3, 3)
+        self.never = nn.Linear(3, 3)
+        self.alias = self.plain
+        self.several = nn.ModuleDict({"a": nn.Linear(3, 3)})
+        self.only_weight = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plain(x)
+        x = self.tuple(x)[0]
+        x = self.late(x)[2]
+        x = self.named(x).states
+        x = self.dict(x)["hidden"]
+        x = self.data(x).states
+        x = self.deep(x)[0]
+        self.ints(x), self.nothing(x)
+        x = self.keyword(input=x)
+        x = self.thrice(self.thrice(self.thrice(x)))
+        x = self.several["a"](x)
+        return nn.functional.linear(x, self.only_weight.weight)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    torch.manual_seed(0)
+    return Toy().eval()
+
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+
+def rows_of(module: nn.Module, sites, x: Tensor = X) -> dict[str, Tensor]:
+    stream = live_stream(Model(module), Arrays(x, batch_size=len(x)), sites, "mean")
+    return next(iter(stream.batches(0, len(x)))).rows
+
+
+@pytest.mark.truth("the toy's arithmetic, written out")
+@pytest.mark.parametrize(
+    ("site", "offset"),
+    [("tuple:out", 0), ("tuple:out.1", 1), ("late:out", 0), ("late:out.2", 0), ("named:out", 0)]
+    + [("named:out.1", 0), ("dict:out", 0), ("dict:out.other", 2), ("data:out", 0)]
+    + [("data:out.states", 0), ("deep:out.0", 0), ("deep:out.1_0", 1), ("deep:out.1_1_0", 2)]
+    + [("keyword:in", 0), ("tuple:in", 0)],
+)
+def test_leaves_of_outputs_and_inputs(toy, site, offset):
+    assert torch.equal(rows_of(toy, site)[site], toy.plain(X).detach() + offset)
+
+
+@pytest.mark.truth("the module applied once, twice, three times")
+def test_calls_of_a_module_that_runs_three_times(toy):
+    with torch.no_grad():
+        one = toy.thrice(toy.keyword(toy.plain(X)))
+        two, three = toy.thrice(one), toy.thrice(toy.thrice(one))
+    rows = rows_of(toy, ["thrice@0", "thrice@1", "thrice@2", "thrice@last", "thrice@all"])
+    for site, expected in {"@0": one, "@1": two, "@2": three, "@last": three}.items():
+        assert torch.equal(rows[f"thrice{site}:out"], expected)
+    assert torch.equal(rows["thrice@all:out"], torch.cat([one, two, three]))
+
+
+def test_rows_of_all_calls_have_the_call_as_position(toy):
+    stream = live_stream(Model(toy), Arrays(X), "thrice@all", "mean")
+    batch = next(iter(stream.batches(0, 4)))
+    assert batch.position["thrice@all:out"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert batch.example["thrice@all:out"].tolist() == [0, 1, 2, 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ("thrice", r"called 3 times in one forward; write thrice@0 to @2, @last or @all"),
+        ("thrice@3", r"called 3 times in one forward, got @3"),
+        ("never", r"'never' \(Linear\) did not run"),
+        ("only_weight", r"did not run.*weights may be used by a function"),
+        ("several", r"a list of modules is never called itself.*several\.a"),
+        ("ints", r"returns no floating-point tensor"),
+        ("nothing", r"returns no floating-point tensor.*nothing"),
+        ("tuple:out.7", r"returns no tensor '7', only \['0', '1'\]"),
+        ("plian", r"Did you mean plain"),
+        ("plain:probs", r"not built yet"),
+        ("plain:keys", r"not built yet"),
+        ("plain:values", r"not built yet"),
+        ("a b", r"expected a module"),
+        ("plain@x", r"expected path"),
+    ],
+)
+def test_refused_sites_say_what_to_do(toy, site, message):
+    with pytest.raises(SiteError, match=message):
+        _ = live_stream(Model(toy), Arrays(X), site).schema
+
+
+def test_an_alias_is_the_module_under_its_first_name(toy):
+    found = probe(Model(toy), next(Arrays(X).batches(0, 2)))
+    assert [str(s) for s in resolve(toy, ["alias", "plain"], found)] == ["plain:out"]
+
+
+def test_sites_come_in_the_order_of_execution(toy):
+    found = probe(Model(toy), next(Arrays(X).batches(0, 2)))
+    sites = resolve(toy, ["several.a", "keyword", "keyword:in", "plain", ":out"], found)
+    expected = ["plain:out", "keyword:in", "keyword:out", "several.a:out", ":out"]
+    assert [str(s) for s in sites] == expected
+
+
+@pytest.mark.truth("the names of the modules")
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("model.layers.1", ["model.layers.1"]),
+        ("layers.1", ["model.layers.1"]),
+        ("layers.-1", ["model.layers.2"]),
+        ("layers.-3.mlp", ["model.layers.0.mlp"]),
+        ("layers.*.mlp", [f"model.layers.{i}.mlp" for i in range(3)]),
+        ("blocks", [f"model.layers.{i}" for i in range(3)]),
+        ("norm", ["model.norm"]),
+        ("layers.0.mlp.*_proj", [f"model.layers.0.mlp.{n}_proj" for n in ("gate", "up", "down")]),
+        (Site("lm_head"), ["lm_head"]),
+    ],
+)
+def test_patterns(pattern, expected):
+    model = Model(llama(), task="causal")
+    found = probe(model, next(texts().batches(0, 1)))
+    assert [s.path for s in resolve(model.module, pattern, found)] == expected
+
+
+def test_an_ambiguous_suffix_lists_the_candidates():
+    with pytest.raises(SiteError, match=r"names 3 modules: model.layers.0.mlp, model.layers.1.mlp"):
+        resolve(llama(), "mlp")
+    with pytest.raises(SiteError, match=r"names 6 modules: encoder.block.0"):
+        resolve(t5(), "block.*")
+
+
+def test_a_module_named_blocks_hides_the_alias():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(x)
+
+    assert list(rows_of(Named(), "blocks")) == ["blocks:out"]
+
+
+def test_no_sites_at_all_is_an_error():
+    with pytest.raises(SiteError, match="at least one site"):
+        resolve(mlp(), [])
+    with pytest.raises(SiteError, match="no list of blocks"):
+        resolve(mlp(), "blocks")
+
+
+@pytest.mark.truth("read off the definitions in tests/models.py")
+def test_default_sites_of_small_nets():
+    def paths(module, inputs):
+        return [str(s) for s in default_sites(probe(Model(module), next(inputs.batches(0, 1))))]
+
+    assert paths(mlp(), Arrays(torch.randn(3, 8))) == [f"{i}:out" for i in range(5)]
+    expected = [f"{n}:out" for n in ("conv1", "act1", "conv2", "act2", "fc")]
+    assert paths(cnn(), images(8, channels=1, keyword=None)) == expected
+    stages = [f"layer{i}:out" for i in (1, 2, 3, 4)]
+    assert paths(resnet18(width=8), images(32, keyword=None)) == stages
+    layer = "encoder.albert_layer_groups.0"
+    assert paths(albert(), texts()) == [f"{layer}@{i}:out" for i in range(3)]
+
+
+def test_too_many_leaves_ask_for_sites():
+    chain = nn.Sequential(*[nn.Linear(3, 3) if i % 2 else nn.Tanh() for i in range(66)])
+    with pytest.raises(SiteError, match=r"at most 64 leaf modules, got 66 leaves"):
+        _ = live_stream(Model(chain), Arrays(X)).schema
+
+
+def test_dropout_is_no_default_site():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Tanh())
+    assert [s.key for s in live_stream(Model(net), Arrays(X)).schema] == ["0:out", "2:out"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+@pytest.mark.truth("sizes in the configuration")
+def test_order_of_execution_has_no_ties(architecture):
+    from dataclasses import replace
+
+    inputs = inputs_for(architecture.takes)
+    inputs = replace(inputs, keyword=None) if architecture.name == "resnet18" else inputs
+    stream = live_stream(model_of(architecture), inputs)
+    orders = [s.site.order for s in stream.schema]
+    assert orders == sorted(set(orders))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module, name: str) -> None:
+        super().__init__()
+        self.add_module(name, inner)
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._modules[self.name](x)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
+def test_wrapper_prefixes_are_stripped_and_accepted(prefix):
+    outer = Wrapped(mlp(3, 4, 2), prefix)
+    for text in ("2", f"{prefix}.2"):
+        assert list(rows_of(outer, text)) == ["2:out"]
+
+
+def test_a_child_called_module_keeps_its_name():
+    outer = Wrapped(mlp(3, 4, 2), "module")
+    assert list(rows_of(outer, "module.2")) == ["module.2:out"]
+
+
+def test_interactive_tap_takes_calls_too(toy):
+    with Tap(toy, ["thrice@1", "thrice@all", "plain"]) as tap:
+        toy(X)
+    rows = tap.rows
+    assert rows["thrice@all:out"].shape == (12, 3)
+    assert torch.equal(rows["thrice@all:out"][4:8], rows["thrice@1:out"])
+    with Tap(toy, "thrice"), pytest.raises(SiteError, match="called more than once"):
+        toy(X)
+    with Tap(toy, "never") as tap:
+        toy(X)
+    with pytest.raises(SiteError, match=r"never:out did not run in the last forward"):
+        _ = tap.rows
