@@ -215,8 +215,8 @@ def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | N
                 "target_column."
             )
         return None
-    config = model.config
-    candidates = (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id)
+    names_of_start = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    candidates = (getattr(model.config, name, None) for name in names_of_start)
     start = next((i for i in candidates if isinstance(i, int)), None)
     if start is None:
         raise InputError(

@@ -268,6 +268,7 @@ def _weights(
         "config": config,
         "use_safetensors": True,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
         "dtype": "auto" if dtype == "auto" else DTYPES[dtype],
     }
     if trust_remote_code:

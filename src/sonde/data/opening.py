@@ -37,7 +37,7 @@ def open_inputs(
     *,
     batch_size: int | str = "auto",
     max_length: int | None = None,
-    long: Long = "chunk",
+    long: str = "chunk",
     limit: int | None = None,
     text_column: str | None = None,
     image_column: str | None = None,
