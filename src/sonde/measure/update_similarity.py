@@ -50,10 +50,11 @@ class Cosines(Statistic[CosinesState]):
         x: Float[Tensor, "row dim"],
         y: Float[Tensor, "row dim2"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times each row's own cosine."""
+        """Return the gradient times what each row's cosine and its square add to their means."""
         cosine, zero = _cosines(x, y)
-        mean = state.sum / max(state.n, 1)
-        return torch.where(zero, torch.zeros_like(cosine), (cosine - mean) * gradient.sum)
+        mean, square = state.sum / max(state.n, 1), state.square / max(state.n, 1)
+        effect = (cosine - mean) * gradient.sum + (cosine.square() - square) * gradient.square
+        return effect.masked_fill(zero, 0.0)
 
 
 def _cosines(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
