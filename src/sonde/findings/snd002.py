@@ -65,7 +65,9 @@ class SND002(Rule):
         level, kind, value, site, limit = max(hits, key=lambda r: (LEVELS.index(r[0]), r[2]))
         names = [r[3].name for r in hits if r[1] == kind]
         rows = f"{rows_of(site, evidence)}, {site.schema.dtype}."
-        if kind == "p":
+        if kind == "p" and value >= 1:
+            text = f"Numbers at {places(names)} are spaced coarser than the spread of the states."
+        elif kind == "p":
             text = (
                 f"Rounding makes {percent(value)} of the variance of states at {places(names)}; "
                 f"above {percent(limit)} counts."

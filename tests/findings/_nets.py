@@ -1,0 +1,140 @@
+"""Tiny nets and inputs that tests of findings plant faults in, and the evidence that they give."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde.core.inputs import Model
+from sonde.core.stream import Stream
+from sonde.findings.evidence import Evidence
+from sonde.findings.facts import data_evidence
+from sonde.findings.lens import lens_evidence
+from sonde.findings.modules import model_evidence
+from sonde.findings.rule import Check, Rule
+from sonde.findings.scan import gather
+from sonde.findings.settings import ScanSettings
+from sonde.tap import LiveStream, live_stream
+from tap_inputs import Arrays, Texts
+
+
+def evidence_of(stream: Stream, *, lens: bool = False, **options: Any) -> Evidence:
+    """Return what one pass over a stream gathers, as a scan would."""
+    data = data_evidence(stream, "data", bool(options.pop("limited", False)))
+    found = gather(stream, data, ScanSettings(progress=False), None, [])
+    live = isinstance(stream, LiveStream)
+    return Evidence(
+        sites=found.statistics.sites(found.outcome.states, found.outcome.counters),
+        columns=found.statistics.sampled_columns(found.outcome.states),
+        data=data,
+        counters=found.outcome.counters,
+        model=model_evidence(stream) if live else None,
+        lens=lens_evidence(stream) if lens and live else None,
+        options=options,
+    )
+
+
+def checked(rule: Rule, stream: Stream | Evidence, **options: Any) -> Check:
+    """Return how a rule ends on a stream."""
+    evidence = stream if isinstance(stream, Evidence) else evidence_of(stream, **options)
+    return rule.check(evidence)
+
+
+def assert_raised(check: Check, level: str) -> None:
+    """Check state, level and the form of a finding."""
+    assert check.state == "raised", (check.state, check.reason, check.figure)
+    finding = check.finding
+    assert finding is not None
+    assert finding.level == level, finding
+    assert len(finding.sentence) <= 240
+    assert finding.sentence.endswith(".")
+    assert not set(finding.sentence.lower().split()) & {"may", "significant", "anomalous"}
+    assert 0.0 <= finding.effect <= 1.0
+    assert finding.next.startswith("sonde ")
+    assert all(u.isdigit() for u in finding.units)
+
+
+def assert_clear(check: Check) -> None:
+    """Check that a rule saw nothing, and that it looked."""
+    assert check.state == "clear", (check.state, check.reason, check.finding)
+    assert check.figure is not None
+
+
+def tensors(module: nn.Module, x: Tensor, batch_size: int = 64, **options: Any) -> LiveStream:
+    """Return the stream of a net over rows of a tensor."""
+    further = ("tokens", "patches")
+    return live_stream(module, Arrays(x, batch_size=batch_size), further=further, **options)
+
+
+def tokens(
+    module: nn.Module,
+    lengths: Sequence[int],
+    *,
+    processor: Any = None,
+    task: str = "encoder",
+    reducer: str = "auto",
+    vocabulary: int = 61,
+    seed: int = 0,
+) -> LiveStream:
+    """Return the stream of a language model over random token lists."""
+    generator = torch.Generator().manual_seed(seed)
+    items = [torch.randint(3, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    config = getattr(module, "config", None)
+    model = Model(module, processor, config, type(module).__name__, task)
+    inputs = Texts(items, batch_size=32, special=False)
+    return live_stream(model, inputs, reducer=reducer, further=("tokens", "patches"))
+
+
+def noise(n: int, dim: int, seed: int = 0) -> Tensor:
+    """Return rows of white noise."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def deep_relu(layers: int, width: int, gain: float | None, seed: int = 0) -> nn.Sequential:
+    """Return Linear and ReLU in turn; ``gain`` None leaves torch's default initialisation."""
+    torch.manual_seed(seed)
+    parts: list[nn.Module] = []
+    for _ in range(layers):
+        layer = nn.Linear(width, width)
+        if gain is not None:
+            nn.init.normal_(layer.weight, std=gain / width**0.5)
+            nn.init.zeros_(layer.bias)
+        parts += [layer, nn.ReLU()]
+    return nn.Sequential(*parts).eval()
+
+
+class Block(nn.Module):
+    """Attention over tokens and a feed-forward part, each around a skip that can be taken out."""
+
+    def __init__(self, dim: int, skip: bool = True) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.value = nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        query, key = self.query(h).chunk(2, dim=-1)
+        mixed = functional.scaled_dot_product_attention(query, key, self.value(h))
+        if not self.skip:
+            return mixed
+        x = x + mixed
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
+class Patches(nn.Module):
+    """A stack of blocks over given tokens, their mean, and a head."""
+
+    def __init__(self, dim: int = 16, depth: int = 6, skip: bool = True, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.blocks = nn.ModuleList([Block(dim, skip) for _ in range(depth)])
+        self.head = nn.Linear(dim, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(dim=1))

@@ -1,0 +1,50 @@
+import torch
+from torch import nn
+
+from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from sonde.core.stream import Stream
+from sonde.findings.snd014 import SND014
+
+
+def test_copied_rows_of_a_weight() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 32), nn.ReLU()).eval()
+    with torch.no_grad():
+        module[0].weight[16:] = module[0].weight[:16]
+        module[0].bias[16:] = module[0].bias[:16]
+    check = checked(SND014(), tensors(module, noise(400, 8)))
+    assert_raised(check, "warning")
+    assert check.figure is not None
+    assert check.figure.value == 0.5
+    assert check.finding is not None
+    assert set(check.finding.sites) == {"0", "1"}
+    assert [int(u) for u in check.finding.units] == list(range(16, 32))
+
+
+def test_negated_and_scaled_copies_count_and_near_copies_do_not() -> None:
+    x = noise(500, 20).double()
+    x[:, 1] = -3 * x[:, 0] + 7
+    assert_raised(checked(SND014(), Stream.of(x)), "note")
+    y = noise(500, 20).double()
+    y[:, 1] = 0.995 * y[:, 0] + (1 - 0.995**2) ** 0.5 * y[:, 1]
+    assert_clear(checked(SND014(), Stream.of(y)))
+
+
+def test_one_huge_row_does_not_make_copies() -> None:
+    x = noise(500, 20)
+    x[7] = 1e6
+    assert_clear(checked(SND014(), Stream.of(x)))
+
+
+def test_constant_and_rarely_active_units_are_left_out() -> None:
+    x = noise(500, 20)
+    x[:, :3] = 2.0
+    x[:, 5:8] = 0.0
+    x[:30, 5:8] = torch.rand(30, 1)
+    assert_clear(checked(SND014(), Stream.of(x)))
+
+
+def test_withheld_below_256_rows() -> None:
+    check = checked(SND014(), Stream.of(noise(100, 8)))
+    assert check.state == "withheld"
+    assert (check.tables["present"], check.tables["needed"]) == (100, 256)

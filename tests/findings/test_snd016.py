@@ -1,0 +1,79 @@
+import torch
+from torch import Tensor, nn
+from torch.distributions import StudentT
+
+from findings._nets import Patches, assert_clear, assert_raised, checked, noise, tensors
+from sonde.core.stream import Stream
+from sonde.findings.snd016 import SND016
+from sonde.findings.snd023 import SND023
+
+
+class Spiked(Patches):
+    """Adds a number to unit 5 after block 1: everywhere, or at position 0 alone."""
+
+    def __init__(self, amount: float, first_only: bool) -> None:
+        super().__init__(dim=16, depth=3)
+        self.amount, self.first_only = amount, first_only
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i == 0:
+                spike = torch.zeros_like(x)
+                spike[:, : 1 if self.first_only else None, 5] = self.amount
+                x = x + spike
+        return self.head(x.mean(dim=1))
+
+
+def stream(module: nn.Module, n: int = 64) -> object:
+    return tensors(module.eval(), noise(n * 6, 16).reshape(n, 6, 16))
+
+
+def test_a_bias_on_one_unit_is_massive_and_called_a_bias() -> None:
+    check = checked(SND016(), stream(Spiked(3000.0, False)))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert check.finding.common
+    assert check.finding.units == ("5",)
+    assert "acts as a bias" in check.finding.sentence
+    assert set(check.finding.sites) == {"blocks.1", "blocks.2"}
+
+
+def test_a_spike_at_one_position_is_named_with_its_position() -> None:
+    check = checked(SND016(), stream(Spiked(20000.0, True)))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert "Unit 5, position 0" in check.finding.sentence
+    assert "bias" not in check.finding.sentence
+
+
+def test_a_bias_makes_a_norm_long_but_no_rows_alike() -> None:
+    check = checked(SND023(), stream(Spiked(3000.0, False)))
+    assert check.state == "clear"
+
+
+def test_an_outlier_dimension() -> None:
+    x = noise(200, 100)
+    x[:, 17] *= 50
+    check = checked(SND016(), Stream.of(x))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert check.finding.units == ("17",)
+    assert "96 % of mean square" in check.finding.sentence
+
+
+def test_warning_where_rounding_eats_the_same_site() -> None:
+    x = noise(200, 40)
+    x[:, 3] += 3000
+    assert_raised(checked(SND016(), Stream.of(x.bfloat16())), "warning")
+
+
+def test_heavy_tails_small_sites_and_dead_units_are_clear() -> None:
+    torch.manual_seed(1)
+    assert_clear(checked(SND016(), Stream.of(StudentT(3.0).sample((500, 64)))))
+    small = noise(200, 24)
+    small[:, 0] *= (0.3 / 0.7 * 23) ** 0.5
+    assert_clear(checked(SND016(), Stream.of(small)))
+    dead = noise(200, 50)
+    dead[:, :30] = 0
+    assert_clear(checked(SND016(), Stream.of(dead)))

@@ -1,0 +1,44 @@
+import torch
+from torch import Tensor, nn
+
+from findings._nets import Block, assert_clear, assert_raised, checked, tokens
+from sonde.findings.snd017 import SND017
+
+
+class Reader(nn.Module):
+    """Embeds tokens, adds a number to one unit of position 0, and runs two blocks."""
+
+    def __init__(self, amount: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(61, 16)
+        self.blocks = nn.ModuleList([Block(16), Block(16)])
+        self.amount = amount
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        x[:, 0, 3] += self.amount
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+LENGTHS = [4 + i % 5 for i in range(64)]
+
+
+def test_a_long_first_token_drowns_the_mean() -> None:
+    check = checked(SND017(), tokens(Reader(200.0).eval(), LENGTHS, reducer="mean"))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert "averages them in" in check.finding.sentence
+
+
+def test_it_is_a_note_where_the_last_token_is_read() -> None:
+    check = checked(SND017(), tokens(Reader(200.0).eval(), LENGTHS, reducer="last"))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert check.finding.common
+
+
+def test_ordinary_first_tokens_are_clear() -> None:
+    assert_clear(checked(SND017(), tokens(Reader(0.0).eval(), LENGTHS, reducer="mean")))

@@ -1,0 +1,54 @@
+import torch
+from torch import Tensor, nn
+
+from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from sonde.core.stream import Stream
+from sonde.findings.snd018 import SND018
+
+
+class FakeQuantised(nn.Module):
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.levels = 2**bits - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 6.0 / self.levels
+        return (x / scale).round().clamp(0, self.levels) * scale
+
+
+def test_rounding_to_few_levels_is_seen() -> None:
+    torch.manual_seed(0)
+    for bits in (8, 4):
+        module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), FakeQuantised(bits)).eval()
+        check = checked(SND018(), tensors(module, 2 * noise(600, 8)))
+        assert_raised(check, "note")
+        assert check.finding is not None
+        assert check.finding.sites == ("2",)
+
+
+def test_sixteen_bits_are_no_grid() -> None:
+    x = noise(2048, 12)
+    for kind in (torch.bfloat16, torch.float16, torch.float32):
+        assert_clear(checked(SND018(), Stream.of(x.to(kind).float())))
+    # Within one binade bfloat16 itself is a grid of 128 values.
+    assert_clear(checked(SND018(), Stream.of((1.5 + 0.1 * x).bfloat16())))
+
+
+def test_saturated_units_of_two_values_are_no_grid() -> None:
+    assert_clear(checked(SND018(), Stream.of(noise(400, 12).sign())))
+
+
+def test_means_over_positions_are_not_looked_at() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([FakeQuantised(4), FakeQuantised(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x.mean(dim=1)
+
+    x = noise(300 * 4, 8).reshape(300, 4, 8)
+    check = checked(SND018(), tensors(Rounded().eval(), x, reducer="mean"))
+    assert check.state == "not_applicable"
