@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from models import ARCHITECTURES, albert, cnn, llama, mlp, model_of, resnet18, t5
-from tap_inputs import Arrays, images, inputs_for, texts
 from torch import Tensor, nn
 
+from models import ARCHITECTURES, albert, cnn, llama, mlp, model_of, resnet18, t5
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.tap import Tap, live_stream, probe, resolve
 from sonde.tap.sites import default_sites
+from tap_inputs import Arrays, images, inputs_for, texts
 
 Pair = namedtuple("Pair", "ids states")
 
@@ -87,14 +87,16 @@ def rows_of(module: nn.Module, sites, x: Tensor = X) -> dict[str, Tensor]:
     return next(iter(stream.batches(0, len(x)))).rows
 
 
+OFFSETS = {
+    **{site: 0 for site in ("tuple:out", "late:out", "late:out.2", "named:out", "named:out.1")},
+    **{site: 0 for site in ("dict:out", "data:out", "data:out.states", "keyword:in", "tuple:in")},
+    **{"tuple:out.1": 1, "dict:out.other": 2},
+    **{"deep:out.0": 0, "deep:out.1_0": 1, "deep:out.1_1_0": 2},
+}
+
+
+@pytest.mark.parametrize(("site", "offset"), OFFSETS.items())
 @pytest.mark.truth("the toy's arithmetic, written out")
-@pytest.mark.parametrize(
-    ("site", "offset"),
-    [("tuple:out", 0), ("tuple:out.1", 1), ("late:out", 0), ("late:out.2", 0), ("named:out", 0)]
-    + [("named:out.1", 0), ("dict:out", 0), ("dict:out.other", 2), ("data:out", 0)]
-    + [("data:out.states", 0), ("deep:out.0", 0), ("deep:out.1_0", 1), ("deep:out.1_1_0", 2)]
-    + [("keyword:in", 0), ("tuple:in", 0)],
-)
 def test_leaves_of_outputs_and_inputs(toy, site, offset):
     assert torch.equal(rows_of(toy, site)[site], toy.plain(X).detach() + offset)
 

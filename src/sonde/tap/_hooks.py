@@ -7,7 +7,6 @@ opened it: other threads may run the model meanwhile and pass through.
 
 import contextlib
 import contextvars
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
@@ -18,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sonde.core.errors import SiteError
+from sonde.tap._eager import hold_eager, release_eager
 
 OutputHook = Callable[[Any], Any]
 InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -85,8 +85,8 @@ class Session:
                 self._to_eval()
             if self.with_grad:
                 self._freeze()
-            if "torch._dynamo" in sys.modules:
-                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            hold_eager()
+            self._stack.callback(release_eager)
             before = _ACTIVE.get()
             self._stack.callback(_leave, self)
             _ACTIVE.set((*before, self))
