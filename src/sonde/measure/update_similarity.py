@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
