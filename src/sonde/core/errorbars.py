@@ -1,8 +1,8 @@
 """Standard errors without shards: the influence function of a result on a sample of whole groups.
 
 One backward pass through ``result`` gives the derivative of the value with respect to every state;
-each statistic says what one more row does to its state. The spread of these effects over a sample of
-whole groups is the standard error of the value.
+each statistic says what one more row does to its state. The spread of these effects over a sample
+of whole groups is the standard error of the value.
 """
 
 import math
@@ -55,7 +55,7 @@ def result_with_error(
     terms: list[Term],
     sample: SampleRows | None,
 ) -> Result:
-    """Return the instrument's result; its standard error is filled in where it has none and one is valid.
+    """Return the instrument's result, with a standard error where it has none and one is valid.
 
     The error is that of a scalar ``value`` which is differentiable in the states, and needs an
     ``influence`` formula for each statistic. Otherwise ``se`` stays None and
@@ -64,7 +64,7 @@ def result_with_error(
     reason = _no_influence(terms, sample)
     if reason is not None:
         with torch.no_grad():
-            return _explained(instrument.result(**arguments), reason)
+            return _explained(_detached(instrument.result(**arguments)), reason)
     tracked = {name: _track(value) for name, value in arguments.items()}
     with torch.enable_grad():
         result = instrument.result(**tracked)
@@ -93,8 +93,6 @@ def group_error(effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_group
 
 
 def _no_influence(terms: list[Term], sample: SampleRows | None) -> str | None:
-    if sample is None:
-        return "no sample of rows was kept"
     lacking = sorted(
         {
             type(t.statistic).__name__
@@ -102,7 +100,9 @@ def _no_influence(terms: list[Term], sample: SampleRows | None) -> str | None:
             if type(t.statistic).influence is Statistic.influence
         }
     )
-    return f"no influence formula for {', '.join(lacking)}" if lacking else None
+    if lacking:
+        return f"no influence formula for {', '.join(lacking)}"
+    return "no sample of rows was kept" if sample is None else None
 
 
 def _explained(result: Result, reason: str) -> Result:
@@ -124,8 +124,8 @@ def _detached(result: Result) -> Result:
         for name, item in vars(result).items()
         if isinstance(item, Tensor) and item.requires_grad
     }
-    if isinstance(changed.get("value"), Tensor) and changed["value"].numel() == 1:
-        changed["value"] = float(changed["value"])  # type: ignore[assignment]
+    if isinstance(result.value, Tensor) and result.value.numel() == 1:
+        changed["value"] = float(result.value.detach())  # type: ignore[assignment]
     nested = {
         name: map_tensors(item, lambda t: t.detach())
         for name, item in vars(result).items()
