@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from functools import total_ordering
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from sonde.core.errors import SiteError, near
 
@@ -69,8 +69,8 @@ class Site:
             )
         _check_port(match["port"] or "out", text)
         call = match["call"]
-        number = int(call) if call is not None and call.isdigit() else call
-        return cls(match["path"], number, match["port"] or "out", match["key"])  # type: ignore[arg-type]
+        number: Any = int(call) if call is not None and call.isdigit() else call
+        return cls(match["path"], number, match["port"] or "out", match["key"])
 
     def __str__(self) -> str:
         call = "" if self.call is None else f"@{self.call}"
@@ -106,9 +106,9 @@ class Reducer:
     Parameters
     ----------
     name : {"mean", "last", "cls", "tokens", "patches", "flat"}
-        ``mean`` over real tokens or over space; ``last`` real token; ``cls`` token; ``tokens``, a row
-        for each real token; ``patches``, a row for each position of an image; ``flat``, all numbers of
-        an example in one row.
+        ``mean`` over real tokens or over space; ``last`` real token; ``cls`` token; ``tokens``, a
+        row for each real token; ``patches``, a row for each position of an image; ``flat``, all
+        numbers of an example in one row.
     axis : int or None, default=None
         The feature axis of the raw output, where the probe forward cannot tell it.
     keep_special : bool, default=False
@@ -141,7 +141,7 @@ class Reducer:
 
 
 def row_key(site: Site | str, reducer: Reducer | str | None = None) -> str:
-    """Return the name of one kind of rows: the site alone, or ``site|reducer`` for a further reducer.
+    """Return the name of one kind of rows: the site, or ``site|reducer`` for a further reducer.
 
     Examples
     --------
