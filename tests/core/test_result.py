@@ -1,0 +1,83 @@
+"""Results: bits, table, picture, and what a notebook gets."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from sonde.core.result import FLAGS, Result, infinite_where_nonfinite, tensors_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum(Result):
+    eigenvalues: Tensor
+    note: str = ""
+
+
+@pytest.mark.truth("1 nat = 1 / ln 2 bits")
+def test_bits_convert_value_error_null_and_range():
+    two = math.log(2.0)
+    result = Result(value=2 * two, se=two / 4, null=two, unit="nats", range=(0.0, 3 * two))
+    bits = result.bits()
+    assert (bits.value, bits.se, bits.null, bits.unit) == pytest.approx((2.0, 0.25, 1.0, "bits"))
+    assert bits.range == pytest.approx((0.0, 3.0))
+    vector = Result(value=torch.tensor([two, 0.0]), unit="nats").bits()
+    assert torch.allclose(vector.value, torch.tensor([1.0, 0.0]))
+    assert vector.se is None
+    unbounded = Result(value=1.0, unit="nats").bits()
+    assert unbounded.range == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match=r"Result\.bits: expected nats, got 'bits'"):
+        bits.bits()
+
+
+def test_a_table_has_a_row_for_each_element():
+    table = Result(value=torch.tensor([[1.0, 2.0], [3.0, 4.0]]), se=0.5).table()
+    assert table.to_pydict() == {"value": [1.0, 2.0, 3.0, 4.0], "se": [0.5] * 4}
+    one = Result(value=2.0, null=1.0).table()
+    assert one.to_pydict() == {"value": [2.0], "null": [1.0]}
+
+
+def test_a_chart_is_json_whatever_the_numbers():
+    chart = Result(value=torch.tensor([1.0, math.nan, math.inf]), unit="nats").chart()
+    json.dumps(chart, allow_nan=False)
+    assert [v["value"] for v in chart["data"]["values"]] == [1.0, None, None]
+    assert chart["mark"]["type"] == "line"
+    assert chart["encoding"]["y"]["title"] == "nats"
+    assert Result(value=1.0).chart()["mark"]["type"] == "point"
+    assert Result(value=1.0).chart()["title"] == "Result"
+
+
+def test_a_notebook_gets_text_table_and_picture():
+    bundle = Spectrum(value=1.5, eigenvalues=torch.ones(2))._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html", "application/vnd.vegalite.v5+json"}
+    assert bundle["text/html"].startswith("<table>")
+    assert "1.5" in bundle["text/html"]
+    assert bundle["application/vnd.vegalite.v5+json"]["title"] == "Spectrum"
+    long = Result(value=torch.arange(30.0))._repr_mimebundle_()["text/html"]
+    assert long.count("<tr>") == 21
+    assert "10 more rows" in long
+
+
+def test_values_are_floats_and_flags_are_known():
+    assert float(Result(value=torch.tensor(2.0))) == 2.0
+    Result(flags=tuple(FLAGS))
+    with pytest.raises(ValueError, match=r"Result: unknown flags \['fishy'\]"):
+        Result(flags=("fishy",))
+
+
+def test_named_tensors():
+    result = Spectrum(value=torch.ones(1), eigenvalues=torch.arange(3.0), note="x")
+    assert list(tensors_of(result)) == ["eigenvalues"]
+
+
+def test_rows_that_are_not_finite_score_infinity():
+    x = torch.tensor([[1.0, 2.0], [math.nan, 0.0], [0.0, -math.inf]])
+    y = torch.tensor([[math.nan], [0.0], [0.0]])
+    score = torch.tensor([1.0, 2.0, 3.0])
+    assert infinite_where_nonfinite(score, x).tolist() == [1.0, math.inf, math.inf]
+    assert infinite_where_nonfinite(score, x, y).tolist() == [math.inf] * 3
+    assert infinite_where_nonfinite(score, x.nan_to_num()) is score
+    assert score.tolist() == [1.0, 2.0, 3.0]
