@@ -18,20 +18,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from image_recipe import RECIPE
+
 logging.disable_progress_bar()
 logging.set_verbosity_error()
 
-RECIPE = {
-    "image_processor_type": "ViTImageProcessor",
-    "do_resize": True,
-    "size": {"height": 8, "width": 8},
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.4, 0.3],
-    "image_std": [0.5, 0.6, 0.7],
-}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh", "cat", "dog", "sat", "on", "the", "mat"]
 NAMES = ["input_ids", "token_type_ids", "attention_mask"]
 

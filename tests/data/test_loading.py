@@ -62,9 +62,7 @@ def test_missing_parameters_are_an_error(vit, tmp_path):
         with pytest.raises(errors.InputError, match=r"without .*would be random"):
             load(path)
     path = copied(vit, tmp_path / "shapes", num_labels=3, id2label=None, label2id=None)
-    with pytest.raises(
-        errors.InputError, match=r"other shapes for classifier\.bias, "
-    ):
+    with pytest.raises(errors.InputError, match=r"other shapes for classifier\.bias, "):
         load(path)
 
 

@@ -1,0 +1,248 @@
+"""Images: orientation, transparency, channels, recipes, and files that are broken or hostile."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from image_recipe import RECIPE
+from models import cnn
+from sonde.core import errors
+from sonde.core.hashing import bytes_key, tensor_key
+from sonde.data import PillowProcessor, load, open_inputs
+from sonde.data import images as images_module
+from sonde.data.images import decode, with_channels
+
+
+def noise(height, width, channels=3, seed=0):
+    x = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(x if channels > 1 else x[:, :, 0])
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, seed in [("dog/b.png", 1), ("cat/a.png", 2), ("cat/deep/c.png", 3)]:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(9, 12, seed=seed).save(path)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (tmp_path / "photos" / ".hidden.png").write_bytes(b"x")
+    return tmp_path / "photos"
+
+
+@pytest.mark.truth("transformers image processor (PIL backend), called directly")
+def test_an_image_folder(vit, folder):
+    model = load(vit)
+    inputs = open_inputs(model, folder)
+    (batch,) = inputs.batches(0, 3)
+    files = [folder / n for n in ("cat/a.png", "cat/deep/c.png", "dog/b.png")]
+    assert batch.ids == [bytes_key(f.read_bytes()).hex() for f in files]
+    assert batch.label.tolist() == [0, 0, 1]
+    assert (inputs.label_names, inputs.own_labels) == (("cat", "dog"), True)
+    pictures = [Image.open(f) for f in files]
+    expected = model.processor(images=pictures, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch.kwargs["pixel_values"], expected)
+    assert batch.grid == (4, 4)
+    assert batch.columns["size"].tolist() == [f.stat().st_size for f in files]
+    grey = [np.asarray(p.convert("L")).mean() / 255 for p in pictures]
+    np.testing.assert_allclose(batch.columns["brightness"].numpy(), grey, rtol=1e-6)
+    assert model.module(**batch.kwargs).logits.shape == (3, 2)
+
+
+RECIPES = {
+    "vit": RECIPE,
+    "edge and crop": RECIPE
+    | {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 10},
+        "do_center_crop": True,
+        "crop_size": {"height": 8, "width": 8},
+        "resample": 3,
+    },
+    "crop of a small image": RECIPE
+    | {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": False,
+        "do_center_crop": True,
+        "crop_size": {"height": 15, "width": 10},
+    },
+    "share": {
+        "image_processor_type": "ConvNextImageProcessor",
+        "size": {"shortest_edge": 12},
+        "crop_pct": 0.875,
+        "resample": 3,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+    },
+    "share of a large image": {
+        "image_processor_type": "ConvNextImageProcessor",
+        "size": {"shortest_edge": 384},
+        "crop_pct": 0.875,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+    },
+    "no scaling": RECIPE | {"do_rescale": False, "do_normalize": False},
+}
+
+
+@pytest.mark.truth("transformers image processors, PIL backend")
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("shape", [(20, 13), (13, 20), (12, 12)])
+def test_the_pillow_recipe_equals_the_processor(name, shape, tmp_path):
+    from transformers import AutoImageProcessor
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(RECIPES[name]))
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    image = noise(*shape)
+    expected = processor(images=[image], return_tensors="pt")["pixel_values"]
+    found = PillowProcessor.from_config(processor.to_dict())([image])
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=2e-6)
+
+
+def test_grey_models_get_one_channel(tmp_path, vit):
+    model = load(vit)
+    model.config.num_channels = 1
+    grey = replace(model, processor=PillowProcessor((8, 8), mean=(0.5,), std=(0.5,)))
+    (batch,) = open_inputs(grey, [noise(8, 8)]).batches(0, 1)
+    assert batch.kwargs["pixel_values"].shape == (1, 1, 8, 8)
+    model.config.num_channels = 4
+    with pytest.raises(errors.InputError, match="reads 4 channels"):
+        open_inputs(grey, [noise(8, 8)])
+
+
+@pytest.mark.truth("numpy: turning and blending by hand")
+def test_orientation_transparency_and_modes():
+    picture = noise(4, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encoded(picture, exif=exif))
+    np.testing.assert_array_equal(np.asarray(turned), np.rot90(np.asarray(picture), -1))
+
+    clear = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
+    assert np.asarray(with_channels(clear, 3)).tolist() == [[[255] * 3] * 2] * 2
+    half = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
+    assert abs(int(np.asarray(with_channels(half, 3))[0, 0, 0]) - 127) <= 1
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 9, 9] * 256)
+    palette.info["transparency"] = 0
+    assert np.asarray(with_channels(palette, 1)).tolist() == [[255]]
+
+    sixteen = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
+    assert np.asarray(with_channels(sixteen, 1)).tolist() == [[0, 100, 255]]
+    assert with_channels(Image.new("CMYK", (1, 1)), 3).mode == "RGB"
+    assert with_channels(Image.new("1", (1, 1)), 1).mode == "L"
+
+
+def test_broken_and_missing_images_are_named_or_counted(vit, folder, tmp_path):
+    model = load(vit)
+    whole = (folder / "cat/a.png").read_bytes()
+    (folder / "dog/cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog/words.png").write_text("not an image")
+    for name, message in [("dog/cut.png", "cut off"), ("dog/words.png", "not an image")]:
+        other = folder / ("dog/words.png" if name == "dog/cut.png" else "dog/cut.png")
+        kept = other.read_bytes()
+        other.unlink()
+        with pytest.raises(errors.InputError, match=rf"{name}: .*{message}.*--skip-bad"):
+            list(open_inputs(model, folder).batches(0, 10))
+        other.write_bytes(kept)
+    inputs = open_inputs(model, folder, skip_bad=True, batch_size=2)
+    for _ in range(2):
+        orders = [b.order.tolist() for b in inputs.batches(0, len(inputs))]
+        assert orders == [[0, 1], [2]]
+        assert inputs.n_skipped == 2
+    table = tmp_path / "t.jsonl"
+    table.write_text('{"image": "photos/cat/a.png"}\n{"image": "photos/gone.png"}\n')
+    with pytest.raises(errors.InputError, match=r"t.jsonl line 2: no such image file"):
+        open_inputs(model, table)
+    assert len(open_inputs(model, table, skip_bad=True)) == 1
+
+
+def test_images_with_too_many_pixels_are_refused(monkeypatch):
+    monkeypatch.setattr(images_module, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(errors.InputError, match="11 x 10 pixels, more than is safe"):
+        decode(encoded(noise(10, 11)))
+    monkeypatch.setattr(images_module, "MAX_IMAGE_PIXELS", 10**12)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(errors.InputError, match="more pixels than is safe"):
+        decode(encoded(noise(10, 11)))
+
+
+def test_large_files_are_refused(vit, folder, monkeypatch):
+    monkeypatch.setattr(images_module, "MAX_IMAGE_BYTES", 50)
+    with pytest.raises(errors.InputError, match="larger than"):
+        open_inputs(load(vit), folder)
+
+
+def test_a_model_without_a_recipe_needs_flags(vit, folder):
+    model = replace(load(vit), processor=None)
+    flags = "--image-size --image-mean --image-std"
+    with pytest.raises(errors.InputError, match=f"without a recipe.*{flags}"):
+        open_inputs(model, folder)
+    with pytest.raises(errors.InputError, match=f"together.*{flags}"):
+        open_inputs(model, folder, image_size=8)
+    given = {"image_size": 8, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (plain,) = open_inputs(load(vit), folder).batches(0, 3)
+    (batch,) = open_inputs(model, folder, **given).batches(0, 3)
+    torch.testing.assert_close(
+        batch.kwargs["pixel_values"], plain.kwargs["pixel_values"], rtol=0, atol=2e-6
+    )
+    live = load(cnn(channels=3))
+    (batch,) = open_inputs(live, folder, **given).batches(0, 3)
+    assert live.module(*batch.args).shape == (3, 10)
+
+
+def test_flags_change_the_models_own_recipe(vit, folder):
+    model = load(vit)
+    (plain,) = open_inputs(model, folder).batches(0, 3)
+    (batch,) = open_inputs(model, folder, image_mean=0.0, image_std=1.0).batches(0, 3)
+    mean, std = (torch.tensor(RECIPE[k])[:, None, None] for k in ("image_mean", "image_std"))
+    back = plain.kwargs["pixel_values"] * std + mean
+    torch.testing.assert_close(batch.kwargs["pixel_values"], back, rtol=0, atol=2e-6)
+    (larger,) = open_inputs(model, folder, image_size=[16, 8]).batches(0, 3)
+    assert larger.kwargs["pixel_values"].shape == (3, 3, 16, 8)
+    assert larger.grid == (8, 4)
+
+
+def test_uneven_sizes_name_the_flags(tmp_path, vit):
+    model = replace(load(vit), processor=PillowProcessor(None, mean=(0.5,) * 3, std=(0.5,) * 3))
+    with pytest.raises(errors.InputError, match=r"expected one size.*--image-size"):
+        list(open_inputs(model, [noise(8, 8), noise(9, 9)]).batches(0, 2))
+
+
+def test_unknown_steps_of_a_recipe_are_refused():
+    with pytest.raises(errors.InputError, match="do_flip_channel_order"):
+        PillowProcessor.from_config(RECIPE | {"do_flip_channel_order": True})
+    with pytest.raises(errors.InputError, match="unknown size"):
+        PillowProcessor.from_config(RECIPE | {"size": {"longest_edge": 3}})
+
+
+def test_images_in_memory_are_known_by_their_pixels(vit):
+    picture = noise(5, 5)
+    inputs = open_inputs(load(vit), [picture, (picture, "dog")])
+    (batch,) = inputs.batches(0, 2)
+    expected = tensor_key(torch.from_numpy(np.array(picture)))
+    assert batch.keys == [expected, expected]
+    assert batch.occurrence.tolist() == [0, 1]
+    assert batch.label.tolist() == [-1, 1]
+
+
+def test_wrong_kinds_of_data_are_named(vit, gpt2, tmp_path, folder):
+    words = tmp_path / "w.jsonl"
+    words.write_text('{"text": "hello there", "label": 1}\n')
+    with pytest.raises(errors.InputError, match=r"reads images.*columns text.*right kind"):
+        open_inputs(load(vit), words)
+    with pytest.raises(errors.InputError, match=r"reads texts.*columns image.*right kind"):
+        open_inputs(load(gpt2), folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.InputError, match="holds no image"):
+        open_inputs(load(vit), tmp_path / "empty")
