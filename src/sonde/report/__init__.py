@@ -9,9 +9,11 @@ from sonde.report.diff_view import diff_to_html, diff_to_text
 from sonde.report.files import load_report, save_report, to_json, write_text
 from sonde.report.html import to_html
 from sonde.report.notebook import to_mime
+from sonde.report.scan import Report, scan
 from sonde.report.terminal import to_text
 
 __all__ = [
+    "Report",
     "check_report",
     "diff",
     "diff_to_html",
@@ -19,6 +21,7 @@ __all__ = [
     "load_report",
     "new_or_worse",
     "save_report",
+    "scan",
     "schema",
     "to_html",
     "to_json",

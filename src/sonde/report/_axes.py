@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import altair as alt
 
-from sonde.report._format import shown
+from sonde.report._format import Real, shown
 
 OKABE_ITO: Final = tuple(f"var(--c{i})" for i in range(1, 9))
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -34,7 +34,7 @@ def x_sites(names: list[str], width: int, title: str, field: str = "s") -> alt.X
     return alt.X(f"{field}:N", sort=names, axis=axis, scale=alt.Scale(padding=0.5))
 
 
-def y_log(field: str, low: float, high: float, percent: bool = False) -> alt.Y:
+def y_log(field: str, low: Real, high: Real, percent: bool = False) -> alt.Y:
     """Return a logarithmic axis that ends near the values, with at most six round ticks."""
     low, high = low / 1.25, high * 1.25
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -64,7 +64,7 @@ def along(y: alt.Y, field: str) -> alt.Y:
 
 
 def band(
-    rows: Rows, x: alt.X, y: alt.Y, low: str = "lo", high: str = "hi", opacity: float = 0.22
+    rows: Rows, x: alt.X, y: alt.Y, low: str = "lo", high: str = "hi", opacity: Real = 0.22
 ) -> Any:
     """Return the area between two columns."""
     area = layer(rows).mark_area(opacity=opacity, color="var(--c1)", aria=False)

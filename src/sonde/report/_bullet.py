@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from sonde.report._format import number, plural, quantity, words
+from sonde.report._format import Real, number, plural, quantity, words
 from sonde.report._markup import Markup, el, join
 from sonde.report._select import drawn
 
@@ -52,21 +52,21 @@ def _caption(figure: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _threshold(x: float, figure: dict[str, Any]) -> Markup:
+def _threshold(x: Real, figure: dict[str, Any]) -> Markup:
     line = el("line", x1=x, x2=x, y1=20, y2=40, cls="limit")
     return join(
         line, _label(x, 53, f"limit {quantity(figure['threshold'], figure['unit'])}", "limit")
     )
 
 
-def _label(x: float, y: float, label: str, cls: str) -> Markup:
+def _label(x: Real, y: Real, label: str, cls: str) -> Markup:
     half = 4 * len(label)
     anchor = "start" if x < half else "end" if x > _WIDTH - half else "middle"
     x = {"start": max(x - 6, 0), "end": min(x + 6, _WIDTH), "middle": x}[anchor]
     return el("text", label, x=round(x, 1), y=y, text_anchor=anchor, cls=cls)
 
 
-def _axis(values: list[float]) -> Any:
+def _axis(values: list[Real]) -> Any:
     low, high = min(values), max(values)
     if low > 0 and high / low > 12:
         low, high = math.log(low / 1.6), math.log(high * 1.6)
@@ -77,7 +77,7 @@ def _axis(values: list[float]) -> Any:
     return lambda v: _place(v, low, high)
 
 
-def _place(v: float, low: float, high: float) -> float:
+def _place(v: Real, low: Real, high: Real) -> Real:
     return round(_LEFT + (v - low) / (high - low) * (_RIGHT - _LEFT), 1)
 
 

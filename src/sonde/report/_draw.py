@@ -11,6 +11,7 @@ from typing import Any, Final
 import vl_convert
 
 from sonde.report._axes import OKABE_ITO
+from sonde.report._format import shown
 from sonde.report._markup import Markup, el
 
 _DROPPED: Final = re.compile(
@@ -38,7 +39,7 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
     spec = chart.to_dict(validate=False)
     spec["config"] = {**spec.get("config", {}), **_config(narrow=kind == "narrow")}
     spec["background"] = None
-    drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_svg(_clean(spec), allowed_base_urls=[])
     head, body = re.match(r"<svg([^>]*)>(.*)</svg>\s*$", drawn, re.S).groups()  # type: ignore[union-attr]
     width, height = (
         round(float(re.search(rf' {n}="([\d.]+)"', head)[1])) for n in ("width", "height")
@@ -54,6 +55,15 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
         width=width,
         height=height,
     )
+
+
+def _clean(value: Any) -> Any:
+    """Return a spec whose texts any XML may hold; the renderer ends the process at others."""
+    if isinstance(value, str):
+        return shown(value, 1000)
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
 def _slim(body: str, key: str) -> str:

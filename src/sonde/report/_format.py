@@ -5,14 +5,20 @@ import re
 import unicodedata
 from typing import Any
 
+# Figures come from JSON, where 1 and 1.0 are one number.
+Real = float | int
+
 LEVELS = ("error", "warning", "note")
 STATES = ("raised", "clear", "withheld", "not_applicable", "failed")
 
 _UNSAFE = {"Cc", "Cs", "Zl", "Zp"}
-_DIRECTION = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+# Signs that turn the direction of text around, and those that no XML may hold.
+_HIDDEN = set(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff\ufffe\uffff"
+)
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: Real | None, digits: int = 3) -> str:
     """Return a number with ``digits`` significant digits; a dash for None.
 
     Examples
@@ -31,7 +37,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def share(value: float | None, digits: int = 3) -> str:
+def share(value: Real | None, digits: int = 3) -> str:
     """Return a share of one as per cent.
 
     Examples
@@ -42,7 +48,7 @@ def share(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{number(100 * value, digits)} %"
 
 
-def quantity(value: float | None, unit: str = "", digits: int = 3) -> str:
+def quantity(value: Real | None, unit: str = "", digits: int = 3) -> str:
     """Return a value with its unit; shares are printed as per cent.
 
     Examples
@@ -91,7 +97,7 @@ def size(n_bytes: int | None) -> str:
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
-def seconds(value: float | None) -> str:
+def seconds(value: Real | None) -> str:
     """Return a duration.
 
     Examples
@@ -113,7 +119,7 @@ def shown(text: object, limit: int = 200) -> str:
     'a�[2Jb�c'
     """
     clean = "".join(
-        "�" if unicodedata.category(c) in _UNSAFE or c in _DIRECTION else c for c in str(text)
+        "�" if unicodedata.category(c) in _UNSAFE or c in _HIDDEN else c for c in str(text)
     )
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
 
@@ -128,7 +134,7 @@ def words(name: str) -> str:
     return re.sub(r"_+", " ", name)
 
 
-def _scientific(value: float, digits: int) -> str:
+def _scientific(value: Real, digits: int) -> str:
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     if "." in mantissa:
         mantissa = mantissa.rstrip("0").rstrip(".")

@@ -4,7 +4,7 @@ from typing import Final
 
 from sonde.report._axes import NARROW, WIDE
 from sonde.report._draw import picture
-from sonde.report._format import number, plural, shown, tied
+from sonde.report._format import number, plural, shown, tied, words
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._picture import Cell, Numbers, Picture
 
@@ -25,7 +25,7 @@ def badge(level: str, label: str = "") -> Markup:
     kind = "stroke" if level in _OPEN else "fill"
     shape = el("path", d=_SHAPES[level], cls=f"{kind} {level}")
     icon = el("svg", shape, viewBox="0 0 20 20", aria_hidden="true", cls="icon")
-    return el("span", icon, el("span", label or level.replace("_", " ")), cls=f"badge {level}")
+    return el("span", icon, " ", el("span", label or words(level)), cls=f"badge {level}")
 
 
 def command(text: str) -> Markup:
@@ -47,7 +47,9 @@ def table(
 ) -> Markup:
     """Return a table that scrolls inside its box; numbers stand at the right."""
     key = names.new("table")
-    head = el("tr", *(el("th", name, scope="col") for name in numbers.columns))
+    right = [i > 0 and _numeric(numbers, i) for i in range(len(numbers.columns))]
+    heads = zip(numbers.columns, right, strict=True)
+    head = el("tr", *(el("th", name, scope="col", cls="n" if n else None) for name, n in heads))
     body = [
         el("tr", *(_cell(value, i, (kinds or {}).get(i, "")) for i, value in enumerate(row)))
         for row in numbers.rows
@@ -57,6 +59,11 @@ def table(
     return el(
         "div", made, cls="scroll", tabindex="0", role="region", aria_label=caption or numbers.name
     )
+
+
+def _numeric(numbers: Numbers, column: int) -> bool:
+    values = [row[column] for row in numbers.rows if row[column] is not None]
+    return bool(values) and all(isinstance(value, int | float) for value in values)
 
 
 def _cell(value: Cell, column: int, kind: str) -> Markup:

@@ -21,7 +21,7 @@ from sonde.report._axes import (
     x_sites,
     y_axis,
 )
-from sonde.report._format import number, quantity, share
+from sonde.report._format import Real, number, quantity, share
 from sonde.report._picture import Axis, Numbers, Picture
 
 _LABELS = (
@@ -42,7 +42,7 @@ class _Curve:
     key: str
     column: str
     unit: str
-    rules: tuple[tuple[str, float], ...]
+    rules: tuple[tuple[str, Real], ...]
     ring: str | None = None
 
 

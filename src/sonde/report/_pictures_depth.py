@@ -18,7 +18,7 @@ from sonde.report._axes import (
     y_axis,
     y_log,
 )
-from sonde.report._format import number, plural, quantity, share
+from sonde.report._format import Real, number, plural, quantity, share
 from sonde.report._picture import Axis, Numbers, Picture
 
 _Z: Final = 1.96
@@ -33,7 +33,7 @@ class Panel:
     unit: str
     log: bool
     codes: tuple[str, ...]
-    limit: float | None = None
+    limit: Real | None = None
 
 
 PANELS: Final = (
@@ -92,7 +92,7 @@ def _point(
     figure: dict[str, Any],
     panel: Panel,
     axis: Axis,
-    floor: float,
+    floor: Real,
     marks: dict[str, tuple[str, str]],
 ) -> dict[str, Any]:
     site, value, se = row["site"], figure["value"], figure.get("se")

@@ -18,7 +18,7 @@ from sonde.report._axes import (
     tip,
     y_log,
 )
-from sonde.report._format import number, plural
+from sonde.report._format import Real, number, plural
 from sonde.report._picture import Axis, Numbers, Picture
 
 _MAP_SITES: Final = {WIDE: 48, NARROW: 24}
@@ -47,7 +47,7 @@ def similarity_picture(similarity: dict[str, Any]) -> Picture | None:
     return Picture("similarity", _map_message(similarity), draw, numbers, _CKA, square=True)
 
 
-def _entry(matrix: Any, i: int, j: int) -> float | None:
+def _entry(matrix: Any, i: int, j: int) -> Real | None:
     return matrix[i][j] if isinstance(matrix, list) else matrix
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sonde.report._axes import Rows, band, dots, line, sized, tip, x_sites, y_log
-from sonde.report._format import number, plural, share
+from sonde.report._format import Real, number, plural, share
 from sonde.report._picture import Axis, Numbers, Picture
 
 _NOTE = (
@@ -31,7 +31,7 @@ def units_picture(units: Rows) -> Picture | None:
     return Picture("units", _message(rows, axis), draw, Numbers(columns, table, "units"), _NOTE)
 
 
-def _band(row: dict[str, Any], axis: Axis, floor: float) -> dict[str, Any]:
+def _band(row: dict[str, Any], axis: Axis, floor: Real) -> dict[str, Any]:
     sizes = row["bands"]
     dead = plural(row.get("n_dead") or 0, "dead unit")
     text = tip(row["site"], f"median {number(sizes[2])}", f"largest {number(sizes[4])}", dead)

@@ -19,7 +19,7 @@ from sonde.report._axes import (
     x_sites,
     y_axis,
 )
-from sonde.report._format import number, share, shown
+from sonde.report._format import Real, number, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
 _RULES: Final = ((0.5, "no difference"), (0.6, "a note above"), (0.75, "a warning above"))
@@ -68,7 +68,7 @@ def _shift_message(rows: Rows, axis: Axis) -> str:
     return f"DATA and OTHER are told apart best at {axis.say(best['site'])}: {value}"
 
 
-def _shift(points: Rows, length: float | None, axis: Axis, width: int) -> Any:
+def _shift(points: Rows, length: Real | None, axis: Axis, width: int) -> Any:
     x = x_sites(axis.labels, width, axis.title)
     floor = min([0.45, *(p["lo"] for p in points), *([] if length is None else [length])])
     y = alt.Y("v:Q", scale=alt.Scale(domain=[floor, 1.0], nice=False), axis=y_axis())
@@ -109,7 +109,7 @@ def scores_picture(versus: dict[str, Any]) -> Picture | None:
     return Picture("scores", message, draw, numbers, note)
 
 
-def _bars(kind: str, bins: list[tuple[float, float]], counts: list[int]) -> Rows:
+def _bars(kind: str, bins: list[tuple[Real, Real]], counts: list[int]) -> Rows:
     total = sum(counts) or 1
     bars = []
     for (low, high), count in zip(bins, counts, strict=False):
@@ -119,7 +119,7 @@ def _bars(kind: str, bins: list[tuple[float, float]], counts: list[int]) -> Rows
     return bars
 
 
-def _scores(bars: Rows, limit: float | None, width: int) -> Any:
+def _scores(bars: Rows, limit: Real | None, width: int) -> Any:
     scale = alt.Scale(domain=["DATA", "OTHER"], range=["var(--c1)", "var(--c2)"])
     look = alt.Axis(title="score", format=",.3~r")
     x = alt.X("a:Q", axis=look, scale=alt.Scale(zero=False, nice=False))

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from sonde.core.errors import StateError
+from sonde.report._format import Real
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -123,7 +124,7 @@ def _array(value: list, rule: dict[str, Any], at: str, strict: bool) -> Iterator
         yield from _faults(item, rule.get("items", {}), f"{at}[{i}]", strict)
 
 
-def _number(value: float, rule: dict[str, Any], at: str) -> Iterator[str]:
+def _number(value: Real, rule: dict[str, Any], at: str) -> Iterator[str]:
     if not math.isfinite(value):
         yield f"expected a finite number, got {value} at {at}"
     elif not rule.get("minimum", -math.inf) <= value <= rule.get("maximum", math.inf):

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from sonde.report._format import Real
 from sonde.report._select import drawn
 
 _SAID = "The JSON in this page leaves out {}; `sonde scan --json` prints all of it."
@@ -50,7 +51,7 @@ def _similarity(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "similarity": {**known, **cut}}
 
 
-def _short(value: float | None) -> float | None:
+def _short(value: Real | None) -> Real | None:
     return None if value is None else float(f"{value:.4g}")
 
 

@@ -7,7 +7,7 @@ themselves rather than their reports, compare the saved states.
 import math
 from typing import Any, Final
 
-from sonde.report._format import LEVELS
+from sonde.report._format import LEVELS, Real
 
 Report = dict[str, Any]
 Entry = dict[str, Any]
@@ -186,7 +186,7 @@ def _moved(x: dict[str, Any], y: dict[str, Any], comparable: bool) -> str:
     return "worse" if worse else "better"
 
 
-def _error(figure: dict[str, Any]) -> float:
+def _error(figure: dict[str, Any]) -> Real:
     if figure["low"] is None or figure["high"] is None:
         return 0.0
     return (figure["high"] - figure["low"]) / (2 * _Z)

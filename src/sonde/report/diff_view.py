@@ -8,7 +8,7 @@ import altair as alt
 from sonde.report._axes import Rows, layer, sized, tip, x_sites
 from sonde.report._format import number, plural, quantity, shown, words
 from sonde.report._markup import Markup, Names, code, el, join
-from sonde.report._parts import badge, definitions, figure, section, tabled
+from sonde.report._parts import badge, definitions, drawer, figure, section, tabled
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report._pictures_depth import PANELS, Panel, panel_axis
 from sonde.report._select import runs
@@ -22,7 +22,7 @@ _WORDS: Final = {
     "worse": "worse",
     "gone": "gone",
     "better": "better",
-    "same": "the same",
+    "same": "same",
     "unjudged": "not judged",
 }
 _MAX_ROWS: Final = 300
@@ -125,9 +125,13 @@ def _header(difference: dict[str, Any]) -> Markup:
 
 
 def _findings_section(difference: dict[str, Any]) -> Markup:
-    cards = [_card(entry) for entry in difference["findings"]]
-    empty = el("p", "Neither report has a finding.", cls="empty") if not cards else None
-    return section("findings", "Findings", *cards, empty)
+    found = difference["findings"]
+    cards = [_card(entry) for entry in found if entry["state"] != "same"]
+    same = [_card(entry) for entry in found if entry["state"] == "same"]
+    said = "Nothing changed." if found else "Neither report has a finding."
+    empty = None if cards else el("p", said, cls="empty")
+    rest = drawer(f"{plural(len(same), 'finding')} in both", *same, cls="more") if same else None
+    return section("findings", "Findings", *cards, empty, rest)
 
 
 def _card(entry: Entry) -> Markup:
