@@ -14,8 +14,6 @@ from sonde.core.calibration import Calibration
 from sonde.findings._shared import one_per_group
 from sonde.stats.intervals import clopper_pearson
 
-Scores = Mapping[tuple[str, str], Float[Tensor, "row"]]
-
 BINS = 40
 NAMED = 50
 TAIL = 0.1
@@ -130,9 +128,9 @@ class Alarm:
 
 
 def fuse(
-    held: Scores,
+    held: Mapping[tuple[str, str], Float[Tensor, "row"]],
     group: Int[Tensor, "row"],
-    other: Scores,
+    other: Mapping[tuple[str, str], Float[Tensor, "row2"]],
     other_group: Int[Tensor, "row2"],
     alpha: float,
 ) -> Alarm | str:

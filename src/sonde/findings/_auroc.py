@@ -27,9 +27,12 @@ def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, floa
     def excess(theta: float) -> float:
         return abs(value - theta) - z * _error(theta, n, m)
 
-    low = 0.0 if value < TINY or excess(TINY) < 0 else float(brentq(excess, TINY, value))
-    top = 1 - TINY
-    high = 1.0 if value > top or excess(top) < 0 else float(brentq(excess, value, top))
+    bottom, top = TINY, 1 - TINY
+    low, high = 0.0, 1.0
+    if value > bottom and excess(bottom) > 0:
+        low = float(brentq(excess, bottom, min(value, top)))
+    if value < top and excess(top) > 0:
+        high = float(brentq(excess, max(value, bottom), top))
     return low, high
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.stats.neighbours import nearest
 
 FAR = 5
+MEDIAN = 0.9526  # -log(1 - F) with 4 F^3 - 3 F^4 = 1/2
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class NearPairs:
     ratio : Float[Tensor, "pair"]
         Nearest over fifth distance.
     eps, dim, expected, p : float
-        The limit; dimension of the rows by their two nearest neighbours; how many rows a smooth
+        The limit; dimension of the rows around one; how many rows a smooth
         density would put below the limit, and the chance of as many as were seen.
     """
 
@@ -62,7 +63,7 @@ def near_pairs(
     known = torch.isfinite(distance[:, -1]) & (distance[:, -1] > 0)
     ratio = torch.full((len(x),), torch.inf, dtype=torch.float64)
     ratio[known] = distance[known, 0] / distance[known, -1]
-    dim = two_neighbour_dimension(distance, ratio, limit) if dim is None else dim
+    dim = local_dimension(distance) if dim is None else dim
     n = int(known.sum())
     eps = min(limit, (chance / (4 * max(n, 1))) ** (1 / dim))
     below = torch.nonzero(ratio < eps).flatten()
@@ -72,11 +73,17 @@ def near_pairs(
     return NearPairs(below, index[below, 0], ratio[below], eps, dim, expected, p)
 
 
-def two_neighbour_dimension(
-    distance: Float[Tensor, "row 5"], ratio: Float[Tensor, "row"], limit: float
-) -> float:
-    """Return ``(n - 1) / sum log(r2 / r1)`` over rows that are not near pairs; at least 1."""
-    usable = (ratio > limit) & torch.isfinite(ratio)
-    logs = (distance[usable, 1] / distance[usable, 0]).log()
-    total = float(logs.sum())
-    return max(1.0, (len(logs) - 1) / total) if total > 0 else 1.0
+def local_dimension(distance: Float[Tensor, "row 5"]) -> float:
+    """Return the dimension that makes the median of ``log(r5 / r2)`` what an even density gives.
+
+    Inside the fifth neighbour's ball the four nearer ones are uniform, so ``-d log(r / r5)`` are
+    four standard exponentials; ``r2`` belongs to the second largest, whose median is ``MEDIAN``.
+    Neither the nearest distance nor the tails enter, so that near pairs cannot bend the law by
+    which they are judged. Between 0.1 and 1,000.
+    """
+    usable = torch.isfinite(distance[:, -1]) & (distance[:, -1] > 0)
+    if not bool(usable.any()):
+        return 1.0
+    logs = (distance[usable, -1] / distance[usable, 1]).log()
+    middle = float(logs.median())
+    return min(1000.0, max(0.1, MEDIAN / middle)) if middle > 0 else 1000.0

@@ -18,7 +18,7 @@ from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 class SND042(Rule):
     """Rows whose nearest neighbour is far nearer than their fifth."""
 
-    least: float = 3
+    least: float = 3.0
     warning: float = 0.01
     level: float = 0.001
 
@@ -31,9 +31,9 @@ class SND042(Rule):
     )
     how: ClassVar[str] = (
         "Sampled rows at the first and the last site whose nearest row of another group and "
-        "content is nearer than eps times their fifth. With d the dimension from the two nearest "
-        "neighbours, an even density puts 4 n eps^d rows there; eps is 0.1, or less so that 0.01 "
-        "rows are expected. At least 3 rows and a Poisson chance below 0.001 over both sites."
+        "content is nearer than eps times their fifth. With d the dimension from the second and "
+        "fifth neighbour, an even density puts 4 n eps^d rows there; eps is 0.1, or less so that "
+        "0.01 rows are expected. At least 3 rows and a Poisson chance below 0.001 over both sites."
     )
     false_positives: ClassVar[str] = (
         "Rows of very heavy tails or of few distinct values; saturated states, which share corners."

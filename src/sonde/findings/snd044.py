@@ -34,7 +34,7 @@ class SND044(Rule):
 
     below: float = 0.9
     errors: float = 5.0
-    least: float = 200
+    least: float = 200.0
     level: float = 0.001
 
     code: ClassVar[str] = "SND044"

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from sonde.findings._alarm import Alarm
 from sonde.findings._places import counted_as, read_command, too_few
 from sonde.findings._shared import shared_rows
-from sonde.findings._text import number, percent
+from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.findings.versus import alarms
@@ -58,7 +58,7 @@ class SND052(Rule):
             f"{percent(figure.high or 1.0)}) score beyond a threshold that "
             f"{percent(found.alpha)} of rows like DATA exceed. {found.n_alarms:,} of {found.n:,} "
             f"rows; threshold from {found.calibration.n:,} held-out rows, "
-            f"{number(len(found.names))} scores in one."
+            f"{plural(len(found.names), 'score')} in one."
         )
         return self.raised(
             Finding(

@@ -38,7 +38,7 @@ class SND053(Rule):
     """Inputs of OTHER whose content, or whose state, DATA has too."""
 
     warning: float = 0.001
-    least: float = 3
+    least: float = 3.0
     level: float = 0.001
 
     code: ClassVar[str] = "SND053"

@@ -1,0 +1,48 @@
+import numpy as np
+import torch
+
+from findings._evidence import digits, evidence_of, states
+from sonde.findings.rows import doubtful_labels, rows_section
+from sonde.findings.snd034 import SND034
+
+
+def flipped(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    label = digits()[1].clone()
+    rows = torch.from_numpy(rng.choice(len(label), count, replace=False))
+    label[rows] = (label[rows] + torch.from_numpy(rng.integers(1, 10, count))) % 10
+    return label, rows
+
+
+def test_five_per_cent_of_wrong_labels_are_a_warning() -> None:
+    x, names = states(digits()[0])[0], [f"row {i}" for i in range(1797)]
+    label, rows = flipped(90)
+    evidence = evidence_of(x, label=label, ids=names)
+    check = SND034().check(evidence)
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+    assert len(check.finding.sentence) <= 240
+    assert check.finding.figure.value > 0.03
+    wrong = {f"row {i}" for i in rows.tolist()}
+    listed = [row["id"] for row in rows_section(evidence)["mislabelled"]]
+    assert len(set(listed) & wrong) >= 0.85 * len(listed)
+
+
+def test_most_of_thirty_wrong_labels_are_listed_but_not_raised_loudly() -> None:
+    x = states(digits()[0])[0]
+    label, rows = flipped(30, seed=1)
+    evidence = evidence_of(x, label=label)
+    doubt = doubtful_labels(evidence)
+    check = SND034().check(evidence)
+    assert check.state == "clear" or (check.finding is not None and check.finding.level == "note")
+    assert 18 <= len(doubt.row) <= 40
+    assert len(rows) == 30
+
+
+def test_true_labels_are_clear_at_trained_and_random_nets() -> None:
+    x, label = digits()
+    for trained in (True, False):
+        check = SND034().check(evidence_of(states(x, trained)[0], label=label))
+        assert check.state == "clear"
+        assert check.figure is not None
+        assert check.figure.value < 0.006

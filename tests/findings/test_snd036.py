@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from findings._evidence import digits, evidence_of, shuffled, states
+from sonde.findings.labels import eta_squared
+from sonde.findings.snd036 import SND036
+
+
+def test_shuffled_labels_are_raised_and_true_ones_at_random_weights_are_not() -> None:
+    x, label = digits()
+    for seed in range(3):
+        check = SND036().check(evidence_of(states(x)[0], label=label[shuffled(len(label), seed)]))
+        assert check.finding is not None
+        assert check.finding.level == "warning"
+        assert len(check.finding.sentence) <= 240
+        assert not check.finding.borderline
+    check = SND036().check(evidence_of(states(x, trained=False)[0], label=label))
+    assert check.state == "clear"
+
+
+def test_too_few_rows_to_exclude_a_trace_are_withheld() -> None:
+    x, label = digits()
+    two = label < 2
+    few = x[two][:70]
+    label = label[two][:70][shuffled(70, 2)]
+    check = SND036().check(evidence_of(few, label=label))
+    assert check.state == "withheld"
+    assert "do not exclude" in check.reason
+
+
+@pytest.mark.truth("sums of squares by class in torch")
+def test_explained_share_is_one_minus_within_over_total() -> None:
+    x, label = digits()[0].double(), digits()[1]
+    evidence = evidence_of(x, label=label)
+    classes = evidence.sites[0].classes
+    assert classes is not None
+    total = (x - x.mean(0)).square().sum()
+    within = sum((x[label == k] - x[label == k].mean(0)).square().sum() for k in range(10))
+    assert eta_squared(classes) == pytest.approx(float(1 - within / total), rel=1e-9)
+    drawn = [
+        eta_squared(evidence_of(x, label=label[shuffled(len(label), s)]).sites[0].classes)  # type: ignore[arg-type]
+        for s in range(8)
+    ]
+    assert torch.tensor(drawn).mean() == pytest.approx(9 / 1796, rel=0.2)

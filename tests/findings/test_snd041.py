@@ -1,0 +1,56 @@
+import torch
+
+from findings._evidence import digits, evidence_of, shuffled
+from sonde.findings.rows import copies, rows_section
+from sonde.findings.snd041 import SND041
+
+
+def test_two_per_cent_of_copies_are_a_warning_and_none_is_clear() -> None:
+    x, label = digits()
+    rows = torch.cat([torch.arange(1797), shuffled(1797)[:36]])
+    evidence = evidence_of(x[rows], label=label[rows])
+    check = SND041().check(evidence)
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+    assert check.finding.sentence.startswith("36 of 1,833 inputs (2 %) are further copies")
+    assert len(check.finding.sentence) <= 240
+    table = rows_section(evidence)["duplicates"]
+    assert len(table) == 36
+    assert all(entry["n"] == 2 and len(entry["labels"]) == 1 for entry in table)
+    assert SND041().check(evidence_of(x, label=label)).state == "clear"
+
+
+def test_one_copy_is_a_note_and_a_warning_with_another_label() -> None:
+    x, label = digits()
+    rows = torch.cat([torch.arange(1797), torch.tensor([5])])
+    check = SND041().check(evidence_of(x[rows], label=label[rows]))
+    assert check.finding is not None
+    assert check.finding.level == "note"
+    assert "1 of 1,798 inputs" in check.finding.sentence
+    other = label[rows].clone()
+    other[-1] = 9 - other[-1]
+    check = SND041().check(evidence_of(x[rows], label=other))
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+    assert "different labels" in check.finding.sentence
+
+
+def test_chunks_of_one_text_are_no_copies_of_each_other() -> None:
+    x, _ = digits()
+    keys = [bytes([i // 4]) for i in range(100)]
+    piece = torch.arange(100) % 4
+    facts = {"keys": keys, "piece": piece}
+    assert copies(evidence_of(x[:100], facts=facts).data).n == 25
+    assert SND041().check(evidence_of(x[:100], facts=facts)).state == "clear"
+    whole = evidence_of(x[:100], facts={"keys": keys})
+    assert copies(whole.data).n_extra == 75
+
+
+def test_empty_inputs_are_named() -> None:
+    from sonde.core.hashing import bytes_key
+
+    x, _ = digits()
+    keys = [bytes_key(b"" if i < 7 else str(i).encode()) for i in range(100)]
+    check = SND041().check(evidence_of(x[:100], facts={"keys": keys}))
+    assert check.finding is not None
+    assert "7 inputs are empty" in check.finding.sentence

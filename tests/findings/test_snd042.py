@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from findings._evidence import digits, evidence_of, shuffled, states
+from sonde.findings._near import near_pairs
+from sonde.findings.rows import rows_section
+from sonde.findings.snd042 import SND042
+
+
+def copied(noise: float, count: int = 40) -> torch.Tensor:
+    """Return digits with copies of some, noise in units of a pixel's range."""
+    x, _ = digits()
+    extra = x[shuffled(len(x), 3)[:count]]
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([x, extra + noise * torch.randn(extra.shape, generator=generator)])
+
+
+def test_noisy_copies_are_found_at_both_ends_and_strong_noise_is_not() -> None:
+    evidence = evidence_of(states(copied(0.002), trained=True)[0])
+    check = SND042().check(evidence)
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+    assert check.finding.sites == ("blocks.0", "blocks.2")
+    assert len(check.finding.sentence) <= 240
+    table = rows_section(evidence)["near_duplicates"]
+    assert 35 <= len(table) <= 50
+    assert SND042().check(evidence_of(states(copied(0.1))[0])).state == "clear"
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_healthy_nets_and_heavy_tails_are_clear(trained: bool) -> None:
+    assert SND042().check(evidence_of(states(digits()[0], trained)[0])).state == "clear"
+    rng = np.random.default_rng(0)
+    for dim in (1, 2, 32):
+        for x in (rng.normal(size=(600, dim)), rng.standard_t(2, size=(600, dim))):
+            assert SND042().check(evidence_of(x)).state == "clear"
+
+
+def test_rows_of_one_group_and_exact_copies_are_left_to_others() -> None:
+    x, group = copied(0.002), [*range(1797), *shuffled(1797, 3)[:40].tolist()]
+    assert SND042().check(evidence_of(x, group=group)).state == "clear"
+    assert SND042().check(evidence_of(copied(0.0))).state == "clear"
+
+
+def test_few_rows_are_withheld_and_a_sample_says_what_it_saw() -> None:
+    x, _ = digits()
+    assert SND042().check(evidence_of(x[:150])).tables["needed"] == 200
+    rng = np.random.default_rng(0)
+    check = SND042().check(evidence_of(rng.normal(size=(4096, 4))))
+    assert check.reason == "25 % of the pairs were looked at (2,048 sampled rows)"
+
+
+@pytest.mark.truth("scikit-learn's neighbours, and the law 1 - (1 - eps^d)^4 by simulation")
+@pytest.mark.parametrize("dim", [1, 2])
+def test_ratio_and_its_law(dim: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(8000, dim))
+    found = near_pairs(torch.from_numpy(x), torch.arange(8000), chance=80.0)
+    distance, _ = NearestNeighbors(n_neighbors=6).fit(x).kneighbors(x)
+    ratio = distance[:, 1] / distance[:, 5]
+    assert len(found) == (ratio < found.eps).sum()
+    assert found.dim == pytest.approx(dim, rel=0.04)
+    law = 1 - (1 - found.eps**dim) ** 4
+    assert (ratio < found.eps).mean() == pytest.approx(law, rel=0.5)
+    assert np.allclose(np.sort(ratio)[: len(found)], found.ratio.numpy())

@@ -1,0 +1,55 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from findings._evidence import digits, evidence_of, shuffled, states, versus_of
+from sonde.findings.snd044 import SND044
+
+
+def test_rows_sorted_by_label_are_raised_and_shuffled_ones_are_not() -> None:
+    x, label = digits()
+    order = torch.argsort(label, stable=True)
+    check = SND044().check(evidence_of(states(x[order])[0]))
+    assert check.finding is not None
+    assert check.finding.level == "note"
+    assert len(check.finding.sentence) <= 240
+    assert SND044().check(evidence_of(states(x[shuffled(1797)])[0])).state == "clear"
+
+
+def test_it_is_a_warning_where_p_values_are_printed_without_groups() -> None:
+    x, label = digits()
+    order = torch.argsort(label, stable=True)
+    ordered, other = x[order], x[shuffled(1797)[:200]]
+    check = SND044().check(versus_of(ordered, other))
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+    grouped = evidence_of(ordered, group=[i // 3 for i in range(1797)])
+    check = SND044().check(replace(grouped, versus=versus_of(ordered, other).versus))
+    assert check.finding is not None
+    assert check.finding.level == "note"
+
+
+def test_rows_in_random_order_never_raise_it() -> None:
+    raised = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(250, 3)) if seed % 2 else rng.standard_t(3, size=(250, 1))
+        raised += SND044().check(evidence_of(x)).state == "raised"
+    assert raised == 0
+
+
+@pytest.mark.truth("von Neumann's ratio in numpy, over pairs inside units")
+def test_value_is_the_ratio_of_steps_to_spread() -> None:
+    x = digits()[0].double()
+    check = SND044().check(evidence_of(x))
+    assert check.figure is not None
+    step = np.diff(x.numpy(), axis=0)
+    inside = np.arange(1, 1797) % 256 != 0
+    steps = (step[inside] ** 2).sum(1).mean()
+    assert check.figure.value == pytest.approx(steps / (2 * x.numpy().var(0, ddof=1).sum()))
+
+
+def test_few_pairs_are_withheld() -> None:
+    assert SND044().check(evidence_of(digits()[0][:100])).state == "withheld"

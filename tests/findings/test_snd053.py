@@ -1,0 +1,48 @@
+import numpy as np
+import torch
+
+from findings._evidence import digits, shuffled, states, versus_of
+from sonde.findings.snd053 import SND053
+
+
+def split() -> tuple[torch.Tensor, torch.Tensor]:
+    x, order = digits()[0], shuffled(1797, 5)
+    return x[order[:1200]], x[order[1200:]].clone()
+
+
+def test_a_leak_is_a_warning_and_a_clean_split_is_clear() -> None:
+    train, test = split()
+    assert SND053().check(versus_of(train, test)).state == "clear"
+    test[:6] = train[:6]
+    ids = [f"test {i}" for i in range(597)]
+    facts = {"keys": [row.numpy().tobytes() for row in test]}
+    mine = {"keys": [row.numpy().tobytes() for row in train]}
+    check = SND053().check(versus_of(train, test, facts=mine, other={"ids": ids, "facts": facts}))
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+    assert check.finding.sentence.startswith("6 of 597 inputs of OTHER (1 %) are in DATA too.")
+    assert set(check.finding.rows) == set(ids[:6])
+
+
+def test_one_equal_input_of_many_is_a_note_and_short_ones_are_apart() -> None:
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(300, 4)), rng.normal(size=(1500, 4))
+    test[0] = train[0]
+    check = SND053().check(versus_of(train, test))
+    assert check.finding is not None
+    assert check.finding.level == "note"
+    short = {"size": torch.full((1500,), 8)}
+    check = SND053().check(versus_of(train, test, other={"facts": short}))
+    assert check.finding is not None
+    assert "1 shared input below 16 bytes" in check.finding.sentence
+
+
+def test_noisy_copies_in_other_are_a_warning() -> None:
+    train, test = split()
+    generator = torch.Generator().manual_seed(0)
+    test[:8] = train[:8] + 0.002 * torch.randn(8, 64, generator=generator)
+    check = SND053().check(versus_of(states(train)[0], states(test)[0]))
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+    assert "more rows of OTHER nearly equal" in check.finding.sentence
+    assert len(check.finding.sentence) <= 240
