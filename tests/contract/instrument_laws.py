@@ -20,7 +20,7 @@ WIDTH, CLASSES = 4, 3
 SITES = {"one": ("x",), "pair": ("a", "b"), "all": ("a", "b", "c")}
 
 
-def make_inputs(n: int = 240, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+def make_inputs(n: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     """Return rows of three classes at three sites, and every column that plain arrays can bring."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -113,7 +113,7 @@ def law_value(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
 def law_degenerate(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
     """Few, equal or constant rows give an error of ours, a finite value, or a flag."""
     cases: dict[str, dict[str, Any]] = {f"{n} rows": make(n) for n in (1, 2, 3)}
-    plain = make(60)
+    plain = make(36)
     for name, change in (
         ("constant rows", lambda x: x * 0 + 2),
         ("a constant unit", lambda x: torch.cat([x[:, :1] * 0 + 1, x[:, 1:]], 1)),
@@ -176,7 +176,7 @@ def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> Non
     """What the next pass asks depends on the result of this one."""
     found = []
     for seed in (0, 1):
-        inputs = make(120, seed)
+        inputs = make(96, seed)
         stream, task = stream_of(instrument, inputs), Task(instrument, SITES[instrument.span])
         result = instrument.result(**states_of(task, observe_stream(stream, requests([task]))))
         following = instrument.then(result)

@@ -126,7 +126,7 @@ def law_update(case: Case, columns: Columns) -> None:
     assert_close(settled(fast), settled(slow))
 
 
-def law_size(case: Case, n: int = 2048) -> None:
+def law_size(case: Case, n: int = 1024) -> None:
     """The state does not grow with the rows."""
     sizes = [size_bytes(state_of(case, make_columns(m, 3))) for m in (n, 2 * n)]
     assert sizes[1] <= sizes[0] + case.grows, f"{sizes[0]} bytes for {n} rows, {sizes[1]} for twice"

@@ -48,7 +48,7 @@ def test_update(columns):
 
 
 def test_size():
-    with pytest.raises(AssertionError, match="bytes for 2048 rows"):
+    with pytest.raises(AssertionError, match="bytes for 1024 rows"):
         laws.law_size(case(broken.KeepsRows()))
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.stats.class_moments import ClassMoments
-from sonde.stats.moments import Moments, MomentsState
+from sonde.stats.moments import Moments, MomentsState, centre
 
 _DIAGONAL = Moments("diag")
 
@@ -42,8 +41,15 @@ class GroupMeans(Statistic[GroupMeansState]):
 
     def observe(self, x: Float[Tensor, "row dim"], order: Int[Tensor, "row"]) -> GroupMeansState:
         """Return the moments of a batch of rows."""
-        classes = ClassMoments("diag", max_classes=len(x)).observe(x, order)
-        return GroupMeansState(_DIAGONAL.observe(x), classes.pooled, len(classes.labels))
+        mean, z, residual = centre(x)
+        _, member = torch.unique(order.to(x.device), return_inverse=True)
+        size = torch.bincount(member)
+        sums = torch.zeros(len(size), x.shape[1], dtype=z.dtype, device=z.device)
+        sums = sums.index_add_(0, member, z).double()
+        squares = z.square().sum(0, dtype=torch.float64)
+        rows = MomentsState(len(x), mean, squares - len(x) * residual.square())
+        within = squares - (sums.square() / size[:, None]).sum(0)
+        return GroupMeansState(rows, within.clamp(min=0.0), len(size))
 
     def merge(self, a: GroupMeansState, b: GroupMeansState) -> GroupMeansState:
         """Return the moments of both sets of examples."""
