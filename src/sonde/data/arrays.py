@@ -88,7 +88,7 @@ def load_arrays(path: Path) -> dict[str, Any]:
         with found:
             return {name: found[name] for name in found.files}
     except ValueError as error:
-        if "pickle" in str(error):
+        if "pickle" in str(error) or "Python objects" in str(error):
             raise InputError(
                 f"{path} holds Python objects (a pickle), which can run any code when they are "
                 "opened; "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -47,6 +48,11 @@ class ItemInputs(Inputs):
     def grouped(self) -> bool:
         """Whether a group column was given or items were cut into chunks."""
         return self.layout.group is not None or self.listing.n_chunked > 0
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Printable id of every example."""
+        return [self._printable(key) for key in self.listing.keys]
 
     @property
     def label_names(self) -> tuple[str, ...]:

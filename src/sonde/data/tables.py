@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import Any, final
 
 from sonde.core.errors import InputError
 from sonde.data.sources import Row, Source, Walk
@@ -203,7 +203,7 @@ class ParquetFile(Source):
 class _Counted:
     """Lines of a file as text, counting bytes and lines."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
         self._lines, self.offset, self.number = _bounded(file, path), 0, 0
 
     def __iter__(self) -> "_Counted":
@@ -216,7 +216,7 @@ class _Counted:
         return line.decode("utf-8")
 
 
-def _bounded(file: BinaryIO, path: Path) -> Iterator[bytes]:
+def _bounded(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1

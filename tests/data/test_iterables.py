@@ -1,0 +1,251 @@
+"""Python items, arrays, and what a user's own module takes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models import cnn, mlp
+from sonde.core import errors
+from sonde.core.hashing import tensor_key
+from sonde.data import load, open_arrays, open_inputs
+
+
+def only(inputs):
+    (batch,) = inputs.batches(0, len(inputs))
+    return batch
+
+
+class Again:
+    """Re-iterable without an index."""
+
+    def __init__(self, items):
+        self.items, self.started = items, 0
+
+    def __iter__(self):
+        self.started += 1
+        return iter(self.items)
+
+
+class MapStyle:
+    """A torch data set: length and index, no iterator."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        if i >= 5:
+            raise IndexError(i)
+        return torch.full((8,), float(i)), i % 2
+
+
+def test_tensors_are_stacked_and_known_by_their_bytes():
+    model = load(mlp())
+    items = [torch.arange(8.0), torch.ones(8), np.zeros(8)]
+    batch = only(open_inputs(model, items))
+    assert batch.args[0].dtype == torch.float32
+    assert torch.equal(batch.args[0][1], torch.ones(8))
+    assert batch.keys[:2] == [tensor_key(items[0]), tensor_key(items[1])]
+    assert model.module(*batch.args).shape == (3, 4)
+    with pytest.raises(errors.InputError, match=r"one shape, got \(7,\), \(8,\).*batch_size=1"):
+        only(open_inputs(model, [torch.ones(8), torch.ones(7)]))
+
+
+def test_re_iterables_are_walked_and_indexed_ones_are_not():
+    items = [torch.full((8,), float(i)) for i in range(600)]
+    walked = Again(items)
+    inputs = open_inputs(load(mlp()), walked, batch_size=300)
+    before = walked.started
+    orders = []
+    for start, stop in [(0, 256), (256, 512), (512, 600)]:
+        for batch in inputs.batches(start, stop):
+            orders += batch.order.tolist()
+            assert torch.equal(batch.args[0][:, 0], batch.order.float())
+    assert orders == list(range(600))
+    assert walked.started == before + 1
+    assert torch.equal(next(inputs.batches(3, 5)).args[0][:, 0], torch.tensor([3.0, 4.0]))
+
+
+def test_map_style_data_sets_with_labels():
+    batch = only(open_inputs(load(mlp()), MapStyle()))
+    assert batch.label.tolist() == [0, 1, 0, 1, 0]
+    assert batch.args[0][:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_cannot_be_iterated_twice_is_refused():
+    model = load(mlp())
+    with pytest.raises(errors.InputError, match=r"only once.*Pass a list"):
+        open_inputs(model, (torch.ones(8) for _ in range(3)))
+    with pytest.raises(errors.InputError, match=r"DataLoader.*loader.dataset"):
+        open_inputs(model, torch.utils.data.DataLoader(MapStyle()))
+    with pytest.raises(errors.InputError, match=r"dictionary.*list of items"):
+        open_inputs(model, {"x": torch.ones(3, 8)})
+    with pytest.raises(errors.InputError, match="an iterable of items, got int"):
+        open_inputs(model, 3)
+    with pytest.raises(errors.InputError, match="is empty"):
+        open_inputs(model, [])
+    with pytest.raises(errors.InputError, match="item 0: expected a text"):
+        open_inputs(model, [3.5])
+
+
+def test_a_source_that_shuffles_is_noticed(gpt2):
+    class Shuffled:
+        step = 1
+
+        def __iter__(self):
+            return iter(["a", "b"][:: self.step])
+
+    items = Shuffled()
+    inputs = open_inputs(load(gpt2), items)
+    items.step = -1
+    with pytest.raises(errors.InputError, match="item 0 of Shuffled: the content is not what"):
+        list(inputs.batches(0, 2))
+    shrinking = Again(["a", "b"])
+    inputs = open_inputs(load(gpt2), shrinking)
+    shrinking.items = ["a"]
+    with pytest.raises(errors.InputError, match="only 1 items the second time"):
+        list(inputs.batches(0, 2))
+
+
+def test_dictionaries_are_keyword_arguments():
+    class Two(nn.Module):
+        def forward(self, left, right):
+            return left + right
+
+    items = [{"left": torch.ones(2) * i, "right": torch.ones(2), "label": i} for i in range(3)]
+    batch = only(open_inputs(load(Two()), items))
+    assert set(batch.kwargs) == {"left", "right"}
+    assert Two()(**batch.kwargs).tolist() == [[1, 1], [2, 2], [3, 3]]
+    assert batch.label.tolist() == [0, 1, 2]
+    with pytest.raises(errors.InputError, match="no argument 'up', only left, right"):
+        open_inputs(load(Two()), [{"up": torch.ones(2)}])
+
+
+def test_a_callable_processor_makes_the_input():
+    def embedded(text):
+        return torch.full((8,), float(len(text)))
+
+    def flattened(image):
+        return torch.from_numpy(np.asarray(image, dtype=np.float32)).flatten()
+
+    batch = only(open_inputs(load(mlp(), processor=embedded), ["a", "bb"]))
+    assert batch.args[0][:, 0].tolist() == [1, 2]
+    picture = Image.fromarray(np.arange(8, dtype=np.uint8).reshape(2, 4))
+    batch = only(open_inputs(load(mlp(), processor=flattened), [picture]))
+    assert batch.args[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_texts_and_images_need_a_processor():
+    with pytest.raises(errors.InputError, match=r"takes tensors.*'text'.*Pass processor="):
+        open_inputs(load(mlp()), ["hello"])
+    with pytest.raises(errors.InputError, match=r"takes tensors.*'image'.*Pass processor="):
+        open_inputs(load(cnn()), [Image.new("L", (8, 8))])
+    with pytest.raises(errors.InputError, match="expected processor= as a tokenizer"):
+        open_inputs(load(mlp(), processor=3), ["hello"])
+
+
+def test_a_tokenizer_for_a_plain_module(bert):
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(30, 4)
+
+        def forward(self, tokens):
+            return self.table(tokens)
+
+    model = load(Embedded(), processor=load(bert).processor)
+    batch = only(open_inputs(model, ["cat sat", "a"]))
+    assert batch.args[0].tolist() == [[2, 4, 3, 0], [2, 12, 14, 3]]
+    assert batch.kwargs == {}
+    assert batch.mask.sum().item() == 7
+
+
+def test_images_as_pixel_values(vit):
+    model = load(vit)
+    batch = only(open_inputs(model, [torch.zeros(3, 8, 8)]))
+    assert model.module(**batch.kwargs).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "array", "tensor"])
+def test_array_files_are_a_models_input(kind, tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    label = np.arange(6)
+    path = tmp_path / f"a.{kind}"
+    if kind == "npy":
+        np.save(path, x)
+    elif kind == "npz":
+        np.savez(path, x=x, label=label)
+    elif kind == "safetensors":
+        from safetensors.numpy import save_file
+
+        save_file({"x": x, "label": label}, path)
+    data = {"array": x, "tensor": torch.from_numpy(x)}.get(kind, path)
+    batch = only(open_inputs(load(mlp()), data))
+    assert torch.equal(batch.args[0], torch.from_numpy(x))
+    assert batch.label.tolist() == (list(range(6)) if kind in ("npz", "safetensors") else [-1] * 6)
+
+
+def test_array_files_need_an_x(tmp_path):
+    np.savez(tmp_path / "a.npz", left=np.ones((2, 3)))
+    with pytest.raises(errors.InputError, match=r"expected an array 'x'.*got left"):
+        open_inputs(load(mlp()), tmp_path / "a.npz")
+
+
+@pytest.mark.truth("the arrays that were written")
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_feature_arrays_are_sites(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"early": rng.normal(size=(5, 3)), "late": rng.normal(size=(5, 2, 2))}
+    columns = {"label": np.array([0, 1, 0, 1, -1]), "group": np.array([7, 7, 8, 8, 9])}
+    path = tmp_path / f"f.{kind}"
+    if kind == "npz":
+        np.savez(path, **arrays, **columns, id=np.array(["a", "b", "c", "d", "e"]))
+    else:
+        from safetensors.numpy import save_file
+
+        save_file(arrays | columns, path)
+    stream = open_arrays(path)
+    assert [s.key for s in stream.schema] == ["early", "late"]
+    (batch,) = list(stream.batches(0, 5))
+    np.testing.assert_array_equal(batch.rows["early"].numpy(), arrays["early"])
+    np.testing.assert_array_equal(batch.rows["late"].numpy(), arrays["late"].reshape(5, 4))
+    assert batch.label.tolist() == [0, 1, 0, 1, -1]
+    assert list(batch.group_keys) == [b"7", b"7", b"8", b"8", b"9"]
+    if kind == "npz":
+        assert list(batch.ids) == ["a", "b", "c", "d", "e"]
+
+
+def test_hostile_and_wrong_array_files(tmp_path):
+    np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(errors.InputError, match="a pickle"):
+        open_arrays(tmp_path / "p.npy")
+    np.savez(tmp_path / "p.npz", x=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(errors.InputError, match="a pickle"):
+        open_arrays(tmp_path / "p.npz")
+    cases = {
+        "huge.safetensors": (2**60).to_bytes(8, "little") + b"{}",
+        "short.safetensors": b"abc",
+        "list.safetensors": (2).to_bytes(8, "little") + b"[]",
+        "words.safetensors": (4).to_bytes(8, "little") + b"{{{{",
+        "offsets.safetensors": None,
+        "cut.npy": b"\x93NUMPY\x01\x00",
+        "not.npz": b"PK nothing",
+    }
+    header = b'{"x":{"dtype":"F32","shape":[4],"data_offsets":[0,999]}}'
+    cases["offsets.safetensors"] = len(header).to_bytes(8, "little") + header + b"1234"
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(errors.InputError, match=r"(not a safetensors|cannot be read|a pickle)"):
+            open_arrays(tmp_path / name)
+    np.savez(tmp_path / "u.npz", a=np.ones((3, 2)), b=np.ones((4, 2)))
+    with pytest.raises(errors.InputError, match="one number of rows"):
+        open_arrays(tmp_path / "u.npz")
+    np.savez(tmp_path / "e.npz", a=np.ones((0, 2)))
+    with pytest.raises(errors.InputError, match="is empty"):
+        open_arrays(tmp_path / "e.npz")
+    np.savez(tmp_path / "s.npz", a=np.array(["x", "y"]))
+    with pytest.raises(errors.InputError, match="expected numbers"):
+        open_arrays(tmp_path / "s.npz")
+    with pytest.raises(errors.InputError, match="no such file"):
+        open_arrays(tmp_path / "none.npz")

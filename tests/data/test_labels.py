@@ -1,0 +1,93 @@
+"""From label values to class numbers."""
+
+import numpy as np
+import pytest
+
+from sonde.core import errors
+from sonde.data import load, open_inputs
+from sonde.data.labels import LabelColumn
+
+NAMED = {0: "Cat", 1: "dog, hound"}
+GENERIC = {0: "LABEL_0", 1: "LABEL_1"}
+
+
+def labels(values, id2label=None, names=None):
+    column = LabelColumn()
+    for value in values:
+        column.add(value)
+    return column.finish(id2label, names, "label")
+
+
+CASES = {
+    "names without case": (["CAT", " dog, hound "], NAMED, None, [0, 1], True),
+    "integers": ([1, 0, 1], NAMED, None, [1, 0, 1], True),
+    "integers as text": (["1", "0"], NAMED, None, [1, 0], True),
+    "one does not match": (["zebra", "cat"], NAMED, None, [1, 0], False),
+    "integer outside": ([0, 2], NAMED, None, [0, 1], False),
+    "generic names take integers": ([1, 0], GENERIC, None, [1, 0], True),
+    "none": (["cat", "", None, -1, "-1", float("nan")], NAMED, None, [0, -1, -1, -1, -1, -1], True),
+    "names of the data match": ([0, 1], NAMED, ["Dog, Hound", "cat"], [1, 0], True),
+    "names of the data differ": ([0, 1], NAMED, ["zebra", "ape"], [1, 0], False),
+    "names of the data, generic model": ([0, 1], GENERIC, ["zebra", "ape"], [0, 1], True),
+    "no classifier, integers": ([3, 5], None, None, [3, 5], True),
+    "no classifier, names": (["b", "a"], None, None, [1, 0], False),
+    "sorted as numbers": (["10", "9", "-7"], None, None, [2, 1, 0], False),
+    "booleans": ([True, False], None, None, [1, 0], True),
+    "numpy": ([np.int64(1), np.str_("cat")], NAMED, None, [1, 0], True),
+}
+
+
+@pytest.mark.truth("the rules of the contract, by hand")
+@pytest.mark.parametrize("name", CASES)
+def test_values_become_class_numbers(name):
+    values, id2label, names, expected, own = CASES[name]
+    found = labels(values, id2label, names)
+    assert found.values.tolist() == expected
+    assert found.own is own
+    assert bool(found.reason) is not own
+
+
+def test_names_follow_the_numbers():
+    assert labels([3, 5]).names == ("0", "1", "2", "3", "4", "5")
+    assert labels(["b", "a"]).names == ("a", "b")
+    assert labels([1], NAMED).names == ("Cat", "dog, hound")
+    assert labels([0, 1], None, ["x", "y", "z"]).names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("values", [[0.5, 1.0], ["0.5", "1"], [1.0, 2.0]])
+def test_a_column_of_fractions_is_no_label(values):
+    found = labels(values)
+    assert not found.any
+    assert "not whole" in found.reason
+
+
+def test_more_than_1024_values_are_no_label():
+    assert labels([f"v{i}" for i in range(1024)]).any
+    found = labels([f"v{i}" for i in range(1025)])
+    assert not found.any
+    assert "1,024" in found.reason
+
+
+def test_labels_that_are_all_missing_are_an_error_only_where_they_were_asked_for(gpt2, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\na,\nb,-1\n")
+    inputs = open_inputs(load(gpt2), path)
+    assert inputs.label_names == ()
+    (batch,) = inputs.batches(0, 2)
+    assert batch.label.tolist() == [-1, -1]
+    with pytest.raises(errors.InputError, match="column 'label' gives no label: every value"):
+        open_inputs(load(gpt2), path, label_column="label")
+    path.write_text("text,score\na,0.5\n")
+    with pytest.raises(errors.InputError, match="not whole"):
+        open_inputs(load(gpt2), path, text_column="text", label_column="score")
+
+
+def test_the_report_hears_that_classes_are_not_the_models_own(bert, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\na,good\nb,BAD\n")
+    inputs = open_inputs(load(bert), path)
+    assert (inputs.own_labels, inputs.label_names, inputs.notes) == (True, ("Bad", "Good"), ())
+    path.write_text("text,label\na,good\nb,awful\n")
+    inputs = open_inputs(load(bert), path)
+    assert (inputs.own_labels, inputs.label_names) == (False, ("awful", "good"))
+    assert any("not the model's own" in note for note in inputs.notes)
