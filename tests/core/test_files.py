@@ -87,6 +87,7 @@ def test_a_missing_directory_and_a_directory_in_place_of_the_file(tmp_path):
         make_directory(tmp_path / "f" / "g")
 
 
+@pytest.mark.slow
 @pytest.mark.truth("RLIMIT_FSIZE of the operating system")
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
     pytest.importorskip("resource")
@@ -104,6 +105,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_environment_ends_the_process_at_a_call(tmp_path):
     program = (

@@ -114,6 +114,7 @@ def test_the_id_is_the_hash_of_the_file_and_does_not_depend_on_the_order_of_anyt
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     program = (
         "import torch; from sonde.core.statefile import write_state; "

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sonde.core._statelayout import HEADER_LIMIT, MOST_TENSORS
 from sonde.core.errors import StateError
-from sonde.core.statefile import HEADER_LIMIT, MOST_TENSORS, check_state, read_header, read_state
+from sonde.core.statefile import check_state, read_header, read_state
 from state_case import Parts, Rich, forged, framed, good
 
 Change = Callable[[Parts], object]
