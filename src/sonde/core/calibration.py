@@ -20,8 +20,8 @@ class Calibration(State):
     """Split-conformal calibration of a detector.
 
     If calibration and new rows are exchangeable, a row raises a false alarm at level ``alpha`` with
-    probability at most ``alpha``, whatever the detector and with ties. ``marginal`` promises that on
-    average over calibration sets; ``pac`` promises it for the one set at hand with probability
+    probability at most ``alpha``, whatever the detector and with ties. ``marginal`` promises that
+    on average over calibration sets; ``pac`` promises it for the one set at hand with probability
     ``1 - delta``.
 
     Parameters

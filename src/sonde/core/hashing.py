@@ -22,7 +22,7 @@ _SIGN = -(1 << 63)
 
 
 def bytes_key(content: bytes) -> bytes:
-    """Return the 16-byte id of an input stored as ``content`` (UTF-8 of a text, bytes of a file)."""
+    """Return the 16-byte id of an input stored as ``content``: UTF-8 of a text, bytes of a file."""
     return blake2b(content, digest_size=16).digest()
 
 
@@ -61,7 +61,7 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def draws(base: np.ndarray, position: np.ndarray, occurrence: np.ndarray) -> Tensor:
-    """Return the draw of each row as the int64 bits of ``splitmix64(base + position 2^20 + occurrence)``.
+    """Return each row's draw: int64 bits of ``splitmix64(base + position 2^20 + occurrence)``.
 
     Parameters
     ----------

@@ -97,7 +97,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return the JSON that names the data: fingerprint, examples, order, batch size, chunking."""
+        """Return the JSON that names the data: fingerprint, examples, order, batch size, chunks."""
 
     def __len__(self) -> int:
         return len(self.group_keys)

@@ -1,4 +1,4 @@
-"""States: frozen dataclasses of tensors and plain values, and the generic functions over their fields."""
+"""States: frozen dataclasses of tensors and plain values, and functions over their fields."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from torch import Tensor
 class State:
     """Marker of what a statistic holds.
 
-    Fields are ``Tensor | int | float | str | bytes | None | State`` or tuples of these. A state has no
-    size that grows with the number of rows, and is never changed in place.
+    Fields are ``Tensor | int | float | str | bytes | None | State`` or tuples of these. A state has
+    no size that grows with the number of rows, and is never changed in place.
     """
 
 
@@ -69,7 +69,7 @@ def _bits(x: Tensor) -> bytes:
 
 
 def canonical(value: Any) -> Any:
-    """Return parameters as JSON values: tensors by the hash of their bytes, dataclasses by class and fields."""
+    """Return parameters as JSON: tensors by a hash of their bytes, others by class and fields."""
     if isinstance(value, Tensor):
         digest = hashlib.blake2b(_bits(value), digest_size=16).hexdigest()
         return {"tensor": [str(value.dtype), list(value.shape), digest]}
@@ -90,7 +90,7 @@ def canonical(value: Any) -> Any:
 
 
 def class_name(cls: type) -> str:
-    """Return the name that identifies a class in digests: bare for sonde's own, else with its module."""
+    """Return how a class is named in digests: bare for sonde's own, else with its module."""
     return (
         cls.__name__
         if cls.__module__.startswith("sonde.")

@@ -1,7 +1,7 @@
 """What is merged, saved, sharded and resumed: statistics of rows.
 
-A ``Statistic`` is a frozen dataclass of parameters with two pure functions, ``observe`` and ``merge``.
-The parameter names of ``observe`` are its needs: the columns that the runner must bring.
+A ``Statistic`` is a frozen dataclass of parameters with two pure functions, ``observe`` and
+``merge``. The parameter names of ``observe`` are its needs: the columns that the runner must bring.
 """
 
 import inspect
