@@ -23,6 +23,7 @@ from sonde.stats import HashSample, HashSampleState
 from sonde.stats.halves import half_error, random_halves
 
 BLOCKS = 32
+BUFFER_ENTRIES = 1 << 23
 
 
 @final
@@ -107,12 +108,13 @@ class LayerCKA(Instrument):
         rows = aligned(samples)
         n, dims = len(rows[0]), [x.shape[1] for x in rows]
         centred, spread, flags = [], [], []
+        size = max(1, math.ceil(n / BLOCKS))
         for x in rows:
-            z, how_far = _unit_rows(x)
+            z, how_far = _unit_rows(x, max(1, math.ceil(n / size)) * size)
             centred.append(z)
             spread.append(how_far)
             flags += precision_flags(how_far, x.dtype) if how_far > 0 else []
-        sums = _PairSums.of(centred)
+        sums = _PairSums.of(centred, n, size)
         value = sums.cka(torch.ones(sums.n_blocks, dtype=torch.bool))
         dead = torch.isnan(value.diagonal())
         halves = random_halves(torch.arange(sums.n_blocks))
@@ -164,14 +166,22 @@ def _one_of_each_group(sample: HashSampleState) -> Int[Tensor, "group"]:
     return torch.argsort(rank_key(sample.draw))
 
 
-def _unit_rows(x: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "row dim"], float]:
-    """Return centred float32 rows of mean square 1, and their spread about the mean."""
-    wide = x.double()
-    mean = wide.mean(0)
-    z = wide - mean
-    total = z.square().sum() / max(len(z), 1)
-    scale = torch.where(total > 0, total.rsqrt(), torch.zeros_like(total))
-    return (z * scale).float(), spread_of(mean, total[None])
+def _unit_rows(
+    x: Float[Tensor, "row dim"], n_padded: int
+) -> tuple[Float[Tensor, "padded dim"], float]:
+    """Return centred float32 rows of mean square 1, then zeros, and their spread about the mean."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    rough = wide.mean(0)
+    z = wide - rough
+    residual = z.mean(0)
+    z -= residual
+    mean = rough.double() + residual
+    total = z.square().sum(1).double().sum() / max(len(z), 1)
+    scale = float(total.rsqrt()) if float(total) > 0 else 0.0
+    out = torch.zeros(n_padded, x.shape[1], device=x.device)
+    torch.mul(z, scale, out=z)
+    out[: len(x)] = z
+    return out, spread_of(mean, total[None])
 
 
 @dataclass(frozen=True)
@@ -195,20 +205,21 @@ class _PairSums:
         return torch.bincount(self.block, minlength=self.n_blocks)
 
     @classmethod
-    def of(cls, layers: Sequence[Float[Tensor, "row _dim"]]) -> "_PairSums":
-        n = len(layers[0])
-        size = max(1, math.ceil(n / BLOCKS))
-        count = max(1, math.ceil(n / size))
-        padded = [torch.nn.functional.pad(z, (0, 0, 0, count * size - n)) for z in layers]
+    def of(cls, layers: Sequence[Float[Tensor, "padded _dim"]], n: int, size: int) -> "_PairSums":
+        """Return the sums for blocks of ``size`` rows; rows from ``n`` on are zeros."""
+        padded, count = len(layers[0]), len(layers[0]) // size
+        step = max(1, BUFFER_ENTRIES // (len(layers) * padded * size))
+        buffer = torch.empty(min(step, count) * size * padded * len(layers))
         products = torch.zeros(len(layers), len(layers), count, count, dtype=torch.float64)
-        for a in range(count):
-            grams = _gram_rows(padded, a, size)
-            row = torch.matmul(grams, grams.transpose(1, 2)).double().permute(1, 2, 0)
-            products[:, :, a, a:] = row
-            products[:, :, a:, a] = row
-        block = torch.arange(count * size)[:n] // size
-        rows = [_row_sums(z, size)[:n] for z in padded]
-        return cls(products, torch.stack(rows), block)
+        for a in range(0, count, step):
+            b = min(a + step, count)
+            grams = _gram_blocks(layers, a, b, size, buffer).transpose(0, 1)
+            sums = torch.bmm(grams, grams.transpose(1, 2)).double()
+            corner = sums.reshape(b - a, count - a, *sums.shape[1:]).permute(2, 3, 0, 1)
+            products[:, :, a:b, a:] = corner
+            products[:, :, a:, a:b] = corner.transpose(2, 3)
+        rows = torch.stack([_row_sums(z, size)[:n] for z in layers])
+        return cls(products.cpu(), rows.cpu(), torch.arange(n) // size)
 
     def cka(self, blocks: Bool[Tensor, "block"]) -> Float[Tensor, "layer layer"]:
         """Return debiased CKA on the rows of these blocks; NaN where a layer has no variance."""
@@ -225,26 +236,30 @@ class _PairSums:
         return hsic / torch.sqrt(torch.outer(own, own))
 
 
-def _gram_rows(
-    layers: Sequence[Float[Tensor, "row _dim"]], a: int, size: int
-) -> Float[Tensor, "block layer entry"]:
-    """Return the Gram matrices' entries between block ``a`` and every block from it on."""
-    start = a * size
-    blocks = (len(layers[0]) - start) // size
-    out = torch.empty(blocks, len(layers), size, size)
+def _gram_blocks(
+    layers: Sequence[Float[Tensor, "padded _dim"]],
+    a: int,
+    b: int,
+    size: int,
+    buffer: Float[Tensor, "_entries"],
+) -> Float[Tensor, "layer pair entry"]:
+    """Return the Gram entries between each of the blocks ``a .. b`` and all blocks from ``a``."""
+    start, stop = a * size, b * size
+    across = len(layers[0]) // size - a
+    shape = (len(layers), b - a, across, size, size)
+    out = buffer[: math.prod(shape)].view(shape)
     for index, z in enumerate(layers):
-        gram = z[start : start + size] @ z[start:].T
-        gram[:, :size].fill_diagonal_(0.0)
-        out[:, index] = gram.reshape(size, blocks, size).transpose(0, 1)
-    return out.reshape(blocks, len(layers), size * size)
+        gram = z[start:stop] @ z[start:].T
+        gram[:, : stop - start].fill_diagonal_(0.0)
+        out[index] = gram.view(b - a, size, across, size).transpose(1, 2)
+    return out.view(len(layers), (b - a) * across, size * size)
 
 
-def _row_sums(z: Float[Tensor, "row dim"], size: int) -> Float[Tensor, "row block"]:
-    wide = z.double()
-    blocks = wide.reshape(-1, size, z.shape[1]).sum(1)
-    sums = wide @ blocks.T
-    own = torch.arange(len(z)) // size
-    sums[torch.arange(len(z)), own] -= wide.square().sum(1)
+def _row_sums(z: Float[Tensor, "padded dim"], size: int) -> Float[Tensor, "padded block"]:
+    blocks = z.reshape(-1, size, z.shape[1]).sum(1)
+    sums = (z @ blocks.T).double()
+    every = torch.arange(len(z), device=z.device)
+    sums[every, every // size] -= z.square().sum(1).double()
     return sums
 
 
