@@ -175,8 +175,8 @@ class ItemInputs(Inputs):
             special=made.special,
             first=_tensor(listing.first, index),
             grid=made.grid,
-            length=length,
-            truncated=_tensor(listing.truncated, index),
+            length=length if made.mask is not None else None,
+            truncated=_tensor(listing.truncated, index) if made.mask is not None else None,
             columns=self._columns(made, index, length),
         )
 
