@@ -10,6 +10,7 @@ from sonde.core.inputs import InputBatch
 
 LENGTHS = (5, 7)
 LENGTHS2 = (3, 4)
+MOST_CHANNELS = 4
 IDS = ("input_ids", "inputs_embeds", "input_values", "input_features")
 
 
@@ -71,7 +72,9 @@ def changes(batch: InputBatch) -> list[Change]:
     if length2 is not None:
         return [same]
     ndim = max((x.ndim for x in _floats(batch)), default=0)
-    axes = {3: [(1,), (2,)], 4: [(2, 3), (1, 2)], 5: [(2, 3, 4), (1, 2, 3)]}.get(ndim, [])
+    axes = {4: [(2, 3)], 5: [(2, 3, 4)]}.get(ndim, [])
+    if ndim >= 4 and any(x.ndim == ndim and x.shape[-1] <= MOST_CHANNELS for x in _floats(batch)):
+        axes = [*axes, tuple(range(1, ndim - 1))]
     if ndim == 3:
         size = next(x for x in _floats(batch) if x.ndim == 3).shape[1]
         steps = Change("space", (1,), pos=(size, 2 * size))

@@ -1,7 +1,7 @@
 """Named scalars of a model's outputs whose gradient port ``grad`` reads: sums over examples."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,8 @@ from torch import Tensor
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import InputBatch
 
-ObjectiveName = Literal["kl_uniform", "max_logit", "nll"]
-Objective = ObjectiveName | Callable[[Any, InputBatch], Tensor]
+NAMES = ("kl_uniform", "max_logit", "nll")
+Objective = str | Callable[[Any, InputBatch], Tensor]
 
 
 def kl_uniform(logits: Float[Tensor, "example class"]) -> Float[Tensor, ""]:
@@ -37,12 +37,11 @@ def nll(logits: Float[Tensor, "example class"], label: Tensor) -> Float[Tensor, 
 
 def check_objective(objective: Objective | None) -> None:
     """Raise if ``objective`` is no name that we know and cannot be called."""
-    names = ("kl_uniform", "max_logit", "nll")
-    if objective is None or callable(objective) or objective in names:
+    if objective is None or callable(objective) or objective in NAMES:
         return
     raise InputError(
-        f"objective: expected one of {', '.join(names)} or a callable (outputs, batch) -> scalar, "
-        f"got {objective!r}." + near(str(objective), names)
+        f"objective: expected one of {', '.join(NAMES)} or a callable (outputs, batch) -> scalar, "
+        f"got {objective!r}." + near(str(objective), NAMES)
     )
 
 

@@ -156,11 +156,18 @@ class Frame:
         return Columns(example, position, grid)
 
     def _patch_grid(self, count: int) -> tuple[int, int] | None:
-        ratio = 1.0
-        if self.batch.grid is not None:
-            ratio = self.batch.grid[0] / self.batch.grid[1]
+        sizes = self.batch.grid or image_size(self.batch) or (1, 1)
+        ratio = sizes[0] / sizes[1]
         height = round(math.sqrt(count * ratio))
         return (height, count // height) if height and height * (count // height) == count else None
+
+
+def image_size(batch: InputBatch) -> tuple[int, int] | None:
+    """Return height and width of the images in a batch (NCHW), or None."""
+    for x in (*batch.args, *batch.kwargs.values()):
+        if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
+            return x.shape[2], x.shape[3]
+    return None
 
 
 @dataclass(frozen=True)
@@ -206,9 +213,7 @@ class Reduction:
     def _in_order(self) -> bool:
         return self.axes.words in (("row", "pos", "dim"), ("row", "pos2", "dim"))
 
-    def __call__(
-        self, x: Float[Tensor, "..."], frame: Frame
-    ) -> tuple[Float[Tensor, "_row _dim"], Hashable]:
+    def __call__(self, x: Tensor, frame: Frame) -> tuple[Float[Tensor, "_row _dim"], Hashable]:
         """Return new rows of a raw output, and their layout."""
         if x.is_nested:
             x = _padded(x, frame.masks["pos"])

@@ -1,0 +1,206 @@
+"""Edits at live sites: exact, reversible, refused where they would lie."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from models import cnn, gpt2, llama, mlp, t5
+from sonde.core.edit import Add, Clamp, Edit, EditContext, Project, Replace, Scale
+from sonde.core.errors import ShapeError, SiteError
+from sonde.core.inputs import Model
+from sonde.tap import Tap, editing, live_stream
+from tap_inputs import Arrays, images, padded, texts
+from tap_snapshot import assert_unchanged, snapshot
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.truth("the rest of the net applied to the changed states by hand")
+@pytest.mark.parametrize(
+    ("edit", "change"),
+    [
+        (Scale(2.0), lambda h: 2 * h),
+        (Add(torch.ones(16), 0.5), lambda h: h + 0.5),
+        (Clamp(-0.1, 0.1), lambda h: h.clamp(-0.1, 0.1)),
+        (Replace(torch.zeros(16)), torch.zeros_like),
+        (Project(torch.eye(16)[3]), lambda h: h * (torch.arange(16) != 3)),
+    ],
+)
+def test_an_edit_changes_what_follows(edit, change):
+    net = mlp()
+    with torch.no_grad():
+        plain = net(X)
+        with editing(net, edit, "0"):
+            edited = net(X)
+        assert torch.equal(edited, net[1:](change(net[0](X))))
+        assert torch.equal(net(X), plain)
+    for site in ("1:in", "0:out"):
+        with torch.no_grad(), editing(net, edit, site):
+            assert torch.equal(net(X), edited)
+
+
+EDITS = [Add(torch.ones(16), 0.0), Project(torch.ones(16), 0.0), Scale(3.0, 0.0), Clamp(0, 1, 0.0)]
+
+
+@pytest.mark.parametrize("edit", [*EDITS, Replace(torch.zeros(16), 0.0)])
+def test_strength_zero_passes_the_very_tensor_on(edit):
+    net, seen = mlp(), {}
+    net[0].register_forward_hook(lambda m, a, o: seen.update(out=o))
+    net[1].register_forward_pre_hook(lambda m, a: seen.update(into=a[0]))
+    with editing(net, edit, "0"):
+        net(X)
+    assert seen["out"] is seen["into"]
+
+
+def test_the_model_is_as_it_was_and_keeps_its_mode():
+    net = mlp().train()
+    before = snapshot(net)
+    with editing(net, Scale(2.0), ["0", "2:in"]):
+        assert net.training
+        net(X)
+    assert_unchanged(before, net)
+    with pytest.raises(ZeroDivisionError), editing(net, Scale(2.0), "0"):
+        net(X)
+        raise ZeroDivisionError
+    assert_unchanged(before, net)
+
+
+def test_streams_and_taps_inside_read_edited_states():
+    net = mlp()
+    stream = live_stream(Model(net), Arrays(X), ["0"])
+    plain = next(iter(stream)).rows["0:out"]
+    with editing(net, Scale(3.0), "0"):
+        assert torch.equal(next(iter(stream)).rows["0:out"], 3 * plain)
+    with Tap(net, "0") as tap, editing(net, Scale(3.0), "0"):
+        net(X)
+    assert torch.equal(tap.rows["0:out"], 3 * plain)
+
+
+@pytest.mark.truth("channels scaled by hand")
+def test_features_of_a_map_are_its_channels():
+    net, x = cnn(), images(8, channels=1).x
+    direction = torch.arange(8.0)
+    with Tap(net, "conv1") as plain, torch.no_grad():
+        net(x)
+    with editing(net, Add(direction), "conv1"), Tap(net, "conv1") as tap, torch.no_grad():
+        net(x)
+    expected = plain.rows["conv1:out"] + direction[:, None, None]
+    assert torch.equal(tap.rows["conv1:out"], expected)
+
+
+def test_the_first_leaf_of_a_tuple_is_edited_and_the_rest_kept():
+    net = t5()
+    batch = next(texts([4, 3], targets=[[0, 5], [0, 6]]).batches(0, 2))
+    with editing(net, Scale(2.0), "encoder.block.0"), Tap(net, "encoder.block.1:in") as tap:
+        net(**batch.kwargs)
+    with Tap(net, "encoder.block.0") as plain:
+        net(**batch.kwargs)
+    assert torch.equal(tap.rows["encoder.block.1:in"], 2 * plain.rows["encoder.block.0:out"])
+
+
+def test_calls_of_a_shared_module_can_be_chosen():
+    shared = nn.Linear(8, 8)
+    net = nn.Sequential(shared, nn.Identity(), shared)
+    with torch.no_grad():
+        one, two = shared(X), shared(shared(X))
+        with editing(net, Scale(2.0), "0@1"):
+            assert torch.equal(net(X), 2 * two)
+        with editing(net, Scale(2.0), "0"):
+            assert torch.equal(net(X), 2 * shared(2 * one))
+        with (
+            pytest.raises(SiteError, match="last is known only after"),
+            editing(net, Scale(2.0), "0@last"),
+        ):
+            net(X)
+
+
+@dataclass(frozen=True)
+class Spy(Edit):
+    """Notes what it is told."""
+
+    seen: list[EditContext] = field(default_factory=list)
+
+    def apply(self, x, site, context):
+        self.seen.append(context)
+        return x
+
+
+def test_an_edit_knows_mask_positions_and_step():
+    ids, mask = padded([[1, 5, 6], [1, 7]], "left")
+    spy = Spy()
+    with editing(gpt2(), spy, "h.0"):
+        net = gpt2()
+    net = gpt2()
+    with editing(net, spy, "h.0"):
+        net(input_ids=ids, attention_mask=mask.long())
+        net(input_ids=ids)
+    first, second = spy.seen
+    assert torch.equal(first.mask, mask)
+    assert first.position.tolist() == [[0, 1, 2], [0, 0, 1]]
+    assert (second.mask, second.position, first.step, second.step) == (None, None, 0, 1)
+
+
+def test_generation_under_an_edit_and_the_warm_cache():
+    net = llama()
+    ids = torch.tensor([[1, 5, 6]])
+    spy = Spy()
+    options = {"max_new_tokens": 3, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad(), editing(net, spy, "layers.1"):
+        net.generate(ids, **options)
+    assert [c.position.shape[1] for c in spy.seen] == [3, 1, 1]
+    assert spy.seen[2].position.tolist() == [[4]]
+    with torch.no_grad():
+        cache = net(ids, use_cache=True).past_key_values
+        with (
+            editing(net, spy, "layers.1"),
+            pytest.raises(SiteError, match="filled without the edit"),
+        ):
+            net(ids[:, :1], past_key_values=cache)
+
+
+@dataclass(frozen=True)
+class Widens(Edit):
+    def apply(self, x, site, context):
+        return torch.cat((x, x), dim=-1)
+
+
+def test_edits_that_cannot_be_are_refused():
+    net = mlp()
+    with (
+        pytest.raises(ShapeError, match=r"Widens.apply: expected shape \(4, 16\)"),
+        editing(net, Widens(), "0"),
+    ):
+        net(X)
+    with (
+        pytest.raises(SiteError, match="gradients cannot be edited"),
+        editing(net, Scale(2.0), "0:grad"),
+    ):
+        pass
+    holder = nn.ModuleDict({"used": nn.Linear(8, 8), "unused": nn.Linear(8, 8)})
+    holder.forward = lambda x: holder["used"](x)
+    with (
+        pytest.raises(SiteError, match=r"unused:out never ran"),
+        editing(holder, Scale(2.0), "unused"),
+    ):
+        holder(X)
+
+
+def test_another_threads_forward_is_not_edited():
+    import threading
+
+    net, found = mlp(), {}
+    with torch.no_grad():
+        plain = net(X)
+
+    def other() -> None:
+        with torch.no_grad():
+            found["y"] = net(X)
+
+    with torch.no_grad(), editing(net, Scale(2.0), "0"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert not torch.equal(net(X), plain)
+    assert torch.equal(found["y"], plain)
