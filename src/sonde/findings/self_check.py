@@ -153,9 +153,24 @@ def _equal_sizes(
         return
     order = list(range(len(even)))[::-1]
     shuffled = reader.read(even.together(order), seed, order)
-    alone = reader.joined([reader.read(even.together([i]), seed) for i in range(len(even))])
-    found["alone"] = reader.deltas(together, alone, len(even))
+    found["alone"] = _alone(even, reader, together, reasons, seed)
     found["shuffled"] = reader.deltas(together, shuffled, len(even))
+
+
+def _alone(
+    even: SmallBatches, reader: "_Rows", together: "Taken", reasons: dict[str, str], seed: int
+) -> Deltas | None:
+    """Compare together with one by one, or with halves where the model refuses a single row."""
+    middle = len(even) // 2
+    halves = [list(range(middle)), list(range(middle, len(even)))]
+    for parts in ([[i] for i in range(len(even))], halves):
+        try:
+            rows = reader.joined([reader.read(even.together(part), seed) for part in parts])
+        except Exception as error:  # e.g. a batch norm in training mode given one row
+            reasons["alone"] = f"the forward refused fewer rows ({type(error).__name__})"
+            continue
+        return reader.deltas(together, rows, len(even))
+    return None
 
 
 def _padding(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._places import places, scan_command, sentence
-from sonde.findings._text import number, percent, plural
+from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.modules import ModelEvidence, Unused
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -65,7 +65,7 @@ class SND010(Rule):
         names = [u.path for u in idle]
         verb = "takes" if len(names) == 1 else "take"
         text = (
-            f"{places(names)} {verb} no part in a forward: {number(count)} of "
+            f"{places(names)} {verb} no part in a forward: {count:,} of "
             f"{plural(model.n_parameters, 'parameter')} ({percent(share)} of the model)."
         )
         return self.raised(

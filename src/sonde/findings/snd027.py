@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 import torch
 
+from sonde.core.instrument import SAMPLE
 from sonde.findings._places import counted_as, places, read_command, sentence, too_few
 from sonde.findings._text import plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
@@ -56,10 +57,13 @@ class SND027(Rule):
         ]
         if not pairs:
             return self.not_applicable("no linear layer follows another site directly")
-        ready = [p for p in pairs if evidence.n_groups >= 2 * max(p[0].dim, p[1].dim)]
+        present = min(evidence.n_groups, min(len(b.sample.draw) for _, b in pairs))
+        ready = [p for p in pairs if present >= 2 * max(p[0].dim, p[1].dim)]
         if not ready:
             least = min(2 * max(a.dim, b.dim) for a, b in pairs)
-            return too_few(self, evidence.n_groups, least, counted_as(evidence))
+            if least > SAMPLE:
+                return self.not_applicable(f"layers wider than {SAMPLE // 2:,} are not looked at")
+            return too_few(self, present, least, counted_as(evidence))
         ranks = {b.name: (rank(b, self.noise), self._possible(a, b)) for a, b in ready}
         ranks = {name: r for name, r in ranks.items() if r[1] > 0}
         if not ranks:
@@ -69,7 +73,7 @@ class SND027(Rule):
         share = found / possible
         figure = Figure(
             "rank_per_possible", share, unit="share", threshold=self.note, direction="below",
-            n_rows=worst.moments.n, n_groups=evidence.n_groups,
+            n_rows=len(worst.sample.draw), n_groups=evidence.n_groups,
             flags=("rank_deficient",) if share < self.note else (),
         )  # fmt: skip
         if share >= self.note:
@@ -78,7 +82,7 @@ class SND027(Rule):
         others = [n for n in names if n != worst.name]
         text = (
             f"Outputs of {places([worst.name])} lie in {plural(found, 'dimension')} of "
-            f"{possible:,} possible ({worst.dim:,} units). {plural(worst.moments.n, 'row')}."
+            f"{possible:,} possible ({worst.dim:,} units). {plural(len(worst.sample.draw), 'row')}."
         )
         return self.raised(
             Finding(
@@ -97,7 +101,7 @@ class SND027(Rule):
 
     def _possible(self, before: SiteEvidence, site: SiteEvidence) -> int:
         active = int((site.scalars.low < site.scalars.high).sum())
-        return min(active, rank(before, self.noise), site.moments.n - 1)
+        return min(active, rank(before, self.noise), len(site.sample.draw) - 1)
 
 
 def _share(ranks: tuple[int, int] | None) -> float:
@@ -105,14 +109,14 @@ def _share(ranks: tuple[int, int] | None) -> float:
 
 
 def rank(site: SiteEvidence, noise: float = 16.0) -> int:
-    """Return the number of directions whose variance is more than rounding makes."""
-    moments = site.moments
+    """Return the number of directions whose variance is more than rounding makes.
+
+    From the sampled rows in float64: moments add products in the rows' own type, whose rounding is
+    larger than the directions that are looked for.
+    """
+    rows = rows_as_float(site.sample)
     unit = ROUNDING.get(site.schema.dtype, ROUNDING["float32"])
-    square = float((moments.mean.square() + moments.variance).mean())
-    if moments.scatter.ndim == 1:
-        rows = rows_as_float(site.sample)
-        z = rows - rows.mean(0)
-        values = torch.linalg.svdvals(z).square() / len(rows)
-    else:
-        values = moments.eigenvalues
-    return int((values > (noise * unit) ** 2 * square).sum())
+    centred = rows - rows.mean(0)
+    product = centred @ centred.T if len(rows) < site.dim else centred.T @ centred
+    values = torch.linalg.eigvalsh(product) / len(rows)
+    return int((values > (noise * unit) ** 2 * float(rows.square().mean())).sum())

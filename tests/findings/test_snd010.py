@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from findings._nets import assert_clear, assert_raised, checked, noise, tensors, tokens
+from sonde.findings.snd010 import SND010
+
+
+class Branched(nn.Module):
+    """Two branches of which only one is called."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.spare = nn.Sequential(nn.Linear(8, width), nn.Linear(width, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+@pytest.mark.truth("parameters counted by hand")
+def test_a_branch_that_nothing_calls() -> None:
+    check = checked(SND010(), tensors(Branched(32).eval(), noise(20, 8)))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.sites == ("spare",)
+    assert check.figure is not None
+    assert check.figure.value == pytest.approx(0.5)
+    assert "420 of 840 parameters" in check.finding.sentence
+
+
+class Tied(nn.Module):
+    """An output tied to the embedding, and attention whose output weight a function uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(61, 16)
+        self.attention = nn.ModuleList(
+            [nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2)]
+        )
+        self.out = nn.Linear(16, 61, bias=False)
+        self.out.weight = self.embedding.weight
+        self.scale = nn.Parameter(torch.ones(16))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        for layer in self.attention:
+            x = x + layer(x, x, x, need_weights=False)[0]
+        return (x * self.scale) @ self.out.weight.T
+
+
+def test_tied_and_functional_weights_count_as_used() -> None:
+    class Plain(Tied):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids)
+
+    assert_clear(checked(SND010(), tokens(Plain().eval(), [5, 6, 7, 8] * 5)))
+
+
+class Experts(nn.Module):
+    """Four experts of which a router reaches three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router = nn.Linear(8, 4)
+        self.experts = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.softmax(self.router(x), dim=1)
+        return self.last(sum(weight[:, i, None] * self.experts[i](x) for i in range(3)))  # type: ignore[arg-type]
+
+
+def test_an_idle_expert_needs_many_tokens_to_count() -> None:
+    stream = tensors(Experts().eval(), noise(20, 8), sites=["last"])
+    assert_clear(checked(SND010(), stream))
+    assert_raised(checked(SND010(tokens_per_expert=1), stream), "note")

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
+from sonde.core.stream import Stream
+from sonde.findings.snd022 import SND022, directions, few_classes
+
+
+@pytest.mark.truth("eigenvalues of numpy's corrcoef")
+def test_participation_ratio_of_correlations() -> None:
+    import numpy as np
+
+    x = noise(300, 12) @ noise(12, 12, seed=1)
+    x[:, 5] = 4.0
+    evidence = evidence_of(Stream.of(x))
+    kept = [j for j in range(12) if j != 5]
+    values = np.linalg.eigvalsh(np.corrcoef(x.double().numpy()[:, kept].T))
+    assert directions(evidence.sites[0]) == pytest.approx(
+        values.sum() ** 2 / (values**2).sum(), rel=1e-6
+    )
+
+
+@pytest.mark.truth("D / (1 + D / n) for white rows")
+def test_white_rows_have_all_directions() -> None:
+    check = checked(SND022(), Stream.of(noise(2000, 20)))
+    assert_clear(check)
+    assert check.figure is not None
+    assert check.figure.value == pytest.approx(20 / (1 + 20 / 2000), rel=0.01)
+    assert check.figure.low is not None
+    assert check.figure.low < check.figure.value < check.figure.high  # type: ignore[operator]
+
+
+def test_a_weight_of_rank_one_is_a_collapse() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh()).eval()
+    with torch.no_grad():
+        u, s, v = torch.linalg.svd(module[2].weight)
+        module[2].weight.copy_(s[0] * torch.outer(u[:, 0], v[0]))
+    check = checked(SND022(), tensors(module, noise(300, 8)))
+    assert_raised(check, "error")
+    assert check.finding is not None
+    assert set(check.finding.sites) == {"2", "3"}
+
+
+def test_one_huge_direction_is_no_collapse() -> None:
+    x = noise(300, 20)
+    x[:, 3] *= 1e4
+    assert_clear(checked(SND022(), Stream.of(x)))
+
+
+def test_two_directions_are_a_warning_and_few_units_are_not_judged() -> None:
+    x = noise(300, 1) + 0.5 * noise(300, 20, seed=2)
+    assert_raised(checked(SND022(), Stream.of(x.double())), "warning")
+    assert checked(SND022(), Stream.of(noise(300, 3))).state == "not_applicable"
+
+
+@pytest.mark.truth("between over total variance, unit by unit, by numpy")
+def test_two_collapsed_classes_are_left_to_another_code() -> None:
+    label = torch.arange(300) % 2
+    x = label[:, None] * torch.ones(20) + 0.1 * noise(300, 20)
+    evidence = evidence_of(Stream.of(x, label=label))
+    means = torch.stack([x[label == k].mean(0) for k in (0, 1)])
+    truth = ((means - x.mean(0)).square().mean(0) / x.var(0, correction=0)).mean()
+    assert few_classes(evidence.sites[0], evidence) == pytest.approx(float(truth), rel=1e-5)
+    check = SND022().check(evidence)
+    assert check.state == "withheld"
+    assert "SND032" in check.reason

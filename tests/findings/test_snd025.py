@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from findings._nets import (
+    Patches,
+    assert_clear,
+    assert_raised,
+    checked,
+    evidence_of,
+    noise,
+    tensors,
+)
+from sonde.findings.snd025 import SND025
+
+
+def net(scale: float | None, block: int = 3, depth: int = 6) -> Patches:
+    module = Patches(depth=depth).eval()
+    if scale is not None:
+        with torch.no_grad():
+            for part in (module.blocks[block].value, module.blocks[block].down):
+                part.weight *= scale
+                part.bias *= scale
+    return module
+
+
+X = noise(40 * 5, 16).reshape(40, 5, 16)
+
+
+@pytest.mark.truth("median over units of rms(out - in) / std(in), by numpy from a plain forward")
+def test_change_over_spread() -> None:
+    import numpy as np
+
+    module = net(0.02)
+    check = SND025().check(evidence_of(tensors(module, X)))
+    assert_raised(check, "note")
+    with torch.no_grad():
+        before = X
+        for block in module.blocks[:3]:
+            before = block(before)
+        after = module.blocks[3](before)
+    change = (after - before).double().reshape(-1, 16).square().mean(0).sqrt()
+    spread = before.double().reshape(-1, 16).std(0, correction=0)
+    truth = np.sort((change / spread).numpy())[7]
+    assert check.figure is not None
+    assert check.figure.value == pytest.approx(float(truth), rel=1e-4)
+    assert check.finding is not None
+    assert check.finding.sites == ("blocks.3",)
+    assert "4 other blocks" in check.finding.sentence
+
+
+def test_an_idle_block_and_many_weak_ones_are_warnings() -> None:
+    assert_raised(checked(SND025(), tensors(net(0.0), X)), "warning")
+    weak = net(0.02, block=1)
+    with torch.no_grad():
+        for block in (weak.blocks[4], weak.blocks[5]):
+            block.value.weight *= 0.02
+            block.down.weight *= 0.02
+            block.value.bias *= 0.02
+            block.down.bias *= 0.02
+    assert_raised(checked(SND025(), tensors(weak, X)), "warning")
+
+
+def test_random_blocks_are_clear_and_one_huge_unit_changes_nothing() -> None:
+    assert_clear(checked(SND025(), tensors(net(None), X)))
+
+    class Spiked(Patches):
+        def forward(self, x: Tensor) -> Tensor:
+            for i, block in enumerate(self.blocks):
+                x = block(x)
+                if i == 0:
+                    x = x + 3000 * nn.functional.one_hot(torch.tensor(2), 16)
+            return self.head(x.mean(dim=1))
+
+    assert_clear(checked(SND025(), tensors(Spiked(depth=4).eval(), X)))
+
+
+def test_layers_without_parameters_and_unconnected_sites_are_not_judged() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(16, 16), nn.Identity(), nn.Dropout(0.1), nn.ReLU()).eval()
+    check = checked(SND025(), tensors(plain, noise(64, 16), sites=["0", "1", "2"]))
+    assert check.state == "not_applicable"
+
+
+def test_an_interval_where_rows_are_the_sampled_ones() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.08 * self.inner(x)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(*[Residual() for _ in range(3)]).eval()
+    check = checked(SND025(), tensors(module, noise(100, 16)))
+    assert check.figure is not None
+    assert check.figure.low is not None
+    assert check.figure.low < check.figure.value < check.figure.high  # type: ignore[operator]

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import nn
+
+from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from sonde.findings.snd027 import SND027
+
+
+def net(rank: int | None, widths: tuple[int, int, int] = (24, 40, 40)) -> nn.Sequential:
+    torch.manual_seed(0)
+    first, second, third = widths
+    module = nn.Sequential(nn.Linear(8, first), nn.Tanh(), nn.Linear(first, second), nn.Tanh(),
+                           nn.Linear(second, third)).eval()  # fmt: skip
+    if rank is not None:
+        with torch.no_grad():
+            u, s, v = torch.linalg.svd(module[4].weight)
+            s[rank:] = 0
+            module[4].weight.copy_(u @ torch.diag(s) @ v)
+    return module
+
+
+@pytest.mark.truth("number of singular values that were kept")
+def test_a_weight_cut_to_twelve_dimensions() -> None:
+    check = checked(SND027(), tensors(net(12), 2 * noise(300, 8)))
+    assert_raised(check, "note")
+    assert check.tables["ranks"]["4"][0] == 12
+    assert check.finding is not None
+    assert check.finding.sites == ("4",)
+
+
+def test_a_wider_layer_has_the_rank_of_its_input() -> None:
+    check = checked(SND027(), tensors(net(None, (24, 40, 64)), 2 * noise(300, 8)))
+    assert_clear(check)
+    assert check.tables["ranks"]["4"] == (40, 40)
+    assert check.tables["ranks"]["2"] == (24, 24)
+
+
+def test_withheld_below_twice_the_width() -> None:
+    check = checked(SND027(), tensors(net(12), noise(50, 8)))
+    assert check.state == "withheld"
+    assert check.tables["needed"] == 80
