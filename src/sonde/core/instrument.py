@@ -1,6 +1,7 @@
 """What answers a question: instruments read statistics and turn them into results."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
@@ -94,7 +95,7 @@ class Instrument(ABC):
     part: ClassVar[Part] = "all"
 
     @abstractmethod
-    def reads(self) -> dict[str, Statistic[Any] | Read]:
+    def reads(self) -> Mapping[str, Statistic[Any] | Read]:
         """Return the statistics that ``result`` takes, by the names of its parameters."""
 
     @abstractmethod
