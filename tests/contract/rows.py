@@ -1,12 +1,14 @@
 """Rows with every column that a statistic can ask for."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sonde.core.hashing import base_hashes, draws
 
-Columns = dict[str, object]
+Columns = dict[str, Any]
 
 
 def make_columns(
