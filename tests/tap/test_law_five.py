@@ -25,14 +25,7 @@ def stream_of(name: str, objective: str | None, logits: bool) -> LiveStream:
         return live_stream(Model(cnn()), inputs, objective=objective, logits=logits)
     texts = Texts([[1, 5, 6], [1, 7], [1, 8, 9, 10]], batch_size=1)
     model = gpt2()
-    stream = live_stream(
-        Model(model, task="causal"),
-        texts,
-        ["blocks", "ln_1:in"][:1],
-        objective=objective,
-        logits=logits,
-    )
-    return stream
+    return live_stream(Model(model, task="causal"), texts, objective=objective, logits=logits)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

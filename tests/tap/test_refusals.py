@@ -60,7 +60,7 @@ def test_models_that_hooks_cannot_read(build, message):
 
 def test_a_traced_graph_of_modules_is_read():
     graph = torch.fx.symbolic_trace(mlp())
-    assert [s.key for s in live_stream(Model(graph), Arrays(X)).schema][0] == "0:out"
+    assert next(s.key for s in live_stream(Model(graph), Arrays(X)).schema) == "0:out"
 
 
 def test_stopping_early_with_a_cache_is_refused():

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from sonde.core.errors import SiteError
 from sonde.tap._eager import hold_eager, release_eager
 
+GUARDS = "_guards_fn"
 OutputHook = Callable[[Any], Any]
 InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
@@ -203,12 +204,15 @@ def check_readable(root: nn.Module) -> None:
                 f"Tap: {name} shards its weights over ranks, which is not supported. "
                 "Tap the module before it is sharded, one process per device."
             )
-        if isinstance(module, torch.fx.GraphModule) and not _calls_modules(module):
+        if isinstance(module, torch.fx.GraphModule) and _is_flat(module):
             raise SiteError(
                 "Tap: an exported model runs as one flat graph without modules. "
                 "Pass the Python module that it was made from."
             )
 
 
-def _calls_modules(module: torch.fx.GraphModule) -> bool:
-    return any(node.op == "call_module" for node in module.graph.nodes)
+def _is_flat(graph: torch.fx.GraphModule) -> bool:
+    """Return whether a graph lists modules that it never calls (guards of an export apart)."""
+    listed = [name for name in graph._modules if name != GUARDS]
+    called = [n for n in graph.graph.nodes if n.op == "call_module" and n.target != GUARDS]
+    return bool(listed) and not called

@@ -198,7 +198,7 @@ class _Recorder:
         call.end, call.outputs = self.tick, _described(output)
         self.tick += 1
         self.trace.setdefault(name, []).append(call)
-        if isinstance(module, nn.Linear) and isinstance(output, Tensor):
+        if isinstance(module, nn.Linear) and not output.is_nested:
             self.linear[name] = output
 
     def _head(self, output: Any) -> str | None:
