@@ -246,3 +246,10 @@ def test_wrong_kinds_of_data_are_named(vit, gpt2, tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.InputError, match="holds no image"):
         open_inputs(load(vit), tmp_path / "empty")
+
+
+def test_pixel_values_have_the_models_type(vit, folder):
+    model = load(vit, dtype="bfloat16")
+    (batch,) = open_inputs(model, folder).batches(0, 3)
+    assert batch.kwargs["pixel_values"].dtype == torch.bfloat16
+    assert batch.length is None

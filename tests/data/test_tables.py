@@ -206,3 +206,21 @@ def test_deeply_nested_json_is_an_error_not_a_crash(gpt2, tmp_path):
     (tmp_path / "d.jsonl").write_text("[" * 200_000 + "\n")
     with pytest.raises(errors.InputError, match="line 1"):
         open_inputs(load(gpt2), tmp_path / "d.jsonl")
+
+
+def test_a_file_is_never_in_memory_as_a_whole(t5, tmp_path):
+    import tracemalloc
+
+    path = tmp_path / "large.jsonl"
+    with path.open("w") as file:
+        for i in range(4000):
+            file.write(json.dumps({"text": f"{i} " + "x" * 4000}) + "\n")
+    model = load(t5)
+    open_inputs(model, ["warm"])
+    tracemalloc.start()
+    inputs = open_inputs(model, path)
+    next(inputs.batches(2000, 2010))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 16e6
+    assert peak < path.stat().st_size / 2

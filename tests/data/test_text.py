@@ -233,3 +233,77 @@ def test_two_texts_with_one_content_share_an_id_and_have_occurrences(gpt2):
     assert batch.ids[0] == batch.ids[2] != batch.ids[1]
     assert batch.occurrence.tolist() == [0, 0, 1]
     assert not inputs.grouped
+
+
+def test_position_tables_with_a_padding_row_hold_less_than_they_say(bert):
+    from transformers import RobertaConfig, RobertaModel
+
+    config = RobertaConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=10,
+        pad_token_id=1,
+    )
+    model = load(RobertaModel(config), processor=load(bert).processor)
+    inputs = open_inputs(model, ["a b c d e f g h cat dog"])
+    rows = by_order(inputs)
+    assert [len(r[0]) for r in rows] == [8, 6]
+    for batch in units(inputs):
+        model.module(**batch.kwargs)
+
+
+def test_a_wrapped_model_still_gets_its_mask(gpt2):
+    class Wrapper(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.base_model, self.config = model, model.config
+
+        def forward(self, *args, **kwargs):
+            return self.base_model(*args, **kwargs)
+
+    model = load(gpt2)
+    wrapped = load(Wrapper(model.module), processor=model.processor)
+    (batch,) = units(open_inputs(wrapped, ["a", "abc"]))
+    assert set(batch.kwargs) == {"input_ids", "attention_mask"}
+    assert wrapped.module(**batch.kwargs).logits.shape == (2, 3, 256)
+
+
+def test_a_decoder_that_classifies_without_a_padding_token_gets_batches_of_one(gpt2):
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    config = GPT2Config(vocab_size=256, n_positions=16, n_embd=8, n_layer=1, n_head=1)
+    model = load(GPT2ForSequenceClassification(config), processor=load(gpt2).processor)
+    inputs = open_inputs(model, ["a", "abc"])
+    assert inputs.batch_size == 1
+    for batch in units(inputs):
+        assert model.module(**batch.kwargs).logits.shape == (1, 2)
+
+
+def test_lengths_are_known_where_texts_are_cut_off(gpt2):
+    inputs = open_inputs(load(gpt2), ["abc", "y" * 20], long="truncate")
+    assert inputs.listing.length.tolist() == [3, 16]
+    assert inputs.listing.truncated.tolist() == [0, 4]
+
+
+def test_models_without_a_limit_read_whole_texts(t5):
+    (row,) = by_order(open_inputs(load(t5), ["a " * 3000]))
+    assert len(row[0]) == 3002
+
+
+def test_the_identity_names_what_shapes_the_batches(gpt2):
+    model = load(gpt2)
+    plain = open_inputs(model, ["a", "b"]).identity()
+    assert plain == open_inputs(model, ["a", "b"]).identity()
+    json.dumps(plain)
+    others = [
+        open_inputs(model, ["a", "c"]),
+        open_inputs(model, ["b", "a"]),
+        open_inputs(model, ["a", "b"], batch_size=2),
+        open_inputs(model, ["a", "b"], max_length=5),
+        open_inputs(model, ["a", "b"], long="truncate"),
+        open_inputs(model, [("a", 1), ("b", 0)]),
+    ]
+    assert all(other.identity() != plain for other in others)

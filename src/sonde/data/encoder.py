@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from sonde.data.sources import Row
 
+_WRAPPED = ("_orig_mod", "module", "base_model", "model")
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -92,9 +94,14 @@ class Encoder(ABC):
 
 
 def forward_names(module: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters of a module's ``forward``."""
-    inner = getattr(module, "_orig_mod", module)
-    return frozenset(inspect.signature(inner.forward).parameters)
+    """Return the names of the parameters of a module's ``forward``, or of the one that it wraps."""
+    found = inspect.signature(module.forward).parameters
+    if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
+        for name in _WRAPPED:
+            inner = getattr(module, name, None)
+            if isinstance(inner, nn.Module):
+                return forward_names(inner)
+    return frozenset(found)
 
 
 def called(main: str, x: Any, names: frozenset[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -117,9 +117,12 @@ def context_of(model: Model) -> int | None:
 def batch_size_for(model: Model, listing: Listing, encoder: Encoder, logits: bool) -> int:
     """Return 64, halved until batch x length x (4 hidden + vocabulary) x bytes is at most 1 GiB.
 
-    The length is a bound of the longest example: the context, or less if every text is shorter.
+    A text classifier without a padding token finds the last token only in batches of one. The
+    length is a bound of the longest example: the context, or less if every text is shorter.
     """
     config = getattr(model.config, "text_config", model.config)
+    if model.task == "classifier" and getattr(config, "pad_token_id", None) is None:
+        return 1
     hidden = getattr(config, "hidden_size", None)
     if not isinstance(hidden, int):
         return LARGEST_BATCH
@@ -247,6 +250,7 @@ def _image_encoder(
         channels,
         names,
         _patch(model.config),
+        _dtype(model.module),
         origin={"processor": _recipe(processor)},
     )
 

@@ -13,6 +13,7 @@ from sonde.data.sources import Row, Source
 
 SPLITS = ("test", "validation", "train")
 HUB_SECONDS = 10.0
+ROWS_AT_ONCE = 256
 
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -37,7 +38,10 @@ class HubData(Source):
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows."""
-        yield from self._found
+        for block in self._found.iter(batch_size=ROWS_AT_ONCE):
+            names, columns = list(block), list(block.values())
+            for values in zip(*columns, strict=True):
+                yield dict(zip(names, values, strict=True))
 
     def take(self, start: int, stop: int) -> list[Row]:
         """Return some rows."""

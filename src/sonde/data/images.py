@@ -34,6 +34,8 @@ class ImageEncoder(Encoder):
         1 (grey) or 3 (RGB).
     patch : (int, int) or None
         Height and width of a patch, where the model cuts images.
+    dtype : torch.dtype or None
+        Type of the model's weights, which pixel values are brought to.
     names : frozenset of str
         Parameters of the model's ``forward``.
     """
@@ -44,6 +46,7 @@ class ImageEncoder(Encoder):
     channels: int
     names: frozenset[str]
     patch: tuple[int, int] | None = None
+    dtype: torch.dtype | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     kind: str = "image"
 
@@ -76,6 +79,7 @@ class ImageEncoder(Encoder):
         if not images:
             return Collated(bad=bad)
         pixels = processed(self.processor, images)
+        pixels = pixels if self.dtype is None else pixels.to(self.dtype)
         args, kwargs = called("pixel_values", pixels, self.names)
         brightness = torch.tensor([_brightness(image) for image in images])
         return Collated(

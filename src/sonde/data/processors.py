@@ -134,8 +134,9 @@ def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote
 
 
 def _image_processor(directory: Path) -> Any:
-    path = directory / "preprocessor_config.json"
-    if not path.exists():
+    paths = (directory / "preprocessor_config.json", directory / "processor_config.json")
+    path = next((p for p in paths if p.exists()), None)
+    if path is None:
         return None
     written = json_object(path)
     from transformers import AutoImageProcessor
@@ -143,7 +144,7 @@ def _image_processor(directory: Path) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(directory, backend="pil")
     except Exception:
-        return PillowProcessor.from_config(written)
+        return PillowProcessor.from_config(written.get("image_processor", written))
 
 
 def is_tokenizer(processor: Any) -> bool:

@@ -15,7 +15,7 @@ from sonde.core.errors import InputError
 from sonde.data.sources import Row, Source, Walk
 
 MAX_LINE_BYTES = 256 * 2**20
-PARQUET_ROWS = 1024
+PARQUET_ROWS = 256
 _CSV_LOCK = threading.Lock()
 
 

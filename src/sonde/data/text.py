@@ -123,7 +123,7 @@ class TextEncoder(Encoder):
         return "\0".join(texts).encode("utf-8", "surrogatepass")
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
-        """Return the examples of each row; only texts that may be too long are tokenised."""
+        """Return the examples of each row; texts that cannot be too long are not tokenised here."""
         out: list[list[Piece] | None] = [None if self._may_be_long(r) else [Piece()] for r in rows]
         long = [i for i, found in enumerate(out) if found is None]
         for i, ids in zip(long, self._tokens([rows[i] for i in long]), strict=True):
@@ -131,7 +131,7 @@ class TextEncoder(Encoder):
         return [found for found in out if found is not None]
 
     def _may_be_long(self, row: Row) -> bool:
-        if self.kind == "tokens":
+        if self.kind == "tokens" or self.long == "truncate":
             return True
         size = self.size(row)
         if size == 0 and not self.vocabulary.before and not self.vocabulary.after:
