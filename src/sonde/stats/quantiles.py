@@ -36,6 +36,7 @@ class QuantilesState(State):
     def quantile(self, q: Float[Tensor, "query"]) -> Float[Tensor, "query dim"]:
         """Return the smallest kept value whose rank is ``q n``; 0 and 1 give the exact range."""
         values = torch.cat(self.levels)
+        q = q.to(values.device)
         weight = torch.cat(
             [torch.full((len(v),), 2.0**h, dtype=torch.float64) for h, v in enumerate(self.levels)]
         ).to(values.device)
