@@ -54,8 +54,8 @@ def y_axis(percent: bool = False, **more: Any) -> alt.Axis:
 
 
 def layer(rows: Rows) -> alt.Chart:
-    """Return an empty layer over these rows."""
-    return alt.Chart(alt.Data(values=rows))
+    """Return an empty layer over these rows; altair copies lists at every step, but no tuple."""
+    return alt.Chart(alt.Data(values=tuple(rows)))
 
 
 def along(y: alt.Y, field: str) -> alt.Y:

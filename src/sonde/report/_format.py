@@ -118,9 +118,9 @@ def shown(text: object, limit: int = 200) -> str:
     >>> shown("a\x1b[2Jb\nc")
     'a�[2Jb�c'
     """
-    clean = "".join(
-        "�" if unicodedata.category(c) in _UNSAFE or c in _HIDDEN else c for c in str(text)
-    )
+    clean = str(text)
+    if not clean.isprintable():
+        clean = "".join("�" if _is_unsafe(letter) else letter for letter in clean)
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
 
 
@@ -139,3 +139,7 @@ def _scientific(value: Real, digits: int) -> str:
     if "." in mantissa:
         mantissa = mantissa.rstrip("0").rstrip(".")
     return f"{mantissa}e{int(exponent)}"
+
+
+def _is_unsafe(letter: str) -> bool:
+    return letter in _HIDDEN or unicodedata.category(letter) in _UNSAFE

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from altair.utils.schemapi import debug_mode
+
 from sonde.report._axes import NARROW, WIDE
 from sonde.report._draw import picture
 from sonde.report._format import number, plural, shown, tied, words
@@ -92,8 +94,10 @@ def _exact(value: Cell) -> str | None:
 def figure(made: Picture, names: Names) -> Markup:
     """Return a picture in two widths, its message, how to read it, its numbers."""
     key = names.new(made.key)
-    wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
-    narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
+    # Every picture is checked against altair's schema by the tests; doing it here takes a second.
+    with debug_mode(False):
+        wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
+        narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
     note = el("p", made.note, cls="reading") if made.note else None
     tools = tabled(made.numbers, names) if made.numbers else None
     message = el("figcaption", tied(made.message))
