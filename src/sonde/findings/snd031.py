@@ -60,7 +60,8 @@ class SND031(Rule):
         if not self._holds(figure):
             return self.clear(figure)
         own = self._own_lags(evidence, found, best, ~chosen)
-        return self.raised(self._finding(found, best, figure, own))
+        shares = [float(s.hit[~chosen].mean()) for s in (found.sites[best], found.sites[-1])]
+        return self.raised(self._finding(found, best, shares, figure, own))
 
     def _gain(
         self,
@@ -104,16 +105,21 @@ class SND031(Rule):
         return figure if self._holds(figure) else None
 
     def _finding(
-        self, found: LabelEvidence, best: int, figure: Figure, own: Figure | None
+        self,
+        found: LabelEvidence,
+        best: int,
+        shares: list[float],
+        figure: Figure,
+        own: Figure | None,
     ) -> Finding:
         site, last = found.sites[best], found.sites[-1]
         tail = "common in middle layers of pretrained models"
         if own is not None:
             tail = f"the model's own answers lag by {number(100 * own.value)} points"
         sentence = (
-            f"A simple classifier names {percent(site.accuracy)} of held-out rows right at "
-            f"{site.name} and {percent(last.accuracy)} at the last site, {last.name}: "
-            f"{number(100 * figure.value)} points less; {tail}. {plural(found.n_rows, 'row')}."
+            f"A simple classifier names {percent(shares[0])} of held-out rows right at "
+            f"{site.name} and {percent(shares[1])} at the last site, {last.name}: "
+            f"{number(100 * figure.value)} points less; {tail}. {plural(figure.n_rows, 'row')}."
         )
         return Finding(
             self.code,

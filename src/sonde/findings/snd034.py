@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from scipy.stats import binom
 
 from sonde.findings._places import read_command
-from sonde.findings._text import listed, percent, plural, shortened
+from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import blocked, label_evidence
 from sonde.findings.rows import doubtful_ids, doubtful_labels
@@ -71,8 +71,7 @@ class SND034(Rule):
         ids, site = doubtful_ids(evidence), found.sites[found.best]
         sentence = (
             f"{plural(count, 'row')} of {n:,} ({percent(share)}) at {site.name} lie among rows of "
-            f"one other class and are classified as it; up to {percent(self.usual)} is usual. "
-            f"First: {listed([shortened(i, 20) for i in ids], 2)}."
+            f"one other class and are classified as it; up to {percent(self.usual)} is usual."
         )
         return self.raised(
             Finding(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._places import read_command
-from sonde.findings._text import listed, percent, plural, shortened
+from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rows import Copies, copies
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -48,7 +48,7 @@ class SND041(Rule):
             Finding(
                 self.code,
                 "warning" if severe else "note",
-                self._sentence(found, share, ids, evidence),
+                self._sentence(found, share),
                 figure,
                 rows=tuple(ids[:50]),
                 effect=min(1.0, share),
@@ -60,7 +60,7 @@ class SND041(Rule):
     def _part(evidence: Evidence) -> bool:
         return evidence.data.limited
 
-    def _sentence(self, found: Copies, share: float, ids: list[str], evidence: Evidence) -> str:
+    def _sentence(self, found: Copies, share: float) -> str:
         verb = "is a further copy" if found.n_extra == 1 else "are further copies"
         parts = [f"{found.n_extra:,} of {plural(found.n, 'input')} ({percent(share)}) {verb}."]
         if found.contradicting:
@@ -69,10 +69,9 @@ class SND041(Rule):
             parts.append(f"{plural(many, 'content')} {verb} different labels.")
         if found.n_blank > 1:
             parts.append(f"{found.n_blank:,} inputs are empty.")
-        if len(set(ids)) > 1:
-            parts.append(f"Such as {listed([shortened(i, 24) for i in ids], 2)}.")
-        else:
-            parts.append(f"The most frequent occurs {plural(len(found.sets[0]), 'time')}.")
+        most = len(found.sets[0])
+        if most > 2:
+            parts.append(f"The most frequent one occurs {most:,} times.")
         return " ".join(parts)
 
 

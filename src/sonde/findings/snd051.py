@@ -65,7 +65,7 @@ class SND051(Rule):
             Finding(
                 self.code,
                 "warning" if severe else "note",
-                self._sentence(found, figure),
+                self._sentence(found, counted_as(evidence)),
                 figure,
                 sites=sites,
                 effect=max(0.0, min(1.0, 2 * worst.auroc - 1)),
@@ -73,7 +73,7 @@ class SND051(Rule):
             )
         )
 
-    def _sentence(self, found: Comparison, figure: Figure) -> str:
+    def _sentence(self, found: Comparison, noun: str) -> str:
         worst = max(found.sites, key=lambda s: (s.low, s.auroc))
         first = found.first(self.note)
         assert first is not None
@@ -86,5 +86,5 @@ class SND051(Rule):
         return (
             f"OTHER is told from DATA {where} with AUROC {number(worst.auroc)} "
             f"({number(worst.low)} to {number(worst.high)}; 0.5 is no difference).{tail} "
-            f"{found.n_data:,} and {found.n_other:,} groups."
+            f"{found.n_data:,} and {found.n_other:,} {noun}."
         )

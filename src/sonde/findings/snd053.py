@@ -8,7 +8,7 @@ import torch
 from sonde.findings._near import NearPairs, near_pairs
 from sonde.findings._places import read_command
 from sonde.findings._shared import shared_rows
-from sonde.findings._text import listed, number, percent, plural, shortened
+from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rows import NEAR_NEEDS, first_pieces, near_duplicates
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -83,7 +83,7 @@ class SND053(Rule):
             Finding(
                 self.code,
                 "warning" if severe else "note",
-                self._sentence(leak, near, ids),
+                self._sentence(leak, near),
                 figure,
                 sites=(leak.site,) if near else (),
                 rows=tuple(ids[:50]),
@@ -113,7 +113,7 @@ class SND053(Rule):
             p=1.0 if pairs is None else min(1.0, 2 * pairs.p),
         )
 
-    def _sentence(self, leak: _Leak, near: bool, ids: list[str]) -> str:
+    def _sentence(self, leak: _Leak, near: bool) -> str:
         parts = []
         if leak.exact:
             verb = "is" if len(leak.exact) == 1 else "are"
@@ -122,13 +122,13 @@ class SND053(Rule):
                 f"({percent(leak.share)}) {verb} in DATA too."
             )
         if near:
+            chance = "below 1e-12" if leak.p < 1e-12 else number(leak.p, 1)
             parts.append(
                 f"{plural(len(leak.near), 'more row')} of OTHER nearly equal rows of DATA "
-                f"(chance {number(leak.p, 1)})."
+                f"(chance {chance})."
             )
         if leak.short:
             parts.append(f"{plural(len(leak.short), 'shared input')} below 16 bytes apart.")
-        parts.append(f"Such as {listed([shortened(i, 20) for i in ids], 2)}.")
         return " ".join(parts)
 
 
