@@ -192,11 +192,12 @@ def _parameters(module: nn.Module) -> set[str]:
 
 
 def _pad_id(stream: LiveStream) -> int:
+    """Return the id that pads: some models count positions by it; else any id does."""
+    size = getattr(stream.model.config, "vocab_size", None)
     for owner in (stream.model.processor, stream.model.config):
-        for name in ("pad_token_id", "eos_token_id"):
-            found = getattr(owner, name, None)
-            if isinstance(found, int) and found >= 0:
-                return found
+        found = getattr(owner, "pad_token_id", None)
+        if isinstance(found, int) and found >= 0 and (size is None or found < size):
+            return found
     return 0
 
 
