@@ -11,8 +11,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ def _count_values(text: str) -> int:
     return sum(text.count(mark) for mark in ",:[{")
 
 
-def read_contents(file: BinaryIO, path: Path, limit: int, total: int) -> Contents:
+def read_contents(file: BufferedReader, path: Path, limit: int, total: int) -> Contents:
     """Return the head of a file, checked against its size but not against its hash."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
@@ -237,7 +238,7 @@ def _too_deep(value: Any, left: int) -> bool:
     return left == 0 or any(_too_deep(item, left - 1) for item in items)
 
 
-def verify(file: BinaryIO, contents: Contents, path: Path) -> None:
+def verify(file: BufferedReader, contents: Contents, path: Path) -> None:
     """Compare every byte with the hash, a piece at a time."""
     file.seek(contents.start)
     rest = {k: v for k, v in contents.envelope.items() if k != "hash"}

@@ -10,8 +10,9 @@ the file never names a class.
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ Types = Mapping[str, type[State]] | Callable[[str], type[State]]
 def state_type(statistic: Statistic[Any]) -> type[State]:
     """Return the type of a statistic's state: what ``observe`` (a learner's ``start``) returns."""
     cls = type(statistic)
-    function = cls.start if isinstance(statistic, Learner) else cls.observe
+    function: Any = cls.observe
+    if isinstance(statistic, Learner):
+        function = type(statistic).start
     found = get_type_hints(function).get("return")
     if found is None or not (isinstance(found, type) and issubclass(found, State)):
         name = f"{cls.__name__}.{function.__name__}"
@@ -170,7 +173,7 @@ def read_state(
                 f"{extra[:3]}. Fit again with the same methods and sites."
             )
         load = _Loader(file, contents)
-        find = types.__getitem__ if isinstance(types, Mapping) else types
+        find: Callable[[str], Any] = types.__getitem__ if isinstance(types, Mapping) else types
         states: dict[str, State | None] = {}
         for name, tree in trees.items():
             try:
@@ -215,7 +218,7 @@ class _opened:
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
 
-    def __enter__(self) -> BinaryIO:
+    def __enter__(self) -> BufferedReader:
         try:
             self._file = self._path.open("rb")
         except OSError as error:
@@ -233,7 +236,7 @@ class _opened:
 class _Loader:
     """Reads tensors by name, each once."""
 
-    def __init__(self, file: BinaryIO, contents: Contents) -> None:
+    def __init__(self, file: BufferedReader, contents: Contents) -> None:
         self._file, self._contents = file, contents
         self._seen: dict[str, Tensor] = {}
 
