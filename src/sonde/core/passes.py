@@ -18,12 +18,12 @@ from sonde.core.batch import Batch, Head
 from sonde.core.errorbars import SampleRows, Term, result_with_error
 from sonde.core.errors import InputError, StateError
 from sonde.core.hashing import rank_key
-from sonde.core.instrument import SAMPLE, Instrument, Read, Where
-from sonde.core.plan import Part, Split, unit_bounds
+from sonde.core.instrument import SAMPLE, Detector, Instrument, Read, Where
+from sonde.core.plan import UNIT_SIZE, Part, Split, unit_bounds
 from sonde.core.result import Result
 from sonde.core.state import State, digest
 from sonde.core.statistic import Learner, Statistic
-from sonde.core.stream import Stream
+from sonde.core.stream import ARRAY_BATCH, Stream
 
 States = dict[str, State | None]
 
@@ -346,8 +346,10 @@ def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
     following: Instrument | None = instrument
     while following is not None:
         task, instrument = Task(following, keys), following
-        states = observe_stream(stream, requests([task]))
-        sample = array_sample(stream, terms_of(task))
+        states = observe_stream(stream, requests([task]), unit_size=ARRAY_BATCH)
+        # A scorer's value is no estimate that needs an error: its scores are calibrated instead.
+        scores = isinstance(following, Detector)
+        sample = None if scores else array_sample(stream, terms_of(task))
         result = result_with_error(following, states_of(task, states), terms_of(task), sample)
         following = instrument.then(result)
     return result
@@ -391,13 +393,21 @@ def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
 
 
 def observe_stream(
-    stream: Stream, wanted: Mapping[str, Request], split: Split | None = None
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    split: Split | None = None,
+    unit_size: int = UNIT_SIZE,
 ) -> States:
     """Return the states over a whole stream, folded unit by unit in memory.
 
-    Learners walk the units in order; all else is merged in the plan's tree.
+    Learners walk units of the planned size in order; all else is merged in the plan's tree.
     """
-    bounds = unit_bounds(stream.group_keys)
+    if any(isinstance(r.statistic, Learner) for r in wanted.values()):
+        unit_size = UNIT_SIZE
+    if stream.grouped:
+        bounds = unit_bounds(stream.group_keys, unit_size)
+    else:
+        bounds = [*range(0, len(stream), unit_size), len(stream)]
     tree: list[tuple[int, States]] = []
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
