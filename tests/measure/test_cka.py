@@ -74,6 +74,7 @@ def test_rows_of_one_document_do_not_raise_the_grouped_value():
     assert np.mean(rows) > 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.truth("spread over fresh draws of the data")
 @pytest.mark.parametrize("debiased", [True, False])
 @pytest.mark.parametrize("size", [1, 2])
