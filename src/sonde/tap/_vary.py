@@ -101,6 +101,7 @@ def sized(
     doubled = change.axes if change.kind == "space" and which == 1 else ()
     args = tuple(_fit("", x, sizes, doubled) for x in batch.args)
     kwargs = {name: _fit(name, x, sizes, doubled) for name, x in batch.kwargs.items()}
+    kwargs = {n: _unpadded(n, x, batch.kwargs[n], batch.mask) for n, x in kwargs.items()}
     return to_model(module, args, kwargs)
 
 
@@ -115,8 +116,20 @@ def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
     for axis in doubled if x.is_floating_point() else ():
         x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
     is_target = name.startswith("decoder_") or name == "labels"
-    x = _lengthened(x, *(target if is_target else source))
-    return torch.ones_like(x) if name.endswith("attention_mask") else x
+    return _lengthened(x, *(target if is_target else source))
+
+
+def _unpadded(name: str, x: Any, given: Any, mask: Tensor | None) -> Any:
+    """Return a mask that calls every token real, in place of one that would call some padding."""
+    if not isinstance(x, Tensor):
+        return x
+    if name.endswith("attention_mask"):
+        return torch.ones_like(x)
+    if mask is None or given.dtype != torch.bool:
+        return x
+    if given.shape == mask.shape and torch.equal(given.to(mask.device), ~mask):
+        return torch.zeros_like(x)
+    return x
 
 
 def _rows(x: Tensor, n: int, n_rows: int) -> Tensor:
