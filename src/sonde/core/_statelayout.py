@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -222,7 +222,7 @@ def _envelope(inner: str, path: Path) -> dict[str, Any]:
     return envelope
 
 
-def _refused(text: str) -> None:
+def _refused(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON number")
 
 
