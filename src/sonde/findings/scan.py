@@ -36,6 +36,7 @@ _log = logging.getLogger("sonde")
 
 HALF = 0.5
 SCAN_NEIGHBOURS = 2048
+COUNTS_WITHHELD = "SND009"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,7 @@ def scan_stream(
         versus = _versus(gathered, second, other_data, tasks, split, settings)
         evidence = replace(evidence, versus=versus)
     chosen = _chosen(settings)
-    checks = settle(evidence, [run_rule(rule, evidence) for rule in chosen])
+    checks = settle(evidence, _run_all(chosen, evidence))
     partial = None if interrupted is None else (interrupted.partial.done, interrupted.partial.total)
     return Scanned(
         evidence=evidence,
@@ -129,6 +130,16 @@ def scan_stream(
         wall_seconds=time.monotonic() - began,
         partial=partial,
     )
+
+
+def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
+    """Return how every rule ended; the one that lists what was withheld sees the others."""
+    found = {r.code: run_rule(r, evidence) for r in chosen if r.code != COUNTS_WITHHELD}
+    options = {**evidence.options, "checks": tuple(found.values())}
+    for rule in chosen:
+        if rule.code == COUNTS_WITHHELD:
+            found[rule.code] = run_rule(rule, replace(evidence, options=options))
+    return [found[rule.code] for rule in chosen]
 
 
 def run_rule(rule: Rule, evidence: Evidence) -> Check:
