@@ -245,3 +245,38 @@ def test_a_model_offloaded_by_accelerate():
 def test_integer_and_float_inputs_are_moved_to_the_type_of_the_weights():
     net = mlp().double()
     assert only(live_stream(Model(net), Arrays(X))).rows["0:out"].dtype == torch.float64
+
+
+def test_what_is_done_to_the_model_is_said_once(caplog):
+    stream = live_stream(Model(mlp().train()), Arrays(X, batch_size=1))
+    list(stream)
+    list(stream)
+    assert [r.message[:30] for r in caplog.records] == ["the model is in training mode:"]
+
+
+class OneSizeOnly(nn.Module):
+    """Runs on batches of two only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(x.view(2, 8))
+
+
+@pytest.mark.truth("the layer applied directly")
+def test_a_model_for_one_batch_size_is_read_by_the_sizes_of_its_parameters():
+    net = OneSizeOnly()
+    batch = next(iter(live_stream(Model(net), Arrays(X, batch_size=2), "fc").batches(0, 2)))
+    assert torch.equal(batch.rows["fc:out"], net.fc(X[:2]).detach())
+
+
+def test_a_stream_keeps_no_rows_that_its_reader_has_dropped():
+    import gc
+    import weakref
+
+    batches = live_stream(Model(mlp()), Arrays(X, batch_size=2)).batches(0, 4)
+    kept = weakref.ref(next(batches).rows["0:out"])
+    gc.collect()
+    assert kept() is None

@@ -89,7 +89,9 @@ class Reader:
         if not frame.is_careful and self._may_be_poisoned():
             frame.is_careful = True
             return self.read(args, kwargs, batch, frame)
-        return self._reading(logits)
+        reading = self._reading(logits)
+        self.taken, self.gradients = {}, {}
+        return reading
 
     def _forward(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch

@@ -1,5 +1,6 @@
 """A live model over inputs as a stream of rows."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from sonde.tap.probe import Probe, probe
 from sonde.tap.reduce import Frame
 from sonde.tap.sites import Pattern
 
+_log = logging.getLogger("sonde")
 LOGIT_TASKS = frozenset({"causal", "classifier", "image_classifier"})
 
 
@@ -99,6 +101,7 @@ class LiveStream(Stream):
     @cached_property
     def probe(self) -> Probe:
         """What a probe forward on the first example found."""
+        _say_how(self.model.module)
         return probe(self.model, self._first)
 
     @cached_property
@@ -205,6 +208,13 @@ class LiveStream(Stream):
             "seed": self.seed,
             "data": self.inputs.identity(),
         }
+
+
+def _say_how(module: nn.Module) -> None:
+    if module.training:
+        _log.warning("the model is in training mode: read in eval mode, handed back as it was")
+    if any(type(part).__name__ == "OptimizedModule" for part in module.modules()):
+        _log.warning("the model is compiled: read in eager mode, the last bits may differ")
 
 
 def _length(batch: InputBatch) -> Tensor | None:

@@ -4,6 +4,7 @@ A model is run on two and on three rows, with another length or image size the s
 that follow tell rows, tokens and space apart from features; nothing is guessed from names.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from sonde.tap._vary import Change, changes, sized
 from sonde.tap.outputs import find, find_input, leaves
 
 ROWS = (2, 3)
+_log = logging.getLogger("sonde")
 
 
 @dataclass(frozen=True)
@@ -123,37 +125,23 @@ def probe(model: Model, batch: InputBatch) -> Probe:
     check_readable(model.module)
     names = Names(model.module)
     recorder = _Recorder(model, names, batch)
-    change, trace, output, head = _first_that_runs(recorder, batch)
-    return Probe(names, trace, _second(recorder, change), change, output, head)
-
-
-def _first_that_runs(
-    recorder: "_Recorder", batch: InputBatch
-) -> tuple[Change, Trace, dict[str, Leaf], str | None]:
-    """Return the first change of size at which the model runs both before and after."""
-    plans = changes(batch)
-    last = plans[-1]
-    for change in plans:
+    *resized, same = changes(batch)
+    for change in resized:
         try:
-            trace, output, head = recorder.run(change, 0)
-            if change is not last:
-                recorder.keep(change, recorder.run(change, 1)[0])
-            return change, trace, output, head
+            (trace, output, head), (other, _, _) = recorder.run(change, 0), recorder.run(change, 1)
         except SiteError:
             raise
-        except Exception:
-            if change is last:
-                raise
-    raise AssertionError("unreachable: the last change either returns or raises")
-
-
-def _second(recorder: "_Recorder", change: Change) -> Trace | None:
-    if recorder.kept is not None and recorder.kept[0] is change:
-        return recorder.kept[1]
+        except Exception as error:  # whatever a model raises at a size that it is not made for
+            _log.debug("probe: the model does not run at another size: %s", error)
+        else:
+            return Probe(names, trace, other, change, output, head)
+    trace, output, head = recorder.run(same, 0)
     try:
-        return recorder.run(change, 1)[0]
-    except Exception:
-        return None
+        other = recorder.run(same, 1)[0]
+    except Exception as error:  # a model for one batch size only
+        _log.debug("probe: the model does not run on three rows: %s", error)
+        return Probe(names, trace, None, same, output, head)
+    return Probe(names, trace, other, same, output, head)
 
 
 class _Recorder:
@@ -161,10 +149,6 @@ class _Recorder:
 
     def __init__(self, model: Model, names: Names, batch: InputBatch) -> None:
         self.model, self.names, self.batch = model, names, batch
-        self.kept: tuple[Change, Trace] | None = None
-
-    def keep(self, change: Change, trace: Trace) -> None:
-        self.kept = (change, trace)
 
     def run(self, change: Change, which: int) -> tuple[Trace, dict[str, Leaf], str | None]:
         args, kwargs = sized(self.model.module, self.batch, change, ROWS[which], which)
