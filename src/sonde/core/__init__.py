@@ -17,6 +17,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
 from sonde.core.plan import Plan, Split
 from sonde.core.result import Result, Scorer
+from sonde.core.running import Running
 from sonde.core.site import Reducer, Site
 from sonde.core.state import State
 from sonde.core.statistic import Learner, Statistic
@@ -44,6 +45,7 @@ __all__ = [
     "Reducer",
     "Replace",
     "Result",
+    "Running",
     "Scale",
     "Scorer",
     "ShapeError",

@@ -152,9 +152,10 @@ def infinite_where_nonfinite(
 ) -> Float[Tensor, "row"]:
     """Return the scores with ``+inf`` for every row that has a NaN or infinity in a column."""
     for column in columns:
+        if bool(torch.isfinite(column.sum(dim=1)).all()):
+            continue
         finite = torch.isfinite(column).all(dim=1)
-        if not bool(finite.all()):
-            score = torch.where(finite, score, torch.full_like(score, math.inf))
+        score = torch.where(finite, score, torch.full_like(score, math.inf))
     return score
 
 

@@ -105,9 +105,7 @@ def _data(data: DataEvidence, gathered: Gathered) -> dict[str, Any]:
         "name": data.name,
         "fingerprint": data.fingerprint,
         "n_examples": gathered.outcome.counters.get("examples", data.n),
-        "n_rows": max(
-            (v for k, v in gathered.outcome.counters.items() if k.startswith("rows|")), default=0
-        ),
+        "n_rows": gathered.outcome.counters.get("examples", data.n),
         "n_groups": data.n_groups,
         "group_column": "given" if data.grouped else None,
         "label_column": "given" if data.has_labels else None,

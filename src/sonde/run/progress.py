@@ -25,14 +25,15 @@ class Bar:
     total : int
         Number of examples.
     shown : bool, default=True
-        False keeps silent.
+        False keeps silent; so does a stderr that is no terminal.
     delay_seconds : float, default=2.0
     """
 
     def __init__(
         self, label: str, total: int, shown: bool = True, delay_seconds: float = 2.0
     ) -> None:
-        self._label, self._total, self._shown, self._delay = label, total, shown, delay_seconds
+        self._label, self._total, self._delay = label, total, delay_seconds
+        self._shown = shown and sys.stderr.isatty()
         self._began = time.monotonic()
         self._done = 0
         self._progress: Progress | None = None
