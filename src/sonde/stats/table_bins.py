@@ -1,0 +1,74 @@
+"""Exact bins between fixed edges by table lookup: several times faster than a binary search."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CELLS_PER_EDGE = 64
+MOST_CELLS = 1 << 16
+
+
+@dataclass(frozen=True)
+class TableBins:
+    """Bins between ascending edges, equal to ``torch.bucketize(x, edges, right=True)``.
+
+    The range of the edges is cut into equal cells, each with at most one edge. A number's cell
+    gives the bin up to that edge, and one comparison decides. Cells are monotone in the number,
+    whatever the rounding, so the result is exact.
+    """
+
+    edges: Float[Tensor, "edge"]
+    first: Int[Tensor, "cell"]
+    low: float
+    scale: float
+
+    @classmethod
+    def of(cls, edges: Float[Tensor, "edge"]) -> "TableBins | None":
+        """Return the table for edges in the type of the rows; None where they lie too unevenly."""
+        n_cells = min(MOST_CELLS, CELLS_PER_EDGE * (len(edges) + 1))
+        width = float(edges[-1] - edges[0])
+        if len(edges) < 2 or not width > 0.0 or not math.isfinite((n_cells - 2) / width):
+            return None
+        low, scale = float(edges[0]), (n_cells - 2) / width
+        cells = _cells(edges, low, scale, n_cells).long()
+        counts = torch.bincount(cells, minlength=n_cells)
+        if int(counts.max()) > 1:
+            return None
+        padded = torch.cat([edges, edges.new_full((1,), math.nan)])  # above no number
+        return cls(padded, (counts.cumsum(0) - counts).int(), low, scale)
+
+    def __call__(self, x: Float[Tensor, "row dim"]) -> Int[Tensor, "row dim"]:
+        """Return the bin of each number as int32; NaN falls into the first bin."""
+        cell = _cells(x, self.low, self.scale, len(self.first)).flatten()
+        bins = self.first.index_select(0, cell)
+        bins += x.flatten() >= self.edges.index_select(0, bins)
+        return bins.view(x.shape)
+
+
+def _cells(x: Tensor, low: float, scale: float, n_cells: int) -> Tensor:
+    position = x.sub(low).mul_(scale).add_(1.0).nan_to_num_(0.0).clamp_(0.0, n_cells - 1.0)
+    return position.int()
+
+
+@lru_cache(maxsize=64)
+def _table(edges: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> TableBins | None:
+    return TableBins.of(torch.tensor(edges, dtype=torch.float64, device=device).to(dtype))
+
+
+def fast_bins(x: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]) -> Int[Tensor, "row dim"]:
+    """Return the bin of each number, the count of edges at or below it, as int32.
+
+    Examples
+    --------
+    >>> import torch
+    >>> fast_bins(torch.tensor([[-1.0, 0.5, 2.0, 9.0]]), torch.tensor([0.0, 1.0, 2.0])).tolist()
+    [[0, 1, 3, 3]]
+    """
+    table = _table(tuple(edges.tolist()), x.dtype, x.device)
+    if table is None:
+        return torch.bucketize(x, edges.to(x), right=True, out_int32=True)
+    return table(x)
