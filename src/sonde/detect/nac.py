@@ -19,6 +19,7 @@ from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
 from sonde.stats.log_histogram import LogHistogram, LogHistogramState
+from sonde.stats.table_bins import fast_bins
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class InfluenceCounts(Statistic[InfluenceCountsState]):
         """Return the counts of a batch."""
         edges = influence_edges(self.alpha, self.n_bins)
         n_bins = len(edges) + 1
-        index = _bins(x, grad, edges) + torch.arange(x.shape[1], device=x.device) * n_bins
-        counts = torch.bincount(index.flatten(), minlength=x.shape[1] * n_bins)
+        counts = torch.bincount(_cells(x, grad, edges), minlength=x.shape[1] * n_bins)
         return InfluenceCountsState(len(x), counts.reshape(-1, n_bins))
 
     def merge(self, a: InfluenceCountsState, b: InfluenceCountsState) -> InfluenceCountsState:
@@ -79,12 +79,14 @@ def influence_edges(alpha: float, n_bins: int) -> Float[Tensor, "edge"]:
     return torch.where(middle, torch.zeros_like(inner), torch.logit(inner)) / alpha
 
 
-def _bins(
+def _cells(
     x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]
-) -> Int[Tensor, "row dim"]:
+) -> Int[Tensor, "cell"]:
+    """Return, for every row and unit, which entry of a unit by bin table it falls into."""
     z = x if x.dtype in (torch.float32, torch.float64) else x.float()
     z = z * grad.to(z)
-    return torch.bucketize(z, edges.to(z), right=True)
+    offset = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * (len(edges) + 1)
+    return fast_bins(z, edges).add_(offset).flatten()
 
 
 @final
@@ -100,11 +102,9 @@ class NACScorer(Scorer):
         self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
         """Return one minus the mean over units of the coverage of each row's bin."""
-        dim, n_bins = self.coverage.shape
-        check_width("NAC", x, dim)
-        offset = torch.arange(dim, device=x.device) * n_bins
-        index = _bins(x, grad, self.edges) + offset
-        covered = self.coverage.to(x.device).flatten()[index]
+        check_width("NAC", x, len(self.coverage))
+        table = self.coverage.to(x.device).flatten()
+        covered = table.index_select(0, _cells(x, grad, self.edges)).view(x.shape)
         return infinite_where_nonfinite(1.0 - covered.mean(1), x, grad)
 
 
