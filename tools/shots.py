@@ -1,4 +1,4 @@
-"""Pictures of report pages, as a reader sees them: ``python tools/shots.py REPORT.html ... [-o shots]``.
+"""Pictures of report pages as a reader sees them: ``python tools/shots.py REPORT.html [-o shots]``.
 
 Each page is opened in a real browser at two sizes and in two themes; one PNG of the whole page and
 one for each section at desktop size is written.
@@ -18,7 +18,11 @@ THEMES = ("light", "dark")
 
 def chromium() -> str | None:
     """Return the path of the system's browser, None where there is none."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def _cell(value: Cell, column: int, kind: str) -> Markup:
         return el("td", number(value, 4), cls="n", data_v=_exact(value))
     if kind == "state" and isinstance(value, str):
         return el("td", badge(value, "raised" if value in {"error", "warning", "note"} else ""))
-    return el("td", _text(value, kind), cls="n" if value is None else None)
+    return el("td", _text(value, kind), cls="n" if value is None else None, data_v=_exact(value))
 
 
 def _text(value: Cell, kind: str) -> Markup | str:
@@ -88,7 +88,11 @@ def _text(value: Cell, kind: str) -> Markup | str:
 
 def _exact(value: Cell) -> str | None:
     """Return the exact value where the cell shows a rounded one, for the copied CSV."""
-    return repr(value) if isinstance(value, float) and number(value, 4) != repr(value) else None
+    if value is None:
+        return ""
+    if isinstance(value, str) or number(value, 4) == repr(value):
+        return None
+    return repr(value)
 
 
 def figure(made: Picture, names: Names) -> Markup:

@@ -20,7 +20,7 @@
   show();
 
   // Copying: a command, a table as CSV, the JSON of the report.
-  const cell = (td) => td.dataset.v ?? td.innerText.trim();
+  const cell = (td) => td.dataset.v ?? td.textContent.trim();
   const quoted = (s) => (/[",\n]/.test(s) ? `"${s.replaceAll('"', '""')}"` : s);
   // A spreadsheet would run a text that begins like a formula.
   const harmless = (s) => (/^[=+@\t\r]|^-(?![\d.])/.test(s) ? `'${s}` : s);
