@@ -32,3 +32,7 @@ lint: install
 
 clean:
 	rm -rf build dist docs/_build .pytest_cache .ruff_cache
+
+# Pictures of every report that was made, at two sizes and in two themes.
+shots: install
+	$(BIN)/python tools/shots.py $(wildcard reports/*.html) -o shots
