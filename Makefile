@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install scan test test-fast lint wheel-test shots docs bench clean
+.PHONY: install scan test test-fast lint wheel-test shots docs clean
 
 install: $(STAMP)
 
@@ -18,21 +18,38 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf]' --group dev --group docs
 	touch $(STAMP)
 
+scan: install
+	mkdir -p reports
+	$(BIN)/sonde scan sonde:digits sonde:digits/test -o reports/digits.html
+	$(BIN)/sonde scan sonde:stdlib sonde:stdlib/test -o reports/stdlib.html
+	@echo "reports: reports/digits.html reports/stdlib.html"
+
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 600
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900
 
 test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 120 -m "not slow and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
 
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/typos
+	$(BIN)/python tools/check_layers.py
+	$(BIN)/python tools/check_size.py
+	$(BIN)/python tools/check_exports.py
+	$(BIN)/python tools/check_truth.py
 	$(BIN)/pyright
 
-clean:
-	rm -rf build dist docs/_build .pytest_cache .ruff_cache
+wheel-test: install
+	$(BIN)/python tools/wheel_test.py
 
-# Pictures of every report that was made, at two sizes and in two themes.
 shots: install
-	$(BIN)/python tools/shots.py $(wildcard reports/*.html) -o shots
+	mkdir -p reports
+	test -f reports/digits.html || $(MAKE) scan
+	$(BIN)/python tools/shots.py reports/digits.html reports/stdlib.html
+
+docs: install
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf build dist docs/_build .pytest_cache .ruff_cache reports shots

@@ -1,0 +1,191 @@
+"""Generate the pages of methods and findings, and the bibliography, from the code itself."""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from sonde.findings.catalogue import rule_classes
+from sonde.run.catalogue import FAMILIES, Method, methods
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_pages(docs: Path) -> list[Path]:
+    """Write ``docs/methods/*.md``, ``docs/findings/*.md`` and ``docs/papers.md``; return the paths."""
+    papers = bibliography(docs / "papers.bib")
+    written = [
+        *_write_all(docs / "methods", {m.word: method_page(m, papers) for m in methods().values()}),
+        *_write_all(docs / "findings", {c.lower(): finding_page(c) for c in rule_classes()}),
+    ]
+    index = "\n\n".join([methods_index(), "```{toctree}\n:hidden:\n:glob:\n\nmethods/*\n```"])
+    written.append(_write(docs / "methods.md", index))
+    index = "\n\n".join([findings_index(), "```{toctree}\n:hidden:\n:glob:\n\nfindings/*\n```"])
+    written.append(_write(docs / "findings.md", index))
+    written.append(_write(docs / "papers.md", papers_page(papers)))
+    return written
+
+
+def _write_all(folder: Path, pages: dict[str, str]) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.md"):
+        if old.stem not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        yield _write(folder / f"{name}.md", text)
+
+
+def _write(path: Path, text: str) -> Path:
+    content = text.rstrip() + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != content:
+        path.write_text(content, encoding="utf-8")
+    return path
+
+
+def method_page(method: Method, papers: dict[str, str]) -> str:
+    """Return the page of one method, from its docstring and class variables."""
+    doc = inspect.cleandoc(method.cls.__doc__ or "")
+    summary, _, rest = doc.partition("\n")
+    body = _sections(rest.strip())
+    parameters = ", ".join(f"{f.name}={f.default!r}" for f in fields(method.cls))  # type: ignore[arg-type]
+    lines = [
+        f"# `{method.word}`",
+        summary.strip(),
+        f"```python\nfrom sonde.{method.family} import {method.cls.__name__}\n\n"
+        f"{method.cls.__name__}({parameters})\n```",
+        f"Family `{method.family}`; reads {_span(method)}.",
+        body,
+    ]
+    if method.cls.paper:
+        lines.append("## Paper\n\n" + papers.get(method.cls.paper, f"`{method.cls.paper}`"))
+    return "\n\n".join(line for line in lines if line)
+
+
+def _span(method: Method) -> str:
+    words = {"one": "one site", "pair": "a pair of sites", "all": "all sites at once"}
+    reads = ", ".join(type(r.statistic).__name__ for r in method.cls().all_reads().values())
+    return f"{words[method.cls.span]}: {reads}"
+
+
+def _sections(doc: str) -> str:
+    """Return a numpy docstring as Markdown: its underlined titles become headings, tables stay text."""
+    found: list[str] = []
+    lines = doc.splitlines()
+    i = 0
+    while i < len(lines):
+        underlined = i + 1 < len(lines) and re.fullmatch(r"-{3,}", lines[i + 1].strip())
+        if underlined:
+            block, i = _block(lines, i + 2)
+            if lines[i - len(block) - 2].strip() != "References":
+                found.append(f"## {lines[i - len(block) - 2].strip()}")
+                found.append("```text\n" + "\n".join(block).strip("\n") + "\n```")
+            continue
+        block, i = _prose(lines, i)
+        found.append(_paragraphs(block))
+    return "\n\n".join(f for f in found if f.strip())
+
+
+def _block(lines: list[str], start: int) -> tuple[list[str], int]:
+    end = start
+    while end < len(lines):
+        if end + 1 < len(lines) and re.fullmatch(r"-{3,}", lines[end + 1].strip()):
+            break
+        end += 1
+    return lines[start:end], end
+
+
+def _prose(lines: list[str], start: int) -> tuple[list[str], int]:
+    return _block(lines, start)
+
+
+def _paragraphs(lines: list[str]) -> str:
+    """Return prose as it is, and aligned facts such as ``Range   [0, 1]`` as a fixed block."""
+    out: list[str] = []
+    for paragraph in "\n".join(lines).split("\n\n"):
+        text = paragraph.strip("\n")
+        aligned = re.match(r"^[A-Z][a-z]+ {2,}\S", text)
+        out.append(f"```text\n{text}\n```" if aligned else text.replace("``", "`"))
+    return "\n\n".join(out)
+
+
+def methods_index() -> str:
+    """Return the catalogue as a page."""
+    lines = ["# Methods", "What `sonde methods` prints, family by family."]
+    for family in FAMILIES:
+        lines.append(f"## {family}")
+        lines.append("| method | what it answers |\n|---|---|")
+        rows = [
+            f"| [`{m.word}`](methods/{m.word}.md) | {m.summary} |"
+            for m in methods().values()
+            if m.family == family
+        ]
+        lines[-1] += "\n" + "\n".join(rows)
+    return "\n\n".join(lines)
+
+
+def finding_page(code: str) -> str:
+    """Return the page of one code, from its class."""
+    cls = rule_classes()[code]
+    limits = "\n".join(f"| `{k}` | {v:g} |" for k, v in cls().thresholds().items())
+    parts = [
+        f"# {code}: {cls.title}",
+        f"**Why it matters.** {cls.why}",
+        f"**How it is computed.** {cls.how}",
+        f"| threshold | default |\n|---|---|\n{limits}" if limits else "",
+        f"**False positives.** {cls.false_positives}" if cls.false_positives else "",
+        f"**Planted in tests.** {cls.plant}" if cls.plant else "",
+        f"**Healthy twin.** {cls.twin}" if cls.twin else "",
+        f"Move a threshold with `--set {code}.name=value`; silence it with `--ignore {code}`.",
+    ]
+    return "\n\n".join(p for p in parts if p)
+
+
+def findings_index() -> str:
+    """Return the list of codes as a page."""
+    rows = "\n".join(
+        f"| [{code}](findings/{code.lower()}.md) | {cls.title} | {cls.theme} |"
+        for code, cls in rule_classes().items()
+    )
+    return (
+        "# Findings\n\nEvery code that `sonde scan` can raise. `sonde scan --explain CODE` prints the "
+        f"same in a terminal.\n\n| code | title | theme |\n|---|---|---|\n{rows}"
+    )
+
+
+def bibliography(path: Path) -> dict[str, str]:
+    """Return each entry of the bibliography as one line of Markdown."""
+    found: dict[str, str] = {}
+    for entry in re.split(r"^@\w+\{", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        key, _, rest = entry.partition(",")
+        values = dict(re.findall(r"(\w+)\s*=\s*\{(.*)\}", rest))
+        text = f"{_plain(values.get('author', ''))}: *{_plain(values.get('title', ''))}*"
+        where = ", ".join(v for v in (values.get("howpublished", ""), values.get("year", "")) if v)
+        note = f" ({values['note']})" if "note" in values else ""
+        found[key.strip()] = f"{text}. {_plain(where)}.{note}"
+    return found
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"\{?\\['`\"^~cv]\{?(\w)\}?\}?", r"\1", text)
+    return text.replace("{", "").replace("}", "")
+
+
+def papers_page(papers: dict[str, str]) -> str:
+    """Return the bibliography as a page."""
+    rows = "\n".join(f"- `{key}`: {line}" for key, line in sorted(papers.items()))
+    return (
+        "# Papers\n\nEntries marked *unverified* were written down without the paper at hand; check "
+        f"them before you cite them.\n\n{rows}"
+    )
+
+
+def main() -> int:
+    """Write every page."""
+    print(f"{len(make_pages(ROOT / 'docs'))} pages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Build the wheel, install it in a clean environment, and run the main job from another folder."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    """Run a command, and end with its exit code if it fails."""
+    print("$", " ".join(map(str, command)), flush=True)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=environment, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def main() -> None:
+    """Build, install, scan, fit and score."""
+    with tempfile.TemporaryDirectory(prefix="sonde-wheel-") as name:
+        place = Path(name)
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "-w",
+            place,
+            ROOT,
+            cwd=place,
+        )
+        (wheel,) = place.glob("sonde-*.whl")
+        venv.create(place / "env", with_pip=True)
+        folder = "Scripts" if os.name == "nt" else "bin"
+        pip, sonde = place / "env" / folder / "pip", place / "env" / folder / "sonde"
+        run(pip, "install", "--quiet", "-c", ROOT / "constraints.txt", "torch", cwd=place)
+        run(pip, "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=place)
+        work = place / "work"
+        work.mkdir()
+        run(sonde, "scan", "sonde:digits", "sonde:digits/test", "-o", "digits.html", cwd=work)
+        run(sonde, "scan", "sonde:stdlib", "sonde:stdlib/test", "-o", "stdlib.html", cwd=work)
+        run(sonde, "fit", "mahalanobis", "sonde:digits", "sonde:digits/train", cwd=work)
+        run(sonde, "score", "probe.sonde", "sonde:digits", "sonde:digits/test", cwd=work)
+        print(f"the wheel works: {wheel.name}, {wheel.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
