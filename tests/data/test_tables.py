@@ -213,14 +213,14 @@ def test_a_file_is_never_in_memory_as_a_whole(t5, tmp_path):
 
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:
-        for i in range(4000):
+        for i in range(2500):
             file.write(json.dumps({"text": f"{i} " + "x" * 4000}) + "\n")
     model = load(t5)
     open_inputs(model, ["warm"])
     tracemalloc.start()
     inputs = open_inputs(model, path)
-    next(inputs.batches(2000, 2010))
+    next(inputs.batches(500, 510))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert path.stat().st_size > 16e6
+    assert path.stat().st_size > 10e6
     assert peak < path.stat().st_size / 2

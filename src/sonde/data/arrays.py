@@ -87,6 +87,8 @@ def load_arrays(path: Path) -> dict[str, Any]:
             return {"x": found}
         with found:
             return {name: found[name] for name in found.files}
+    except InputError:
+        raise
     except ValueError as error:
         if "pickle" in str(error) or "Python objects" in str(error):
             raise InputError(
@@ -95,8 +97,6 @@ def load_arrays(path: Path) -> dict[str, Any]:
                 "it is not loaded. Save plain numbers and texts."
             ) from None
         raise InputError(f"{path} cannot be read: {error}") from None
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
 

@@ -276,8 +276,7 @@ def _weights(
     if device == "map":
         _need_accelerate()
         options["device_map"] = "auto"
-    else:
-        target = _device(device)
+    target = None if device == "map" else _device(device)
     try:
         module, report = kind.from_pretrained(directory, **options)
     except InputError:
@@ -287,7 +286,7 @@ def _weights(
             f"load: {directory} does not load as {kind.__name__}: {type(error).__name__}: {error}"
         ) from error
     _check_whole(report, kind.__name__, directory)
-    return module.eval() if device == "map" else module.to(target).eval()
+    return module.eval() if target is None else module.to(target).eval()
 
 
 def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:

@@ -22,6 +22,7 @@ from sonde.data.sources import Source
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
 from sonde.data.text import Long
 
+LONG: tuple[Long, ...] = get_args(Long)
 TABLES = {
     ".jsonl": JsonLines,
     ".ndjson": JsonLines,
@@ -84,7 +85,7 @@ def open_inputs(
     InputError
         If the data do not exist, are broken, empty, or of a kind that the model does not read.
     """
-    _check(batch_size, max_length, long, limit)
+    chosen = _check(batch_size, max_length, long, limit)
     source, n_picked = open_source(data, skip_bad)
     flags = Flags(text_column, image_column, label_column, id_column, group_column, target_column)
     images = ImageFlags.of(image_size, image_mean, image_std)
@@ -92,7 +93,7 @@ def open_inputs(
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
     found = layout(sample, reads_of(model, images), flags, model.name or "the model", source.name)
-    encoder = encoder_for(model, found, source.base, images, max_length, long)
+    encoder = encoder_for(model, found, source.base, images, max_length, chosen)
     listing = list_source(
         source,
         encoder,
@@ -172,15 +173,16 @@ def _id2label(model: Model) -> Mapping[int, str] | None:
     return {int(k): str(v) for k, v in found.items()} if found else None
 
 
-def _check(batch_size: int | str, max_length: int | None, long: str, limit: int | None) -> None:
+def _check(batch_size: int | str, max_length: int | None, long: str, limit: int | None) -> Long:
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(
             f"open_inputs: expected batch_size 'auto' or at least 1, got {batch_size!r}."
         )
     if max_length is not None and max_length < 1:
         raise InputError(f"open_inputs: expected max_length of at least 1, got {max_length}.")
-    if long not in get_args(Long):
-        known = get_args(Long)
-        raise InputError(f"open_inputs: expected long among {', '.join(known)}, got {long!r}.")
     if limit is not None and limit < 1:
         raise InputError(f"open_inputs: expected limit of at least 1, got {limit}.")
+    for known in LONG:
+        if known == long:
+            return known
+    raise InputError(f"open_inputs: expected long among {', '.join(LONG)}, got {long!r}.")

@@ -150,19 +150,19 @@ class TextEncoder(Encoder):
     def _cut(self, length: int) -> list[Piece]:
         if self.kind == "pair":
             return [Piece(0, *self._pair_length(length))]
-        whole = length + self._around
+        around = self._around
+        whole = length + around
         if whole == 0:
             raise InputError("an empty text gives no token")
         if self.max_length is None or whole <= self.max_length:
             return [Piece(0, whole)]
         self._refuse_long(whole)
-        room = self.max_length - self._around
+        room = self.max_length - around
         if self.long == "truncate":
             return [Piece(0, self.max_length, length - room)]
         starts = range(0, length, room)
         return [
-            Piece(k * self.max_length, min(room, length - s) + self._around)
-            for k, s in enumerate(starts)
+            Piece(k * self.max_length, min(room, length - s) + around) for k, s in enumerate(starts)
         ]
 
     def _pair_length(self, length: int) -> tuple[int, int]:
