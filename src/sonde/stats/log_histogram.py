@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.stats._log_table import table_log_bins
 
 LOW, HIGH, SUB = -40, 24, 4
 _SIDE = (HIGH - LOW + 1) * SUB
@@ -23,7 +24,12 @@ def log_bins(x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     into the first and the last bin of their sign. Bins are found by comparison of mantissas, so the
     same number always falls into the same bin.
     """
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    if x.dtype != torch.float64:
+        return table_log_bins(x.float(), _exact_bins)
+    return _exact_bins(x)
+
+
+def _exact_bins(x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     mantissa, exponent = torch.frexp(x.abs())
     steps = 2.0 ** (torch.arange(1, SUB, dtype=torch.float64, device=x.device) / SUB - 1)
     sub = torch.bucketize(mantissa, steps.to(mantissa.dtype), right=True)
@@ -102,7 +108,7 @@ class LogHistogram(Statistic[LogHistogramState]):
         z = x if x.dtype in (torch.float32, torch.float64) else x.float()
         z = z if grad is None else z * grad.to(z)
         dim = x.shape[1]
-        index = log_bins(z) + torch.arange(dim, device=x.device) * _BINS
+        index = log_bins(z) + torch.arange(dim, dtype=torch.int32, device=x.device) * _BINS
         counts = torch.bincount(index.flatten(), minlength=dim * _BINS)
         return LogHistogramState(len(x), counts.reshape(dim, _BINS))
 
