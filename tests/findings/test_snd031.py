@@ -4,8 +4,9 @@ import torch
 from sklearn.covariance import OAS
 
 from findings._evidence import digits, evidence_of, shuffled, states
+from sonde.findings._held_out import FOLDS
 from sonde.findings._linear import fitted_on, without
-from sonde.findings.labels import FOLDS, label_evidence
+from sonde.findings.labels import label_evidence
 from sonde.findings.snd031 import SND031
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, shuffled, states
-from sonde.findings.labels import eta_squared
+from sonde.findings._held_out import eta_squared
 from sonde.findings.snd036 import SND036
 
 

@@ -1,6 +1,8 @@
 """An AUROC with a bound that holds near 1, and the p-value of its rank sum."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from scipy.optimize import brentq
 from scipy.stats import mannwhitneyu, norm
@@ -30,10 +32,15 @@ def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, floa
     bottom, top = TINY, 1 - TINY
     low, high = 0.0, 1.0
     if value > bottom and excess(bottom) > 0:
-        low = float(brentq(excess, bottom, min(value, top)))
+        low = _root(excess, bottom, min(value, top))
     if value < top and excess(top) > 0:
-        high = float(brentq(excess, max(value, bottom), top))
+        high = _root(excess, max(value, bottom), top)
     return low, high
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    found: Any = brentq(function, low, high)
+    return float(found)
 
 
 def _error(theta: float, n: int, m: int) -> float:

@@ -73,3 +73,11 @@ def one_per_group(group: Int[Tensor, "row"]) -> Int[Tensor, "kept"]:
     for i, g in enumerate(group.tolist()):
         seen.setdefault(g, i)
     return torch.tensor(list(seen.values()), dtype=torch.int64)
+
+
+def ids_at(evidence: Evidence, rows: Sequence[int]) -> list[str]:
+    """Return the printable ids of shared rows; their places where the order is not known."""
+    order = shared_rows(evidence).order
+    if order is None:
+        return [str(i) for i in rows]
+    return [str(i) for i in evidence.ids_of(order[torch.tensor(list(rows), dtype=torch.int64)])]

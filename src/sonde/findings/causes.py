@@ -4,7 +4,7 @@ A fault at one place raises many codes. One table says what explains what, and w
 report then shows the cause once, with its consequences beneath it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -134,17 +134,11 @@ def _leads_to(settled: dict[str, Check], code: str, target: str) -> bool:
 
 
 def _reaches(reach: Reach, cause: Finding, finding: Finding, order: dict[str, int]) -> bool:
-    inside: Callable[[str], bool]
     if reach == "anywhere":
         return True
     if not finding.sites or not cause.sites:
         return False
     if reach == "same":
-        inside = set(cause.sites).__contains__
-    else:
-        first = min(order.get(s, len(order)) for s in cause.sites)
-
-        def inside(site: str) -> bool:
-            return order.get(site, -1) >= first
-
-    return all(inside(s) for s in finding.sites)
+        return set(finding.sites) <= set(cause.sites)
+    first = min(order.get(s, len(order)) for s in cause.sites)
+    return all(order.get(s, -1) >= first for s in finding.sites)

@@ -10,17 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errorbars import group_error
-from sonde.findings._linear import class_scores, fitted_on, without
+from sonde.findings._held_out import eta_squared, held_out_scores
 from sonde.findings._once import once
 from sonde.findings._places import counted_as, too_few
 from sonde.findings._shared import SharedRows, shared_rows
 from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.rule import Check, Rule
-from sonde.stats.class_moments import ClassMomentsState
 from sonde.stats.intervals import wilson
 
 LEAST_ROWS = 30
-FOLDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +119,10 @@ def best_site(accuracy: list[float]) -> int:
 
 def class_counts(data: DataEvidence) -> dict[int, int]:
     """Return the number of rows of each class; of its groups where rows come in groups."""
-    groups: dict[int, set[bytes]] = {}
+    groups: dict[int, set[Any]] = {}
     for i, label in enumerate(data.label.tolist()):
         if label >= 0:
-            key = data.group_keys[i] if data.grouped else i
-            groups.setdefault(label, set()).add(key)
+            groups.setdefault(label, set()).add(data.group_keys[i] if data.grouped else i)
     return {label: len(found) for label, found in sorted(groups.items())}
 
 
@@ -212,61 +209,6 @@ def _site(
         se=se,
         eta2=eta_squared(site.classes),
     )
-
-
-def held_out_scores(
-    site: SiteEvidence,
-    x: Float[Tensor, "row dim"],
-    label: Int[Tensor, "row"],
-    group: Int[Tensor, "row"],
-    numbers: Int[Tensor, "class"],
-    whole: bool,
-) -> tuple[Float[Tensor, "row class"], Float[Tensor, "row class"]]:
-    """Return each row's score of each class, fitted without its fold, and the classes' log shares.
-
-    A fold is a quarter of the groups by hash. ``whole``: what is fitted on are all rows outside the
-    fold, also those that the sample left out; only right where no other row is of a held-out group.
-    """
-    scores = torch.full((len(x), len(numbers)), -math.inf, dtype=torch.float64)
-    odds = torch.zeros_like(scores)
-    fold = torch.remainder(group, FOLDS)
-    for f in range(FOLDS):
-        held = fold == f
-        if not bool(held.any()):
-            continue
-        fitted = _fit(site, x, label, held, whole)
-        seen = torch.nonzero(torch.isin(fitted.labels, numbers)).flatten()
-        at = torch.searchsorted(numbers, fitted.labels[seen])
-        rows = torch.nonzero(held).flatten()
-        scores[rows[:, None], at] = class_scores(fitted, x[rows])[:, seen]
-        odds[rows[:, None], at] = (fitted.weight[seen] / fitted.weight[seen].sum()).log()
-    return scores, odds
-
-
-def _fit(
-    site: SiteEvidence,
-    x: Float[Tensor, "row dim"],
-    label: Int[Tensor, "row"],
-    held: Tensor,
-    whole: bool,
-) -> ClassMomentsState:
-    wide = site.moments.scatter.ndim == 1
-    labelled = label >= 0
-    if whole and site.classes is not None:
-        mine = held & labelled
-        if not bool(mine.any()):
-            return site.classes
-        return without(site.classes, fitted_on(x[mine], label[mine], wide))
-    rest = ~held & labelled
-    return fitted_on(x[rest], label[rest], wide)
-
-
-def eta_squared(classes: ClassMomentsState) -> float:
-    """Return the share of the variance of labelled rows that lies between classes."""
-    within = classes.pooled
-    inside = float(within.sum() if within.ndim == 1 else within.diagonal().sum())
-    between = float((classes.weight[:, None] * (classes.mean - classes.grand_mean).square()).sum())
-    return between / (between + inside) if between + inside > 0 else 0.0
 
 
 def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, float, float, int]]:

@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,14 @@ from torch import Tensor
 from sonde.core.hashing import bytes_key
 from sonde.findings._near import FAR, NearPairs, near_pairs
 from sonde.findings._once import once
-from sonde.findings._shared import shared_rows
+from sonde.findings._row_map import row_map
+from sonde.findings._shared import ids_at, shared_rows
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.labels import class_name, label_evidence, usable
 from sonde.stats.neighbours import nearest
 
 NEIGHBOURS = 10
 MOST_SITES = 12
-MOST_POINTS = 1000
 NAMED = 50
 FAR_Z = 4.0
 NEAR_NEEDS = 200
@@ -192,17 +191,10 @@ def rows_section(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _ids(evidence: Evidence, rows: Sequence[int]) -> list[str]:
-    order = shared_rows(evidence).order
-    if order is None:
-        return [str(i) for i in rows]
-    return [str(i) for i in evidence.ids_of(order[torch.tensor(list(rows), dtype=torch.int64)])]
-
-
 def doubtful_ids(evidence: Evidence) -> list[str]:
     """Return the ids of the rows whose label looks wrong."""
     found = label_evidence(evidence)
-    return _ids(evidence, found.where[doubtful_labels(evidence).row].tolist())
+    return ids_at(evidence, found.where[doubtful_labels(evidence).row].tolist())
 
 
 def _mislabelled(evidence: Evidence) -> list[dict[str, Any]]:
@@ -225,7 +217,7 @@ def _far(evidence: Evidence) -> list[dict[str, Any]]:
     z, where = far_scores(evidence)
     order = torch.argsort(z, descending=True, stable=True)[:20].tolist()
     order = [i for i in order if z[i] >= FAR_Z and math.isfinite(z[i])]
-    ids = _ids(evidence, order)
+    ids = ids_at(evidence, order)
     return [
         {"id": name, "site": evidence.sites[int(where[i])].schema.key, "z": round(float(z[i]), 3)}
         for name, i in zip(ids, order, strict=True)
@@ -256,7 +248,7 @@ def _near(evidence: Evidence) -> list[dict[str, Any]]:
         ):
             if frozenset((row, partner)) in out:
                 continue
-            a, b = _ids(evidence, (row, partner))
+            a, b = ids_at(evidence, (row, partner))
             out[frozenset((row, partner))] = {
                 "id": a,
                 "id2": b,
@@ -264,62 +256,3 @@ def _near(evidence: Evidence) -> list[dict[str, Any]]:
                 "ratio": float(ratio),
             }
     return sorted(out.values(), key=lambda pair: pair["ratio"])[:NAMED]
-
-
-def row_map(evidence: Evidence) -> dict[str, Any] | None:
-    """Return up to 1,000 rows along the two main directions of the site that shows most.
-
-    The site of best labels, else the last. Coloured by class, or by source against OTHER.
-    """
-    shared, labelled = shared_rows(evidence), usable(evidence)
-    site = label_evidence(evidence).best if labelled else len(evidence.sites) - 1
-    x, ids = shared.x(site), _ids(evidence, range(len(shared.group)))
-    label: list[str | None] = [None] * len(x)
-    column, by = shared.column("label"), "label"
-    if column is not None:
-        label = [class_name(evidence.data, c) if c >= 0 else None for c in column.tolist()]
-    if evidence.versus is not None:
-        other = evidence.versus.rows_at(evidence.sites[site].schema.key)
-        if other is not None:
-            label, by = ["DATA"] * len(x) + ["OTHER"] * len(other[0]), "source"
-            x, ids = torch.cat([x, other[0]]), ids + other[1]
-    kept = _thinned(len(x), evidence, len(ids) if by == "source" else 0)
-    if len(kept) < 2:
-        return None
-    points, shares = _two_directions(x[kept])
-    return {
-        "site": evidence.sites[site].schema.key,
-        "axes": shares,
-        "by": by,
-        "points": [
-            {"x": a, "y": b, "id": ids[i], "label": label[i]}
-            for (a, b), i in zip(points, kept.tolist(), strict=True)
-        ],
-    }
-
-
-def _thinned(n: int, evidence: Evidence, both: int) -> Int[Tensor, "kept"]:
-    """Return the first rows by draw; where two sources follow one another, half of each."""
-    if not both:
-        return torch.arange(min(n, MOST_POINTS))
-    own = len(shared_rows(evidence).group)
-    half = MOST_POINTS // 2
-    first = min(own, max(half, MOST_POINTS - (n - own)))
-    return torch.cat([torch.arange(first), torch.arange(own, min(n, own + MOST_POINTS - first))])
-
-
-def _two_directions(
-    x: Float[Tensor, "row dim"],
-) -> tuple[list[tuple[float, float]], list[float]]:
-    centred = x - x.mean(0)
-    scale = float(centred.abs().max()) or 1.0
-    left, singular, _ = torch.linalg.svd(centred / scale, full_matrices=False)
-    power = singular.square()
-    points = torch.zeros(len(x), 2, dtype=torch.float64)
-    used = min(2, len(singular))
-    points[:, :used] = left[:, :used] * singular[:used]
-    sign = points.gather(0, points.abs().argmax(0, keepdim=True)).sign()
-    points = points * torch.where(sign == 0, torch.ones_like(sign), sign)
-    total = float(power.sum()) or 1.0
-    pairs = [(round(a, 4), round(b, 4)) for a, b in points.tolist()]
-    return pairs, [round(float(p) / total, 4) for p in power[:2]]

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.findings._held_out import eta_squared
 from sonde.findings._linear import fitted_on
 from sonde.findings._places import read_command, too_few
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LEAST_ROWS, blocked, eta_squared
+from sonde.findings.labels import LEAST_ROWS, blocked
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.stats.class_moments import ClassMomentsState
 from sonde.stats.halves import half_error, random_halves

@@ -1,0 +1,74 @@
+"""Rows of one site along its two main directions."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.findings._shared import ids_at, shared_rows
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import class_name, label_evidence, usable
+
+MOST_POINTS = 1000
+
+
+def row_map(evidence: Evidence) -> dict[str, Any] | None:
+    """Return up to 1,000 rows along the two main directions of the site that shows most.
+
+    The site of best labels, else the last. Coloured by class, or by source against OTHER.
+    """
+    shared, labelled = shared_rows(evidence), usable(evidence)
+    site = label_evidence(evidence).best if labelled else len(evidence.sites) - 1
+    x, ids = shared.x(site), ids_at(evidence, range(len(shared.group)))
+    label: list[str | None] = [None] * len(x)
+    column, by = shared.column("label"), "label"
+    if column is not None:
+        label = [class_name(evidence.data, c) if c >= 0 else None for c in column.tolist()]
+    if evidence.versus is not None:
+        other = evidence.versus.rows_at(evidence.sites[site].schema.key)
+        if other is not None:
+            label, by = [], "source"
+            label += ["DATA"] * len(x)
+            label += ["OTHER"] * len(other[0])
+            x, ids = torch.cat([x, other[0]]), ids + other[1]
+    kept = _thinned(len(x), evidence, len(ids) if by == "source" else 0)
+    if len(kept) < 2:
+        return None
+    points, shares = _two_directions(x[kept])
+    return {
+        "site": evidence.sites[site].schema.key,
+        "axes": shares,
+        "by": by,
+        "points": [
+            {"x": a, "y": b, "id": ids[i], "label": label[i]}
+            for (a, b), i in zip(points, kept.tolist(), strict=True)
+        ],
+    }
+
+
+def _thinned(n: int, evidence: Evidence, both: int) -> Int[Tensor, "kept"]:
+    """Return the first rows by draw; where two sources follow one another, half of each."""
+    if not both:
+        return torch.arange(min(n, MOST_POINTS))
+    own = len(shared_rows(evidence).group)
+    half = MOST_POINTS // 2
+    first = min(own, max(half, MOST_POINTS - (n - own)))
+    return torch.cat([torch.arange(first), torch.arange(own, min(n, own + MOST_POINTS - first))])
+
+
+def _two_directions(
+    x: Float[Tensor, "row dim"],
+) -> tuple[list[tuple[float, float]], list[float]]:
+    centred = x - x.mean(0)
+    scale = float(centred.abs().max()) or 1.0
+    left, singular, _ = torch.linalg.svd(centred / scale, full_matrices=False)
+    power = singular.square()
+    points = torch.zeros(len(x), 2, dtype=torch.float64)
+    used = min(2, len(singular))
+    points[:, :used] = left[:, :used] * singular[:used]
+    sign = points.gather(0, points.abs().argmax(0, keepdim=True)).sign()
+    points = points * torch.where(sign == 0, torch.ones_like(sign), sign)
+    total = float(power.sum()) or 1.0
+    pairs = [(round(a, 4), round(b, 4)) for a, b in points.tolist()]
+    return pairs, [round(float(p) / total, 4) for p in power[:2]]
