@@ -96,12 +96,12 @@ class UnitEntropy(Instrument):
     def then(self, result: Result) -> Instrument:
         """Count in those bins."""
         assert isinstance(result, UnitEdges)  # the result of this class
-        return CountedEntropy(result.edges)
+        return _CountedEntropy(result.edges)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class CountedEntropy(Instrument):
+class _CountedEntropy(Instrument):
     """The second pass of ``UnitEntropy``: counts between known edges."""
 
     edges: Float[Tensor, "dim edge"]
