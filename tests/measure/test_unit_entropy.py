@@ -18,7 +18,7 @@ def test_definition():
         counts = np.histogram(x[:, unit], edges)[0]
         want = scipy.stats.entropy(counts) + (np.sum(counts > 0) - 1) / 400
         assert float(result.entropy[unit]) == pytest.approx(want, rel=1e-9)
-    low, high = np.quantile(x, [0.005, 0.995], axis=0, method="inverted_cdf")
+    low, high = np.quantile(x, [0.01, 0.99], axis=0, method="inverted_cdf")
     np.testing.assert_allclose(result.edges[:, 0], low + (high - low) / 8, rtol=1e-6)
 
 

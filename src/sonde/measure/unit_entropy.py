@@ -15,6 +15,9 @@ from sonde.core.statistic import Statistic
 from sonde.stats.histogram import Histogram, HistogramState
 from sonde.stats.quantiles import Quantiles, QuantilesState
 
+# Errors of ranks must stay well below the default ``trim``.
+CAPACITY = 1024
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class UnitEntropy(Instrument):
     ----------
     n_bins : int, default=30
         Bins of equal width; the first and last are open.
-    trim : float, default=0.005
+    trim : float, default=0.01
         The range lies between the quantiles ``trim`` and ``1 - trim``.
 
     Examples
@@ -69,7 +72,7 @@ class UnitEntropy(Instrument):
     """
 
     n_bins: int = 30
-    trim: float = 0.005
+    trim: float = 0.01
     paper: ClassVar[str] = "chelombiev2019adaptive"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 4})
 
@@ -81,7 +84,7 @@ class UnitEntropy(Instrument):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the quantiles of each unit."""
-        return {"quantiles": Quantiles()}
+        return {"quantiles": Quantiles(CAPACITY)}
 
     def result(self, quantiles: QuantilesState) -> UnitEdges:
         """Lay equal bins between two quantiles of each unit."""
@@ -96,7 +99,7 @@ class UnitEntropy(Instrument):
     def then(self, result: Result) -> Instrument:
         """Count in those bins."""
         assert isinstance(result, UnitEdges)  # the result of this class
-        return _CountedEntropy(result.edges)
+        return _CountedEntropy(result.edges, self.trim)
 
 
 @final
@@ -105,6 +108,7 @@ class _CountedEntropy(Instrument):
     """The second pass of ``UnitEntropy``: counts between known edges."""
 
     edges: Float[Tensor, "dim edge"]
+    trim: float
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the counts between the edges."""
@@ -118,7 +122,7 @@ class _CountedEntropy(Instrument):
         entropy = -torch.xlogy(share, share).sum(1) + (occupied - 1) / (2.0 * n)
         return UnitEntropyResult(
             value=float(entropy.mean()),
-            null=_normal_entropy(n_bins),
+            null=_normal_entropy(n_bins, self.trim),
             n=int(n.max()),
             unit="nats",
             range=(0.0, math.log(n_bins)),
@@ -133,9 +137,9 @@ class _CountedEntropy(Instrument):
         )
 
 
-def _normal_entropy(n_bins: int, trim: float = 0.005) -> float:
+def _normal_entropy(n_bins: int, trim: float) -> float:
     normal = torch.distributions.Normal(0.0, 1.0)
-    end = normal.icdf(torch.tensor(1.0 - trim, dtype=torch.float64))
+    end = normal.icdf(torch.tensor(1.0 - max(trim, 1e-6), dtype=torch.float64))
     edges = torch.linspace(-1, 1, n_bins + 1, dtype=torch.float64)[1:-1] * end
     below = torch.cat([torch.zeros(1), normal.cdf(edges), torch.ones(1)])
     share = below.diff()
@@ -143,7 +147,7 @@ def _normal_entropy(n_bins: int, trim: float = 0.005) -> float:
 
 
 def unit_entropy(
-    x: Any, *, group: Any = None, n_bins: int = 30, trim: float = 0.005
+    x: Any, *, group: Any = None, n_bins: int = 30, trim: float = 0.01
 ) -> UnitEntropyResult:
     """Return how evenly the units of an array use their range; see ``UnitEntropy``."""
     return UnitEntropy(n_bins, trim).fit(x, group=group)
