@@ -123,11 +123,11 @@ class Rule(ABC):
     def check(self, evidence: Evidence) -> Check:
         """Return how the rule ends on this evidence. An exception becomes the state ``failed``."""
 
-    def thresholds(self) -> dict[str, float]:
+    def thresholds(self) -> dict[str, int | float]:
         """Return the thresholds by name."""
         return asdict(self)  # type: ignore[call-overload]
 
-    def moved(self) -> dict[str, float]:
+    def moved(self) -> dict[str, int | float]:
         """Return the thresholds that a user has moved from their defaults."""
         return {
             f.name: getattr(self, f.name)
