@@ -133,10 +133,6 @@ class Reader:
                 return logits[frame.one("pos", logits.shape[1], "last")]
         return logits if logits.ndim == 2 and logits.shape[0] == frame.n else None
 
-    def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
-        """Reduce one tensor to rows, inside the hook."""
-        self.taken[kind.key][call] = kind.reduction(leaf.detach(), self.frame)
-
     def watch_gradient(self, kinds: Sequence[Kind], leaf: Tensor, call: int) -> Tensor:
         """Return the tensor, or one in its place, whose gradient will be taken."""
         watched = leaf if leaf.requires_grad else leaf.detach().requires_grad_(True).clone()
@@ -200,53 +196,59 @@ class _Slot:
         self.module = reader.probe.names.modules[path]
         self.calls, self.stop_at = 0, -1
         self.differentiates = reader.objective is not None and port == "out"
+        self.plan = [(k, k.site.key, k.site.call if _is_number(k) else None) for k in self.kinds]
 
     def reset(self, last: Kind | None) -> None:
         """Forget the previous forward; stop after ``last`` if it is ours."""
         self.calls, self.stop_at = 0, -1
-        if last is not None and last in self.kinds:
+        if last is not None and any(last is kind for kind in self.kinds):
             self.stop_at = last_call(last.site, self.reader.probe.calls(self.path))
 
     def after(self, output: Any) -> Any:
         """Take from an output; return one with gradient-requiring tensors if those are needed."""
-        changed = output
-        by_key: dict[str | None, list[Kind]] = {}
-        for kind in self._wanted():
-            by_key.setdefault(kind.site.key, []).append(kind)
-        for key, kinds in by_key.items():
-            leaf = find(changed, key)
-            if leaf is None:
-                raise SiteError(f"Site: {str(kinds[0].site)!r} returned no such tensor this time.")
-            self._take_each(kinds, leaf)
-            if self.differentiates:
-                watched = self.reader.watch_gradient(kinds, leaf, self.calls)
-                changed = replaced(changed, leaf, watched) if watched is not leaf else changed
+        call, taken = self.calls, []
+        for kind, key, wanted in self.plan:
+            if wanted is None or wanted == call:
+                leaf = find(output, key)
+                if leaf is None:
+                    raise SiteError(f"Site: {str(kind.site)!r} returned no such tensor this time.")
+                self._take(kind, leaf, call)
+                taken.append((kind, leaf))
+        changed = self._watched(output, taken) if self.differentiates else output
         self._count()
         return None if changed is output else changed
 
+    def _watched(self, output: Any, taken: Sequence[tuple[Kind, Tensor]]) -> Any:
+        by_leaf: dict[int, tuple[Tensor, list[Kind]]] = {}
+        for kind, leaf in taken:
+            by_leaf.setdefault(id(leaf), (leaf, []))[1].append(kind)
+        for leaf, kinds in by_leaf.values():
+            watched = self.reader.watch_gradient(kinds, leaf, self.calls)
+            output = replaced(output, leaf, watched) if watched is not leaf else output
+        return output
+
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take from the inputs."""
-        for kind in self._wanted():
-            _, leaf = find_input(self.module, args, kwargs, kind.site.key)
-            self._take_each([kind], leaf)
+        for kind, key, wanted in self.plan:
+            if wanted is None or wanted == self.calls:
+                self._take(kind, find_input(self.module, args, kwargs, key)[1], self.calls)
         self._count()
 
-    def _wanted(self) -> Sequence[Kind]:
-        call = self.calls
-        return [k for k in self.kinds if not isinstance(k.site.call, int) or k.site.call == call]
-
-    def _take_each(self, kinds: Sequence[Kind], leaf: Tensor) -> None:
-        for kind in kinds:
-            try:
-                self.reader.take(kind, leaf, self.calls)
-            except SondeError as error:
-                error.add_note(f"at {kind.key}")
-                raise
+    def _take(self, kind: Kind, leaf: Tensor, call: int) -> None:
+        try:
+            self.reader.taken[kind.key][call] = kind.reduction(leaf.detach(), self.reader.frame)
+        except SondeError as error:
+            error.add_note(f"at {kind.key}")
+            raise
 
     def _count(self) -> None:
         call, self.calls = self.calls, self.calls + 1
         if call == self.stop_at:
             self.reader.session.stop()
+
+
+def _is_number(kind: Kind) -> bool:
+    return isinstance(kind.site.call, int)
 
 
 def _offloads_block(module: nn.Module) -> bool:
