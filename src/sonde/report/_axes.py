@@ -39,7 +39,7 @@ def y_log(field: str, low: Real, high: Real, percent: bool = False) -> alt.Y:
     low, high = low / 1.25, high * 1.25
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = len(decades) <= 3
-    steps = range(1, 10) if high / low < 8 else (1, 2, 5) if few else (1,)
+    steps = (1, 1.5, 2, 3, 4, 6, 8) if high / low < 8 else (1, 2, 5) if few else (1,)
     ticks = [float(f"{m}e{d}") for d in decades for m in steps]
     ticks = [tick for tick in ticks if low <= tick <= high]
     ticks = ticks[:: max(1, math.ceil(len(ticks) / 6))]

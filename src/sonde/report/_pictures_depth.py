@@ -166,7 +166,7 @@ def _message(panel: Panel, points: Rows, axis: Axis) -> str:
 def _update_message(panel: Panel, points: Rows, least: str) -> str:
     small = sum(point["value"] < (panel.limit or 0.0) for point in points)
     if not small:
-        return f"Every block changes what it receives: by at least {least} of its spread"
+        return f"Every block changes what it receives; least, relative to its spread, {least}"
     what = (
         f"change{'s' if small == 1 else ''} what {'it receives' if small == 1 else 'they receive'}"
     )
