@@ -65,8 +65,9 @@ def _values(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> dict[st
         "spread": number(_spread(site.all.moments)),
         "dead_share": number(_dead_share(site)),
     }
-    if site.all.update is not None:
-        values["update_per_spread"] = number(_update_per_spread(site))
+    place = evidence.sites.index(site)
+    if site.all.update is not None and place:
+        values["update_per_spread"] = number(_update_per_spread(site, evidence.sites[place - 1]))
     if moments.scatter.ndim == 2 and moments.n > 1:
         for name, instrument in (
             ("participation_ratio", ParticipationRatio()),
@@ -104,13 +105,13 @@ def _dead_share(site: SiteEvidence) -> float:
     return float((scalars.low == scalars.high).double().mean())
 
 
-def _update_per_spread(site: SiteEvidence) -> float:
+def _update_per_spread(site: SiteEvidence, before: SiteEvidence) -> float:
+    """Return the median over units of the size of a block's change over the spread of its input."""
     update = site.all.update
     if update is None:
         return math.nan
     size = (update.variance + update.mean.square()).sqrt()
-    # The spread of what the block receives: of its output where the change is left out.
-    spread = site.all.moments.variance.sqrt()
+    spread = before.all.moments.variance.sqrt()
     alive = spread > 0
     return float((size[alive] / spread[alive]).median()) if bool(alive.any()) else math.nan
 
