@@ -1,8 +1,19 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import StudentT
 
-from findings._nets import Patches, assert_clear, assert_raised, checked, noise, tensors
+from findings._nets import (
+    Patches,
+    assert_clear,
+    assert_raised,
+    checked,
+    evidence_of,
+    noise,
+    tensors,
+)
 from sonde.core.stream import Stream
 from sonde.findings.snd016 import SND016
 from sonde.findings.snd023 import SND023
@@ -77,3 +88,17 @@ def test_heavy_tails_small_sites_and_dead_units_are_clear() -> None:
     dead = noise(200, 50)
     dead[:, :30] = 0
     assert_clear(checked(SND016(), Stream.of(dead)))
+
+
+def test_units_that_only_the_other_data_has_are_a_warning() -> None:
+    x = noise(200, 40)
+    y = x.clone()
+    y[:, 3] += 3000
+    data = evidence_of(Stream.of(x))
+    other = {s.schema.key: s for s in evidence_of(Stream.of(y)).sites}
+    check = SND016().check(replace(data, versus=SimpleNamespace(other_sites=other)))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert "only in the other data" in check.finding.sentence
+    same = {s.schema.key: s for s in data.sites}
+    assert_clear(SND016().check(replace(data, versus=SimpleNamespace(other_sites=same))))

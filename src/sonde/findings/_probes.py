@@ -43,8 +43,9 @@ def token_length(batch: InputBatch) -> int | None:
     if batch.mask is not None:
         return batch.mask.shape[1]
     ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
-    is_ids = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
-    return ids.shape[1] if is_ids else None
+    if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point():
+        return ids.shape[1]
+    return None
 
 
 def cut(batch: InputBatch, length: int) -> InputBatch:

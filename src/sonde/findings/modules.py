@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sonde.core.site import Site
 from sonde.findings._probes import small_batches, token_length
@@ -143,7 +144,7 @@ class _Touched(TorchDispatchMode):
         self.storages: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+        for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 self.storages.add(_storage(leaf))
         return func(*args, **(kwargs or {}))

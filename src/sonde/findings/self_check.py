@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -121,10 +120,10 @@ def self_check(stream: LiveStream, seed: int = 0) -> SelfCheck:
     dtype = min((k.schema.dtype for k in stream.kinds), key=lambda d: -ROUNDING.get(d, 0.0))
     reasons: dict[str, str] = {}
     found: dict[str, Deltas | None] = {}
-    if len(small) == 0:
-        reasons["repeat"] = "no example could be read"
-    else:
-        with untouched(module) as changed, torch.no_grad():
+    with untouched(module) as changed, torch.no_grad():
+        if len(small) == 0:
+            reasons["repeat"] = "no example could be read"
+        else:
             _equal_sizes(small, reader, found, reasons, seed)
             _padding(small, reader, found, reasons, seed)
     return SelfCheck(
@@ -132,7 +131,7 @@ def self_check(stream: LiveStream, seed: int = 0) -> SelfCheck:
         dtype=dtype,
         n_rows=len(small),
         reasons=reasons,
-        buffers=() if len(small) == 0 else tuple(changed()),
+        buffers=tuple(changed),
         **found,
     )
 
@@ -280,14 +279,14 @@ def difference(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"], roundin
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[Any]:
-    """Give back random states and buffers as they were; yields what names the changed buffers."""
+def untouched(module: nn.Module) -> Iterator[list[str]]:
+    """Give back random states and buffers as they were; yields the names of changed buffers."""
     before = {n: b.detach().clone() for n, b in module.named_buffers() if not b.is_meta}
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     changed: list[str] = []
     try:
         with torch.random.fork_rng(devices=_devices(module)):
-            yield lambda: changed
+            yield changed
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002

@@ -60,8 +60,7 @@ class SND005(Rule):
                 level="error" if harm else "warning",
                 sentence=sentence(self._text(model), harm, self._reading(model)),
                 figure=figure,
-                sites=(),
-                units=(),
+                sites=tuple(wrong),
                 effect=1.0 if harm else 0.5,
                 next=scan_command("--deep"),
             )

@@ -9,7 +9,7 @@ import torch
 from sonde.findings._places import places, read_command, rows_of, sentence, too_few
 from sonde.findings._text import listed, number, percent
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
 from sonde.findings.snd002 import SND002, rounding_share
 
 GROUPS = 32
@@ -121,7 +121,7 @@ class SND016(Rule):
         hits: list[SiteEvidence],
         found: dict[str, Dominance],
         evidence: Evidence,
-        level: str,
+        level: Level,
         other: bool,
     ) -> Check:
         worst = max(
@@ -169,12 +169,16 @@ class SND016(Rule):
         return sentence(text, cosine, f"{rows_of(worst, evidence)}.")
 
     def _figure(self, d: Dominance, evidence: Evidence, site: SiteEvidence) -> Figure:
-        n = {"n_rows": site.all.scalars.n, "n_groups": evidence.n_groups}
+        n, g = site.all.scalars.n, evidence.n_groups
         if d.ratio >= self.massive or not self._is_hit(d):
             return Figure(
-                "largest_per_median_unit", d.ratio, unit="ratio", threshold=self.massive, **n
-            )
-        return Figure("share_of_largest_units", d.share, unit="share", threshold=self.share, **n)
+                "largest_per_median_unit", d.ratio, unit="ratio", threshold=self.massive,
+                n_rows=n, n_groups=g,
+            )  # fmt: skip
+        return Figure(
+            "share_of_largest_units", d.share, unit="share", threshold=self.share,
+            n_rows=n, n_groups=g,
+        )  # fmt: skip
 
 
 def dominance(site: SiteEvidence, steady: float = 0.1) -> Dominance | None:
