@@ -20,6 +20,7 @@ from sonde.stats import (
     HashSample,
     HashSampleState,
     Moments,
+    MomentsState,
     NeighbourSums,
     Scalars,
     TokenNorms,
@@ -83,7 +84,6 @@ class ScanStatistics:
             for role, statistic in self._pooled_statistics(site).items():
                 found[role, site.key] = (statistic, (site.key,), Every())
             key = self.all_key(site)
-            found["all.moments", site.key] = (Moments("diag"), (key,), Every())
             found["all.scalars", site.key] = (Scalars(), (key,), Every())
             found["all.norms", site.key] = (TokenNorms(), (key,), Every())
             found["all.extremes", site.key] = (Extremes(), (key,), Every())
@@ -152,7 +152,7 @@ class ScanStatistics:
             return self.state(role, schema.key, states)
 
         classes, sample, moments = state("classes"), state("sample"), state("moments")
-        every, key = state("all.moments"), self.all_key(schema)
+        every, key = state("all.scalars"), self.all_key(schema)
         if sample is None or every is None:
             return None
         if moments is None:
@@ -171,8 +171,8 @@ class ScanStatistics:
             neighbours=state("neighbours"),
             all=AllRows(
                 key=key,
-                moments=every,
-                scalars=state("all.scalars"),
+                moments=MomentsState(every.n, every.mean, every.scatter),
+                scalars=every,
                 norms=state("all.norms"),
                 extremes=state("all.extremes"),
                 eighth=state("all.eighth"),

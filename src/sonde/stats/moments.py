@@ -11,6 +11,8 @@ from torch import Tensor
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 
+BLOCK = 64
+
 
 @dataclass(frozen=True)
 class MomentsState(State):
@@ -63,7 +65,7 @@ class Moments(Statistic[MomentsState]):
         mean, centred, residual = centre(x)
         n = x.shape[0]
         if self.scatter == "diag":
-            scatter = centred.double().square().sum(0) - n * residual.square()
+            scatter = column_sum(centred.square()) - n * residual.square()
         else:
             scatter = gram(centred) - n * torch.outer(residual, residual)
         return MomentsState(n, mean, scatter)
@@ -95,10 +97,24 @@ def centre(
     Half-precision rows are widened to float32 first. The returned mean includes the residual.
     """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    rough = wide.mean(0, dtype=torch.float64)
-    centred = wide - rough.to(wide.dtype)
-    residual = centred.mean(0, dtype=torch.float64)
-    return rough.to(wide.dtype).double() + residual, centred, residual
+    rough = wide.mean(0)
+    centred = wide - rough
+    residual = column_sum(centred) / len(x)
+    return rough.double() + residual, centred, residual
+
+
+def column_sum(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
+    """Return the sum over rows in float64: blocks of 64 rows in their own type, added in float64.
+
+    Several times faster than a float64 sum of float32 rows, and as exact as their products are.
+    """
+    if x.dtype == torch.float64:
+        return x.sum(0)
+    whole = len(x) // BLOCK * BLOCK
+    total = x[whole:].sum(0, dtype=torch.float64)
+    if whole:
+        total = total + x[:whole].reshape(-1, BLOCK, x.shape[1]).sum(1).double().sum(0)
+    return total
 
 
 def gram(centred: Float[Tensor, "row dim"]) -> Float[Tensor, "dim dim"]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.state import State
 from sonde.core.statistic import COLUMNS, Statistic
+from sonde.stats.moments import centre, column_sum
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,9 @@ class Scalars(Statistic[ScalarsState]):
         """Return the summary of a batch."""
         x = values.reshape(len(values), -1)
         x = x if x.dtype in (torch.float32, torch.float64) else x.double()
-        rough = x.mean(0, dtype=torch.float64)
-        centred = x - rough.to(x.dtype)
-        residual = centred.mean(0, dtype=torch.float64)
-        scatter = centred.square_().sum(0, dtype=torch.float64) - len(x) * residual.square()
+        mean, centred, residual = centre(x)
+        scatter = column_sum(centred.square_()) - len(x) * residual.square()
         low, high = x.amin(0).double(), x.amax(0).double()
-        mean = rough.to(x.dtype).double() + residual
         return ScalarsState(len(x), mean, scatter, low, high, _zeros(x, low, high))
 
     def merge(self, a: ScalarsState, b: ScalarsState) -> ScalarsState:
