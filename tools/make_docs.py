@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_pages(docs: Path) -> list[Path]:
-    """Write ``docs/methods/*.md``, ``docs/findings/*.md`` and ``docs/papers.md``; return the paths."""
+    """Write the pages of methods, findings and papers under ``docs``; return their paths."""
     papers = bibliography(docs / "papers.bib")
     written = [
         *_write_all(docs / "methods", {m.word: method_page(m, papers) for m in methods().values()}),
@@ -70,7 +70,7 @@ def _span(method: Method) -> str:
 
 
 def _sections(doc: str) -> str:
-    """Return a numpy docstring as Markdown: its underlined titles become headings, tables stay text."""
+    """Return a numpy docstring as Markdown: underlined titles become headings."""
     found: list[str] = []
     lines = doc.splitlines()
     i = 0
@@ -149,8 +149,9 @@ def findings_index() -> str:
         for code, cls in rule_classes().items()
     )
     return (
-        "# Findings\n\nEvery code that `sonde scan` can raise. `sonde scan --explain CODE` prints the "
-        f"same in a terminal.\n\n| code | title | theme |\n|---|---|---|\n{rows}"
+        "# Findings\n\nEvery code that `sonde scan` can raise. `sonde scan --explain CODE` prints "
+        "the same in a terminal.\n\n"
+        f"| code | title | theme |\n|---|---|---|\n{rows}"
     )
 
 
@@ -176,8 +177,8 @@ def papers_page(papers: dict[str, str]) -> str:
     """Return the bibliography as a page."""
     rows = "\n".join(f"- `{key}`: {line}" for key, line in sorted(papers.items()))
     return (
-        "# Papers\n\nEntries marked *unverified* were written down without the paper at hand; check "
-        f"them before you cite them.\n\n{rows}"
+        "# Papers\n\nEntries marked *unverified* were written down without the paper at hand; "
+        f"check them before you cite them.\n\n{rows}"
     )
 
 

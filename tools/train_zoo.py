@@ -16,6 +16,7 @@ import math
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -121,8 +122,8 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm, max(0.02, (steps - step) / fall))
 
 
-def train_stdlib(steps: int, batch: int, seed: int, stop_after: int | None = None) -> None:
-    """Train, checkpoint, and save the byte-level language model."""
+def train_stdlib(steps: int, batch: int, seed: int) -> None:
+    """Train the byte-level language model, with a checkpoint every 250 steps."""
     torch.manual_seed(seed)
     files = stdlib_files()
     train = [p.read_bytes() for p in files if not is_test(p)]
@@ -131,65 +132,94 @@ def train_stdlib(steps: int, batch: int, seed: int, stop_after: int | None = Non
     print(f"train {corpus.numel():,} bytes in {len(train)} files; test {sum(map(len, test)):,}")
     model = LlamaForCausalLM(stdlib_config())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    muon, adam = stdlib_optimizers(model)
-    rates = [[g["lr"] for g in o.param_groups] for o in (muon, adam)]
-    WORK.mkdir(exist_ok=True)
-    checkpoint = WORK / "stdlib.pt"
-    first, curve = 0, []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        muon.load_state_dict(state["muon"])
-        adam.load_state_dict(state["adam"])
-        first, curve = state["step"], state["curve"]
-        print(f"resumed at step {first}")
+    optimizers = stdlib_optimizers(model)
+    rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    first, curve = restore(model, optimizers)
     model.train()
     began, window = time.time(), []
     for step in range(first, steps):
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        start = torch.randint(0, corpus.numel() - CONTEXT, (batch,), generator=draw)
-        ids = torch.stack([corpus[s : s + CONTEXT] for s in start]).long()
-        factor = schedule(step, steps)
-        for optimizer, base in zip((muon, adam), rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * factor
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in (muon, adam):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        window.append(loss.item())
+        set_rates(optimizers, rates, schedule(step, steps))
+        window = [*window[-249:], one_step(model, optimizers, corpus, batch, seed, step)]
         done = step + 1
         if done % 50 == 0:
-            mean = sum(window[-50:]) / len(window[-50:]) / math.log(2)
             rate = (time.time() - began) / (done - first)
-            print(f"step {done} train {mean:.4f} bits/byte {rate:.2f} s/step", flush=True)
+            print(
+                f"step {done} train {bits(window[-50:]):.4f} bits/byte {rate:.2f} s/step",
+                flush=True,
+            )
         if done % 250 == 0 or done == steps:
             value = bits_per_byte(model, [f[:4096] for f in test])
-            curve.append(
-                [
-                    done,
-                    round(sum(window[-250:]) / len(window[-250:]) / math.log(2), 4),
-                    round(value, 4),
-                ]
-            )
+            curve.append([done, round(bits(window), 4), round(value, 4)])
             print(f"step {done} test(first 4 KiB of each file) {value:.4f} bits/byte", flush=True)
-            temporary = checkpoint.with_suffix(".tmp")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "muon": muon.state_dict(),
-                    "adam": adam.state_dict(),
-                    "step": done,
-                    "curve": curve,
-                },
-                temporary,
-            )
-            temporary.replace(checkpoint)
+            keep(model, optimizers, done, curve)
     final = bits_per_byte(model.to(torch.bfloat16).float(), test)
     print(f"final {final:.4f} bits per byte over all test bytes")
     (WORK / "stdlib.json").write_text(json.dumps({"bits_per_byte": final, "curve": curve}))
+
+
+def bits(losses: list[float]) -> float:
+    """Return the mean of losses in nats, in bits."""
+    return sum(losses) / len(losses) / math.log(2)
+
+
+def one_step(
+    model: LlamaForCausalLM,
+    optimizers: Sequence[torch.optim.Optimizer],
+    corpus: torch.Tensor,
+    batch: int,
+    seed: int,
+    step: int,
+) -> float:
+    """Train on one batch of pieces, drawn by the step's number alone, and return the loss."""
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    start = torch.randint(0, corpus.numel() - CONTEXT, (batch,), generator=draw)
+    ids = torch.stack([corpus[s : s + CONTEXT] for s in start]).long()
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def set_rates(
+    optimizers: Sequence[torch.optim.Optimizer], rates: list[list[float]], factor: float
+) -> None:
+    """Set every learning rate to its base times ``factor``."""
+    for optimizer, base in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * factor
+
+
+def restore(
+    model: LlamaForCausalLM, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[int, list[list[float]]]:
+    """Load the checkpoint if there is one; return its step and the training curve."""
+    checkpoint = WORK / "stdlib.pt"
+    if not checkpoint.exists():
+        return 0, []
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    for name, optimizer in zip(("muon", "adam"), optimizers, strict=True):
+        optimizer.load_state_dict(state[name])
+    print(f"resumed at step {state['step']}")
+    return state["step"], state["curve"]
+
+
+def keep(
+    model: LlamaForCausalLM,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: int,
+    curve: list[list[float]],
+) -> None:
+    """Write the checkpoint in one rename."""
+    WORK.mkdir(exist_ok=True)
+    checkpoint = WORK / "stdlib.pt"
+    temporary = checkpoint.with_suffix(".tmp")
+    states = {n: o.state_dict() for n, o in zip(("muon", "adam"), optimizers, strict=True)}
+    torch.save({"model": model.state_dict(), **states, "step": step, "curve": curve}, temporary)
+    temporary.replace(checkpoint)
 
 
 DIGITS_STEPS = 2400
@@ -446,7 +476,7 @@ def main() -> None:
     if args.command == "export" and args.model is None:
         parser.error("export: name the model, stdlib or digits")
     if args.command == "stdlib":
-        train_stdlib(args.steps or 2600, args.batch, args.seed)
+        train_stdlib(args.steps or 2000, args.batch, args.seed)
     elif args.command == "digits":
         train_digits(args.steps or DIGITS_STEPS, args.seed)
     elif args.model == "stdlib":

@@ -1,0 +1,71 @@
+"""The checks of the project's own shape pass, and each can fail."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKS = ("layers", "size", "exports", "truth")
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one check as a developer does."""
+    command = [sys.executable, str(ROOT / "tools" / f"check_{name}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_passes(name: str):
+    done = run(name)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def load(name: str):
+    """Import one check from its file."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_upward_import_is_found(tmp_path: Path):
+    package = tmp_path / "src" / "sonde"
+    (package / "core").mkdir(parents=True)
+    source = "def f():\n    from sonde.stats import Moments\n    return Moments\n"
+    (package / "core" / "a.py").write_text(source)
+    (wrong,) = load("check_layers").violations(package)
+    assert wrong.endswith("a.py:2: core may not import stats")
+
+
+def test_family_may_not_import_its_sister(tmp_path: Path):
+    package = tmp_path / "src" / "sonde"
+    (package / "detect").mkdir(parents=True)
+    (package / "detect" / "a.py").write_text("import sonde.measure\n")
+    assert load("check_layers").violations(package) == [
+        "src/sonde/detect/a.py:1: detect may not import measure"
+    ]
+
+
+def test_long_function_is_found(tmp_path: Path):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    body = "\n".join(f"    x{i} = {i}" for i in range(61))
+    (folder / "a.py").write_text(f"def f():\n    '''Doc.'''\n{body}\n")
+    warned, failed = load("check_size").sizes(tmp_path)
+    assert warned == []
+    assert failed == ["src/a.py:f: 61 lines, at most 60"]
+
+
+def test_value_test_without_source_is_not_counted(tmp_path: Path):
+    path = tmp_path / "test_a.py"
+    path.write_text("import pytest\n\n@pytest.mark.truth('scipy')\ndef test_a(): ...\n")
+    assert load("check_truth").truths(path) == ["scipy"]
+    path.write_text("def test_a(): ...\n")
+    assert load("check_truth").truths(path) == []
