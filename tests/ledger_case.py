@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from sonde.core.folding import fold, grow
 from sonde.core.instrument import Every, Subsample
-from sonde.core.passes import Request, States, fold, grow, observe_unit
+from sonde.core.passes import observe_unit
 from sonde.core.plan import Plan
+from sonde.core.requests import Request, States
 from sonde.core.state import equal
 from sonde.core.stream import ArrayStream, Stream
 from sonde.run.ledger import Ledger, add_counters

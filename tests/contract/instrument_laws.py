@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import SondeError
+from sonde.core.folding import fit_arrays, observe_stream
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.passes import Task, fit_arrays, observe_stream, requests, states_of
+from sonde.core.passes import states_of
+from sonde.core.requests import Task, requests
 from sonde.core.result import Result, Scorer
 from sonde.core.state import digest
 from sonde.core.statistic import parameter_names

@@ -11,24 +11,14 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, StateError
+from sonde.core.folding import fold, grow, observe_stream
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample
-from sonde.core.passes import (
-    BUFFER_ROWS,
-    BUFFER_ROWS_WIDE,
-    FiniteRows,
-    Request,
-    Task,
-    fold,
-    grow,
-    merge_pair,
-    observe_stream,
-    observe_unit,
-    requests,
-    states_of,
-)
+from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, merge_pair, observe_unit, states_of
 from sonde.core.plan import Split
+from sonde.core.requests import Request, Task, requests
 from sonde.core.result import Result
+from sonde.core.selection import FiniteRows
 from sonde.core.site import Reducer, Site
 from sonde.core.state import State, equal
 from sonde.core.statistic import Learner, Statistic

@@ -11,8 +11,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from sonde.core.batch import Batch
-from sonde.core.passes import Task, observe_stream, requests, states_of
+from sonde.core.folding import observe_stream
+from sonde.core.passes import states_of
 from sonde.core.plan import Split
+from sonde.core.requests import Task, requests
 from sonde.core.stream import ArrayStream, Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.findings.evidence import Evidence

@@ -148,7 +148,7 @@ class Instrument(ABC):
         Result
             With its standard error, where one is known.
         """
-        from sonde.core.passes import fit_arrays
+        from sonde.core.folding import fit_arrays
 
         sites = x if y is None else {"x": x, "y": y}
         return fit_arrays(

@@ -8,16 +8,8 @@ from sonde.core.batch import Head
 from sonde.core.errorbars import result_with_error
 from sonde.core.errors import ShapeError, StateError
 from sonde.core.instrument import Every, Instrument
-from sonde.core.passes import (
-    Request,
-    States,
-    Task,
-    merge_states,
-    observe_unit,
-    requests,
-    states_of,
-    terms_of,
-)
+from sonde.core.passes import merge_states, observe_unit, states_of
+from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
 from sonde.core.state import State, digest
 from sonde.core.statefile import read_state, state_type, write_state

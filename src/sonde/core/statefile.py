@@ -139,7 +139,7 @@ def check_state(path: Path | str, limit_bytes: int = TOTAL_LIMIT) -> dict[str, A
 
 
 def read_state(
-    path: Path | str, types: Types, limit_bytes: int = TOTAL_LIMIT
+    path: Path | str, types: Types, limit_bytes: int = TOTAL_LIMIT, *, partial: bool = False
 ) -> tuple[dict[str, Any], dict[str, State | None]]:
     """Return the header and the states of a file.
 
@@ -150,6 +150,8 @@ def read_state(
         What to build. With a mapping the file must hold exactly its ids.
     limit_bytes : int, default=4 GiB
         Largest payload that is accepted.
+    partial : bool, default=False
+        Read only the states that a mapping of ``types`` names.
 
     Raises
     ------
@@ -163,6 +165,8 @@ def read_state(
         contents = read_contents(file, path, HEADER_LIMIT, limit_bytes)
         verify(file, contents, path)
         trees = contents.envelope["states"]
+        if partial and isinstance(types, Mapping):
+            trees = {name: tree for name, tree in trees.items() if name in types}
         if isinstance(types, Mapping) and types.keys() != trees.keys():
             lacking, extra = (
                 sorted(types.keys() - trees.keys()),
@@ -182,7 +186,8 @@ def read_state(
                 raise StateError(f"read_state: {path} holds an unknown state {name!r}.") from error
             where = f"read_state: {path}: {name}"
             states[name] = None if tree is None else _stateval.decode(tree, wanted, load, where)
-        load.finish(path)
+        if not partial:
+            load.finish(path)
         return contents.envelope["header"], states
 
 

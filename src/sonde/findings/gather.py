@@ -8,8 +8,9 @@ from typing import Any
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import StateError
 from sonde.core.instrument import SAMPLE, Every, Subsample, Where
-from sonde.core.passes import Request, States, merge_pair
+from sonde.core.passes import merge_pair
 from sonde.core.plan import Part, Split
+from sonde.core.requests import Request, States
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.findings.evidence import AllRows, SiteEvidence

@@ -4,15 +4,15 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sonde.core.errors import InputError, SondeError
 from sonde.core.instrument import Detector
-from sonde.core.passes import Request, States, Task, requests, states_of
+from sonde.core.passes import states_of
 from sonde.core.plan import Plan, Split, groups_are_whole, unit_bounds
+from sonde.core.requests import Request, States, Task, requests
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.findings.catalogue import check_code, rules
@@ -95,6 +95,7 @@ def scan_stream(
         If a data set is empty, or both are the same.
     """
     settings = settings or ScanSettings()
+    chosen = _chosen(settings)
     began = time.monotonic()
     data = data_evidence(stream, name, limited)
     other_data = None if other is None else data_evidence(other, other_name, limited)
@@ -115,8 +116,7 @@ def scan_stream(
         second = gather(other, other_data, replace(settings, directory=elsewhere), None, [])
         versus = _versus(gathered, second, other_data, tasks, split, settings)
         evidence = replace(evidence, versus=versus)
-    chosen = _chosen(settings)
-    checks = settle(evidence, _run_all(chosen, evidence))
+    checks = _run_all(chosen, evidence)
     partial = None if interrupted is None else (interrupted.partial.done, interrupted.partial.total)
     return Scanned(
         evidence=evidence,
@@ -133,13 +133,17 @@ def scan_stream(
 
 
 def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
-    """Return how every rule ended; the one that lists what was withheld sees the others."""
-    found = {r.code: run_rule(r, evidence) for r in chosen if r.code != COUNTS_WITHHELD}
-    options = {**evidence.options, "checks": tuple(found.values())}
+    """Return how every rule ended, causes settled.
+
+    The one that lists what was withheld runs last and sees the others as they were settled.
+    """
+    first = [run_rule(rule, evidence) for rule in chosen if rule.code != COUNTS_WITHHELD]
+    settled = {check.code: check for check in settle(evidence, first)}
+    seen = replace(evidence, options={**evidence.options, "checks": tuple(settled.values())})
     for rule in chosen:
         if rule.code == COUNTS_WITHHELD:
-            found[rule.code] = run_rule(rule, replace(evidence, options=options))
-    return [found[rule.code] for rule in chosen]
+            settled[rule.code] = run_rule(rule, seen)
+    return [settled[rule.code] for rule in chosen]
 
 
 def run_rule(rule: Rule, evidence: Evidence) -> Check:
@@ -315,12 +319,9 @@ def _scorers(
 
 def _chosen(settings: ScanSettings) -> list[Rule]:
     every = rules(settings.thresholds)
+    for entry in settings.ignore:
+        check_code(entry.partition("@")[0])
     if not settings.only:
         return every
     only = {check_code(code) for code in settings.only}
     return [rule for rule in every if rule.code in only]
-
-
-def run_directory(output: Path) -> Path:
-    """Return the run directory beside an output file."""
-    return output.with_suffix(".run")

@@ -22,6 +22,7 @@ class SND031(Rule):
 
     gain: float = 0.03
     errors: float = 3.0
+    own_share: float = 0.25
 
     code: ClassVar[str] = "SND031"
     title: ClassVar[str] = "Labels are clearest before the end"
@@ -35,7 +36,8 @@ class SND031(Rule):
         "of four folds of the groups, tested on it. The best site is chosen on half of the sampled "
         "groups; its accuracy minus the last site's is measured on the other half, with a standard "
         "error over groups. A warning where the classes are the model's own and its own answers "
-        "lag behind the best site by as much."
+        "lag behind the best site by as much; answers that beat the commonest class by less than "
+        "a quarter of what the best site does are those of a model that these labels do not train."
     )
     false_positives: ClassVar[str] = (
         "Common in the middle layers of pretrained models, whose last layers serve another task; "
@@ -102,7 +104,10 @@ class SND031(Rule):
         answer = logits[found.where].argmax(1)
         right = (answer == torch.tensor(found.numbers)[found.truth]).double()
         figure = self._gain(found, best, right, rows)
-        return figure if self._holds(figure) else None
+        majority = float(torch.bincount(found.truth[rows]).max()) / figure.n_rows
+        beaten = float(right[rows].mean()) - majority
+        knows = beaten >= self.own_share * (float(found.sites[best].hit[rows].mean()) - majority)
+        return figure if knows and self._holds(figure) else None
 
     def _finding(
         self,

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sonde.core.errors import StateError
-from sonde.core.passes import Request, States, observe_unit
+from sonde.core.passes import observe_unit
 from sonde.core.plan import Plan
+from sonde.core.requests import Request, States
 from sonde.core.statefile import read_state, state_type, write_state
 from sonde.core.stream import Stream
 

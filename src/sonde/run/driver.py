@@ -6,6 +6,7 @@ with the same bits.
 """
 
 import multiprocessing
+import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 
 from sonde.core.errors import InputError, SondeError
-from sonde.core.passes import Request, States, fold, grow, observe_unit
+from sonde.core.folding import fold, grow
+from sonde.core.passes import observe_unit
 from sonde.core.plan import Plan
+from sonde.core.requests import Request, States
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run.chain import walk_chain
@@ -234,7 +237,7 @@ def _with_workers(
         initargs=(job,),
     )
     try:
-        futures: list[Future[int]] = [pool.submit(_work, *r) for r in ledger.missing()]
+        futures = _submitted(pool, ledger.missing())
         for future in as_completed(futures):
             tick(future.result())
             ledger.compact()
@@ -246,3 +249,13 @@ def _with_workers(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, ranges: list[tuple[int, int]]) -> list[Future[int]]:
+    try:
+        return [pool.submit(_work, start, stop) for start, stop in ranges]
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"run: the model or the data cannot be sent to other processes: {error}. Give them as "
+            "files, names or module-level classes, or use --workers 0."
+        ) from error

@@ -10,7 +10,6 @@ import torch
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.passes import Request, States, Task, states_of
 from sonde.core.plan import (
     UNIT_SIZE,
     Plan,
@@ -18,13 +17,15 @@ from sonde.core.plan import (
     groups_are_whole,
     unit_bounds,
 )
+from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json
 from sonde.core.stream import Stream
 from sonde.run.driver import run_pass
 from sonde.run.fitted import Fitted
 from sonde.run.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.progress import Bar
-from sonde.run.tasks import ErrorSample, assign, error_sample, requests_of
+from sonde.run.stages import next_tasks
+from sonde.run.tasks import assign, error_sample, requests_of
 
 DEFAULT_HELD = 0.2
 MODEL_FIELDS = ("model", "config", "dtype", "attn")
@@ -35,7 +36,7 @@ def fit(
     instruments: Instrument | Iterable[Instrument],
     stream: Stream,
     *,
-    calibrate: float = DEFAULT_HELD,
+    calibrate: float | int = DEFAULT_HELD,
     unit_size: int = UNIT_SIZE,
     workers: int = 0,
     threads: int | None = None,
@@ -98,26 +99,22 @@ def fit(
     tasks = assign(chosen, stream.schema, split)
     settings = _Settings(split, workers, _threads(workers, threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
-    final: list[Task] = []
+    sample = error_sample(tasks, stream, split)
     states: States = {}
-    sample: ErrorSample | None = error_sample(tasks, stream, split)
     units: list[dict[str, Any]] = []
     counters: dict[str, int] = {}
-    stage, following = 0, tasks
+    following, stage = tasks, 0
     while following:
         wanted = requests_of(following, sample if stage == 0 else None, split)
         wanted = {i: r for i, r in wanted.items() if i not in states}
-        plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
-        outcome = _one_pass(stream, wanted, plan, settings, _stage(place, stage))
-        states = {**states, **outcome.states}
-        counters = counters or outcome.counters
-        units.append(unit_entry(plan, stream))
-        following, done = _next_tasks(following, states, split)
-        final += done
-        stage += 1
-    needed = requests_of(final, sample, split)
-    header = make_header(stream, units, counters)
-    return Fitted(tuple(final), {i: states[i] for i in needed}, header, split, sample)
+        if wanted:
+            plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
+            outcome = _one_pass(stream, wanted, plan, settings, _stage(place, stage))
+            states = {**states, **outcome.states}
+            counters = counters or outcome.counters
+            units.append(unit_entry(plan, stream))
+        following, stage = next_tasks(following, states, split), stage + 1
+    return Fitted(tuple(tasks), states, make_header(stream, units, counters), split, sample)
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def _stage(directory: Path | None, stage: int) -> Path | None:
     return directory if stage == 0 else directory / f"pass{stage + 1}"
 
 
-def _check(instruments: Sequence[Instrument], stream: Stream) -> None:
+def _check(instruments: Sequence[object], stream: Stream) -> None:
     if not instruments:
         raise InputError("fit: expected at least one instrument, got none.")
     for instrument in instruments:
@@ -155,26 +152,6 @@ def _check(instruments: Sequence[Instrument], stream: Stream) -> None:
             )
     if len(stream) == 0:
         raise InputError("fit: expected at least one example, got none. The data is empty.")
-
-
-def _next_tasks(
-    tasks: Sequence[Task], states: States, split: Split | None
-) -> tuple[list[Task], list[Task]]:
-    """Return the tasks of the next pass, and those that are done."""
-    following: list[Task] = []
-    done: list[Task] = []
-    for task in tasks:
-        if type(task.instrument).then is Instrument.then:
-            done.append(task)
-            continue
-        with torch.no_grad():
-            result = task.instrument.result(**states_of(task, states, split))
-        after = task.instrument.then(result)
-        if after is None:
-            done.append(task)
-        else:
-            following.append(Task(after, task.keys))
-    return following, done
 
 
 def make_plan(

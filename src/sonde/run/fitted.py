@@ -1,11 +1,10 @@
 """A bundle of fitted states: what it was fitted on, what it answers, and how it travels.
 
-Only states are stored; results and scorers are rebuilt from them. A bundle names its instruments by
-their words in the catalogue, never by an importable path.
+Only states are stored; results, scorers and later passes are rebuilt from them.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from typing import Any
 from sonde.core.errorbars import result_with_error
 from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.passes import Request, States, Task, merge_states, states_of, terms_of
+from sonde.core.passes import merge_states, states_of
 from sonde.core.plan import STATE_VERSION, Split
+from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result
-from sonde.core.state import canonical, digest
+from sonde.core.state import digest
 from sonde.core.statefile import read_header, read_state, state_type, write_state
-from sonde.run.catalogue import find, snake_case
+from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
 from sonde.run.ledger import add_counters, join_units
+from sonde.run.stages import has_stages, last_task, next_tasks
 from sonde.run.tasks import ErrorSample, requests_of
 from sonde.stats import Calibrated, CalibratedScorer
-
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +32,9 @@ class Fitted:
     Parameters
     ----------
     tasks : tuple of Task
-        Instruments (detectors calibrated) and the rows that each result is about.
+        Instruments as asked for (detectors calibrated) and the rows that each result is about.
     states : dict of id to State or None
+        Of every pass.
     header : dict
         Model, sites, plans with the units that were seen, data, counters.
     split : Split or None
@@ -53,23 +53,28 @@ class Fitted:
     @cached_property
     def requests(self) -> dict[str, Request]:
         """Every state in the bundle and how it was asked for."""
-        return requests_of(self.tasks, self.sample, self.split)
+        found = requests_of(self.tasks, self.sample, self.split)
+        following = next_tasks(self.tasks, self.states, self.split)
+        while following:
+            found.update(requests_of(following, None, self.split))
+            following = next_tasks(following, self.states, self.split)
+        return dict(sorted(found.items()))
 
     @cached_property
-    def _results(self) -> dict[Key, Result]:
+    def _results(self) -> dict[int, Result]:
         return {}
 
     def __iter__(self) -> Iterator[tuple[Key, Result]]:
-        for task in self.tasks:
-            yield name_of(task), self._result(task)
+        for i, name in enumerate(self.names):
+            yield name, self._result(i)
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    @property
+    @cached_property
     def names(self) -> list[Key]:
-        """The (method, site) pairs that have a result."""
-        return [name_of(task) for task in self.tasks]
+        """The (method, site) pairs that have a result; ``knn(k=5)`` where there are several."""
+        return names_of(self.tasks)
 
     def result(self, method: str | type[Instrument] | Instrument, site: str | None = None) -> Any:
         """Return the result of a method at a site; the site may be left out where there is one.
@@ -77,42 +82,53 @@ class Fitted:
         Raises
         ------
         StateError
-            If the bundle has no such result.
+            If the bundle has no such result, or several.
         """
-        word = method if isinstance(method, str) else word_of(method)
-        mine = [t for t in self.tasks if name_of(t)[0] == word]
-        if site is not None:
-            mine = [t for t in mine if name_of(t)[1] in (str(site), f"{site}:out")]
+        places = (str(site), f"{site}:out")
+        mine = [
+            i
+            for i, (_, place) in enumerate(self.names)
+            if self._is(i, method) and (site is None or place in places)
+        ]
         if len(mine) != 1:
             known = ", ".join(f"{w} at {s}" for w, s in self.names[:20])
+            what = method if isinstance(method, str) else word_of(method)
             raise StateError(
-                f"Fitted.result: expected one result of {word!r} at {site or 'its only site'}, "
+                f"Fitted.result: expected one result of {what!r} at {site or 'its only site'}, "
                 f"got {len(mine)}. The bundle has: {known}."
             )
         return self._result(mine[0])
 
-    def _result(self, task: Task) -> Result:
-        name = name_of(task)
-        if name not in self._results:
+    def _is(self, i: int, method: str | type[Instrument] | Instrument) -> bool:
+        instrument = self.tasks[i].instrument
+        if isinstance(method, str):
+            return method in (word_of(instrument), self.names[i][0])
+        if isinstance(method, type):
+            return isinstance(inner_of(instrument), method)
+        return digest(inner_of(method)) == digest(inner_of(instrument))
+
+    def _result(self, i: int) -> Result:
+        if i not in self._results:
+            task = last_task(self.tasks[i], self.states, self.split)
             rows = None
             if self.sample is not None and not isinstance(task.instrument, Calibrated | Detector):
                 n_groups = int(self.header["data"]["n_groups"])
                 rows = self.sample.rows(task.keys, self.states, n_groups)
-            self._results[name] = result_with_error(
+            self._results[i] = result_with_error(
                 task.instrument,
                 states_of(task, self.states, self.split),
                 terms_of(task, self.split),
                 rows,
             )
-        return self._results[name]
+        return self._results[i]
 
     @property
     def scorers(self) -> dict[Key, CalibratedScorer]:
-        """The calibrated scorers by (method, site)."""
+        """The scorers by (method, site), calibrated where the plan held rows out."""
         return {
-            name_of(t): self._result(t)  # type: ignore[misc]
-            for t in self.tasks
-            if isinstance(t.instrument, Calibrated | Detector)
+            name: self._result(i)  # type: ignore[misc]
+            for i, name in enumerate(self.names)
+            if isinstance(self.tasks[i].instrument, Calibrated | Detector)
         }
 
     def save(self, path: str | Path) -> str:
@@ -120,20 +136,6 @@ class Fitted:
         return write_state(Path(path), self._header_for_file(), self.states)
 
     def _header_for_file(self) -> dict[str, Any]:
-        entries = []
-        for task in self.tasks:
-            inner = _inner(task.instrument)
-            entries.append(
-                {
-                    "instrument": word_of(inner),
-                    "params": {f.name: canonical(getattr(inner, f.name)) for f in fields(inner)},  # type: ignore[arg-type]
-                    "calibrated": task.instrument.m
-                    if isinstance(task.instrument, Calibrated)
-                    else None,
-                    "sites": list(task.keys),
-                    "digest": digest(inner),
-                }
-            )
         split = None if self.split is None else {"held": self.split.held, "seed": self.split.seed}
         sample = (
             None
@@ -144,7 +146,7 @@ class Fitted:
             **self.header,
             "format": "sonde-state",
             "version": STATE_VERSION,
-            "entries": entries,
+            "entries": [entry_of(task) for task in self.tasks],
             "split": split,
             "sample": sample,
         }
@@ -173,12 +175,15 @@ class Fitted:
                 f"got {header.get('format')!r} version {header.get('version')!r} at {path}. "
                 "Fit it again with this version."
             )
-        tasks, split, sample = _tasks_of(header, further, path)
+        _check_header(header, path)
+        tasks, split, sample = tasks_of(header, further, path)
         wanted = requests_of(tasks, sample, split)
-        _, states = read_state(path, {i: state_type(r.statistic) for i, r in wanted.items()})
-        missing = wanted.keys() - states.keys()
-        if missing:
-            raise StateError(f"Fitted.load: {len(missing)} states are missing in {path}.")
+        following = [task for task in tasks if has_stages(task)]
+        while following:
+            _, states = read_state(path, _types(wanted), partial=True)
+            following = next_tasks(following, states, split)
+            wanted.update(requests_of(following, None, split))
+        _, states = read_state(path, _types(wanted))
         kept = {k: v for k, v in header.items() if k not in ("entries", "split", "sample")}
         return cls(tuple(tasks), states, kept, split, sample, further)
 
@@ -190,13 +195,22 @@ class Fitted:
         StateError
             If the bundles are of another model, reading or instruments, or share units.
         """
+        if any(has_stages(task) for task in (*self.tasks, *other.tasks)):
+            raise StateError(
+                "Fitted.merge: an instrument of two passes is fitted in one run: what its second "
+                "pass counts depends on all rows of the first. Fit it over all data."
+            )
         if self.requests.keys() != other.requests.keys():
             raise StateError(
                 "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "
-                "parameters and sites; a second pass whose parameters come from a first one must "
-                "be fitted together."
+                "parameters and sites."
             )
-        for name in ("model", "sites"):
+        if self.split != other.split:
+            raise StateError(
+                f"Fitted.merge: the bundles hold out other rows ({self.split} and {other.split}). "
+                "Fit both with the same calibrate and seed."
+            )
+        for name in ("model", "reading", "sites"):
             if self.header.get(name) != other.header.get(name):
                 raise StateError(f"Fitted.merge: the bundles are of another {name}.")
         header = {
@@ -208,6 +222,32 @@ class Fitted:
         return replace(
             self, states=merge_states(self.requests, self.states, other.states), header=header
         )
+
+
+_FIELDS = {
+    "model": dict, "reading": dict, "data": dict, "counters": dict, "units": list, "sites": list,
+    "entries": list,
+}  # fmt: skip
+_SITE_FIELDS = {"text": str, "dim": int, "reducer": str}
+
+
+def _check_header(header: dict[str, Any], path: Path) -> None:
+    """Refuse a header whose fields are not those that ``save`` writes."""
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(header.get(name), kind)]
+    wrong += [
+        f"sites[{i}]"
+        for i, site in enumerate(header.get("sites") or ())
+        if not isinstance(site, dict)
+        or any(not isinstance(site.get(n), k) for n, k in _SITE_FIELDS.items())
+    ]
+    if not wrong and not isinstance(header["data"].get("n_groups"), int):
+        wrong.append("data.n_groups")
+    if wrong:
+        raise StateError(f"Fitted.load: the header of {path} is damaged at {', '.join(wrong)}.")
+
+
+def _types(wanted: dict[str, Request]) -> dict[str, Any]:
+    return {i: state_type(r.statistic) for i, r in wanted.items()}
 
 
 Units = list[dict[str, Any]]
@@ -248,52 +288,3 @@ def _merge_data(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         "n_examples": a["n_examples"] + b["n_examples"],
         "n_groups": a["n_groups"] + b["n_groups"],
     }
-
-
-def _tasks_of(
-    header: dict[str, Any], further: tuple[type[Instrument], ...], path: Path
-) -> tuple[list[Task], Split | None, ErrorSample | None]:
-    try:
-        split = None if header["split"] is None else Split(**header["split"])
-        raw = header["sample"]
-        sample = (
-            None if raw is None else ErrorSample(tuple(raw["columns"]), bool(raw["groups"]), split)
-        )
-        tasks = [_task_of(entry, further) for entry in header["entries"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(
-            f"Fitted.load: the header of {path} is not one of ours: {error}."
-        ) from error
-    return tasks, split, sample
-
-
-def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Task:
-    cls = find(entry["instrument"], further)
-    parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["params"].items()}
-    instrument = cls(**parameters)
-    if digest(instrument) != entry["digest"]:
-        raise StateError(
-            f"Fitted.load: {entry['instrument']} has other parameters today than when the state "
-            "was fitted. Fit it again."
-        )
-    if entry["calibrated"] is not None:
-        if not isinstance(instrument, Detector):
-            raise StateError(f"Fitted.load: {entry['instrument']} is no detector.")
-        instrument = Calibrated(instrument, m=int(entry["calibrated"]))
-    return Task(instrument, tuple(str(s) for s in entry["sites"]))
-
-
-def _inner(instrument: Instrument) -> Instrument:
-    return instrument.detector if isinstance(instrument, Calibrated) else instrument
-
-
-def word_of(instrument: Instrument | type[Instrument]) -> str:
-    """Return the command-line word of an instrument, calibrated or not."""
-    if isinstance(instrument, type):
-        return snake_case(instrument.__name__)
-    return snake_case(type(_inner(instrument)).__name__)
-
-
-def name_of(task: Task) -> Key:
-    """Return the (method, site) under which a task's result is found."""
-    return word_of(task.instrument), " & ".join(task.keys)

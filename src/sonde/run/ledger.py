@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 from sonde.core import files
 from sonde.core.errors import StateError, StoreError
-from sonde.core.passes import Request, States, merge_states
+from sonde.core.passes import merge_states
 from sonde.core.plan import Plan
+from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json
 from sonde.core.statefile import check_state, read_state, state_type, write_state
 

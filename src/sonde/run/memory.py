@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
-from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE, Request
+from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE
 from sonde.core.plan import Plan
+from sonde.core.requests import Request
 
 COMMIT_BYTES = 16 * 2**20
 MOST_LEVELS = 6

@@ -1,20 +1,26 @@
 """``sonde.score``: fitted detectors on new rows, a line for each row, site and detector."""
 
+import io
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from pyarrow import csv, parquet
 from torch import Tensor
 
 from sonde.core.batch import Batch
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.files import atomic_write
 from sonde.core.instrument import score_needs
 from sonde.core.result import Scorer
 from sonde.core.stream import Stream
+from sonde.run.entries import Key
 from sonde.run.fit import require_same_model
-from sonde.run.fitted import Fitted, Key
+from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
 from sonde.run.read import read
 from sonde.stats import CalibratedScorer
@@ -79,7 +85,15 @@ def open_for(fitted: Fitted, model: Any, data: Any, **options: Any) -> Stream:
         "keep_special": bool(reading.get("keep_special", False)),
         "logits": "logits" in {n for s in fitted.scorers.values() for n in needs_of(s)} or None,
     }
-    return read(model, data, **{**wants, **options})
+    try:
+        stream = read(model, data, **{**wants, **options})
+        _ = stream.schema  # sites are looked up here
+    except SiteError as error:
+        raise StateError(
+            f"score: the state was fitted at {', '.join(sites[:3])}, and not all of these are "
+            f"sites of this model: {error} Score with the model that it was fitted on."
+        ) from error
+    return stream
 
 
 def needs_of(scorer: Scorer) -> tuple[str, ...]:
@@ -124,32 +138,49 @@ def _p_values(scorer: Scorer, scores: Tensor) -> list[float | None]:
     return [None] * len(scores)
 
 
+SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a table's path whose suffix names no format.
+
+    Raises
+    ------
+    InputError
+        With the suffixes that do.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"write_table: expected a path that ends in .parquet, .csv or .jsonl, got {path.name}."
+        )
+
+
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a table as JSON values; the score of a row that is not finite is None."""
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in table.to_pylist()
+    ]
+
+
 def write_table(table: pa.Table, path: str | Path) -> None:
     """Write a table as Parquet, CSV or JSON lines, by the path's suffix.
+
+    JSON has no infinity: there the score of a row that is not finite is null.
 
     Raises
     ------
     InputError
         If the suffix is none of these.
     """
-    import io
-    import json
-
-    from pyarrow import csv, parquet
-
-    from sonde.core.files import atomic_write
-
     path = Path(path)
+    check_suffix(path)
     sink = io.BytesIO()
     if path.suffix == ".parquet":
         parquet.write_table(table, sink)
     elif path.suffix == ".csv":
         csv.write_csv(table, sink)
-    elif path.suffix in (".json", ".jsonl"):
-        lines = (json.dumps(row, allow_nan=True) for row in table.to_pylist())
-        sink.write("".join(f"{line}\n" for line in lines).encode())
     else:
-        raise InputError(
-            f"write_table: expected a path that ends in .parquet, .csv or .jsonl, got {path.name}."
-        )
+        lines = (json.dumps(row, allow_nan=False) for row in plain_rows(table))
+        sink.write("".join(f"{line}\n" for line in lines).encode())
     atomic_write(path, sink.getvalue())

@@ -8,8 +8,10 @@ from sonde.core.batch import SiteSchema
 from sonde.core.errorbars import SampleRows
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Detector, Every, Instrument
-from sonde.core.passes import Request, States, Task, merge_pair, requests, terms_of
+from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
+from sonde.core.requests import Request, States, Task, requests, terms_of
+from sonde.core.state import digest
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.stats import Calibrated, HashSample, HashSampleState
@@ -20,11 +22,12 @@ def assign(
 ) -> list[Task]:
     """Return each instrument at each site, each pair of neighbours, or all sites at once.
 
-    Detectors are calibrated where the plan holds rows out.
+    Detectors are calibrated where the plan holds rows out. Equal instruments count once.
     """
     keys = [s.key for s in schema if "|" not in s.key]
     tasks: list[Task] = []
-    for instrument in instruments:
+    distinct = {digest(instrument): instrument for instrument in instruments}
+    for instrument in distinct.values():
         if split is not None and isinstance(instrument, Detector):
             instrument = Calibrated(instrument)
         if instrument.span == "one":

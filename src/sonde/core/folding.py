@@ -1,0 +1,117 @@
+"""Units folded in the plan's tree, and plain arrays fitted in memory."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sonde.core.errorbars import SampleRows, Term, result_with_error
+from sonde.core.errors import InputError
+from sonde.core.hashing import rank_key
+from sonde.core.instrument import SAMPLE, Detector, Instrument
+from sonde.core.passes import merge_states, observe_unit, states_of
+from sonde.core.plan import UNIT_SIZE, Split, unit_bounds
+from sonde.core.requests import Request, States, Task, requests, terms_of
+from sonde.core.result import Result
+from sonde.core.statistic import Learner, Statistic
+from sonde.core.stream import ARRAY_BATCH, Stream
+
+
+def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
+    """Return the last result of an instrument fitted on plain arrays, with its standard error."""
+    stream = Stream.of(x, **columns)
+    if len(stream) == 0:
+        raise InputError(f"{type(instrument).__name__}.fit: expected at least one row, got none.")
+    keys = tuple(s.key for s in stream.schema)
+    if instrument.span == "one" and len(keys) > 1:
+        raise InputError(
+            f"{type(instrument).__name__}.fit: expected one array, got {len(keys)}. "
+            "Fit each site by itself, or use sonde.fit on a stream."
+        )
+    following: Instrument | None = instrument
+    while following is not None:
+        task, instrument = Task(following, keys), following
+        states = observe_stream(stream, requests([task]), unit_size=ARRAY_BATCH)
+        # A scorer's value is no estimate that needs an error: its scores are calibrated instead.
+        scores = isinstance(following, Detector)
+        sample = None if scores else array_sample(stream, terms_of(task))
+        result = result_with_error(following, states_of(task, states), terms_of(task), sample)
+        following = instrument.then(result)
+    return result
+
+
+def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
+    """Return the rows of the groups of smallest draw, about ``SAMPLE`` of them, of plain arrays."""
+    names = {n for t in terms for n in t.statistic.needs()} - {"y", "head"}
+    if any(t.statistic.influence.__func__ is Statistic.influence for t in terms):  # type: ignore[attr-defined]
+        return None
+    batches = list(stream.batches(0, len(stream)))
+    keys = sorted({k for t in terms for k in t.keys})
+    group = torch.cat([b.column("group", keys[0]) for b in batches])
+    draw = torch.cat([b.column("group_draw", keys[0]) for b in batches])
+    finite = torch.stack(
+        [torch.cat([torch.isfinite(b.rows[k]).all(dim=1) for b in batches]) for k in keys]
+    ).all(dim=0)
+    order = torch.argsort(rank_key(draw), stable=True)
+    order = order[finite[order]]
+    if len(order) > SAMPLE:
+        cut = int(torch.searchsorted(rank_key(draw[order]), rank_key(draw[order[SAMPLE]]).clone()))
+        order = order[: cut or SAMPLE]
+    columns = {
+        k: {n: torch.cat([b.column(n, k) for b in batches])[order] for n in names | {"x"}}
+        for k in keys
+    }
+    return SampleRows(columns, group[order], len(torch.unique(group[finite])))
+
+
+def observe_stream(
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    split: Split | None = None,
+    unit_size: int = UNIT_SIZE,
+) -> States:
+    """Return the states over a whole stream, folded unit by unit in memory.
+
+    Learners walk units of the planned size in order; all else is merged in the plan's tree.
+    """
+    if any(isinstance(r.statistic, Learner) for r in wanted.values()):
+        unit_size = UNIT_SIZE
+    if stream.grouped:
+        bounds = unit_bounds(stream.group_keys, unit_size)
+    else:
+        bounds = [*range(0, len(stream), unit_size), len(stream)]
+    tree: list[tuple[int, States]] = []
+    chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
+    rest = {i: r for i, r in wanted.items() if i not in chain}
+    learned: States = dict.fromkeys(chain)
+    for start, stop in itertools.pairwise(bounds):
+        batches = (
+            list(stream.batches(start, stop)) if chain and rest else stream.batches(start, stop)
+        )
+        if chain:
+            learned = observe_unit(batches, chain, split, states=learned)
+        if rest:
+            tree = grow(rest, tree, (0, observe_unit(batches, rest, split)))
+    return {**fold(rest, tree), **learned}
+
+
+def grow(
+    wanted: Mapping[str, Request], tree: list[tuple[int, States]], leaf: tuple[int, States]
+) -> list[tuple[int, States]]:
+    """Return the waiting ranges after one more: equal neighbours merge, as in a binary counter."""
+    tree = [*tree, leaf]
+    while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
+        (level, left), (_, right) = tree[-2:]
+        tree[-2:] = [(level + 1, merge_states(wanted, left, right))]
+    return tree
+
+
+def fold(wanted: Mapping[str, Request], tree: Sequence[tuple[int, States]]) -> States:
+    """Return the merge of what is left, from the right: ``merge(r1, merge(r2, r3))``."""
+    if not tree:
+        return dict.fromkeys(wanted)
+    states = tree[-1][1]
+    for _, left in reversed(tree[:-1]):
+        states = merge_states(wanted, left, states)
+    return states

@@ -1,0 +1,98 @@
+"""What a set of instruments asks of one pass: the distinct statistics, rows and parts.
+
+Each request is computed once, whatever the number of instruments that read it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sonde.core.errorbars import Term
+from sonde.core.instrument import Instrument, Read, Where
+from sonde.core.plan import Part, Split
+from sonde.core.state import State, digest
+from sonde.core.statistic import Statistic
+
+States = dict[str, State | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An instrument at the rows that one of its results is about."""
+
+    instrument: Instrument
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One state to compute: a statistic, the rows it sees, and their part of the plan."""
+
+    statistic: Statistic[Any]
+    keys: tuple[str, ...]
+    where: Where
+    part: Part
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", digest((self.statistic, self.where)))
+
+    @property
+    def id(self) -> str:
+        """The name of the state in every dictionary and file."""
+        return f"{self.digest}|{'&'.join(self.keys)}|{self.part}"
+
+    @property
+    def buffer(self) -> tuple[tuple[str, ...], str, Part, bool]:
+        """What shares one row buffer."""
+        return self.keys, digest(self.where), self.part, self.statistic.whole_groups
+
+
+def reads_of(task: Task, split: Split | None) -> dict[str, list[list[Request]]]:
+    """Return, for each parameter of ``result``, for each site, the requests whose states make it.
+
+    Two requests are the parts ``fit`` and ``held`` of all rows; they are merged.
+    """
+    plan: dict[str, list[list[Request]]] = {}
+    for name, read in task.instrument.all_reads().items():
+        targets = (
+            [task.keys]
+            if read.statistic.span == "pair" or task.instrument.span == "one"
+            else [(key,) for key in task.keys]
+        )
+        plan[name] = [
+            [Request(read.statistic, keys, read.where, part) for part in _parts(read, split)]
+            for keys in targets
+        ]
+    return plan
+
+
+def _parts(read: Read, split: Split | None) -> tuple[Part, ...]:
+    if split is None:
+        return ("all",)
+    if read.part in (None, "all"):
+        return ("fit", "held")
+    return (read.part,)
+
+
+def requests(tasks: Iterable[Task], split: Split | None = None) -> dict[str, Request]:
+    """Return every distinct request of the tasks by id, in a fixed order."""
+    found: dict[str, Request] = {}
+    for task in tasks:
+        for groups in reads_of(task, split).values():
+            for group in groups:
+                found.update((request.id, request) for request in group)
+    return dict(sorted(found.items()))
+
+
+def terms_of(task: Task, split: Split | None = None) -> list[Term]:
+    """Return the states that a task's result reads, for its error bar."""
+    terms: list[Term] = []
+    for name, targets in reads_of(task, split).items():
+        first = targets[0][0]
+        one_value = task.instrument.span == "one" or len(first.keys) > 1
+        terms += [
+            Term(name, None if one_value else i, group[0].statistic, group[0].keys)
+            for i, group in enumerate(targets)
+        ]
+    return terms

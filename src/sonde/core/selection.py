@@ -1,0 +1,86 @@
+"""Which rows of a batch a request sees: finite, of its part, kept by its filter, or joined."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch
+from sonde.core.requests import Request
+
+
+class FiniteRows:
+    """Which rows of a batch are finite at a site and at every earlier one, and how many are not.
+
+    Rows of one layout are dropped one by one. A site with another layout drops the examples of rows
+    that were not finite before it.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._kept: dict[str, Tensor | None] = {}
+        self.n_bad: dict[str, int] = {}
+        bad_rows: dict[tuple[int, int], Tensor] = {}
+        bad_examples: dict[tuple[int, int], Tensor] = {}
+        for key, x in batch.rows.items():
+            example = batch.example[key]
+            layout = (id(example), id(batch.position[key]))
+            own = None if is_finite(x) else ~torch.isfinite(x).all(dim=1).cpu()
+            self.n_bad[key] = 0 if own is None else int(own.sum())
+            if own is not None:
+                bad_rows[layout] = own | bad_rows.get(layout, torch.zeros_like(own))
+                members = torch.zeros(len(batch), dtype=torch.bool)
+                members[example[own]] = True
+                bad_examples[layout] = members | bad_examples.get(layout, torch.zeros_like(members))
+            inherited = [m[example] for other, m in bad_examples.items() if other != layout]
+            present = [*inherited, *([bad_rows[layout]] if layout in bad_rows else [])]
+            self._kept[key] = ~torch.stack(present).any(dim=0) if present else None
+
+    def kept(self, key: str) -> Tensor | None:
+        """Return the mask of rows to keep, or None for all."""
+        return self._kept[key]
+
+
+def is_finite(x: Tensor) -> bool:
+    """Return whether no entry is NaN or infinite; one sum where all is well."""
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+    if bool(torch.isfinite(x.sum(dtype=wide))):
+        return True
+    return bool(torch.isfinite(x).all())
+
+
+def row_indices(
+    request: Request, batch: Batch, finite: FiniteRows, held: Tensor | None
+) -> list[Tensor] | None:
+    """Return, for each site of the request, the rows to take (joined for pairs); None takes all."""
+    masks: list[Tensor | None] = []
+    for key in request.keys:
+        parts = [finite.kept(key), request.where.mask(batch, key)]
+        if held is not None and request.part != "all":
+            mine = held if request.part == "held" else ~held
+            parts.append(mine[batch.example[key]])
+        present = [p for p in parts if p is not None]
+        masks.append(torch.stack(present).all(dim=0) if present else None)
+    if len(request.keys) == 1:
+        return None if masks[0] is None else [torch.nonzero(masks[0]).flatten()]
+    return _joined(request.keys, batch, masks)
+
+
+def _joined(keys: Sequence[str], batch: Batch, masks: list[Tensor | None]) -> list[Tensor] | None:
+    first, second = keys
+    same = (
+        batch.example[first] is batch.example[second]
+        and batch.position[first] is batch.position[second]
+    )
+    if same:
+        present = [m for m in masks if m is not None]
+        if not present:
+            return None
+        rows = torch.nonzero(torch.stack(present).all(dim=0)).flatten()
+        return [rows, rows]
+    names: list[dict[tuple[int, int], int]] = []
+    for key, mask in zip(keys, masks, strict=True):
+        example, position = batch.example[key].tolist(), batch.position[key].tolist()
+        kept = range(len(example)) if mask is None else torch.nonzero(mask).flatten().tolist()
+        names.append({(example[i], position[i]): i for i in kept})
+    shared = sorted(names[0].keys() & names[1].keys())
+    return [torch.tensor([n[s] for s in shared], dtype=torch.int64) for n in names]

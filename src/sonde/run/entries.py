@@ -1,0 +1,116 @@
+"""How the instruments of a bundle are written into its header, read back, and named.
+
+A bundle names its instruments by their words in the catalogue, never by an importable path.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import StateError
+from sonde.core.instrument import Detector, Instrument
+from sonde.core.plan import Split
+from sonde.core.requests import Task
+from sonde.core.state import canonical, digest
+from sonde.run.catalogue import find, snake_case
+from sonde.run.tasks import ErrorSample
+from sonde.stats import Calibrated
+
+Key = tuple[str, str]
+
+
+def inner_of(instrument: Instrument) -> Instrument:
+    """Return the instrument that was asked for, without its calibration."""
+    return instrument.detector if isinstance(instrument, Calibrated) else instrument
+
+
+def word_of(instrument: Instrument | type[Instrument]) -> str:
+    """Return the command-line word of an instrument, calibrated or not."""
+    if isinstance(instrument, type):
+        return snake_case(instrument.__name__)
+    return snake_case(type(inner_of(instrument)).__name__)
+
+
+def names_of(tasks: Sequence[Task]) -> list[Key]:
+    """Return the (method, site) under which each task's result is found.
+
+    The method is its word; where one class was asked for with several parameters at a site, the
+    parameters that tell them apart stand behind it: ``knn(k=5)``.
+    """
+    places = [" & ".join(task.keys) for task in tasks]
+    words = [word_of(task.instrument) for task in tasks]
+    shared = Counter(zip(words, places, strict=True))
+    mixed = {word for (word, _), n in shared.items() if n > 1}
+    varying = {word: _varying([t for t, w in zip(tasks, words, strict=True) if w == word])
+               for word in mixed}  # fmt: skip
+    return [
+        (f"{w}({_parameters(t, varying[w])})" if w in mixed else w, place)
+        for t, w, place in zip(tasks, words, places, strict=True)
+    ]
+
+
+def _varying(tasks: Sequence[Task]) -> list[str]:
+    """Return the parameters in which instruments of one class differ."""
+    instruments = [inner_of(t.instrument) for t in tasks]
+    names = [f.name for f in fields(instruments[0])]  # type: ignore[arg-type]
+    return [n for n in names if len({repr(getattr(i, n)) for i in instruments}) > 1]
+
+
+def _parameters(task: Task, names: Iterable[str]) -> str:
+    inner = inner_of(task.instrument)
+    return ", ".join(f"{name}={getattr(inner, name)!r}" for name in names)
+
+
+def entry_of(task: Task) -> dict[str, Any]:
+    """Return what the header of a bundle says of a task."""
+    inner = inner_of(task.instrument)
+    calibrated = task.instrument.m if isinstance(task.instrument, Calibrated) else None
+    return {
+        "instrument": word_of(inner),
+        "params": {f.name: canonical(getattr(inner, f.name)) for f in fields(inner)},  # type: ignore[arg-type]
+        "calibrated": calibrated,
+        "sites": list(task.keys),
+        "digest": digest(inner),
+    }
+
+
+def tasks_of(
+    header: dict[str, Any], further: tuple[type[Instrument], ...], path: Path
+) -> tuple[list[Task], Split | None, ErrorSample | None]:
+    """Return the tasks, the split and the error sample that a header names.
+
+    Raises
+    ------
+    StateError
+        If the header is not one of ours.
+    """
+    try:
+        split = None if header["split"] is None else Split(**header["split"])
+        raw = header["sample"]
+        sample = (
+            None if raw is None else ErrorSample(tuple(raw["columns"]), bool(raw["groups"]), split)
+        )
+        tasks = [_task_of(entry, further) for entry in header["entries"]]
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise StateError(
+            f"Fitted.load: the header of {path} is not one of ours: {error}."
+        ) from error
+    return tasks, split, sample
+
+
+def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Task:
+    cls = find(entry["instrument"], further)
+    parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["params"].items()}
+    instrument = cls(**parameters)
+    if digest(instrument) != entry["digest"]:
+        raise StateError(
+            f"Fitted.load: {entry['instrument']} has other parameters today than when the state "
+            "was fitted. Fit it again."
+        )
+    if entry["calibrated"] is not None:
+        if not isinstance(instrument, Detector):
+            raise StateError(f"Fitted.load: {entry['instrument']} is no detector.")
+        instrument = Calibrated(instrument, m=int(entry["calibrated"]))
+    return Task(instrument, tuple(str(s) for s in entry["sites"]))

@@ -1,0 +1,38 @@
+"""The passes of an instrument: which one follows once the states of a pass are known."""
+
+from collections.abc import Iterable
+
+import torch
+
+from sonde.core.instrument import Instrument
+from sonde.core.passes import states_of
+from sonde.core.plan import Split
+from sonde.core.requests import States, Task
+
+
+def has_stages(task: Task) -> bool:
+    """Return whether a task's instrument may ask for another pass."""
+    return type(task.instrument).then is not Instrument.then
+
+
+def next_task(task: Task, states: States, split: Split | None) -> Task | None:
+    """Return the task of the next pass at the same rows, or None where there is none."""
+    if not has_stages(task):
+        return None
+    with torch.no_grad():
+        result = task.instrument.result(**states_of(task, states, split))
+    after = task.instrument.then(result)
+    return None if after is None else Task(after, task.keys)
+
+
+def next_tasks(tasks: Iterable[Task], states: States, split: Split | None) -> list[Task]:
+    """Return the tasks of the next pass."""
+    found = [next_task(task, states, split) for task in tasks]
+    return [task for task in found if task is not None]
+
+
+def last_task(task: Task, states: States, split: Split | None) -> Task:
+    """Return the task whose result is the answer."""
+    while (after := next_task(task, states, split)) is not None:
+        task = after
+    return task
