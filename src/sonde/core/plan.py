@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from sonde.core.errors import InputError
 from sonde.core.hashing import base_hashes, draws, fraction
 from sonde.core.state import canonical_json
 
@@ -70,7 +71,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.held < 1.0:
-            raise ValueError(f"Split: expected a held-out share in (0, 1), got {self.held}.")
+            raise InputError(f"Split: expected a held-out share in (0, 1), got {self.held}.")
 
     def is_held(self, split_draw: Tensor) -> Bool[Tensor, "example"]:
         """Return which examples are held out, from the draw of their groups."""

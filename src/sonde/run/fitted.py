@@ -15,14 +15,14 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.passes import merge_states, states_of
 from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.requests import Request, States, Task, terms_of
-from sonde.core.result import Result
+from sonde.core.result import Result, Scorer
 from sonde.core.state import digest
 from sonde.core.statefile import read_header, read_state, state_type, write_state
 from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
 from sonde.run.ledger import add_counters, join_units
 from sonde.run.stages import has_stages, last_task, next_tasks
 from sonde.run.tasks import ErrorSample, requests_of
-from sonde.stats import Calibrated, CalibratedScorer
+from sonde.stats import Calibrated
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class Fitted:
         return self._results[i]
 
     @property
-    def scorers(self) -> dict[Key, CalibratedScorer]:
+    def scorers(self) -> dict[Key, Scorer]:
         """The scorers by (method, site), calibrated where the plan held rows out."""
         return {
             name: self._result(i)  # type: ignore[misc]

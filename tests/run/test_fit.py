@@ -1,0 +1,300 @@
+"""Fits: which rows meet which instruments, what is shared, held out, and learnt by steps."""
+
+import inspect
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from models import mlp
+from probe_learner import MinibatchProbe, ProbeSteps
+from run_case import Stopping, rows, stream
+from sonde.core.errors import InputError, StateError
+from sonde.core.instrument import Instrument
+from sonde.core.result import Result
+from sonde.core.state import equal
+from sonde.core.stream import Stream
+from sonde.detect import KNN, Mahalanobis
+from sonde.measure import (
+    LayerCKA,
+    ParticipationRatio,
+    StableRank,
+    UnitEntropy,
+    UpdateSize,
+    unit_entropy,
+)
+from sonde.run.driver import Interrupted
+from sonde.run.fit import fit
+from sonde.run.fitted import Fitted
+from sonde.run.read import read
+from sonde.run.score import score
+from sonde.run.tasks import assign
+from sonde.stats import Moments
+
+QUIET = {"progress": False}
+
+
+def three_sites(n=300):
+    x = rows(n, 4)
+    return Stream.of({"a": x, "b": x * 2 + 1, "c": rows(n, 4, seed=1)})
+
+
+def test_each_span_meets_its_sites():
+    schema = three_sites().schema
+    tasks = assign([ParticipationRatio(), UpdateSize(), LayerCKA()], schema, None)
+    assert [t.keys for t in tasks] == [
+        ("a",), ("b",), ("c",),
+        ("a", "b"), ("b", "c"),
+        ("a", "b", "c"),
+    ]  # fmt: skip
+
+
+def test_a_pair_needs_two_sites():
+    with pytest.raises(InputError, match=r"UpdateSize: expected at least two sites, got \['x'\]"):
+        fit(UpdateSize(), stream(), **QUIET)
+
+
+@pytest.mark.truth("numpy covariance and eigenvalues")
+def test_one_site_one_pair_and_all_sites_in_one_pass():
+    fitted = fit([ParticipationRatio(), UpdateSize(), LayerCKA()], three_sites(), **QUIET)
+    assert len(fitted) == 6
+    values = np.linalg.eigvalsh(np.cov(rows(300, 4).double().numpy().T))
+    expected = values.sum() ** 2 / (values**2).sum()
+    assert fitted.result("participation_ratio", "a").value == pytest.approx(expected, rel=1e-6)
+    assert fitted.result(LayerCKA).value.shape == (3, 3)
+
+
+@pytest.mark.truth("forward of the net by hand")
+def test_a_live_net():
+    net = mlp(n_in=8, width=16)
+    x = torch.randn(90, 8, generator=torch.Generator().manual_seed(2))
+    fitted = fit(StableRank(), read(net, list(x), sites=["0", "2"]), **QUIET)
+    with torch.no_grad():
+        hidden = net[0](x).double().numpy()
+    values = np.linalg.eigvalsh(np.cov(hidden.T))
+    found = fitted.result("stable_rank", "0").value
+    assert found == pytest.approx(values.sum() / values.max(), rel=1e-5)
+
+
+@dataclass(frozen=True)
+class Trace(Instrument):
+    """One of many that read the same statistic."""
+
+    power: float = 1.0
+    examples: ClassVar = ({},)
+
+    def reads(self):
+        return {"moments": Moments()}
+
+    def result(self, moments) -> Result:
+        return Result(value=float(moments.scatter.detach().trace()) ** self.power, n=moments.n)
+
+
+def test_a_dozen_instruments_share_one_statistic(monkeypatch):
+    calls: Counter[str] = Counter()
+
+    def counted(name):
+        original = getattr(Moments, name)
+
+        def wrapped(self, *columns):
+            calls[name] += 1
+            return original(self, *columns)
+
+        # needs() reads parameter names off the function
+        wrapped.__signature__ = inspect.signature(original)
+        wrapped.__annotations__ = original.__annotations__
+        return wrapped
+
+    alone, many = Counter(), Counter()
+    for instruments, kept in (
+        ([Trace()], alone),
+        ([Trace(1 + i / 12) for i in range(12)], many),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Moments, "observe", counted("observe"))
+            patch.setattr(Moments, "update", counted("update"))
+            calls.clear()
+            fitted = fit(instruments, stream(700), **QUIET)
+            kept.update(calls)
+    assert len(fitted) == 12
+    assert sum(alone.values()) > 0
+    assert alone == many
+    assert len({round(r.value, 9) for _, r in fitted}) == 12
+
+
+def test_instruments_of_one_class_are_told_apart_by_their_parameters():
+    fitted = fit([KNN(k=3), KNN(k=9), KNN(k=3)], stream(), **QUIET)
+    assert fitted.names == [("knn(k=3)", "x"), ("knn(k=9)", "x")]
+    a, b = (fitted.result(KNN(k=k)).scorer.k for k in (3, 9))
+    assert (a, b) == (3, 9)
+    with pytest.raises(StateError, match=r"expected one result of 'knn'.*got 2"):
+        fitted.result("knn")
+    table = score(fitted, stream(50, seed=3), progress=False)
+    assert set(table["instrument"].to_pylist()) == {"knn(k=3)", "knn(k=9)"}
+
+
+@pytest.mark.truth("split by the keyed hash of each row, brute force")
+def test_detectors_are_fitted_on_one_part_and_calibrated_on_the_other():
+    source = stream(500)
+    fitted = fit(Mahalanobis(), source, calibrate=0.3, **QUIET)
+    held = fitted.split.is_held(next(iter(source.batches(0, 500))).split_draw)
+    scorer = fitted.result("mahalanobis")
+    assert scorer.n == int((~held).sum())
+    assert scorer.calibration.n == int(held.sum())
+    alone = Mahalanobis().fit(rows(500)[~held]).score(rows(500)[held])
+    between = alone.sort().values[40:42].mean()
+    expected = (1 + (alone >= between).sum()) / (1 + held.sum())
+    assert scorer.calibration.p_value(between[None]).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.truth("binomial quantiles")
+def test_p_values_of_fresh_rows_hold_their_promise():
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(3000, 3, generator=generator)
+    fitted = fit(Mahalanobis(), Stream.of(x[:2000]), calibrate=0.5, **QUIET)
+    table = score(fitted, Stream.of(x[2000:]), progress=False)
+    p = np.array(table["p"].to_pylist())
+    n_held = fitted.result("mahalanobis").calibration.n
+    for alpha in (0.05, 0.2):
+        alarms = int((p <= alpha).sum())
+        k = int(alpha * (n_held + 1))
+        low, high = stats.betabinom.ppf([1e-4, 1 - 1e-4], 1000, k, n_held + 1 - k)
+        assert low <= alarms <= high, (alpha, alarms)
+
+
+@pytest.mark.truth("the same question on plain arrays")
+def test_two_stages_give_what_the_arrays_give(tmp_path):
+    x = rows(900, 3)
+    fitted = fit(UnitEntropy(n_bins=8), Stream.of(x), **QUIET)
+    direct = unit_entropy(x, n_bins=8)
+    result = fitted.result("unit_entropy")
+    assert result.value == pytest.approx(direct.value, rel=1e-12)
+    assert torch.equal(result.edges, direct.edges)
+    fitted.save(tmp_path / "a.sonde")
+    again = Fitted.load(tmp_path / "a.sonde")
+    assert again.names == [("unit_entropy", "x")]
+    assert again.result("unit_entropy").value == result.value
+    assert again.save(tmp_path / "b.sonde") == fitted.save(tmp_path / "c.sonde")
+
+
+def test_two_stages_do_not_merge():
+    a = fit(UnitEntropy(), stream(300), **QUIET)
+    b = fit(UnitEntropy(), stream(300, seed=1), **QUIET)
+    with pytest.raises(StateError, match="two passes is fitted in one run"):
+        a.merge(b)
+
+
+@pytest.mark.truth("the same steps by hand")
+def test_a_learner_takes_its_steps_in_plan_order():
+    x = rows(300, 4)
+    y = (x[:, 0] > 3).long()
+    fitted = fit(MinibatchProbe(), Stream.of(x, label=y), unit_size=50, **QUIET)
+    statistic = ProbeSteps()
+    state = statistic.start(4)
+    for first in range(0, 300, 50):
+        state = statistic.update(state, x[first : first + 50], y[first : first + 50])
+    result = fitted.result(MinibatchProbe)
+    assert result.value == state.steps
+    assert torch.equal(result.weight, state.weight)
+    share = ((x.double() @ state.weight + state.bias > 0) == y.bool()).double().mean()
+    assert share > 0.7
+
+
+def test_an_interrupted_learner_goes_on_from_its_checkpoint(tmp_path):
+    x = rows(2560, 4)
+    source = Stream.of(x, label=(x[:, 0] > 3).long())
+    whole = fit([MinibatchProbe(), Trace()], source, unit_size=256, **QUIET)
+    stopping = Stopping(source, after=10 + 6)  # ten units for the trace, six for the probe
+    with pytest.raises(Interrupted):
+        fit(
+            [MinibatchProbe(), Trace()],
+            stopping,
+            unit_size=256,
+            directory=tmp_path / "a.run",
+            **QUIET,
+        )
+    assert (tmp_path / "a.run" / "chain.sonde").exists()
+    resumed = Stopping(source)
+    again = fit(
+        [MinibatchProbe(), Trace()], resumed, unit_size=256, directory=tmp_path / "a.run", **QUIET
+    )
+    assert resumed.asked == [(u * 256, u * 256 + 256) for u in range(6, 10)]
+    assert again.states.keys() == whole.states.keys()
+    assert all(equal(again.states[i], whole.states[i]) for i in whole.states)
+
+
+def test_a_learner_refuses_to_merge():
+    y = torch.arange(300) % 2
+    a = fit(MinibatchProbe(), stream(300, label=y), **QUIET)
+    b = fit(MinibatchProbe(), stream(300, seed=1, label=y), **QUIET)
+    with pytest.raises(StateError, match="a trained state cannot be merged"):
+        a.merge(b)
+
+
+@pytest.mark.parametrize(
+    ("instruments", "message"),
+    [
+        ([], "expected at least one instrument, got none"),
+        ([Mahalanobis], r"got .*Mahalanobis.*Call it: add \(\)"),
+    ],
+)
+def test_what_is_no_instrument_is_refused(instruments, message):
+    with pytest.raises(InputError, match=message):
+        fit(iter(instruments), stream(), **QUIET)
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(InputError, match="The data is empty"):
+        fit(Mahalanobis(), Stream.of(torch.zeros(0, 3)), **QUIET)
+
+
+def test_more_memory_than_allowed_is_refused_before_the_start():
+    stopping = Stopping(stream(), after=0)
+    with pytest.raises(InputError, match=r"this run would take about .* 0 MiB are allowed.*--mem"):
+        fit(Mahalanobis(), stopping, memory=1000, **QUIET)
+    assert stopping.asked == []
+
+
+def test_rows_that_are_not_finite_are_dropped_counted_and_score_inf():
+    x = rows(400)
+    x[[3, 50], 1] = torch.nan
+    fitted = fit(Mahalanobis(), Stream.of(x), **QUIET)
+    assert fitted.header["counters"]["nonfinite|x"] == 2
+    table = score(fitted, Stream.of(x), progress=False)
+    scores = np.array(table["score"].to_pylist())
+    assert np.flatnonzero(np.isinf(scores)).tolist() == [3, 50]
+    scorer = fitted.result("mahalanobis")
+    assert scorer.n + scorer.calibration.n == 398
+
+
+def test_all_nan_says_so():
+    with pytest.raises(StateError, match=r"no row to fit on at x.*states are finite"):
+        fit(Mahalanobis(), Stream.of(torch.full((80, 3), torch.nan)), **QUIET).result("mahalanobis")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, workers):
+    source = stream(2000, 6)
+    instruments = [Mahalanobis(), ParticipationRatio()]
+    paths = []
+    for n in (1, workers):
+        fitted = fit(instruments, source, workers=n, directory=tmp_path / f"{n}.run", **QUIET)
+        fitted.save(tmp_path / f"{n}.sonde")
+        paths.append(tmp_path / f"{n}.sonde")
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    fit(instruments, source, threads=1, **QUIET).save(tmp_path / "0.sonde")
+    assert (tmp_path / "0.sonde").read_bytes() == paths[0].read_bytes()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_sent_to_a_process_is_named():
+    class Local(Stopping):
+        pass
+
+    with pytest.raises(InputError, match=r"cannot be sent to other processes.*--workers 0"):
+        fit(Mahalanobis(), Local(stream()), workers=1, **QUIET)
