@@ -142,7 +142,8 @@ def _instrument(node: object) -> Instrument:
     for keyword in node.keywords:
         if keyword.arg not in known:
             raise InputError(
-                f"METHODS: {node.func.id} has no parameter {keyword.arg!r}, only {', '.join(known)}."
+                f"METHODS: {node.func.id} has no parameter {keyword.arg!r}, only "
+                f"{', '.join(known)}."
             )
         try:
             parameters[keyword.arg] = ast.literal_eval(keyword.value)

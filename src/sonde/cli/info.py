@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import tyro
 
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StateError
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Info:
         if self.printing.json:
             say_json(facts)
         else:
-            say("\n".join(f"{name:<12} {_text(value)}" for name, value in facts.items()))
+            say("\n".join(_lines(name, value) for name, value in facts.items()))
         return 0
 
 
@@ -69,6 +70,13 @@ def _state(path: Path) -> dict[str, Any]:
     header = read_header(path)
     entries = header.get("entries", [])
     units = header.get("units", [])
+    try:
+        return _facts(header, entries, units, path)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise StateError(f"info: the header of {path} is not one of ours: {error!r}.") from error
+
+
+def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict[str, Any]:
     return {
         "kind": "fitted state",
         "version": header.get("version"),
@@ -82,6 +90,13 @@ def _state(path: Path) -> dict[str, Any]:
         "counters": header.get("counters"),
         "size_bytes": path.stat().st_size,
     }
+
+
+def _lines(name: str, value: Any) -> str:
+    """Return a name and its value, broken at 80 columns."""
+    return "\n".join(
+        wrap(_text(value), 80, initial_indent=f"{name:<14} ", subsequent_indent=" " * 15) or [name]
+    )
 
 
 def _text(value: Any) -> str:

@@ -85,7 +85,9 @@ def _run(word: str, arguments: list[str]) -> int:
     debug = bool(getattr(parsed.printing, "debug", False))
     _configure(debug)
     try:
-        return int(parsed.run())
+        code = int(parsed.run())
+        sys.stdout.flush()
+        return code
     except Failed as failed:
         return failed.code
     except SondeError as error:

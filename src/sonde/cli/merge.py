@@ -25,9 +25,11 @@ class Merge:
 
     def run(self) -> int:
         """Load, merge, save."""
+        from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
         from sonde.run.merge import merge
 
+        check_writable(self.output)
         merged = merge(*(Fitted.load(path) for path in self.bundles))
         identity = merged.save(self.output)
         if self.printing.json:

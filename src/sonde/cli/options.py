@@ -141,7 +141,7 @@ class Running:
         """Return ``--memory`` in bytes."""
         return None if self.memory is None else parse_bytes(self.memory)
 
-    def check(self, directory: Path | None) -> None:
+    def check(self, directory: Path | None, started: str = "plan.json") -> None:
         """Refuse absurd numbers, and ``--resume`` where nothing can be resumed.
 
         Raises
@@ -153,7 +153,7 @@ class Running:
             raise InputError(f"--workers: expected 0 or more, got {self.workers}.")
         if self.unit_size < 1:
             raise InputError(f"--unit-size: expected at least 1, got {self.unit_size}.")
-        if self.resume and (directory is None or not (directory / "plan.json").exists()):
+        if self.resume and (directory is None or not (directory / started).exists()):
             raise InputError(f"--resume: there is nothing to resume at {directory}.")
 
 

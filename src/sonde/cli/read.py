@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli.console import Failed, note, say, say_json
 from sonde.cli.options import Printing, Reading, Running
 
 
@@ -26,25 +26,33 @@ class Read:
 
     def run(self) -> int:
         """Read, write, and print what was written."""
+        from sonde.core.errors import InputError
         from sonde.data import load
         from sonde.run.progress import Bar
         from sonde.run.read import ARRAYS, read
         from sonde.store import describe_store, write_store
 
+        self.running.check(self.output, "store.json")
+        if self.output.is_file():
+            raise InputError(f"read: expected a folder to write, got the file {self.output}.")
         model = (
             self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
         )
         stream = read(
             model, self.data, **self.reading.site_options(), **self.reading.data_options()
         )
-        with Bar("read", len(stream), not self.printing.quiet) as bar:
-            write_store(
-                stream,
-                self.output,
-                unit_size=self.running.unit_size,
-                fresh=self.running.fresh,
-                tick=bar.advance,
-            )
+        try:
+            with Bar("read", len(stream), not self.printing.quiet) as bar:
+                write_store(
+                    stream,
+                    self.output,
+                    unit_size=self.running.unit_size,
+                    fresh=self.running.fresh,
+                    tick=bar.advance,
+                )
+        except KeyboardInterrupt:
+            note(f"interrupted. What is written stays in {self.output}; the same command goes on.")
+            raise Failed(130) from None
         facts = describe_store(self.output)
         if self.printing.json:
             say_json(facts)

@@ -224,8 +224,8 @@ def reached(
 ) -> bool:
     """Return whether a report reaches a gate.
 
-    A check that the gate names by its code and that could not look reaches it too: a gate that could
-    not look must not pass.
+    A check that the gate names by its code and that could not look reaches it too: a gate that
+    could not look must not pass.
     """
     findings = [f for f in report["findings"] if not f["ignored"]]
     if baseline is not None:

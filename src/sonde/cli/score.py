@@ -30,22 +30,27 @@ class Score:
     def run(self) -> int:
         """Score, write the table, and print how many rows raise an alarm."""
         from sonde.data import load
+        from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
         from sonde.run.read import ARRAYS
-        from sonde.run.score import score, write_table
+        from sonde.run.score import check_suffix, plain_rows, score, write_table
 
+        if self.output is not None:
+            check_suffix(self.output)
+            check_writable(self.output)
         fitted = Fitted.load(self.probe)
         model = (
             self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
         )
         options = self.reading.data_options()
         options.pop("keep_special")
+        options |= {k: v for k, v in self.reading.site_options().items() if v != "auto"}
         table = score(fitted, model, self.data, progress=not self.printing.quiet, **options)
         if self.output is not None:
             write_table(table, self.output)
             note(f"wrote {self.output}: {table.num_rows} rows")
         if self.printing.json:
-            say_json(table.to_pylist())
+            say_json(plain_rows(table))
         elif not self.printing.quiet:
             say(self._summary(table))
         return 0

@@ -178,9 +178,20 @@ def read_manifest(directory: Path) -> Manifest:
         )
         if len(manifest.group_keys) != bounds[-1] or not 0 <= manifest.level < 63:
             raise ValueError("group keys and units do not agree")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_tables(manifest.tables)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise StoreError(f"Store: the manifest of {directory} is damaged: {error}.") from error
     return manifest
+
+
+def _check_tables(tables: dict[str, tuple[Column, ...]]) -> None:
+    """Refuse a site, or a column of a table, that is named twice, and a table without columns."""
+    keys = [c.schema.key for columns in tables.values() for c in columns]
+    names = [(table, c.name) for table, columns in tables.items() for c in columns]
+    if EXAMPLES in tables or not all(tables.values()):
+        raise ValueError("tables without sites")
+    if not keys or len(set(keys)) < len(keys) or len(set(names)) < len(names):
+        raise ValueError("sites that are named twice, or none")
 
 
 def _plain(name: str) -> str:

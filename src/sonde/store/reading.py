@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -92,12 +93,29 @@ class Store(Stream):
         span = next(r for r in self.manifest.ranges() if r[0] <= unit < r[1])
         record = read_json(self._record(span))
         counts = record.get("batches")
-        if not isinstance(counts, list) or len(counts) != span[1] - span[0]:
+        sound = isinstance(counts, list) and all(type(c) is int and c >= 0 for c in counts)
+        if (
+            not sound
+            or len(counts) != span[1] - span[0]
+            or record.get("plan") != self.manifest.plan
+        ):
             raise StoreError(f"Store: the record of units {span} in {self.directory} is damaged.")
-        first = sum(int(c) for c in counts[: unit - span[0]])
+        first = sum(counts[: unit - span[0]])
         files = {name: self._open(name, span, record) for name in (EXAMPLES, *self.manifest.tables)}
-        for i in range(first, first + int(counts[unit - span[0]])):
-            yield self._batch({name: file.get_batch(i) for name, file in files.items()})
+        for i in range(first, first + counts[unit - span[0]]):
+            try:
+                parts = {name: file.get_batch(i) for name, file in files.items()}
+                for name, part in parts.items():
+                    part.validate(full=name == EXAMPLES)
+                batch = self._batch(parts)
+            except StoreError:
+                raise
+            except _DAMAGE as error:
+                raise StoreError(
+                    f"Store: units {span} in {self.directory} are damaged: {error}. "
+                    "Write the store again."
+                ) from error
+            yield batch
 
     def _open(
         self, table: str, span: tuple[int, int], record: dict[str, Any]
@@ -108,7 +126,7 @@ class Store(Stream):
             if path.stat().st_size != size:
                 raise StoreError(f"Store: {path} has not the {size} bytes that were committed.")
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (OSError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        except _DAMAGE as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(f"Store: {path} cannot be read: {error}.") from error
@@ -134,7 +152,7 @@ class Store(Stream):
         rows = {key: shared["rows"][key] for key in order}
         names = set(examples.schema.names)
         extra = {
-            n.removeprefix("extra_"): torch.tensor(examples.column(n).to_pylist())
+            n.removeprefix("extra_"): torch.from_numpy(np.array(examples.column(n)))
             for n in names
             if n.startswith("extra_")
         }
@@ -204,6 +222,17 @@ class Store(Stream):
         """Bytes of all its row files."""
         return sum(p.stat().st_size for p in (self.directory / ROWS).rglob("*.arrow"))
 
+
+_DAMAGE = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    pa.ArrowException,
+)
 
 _ARROW_NAMES = {
     "float": "float32",

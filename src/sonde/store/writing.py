@@ -24,6 +24,7 @@ from sonde.store.layout import (
     ROWS,
     Column,
     Manifest,
+    read_json,
     read_manifest,
     to_column,
 )
@@ -62,10 +63,15 @@ def write_store(
     _start(directory, manifest, fresh)
     for start, stop in manifest.ranges():
         record = directory / RANGES / f"{start}-{stop}.json"
-        if not record.exists():
+        if not _is_written(record, manifest):
             _write_range(stream, directory, manifest, start, stop, record)
         tick(manifest.bounds[stop] - manifest.bounds[start])
     return directory
+
+
+def _is_written(record: Path, manifest: Manifest) -> bool:
+    """Return whether a range was committed by this plan."""
+    return record.exists() and read_json(record).get("plan") == manifest.plan
 
 
 def _manifest(stream: Stream, unit_size: int) -> Manifest:
@@ -126,7 +132,7 @@ def _start(directory: Path, manifest: Manifest, fresh: bool) -> None:
                 f"write_store: {directory} holds rows of another model, data or reading. "
                 "Write elsewhere, or pass --fresh to replace it."
             )
-    if fresh:
+    if fresh and path.exists():
         for record in (directory / RANGES).glob("*.json"):
             record.unlink()
     atomic_write(path, (canonical_json(manifest.json()) + "\n").encode())
@@ -192,8 +198,7 @@ def _examples(batch: Batch) -> pa.RecordBatch:
         columns["logits"] = to_column(batch.logits)
     for name, values in batch.extra.items():
         if isinstance(values, torch.Tensor) and values.ndim == 1 and len(values) == len(batch):
-            kind = pa.float64() if values.is_floating_point() else pa.int64()
-            columns[f"extra_{name}"] = pa.array(values.tolist(), kind)
+            columns[f"extra_{name}"] = pa.array(values.detach().cpu().numpy())
     return pa.RecordBatch.from_pydict(columns)
 
 
