@@ -165,9 +165,11 @@ def gather(
 ) -> Gathered:
     """Run the one pass of a scan."""
     statistics, wanted, plan = _plan(stream, data, settings, split, tasks)
-    check_memory(estimate(wanted, stream.schema, plan, settings.workers), settings.memory)
+    needed = estimate(wanted, stream.schema, plan, settings.workers)
+    check_memory(needed, settings.memory)
     began = time.monotonic()
-    with Bar(f"scan {data.name}", plan.n_examples, settings.progress) as bar:
+    label, size = f"scan {data.name}", needed.state_bytes
+    with Bar(label, plan.n_examples, settings.progress, state_bytes=size) as bar:
         outcome = run_pass(
             stream,
             wanted,

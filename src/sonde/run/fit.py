@@ -191,7 +191,8 @@ def _one_pass(
     needed: Estimate = estimate(wanted, stream.schema, plan, settings.workers)
     check_memory(needed, settings.memory)
     label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
-    with Bar(label, plan.n_examples, settings.progress) as bar:
+    size = needed.state_bytes
+    with Bar(label, plan.n_examples, settings.progress, state_bytes=size) as bar:
         return run_pass(
             stream,
             wanted,

@@ -10,6 +10,7 @@ from sonde.core.errors import InputError
 from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE
 from sonde.core.plan import Plan
 from sonde.core.requests import Request
+from sonde.run.progress import gib
 
 COMMIT_BYTES = 16 * 2**20
 MOST_LEVELS = 6
@@ -88,16 +89,3 @@ def check_memory(needed: Estimate, limit: int | None) -> None:
             f"({gib(needed.state_bytes)} each set) and {gib(allowed)} are allowed. Read fewer "
             "sites (--sites), fewer methods, fewer workers, or raise --memory."
         )
-
-
-def gib(n_bytes: int) -> str:
-    """Return a size for people.
-
-    Examples
-    --------
-    >>> gib(3 * 2**29)
-    '1.5 GiB'
-    """
-    if n_bytes < 2**30:
-        return f"{n_bytes / 2**20:.0f} MiB"
-    return f"{n_bytes / 2**30:.1f} GiB"

@@ -9,6 +9,33 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
+LONG_SECONDS = 20.0
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    Examples
+    --------
+    >>> duration(42), duration(600), duration(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def gib(n_bytes: int) -> str:
+    """Return a size for people.
+
+    Examples
+    --------
+    >>> gib(3 * 2**29)
+    '1.5 GiB'
+    """
+    return f"{n_bytes / 2**20:.0f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.1f} GiB"
+
+
 def peak_memory_bytes() -> int:
     """Return the largest resident size that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -27,12 +54,23 @@ class Bar:
     shown : bool, default=True
         False keeps silent; so does a stderr that is no terminal.
     delay_seconds : float, default=2.0
+    state_bytes : int, default=0
+        Memory of the states, for the estimate.
+
+    After the first step of a run that will take long, one line says for how long and in how much
+    memory, also where stderr is no terminal.
     """
 
     def __init__(
-        self, label: str, total: int, shown: bool = True, delay_seconds: float = 2.0
+        self,
+        label: str,
+        total: int,
+        shown: bool = True,
+        delay_seconds: float = 2.0,
+        state_bytes: int = 0,
     ) -> None:
         self._label, self._total, self._delay = label, total, delay_seconds
+        self._speaks, self._state_bytes = shown, state_bytes
         self._shown = shown and sys.stderr.isatty()
         self._began = time.monotonic()
         self._done = 0
@@ -57,9 +95,20 @@ class Bar:
         """Seconds since the bar was entered."""
         return time.monotonic() - self._began
 
+    def _say_estimate(self) -> None:
+        left = self.wall_seconds * (self._total / max(1, self._done) - 1)
+        if left > LONG_SECONDS:
+            memory = f", states take {gib(self._state_bytes)}" if self._state_bytes else ""
+            sys.stderr.write(
+                f"{self._label}: about {duration(left)} for {self._total:,} examples{memory}; "
+                "Ctrl-C keeps what is done.\n"
+            )
+
     def advance(self, n: int) -> None:
         """Say that ``n`` more examples are done."""
         self._done += n
+        if self._speaks and self._done == n:
+            self._say_estimate()
         if not self._shown or self.wall_seconds < self._delay:
             return
         if self._progress is None:
