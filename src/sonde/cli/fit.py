@@ -42,7 +42,7 @@ class Fit:
     def run(self) -> int:
         """Fit, save, and print what was fitted."""
         from sonde.data import load
-        from sonde.run.directory import beside, check_writable, remove_run
+        from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
         from sonde.run.fit import fit
         from sonde.run.read import ARRAYS, read
 
@@ -60,19 +60,20 @@ class Fit:
             **self.reading.site_options(),
             **self.reading.data_options(),
         )
-        fitted = fit(
-            instruments,
-            stream,
-            calibrate=self.calibrate,
-            unit_size=self.running.unit_size,
-            workers=self.running.workers,
-            threads=self.running.threads,
-            directory=directory,
-            fresh=self.running.fresh,
-            memory=self.running.memory_bytes(),
-            progress=not self.printing.quiet,
-        )
-        results = {name: result for name, result in fitted}
+        with dropped_on_error(directory):
+            fitted = fit(
+                instruments,
+                stream,
+                calibrate=self.calibrate,
+                unit_size=self.running.unit_size,
+                workers=self.running.workers,
+                threads=self.running.threads,
+                directory=directory,
+                fresh=self.running.fresh,
+                memory=self.running.memory_bytes(),
+                progress=not self.printing.quiet,
+            )
+            results = dict(fitted)
         identity = fitted.save(self.output)
         remove_run(directory)
         rows = [

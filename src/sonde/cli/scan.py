@@ -74,7 +74,7 @@ class Scan:
         from sonde.findings.document import document
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
-        from sonde.run.directory import beside, check_writable, remove_run
+        from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
         from sonde.run.read import ARRAYS
 
         started = time.time()
@@ -90,14 +90,15 @@ class Scan:
         model = (
             self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
         )
-        scanned, _ = run_scan(
-            model,
-            self.data,
-            self.versus,
-            settings=self._settings(directory, gate),
-            **self.reading.site_options(),
-            **self.reading.data_options(),
-        )
+        with dropped_on_error(directory):
+            scanned, _ = run_scan(
+                model,
+                self.data,
+                self.versus,
+                settings=self._settings(directory, gate),
+                **self.reading.site_options(),
+                **self.reading.data_options(),
+            )
         report = document(scanned, self.model, started)
         if self.output is not None:
             save_report(report, self.output)

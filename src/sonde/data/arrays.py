@@ -2,14 +2,15 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SiteError, near
 from sonde.core.stream import Stream
 from sonde.data.iterables import ArrayRows
 from sonde.data.labels import LabelColumn
@@ -39,7 +40,9 @@ def array_source(path: Path) -> Source:
     return ArrayRows(arrays[name], path.name, columns)
 
 
-def open_arrays(path: str | Path, seed: int = 0) -> Stream:
+def open_arrays(
+    path: str | Path, seed: int = 0, *, limit: int | None = None, sites: Sequence[str] = ()
+) -> Stream:
     """Return a file of feature arrays as a stream: each array a site, no model needed.
 
     Parameters
@@ -48,33 +51,50 @@ def open_arrays(path: str | Path, seed: int = 0) -> Stream:
         ``.npy``, ``.npz`` or ``.safetensors``; arrays ``label``, ``group`` and ``id`` are columns.
     seed : int, default=0
         Key of the hash of rows.
+    limit : int, optional
+        Only the first rows.
+    sites : sequence of str, optional
+        Names of arrays, or patterns such as ``layer*``; all where left out.
 
     Raises
     ------
     InputError
         If the file cannot be read safely, or its arrays differ in their number of rows.
+    SiteError
+        If a pattern matches no array.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"open_arrays: no such file: {path}.")
     arrays = load_arrays(path)
-    sites = {k: _floats(k, v, path) for k, v in arrays.items() if k not in COLUMNS}
-    if not sites:
+    rows = {k: len(v) if v.ndim else "no" for k, v in arrays.items()}
+    if len(set(rows.values())) > 1 or "no" in rows.values():
+        raise InputError(f"open_arrays: expected one number of rows in {path}, got {rows}.")
+    arrays = {k: v[:limit] for k, v in arrays.items()}
+    named = [k for k in arrays if k not in COLUMNS]
+    chosen = {k: _floats(k, arrays[k], path) for k in _matched(named, sites, path)}
+    if not chosen:
         raise InputError(
             f"open_arrays: {path} holds no array beside {', '.join(arrays) or 'nothing'}."
         )
-    rows = {k: len(v) for k, v in arrays.items()}
-    if len(set(rows.values())) > 1:
-        raise InputError(f"open_arrays: expected one number of rows in {path}, got {rows}.")
     if not next(iter(rows.values())):
         raise InputError(f"open_arrays: {path} is empty: its arrays have no row.")
     return Stream.of(
-        sites,
+        chosen,
         label=_labels(arrays["label"]) if "label" in arrays else None,
         group=_texts(arrays.get("group")),
         ids=_texts(arrays.get("id")),
         seed=seed,
     )
+
+
+def _matched(names: list[str], patterns: Sequence[str], path: Path) -> list[str]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SiteError(
+                f"open_arrays: no array in {path} is called {pattern!r}.{near(pattern, names)}"
+            )
+    return [n for n in names if not patterns or any(fnmatchcase(n, p) for p in patterns)]
 
 
 def load_arrays(path: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ def row_map(evidence: Evidence) -> dict[str, Any] | None:
 
     The site of best labels, else the last. Coloured by class, or by source against OTHER.
     """
+    if not evidence.sites:
+        return None
     shared, labelled = shared_rows(evidence), usable(evidence)
     site = label_evidence(evidence).best if labelled else len(evidence.sites) - 1
     x, ids = shared.x(site), ids_at(evidence, range(len(shared.group)))

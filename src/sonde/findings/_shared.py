@@ -29,6 +29,8 @@ class SharedRows:
     @property
     def group(self) -> Int[Tensor, "row"]:
         """Hash of each row's group."""
+        if not self.index:
+            return torch.zeros(0, dtype=torch.int64)
         return self.evidence.sites[0].sample.group[self.index[0]]
 
     @property
@@ -43,6 +45,8 @@ class SharedRows:
 
     def column(self, name: str) -> Tensor | None:
         """Return a column of these rows, or None where the stream has none."""
+        if not self.index:
+            return None
         values = self.evidence.column(name, self.evidence.sites[0])
         return None if values is None else values.detach().cpu()[self.index[0]]
 
@@ -56,6 +60,8 @@ def shared_rows(evidence: Evidence) -> SharedRows:
 def joined(samples: Sequence[HashSampleState]) -> tuple[Int[Tensor, "row"], ...]:
     """Return, for each sample, the indices of the rows that all have, in the order of the first."""
     draws = [s.draw for s in samples]
+    if not draws:
+        return ()
     if all(torch.equal(d, draws[0]) for d in draws):
         return tuple(torch.arange(len(d)) for d in draws)
     shared = set(draws[0].tolist()).intersection(*(d.tolist() for d in draws[1:]))

@@ -134,7 +134,7 @@ def class_name(data: DataEvidence, number: int) -> str:
 
 def second_class(evidence: Evidence) -> int | str:
     """Return the rows (groups) of the second largest class, or why there are no two classes."""
-    if not evidence.data.has_labels or evidence.sites[0].classes is None:
+    if not (evidence.data.has_labels and evidence.sites) or evidence.sites[0].classes is None:
         return "the data have no labels"
     counts = sorted(class_counts(evidence.data).values())
     return counts[-2] if len(counts) > 1 else "all labelled rows have one class"

@@ -152,6 +152,8 @@ def run_rule(rule: Rule, evidence: Evidence) -> Check:
         with torch.no_grad():
             return rule.check(evidence)
     except Exception as error:  # one broken check must not take the others with it
+        if not evidence.sites:
+            return rule.withheld("no site has a row without NaN or infinity")
         _log.debug("check %s failed", rule.code, exc_info=True)
         return Check(rule.code, "failed", f"{type(error).__name__}: {error}")
 
@@ -231,6 +233,10 @@ def _columns(stream: Stream) -> set[str]:
 def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
     if data.n == 0:
         raise InputError(f"scan: {data.name} is empty.")
+    if data.n == 1:
+        raise InputError(
+            f"scan: expected at least two examples, got one in {data.name}. A scan compares rows."
+        )
     if other is None:
         return
     if other.n == 0:

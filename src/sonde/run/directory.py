@@ -1,10 +1,13 @@
 """The run directory beside an output file: whether it may be written, and how it goes away."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from sonde.core.errors import StoreError
+from sonde.core.errors import SondeError, StoreError
 from sonde.run.chain import CHECKPOINT
+from sonde.run.driver import Interrupted
 from sonde.run.ledger import PLAN, STATES
 
 
@@ -36,6 +39,23 @@ def check_writable(output: Path) -> None:
         raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
     if not os.access(folder, os.W_OK):
         raise StoreError(f"cannot write {output}: no permission in {folder}.")
+
+
+@contextmanager
+def dropped_on_error(directory: Path | None) -> Iterator[None]:
+    """Remove a run directory that this run made, where its data or options turn out to be wrong.
+
+    What is interrupted, or stopped by a full disk, stays: the same command goes on from there.
+    """
+    existed = directory is not None and directory.exists()
+    try:
+        yield
+    except (Interrupted, StoreError):
+        raise
+    except SondeError:
+        if directory is not None and not existed:
+            remove_run(directory)
+        raise
 
 
 def remove_run(directory: Path) -> None:

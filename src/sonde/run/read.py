@@ -13,6 +13,7 @@ from sonde.data import load, open_arrays, open_inputs
 from sonde.tap import live_stream
 
 ARRAYS = "-"
+AUTO = "auto"
 WITH_LOGITS = ("classifier", "image_classifier", "tensor")
 
 
@@ -74,7 +75,9 @@ def read(
     if isinstance(model, str) and model == ARRAYS:
         if objective is not None:
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")
-        return open_arrays(data, limit=options.get("limit"), seed=seed)
+        patterns = [sites] if isinstance(sites, str | Site) else list(sites)
+        names = [] if sites == AUTO else [str(p).removesuffix(":out") for p in patterns]
+        return open_arrays(data, seed, limit=options.get("limit"), sites=names)
     live = model if isinstance(model, Model) else load(model, processor=processor)
     wants_logits = live.task in WITH_LOGITS if logits is None else logits
     inputs = open_inputs(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.errors import ShapeError
 from sonde.core.statistic import Span, Statistic
 from sonde.stats.moments import Moments, MomentsState
 
@@ -40,5 +41,10 @@ class UpdateMoments(Statistic[MomentsState]):
 
 
 def _difference(x: Tensor, y: Tensor) -> Tensor:
+    if x.shape[1] != y.shape[1]:
+        raise ShapeError(
+            f"UpdateMoments.observe: expected two sites of one width, got {x.shape[1]} and "
+            f"{y.shape[1]}. Name sites of one width (--sites)."
+        )
     kind = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     return y.to(kind) - x.to(kind)
