@@ -83,6 +83,11 @@ class Tap:
             ],
         )
         self._modules = names.modules
+        self._keys = {site: str(site) for site in self.sites}
+        self._at: dict[tuple[str, str], list[Site]] = {}
+        for site in self.sites:
+            self._at.setdefault((site.path, site.port), []).append(site)
+        self._reductions: dict[tuple[str, tuple[int, ...]], Reduction] = {}
         self._reset()
 
     def __enter__(self) -> "Tap":
@@ -106,14 +111,14 @@ class Tap:
         SiteError
             If a site did not run in it.
         """
-        missing = [str(s) for s in self.sites if str(s) not in self._taken]
+        missing = [key for key in self._keys.values() if key not in self._taken]
         if missing:
             calls = {path: n for (path, _), n in self._calls.items()}
             raise SiteError(
                 f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
                 f"{calls}). Run the model inside the with block, or read a module that runs."
             )
-        return {str(s): self._joined(self._taken[str(s)]) for s in self.sites}
+        return {key: self._joined(self._taken[key]) for key in self._keys.values()}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model under ``no_grad``; with ``stop``, only up to the last site."""
@@ -136,7 +141,7 @@ class Tap:
         self._to_come = getattr(self, "_to_come", -1)
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = arguments(self.module, args, kwargs)
+        named = arguments(self.module, args, kwargs) if args else kwargs
         if (cache := cache_in(named)) is not None and cached_length(cache) > 0:
             raise SiteError(
                 "Tap: generation and calls with a filled key-value cache cannot be read live: rows "
@@ -158,9 +163,7 @@ class Tap:
     def _read(self, path: str, port: str, leaf_of: Callable[[Site], Tensor | None]) -> None:
         call = self._calls[path, port]
         self._calls[path, port] += 1
-        for site in self.sites:
-            if (site.path, site.port) != (path, port):
-                continue
+        for site in self._at[path, port]:
             if isinstance(site.call, int) and site.call != call:
                 continue
             leaf = leaf_of(site)
@@ -169,14 +172,14 @@ class Tap:
             self._keep(site, leaf, call)
 
     def _keep(self, site: Site, leaf: Tensor, call: int) -> None:
-        key = str(site)
+        key = self._keys[site]
         if site.call is None and key in self._taken:
             raise SiteError(
                 f"Tap: {site.path!r} is called more than once in one forward. "
                 f"Write {site.path}@0, @1, ..., @last or @all."
             )
         with torch.no_grad():
-            rows = self._reduced(leaf.detach(), self._modules[site.path])
+            rows = self._reduced(leaf.detach(), site.path)
         if site.call == "all":
             self._taken.setdefault(key, []).append(rows)
         else:
@@ -184,13 +187,16 @@ class Tap:
         if len(self._taken) == self._to_come and site.call not in ("last", "all"):
             self._session.stop()
 
-    def _reduced(self, x: Tensor, module: nn.Module) -> Tensor:
+    def _reduced(self, x: Tensor, path: str) -> Tensor:
         if self._reducer is None:
             return x.clone()
         if self._frame is None:
             self._frame = Frame(_unnamed(len(x), self._mask), x.device)
-        axes = guess_axes(x, module, self.module, self._reducer.axis)
-        return Reduction(self._reducer, axes)(x, self._frame)[0]
+        known = path, (x.ndim,) if x.is_nested else tuple(x.shape[1:])
+        if known not in self._reductions:
+            axes = guess_axes(x, self._modules[path], self.module, self._reducer.axis)
+            self._reductions[known] = Reduction(self._reducer, axes)
+        return self._reductions[known](x, self._frame)[0]
 
     @staticmethod
     def _joined(parts: list[Tensor]) -> Tensor:
