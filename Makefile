@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install scan test test-fast lint wheel-test shots docs clean
+.PHONY: install scan test test-fast lint wheel-test shots bench docs clean
 
 install: $(STAMP)
 
@@ -40,6 +40,14 @@ lint: install
 	$(BIN)/python tools/check_truth.py
 	$(BIN)/pyright
 
+# One run with the lowest versions that pyproject.toml allows, in an environment of its own.
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet 'pip>=25.1'
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt torch
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf]' --group dev
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
+
 wheel-test: install
 	$(BIN)/python tools/wheel_test.py
 
@@ -47,6 +55,9 @@ shots: install
 	mkdir -p reports
 	test -f reports/digits.html || $(MAKE) scan
 	$(BIN)/python tools/shots.py reports/digits.html reports/stdlib.html
+
+bench: install
+	$(BIN)/python -m benchmarks
 
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
