@@ -1,0 +1,90 @@
+"""``python -m benchmarks``: every budget, measured."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.child import ONE_THREAD
+
+if TYPE_CHECKING:
+    from benchmarks.rows import Row
+    from benchmarks.size import Size
+
+# Before anything imports torch or numpy.
+os.environ.update(ONE_THREAD)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def registry() -> "dict[str, Callable[[Size], list[Row]]]":
+    """Return the benchmarks by name, in the order in which they run."""
+    from benchmarks.detecting import detector_rows, nac_rows
+    from benchmarks.importing import import_time
+    from benchmarks.layer_cka import layer_cka_rows
+    from benchmarks.scanning import scan_memory, scan_small, scan_time
+    from benchmarks.tapping import early_stop, tap_memory, tap_time
+
+    return {
+        "import": import_time,
+        "tap": tap_time,
+        "tap-memory": tap_memory,
+        "stop": early_stop,
+        "scan-small": scan_small,
+        "nac": nac_rows,
+        "detect": detector_rows,
+        "cka": layer_cka_rows,
+        "scan": scan_time,
+        "scan-memory": scan_memory,
+    }
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Return what was typed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure time and memory against plain forwards and other libraries.",
+        epilog="Example: python -m benchmarks --only tap --only stop --json bench.json",
+    )
+    parser.add_argument("--tiny", action="store_true", help="toy sizes: only that it runs")
+    parser.add_argument(
+        "--only", action="append", choices=list(registry()), help="one benchmark; repeat for more"
+    )
+    parser.add_argument("--check", action="store_true", help="exit 1 if a budget is exceeded")
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--offline", action="store_true", help="install no other libraries")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run benchmarks, print the table, write the file; return the exit code."""
+    import torch
+
+    from benchmarks.rows import as_json, not_measured, table, versions
+    from benchmarks.size import Size
+
+    torch.set_num_threads(1)
+    typed = parsed(arguments)
+    size = Size(typed.tiny, typed.offline)
+    about = versions()
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    rows: list[Row] = []
+    for name, run in registry().items():
+        if typed.only and name not in typed.only:
+            continue
+        print(f"[{time.strftime('%H:%M:%S')}] {name}", file=sys.stderr, flush=True)
+        try:
+            rows += run(size)
+        except Exception as error:  # one broken benchmark must not take the others with it
+            rows.append(not_measured(name, name, f"{type(error).__name__}: {error}"))
+        if typed.json is not None:
+            typed.json.write_text(json.dumps(as_json(rows, typed.tiny, about), indent=1) + "\n")
+    print(table(rows))
+    return int(typed.check and not all(row.is_within for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

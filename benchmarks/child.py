@@ -1,0 +1,87 @@
+"""Peak memory of a piece of work, in a process of its own.
+
+``VmHWM`` belongs to the process alone; ``ru_maxrss`` would begin at what the parent held when it
+started the child.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+MIB = 2**20
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+LIMIT_SECONDS = 3600
+
+
+def run_child(target: str, python: str | Path = sys.executable, **options: Any) -> Any:
+    """Return what ``module:function`` gives for these options in a fresh process.
+
+    Parameters
+    ----------
+    target : str
+    python : path
+        Interpreter.
+    **options
+        JSON.
+    """
+    command = [str(python), "-m", "benchmarks.child", target, json.dumps(options)]
+    environment = os.environ | ONE_THREAD | {"TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise ChildError(f"{target}: {_last_line(done.stderr)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class ChildError(RuntimeError):
+    """A child process failed; its last line is the message."""
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def added_peak(work: Callable[[], Any]) -> float:
+    """Return by how many MiB a piece of work raised the resident memory at most."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    kept = work()
+    peak = resident("VmHWM") - before
+    del kept
+    return peak
+
+
+def resident(field: str = "VmHWM") -> float:
+    """Return a field of this process's memory in MiB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024 / MIB
+    raise ChildError(f"no {field} in /proc/self/status")
+
+
+def main() -> None:
+    """Run one function and print its answer as the last line."""
+    import torch
+
+    torch.set_num_threads(1)
+    module, _, name = sys.argv[1].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    print(json.dumps(function(**json.loads(sys.argv[2]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Every benchmark runs at toy size and prints its rows; no time is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.cka_runner import made, truth
+from benchmarks.detecting import transcribed_fit, transcribed_scores
+from benchmarks.protocol import ratios, spread_of
+from benchmarks.rows import Row, as_json, not_measured, table
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = {
+    "import": 3,
+    "tap": 3,
+    "tap-memory": 2,
+    "stop": 3,
+    "scan-small": 1,
+    "nac": 1,
+    "detect": 3,
+    "cka": 2,
+    "scan": 2,
+    "scan-memory": 1,
+}
+
+
+@pytest.mark.slow
+def test_every_benchmark_runs_and_prints_its_rows(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "benchmarks", "--tiny", "--offline", "--json", str(file)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {}
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["tiny"]
+    assert found["versions"]["torch"] == torch.__version__
+    for name, least in NAMES.items():
+        rows = [row for row in found["rows"] if row["name"] == name]
+        assert len(rows) >= least, name
+        for row in rows:
+            assert row["what"] in done.stdout
+            # Other libraries may not be installed here; everything else must give a figure.
+            assert row["value"] is not None or "--offline" in row["note"], row
+
+
+def test_a_row_over_its_budget_and_spread_does_not_pass() -> None:
+    assert Row("a", "a", 1.04, budget=1.0, spread=0.05).is_within
+    assert not Row("a", "a", 1.06, budget=1.0, spread=0.05).is_within
+    assert Row("a", "a", 99.0).is_within
+    missing = not_measured("a", "what", "why")
+    assert not missing.is_within
+    assert as_json([missing], True, {})["rows"][0]["value"] is None
+    assert "not measured" in table([missing])
+
+
+@pytest.mark.truth("worked by hand")
+def test_ratio_is_the_median_of_rounds() -> None:
+    ratio = ratios([2.0, 9.0, 3.0], [1.0, 3.0, 1.0], [1.1, 3.0, 0.9])
+    assert ratio.median == 3.0
+    assert (ratio.low, ratio.high, ratio.rounds) == (0.9, 1.1, 3)
+    assert ratio.spread == pytest.approx(0.08)
+    assert spread_of([1.0]) == 0.0
+
+
+@pytest.mark.truth("the paper's worked grid: 10 thresholds, two units, four rows")
+def test_transcribed_formula_gives_the_worked_example() -> None:
+    x = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]])
+    coverage = transcribed_fit(x, torch.ones_like(x), 1.0, 10, 0.5)
+    fresh = torch.tensor([[0.0, 0.2], [3.0, -3.0], [-0.5, 0.9]])
+    scores = transcribed_scores(fresh, torch.ones_like(fresh), coverage, 1.0, 10)
+    assert scores.tolist() == [0.25, 1.0, 0.5]
+
+
+@pytest.mark.truth("identity")
+def test_truth_of_a_layer_with_itself_is_one() -> None:
+    first, second = made(2, 8, 32)
+    assert truth(first, 3.0 * first + 1.0) == pytest.approx(1.0)
+    assert truth(first, second) < 1.0
