@@ -108,8 +108,8 @@ def parse_methods(text: str) -> list[Instrument]:
 
     Examples
     --------
-    >>> parse_methods("knn(k=10),mahalanobis")
-    [KNN(k=10, m=10000), Mahalanobis(shrinkage='oas')]
+    >>> parse_methods("knn(k=10),energy")
+    [KNN(k=10, m=10000), Energy(temperature=1.0)]
 
     Raises
     ------

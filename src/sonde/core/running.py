@@ -36,7 +36,7 @@ class Running:
     >>> for part in rows.split(100):
     ...     running.update(part)
     >>> round(float(running.result()), 2)
-    3.96
+    3.87
     """
 
     def __init__(self, what: Statistic[Any] | Instrument) -> None:

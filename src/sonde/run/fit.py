@@ -89,7 +89,7 @@ def fit(
     >>> rows = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     >>> fitted = fit(Mahalanobis(), Stream.of(rows), progress=False)
     >>> fitted.result("mahalanobis").calibration.n
-    105
+    106
     """
     chosen = [instruments] if isinstance(instruments, Instrument) else list(instruments)
     _check(chosen, stream)
