@@ -7,4 +7,4 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("sonde", "beartype.beartype")
+install_import_hook("sonde", "shape_checker.check")

@@ -1,9 +1,38 @@
-"""The installed package says the version that its metadata says."""
+"""The installed package: its version, its names, and that shapes are checked under pytest."""
 
+import subprocess
+import sys
 from importlib.metadata import version
 
+import jaxtyping
+import pytest
+import torch
+
 import sonde
+from sonde.stats import Moments
 
 
 def test_version_is_the_installed_one():
     assert sonde.__version__ == version("sonde")
+
+
+def test_every_public_name_is_there():
+    assert len(sonde.__all__) <= 30
+    for name in sonde.__all__:
+        assert getattr(sonde, name) is not None
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        _ = sonde.nosuch
+
+
+def test_import_brings_nothing_heavy():
+    code = "import sonde, sys; print([m for m in ('torch', 'transformers', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_wrong_shape_is_caught():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Moments().observe(torch.zeros(3))  # type: ignore[arg-type]
