@@ -31,13 +31,14 @@ COMMANDS: dict[str, type[Any]] = {
 
 USAGE = """sonde: a probe for the hidden states of neural networks
 
-  sonde scan MODEL DATA [--versus OTHER] [-o report.html]   what is going on inside
-  sonde read MODEL DATA --sites PATTERN -o acts/            hidden states to disk
-  sonde fit METHODS MODEL DATA -o probe.sonde               fit statistics and detectors
-  sonde score probe.sonde MODEL DATA [-o scores.parquet]    score new inputs
-  sonde merge A.sonde B.sonde -o C.sonde                    add up what was fitted apart
-  sonde info FILE                                           what a file holds
-  sonde methods [FAMILY]                                    the catalogue
+  sonde scan MODEL DATA [-o report.html]          what is going on inside
+  sonde scan MODEL DATA --versus OTHER            where two data sets differ
+  sonde read MODEL DATA -o acts/                  hidden states to disk
+  sonde fit METHODS MODEL DATA -o probe.sonde     statistics and detectors
+  sonde score probe.sonde MODEL DATA              score new inputs
+  sonde merge A.sonde B.sonde -o C.sonde          add up what was fitted apart
+  sonde info FILE                                 what a file holds
+  sonde methods [FAMILY]                          the catalogue
 
 MODEL is a Hugging Face directory or name, package.module:factory, sonde:digits,
 sonde:stdlib, or - for feature arrays. DATA is an image folder, a JSONL, CSV or

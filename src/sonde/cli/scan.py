@@ -1,5 +1,6 @@
 """``sonde scan``: the main job."""
 
+import ast
 import shlex
 import sys
 import time
@@ -157,9 +158,10 @@ class Scan:
         from sonde.core.files import atomic_write
         from sonde.report import diff, diff_to_html, diff_to_text, load_report
 
-        found = diff(load_report(first), load_report(second))
+        old, new = load_report(first), load_report(second)
+        found = diff(old, new)
         if self.output is not None:
-            atomic_write(self.output, diff_to_html(found).encode())
+            atomic_write(self.output, diff_to_html(old, new).encode())
             note(f"wrote {self.output}")
         if self.printing.json:
             say_json(found)
@@ -193,7 +195,7 @@ def parse_gate(text: str | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]]:
     """Return the thresholds of ``--set SND011.warning=0.6``.
 
     Examples
@@ -206,15 +208,15 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, float]]:
     InputError
         If a text has another form.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, int | float]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         code, dot, threshold = name.partition(".")
         try:
-            number = float(value)
-        except ValueError:
+            number = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
             number = None
-        if not equals or not dot or number is None:
+        if not equals or not dot or type(number) not in (int, float):
             raise InputError(f"--set: expected CODE.threshold=number, got {text!r}.")
         found.setdefault(code.upper(), {})[threshold] = number
     return found
@@ -230,9 +232,10 @@ def reached(
     """
     findings = [f for f in report["findings"] if not f["ignored"]]
     if baseline is not None:
-        from sonde.report import new_or_worse
+        from sonde.report import diff, new_or_worse
 
-        findings = new_or_worse(baseline, report)
+        entries = new_or_worse(diff(baseline, report))
+        findings = [{"code": e["code"], "level": e["level_b"]} for e in entries if e["level_b"]]
     for word in gate:
         if word in LEVELS:
             if any(LEVELS.index(f["level"]) >= LEVELS.index(word) for f in findings):

@@ -33,7 +33,7 @@ def check_code(code: str) -> str:
     return code.upper()
 
 
-def rules(moved: Mapping[str, Mapping[str, float]] | None = None) -> list[Rule]:
+def rules(moved: Mapping[str, Mapping[str, int | float]] | None = None) -> list[Rule]:
     """Return one rule per code, with thresholds that a user has moved.
 
     Parameters
@@ -50,11 +50,22 @@ def rules(moved: Mapping[str, Mapping[str, float]] | None = None) -> list[Rule]:
     for code, cls in rule_classes().items():
         rule = cls()
         known = [f.name for f in fields(rule)]  # type: ignore[arg-type]
-        for name in changes.get(code, {}):
+        mine = changes.get(code, {})
+        for name, value in mine.items():
             if name not in known:
                 raise InputError(f"{code} has no threshold {name!r}.{near(name, known)}")
-        found.append(replace(rule, **changes.get(code, {})))  # type: ignore[type-var]
+            mine[name] = _like(getattr(rule, name), value, f"{code}.{name}")
+        found.append(replace(rule, **mine))  # type: ignore[type-var]
     return found
+
+
+def _like(default: float | int, value: float | int, name: str) -> float | int:
+    """Return a threshold as the kind of number that its default is."""
+    if isinstance(default, float):
+        return float(value)
+    if value != int(value):
+        raise InputError(f"{name}: expected a whole number, got {value}.")
+    return int(value)
 
 
 def explain(code: str) -> str:

@@ -59,7 +59,7 @@ class ScanSettings:
     alpha: float = 0.01
     only: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
     show_inputs: bool = False
     hash_ids: bool = False
     fail_on: tuple[str, ...] = ()

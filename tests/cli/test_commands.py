@@ -1,0 +1,235 @@
+"""Every command: its example, its help, its errors, what it prints and what it leaves behind."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from sonde.cli.main import COMMANDS
+from sonde.findings.catalogue import rule_classes
+from sonde.run.catalogue import methods
+
+NEEDS = {
+    "score": ["fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"],
+    "info": ["fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"],
+    "merge": [
+        "fit mahalanobis sonde:digits sonde:digits/train -o a.sonde --limit 80",
+        "fit mahalanobis sonde:digits sonde:digits/test -o b.sonde --limit 80",
+    ],
+}
+
+
+def example_of(word):
+    found = re.search(r"Example: sonde (.+)", COMMANDS[word].__doc__ or "")
+    assert found, f"{word} has no example"
+    return shlex.split(found[1])
+
+
+def shortened(words):
+    takes_limit = words[0] in ("scan", "read", "fit", "score")
+    return [*words, "--limit", "80"] if takes_limit else words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", COMMANDS)
+def test_the_example_of_every_command_runs(run, tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    for needed in NEEDS.get(word, ()):
+        assert run(*needed.split()).code == 0
+    words = example_of(word)
+    assert words[0] == word
+    ran = run(*shortened(words))
+    assert ran.code == 0, ran.err
+    if "-o" in words:
+        assert (tmp_path / words[words.index("-o") + 1]).exists()
+    assert not list(tmp_path.glob("*.run"))
+
+
+@pytest.mark.parametrize("word", COMMANDS)
+def test_help_shows_the_example(run, word):
+    ran = run(word, "--help")
+    assert ran.code == 0
+    assert "Example:" in ran.out
+    assert f"sonde {word}" in ran.out
+    for flag in ("--json", "--no-color", "--debug", "--quiet"):
+        assert flag in ran.out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview(run, words):
+    ran = run(*words)
+    assert ran.code == 0
+    assert all(f"sonde {word}" in ran.out for word in COMMANDS)
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_version(run):
+    from sonde import __version__
+
+    assert run("--version").out == f"sonde {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["scam", "x", "y"], ["'scam'", "scan"]),
+        (["fit", "mahalanobs", "-", "x.npz"], ["'mahalanobs'", "mahalanobis"]),
+        (["fit", "knn(n=3)", "-", "x.npz"], ["'n'", "k"]),
+        (["fit", "knn(k=open)", "-", "x.npz"], ["plain value"]),
+        (["fit", "knn(k='a')", "-", "x.npz"], ["KNN"]),
+        (["fit", "knn(", "-", "x.npz"], ["expected words with commas"]),
+        (["fit", "__import__('os')", "-", "x.npz"], ["METHODS"]),
+        (["fit", "", "-", "x.npz"], ["at least one method"]),
+        (["methods", "detects"], ["measure, detect"]),
+        (["scan", "--explain", "SND0111"], ["SND0111", "SND011"]),
+        (["scan"], ["expected MODEL and DATA"]),
+        (["scan", "-", "rows.npz", "--only", "SND999"], ["SND999"]),
+        (["scan", "-", "rows.npz", "--ignore", "SND99@a"], ["SND99"]),
+        (["scan", "-", "rows.npz", "--set", "SND011.warn=1"], ["'warn'", "warning"]),
+        (["scan", "-", "rows.npz", "--set", "SND011"], ["CODE.threshold=number"]),
+        (["scan", "-", "rows.npz", "--fail-on", "warn"], ["'warn'", "warning"]),
+        (["scan", "-", "rows.npz", "-o", "x.pdf"], [".html or .json", "x.pdf"]),
+        (["scan", "-", "rows.npz", "--limit", "0"], ["--limit", "0"]),
+        (["scan", "-", "rows.npz", "--batch-size", "many"], ["--batch-size", "many"]),
+        (["scan", "-", "rows.npz", "--workers", "-1"], ["--workers"]),
+        (["scan", "-", "rows.npz", "--unit-size", "0"], ["--unit-size"]),
+        (["scan", "-", "rows.npz", "--memory", "lots"], ["--memory", "8GiB"]),
+        (["scan", "-", "rows.npz", "-o", "r.json", "--resume"], ["nothing to resume"]),
+        (["scan", "-", "rows.npz", "--memory", "1KB"], ["would take about", "--memory"]),
+        (["read", "-", "rows.npz", "--unit-size", "0"], ["--unit-size"]),
+        (["read", "-", "rows.npz", "--resume"], ["nothing to resume"]),
+        (["fit", "knn", "-", "rows.npz", "--calibrate", "2"], ["held-out share"]),
+    ],
+)
+def test_words_that_are_wrong_are_named(run, place, monkeypatch, words, said):
+    monkeypatch.chdir(place)
+    before = sorted(place.iterdir())
+    line = run(*words).error()
+    assert all(text in line for text in said), line
+    assert sorted(place.iterdir()) == before
+
+
+def test_unknown_flags_name_near_ones(run):
+    ran = run("fit", "knn", "-", "x.npz", "--limt", "3")
+    assert ran.code == 2
+    assert "--limit" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_methods_are_the_catalogue(run):
+    ran = run("methods", "--json")
+    assert {m["word"] for m in ran.json()} == methods().keys()
+    text = run("methods").out
+    assert all(word in text for word in methods())
+    assert max(map(len, text.splitlines())) <= 80
+    assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
+
+
+@pytest.mark.parametrize("code", list(rule_classes()))
+def test_every_code_is_explained(run, code):
+    ran = run("scan", "--explain", code.lower())
+    assert ran.code == 0
+    assert ran.out.startswith(code)
+
+
+def test_fit_info_score_merge(run, place, tmp_path):
+    ran = run("fit", "knn(k=5),spectrum", "-", place / "plain.npz", "-o", tmp_path / "a.sonde",
+              "--json")  # fmt: skip
+    assert ran.code == 0
+    assert {r["method"] for r in ran.json()["results"]} == {"knn", "spectrum"}
+    assert not list(tmp_path.glob("*.run"))
+    facts = run("info", tmp_path / "a.sonde", "--json").json()
+    assert (facts["n_units"], facts["kind"]) == (1, "fitted state")
+    assert facts["methods"] == ["knn", "spectrum"]
+    text = run("info", tmp_path / "a.sonde").out
+    assert max(map(len, text.splitlines())) <= 80
+    words = ["fit", "knn(k=5),spectrum", "-", place / "more.npz", "-o", tmp_path / "b.sonde"]
+    assert run(*words).code == 0
+    both = run("merge", tmp_path / "a.sonde", tmp_path / "b.sonde", "-o", tmp_path / "c.sonde",
+               "--json")  # fmt: skip
+    assert both.json()["data"]["n_examples"] == 240
+    out = tmp_path / "scores.parquet"
+    ran = run("score", tmp_path / "c.sonde", "-", place / "more.npz", "-o", out, "--json")
+    assert ran.json() == parquet.read_table(out).to_pylist()
+    text = run("score", tmp_path / "c.sonde", "-", place / "more.npz").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "knn" in text
+
+
+def test_the_same_call_gives_the_same_file(run, place, tmp_path):
+    for name in ("a", "b"):
+        words = ["fit", "mahalanobis", "-", place / "rows.npz", "-o", tmp_path / f"{name}.sonde"]
+        assert run(*words).code == 0
+    assert (tmp_path / "a.sonde").read_bytes() == (tmp_path / "b.sonde").read_bytes()
+
+
+def test_scores_that_are_infinite_are_null_in_json(run, place, tmp_path):
+    import numpy as np
+
+    x = np.load(place / "rows.npz")
+    a = x["a"][:20].copy()
+    a[3, 0] = np.inf
+    np.savez(tmp_path / "t.npz", a=a, b=x["b"][:20])
+    found = run("score", place / "probe.sonde", "-", tmp_path / "t.npz", "--json").json()
+    null = [r for r in found if r["score"] is None]
+    assert {r["site"] for r in null} == {"a"}
+    assert len(null) == 2
+
+
+def test_read_writes_rows_that_open_without_sonde(run, place, tmp_path):
+    ran = run("read", "-", place / "rows.npz", "-o", tmp_path / "acts", "--json")
+    assert ran.json()["tables"] == {"pooled": ["a", "b"]} or ran.json()["n_examples"] == 240
+    files = [p for p in (tmp_path / "acts" / "rows").rglob("*.arrow")]
+    assert all(pa.ipc.open_file(p).read_all().num_rows == 240 for p in files)
+    assert run("info", tmp_path / "acts").code == 0
+
+
+def test_quiet_prints_only_the_last_line(run, place, tmp_path):
+    words = ["fit", "spectrum", "-", place / "rows.npz", "-o", tmp_path / "a.sonde", "--quiet"]
+    ran = run(*words)
+    assert ran.out == ""
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_error():
+    code = "import sys; from sonde.cli import main; sys.exit(main(['methods', '--json']))"
+    words = shlex.join([sys.executable, "-c", code])
+    ran = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{words} | head -1"],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert ran.stdout == "[\n"
+    assert ran.stderr == ""
+    assert ran.returncode == 0
+
+
+def test_ctrl_c_says_how_to_go_on(run, place, tmp_path, monkeypatch):
+    from sonde.core.stream import ArrayStream
+
+    original, asked = ArrayStream.batches, []
+
+    def stopped(self, start, stop):
+        asked.append(start)
+        if len(asked) > 3:
+            raise KeyboardInterrupt
+        yield from original(self, start, stop)
+
+    words = ["fit", "spectrum", "-", place / "rows.npz", "-o", tmp_path / "a.sonde",
+             "--unit-size", "40"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayStream, "batches", stopped)
+        ran = run(*words)
+    assert ran.code == 130
+    assert re.search(r"interrupted after \d of 6 units.*the same command goes on", ran.err)
+    assert not (tmp_path / "a.sonde").exists()
+    other = run("fit", "spectrum", "-", place / "plain.npz", "-o", tmp_path / "a.sonde")
+    assert "--fresh" in other.error()
+    assert run(*words, "--resume").code == 0
+    assert not list(tmp_path.glob("*.run"))
+    assert json.loads(run("info", tmp_path / "a.sonde", "--json").out)["n_units"] == 6

@@ -1,0 +1,250 @@
+"""``sonde scan`` as a gate: thresholds, silenced codes, baselines, terminals, privacy."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+from cli_case import run_words
+from sonde.cli.main import COMMANDS
+from sonde.cli.scan import parse_gate, parse_thresholds, reached
+from sonde.findings.catalogue import rule_classes
+from sonde.report import to_text
+
+
+def test_json_on_stdout_is_the_saved_report(run, place, report):
+    ran = run("scan", "-", place / "rows.npz", "--json", "-o", place / "again.json")
+    saved = json.loads((place / "again.json").read_text())
+    assert ran.json() == saved
+    assert saved["schema"] == "sonde-scan/1"
+    for name in ("findings", "checks", "sites", "verdict", "similarity"):
+        assert saved[name] == report[name]
+    assert {c["code"] for c in saved["checks"]} == rule_classes().keys()
+    assert not [c for c in saved["checks"] if c["state"] == "failed"]
+
+
+def test_terminal_text_fits_and_has_no_colour_in_a_pipe(run, place, monkeypatch):
+    ran = run("scan", "-", place / "half_nan.npz", "-v")
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert "\x1b" not in ran.out
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    from sonde.cli.console import use_color
+
+    assert not use_color(False)
+    monkeypatch.delenv("NO_COLOR")
+    assert not use_color(True)
+
+
+@pytest.mark.parametrize(
+    ("gate", "code"),
+    [
+        ("error", 1),
+        ("note", 1),
+        ("SND001", 1),
+        ("snd001", 1),
+        ("SND005,SND001", 1),
+        ("SND005", 0),
+        ("SND011", 1),  # withheld: a gate that could not look must not pass
+        ("never", 0),
+    ],
+)
+def test_gates(half_nan, gate, code):
+    assert reached(half_nan, parse_gate(gate)) == bool(code)
+
+
+@pytest.fixture(scope="module")
+def half_nan(place):
+    """The report of states that turn to NaN."""
+    path = place / "half_nan.json"
+    assert run_words("scan", "-", place / "half_nan.npz", "-o", path).code == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(("gate", "code"), [("error", 1), ("SND005", 0)])
+def test_a_gate_is_an_exit_code(run, place, gate, code):
+    assert run("scan", "-", place / "half_nan.npz", "--fail-on", gate).code == code
+
+
+def test_a_silenced_code_does_not_count(run, place):
+    words = ["scan", "-", place / "half_nan.npz", "--fail-on", "error", "--json"]
+    silenced = run(*words, "--ignore", "SND001")
+    assert silenced.code == 0
+    assert [f["ignored"] for f in silenced.json()["findings"] if f["code"] == "SND001"] == [True]
+    assert silenced.json()["verdict"]["error"] == 0
+    assert run(*words, "--ignore", "SND001@b").code == 0
+    assert run(*words, "--ignore", "SND001@a").code == 1
+
+
+def test_only_runs_the_named_codes(run, place):
+    found = run("scan", "-", place / "rows.npz", "--json", "--only", "SND001", "SND041").json()
+    assert {c["code"] for c in found["checks"]} == {"SND001", "SND041"}
+
+
+def test_moved_thresholds_change_the_verdict_and_are_printed(run, place):
+    words = ["scan", "-", place / "rows.npz", "--json"]
+    found = run(*words, "--set", "SND009.warning=1000").json()
+    finding = next(f for f in found["findings"] if f["code"] == "SND009")
+    assert finding["level"] == "warning"
+    assert "warning = 1000" in finding["how"]
+    assert found["provenance"]["thresholds"] == {"SND009.warning": 1000}
+
+
+def test_what_is_withheld_is_counted_once_causes_are_settled(half_nan):
+    found = half_nan
+    finding = next(f for f in found["findings"] if f["code"] == "SND009")
+    withheld = {c["code"] for c in found["checks"] if c["state"] == "withheld"}
+    named = set(re.findall(r"SND\d{3}", finding["sentence"]))
+    assert named
+    assert named <= withheld
+
+
+def test_a_baseline_lets_only_new_findings_count(run, place, tmp_path):
+    old = tmp_path / "old.json"
+    words = ["scan", "-", place / "half_nan.npz", "--fail-on", "error"]
+    assert run(*words, "-o", old).code == 1
+    assert run(*words, "--baseline", old).code == 0
+    fine = tmp_path / "fine.json"
+    assert run("scan", "-", place / "rows.npz", "-o", fine).code == 0
+    assert run(*words, "--baseline", fine).code == 1
+    assert "old" in run(*words, "--baseline", tmp_path / "old2.json").error()
+
+
+def test_two_reports_are_compared(run, place, tmp_path):
+    for name in ("rows", "half_nan"):
+        run("scan", "-", place / f"{name}.npz", "-o", tmp_path / f"{name}.json")
+    pair = [tmp_path / "rows.json", tmp_path / "half_nan.json"]
+    ran = run("scan", "--diff", *pair, "-o", tmp_path / "diff.html")
+    assert ran.code == 0, ran.err
+    assert "SND001" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert (tmp_path / "diff.html").read_text().startswith("<!")
+    assert run("scan", "--diff", *pair, "--json").json()
+
+
+def test_two_data_sets_are_told_apart(run, place, tmp_path):
+    ran = run("scan", "-", place / "rows.npz", "--versus", place / "other.npz", "--json",
+              "-o", tmp_path / "r.html")  # fmt: skip
+    assert ran.code == 0, ran.err
+    found = ran.json()
+    assert found["versus"] is not None
+    assert "SND051" in {f["code"] for f in found["findings"]}
+    assert_parse(found["findings"])
+    assert (tmp_path / "r.html").stat().st_size < 5 * 2**20
+    assert not list(tmp_path.glob("*.run"))
+
+
+def test_the_same_data_twice_is_refused(run, place):
+    line = run("scan", "-", place / "rows.npz", "--versus", place / "rows.npz").error()
+    assert "hold the same examples" in line
+
+
+def test_next_steps_are_commands_that_parse(report, half_nan):
+    assert_parse([*report["findings"], *half_nan["findings"]])
+
+
+def assert_parse(findings):
+    """Check that the next step of every finding is a command with flags that exist."""
+    steps = {f["next"] for f in findings}
+    assert steps
+    for step in steps:
+        words = shlex.split(step)
+        assert words[0] == "sonde"
+        assert words[1] in COMMANDS, step
+        tyro.cli(
+            COMMANDS[words[1]],
+            args=words[2:],
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+
+
+CANARY = "zyxcanary"
+
+
+@pytest.fixture(scope="module")
+def secret_texts(tmp_path_factory):
+    """A tiny language model, and texts that hold a word nobody may print."""
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from sonde.data import shipped
+
+    folder = tmp_path_factory.mktemp("private")
+    models = Path(shipped.__file__).parent / "models"
+    tokenizer = AutoTokenizer.from_pretrained(models / "stdlib")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=256, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefgh "))
+    texts = [CANARY + "".join(rng.choice(letters, rng.integers(5, 40))) for _ in range(80)]
+    texts += texts[:3]
+    rows = [
+        {"text": t, "label": i % 2, "id": f"person-{i}-{CANARY[3:]}"} for i, t in enumerate(texts)
+    ]
+    for name, kept in (("texts", ("text", "label")), ("named", ("text", "label", "id"))):
+        lines = [json.dumps({k: r[k] for k in kept}) for r in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_no_input_leaves_by_default(run, secret_texts, tmp_path, caplog):
+    model, data = secret_texts / "model", secret_texts / "texts.jsonl"
+    scanned = run("scan", model, data, "-o", tmp_path / "r.html", "--json")
+    assert scanned.code == 0, scanned.err
+    fitted = run("fit", "mahalanobis,knn(k=5)", model, data, "-o", tmp_path / "p.sonde")
+    assert fitted.code == 0, fitted.err
+    scored = run("score", tmp_path / "p.sonde", model, data, "-o", tmp_path / "s.csv", "--json")
+    assert scored.code == 0, scored.err
+    said = [text for ran in (scanned, fitted, scored) for text in (ran.out, ran.err)]
+    said += [caplog.text, to_text(scanned.json(), verbose=True)]
+    for text in said:
+        assert CANARY not in text
+    for path in tmp_path.iterdir():
+        assert CANARY.encode() not in path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_ids_are_hashed_on_demand(run, secret_texts, tmp_path):
+    words = ["scan", secret_texts / "model", secret_texts / "named.jsonl", "--json"]
+    shown = run(*words)
+    assert shown.code == 0, shown.err
+    assert CANARY[3:] in shown.out
+    hashed = run(*words, "--hash-ids", "-o", tmp_path / "r.html")
+    assert hashed.code == 0, hashed.err
+    for text in (
+        hashed.out,
+        hashed.err,
+        to_text(hashed.json(), verbose=True),
+        (tmp_path / "r.html").read_text(),
+    ):
+        assert CANARY[3:] not in text
+
+
+def test_gates_are_words_or_codes():
+    assert parse_gate(None) == parse_gate("never") == ()
+    assert parse_gate("error, snd011") == ("error", "SND011")
+    assert parse_thresholds(("SND011.warning=0.6", "snd011.error=2")) == {
+        "SND011": {"warning": 0.6, "error": 2.0}
+    }
+
+
+@pytest.mark.parametrize(
+    ("level", "gate", "expected"),
+    [
+        ("note", "note", True),
+        ("note", "warning", False),
+        ("warning", "warning", True),
+        ("warning", "error", False),
+        ("error", "note", True),
+    ],
+)
+def test_levels_are_ordered(level, gate, expected):
+    report = {"findings": [{"code": "SND011", "level": level, "ignored": False}], "checks": []}
+    assert reached(report, (gate,)) is expected
