@@ -1,0 +1,46 @@
+import pytest
+
+from scan._plants import PLANTS, Plant
+from sonde.findings.catalogue import rule_classes
+from sonde.report import Report
+
+pytestmark = pytest.mark.slow
+
+
+def states(report: Report) -> dict[str, str]:
+    return {c["code"]: c["state"] for c in report.json()["checks"]}
+
+
+def reasons(report: Report) -> dict[str, str]:
+    return {c["code"]: c["reason"] or "" for c in report.json()["checks"]}
+
+
+def test_every_code_has_a_plant() -> None:
+    assert [p.code for p in PLANTS] == list(rule_classes())
+    assert len(PLANTS) == 35
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda p: p.code)
+def test_the_fault_is_raised_at_its_level_with_its_consequences(plant: Plant) -> None:
+    report = plant.fault()
+    found = {f["code"]: f for f in report.findings}
+    assert "failed" not in states(report).values(), reasons(report)
+    assert plant.code in found, (states(report)[plant.code], reasons(report)[plant.code])
+    finding = found[plant.code]
+    assert finding["level"] == plant.level, finding["sentence"]
+    assert finding["because_of"] is None
+    assert len(finding["sentence"]) <= 240
+    for code, cause in plant.folds.items():
+        assert code in found, (code, states(report)[code])
+        assert found[code]["because_of"] == cause
+    for code in plant.voids:
+        assert states(report)[code] == "withheld"
+        assert plant.code in reasons(report)[code]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda p: p.code)
+def test_its_twin_is_looked_at_and_clear(plant: Plant) -> None:
+    report = plant.twin()
+    assert "failed" not in states(report).values(), reasons(report)
+    raised = [f["sentence"] for f in report.findings if f["code"] == plant.code]
+    assert states(report)[plant.code] == "clear", raised or reasons(report)[plant.code]
