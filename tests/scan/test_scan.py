@@ -1,0 +1,111 @@
+"""``sonde.scan`` from Python: what the report holds, and a pass that was stopped."""
+
+import json
+
+import pytest
+import torch
+
+from models import mlp
+from run_case import Stopping
+from sonde.core.errors import InputError
+from sonde.core.stream import Stream
+from sonde.findings.document import document
+from sonde.findings.scan import scan_stream
+from sonde.findings.settings import ScanSettings
+from sonde.report import Report, check_report, scan
+from sonde.run.driver import Interrupted
+
+QUIET = ScanSettings(progress=False)
+
+
+def items(n=120, seed=0, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randn(n, 8, generator=generator) + shift)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return scan(mlp(), items(), settings=QUIET, sites=["0", "2"])
+
+
+def test_a_live_net_gives_a_report(report, tmp_path):
+    found = report.json()
+    check_report(found)
+    assert found["schema"] == "sonde-scan/1"
+    assert len(found["sites"]) == 2
+    assert not [c for c in found["checks"] if c["state"] == "failed"]
+    assert "sonde scan" in str(report)
+    assert repr(report).startswith("Report(")
+    report.save(tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == found
+    report.save(tmp_path / "r.html")
+    assert "://" not in (tmp_path / "r.html").read_text().split("<body")[0]
+
+
+def test_the_model_is_handed_back_as_it_was():
+    net = mlp()
+    net.train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = torch.get_rng_state()
+    scan(net, items(40), settings=QUIET, sites="0")
+    assert net.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.fixture
+def stopped_after(monkeypatch):
+    """Stop the pass when so many units are done."""
+    from sonde.run import driver
+
+    original, calls = driver.observe_unit, []
+
+    def patch(n):
+        def observe(*arguments, **options):
+            calls.append(1)
+            if len(calls) > n:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(driver, "observe_unit", observe)
+
+    yield patch
+    monkeypatch.setattr(driver, "observe_unit", original)
+
+
+def test_an_interrupted_scan_reports_what_it_has_and_goes_on(tmp_path, stopped_after, monkeypatch):
+    source = Stream.of(torch.stack(items(300)))
+    settings = ScanSettings(progress=False, unit_size=50, directory=tmp_path / "r.run")
+    stopped_after(3)
+    stopped = scan_stream(source, settings=settings)
+    assert stopped.partial == (3, 6)
+    assert document(stopped)["partial"] == {"done": 3, "total": 6}
+    monkeypatch.undo()
+    again = document(scan_stream(source, settings=settings))
+    whole = document(scan_stream(source, settings=ScanSettings(progress=False, unit_size=50)))
+    assert again["partial"] is None
+    for name in ("findings", "checks", "sites", "similarity", "units"):
+        assert again[name] == whole[name]
+
+
+def test_nothing_committed_is_an_interruption(tmp_path, stopped_after):
+    settings = ScanSettings(progress=False, unit_size=50, directory=tmp_path / "r.run")
+    stopped_after(0)
+    with pytest.raises(Interrupted, match="interrupted after 0 of 6 units"):
+        scan_stream(Stream.of(torch.stack(items(300))), settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [(0, "is empty"), (1, "at least two examples, got one")]
+)
+def test_too_little_data_is_refused(rows, message):
+    with pytest.raises(InputError, match=message):
+        scan_stream(Stream.of(torch.zeros(rows, 3)), settings=QUIET)
+
+
+def test_unknown_codes_are_refused_before_the_pass():
+    source = Stopping(Stream.of(torch.stack(items(80))), after=0)
+    for wrong in ({"ignore": ("SND999",)}, {"only": ("SND999",)}):
+        with pytest.raises(InputError, match="SND999"):
+            scan_stream(source, settings=ScanSettings(progress=False, **wrong))
