@@ -52,6 +52,15 @@ def test_a_warning_where_the_models_own_answers_lag() -> None:
     assert check.finding.level == "note"
 
 
+def test_answers_at_chance_are_not_those_of_a_model_of_these_labels() -> None:
+    label = digits()[1]
+    chance = torch.randn(len(label), 10, generator=torch.Generator().manual_seed(2))
+    own = {"labels_are_models": True}
+    check = SND031().check(evidence_of(planted(), label=label, logits=chance, facts=own))
+    assert check.finding is not None
+    assert check.finding.level == "note"
+
+
 @pytest.mark.slow
 def test_layers_of_equal_noise_are_not_told_apart() -> None:
     raised = 0

@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
 
 from findings._evidence import digits, evidence_of, shuffled, states
+from findings._nets import evidence_of as stream_evidence
+from findings._nets import tokens
 from sonde.findings._near import near_pairs
-from sonde.findings.rows import rows_section
+from sonde.findings.rows import near_duplicates, rows_section
 from sonde.findings.snd042 import SND042
 
 
@@ -65,3 +68,37 @@ def test_ratio_and_its_law(dim: int) -> None:
     law = 1 - (1 - found.eps**dim) ** 4
     assert (ratio < found.eps).mean() == pytest.approx(law, rel=0.5)
     assert np.allclose(np.sort(ratio)[: len(found)], found.ratio.numpy())
+
+
+class Ending(nn.Module):
+    """A first block that sees almost only the last four tokens, and a second that sees all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(61, 16)
+        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        near = sum((0.5 + k) * x.roll(k, dims=1) for k in range(4))
+        mean = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        turned = torch.stack([mean.roll(k, dims=2) * x.roll(k, dims=1) for k in range(14)]).sum(0)
+        x = self.blocks[0](near + 1e-3 * turned)
+        return self.blocks[1](x + 3 * turned)
+
+
+def test_texts_that_end_in_the_same_tokens_are_no_copies() -> None:
+    stream = tokens(Ending().eval(), [14] * 240, reducer="last")
+    items = stream.inputs.items  # type: ignore[attr-defined]
+    for i in range(12):
+        items[i][10:] = items[i + 12][10:]
+    evidence = stream_evidence(stream)
+    early = evidence.sites[0].sample
+    pairs = near_pairs(early.rows.double(), torch.arange(240))
+    assert len(pairs) >= 20
+    assert pairs.p < 1e-6
+    assert list(near_duplicates(evidence)) == [1]
+    assert SND042().check(evidence).state == "clear"
+    pooled = tokens(Ending().eval(), [14] * 240, reducer="mean")
+    assert list(near_duplicates(stream_evidence(pooled))) == [0, 1]

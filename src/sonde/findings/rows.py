@@ -14,7 +14,7 @@ from sonde.findings._near import FAR, NearPairs, near_pairs
 from sonde.findings._once import once
 from sonde.findings._row_map import row_map
 from sonde.findings._shared import ids_at, shared_rows
-from sonde.findings.evidence import DataEvidence, Evidence
+from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.labels import class_name, label_evidence, usable
 from sonde.stats.neighbours import nearest
 
@@ -90,12 +90,21 @@ def content_groups(evidence: Evidence) -> Int[Tensor, "row"]:
 
 @once
 def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
-    """Return the near pairs at the first and the last site, by index of the site."""
+    """Return the near pairs at the first and the last site, by index of the site.
+
+    Where a text's row is its last token, the first block's rows are alike for all texts that end in
+    the same few tokens, whatever stands before: then only the last site is looked at.
+    """
     shared, group = shared_rows(evidence), content_groups(evidence)
     if len(group) < NEAR_NEEDS:
         return {}
-    ends = dict.fromkeys((0, len(evidence.sites) - 1))
+    last = len(evidence.sites) - 1
+    ends = dict.fromkeys((last,) if _is_last_token(evidence.sites[0]) else (0, last))
     return {i: near_pairs(shared.x(i), group) for i in ends}
+
+
+def _is_last_token(site: SiteEvidence) -> bool:
+    return site.schema.reducer.name == "last" and site.all.key != site.schema.key
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,10 +30,11 @@ class SND042(Rule):
         "scores look better than they are."
     )
     how: ClassVar[str] = (
-        "Sampled rows at the first and the last site whose nearest row of another group and "
-        "content is nearer than eps times their fifth. With d the dimension from the second and "
-        "fifth neighbour, an even density puts 4 n eps^d rows there; eps is 0.1, or less so that "
-        "0.01 rows are expected. At least 3 rows and a Poisson chance below 0.001 over both sites."
+        "Sampled rows at the first and the last site (at the last alone where a row is a text's "
+        "last token) whose nearest row of another group and content is nearer than eps times their "
+        "fifth. With d the dimension from the second and fifth neighbour, an even density puts "
+        "4 n eps^d rows there; eps is 0.1, or less so that 0.01 rows are expected. At least 3 rows "
+        "and a Poisson chance below 0.001 over these sites."
     )
     false_positives: ClassVar[str] = (
         "Rows of very heavy tails or of few distinct values; saturated states, which share corners."
@@ -42,7 +43,7 @@ class SND042(Rule):
     twin: ClassVar[str] = "The same with noise of 10 %."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for near pairs at both ends of the model."""
+        """Look for near pairs at the ends of the model."""
         n = len(shared_rows(evidence).group)
         if n < NEAR_NEEDS:
             return too_few(self, n, NEAR_NEEDS, "rows")

@@ -50,7 +50,7 @@ class SND053(Rule):
     how: ClassVar[str] = (
         "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes are "
         "counted apart. Near: sampled rows of OTHER whose nearest row of DATA is nearer than eps "
-        "times their fifth, at the first and the last site, with the dimension of DATA's rows. Any "
+        "times their fifth, at the sites of SND042, with the dimension of DATA's rows. Any "
         "equal input is a note; 0.1 % of OTHER, or 3 near pairs of chance below 0.001, a warning."
     )
     false_positives: ClassVar[str] = "Short or categorical inputs, which meet by chance."

@@ -1,0 +1,81 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sonde
+from scan._zoo import Items, digit_net, digits, quiet
+from sonde.report import Report
+
+pytestmark = pytest.mark.slow
+
+SEED = 257
+VERSUS = ("SND051", "SND052", "SND053")
+
+
+def halves(seed: int) -> tuple[Tensor, Tensor]:
+    x, order = digits()[0], torch.from_numpy(np.random.default_rng([SEED, seed]).permutation(1797))
+    return x[order[:898]], x[order[898:]].clone()
+
+
+def rows(x: Tensor, name: str) -> Items:
+    return [{"x": row, "id": f"{name} {i}"} for i, row in enumerate(x)]
+
+
+def compared(data: Tensor, other: Tensor, family: str = "relu-mlp") -> Report:
+    net = digit_net(family, SEED, trained=True)[0]
+    return sonde.scan(net, rows(data, "data"), rows(other, "other"), settings=quiet())
+
+
+def states(report: Report) -> dict[str, str]:
+    return {c["code"]: c["state"] for c in report.json()["checks"] if c["code"] in VERSUS}
+
+
+def finding(report: Report, code: str) -> dict[str, Any]:
+    return next(f for f in report.findings if f["code"] == code)
+
+
+@pytest.mark.parametrize("family", ["relu-mlp", "residual-cnn"])
+@pytest.mark.parametrize("seed", range(3))
+def test_two_halves_of_the_same_data_do_not_differ(family: str, seed: int) -> None:
+    report = compared(*halves(seed), family)
+    assert states(report) == dict.fromkeys(VERSUS, "clear")
+    assert report.json()["verdict"]["error"] == 0
+    section = report.json()["versus"]
+    assert all(abs(s["auroc"] - 0.5) < 0.1 for s in section["sites"])
+    assert section["alarm"]["rate"] < 0.03
+
+
+def test_a_shift_of_one_pixel_is_seen_and_the_first_site_is_named() -> None:
+    data, other = halves(0)
+    report = compared(data, other.reshape(-1, 8, 8).roll(1, dims=2).reshape(-1, 64))
+    found = finding(report, "SND051")
+    assert found["level"] == "warning"
+    assert found["figure"]["value"] > 0.9
+    assert found["sites"][0] == "0:out"
+    assert " 0" in found["sentence"]
+    section = report.json()["versus"]
+    assert section["sites"][0]["low"] > 0.75
+
+
+def test_a_leak_is_seen_and_names_its_rows() -> None:
+    data, other = halves(1)
+    other[10:22] = data[100:112]
+    report = compared(data, other)
+    found = finding(report, "SND053")
+    assert found["level"] == "warning"
+    assert set(found["rows"]) == {f"other {i}" for i in range(10, 22)}
+    assert states(report)["SND051"] == "clear"
+
+
+def test_noise_images_are_unlike_anything_fitted() -> None:
+    data, other = halves(2)
+    noise = torch.rand(90, 64, generator=torch.Generator().manual_seed(SEED))
+    other[:90] = noise
+    report = compared(data, other)
+    found = finding(report, "SND052")
+    assert found["level"] == "warning"
+    worst = [row["id"] for row in report.json()["versus"]["rows"]]
+    assert len(set(worst) & {f"other {i}" for i in range(90)}) >= 0.8 * min(len(worst), 90)
