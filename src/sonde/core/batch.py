@@ -165,6 +165,17 @@ class Batch:
                 if special is None
                 else special
             )
+        layout = (name, id(self.example[key]))
+        if layout not in self._spread:
+            self._spread[layout] = self._per_example(name)[self.example[key]]
+        return self._spread[layout]
+
+    @cached_property
+    def _spread(self) -> dict[tuple[str, int], Tensor]:
+        return {}
+
+    def _per_example(self, name: str) -> Tensor:
+        """Return one number for each example."""
         per_example = {
             "label": self.label,
             "logits": self.logits,
@@ -181,10 +192,10 @@ class Batch:
         }
         if name not in per_example:
             values = self._require(self.extra.get(name), name, "the data has no such column")
-            return torch.as_tensor(values)[self.example[key]]
+            return torch.as_tensor(values)
         computed = {"ids": "_words", "group": "group", "group_draw": "group_draw"}
         values = getattr(self, computed[name]) if name in computed else per_example[name]
-        return self._require(values, name, "the data has no such column")[self.example[key]]
+        return self._require(values, name, "the data has no such column")
 
     @staticmethod
     def _require(value: Any, name: str, advice: str) -> Any:

@@ -20,7 +20,13 @@ SAMPLE = 2048
 
 
 class Where(ABC):
-    """Which rows a statistic sees: a frozen dataclass of parameters."""
+    """Which rows a statistic sees: a frozen dataclass of parameters.
+
+    ``by_layout`` says that the mask follows from example and position alone, so that sites whose
+    rows correspond share it.
+    """
+
+    by_layout: ClassVar[bool] = False
 
     @abstractmethod
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
@@ -30,6 +36,8 @@ class Where(ABC):
 @dataclass(frozen=True)
 class Every(Where):
     """All rows."""
+
+    by_layout: ClassVar[bool] = True
 
     def mask(self, batch: Batch, key: str) -> None:
         """Keep every row."""
@@ -49,6 +57,7 @@ class Subsample(Where):
 
     every: int = 8
     cap: int = 64
+    by_layout: ClassVar[bool] = True
 
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
         """Keep rows whose ``subsample`` draw is a multiple of ``every``."""

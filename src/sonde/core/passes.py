@@ -29,7 +29,8 @@ class _Buffer:
 
     def __init__(self, readers: list[Request]) -> None:
         self.readers = readers
-        self.names = sorted({n for r in readers for n in r.statistic.needs()} - {"head"})
+        needs = {n for r in readers for n in r.statistic.needs()}
+        self.names, self.needs_head = sorted(needs - {"head"}), "head" in needs
         self.whole = readers[0].statistic.whole_groups
         self.columns: dict[str, list[Tensor]] = defaultdict(list)
         self.head: Head | None = None
@@ -125,8 +126,7 @@ def _fill(buffer: _Buffer, batch: Batch, finite: FiniteRows, held: Tensor | None
         which = 1 if name == "y" else 0
         column = batch.column("x" if name == "y" else name, request.keys[which])
         rows[name] = column if index is None else column[index[which].to(column.device)]
-    needs_head = any("head" in r.statistic.needs() for r in buffer.readers)
-    head = batch.column("head", request.keys[0]) if needs_head else None
+    head = batch.column("head", request.keys[0]) if buffer.needs_head else None
     buffer.add(rows, head, n)
 
 

@@ -1,6 +1,7 @@
 """Which rows of a batch a request sees: finite, of its part, kept by its filter, or joined."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class FiniteRows:
 
     def __init__(self, batch: Batch) -> None:
         self._kept: dict[str, Tensor | None] = {}
+        self._chosen: dict[Hashable, list[Tensor] | None] = {}
         self.n_bad: dict[str, int] = {}
         bad_rows: dict[tuple[int, int], Tensor] = {}
         bad_examples: dict[tuple[int, int], Tensor] = {}
@@ -39,6 +41,12 @@ class FiniteRows:
         """Return the mask of rows to keep, or None for all."""
         return self._kept[key]
 
+    def once(self, choice: Hashable, make: Callable[[], list[Tensor] | None]) -> Any:
+        """Return what ``make`` gives for a choice of rows, made once in a batch."""
+        if choice not in self._chosen:
+            self._chosen[choice] = make()
+        return self._chosen[choice]
+
 
 def is_finite(x: Tensor) -> bool:
     """Return whether no entry is NaN or infinite; one sum where all is well."""
@@ -52,6 +60,17 @@ def row_indices(
     request: Request, batch: Batch, finite: FiniteRows, held: Tensor | None
 ) -> list[Tensor] | None:
     """Return, for each site of the request, the rows to take (joined for pairs); None takes all."""
+    key = request.keys[0]
+    if len(request.keys) == 1 and request.where.by_layout and finite.kept(key) is None:
+        layout = id(batch.example[key]), id(batch.position[key])
+        choice = (request.where, request.part, layout)
+        return finite.once(choice, lambda: _chosen(request, batch, finite, held))
+    return _chosen(request, batch, finite, held)
+
+
+def _chosen(
+    request: Request, batch: Batch, finite: FiniteRows, held: Tensor | None
+) -> list[Tensor] | None:
     masks: list[Tensor | None] = []
     for key in request.keys:
         parts = [finite.kept(key), request.where.mask(batch, key)]
