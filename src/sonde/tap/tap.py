@@ -178,8 +178,7 @@ class Tap:
                 f"Tap: {site.path!r} is called more than once in one forward. "
                 f"Write {site.path}@0, @1, ..., @last or @all."
             )
-        with torch.no_grad():
-            rows = self._reduced(leaf.detach(), site.path)
+        rows = self._reduced(leaf.detach(), site.path)
         if site.call == "all":
             self._taken.setdefault(key, []).append(rows)
         else:
