@@ -55,6 +55,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="exit 1 if a budget is exceeded")
     parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--rounds", type=int, help="of interleaved arms; 9, or 3 with --tiny")
     parser.add_argument("--offline", action="store_true", help="install no other libraries")
     return parser.parse_args(arguments)
 
@@ -68,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(1)
     typed = parsed(arguments)
-    size = Size(typed.tiny, typed.offline)
+    rounds = typed.rounds if typed.rounds is not None else 3 if typed.tiny else 9
+    size = Size(typed.tiny, typed.offline, rounds)
     about = versions()
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     rows: list[Row] = []
