@@ -26,7 +26,7 @@ def place(tmp_path_factory) -> Path:
     np.savez(folder / "plain.npz", a=a[:120])
     np.savez(folder / "more.npz", a=a[120:])
     np.savez(folder / "other.npz", a=a[:90] + 6, b=b[:90] - 6, label=label[:90])
-    np.savez(folder / "narrow.npz", a=a[:, :3])
+    np.savez(folder / "narrow.npz", a=a[:, :3], b=b)
     np.savez(folder / "one.npz", a=a[:1])
     np.savez(folder / "none.npz", a=a[:0])
     np.savez(folder / "one_class.npz", a=a, label=np.zeros(240, dtype=int))
