@@ -5,6 +5,7 @@ with ``objective="kl_uniform"``. Fit and score cost a forward and a backward pas
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -19,7 +20,7 @@ from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
 from sonde.stats.log_histogram import LogHistogram, LogHistogramState
-from sonde.stats.table_bins import fast_bins
+from sonde.stats.table_bins import CHUNK, fast_bins
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,18 @@ def _cells(
     x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]
 ) -> Int[Tensor, "cell"]:
     """Return, for every row and unit, which entry of a unit by bin table it falls into."""
-    z = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    z = z * grad.to(z)
     offset = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * (len(edges) + 1)
-    return fast_bins(z, edges).add_(offset).flatten()
+    out = torch.empty(x.shape, dtype=torch.int32, device=x.device)
+    for rows in _blocks(x):
+        z = x[rows] if x.dtype in (torch.float32, torch.float64) else x[rows].float()
+        torch.add(fast_bins(z * grad[rows].to(z), edges), offset, out=out[rows])
+    return out.flatten()
+
+
+def _blocks(x: Float[Tensor, "row dim"]) -> Iterator[slice]:
+    """Return blocks of rows small enough to stay in the cache between two operations."""
+    step = max(1, CHUNK // max(1, x.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(x), step))
 
 
 @final
@@ -104,8 +113,11 @@ class NACScorer(Scorer):
         """Return one minus the mean over units of the coverage of each row's bin."""
         check_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
-        covered = table.index_select(0, _cells(x, grad, self.edges)).view(x.shape)
-        return infinite_where_nonfinite(1.0 - covered.mean(1), x, grad)
+        found = torch.empty(len(x), dtype=table.dtype, device=x.device)
+        for rows in _blocks(x):
+            covered = table.index_select(0, _cells(x[rows], grad[rows], self.edges))
+            found[rows] = 1.0 - covered.view(-1, x.shape[1]).mean(1)
+        return infinite_where_nonfinite(found, x, grad)
 
 
 @final

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CELLS_PER_EDGE = 64
+CHUNK = 1 << 16  # numbers at a time, so that what lies between stays in the cache
 MOST_CELLS = 1 << 16
 
 
@@ -43,14 +44,18 @@ class TableBins:
 
     def __call__(self, x: Float[Tensor, "row dim"]) -> Int[Tensor, "row dim"]:
         """Return the bin of each number as int32; NaN falls into the first bin."""
-        cell = _cells(x, self.low, self.scale, len(self.first)).flatten()
-        bins = self.first.index_select(0, cell)
-        bins += x.flatten() >= self.edges.index_select(0, bins)
-        return bins.view(x.shape)
+        flat = x.flatten()
+        out = torch.empty(flat.shape, dtype=torch.int32, device=x.device)
+        for start in range(0, len(flat), CHUNK):
+            part, bins = flat[start : start + CHUNK], out[start : start + CHUNK]
+            cell = _cells(part, self.low, self.scale, len(self.first))
+            torch.index_select(self.first, 0, cell, out=bins)
+            bins += part >= self.edges.index_select(0, bins)
+        return out.view(x.shape)
 
 
 def _cells(x: Tensor, low: float, scale: float, n_cells: int) -> Tensor:
-    position = x.sub(low).mul_(scale).add_(1.0).nan_to_num_(0.0).clamp_(0.0, n_cells - 1.0)
+    position = x.mul(scale).add_(1.0 - low * scale).nan_to_num_(0.0).clamp_(0.0, n_cells - 1.0)
     return position.int()
 
 
