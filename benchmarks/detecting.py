@@ -103,11 +103,11 @@ def nac_rows(size: Size) -> list[Row]:
 
 def transcribed_fit(x: Tensor, grad: Tensor, alpha: float, n_bins: int, fill: float) -> Tensor:
     """Return the coverage of each unit's bins, counted row by row."""
-    grid, units = thresholds(n_bins).float(), torch.arange(x.shape[1])
+    grid = thresholds(n_bins).float()
     counts = torch.zeros(x.shape[1], n_bins - 1)
     for row, slope in zip(x, grad, strict=True):
         state = torch.sigmoid(alpha * row * slope)
-        counts[units, torch.bucketize(state, grid, right=True) - 1] += 1
+        counts += is_inside(state, grid)
     return (counts / max(1, round(fill * len(x)))).clamp(max=1.0)
 
 
@@ -115,10 +115,14 @@ def transcribed_scores(
     x: Tensor, grad: Tensor, coverage: Tensor, alpha: float, n_bins: int
 ) -> Tensor:
     """Return one minus the mean coverage of each row, row by row."""
-    grid, units = thresholds(n_bins).float(), torch.arange(x.shape[1])
+    grid = thresholds(n_bins).float()
     found = []
     for row, slope in zip(x, grad, strict=True):
         state = torch.sigmoid(alpha * row * slope)
-        covered = coverage[units, torch.bucketize(state, grid, right=True) - 1]
-        found.append(1.0 - covered.double().mean())
+        found.append(1.0 - coverage[is_inside(state, grid)].double().mean())
     return torch.stack(found)
+
+
+def is_inside(state: Tensor, grid: Tensor) -> Tensor:
+    """Return, for each unit and interval of the grid, whether the unit's state lies in it."""
+    return (state[:, None] >= grid[:-1]) & (state[:, None] < grid[1:])

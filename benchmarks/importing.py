@@ -34,7 +34,7 @@ def import_time(size: Size) -> list[Row]:
     rows = []
     for what, more in USES.items():
         taken, found = [], "none"
-        for _ in range(size.pick(5, 1)):
+        for _ in range(1 if more else size.pick(3, 1)):
             seconds, found = _import(more)
             taken.append(seconds)
         is_promise = not more
