@@ -106,12 +106,18 @@ def in_child(work):
         os._exit(0)
     return pid
 
+def commits():
+    return sorted(p.name for p in place.rglob("*.sonde"))
+
 for unit in range(job.plan.n_units):
     job.leaf(unit)
 rng = random.Random(4)
 for _ in range(10):
-    pid = in_child(fit)
-    time.sleep(0.002 + 0.02 * rng.random())
+    before, pid = commits(), in_child(fit)
+    until = time.monotonic() + 10
+    while commits() == before and time.monotonic() < until:
+        time.sleep(0.001)
+    time.sleep(0.01 * rng.random())
     os.kill(pid, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), end=" ")
     print(*sorted(p.name for p in place.rglob("*")))
