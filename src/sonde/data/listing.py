@@ -26,8 +26,9 @@ class Listing:
 
     Parameters
     ----------
-    keys, group_keys : list of bytes
-        Of each example; chunks of one item share them.
+    keys, group_keys, contents : list of bytes
+        Of each example; chunks of one item share them. A key is the hash of the id where there is
+        an id column, a content always that of the input.
     occurrence, row, piece, first, length, truncated, label, size : arrays
         For each example: which of equal items it belongs to, the source's row, which piece of it,
         where that begins, its tokens (0 = not counted yet), tokens cut off, class number, bytes.
@@ -44,6 +45,7 @@ class Listing:
 
     keys: list[bytes]
     group_keys: list[bytes]
+    contents: list[bytes]
     occurrence: np.ndarray
     row: np.ndarray
     piece: np.ndarray
@@ -70,6 +72,7 @@ class _Lists:
     def __init__(self) -> None:
         self.keys: list[bytes] = []
         self.group_keys: list[bytes] = []
+        self.contents: list[bytes] = []
         self.names = ("occurrence", "row", "piece", "first", "length", "truncated", "item", "size")
         self.numbers = {name: array("q") for name in self.names}
         self.seen: Counter[bytes] = Counter()
@@ -79,11 +82,20 @@ class _Lists:
         self.skipped: list[str] = []
         self.n_skipped = 0
 
-    def add(self, row: int, key: bytes, group: bytes, size: int, pieces: Sequence[Piece]) -> None:
+    def add(
+        self,
+        row: int,
+        key: bytes,
+        group: bytes,
+        content: bytes,
+        size: int,
+        pieces: Sequence[Piece],
+    ) -> None:
         """Note the examples of one item."""
         for number, piece in enumerate(pieces):
             self.keys.append(key)
             self.group_keys.append(group)
+            self.contents.append(content)
             found = (self.seen[key], row, number, piece.first, piece.length, piece.truncated)
             for name, value in zip(self.names, (*found, self.n_items, size), strict=True):
                 self.numbers[name].append(value)
@@ -127,6 +139,7 @@ def list_source(
     return Listing(
         keys=lists.keys,
         group_keys=lists.group_keys,
+        contents=lists.contents,
         **numbers,
         label=label,
         labels=labels,
@@ -152,6 +165,7 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
         listing,
         keys=[listing.keys[i] for i in kept],
         group_keys=[listing.group_keys[i] for i in kept],
+        contents=[listing.contents[i] for i in kept],
         **{name: getattr(listing, name)[kept] for name in arrays},
         fingerprint=blake2b(
             f"{listing.fingerprint}|{n}|{seed}".encode(), digest_size=16
@@ -195,7 +209,7 @@ def _list_block(
         )
         lists.content.update(content + key + b"|" + group + b"|")
         lists.labels.add(row.get(layout.label) if layout.label else None)
-        lists.add(index, key, group, size, pieces)
+        lists.add(index, key, group, content, size, pieces)
 
 
 def _pieces_of(

@@ -114,7 +114,7 @@ class DataEvidence:
     name, fingerprint : str
         As typed, and the hash of its content.
     ids, keys, group_keys : sequences
-        Printable ids, content keys, group keys.
+        Printable ids, hashes of the inputs alone, group keys.
     grouped : bool
         Whether a group column was given or texts were cut into chunks.
     label : Int[Tensor, "example"]

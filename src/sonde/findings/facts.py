@@ -37,7 +37,7 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         name=name,
         fingerprint=inputs.fingerprint,
         ids=inputs.ids,
-        keys=listing.keys,
+        keys=listing.contents,
         group_keys=listing.group_keys,
         grouped=inputs.grouped,
         label=torch.as_tensor(listing.label).long(),
