@@ -185,7 +185,7 @@ def _finding(
 
 def _command(text: str, width: int) -> Iterator[str]:
     """Return a command that can be copied: broken at blanks only, with a backslash."""
-    rows = wrap(text, width - 14, break_long_words=False, break_on_hyphens=False)
+    rows = wrap(text, width - 16, break_long_words=False, break_on_hyphens=False)
     for i, row in enumerate(rows):
         end = " \\" if i < len(rows) - 1 else ""
         yield f"{' ' * 9}{'-> ' if i == 0 else '     '}{row}{end}"
