@@ -109,7 +109,9 @@ def timed_scan(depth: int, width: int, n: int, length: int, batch_size: int) -> 
     clock.parts["document"] = seconds_of(lambda: document(scanned, "random"))
     plain = sum(clock.plain) + sum(clock.again)
     clock.parts["pass"] = clock.parts["gather"] - plain
-    clock.parts["all"] = clock.parts["scan_stream"] - plain + clock.parts["document"]
+    # ``data_evidence`` is listing: inputs made by hand are listed by a pass of their own.
+    beyond = clock.parts["scan_stream"] - plain - clock.parts["data_evidence"]
+    clock.parts["all"] = beyond + clock.parts["document"]
     return clock
 
 
@@ -119,7 +121,7 @@ def scan_time(size: Size) -> list[Row]:
     clock = timed_scan(depth, width, n, length, per_batch)
     plain = sum(clock.plain)
     noise = ratios(clock.again, clock.plain, clock.again)
-    checks = clock.parts["model_evidence"] + clock.parts["data_evidence"]
+    checks = clock.parts["model_evidence"]
     results = clock.parts["all"] - clock.parts["pass"] - checks
     what = f"{depth} x {width}, {n} texts of {length}"
     shares = (
