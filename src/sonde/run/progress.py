@@ -1,13 +1,11 @@
 """Progress on stderr: rate, remaining time and memory, for anything that takes over two seconds."""
 
-import resource
 import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 
 LONG_SECONDS = 20.0
 
@@ -37,7 +35,11 @@ def gib(n_bytes: int) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size that this process has had."""
+    """Return the largest resident size that this process has had; 0 where it cannot be told."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
