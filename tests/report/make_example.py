@@ -55,7 +55,13 @@ def finding(code: str, level: str, theme: str, effect: float, **more: Any) -> di
     base = {"sentence": "", "why": "", "next": "", "because_of": None, "borderline": False}
     base |= {"common": False, "sites": [], "units": [], "rows": [], "classes": [], "figure": None}
     base |= {"how": "", "ignored": False}
-    head = {"code": code, "level": level, "title": CATALOGUE[code], "theme": theme, "effect": effect}
+    head = {
+        "code": code,
+        "level": level,
+        "title": CATALOGUE[code],
+        "theme": theme,
+        "effect": effect,
+    }
     return head | base | more
 
 
@@ -261,10 +267,20 @@ def versus(rng: np.random.Generator) -> dict[str, Any]:
         for s, v in zip(SITES, auroc, strict=True)
     ]  # fmt: skip
     alarm = {"detector": "mahalanobis", "sites": SITES, "alpha": 0.01, "rate": 0.038, "low": 0.026}
-    alarm |= {"high": 0.054, "threshold": 38.2, "n_cal": 899, "n": 600, "p": 4e-8, "guarantee": "marginal"}
+    alarm |= {
+        "high": 0.054,
+        "threshold": 38.2,
+        "n_cal": 899,
+        "n": 600,
+        "p": 4e-8,
+        "guarantee": "marginal",
+    }
     scores = {"edges": edges.tolist(), "counts_data": data.tolist()}
     scores |= {"counts_other": other.tolist(), "threshold": 38.2}
-    rows = [{"id": f"ticket-{311 + 37 * i:04d}", "score": 58.1 - 1.3 * i, "p": 1 / 900} for i in range(12)]
+    rows = [
+        {"id": f"ticket-{311 + 37 * i:04d}", "score": 58.1 - 1.3 * i, "p": 1 / 900}
+        for i in range(12)
+    ]
     head = {"n_data": N, "n_other": 600, "sites": shift, "length_auroc": 0.53, "best": SITES[6]}
     return head | {"alarm": alarm, "scores": scores, "rows": rows}
 
@@ -276,7 +292,14 @@ def rows(rng: np.random.Generator) -> dict[str, Any]:
     for i in range(400):
         k = int(rng.integers(len(CLASSES)))
         x, y = centre[k] + rng.normal(0, 1.1, 2)
-        points.append({"x": round(float(x), 3), "y": round(float(y), 3), "id": f"ticket-{i:04d}", "label": CLASSES[k]})
+        points.append(
+            {
+                "x": round(float(x), 3),
+                "y": round(float(y), 3),
+                "id": f"ticket-{i:04d}",
+                "label": CLASSES[k],
+            }
+        )
     return {
         "mislabelled": [
             {"id": f"ticket-{1201 - 61 * i:04d}", "label": "refund", "predicted": "billing", "share": 1 - 0.05 * (i % 2)}
@@ -297,7 +320,13 @@ def units(rng: np.random.Generator) -> list[dict[str, Any]]:
         if i in (2, 3):
             rms[:431] = 0.0
         bands = [float(v) for v in np.quantile(rms, [0, 0.25, 0.5, 0.75, 1])]
-        big = {"unit": 447, "rms": 90.0 + i, "zero_share": 0.0, "max": 102.0 + i, "codes": ["SND016"]}
+        big = {
+            "unit": 447,
+            "rms": 90.0 + i,
+            "zero_share": 0.0,
+            "max": 102.0 + i,
+            "codes": ["SND016"],
+        }
         row = {"site": site, "bands": bands, "n_dead": 431 if i in (2, 3) else 2, "n_constant": 0}
         out.append(row | {"named": [big] if i else []})
     return out
