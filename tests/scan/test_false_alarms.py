@@ -6,7 +6,7 @@ LEARNED = 0.95
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_healthy_zoo_raises_no_error_and_at_most_one_warning() -> None:
     rows = []
     print(f"\n{HEADER}")
