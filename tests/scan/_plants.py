@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 import sonde
+from findings import _counting as counter
 from findings import _evidence as arrays
 from findings import _nets as nets
-from findings import test_lens as lens
+from findings import _texts as padding
 from findings import test_snd001 as snd001
 from findings import test_snd004 as snd004
 from findings import test_snd005 as snd005
-from findings import test_snd007 as snd007
+from findings import test_snd006 as snd006
 from findings import test_snd010 as snd010
 from findings import test_snd011 as snd011
 from findings import test_snd013 as snd013
@@ -105,20 +106,6 @@ def changed(module: nn.Module, change: Callable[[Any], object]) -> nn.Module:
     return module.eval()
 
 
-class Company(nn.Module):
-    """Takes the mean of the batch off its rows, or a fixed one."""
-
-    def __init__(self, of_batch: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 4)
-        self.of_batch = of_batch
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x))
-        return self.last(h - h.mean(0) if self.of_batch else h - 0.1)
-
-
 class BothBranches(snd010.Branched):
     """Calls the spare branch too."""
 
@@ -175,9 +162,9 @@ def patches(module: nn.Module, n: int = 64, tokens: int = 6) -> Report:
 
 def counting(amounts: tuple[float, ...]) -> Report:
     """Scan a model that counts, over texts that count."""
-    found: Any = lens.counting(lens.Counter(amounts))
-    items = [{"input_ids": item} for item in found.inputs.items]
-    return read_texts(lens.Counter(amounts).eval(), items, task="causal")
+    inputs: Any = counter.counting(counter.Counter(amounts)).inputs
+    items = [{"input_ids": item} for item in inputs.items]
+    return read_texts(counter.Counter(amounts).eval(), items, task="causal")
 
 
 def deep(gain: float | None, **options: Any) -> Report:
@@ -211,7 +198,7 @@ def last_turned(project: bool) -> Report:
         layer = nn.Linear(64, 64, bias=False)
         turn = torch.linalg.qr(nets.noise(64, 64, seed=1))[0]
         layer.weight.copy_(torch.eye(64) - gone.T @ gone if project else turn)
-    return scan(nn.Sequential(*body, layer).eval(), x, label)
+    return scan(nn.Sequential(*body.children(), layer).eval(), x, label)
 
 
 def collapsed(noise: float) -> Report:
@@ -261,7 +248,7 @@ def long_class(shuffle: bool) -> Report:
     items = texts([max(3, int(n)) for n in lengths], label)
     for item in items:
         item["input_ids"][:2] = [3 + item["label"]] * 2
-    return read_texts(snd007.Forgetful(True).eval(), items)
+    return read_texts(padding.Forgetful(True).eval(), items)
 
 
 def copies(count: int, noise: float | None) -> Report:
@@ -275,7 +262,7 @@ def copies(count: int, noise: float | None) -> Report:
 def cut(longest: int) -> Report:
     """Scan a text model whose context is 16 tokens."""
     items = texts([longest] * 64)
-    return read_texts(snd007.Forgetful(True).eval(), items, max_length=16, long="truncate")
+    return read_texts(padding.Forgetful(True).eval(), items, max_length=16, long="truncate")
 
 
 def ordered(by_label: bool) -> Report:
@@ -332,7 +319,7 @@ def few(n: int) -> Report:
     return scan(snd011.net(), nets.noise(n, 8))
 
 
-LENGTHS = snd007.LENGTHS
+LENGTHS = padding.LENGTHS
 FIRST = snd017.LENGTHS
 LAYERS = ("1", "19", "39")
 
@@ -362,22 +349,22 @@ PLANTS = (
     Plant(
         "SND006",
         "error",
-        lambda: scan(Company(True).eval(), nets.noise(300, 8)),
-        lambda: scan(Company(False).eval(), nets.noise(300, 8)),
+        lambda: scan(snd006.Company(True).eval(), nets.noise(300, 8)),
+        lambda: scan(snd006.Company(False).eval(), nets.noise(300, 8)),
         voids=("SND042",),
     ),
     Plant(
         "SND007",
         "error",
-        lambda: read_texts(snd007.Forgetful(False).eval(), texts(LENGTHS * 10)),
-        lambda: read_texts(snd007.Forgetful(True).eval(), texts(LENGTHS * 10)),
+        lambda: read_texts(padding.Forgetful(False).eval(), texts(LENGTHS * 10)),
+        lambda: read_texts(padding.Forgetful(True).eval(), texts(LENGTHS * 10)),
         voids=("SND042",),
     ),
     Plant(
         "SND008",
         "error",
-        lambda: read_texts(snd007.gpt2(), texts(LENGTHS * 10), side="left", task="causal"),
-        lambda: read_texts(snd007.llama(), texts(LENGTHS * 10), side="left", task="causal"),
+        lambda: read_texts(padding.gpt2(), texts(LENGTHS * 10), side="left", task="causal"),
+        lambda: read_texts(padding.llama(), texts(LENGTHS * 10), side="left", task="causal"),
         folds={"SND007": "SND008"},
     ),
     Plant("SND009", "warning", lambda: few(20), lambda: few(2_000)),

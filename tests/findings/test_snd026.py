@@ -1,0 +1,34 @@
+from findings._counting import Counter, counting
+from findings._nets import assert_clear, assert_raised, evidence_of
+from sonde.findings.lens import prediction_section
+from sonde.findings.snd026 import SND026
+
+
+def test_a_block_that_takes_the_answer_back() -> None:
+    evidence = evidence_of(counting(Counter((1.5, 1.5, 1.0, -2.0)).eval()), lens=True)
+    check = SND026().check(evidence)
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.sites == ("blocks.3",)
+    assert "ends worse" in check.finding.sentence
+    section = prediction_section(evidence)
+    assert section is not None
+    assert [s["site"] for s in section["sites"]] == [f"blocks.{i}:out" for i in range(4)]
+    mended = evidence_of(counting(Counter((1.5, 1.5, -2.0, 3.0)).eval()), lens=True)
+    assert_raised(SND026().check(mended), "note")
+
+
+def test_blocks_that_help_and_blocks_that_know_nothing_are_clear() -> None:
+    helping = evidence_of(counting(Counter((1.0, 1.0, 1.0, 1.0)).eval()), lens=True)
+    assert_clear(SND026().check(helping))
+    confused = evidence_of(counting(Counter((-1.0, -1.0, -1.0, -1.0)).eval()), lens=True)
+    check = SND026().check(confused)
+    assert_clear(check)
+    assert "entropy" in check.reason
+
+
+def test_few_predicted_tokens_are_withheld() -> None:
+    few = evidence_of(counting(Counter((1.0, 1.0)).eval(), n=8), lens=True)
+    check = SND026().check(few)
+    assert check.state == "withheld"
+    assert "512" in check.reason
