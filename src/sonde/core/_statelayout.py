@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from sonde.core._kinds import is_dict, is_list
 from sonde.core._stateval import DEEPEST, LARGEST
 from sonde.core.errors import StateError
 from sonde.core.state import canonical_json
@@ -85,7 +86,8 @@ class Contents:
 
 def slots_of(tensors: list[Tensor]) -> list[Slot]:
     """Return where tensors lie when written one after the other."""
-    slots, begin = [], 0
+    slots: list[Slot] = []
+    begin = 0
     for tensor in tensors:
         end = begin + tensor.numel() * tensor.element_size()
         slots.append(Slot(CODES[tensor.dtype], tuple(tensor.shape), begin, end))
@@ -97,7 +99,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor, not copied."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def hash_of(envelope: dict[str, Any], table: str, pieces: Iterator[memoryview]) -> str:
@@ -207,7 +209,7 @@ def _envelope(inner: str, path: Path) -> dict[str, Any]:
         envelope = json.loads(inner, parse_constant=_refused, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise damaged(path, "the header is not JSON") from error
-    if not isinstance(envelope, dict) or envelope.get("format") != FORMAT:
+    if not is_dict(envelope) or envelope.get("format") != FORMAT:
         raise damaged(path, "not a sonde state")
     if envelope.get("version") != VERSION:
         raise StateError(
@@ -232,9 +234,9 @@ def _finite(text: str) -> float:
 
 
 def _too_deep(value: Any, left: int) -> bool:
-    if not isinstance(value, dict | list):
+    if not (is_dict(value) or is_list(value)):
         return False
-    items = value.values() if isinstance(value, dict) else value
+    items = value.values() if is_dict(value) else value
     return left == 0 or any(_too_deep(item, left - 1) for item in items)
 
 

@@ -5,12 +5,14 @@ import struct
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
+from inspect import isclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jaxtyping import jaxtyped
+from jaxtyping import jaxtyped  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from sonde.core._kinds import is_dict, is_list, is_tuple
 from sonde.core.errors import StateError
 from sonde.core.state import State
 
@@ -23,7 +25,7 @@ def encode(value: Any, put: Callable[[Tensor], str], where: str) -> Any:
     """Return a state, tuple or leaf as JSON; ``put`` takes each tensor and returns its name."""
     if isinstance(value, Tensor):
         return put(value)
-    if isinstance(value, tuple):
+    if is_tuple(value):
         return [encode(item, put, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, State) and is_dataclass(value):
         return {
@@ -76,7 +78,7 @@ def decode(
         return decode(value, get_args(wanted)[0], get, where, depth)
     if origin is tuple or wanted is tuple:
         return _tuple(value, get_args(wanted), get, where, depth)
-    if isinstance(wanted, type) and issubclass(wanted, State) and is_dataclass(wanted):
+    if isclass(wanted) and issubclass(wanted, State) and is_dataclass(wanted):
         return _state(value, wanted, get, where, depth)
     if _is_tensor(wanted):
         return _tensor(value, wanted, get, where)
@@ -85,7 +87,8 @@ def decode(
         if not any(type(found) is type(option) and found == option for option in get_args(wanted)):
             raise StateError(f"{where}: expected one of {get_args(wanted)}, got {found!r}.")
         return found
-    allowed = {float: (float, int), None: (NoneType,)}.get(wanted, (wanted,))
+    kinds: dict[Any, tuple[Any, ...]] = {float: (float, int), None: (NoneType,)}
+    allowed = kinds.get(wanted, (wanted,))
     if wanted is not Any and type(found) not in allowed:
         raise StateError(f"{where}: expected {_name(wanted)}, got {type(found).__name__}.")
     return found
@@ -94,7 +97,7 @@ def decode(
 def _member(
     value: Any, options: tuple[Any, ...], get: Callable[[str], Tensor], where: str, depth: int
 ) -> Any:
-    reasons = []
+    reasons: list[str] = []
     for option in options:
         try:
             return decode(value, option, get, where, depth + 1)
@@ -110,7 +113,7 @@ def _member(
 def _tuple(
     value: Any, items: tuple[Any, ...], get: Callable[[str], Tensor], where: str, depth: int
 ) -> tuple[Any, ...]:
-    if not isinstance(value, list):
+    if not is_list(value):
         raise StateError(f"{where}: expected a list, got {type(value).__name__}.")
     if not items:
         items = (Any, ...)
@@ -130,8 +133,8 @@ def _state(
     value: Any, wanted: type[State], get: Callable[[str], Tensor], where: str, depth: int
 ) -> State:
     types = _field_types(wanted)
-    if not isinstance(value, dict) or value.keys() != types.keys():
-        got = sorted(value) if isinstance(value, dict) else type(value).__name__
+    if not is_dict(value) or value.keys() != types.keys():
+        got = sorted(value) if is_dict(value) else type(value).__name__
         raise StateError(f"{where}: expected the fields {sorted(types)}, got {got}.")
     found = {
         name: decode(value[name], types[name], get, f"{where}.{name}", depth + 1) for name in types
@@ -176,7 +179,7 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, int) and abs(value) < LARGEST:
         return value
-    if isinstance(value, dict) and len(value) == 1:
+    if is_dict(value) and len(value) == 1:
         [(tag, text)] = value.items()
         try:
             found = _tagged(tag, text)
@@ -216,7 +219,7 @@ def _float_value(text: str) -> float:
 
 
 def _is_tensor(wanted: Any) -> bool:
-    return isinstance(wanted, type) and (
+    return isclass(wanted) and (
         issubclass(wanted, Tensor) or getattr(wanted, "array_type", None) is Tensor
     )
 

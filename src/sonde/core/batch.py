@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.hashing import base_hashes, draws
+from sonde.core.hashing import Purpose, base_hashes, draws
 from sonde.core.site import Reducer, Site
 
 Head = tuple[Tensor, Tensor | None]
@@ -77,15 +77,15 @@ class Batch:
     group_keys: Sequence[bytes]
     label: Int[Tensor, "example"]
     logits: Float[Tensor, "example class"] | None = None
-    grad: dict[str, Float[Tensor, "_row _dim"]] = field(default_factory=dict)
-    grid: dict[str, Int[Tensor, "_row 2"]] = field(default_factory=dict)
-    special: dict[str, Tensor] = field(default_factory=dict)
+    grad: dict[str, Float[Tensor, "_row _dim"]] = field(default_factory=dict[str, Tensor])
+    grid: dict[str, Int[Tensor, "_row 2"]] = field(default_factory=dict[str, Tensor])
+    special: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     pair: Int[Tensor, "example"] | None = None
     side: Int[Tensor, "example"] | None = None
     length: Int[Tensor, "example"] | None = None
     head: Head | None = None
     seed: int = 0
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __len__(self) -> int:
         return len(self.order)
@@ -113,12 +113,12 @@ class Batch:
     def _bases(self) -> dict[str, np.ndarray]:
         return {}
 
-    def draw(self, key: str, purpose: str = "sample") -> Int[Tensor, "_row"]:
+    def draw(self, key: str, purpose: Purpose = "sample") -> Int[Tensor, "_row"]:
         """Return the draw of each row of ``key``; computed once per row layout and purpose."""
         layout = (id(self.example[key]), id(self.position[key]), purpose)
         if layout not in self._draws:
             if purpose not in self._bases:
-                self._bases[purpose] = base_hashes(self.keys, purpose, self.seed)  # type: ignore[arg-type]
+                self._bases[purpose] = base_hashes(self.keys, purpose, self.seed)
             example = self.example[key].numpy()
             self._draws[layout] = draws(
                 self._bases[purpose][example],
@@ -134,7 +134,7 @@ class Batch:
     @cached_property
     def _words(self) -> Int[Tensor, "example 2"]:
         raw = [k if len(k) == 16 else blake2b(k, digest_size=16).digest() for k in self.keys]
-        return torch.from_numpy(np.frombuffer(b"".join(raw), dtype="<i8").reshape(-1, 2).copy())
+        return torch.as_tensor(np.frombuffer(b"".join(raw), dtype="<i8").reshape(-1, 2).copy())
 
     def column(self, name: str, key: str) -> Any:
         """Return one column, a number for each row of ``key`` (``head``: the model's constants).

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from scipy.stats import beta
+from scipy.stats import beta  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from sonde.core.errors import CalibrationError, InputError
@@ -100,7 +100,7 @@ class Calibration(State):
         rank = math.floor(alpha * (self.n + 1) + 1e-9)
         if self.guarantee == "marginal":
             return rank
-        while rank > 0 and beta.cdf(alpha, rank, self.n + 1 - rank) < 1.0 - self.delta:
+        while rank > 0 and _below(alpha, rank, self.n + 1 - rank) < 1.0 - self.delta:
             rank -= 1
         return rank
 
@@ -134,5 +134,15 @@ class Calibration(State):
         tail = (1.0 - confidence) / 2
         if rank == 0:
             return 0.0, 0.0
-        low, high = beta.ppf([tail, 1.0 - tail], rank, self.n + 1 - rank)
-        return float(low), float(high)
+        a, b = rank, self.n + 1 - rank
+        return _quantile(tail, a, b), _quantile(1.0 - tail, a, b)
+
+
+def _below(x: float, a: int, b: int) -> float:
+    """Return the probability that a beta variable lies below ``x``."""
+    return float(beta.cdf(x, a, b))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _quantile(q: float, a: int, b: int) -> float:
+    """Return the number below which a beta variable lies with probability ``q``."""
+    return float(beta.ppf(q, a, b))  # pyright: ignore[reportUnknownMemberType]

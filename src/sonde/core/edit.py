@@ -6,7 +6,7 @@ Strength 0 returns the very tensor that came in.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,7 +85,9 @@ class Project(Edit):
         """Return ``x - strength (x . d) d`` with d of unit length."""
         if self.strength == 0.0:
             return x
-        unit = (self.direction.double() / self.direction.double().norm()).to(x)
+        direction = self.direction.double()
+        length = cast(Tensor, direction.norm())  # pyright: ignore[reportUnknownMemberType]
+        unit = (direction / length).to(x)
         return x - self.strength * (x @ unit).unsqueeze(-1) * unit
 
 

@@ -8,7 +8,7 @@ of whole groups is the standard error of the value.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -84,7 +84,8 @@ def result_with_error(
 def group_error(effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_groups: int) -> float:
     """Return the standard error of a value from each sampled row's first-order effect on it."""
     centred = effect.double() - effect.double().mean()
-    _, member = torch.unique(group, return_inverse=True)
+    unique = torch.unique(group, return_inverse=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    member = cast(Tensor, unique[1])
     count = int(member.max()) + 1
     if count < 2:
         return math.nan
@@ -92,14 +93,13 @@ def group_error(effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_group
     return float(sums.std(correction=1)) * math.sqrt(n_groups)
 
 
+def has_influence(statistic: Statistic[Any]) -> bool:
+    """Return whether a statistic has a formula for the effect of one more row."""
+    return type(statistic).influence is not Statistic[Any].influence
+
+
 def _no_influence(terms: list[Term], sample: SampleRows | None) -> str | None:
-    lacking = sorted(
-        {
-            type(t.statistic).__name__
-            for t in terms
-            if type(t.statistic).influence is Statistic.influence
-        }
-    )
+    lacking = sorted({type(t.statistic).__name__ for t in terms if not has_influence(t.statistic)})
     if lacking:
         return f"no influence formula for {', '.join(lacking)}"
     return "no sample of rows was kept" if sample is None else None
@@ -119,13 +119,13 @@ def _track(value: Any) -> Any:
 
 
 def _detached(result: Result) -> Result:
-    changed = {
+    changed: dict[str, Any] = {
         name: item.detach()
         for name, item in vars(result).items()
         if isinstance(item, Tensor) and item.requires_grad
     }
     if isinstance(result.value, Tensor) and result.value.numel() == 1:
-        changed["value"] = float(result.value.detach())  # type: ignore[assignment]
+        changed["value"] = float(result.value.detach())
     nested = {
         name: map_tensors(item, lambda t: t.detach())
         for name, item in vars(result).items()
@@ -136,7 +136,9 @@ def _detached(result: Result) -> Result:
 
 def _gradients(value: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
     tracked = [t for argument in arguments.values() for t in leaves(argument) if t.requires_grad]
-    found = torch.autograd.grad(value, tracked, allow_unused=True)
+    found = cast(
+        "tuple[Tensor | None, ...]", torch.autograd.grad(value, tracked, allow_unused=True)
+    )
     table = {
         id(t): torch.zeros_like(t) if g is None else g for t, g in zip(tracked, found, strict=True)
     }

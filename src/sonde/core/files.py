@@ -9,7 +9,7 @@ replaced, and ``SONDE_FAULT=n`` ends the process at the n-th call.
 import errno
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class AtomicFile:
 
 
 @contextmanager
-def atomic_file(path: Path | str, durable: bool = True) -> Iterator[AtomicFile]:
+def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile, None, None]:
     """Open a file that takes its name when the block ends without an exception.
 
     Parameters

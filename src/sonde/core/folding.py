@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-from sonde.core.errorbars import SampleRows, Term, result_with_error
+from sonde.core.errorbars import SampleRows, Term, has_influence, result_with_error
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument
@@ -14,7 +15,7 @@ from sonde.core.passes import merge_states, observe_unit, states_of
 from sonde.core.plan import UNIT_SIZE, Split, unit_bounds
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
-from sonde.core.statistic import Learner, Statistic
+from sonde.core.statistic import Learner
 from sonde.core.stream import ARRAY_BATCH, Stream
 
 
@@ -29,22 +30,24 @@ def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
             f"{type(instrument).__name__}.fit: expected one array, got {len(keys)}. "
             "Fit each site by itself, or use sonde.fit on a stream."
         )
-    following: Instrument | None = instrument
-    while following is not None:
-        task, instrument = Task(following, keys), following
+    following = instrument
+    while True:
+        task = Task(following, keys)
         states = observe_stream(stream, requests([task]), unit_size=ARRAY_BATCH)
         # A scorer's value is no estimate that needs an error: its scores are calibrated instead.
         scores = isinstance(following, Detector)
         sample = None if scores else array_sample(stream, terms_of(task))
         result = result_with_error(following, states_of(task, states), terms_of(task), sample)
-        following = instrument.then(result)
-    return result
+        later = following.then(result)
+        if later is None:
+            return result
+        following = later
 
 
 def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
     """Return the rows of the groups of smallest draw, about ``SAMPLE`` of them, of plain arrays."""
     names = {n for t in terms for n in t.statistic.needs()} - {"y", "head"}
-    if any(t.statistic.influence.__func__ is Statistic.influence for t in terms):  # type: ignore[attr-defined]
+    if not all(has_influence(t.statistic) for t in terms):
         return None
     batches = list(stream.batches(0, len(stream)))
     keys = sorted({k for t in terms for k in t.keys})
@@ -62,7 +65,8 @@ def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
         k: {n: torch.cat([b.column(n, k) for b in batches])[order] for n in names | {"x"}}
         for k in keys
     }
-    return SampleRows(columns, group[order], len(torch.unique(group[finite])))
+    unique = cast(Tensor, torch.unique(group[finite]))  # pyright: ignore[reportUnknownMemberType]
+    return SampleRows(columns, group[order], len(unique))
 
 
 def observe_stream(

@@ -70,7 +70,7 @@ def draws(base: np.ndarray, position: np.ndarray, occurrence: np.ndarray) -> Ten
     """
     with np.errstate(over="ignore"):
         z = base + (position.astype(np.uint64) << _POSITION_SHIFT) + occurrence.astype(np.uint64)
-    return torch.from_numpy(splitmix64(z).view(np.int64))
+    return torch.as_tensor(splitmix64(z).view(np.int64))
 
 
 def rank_key(draw: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -80,5 +80,5 @@ def rank_key(draw: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 def fraction(draw: Int[Tensor, "row"]) -> Tensor:
     """Return each draw as a float64 in [0, 1)."""
-    bits = torch.from_numpy((draw.numpy().view(np.uint64) >> np.uint64(11)).astype(np.float64))
+    bits = torch.as_tensor((draw.numpy().view(np.uint64) >> np.uint64(11)).astype(np.float64))
     return bits * 2.0**-53

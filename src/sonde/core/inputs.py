@@ -72,7 +72,7 @@ class InputBatch:
     truncated: Int[Tensor, "example"] | None = None
     pair: Int[Tensor, "example"] | None = None
     side: Int[Tensor, "example"] | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __len__(self) -> int:
         return len(self.order)

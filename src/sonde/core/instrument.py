@@ -62,10 +62,10 @@ class Subsample(Where):
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
         """Keep rows whose ``subsample`` draw is a multiple of ``every``."""
         draw = batch.draw(key, "subsample")
-        keep = torch.from_numpy(draw.numpy().view(np.uint64) % np.uint64(self.every) == 0)
+        keep = torch.as_tensor(draw.numpy().view(np.uint64) % np.uint64(self.every) == 0)
         example = batch.example[key]
         counts = torch.bincount(example[keep], minlength=len(batch))
-        for crowded in torch.nonzero(counts > self.cap).flatten().tolist():
+        for crowded in torch.nonzero(counts > self.cap).flatten().numpy().tolist():
             rows = torch.nonzero(keep & (example == crowded)).flatten()
             late = torch.argsort(rank_key(draw[rows]))[self.cap :]
             keep[rows[late]] = False

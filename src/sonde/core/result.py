@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
-import pyarrow as pa
+import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,7 +62,7 @@ class Result:
     direction: Direction = "none"
     range: tuple[float, float] = (-math.inf, math.inf)
     flags: tuple[str, ...] = ()
-    conventions: dict[str, Any] = field(default_factory=dict)
+    conventions: dict[str, Any] = field(default_factory=dict[str, Any])
 
     title: ClassVar[str] = ""
 
@@ -94,7 +94,7 @@ class Result:
             unit="bits",
         )
 
-    def table(self) -> pa.Table:
+    def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
         """Return the numbers: one row for each element of ``value``, columns value, se and null."""
         value = _column(self.value)
         columns: dict[str, Any] = {"value": value}
@@ -103,11 +103,11 @@ class Result:
             if column is not None:
                 numbers = _column(column)
                 columns[name] = numbers * len(value) if len(numbers) == 1 else numbers
-        return pa.table(columns)
+        return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def chart(self) -> dict[str, Any]:
         """Return a Vega-Lite picture of ``table`` as a plain dict."""
-        rows = self.table().to_pylist()
+        rows = cast("list[dict[str, float]]", self.table().to_pylist())  # pyright: ignore[reportUnknownMemberType]
         values = [
             {"index": i, **{k: _finite(v) for k, v in row.items()}} for i, row in enumerate(rows)
         ]
@@ -127,7 +127,7 @@ class Result:
     ) -> dict[str, Any]:
         return {
             "text/plain": repr(self),
-            "text/html": _html(self.table()),
+            "text/html": _html(self.table()),  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
             "application/vnd.vegalite.v5+json": self.chart(),
         }
 
@@ -170,16 +170,17 @@ def tensors_of(result: Result) -> dict[str, Tensor]:
 
 
 def _column(value: float | Tensor) -> list[float]:
-    return torch.as_tensor(value).detach().double().reshape(-1).tolist()
+    numbers = torch.as_tensor(value).detach().double().reshape(-1)
+    return cast("list[float]", numbers.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _html(table: pa.Table) -> str:
+def _html(table: Any) -> str:
     head = "".join(f"<th scope='col'>{name}</th>" for name in table.column_names)
-    shown = table.slice(0, 20).to_pylist()
+    shown: list[dict[str, float]] = table.slice(0, 20).to_pylist()
     body = "".join(
         "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row.values()) + "</tr>"
         for row in shown

@@ -1,9 +1,9 @@
 """The one mutable class: a statistic or an instrument that is fed batch by batch."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sonde.core._kinds import is_mapping
 from sonde.core.batch import Head
 from sonde.core.errorbars import result_with_error
 from sonde.core.errors import ShapeError, StateError
@@ -61,7 +61,7 @@ class Running:
         seed: int = 0,
     ) -> None:
         """Feed rows; the columns are those of ``Instrument.fit``. No rows change nothing."""
-        sites = x if isinstance(x, Mapping) else ({"x": x} if y is None else {"x": x, "y": y})
+        sites = x if is_mapping(x) else ({"x": x} if y is None else {"x": x, "y": y})
         stream = Stream.of(
             sites,
             label=label,

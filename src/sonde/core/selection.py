@@ -98,8 +98,10 @@ def _joined(keys: Sequence[str], batch: Batch, masks: list[Tensor | None]) -> li
         return [rows, rows]
     names: list[dict[tuple[int, int], int]] = []
     for key, mask in zip(keys, masks, strict=True):
-        example, position = batch.example[key].tolist(), batch.position[key].tolist()
-        kept = range(len(example)) if mask is None else torch.nonzero(mask).flatten().tolist()
+        example: list[int] = batch.example[key].numpy().tolist()
+        position: list[int] = batch.position[key].numpy().tolist()
+        rows = torch.arange(len(example)) if mask is None else torch.nonzero(mask).flatten()
+        kept: list[int] = rows.cpu().numpy().tolist()
         names.append({(example[i], position[i]): i for i in kept})
     shared = sorted(names[0].keys() & names[1].keys())
     return [torch.tensor([n[s] for s in shared], dtype=torch.int64) for n in names]

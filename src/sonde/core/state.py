@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sonde.core._kinds import is_dict, is_list, is_tuple
+
 
 @dataclass(frozen=True)
 class State:
@@ -26,7 +28,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return ``value`` (a state, tuple or leaf) with ``change`` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, tuple):
+    if is_tuple(value):
         return tuple(map_tensors(item, change) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(
@@ -39,7 +41,7 @@ def leaves(value: Any) -> Iterator[Tensor]:
     """Yield every tensor in a state, in the order of its fields."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, tuple):
+    elif is_tuple(value):
         for item in value:
             yield from leaves(item)
     elif is_dataclass(value) and not isinstance(value, type):
@@ -56,11 +58,11 @@ def equal(a: Any, b: Any) -> bool:
     """Return whether two states hold the same bits (NaN equals NaN)."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
-    if isinstance(a, tuple) and isinstance(b, tuple):
+    if is_tuple(a) and is_tuple(b):
         return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
     if is_dataclass(a) and type(a) is type(b):
         return all(equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
-    return type(a) is type(b) and (a == b or (a != a and b != b))
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))
 
 
 def _bits(x: Tensor) -> bytes:
@@ -78,9 +80,9 @@ def canonical(value: Any) -> Any:
             "class": class_name(type(value)),
             **{f.name: canonical(getattr(value, f.name)) for f in fields(value)},
         }
-    if isinstance(value, list | tuple):
+    if is_list(value) or is_tuple(value):
         return [canonical(item) for item in value]
-    if isinstance(value, dict):
+    if is_dict(value):
         return {str(k): canonical(v) for k, v in sorted(value.items())}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}

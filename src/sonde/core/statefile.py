@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from torch import Tensor
 
 from sonde.core import _stateval
+from sonde.core._kinds import is_dict, is_list
 from sonde.core._statelayout import (
     CODES,
     DTYPES,
@@ -164,20 +165,21 @@ def read_state(
     with _opened(path) as file:
         contents = read_contents(file, path, HEADER_LIMIT, limit_bytes)
         verify(file, contents, path)
-        trees = contents.envelope["states"]
-        if partial and isinstance(types, Mapping):
-            trees = {name: tree for name, tree in trees.items() if name in types}
-        if isinstance(types, Mapping) and types.keys() != trees.keys():
+        trees: dict[str, Any] = contents.envelope["states"]
+        named = cast("Mapping[str, Any]", types) if isinstance(types, Mapping) else None
+        if partial and named is not None:
+            trees = {name: tree for name, tree in trees.items() if name in named}
+        if named is not None and named.keys() != trees.keys():
             lacking, extra = (
-                sorted(types.keys() - trees.keys()),
-                sorted(trees.keys() - types.keys()),
+                sorted(named.keys() - trees.keys()),
+                sorted(trees.keys() - named.keys()),
             )
             raise StateError(
                 f"read_state: {path} holds other states: lacking {lacking[:3]}, unknown "
                 f"{extra[:3]}. Fit again with the same methods and sites."
             )
         load = _Loader(file, contents)
-        find: Callable[[str], Any] = types.__getitem__ if isinstance(types, Mapping) else types
+        find = named.__getitem__ if named is not None else cast("Callable[[str], Any]", types)
         states: dict[str, State | None] = {}
         for name, tree in trees.items():
             try:
@@ -209,9 +211,9 @@ class _Shelf:
 def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
     if isinstance(tree, str):
         return names[tree]
-    if isinstance(tree, list):
+    if is_list(tree):
         return [_renamed(item, names) for item in tree]
-    if isinstance(tree, dict):
+    if is_dict(tree):
         tagged = len(tree) == 1 and next(iter(tree)).startswith("$")
         return tree if tagged else {k: _renamed(v, names) for k, v in tree.items()}
     return tree
@@ -255,7 +257,7 @@ class _Loader:
         raw = torch.empty(slot.end - slot.begin, dtype=torch.uint8)
         if raw.numel():
             self._file.seek(self._contents.start + slot.begin)
-            if self._file.readinto(memoryview(raw.numpy())) != raw.numel():
+            if self._file.readinto(raw.numpy().data) != raw.numel():
                 raise StateError("read_state: the file became shorter while it was read.")
         if slot.code == "BOOL" and raw.numel() and int(raw.max()) > 1:
             raise StateError(f"read_state: tensor {name} holds bytes that are no truth values.")

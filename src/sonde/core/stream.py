@@ -3,16 +3,17 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sonde.core._kinds import is_mapping
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import tensor_key
@@ -94,9 +95,7 @@ class Stream(ABC):
         seed : int, default=0
             Key of the hash of rows.
         """
-        rows = (
-            {str(k): _matrix(v, str(k)) for k, v in x.items()} if isinstance(x, Mapping) else None
-        )
+        rows = {str(k): _matrix(v, str(k)) for k, v in x.items()} if is_mapping(x) else None
         sites = rows if rows is not None else {"x": _matrix(x, "x")}
         if not sites:
             raise InputError("Stream.of: expected at least one array, got none.")
@@ -104,11 +103,7 @@ class Stream(ABC):
         uneven = {k: len(v) for k, v in sites.items() if len(v) != n}
         if uneven:
             raise ShapeError(f"Stream.of: expected {n} rows at every site, got {uneven}.")
-        grads = (
-            grad
-            if isinstance(grad, Mapping)
-            else ({} if grad is None else {next(iter(sites)): grad})
-        )
+        grads = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
         positions = _integers(position, n, "position", 0)
         return ArrayStream(
             rows=sites,
@@ -185,7 +180,7 @@ class ArrayStream(Stream):
             ids=_Later(lambda: self.who.ids, start, stop),
             keys=keys,
             order=torch.arange(start, stop),
-            occurrence=_Later(lambda: self.who.occurrence.tolist(), start, stop),
+            occurrence=_Later(lambda: self.who.occurrence.numpy().tolist(), start, stop),
             example=dict.fromkeys(self.rows, index),
             position=dict.fromkeys(self.rows, position),
             group_keys=keys if self.groups is None else self.groups[part],
@@ -253,7 +248,7 @@ class _Identity:
     @cached_property
     def occurrence(self) -> Tensor:
         """Count equal rows: rows of one id at different positions are one example."""
-        return occurrences(list(zip(self.keys, self._positions.tolist(), strict=True)))
+        return occurrences(list(zip(self.keys, self._positions.numpy().tolist(), strict=True)))
 
 
 class _Later(Sequence[Any]):
@@ -311,10 +306,11 @@ def _matrix(x: Any, name: str) -> Tensor:
 
 
 def _sequence(values: Any, n: int, name: str) -> Sequence[Any]:
-    values = values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
-    if len(values) != n:
-        raise ShapeError(f"Stream.of: expected {n} entries of {name}, got {len(values)}.")
-    return values
+    array = isinstance(values, Tensor | np.ndarray)
+    listed = cast("list[Any]", values.tolist() if array else list(values))  # pyright: ignore[reportUnknownMemberType]
+    if len(listed) != n:
+        raise ShapeError(f"Stream.of: expected {n} entries of {name}, got {len(listed)}.")
+    return listed
 
 
 def _integers(values: Any, n: int, name: str, default: int) -> Tensor:

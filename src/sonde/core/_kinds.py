@@ -1,0 +1,27 @@
+"""What kind of container a value is, said so that a type checker keeps what is in it.
+
+After ``isinstance(value, dict)`` alone the keys and values of a value of any type are unknown.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+
+def is_tuple(value: object) -> TypeGuard[tuple[Any, ...]]:
+    """Return whether ``value`` is a tuple."""
+    return isinstance(value, tuple)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Return whether ``value`` is a list."""
+    return isinstance(value, list)
+
+
+def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    """Return whether ``value`` is a dict."""
+    return isinstance(value, dict)
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Return whether ``value`` is a mapping."""
+    return isinstance(value, Mapping)
