@@ -114,11 +114,32 @@ def test_words_that_are_wrong_are_named(run, place, monkeypatch, words, said):
     assert sorted(place.iterdir()) == before
 
 
-def test_unknown_flags_name_near_ones(run):
-    ran = run("fit", "knn", "-", "x.npz", "--limt", "3")
-    assert ran.code == 2
-    assert "--limit" in ran.err
-    assert "Traceback" not in ran.err
+USAGE = {
+    "scan a b --lmit 3": "unknown option --lmit. Did you mean --limit?",
+    "scan a b --lmit=3": "unknown option --lmit. Did you mean --limit?",
+    "scan a b --zzz": "unknown option --zzz.",
+    "scan a b -x": "unknown option -x.",
+    "scan a b --no-json": "unknown option --no-json. Did you mean --json?",
+    "scan a b c": "unexpected words: c.",
+    "scan a b --limit": "expected a whole number behind --limit, got nothing.",
+    "scan a b --limit x": "expected a whole number behind --limit, got 'x'.",
+    "scan a b --limit=x": "expected a whole number behind --limit, got 'x'.",
+    "scan a b --workers 1.5": "expected a whole number behind --workers, got '1.5'.",
+    "fit a b c --calibrate x": "expected a number behind --calibrate, got 'x'.",
+    "scan a b --long no": "expected one of chunk, truncate, error behind --long, got 'no'.",
+    "scan a b --diff old.json": "expected 2 values behind --diff, got 'old.json'.",
+    "merge a b -o": "expected a value behind --output, got nothing.",
+    "fit": "expected METHODS MODEL DATA.",
+    "fit knn sonde:digits": "expected DATA.",
+    "info": "expected FILE.",
+}
+
+
+@pytest.mark.parametrize("words", USAGE)
+def test_wrong_usage_is_one_line(run, words):
+    word = words.split()[0]
+    line = run(*words.split()).error()
+    assert line == f"error: sonde {word}: {USAGE[words]} See sonde {word} --help."
 
 
 def test_methods_are_the_catalogue(run):

@@ -1,14 +1,17 @@
 """``sonde WORD ...``: which command runs, and how it ends."""
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from typing import Annotated, Any
 
 import tyro
 
+from sonde.cli._usage import wrong_usage
 from sonde.cli.console import Failed, error_line
 from sonde.cli.fit import Fit
 from sonde.cli.info import Info
@@ -74,15 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(word: str, arguments: list[str]) -> int:
     command = COMMANDS[word]
+    box = io.StringIO()
     try:
-        parsed = tyro.cli(
-            Annotated[command, tyro.conf.arg(name=word)],
-            prog=f"sonde {word}",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
+        with redirect_stderr(box):
+            parsed = tyro.cli(
+                Annotated[command, tyro.conf.arg(name=word)],
+                prog=f"sonde {word}",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
     except SystemExit as stop:
-        return 0 if stop.code in (0, None) else 2
+        if stop.code in (0, None):
+            return 0
+        error_line(wrong_usage(command, word, arguments, box.getvalue()))
+        return 2
     debug = bool(getattr(parsed.printing, "debug", False))
     _configure(debug)
     try:

@@ -1,0 +1,125 @@
+"""What was wrong with the words of a command, in one line, where the parser draws a box."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+_DRAWN = re.compile("[\u2500-\u257f]+")
+_RULE = re.compile("^\\W*\u2500{4,}\\W*$")
+_KINDS = {int: "a whole number", float: "a number"}
+
+
+def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: str) -> str:
+    """Return the one line that says what the parser refused.
+
+    Parameters
+    ----------
+    command : type
+        The dataclass of the command.
+    word : str
+        Its name.
+    arguments : sequence of str
+        What was typed behind it.
+    box : str
+        What the parser wrote; its wording is only used where nothing better is known.
+    """
+    flags = dict(_flags(command))
+    said = _unknown(arguments, flags) or _missing(box) or _value(arguments, flags, box)
+    return f"sonde {word}: {said or _paragraph(box)} See sonde {word} --help."
+
+
+def _flags(command: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every flag with its type; groups of flags have no prefix."""
+    hints = get_type_hints(command, include_extras=True)
+    for f in fields(command):
+        hint = hints[f.name]
+        if is_dataclass(hint) and isinstance(hint, type):
+            yield from _flags(hint)
+            continue
+        notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        plain = get_args(hint)[0] if notes else hint
+        yield f"--{f.name.replace('_', '-')}", plain
+        for note in notes:
+            for alias in getattr(note, "aliases", None) or ():
+                yield alias, plain
+    yield "--help", bool
+    yield "-h", bool
+
+
+def _name(argument: str) -> str | None:
+    """Return the flag that an argument names, or None where it is a value."""
+    name = argument.partition("=")[0]
+    if not re.match(r"--?[A-Za-z]", name):
+        return None
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def _unknown(arguments: Sequence[str], flags: dict[str, Any]) -> str | None:
+    for argument in arguments:
+        name = _name(argument)
+        if name is not None and name not in flags:
+            known = {flag[2:]: flag for flag in flags if flag.startswith("--")}
+            close = get_close_matches(name.lstrip("-"), known, n=2)
+            hint = f" Did you mean {' or '.join(known[k] for k in close)}?" if close else ""
+            return f"unknown option {name}.{hint}"
+    return None
+
+
+def _missing(box: str) -> str | None:
+    """Return which words are missing."""
+    names = re.findall(r"([\w-]+) \(required\)", _text(box))
+    return f"expected {' '.join(n.upper() for n in names)}." if names else None
+
+
+def _value(arguments: Sequence[str], flags: dict[str, Any], box: str) -> str | None:
+    """Return what was expected behind the flag that the parser names, and what stood there."""
+    found = re.search(r"(?:Error parsing|for argument) '?(?:-\w/)?(--[\w-]+)", _text(box))
+    kind = None if found is None else _kind(flags.get(found[1]))
+    if found is None or kind is None:
+        return None
+    return f"expected {kind} behind {found[1]}, got {_typed(arguments, found[1])}."
+
+
+def _kind(hint: Any) -> str | None:
+    """Return a type in words."""
+    inner = [a for a in get_args(hint) if a is not type(None)]
+    if get_origin(hint) is tuple:
+        return f"{len(inner)} values" if Ellipsis not in inner else "values"
+    if inner and type(None) in get_args(hint):
+        return _kind(inner[0])
+    if inner and all(isinstance(a, str) for a in inner):
+        return f"one of {', '.join(inner)}"
+    return None if hint is None or hint is bool else _KINDS.get(hint, "a value")
+
+
+def _typed(arguments: Sequence[str], flag: str) -> str:
+    """Return what stands behind a flag."""
+    short = {"--output": "-o"}.get(flag, flag)
+    for i, argument in reversed(list(enumerate(arguments))):
+        if _name(argument) in (flag, short):
+            values = [argument.partition("=")[2]] if "=" in argument else []
+            for following in arguments[i + 1 :] if not values else ():
+                if _name(following) is not None:
+                    break
+                values.append(following)
+            return repr(" ".join(values)) if values else "nothing"
+    return "nothing"
+
+
+def _text(box: str) -> str:
+    """Return the words of a box without what it is drawn with."""
+    return " ".join(_DRAWN.sub(" ", box).split())
+
+
+def _paragraph(box: str) -> str:
+    """Return what stands above the first rule of a box."""
+    kept: list[str] = []
+    for line in box.splitlines()[1:]:
+        if _RULE.match(line) or not _text(line):
+            break
+        kept.append(_text(line))
+    text = " ".join(kept).removeprefix("Error parsing ").rstrip(".")
+    text = re.sub(r"^Unrecognized options:", "unexpected words:", text)
+    return f"{text or 'these words are not understood'}."
