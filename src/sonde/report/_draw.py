@@ -40,10 +40,10 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
     spec["config"] = {**spec.get("config", {}), **_config(narrow=kind == "narrow")}
     spec["background"] = None
     drawn = vl_convert.vegalite_to_svg(_clean(spec), allowed_base_urls=[])
-    head, body = re.match(r"<svg([^>]*)>(.*)</svg>\s*$", drawn, re.S).groups()  # type: ignore[union-attr]
+    head, body = _found(r"<svg([^>]*)>(.*)</svg>\s*$", drawn).groups()
     width, height = (
-        round(float(re.search(rf' {n}="([\d.]+)"', head)[1])) for n in ("width", "height")
-    )  # type: ignore[index]
+        round(float(_found(rf' {n}="([\d.]+)"', head)[1])) for n in ("width", "height")
+    )
     return el(
         "svg",
         Markup(_slim(body, key)),
@@ -55,6 +55,13 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
         width=width,
         height=height,
     )
+
+
+def _found(pattern: str, drawn: str) -> re.Match[str]:
+    match = re.search(pattern, drawn, re.S)
+    if match is None:
+        raise ValueError(f"picture: expected an SVG drawing, got {drawn[:60]!r}.")
+    return match
 
 
 def _clean(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Pieces that sections share: badges, commands, tables, pictures."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from altair.utils.schemapi import debug_mode
@@ -133,7 +134,7 @@ def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:
     return el("section", heading, intro, *body, id=key, aria_label=title)
 
 
-def definitions(pairs: list[tuple[str, str | None]]) -> Markup:
+def definitions(pairs: Sequence[tuple[str, str | None]]) -> Markup:
     """Return names and values, those without a value left out."""
     rows = [el("div", el("dt", name), el("dd", value)) for name, value in pairs if value]
     return el("dl", *rows)

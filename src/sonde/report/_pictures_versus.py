@@ -70,7 +70,8 @@ def _shift_message(rows: Rows, axis: Axis) -> str:
 
 def _shift(points: Rows, length: Real | None, axis: Axis, width: int) -> Any:
     x = x_sites(axis.labels, width, axis.title)
-    floor = min([0.45, *(p["lo"] for p in points), *([] if length is None else [length])])
+    lows: list[Real] = [0.45, *(p["lo"] for p in points), *([] if length is None else [length])]
+    floor = min(lows)
     y = alt.Y("v:Q", scale=alt.Scale(domain=[floor, 1.0], nice=False), axis=y_axis())
     limits = [{"v": value, "t": tip(number(value), name)} for value, name in _RULES]
     layers = [level_rules(limits, y)]

@@ -95,10 +95,11 @@ def _faults(value: Any, rule: dict[str, Any], at: str, strict: bool) -> Iterator
 
 
 def _any(value: Any, rules: list[dict[str, Any]], at: str, strict: bool) -> Iterator[str]:
-    found = [next(_faults(value, rule, at, strict), None) for rule in rules]
-    if all(found):
+    firsts = (next(_faults(value, rule, at, strict), None) for rule in rules)
+    found = [fault for fault in firsts if fault]
+    if len(found) == len(rules):
         # The fault inside the alternative of the right type says more than "is not null".
-        yield found[-1] if value is None else str(found[0])
+        yield found[-1] if value is None else found[0]
 
 
 def _object(value: dict, rule: dict[str, Any], at: str, strict: bool) -> Iterator[str]:
