@@ -93,9 +93,9 @@ class Store(Stream):
         span = next(r for r in self.manifest.ranges() if r[0] <= unit < r[1])
         record = read_json(self._record(span))
         counts = record.get("batches")
-        sound = isinstance(counts, list) and all(type(c) is int and c >= 0 for c in counts)
         if (
-            not sound
+            not isinstance(counts, list)
+            or not all(type(c) is int and c >= 0 for c in counts)
             or len(counts) != span[1] - span[0]
             or record.get("plan") != self.manifest.plan
         ):
@@ -173,7 +173,12 @@ class Store(Stream):
             logits=logits,
             seed=self.seed,
             extra=extra,
-            **{**shared, "rows": rows},
+            rows=rows,
+            example=shared["example"],
+            position=shared["position"],
+            grad=shared["grad"],
+            grid=shared["grid"],
+            special=shared["special"],
         )
 
     def _read_table(
