@@ -216,7 +216,7 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
             number = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
             number = None
-        if not equals or not dot or type(number) not in (int, float):
+        if not equals or not dot or number is None or type(number) not in (int, float):
             raise InputError(f"--set: expected CODE.threshold=number, got {text!r}.")
         found.setdefault(code.upper(), {})[threshold] = number
     return found
