@@ -64,8 +64,8 @@ def assert_clear(check: Check) -> None:
 
 def tensors(module: nn.Module, x: Tensor, batch_size: int = 64, **options: Any) -> LiveStream:
     """Return the stream of a net over rows of a tensor."""
-    further = ("tokens", "patches")
-    return live_stream(module, Arrays(x, batch_size=batch_size), further=further, **options)
+    options = {"further": ("tokens", "patches"), "entry": True, **options}
+    return live_stream(module, Arrays(x, batch_size=batch_size), **options)
 
 
 def tokens(
@@ -84,7 +84,7 @@ def tokens(
     config = getattr(module, "config", None)
     model = Model(module, processor, config, type(module).__name__, task)
     inputs = Texts(items, batch_size=32, special=False)
-    return live_stream(model, inputs, reducer=reducer, further=("tokens", "patches"))
+    return live_stream(model, inputs, reducer=reducer, further=("tokens", "patches"), entry=True)
 
 
 def noise(n: int, dim: int, seed: int = 0) -> Tensor:

@@ -43,8 +43,9 @@ class AllRows:
         Full moments of one row in eight; None where rows are pooled.
     groups : GroupMeansState or None
         Variance of the mean over an example's rows against that of the rows.
-    update : MomentsState or None
-        Diagonal moments of the change since the site before, where widths agree.
+    update, received : MomentsState or None
+        Diagonal moments of the change since the site before, where widths agree, and of the rows
+        there; at the first site, since what it receives.
     """
 
     key: str
@@ -55,6 +56,7 @@ class AllRows:
     eighth: MomentsState | None = None
     groups: GroupMeansState | None = None
     update: MomentsState | None = None
+    received: MomentsState | None = None
 
 
 @dataclass(frozen=True, eq=False)

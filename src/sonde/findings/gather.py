@@ -24,9 +24,11 @@ from sonde.stats import (
     MomentsState,
     NeighbourSums,
     Scalars,
+    ScalarsState,
     TokenNorms,
     UpdateMoments,
 )
+from sonde.tap.sites import ENTRY
 
 WIDEST_FULL = 2048
 
@@ -66,10 +68,15 @@ class ScanStatistics:
     whole_groups: bool
     split: Split | None = None
 
-    @property
+    @cached_property
     def pooled(self) -> list[SiteSchema]:
         """One entry per site."""
         return [s for s in self.schema if "|" not in s.key]
+
+    @property
+    def entry(self) -> SiteSchema | None:
+        """What the first site receives, where the stream brings it."""
+        return next((s for s in self.schema if s.key.endswith(f"|{ENTRY}")), None)
 
     def all_key(self, site: SiteSchema) -> str:
         """Return the key of all rows of a site: its tokens or patches, else its pooled rows."""
@@ -80,7 +87,10 @@ class ScanStatistics:
     def roles(self) -> dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]]:
         """Return (role, site) to statistic, rows and filter."""
         found: dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]] = {}
-        before: SiteSchema | None = None
+        before = self.entry
+        if before is not None:
+            first = self.pooled[0].key
+            found["all.received", first] = (Moments("diag"), (before.key,), Every())
         for site in self.pooled:
             for role, statistic in self._pooled_statistics(site).items():
                 found[role, site.key] = (statistic, (site.key,), Every())
@@ -172,21 +182,33 @@ class ScanStatistics:
             neighbours=state("neighbours"),
             all=AllRows(
                 key=key,
-                moments=MomentsState(every.n, every.mean, every.scatter),
+                moments=_diagonal(every),
                 scalars=every,
                 norms=state("all.norms"),
                 extremes=state("all.extremes"),
                 eighth=state("all.eighth"),
                 groups=state("all.groups"),
                 update=state("all.update"),
+                received=self._received(schema, states),
             ),
         )
+
+    def _received(self, site: SiteSchema, states: States) -> MomentsState | None:
+        place = self.pooled.index(site)
+        if place == 0:
+            return self.state("all.received", site.key, states)
+        every = self.state("all.scalars", self.pooled[place - 1].key, states)
+        return None if every is None else _diagonal(every)
 
     def sampled_columns(self, states: States) -> dict[str, HashSampleState]:
         """Return the sampled columns at the first site."""
         first = self.pooled[0].key
         found = {c: self.state(f"column.{c}", first, states) for c in self.columns}
         return {c: s for c, s in found.items() if s is not None}
+
+
+def _diagonal(every: ScalarsState) -> MomentsState:
+    return MomentsState(every.n, every.mean, every.scatter)
 
 
 def scan_statistics(

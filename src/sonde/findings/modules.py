@@ -37,12 +37,15 @@ class SiteFacts:
         Where its output is cut off, for ReLU6 and its kin.
     is_linear : bool
         Whether its output is a linear map of its input.
+    is_first : bool
+        Whether no site is read before it.
     """
 
     n_parameters: int = 0
     follows: bool = False
     ends: tuple[float, float] | None = None
     is_linear: bool = False
+    is_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,7 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
             follows=site.port == "out" and _same_numbers(before, received),
             ends=_ends(module),
             is_linear=isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D",
+            is_first=not found,
         )
         before = tensors.get(str(site))
     return found

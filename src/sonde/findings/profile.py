@@ -8,6 +8,7 @@ import torch
 from sonde.core.errorbars import SampleRows, Term, result_with_error
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
+from sonde.findings._update import update_per_spread
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.measure import (
     EffectiveRank,
@@ -65,9 +66,9 @@ def _values(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> dict[st
         "spread": number(_spread(site.all.moments)),
         "dead_share": number(_dead_share(site)),
     }
-    place = evidence.sites.index(site)
-    if site.all.update is not None and place:
-        values["update_per_spread"] = number(_update_per_spread(site, evidence.sites[place - 1]))
+    if site.all.update is not None and site.all.received is not None:
+        change = update_per_spread(site.all.update, site.all.received)
+        values["update_per_spread"] = number(change)
     if moments.scatter.ndim == 2 and moments.n > 1:
         for name, instrument in (
             ("participation_ratio", ParticipationRatio()),
@@ -103,17 +104,6 @@ def _spread(moments: MomentsState) -> float:
 def _dead_share(site: SiteEvidence) -> float:
     scalars = site.all.scalars
     return float((scalars.low == scalars.high).double().mean())
-
-
-def _update_per_spread(site: SiteEvidence, before: SiteEvidence) -> float:
-    """Return the median over units of the size of a block's change over the spread of its input."""
-    update = site.all.update
-    if update is None:
-        return math.nan
-    size = (update.variance + update.mean.square()).sqrt()
-    spread = before.all.moments.variance.sqrt()
-    alive = spread > 0
-    return float((size[alive] / spread[alive]).median()) if bool(alive.any()) else math.nan
 
 
 def _curves(site: SiteEvidence) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from sonde.findings._places import read_command, sentence
 from sonde.findings._text import plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.tap.sites import ENTRY
 
 
 @final
@@ -73,13 +74,15 @@ def _counts(evidence: Evidence) -> tuple[dict[str, int], dict[str, int]]:
     A site none of whose rows was finite has no evidence; it and those after it come last.
     """
     known = [s.schema.key for s in evidence.sites]
-    listed = [k.split("|")[1] for k in evidence.counters if k.startswith("nonfinite|")]
-    order = [*known, *(k for k in dict.fromkeys(listed) if k not in known)]
+    kinds = [k[10:] for k in evidence.counters if k.startswith("nonfinite|")]
+    kinds = [k for k in kinds if not k.endswith(f"|{ENTRY}")]
+    listed = dict.fromkeys(k.split("|")[0] for k in kinds)
+    order = [*known, *(k for k in listed if k not in known)]
     bad: dict[str, int] = {}
     total: dict[str, int] = {}
     for site in order:
         name = site.removesuffix(":out")
-        for kind in dict.fromkeys(k[10:] for k in evidence.counters if k.startswith("nonfinite|")):
+        for kind in kinds:
             if kind != site and not kind.startswith(f"{site}|"):
                 continue
             count = evidence.counters[f"nonfinite|{kind}"]

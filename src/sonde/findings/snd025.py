@@ -3,21 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from sonde.findings._halves import Z
 from sonde.findings._places import places, read_command, rows_of, sentence, too_few
 from sonde.findings._text import number, percent, plural
-from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
+from sonde.findings._update import sampled_ends, update_per_spread
+from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
-from sonde.stats.halves import half_error, random_halves
 
 GROUPS = 32
-
-Pair = tuple[SiteEvidence, SiteEvidence]
 
 
 @final
@@ -41,7 +34,8 @@ class SND025(Rule):
     why: ClassVar[str] = "It costs time and memory, and what comes next hardly notices it."
     how: ClassVar[str] = (
         "Median over units of rms(out - in) / std(in), for blocks with parameters that work on "
-        "what the site before returned. Below 0.05 the input alone explains 99.7 % of the output. "
+        "what the site before returned, and for the first one. Below 0.05 the input alone explains "
+        "99.7 % of the output. An input of another shape (an embedding's) is not compared. "
         "Change over the whole norm is not used: one huge unit makes it small at every later block."
     )
     false_positives: ClassVar[str] = (
@@ -56,17 +50,18 @@ class SND025(Rule):
         model = evidence.model
         if not isinstance(model, ModelEvidence):
             return self.not_applicable("no model was run: what lies between sites is not known")
-        pairs = self._pairs(evidence, model)
-        values = {b.name: v for a, b in pairs if (v := change(a, b)) is not None}
+        blocks = self._blocks(evidence, model)
+        values = {s.name: v for s in blocks if (v := _change(s)) is not None}
         if not values:
             return self.not_applicable("no block keeps its width and follows another site")
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
-        worst = min((p for p in pairs if p[1].name in values), key=lambda p: values[p[1].name])
-        value = values[worst[1].name]
+        worst = min((s for s in blocks if s.name in values), key=lambda s: values[s.name])
+        value, place = values[worst.name], evidence.sites.index(worst)
+        ends = sampled_ends(evidence.sites[place - 1], worst, value) if place else (None, None)
         figure = Figure(
-            "update_per_spread", value, *_ends(worst, value), unit="ratio", threshold=self.note,
-            direction="below", n_rows=worst[1].all.scalars.n, n_groups=evidence.n_groups,
+            "update_per_spread", value, *ends, unit="ratio", threshold=self.note,
+            direction="below", n_rows=worst.all.scalars.n, n_groups=evidence.n_groups,
         )  # fmt: skip
         idle = [name for name, v in values.items() if v < self.note]
         if not idle:
@@ -76,22 +71,23 @@ class SND025(Rule):
             Finding(
                 code=self.code,
                 level="warning" if many or value == 0 else "note",
-                sentence=self._sentence(values, idle, worst[1], figure, evidence),
+                sentence=self._sentence(values, idle, worst, figure, evidence),
                 figure=figure,
                 sites=tuple(idle),
                 effect=1.0 - value / self.note,
-                next=read_command(worst[1].name),
+                next=read_command(worst.name),
             ),
             values=values,
         )
 
     @staticmethod
-    def _pairs(evidence: Evidence, model: ModelEvidence) -> list[Pair]:
-        found: list[Pair] = []
-        for before, site in zip(evidence.sites, evidence.sites[1:], strict=False):
+    def _blocks(evidence: Evidence, model: ModelEvidence) -> list[SiteEvidence]:
+        """Return the sites whose module has parameters and got what their update is against."""
+        found: list[SiteEvidence] = []
+        for site in evidence.sites:
             facts = model.sites.get(site.schema.key)
-            if site.all.update is not None and facts and facts.follows and facts.n_parameters:
-                found.append((before, site))
+            if facts and facts.n_parameters and (facts.follows or facts.is_first):
+                found.append(site)
         return found
 
     def _sentence(
@@ -124,32 +120,6 @@ class SND025(Rule):
         return sentence(f"{text}{rest}.", f"{rows_of(worst, evidence)}.")
 
 
-def change(before: SiteEvidence, site: SiteEvidence) -> float | None:
-    """Return the median over units of the change's rms over the spread of what came in."""
-    update = site.all.update
-    assert update is not None
-    return _median(update.mean.square() + update.variance, before.all.moments.variance)
-
-
-def _median(square: Float[Tensor, "dim"], variance: Float[Tensor, "dim"]) -> float | None:
-    alive = variance > 0
-    if not bool(alive.any()):
-        return None
-    return float((square[alive] / variance[alive]).median().sqrt())
-
-
-def _ends(pair: Pair, value: float) -> tuple[float | None, float | None]:
-    """Return a 95 % interval from random halves; None where the rows of the figure are tokens."""
-    before, site = pair
-    if site.all.key != site.schema.key or not torch.equal(before.sample.draw, site.sample.draw):
-        return None, None
-    x, y = rows_as_float(before.sample), rows_as_float(site.sample)
-    values = []
-    for mask in random_halves(site.sample.group):
-        found = _median((y - x)[mask].square().mean(0), x[mask].var(0, correction=0))
-        if found is not None:
-            values.append(found)
-    if len(values) < 2:
-        return None, None
-    se = float(half_error(torch.tensor(values))) * (len(x) / max(site.sample.n, len(x))) ** 0.5
-    return value - Z * se, value + Z * se
+def _change(site: SiteEvidence) -> float | None:
+    update, received = site.all.update, site.all.received
+    return None if update is None or received is None else update_per_spread(update, received)

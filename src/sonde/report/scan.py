@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.read import ARRAYS, read
+from sonde.tap import LiveStream
 
 ALL_ROWS = ("tokens", "patches")
 
@@ -133,7 +135,8 @@ def run_scan(
     limited = options.get("limit") is not None
 
     def stream(where: Any) -> Stream:
-        return read(live, where, further=ALL_ROWS, **options)
+        found = read(live, where, further=ALL_ROWS, **options)
+        return replace(found, entry=True) if isinstance(found, LiveStream) else found
 
     scanned = scan_stream(
         stream(data),

@@ -15,7 +15,7 @@ from sonde.core.site import Reducer, Site, row_key
 from sonde.tap.axes import Axes, config_grid, find_axes, with_prefix
 from sonde.tap.probe import Leaf, Probe
 from sonde.tap.reduce import Reduction, possible
-from sonde.tap.sites import default_sites, last_call, resolve
+from sonde.tap.sites import ENTRY, default_sites, last_call, resolve
 
 if TYPE_CHECKING:
     from sonde.tap.live import LiveStream
@@ -53,7 +53,26 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
             _log.info("not read: %s", error)
     if not kinds and refused is not None:
         raise refused
-    return tuple(kinds)
+    entry = list(_entry(kinds, probe)) if stream.entry and kinds else []
+    return (*entry, *kinds)
+
+
+def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
+    """Yield what the first site receives, as rows like all those that leave it, if it fits them."""
+    first = kinds[0].site
+    if first.port != "out" or first.call in ("last", "all"):
+        return
+    call = last_call(first, probe.calls(first.path))
+    every = [k for k in kinds if k.site == first][-1]
+    try:
+        received = probe.leaf(first.path, call, "in", None)
+    except SiteError:
+        return
+    if received == probe.leaf(first.path, call, "out", first.key):
+        order = probe.order(first.path, call, "in")
+        site = replace(first, port="in", key=None, order=order)
+        key = f"{row_key(site)}|{ENTRY}"
+        yield replace(every, key=key, site=site, schema=replace(every.schema, key=key, site=site))
 
 
 def _kinds_of(site: Site, stream: "LiveStream", probe: Probe, batch: InputBatch) -> Iterator[Kind]:

@@ -40,6 +40,7 @@ def live_stream(
     keep_special: bool = False,
     logits: bool = True,
     seed: int = 0,
+    entry: bool = False,
 ) -> "LiveStream":
     """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
 
@@ -61,6 +62,9 @@ def live_stream(
         Bring the model's logits where it has any; without, a forward may end at the last site.
     seed : int, default=0
         Key of the hash of rows.
+    entry : bool, default=False
+        Read what the first site receives too, under ``site|entry``, where it has the shape of what
+        leaves it.
 
     Examples
     --------
@@ -81,7 +85,8 @@ def live_stream(
     check_objective(objective)
     several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
     more = tuple(Reducer(r) if isinstance(r, str) else r for r in further)
-    return LiveStream(model, inputs, several, reducer, more, objective, keep_special, logits, seed)
+    how = (reducer, more, objective, keep_special, logits, seed, entry)
+    return LiveStream(model, inputs, several, *how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +102,7 @@ class LiveStream(Stream):
     keep_special: bool
     with_logits: bool
     seed: int = 0
+    entry: bool = False
 
     @cached_property
     def probe(self) -> Probe:

@@ -12,6 +12,7 @@ from sonde.tap._names import Names
 from sonde.tap.probe import Probe, executed
 
 BLOCKS = "blocks"
+ENTRY = "entry"
 MOST_LEAVES = 64
 SHOWN = 8
 SILENT = (nn.Dropout, nn.Identity, nn.modules.dropout._DropoutNd)

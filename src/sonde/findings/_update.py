@@ -1,0 +1,43 @@
+"""How much a block changes what it receives, in units of the spread of that."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.findings._halves import Z
+from sonde.findings.evidence import SiteEvidence, rows_as_float
+from sonde.stats import MomentsState
+from sonde.stats.halves import half_error, random_halves
+
+
+def update_per_spread(update: MomentsState, received: MomentsState) -> float | None:
+    """Return the median over units of the rms of a change over the standard deviation before it.
+
+    None where no unit varied before it.
+    """
+    return _median(update.mean.square() + update.variance, received.variance)
+
+
+def _median(square: Float[Tensor, "dim"], variance: Float[Tensor, "dim"]) -> float | None:
+    alive = variance > 0
+    if not bool(alive.any()):
+        return None
+    return float((square[alive] / variance[alive]).median().sqrt())
+
+
+def sampled_ends(
+    before: SiteEvidence, site: SiteEvidence, value: float
+) -> tuple[float | None, float | None]:
+    """Return a 95 % interval from random halves; None where the rows of the figure are tokens."""
+    if site.all.key != site.schema.key or not torch.equal(before.sample.draw, site.sample.draw):
+        return None, None
+    x, y = rows_as_float(before.sample), rows_as_float(site.sample)
+    values = []
+    for mask in random_halves(site.sample.group):
+        found = _median((y - x)[mask].square().mean(0), x[mask].var(0, correction=0))
+        if found is not None:
+            values.append(found)
+    if len(values) < 2:
+        return None, None
+    se = float(half_error(torch.tensor(values))) * (len(x) / max(site.sample.n, len(x))) ** 0.5
+    return value - Z * se, value + Z * se
