@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 _DRAWN = re.compile("[\u2500-\u257f]+")
-_RULE = re.compile("^\\W*\u2500{4,}\\W*$")
+_BORDER = re.compile("[\u2500-\u257f]{3}|-{4}")
 _KINDS = {int: "a whole number", float: "a number"}
 
 
@@ -114,12 +114,14 @@ def _text(box: str) -> str:
 
 
 def _paragraph(box: str) -> str:
-    """Return what stands above the first rule of a box."""
-    kept: list[str] = []
-    for line in box.splitlines()[1:]:
-        if _RULE.match(line) or not _text(line):
-            break
-        kept.append(_text(line))
-    text = " ".join(kept).removeprefix("Error parsing ").rstrip(".")
+    """Return what stands between the first two borders of a box."""
+    parts: list[list[str]] = []
+    for line in box.splitlines():
+        if _BORDER.search(line):
+            parts.append([])
+        elif parts:
+            parts[-1].append(_text(line))
+    kept = " ".join(parts[0]) if parts else ""
+    text = kept.removeprefix("Error parsing ").strip().rstrip(".")
     text = re.sub(r"^Unrecognized options:", "unexpected words:", text)
     return f"{text or 'these words are not understood'}."
