@@ -13,7 +13,7 @@ from scipy import stats
 from models import mlp
 from probe_learner import MinibatchProbe, ProbeSteps
 from run_case import Stopping, rows, stream
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.state import equal
@@ -56,6 +56,29 @@ def test_each_span_meets_its_sites():
 def test_a_pair_needs_two_sites():
     with pytest.raises(InputError, match=r"UpdateSize: expected at least two sites, got \['x'\]"):
         fit(UpdateSize(), stream(), **QUIET)
+
+
+def two_widths():
+    return Stream.of({"a": rows(300, 4), "b": rows(300, 4, seed=1), "c": rows(300, 6)})
+
+
+def test_pairs_of_unequal_width_are_left_out_and_named():
+    with pytest.warns(SondeWarning, match=r"left out: UpdateSize: .*got b \(4\) & c \(6\)\.$"):
+        fitted = fit([UpdateSize(), ParticipationRatio()], two_widths(), **QUIET)
+    assert [place for _, place in fitted.names] == ["a & b", "a", "b", "c"]
+    assert fitted.result("update_size").n == 300
+
+
+def test_what_needs_two_sites_is_left_out_at_one():
+    with pytest.warns(SondeWarning, match=r"LayerCKA: expected at least two sites, got \['x'\]"):
+        fitted = fit([LayerCKA(), ParticipationRatio()], stream(), **QUIET)
+    assert len(fitted) == 1
+
+
+def test_nothing_left_is_an_error():
+    uneven = Stream.of({"a": rows(50, 4), "b": rows(50, 6)})
+    with pytest.raises(InputError, match=r"UpdateSize: .*a \(4\) & b \(6\)\. Name other sites"):
+        fit([UpdateSize(), UpdateSize()], uneven, **QUIET)
 
 
 @pytest.mark.truth("numpy covariance and eigenvalues")

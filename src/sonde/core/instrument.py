@@ -92,6 +92,8 @@ class Instrument(ABC):
     ----------
     span : {"one", "pair", "all"}
         Which sites one result is about.
+    equal_widths : bool
+        Whether the sites of one result must be of one width.
     paper : str
         Key in ``docs/papers.bib``.
     examples : tuple of dict
@@ -99,6 +101,7 @@ class Instrument(ABC):
     """
 
     span: ClassVar[Span] = "one"
+    equal_widths: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     part: ClassVar[Part] = "all"

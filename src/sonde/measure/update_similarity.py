@@ -102,6 +102,7 @@ class UpdateSimilarity(Instrument):
     """
 
     span: ClassVar[Span] = "pair"
+    equal_widths: ClassVar[bool] = True
     paper: ClassVar[str] = "men2024shortgpt"
 
     def reads(self) -> dict[str, Statistic[Any]]:

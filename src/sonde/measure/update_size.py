@@ -55,6 +55,7 @@ class UpdateSize(Instrument):
     """
 
     span: ClassVar[Span] = "pair"
+    equal_widths: ClassVar[bool] = True
     paper: ClassVar[str] = "men2024shortgpt"
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -1,12 +1,13 @@
 """Which instrument runs at which rows, and which requests follow from that."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errorbars import SampleRows
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import SAMPLE, Detector, Every, Instrument
 from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
@@ -16,32 +17,71 @@ from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.stats import Calibrated, HashSample, HashSampleState
 
+MOST_NAMED = 8
+
 
 def assign(
     instruments: Iterable[Instrument], schema: Sequence[SiteSchema], split: Split | None
 ) -> list[Task]:
     """Return each instrument at each site, each pair of neighbours, or all sites at once.
 
-    Detectors are calibrated where the plan holds rows out. Equal instruments count once.
+    Detectors are calibrated where the plan holds rows out. Equal instruments count once. What
+    cannot be computed at some sites is left out and named in one warning.
+
+    Raises
+    ------
+    InputError
+        If nothing is left.
     """
-    keys = [s.key for s in schema if "|" not in s.key]
+    widths = {s.key: s.dim for s in schema if "|" not in s.key}
     tasks: list[Task] = []
+    skipped: list[str] = []
     distinct = {digest(instrument): instrument for instrument in instruments}
     for instrument in distinct.values():
+        places = _places(instrument, tuple(widths))
+        fitting = [keys for keys in places if _has_one_width(instrument, keys, widths)]
         if split is not None and isinstance(instrument, Detector):
             instrument = Calibrated(instrument)
-        if instrument.span == "one":
-            tasks += [Task(instrument, (key,)) for key in keys]
-        elif len(keys) < 2:
-            raise InputError(
-                f"{type(instrument).__name__}: expected at least two sites, got {keys}. "
-                "Name more sites."
-            )
-        elif instrument.span == "pair":
-            tasks += [Task(instrument, pair) for pair in pairwise(keys)]
-        else:
-            tasks.append(Task(instrument, tuple(keys)))
+        tasks += [Task(instrument, keys) for keys in fitting]
+        if len(fitting) < max(1, len(places)):
+            skipped.append(_skipped(instrument, places, fitting, widths))
+    if not tasks:
+        raise InputError(" ".join(skipped) + " Name other sites (--sites).")
+    if skipped:
+        warnings.warn(f"left out: {' '.join(skipped)}", SondeWarning, stacklevel=3)
     return tasks
+
+
+def _places(instrument: Instrument, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the rows of each result: each site, each pair of neighbours, or all sites."""
+    if instrument.span == "one":
+        return [(key,) for key in keys]
+    if instrument.span == "pair":
+        return list(pairwise(keys))
+    return [keys] if len(keys) > 1 else []
+
+
+def _has_one_width(
+    instrument: Instrument, keys: tuple[str, ...], widths: Mapping[str, int]
+) -> bool:
+    return not instrument.equal_widths or len({widths[key] for key in keys}) == 1
+
+
+def _skipped(
+    instrument: Instrument,
+    places: list[tuple[str, ...]],
+    fitting: list[tuple[str, ...]],
+    widths: Mapping[str, int],
+) -> str:
+    """Return what is not computed and why, in a sentence."""
+    name = type(instrument).__name__
+    if not places:
+        return f"{name}: expected at least two sites, got {list(widths)}."
+    wrong = [keys for keys in places if keys not in fitting]
+    named = [" & ".join(f"{k} ({widths[k]})" for k in keys) for keys in wrong[:MOST_NAMED]]
+    more = len(wrong) - len(named)
+    rest = f" and {more} more" if more else ""
+    return f"{name}: expected sites of one width, got {', '.join(named)}{rest}."
 
 
 @dataclass(frozen=True)
