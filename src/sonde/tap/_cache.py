@@ -14,9 +14,8 @@ def cache_in(named: dict[str, Any]) -> Any:
 
 def cached_length(cache: Any) -> int:
     """Return how many positions a cache holds."""
-    length = getattr(cache, "get_seq_length", None)
-    if callable(length):
-        return int(length())
+    if callable(getattr(cache, "get_seq_length", None)):
+        return int(cache.get_seq_length())
     if isinstance(cache, tuple | list) and cache and isinstance(cache[0], tuple | list):
         keys = cache[0][0]
         return int(keys.shape[-2]) if isinstance(keys, Tensor) else 0

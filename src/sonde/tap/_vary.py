@@ -43,8 +43,9 @@ def source_length(batch: InputBatch) -> int | None:
         if isinstance(value, Tensor) and value.ndim >= 2:
             return value.shape[1]
     first = batch.args[0] if batch.args else None
-    is_ids = isinstance(first, Tensor) and first.ndim == 2 and not first.is_floating_point()
-    return first.shape[1] if is_ids else None
+    if isinstance(first, Tensor) and first.ndim == 2 and not first.is_floating_point():
+        return first.shape[1]
+    return None
 
 
 def target_length(batch: InputBatch) -> int | None:

@@ -60,7 +60,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield weights and persistent buffers by stripped name, tied ones under each name."""
     for path, part in Names(module).modules.items():
         prefix = f"{path}." if path else ""
-        held = {**part._parameters, **part._buffers}
+        held: dict[str, Tensor | None] = {**part._parameters, **part._buffers}
         offloaded = _offloaded(part)
         for name, tensor in held.items():
             if tensor is not None and name not in part._non_persistent_buffers_set:

@@ -69,7 +69,8 @@ def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
 
 def _with_items(output: Mapping[str, Any], old: Tensor, new: Tensor) -> Any:
     changed = {name: replaced(member, old, new) for name, member in output.items()}
-    return type(output)(**changed) if is_dataclass(output) else type(output)(changed)
+    make: Any = type(output)
+    return make(**changed) if is_dataclass(output) else make(changed)
 
 
 def find_input(
