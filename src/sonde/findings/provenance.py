@@ -142,7 +142,7 @@ def _instruments(gathered: Gathered) -> list[dict[str, Any]]:
 
 def limits(scanned: Scanned) -> list[str]:
     """Return what this scan cannot see, and what it left out for size."""
-    said = list(CANNOT_SEE)
+    said: list[str] = list(CANNOT_SEE)
     wide = [s.name for s in scanned.evidence.sites if s.moments.scatter.ndim == 1]
     if wide:
         said.append(
