@@ -31,8 +31,14 @@ CASES = {
     "empty": ("fit knn - none.npz", ["empty"]),
     "empty scan": ("scan - none.npz", ["empty"]),
     "one row": (f"{FIT} - one.npz", ["no row to fit on", "'held'"]),
+    "one row measure": ("fit covariance - one.npz", ["expected at least 2 rows, got 1 at a"]),
+    "one row entropy": ("fit unit_entropy - one.npz", ["expected at least 2 rows, got 1 at a"]),
     "one row scan": ("scan - one.npz", ["at least two examples", "got one"]),
     "one class": ("fit class_separability - one_class.npz", ["at least two classes", "got 1"]),
+    "one class detector": (
+        "fit relative_mahalanobis - one_class.npz",
+        ["at least two classes, got 1"],
+    ),
     "no label": ("fit relative_mahalanobis - plain.npz", ["expected labels", "Pass labels"]),
     "no gradient": ("fit nac - rows.npz", ["no gradient", "Pass a model"]),
     "no logits": ("fit energy - rows.npz", ["'logits'"]),
@@ -51,6 +57,13 @@ def test_what_is_wrong_is_named(run, place, out, name):
     suffix = ".json" if words.startswith("scan") else ".sonde"
     line = run(*words.split(), "-o", out.with_suffix(suffix)).error()
     assert all(text in line for text in said), line
+
+
+@pytest.mark.truth("numpy norm")
+def test_what_is_defined_on_one_row_is_told(run, place, tmp_path):
+    norm = float(np.linalg.norm(np.load(place / "one.npz")["a"]))
+    words = ["fit", "norms", "-", place / "one.npz", "-o", tmp_path / "a.sonde", "--json"]
+    assert run(*words).json()["results"][0]["value"] == pytest.approx(norm, rel=0.01)
 
 
 def test_all_nan_is_a_finding_of_a_scan(run, place):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sonde.core.calibration import Calibration
+from sonde.core.errors import InputError
 from sonde.core.instrument import score_needs
 from sonde.detect import KNN, NAC, Energy, Mahalanobis, RelativeMahalanobis
 from sonde.stats import Calibrated
@@ -123,7 +124,11 @@ def test_hard_rows_give_finite_scores(detector, case):
         columns = {k: v.half() for k, v in columns.items()}
     else:
         columns = {k: v[:1].repeat(50, 1) for k, v in columns.items()}
-        label = label[:1].repeat(50)
+        label = torch.arange(50) % 2
+    if case == "one class" and isinstance(detector, RelativeMahalanobis):
+        with pytest.raises(InputError, match="at least two classes, got 1"):
+            _fit(detector, columns, label)
+        return
     scores = _score(_fit(detector, columns, label), detector, columns)
     assert bool(torch.isfinite(scores).all())
 

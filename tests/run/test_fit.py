@@ -75,6 +75,16 @@ def test_what_needs_two_sites_is_left_out_at_one():
     assert len(fitted) == 1
 
 
+def test_too_few_rows_are_refused_by_name_and_number():
+    four = {"a": rows(4, 3), "b": rows(4, 3, seed=1)}
+    assert LayerCKA().fit(four).n == 4
+    with pytest.raises(InputError, match=r"LayerCKA: expected at least 4 rows, got 3 at a & b\."):
+        LayerCKA().fit({key: x[:3] for key, x in four.items()})
+    fitted = fit(StableRank(), stream(1), **QUIET)
+    with pytest.raises(InputError, match=r"StableRank: expected at least 2 rows, got 1 at x\."):
+        fitted.result("stable_rank")
+
+
 def test_nothing_left_is_an_error():
     uneven = Stream.of({"a": rows(50, 4), "b": rows(50, 6)})
     with pytest.raises(InputError, match=r"UpdateSize: .*a \(4\) & b \(6\)\. Name other sites"):

@@ -40,6 +40,7 @@ def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
         result = result_with_error(following, states_of(task, states), terms_of(task), sample)
         later = following.then(result)
         if later is None:
+            instrument.require_rows(result, " & ".join(keys))
             return result
         following = later
 

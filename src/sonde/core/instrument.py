@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sonde.core.batch import Batch, Head
+from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.plan import Part
 from sonde.core.result import Result, Scorer
@@ -94,6 +95,8 @@ class Instrument(ABC):
         Which sites one result is about.
     equal_widths : bool
         Whether the sites of one result must be of one width.
+    least_rows : int
+        The smallest number of rows for which the quantity is defined; 0 where nothing is refused.
     paper : str
         Key in ``docs/papers.bib``.
     examples : tuple of dict
@@ -102,6 +105,7 @@ class Instrument(ABC):
 
     span: ClassVar[Span] = "one"
     equal_widths: ClassVar[bool] = False
+    least_rows: ClassVar[int] = 0
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     part: ClassVar[Part] = "all"
@@ -125,6 +129,20 @@ class Instrument(ABC):
             read = read if isinstance(read, Read) else Read(read)
             filled[name] = Read(read.statistic, read.where, read.part or self.part)
         return filled
+
+    def require_rows(self, result: Result, place: str) -> None:
+        """Refuse an answer from fewer rows than the quantity is defined for.
+
+        Raises
+        ------
+        InputError
+            With both numbers and the place.
+        """
+        if result.n < self.least_rows:
+            raise InputError(
+                f"{type(self).__name__}: expected at least {self.least_rows} rows, got {result.n} "
+                f"at {place}. Give it more rows."
+            )
 
     def fit(
         self,

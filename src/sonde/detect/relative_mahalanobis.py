@@ -83,6 +83,11 @@ class RelativeMahalanobis(Detector):
             raise InputError(
                 "RelativeMahalanobis: expected labels, got none. Pass labels, or use Mahalanobis."
             )
+        if len(by_class.labels) == 1:
+            raise InputError(
+                "RelativeMahalanobis: expected at least two classes, got 1: its score would be 0 "
+                "for every row. Check the label column, or use Mahalanobis."
+            )
         nearest = class_scorer(by_class, self.shrinkage)
         background = gaussian_scorer(by_class.total, self.shrinkage)
         return RelativeMahalanobisScorer(

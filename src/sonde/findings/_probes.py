@@ -15,7 +15,6 @@ from sonde.tap import LiveStream
 
 ROWS = 8
 LONGEST = 64
-STEP = 5
 SHORTEST = 2
 
 Side = Literal["left", "right"]
@@ -87,7 +86,7 @@ class SmallBatches:
     Parameters
     ----------
     singles : tuple of InputBatch
-        Of one example each; texts cut to different lengths where they are long enough.
+        Of one example each; of equal size but in ``shortened``.
     pad_id : int
         Token that fills padded positions.
     takes_mask, takes_positions : bool
@@ -103,33 +102,34 @@ class SmallBatches:
         return len(self.singles)
 
     @property
-    def lengths(self) -> list[int] | None:
-        """Tokens of each example; None where the inputs are no tokens."""
+    def length(self) -> int | None:
+        """Tokens of the longest example; None where the inputs are no tokens."""
         found = [token_length(s) for s in self.singles]
-        return None if None in found else [n for n in found if n is not None]
+        return None if None in found else max((n for n in found if n is not None), default=None)
 
-    def evened(self) -> "SmallBatches":
-        """Return examples of equal size: texts cut to their median length, without shorter ones."""
-        lengths = self.lengths
-        if lengths is not None:
-            size = sorted(lengths)[len(lengths) // 2]
-            pairs = zip(self.singles, lengths, strict=True)
-            return replace(self, singles=tuple(cut(s, size) for s, n in pairs if n >= size))
-        shapes = [_shapes(s) for s in self.singles]
-        common = max(shapes, key=shapes.count)
-        kept = tuple(s for s, shape in zip(self.singles, shapes, strict=True) if shape == common)
-        return replace(self, singles=kept)
+    def together(self, which: Sequence[int]) -> InputBatch:
+        """Return one batch of some examples of equal size, in the order given."""
+        return _stacked([self.singles[i] for i in which])
 
-    def together(self, order: Sequence[int] | None = None) -> InputBatch:
-        """Return one batch of examples of equal size, in the order given."""
-        return _stacked([self.singles[i] for i in (order or range(len(self)))])
+    def shortened(self) -> "SmallBatches | str":
+        """Return the same texts, all but the first cut to half of their tokens, or why not."""
+        length = self.length
+        if length is None:
+            return "inputs are no texts"
+        if not self.takes_mask:
+            return "the model takes no attention mask"
+        if len(self) < 2 or length <= SHORTEST:
+            return "needs two texts of different length"
+        first, *others = self.singles
+        half = max(SHORTEST, length // 2)
+        return replace(self, singles=(first, *(cut(s, half) for s in others)))
 
     def padded(self, side: Side, positions: bool = False) -> InputBatch:
         """Return one batch of texts of different length, padded on a side.
 
         ``positions`` passes the positions that follow from the mask; otherwise none are passed.
         """
-        longest = max(self.lengths or [0])
+        longest = self.length or 0
         batch = _stacked([self._filled(s, longest, side) for s in self.singles])
         kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
         assert batch.mask is not None
@@ -153,19 +153,29 @@ class SmallBatches:
         return one if missing == 0 else _along(one, length, fill)
 
 
-def small_batches(stream: LiveStream, seed: int, n: int = ROWS) -> SmallBatches:
-    """Return ``n`` examples of a stream, chosen by hash."""
-    found = [single(stream, i) for i in chosen_examples(stream, n, seed)]
-    singles = [cut(s, LONGEST - STEP * i) for i, s in enumerate(found) if s is not None]
-    lengths = [token_length(s) for s in singles]
-    kept = [s for s, k in zip(singles, lengths, strict=True) if k is None or k >= SHORTEST]
+def small_batches(stream: LiveStream, seed: int, longest: int | None = LONGEST) -> SmallBatches:
+    """Return up to eight examples of equal size, chosen by hash; texts cut to ``longest``."""
+    found = [single(stream, i) for i in chosen_examples(stream, ROWS, seed)]
+    singles = [s if longest is None else cut(s, longest) for s in found if s is not None]
     names = _parameters(stream.model.module)
     return SmallBatches(
-        singles=tuple(_same_targets(kept)),
+        singles=tuple(_same_targets(_evened(singles))),
         pad_id=_pad_id(stream),
         takes_mask="attention_mask" in names,
         takes_positions="position_ids" in names,
     )
+
+
+def _evened(singles: list[InputBatch]) -> list[InputBatch]:
+    """Return examples of equal size: texts cut to their median length, without shorter ones."""
+    lengths = [n for s in singles if (n := token_length(s)) is not None]
+    if len(lengths) == len(singles) > 0:
+        kept = sorted(n for n in lengths if n >= SHORTEST)
+        size = kept[min(len(kept) // 2, max(0, len(kept) - 2))] if kept else SHORTEST
+        return [cut(s, size) for s in singles if (token_length(s) or 0) >= size]
+    shapes = [_shapes(s) for s in singles]
+    common = max(shapes, key=shapes.count, default=())
+    return [s for s, shape in zip(singles, shapes, strict=True) if shape == common]
 
 
 def _same_targets(singles: list[InputBatch]) -> list[InputBatch]:

@@ -19,8 +19,8 @@ from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
 from sonde.findings._probes import chosen_examples, cut, single, token_length
+from sonde.findings._trials import untouched
 from sonde.findings.evidence import Evidence
-from sonde.findings.self_check import untouched
 from sonde.tap import LiveStream
 from sonde.tap.probe import find_logits
 from sonde.tap.watch import watch

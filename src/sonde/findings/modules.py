@@ -4,23 +4,19 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sonde.core.site import Site
-from sonde.findings._probes import small_batches, token_length
-from sonde.findings.self_check import SelfCheck, self_check, untouched
+from sonde.findings._silent import Silent, Unused
+from sonde.findings._trials import Trials
+from sonde.findings.self_check import SelfCheck, self_check
 from sonde.tap import LiveStream
-from sonde.tap.watch import watch
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 ROUTERS = ("router", "expert", "moe")
-UNASKED = ("head", "pooler")
 
 
 @dataclass(frozen=True)
@@ -48,14 +44,6 @@ class SiteFacts:
     is_first: bool = False
 
 
-@dataclass(frozen=True)
-class Unused:
-    """A module of which no parameter took part in a forward."""
-
-    path: str
-    n_parameters: int
-
-
 @dataclass(frozen=True, eq=False)
 class ModelEvidence:
     """What is known of a live model beside its states.
@@ -71,9 +59,9 @@ class ModelEvidence:
         Modules that behave as in training inside a model in eval mode.
     batch_norm : tuple of str
         Batch norms without running statistics.
-    never_ran : tuple of Unused
-        Parts with parameters that no forward used; ``experts``, those among them that are experts,
-        ``n_tokens`` how many tokens the forwards had.
+    silent : Silent or None
+        What no forward has used so far; None where no row could be run.
+    n_experts : int
     routed : bool
         Whether the model has a router.
     pools : bool
@@ -89,94 +77,48 @@ class ModelEvidence:
     was_training: bool = False
     training: tuple[str, ...] = ()
     batch_norm: tuple[str, ...] = ()
-    never_ran: tuple[Unused, ...] = ()
-    experts: tuple[Unused, ...] = ()
+    silent: Silent | None = None
     n_experts: int = 0
-    n_tokens: int = 0
     routed: bool = False
     pools: bool = False
     task: str = "tensor"
     padding_side: str = "right"
 
+    @property
+    def never_ran(self) -> list[Unused]:
+        """Parts with parameters that no forward used, experts apart."""
+        return [u for u in self._unused if not _is_routed(u.path)]
 
-def model_evidence(stream: LiveStream, seed: int = 0) -> ModelEvidence:
+    @property
+    def experts(self) -> list[Unused]:
+        """Experts and routers that no forward used."""
+        return [u for u in self._unused if _is_routed(u.path)]
+
+    @property
+    def _unused(self) -> list[Unused]:
+        return [] if self.silent is None else self.silent.unused()
+
+
+def model_evidence(stream: LiveStream, seed: int = 0, deep: bool = False) -> ModelEvidence:
     """Return the facts of the model behind a stream; runs a few small forwards."""
     root = stream.model.module
     modules = stream.probe.names.modules
-    checked = self_check(stream, seed)
-    used, tensors, n_tokens = _one_forward(stream, seed)
-    idle = [] if used is None else list(_unused(stream, used))
-    experts = [u for u in idle if _is_routed(u.path)]
+    trials = Trials(stream)
+    checked = self_check(stream, seed, deep, trials)
     return ModelEvidence(
         self_check=checked,
-        sites=_site_facts(stream, tensors),
+        sites=_site_facts(stream, trials.tensors),
         n_parameters=sum(p.numel() for p in root.parameters()),
         was_training=root.training,
         training=() if root.training else tuple(_left_in_training(modules)),
         batch_norm=tuple(_without_statistics(modules)),
-        never_ran=tuple(u for u in idle if u not in experts),
-        experts=tuple(experts),
+        silent=trials.silent if checked.n_rows else None,
         n_experts=sum(1 for name in modules if _is_expert(name)),
-        n_tokens=n_tokens,
         routed=any(_is_routed(name) for name in modules),
         pools=_pools(stream),
         task=stream.model.task,
         padding_side=getattr(stream.model.processor, "padding_side", None) or "right",
     )
-
-
-def _one_forward(stream: LiveStream, seed: int) -> tuple[set[int] | None, dict[str, Tensor], int]:
-    """Return the storages that one forward touched, raw tensors at and before sites, and tokens."""
-    small = small_batches(stream, seed).evened()
-    if len(small) == 0:
-        return None, {}, 0
-    batch = small.together()
-    sites = [k.site for k in stream.kinds if "|" not in k.key and k.site.port != "grad"]
-    entering = [Site(s.path, s.call, "in") for s in sites if s.port == "out"]
-    touched = _Touched()
-    with untouched(stream.model.module):
-        watched = watch(stream.model.module, batch, [*sites, *entering], around=touched)
-    return touched.storages, watched.tensors, len(small) * (token_length(batch) or 1)
-
-
-class _Touched(TorchDispatchMode):
-    """Remembers the memory of every tensor that an operation received."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self.storages.add(_storage(leaf))
-        return func(*args, **(kwargs or {}))
-
-
-def _storage(x: Tensor) -> int:
-    try:
-        return x.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
-
-
-def _unused(stream: LiveStream, used: set[int]) -> Iterator[Unused]:
-    """Yield the outermost modules of which no parameter was touched."""
-    names = stream.probe.names
-    paths = [(n, m) for n, m in names.primary() if n]
-    silent: dict[str, int] = {}
-    for name, module in paths:
-        own = [p for p in module.parameters() if p.device.type != "meta" and p.numel()]
-        if own and not any(_storage(p) in used for p in own):
-            silent[name] = sum(p.numel() for p in {id(p): p for p in own}.values())
-    for name, count in silent.items():
-        parent = name.rpartition(".")[0]
-        if parent not in silent and not _is_unasked(name):
-            yield Unused(name, count)
-
-
-def _is_unasked(name: str) -> bool:
-    return name.count(".") <= 1 and any(word in name.lower() for word in UNASKED)
 
 
 def _is_routed(name: str) -> bool:

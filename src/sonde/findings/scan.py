@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.facts import data_evidence
 from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL, ScanStatistics, scan_statistics
 from sonde.findings.lens import lens_evidence
-from sonde.findings.modules import model_evidence
+from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
 from sonde.findings.versus import VersusEvidence
@@ -100,12 +101,13 @@ def scan_stream(
     data = data_evidence(stream, name, limited)
     other_data = None if other is None else data_evidence(other, other_name, limited)
     _check_inputs(data, other_data)
-    model = model_evidence(stream, data.seed) if isinstance(stream, LiveStream) else None
+    model = _model(stream, data.seed, settings.deep)
     split = Split(HALF, stream.seed) if other is not None else None
     interrupted: Interrupted | None = None
     tasks = _detectors(stream) if other is not None else []
     try:
-        gathered = gather(stream, data, settings, split, tasks)
+        with _listening(model, settings):
+            gathered = gather(stream, data, settings, split, tasks)
     except Interrupted as stop:
         interrupted = stop
         gathered = _partly(stream, data, settings, split, tasks, stop)
@@ -130,6 +132,16 @@ def scan_stream(
         wall_seconds=time.monotonic() - began,
         partial=partial,
     )
+
+
+def _model(stream: Stream, seed: int, deep: bool) -> ModelEvidence | None:
+    return model_evidence(stream, seed, deep) if isinstance(stream, LiveStream) else None
+
+
+def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractContextManager[None]:
+    """Hear which parts of the model run in the pass; workers run it out of hearing."""
+    heard = model is not None and model.silent is not None and not settings.workers
+    return model.silent.listening() if heard else nullcontext()
 
 
 def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:

@@ -1,25 +1,18 @@
 """Whether a state is a function of its row: the same few examples, fed in different company.
 
-Small forwards before the pass: twice under other random seeds, alone and together, in another
-order, and padded on either side. What differs is measured against the spread between rows.
+At most seven small forwards before the pass of a healthy model: twice under other random seeds,
+with other rows beside them, and padded. What differs is measured against the spread between rows.
 """
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from sonde.core.inputs import InputBatch
-from sonde.core.site import Reducer, Site
 from sonde.findings._probes import Side, SmallBatches, small_batches
+from sonde.findings._trials import Taken, Trials, joined, of_example, untouched
 from sonde.tap import LiveStream
-from sonde.tap.reduce import Frame, Reduction, possible
-from sonde.tap.watch import watch
 
 TAU, TAU_NARROW = 1e-3, 3e-2
 NARROW = ("float16", "bfloat16")
@@ -68,189 +61,161 @@ class SelfCheck:
         Difference that rounding may make in the type of the states.
     dtype : str
         Type of the states: the narrowest of the sites.
-    n_rows : int
-        Examples chosen.
+    n_rows, n_tokens : int
+        Examples chosen, and the tokens of all of them (the examples, where there are none).
     repeat : Deltas or None
         The same batch under another random seed.
-    alone, shuffled : Deltas or None
-        Examples of equal size one by one, and together in another order, against together.
+    company : Deltas or None
+        One example alone and the others in another order, against all together.
     right, left, left_positions : Deltas or None
         Texts padded on the right, on the left, and on the left with positions from the mask,
-        against one by one.
+        against texts without padding. Without ``deep`` the side of the processor alone; the others
+        only where it does harm.
     reasons : dict of str to str
         Why a comparison could not be made.
     buffers : tuple of str
         Buffers that the forwards changed (put back afterwards).
+    padding : tuple of str
+        Sites where padded positions held NaN or infinity while no real token did.
     """
 
     tau: float
     dtype: str
     n_rows: int
+    n_tokens: int = 0
     repeat: Deltas | None = None
-    alone: Deltas | None = None
-    shuffled: Deltas | None = None
+    company: Deltas | None = None
     right: Deltas | None = None
     left: Deltas | None = None
     left_positions: Deltas | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
+    padding: tuple[str, ...] = ()
 
     @property
     def is_narrow(self) -> bool:
         """Whether states have 16 bits."""
         return self.dtype in NARROW
 
-    @property
-    def company(self) -> Deltas | None:
-        """The larger of what other rows and another order of rows changed."""
-        known = [d for d in (self.alone, self.shuffled) if d is not None]
-        return max(known, key=lambda d: d.worst, default=None)
 
-
-def self_check(stream: LiveStream, seed: int = 0) -> SelfCheck:
+def self_check(
+    stream: LiveStream, seed: int = 0, deep: bool = False, trials: Trials | None = None
+) -> SelfCheck:
     """Run the small forwards on eight examples chosen by hash.
 
     A model in eval mode is run with its flags as they are, so that a part left in training shows;
     one in training mode is run in eval mode. Weights, buffers and random state are left as found.
     """
-    module = stream.model.module
-    small = small_batches(stream, seed)
-    reader = _Rows(stream)
     narrow = any(k.schema.dtype in NARROW for k in stream.kinds)
-    dtype = min((k.schema.dtype for k in stream.kinds), key=lambda d: -ROUNDING.get(d, 0.0))
-    reasons: dict[str, str] = {}
-    found: dict[str, Deltas | None] = {}
-    with untouched(module) as changed, torch.no_grad():
-        if len(small) == 0:
-            reasons["repeat"] = "no example could be read"
-        else:
-            _equal_sizes(small, reader, found, reasons, seed)
-            _padding(small, reader, found, reasons, seed)
+    compared = _Compared(stream, trials or Trials(stream), TAU_NARROW if narrow else TAU, seed)
+    with untouched(stream.model.module) as changed, torch.no_grad():
+        compared.run(getattr(stream.model.processor, "padding_side", None) or "right", deep)
     return SelfCheck(
-        tau=TAU_NARROW if narrow else TAU,
-        dtype=dtype,
-        n_rows=len(small),
-        reasons=reasons,
+        tau=compared.tau,
+        dtype=min((k.schema.dtype for k in stream.kinds), key=lambda d: -ROUNDING.get(d, 0.0)),
+        n_rows=len(compared.small),
+        n_tokens=len(compared.small) * (compared.small.length or 1),
+        reasons=compared.reasons,
         buffers=tuple(changed),
-        **found,
+        padding=tuple(k for k in compared.trials.sites if k in compared.trials.padding),
+        **compared.found,
     )
 
 
-def _equal_sizes(
-    small: SmallBatches,
-    reader: "_Rows",
-    found: dict[str, Deltas | None],
-    reasons: dict[str, str],
-    seed: int,
-) -> None:
-    even = small.evened()
-    together = reader.read(even.together(), seed)
-    again = reader.read(even.together(), seed + 1)
-    found["repeat"] = reader.deltas(together, again, len(even))
-    if len(even) < 2:
-        reasons["alone"] = "needs two examples of one size"
-        return
-    order = list(range(len(even)))[::-1]
-    shuffled = reader.read(even.together(order), seed, order)
-    found["alone"] = _alone(even, reader, together, reasons, seed)
-    found["shuffled"] = reader.deltas(together, shuffled, len(even))
+class _Compared:
+    """The comparisons of one self-check, which share the rows of all examples together."""
 
+    def __init__(self, stream: LiveStream, trials: Trials, tau: float, seed: int) -> None:
+        self.stream, self.trials, self.tau, self.seed = stream, trials, tau, seed
+        self.small = small_batches(stream, seed)
+        self.found: dict[str, Deltas | None] = {}
+        self.reasons: dict[str, str] = {}
 
-def _alone(
-    even: SmallBatches, reader: "_Rows", together: "Taken", reasons: dict[str, str], seed: int
-) -> Deltas | None:
-    """Compare together with one by one, or with halves where the model refuses a single row."""
-    middle = len(even) // 2
-    halves = [list(range(middle)), list(range(middle, len(even)))]
-    for parts in ([[i] for i in range(len(even))], halves):
+    def run(self, side: Side, deep: bool) -> None:
+        """Make every comparison that the examples and the model allow."""
+        if len(self.small) == 0:
+            self.reasons["repeat"] = "no example could be read"
+            return
+        together = self._together()
+        again = self._read(self.small, self._every, self.seed + 1)
+        self.found["repeat"] = self._deltas(together, again)
+        if len(self.small) < 2:
+            self.reasons["company"] = "needs two examples of one size"
+        else:
+            self.found["company"] = self._company(together)
+        self._padding(together, side, deep)
+
+    @property
+    def _every(self) -> list[int]:
+        return list(range(len(self.small)))
+
+    def _read(self, small: SmallBatches, which: list[int], seed: int | None = None) -> Taken:
+        return self.trials.read(small.together(which), which, self.seed if seed is None else seed)
+
+    def _together(self) -> Taken:
+        """Return the rows of all examples in one batch; whole ones where cut ones are refused."""
         try:
-            rows = reader.joined([reader.read(even.together(part), seed) for part in parts])
-        except Exception as error:  # e.g. a batch norm in training mode given one row
-            reasons["alone"] = f"the forward refused fewer rows ({type(error).__name__})"
-            continue
-        return reader.deltas(together, rows, len(even))
-    return None
+            return self._read(self.small, self._every)
+        except Exception:  # a model for one length only
+            self.small = small_batches(self.stream, self.seed, longest=None)
+            return self._read(self.small, self._every)
 
-
-def _padding(
-    small: SmallBatches,
-    reader: "_Rows",
-    found: dict[str, Deltas | None],
-    reasons: dict[str, str],
-    seed: int,
-) -> None:
-    lengths = small.lengths
-    if lengths is None:
-        reasons["right"] = "inputs are no texts"
-    elif not small.takes_mask:
-        reasons["right"] = "the model takes no attention mask"
-    elif len(set(lengths)) < 2:
-        reasons["right"] = "needs two texts of different length"
-    else:
-        alone = reader.joined([reader.read(s, seed) for s in small.singles])
-        wanted: list[tuple[str, Side, bool]] = [("right", "right", False), ("left", "left", False)]
-        if small.takes_positions:
-            wanted.append(("left_positions", "left", True))
-        for name, side, positions in wanted:
+    def _company(self, together: Taken) -> Deltas | None:
+        """Compare with one alone and the rest turned round, or with halves where one is refused."""
+        backwards, middle = self._every[::-1], len(self.small) // 2
+        for parts in (
+            ([0], backwards[:-1]),
+            (backwards[:middle], backwards[middle:]),
+        ):
             try:
-                rows = reader.read(small.padded(side, positions), seed)
-            except Exception as error:  # a model may refuse one way to pad and bear the others
-                reasons[name] = f"the forward refused it ({type(error).__name__})"
+                rows = joined([self._read(self.small, part) for part in parts])
+            except Exception as error:  # e.g. a batch norm in training mode given one row
+                reason = f"the forward refused fewer rows ({type(error).__name__})"
+                self.reasons["company"] = reason
                 continue
-            found[name] = reader.deltas(alone, rows, len(small))
+            return self._deltas(together, rows)
+        return None
 
+    def _padding(self, together: Taken, side: Side, deep: bool) -> None:
+        short = self.small.shortened()
+        if isinstance(short, str):
+            self.reasons["padding"] = short
+            return
+        try:
+            rest = self._read(short, self._every[1:])
+        except Exception as error:  # a model for one length only
+            self.reasons["padding"] = f"the forward refused shorter texts ({type(error).__name__})"
+            return
+        alone = joined([of_example(together, 0), rest])
+        sides: tuple[Side, ...] = ("left", "right") if deep else (side,)
+        for one in sides:
+            self._padded(one, short, alone, one)
+        if self._harms("left") and self.small.takes_positions:
+            self._padded("left_positions", short, alone, "left")
+        if self._harms("left") and self._harms("left_positions", unknown=True) and not deep:
+            self._padded("right", short, alone, "right")
 
-Taken = dict[str, Float[Tensor, "_row _dim"]]
+    def _padded(self, name: str, short: SmallBatches, alone: Taken, side: Side) -> None:
+        batch = short.padded(side, positions=name == "left_positions")
+        try:
+            rows = self.trials.read(batch, self._every, self.seed)
+        except Exception as error:  # a model may refuse one way to pad and bear the others
+            self.reasons[name] = f"the forward refused it ({type(error).__name__})"
+            return
+        self.found[name] = self._deltas(alone, rows)
 
+    def _harms(self, name: str, unknown: bool = False) -> bool:
+        deltas = self.found.get(name)
+        return unknown if deltas is None else deltas.worst > self.tau
 
-class _Rows:
-    """Reads all rows (tokens, patches) at the sites of a stream from single forwards."""
-
-    def __init__(self, stream: LiveStream) -> None:
-        self.module = stream.model.module
-        self.sites: dict[str, tuple[Site, Reduction, str]] = {}
-        for kind in stream.kinds:
-            axes = kind.reduction.axes
-            name = next(n for n in ("tokens", "patches", "mean") if n in possible(axes))
-            if "|" not in kind.key and kind.site.port != "grad":
-                reduction = Reduction(Reducer(name, keep_special=True), axes)  # type: ignore[arg-type]
-                self.sites[kind.key] = (kind.site, reduction, kind.schema.dtype)
-
-    def read(self, batch: InputBatch, seed: int, order: Sequence[int] | None = None) -> Taken:
-        """Return rows by site, in order of the examples before ``order`` was applied."""
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the global generator is what a model may draw from
-        random.seed(seed)
-        sites = [site for site, _, _ in self.sites.values()]
-        watched = watch(self.module, batch, sites, as_found=not self.module.training)
-        frame, rows = None, {}
-        for key, (site, reduction, _) in self.sites.items():
-            raw = watched.tensors.get(str(site))
-            if raw is None:
-                continue
-            if frame is None or frame.device != raw.device:
-                frame = Frame(batch, raw.device)
-            x, layout = reduction(raw, frame)
-            if order is not None:
-                example = frame.columns(layout).example
-                x = x[torch.argsort(torch.tensor(order)[example], stable=True).to(x.device)]
-            rows[key] = x.double().cpu()
-        return rows
-
-    @staticmethod
-    def joined(parts: list[Taken]) -> Taken:
-        """Return the rows of several forwards one after another."""
-        keys = [k for k in parts[0] if all(k in p for p in parts)]
-        return {k: torch.cat([p[k] for p in parts]) for k in keys}
-
-    def deltas(self, a: Taken, b: Taken, n_rows: int) -> Deltas:
+    def _deltas(self, a: Taken, b: Taken) -> Deltas:
         """Return how far two readings of the same rows are apart."""
         values = {
-            key: difference(a[key], b[key], ROUNDING.get(self.sites[key][2], ROUNDING["float32"]))
-            for key in a
-            if key in b and a[key].shape == b[key].shape
+            key: difference(a[key].x, b[key].x, ROUNDING.get(how.dtype, ROUNDING["float32"]))
+            for key, how in self.trials.sites.items()
+            if key in a and key in b and torch.equal(a[key].example, b[key].example)
         }
-        return Deltas(values, n_rows)
+        return Deltas(values, len(self.small))
 
 
 def difference(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"], rounding: float) -> float:
@@ -276,32 +241,3 @@ def difference(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"], roundin
     alive = spread > 0
     median = (gap[alive] / spread[alive]).median() if bool(alive.any()) else total
     return float(torch.maximum(total, median).sqrt())
-
-
-@contextmanager
-def untouched(module: nn.Module) -> Iterator[list[str]]:
-    """Give back random states and buffers as they were; yields the names of changed buffers."""
-    before = {n: b.detach().clone() for n, b in module.named_buffers() if not b.is_meta}
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    changed: list[str] = []
-    try:
-        with torch.random.fork_rng(devices=_devices(module)):
-            yield changed
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        for name, buffer in module.named_buffers():
-            old = before.get(name)
-            if old is not None and not torch.equal(old, buffer) and not _both_nan(old, buffer):
-                changed.append(name)
-                with torch.no_grad():
-                    buffer.copy_(old)
-
-
-def _both_nan(a: Tensor, b: Tensor) -> bool:
-    return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def _devices(module: nn.Module) -> list[int]:
-    found = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    return sorted(d.index or 0 for d in found)

@@ -21,7 +21,7 @@ from sonde.findings.rule import Check, Finding, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND006(Rule):
-    """Rows of equal size alone, together, and together in another order; nothing is padded.
+    """Rows of equal size together, against one alone and the rest turned round; nothing is padded.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class SND006(Rule):
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "The model's answer to a row depends on the company it comes in."
     how: ClassVar[str] = (
-        "Up to eight rows cut to equal length run one by one, together, and together in another "
-        "order. Per site: rms difference over the rms spread between rows."
+        "Up to eight rows cut to equal length run together, and again one of them alone and the "
+        "others in another order. Per site: rms difference over the rms spread between rows."
     )
     false_positives: ClassVar[str] = (
         "Experts with a limited capacity do this by design; the sentence says if there is a router."
@@ -48,20 +48,19 @@ class SND006(Rule):
     twin: ClassVar[str] = "Batch norm with frozen statistics in eval mode."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare alone, together and shuffled."""
+        """Compare two ways to put the same rows into batches."""
         found = checked(evidence)
         if found is None:
             return self.not_applicable("no model was run")
         deltas = found.company
         if deltas is None:
-            return self.withheld(found.reasons.get("alone", "rows could not be run one by one"))
+            return self.withheld(found.reasons.get("company", "rows could not be run apart"))
         tau = tolerated(self.tolerance, self.tolerance_16_bit, found)
         figure = figure_of(deltas, tau)
         if deltas.worst <= tau:
             return self.clear(figure, NARROW_HINT if found.is_narrow else "")
         sites = deltas.beyond(tau)
-        how = "alone and in a batch" if deltas is found.alone else "in another order of the batch"
-        text = f"The same rows differ {how} at {where(sites)}: {amount(deltas, tau)}."
+        text = f"The same rows differ in other company at {where(sites)}: {amount(deltas, tau)}."
         return self.raised(
             Finding(
                 code=self.code,

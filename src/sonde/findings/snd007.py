@@ -17,11 +17,13 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Finding, Rule, Theme
 from sonde.findings.self_check import Deltas, SelfCheck
 
+REASONS = ("repeat", "padding", "right", "left")
+
 
 @final
 @dataclass(frozen=True)
 class SND007(Rule):
-    """Texts of different length one by one against padded on the processor's side.
+    """Texts of different length without padding against padded on the processor's side.
 
     Parameters
     ----------
@@ -38,16 +40,16 @@ class SND007(Rule):
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "The answer to a text depends on the longest text beside it."
     how: ClassVar[str] = (
-        "Up to eight texts of different length run one by one and padded, on the side that the "
-        "processor uses (both with --deep). Per site, over real tokens: rms difference over the "
-        "rms spread between rows."
+        "Up to eight texts, all but one cut to half, run by length without padding and together "
+        "with it, on the side that the processor uses (both with --deep). Per site, over real "
+        "tokens: rms difference over the rms spread between rows."
     )
     false_positives: ClassVar[str] = "Small leaks in 16 bit are missed rather than reported."
     plant: ClassVar[str] = "A model that ignores its attention mask."
     twin: ClassVar[str] = "The same model with the mask."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare alone with padded."""
+        """Compare without padding with padded."""
         found = checked(evidence)
         if found is None:
             return self.not_applicable("no model was run")
@@ -79,13 +81,14 @@ class SND007(Rule):
 
     @staticmethod
     def _sides(found: SelfCheck, evidence: Evidence) -> dict[str, Deltas]:
-        sides = ["left", "right"] if evidence.options.get("deep") else []
-        sides = sides or [evidence.model.padding_side]
+        deep = bool(evidence.options.get("deep"))
+        sides = ["left", "right"] if deep else [evidence.model.padding_side]
         both = {"left": found.left, "right": found.right}
         return {s: d for s in sides if (d := both[s]) is not None}
 
     def _unable(self, found: SelfCheck) -> Check:
-        reason = found.reasons.get("right") or found.reasons.get("left", "could not be run padded")
+        known = [found.reasons[name] for name in REASONS if name in found.reasons]
+        reason = known[0] if known else "could not be run padded"
         if reason.startswith("needs"):
             return self.withheld(reason)
         return self.not_applicable(reason)

@@ -7,7 +7,7 @@ from sonde.findings._company import NARROW_HINT, amount, checked, figure_of, tol
 from sonde.findings._places import scan_command, sentence
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Finding, Rule, Theme
-from sonde.findings.snd007 import positions_cure
+from sonde.findings.snd007 import REASONS, positions_cure
 
 
 @final
@@ -31,8 +31,8 @@ class SND008(Rule):
         "passing position_ids gets wrong states."
     )
     how: ClassVar[str] = (
-        "Texts padded on the left with and without position_ids = cumsum(mask) - 1, against one "
-        "by one. Raised where the processor pads left, the difference without is above the "
+        "Texts padded on the left with and without position_ids = cumsum(mask) - 1, against texts "
+        "without padding. Raised where the processor pads left, the difference without is above the "
         "tolerance, and with them it is not."
     )
     false_positives: ClassVar[str] = "None known; rotary and ALiBi models do not need positions."
@@ -47,9 +47,8 @@ class SND008(Rule):
         if evidence.model.padding_side != "left":
             return self.not_applicable("the processor does not pad on the left")
         if found.left is None:
-            return self.not_applicable(
-                found.reasons.get("left") or found.reasons.get("right", "no left padding was run")
-            )
+            known = [found.reasons[name] for name in REASONS if name in found.reasons]
+            return self.not_applicable(known[0] if known else "no left padding was run")
         tau = tolerated(self.tolerance, self.tolerance_16_bit, found)
         figure = figure_of(found.left, tau)
         if found.left.worst <= tau:

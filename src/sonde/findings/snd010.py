@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._places import places, scan_command, sentence
+from sonde.findings._silent import Unused
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.modules import ModelEvidence, Unused
+from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 
 
@@ -32,8 +33,10 @@ class SND010(Rule):
         "Weights that no answer depends on cost memory, or a branch is wired wrongly."
     )
     how: ClassVar[str] = (
-        "One forward on a few rows; every operation's operands are compared with the memory of the "
-        "parameters, so weights that a function uses and tied weights count as used."
+        "In one forward on a few rows every operation's operands are compared with the memory of "
+        "the parameters, so weights that a function uses and tied weights count as used. What is "
+        "left counts as used if it is called in the probe, in another forward of the self-check "
+        "or in the pass (with --workers the pass runs out of hearing)."
     )
     false_positives: ClassVar[str] = (
         "Branches for other kinds of input. Heads and poolers near the top that were not asked for "
@@ -49,9 +52,9 @@ class SND010(Rule):
         model = evidence.model
         if not isinstance(model, ModelEvidence):
             return self.not_applicable("no model was run")
-        if not model.n_parameters or not model.self_check.n_rows:
+        if not model.n_parameters or model.silent is None:
             return self.not_applicable("the model has no parameters, or no row could be run")
-        idle = list(model.never_ran) + self._starved(model)
+        idle = model.never_ran + self._starved(model)
         count = sum(u.n_parameters for u in idle)
         share = count / model.n_parameters
         figure = Figure(
@@ -72,7 +75,7 @@ class SND010(Rule):
             Finding(
                 code=self.code,
                 level=level,
-                sentence=sentence(text, f"Seen on {plural(model.self_check.n_rows, 'row')}."),
+                sentence=sentence(text, f"{plural(model.silent.n_forwards, 'forward')} looked at."),
                 figure=figure,
                 sites=tuple(names),
                 effect=min(1.0, share),
@@ -81,5 +84,5 @@ class SND010(Rule):
         )
 
     def _starved(self, model: ModelEvidence) -> list[Unused]:
-        enough = model.n_tokens >= self.tokens_per_expert * max(1, model.n_experts)
-        return list(model.experts) if enough else []
+        n_tokens = model.self_check.n_tokens
+        return model.experts if n_tokens >= self.tokens_per_expert * max(1, model.n_experts) else []

@@ -61,6 +61,7 @@ class Anisotropy(Instrument):
     """
 
     scatter: Literal["full", "diag"] = "diag"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "ethayarajh2019"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"scatter": "full"})
 

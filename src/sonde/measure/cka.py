@@ -67,6 +67,7 @@ class CKA(Instrument):
     debiased: bool = True
     grouped: bool = False
     span: ClassVar[Span] = "pair"
+    least_rows: ClassVar[int] = 4
     paper: ClassVar[str] = "kornblith2019cka"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},

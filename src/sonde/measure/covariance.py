@@ -56,6 +56,7 @@ class Covariance(Instrument):
     """
 
     scatter: Literal["full", "diag"] = "full"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "chan1983variance"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"scatter": "diag"})
 

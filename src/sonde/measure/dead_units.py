@@ -47,6 +47,7 @@ class DeadUnits(Instrument):
     lu2020dying
     """
 
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "lu2020dying"
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -58,6 +58,7 @@ class EffectiveRank(Instrument):
 
     centered: bool = False
     source: Source = "moments"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "garrido2023rankme"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"centered": True, "source": "sample"})
 

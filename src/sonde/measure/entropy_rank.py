@@ -54,6 +54,7 @@ class EntropyRank(Instrument):
     """
 
     source: Source = "moments"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "roy2007effective"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
 

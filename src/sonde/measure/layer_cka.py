@@ -92,6 +92,7 @@ class LayerCKA(Instrument):
 
     m: int = SAMPLE
     span: ClassVar[Span] = "all"
+    least_rows: ClassVar[int] = 4
     paper: ClassVar[str] = "kornblith2019cka"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"m": 64})
 

@@ -52,6 +52,7 @@ class ParticipationRatio(Instrument):
     """
 
     source: Source = "moments"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "gao2017dimensionality"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
 

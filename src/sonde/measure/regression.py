@@ -57,6 +57,7 @@ class Regression(Instrument):
 
     ridge: float = 1e-8
     span: ClassVar[Span] = "pair"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "hoerl1970ridge"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.01})
 

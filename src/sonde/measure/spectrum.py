@@ -57,6 +57,7 @@ class Spectrum(Instrument):
     """
 
     source: Source = "moments"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "pearson1901lines"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
 

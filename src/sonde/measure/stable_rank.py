@@ -52,6 +52,7 @@ class StableRank(Instrument):
     """
 
     source: Source = "moments"
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "rudelson2007sampling"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
 

@@ -73,6 +73,7 @@ class UnitEntropy(Instrument):
 
     n_bins: int = 30
     trim: float = 0.01
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "chelombiev2019adaptive"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 4})
 

@@ -56,6 +56,7 @@ class UpdateSize(Instrument):
 
     span: ClassVar[Span] = "pair"
     equal_widths: ClassVar[bool] = True
+    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "men2024shortgpt"
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -114,12 +114,14 @@ class Fitted:
             if self.sample is not None and not isinstance(task.instrument, Calibrated | Detector):
                 n_groups = int(self.header["data"]["n_groups"])
                 rows = self.sample.rows(task.keys, self.states, n_groups)
-            self._results[i] = result_with_error(
+            result = result_with_error(
                 task.instrument,
                 states_of(task, self.states, self.split),
                 terms_of(task, self.split),
                 rows,
             )
+            inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
+            self._results[i] = result
         return self._results[i]
 
     @property
