@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import beta
 
-from sonde.core.calibration import Calibration
+from sonde.core.calibration import Calibration, Guarantee
 from sonde.core.errors import CalibrationError, InputError
 
 SCORES = [0.1, 0.2, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.1]
@@ -71,7 +71,7 @@ def test_threshold_and_p_value_decide_alike_also_with_ties(alpha):
 def test_the_promised_false_alarm_rates_hold(n):
     g = torch.Generator().manual_seed(n)
     alpha, repeats = 0.1, 200
-    rates = {"marginal": [], "pac": []}
+    rates: dict[Guarantee, list[float]] = {"marginal": [], "pac": []}
     for _ in range(repeats):
         held = torch.randn(n, generator=g, dtype=torch.float64)
         for guarantee, found in rates.items():

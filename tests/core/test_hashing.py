@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sonde.core.hashing import (
+    Purpose,
     base_hashes,
     bytes_key,
     draws,
@@ -51,7 +52,8 @@ def test_draws_follow_the_formula():
     keys = [rng.randbytes(16) for _ in range(300)]
     position = [rng.choice([0, 1, 77, rng.randrange(1 << 30)]) for _ in keys]
     occurrence = [rng.choice([0, 1, 5]) for _ in keys]
-    for purpose, seed in [("sample", 0), ("subsample", 0), ("split", 7), ("tie", -1)]:
+    cases: list[tuple[Purpose, int]] = [("sample", 0), ("subsample", 0), ("split", 7), ("tie", -1)]
+    for purpose, seed in cases:
         found = draws(base_hashes(keys, purpose, seed), np.array(position), np.array(occurrence))
         assert found.dtype == torch.int64
         expected = [

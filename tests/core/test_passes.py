@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from narrow import expect, present
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, StateError
 from sonde.core.folding import fold, grow, observe_stream
 from sonde.core.hashing import rank_key
-from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample
+from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
 from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, merge_pair, observe_unit, states_of
-from sonde.core.plan import Split
+from sonde.core.plan import Part, Split
 from sonde.core.requests import Request, Task, requests
 from sonde.core.result import Result
 from sonde.core.selection import FiniteRows
@@ -130,7 +131,9 @@ class Layouts(Stream):
     def group_keys(self) -> Sequence[bytes]:
         return [f"e{i}".encode() for i in range(len(self.tokens))]
 
-    grouped = False
+    @property
+    def grouped(self) -> bool:
+        return False
 
     def identity(self) -> dict[str, Any]:
         return {}
@@ -164,14 +167,16 @@ class Layouts(Stream):
         )
 
 
-def one(statistic: Statistic, *keys: str, where=None, part="all") -> dict[str, Request]:
+def one(
+    statistic: Statistic, *keys: str, where: Where | None = None, part: Part = "all"
+) -> dict[str, Request]:
     request = Request(statistic, keys, where or Every(), part)
     return {request.id: request}
 
 
 def rows_of(stream: Stream, statistic: Statistic, *keys: str, **options) -> Tensor:
     (state,) = observe_stream(stream, one(statistic, *keys, **options)).values()
-    return state.x
+    return expect(Rows, state).x
 
 
 def test_a_dozen_instruments_share_one_statistic():
@@ -219,7 +224,7 @@ def test_rows_wait_until_there_are_enough_and_flush_at_the_end_of_the_unit(dim, 
     Keep.seen.clear()
     states = observe_unit(batches, one(Keep(), "x"))
     assert Keep.seen == [full, full, 100]
-    assert torch.equal(next(iter(states.values())).x, x)
+    assert torch.equal(expect(Rows, next(iter(states.values()))).x, x)
 
 
 def test_whole_groups_wait_for_the_end_of_the_unit():
@@ -234,7 +239,7 @@ def test_sites_may_have_other_numbers_of_rows():
     wanted = {**one(Keep(), "a"), **one(Keep(), "t"), **one(Keep(), "u")}
     counters: dict[str, int] = {}
     states = observe_unit(stream.batches(0, 3), wanted, None, counters)
-    sizes = {wanted[i].keys[0]: len(s.x) for i, s in states.items()}
+    sizes = {wanted[i].keys[0]: len(expect(Rows, s).x) for i, s in states.items()}
     assert sizes == {"a": 3, "t": 4, "u": 3}
     assert counters["examples"] == 3
     assert counters["rows|t"] == 4
@@ -273,7 +278,7 @@ def test_a_row_that_is_not_finite_is_dropped_there_and_at_later_sites():
     wanted = {**one(Keep(), "first"), **one(Keep(), "second"), **one(Keep(), "third")}
     wanted |= one(KeepPairs(), "first", "third")
     states = observe_unit(stream.batches(0, 10), wanted, None, counters)
-    kept = {wanted[i].keys: s.x[:, -2:] for i, s in states.items()}
+    kept = {wanted[i].keys: expect(Rows, s).x[:, -2:] for i, s in states.items()}
     without = lambda *bad: x[[i for i in range(10) if i not in bad]]  # noqa: E731
     assert torch.equal(kept[("first",)], x)
     assert torch.equal(kept[("second",)], without(3))
@@ -289,10 +294,10 @@ def test_a_row_that_is_not_finite_is_dropped_there_and_at_later_sites():
 def test_across_layouts_the_example_is_dropped():
     stream = Layouts([[0, 1], [0, 1], [0, 1]], [[0], [0], [0]])
     finite = FiniteRows(with_nan(stream, {"a": [1], "t": [0]}))
-    assert finite.kept("a").tolist() == [True, False, True]
-    assert finite.kept("t").tolist() == [False, True, False, False, True, True]
-    assert finite.kept("u").tolist() == [False, False, True]
-    assert finite.kept("b").tolist() == [False, False, True]
+    assert present(finite.kept("a")).tolist() == [True, False, True]
+    assert present(finite.kept("t")).tolist() == [False, True, False, False, True, True]
+    assert present(finite.kept("u")).tolist() == [False, False, True]
+    assert present(finite.kept("b")).tolist() == [False, False, True]
     assert finite.n_bad == {"a": 1, "t": 1, "u": 0, "b": 0}
 
 
@@ -319,7 +324,9 @@ def test_a_learner_walks_the_units_in_order_from_its_seed():
     stream = Stream.of(x)
     wanted = {**one(Walk(5), "x"), **one(Keep(), "x")}
     states = observe_stream(stream, wanted)
-    learned = next(s for i, s in states.items() if isinstance(wanted[i].statistic, Walk))
+    learned = expect(
+        Rows, next(s for i, s in states.items() if isinstance(wanted[i].statistic, Walk))
+    )
     w = torch.randn(3, generator=torch.Generator().manual_seed(5))
     for start in range(0, 700, 256):
         w = 0.5 * w + x[start : start + 256].mean(0)
@@ -327,7 +334,7 @@ def test_a_learner_walks_the_units_in_order_from_its_seed():
     assert learned.calls == 3
     assert equal(observe_stream(stream, one(Walk(5), "x"))[next(iter(one(Walk(5), "x")))], learned)
     other = next(iter(observe_stream(stream, one(Walk(6), "x")).values()))
-    assert not torch.equal(other.x, w)
+    assert not torch.equal(expect(Rows, other).x, w)
 
 
 def test_a_learner_has_no_state_of_a_batch_and_no_sum():
@@ -361,7 +368,9 @@ def test_fit_and_held_are_all():
     wanted = requests([task], split)
     assert sorted(r.part for r in wanted.values()) == ["fit", "held"]
     states = observe_stream(stream, wanted, split)
-    parts = {wanted[i].part: {int(v) // 2 for v in s.x[:, 0]} for i, s in states.items()}
+    parts = {
+        wanted[i].part: {int(v) // 2 for v in expect(Rows, s).x[:, 0]} for i, s in states.items()
+    }
     assert parts["fit"] | parts["held"] == set(range(300))
     assert not parts["fit"] & parts["held"]
     assert not {i // 3 for i in parts["fit"]} & {i // 3 for i in parts["held"]}
@@ -419,7 +428,7 @@ def test_the_tree_of_merges_is_that_of_aligned_halves(n):
     tree: list = []
     for i in range(n):
         tree = grow(wanted, tree, (0, {name: Text(str(i))}))
-    assert fold(wanted, tree)[name].text == by_halves(0, 1 << n.bit_length())
+    assert expect(Text, fold(wanted, tree)[name]).text == by_halves(0, 1 << n.bit_length())
     assert fold(wanted, []) == {name: None}
 
 

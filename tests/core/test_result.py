@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from narrow import expect
 from sonde.core.result import FLAGS, Result, infinite_where_nonfinite, tensors_of
 
 
@@ -25,7 +26,7 @@ def test_bits_convert_value_error_null_and_range():
     assert (bits.value, bits.se, bits.null, bits.unit) == pytest.approx((2.0, 0.25, 1.0, "bits"))
     assert bits.range == pytest.approx((0.0, 3.0))
     vector = Result(value=torch.tensor([two, 0.0]), unit="nats").bits()
-    assert torch.allclose(vector.value, torch.tensor([1.0, 0.0]))
+    assert torch.allclose(expect(Tensor, vector.value), torch.tensor([1.0, 0.0]))
     assert vector.se is None
     unbounded = Result(value=1.0, unit="nats").bits()
     assert unbounded.range == (-math.inf, math.inf)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,13 +15,17 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from narrow import expect
 from sonde.core.calibration import Calibration
 from sonde.core.errors import StateError, StoreError
 from sonde.core.state import State, equal, map_tensors
 from sonde.core.statefile import check_state, read_header, read_state, state_type, write_state
 from sonde.core.statistic import Learner, Statistic
 from sonde.stats import HashSample, Moments
+from sonde.stats.moments import MomentsState
 from state_case import QUIET_NAN, Part, Rich, good, rich
+
+S = TypeVar("S", bound=State)
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,9 @@ class Number(State):
     value: float
 
 
-def through(path, state: State) -> State:
+def through(path, state: S) -> S:
     write_state(path, {}, {"s": state}, durable=False)
-    found = read_state(path, {"s": type(state)})[1]["s"]
-    assert found is not None
-    return found
+    return expect(type(state), read_state(path, {"s": type(state)})[1]["s"])
 
 
 def test_every_kind_of_field_comes_back(tmp_path):
@@ -136,7 +139,10 @@ def test_views_and_shared_tensors_are_written_whole(tmp_path):
     write_state(tmp_path / "b.sonde", {}, {"a": shared, "b": shared})
     states = read_state(tmp_path / "b.sonde", lambda _: state_type(Moments()))[1]
     assert equal(states["a"], shared)
-    assert states["a"].mean.data_ptr() != states["b"].mean.data_ptr()
+    assert (
+        expect(MomentsState, states["a"]).mean.data_ptr()
+        != expect(MomentsState, states["b"]).mean.data_ptr()
+    )
 
 
 def test_the_header_is_read_without_the_tensors(tmp_path):

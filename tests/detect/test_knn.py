@@ -43,7 +43,7 @@ def test_what_a_sample_costs():
     scale = torch.linspace(3.0, 0.3, 8, dtype=torch.float64)
     x, y = _rows(2, 8000) * scale, _rows(3, 300) * scale
     full, part = KNN(k=50).fit(x).score(y), KNN(k=50, m=800).fit(x).score(y)
-    assert spearmanr(full, part).statistic > 0.85
+    assert np.asarray(spearmanr(full, part))[0] > 0.85
     assert float((part / full).mean()) > 1.2
 
 

@@ -30,7 +30,7 @@ def test_null_and_adjusted():
     results = [
         regression(rng.standard_normal((200, 10)), rng.standard_normal((200, 5))) for _ in range(20)
     ]
-    assert np.mean([r.value for r in results]) == pytest.approx(results[0].null, rel=0.15)
+    assert np.mean([float(r) for r in results]) == pytest.approx(results[0].null, rel=0.15)
     assert np.mean([r.adjusted for r in results]) == pytest.approx(0.0, abs=0.01)
 
 

@@ -41,7 +41,7 @@ def test_quantiles_within_bound(size):
 
 @pytest.mark.truth("datasketches.kll_doubles_sketch with the same number of kept values")
 def test_quantiles_as_good_as_datasketches():
-    from datasketches import kll_doubles_sketch
+    from datasketches import kll_doubles_sketch  # pyright: ignore[reportAttributeAccessIssue]
 
     x = torch.randn(20_000, 1, dtype=torch.float64, generator=GENERATOR)
     ours = _merged(Quantiles(256), (x,), 500)
