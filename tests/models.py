@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from narrow import present
 from sonde.core.inputs import Model
 
 VOCABULARY = 61
@@ -76,6 +77,11 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """The 18-layer residual net for images, 11.7 million parameters at width 64."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, n_classes: int, width: int, channels: int, inplace: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
@@ -104,8 +110,8 @@ def resnet18(
     model = ResNet18(n_classes, width, channels, inplace).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+            present(module.running_mean).normal_(0, 0.1)
+            present(module.running_var).uniform_(0.5, 1.5)
     return model
 
 
@@ -139,8 +145,8 @@ class Architecture:
     takes: str
 
 
-def _hf(class_name: str, config_name: str, **config: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
+def _hf(class_name: str, config_name: str, **config: Any) -> Callable[[], Any]:
+    def build() -> Any:
         import transformers
 
         torch.manual_seed(0)

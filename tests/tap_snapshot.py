@@ -55,7 +55,7 @@ def _hash(array: np.ndarray) -> str:
 
 
 def _numpy_state() -> str:
-    return _hash(np.random.get_state()[1])  # noqa: NPY002
+    return _hash(np.random.get_state(legacy=False)["state"]["key"])  # noqa: NPY002
 
 
 def assert_unchanged(before: dict[str, Any], model: nn.Module) -> None:

@@ -109,7 +109,7 @@ def t5(tmp_path_factory):
         d_ff=16,
         num_layers=1,
         num_heads=2,
-        decoder_start_token_id=0,
+        decoder_start_token_id=0,  # pyright: ignore[reportCallIssue]
     )
     T5ForConditionalGeneration(config).save_pretrained(path)
     word_tokenizer().save_pretrained(path)

@@ -1,5 +1,7 @@
 """Python items, arrays, and what a user's own module takes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from models import cnn, mlp
+from narrow import present
 from sonde.core import errors
 from sonde.core.hashing import tensor_key
 from sonde.data import load, open_arrays, open_inputs
@@ -78,7 +81,7 @@ def test_what_cannot_be_iterated_twice_is_refused():
     with pytest.raises(errors.InputError, match=r"only once.*Pass a list"):
         open_inputs(model, (torch.ones(8) for _ in range(3)))
     with pytest.raises(errors.InputError, match=r"DataLoader.*loader.dataset"):
-        open_inputs(model, torch.utils.data.DataLoader(MapStyle()))
+        open_inputs(model, torch.utils.data.DataLoader(MapStyle()))  # pyright: ignore[reportArgumentType]
     with pytest.raises(errors.InputError, match=r"dictionary.*list of items"):
         open_inputs(model, {"x": torch.ones(3, 8)})
     with pytest.raises(errors.InputError, match="an iterable of items, got int"):
@@ -158,7 +161,7 @@ def test_a_tokenizer_for_a_plain_module(bert):
     batch = only(open_inputs(model, ["cat sat", "a"]))
     assert batch.args[0].tolist() == [[2, 4, 3, 0], [2, 12, 14, 3]]
     assert batch.kwargs == {}
-    assert batch.mask.sum().item() == 7
+    assert present(batch.mask).sum().item() == 7
 
 
 def test_images_as_pixel_values(vit):
@@ -200,7 +203,8 @@ def test_feature_arrays_are_sites(kind, tmp_path):
     columns = {"label": np.array([0, 1, 0, 1, -1]), "group": np.array([7, 7, 8, 8, 9])}
     path = tmp_path / f"f.{kind}"
     if kind == "npz":
-        np.savez(path, **arrays, **columns, id=np.array(["a", "b", "c", "d", "e"]))
+        named: dict[str, Any] = {**arrays, **columns, "id": np.array(["a", "b", "c", "d", "e"])}
+        np.savez(path, **named)
     else:
         from safetensors.numpy import save_file
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
+from narrow import expect, present
 from sonde.core import errors
 from sonde.core.hashing import base_hashes, draws
 from sonde.data import load, open_inputs, shipped
@@ -26,7 +28,7 @@ def stdlib():
 
 @pytest.mark.truth("scikit-learn's digits, counted by hand")
 def test_the_digits_are_split_within_their_class(digits):
-    found = load_digits()
+    found = expect(Bunch, load_digits())
     rank = [int((found.target[:i] == y).sum()) for i, y in enumerate(found.target)]
     held = np.array([str(r)[-1] in "258" for r in rank])
     for split, mine in (("test", held), ("train", ~held)):
@@ -57,7 +59,7 @@ def test_the_digits_model_is_right_on_held_out_digits(digits):
 def test_a_users_own_picture_goes_through_the_same_path(digits, tmp_path):
     from PIL import Image
 
-    found = load_digits()
+    found = expect(Bunch, load_digits())
     for i in range(20):
         folder = tmp_path / str(found.target[i])
         folder.mkdir(exist_ok=True)
@@ -103,8 +105,8 @@ def test_stdlib_pieces_are_those_of_smallest_draw(stdlib):
     found = {}
     for batch in inputs.batches(0, 512):
         for row in range(len(batch)):
-            group, first = batch.group_keys[row].decode(), int(batch.first[row])
-            ids = batch.kwargs["input_ids"][row][batch.mask[row]].tolist()
+            group, first = batch.group_keys[row].decode(), int(present(batch.first)[row])
+            ids = batch.kwargs["input_ids"][row][present(batch.mask)[row]].tolist()
             found[group, first] = (bytes(ids), batch.keys[row])
     assert found == {p: pieces[p][1:] for p in chosen}
     assert inputs.grouped

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from narrow import present
 from sonde.core import errors
 from sonde.core.hashing import bytes_key
 from sonde.data import load, open_inputs
@@ -71,10 +72,10 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(bert):
     (batch,) = units(open_inputs(model, ["a", "a b c"]))
     assert batch.kwargs["input_ids"].tolist() == [[2, 4, 3, 0, 0], [2, 4, 5, 6, 3]]
     assert batch.kwargs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch.mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    assert present(batch.mask).tolist() == [[True] * 3 + [False] * 2, [True] * 5]
     assert batch.columns["padding"].tolist() == [2, 0]
     assert batch.columns["length"].tolist() == [3, 5]
-    assert batch.length.tolist() == [3, 5]
+    assert present(batch.length).tolist() == [3, 5]
     assert batch.columns["size"].tolist() == [1, 5]
 
 
@@ -83,7 +84,7 @@ def test_a_unit_is_sorted_by_length_and_cut_the_same_way_each_time(gpt2):
     inputs = open_inputs(load(gpt2), texts, batch_size=8)
     first, second = units(inputs), units(inputs)
     assert [len(b) for b in first] == [8] * 6 + [2]
-    lengths = torch.cat([b.length for b in first])
+    lengths = torch.cat([present(b.length) for b in first])
     assert torch.equal(lengths, lengths.sort().values)
     assert sorted(torch.cat([b.order for b in first]).tolist()) == list(range(50))
     for a, b in zip(first, second, strict=True):
@@ -98,7 +99,9 @@ def test_truncate_and_error(gpt2):
     rows = by_order(inputs)
     assert [len(r[0]) for r in rows] == [16, 1]
     batches = {
-        int(o): int(t) for b in units(inputs) for o, t in zip(b.order, b.truncated, strict=True)
+        int(o): int(t)
+        for b in units(inputs)
+        for o, t in zip(b.order, present(b.truncated), strict=True)
     }
     assert batches == {0: 4, 1: 0}
     assert inputs.n_truncated == 1
@@ -136,7 +139,7 @@ def test_pairs_carry_token_types(bert, tmp_path):
     cut = open_inputs(model, path, text_column="a,b", long="truncate")
     (batch,) = units(cut)
     assert batch.kwargs["input_ids"].shape == (1, 8)
-    assert batch.truncated.tolist() == [3]
+    assert present(batch.truncated).tolist() == [3]
 
 
 @pytest.mark.truth("rendering by hand")
@@ -177,7 +180,7 @@ def test_the_decoder_reads_the_target_or_its_start_token(t5, tmp_path):
     (batch,) = units(inputs)
     start = model.config.decoder_start_token_id
     assert batch.kwargs["decoder_input_ids"].tolist() == [[start, 2, 13, 14], [start, 2, 17, 0]]
-    assert batch.decoder_mask.tolist() == [[True] * 4, [True] * 3 + [False]]
+    assert present(batch.decoder_mask).tolist() == [[True] * 4, [True] * 3 + [False]]
     assert model.module(**batch.kwargs).logits.shape[:2] == (2, 4)
     plain = open_inputs(model, path, text_column="text")
     (batch,) = units(plain)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from models import ARCHITECTURES, Architecture, model_of
+from narrow import expect
 from sonde.tap import LiveStream, live_stream
-from tap_inputs import inputs_for
+from tap_inputs import Arrays, inputs_for
 
 GOLDEN = Path(__file__).with_name("golden_architectures.txt")
 
@@ -17,7 +18,7 @@ GOLDEN = Path(__file__).with_name("golden_architectures.txt")
 def stream_of(architecture: Architecture, **options) -> LiveStream:
     inputs = inputs_for(architecture.takes)
     if architecture.name == "resnet18":
-        inputs = replace(inputs, keyword=None)
+        inputs = replace(expect(Arrays, inputs), keyword=None)
     return live_stream(model_of(architecture), inputs, **options)
 
 
@@ -68,7 +69,7 @@ def test_states_are_bit_equal_to_a_cloning_hook(architecture):
     rows = next(iter(stream.batches(0, 4))).rows
     assert rows
     for schema in stream.schema:
-        whole = cloned(stream, raw)[schema.site.path][schema.site.call or 0]
+        whole = cloned(stream, raw)[schema.site.path][expect(int, schema.site.call or 0)]
         if whole.ndim == 4:
             expected = torch.stack([whole[:, :, i, j] for i, j in _cells(whole)], dim=1)
         elif reducer == "tokens":
@@ -91,7 +92,8 @@ def test_pooled_rows_equal_loops_over_examples(architecture):
     raw = next(stream.inputs.batches(0, 4))
     rows = next(iter(stream.batches(0, 4))).rows
     for schema in stream.schema:
-        whole = cloned(stream, raw)[schema.site.path][schema.site.call or 0].double()
+        call = expect(int, schema.site.call or 0)
+        whole = cloned(stream, raw)[schema.site.path][call].double()
         expected = torch.stack([_pooled(x, schema, raw, i) for i, x in enumerate(whole)])
         torch.testing.assert_close(rows[schema.key].double(), expected, rtol=1e-5, atol=1e-6)
 

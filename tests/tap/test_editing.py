@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models import cnn, gpt2, llama, mlp, t5
+from narrow import present
 from sonde.core.edit import Add, Clamp, Edit, EditContext, Project, Replace, Scale
 from sonde.core.errors import ShapeError, SiteError
 from sonde.core.inputs import Model
@@ -141,8 +142,8 @@ def test_an_edit_knows_mask_positions_and_step():
         net(input_ids=ids, attention_mask=mask.long())
         net(input_ids=ids)
     first, second = spy.seen
-    assert torch.equal(first.mask, mask)
-    assert first.position.tolist() == [[0, 1, 2], [0, 0, 1]]
+    assert torch.equal(present(first.mask), mask)
+    assert present(first.position).tolist() == [[0, 1, 2], [0, 0, 1]]
     assert (second.mask, second.position, first.step, second.step) == (None, None, 0, 1)
 
 
@@ -153,8 +154,8 @@ def test_generation_under_an_edit_and_the_warm_cache():
     options = {"max_new_tokens": 3, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad(), editing(net, spy, "layers.1"):
         net.generate(ids, **options)
-    assert [c.position.shape[1] for c in spy.seen] == [3, 1, 1]
-    assert spy.seen[2].position.tolist() == [[4]]
+    assert [present(c.position).shape[1] for c in spy.seen] == [3, 1, 1]
+    assert present(spy.seen[2].position).tolist() == [[4]]
     with torch.no_grad():
         cache = net(ids, use_cache=True).past_key_values
         with (

@@ -1,6 +1,8 @@
 """A tap leaves the model as it was, and reads what the next module receives, whatever happens."""
 
 import threading
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import gpt2, mlp, resnet18
+from narrow import expect
 from sonde.core.edit import Scale
 from sonde.core.inputs import Model
 from sonde.tap import Tap, editing, live_stream
@@ -50,6 +53,10 @@ ORDERS = ["user tap edit", "user edit tap", "tap user edit", "tap edit user", "e
 ORDERS.append("edit tap user")
 
 
+def plus_one(module: nn.Module, args: Any, output: Any) -> Any:
+    return output + 1
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.truth("the input of the next module")
 def test_a_tap_reads_what_the_next_module_receives(order):
@@ -59,7 +66,7 @@ def test_a_tap_reads_what_the_next_module_receives(order):
     contexts, tap, handles = [], Tap(net, "0"), []
     for who in order.split():
         if who == "user":
-            handles.append(net[0].register_forward_hook(lambda m, a, o: o + 1))
+            handles.append(net[0].register_forward_hook(plus_one))
         else:
             context = tap if who == "tap" else editing(net, Scale(3.0), "0")
             context.__enter__()
@@ -107,7 +114,7 @@ def test_reading_in_training_mode_gives_the_rows_of_eval_mode():
 def test_an_unfinished_stream_leaves_no_hooks():
     net = mlp()
     before = snapshot(net)
-    iterator = iter(live_stream(Model(net), Arrays(X, batch_size=1)))
+    iterator = expect(Generator, iter(live_stream(Model(net), Arrays(X, batch_size=1))))
     next(iterator)
     assert_unchanged(before, net)
     iterator.close()
@@ -217,13 +224,17 @@ def chain(n: int = 4) -> nn.Sequential:
     return nn.Sequential(*[Counts(nn.Linear(8, 8)) for _ in range(n)]).eval()
 
 
+def part(net: nn.Sequential, i: int) -> Counts:
+    return expect(Counts, net[i])
+
+
 def test_a_forward_ends_after_the_last_site_when_no_logits_are_read():
     net = chain()
     stream = live_stream(Model(net), Arrays(X), ["0", "1"], logits=False)
     _ = stream.schema
-    counted = [m.n for m in net]
+    counted = [part(net, i).n for i in range(4)]
     rows = next(iter(stream.batches(0, 4))).rows
-    assert [m.n - c for m, c in zip(net, counted, strict=True)] == [1, 1, 0, 0]
+    assert [part(net, i).n - counted[i] for i in range(4)] == [1, 1, 0, 0]
     with torch.no_grad():
         assert torch.equal(rows["1:out"], net[1](net[0](X)))
         assert [torch.equal(net(X), net(X))] == [True]
@@ -233,9 +244,9 @@ def test_logits_an_objective_or_a_foreign_always_hook_forbid_the_stop():
     def ran(net, **options) -> int:
         stream = live_stream(Model(net), Arrays(X), ["0"], **options)
         _ = stream.schema
-        net[3].n = 0
+        part(net, 3).n = 0
         list(stream.batches(0, 4))
-        return net[3].n
+        return part(net, 3).n
 
     assert ran(chain(), logits=False) == 0
     assert ran(chain(), logits=False, objective=lambda out, batch: out.sum()) == 1
@@ -250,11 +261,11 @@ def test_tap_stops_only_its_own_forward():
     net = chain()
     with Tap(net, "0", stop=True) as outer, Tap(net, "2", stop=True) as inner:
         assert inner.run(X) is None
-        assert net[3].n == 0
+        assert part(net, 3).n == 0
         assert outer.rows["0:out"].shape == inner.rows["2:out"].shape
-        net[3].n = 0
+        part(net, 3).n = 0
         assert outer.run(X) is None
-        assert net[1].n == 1
+        assert part(net, 1).n == 1
         assert net(X) is not None
 
 
@@ -276,7 +287,7 @@ def test_a_compiled_model_that_has_run_is_read_and_stays_compiled():
 
     counter = CompileCounter()
     net = mlp()
-    compiled = torch.compile(net, backend=counter)
+    compiled = expect(nn.Module, torch.compile(net, backend=counter))
     with torch.no_grad():
         expected = compiled(X)
     frames = counter.frame_count

@@ -13,6 +13,8 @@ from sonde.tap import LiveStream, editing, live_stream
 from tap_inputs import Texts, images
 from tap_snapshot import assert_unchanged, snapshot
 
+HEALTH: list[HealthCheck] = list(HealthCheck)  # pyright: ignore[reportAssignmentType]
+
 
 class Planted(Exception):
     """The failure that a test plants."""
@@ -28,7 +30,7 @@ def stream_of(name: str, objective: str | None, logits: bool) -> LiveStream:
     return live_stream(Model(model, task="causal"), texts, objective=objective, logits=logits)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=HEALTH)
 @given(
     name=st.sampled_from(["cnn", "gpt2"]),
     objective=st.sampled_from([None, "kl_uniform"]),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models import llama, mlp
+from narrow import expect
 from sonde.core.edit import Scale
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
@@ -20,7 +21,7 @@ X = torch.ones(4, 8)
 def scripted() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.jit.trace(mlp(), X)
+        return expect(nn.Module, torch.jit.trace(mlp(), X))
 
 
 def exported() -> nn.Module:

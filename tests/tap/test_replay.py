@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models import gpt2, llama, mamba, mlp, t5
+from narrow import present
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.tap import Tap, live_stream, replay
@@ -20,7 +21,8 @@ def causal(module) -> Model:
 @pytest.mark.parametrize("build", [gpt2, llama, mamba], ids=["gpt2", "llama", "mamba"])
 @pytest.mark.truth("states recorded during greedy generation, call by call")
 def test_replayed_states_equal_those_of_generation(build):
-    model = causal(build())
+    network = build()
+    model = causal(network)
     prompt = Texts([[1, 5, 6, 7]], special=False)
     site = {"gpt2": "h.1", "llama": "layers.1", "mamba": "layers.1"}[model.config.model_type]
     calls = []
@@ -32,7 +34,7 @@ def test_replayed_states_equal_those_of_generation(build):
     )
     ids, mask = padded(prompt.items)
     with torch.no_grad():
-        text = model.module.generate(
+        text = network.generate(
             ids, attention_mask=mask.long(), max_new_tokens=5, do_sample=False, pad_token_id=0
         )
     handle.remove()
@@ -58,9 +60,9 @@ def test_every_way_of_decoding_is_read_again_with_the_same_bits(settings):
     assert torch.equal(first.kwargs["input_ids"], second.kwargs["input_ids"])
     stream = live_stream(model, inputs, reducer="tokens")
     batch = next(iter(stream))
-    assert len(batch.rows["model.layers.0:out"]) == int(first.mask.sum())
+    assert len(batch.rows["model.layers.0:out"]) == int(present(first.mask).sum())
     assert batch.ids == ["text0", "text1", "text2"]
-    for i, length in enumerate(first.length.tolist()):
+    for i, length in enumerate(present(first.length).tolist()):
         mine = batch.example["model.layers.0:out"] == i
         assert batch.position["model.layers.0:out"][mine].tolist() == list(range(length))
 
@@ -90,12 +92,12 @@ def test_positions_after_the_first_end_are_masked():
     end = int(greedy[3])
     inputs = replay(causal(module), PROMPTS, max_new_tokens=6, do_sample=False, eos_token_id=end)
     batch = next(inputs.batches(0, 3))
-    ids, mask = batch.kwargs["input_ids"][1], batch.mask[1]
+    ids, mask = batch.kwargs["input_ids"][1], present(batch.mask)[1]
     generated = ids[4:]
     first_end = generated.tolist().index(end)
     assert mask[:4].tolist() == [False, False, True, True]
     assert mask[4:].tolist() == [i <= first_end for i in range(len(generated))]
-    assert int(batch.length[1]) == 2 + first_end + 1
+    assert int(present(batch.length)[1]) == 2 + first_end + 1
 
 
 def test_an_encoder_decoder_reads_the_generated_target():
@@ -104,7 +106,7 @@ def test_an_encoder_decoder_reads_the_generated_target():
     inputs = replay(model, PROMPTS, max_new_tokens=4, do_sample=False)
     stream = live_stream(model, inputs, ["encoder.block.0", "decoder.block.0"], "tokens")
     batch, raw = next(iter(stream)), next(inputs.batches(0, 3))
-    assert len(batch.rows["decoder.block.0:out"]) == int(raw.decoder_mask.sum())
+    assert len(batch.rows["decoder.block.0:out"]) == int(present(raw.decoder_mask).sum())
     assert len(batch.rows["encoder.block.0:out"]) == 9
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models import bert, cnn, gpt2, llama, mlp, resnet18, vit
+from narrow import present
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.tap import find_head, live_stream
@@ -29,14 +30,14 @@ def test_logits_of_a_causal_model_are_those_at_the_last_real_token():
     for i, item in enumerate(inputs.items):
         with torch.no_grad():
             expected = module(torch.tensor([list(item)])).logits[0, -1]
-        torch.testing.assert_close(batch.logits[i], expected, rtol=1e-4, atol=1e-6)
-    assert torch.equal(batch.head[0], module.lm_head.weight)
+        torch.testing.assert_close(present(batch.logits)[i], expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(present(batch.head)[0], module.lm_head.weight)
 
 
 def test_logits_of_plain_nets_with_a_head_and_none_of_encoders():
     batch = only(live_stream(Model(mlp()), Arrays(X)))
     with torch.no_grad():
-        assert torch.equal(batch.logits, mlp()(X))
+        assert torch.equal(present(batch.logits), mlp()(X))
     assert only(live_stream(Model(mlp()), Arrays(X), logits=False)).logits is None
     headless = nn.Sequential(nn.Linear(8, 3), nn.Tanh())
     assert only(live_stream(Model(headless), Arrays(X))).logits is None
@@ -48,12 +49,12 @@ def test_logits_of_plain_nets_with_a_head_and_none_of_encoders():
 @pytest.mark.truth("the layers by name")
 def test_the_head_is_the_final_linear_layer():
     for module, path in [(gpt2(), "lm_head"), (vit(), "classifier"), (resnet18(width=8), "fc")]:
-        assert find_head(module)[0] is not None
-        assert torch.equal(find_head(module)[0], module.get_submodule(path).weight)
+        weight, _ = present(find_head(module))
+        assert torch.equal(weight, module.get_submodule(path).weight)
     assert find_head(bert()) is None
     assert find_head(nn.Sequential(nn.Tanh())) is None
     classes = live_stream(Model(cnn()), images(8, channels=1, keyword=None)).head
-    assert torch.equal(classes[1], cnn().fc.bias)
+    assert torch.equal(present(present(classes)[1]), cnn().fc.bias)
 
 
 def test_a_batch_carries_the_columns_of_its_examples():
@@ -64,7 +65,7 @@ def test_a_batch_carries_the_columns_of_its_examples():
     assert first.label.tolist() == [2, 0]
     assert second.order.tolist() == [2]
     assert first.seed == 3
-    assert first.length.tolist() == [3, 2]
+    assert present(first.length).tolist() == [3, 2]
     assert first.keys == inputs.group_keys[:2]
     assert stream.group_keys == inputs.group_keys
     assert not stream.grouped
@@ -132,8 +133,8 @@ def test_gradients_equal_finite_differences(objective):
 def test_gradient_of_kl_uniform_in_closed_form():
     net = mlp().double()
     batch = only(live_stream(Model(net), Arrays(X.double()), ["3"], objective="kl_uniform"))
-    probabilities = batch.logits.softmax(1)
-    expected = (probabilities - 0.25) @ batch.head[0].double()
+    probabilities = present(batch.logits).softmax(1)
+    expected = (probabilities - 0.25) @ present(batch.head)[0].double()
     torch.testing.assert_close(batch.grad["3:out"], expected)
 
 

@@ -1,5 +1,7 @@
 """Padding, positions, special tokens, axes: a row is the same whatever batch it came in."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,8 @@ def by_place(batches, key: str) -> dict[tuple[str, int], Tensor]:
 @pytest.mark.parametrize("build", [gpt2, llama, opt, bert, roberta, lstm], ids=lambda b: "")
 @pytest.mark.truth("each document alone, without padding")
 def test_a_row_does_not_depend_on_its_batch(build, side):
-    module, more = build(), {"further": ("tokens", "mean", "cls")}
+    module = build()
+    more: dict[str, Any] = {"further": ("tokens", "mean", "cls")}
     _, alone = whole(module, Texts(ITEMS, batch_size=1), "last", **more)
     _, together = whole(module, Texts(ITEMS, batch_size=4, side=side), "last", **more)
     assert len(alone[0].rows) == 12

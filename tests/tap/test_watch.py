@@ -1,6 +1,7 @@
 import torch
 from torch import Tensor, nn
 
+from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
 from sonde.tap.watch import watch
 from tap_inputs import Arrays
@@ -18,7 +19,7 @@ class Twice(nn.Module):
         return self.drop(self.layer(self.layer(x)).relu_())
 
 
-def batch() -> object:
+def batch() -> InputBatch:
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     return next(iter(Arrays(x).batches(0, 3)))
 
@@ -26,8 +27,8 @@ def batch() -> object:
 def test_raw_tensors_by_call_and_port_before_changes_in_place() -> None:
     module, inputs = Twice().eval(), batch()
     wanted = [Site("layer", 0), Site("layer", 1), Site("layer", 1, "in"), Site("layer")]
-    found = watch(module, inputs, wanted)  # type: ignore[arg-type]
-    x = inputs.args[0]  # type: ignore[attr-defined]
+    found = watch(module, inputs, wanted)
+    x = inputs.args[0]
     with torch.no_grad():
         first = module.layer(x)
         second = module.layer(first)
@@ -41,10 +42,10 @@ def test_raw_tensors_by_call_and_port_before_changes_in_place() -> None:
 
 def test_flags_are_read_in_eval_mode_or_as_found() -> None:
     module, inputs = Twice().train(), batch()
-    calm = [watch(module, inputs, []).output for _ in range(2)]  # type: ignore[arg-type]
+    calm = [watch(module, inputs, []).output for _ in range(2)]
     assert torch.equal(*calm)
     assert module.drop.training
     torch.manual_seed(1)
-    first = watch(module, inputs, [], as_found=True).output  # type: ignore[arg-type]
-    second = watch(module, inputs, [], as_found=True).output  # type: ignore[arg-type]
+    first = watch(module, inputs, [], as_found=True).output
+    second = watch(module, inputs, [], as_found=True).output
     assert not torch.equal(first, second)
