@@ -1,6 +1,7 @@
 """Tiny nets and inputs that tests of findings plant faults in, and the evidence that they give."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,15 +23,19 @@ from tap_inputs import Arrays, Texts
 
 def evidence_of(stream: Stream, *, lens: bool = False, **options: Any) -> Evidence:
     """Return what one pass over a stream gathers, as a scan would."""
-    data = data_evidence(stream, "data", bool(options.pop("limited", False)))
-    found = gather(stream, data, ScanSettings(progress=False), None, [])
+    name, limited = str(options.pop("name", "data")), bool(options.pop("limited", False))
+    data = data_evidence(stream, name, limited)
     live = isinstance(stream, LiveStream)
+    model = model_evidence(stream, deep=bool(options.get("deep"))) if live else None
+    silent = None if model is None else model.silent
+    with nullcontext() if silent is None else silent.listening():
+        found = gather(stream, data, ScanSettings(progress=False), None, [])
     return Evidence(
         sites=found.statistics.sites(found.outcome.states, found.outcome.counters),
         columns=found.statistics.sampled_columns(found.outcome.states),
         data=data,
         counters=found.outcome.counters,
-        model=model_evidence(stream) if live else None,
+        model=model,
         lens=lens_evidence(stream) if lens and live else None,
         options=options,
     )

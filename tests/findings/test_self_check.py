@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from findings._nets import deep_relu, noise, tensors
+from findings._nets import deep_relu, noise, tensors, tokens
+from findings._texts import LENGTHS, gpt2, llama
 from sonde.findings.self_check import TAU, difference, self_check
 
 
@@ -40,7 +45,7 @@ def test_a_deep_net_that_squeezes_rows_is_stable() -> None:
     assert found.repeat.worst == 0
     assert found.company is not None
     assert found.company.worst < found.tau
-    assert found.reasons["right"] == "inputs are no texts"
+    assert found.reasons["padding"] == "inputs are no texts"
 
 
 def test_random_state_is_left_as_it_was() -> None:
@@ -50,3 +55,51 @@ def test_random_state_is_left_as_it_was() -> None:
     torch.manual_seed(3)
     self_check(stream)
     assert torch.equal(torch.rand(4), expected)
+
+
+class Sized(nn.Module):
+    """Adds one learned vector to each of exactly so many tokens."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(61, 16)
+        self.places = nn.Parameter(torch.randn(length, 16))
+        self.blocks = nn.ModuleList([nn.Linear(16, 16) for _ in range(2)])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids) + self.places
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_a_model_for_one_length_is_read_whole() -> None:
+    found = self_check(tokens(Sized(100).eval(), [100] * 20))
+    assert found.repeat is not None
+    assert found.repeat.worst == 0
+    assert found.company is not None
+    assert found.company.worst < found.tau
+    assert found.n_tokens == 8 * 100
+    assert "refused shorter texts" in found.reasons["padding"]
+
+
+@pytest.mark.truth("forwards of the model, counted by a hook of the test")
+@pytest.mark.parametrize(
+    ("make", "side", "deep", "expected"),
+    [
+        (llama, "right", False, 6),
+        (llama, "left", False, 6),
+        (gpt2, "left", False, 7),
+        (gpt2, "right", True, 8),
+    ],
+)
+def test_few_forwards(make: Any, side: str, deep: bool, expected: int) -> None:
+    module, count = make(), []
+    processor = SimpleNamespace(padding_side=side, pad_token_id=0)
+    stream = tokens(module, LENGTHS, processor=processor)
+    assert stream.kinds
+    handle = module.register_forward_pre_hook(lambda *_: count.append(1))
+    self_check(stream, deep=deep)
+    handle.remove()
+    assert len(count) == expected

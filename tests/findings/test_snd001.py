@@ -3,7 +3,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from findings._nets import assert_clear, assert_raised, checked, noise, tensors, tokens
+from narrow import expect, present
 from sonde.findings.snd001 import SND001
 
 
@@ -20,7 +21,7 @@ def net(middle: nn.Module) -> nn.Sequential:
 def test_the_first_site_with_infinities_is_named() -> None:
     module = net(nn.Linear(8, 8))
     with torch.no_grad():
-        module[2].weight[4, 2] = math.inf
+        expect(nn.Linear, module[2]).weight[4, 2] = math.inf
     check = checked(SND001(), tensors(module, noise(50, 6)))
     assert_raised(check, "error")
     assert check.finding is not None
@@ -36,13 +37,13 @@ def test_logarithms_of_negatives_are_counted_by_row() -> None:
     assert_raised(check, "error")
     assert check.figure is not None
     assert check.figure.value == 3
-    assert "3 of 40 rows hold NaN or infinity at 0" in check.finding.sentence  # type: ignore[union-attr]
+    assert "3 of 40 rows hold NaN or infinity at 0" in present(check.finding).sentence
 
 
 def test_when_no_row_is_finite_the_site_is_still_named() -> None:
     module = net(nn.Linear(8, 8))
     with torch.no_grad():
-        module[0].bias.fill_(math.nan)
+        expect(nn.Linear, module[0]).bias.fill_(math.nan)
     check = checked(SND001(), tensors(module, noise(20, 6)))
     assert_raised(check, "error")
     assert check.finding is not None
@@ -52,3 +53,32 @@ def test_when_no_row_is_finite_the_site_is_still_named() -> None:
 
 def test_finite_states_are_clear() -> None:
     assert_clear(checked(SND001(), tensors(net(nn.Linear(8, 8)), noise(50, 6))))
+
+
+class Empty(nn.Module):
+    """Divides what it adds by the mask, so that padded positions alone are not finite."""
+
+    def __init__(self, careful: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(61, 16)
+        self.blocks = nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
+        self.careful = careful
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        for i, block in enumerate(self.blocks):
+            weight = attention_mask[..., None] if i == 1 and not self.careful else 1.0
+            x = x + block(x) / weight
+        return x
+
+
+def test_padded_positions_alone_are_a_note() -> None:
+    lengths = [9 + i % 8 for i in range(40)]
+    check = checked(SND001(), tokens(Empty(False).eval(), lengths, reducer="last"))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert check.finding.sites == ("blocks.2",)
+    assert check.figure is not None
+    assert check.figure.value == 0
+    assert_clear(checked(SND001(), tokens(Empty(True).eval(), lengths, reducer="last")))

@@ -1,4 +1,7 @@
-from findings._nets import assert_clear, assert_raised
+import torch
+from torch import Tensor
+
+from findings._nets import Block, assert_clear, assert_raised
 from findings._texts import Forgetful, gpt2, llama, padded
 from sonde.findings.snd007 import SND007
 
@@ -13,6 +16,25 @@ def test_a_model_that_ignores_its_mask() -> None:
 
 def test_the_same_model_with_its_mask() -> None:
     assert_clear(SND007().check(padded(Forgetful(True).eval(), "right")))
+
+
+def test_a_side_that_harms_beside_one_that_does_not() -> None:
+    class Backwards(Forgetful):
+        """Reads its mask, and counts positions from the first token, padded or not."""
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            place = torch.arange(input_ids.shape[1])[:, None] / 16
+            x = self.embedding(input_ids) + place
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                x = x + block.down(torch.tanh(block.up(x)))
+            return x
+
+    check = SND007().check(padded(Backwards(True).eval(), "left"))
+    assert_raised(check, "error")
+    assert check.finding is not None
+    assert "Padded on the right it is stable." in check.finding.sentence
+    assert check.finding.because_of is None
 
 
 def test_learned_positions_padded_right_are_clear_unless_deep() -> None:

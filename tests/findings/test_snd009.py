@@ -1,18 +1,22 @@
+from itertools import islice
+
+import pytest
 import torch
 
 from findings._nets import assert_clear, assert_raised, evidence_of, noise
 from sonde.core.stream import Stream
+from sonde.data.shipped import PIECES, shipped_source
 from sonde.findings.rule import Check, Rule
-from sonde.findings.snd009 import SND009
+from sonde.findings.snd009 import LARGER, SND009
 from sonde.findings.snd011 import SND011
 from sonde.findings.snd014 import SND014
 from sonde.findings.snd022 import SND022
 
 
 def check(n: int, rules: tuple[Rule, ...] = (SND011(), SND014(), SND022()), **options) -> Check:
-    limited = options.pop("limited", False)
+    known = {name: options.pop(name) for name in ("limited", "name") if name in options}
     label = options.pop("label", None)
-    evidence = evidence_of(Stream.of(noise(n, 20), label=label), limited=limited)
+    evidence = evidence_of(Stream.of(noise(n, 20), label=label), **known)
     checks = tuple(rule.check(evidence) for rule in rules)
     evidence.options.update({"checks": checks, **options})  # type: ignore[attr-defined]
     return SND009().check(evidence)
@@ -25,7 +29,7 @@ def test_twenty_rows_are_a_warning_that_lists_what_was_withheld() -> None:
     assert found.finding is not None
     assert found.finding.sentence == (
         "3 checks had too few rows (SND011, SND014 and SND022). Of 20 rows, SND014 needs 256 rows, "
-        "20 present."
+        "20 present. All of the data was read."
     )
 
 
@@ -44,3 +48,35 @@ def test_a_limit_over_a_sorted_file() -> None:
     assert found.finding is not None
     assert "sorted by label" in found.finding.sentence
     assert_clear(check(300, label=torch.arange(300) % 2, limited=True))
+
+
+def test_the_next_step_gives_more_rows() -> None:
+    limited = check(20, limited=True, name="big.jsonl").finding
+    assert limited is not None
+    assert limited.next == "sonde scan {model} {data}"
+    whole = check(20, name="small.jsonl").finding
+    assert whole is not None
+    assert whole.next == "sonde scan {model} MORE_DATA"
+    assert whole.sentence.endswith("All of the data was read.")
+    shipped = check(20, name="sonde:stdlib/test").finding
+    assert shipped is not None
+    assert shipped.next == "sonde scan {model} sonde:stdlib/test-all"
+    assert "All of the data" not in shipped.sentence
+
+
+@pytest.mark.truth("the shipped sets themselves")
+def test_every_larger_set_is_larger() -> None:
+    def count(name: str) -> int:
+        source, most = shipped_source(name)
+        n = sum(1 for _ in islice(source.rows(), PIECES + 900))
+        return n if most is None else min(n, most)
+
+    for name in {name.partition("/")[0] for name in LARGER}:
+        assert f"{name}/test" in LARGER
+    for name in ("sonde:digits", "sonde:digits/test"):
+        assert count(LARGER[name]) > count(name)
+    for name in ("sonde:stdlib", "sonde:stdlib/test", "sonde:stdlib/train"):
+        small, large = shipped_source(name), shipped_source(LARGER[name])
+        assert small[1] == PIECES
+        assert large[1] is None
+        assert large[0].name == small[0].name

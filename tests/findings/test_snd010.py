@@ -53,7 +53,7 @@ class Tied(nn.Module):
 
 def test_tied_and_functional_weights_count_as_used() -> None:
     class Plain(Tied):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
             return super().forward(input_ids)
 
     assert_clear(checked(SND010(), tokens(Plain().eval(), [5, 6, 7, 8] * 5)))
@@ -78,3 +78,40 @@ def test_an_idle_expert_needs_many_tokens_to_count() -> None:
     stream = tensors(Experts().eval(), noise(20, 8), sites=["last"])
     assert_clear(checked(SND010(), stream))
     assert_raised(checked(SND010(tokens_per_expert=1), stream), "note")
+
+
+class Rare(Branched):
+    """Calls the spare branch for batches that hold a large number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return y + self.spare(x) if float(x.max()) > 100 else y
+
+
+def test_a_branch_that_one_batch_of_the_pass_calls() -> None:
+    x = noise(400, 8)
+    check = checked(SND010(), tensors(Rare(32).eval(), x))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    # Two probe forwards, four of the self-check, one for the columns, and seven batches.
+    assert "14 forwards looked at" in check.finding.sentence
+    x[333, 0] = 1000.0
+    stream = tensors(Rare(32).eval(), x)
+    assert_clear(checked(SND010(), stream))
+    assert not any(m._forward_pre_hooks for m in stream.model.module.modules())
+
+
+def test_the_part_that_stays_silent_is_named_without_the_one_that_speaks() -> None:
+    class Half(Branched):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            if float(x.max()) > 100:
+                self.spare[0](x)
+            return y
+
+    x = noise(400, 8)
+    x[333, 0] = 1000.0
+    check = checked(SND010(), tensors(Half(32).eval(), x))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.sites == ("spare.1",)

@@ -30,8 +30,32 @@ def test_sixteen_bits_are_no_grid() -> None:
     x = noise(2048, 12)
     for kind in (torch.bfloat16, torch.float16, torch.float32):
         assert_clear(checked(SND018(), Stream.of(x.to(kind).float())))
-    # Within one binade bfloat16 itself is a grid of 128 values.
-    assert_clear(checked(SND018(), Stream.of((1.5 + 0.1 * x).bfloat16())))
+    # Within one binade bfloat16 itself is a grid of 128 values, whichever format holds them.
+    grid = (1.5 + 0.1 * x).bfloat16()
+    assert len(grid[:, 0].unique()) < 128
+    assert_clear(checked(SND018(), Stream.of(grid)))
+    assert_clear(checked(SND018(), Stream.of(grid.float())))
+    assert_clear(checked(SND018(), Stream.of((1.5 + 0.01 * x).half().float())))
+
+
+def test_float32_states_of_an_autocast_layer_are_no_grid() -> None:
+    class Autocast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                y = 6.0 + 0.5 * self.layer(x)
+            return y.float()
+
+    torch.manual_seed(0)
+    module = nn.Sequential(Autocast(), nn.Identity(), nn.Linear(16, 4)).eval()
+    stream = tensors(module, noise(600, 8), sites=["0"])
+    assert stream.schema[0].dtype == "float32"
+    assert_clear(checked(SND018(), stream))
+    rounded = nn.Sequential(Autocast(), FakeQuantised(4)).eval()
+    assert_raised(checked(SND018(), tensors(rounded, 2 * noise(600, 8), sites=["1"])), "note")
 
 
 def test_saturated_units_of_two_values_are_no_grid() -> None:

@@ -140,8 +140,9 @@ def _model(stream: Stream, seed: int, deep: bool) -> ModelEvidence | None:
 
 def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractContextManager[None]:
     """Hear which parts of the model run in the pass; workers run it out of hearing."""
-    heard = model is not None and model.silent is not None and not settings.workers
-    return model.silent.listening() if heard else nullcontext()
+    if model is None or model.silent is None or settings.workers:
+        return nullcontext()
+    return model.silent.listening()
 
 
 def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:

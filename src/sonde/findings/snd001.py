@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._places import read_command, sentence
+from sonde.findings._company import checked
+from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -30,11 +31,15 @@ class SND001(Rule):
     )
     how: ClassVar[str] = (
         "Rows of real tokens that hold a NaN or an infinity are counted at every site; one is "
-        "enough. Padded positions are no rows and are not looked at."
+        "enough. Padded positions are no rows: the pass does not look at them, but for a note the "
+        "self-check does, in the one batch of up to eight texts that it pads."
     )
-    false_positives: ClassVar[str] = "None known: masks are read at ports that may hold -inf only."
+    false_positives: ClassVar[str] = (
+        "None known: masks are read at ports that may hold -inf only. Attention over nothing "
+        "leaves NaN at padded positions of some models; that is the note."
+    )
     plant: ClassVar[str] = "One infinite weight; the logarithm of a negative number."
-    twin: ClassVar[str] = "The same net without it; infinities at padded positions alone."
+    twin: ClassVar[str] = "The same net without it; NaN at padded positions alone is a note."
 
     def check(self, evidence: Evidence) -> Check:
         """Count rows per site, over pooled rows and tokens."""
@@ -43,7 +48,7 @@ class SND001(Rule):
         n_rows = sum(v for k, v in evidence.counters.items() if k.startswith("rows|"))
         if not hit:
             figure = Figure("nonfinite_rows", 0.0, unit="rows", threshold=0.0, n_rows=n_rows)
-            return self.clear(figure)
+            return self._padding(evidence, figure)
         first = hit[0]
         count, n = bad[first], total[first]
         text = (
@@ -64,6 +69,25 @@ class SND001(Rule):
                 sites=tuple(hit),
                 effect=count / max(1, n),
                 next=read_command(first),
+            )
+        )
+
+    def _padding(self, evidence: Evidence, figure: Figure) -> Check:
+        """Say where padded positions alone were not finite in the self-check."""
+        found = checked(evidence)
+        if found is None or not found.padding:
+            return self.clear(figure)
+        names = [key.removesuffix(":out") for key in found.padding]
+        text = f"Padded positions hold NaN or infinity at {places(names)}; no real token does."
+        seen = f"{plural(found.n_rows, 'text')} padded in the self-check."
+        return self.raised(
+            Finding(
+                code=self.code,
+                level="note",
+                sentence=sentence(text, seen),
+                figure=figure,
+                sites=tuple(names),
+                next=read_command(names[0]),
             )
         )
 

@@ -32,8 +32,8 @@ class SND008(Rule):
     )
     how: ClassVar[str] = (
         "Texts padded on the left with and without position_ids = cumsum(mask) - 1, against texts "
-        "without padding. Raised where the processor pads left, the difference without is above the "
-        "tolerance, and with them it is not."
+        "without padding. Raised where the processor pads left, the difference without positions "
+        "is above the tolerance, and with them it is not."
     )
     false_positives: ClassVar[str] = "None known; rotary and ALiBi models do not need positions."
     plant: ClassVar[str] = "A model with learned positions and a processor that pads left."

@@ -8,8 +8,16 @@ import torch
 
 from sonde.findings._places import counted_as, scan_command, sentence
 from sonde.findings._text import listed, plural
-from sonde.findings.evidence import Evidence
+from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+
+LARGER = {
+    "sonde:digits": "sonde:digits/train",
+    "sonde:digits/test": "sonde:digits/train",
+    "sonde:stdlib": "sonde:stdlib/test-all",
+    "sonde:stdlib/test": "sonde:stdlib/test-all",
+    "sonde:stdlib/train": "sonde:stdlib/train-all",
+}
 
 
 @final
@@ -57,10 +65,10 @@ class SND009(Rule):
             Finding(
                 code=self.code,
                 level=self._level(evidence, starved, few, bool(partial)),
-                sentence=sentence(*self._text(evidence, starved), partial),
+                sentence=sentence(*self._text(evidence, starved), partial, _rest(evidence.data)),
                 figure=figure,
                 effect=min(1.0, 1.0 - min(1.0, present / needed)) if needed else 0.1,
-                next=scan_command(),
+                next=_more(evidence.data),
             ),
             withheld=[{"code": c.code, **_numbers(c)} for c in starved],
         )
@@ -99,6 +107,17 @@ class SND009(Rule):
         return (
             f"--limit read a file sorted by label: {plural(classes, 'class', 'classes')}{of} seen."
         )
+
+
+def _more(data: DataEvidence) -> str:
+    """Return a command that reads more rows; where all were read the user has to name others."""
+    if data.limited:
+        return scan_command()
+    return f"sonde scan {{model}} {LARGER.get(data.name, 'MORE_DATA')}"
+
+
+def _rest(data: DataEvidence) -> str:
+    return "" if data.limited or data.name in LARGER else "All of the data was read."
 
 
 def _wants_rows(check: Check) -> bool:

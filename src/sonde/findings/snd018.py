@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
+import torch
 
 from sonde.findings._places import is_averaged, places, read_command, sentence, too_few
 from sonde.findings._text import percent, plural
@@ -12,6 +13,7 @@ from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.findings.snd002 import BITS
 
 LEAST_VALUES = 4
+NARROW = {torch.bfloat16: BITS["bfloat16"], torch.float16: BITS["float16"]}
 
 
 @final
@@ -51,10 +53,12 @@ class SND018(Rule):
         "activations; quantised weights leave no such trace."
     )
     false_positives: ClassVar[str] = (
-        "Whole-number inputs and embeddings of bytes look like this; they are not looked at."
+        "Whole-number inputs and embeddings of bytes look like this; they are not looked at. "
+        "Values that a 16-bit format holds count as rounded to it, so rounding to 256 levels by a "
+        "power of two is not told from bfloat16."
     )
     plant: ClassVar[str] = "Eight-bit rounding after a ReLU."
-    twin: ClassVar[str] = "bfloat16."
+    twin: ClassVar[str] = "bfloat16, also where float32 holds it."
 
     def check(self, evidence: Evidence) -> Check:
         """Look at the sampled values of every unit."""
@@ -104,7 +108,7 @@ class SND018(Rule):
         if not LEAST_VALUES <= len(values) <= self.values:
             return False
         gaps = np.diff(values)
-        smallest = gaps.min()
+        smallest, bits = gaps.min(), min(bits, _held_bits(values))
         own = 2.0 ** (np.floor(np.log2(np.abs(values).max())) - bits + 1)
         multiple = gaps / smallest
         whole = np.abs(multiple - np.round(multiple)) <= self.within
@@ -114,3 +118,10 @@ class SND018(Rule):
 def _is_judged(site: SiteEvidence) -> bool:
     schema = site.schema
     return not (is_averaged(site) or schema.site.port == "in" or "Embedding" in schema.module)
+
+
+def _held_bits(values: np.ndarray) -> int:
+    """Return the bits of precision of the narrowest float format that holds all values exactly."""
+    x = torch.from_numpy(values)
+    held = [bits for kind, bits in NARROW.items() if torch.equal(x.to(kind).double(), x)]
+    return min(held, default=BITS["float64"])

@@ -1,0 +1,121 @@
+"""Parts of a model with parameters that no forward so far has used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sonde.tap import Probe
+
+UNASKED = ("head", "pooler")
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A module of which no parameter took part in a forward."""
+
+    path: str
+    n_parameters: int
+
+
+class Silent:
+    """The modules that stay silent, over one forward that is watched closely and all later ones.
+
+    In the first forward every operation's operands are compared with the memory of the parameters,
+    so a weight that a function uses counts. After it, and in the probe forward before it, a silent
+    module that is called is silent no more.
+
+    Parameters
+    ----------
+    root : nn.Module
+    probe : Probe
+        What ran in the probe forwards.
+
+    Attributes
+    ----------
+    n_forwards : int
+        Forwards that were looked at in this process.
+    """
+
+    def __init__(self, root: nn.Module, probe: Probe) -> None:
+        self.root, self.names = root, probe.names
+        self.n_forwards = 1 if probe.other is None else 2
+        self._ran = {path for path, calls in probe.trace.items() if calls}
+        self._candidates: dict[str, int] = {}
+
+    @contextmanager
+    def touching(self) -> Iterator[None]:
+        """Look at one forward closely."""
+        touched = _Touched()
+        with touched:
+            yield
+        self.n_forwards += 1
+        for name, module in self.names.primary():
+            own = [p for p in module.parameters() if p.device.type != "meta" and p.numel()]
+            used = any(_storage(p) in touched.storages for p in own)
+            if name and own and not used and name not in self._ran:
+                self._candidates[name] = sum(p.numel() for p in {id(p): p for p in own}.values())
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear which silent modules are called; costs nothing where none is."""
+        modules = self.names.modules
+        handles = [
+            modules[name].register_forward_pre_hook(partial(self._heard, name))
+            for name in self._candidates
+        ]
+        if handles:
+            handles.append(self.root.register_forward_pre_hook(self._count))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _heard(self, name: str, module: nn.Module, args: Any) -> None:
+        self._ran.add(name)
+
+    def _count(self, module: nn.Module, args: Any) -> None:
+        self.n_forwards += 1
+
+    def unused(self) -> list[Unused]:
+        """Return the outermost modules that nothing used, but for heads that nobody asked for."""
+        quiet = {name for name in self._candidates if not self._has_run(name)}
+        return [
+            Unused(name, count)
+            for name, count in self._candidates.items()
+            if name in quiet and name.rpartition(".")[0] not in quiet and not _is_unasked(name)
+        ]
+
+    def _has_run(self, name: str) -> bool:
+        return any(ran == name or ran.startswith(f"{name}.") for ran in self._ran)
+
+
+class _Touched(TorchDispatchMode):
+    """Remembers the memory of every tensor that an operation received."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self.storages.add(_storage(leaf))
+        return func(*args, **(kwargs or {}))
+
+
+def _storage(x: Tensor) -> int:
+    try:
+        return x.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _is_unasked(name: str) -> bool:
+    return name.count(".") <= 1 and any(word in name.lower() for word in UNASKED)

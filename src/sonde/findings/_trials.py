@@ -1,0 +1,161 @@
+"""Small forwards of one live model, and all rows (tokens, patches) at its sites in each."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sonde.core.inputs import InputBatch
+from sonde.core.site import Reducer, Site
+from sonde.findings._silent import Silent
+from sonde.tap import LiveStream
+from sonde.tap.reduce import Frame, Reduction, possible
+from sonde.tap.watch import watch
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows at one site in float64, sorted by the example that they belong to."""
+
+    x: Float[Tensor, "row dim"]
+    example: Int[Tensor, "row"]
+
+
+Taken = dict[str, Rows]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """How one site is read."""
+
+    site: Site
+    reduction: Reduction
+    dtype: str
+
+
+class Trials:
+    """Runs small batches through the model of a stream.
+
+    Parameters
+    ----------
+    stream : LiveStream
+
+    Attributes
+    ----------
+    silent : Silent
+        Modules that no forward has used; the first forward is watched closely.
+    tensors : dict of str to Tensor
+        Raw tensors at and before each site in the first forward, by the site's text.
+    padding : set of str
+        Sites where padded positions held NaN or infinity while no real token did.
+    """
+
+    def __init__(self, stream: LiveStream) -> None:
+        self.module = stream.model.module
+        self.silent = Silent(self.module, stream.probe)
+        self.tensors: dict[str, Tensor] = {}
+        self.padding: set[str] = set()
+        self.sites: dict[str, _Read] = {}
+        for kind in stream.kinds:
+            axes = kind.reduction.axes
+            name = next(n for n in ("tokens", "patches", "mean") if n in possible(axes))
+            if "|" not in kind.key and kind.site.port != "grad":
+                reduction = Reduction(Reducer(name, keep_special=True), axes)
+                self.sites[kind.key] = _Read(kind.site, reduction, kind.schema.dtype)
+
+    def read(self, batch: InputBatch, which: Sequence[int], seed: int) -> Taken:
+        """Run a batch of the examples ``which`` under a random seed and return rows by site."""
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global generator is what a model may draw from
+        random.seed(seed)
+        tensors = self._run(batch)
+        frame, found = None, {}
+        for key, how in self.sites.items():
+            raw = tensors.get(str(how.site))
+            if raw is None:
+                continue
+            if frame is None or frame.device != raw.device:
+                frame = Frame(batch, raw.device)
+            x, layout = how.reduction(raw, frame)
+            if torch.isfinite(x).all() and not torch.isfinite(raw).all() and _has_padding(batch):
+                self.padding.add(key)
+            example = torch.tensor(which)[frame.columns(layout).example]
+            found[key] = _sorted(x.double().cpu(), example)
+        return found
+
+    def _run(self, batch: InputBatch) -> dict[str, Tensor]:
+        sites = [how.site for how in self.sites.values()]
+        entering = [Site(s.path, s.call, "in") for s in sites if s.port == "out"]
+        is_first = not self.tensors
+        around: AbstractContextManager[None] = (
+            self.silent.touching() if is_first else self.silent.listening()
+        )
+        wanted = [*sites, *entering] if is_first else sites
+        tensors = watch(
+            self.module, batch, wanted, as_found=not self.module.training, around=around
+        ).tensors
+        if is_first:
+            self.tensors = tensors
+        return tensors
+
+
+def _has_padding(batch: InputBatch) -> bool:
+    return batch.mask is not None and not bool(batch.mask.all())
+
+
+def _sorted(x: Tensor, example: Tensor) -> Rows:
+    order = torch.argsort(example, stable=True)
+    return Rows(x[order], example[order])
+
+
+def joined(parts: Sequence[Taken]) -> Taken:
+    """Return the rows of several forwards together."""
+    return {
+        key: _sorted(
+            torch.cat([p[key].x for p in parts]), torch.cat([p[key].example for p in parts])
+        )
+        for key in parts[0]
+        if all(key in p for p in parts)
+    }
+
+
+def of_example(taken: Taken, which: int) -> Taken:
+    """Return the rows of one example."""
+    return {
+        key: Rows(rows.x[rows.example == which], rows.example[rows.example == which])
+        for key, rows in taken.items()
+    }
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[list[str]]:
+    """Give back random states and buffers as they were; yields the names of changed buffers."""
+    before = {n: b.detach().clone() for n, b in module.named_buffers() if not b.is_meta}
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    changed: list[str] = []
+    try:
+        with torch.random.fork_rng(devices=_devices(module)):
+            yield changed
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        for name, buffer in module.named_buffers():
+            old = before.get(name)
+            if old is not None and not torch.equal(old, buffer) and not _both_nan(old, buffer):
+                changed.append(name)
+                with torch.no_grad():
+                    buffer.copy_(old)
+
+
+def _both_nan(a: Tensor, b: Tensor) -> bool:
+    return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _devices(module: nn.Module) -> list[int]:
+    found = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    return sorted(d.index or 0 for d in found)
