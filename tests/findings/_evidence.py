@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 from torch import Tensor, nn
 
+from narrow import expect
 from sonde.core.batch import Batch
 from sonde.core.folding import observe_stream
 from sonde.core.passes import states_of
@@ -125,7 +127,7 @@ def versus_of(
 @cache
 def digits() -> tuple[Tensor, Tensor]:
     """Return the 1,797 digits with pixels in [0, 1], and their labels."""
-    found = load_digits()
+    found = expect(Bunch, load_digits())
     return torch.tensor(found.data / 16, dtype=torch.float32), torch.tensor(found.target)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from findings._nets import Block, evidence_of, tokens
+from narrow import expect
 from sonde.findings.evidence import Evidence
 
 LENGTHS = [9 + 3 * (i % 8) for i in range(24)]
@@ -17,7 +18,7 @@ def gpt2(dtype: torch.dtype = torch.float32) -> GPT2Model:
     """Return a model with learned positions."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=61, n_embd=32, n_layer=3, n_head=4, n_positions=96)
-    return GPT2Model(config).to(dtype).eval()
+    return GPT2Model(config).to(dtype).eval()  # pyright: ignore[reportArgumentType]
 
 
 def llama() -> LlamaModel:
@@ -46,7 +47,8 @@ class Forgetful(nn.Module):
         if self.uses_mask:
             weight = attention_mask[..., None] / attention_mask.sum(1)[:, None, None]
             mean = (x * weight).sum(1, keepdim=True)
-            for block in self.blocks:
+            for member in self.blocks:
+                block = expect(Block, member)
                 x = x + block.down(torch.tanh(block.up(x + mean)))
             return x
         for block in self.blocks:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from narrow import expect
 from sonde.core.stream import Stream
 from sonde.findings.snd011 import SND011
 
@@ -11,7 +12,7 @@ def net(bias: float = 0.0, share: float = 0.0, width: int = 100) -> nn.Sequentia
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4)).eval()
     with torch.no_grad():
-        module[0].bias[: round(share * width)] += bias
+        expect(nn.Linear, module[0]).bias[: round(share * width)] += bias
     return module
 
 
@@ -29,8 +30,9 @@ def test_dead_units_are_counted_where_the_bias_kills_them(share: float, level: s
 def test_zero_rows_of_a_weight_are_constant_units() -> None:
     module = net()
     with torch.no_grad():
-        module[0].weight[:55] = 0
-        module[0].bias[:55] = 0.3
+        first = expect(nn.Linear, module[0])
+        first.weight[:55] = 0
+        first.bias[:55] = 0.3
     check = checked(SND011(), tensors(module, noise(300, 8)))
     assert_raised(check, "warning")
     assert check.finding is not None

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
+from narrow import expect
 from sonde.findings.snd013 import SND013, slope
 
 
@@ -10,7 +11,7 @@ def net(gain: float, activation: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 40), activation, nn.Linear(40, 3)).eval()
     with torch.no_grad():
-        module[0].weight *= gain
+        expect(nn.Linear, module[0]).weight *= gain
     return module
 
 

@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from narrow import expect
 from sonde.core.stream import Stream
 from sonde.findings.snd014 import SND014
 
@@ -10,8 +11,9 @@ def test_copied_rows_of_a_weight() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 32), nn.ReLU()).eval()
     with torch.no_grad():
-        module[0].weight[16:] = module[0].weight[:16]
-        module[0].bias[16:] = module[0].bias[:16]
+        layer = expect(nn.Linear, module[0])
+        layer.weight[16:] = layer.weight[:16]
+        layer.bias[16:] = layer.bias[:16]
     check = checked(SND014(), tensors(module, noise(400, 8)))
     assert_raised(check, "warning")
     assert check.figure is not None

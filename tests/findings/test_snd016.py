@@ -36,7 +36,7 @@ class Spiked(Patches):
         return self.head(x.mean(dim=1))
 
 
-def stream(module: nn.Module, n: int = 64) -> object:
+def stream(module: nn.Module, n: int = 64) -> Stream:
     return tensors(module.eval(), noise(n * 6, 16).reshape(n, 6, 16))
 
 

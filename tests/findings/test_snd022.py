@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
+from narrow import expect
 from sonde.core.stream import Stream
 from sonde.findings.snd022 import SND022, directions, few_classes
 
@@ -35,8 +36,9 @@ def test_a_weight_of_rank_one_is_a_collapse() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh()).eval()
     with torch.no_grad():
-        u, s, v = torch.linalg.svd(module[2].weight)
-        module[2].weight.copy_(s[0] * torch.outer(u[:, 0], v[0]))
+        weight = expect(nn.Linear, module[2]).weight
+        u, s, v = torch.linalg.svd(weight)
+        weight.copy_(s[0] * torch.outer(u[:, 0], v[0]))
     check = checked(SND022(), tensors(module, noise(300, 8)))
     assert_raised(check, "error")
     assert check.finding is not None

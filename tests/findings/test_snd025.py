@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from findings._nets import (
+    Block,
     Patches,
     assert_clear,
     assert_raised,
@@ -13,6 +14,7 @@ from findings._nets import (
     tensors,
     tokens,
 )
+from narrow import expect
 from sonde.findings.profile import site_profile
 from sonde.findings.snd025 import SND025
 
@@ -21,9 +23,10 @@ def net(scale: float | None, block: int = 3, depth: int = 6) -> Patches:
     module = Patches(depth=depth).eval()
     if scale is not None:
         with torch.no_grad():
-            for part in (module.blocks[block].value, module.blocks[block].down):
-                part.weight *= scale
-                part.bias *= scale
+            changed = expect(Block, module.blocks[block])
+            for part in (changed.value, changed.down):
+                part.weight.mul_(scale)
+                part.bias.mul_(scale)
     return module
 
 
@@ -55,11 +58,10 @@ def test_an_idle_block_and_many_weak_ones_are_warnings() -> None:
     assert_raised(checked(SND025(), tensors(net(0.0), X)), "warning")
     weak = net(0.02, block=1)
     with torch.no_grad():
-        for block in (weak.blocks[4], weak.blocks[5]):
-            block.value.weight *= 0.02
-            block.down.weight *= 0.02
-            block.value.bias *= 0.02
-            block.down.bias *= 0.02
+        for block in (expect(Block, weak.blocks[i]) for i in (4, 5)):
+            for part in (block.value, block.down):
+                part.weight.mul_(0.02)
+                part.bias.mul_(0.02)
     assert_raised(checked(SND025(), tensors(weak, X)), "warning")
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from narrow import expect
 from sonde.findings.snd027 import SND027
 
 
@@ -13,9 +14,10 @@ def net(rank: int | None, widths: tuple[int, int, int] = (24, 40, 40)) -> nn.Seq
                            nn.Linear(second, third)).eval()  # fmt: skip
     if rank is not None:
         with torch.no_grad():
-            u, s, v = torch.linalg.svd(module[4].weight)
+            weight = expect(nn.Linear, module[4]).weight
+            u, s, v = torch.linalg.svd(weight)
             s[rank:] = 0
-            module[4].weight.copy_(u @ torch.diag(s) @ v)
+            weight.copy_(u @ torch.diag(s) @ v)
     return module
 
 
