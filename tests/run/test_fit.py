@@ -3,7 +3,7 @@
 import inspect
 from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from models import mlp
+from narrow import present
 from probe_learner import MinibatchProbe, ProbeSteps
 from run_case import Stopping, rows, stream
 from sonde.core.errors import InputError, SondeWarning, StateError
@@ -35,7 +36,7 @@ from sonde.run.score import score
 from sonde.run.tasks import assign
 from sonde.stats import Moments
 
-QUIET = {"progress": False}
+QUIET: dict[str, Any] = {"progress": False}
 
 
 def three_sites(n=300):
@@ -156,7 +157,7 @@ def test_a_dozen_instruments_share_one_statistic(monkeypatch):
     assert len(fitted) == 12
     assert sum(alone.values()) > 0
     assert alone == many
-    assert len({round(r.value, 9) for _, r in fitted}) == 12
+    assert len({round(float(r), 9) for _, r in fitted}) == 12
 
 
 def test_instruments_of_one_class_are_told_apart_by_their_parameters():
@@ -174,7 +175,7 @@ def test_instruments_of_one_class_are_told_apart_by_their_parameters():
 def test_detectors_are_fitted_on_one_part_and_calibrated_on_the_other():
     source = stream(500)
     fitted = fit(Mahalanobis(), source, calibrate=0.3, **QUIET)
-    held = fitted.split.is_held(next(iter(source.batches(0, 500))).split_draw)
+    held = present(fitted.split).is_held(next(iter(source.batches(0, 500))).split_draw)
     scorer = fitted.result("mahalanobis")
     assert scorer.n == int((~held).sum())
     assert scorer.calibration.n == int(held.sum())

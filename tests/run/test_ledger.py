@@ -13,6 +13,7 @@ from sonde.core.files import atomic_write
 from sonde.core.plan import Plan
 from sonde.core.statefile import write_state
 from sonde.run.ledger import Ledger, Range, add_counters, join_units, nodes
+from sonde.stats.moments import MomentsState
 
 
 @pytest.mark.truth("core.passes: grow and fold in memory")
@@ -74,7 +75,7 @@ def test_a_partial_result_can_be_read_at_any_time(tmp_path):
         ledger.put(unit, unit + 1, *job.leaf(unit))
     states, counters, units = ledger.partial()
     assert units == [[0, 2], [6, 6]]
-    moments = next(s for i, s in states.items() if hasattr(s, "scatter"))
+    moments = next(s for s in states.values() if isinstance(s, MomentsState))
     assert moments.n == counters["rows"]["x"]
     for unit in (3, 4, 5, 7, 8, 9, 10):
         ledger.put(unit, unit + 1, *job.leaf(unit))
@@ -247,9 +248,9 @@ def test_an_empty_state_is_kept_as_none(tmp_path):
         ledger.put(unit, unit + 1, nothing if unit % 2 else job.leaf(unit)[0], {})
         ledger.compact()
     states, _ = ledger.finish()
-    moments = next(s for s in states.values() if hasattr(s, "scatter"))
+    moments = next(s for s in states.values() if isinstance(s, MomentsState))
     expected = sum(
-        next(s for s in job.leaf(u)[0].values() if hasattr(s, "scatter")).n
+        next(s for s in job.leaf(u)[0].values() if isinstance(s, MomentsState)).n
         for u in range(0, N_UNITS, 2)
     )
     assert moments.n == expected

@@ -185,7 +185,8 @@ def residual_init(module: nn.Module, seed: int) -> None:
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=part.in_features**-0.5)
         elif type(part).__name__ == "Conv1D":
-            nn.init.normal_(part.weight, std=part.weight.shape[0] ** -0.5)
+            weight = part.get_parameter("weight")
+            nn.init.normal_(weight, std=weight.shape[0] ** -0.5)
         elif isinstance(part, nn.Conv2d) and part.groups == 1:
             nn.init.kaiming_normal_(part.weight)
 

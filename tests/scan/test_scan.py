@@ -1,6 +1,7 @@
 """``sonde.scan`` from Python: what the report holds, and a pass that was stopped."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,7 @@ def test_too_little_data_is_refused(rows, message):
 
 def test_unknown_codes_are_refused_before_the_pass():
     source = Stopping(Stream.of(torch.stack(items(80))), after=0)
-    for wrong in ({"ignore": ("SND999",)}, {"only": ("SND999",)}):
+    cases: list[dict[str, Any]] = [{"ignore": ("SND999",)}, {"only": ("SND999",)}]
+    for wrong in cases:
         with pytest.raises(InputError, match="SND999"):
             scan_stream(source, settings=ScanSettings(progress=False, **wrong))

@@ -1,6 +1,7 @@
 """Rows on disk: the same bits back, the same fits, and files that may lie."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from sonde.run.fit import fit
 from sonde.run.read import read
 from sonde.store import Store, describe_store, write_store
 
-QUIET = {"progress": False}
+QUIET: dict[str, Any] = {"progress": False}
 
 WORDS = {"float32": torch.int32, "float64": torch.int64, "float16": torch.int16}
 PAYLOADS = {
