@@ -14,6 +14,7 @@ from sonde.findings.gather import ScanStatistics
 from sonde.findings.scan import Gathered, Scanned
 from sonde.run.progress import peak_memory_bytes
 from sonde.tap import LiveStream
+from sonde.tap.sites import ENTRY
 
 PACKAGES = ("sonde", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
 
@@ -125,7 +126,9 @@ def _instruments(gathered: Gathered) -> list[dict[str, Any]]:
     counters = gathered.outcome.counters
     groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
     for statistic, keys, where in statistics.roles.values():
-        rows = "pooled" if all("|" not in k for k in keys) else keys[-1].split("|")[1]
+        rows = keys[-1].partition("|")[2] or "pooled"
+        if rows == ENTRY:  # what the first site receives, for its update alone
+            continue
         if type(where).__name__ == "Subsample":
             rows = f"1/8 of {rows}"
         groups.setdefault((type(statistic).__name__, rows), []).append(keys)
