@@ -15,7 +15,8 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.folding import fold, grow, observe_stream
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
-from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, merge_pair, observe_unit, states_of
+from sonde.core.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE
+from sonde.core.passes import merge_pair, observe_unit, states_of
 from sonde.core.plan import Part, Split
 from sonde.core.requests import Request, Task, requests
 from sonde.core.result import Result

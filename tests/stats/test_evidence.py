@@ -118,6 +118,15 @@ def test_token_norms():
     assert float(state.energy_share[0]) > 0.8
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.truth("float64 norms of the same rows")
+def test_norms_whose_squares_do_not_fit_into_float32(scale):
+    x = scale * torch.randn(50, 6, generator=GENERATOR)
+    position, special = torch.ones(50).long(), torch.zeros(50).bool()
+    state = TokenNorms().observe(x, position, special)
+    assert float(state.sum[2]) == pytest.approx(float(x.double().norm(dim=1).sum()), rel=1e-12)
+
+
 def test_empty_bucket_has_no_median():
     state = TokenNorms().observe(torch.ones(2, 1), torch.ones(2).long(), torch.zeros(2).bool())
     assert state.median[0].isnan()
@@ -142,6 +151,17 @@ def test_extremes():
     assert (state.order[0], state.position[0]) == (8, 1)
     want = x.abs().amax(1).sort(descending=True).values[:4].double()
     torch.testing.assert_close(state.value.abs(), want)
+
+
+@pytest.mark.truth("sorting all rows by size, then by draw")
+def test_extremes_of_equal_size_are_those_of_smallest_draw():
+    x = torch.ones(50, 3)
+    x[::2] = -1.0
+    zero, draw = torch.zeros(50).long(), torch.randperm(50, generator=GENERATOR)
+    state = Extremes(8).observe(x, zero, zero, torch.stack([zero, zero], 1), draw)
+    assert state.draw.tolist() == list(range(8))
+    signs = x[draw.argsort()[:8], 0].double()
+    assert torch.equal(state.value, signs)
 
 
 @pytest.mark.truth("1 - var(means) / var(rows) for examples of equal length")

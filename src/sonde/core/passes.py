@@ -13,15 +13,12 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, Head
 from sonde.core.errors import InputError, StateError
+from sonde.core.joining import is_full, joined_batches
 from sonde.core.plan import Split
 from sonde.core.requests import Request, States, Task, reads_of
 from sonde.core.selection import FiniteRows, row_indices
 from sonde.core.state import State
 from sonde.core.statistic import Learner, Statistic
-
-BUFFER_ROWS = 2048
-BUFFER_ROWS_WIDE = 512
-WIDE = 256
 
 
 class _Buffer:
@@ -45,8 +42,7 @@ class _Buffer:
         if self.whole:
             return False
         x = self.columns.get("x")
-        wide = x is not None and x[0].shape[1] > WIDE
-        return self.n_rows >= (BUFFER_ROWS_WIDE if wide else BUFFER_ROWS)
+        return is_full(self.n_rows, 0 if x is None else x[0].shape[1])
 
     def flush(self, states: States) -> None:
         if self.n_rows == 0:
@@ -99,7 +95,7 @@ def observe_unit(
     for request in wanted.values():
         by_buffer[request.buffer].append(request)
     buffers = {name: _Buffer(readers) for name, readers in by_buffer.items()}
-    for batch in batches:
+    for batch in joined_batches(batches):
         finite = FiniteRows(batch)
         _count(counts, batch, finite)
         held = None if split is None else split.is_held(batch.split_draw)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
-from sonde.core.passes import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE
+from sonde.core.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE
 from sonde.core.plan import Plan
 from sonde.core.requests import Request
 from sonde.run.progress import gib

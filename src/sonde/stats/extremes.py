@@ -54,11 +54,15 @@ class Extremes(Statistic[ExtremesState]):
         draw: Int[Tensor, "row"],
     ) -> ExtremesState:
         """Return the extremes of a batch."""
-        x = x.detach()
-        size = x.abs()
-        unit = size.argmax(1)
-        value = x.gather(1, unit[:, None])[:, 0].double().cpu()
-        columns = (value, unit.cpu(), order, position, ids, draw)
+        size = x.detach().abs()
+        each = size.amax(1)
+        # Only the rows that may be among the largest are looked at one by one.
+        least = each.topk(min(self.rows, len(each))).values[-1]
+        rows = torch.nonzero(each >= least).flatten()
+        unit = size[rows].argmax(1)
+        value = x.detach()[rows, unit].double().cpu()
+        kept = rows.cpu()
+        columns = (value, unit.cpu(), order[kept], position[kept], ids[kept], draw[kept])
         return self._top(len(x), size.amax(0).double(), columns)
 
     def merge(self, a: ExtremesState, b: ExtremesState) -> ExtremesState:

@@ -14,7 +14,7 @@ from sonde.stats._log_table import table_log_bins
 
 LOW, HIGH, SUB = -40, 24, 4
 _SIDE = (HIGH - LOW + 1) * SUB
-_BINS = 2 * _SIDE + 1
+BINS = 2 * _SIDE + 1
 
 
 def log_bins(x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -108,9 +108,9 @@ class LogHistogram(Statistic[LogHistogramState]):
         z = x if x.dtype in (torch.float32, torch.float64) else x.float()
         z = z if grad is None else z * grad.to(z)
         dim = x.shape[1]
-        index = log_bins(z) + torch.arange(dim, dtype=torch.int32, device=x.device) * _BINS
-        counts = torch.bincount(index.flatten(), minlength=dim * _BINS)
-        return LogHistogramState(len(x), counts.reshape(dim, _BINS))
+        index = log_bins(z) + torch.arange(dim, dtype=torch.int32, device=x.device) * BINS
+        counts = torch.bincount(index.flatten(), minlength=dim * BINS)
+        return LogHistogramState(len(x), counts.reshape(dim, BINS))
 
     def merge(self, a: LogHistogramState, b: LogHistogramState) -> LogHistogramState:
         """Return the sums of both."""

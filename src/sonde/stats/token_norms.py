@@ -1,5 +1,6 @@
 """Lengths of rows, apart for first positions, special tokens and the rest."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.stats.log_histogram import LogHistogramState, log_bins, log_centres
+from sonde.stats.log_histogram import BINS, LogHistogramState, log_bins
 
 FIRST, SPECIAL, REST = range(3)
+TINY = 1e-15
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,29 @@ class TokenNorms(Statistic[TokenNormsState]):
         special: Bool[Tensor, "row"],
     ) -> TokenNormsState:
         """Return the sums and counts of a batch."""
-        norm = torch.linalg.vector_norm(x.detach(), dim=1, dtype=torch.float64).cpu()
+        norm = _norms(x.detach()).cpu()
         special, position = special.cpu(), position.cpu()
         bucket = torch.where(special, SPECIAL, REST).masked_fill(position == 0, FIRST)
-        n_bins = len(log_centres())
-        counts = torch.bincount(bucket * n_bins + log_bins(norm), minlength=3 * n_bins)
-        zero = torch.zeros(3, dtype=torch.float64)
+        counts = torch.bincount(bucket * BINS + log_bins(norm), minlength=3 * BINS)
+        norm, zero = norm.double(), torch.zeros(3, dtype=torch.float64)
         return TokenNormsState(
             zero.index_add(0, bucket, norm),
             zero.index_add(0, bucket, norm.square()),
-            counts.reshape(3, n_bins),
+            counts.reshape(3, BINS),
         )
 
     def merge(self, a: TokenNormsState, b: TokenNormsState) -> TokenNormsState:
         """Return the sums of both."""
         return TokenNormsState(a.sum + b.sum, a.square + b.square, a.counts + b.counts)
+
+
+def _norms(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+    """Return each row's length; in float64 where the squares do not fit into float32."""
+    norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+    low, high = torch.aminmax(norm)
+    if float(low) > TINY and math.isfinite(float(high)):
+        return norm
+    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
 
 
 def _median(counts: Int[Tensor, "bin"]) -> Float[Tensor, ""]:

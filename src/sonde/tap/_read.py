@@ -1,7 +1,8 @@
 """One forward of a live model, and the rows that hooks took from it."""
 
+import contextlib
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from sonde.core.errors import SiteError, SondeError
 from sonde.core.inputs import InputBatch
 from sonde.tap._choose import Kind
 from sonde.tap._hooks import Session
+from sonde.tap._waiting import Waiting
 from sonde.tap.objectives import Objective, value
 from sonde.tap.outputs import find, find_input, replaced
 from sonde.tap.probe import Probe, find_logits
@@ -81,12 +83,14 @@ class Reader:
         self.frame = frame
         self.taken = {kind.key: {} for kind in self.kinds}
         self.gradients = {kind.key: {} for kind in self.kinds}
+        self.means: list[Tensor] = []
+        self.waiting: Waiting[tuple[Kind, int]] = Waiting()
         may_stop = self.may_stop and kwargs.get("past_key_values") is None
         last = max(self.kinds, key=lambda k: k.site.order) if may_stop else None
         for slot in self.slots:
             slot.reset(last)
         logits = self._forward(args, kwargs, batch)
-        if not frame.is_careful and self._may_be_poisoned():
+        if frame.drops_tokens and not frame.is_careful and self._may_be_poisoned():
             frame.is_careful = True
             return self.read(args, kwargs, batch, frame)
         reading = self._reading(logits)
@@ -98,20 +102,28 @@ class Reader:
     ) -> Tensor | None:
         with self.session:
             output = self.session.run(args, kwargs)
+            self._settle()
             logits = self._logits(output, self.frame)
             if self.objective is not None:
                 self._backward(output, logits, batch)
         return None if logits is None else logits.detach()
 
+    def _settle(self) -> None:
+        for reduction, members, outputs in self.waiting.groups():
+            with at_site(members[0][0].key):
+                rows, layout = reduction.stacked(outputs, self.frame)
+            for (kind, call), mine in zip(members, rows, strict=True):
+                self.keep(kind, call, mine, layout)
+
+    def keep(self, kind: Kind, call: int, rows: Tensor, layout: Hashable) -> None:
+        """Keep the rows of one call."""
+        self.taken[kind.key][call] = rows, layout
+        if kind.reduction.reducer.name == "mean" and kind.reduction.is_over_tokens:
+            self.means.append(rows)
+
     def _may_be_poisoned(self) -> bool:
         """Return whether a mean over tokens is not finite, perhaps by a token at weight 0."""
-        means = [
-            rows
-            for kind in self.kinds
-            if kind.reduction.reducer.name == "mean" and kind.reduction.is_over_tokens
-            for rows, _ in self.taken[kind.key].values()
-        ]
-        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in means]
+        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in self.means]
         return bool(sums) and not math.isfinite(float(torch.stack(sums).sum()))
 
     def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
@@ -207,12 +219,13 @@ class _Slot:
     def after(self, output: Any) -> Any:
         """Take from an output; return one with gradient-requiring tensors if those are needed."""
         call, taken = self.calls, []
+        copies: dict[int, Tensor] = {}
         for kind, key, wanted in self.plan:
             if wanted is None or wanted == call:
                 leaf = find(output, key)
                 if leaf is None:
                     raise SiteError(f"Site: {str(kind.site)!r} returned no such tensor this time.")
-                self._take(kind, leaf, call)
+                self._take(kind, leaf, call, copies)
                 taken.append((kind, leaf))
         changed = self._watched(output, taken) if self.differentiates else output
         self._count()
@@ -229,22 +242,36 @@ class _Slot:
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take from the inputs."""
+        copies: dict[int, Tensor] = {}
         for kind, key, wanted in self.plan:
             if wanted is None or wanted == self.calls:
-                self._take(kind, find_input(self.module, args, kwargs, key)[1], self.calls)
+                leaf = find_input(self.module, args, kwargs, key)[1]
+                self._take(kind, leaf, self.calls, copies)
         self._count()
 
-    def _take(self, kind: Kind, leaf: Tensor, call: int) -> None:
-        try:
-            self.reader.taken[kind.key][call] = kind.reduction(leaf.detach(), self.reader.frame)
-        except SondeError as error:
-            error.add_note(f"at {kind.key}")
-            raise
+    def _take(self, kind: Kind, leaf: Tensor, call: int, copies: dict[int, Tensor]) -> None:
+        if Waiting.takes(kind.reduction, leaf):
+            if id(leaf) not in copies:
+                copies[id(leaf)] = leaf.detach().clone()
+            self.reader.waiting.add((kind, call), kind.reduction, copies[id(leaf)])
+            return
+        with at_site(kind.key):
+            self.reader.keep(kind, call, *kind.reduction(leaf.detach(), self.reader.frame))
 
     def _count(self) -> None:
         call, self.calls = self.calls, self.calls + 1
         if call == self.stop_at:
             self.reader.session.stop()
+
+
+@contextlib.contextmanager
+def at_site(key: str) -> Iterator[None]:
+    """Name the site in an error that is raised inside."""
+    try:
+        yield
+    except SondeError as error:
+        error.add_note(f"at {key}")
+        raise
 
 
 def _is_number(kind: Kind) -> bool:

@@ -5,7 +5,7 @@ one layout share the very same column tensors and no selection is built twice.
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,6 +45,8 @@ class Frame:
     ----------
     is_careful : bool
         Silence tokens of weight 0 before a mean: 0 times NaN is NaN. Costs a copy of each output.
+    drops_tokens : bool
+        Whether a mean that was taken gave some token the weight 0.
     """
 
     def __init__(self, batch: InputBatch, device: torch.device | None = None) -> None:
@@ -52,9 +54,15 @@ class Frame:
         self.n = len(batch)
         self.device = torch.device("cpu") if device is None else device
         self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
-        self.is_careful = False
+        self.is_careful, self.drops_tokens = False, False
+        self._whole: dict[Hashable, bool] = {}
         self._selected: dict[Hashable, Tensor] = {}
         self._columns: dict[Hashable, Columns] = {}
+
+    def check(self, n: int) -> None:
+        """Refuse states of another number of examples."""
+        if n != self.n:
+            raise ShapeError(f"expected {self.n} examples, got {n} in the states.")
 
     @cached_property
     def first(self) -> Int[Tensor, "example"]:
@@ -83,6 +91,16 @@ class Frame:
             return real & ~special.bool().cpu()
         return real
 
+    def is_whole(self, axis: str, length: int, keep_special: bool) -> bool:
+        """Return whether every token counts: nothing is padded or special."""
+        key = (axis, length, keep_special)
+        if key not in self._whole:
+            special = self.batch.special if axis == "pos" and not keep_special else None
+            mask = self.masks[axis]
+            padded = mask is not None and not (mask.shape[1] == length and bool(mask.all()))
+            self._whole[key] = not padded and (special is None or not bool(special.any()))
+        return self._whole[key] and length > 0
+
     def _some(self, mask: Tensor, reducer: str, what: str) -> Tensor:
         empty = ~mask.any(dim=1)
         if bool(empty.any()):
@@ -97,8 +115,12 @@ class Frame:
     def weights(self, axis: str, length: int, keep_special: bool, dtype: torch.dtype) -> Tensor:
         """Return, for each example, the weight of each token in the mean: (example, 1, pos)."""
         key = ("mean", axis, length, keep_special, dtype)
+        if key not in self._selected and self.is_whole(axis, length, keep_special):
+            shape = self.n, 1, length
+            self._selected[key] = torch.full(shape, 1 / length, dtype=dtype, device=self.device)
         if key not in self._selected:
             kept = self._some(self.kept(axis, length, keep_special), "mean", "ordinary")
+            self.drops_tokens = True
             weights = kept.double() / kept.sum(dim=1, keepdim=True)
             self._selected[key] = weights[:, None].to(dtype=dtype, device=self.device)
         return self._selected[key]
@@ -107,12 +129,11 @@ class Frame:
         """Return the index of the ``last`` or first (``cls``) real token of each example."""
         key = (which, axis, length)
         if key not in self._selected:
-            real = self._some(self.real(axis, length), which, "real")
-            index = (
-                length - 1 - real.flip(1).to(torch.uint8).argmax(1)
-                if which == "last"
-                else real.to(torch.uint8).argmax(1)
-            )
+            if self.is_whole(axis, length, True):
+                index = torch.full((self.n,), length - 1 if which == "last" else 0)
+            else:
+                real = self._some(self.real(axis, length), which, "real").to(torch.uint8)
+                index = length - 1 - real.flip(1).argmax(1) if which == "last" else real.argmax(1)
             self._selected[key] = index.to(self.device)
         return self._rows, self._selected[key]
 
@@ -124,12 +145,15 @@ class Frame:
         """Return the index of each token that counts, in the flattened (example, pos) order."""
         key = ("tokens", axis, length, keep_special)
         if key not in self._selected:
-            real = self._some(self.real(axis, length), "tokens", "real")
-            kept = self.kept(axis, length, keep_special)
-            flat = kept.flatten().nonzero().flatten()
+            if self.is_whole(axis, length, keep_special):
+                flat = torch.arange(self.n * length)
+                within = torch.arange(length).repeat(self.n)
+            else:
+                real = self._some(self.real(axis, length), "tokens", "real")
+                flat = self.kept(axis, length, keep_special).flatten().nonzero().flatten()
+                within = (real.long().cumsum(1) - 1).flatten()[flat]
             self._selected[key] = flat.to(self.device)
             example = flat // length
-            within = (real.long().cumsum(1) - 1).flatten()[flat]
             special = self.batch.special if axis == "pos" else None
             marks = None if special is None else special.bool().cpu().flatten()[flat]
             self._columns[key] = Columns(example, self.first[example] + within, special=marks)
@@ -228,8 +252,7 @@ class Reduction:
             x = self.axes.last_dim(x)
             x = x.flatten(2) if x.ndim != 3 else x
         n, length, _ = x.shape
-        if n != frame.n:
-            raise ShapeError(f"expected {frame.n} examples, got {n} in the states.")
+        frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
         if name == "mean":
             return _token_mean(x, frame, self._kind, keep), POOLED
@@ -238,10 +261,34 @@ class Reduction:
             return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
         return x[frame.one(self._kind, length, name)], POOLED
 
+    @cached_property
+    def can_stack(self) -> bool:
+        """Whether outputs of one shape from several sites may be reduced by ``stacked``."""
+        return self._in_order
+
+    @cached_property
+    def stack_key(self) -> Hashable:
+        """What two reductions must share to be one call of ``stacked``."""
+        return self._kind, self.reducer.name, self.reducer.keep_special
+
+    def stacked(self, outputs: Sequence[Tensor], frame: Frame) -> tuple[list[Tensor], Hashable]:
+        """Return the rows of each of several outputs of one shape, and their common layout."""
+        x = torch.stack(list(outputs))
+        _, n, length, _ = x.shape
+        frame.check(n)
+        name, keep = self.reducer.name, self.reducer.keep_special
+        if name == "mean":
+            return list(_token_mean(x, frame, self._kind, keep).unbind()), POOLED
+        if name != "tokens":
+            example, position = frame.one(self._kind, length, name)
+            return list(x[:, example, position].unbind()), POOLED
+        flat, rows = frame.flat(self._kind, length, keep), x.flatten(1, 2)
+        rows = rows if len(flat) == n * length else rows.index_select(1, flat)
+        return list(rows.unbind()), ("tokens", self._kind, length, keep)
+
     def _vector(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         x = self.axes.last_dim(x)
-        if x.shape[0] != frame.n:
-            raise ShapeError(f"expected {frame.n} examples, got {x.shape[0]} in the states.")
+        frame.check(x.shape[0])
         return x.clone(memory_format=torch.contiguous_format), POOLED
 
     def _over_space(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
@@ -274,11 +321,11 @@ def possible(axes: Axes) -> tuple[str, ...]:
 
 def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tensor:
     dtype = torch.float32 if x.dtype in NARROW else x.dtype
-    weights = frame.weights(axis, x.shape[1], keep_special, dtype)
+    weights = frame.weights(axis, x.shape[-2], keep_special, dtype)
     wide = x if x.dtype == dtype else x.to(dtype)
     if frame.is_careful:
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
-    rows = torch.bmm(weights, wide)[:, 0]
+    rows = torch.matmul(weights, wide)[..., 0, :]
     return rows if x.dtype == dtype else rows.to(x.dtype)
 
 

@@ -19,6 +19,7 @@ from sonde.core.site import Reducer, Site
 from sonde.tap._cache import cache_in, cached_length
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
+from sonde.tap._waiting import Waiting
 from sonde.tap.axes import guess_axes
 from sonde.tap.outputs import arguments, find, find_input
 from sonde.tap.reduce import Frame, Reduction
@@ -118,6 +119,11 @@ class Tap:
                 f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
                 f"{calls}). Run the model inside the with block, or read a module that runs."
             )
+        for reduction, places, outputs in self._waiting.groups():
+            for (parts, at), rows in zip(
+                places, reduction.stacked(outputs, self._frame)[0], strict=True
+            ):
+                parts[at] = rows
         return {key: self._joined(self._taken[key]) for key in self._keys.values()}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,6 +141,7 @@ class Tap:
 
     def _reset(self) -> None:
         self._taken: dict[str, list[Tensor]] = {}
+        self._waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
         self._calls: Counter[tuple[str, str]] = Counter()
         self._mask: Tensor | None = None
         self._frame: Frame | None = None
@@ -178,15 +185,13 @@ class Tap:
                 f"Tap: {site.path!r} is called more than once in one forward. "
                 f"Write {site.path}@0, @1, ..., @last or @all."
             )
-        rows = self._reduced(leaf.detach(), site.path)
-        if site.call == "all":
-            self._taken.setdefault(key, []).append(rows)
-        else:
-            self._taken[key] = [rows]
+        parts = self._taken[key] = self._taken.get(key, []) if site.call == "all" else []
+        parts.append(self._reduced(leaf.detach(), site.path, parts))
         if len(self._taken) == self._to_come and site.call not in ("last", "all"):
             self._session.stop()
 
-    def _reduced(self, x: Tensor, path: str) -> Tensor:
+    def _reduced(self, x: Tensor, path: str, parts: list[Tensor]) -> Tensor:
+        """Return rows; where they wait for those of other sites, a copy that they will replace."""
         if self._reducer is None:
             return x.clone()
         if self._frame is None:
@@ -195,7 +200,12 @@ class Tap:
         if known not in self._reductions:
             axes = guess_axes(x, self._modules[path], self.module, self._reducer.axis)
             self._reductions[known] = Reduction(self._reducer, axes)
-        return self._reductions[known](x, self._frame)[0]
+        reduction = self._reductions[known]
+        if Waiting.takes(reduction, x):
+            copy = x.clone()
+            self._waiting.add((parts, len(parts)), reduction, copy)
+            return copy
+        return reduction(x, self._frame)[0]
 
     @staticmethod
     def _joined(parts: list[Tensor]) -> Tensor:

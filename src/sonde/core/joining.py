@@ -1,0 +1,94 @@
+"""Small batches joined: what costs the same for one row as for a thousand is paid seldom."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch
+
+BUFFER_ROWS = 2048
+BUFFER_ROWS_WIDE = 512
+WIDE = 256
+
+
+def joined_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the rows of ``batches`` in their order, in batches that are large enough.
+
+    A batch is handed on when one of its kinds of rows would fill a row buffer. Batches that bring
+    different columns are never joined.
+    """
+    waiting: list[Batch] = []
+    columns: tuple[Any, ...] = ()
+    n_rows: Counter[str] = Counter()
+    for batch in batches:
+        mine = _columns(batch)
+        if waiting and mine != columns:
+            yield join(waiting)
+            waiting, n_rows = [], Counter()
+        columns = mine
+        waiting.append(batch)
+        for key, x in batch.rows.items():
+            n_rows[key] += len(x)
+        if any(is_full(n_rows[key], x.shape[1]) for key, x in batch.rows.items()):
+            yield join(waiting)
+            waiting, n_rows = [], Counter()
+    if waiting:
+        yield join(waiting)
+
+
+def is_full(n_rows: int, dim: int) -> bool:
+    """Return whether so many rows of a width are worth a call of ``observe``."""
+    return n_rows >= (BUFFER_ROWS_WIDE if dim > WIDE else BUFFER_ROWS)
+
+
+def _columns(batch: Batch) -> tuple[Any, ...]:
+    layouts: dict[tuple[int, int], int] = {}
+    shared = [
+        layouts.setdefault((id(batch.example[key]), id(batch.position[key])), len(layouts))
+        for key in batch.rows
+    ]
+    absent = [x is None for x in (batch.logits, batch.pair, batch.side, batch.length)]
+    named = [tuple(d) for d in (batch.rows, batch.grad, batch.grid, batch.special, batch.extra)]
+    return shared, absent, named, batch.seed
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Return one batch with the rows of several that bring the same columns."""
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0]
+    starts = np.cumsum([0, *(len(b) for b in batches[:-1])]).tolist()
+    example: dict[str, Tensor] = {}
+    position: dict[str, Tensor] = {}
+    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for key in first.rows:
+        layout = id(first.example[key]), id(first.position[key])
+        if layout not in made:
+            shifted = [b.example[key] + start for b, start in zip(batches, starts, strict=True)]
+            made[layout] = torch.cat(shifted), torch.cat([b.position[key] for b in batches])
+        example[key], position[key] = made[layout]
+    named = {
+        name: {k: torch.cat([getattr(b, name)[k] for b in batches]) for k in getattr(first, name)}
+        for name in ("rows", "grad", "grid", "special", "extra")
+    }
+    single = {
+        name: torch.cat([getattr(b, name) for b in batches])
+        for name in ("order", "label", "logits", "pair", "side", "length")
+        if getattr(first, name) is not None
+    }
+    return Batch(
+        ids=[i for b in batches for i in b.ids],
+        keys=[k for b in batches for k in b.keys],
+        occurrence=np.concatenate([np.asarray(b.occurrence) for b in batches]).tolist(),
+        example=example,
+        position=position,
+        group_keys=[k for b in batches for k in b.group_keys],
+        head=first.head,
+        seed=first.seed,
+        **named,
+        **single,
+    )
