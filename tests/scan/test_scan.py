@@ -111,3 +111,21 @@ def test_unknown_codes_are_refused_before_the_pass():
     for wrong in cases:
         with pytest.raises(InputError, match="SND999"):
             scan_stream(source, settings=ScanSettings(progress=False, **wrong))
+
+
+@pytest.mark.truth("rms(out - in) / std(in) by numpy from the layer's weights")
+def test_what_the_first_layer_receives_is_no_row_of_its_own():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3)).eval()
+    rows = items()
+    found = scan(net, rows, settings=QUIET).json()
+    check_report(found)
+    assert [s["site"] for s in found["sites"]] == ["0:out", "1:out"]
+    assert {i["rows"] for i in found["provenance"]["instruments"]} == {"pooled"}
+    assert "entry" not in json.dumps(found)
+    x = torch.stack(rows).double().numpy()
+    weight, bias = (p.detach().double().numpy() for p in net[0].parameters())
+    change = x @ weight.T + bias - x
+    expected = sorted(((change**2).mean(0) / x.var(0)) ** 0.5)[3]
+    figure = found["sites"][0]["values"]["update_per_spread"]["value"]
+    assert figure == pytest.approx(expected, rel=1e-5)

@@ -1,10 +1,14 @@
-"""What the rules about the self-check share: levels by tolerance, figures, places."""
+"""What the rules about the self-check share: tolerances, levels, figures, places."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sonde.findings._places import places
 from sonde.findings._text import percent
 from sonde.findings.evidence import Evidence
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import Figure, Level
+from sonde.findings.rule import Check, Figure, Finding, Level, Rule
 from sonde.findings.self_check import Deltas, SelfCheck
 
 NARROW_HINT = "in 16 bit only faults above 3 % are seen; rerun with --dtype float32 to be sure"
@@ -15,22 +19,9 @@ def checked(evidence: Evidence) -> SelfCheck | None:
     return evidence.model.self_check if isinstance(evidence.model, ModelEvidence) else None
 
 
-def tolerated(wide: float, narrow: float, found: SelfCheck) -> float:
-    """Return the difference that counts as rounding in the type of the states."""
-    return narrow if found.is_narrow else wide
-
-
 def level_of(worst: float, tau: float, error: float) -> Level:
     """Return the level of a difference above the tolerance."""
     return "error" if worst > error and worst > tau else "warning"
-
-
-def figure_of(deltas: Deltas, tau: float) -> Figure:
-    """Return the largest difference as a figure."""
-    return Figure(
-        "difference_per_spread", deltas.worst, unit="share", threshold=tau, n_rows=deltas.n_rows,
-        n_groups=deltas.n_rows,
-    )  # fmt: skip
 
 
 def where(sites: list[str]) -> str:
@@ -45,3 +36,66 @@ def amount(deltas: Deltas, tau: float) -> str:
         f"{percent(deltas.worst)} of the spread between rows (limit {percent(tau)}; "
         f"{deltas.n_rows} rows)"
     )
+
+
+@dataclass(frozen=True)
+class Comparison(Rule):
+    """A rule that turns on how far two readings of the same rows are apart.
+
+    Parameters
+    ----------
+    tolerance, tolerance_16_bit : float
+        Difference over spread that is no more than the order of summation.
+    """
+
+    tolerance: float = 1e-3
+    tolerance_16_bit: float = 3e-2
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare, where a model was run, with the tolerance of the type of its states."""
+        found = checked(evidence)
+        if found is None:
+            return self.not_applicable("no model was run")
+        tau = self.tolerance_16_bit if found.is_narrow else self.tolerance
+        return self.compare(found, tau, evidence)
+
+    @abstractmethod
+    def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
+        """Return how the rule ends on what the self-check found."""
+
+    def alike(self, found: SelfCheck, deltas: Deltas, tau: float) -> Check:
+        """Return that the readings agree, and what could not be seen."""
+        return self.clear(figure_of(deltas, tau), NARROW_HINT if found.is_narrow else "")
+
+    def differing(
+        self,
+        deltas: Deltas,
+        tau: float,
+        sites: Sequence[str],
+        *,
+        level: Level,
+        sentence: str,
+        next: str,
+        because_of: str | None = None,
+    ) -> Check:
+        """Return a finding at the sites where the readings differ."""
+        return self.raised(
+            Finding(
+                code=self.code,
+                level=level,
+                sentence=sentence,
+                figure=figure_of(deltas, tau),
+                sites=tuple(s.removesuffix(":out") for s in sites),
+                effect=min(1.0, deltas.worst),
+                next=next,
+                because_of=because_of,
+            )
+        )
+
+
+def figure_of(deltas: Deltas, tau: float) -> Figure:
+    """Return the largest difference as a figure."""
+    return Figure(
+        "difference_per_spread", deltas.worst, unit="share", threshold=tau, n_rows=deltas.n_rows,
+        n_groups=deltas.n_rows,
+    )  # fmt: skip

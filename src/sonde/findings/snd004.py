@@ -3,27 +3,25 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import amount, checked, figure_of, level_of, tolerated, where
+from sonde.findings._company import Comparison, amount, figure_of, level_of, where
 from sonde.findings._places import read_command, sentence
 from sonde.findings._text import shortened
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
+from sonde.findings.self_check import SelfCheck
 
 
 @final
 @dataclass(frozen=True)
-class SND004(Rule):
+class SND004(Comparison):
     """Two runs of the same batch under different random seeds.
 
     Parameters
     ----------
-    tolerance, tolerance_16_bit : float
-        Difference over spread that is no more than the order of summation.
     error : float, default=0.1
+        Difference over spread from which on nothing can be trusted.
     """
 
-    tolerance: float = 1e-3
-    tolerance_16_bit: float = 3e-2
     error: float = 0.1
     code: ClassVar[str] = "SND004"
     title: ClassVar[str] = "The same input gives different states"
@@ -39,17 +37,13 @@ class SND004(Rule):
     plant: ClassVar[str] = "F.dropout(x) without training=, which is on by default."
     twin: ClassVar[str] = "F.dropout(x, training=self.training)."
 
-    def check(self, evidence: Evidence) -> Check:
+    def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
         """Compare the two runs."""
-        found = checked(evidence)
-        if found is None:
-            return self.not_applicable("no model was run")
         if found.repeat is None:
             return self.withheld(found.reasons.get("repeat", "no row could be run twice"))
-        tau = tolerated(self.tolerance, self.tolerance_16_bit, found)
-        worst, figure = found.repeat.worst, figure_of(found.repeat, tau)
+        worst = found.repeat.worst
         if worst == 0:
-            return self.clear(figure)
+            return self.clear(figure_of(found.repeat, tau))
         sites = found.repeat.beyond(min(tau, worst / 2))
         if worst <= tau:
             text = f"Two runs differ by {amount(found.repeat, tau)}: the order of summation."
@@ -61,17 +55,14 @@ class SND004(Rule):
             text = (
                 f"Two runs of the same rows differ at {where(sites)}: {amount(found.repeat, tau)}."
             )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level,
-                sentence=sentence(text, _reason(evidence)),
-                figure=figure,
-                sites=tuple(s.removesuffix(":out") for s in sites),
-                effect=min(1.0, worst),
-                next=read_command(sites[0].removesuffix(":out")),
-                because_of="SND005" if evidence.model.training else None,
-            )
+        return self.differing(
+            found.repeat,
+            tau,
+            sites,
+            level=level,
+            sentence=sentence(text, _reason(evidence)),
+            next=read_command(sites[0].removesuffix(":out")),
+            because_of="SND005" if evidence.model.training else None,
         )
 
 

@@ -3,35 +3,25 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import (
-    NARROW_HINT,
-    amount,
-    checked,
-    figure_of,
-    level_of,
-    tolerated,
-    where,
-)
+from sonde.findings._company import Comparison, amount, level_of, where
 from sonde.findings._places import scan_command, sentence
 from sonde.findings._text import shortened
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
+from sonde.findings.self_check import SelfCheck
 
 
 @final
 @dataclass(frozen=True)
-class SND006(Rule):
+class SND006(Comparison):
     """Rows of equal size together, against one alone and the rest turned round; nothing is padded.
 
     Parameters
     ----------
-    tolerance, tolerance_16_bit : float
-        Difference over spread that is no more than the order of summation.
     error : float, default=0.1
+        Difference over spread from which on nothing can be trusted.
     """
 
-    tolerance: float = 1e-3
-    tolerance_16_bit: float = 3e-2
     error: float = 0.1
     code: ClassVar[str] = "SND006"
     title: ClassVar[str] = "Neighbours in the batch change a row"
@@ -47,31 +37,23 @@ class SND006(Rule):
     plant: ClassVar[str] = "Batch norm in training mode or without running statistics."
     twin: ClassVar[str] = "Batch norm with frozen statistics in eval mode."
 
-    def check(self, evidence: Evidence) -> Check:
+    def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
         """Compare two ways to put the same rows into batches."""
-        found = checked(evidence)
-        if found is None:
-            return self.not_applicable("no model was run")
         deltas = found.company
         if deltas is None:
             return self.withheld(found.reasons.get("company", "rows could not be run apart"))
-        tau = tolerated(self.tolerance, self.tolerance_16_bit, found)
-        figure = figure_of(deltas, tau)
         if deltas.worst <= tau:
-            return self.clear(figure, NARROW_HINT if found.is_narrow else "")
+            return self.alike(found, deltas, tau)
         sites = deltas.beyond(tau)
         text = f"The same rows differ in other company at {where(sites)}: {amount(deltas, tau)}."
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level_of(deltas.worst, tau, self.error),
-                sentence=sentence(text, _reason(evidence)),
-                figure=figure,
-                sites=tuple(s.removesuffix(":out") for s in sites),
-                effect=min(1.0, deltas.worst),
-                next=scan_command("--batch-size 1"),
-                because_of=_cause(evidence),
-            )
+        return self.differing(
+            deltas,
+            tau,
+            sites,
+            level=level_of(deltas.worst, tau, self.error),
+            sentence=sentence(text, _reason(evidence)),
+            next=scan_command("--batch-size 1"),
+            because_of=_cause(evidence, found),
         )
 
 
@@ -84,11 +66,9 @@ def _reason(evidence: Evidence) -> str:
     return "The model routes tokens to experts." if model.routed else ""
 
 
-def _cause(evidence: Evidence) -> str | None:
+def _cause(evidence: Evidence, found: SelfCheck) -> str | None:
     model = evidence.model
     if model.training or model.batch_norm:
         return "SND005"
-    found = checked(evidence)
-    assert found is not None
     chance = found.repeat is not None and found.repeat.worst > found.tau
     return "SND004" if chance else None

@@ -3,18 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import (
-    NARROW_HINT,
-    amount,
-    checked,
-    figure_of,
-    level_of,
-    tolerated,
-    where,
-)
+from sonde.findings._company import Comparison, amount, level_of, where
 from sonde.findings._places import scan_command, sentence
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 from sonde.findings.self_check import Deltas, SelfCheck
 
 REASONS = ("repeat", "padding", "right", "left")
@@ -22,18 +14,15 @@ REASONS = ("repeat", "padding", "right", "left")
 
 @final
 @dataclass(frozen=True)
-class SND007(Rule):
+class SND007(Comparison):
     """Texts of different length without padding against padded on the processor's side.
 
     Parameters
     ----------
-    tolerance, tolerance_16_bit : float
-        Difference over spread that is no more than the order of summation.
     error : float, default=0.1
+        Difference over spread from which on nothing can be trusted.
     """
 
-    tolerance: float = 1e-3
-    tolerance_16_bit: float = 3e-2
     error: float = 0.1
     code: ClassVar[str] = "SND007"
     title: ClassVar[str] = "Padding changes real tokens"
@@ -48,35 +37,28 @@ class SND007(Rule):
     plant: ClassVar[str] = "A model that ignores its attention mask."
     twin: ClassVar[str] = "The same model with the mask."
 
-    def check(self, evidence: Evidence) -> Check:
+    def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
         """Compare without padding with padded."""
-        found = checked(evidence)
-        if found is None:
-            return self.not_applicable("no model was run")
         known = self._sides(found, evidence)
         if not known:
             return self._unable(found)
         side = max(known, key=lambda s: known[s].worst)
-        deltas, tau = known[side], tolerated(self.tolerance, self.tolerance_16_bit, found)
-        figure = figure_of(deltas, tau)
+        deltas = known[side]
         if deltas.worst <= tau:
-            return self.clear(figure, NARROW_HINT if found.is_narrow else "")
+            return self.alike(found, deltas, tau)
         sites = deltas.beyond(tau)
         advice = "Padded on the right it is stable." if _right_is_fine(found, tau, side) else ""
         text = (
             f"Padding on the {side} changes real tokens at {where(sites)}: {amount(deltas, tau)}."
         )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level_of(deltas.worst, tau, self.error),
-                sentence=sentence(text, advice),
-                figure=figure,
-                sites=tuple(s.removesuffix(":out") for s in sites),
-                effect=min(1.0, deltas.worst),
-                next=scan_command("--batch-size 1"),
-                because_of="SND008" if side == "left" and positions_cure(found, tau) else None,
-            )
+        return self.differing(
+            deltas,
+            tau,
+            sites,
+            level=level_of(deltas.worst, tau, self.error),
+            sentence=sentence(text, advice),
+            next=scan_command("--batch-size 1"),
+            because_of="SND008" if side == "left" and positions_cure(found, tau) else None,
         )
 
     @staticmethod

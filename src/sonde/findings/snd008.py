@@ -3,26 +3,19 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import NARROW_HINT, amount, checked, figure_of, tolerated, where
+from sonde.findings._company import Comparison, amount, figure_of, where
 from sonde.findings._places import scan_command, sentence
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
+from sonde.findings.self_check import SelfCheck
 from sonde.findings.snd007 import REASONS, positions_cure
 
 
 @final
 @dataclass(frozen=True)
-class SND008(Rule):
-    """Left padding harms, and positions derived from the mask take the harm away.
+class SND008(Comparison):
+    """Left padding harms, and positions derived from the mask take the harm away."""
 
-    Parameters
-    ----------
-    tolerance, tolerance_16_bit : float
-        Difference over spread that is no more than the order of summation.
-    """
-
-    tolerance: float = 1e-3
-    tolerance_16_bit: float = 3e-2
     code: ClassVar[str] = "SND008"
     title: ClassVar[str] = "Left padding without positions"
     theme: ClassVar[Theme] = "run"
@@ -39,35 +32,28 @@ class SND008(Rule):
     plant: ClassVar[str] = "A model with learned positions and a processor that pads left."
     twin: ClassVar[str] = "A model with rotary positions and the same processor."
 
-    def check(self, evidence: Evidence) -> Check:
+    def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
         """Compare left padding with and without positions."""
-        found = checked(evidence)
-        if found is None:
-            return self.not_applicable("no model was run")
         if evidence.model.padding_side != "left":
             return self.not_applicable("the processor does not pad on the left")
         if found.left is None:
             known = [found.reasons[name] for name in REASONS if name in found.reasons]
             return self.not_applicable(known[0] if known else "no left padding was run")
-        tau = tolerated(self.tolerance, self.tolerance_16_bit, found)
-        figure = figure_of(found.left, tau)
         if found.left.worst <= tau:
-            return self.clear(figure, NARROW_HINT if found.is_narrow else "")
+            return self.alike(found, found.left, tau)
         if not positions_cure(found, tau):
+            figure = figure_of(found.left, tau)
             return self.clear(figure, "positions from the mask do not mend it: see SND007")
         sites = found.left.beyond(tau)
         text = (
             f"Padded on the left without position_ids, states at {where(sites)} differ by "
             f"{amount(found.left, tau)}; with them they do not."
         )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="error",
-                sentence=sentence(text, "This report reads rows at their true positions."),
-                figure=figure,
-                sites=tuple(s.removesuffix(":out") for s in sites),
-                effect=min(1.0, found.left.worst),
-                next=scan_command("--batch-size 1"),
-            )
+        return self.differing(
+            found.left,
+            tau,
+            sites,
+            level="error",
+            sentence=sentence(text, "This report reads rows at their true positions."),
+            next=scan_command("--batch-size 1"),
         )
