@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import moment_flags, precision_flags, spread_of
@@ -29,6 +30,28 @@ def check_source(owner: str, source: str) -> None:
 def spectrum_reads(source: Source) -> dict[str, Statistic[Any]]:
     """Return what holds the eigenvalues: moments of all rows, or sampled rows."""
     return {"rows": Moments() if source == "moments" else HashSample()}
+
+
+@dataclass(frozen=True)
+class SpectrumInstrument(Instrument):
+    """A figure of the eigenvalues of the covariance of one site.
+
+    Parameters
+    ----------
+    source : {"moments", "sample"}, default="moments"
+        Covariance of all rows, or the Gram matrix of the hash sample (for very wide sites).
+    """
+
+    source: Source = "moments"
+    least_rows: ClassVar[int] = 2
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
+
+    def __post_init__(self) -> None:
+        check_source(type(self).__name__, self.source)
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments or the sample."""
+        return spectrum_reads(self.source)
 
 
 @dataclass(frozen=True)

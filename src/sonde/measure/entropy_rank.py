@@ -12,22 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.instrument import Instrument
-from sonde.core.statistic import Statistic
-from sonde.measure._spectra import (
-    RankResult,
-    Rows,
-    Source,
-    check_source,
-    rank_result,
-    spectrum_reads,
-)
+from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
 from sonde.stats.white_spectrum import white_mean
 
 
 @final
 @dataclass(frozen=True)
-class EntropyRank(Instrument):
+class EntropyRank(SpectrumInstrument):
     """Exponential of the entropy of the eigenvalues of the covariance.
 
     ``exp(-sum p ln p)`` with ``p = l / sum l``: ``d`` equal directions give ``d``. The null is that
@@ -53,17 +44,7 @@ class EntropyRank(Instrument):
     roy2007effective
     """
 
-    source: Source = "moments"
-    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "roy2007effective"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
-
-    def __post_init__(self) -> None:
-        check_source("EntropyRank", self.source)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments or the sample."""
-        return spectrum_reads(self.source)
 
     def result(self, rows: Rows) -> RankResult:
         """Take the entropy of the eigenvalues as shares of their sum."""

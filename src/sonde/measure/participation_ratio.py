@@ -11,21 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.instrument import Instrument
-from sonde.core.statistic import Statistic
-from sonde.measure._spectra import (
-    RankResult,
-    Rows,
-    Source,
-    check_source,
-    rank_result,
-    spectrum_reads,
-)
+from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
 
 
 @final
 @dataclass(frozen=True)
-class ParticipationRatio(Instrument):
+class ParticipationRatio(SpectrumInstrument):
     """Number of directions that share the variance: squared sum over sum of squares.
 
     ``(sum l)^2 / sum l^2`` over the eigenvalues ``l`` of the covariance: ``d`` equal directions
@@ -51,17 +42,7 @@ class ParticipationRatio(Instrument):
     gao2017dimensionality
     """
 
-    source: Source = "moments"
-    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "gao2017dimensionality"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
-
-    def __post_init__(self) -> None:
-        check_source("ParticipationRatio", self.source)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments or the sample."""
-        return spectrum_reads(self.source)
 
     def result(self, rows: Rows) -> RankResult:
         """Compare the sum of the eigenvalues with that of their squares."""

@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.instrument import Instrument
 from sonde.core.result import Result
-from sonde.core.statistic import Statistic
-from sonde.measure._spectra import Rows, Source, check_source, spectral, spectrum_reads
+from sonde.measure._spectra import Rows, Source, SpectrumInstrument, spectral
 from sonde.stats.white_spectrum import white_eigenvalues
 
 
@@ -30,7 +28,7 @@ class SpectrumResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Spectrum(Instrument):
+class Spectrum(SpectrumInstrument):
     """Positive eigenvalues of the covariance in descending order, with their shares.
 
     The variance along each principal direction. The null is the spectrum of white rows of the same
@@ -56,17 +54,7 @@ class Spectrum(Instrument):
     pearson1901lines, marchenko1967
     """
 
-    source: Source = "moments"
-    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "pearson1901lines"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
-
-    def __post_init__(self) -> None:
-        check_source("Spectrum", self.source)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments or the sample."""
-        return spectrum_reads(self.source)
 
     def result(self, rows: Rows) -> SpectrumResult:
         """Order the eigenvalues."""

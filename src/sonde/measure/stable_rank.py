@@ -10,21 +10,12 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.instrument import Instrument
-from sonde.core.statistic import Statistic
-from sonde.measure._spectra import (
-    RankResult,
-    Rows,
-    Source,
-    check_source,
-    rank_result,
-    spectrum_reads,
-)
+from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
 
 
 @final
 @dataclass(frozen=True)
-class StableRank(Instrument):
+class StableRank(SpectrumInstrument):
     """Total variance over the variance of the widest direction.
 
     ``sum l / max l`` over the eigenvalues ``l`` of the covariance: never above the rank, and moved
@@ -51,17 +42,7 @@ class StableRank(Instrument):
     rudelson2007sampling
     """
 
-    source: Source = "moments"
-    least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "rudelson2007sampling"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
-
-    def __post_init__(self) -> None:
-        check_source("StableRank", self.source)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments or the sample."""
-        return spectrum_reads(self.source)
 
     def result(self, rows: Rows) -> RankResult:
         """Compare the sum of the eigenvalues with the largest."""
