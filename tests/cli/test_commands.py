@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sonde.cli.main import COMMANDS
+from sonde.cli.commands import COMMANDS
 from sonde.findings.catalogue import rule_classes
 from sonde.run.catalogue import methods
 

@@ -154,7 +154,7 @@ def test_a_second_runner_on_the_directory_is_refused(tmp_path):
     job = case(0)
     with RunLock(tmp_path):
         Ledger(tmp_path, job.plan, job.wanted)
-        with pytest.raises(StoreError, match=r"in use by process \d+ on .*--steal-lock"):
+        with pytest.raises(StoreError, match=r"in use by process \d+ on .*remove .*lock\."):
             RunLock(tmp_path).__enter__()
     with RunLock(tmp_path):
         pass

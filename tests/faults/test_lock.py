@@ -79,7 +79,7 @@ def test_a_boot_ago_is_stale(tmp_path, other_process):
 
 def test_another_host_is_refused_unless_stolen(tmp_path):
     leave(tmp_path, host="elsewhere", pid=1 << 22)
-    with pytest.raises(StoreError, match=r"on elsewhere\. .*--steal-lock"):
+    with pytest.raises(StoreError, match=r"on elsewhere\. .*remove .*lock\."):
         RunLock(tmp_path).__enter__()
     with RunLock(tmp_path, steal=True):
         held = json.loads((tmp_path / NAME).read_text())

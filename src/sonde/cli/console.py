@@ -3,7 +3,12 @@
 import json
 import os
 import sys
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
+
+typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+"""What was typed behind ``sonde``."""
 
 
 class Failed(Exception):
@@ -17,6 +22,17 @@ class Failed(Exception):
 def error_line(text: str) -> None:
     """Write one line of error to stderr."""
     sys.stderr.write(f"error: {' '.join(text.split())}\n")
+
+
+def note_interrupted(directory: Path | None) -> None:
+    """Say that the user stopped a command, what is kept, and how to go on."""
+    if directory is None:
+        error_line("interrupted. Nothing half written is left; run the same command again.")
+    else:
+        error_line(
+            f"interrupted. What is done is kept in {directory}; the same command goes on from "
+            "there (--resume makes sure of it)."
+        )
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sonde.cli.console import note_interrupted, say
+from sonde.cli.console import note_interrupted, say, typed
 
 USAGE = """sonde: a probe for the hidden states of neural networks
 
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         say(f"sonde {__version__}")
         return 0
+    typed.set(tuple(words))
     try:
         from sonde.cli.commands import run_command
 

@@ -2,7 +2,6 @@
 
 import ast
 import shlex
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli.console import Failed, is_ascii, note, say, say_json, use_color
+from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_color
 from sonde.cli.options import Printing, Reading, Running
 from sonde.core.errors import InputError, near
 
@@ -132,7 +131,7 @@ class Scan:
             show_inputs=self.show_inputs,
             hash_ids=self.hash_ids,
             fail_on=gate,
-            command=shlex.join(["sonde", *sys.argv[1:]]),
+            command=shlex.join(["sonde", *typed.get()]),
         )
 
     def _print(self, report: dict[str, Any]) -> None:

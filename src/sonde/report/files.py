@@ -118,9 +118,11 @@ def write_text(path: Path, text: str) -> None:
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         why = error.strerror or str(error)
         raise StoreError(
             f"write_text: expected a writable file, got {path}: {why}. Choose another with -o."

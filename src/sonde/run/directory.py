@@ -58,9 +58,14 @@ def dropped_on_error(directory: Path | None) -> Iterator[None]:
         raise
 
 
+def is_run(directory: Path) -> bool:
+    """Return whether a run that can go on has left something here."""
+    return (directory / PLAN).exists()
+
+
 def remove_run(directory: Path) -> None:
     """Remove what runs left in a run directory, and the directory if nothing else is in it."""
-    if not (directory / PLAN).exists():
+    if not is_run(directory):
         return
     passes = [d for d in directory.iterdir() if d.is_dir() and (d / PLAN).exists()]
     for child in passes:

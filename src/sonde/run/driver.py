@@ -47,7 +47,8 @@ class Interrupted(SondeError):
         where = (
             ""
             if directory is None
-            else f" What is done is kept in {directory}; the same command goes on from there."
+            else f" What is done is kept in {directory}; the same command goes on from there "
+            "(--resume makes sure of it)."
         )
         super().__init__(f"interrupted after {partial.done} of {partial.total} units.{where}")
 
@@ -237,7 +238,8 @@ def _with_workers(
         initargs=(job,),
     )
     try:
-        futures = _submitted(pool, ledger.missing())
+        with _sigint_held():
+            futures = _submitted(pool, ledger.missing())
         for future in as_completed(futures):
             tick(future.result())
             ledger.compact()
@@ -249,6 +251,21 @@ def _with_workers(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _sigint_held() -> Iterator[None]:
+    """Hold Ctrl-C back while processes start: they inherit that, so they never see one."""
+    import signal
+
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _submitted(pool: ProcessPoolExecutor, ranges: list[tuple[int, int]]) -> list[Future[int]]:

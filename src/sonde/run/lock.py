@@ -131,7 +131,7 @@ class RunLock:
             who = "somebody" if holder is None else f"process {holder.pid} on {holder.host}"
             raise StoreError(
                 f"RunLock: {self._path.parent} is in use by {who}. Wait for it, or if you are sure "
-                "that it has ended, run again with --steal-lock."
+                f"that it has ended, remove {self._path}."
             )
         if _read(self._path) == holder:
             remove(self._path)

@@ -1,0 +1,112 @@
+"""Which words there are, what is done with one, and how its errors are told."""
+
+import io
+import logging
+import os
+import sys
+import warnings
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli._usage import wrong_usage
+from sonde.cli.console import Failed, error_line, note_interrupted
+from sonde.cli.fit import Fit
+from sonde.cli.info import Info
+from sonde.cli.merge import Merge
+from sonde.cli.methods import Methods
+from sonde.cli.read import Read
+from sonde.cli.scan import Scan
+from sonde.cli.score import Score
+from sonde.core.errors import SondeError, SondeWarning, near
+
+COMMANDS: dict[str, type[Any]] = {
+    "scan": Scan,
+    "read": Read,
+    "fit": Fit,
+    "score": Score,
+    "merge": Merge,
+    "info": Info,
+    "methods": Methods,
+}
+
+
+def run_command(word: str, arguments: list[str]) -> int:
+    """Run a command and return its exit code; everything that is wrong is told in one line."""
+    if word not in COMMANDS:
+        error_line(f"no command is called {word!r}.{near(word, COMMANDS)} See sonde --help.")
+        return 2
+    command = _parsed(word, arguments)
+    if isinstance(command, int):
+        return command
+    debug = bool(getattr(command.printing, "debug", False))
+    _configure(debug)
+    try:
+        code = int(command.run())
+        sys.stdout.flush()
+        return code
+    except Failed as failed:
+        return failed.code
+    except SondeError as error:
+        if debug:
+            raise
+        error_line(str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ())))
+        return 130 if type(error).__name__ == "Interrupted" else 2
+    except KeyboardInterrupt:
+        note_interrupted(_kept(command))
+        return 130
+
+
+def _parsed(word: str, arguments: list[str]) -> Any:
+    """Return the command with its flags, or the exit code if there is nothing to run."""
+    form: Any = Annotated[COMMANDS[word], tyro.conf.arg(name=word)]
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            parsed: Any = tyro.cli(
+                form,
+                prog=f"sonde {word}",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return 0
+        error_line(wrong_usage(COMMANDS[word], word, arguments, box.getvalue()))
+        return 2
+    return parsed
+
+
+def _kept(command: Any) -> Path | None:
+    """Return the run directory that an interrupted command leaves to go on from."""
+    if not hasattr(command, "running") or command.output is None:
+        return None
+    from sonde.run.directory import beside, is_run
+
+    directory = beside(command.output)
+    return directory if is_run(directory) else None
+
+
+def _configure(debug: bool) -> None:
+    """Log warnings of ours on one line each; everything with ``--debug``."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("sonde").setLevel(logging.DEBUG if debug else logging.WARNING)
+    if not debug:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", SondeWarning)
+        warnings.showwarning = _one_line
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    sys.stderr.write(f"note: {message}\n")

@@ -1,0 +1,141 @@
+"""A real Ctrl-C at many moments: exit 130, nothing half written, and the way to go on works."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STALL = Path(__file__).with_name("stall.py")
+FIT = "fit mahalanobis,spectrum nets:make x.npz -o out/a.sonde --unit-size 100"
+SCAN = "scan nets:make x.npz -o out/a.json --unit-size 100"
+NETS = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()).eval()
+"""
+KEPT = "is kept in out/a.run; the same command goes on from there"
+NOTHING = "Nothing half written is left; run the same command again"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT"),
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with a model and data, which is the current one."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "nets.py").write_text(NETS)
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(600, 6)).astype("f4"))
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    return tmp_path
+
+
+def stopped(words, moment, n=1, text="", group=False):
+    """Return how a command ends that gets SIGINT at a moment, as its terminal would send it."""
+    process = subprocess.Popen(
+        [sys.executable, STALL, moment, str(n), text, *words.split()],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    if group:
+        import os
+
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    return err
+
+
+def files(place):
+    """Return what a command left, checked to hold no half of a file."""
+    found = sorted(p.relative_to(place).as_posix() for p in (place / "out").rglob("*"))
+    assert not [name for name in found if ".tmp-" in name or name.endswith(".part")]
+    return found
+
+
+def ended(words):
+    """Run a command to its end in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "sonde.cli", *words.split()],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+def plain(path):
+    """Return a report without what differs from run to run."""
+    report = json.loads(path.read_text())
+    for name in ("started", "wall_seconds", "peak_memory_bytes", "command"):
+        del report["provenance"][name]
+    return report
+
+
+@pytest.mark.parametrize("moment", ["torch", "sonde.data.listing:_list_block"])
+def test_before_the_pass_nothing_is_left(place, moment):
+    assert NOTHING in stopped(FIT, moment)
+    assert files(place) == []
+
+
+FIT_MOMENTS = {
+    "pass": ("sonde.run.driver:observe_unit", 4, "", "interrupted after 3 of 6 units."),
+    "commit": ("sonde.core.files:replace", 3, "states", "interrupted after 2 of 6 units."),
+    "results": ("sonde.run.fitted:result_with_error", 1, "", KEPT),
+    "writing": ("sonde.core.files:replace", 1, "a.sonde", KEPT),
+}
+
+
+@pytest.mark.truth("the undisturbed run")
+def test_a_resumed_fit_gives_the_same_bytes(place):
+    ended(FIT)
+    expected = (place / "out/a.sonde").read_bytes()
+    for moment, n, text, said in FIT_MOMENTS.values():
+        (place / "out/a.sonde").unlink()
+        err = stopped(FIT, moment, n, text)
+        assert said in err
+        assert KEPT in err
+        assert "out/a.sonde" not in files(place)
+        ended(FIT + " --resume")
+        assert (place / "out/a.sonde").read_bytes() == expected
+        assert files(place) == ["out/a.sonde"]
+
+
+@pytest.mark.truth("the undisturbed run")
+def test_a_resumed_scan_gives_the_same_report(place):
+    ended(SCAN)
+    expected = plain(place / "out/a.json")
+    (place / "out/a.json").unlink()
+    err = stopped(SCAN, "sonde.run.driver:observe_unit", 4)
+    assert "stopped after 3 of 6 units; run the same command to go on" in err
+    partial = json.loads((place / "out/a.json").read_text())
+    assert partial["partial"] == {"done": 3, "total": 6}
+    for moment, text in (("sonde.findings.scan:run_rule", ""), ("os:fdopen", "newline")):
+        (place / "out/a.json").unlink(missing_ok=True)
+        assert KEPT in stopped(SCAN + " --resume", moment, 1, text)
+        assert "out/a.json" not in files(place)
+    ended(SCAN + " --resume")
+    assert plain(place / "out/a.json") == expected
+    assert files(place) == ["out/a.json"]
+
+
+def test_workers_of_an_interrupted_terminal_are_silent(place):
+    words = FIT + " --workers 2"
+    err = stopped(words, "sonde.run.driver:as_completed", group=True)
+    assert KEPT in err
+    ended(words + " --resume")
+    assert files(place) == ["out/a.sonde"]
