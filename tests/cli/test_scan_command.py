@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from cli_case import run_words
-from sonde.cli.main import COMMANDS
+from sonde.cli.commands import COMMANDS
 from sonde.cli.scan import parse_gate, parse_thresholds, reached
 from sonde.findings.catalogue import rule_classes
 from sonde.report import to_text
@@ -225,6 +225,11 @@ def test_ids_are_hashed_on_demand(run, secret_texts, tmp_path):
         (tmp_path / "r.html").read_text(),
     ):
         assert CANARY[3:] not in text
+
+
+def test_the_report_says_what_was_typed(run, place, tmp_path):
+    words = ["scan", "-", str(place / "plain.npz"), "--limit", "60", "--json"]
+    assert shlex.split(run(*words).json()["provenance"]["command"]) == ["sonde", *words]
 
 
 def test_gates_are_words_or_codes():

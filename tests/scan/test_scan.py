@@ -43,6 +43,19 @@ def test_a_live_net_gives_a_report(report, tmp_path):
     assert "://" not in (tmp_path / "r.html").read_text().split("<body")[0]
 
 
+def test_a_call_is_told_as_a_call(report):
+    assert report.json()["provenance"]["command"] == "sonde.scan('Sequential', 'list of items')"
+
+
+def test_a_norm_without_running_statistics_is_scanned():
+    net = torch.nn.Sequential(
+        torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8, track_running_stats=False)
+    )
+    found = scan(net, items(), items(shift=2.0), settings=QUIET, sites=["0", "1"]).json()
+    assert len(found["sites"]) == 2
+    assert "SND006" in {f["code"] for f in found["findings"]}
+
+
 def test_the_model_is_handed_back_as_it_was():
     net = mlp()
     net.train()

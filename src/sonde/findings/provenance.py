@@ -1,7 +1,6 @@
 """Where a report comes from, and what it cannot see."""
 
 import platform
-import sys
 import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -61,9 +60,17 @@ def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
         "wall_seconds": round(time.time() - started, 2),
         "peak_memory_bytes": peak_memory_bytes(),
         "forward_ratio": None,
-        "command": settings.command or " ".join(sys.argv[:1]),
+        "command": settings.command or _call(scanned, model),
         "state_id": scanned.gathered.plan.id,
     }
+
+
+def _call(scanned: Scanned, model: str) -> str:
+    """Return the call of a scan that was not typed as a command."""
+    names = [model, scanned.evidence.data.name]
+    if scanned.evidence.versus is not None:
+        names.append(scanned.evidence.versus.other_data.name)
+    return f"sonde.scan({', '.join(map(repr, names))})"
 
 
 def _versions() -> dict[str, str]:
