@@ -65,6 +65,19 @@ class Stream(ABC):
         for start, stop in itertools.pairwise(bounds):
             yield from self.batches(start, stop)
 
+    def first_batch(self) -> Batch:
+        """Return two examples where there are two: some normalisations take no fewer.
+
+        Raises
+        ------
+        InputError
+            If no example can be read.
+        """
+        for start in range(0, len(self), 2):
+            for batch in self.batches(start, min(start + 2, len(self))):
+                return batch
+        raise InputError("Stream: no item of the data can be read.")
+
     @staticmethod
     def of(
         x: Any,

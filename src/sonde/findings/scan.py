@@ -233,8 +233,8 @@ def _partly(
 
 
 def _columns(stream: Stream) -> set[str]:
-    """Return the sampled columns that a stream brings, from its first example."""
-    batch = next(iter(stream.batches(0, 1)))
+    """Return the sampled columns that a stream brings, from its first examples."""
+    batch = stream.first_batch()
     found = {"label", "order"} | (set(batch.extra) & set(SAMPLED_COLUMNS))
     if batch.logits is not None:
         found.add("logits")
@@ -262,7 +262,7 @@ def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
 
 
 def _detectors(stream: Stream) -> list[Task]:
-    batch = next(iter(stream.batches(0, 1)))
+    batch = stream.first_batch()
     methods: list[Detector] = [KNN(m=SCAN_NEIGHBOURS)]
     pooled = [s for s in stream.schema if "|" not in s.key]
     tasks = [Task(Calibrated(m), (s.key,)) for m in methods for s in pooled]

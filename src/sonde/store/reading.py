@@ -71,10 +71,10 @@ class Store(Stream):
         Raises
         ------
         InputError
-            If ``[start, stop)`` is no unit of the store, nor its first example.
+            If ``[start, stop)`` is no unit of the store, nor its first examples.
         """
         bounds = self.manifest.bounds
-        if (start, stop) == (0, 1) and len(bounds) > 1 and bounds[1] != 1:
+        if start == 0 and stop in (1, 2) and stop not in bounds:
             yield from self._first()
             return
         if start not in bounds or stop not in bounds:

@@ -79,7 +79,7 @@ def _manifest(stream: Stream, unit_size: int) -> Manifest:
     unknown = sorted({s.dtype for s in stream.schema} - set(ARROW_TYPES))
     if unknown:
         raise StoreError(f"write_store: rows of type {', '.join(unknown)} cannot be stored.")
-    first = next(iter(stream.batches(0, 1)))
+    first = stream.first_batch()
     tables = _tables(stream.schema, first)
     plan = Plan(stream.identity(), ("store",), bounds)
     return Manifest(
