@@ -65,6 +65,11 @@ def test_an_idle_block_and_many_weak_ones_are_warnings() -> None:
     assert_raised(checked(SND025(), tensors(weak, X)), "warning")
 
 
+def test_one_weak_block_of_few_is_a_note() -> None:
+    assert_raised(checked(SND025(), tensors(net(0.02, block=0, depth=2), X)), "note")
+    assert_raised(checked(SND025(several=1), tensors(net(0.02, block=0, depth=2), X)), "warning")
+
+
 def test_random_blocks_are_clear_and_one_huge_unit_changes_nothing() -> None:
     assert_clear(checked(SND025(), tensors(net(None), X)))
 

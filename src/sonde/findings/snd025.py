@@ -24,10 +24,13 @@ class SND025(Rule):
         Change over spread.
     share : float, default=0.25
         Share of the blocks beyond which it is a warning.
+    several : int, default=2
+        Least such blocks for that; a single one is a warning only if it does nothing at all.
     """
 
     note: float = 0.05
     share: float = 0.25
+    several: int = 2
     code: ClassVar[str] = "SND025"
     title: ClassVar[str] = "A block that does almost nothing"
     theme: ClassVar[Theme] = "depth"
@@ -66,7 +69,7 @@ class SND025(Rule):
         idle = [name for name, v in values.items() if v < self.note]
         if not idle:
             return self.clear(figure, values=values)
-        many = len(idle) >= self.share * len(values)
+        many = len(idle) >= max(self.several, self.share * len(values))
         return self.raised(
             Finding(
                 code=self.code,
