@@ -1,7 +1,8 @@
 """Bundles: saved, loaded, merged, refused; passes that were interrupted; tables of scores."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 import torch
 from pyarrow import csv, parquet
 
+from contract.laws import state_of
+from contract.rows import make_columns
+from contract.statistics import CASES
 from models import mlp
 from run_case import Stopping, rows, stream
 from sonde.core.errors import InputError, StateError, StoreError
@@ -19,6 +23,7 @@ from sonde.core.statefile import read_header, read_state, write_state
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.measure import ParticipationRatio, StableRank
+from sonde.run._soundness import flaw_of
 from sonde.run.catalogue import detectors, find, methods
 from sonde.run.directory import beside, check_writable, remove_run
 from sonde.run.driver import Interrupted
@@ -304,3 +309,34 @@ def test_the_catalogue_has_words_and_near_ones():
         assert json.loads(json.dumps(method.json()))["word"] == word
     with pytest.raises(InputError, match=r"'mahalanobs'.*mahalanobis.*sonde methods"):
         find("mahalanobs")
+
+
+def _asymmetric(state):
+    scatter = state.scatter.clone()
+    scatter[0, 1] += 1.0
+    return replace(state, scatter=scatter)
+
+
+NONSENSE = {
+    "asymmetric": (_asymmetric, "scatter is not symmetric"),
+    "negative n": (lambda s: replace(s, n=-5), "n is negative"),
+    "NaN": (lambda s: replace(s, mean=s.mean * math.nan), "mean is not finite"),
+    "negative spread": (lambda s: replace(s, scatter=-s.scatter), "scatter is negative"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_whole_file_of_nonsense_is_refused(tmp_path, name):
+    path = tmp_path / "a.sonde"
+    fitted = fit(ParticipationRatio(), stream(300), **QUIET)
+    damage, said = NONSENSE[name]
+    states = {i: damage(s) if isinstance(s, MomentsState) else s for i, s in fitted.states.items()}
+    replace(fitted, states=states).save(path)
+    with pytest.raises(StateError, match=rf"a\.sonde holds an impossible state .*: {said}"):
+        Fitted.load(path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("n", [1, 60])
+def test_honest_states_are_no_nonsense(case, n):
+    assert flaw_of(state_of(case, make_columns(n, 3))) is None

@@ -18,6 +18,7 @@ from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
 from sonde.core.state import digest
 from sonde.core.statefile import read_header, read_state, state_type, write_state
+from sonde.run._soundness import check_states
 from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
 from sonde.run.ledger import add_counters, join_units
 from sonde.run.stages import has_stages, last_task, next_tasks
@@ -183,9 +184,11 @@ class Fitted:
         following = [task for task in tasks if has_stages(task)]
         while following:
             _, states = read_state(path, _types(wanted), partial=True)
+            check_states(states, path)
             following = next_tasks(following, states, split)
             wanted.update(requests_of(following, None, split))
         _, states = read_state(path, _types(wanted))
+        check_states(states, path)
         kept = {k: v for k, v in header.items() if k not in ("entries", "split", "sample")}
         return cls(tuple(tasks), states, kept, split, sample, further)
 

@@ -1,0 +1,87 @@
+"""Whether a loaded state can be one at all: a file may be whole and still hold nonsense.
+
+Fields of one name mean the same in every state, so the rules go by name. They are applied when a
+bundle is loaded, never while rows are observed.
+"""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import StateError
+from sonde.core.state import State
+
+COUNTS = {
+    "n", "n_classes", "n_examples", "n_nan", "count", "counts", "zeros", "pairs", "saturated",
+    "skipped", "compactions", "radius",
+}  # fmt: skip
+FINITE = {
+    "mean", "mean_x", "mean_y", "sum_x", "sum_y", "reference_x", "reference_y", "scatter",
+    "within", "cross", "low", "high",
+}  # fmt: skip
+SQUARE_KINDS = ("pooled", "full")
+ROUNDING = 1e-5
+
+
+def check_states(states: dict[str, State | None], path: object) -> None:
+    """Refuse states that no rows can have led to.
+
+    Raises
+    ------
+    StateError
+        Naming the file, the state and the field.
+    """
+    for name, state in states.items():
+        flaw = None if state is None else flaw_of(state)
+        if flaw is not None:
+            raise StateError(
+                f"Fitted.load: {path} holds an impossible state {name}: {flaw}. Fit it again."
+            )
+
+
+def flaw_of(state: State) -> str | None:
+    """Return what is impossible about a state, or None.
+
+    Examples
+    --------
+    >>> from sonde.stats import MomentsState
+    >>> flaw_of(MomentsState(-1, torch.zeros(2), torch.zeros(2)))
+    'n is negative'
+    """
+    assert is_dataclass(state)  # every state is
+    for f in fields(state):
+        value = getattr(state, f.name)
+        if isinstance(value, State):
+            inner = flaw_of(value)
+            if inner is not None:
+                return f"{f.name}.{inner}"
+        elif f.name in COUNTS and _is_negative(value):
+            return f"{f.name} is negative"
+        elif isinstance(value, Tensor) and f.name in FINITE:
+            flaw = _flaw_of_tensor(value, f.name, getattr(state, "scatter", None))
+            if flaw is not None:
+                return f"{f.name} {flaw}"
+    return None
+
+
+def _is_negative(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return bool((value < 0).any())
+    return isinstance(value, int | float) and not value >= 0
+
+
+def _flaw_of_tensor(value: Tensor, name: str, kind: Any) -> str | None:
+    if not bool(torch.isfinite(value).all()):
+        return "is not finite"
+    if name not in ("scatter", "within") or value.numel() == 0:
+        return None
+    square = value.ndim >= 2 and value.shape[-1] == value.shape[-2]
+    if isinstance(kind, str):
+        square = square and kind in SQUARE_KINDS
+    scale = ROUNDING * float(value.abs().max())
+    if square and float((value - value.mT).abs().max()) > scale:
+        return "is not symmetric"
+    diagonal = value.diagonal(dim1=-2, dim2=-1) if square else value
+    return "is negative" if bool((diagonal < -scale).any()) else None
