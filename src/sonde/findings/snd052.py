@@ -39,6 +39,8 @@ class SND052(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Count alarms on OTHER."""
+        if evidence.versus is None:
+            return self.not_applicable("there is no second data set (--versus OTHER)")
         found = alarms(evidence)
         if not isinstance(found, Alarm):
             return self.withheld(found)
