@@ -1,5 +1,7 @@
 """The shipped models and their data."""
 
+import subprocess
+import sys
 import sysconfig
 from hashlib import blake2b
 from pathlib import Path
@@ -138,3 +140,15 @@ def test_both_models_are_small():
     for name in ("digits", "stdlib"):
         card = (folder / name / "README.md").read_text()
         assert "Licence of the weights: Apache-2.0" in card
+
+
+def test_a_fit_imports_neither_scikit_learn_nor_the_distributions_of_scipy():
+    code = (
+        "import sys, sonde.run.fit, sonde.cli.commands; from sonde.data import shipped; "
+        "shipped.load_digits(); found = {'sklearn', 'scipy.stats'} & set(sys.modules); "
+        "sys.exit(str(found) if found else 0)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ran.returncode == 0, ran.stderr

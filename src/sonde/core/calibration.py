@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from scipy.stats import beta  # pyright: ignore[reportMissingTypeStubs]
+from scipy.special import betainc, betaincinv  # pyright: ignore
 from torch import Tensor
 
 from sonde.core.errors import CalibrationError, InputError
@@ -140,9 +140,9 @@ class Calibration(State):
 
 def _below(x: float, a: int, b: int) -> float:
     """Return the probability that a beta variable lies below ``x``."""
-    return float(beta.cdf(x, a, b))  # pyright: ignore[reportUnknownMemberType]
+    return float(betainc(a, b, x))
 
 
 def _quantile(q: float, a: int, b: int) -> float:
     """Return the number below which a beta variable lies with probability ``q``."""
-    return float(beta.ppf(q, a, b))  # pyright: ignore[reportUnknownMemberType]
+    return float(betaincinv(a, b, q))

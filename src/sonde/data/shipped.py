@@ -5,6 +5,7 @@ import sysconfig
 from collections.abc import Iterator
 from functools import cached_property
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
@@ -94,16 +95,27 @@ class Digits(Source):
 
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the images as 8-bit values, their digits, and which of them are held out."""
-    from sklearn import datasets
-
-    found: Any = datasets.load_digits()
-    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
-    labels = found.target.astype(np.int64)
+    values, labels = _digits_table()
+    pixels = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     rank = np.zeros(len(labels), dtype=np.int64)
     for digit in range(10):
         mine = labels == digit
         rank[mine] = np.arange(mine.sum())
     return pixels, labels, np.isin(rank % 10, _DIGITS_TEST)
+
+
+def _digits_table() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits from its file: importing the package takes over a second."""
+    spec = find_spec("sklearn")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).with_name("datasets") / "data" / "digits.csv.gz"
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(np.int64)
+    from sklearn import datasets
+
+    found: Any = datasets.load_digits()
+    return found.data, found.target.astype(np.int64)
 
 
 @final

@@ -1,6 +1,6 @@
 """Intervals for a share of successes."""
 
-from scipy.stats import beta, norm
+from scipy.special import betaincinv, ndtri
 
 from sonde.core.errors import InputError
 
@@ -19,7 +19,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     wilson1927probable
     """
     _check("wilson", successes, n, level)
-    z = float(norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
@@ -36,8 +36,8 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
     """
     _check("clopper_pearson", successes, n, level)
     tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
-    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
+    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
     return low, high
 
 
