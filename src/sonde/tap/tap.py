@@ -119,11 +119,8 @@ class Tap:
                 f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
                 f"{calls}). Run the model inside the with block, or read a module that runs."
             )
-        for reduction, places, outputs in self._waiting.groups():
-            for (parts, at), rows in zip(
-                places, reduction.stacked(outputs, self._frame)[0], strict=True
-            ):
-                parts[at] = rows
+        if self._frame is not None:
+            self._place(self._frame)
         return {key: self._joined(self._taken[key]) for key in self._keys.values()}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -206,6 +203,13 @@ class Tap:
             self._waiting.add((parts, len(parts)), reduction, copy)
             return copy
         return reduction(x, self._frame)[0]
+
+    def _place(self, frame: Frame) -> None:
+        """Put the rows that waited for those of other sites in the places of their copies."""
+        for reduction, places, outputs in self._waiting.groups():
+            found, _ = reduction.stacked(outputs, frame)
+            for (parts, at), rows in zip(places, found, strict=True):
+                parts[at] = rows
 
     @staticmethod
     def _joined(parts: list[Tensor]) -> Tensor:
