@@ -71,7 +71,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = torch.softmax(self.router(x), dim=1)
-        return self.last(sum(weight[:, i, None] * self.experts[i](x) for i in range(3)))  # type: ignore[arg-type]
+        return self.last(sum(weight[:, i, None] * self.experts[i](x) for i in range(3)))
 
 
 def test_an_idle_expert_needs_many_tokens_to_count() -> None:

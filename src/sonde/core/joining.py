@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -71,24 +71,32 @@ def join(batches: Sequence[Batch]) -> Batch:
             shifted = [b.example[key] + start for b, start in zip(batches, starts, strict=True)]
             made[layout] = torch.cat(shifted), torch.cat([b.position[key] for b in batches])
         example[key], position[key] = made[layout]
-    named = {
-        name: {k: torch.cat([getattr(b, name)[k] for b in batches]) for k in getattr(first, name)}
-        for name in ("rows", "grad", "grid", "special", "extra")
-    }
-    single = {
-        name: torch.cat([getattr(b, name) for b in batches])
-        for name in ("order", "label", "logits", "pair", "side", "length")
-        if getattr(first, name) is not None
-    }
     return Batch(
+        rows=_by_key([b.rows for b in batches]),
         ids=[i for b in batches for i in b.ids],
         keys=[k for b in batches for k in b.keys],
+        order=torch.cat([b.order for b in batches]),
         occurrence=np.concatenate([np.asarray(b.occurrence) for b in batches]).tolist(),
         example=example,
         position=position,
         group_keys=[k for b in batches for k in b.group_keys],
+        label=torch.cat([b.label for b in batches]),
+        logits=_if_any([b.logits for b in batches]),
+        grad=_by_key([b.grad for b in batches]),
+        grid=_by_key([b.grid for b in batches]),
+        special=_by_key([b.special for b in batches]),
+        pair=_if_any([b.pair for b in batches]),
+        side=_if_any([b.side for b in batches]),
+        length=_if_any([b.length for b in batches]),
         head=first.head,
         seed=first.seed,
-        **named,
-        **single,
+        extra=_by_key([b.extra for b in batches]),
     )
+
+
+def _by_key(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _if_any(parts: list[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(cast("list[Tensor]", parts))

@@ -127,7 +127,7 @@ class Result:
     ) -> dict[str, Any]:
         return {
             "text/plain": repr(self),
-            "text/html": _html(self.table()),  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            "text/html": _html(self.table()),  # pyright: ignore[reportUnknownMemberType]
             "application/vnd.vegalite.v5+json": self.chart(),
         }
 
