@@ -87,7 +87,20 @@ def _calls(size: Size) -> Row:
                 tap.run(**kwargs)
                 _ = tap.rows
 
-    taken = interleaved({PLAIN: plain, "tap": tapped, AGAIN: plain}, size.pick(21, 3))
+    def bare() -> None:
+        kept: list[torch.Tensor] = []
+        hooks = [
+            net.get_submodule(s).register_forward_hook(lambda m, a, out: kept.append(out.mean(1)))
+            for s in sites
+        ]
+        for _ in range(per_round):
+            kept.clear()
+            forward()
+        for hook in hooks:
+            hook.remove()
+
+    arms = {PLAIN: plain, "tap": tapped, "bare": bare, AGAIN: plain}
+    taken = interleaved(arms, size.pick(21, 3))
     calls = per_round * depth
     ratio = ratio_of(taken, "tap")
     millis = 1e3 * sum(taken[PLAIN]) / len(taken[PLAIN]) / per_round
@@ -100,7 +113,8 @@ def _calls(size: Size) -> Row:
         budget=CALL_BUDGET,
         spread=ratio.spread * scale,
         rounds=ratio.rounds,
-        note=f"plain forward {millis:.2f} ms, {calls} calls a round, {ratio.noise}",
+        note=f"plain forward {millis:.2f} ms, {calls} calls a round, bare hooks that only take "
+        f"the mean {(ratio_of(taken, 'bare').median - 1.0) * scale:.1f} us, {ratio.noise}",
     )
 
 

@@ -17,7 +17,7 @@ from sonde.tap._waiting import Waiting
 from sonde.tap.objectives import Objective, value
 from sonde.tap.outputs import find, find_input, replaced
 from sonde.tap.probe import Probe, find_logits
-from sonde.tap.reduce import Columns, Frame
+from sonde.tap.reduce import Columns, Frame, Shared
 from sonde.tap.sites import last_call
 
 Taken = dict[int, tuple[Tensor, Hashable]]
@@ -53,6 +53,7 @@ class Reader:
         self.taken: dict[str, Taken] = {}
         self.gradients: dict[str, Taken] = {}
         self.slots = self._make_slots()
+        self.shared = Shared()
         modules = probe.names.modules
         self.session = Session(
             root,

@@ -167,7 +167,7 @@ class LiveStream(Stream):
     def _batch(self, reader: Reader, batch: InputBatch, place: Place) -> Batch:
         args, kwargs = moved(place, batch.args, batch.kwargs)
         try:
-            reading = reader.read(args, kwargs, batch, Frame(batch, place[0]))
+            reading = reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory with {len(batch)} examples in a forward. "

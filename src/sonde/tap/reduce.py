@@ -5,7 +5,7 @@ one layout share the very same column tensors and no selection is built twice.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from sonde.core.site import Reducer
 from sonde.tap.axes import FREE, Axes
 
 POOLED = ("pooled",)
+MOST_SHARED = 32
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -32,6 +33,40 @@ class Columns:
     special: Bool[Tensor, "row"] | None = None
 
 
+class Shared:
+    """Selections that depend on sizes alone, kept for the forwards to come."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        if key not in self._kept:
+            if len(self._kept) >= MOST_SHARED:
+                self._kept.clear()
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def weights(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return equal weights of all tokens: (example, 1, pos)."""
+        shape = n, 1, length
+        return self._once(
+            (shape, dtype, device),
+            lambda: (torch.full(shape, 1 / length, dtype=dtype, device=device),),
+        )[0]
+
+    def flat(self, axis: str, n: int, length: int) -> tuple[Tensor, ...]:
+        """Return index, example and place of every token in the flattened (example, pos) order.
+
+        Tokens of another axis get tensors of their own: rows are joined by their columns.
+        """
+
+        def make() -> tuple[Tensor, ...]:
+            example = torch.arange(n).repeat_interleave(length)
+            return torch.arange(n * length), example, torch.arange(length).repeat(n)
+
+        return self._once((axis, n, length), make)
+
+
 class Frame:
     """The examples of one forward, as reductions need them.
 
@@ -40,6 +75,8 @@ class Frame:
     batch : InputBatch
     device : torch.device
         Where selections are kept beside the states.
+    shared : Shared, optional
+        Selections of earlier forwards, for batches of a size seen before in which all tokens count.
 
     Attributes
     ----------
@@ -49,8 +86,14 @@ class Frame:
         Whether a mean that was taken gave some token the weight 0.
     """
 
-    def __init__(self, batch: InputBatch, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        batch: InputBatch,
+        device: torch.device | None = None,
+        shared: "Shared | None" = None,
+    ) -> None:
         self.batch = batch
+        self.shared = Shared() if shared is None else shared
         self.n = len(batch)
         self.device = torch.device("cpu") if device is None else device
         self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
@@ -116,8 +159,7 @@ class Frame:
         """Return, for each example, the weight of each token in the mean: (example, 1, pos)."""
         key = ("mean", axis, length, keep_special, dtype)
         if key not in self._selected and self.is_whole(axis, length, keep_special):
-            shape = self.n, 1, length
-            self._selected[key] = torch.full(shape, 1 / length, dtype=dtype, device=self.device)
+            self._selected[key] = self.shared.weights(self.n, length, dtype, self.device)
         if key not in self._selected:
             kept = self._some(self.kept(axis, length, keep_special), "mean", "ordinary")
             self.drops_tokens = True
@@ -146,17 +188,17 @@ class Frame:
         key = ("tokens", axis, length, keep_special)
         if key not in self._selected:
             if self.is_whole(axis, length, keep_special):
-                flat = torch.arange(self.n * length)
-                within = torch.arange(length).repeat(self.n)
+                flat, example, within = self.shared.flat(axis, self.n, length)
             else:
                 real = self._some(self.real(axis, length), "tokens", "real")
                 flat = self.kept(axis, length, keep_special).flatten().nonzero().flatten()
-                within = (real.long().cumsum(1) - 1).flatten()[flat]
+                example, within = flat // length, (real.long().cumsum(1) - 1).flatten()[flat]
             self._selected[key] = flat.to(self.device)
-            example = flat // length
             special = self.batch.special if axis == "pos" else None
             marks = None if special is None else special.bool().cpu().flatten()[flat]
-            self._columns[key] = Columns(example, self.first[example] + within, special=marks)
+            starts = self.batch.first is not None
+            position = self.first[example] + within if starts else within
+            self._columns[key] = Columns(example, position, special=marks)
         return self._selected[key]
 
     def columns(self, layout: Hashable) -> Columns:

@@ -22,7 +22,7 @@ from sonde.tap._names import Names
 from sonde.tap._waiting import Waiting
 from sonde.tap.axes import guess_axes
 from sonde.tap.outputs import arguments, find, find_input
-from sonde.tap.reduce import Frame, Reduction
+from sonde.tap.reduce import Frame, Reduction, Shared
 from sonde.tap.sites import Pattern, resolve
 
 
@@ -89,6 +89,8 @@ class Tap:
         for site in self.sites:
             self._at.setdefault((site.path, site.port), []).append(site)
         self._reductions: dict[tuple[str, tuple[int, ...]], Reduction] = {}
+        self._batch: InputBatch | None = None
+        self._shared = Shared()
         self._reset()
 
     def __enter__(self) -> "Tap":
@@ -192,7 +194,10 @@ class Tap:
         if self._reducer is None:
             return x.clone()
         if self._frame is None:
-            self._frame = Frame(_unnamed(len(x), self._mask), x.device)
+            if self._batch is None or len(self._batch) != len(x):
+                self._batch = _unnamed(len(x))
+            self._frame = Frame(self._batch, x.device, self._shared)
+            self._frame.masks["pos"] = self._mask
         known = path, (x.ndim,) if x.is_nested else tuple(x.shape[1:])
         if known not in self._reductions:
             axes = guess_axes(x, self._modules[path], self.module, self._reducer.axis)
@@ -216,7 +221,7 @@ class Tap:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _unnamed(n: int, mask: Tensor | None) -> InputBatch:
+def _unnamed(n: int) -> InputBatch:
     index = torch.arange(n)
     keys = [b""] * n
     return InputBatch(
@@ -228,5 +233,4 @@ def _unnamed(n: int, mask: Tensor | None) -> InputBatch:
         occurrence=torch.zeros_like(index),
         group_keys=keys,
         label=torch.full((n,), -1),
-        mask=None if mask is None else mask.bool().cpu(),
     )
