@@ -40,8 +40,10 @@ def _net(kind: str, tiny: bool) -> tuple[nn.Module, tuple[Any, ...], dict[str, A
 def _tapped(
     net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sequence[str]
 ) -> Callable[[], Any]:
+    tap = Tap(net, sites, "mean")
+
     def run() -> Any:
-        with Tap(net, sites, "mean") as tap:
+        with tap:
             tap.run(*args, **kwargs)
             return tap.rows
 
