@@ -9,7 +9,17 @@ import torch
 from sonde.core.calibration import Calibration
 from sonde.core.errors import InputError
 from sonde.core.instrument import score_needs
-from sonde.detect import KNN, NAC, Energy, Mahalanobis, RelativeMahalanobis
+from sonde.detect import (
+    GEN,
+    KNN,
+    MSP,
+    NAC,
+    Energy,
+    Entropy,
+    Mahalanobis,
+    MaxLogit,
+    RelativeMahalanobis,
+)
 from sonde.stats import Calibrated
 
 DETECTORS = [
@@ -17,6 +27,10 @@ DETECTORS = [
     NAC(),
     NAC(alpha=1.0),
     Energy(),
+    Entropy(),
+    GEN(),
+    MaxLogit(),
+    MSP(),
     Mahalanobis(),
     Mahalanobis(classes=False),
     Mahalanobis(scatter="diag"),

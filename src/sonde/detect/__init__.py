@@ -1,15 +1,23 @@
 """Detectors: what scores rows, always higher = more unusual."""
 
 from sonde.detect.energy import Energy
+from sonde.detect.entropy import Entropy
+from sonde.detect.gen import GEN
 from sonde.detect.knn import KNN
 from sonde.detect.mahalanobis import Mahalanobis
+from sonde.detect.max_logit import MaxLogit
+from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
 
 __all__ = [
+    "GEN",
     "KNN",
+    "MSP",
     "NAC",
     "Energy",
+    "Entropy",
     "Mahalanobis",
+    "MaxLogit",
     "RelativeMahalanobis",
 ]
