@@ -18,6 +18,7 @@ from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, 
 from sonde.core.plan import Plan, Split
 from sonde.core.result import Result, Scorer
 from sonde.core.running import Running
+from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.site import Reducer, Site
 from sonde.core.state import State
 from sonde.core.statistic import Learner, Statistic
@@ -29,6 +30,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "Clamp",
+    "Comparison",
     "Detector",
     "Edit",
     "EditContext",
@@ -49,6 +51,8 @@ __all__ = [
     "Scale",
     "Scorer",
     "ShapeError",
+    "Shift",
+    "Side",
     "Site",
     "SiteError",
     "SiteSchema",

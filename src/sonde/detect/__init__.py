@@ -3,6 +3,7 @@
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.gen import GEN
+from sonde.detect.hotelling import Hotelling
 from sonde.detect.knn import KNN
 from sonde.detect.mahalanobis import Mahalanobis
 from sonde.detect.max_logit import MaxLogit
@@ -17,6 +18,7 @@ __all__ = [
     "NAC",
     "Energy",
     "Entropy",
+    "Hotelling",
     "Mahalanobis",
     "MaxLogit",
     "RelativeMahalanobis",

@@ -12,6 +12,7 @@ from sonde.core.instrument import SAMPLE, Detector, Every, Instrument
 from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
 from sonde.core.requests import Request, States, Task, requests, terms_of
+from sonde.core.shift import Shift
 from sonde.core.state import digest
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
@@ -131,7 +132,7 @@ def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> 
     names: set[str] = set()
     for task in tasks:
         terms = terms_of(task, split)
-        if isinstance(task.instrument, Detector | Calibrated) or any(
+        if isinstance(task.instrument, Detector | Calibrated | Shift) or any(
             type(t.statistic).influence is Statistic.influence for t in terms
         ):
             continue

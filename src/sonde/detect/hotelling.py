@@ -1,0 +1,111 @@
+"""Whether two means differ, in the metric of the shared covariance."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from jaxtyping import Float
+from scipy.special import betainc
+from torch import Tensor
+
+from sonde.core.shift import Comparison, Shift, Side
+from sonde.core.statistic import Statistic
+from sonde.detect._sides import two_moments
+from sonde.stats import Moments, MomentsState, inverse_root
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HotellingComparison(Comparison):
+    """Squared Mahalanobis distance of two means; ``axis`` is the direction that separates best."""
+
+    axis: Float[Tensor, "dim"]
+
+
+@final
+@dataclass(frozen=True)
+class Hotelling(Shift):
+    """Squared distance of two means in the metric of the pooled covariance, with its exact p-value.
+
+    ``value = d^T S^-1 d`` with ``S`` the scatter within both sides over ``n1 + n2 - 2``;
+    ``statistic = n1 n2 / (n1 + n2) value``, which for normal rows follows an F distribution with
+    ``rank`` and ``n1 + n2 - rank - 1`` degrees of freedom. Sees a moved mean and nothing else.
+
+    Range        [0, inf), in standard deviations squared; ``null`` is its mean under no change.
+    Cost         one pass; state 8 dim^2 bytes, shared with every Gaussian method; result O(dim^3).
+    Assumes      equal covariances; rows that are normal, or many more than ``dim``; groups of about
+                 one size. Fewer rows than dimensions say nothing (flag ``few_rows``).
+    Differs      from the textbook: directions without variance are left out (``rank_deficient``);
+                 if the means differ there, the value is infinite.
+
+    Examples
+    --------
+    >>> rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    >>> moved = rows[100:] + torch.tensor([1.0, 0.0, 0.0])
+    >>> Hotelling().between(rows[:100], moved).p < 1e-6
+    True
+
+    References
+    ----------
+    hotelling1931
+    """
+
+    paper: ClassVar[str] = "hotelling1931"
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of all rows."""
+        return {"moments": Moments()}
+
+    def compare(self, first: Side, second: Side) -> HotellingComparison:
+        """Return the distance of the means and its p-value."""
+        a, b = two_moments("Hotelling", first, second)
+        n = (first.independent, second.independent)
+        metric = inverse_root(a.scatter + b.scatter, a.n + b.n - 2, 0.0)
+        delta = b.mean - a.mean
+        white = delta @ metric.root
+        size = float(white.square().sum())
+        hidden = metric.rank < len(delta) and metric.rank >= a.n + b.n - 2
+        if not hidden and _moved_without_variance(delta @ metric.null, a, b):
+            size = math.inf
+        few = hidden or sum(n) - metric.rank - 1 <= 0
+        statistic = size * n[0] * n[1] / sum(n)
+        flags = ["rank_deficient"] if metric.rank < len(delta) else []
+        flags += ["dead"] if metric.rank == 0 else []
+        flags += ["few_rows"] if few else []
+        return HotellingComparison(
+            value=size,
+            null=_null(n, metric.rank),
+            n=a.n + b.n,
+            range=(0.0, math.inf),
+            flags=tuple(flags),
+            conventions={"divisor": "n1 + n2 - 2", "p": "F distribution", "rank": metric.rank},
+            p=math.nan if few else _p_value(statistic, metric.rank, n),
+            statistic=statistic,
+            sides=n,
+            axis=metric.root @ white,
+        )
+
+
+def _moved_without_variance(
+    lost: Float[Tensor, "nullity"], a: MomentsState, b: MomentsState
+) -> bool:
+    """Return whether the means differ, beyond rounding, where neither side has any variance."""
+    scale = max(float(m.mean.abs().max()) for m in (a, b))
+    scale = max(scale, float((a.variance + b.variance).max().sqrt()))
+    return bool((lost.abs() > 1e-6 * scale).any()) if len(lost) else False
+
+
+def _p_value(statistic: float, rank: int, n: tuple[int, int]) -> float:
+    """Return the upper tail of F, by way of the beta distribution."""
+    spare = sum(n) - rank - 1
+    if rank == 0 or math.isinf(statistic):
+        return 0.0 if statistic > 0 else 1.0
+    return float(betainc(spare / 2, rank / 2, 1 / (1 + statistic / (sum(n) - 2))))
+
+
+def _null(n: tuple[int, int], rank: int) -> float | None:
+    """Return the mean of the value for equal means of normal rows."""
+    total = sum(n)
+    if total - rank - 3 <= 0:
+        return None
+    return rank * (total - 2) / (total - rank - 3) * total / (n[0] * n[1])

@@ -1,0 +1,131 @@
+"""What every shift promises, as functions that fail with AssertionError where it is broken."""
+
+import json
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import SondeError
+from sonde.core.folding import observe_stream
+from sonde.core.passes import merge_states, states_of
+from sonde.core.requests import Task, requests
+from sonde.core.shift import Comparison, Shift, Side
+from sonde.core.stream import Stream
+
+WIDTH = 4
+
+
+def normal_rows(n: int, seed: int, width: int = WIDTH) -> Tensor:
+    """Return standard normal rows."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, width, generator=generator, dtype=torch.float64)
+
+
+def assert_sound(found: Comparison) -> None:
+    """Demand a p-value in (0, 1] and finite numbers, or a flag that says why not."""
+    defined = math.isfinite(float(found)) and 0 <= found.p <= 1
+    assert defined or found.flags, f"value {found.value}, p {found.p} without a flag"
+    assert math.isnan(found.p) or 0 <= found.p <= 1, f"p {found.p}"
+    json.dumps(found.chart(), allow_nan=False)
+    assert {"value", "p"} <= set(found.table().column_names)
+
+
+def law_itself(shift: Shift) -> None:
+    """A side compared with itself shows nothing."""
+    side = shift.fit(normal_rows(120, 0))
+    found = side.compare(side)
+    assert_sound(found)
+    assert found.p > 0.1, f"p {found.p} of a side against itself"
+
+
+def law_far(shift: Shift) -> None:
+    """Rows that lie far away, and spread wider, are seen."""
+    x, y = normal_rows(150, 0), normal_rows(120, 1) * 2 + 3
+    near, far = shift.between(x, normal_rows(120, 2)), shift.between(x, y)
+    assert far.p <= 0.01, f"p {far.p} of a large shift"
+    assert float(far) > float(near), f"{float(far)} far away, {float(near)} without change"
+    assert far.direction == "higher"
+    assert far.sides == (150, 120), f"sides {far.sides}"
+
+
+def law_order(shift: Shift) -> None:
+    """Rows in another order, with their ids, give the same comparison."""
+    x, y = normal_rows(90, 3), normal_rows(80, 4) + 0.3
+    ids = [f"row {i}" for i in range(len(x))]
+    back = list(range(len(x) - 1, -1, -1))
+    first, second = shift.fit(x, ids=ids), shift.fit(x[back], ids=[ids[i] for i in back])
+    other = first.shift.fit(y)
+    again = _as(second, first).compare(other)
+    found = first.compare(other)
+    assert math.isclose(float(found), float(again), rel_tol=1e-7, abs_tol=1e-9)
+    assert math.isclose(found.p, again.p, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def law_merged(shift: Shift) -> None:
+    """States merged from parts compare like those of one pass."""
+    x, y = normal_rows(90, 5), normal_rows(80, 6) + 0.3
+    whole = shift.fit(x)
+    task = Task(whole.shift, ("x",))
+    wanted = requests([task])
+    ids = [f"row {i}" for i in range(len(x))]
+    parts = [
+        observe_stream(Stream.of(x[rows], ids=[ids[i] for i in rows]), wanted)
+        for rows in (list(range(40)), list(range(40, 90)))
+    ]
+    merged = whole.shift.result(**states_of(task, merge_states(wanted, *parts)))
+    one = whole.shift.fit(x, ids=ids)
+    other = whole.shift.fit(y)
+    a, b = one.compare(other), merged.compare(other)
+    assert math.isclose(float(a), float(b), rel_tol=1e-7, abs_tol=1e-9)
+    assert math.isclose(a.p, b.p, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def law_again(shift: Shift) -> None:
+    """The global random state does not matter."""
+    x, y = normal_rows(60, 7), normal_rows(70, 8)
+    torch.manual_seed(1)
+    first = shift.between(x, y)
+    torch.manual_seed(2)
+    second = shift.between(x, y)
+    assert (float(first), first.p) == (float(second), second.p)
+
+
+def law_groups(shift: Shift) -> None:
+    """Copies of rows within their group add no evidence."""
+    x, y = normal_rows(40, 9), normal_rows(40, 10) + 0.5
+    group = [f"group {i}" for i in range(40)]
+    single = shift.between(x, y)
+    many = shift.between(x.repeat(8, 1), y.repeat(8, 1), group=group * 8, group2=group * 8)
+    assert many.sides == (40, 40), f"sides {many.sides} of 40 groups"
+    assert many.p > single.p / 10, f"p {many.p} with copies, {single.p} without"
+
+
+def law_degenerate(shift: Shift) -> None:
+    """Few, equal or constant rows give an error of ours, a sound comparison, or a flag."""
+    plain = normal_rows(36, 11)
+    constant = torch.cat([plain[:, :1] * 0 + 1, plain[:, 1:]], 1)
+    cases: dict[str, tuple[Any, Any]] = {
+        "1 row": (plain, plain[:1]),
+        "2 rows": (plain[:2], plain[2:4]),
+        "3 rows": (plain[:3], plain[3:36]),
+        "constant rows": (plain * 0 + 2, plain * 0 + 2),
+        "other constant rows": (plain * 0 + 2, plain * 0 + 3),
+        "a constant unit": (constant, constant + 0.1 * plain.mean(0)),
+        "equal rows": (plain[torch.arange(36) // 2], plain),
+        "half precision": (plain.bfloat16(), plain.half()),
+        "more dimensions than rows": (normal_rows(6, 0, 20), normal_rows(7, 1, 20)),
+    }
+    for name, (x, y) in cases.items():
+        try:
+            assert_sound(shift.between(x, y))
+        except SondeError:
+            continue
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+def _as(side: Side, pattern: Side) -> Side:
+    """Return a side under the shift of another: parameters from the data differ in rounding."""
+    return pattern.shift.result(**side.states)

@@ -1,0 +1,49 @@
+"""How often a shift alarms where nothing changed."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from sonde.core.instrument import Read
+from sonde.core.shift import Comparison, Shift, Side
+
+RESAMPLES = 300
+
+
+def side_of(shift: Shift, x: Tensor) -> Side:
+    """Return the side of rows, observed at once: quicker than a stream of arrays."""
+    keys = torch.arange(len(x))
+    columns = {"x": x, "draw": keys, "group": keys, "group_draw": keys}
+    states = {}
+    for name, read in shift.reads().items():
+        statistic = read.statistic if isinstance(read, Read) else read
+        states[name] = statistic.observe(*(columns[c] for c in statistic.needs()))
+    side = shift.result(**states)
+    following = shift.then(side)
+    return side if following is None else side_of(following, x)
+
+
+def comparisons(
+    shift: Shift, draw: Callable[[int], tuple[Tensor, Tensor]], times: int = RESAMPLES
+) -> list[Comparison]:
+    """Return the comparisons of fresh pairs of data sets."""
+    found = []
+    for seed in range(times):
+        x, y = draw(seed)
+        first = side_of(shift, x)
+        found.append(first.compare(side_of(first.shift, y)))
+    return found
+
+
+def assert_right_rate(p: Sequence[float], conservative: bool = False) -> None:
+    """Demand shares of alarms at 5 and 20 % inside the exact binomial band of 99.8 %.
+
+    A conservative test may alarm less often.
+    """
+    for level in (0.05, 0.2):
+        alarms = sum(value <= level for value in p)
+        low, high = (int(binom.ppf(q, len(p), level)) for q in (0.001, 0.999))
+        assert alarms <= high, f"{alarms} alarms of {len(p)} at {level}, at most {high} expected"
+        assert conservative or alarms >= low, f"{alarms} alarms of {len(p)} at {level}, {low}"
