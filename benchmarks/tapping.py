@@ -154,7 +154,7 @@ def peak_of_forwards(kind: str, tiny: bool, tapped: bool) -> dict[str, float]:
                 kept.append(found)
 
     peak = added_peak(work)
-    n_bytes = sum(x.untyped_storage().nbytes() for rows in kept for x in rows.values())
+    n_bytes = sum(x.nbytes for rows in kept for x in rows.values())
     return {"peak": peak, "kept": n_bytes / MIB}
 
 

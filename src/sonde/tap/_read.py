@@ -13,6 +13,7 @@ from sonde.core.errors import SiteError, SondeError
 from sonde.core.inputs import InputBatch
 from sonde.tap._choose import Kind
 from sonde.tap._hooks import Session
+from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
 from sonde.tap.objectives import Objective, value
 from sonde.tap.outputs import find, find_input, replaced
@@ -53,7 +54,7 @@ class Reader:
         self.taken: dict[str, Taken] = {}
         self.gradients: dict[str, Taken] = {}
         self.slots = self._make_slots()
-        self.shared = Shared()
+        self.shared, self.slab = Shared(), Slab()
         modules = probe.names.modules
         self.session = Session(
             root,
@@ -113,7 +114,7 @@ class Reader:
         for reduction, members, outputs in self.waiting.groups():
             with at_site(members[0][0].key):
                 rows, layout = reduction.stacked(outputs, self.frame)
-            for (kind, call), mine in zip(members, rows, strict=True):
+            for (kind, call), mine in zip(members, rows.unbind(), strict=True):
                 self.keep(kind, call, mine, layout)
 
     def keep(self, kind: Kind, call: int, rows: Tensor, layout: Hashable) -> None:
@@ -257,7 +258,8 @@ class _Slot:
             self.reader.waiting.add((kind, call), kind.reduction, copies[id(leaf)])
             return
         with at_site(kind.key):
-            self.reader.keep(kind, call, *kind.reduction(leaf.detach(), self.reader.frame))
+            rows, layout = kind.reduction(leaf.detach(), self.reader.frame)
+            self.reader.keep(kind, call, self.reader.slab.keep(rows), layout)
 
     def _count(self) -> None:
         call, self.calls = self.calls, self.calls + 1

@@ -313,20 +313,22 @@ class Reduction:
         """What two reductions must share to be one call of ``stacked``."""
         return self._kind, self.reducer.name, self.reducer.keep_special
 
-    def stacked(self, outputs: Sequence[Tensor], frame: Frame) -> tuple[list[Tensor], Hashable]:
-        """Return the rows of each of several outputs of one shape, and their common layout."""
+    def stacked(
+        self, outputs: Sequence[Tensor], frame: Frame
+    ) -> tuple[Float[Tensor, "_site _row _dim"], Hashable]:
+        """Return the rows of several outputs of one shape, and their common layout."""
         x = torch.stack(list(outputs))
         _, n, length, _ = x.shape
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
         if name == "mean":
-            return list(_token_mean(x, frame, self._kind, keep).unbind()), POOLED
+            return _token_mean(x, frame, self._kind, keep), POOLED
         if name != "tokens":
             example, position = frame.one(self._kind, length, name)
-            return list(x[:, example, position].unbind()), POOLED
+            return x[:, example, position], POOLED
         flat, rows = frame.flat(self._kind, length, keep), x.flatten(1, 2)
         rows = rows if len(flat) == n * length else rows.index_select(1, flat)
-        return list(rows.unbind()), ("tokens", self._kind, length, keep)
+        return rows, ("tokens", self._kind, length, keep)
 
     def _vector(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         x = self.axes.last_dim(x)

@@ -19,6 +19,7 @@ from sonde.core.site import Reducer, Site
 from sonde.tap._cache import cache_in, cached_length
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
+from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
 from sonde.tap.axes import guess_axes
 from sonde.tap.outputs import arguments, find, find_input
@@ -90,7 +91,7 @@ class Tap:
             self._at.setdefault((site.path, site.port), []).append(site)
         self._reductions: dict[tuple[str, tuple[int, ...]], Reduction] = {}
         self._batch: InputBatch | None = None
-        self._shared = Shared()
+        self._shared, self._slab = Shared(), Slab()
         self._reset()
 
     def __enter__(self) -> "Tap":
@@ -192,7 +193,8 @@ class Tap:
     def _reduced(self, x: Tensor, path: str, parts: list[Tensor]) -> Tensor:
         """Return rows; where they wait for those of other sites, a copy that they will replace."""
         if self._reducer is None:
-            return x.clone()
+            copy = self._slab.keep(x)
+            return x.clone() if copy is x else copy
         if self._frame is None:
             if self._batch is None or len(self._batch) != len(x):
                 self._batch = _unnamed(len(x))
@@ -207,13 +209,13 @@ class Tap:
             copy = x.clone()
             self._waiting.add((parts, len(parts)), reduction, copy)
             return copy
-        return reduction(x, self._frame)[0]
+        return self._slab.keep(reduction(x, self._frame)[0])
 
     def _place(self, frame: Frame) -> None:
         """Put the rows that waited for those of other sites in the places of their copies."""
         for reduction, places, outputs in self._waiting.groups():
             found, _ = reduction.stacked(outputs, frame)
-            for (parts, at), rows in zip(places, found, strict=True):
+            for (parts, at), rows in zip(places, self._slab.keep(found).unbind(), strict=True):
                 parts[at] = rows
 
     @staticmethod
