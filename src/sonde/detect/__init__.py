@@ -4,6 +4,7 @@ from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.gen import GEN
 from sonde.detect.hotelling import Hotelling
+from sonde.detect.kl_matching import KLMatching
 from sonde.detect.knn import KNN
 from sonde.detect.mahalanobis import Mahalanobis
 from sonde.detect.max_logit import MaxLogit
@@ -19,6 +20,7 @@ __all__ = [
     "Energy",
     "Entropy",
     "Hotelling",
+    "KLMatching",
     "Mahalanobis",
     "MaxLogit",
     "RelativeMahalanobis",

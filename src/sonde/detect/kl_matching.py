@@ -1,0 +1,157 @@
+"""Divergence of a prediction from the nearest of the classes' typical predictions."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Detector
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+from sonde.detect._logits import CHUNK_ENTRIES
+from sonde.detect._metric import check_width
+
+
+@dataclass(frozen=True)
+class PredictedPosteriorsState(State):
+    """Of the rows predicted as each class: how many, and the sum of their probabilities.
+
+    ``plogp`` is the sum of ``p ln p`` over all rows and classes.
+    """
+
+    rows: Int[Tensor, "class"]
+    sum: Float[Tensor, "class class"]
+    plogp: Float[Tensor, ""]
+
+
+@final
+@dataclass(frozen=True)
+class PredictedPosteriors(Statistic[PredictedPosteriorsState]):
+    """Mean softmax of the rows predicted as each class, exact under any split.
+
+    Parameters
+    ----------
+    max_classes : int, default=4096
+        More logits than this are an error: the state is square in them.
+    """
+
+    max_classes: int = 4096
+
+    def observe(self, logits: Float[Tensor, "row class"]) -> PredictedPosteriorsState:
+        """Return the counts and sums of a batch."""
+        k = logits.shape[1]
+        if k > self.max_classes:
+            raise InputError(
+                f"KLMatching: expected at most {self.max_classes} classes, got {k} logits. "
+                "Raise max_classes if a table of classes by classes fits into memory."
+            )
+        total = torch.zeros(k, k, dtype=torch.float64, device=logits.device)
+        plogp = total.new_zeros(())
+        for part in logits.split(max(1, CHUNK_ENTRIES // k)):
+            p = torch.softmax(part.double(), dim=1)
+            total.index_add_(0, part.argmax(1), p)
+            plogp = plogp - torch.special.entr(p).sum()
+        return PredictedPosteriorsState(torch.bincount(logits.argmax(1), minlength=k), total, plogp)
+
+    def merge(
+        self, a: PredictedPosteriorsState, b: PredictedPosteriorsState
+    ) -> PredictedPosteriorsState:
+        """Return the counts and sums of both."""
+        return PredictedPosteriorsState(a.rows + b.rows, a.sum + b.sum, a.plogp + b.plogp)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class KLMatchingScorer(Scorer):
+    """Divergence from the nearest row of ``typical``, one for each class in ``classes``.
+
+    ``value`` is the mean divergence of the fitted rows from that of their own predicted class.
+    """
+
+    classes: Int[Tensor, "known"]
+    typical: Float[Tensor, "known class"]
+
+    def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
+        """Return the smallest divergence of each row, in nats and double precision."""
+        k = self.typical.shape[1]
+        check_width("KLMatching", logits, k, "classes")
+        floor = torch.finfo(torch.float64).tiny
+        table = self.typical.to(logits.device).clamp(min=floor).log().T.contiguous()
+        out = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+        step = max(1, CHUNK_ENTRIES // k)
+        for start in range(0, len(logits), step):
+            p = torch.softmax(logits[start : start + step].double(), dim=1)
+            cross = (p @ table).amax(1)
+            out[start : start + step] = -torch.special.entr(p).sum(1) - cross
+        return infinite_where_nonfinite(out.clamp(min=0.0), logits)
+
+
+@final
+@dataclass(frozen=True)
+class KLMatching(Detector):
+    """Divergence of each row's softmax from the nearest class's mean softmax.
+
+    ``min_k KL(p || d_k)`` with ``d_k`` the mean of ``p`` over the fitted rows that are predicted as
+    ``k``; classes that no fitted row is predicted as do not take part. A usual row is confused
+    among the classes that rows of its kind are confused among.
+
+    Range        [0, inf), in nats; higher = more unusual.
+    Cost         one pass; state 8 classes^2 bytes; O(classes^2) per row.
+    Assumes      a classifier; no labels are used. Fit on rows that the model was not trained on, of
+                 which it is less sure.
+    Differs      nothing; where ``d_k`` is 0 in double precision it counts as the smallest number.
+
+    Parameters
+    ----------
+    max_classes : int, default=4096
+        More logits than this are an error.
+
+    Examples
+    --------
+    >>> typical = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]).log()
+    >>> scorer = KLMatching().fit(typical, logits=typical)
+    >>> scorer.score(torch.tensor([[0.5, 0.3, 0.2]]).log()).round(decimals=4).tolist()
+    [0.2332]
+
+    References
+    ----------
+    hendrycks2022scaling
+    """
+
+    max_classes: int = 4096
+    paper: ClassVar[str] = "hendrycks2022scaling"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def __post_init__(self) -> None:
+        if self.max_classes < 1:
+            raise InputError(
+                f"KLMatching: expected max_classes of at least 1, got {self.max_classes}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sums of each predicted class."""
+        return {"posteriors": PredictedPosteriors(self.max_classes)}
+
+    def result(self, posteriors: PredictedPosteriorsState) -> KLMatchingScorer:
+        """Average the softmax of each class that was predicted."""
+        classes = torch.nonzero(posteriors.rows).flatten()
+        total = posteriors.sum[classes]
+        typical = total / posteriors.rows[classes, None]
+        n = int(posteriors.rows.sum())
+        return KLMatchingScorer(
+            value=float(posteriors.plogp - torch.xlogy(total, typical).sum()) / n,
+            n=n,
+            unit="nats",
+            range=(0.0, float("inf")),
+            conventions={
+                "value": "mean divergence of the fitted rows from their predicted class",
+                "classes": f"{len(classes)} of {len(posteriors.rows)} were predicted",
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            classes=classes,
+            typical=typical,
+        )
