@@ -11,12 +11,14 @@ from sonde.detect.max_logit import MaxLogit
 from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
+from sonde.detect.she import SHE
 
 __all__ = [
     "GEN",
     "KNN",
     "MSP",
     "NAC",
+    "SHE",
     "Energy",
     "Entropy",
     "Hotelling",
