@@ -3,6 +3,7 @@
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.gen import GEN
+from sonde.detect.grad_norm import GradNorm
 from sonde.detect.hotelling import Hotelling
 from sonde.detect.kl_matching import KLMatching
 from sonde.detect.knn import KNN
@@ -21,6 +22,7 @@ __all__ = [
     "SHE",
     "Energy",
     "Entropy",
+    "GradNorm",
     "Hotelling",
     "KLMatching",
     "Mahalanobis",
