@@ -14,8 +14,11 @@ from sonde.detect import (
     KNN,
     MSP,
     NAC,
+    SHE,
     Energy,
     Entropy,
+    GradNorm,
+    KLMatching,
     Mahalanobis,
     MaxLogit,
     RelativeMahalanobis,
@@ -29,8 +32,11 @@ DETECTORS = [
     Energy(),
     Entropy(),
     GEN(),
+    GradNorm(),
+    KLMatching(),
     MaxLogit(),
     MSP(),
+    SHE(),
     Mahalanobis(),
     Mahalanobis(classes=False),
     Mahalanobis(scatter="diag"),
@@ -139,6 +145,10 @@ def test_hard_rows_give_finite_scores(detector, case):
     else:
         columns = {k: v[:1].repeat(50, 1) for k, v in columns.items()}
         label = torch.arange(50) % 2
+    if case in ("one class", "all equal") and isinstance(detector, SHE):
+        with pytest.raises(InputError, match="got none for 1 of 2 classes"):
+            _fit(detector, columns, label)
+        return
     if case == "one class" and isinstance(detector, RelativeMahalanobis):
         with pytest.raises(InputError, match="at least two classes, got 1"):
             _fit(detector, columns, label)
