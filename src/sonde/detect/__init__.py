@@ -13,6 +13,7 @@ from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
 from sonde.detect.she import SHE
+from sonde.detect.vim import ViM
 
 __all__ = [
     "GEN",
@@ -28,4 +29,5 @@ __all__ = [
     "Mahalanobis",
     "MaxLogit",
     "RelativeMahalanobis",
+    "ViM",
 ]

@@ -1,0 +1,209 @@
+"""What a row has outside the directions that usual rows use, weighed against its logits.
+
+For the layer that feeds a classifier's last linear layer; combines what ``Energy`` sees in the
+logits with what the logits cannot see.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE, Detector
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.statistic import Statistic
+from sonde.detect._head import check_head
+from sonde.detect._logits import LogitScoreSum, LogitScoreSumState
+from sonde.detect._metric import check_width
+from sonde.detect.energy import energy_of
+from sonde.detect.max_logit import MaxLogit
+from sonde.stats import (
+    HashSample,
+    HashSampleState,
+    HeadWeights,
+    HeadWeightsState,
+    Moments,
+    MomentsState,
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ViMScorer(Scorer):
+    """Weighted length outside the principal space minus the log evidence of the logits.
+
+    ``basis`` spans what is left of the space around ``origin``; ``value`` is ``alpha``.
+    """
+
+    origin: Float[Tensor, "dim"]
+    basis: Float[Tensor, "dim rest"]
+    alpha: float
+    n_classes: int
+
+    def score(
+        self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
+    ) -> Float[Tensor, "row"]:
+        """Return ``alpha`` times the residual length of each row, plus its energy."""
+        check_width("ViM", x, len(self.origin))
+        check_width("ViM", logits, self.n_classes, "classes")
+        virtual = self.alpha * _residual(x, self.origin, self.basis)
+        return infinite_where_nonfinite(virtual + energy_of(logits, 1.0), x, logits)
+
+
+@final
+@dataclass(frozen=True)
+class ViM(Detector):
+    """Length of each row outside the principal space of the fitted rows, against its logits.
+
+    The residual length is scaled so that on average it is as large as the largest logit, and
+    enters as the logit of one more class: ``alpha |R^T (x - u)| - ln sum_c exp f_c``, with ``R``
+    the directions of least energy about ``u = -pinv(W) b``, the point that the head maps nearest
+    to zero. Rows without any residual leave ``alpha = 0``, the energy alone (flag ``dead``).
+
+    Range        (-inf, inf), in units of the logits; higher = more unusual.
+    Cost         one pass; state 8 dim^2 bytes; result O(dim^3); O(dim^2) per row.
+    Assumes      rows are the input of the model's final linear layer; the mean largest logit is
+                 positive.
+    Differs      from the paper: ``alpha`` is exact from moments (root mean square of the residual
+                 instead of its mean); ``alpha="paper"`` estimates the mean on a sample.
+
+    Parameters
+    ----------
+    principal : int or "auto", default="auto"
+        Directions that count as usual. "auto": 1000 from 2048 dimensions on, 512 from 768 on, else
+        half of them.
+    alpha : {"rms", "paper"}, default="rms"
+        How the residual's typical length is taken.
+    m : int, default=2048
+        Most rows in the sample of ``alpha="paper"``.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[3.0, 0.0, 0.1], [0.0, 3.0, -0.1], [2.0, 1.0, 0.2], [1.0, 2.0, -0.2]])
+    >>> weight, bias = torch.eye(2, 3), torch.tensor([0.5, -0.5])
+    >>> scorer = ViM(principal=2).fit(x, logits=x @ weight.T + bias, head=(weight, bias))
+    >>> usual, unusual = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 2.0]])
+    >>> rows = torch.stack([usual, unusual])
+    >>> scorer.score(rows, rows @ weight.T + bias).double().round(decimals=1).tolist()
+    [-1.4, 42.5]
+
+    References
+    ----------
+    wang2022vim
+    """
+
+    principal: int | Literal["auto"] = "auto"
+    alpha: Literal["rms", "paper"] = "rms"
+    m: int = SAMPLE
+    paper: ClassVar[str] = "wang2022vim"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"principal": 1, "alpha": "paper"})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.principal, str) and self.principal != "auto":
+            raise InputError(f"ViM: expected principal 'auto' or a number, got {self.principal!r}.")
+        if not isinstance(self.principal, str) and self.principal < 0:
+            raise InputError(f"ViM: expected principal of at least 0, got {self.principal}.")
+        if self.alpha not in ("rms", "paper"):
+            raise InputError(f"ViM: expected alpha 'rms' or 'paper', got {self.alpha!r}.")
+        if self.m < 1:
+            raise InputError(f"ViM: expected m of at least 1, got {self.m}.")
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read moments, the mean largest logit and the head; for ``alpha="paper"`` a sample."""
+        found = {"moments": Moments(), "mean": LogitScoreSum(MaxLogit()), "head": HeadWeights()}
+        return found if self.alpha == "rms" else {**found, "sample": HashSample(self.m)}
+
+    def result(
+        self,
+        moments: MomentsState,
+        mean: LogitScoreSumState,
+        head: HeadWeightsState,
+        sample: HashSampleState | None = None,
+    ) -> ViMScorer:
+        """Split the space by its energy about the origin, and weigh the residual."""
+        dim = len(moments.mean)
+        check_head("ViM", head, dim)
+        reach = -float(mean.sum) / mean.n
+        if not reach > 0.0:
+            raise InputError(
+                "ViM: expected a positive mean of the largest logits, which the residual is scaled "
+                f"to, got {reach:.6g}. Use Mahalanobis for a model with such logits."
+            )
+        origin = _origin(head)
+        energies, basis = _least_energy(moments, origin, self._principal(dim))
+        size, error = math.sqrt(float(energies.sum())), 0.0
+        if sample is not None:
+            size, error = _mean_length(_residual(sample.rows, origin, basis), sample.n)
+        dead = float(energies.sum()) == 0.0 or size == 0.0
+        alpha = 0.0 if dead else reach / size
+        flags = ["dead"] if dead else []
+        flags += [] if sample is None or sample.is_everything else ["sampled"]
+        return ViMScorer(
+            value=alpha,
+            n=moments.n,
+            unit="units of the logits",
+            flags=tuple(flags),
+            conventions={
+                "value": "weight of the residual length",
+                "principal": dim - basis.shape[1],
+                "alpha": self.alpha,
+                "alpha_se": None if sample is None or dead else alpha * error / size,
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            origin=origin,
+            basis=basis,
+            alpha=alpha,
+            n_classes=mean.n_classes,
+        )
+
+    def _principal(self, dim: int) -> int:
+        if isinstance(self.principal, str):
+            return 1000 if dim >= 2048 else 512 if dim >= 768 else dim // 2
+        if self.principal >= dim:
+            raise InputError(
+                f"ViM: expected principal below dim={dim}, got {self.principal}. "
+                "Leave at least one direction for the residual."
+            )
+        return self.principal
+
+
+def _origin(head: HeadWeightsState) -> Float[Tensor, "dim"]:
+    """Return the row that the head maps nearest to logits of zero."""
+    weight = head.weight.double()
+    if head.bias is None:
+        return weight.new_zeros(weight.shape[1])
+    return -(torch.linalg.pinv(weight) @ head.bias.double())
+
+
+def _least_energy(
+    moments: MomentsState, origin: Float[Tensor, "dim"], principal: int
+) -> tuple[Float[Tensor, "rest"], Float[Tensor, "dim rest"]]:
+    """Return all but the ``principal`` directions of most energy about the origin.
+
+    Energies that rounding could have made are 0.
+    """
+    gap = moments.mean - origin
+    energies, directions = torch.linalg.eigh(moments.covariance + torch.outer(gap, gap))
+    rest = len(gap) - principal
+    floor = len(gap) * torch.finfo(energies.dtype).eps * energies[-1].clamp(min=0.0)
+    kept = energies[:rest]
+    return kept.where(kept > floor, torch.zeros_like(kept)), directions[:, :rest].contiguous()
+
+
+def _residual(
+    x: Float[Tensor, "row dim"], origin: Float[Tensor, "dim"], basis: Float[Tensor, "dim rest"]
+) -> Float[Tensor, "row"]:
+    """Return the length of rows relative to the origin along the basis."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return ((wide - origin.to(wide)) @ basis.to(wide)).norm(dim=1)
+
+
+def _mean_length(lengths: Float[Tensor, "sample"], n: int) -> tuple[float, float]:
+    """Return the mean of a sample of ``n`` rows and its standard error."""
+    m, wide = len(lengths), lengths.double()
+    spread = float(wide.std(correction=1)) if m > 1 else 0.0
+    return float(wide.mean()), spread * math.sqrt((1.0 - m / n) / m)
