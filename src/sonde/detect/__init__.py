@@ -11,6 +11,7 @@ from sonde.detect.mahalanobis import Mahalanobis
 from sonde.detect.max_logit import MaxLogit
 from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
+from sonde.detect.react import ReAct
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
 from sonde.detect.she import SHE
 from sonde.detect.vim import ViM
@@ -28,6 +29,7 @@ __all__ = [
     "KLMatching",
     "Mahalanobis",
     "MaxLogit",
+    "ReAct",
     "RelativeMahalanobis",
     "ViM",
 ]
