@@ -1,5 +1,6 @@
 """Detectors: what scores rows, always higher = more unusual."""
 
+from sonde.detect.ash import ASH
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.gen import GEN
@@ -17,6 +18,7 @@ from sonde.detect.she import SHE
 from sonde.detect.vim import ViM
 
 __all__ = [
+    "ASH",
     "GEN",
     "KNN",
     "MSP",

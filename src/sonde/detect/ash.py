@@ -1,0 +1,70 @@
+"""Energy after each row has been pruned to its largest activations."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Detector
+from sonde.core.statistic import Statistic
+from sonde.detect._shaping import Shape, ShapedScorer, check_share, shaped_scorer
+from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
+
+
+@final
+@dataclass(frozen=True)
+class ASH(Detector):
+    """Energy of the logits that rows give after all but their largest activations are removed.
+
+    With ``s1`` the sum of a row and ``s2`` that of its kept entries, variant "p" keeps them as they
+    are, "b" sets them to ``s1 / n_kept``, "s" multiplies them by ``exp(s1 / s2)``. The fewer units
+    carry a row, the less its evidence grows. Of equal activations the first are kept. Nothing is
+    fitted but the head.
+
+    Range        (-inf, inf), in units of the logits; higher = more unusual.
+    Cost         one pass that counts; state 48 dim bytes; O(dim ln dim + classes dim) per row.
+    Assumes      rows are the input of the model's final linear layer, and not negative, as after a
+                 ReLU. A row whose kept entries have no positive sum is left as it is.
+    Differs      from the paper: rows of the site, not maps before pooling; at least one activation
+                 is kept; the activation itself is never written to.
+
+    Parameters
+    ----------
+    variant : {"s", "b", "p"}, default="s"
+        Scale, fill or only prune.
+    share : float, default=0.65
+        Share of the activations that are removed.
+
+    Examples
+    --------
+    >>> scorer = ASH(share=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
+    >>> scorer.score(torch.tensor([[4.0, 1.0, 3.0, 2.0]])).double().round(decimals=4).tolist()
+    [-2.3799]
+
+    References
+    ----------
+    djurisic2023ash
+    """
+
+    variant: Literal["s", "b", "p"] = "s"
+    share: float = 0.65
+    paper: ClassVar[str] = "djurisic2023ash"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"variant": "b"},
+        {"variant": "p", "share": 0.5},
+    )
+
+    def __post_init__(self) -> None:
+        check_share("ASH", "share", self.share)
+        if self.variant not in ("s", "b", "p"):
+            raise InputError(f"ASH: expected variant 's', 'b' or 'p', got {self.variant!r}.")
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the range of every unit, and the head."""
+        return {"units": Scalars(), "head": HeadWeights()}
+
+    def result(self, units: ScalarsState, head: HeadWeightsState) -> ShapedScorer:
+        """Keep the head."""
+        how: dict[str, Literal["stretch", "fill", "prune"]]
+        how = {"s": "stretch", "b": "fill", "p": "prune"}
+        return shaped_scorer("ASH", Shape(how[self.variant], self.share), units, head)
