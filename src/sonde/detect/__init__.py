@@ -14,6 +14,7 @@ from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.react import ReAct
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
+from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
 from sonde.detect.vim import ViM
 
@@ -23,6 +24,7 @@ __all__ = [
     "KNN",
     "MSP",
     "NAC",
+    "SCALE",
     "SHE",
     "Energy",
     "Entropy",

@@ -1,0 +1,56 @@
+"""Energy after each row has been stretched by how much its largest activations hold of its sum."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from sonde.core.instrument import Detector
+from sonde.core.statistic import Statistic
+from sonde.detect._shaping import Shape, ShapedScorer, check_share, shaped_scorer
+from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
+
+
+@final
+@dataclass(frozen=True)
+class SCALE(Detector):
+    """Energy of the logits that rows give when all their activations are stretched alike.
+
+    The factor is ``exp(s1 / s2)`` with ``s1`` the sum of a row and ``s2`` that of its largest
+    entries. Unlike ``ASH`` nothing is removed, so the order of the logits stays (without a bias).
+    Nothing is fitted but the head.
+
+    Range        (-inf, inf), in units of the logits; higher = more unusual.
+    Cost         one pass that counts; state 48 dim bytes; O(dim ln dim + classes dim) per row.
+    Assumes      rows are the input of the model's final linear layer, and not negative, as after a
+                 ReLU. A row whose largest entries have no positive sum is left as it is.
+    Differs      from the paper: the form for a trained model alone, no training; rows of the site.
+
+    Parameters
+    ----------
+    share : float, default=0.85
+        Share of the activations that do not count as largest.
+
+    Examples
+    --------
+    >>> scorer = SCALE(share=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
+    >>> scorer.score(torch.tensor([[4.0, 1.0, 3.0, 2.0]])).double().round(decimals=4).tolist()
+    [-2.5357]
+
+    References
+    ----------
+    xu2024scale
+    """
+
+    share: float = 0.85
+    paper: ClassVar[str] = "xu2024scale"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"share": 0.5})
+
+    def __post_init__(self) -> None:
+        check_share("SCALE", "share", self.share)
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the range of every unit, and the head."""
+        return {"units": Scalars(), "head": HeadWeights()}
+
+    def result(self, units: ScalarsState, head: HeadWeightsState) -> ShapedScorer:
+        """Keep the head."""
+        return shaped_scorer("SCALE", Shape("stretch_all", self.share), units, head)
