@@ -1,6 +1,7 @@
 """Detectors: what scores rows, always higher = more unusual."""
 
 from sonde.detect.ash import ASH
+from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.gen import GEN
@@ -20,6 +21,7 @@ from sonde.detect.vim import ViM
 
 __all__ = [
     "ASH",
+    "DICE",
     "GEN",
     "KNN",
     "MSP",

@@ -1,0 +1,103 @@
+"""Energy of the logits that remain when only the weights that usually matter are kept."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.instrument import Detector
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.statistic import Statistic
+from sonde.detect._head import check_head, head_energy
+from sonde.detect._metric import check_width
+from sonde.detect._shaping import check_share
+from sonde.stats import HeadWeights, HeadWeightsState, Moments, MomentsState
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DICEScorer(Scorer):
+    """Energy of the logits of the sparse ``head``; ``value`` is the share of weights kept."""
+
+    head: HeadWeightsState
+    threshold: float
+
+    def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+        """Return the energy of each row's remaining logits."""
+        check_width("DICE", x, self.head.weight.shape[1])
+        return infinite_where_nonfinite(head_energy(self.head, x), x)
+
+
+@final
+@dataclass(frozen=True)
+class DICE(Detector):
+    """Energy of the logits when the head keeps only weights that contribute most on average.
+
+    The contribution of a weight is its product with the mean of its unit, ``W_ku m_u``. Weights
+    whose contribution is not above the ``share`` quantile of all become 0; what they add is mostly
+    noise, which unusual rows have more of.
+
+    Range        (-inf, inf), in units of the logits; higher = more unusual.
+    Cost         one pass; state 16 dim bytes; O(classes dim) per row.
+    Assumes      rows are the input of the model's final linear layer; not negative, as after a
+                 ReLU.
+    Differs      nothing; the quantile interpolates between neighbours.
+
+    Parameters
+    ----------
+    share : float, default=0.9
+        Share of the head's weights that are removed.
+
+    Examples
+    --------
+    >>> weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 1.0]])
+    >>> bias = torch.tensor([0.0, -1.0, 0.5])
+    >>> scorer = DICE(share=0.5).fit([[2.0, 0.0], [0.0, 1.0]], head=(weight, bias))
+    >>> scorer.score(torch.tensor([[2.0, 1.0]])).double().round(decimals=4).tolist()
+    [-2.6803]
+
+    References
+    ----------
+    sun2022dice
+    """
+
+    share: float = 0.9
+    paper: ClassVar[str] = "sun2022dice"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"share": 0.5}, {"share": 0.2})
+
+    def __post_init__(self) -> None:
+        check_share("DICE", "share", self.share)
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the mean of every unit, and the head."""
+        return {"moments": Moments("diag"), "head": HeadWeights()}
+
+    def result(self, moments: MomentsState, head: HeadWeightsState) -> DICEScorer:
+        """Remove the weights that contribute least."""
+        check_head("DICE", head, len(moments.mean))
+        contribution = head.weight.double() * moments.mean
+        threshold = _quantile(contribution.flatten(), self.share)
+        keep = contribution > threshold
+        sparse = replace(head, weight=head.weight.where(keep, torch.zeros_like(head.weight)))
+        return DICEScorer(
+            value=float(keep.double().mean()),
+            n=moments.n,
+            unit="units of the logits",
+            flags=() if bool(keep.any()) else ("dead",),
+            conventions={
+                "value": "share of the head's weights that are kept",
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            head=sparse,
+            threshold=threshold,
+        )
+
+
+def _quantile(values: Float[Tensor, "value"], q: float) -> float:
+    """Return a quantile that interpolates linearly; for any number of values."""
+    rank = q * (len(values) - 1)
+    below = int(rank)
+    low, high = values.sort().values[[below, min(below + 1, len(values) - 1)]].tolist()
+    return low + (rank - below) * (high - low)
