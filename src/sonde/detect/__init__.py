@@ -4,6 +4,7 @@ from sonde.detect.ash import ASH
 from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
+from sonde.detect.fdbd import FDBD
 from sonde.detect.gen import GEN
 from sonde.detect.grad_norm import GradNorm
 from sonde.detect.hotelling import Hotelling
@@ -22,6 +23,7 @@ from sonde.detect.vim import ViM
 __all__ = [
     "ASH",
     "DICE",
+    "FDBD",
     "GEN",
     "KNN",
     "MSP",
