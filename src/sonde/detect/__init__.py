@@ -14,6 +14,7 @@ from sonde.detect.mahalanobis import Mahalanobis
 from sonde.detect.max_logit import MaxLogit
 from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
+from sonde.detect.nn_guide import NNGuide
 from sonde.detect.react import ReAct
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
 from sonde.detect.scale import SCALE
@@ -37,6 +38,7 @@ __all__ = [
     "KLMatching",
     "Mahalanobis",
     "MaxLogit",
+    "NNGuide",
     "ReAct",
     "RelativeMahalanobis",
     "ViM",
