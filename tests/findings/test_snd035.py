@@ -4,7 +4,7 @@ import torch
 from scipy.stats import norm
 
 from findings._evidence import digits, evidence_of
-from sonde.findings._auroc import auroc_bounds
+from sonde.stats.auroc_bounds import auroc_bounds
 from sonde.findings.snd035 import SND035, explained_margin
 
 

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sonde.findings._auroc import auroc_bounds
 from sonde.findings._places import read_command
 from sonde.findings._shared import one_per_group
 from sonde.findings._text import number, percent, plural, shortened
@@ -15,6 +14,7 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, blocked, label_evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.stats.auroc import auroc
+from sonde.stats.auroc_bounds import auroc_bounds
 
 NUISANCES = {
     "length": "the number of tokens",

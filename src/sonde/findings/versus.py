@@ -14,13 +14,13 @@ from sonde.core.hashing import base_hashes, draws
 from sonde.core.instrument import score_needs
 from sonde.core.plan import Split
 from sonde.findings._alarm import Alarm, fuse
-from sonde.findings._auroc import auroc_bounds, rank_p_value, separation
 from sonde.findings._linear import fitted_on, metric_times
 from sonde.findings._once import once
 from sonde.findings._shared import SharedRows, one_per_group, shared_rows
 from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
 from sonde.stats import CalibratedScorer, HashSampleState
 from sonde.stats.auroc import auroc
+from sonde.stats.auroc_bounds import auroc_bounds, rank_p_value, separation
 
 LEAST_GROUPS = 50
 LEVEL = 0.001

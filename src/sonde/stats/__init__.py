@@ -1,6 +1,8 @@
 """The shared sketches: mergeable statistics that many methods read, and the maths they share."""
 
+from sonde.stats.adjusted_p import adjusted_p
 from sonde.stats.auroc import AUROC, auroc, midranks
+from sonde.stats.auroc_bounds import auroc_bounds, rank_p_value, separation
 from sonde.stats.batch_hsic import BatchHsic, BatchHsicState, hsic_triple
 from sonde.stats.calibrated import Calibrated, CalibratedScorer
 from sonde.stats.class_moments import ClassMoments, ClassMomentsState, UnlabelledState
@@ -88,7 +90,9 @@ __all__ = [
     "TopKState",
     "UnlabelledState",
     "UpdateMoments",
+    "adjusted_p",
     "auroc",
+    "auroc_bounds",
     "benjamini_hochberg",
     "check_shrinkage",
     "clopper_pearson",
@@ -103,6 +107,8 @@ __all__ = [
     "nearest",
     "oas_weight",
     "random_halves",
+    "rank_p_value",
+    "separation",
     "shrunk",
     "white_eigenvalues",
     "white_mean",

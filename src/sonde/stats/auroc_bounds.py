@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from scipy.optimize import brentq
-from scipy.stats import mannwhitneyu, norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from sonde.stats.auroc import auroc
@@ -24,7 +23,7 @@ def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, floa
     ----------
     newcombe2006auc, hanley1982meaning
     """
-    z = float(norm.isf(tail))
+    z = -float(ndtri(tail))
 
     def excess(theta: float) -> float:
         return abs(value - theta) - z * _error(theta, n, m)
@@ -39,6 +38,8 @@ def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, floa
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    from scipy.optimize import brentq
+
     found: Any = brentq(function, low, high)
     return float(found)
 
@@ -51,6 +52,8 @@ def _error(theta: float, n: int, m: int) -> float:
 
 def rank_p_value(negative: Tensor, positive: Tensor) -> float:
     """Return the chance of a rank sum of ``positive`` as high as this when both are alike."""
+    from scipy.stats import mannwhitneyu
+
     result = mannwhitneyu(
         positive.double().numpy(),
         negative.double().numpy(),

@@ -1,0 +1,21 @@
+"""How well scores tell, with intervals over groups: for labelled rows, steps, pixels."""
+
+from sonde.metrics.intervals import Metric, difference
+from sonde.metrics.maps import aupro, pixel_auroc
+from sonde.metrics.ranking import aupr, auroc, fpr_at_tpr
+from sonde.metrics.rejection import prediction_rejection
+from sonde.metrics.steps import joint_match, localisation, step_f1
+
+__all__ = [
+    "Metric",
+    "aupr",
+    "aupro",
+    "auroc",
+    "difference",
+    "fpr_at_tpr",
+    "joint_match",
+    "localisation",
+    "pixel_auroc",
+    "prediction_rejection",
+    "step_f1",
+]

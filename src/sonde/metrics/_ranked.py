@@ -1,0 +1,80 @@
+"""Weighted counts of two kinds of rows along sorted scores, equal scores in one step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """An order of rows and where each block of equal scores ends in it."""
+
+    order: Int[Tensor, "row"]
+    ends: Int[Tensor, "block"]
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, "row"], descending: bool = False) -> "Ranked":
+        """Return the order of scores."""
+        ordered, order = torch.sort(scores, descending=descending, stable=True)
+        last = torch.ones(len(order), dtype=torch.bool)
+        last[:-1] = ordered[1:] != ordered[:-1]
+        return cls(order, torch.nonzero(last).flatten())
+
+    def sums(self, values: Float[Tensor, "resample row"]) -> Float[Tensor, "resample block"]:
+        """Return the sums of values up to and with each block."""
+        return values[:, self.order].cumsum(1)[:, self.ends]
+
+
+def steps(sums: Float[Tensor, "resample block"]) -> Float[Tensor, "resample block"]:
+    """Return what each block adds to running sums."""
+    return torch.diff(sums, dim=1, prepend=torch.zeros_like(sums[:, :1]))
+
+
+def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
+    """Return numbers without NaN as float64.
+
+    Raises
+    ------
+    InputError
+        If there is none, or a NaN.
+    """
+    found = torch.as_tensor(values, dtype=torch.float64).detach().cpu().flatten()
+    if len(found) == 0:
+        raise InputError(f"{name}: expected at least one row of {what}, got none.")
+    if bool(found.isnan().any()):
+        raise InputError(
+            f"{name}: expected {what} without NaN, got {int(found.isnan().sum())} NaN. "
+            "Score rows that are not finite as +inf."
+        )
+    return found
+
+
+def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
+    """Return which rows are of the positive kind.
+
+    Raises
+    ------
+    InputError
+        If there is not one value of 0 or 1 for each row.
+    """
+    found = torch.as_tensor(values).detach().cpu().flatten()
+    if len(found) != n_rows:
+        raise InputError(f"{name}: expected a label for each of {n_rows} rows, got {len(found)}.")
+    if not bool(((found == 0) | (found == 1)).all()):
+        raise InputError(f"{name}: expected labels of 0 (usual) and 1 (unusual).")
+    return found.bool()
+
+
+def require_both(name: str, positive: Bool[Tensor, "row"]) -> None:
+    """Refuse rows of one kind only."""
+    n_positive = int(positive.sum())
+    if n_positive in (0, len(positive)):
+        raise InputError(
+            f"{name}: expected usual and unusual rows, got {len(positive) - n_positive} usual and "
+            f"{n_positive} unusual."
+        )

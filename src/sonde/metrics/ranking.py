@@ -1,0 +1,191 @@
+"""How well scores rank unusual rows above usual ones: AUROC, AUPR, FPR at a given TPR.
+
+Rows of equal score are taken in one step everywhere, so no figure depends on the order of rows.
+"""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.metrics._ranked import Ranked, kinds, numbers, require_both, steps
+from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
+from sonde.stats.auroc_bounds import auroc_bounds
+
+Positive = Literal["unusual", "usual"]
+
+
+def auroc(
+    scores: Any,
+    unusual: Any,
+    group: Any = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Metric:
+    """Return the chance that an unusual row scores above a usual one, ties counted half.
+
+    Where every resample separates the two kinds completely, the interval is that of Newcombe with
+    the number of groups of either kind, which has a width there.
+
+    Parameters
+    ----------
+    scores : array (row,)
+        Higher = more unusual; infinite ones are ranked like others.
+    unusual : array (row,)
+        1 for the rows that ought to score high, 0 for the others.
+    group : array (row,), optional
+        Documents, persons, trajectories: resampled whole.
+    resamples : int, default=1000
+    seed : int, default=0
+    level : float, default=0.95
+
+    Returns
+    -------
+    Metric
+
+    Examples
+    --------
+    >>> found = auroc([0.1, 0.4, 0.4, 0.8, 0.4, 0.9], [0, 0, 0, 1, 1, 1])
+    >>> f"{found.value:.4f}"
+    '0.8889'
+
+    References
+    ----------
+    newcombe2006auc
+    """
+    values, positive = _rows("auroc", scores, unusual)
+    ranked = Ranked.of(values)
+
+    def figure(weight: Tensor) -> Tensor:
+        up, down = ranked.sums(weight * positive), ranked.sums(weight * ~positive)
+        lower = down - steps(down) / 2
+        return (steps(up) * lower).sum(1) / (up[:, -1] * down[:, -1])
+
+    member = members(group, len(values))
+    found = measured(
+        figure, member, Bootstrap(resamples, seed, level), null=0.5, range=(0.0, 1.0),
+        **_counts(positive),
+    )  # fmt: skip
+    if "saturated" not in found.flags:
+        return found
+    n, m = (len(member[kind].unique()) for kind in (~positive, positive))
+    low, high = auroc_bounds(found.value, n, m, (1 - level) / 2)
+    return replace(found, low=low, high=high, conventions={**found.conventions, "ends": "newcombe"})
+
+
+def aupr(
+    scores: Any,
+    unusual: Any,
+    group: Any = None,
+    *,
+    positive: Positive = "unusual",
+    interpolation: Literal["step", "trapezoid"] = "step",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Metric:
+    """Return the average precision: the sum of precision times the gain in recall.
+
+    Parameters
+    ----------
+    scores, unusual, group, resamples, seed, level
+        As in ``auroc``.
+    positive : {"unusual", "usual"}, default="unusual"
+        Which kind is looked for; ``usual`` looks for it from the low end.
+    interpolation : {"step", "trapezoid"}, default="step"
+        ``trapezoid`` joins the points of the curve by lines, which promises too much; it is there
+        to compare with tables that were made so.
+
+    Examples
+    --------
+    >>> found = aupr([0.1, 0.4, 0.4, 0.8, 0.4, 0.9], [0, 0, 0, 1, 1, 1])
+    >>> f"{found.value:.4f}"
+    '0.8667'
+    """
+    values, unusual_rows = _rows("aupr", scores, unusual)
+    wanted, ranked = _from_the_end(values, unusual_rows, positive)
+
+    def figure(weight: Tensor) -> Tensor:
+        hits, seen = ranked.sums(weight * wanted), ranked.sums(weight)
+        precision = torch.where(seen > 0, hits / seen.clamp_min(1), torch.ones_like(seen))
+        height = precision
+        if interpolation == "trapezoid":
+            before = torch.cat([torch.ones_like(seen[:, :1]), precision[:, :-1]], dim=1)
+            height = (precision + before) / 2
+        return (steps(hits) * height).sum(1) / hits[:, -1]
+
+    share = float(wanted.double().mean())
+    return measured(
+        figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=share,
+        range=(0.0, 1.0), **_counts(unusual_rows),
+        conventions={"positive": positive, "interpolation": interpolation},
+    )  # fmt: skip
+
+
+def fpr_at_tpr(
+    scores: Any,
+    unusual: Any,
+    group: Any = None,
+    *,
+    rate: float = 0.95,
+    positive: Positive = "unusual",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Metric:
+    """Return the share of negatives that pass where at least ``rate`` of the positives do.
+
+    The threshold is the highest at which the share of positives at or above it is at least
+    ``rate``. Two conventions are in use: ``positive="unusual"`` finds 95 % of the unusual rows and
+    counts false alarms, ``"usual"`` keeps 95 % of the usual rows and counts misses.
+
+    Parameters
+    ----------
+    scores, unusual, group, resamples, seed, level
+        As in ``auroc``.
+    rate : float, default=0.95
+    positive : {"unusual", "usual"}, default="unusual"
+
+    Examples
+    --------
+    >>> fpr_at_tpr([0.1, 0.4, 0.4, 0.8, 0.4, 0.9], [0, 0, 0, 1, 1, 1], rate=0.6).value
+    0.0
+    """
+    if not 0 < rate <= 1:
+        raise InputError(f"fpr_at_tpr: expected a rate in (0, 1], got {rate}.")
+    values, unusual_rows = _rows("fpr_at_tpr", scores, unusual)
+    wanted, ranked = _from_the_end(values, unusual_rows, positive)
+
+    def figure(weight: Tensor) -> Tensor:
+        hits, false = ranked.sums(weight * wanted), ranked.sums(weight * ~wanted)
+        short = (hits < rate * hits[:, -1:] - 1e-9).sum(1, keepdim=True)
+        found = false.gather(1, short.clamp_max(false.shape[1] - 1))[:, 0] / false[:, -1]
+        return torch.where(hits[:, -1] > 0, found, torch.full_like(found, torch.nan))
+
+    return measured(
+        figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=rate,
+        range=(0.0, 1.0), direction="lower", **_counts(unusual_rows),
+        conventions={"positive": positive, "tpr": rate},
+    )  # fmt: skip
+
+
+def _rows(name: str, scores: Any, unusual: Any) -> tuple[Tensor, Tensor]:
+    values = numbers(name, scores, "scores")
+    positive = kinds(name, unusual, len(values))
+    require_both(name, positive)
+    return values, positive
+
+
+def _from_the_end(values: Tensor, unusual: Tensor, positive: str) -> tuple[Tensor, Ranked]:
+    """Return which rows are looked for, and the order that begins at their end."""
+    wanted = unusual if positive == "unusual" else ~unusual
+    return wanted, Ranked.of(values, descending=positive == "unusual")
+
+
+def _counts(positive: Tensor) -> dict[str, int]:
+    n_positive = int(positive.sum())
+    return {"n_positive": n_positive, "n_negative": len(positive) - n_positive}
