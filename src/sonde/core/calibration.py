@@ -90,7 +90,7 @@ class Calibration(State):
         values = torch.as_tensor(scores, dtype=torch.float64).flatten()
         if bool(values.isnan().any()):
             raise InputError("Calibration.p_value: a score is NaN.")
-        below = torch.searchsorted(self.scores, values.to(self.scores.device))
+        below = torch.searchsorted(self.scores, values.to(self.scores.device).contiguous())
         return (1 + self.n - below).double() / (self.n + 1)
 
     def alarms_allowed(self, alpha: float) -> int:

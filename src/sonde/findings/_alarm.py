@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from scipy.stats import betabinom
 from torch import Tensor
 
+from sonde.alarms import surprise
 from sonde.core.calibration import Calibration
 from sonde.findings._shared import one_per_group
 from sonde.stats.intervals import clopper_pearson
 
 BINS = 40
 NAMED = 50
-TAIL = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,24 +154,6 @@ def fuse(
         total_other += surprise(other[name], reference)
     calibration = Calibration.from_scores(total[rest])
     return Alarm(tuple(held), calibration, total_other, one_per_group(other_group), alpha)
-
-
-def surprise(scores: Float[Tensor, "row"], reference: Float[Tensor, "n"]) -> Float[Tensor, "row"]:
-    """Return ``-log p`` of each score among ascending reference scores, continued above the last.
-
-    Beyond the largest reference score a p-value cannot fall any more; there the sum goes on along
-    an exponential tail with the mean excess of the upper tenth, so that far rows keep their order.
-    """
-    p = Calibration(reference).p_value(scores)
-    finite = reference[torch.isfinite(reference)]
-    if len(finite) == 0:
-        return -p.log()
-    start = finite[max(0, math.floor((1 - TAIL) * len(finite)) - 1)]
-    excess = finite[finite > start] - start
-    scale = float(excess.mean()) if len(excess) else 0.0
-    if scale <= 0:
-        scale = float(finite.std(correction=0)) or 1.0
-    return -p.log() + (scores - finite[-1]).clamp(min=0.0) / scale
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,0 +1,102 @@
+"""One p-value from several of the same row, valid however they depend on each other, or nearly so.
+
+Fisher's sum is not here: on dependent layers it alarms several times as often as it promises. To
+add up logarithms, calibrate the sum (``sonde.alarms.fuse``), which is the better choice anyway.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+
+def bonferroni(p: Any) -> Float[Tensor, "row"]:
+    """Return ``m min p`` of each row: valid under any dependence.
+
+    Parameters
+    ----------
+    p : array (row, m)
+        p-values of one row by sites or detectors.
+
+    Examples
+    --------
+    >>> round(float(bonferroni([[0.01, 0.04, 0.20]])), 6)
+    0.03
+    """
+    values = _checked("bonferroni", p)
+    return (values.shape[1] * values.amin(1)).clamp(max=1.0)
+
+
+def simes(p: Any) -> Float[Tensor, "row"]:
+    """Return ``min_i m p_(i) / i`` of each row: valid under positive dependence.
+
+    Parameters
+    ----------
+    p : array (row, m)
+
+    Examples
+    --------
+    >>> round(float(simes([[0.01, 0.04, 0.20]])), 6)
+    0.03
+
+    References
+    ----------
+    simes1986improved
+    """
+    ordered = _checked("simes", p).sort(dim=1).values
+    m = ordered.shape[1]
+    return (ordered * m / torch.arange(1, m + 1, dtype=torch.float64)).amin(1)
+
+
+def twice_mean(p: Any) -> Float[Tensor, "row"]:
+    """Return twice the mean of each row: valid under any dependence.
+
+    Parameters
+    ----------
+    p : array (row, m)
+
+    Examples
+    --------
+    >>> round(float(twice_mean([[0.01, 0.04, 0.20]])), 6)
+    0.166667
+
+    References
+    ----------
+    vovk2020combining
+    """
+    return (2 * _checked("twice_mean", p).mean(1)).clamp(max=1.0)
+
+
+def cauchy(p: Any) -> Float[Tensor, "row"]:
+    """Return the tail of a Cauchy variable at ``mean tan((1/2 - p) pi)``: nearly valid, small p.
+
+    A p-value of exactly 1 counts as ``1 - 1e-15``.
+
+    Parameters
+    ----------
+    p : array (row, m)
+
+    Examples
+    --------
+    >>> round(float(cauchy([[0.01, 0.04, 0.20]])), 6)
+    0.023186
+
+    References
+    ----------
+    liu2020cauchy
+    """
+    values = _checked("cauchy", p).clamp(max=1 - 1e-15)
+    t = torch.tan((0.5 - values) * torch.pi).mean(1)
+    return torch.atan2(torch.ones_like(t), t) / torch.pi
+
+
+def _checked(name: str, p: Any) -> Float[Tensor, "row m"]:
+    values = torch.as_tensor(p, dtype=torch.float64)
+    if values.ndim != 2 or values.shape[1] == 0 or not bool(((values > 0) & (values <= 1)).all()):
+        raise InputError(
+            f"{name}: expected p-values in (0, 1] as (row, m), got shape {tuple(values.shape)}."
+        )
+    return values

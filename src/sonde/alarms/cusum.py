@@ -1,0 +1,63 @@
+"""The cumulative sum of z-scores, for streams that are independent and Gaussian."""
+
+from dataclasses import dataclass
+
+from scipy.special import ndtri
+
+from sonde.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cusum:
+    """``S_t = max(0, S_(t-1) + z_t - slack)``, an alarm at ``S >= limit``; a value, updated anew.
+
+    Valid for independent standard normal ``z`` alone: feed ``Cusum.z_of(p)`` of a p-value. With the
+    defaults a false alarm comes after about 940 steps, and a shift of one standard deviation is
+    seen after about ten.
+
+    Parameters
+    ----------
+    slack : float, default=0.5
+        Half the shift that one wants to see, in standard deviations.
+    limit : float, default=5.0
+    value : float, default=0.0
+        The sum so far.
+
+    Examples
+    --------
+    >>> c = Cusum()
+    >>> for z in (0.0, 1.2, 0.4, 2.0, 1.5):
+    ...     c = c.after(z)
+    >>> round(c.value, 6)
+    3.1
+
+    References
+    ----------
+    page1954continuous
+    """
+
+    slack: float = 0.5
+    limit: float = 5.0
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.slack >= 0 and self.limit > 0):
+            raise InputError(
+                f"Cusum: expected slack >= 0 and limit > 0, got {self.slack} and {self.limit}."
+            )
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the limit is reached."""
+        return self.value >= self.limit
+
+    def after(self, z: float) -> "Cusum":
+        """Return the sum after one more z-score."""
+        return Cusum(self.slack, self.limit, max(0.0, self.value + z - self.slack))
+
+    @staticmethod
+    def z_of(p: float) -> float:
+        """Return the z-score of a p-value, high where it is small."""
+        if not 0 < p < 1:
+            raise InputError(f"Cusum.z_of: expected a p-value in (0, 1), got {p}.")
+        return -float(ndtri(p))

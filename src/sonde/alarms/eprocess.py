@@ -1,0 +1,201 @@
+"""Alarms on a stream of scores whose promise holds over the whole stream, not for one look.
+
+Every score is ranked among all earlier ones, calibration and stream, with random ties. While
+nothing has changed these p-values are independent and uniform, so that a bet on small ones is a
+fair game: wealth that starts at 1 reaches ``1 / delta`` with probability at most ``delta``.
+Against a fixed calibration set the p-values share its luck and the promise breaks.
+"""
+
+import bisect
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sonde.core.errors import InputError
+
+NODES = 32
+
+
+def bet(p: float, kappa: float) -> float:
+    """Return the payout ``kappa p^(kappa - 1)`` of a bet on small p-values; its mean is 1.
+
+    Examples
+    --------
+    >>> round(bet(0.04, 0.5), 6)
+    2.5
+    """
+    return kappa * p ** (kappa - 1)
+
+
+def mixture_wealth(p: Sequence[float]) -> Float[np.ndarray, "step"]:
+    """Return the wealth after each p-value, spread over 32 bets between 0 and 1.
+
+    Examples
+    --------
+    >>> [round(w, 4) for w in mixture_wealth([0.3, 0.02]).tolist()]
+    [0.7791, 2.2025]
+
+    References
+    ----------
+    vovk2021evalues
+    """
+    kappa, weight = _nodes()
+    values = np.asarray(p, dtype=np.float64)
+    if values.ndim != 1 or not ((values > 0) & (values <= 1)).all():
+        raise InputError("mixture_wealth: expected p-values in (0, 1].")
+    logs = np.log(kappa) + (kappa - 1) * np.log(values)[:, None]
+    return np.exp(np.cumsum(logs, axis=0)) @ weight
+
+
+@cache
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    """Return the Gauss-Legendre nodes and weights of (0, 1)."""
+    x, w = np.polynomial.legendre.leggauss(NODES)
+    return (x + 1) / 2, w / 2
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a stream looks like after a score.
+
+    Parameters
+    ----------
+    p : float
+        Randomised rank of the score among all earlier ones.
+    wealth : float
+        Of the bets so far, or the statistic of the change detector.
+    alarm : bool
+        Whether the promise's bound is reached, now or before.
+    step : int
+        Scores seen in the stream.
+    """
+
+    p: float
+    wealth: float
+    alarm: bool
+    step: int
+
+
+class Ranks:
+    """Sorted scores, and the randomised rank of the next one among them."""
+
+    def __init__(self, calibration: Iterable[Any], seed: int) -> None:
+        self.scores = sorted(_finite_or_infinite(s) for s in calibration)
+        self.generator = np.random.default_rng(seed)
+
+    def p_value(self, score: Any) -> float:
+        """Return ``(#{earlier > s} + U (1 + #{earlier = s})) / (n + 1)`` and keep the score."""
+        value = _finite_or_infinite(score)
+        low, high = bisect.bisect_left(self.scores, value), bisect.bisect_right(self.scores, value)
+        n = len(self.scores)
+        u = 1.0 - self.generator.random()
+        self.scores.insert(high, value)
+        return (n - high + u * (1 + high - low)) / (n + 1)
+
+
+def _finite_or_infinite(score: Any) -> float:
+    value = float(score)
+    if math.isnan(value):
+        raise InputError("alarms: a score is NaN. Score rows that are not finite as +inf.")
+    return value
+
+
+class EProcess:
+    """A test of one stream of scores that may be looked at after every score.
+
+    If calibration and stream are exchangeable the chance that it *ever* alarms is at most
+    ``delta``, for a stream of any length. Order matters, so its state does not merge; memory grows
+    by 8 bytes for each score seen.
+
+    Parameters
+    ----------
+    calibration : iterable of numbers, default=()
+        Scores of rows like those of a stream without change; with none it learns from the stream.
+    delta : float, default=0.01
+        Chance of a false alarm over the whole stream.
+    seed : int, default=0
+        Of the numbers that break ties.
+
+    Examples
+    --------
+    >>> watch = EProcess(range(100), delta=0.05)
+    >>> [watch.update(s).alarm for s in (50, 120, 130, 140)]
+    [False, False, False, True]
+
+    References
+    ----------
+    vovk2021evalues, vovk2005alrw
+    """
+
+    def __init__(
+        self, calibration: Iterable[Any] = (), *, delta: float = 0.01, seed: int = 0
+    ) -> None:
+        if not 0 < delta < 1:
+            raise InputError(f"EProcess: expected delta in (0, 1), got {delta}.")
+        self.delta = delta
+        self._ranks = Ranks(calibration, seed)
+        self._logs = np.zeros(NODES)
+        self._step, self._alarm = 0, False
+
+    def update(self, score: Any) -> Watch:
+        """Take the next score of the stream."""
+        kappa, weight = _nodes()
+        p = self._ranks.p_value(score)
+        self._logs = self._logs + np.log(kappa) + (kappa - 1) * math.log(p)
+        top = float(self._logs.max())
+        log_wealth = top + math.log(float(np.exp(self._logs - top) @ weight))
+        self._step += 1
+        self._alarm = self._alarm or log_wealth >= -math.log(self.delta)
+        wealth = math.exp(log_wealth) if log_wealth < 700 else math.inf
+        return Watch(p, wealth, self._alarm, self._step)
+
+
+class ChangeDetector:
+    """When did the stream change? Shiryaev and Roberts' sum of bets, restarted after an alarm.
+
+    ``R_t = (1 + R_(t-1)) e_t`` with the mean of 32 bets as ``e_t``; an alarm at ``R >= patience``.
+    Without change the mean number of scores to a false alarm is at least ``patience``. After an
+    alarm the sum starts again; the ranks go on, so that a lasting change becomes the new normal.
+
+    Parameters
+    ----------
+    calibration : iterable of numbers, default=()
+    patience : float, default=10_000
+        Mean number of scores to a false alarm, at least.
+    seed : int, default=0
+
+    Examples
+    --------
+    >>> watch = ChangeDetector(range(200), patience=100)
+    >>> any(watch.update(s).alarm for s in (100, 20, 300, 310, 320, 330, 340))
+    True
+
+    References
+    ----------
+    vovk2021evalues
+    """
+
+    def __init__(
+        self, calibration: Iterable[Any] = (), *, patience: float = 10_000, seed: int = 0
+    ) -> None:
+        if not patience > 1:
+            raise InputError(f"ChangeDetector: expected patience above 1, got {patience}.")
+        self.patience = patience
+        self._ranks = Ranks(calibration, seed)
+        self._sum, self._step = 0.0, 0
+
+    def update(self, score: Any) -> Watch:
+        """Take the next score; ``alarm`` tells of this score alone."""
+        kappa, weight = _nodes()
+        p = self._ranks.p_value(score)
+        self._step += 1
+        self._sum = (1 + self._sum) * float((kappa * p ** (kappa - 1)) @ weight)
+        reached = self._sum
+        if reached >= self.patience:
+            self._sum = 0.0
+        return Watch(p, reached, reached >= self.patience, self._step)

@@ -1,0 +1,196 @@
+"""Scores of several sites and detectors made one score, which is then calibrated.
+
+The scores of one row at several sites depend on each other, so their p-values cannot simply be
+combined. Half of the held-out rows turns each score into a p-value and makes one number of them;
+the numbers of the other half calibrate it. The promise is exact whatever the dependence.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.core.calibration import Calibration, Guarantee
+from sonde.core.errors import CalibrationError, InputError
+from sonde.core.hashing import base_hashes
+from sonde.core.plan import Split
+from sonde.core.state import State
+
+Rule = Literal["sum", "max", "learned"]
+TAIL = 0.1
+LEAST_EACH = 2
+
+
+@dataclass(frozen=True)
+class FusedScore(State):
+    """One score of the scores at several sites, calibrated.
+
+    Parameters
+    ----------
+    reference : tuple of Float[Tensor, "n"]
+        Ascending scores of the first half at each site.
+    weights : Float[Tensor, "site"]
+        Of each site's surprise in the sum.
+    rule : {"sum", "max", "learned"}
+    calibration : Calibration
+        Fused scores of the second half, one row of each group.
+    """
+
+    reference: tuple[Tensor, ...]
+    weights: Float[Tensor, "site"]
+    rule: str
+    calibration: Calibration
+
+    def score(self, scores: Any) -> Float[Tensor, "row"]:
+        """Return the fused score of each row; higher = more unusual."""
+        return _combined(_surprises(self._checked(scores), self.reference), self.weights, self.rule)
+
+    def p_value(self, scores: Any) -> Float[Tensor, "row"]:
+        """Return the conformal p-value of each row's fused score."""
+        return self.calibration.p_value(self.score(scores))
+
+    def threshold(self, alpha: float) -> float:
+        """Return the fused score above which an alarm is raised at false-alarm rate ``alpha``."""
+        return self.calibration.threshold(alpha)
+
+    def explain(self, scores: Any) -> Float[Tensor, "row site"]:
+        """Return each row's p-value at each site: which of them are surprised."""
+        values = self._checked(scores)
+        columns = [Calibration(r).p_value(values[:, i]) for i, r in enumerate(self.reference)]
+        return torch.stack(columns, dim=1)
+
+    def _checked(self, scores: Any) -> Float[Tensor, "row site"]:
+        values = torch.as_tensor(scores, dtype=torch.float64)
+        if values.ndim != 2 or values.shape[1] != len(self.reference):
+            raise InputError(
+                f"FusedScore: expected scores (row, {len(self.reference)}), one column for each "
+                f"site as fused, got {tuple(values.shape)}."
+            )
+        return values
+
+
+def fuse(
+    scores: Any,
+    group: Any = None,
+    *,
+    rule: Rule = "sum",
+    unusual: Any = None,
+    guarantee: Guarantee = "marginal",
+    delta: float = 0.05,
+    seed: int = 0,
+) -> FusedScore:
+    """Return one calibrated score of held-out rows' scores at several sites.
+
+    Parameters
+    ----------
+    scores : array (row, site)
+        Of held-out rows that are as usual as those to come.
+    group : array (row,), optional
+        Groups stay whole in one half, and one row of each calibrates.
+    rule : {"sum", "max", "learned"}, default="sum"
+        ``sum`` and ``max`` of the surprises ``-log p``; ``learned`` weighs them by a logistic
+        regression of the first half against ``unusual``, no weight below 0.
+    unusual : array (row2, site), optional
+        Scores of known unusual rows, for ``learned`` alone. What it learns decides how much is
+        seen, never how often a usual row alarms.
+    guarantee, delta
+        As in ``Calibration``.
+    seed : int, default=0
+        Of the halves.
+
+    Examples
+    --------
+    >>> g = torch.Generator().manual_seed(0)
+    >>> shared = torch.randn(2000, 1, generator=g)
+    >>> fused = fuse(shared + torch.randn(2000, 12, generator=g))
+    >>> bool(fused.p_value(torch.full((1, 12), 6.0)) < 0.002)
+    True
+
+    References
+    ----------
+    vovk2005alrw
+    """
+    values = torch.as_tensor(scores, dtype=torch.float64)
+    if values.ndim != 2 or 0 in values.shape or bool(values.isnan().any()):
+        raise InputError(
+            f"fuse: expected scores without NaN (row, site), got {tuple(values.shape)}."
+        )
+    if rule not in get_args(Rule) or (rule == "learned") != (unusual is not None):
+        raise InputError("fuse: expected unusual scores with rule 'learned', and only there.")
+    names = np.arange(len(values)) if group is None else np.asarray(group).ravel()
+    first, second = _halves(names, len(values), seed)
+    reference = tuple(column.sort().values for column in values[first].T)
+    surprises = _surprises(values, reference)
+    weights = torch.ones(values.shape[1], dtype=torch.float64)
+    if rule == "learned":
+        known = torch.as_tensor(unusual, dtype=torch.float64)
+        weights = _learned(surprises[first], _surprises(known, reference))
+    fused = _combined(surprises[second], weights, rule)
+    return FusedScore(reference, weights, rule, Calibration.from_scores(fused, guarantee, delta))
+
+
+def surprise(scores: Float[Tensor, "row"], reference: Float[Tensor, "n"]) -> Float[Tensor, "row"]:
+    """Return ``-log p`` of each score among ascending reference scores, continued above the last.
+
+    Beyond the largest reference score a p-value cannot fall any more; there the sum goes on along
+    an exponential tail with the mean excess of the upper tenth, so that far rows keep their order.
+    """
+    p = Calibration(reference).p_value(scores)
+    finite = reference[torch.isfinite(reference)]
+    if len(finite) == 0:
+        return -p.log()
+    start = finite[max(0, math.floor((1 - TAIL) * len(finite)) - 1)]
+    excess = finite[finite > start] - start
+    scale = float(excess.mean()) if len(excess) else 0.0
+    if scale <= 0:
+        scale = float(finite.std(correction=0)) or 1.0
+    return -p.log() + (scores - finite[-1]).clamp(min=0.0) / scale
+
+
+def _surprises(scores: Tensor, reference: tuple[Tensor, ...]) -> Float[Tensor, "row site"]:
+    return torch.stack([surprise(scores[:, i], r) for i, r in enumerate(reference)], dim=1)
+
+
+def _combined(surprises: Tensor, weights: Tensor, rule: str) -> Float[Tensor, "row"]:
+    """Return the weighted sum, or the largest; a weight of 0 times infinity is 0."""
+    if rule == "max":
+        return surprises.amax(1)
+    return torch.where(weights > 0, surprises * weights, torch.zeros_like(surprises)).sum(1)
+
+
+def _halves(group: np.ndarray, n_rows: int, seed: int) -> tuple[Bool[Tensor, "row"], Tensor]:
+    """Return the rows of half A, and one row of each group of half B, by a hash of the groups."""
+    if len(group) != n_rows:
+        raise InputError(f"fuse: expected a group for each of {n_rows} rows, got {len(group)}.")
+    names, index, member = np.unique(group, return_index=True, return_inverse=True)
+    base = base_hashes([str(name).encode() for name in names.tolist()], "split", seed)
+    in_first = Split(0.5, seed).is_held(torch.as_tensor(base.view(np.int64)))
+    second = torch.as_tensor(index)[~in_first]
+    if int(in_first.sum()) < LEAST_EACH or len(second) < LEAST_EACH:
+        raise CalibrationError(
+            f"fuse: expected at least {LEAST_EACH} groups in each half, got {int(in_first.sum())} "
+            f"and {len(second)}. Hold out more rows.",
+            2 * LEAST_EACH,
+        )
+    return in_first[torch.as_tensor(member)], second
+
+
+def _learned(usual: Float[Tensor, "row site"], unusual: Float[Tensor, "row2 site"]) -> Tensor:
+    """Return logistic weights of the sites, none below 0."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = torch.cat([usual, unusual]).clamp(max=1e6).numpy()
+    scale = np.maximum(x.std(axis=0), 1e-12)
+    y = np.r_[np.zeros(len(usual)), np.ones(len(unusual))]
+    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(x / scale, y)
+    weights = torch.as_tensor(model.coef_[0] / scale, dtype=torch.float64).clamp(min=0.0)
+    if not bool((weights > 0).any()):
+        raise InputError(
+            "fuse: no site scores the unusual rows above the usual ones, so there is nothing to "
+            "weigh. Use rule='sum'."
+        )
+    return weights

@@ -1,0 +1,95 @@
+"""Print false alarms and delay of the e-process over simulated streams.
+
+``python -m tools.alarm_table`` shows for both forms how often a stream without change alarms, and
+how many scores after a change it takes. The frozen form ranks against a fixed calibration set: its
+p-values share the luck of that set, and the promise breaks on long streams.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from sonde.alarms import mixture_wealth
+from sonde.alarms.eprocess import Ranks
+
+DELTA = 0.05
+SIZES = (100, 500)
+SHIFTS = (0.0, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``shift`` is in standard deviations, from ``change`` on."""
+
+    form: str
+    n: int
+    shift: float
+    streams: int
+    horizon: int
+    delta: float
+    false_alarms: int
+    found: int
+    delay: float
+
+
+def online(calibration: np.ndarray, stream: np.ndarray, seed: int) -> np.ndarray:
+    """Return the p-values of a stream, each among all earlier scores."""
+    ranks = Ranks(calibration.tolist(), seed)
+    return np.array([ranks.p_value(s) for s in stream.tolist()])
+
+
+def frozen(calibration: np.ndarray, stream: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Return the p-values of a stream, each among the calibration scores alone (no ties)."""
+    ordered = np.sort(calibration)
+    above = len(ordered) - np.searchsorted(ordered, stream, side="right")
+    return (above + u) / (len(ordered) + 1)
+
+
+def simulate(form: str, n: int, shift: float, streams: int, horizon: int) -> Row:
+    """Return one line: normal scores, the change after a quarter of the horizon."""
+    change = horizon // 4 if shift else horizon
+    false, delays = 0, []
+    for seed in range(streams):
+        rng = np.random.default_rng([seed, n])
+        held, scores = rng.normal(size=n), rng.normal(size=horizon)
+        scores[change:] += shift
+        p = (
+            online(held, scores, seed)
+            if form == "online"
+            else frozen(held, scores, rng.random(horizon))
+        )
+        reached = np.nonzero(mixture_wealth(p) >= 1 / DELTA)[0]
+        if len(reached) and reached[0] < change:
+            false += 1
+        elif len(reached):
+            delays.append(reached[0] - change + 1)
+    delay = float(np.median(delays)) if delays else float("nan")
+    return Row(form, n, shift, streams, horizon, DELTA, false, len(delays), delay)
+
+
+def table(streams: int = 1000, horizon: int = 1000) -> list[Row]:
+    """Return all lines: without change for both forms, with changes for the online one."""
+    plain = [simulate(f, n, 0.0, streams, horizon) for f in ("online", "frozen") for n in SIZES]
+    return plain + [simulate("online", 500, s, streams, horizon) for s in SHIFTS[1:]]
+
+
+def text(rows: list[Row]) -> str:
+    """Return the table as text."""
+    lines = [
+        f"{rows[0].streams} streams of {rows[0].horizon} scores, promise {DELTA:g}",
+        "form     calibration  shift  false alarms   found   delay",
+    ]
+    for r in rows:
+        found = "-" if r.shift == 0 else f"{r.found / r.streams:.1%}"
+        delay = "-" if r.shift == 0 else f"{r.delay:g}"
+        lines.append(
+            f"{r.form:<8} {r.n:>11} {r.shift:>6g} {r.false_alarms / r.streams:>13.1%} "
+            f"{found:>7} {delay:>7}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    words = [int(w) for w in sys.argv[1:]]
+    print(text(table(*words)))
