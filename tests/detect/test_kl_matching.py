@@ -86,13 +86,16 @@ def test_certain_rows_give_no_nan():
     fresh = scorer.score(torch.tensor([[0.0, 0.0, 2000.0], [1.0, 1.0, 1.0]]))
     assert bool(torch.isfinite(fresh).all())
     assert float(fresh[0]) > 700.0
+    huge = torch.tensor([[1e308, -1e308, 0.0], [0.0, 1e308, 0.0]], dtype=torch.float64)
+    assert _fit(huge).score(huge).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.truth("the same rows at once")
-def test_chunks_do_not_matter(monkeypatch):
+def test_blocks_do_not_matter(monkeypatch):
     rows = torch.randn(37, 6, generator=torch.Generator().manual_seed(0))
     want = _fit(rows)
-    monkeypatch.setattr("sonde.detect.kl_matching.CHUNK_ENTRIES", 24)
+    monkeypatch.setattr("sonde.detect.kl_matching.BLOCK_ENTRIES", 24)
+    monkeypatch.setattr("sonde.detect.kl_matching.LEAST_ROWS", 1)
     got = _fit(rows)
     torch.testing.assert_close(got.typical, want.typical)
     torch.testing.assert_close(got.score(rows), want.score(rows), rtol=1e-12, atol=1e-12)

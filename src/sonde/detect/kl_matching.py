@@ -12,8 +12,10 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.detect._logits import CHUNK_ENTRIES
 from sonde.detect._metric import check_width
+
+BLOCK_ENTRIES, LEAST_ROWS = 1 << 16, 64
+VANISHING = -800.0  # its exponential is 0 in double precision
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,41 @@ class PredictedPosteriors(Statistic[PredictedPosteriorsState]):
                 "Raise max_classes if a table of classes by classes fits into memory."
             )
         total = torch.zeros(k, k, dtype=torch.float64, device=logits.device)
+        rows = torch.zeros(k, dtype=torch.int64, device=logits.device)
         plogp = total.new_zeros(())
-        for part in logits.split(max(1, CHUNK_ENTRIES // k)):
-            p = torch.softmax(part.double(), dim=1)
-            total.index_add_(0, part.argmax(1), p)
-            plogp = plogp - torch.special.entr(p).sum()
-        return PredictedPosteriorsState(torch.bincount(logits.argmax(1), minlength=k), total, plogp)
+        for part in blocks(logits):
+            p, own, winner = posteriors(part)
+            total += torch.zeros_like(p).scatter_(0, winner[None], 1.0) @ p.T
+            rows += torch.bincount(winner, minlength=k)
+            plogp += own.sum()
+        return PredictedPosteriorsState(rows, total, plogp)
 
     def merge(
         self, a: PredictedPosteriorsState, b: PredictedPosteriorsState
     ) -> PredictedPosteriorsState:
         """Return the counts and sums of both."""
         return PredictedPosteriorsState(a.rows + b.rows, a.sum + b.sum, a.plogp + b.plogp)
+
+
+def blocks(logits: Float[Tensor, "row class"]) -> tuple[Float[Tensor, "_row class"], ...]:
+    """Return blocks of rows whose probabilities stay in the cache."""
+    return logits.split(max(LEAST_ROWS, BLOCK_ENTRIES // logits.shape[1]))
+
+
+def posteriors(
+    logits: Float[Tensor, "row class"],
+) -> tuple[Float[Tensor, "class row"], Float[Tensor, "row"], Int[Tensor, "row"]]:
+    """Return probabilities with classes first, ``sum_c p_c ln p_c``, and the predicted class.
+
+    Classes come first because a few of them side by side are slow to reduce over.
+    """
+    f = logits.T.to(torch.float64, copy=True).contiguous()
+    largest, winner = f.max(dim=0)
+    f = f.sub_(largest).clamp_(min=VANISHING)
+    p = f.exp()
+    total = p.sum(0)
+    p /= total
+    return p, (p * f).sum(0) - total.log(), winner
 
 
 @final
@@ -77,17 +102,14 @@ class KLMatchingScorer(Scorer):
 
     def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the smallest divergence of each row, in nats and double precision."""
-        k = self.typical.shape[1]
-        check_width("KLMatching", logits, k, "classes")
+        check_width("KLMatching", logits, self.typical.shape[1], "classes")
         floor = torch.finfo(torch.float64).tiny
-        table = self.typical.to(logits.device).clamp(min=floor).log().T.contiguous()
-        out = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
-        step = max(1, CHUNK_ENTRIES // k)
-        for start in range(0, len(logits), step):
-            p = torch.softmax(logits[start : start + step].double(), dim=1)
-            cross = (p @ table).amax(1)
-            out[start : start + step] = -torch.special.entr(p).sum(1) - cross
-        return infinite_where_nonfinite(out.clamp(min=0.0), logits)
+        table = self.typical.to(logits.device).clamp(min=floor).log()
+        found = [logits.new_empty(0, dtype=torch.float64)]
+        for part in blocks(logits):
+            p, own, _ = posteriors(part)
+            found.append(own - (table @ p).amax(0))
+        return infinite_where_nonfinite(torch.cat(found).clamp(min=0.0), logits)
 
 
 @final
