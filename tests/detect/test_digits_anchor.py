@@ -9,7 +9,7 @@ from torch import nn
 
 from sonde.core.calibration import Calibration
 from sonde.core.instrument import score_needs
-from sonde.detect import KNN, NAC, Energy, Mahalanobis, RelativeMahalanobis
+from sonde.detect import KNN, NAC, Energy, Mahalanobis, RelativeMahalanobis, ViM
 from sonde.stats.auroc import auroc
 
 SEEDS, FIT, HELD = 5, 500, 250
@@ -20,6 +20,8 @@ KNOWN = {  # near AUROC, far AUROC, train against test AUROC
     "mahalanobis": (Mahalanobis(), 0.870, 0.995, 0.569),
     "relative mahalanobis": (RelativeMahalanobis(), 0.924, 0.997, 0.592),
     "nearest neighbours": (KNN(k=10), 0.932, 0.962, 0.547),
+    "residual": (ViM(), 0.912, 0.996, 0.596),
+    "residual, sampled": (ViM(alpha="paper"), 0.911, 0.996, 0.596),
     "coverage": (NAC(), 0.896, 0.903, 0.585),
     "coverage, alpha 1": (NAC(alpha=1.0), 0.894, 0.904, 0.58),
     "coverage, alpha 100": (NAC(alpha=100.0), 0.587, 0.625, 0.52),
@@ -61,7 +63,8 @@ def _one_seed(seed):
     out = {}
     for name, (detector, *_) in KNOWN.items():
         rest = {k: v for k, v in fit.items() if k != "x"}
-        scorer = detector.fit(fit["x"], label[:FIT], **rest)
+        weights = head.weight.detach(), head.bias.detach()
+        scorer = detector.fit(fit["x"], label[:FIT], head=weights, **rest)
         needs = score_needs(detector)
         scores = [scorer.score(*[p[c] for c in needs]) for p in (fit, held, test, near, far)]
         alarms = Calibration.from_scores(scores[1]).p_value(scores[2]) <= 0.05
