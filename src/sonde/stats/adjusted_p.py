@@ -1,0 +1,44 @@
+"""P-values of many tests, adjusted for their number."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+Correction = Literal["holm", "bh"]
+
+
+def adjusted_p(p: Float[Tensor, "test"], correction: Correction = "holm") -> Float[Tensor, "test"]:
+    """Return p-values that may be compared with a level as if there were one test.
+
+    "holm": those at most the level are all true with that certainty, whatever the dependence. "bh":
+    the share of false ones among them is at most the level on average, for independent or
+    positively dependent tests. NaN stays NaN and does not count.
+
+    Examples
+    --------
+    >>> adjusted_p(torch.tensor([0.01, 0.04, 0.03])).round(decimals=4).tolist()
+    [0.03, 0.06, 0.06]
+    >>> adjusted_p(torch.tensor([0.01, 0.04, 0.03]), "bh").round(decimals=4).tolist()
+    [0.03, 0.04, 0.04]
+
+    References
+    ----------
+    holm1979simple, benjamini1995fdr
+    """
+    if correction not in ("holm", "bh"):
+        raise InputError(f"adjusted_p: expected correction 'holm' or 'bh', got {correction!r}.")
+    out = torch.full(p.shape, torch.nan, dtype=torch.float64, device=p.device)
+    known = torch.nonzero(~torch.isnan(p)).flatten()
+    ordered, order = p[known].double().sort()
+    rank = torch.arange(len(known), dtype=torch.float64, device=p.device)
+    if correction == "holm":
+        steps = (ordered * (len(known) - rank)).cummax(0).values if len(known) else ordered
+    else:
+        scaled = (ordered * len(known) / (rank + 1)).flip(0)
+        steps = scaled.cummin(0).values.flip(0) if len(known) else ordered
+    out[known[order]] = steps.clamp(max=1.0)
+    return out
