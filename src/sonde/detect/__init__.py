@@ -19,6 +19,7 @@ from sonde.detect.react import ReAct
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
 from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
+from sonde.detect.unit_shift import UnitShift
 from sonde.detect.vim import ViM
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "NNGuide",
     "ReAct",
     "RelativeMahalanobis",
+    "UnitShift",
     "ViM",
 ]

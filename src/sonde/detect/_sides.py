@@ -38,7 +38,7 @@ def two_moments(owner: str, first: Side, second: Side) -> tuple[MomentsState, Mo
 def two_samples(
     owner: str, first: Side, second: Side
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row2 dim"]]:
-    """Return the sampled rows of both sides in float64, one of each group, in order of draw.
+    """Return the sampled rows of both sides in float64, in order of draw; of groups, one row each.
 
     Raises
     ------
@@ -50,11 +50,12 @@ def two_samples(
     rows: list[Tensor] = []
     for side in (first, second):
         sample = state_of(side, "sample", HashSampleState)
-        rows.append(sample.rows[sample.first_of_each_group()].double())
+        one_each = sample.rows[sample.first_of_each_group()] if side.groups else sample.rows
+        rows.append(one_each.double())
         if len(rows[-1]) < 2:
             raise InputError(
-                f"{owner}: expected at least 2 independent rows on each side, got {len(rows[-1])} "
-                "of one group. Give it rows of more groups."
+                f"{owner}: expected at least 2 independent rows on each side, got {len(rows[-1])}. "
+                "Give it rows of more groups."
             )
     check_widths(owner, rows[0].shape[1], rows[1].shape[1])
     return rows[0], rows[1]
