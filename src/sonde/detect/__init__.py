@@ -5,6 +5,7 @@ from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.fdbd import FDBD
+from sonde.detect.frechet import Frechet
 from sonde.detect.gen import GEN
 from sonde.detect.grad_norm import GradNorm
 from sonde.detect.hotelling import Hotelling
@@ -34,6 +35,7 @@ __all__ = [
     "SHE",
     "Energy",
     "Entropy",
+    "Frechet",
     "GradNorm",
     "Hotelling",
     "KLMatching",

@@ -1,0 +1,146 @@
+"""Distance of two normal distributions with the moments of the data."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.shift import Comparison, Shift, Side
+from sonde.core.statistic import Statistic
+from sonde.detect._sides import is_sampled, permutation_p, shuffles, two_moments, two_samples
+from sonde.stats import HashSample, Moments, MomentsState
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FrechetComparison(Comparison):
+    """Squared distance; ``means`` is the part of the moved mean, the rest that of the spread."""
+
+    means: float
+
+
+@final
+@dataclass(frozen=True)
+class Frechet(Shift):
+    """Squared Frechet distance of the normal distributions with the means and covariances.
+
+    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)``, from the moments of all rows. Few rows
+    make it large without any change: ``null`` says how large. The p-value comes from permutations
+    of the pooled sample, in the ``rank`` leading directions of both sides together.
+
+    Range        [0, inf), in squared units of the rows.
+    Cost         one pass; state 8 dim^2 bytes and the sample; result O(dim^3) and
+                 O(permutations rank^2 sample).
+    Assumes      nothing for the p-value beyond independent groups; ``null`` normal rows and many
+                 more of them than ``dim`` (else flag ``few_rows``).
+    Differs      from the usual score of generated images: any site, divisor n - 1, with a p-value.
+
+    Parameters
+    ----------
+    rank : int, default=16
+        Directions of the permutation test.
+    permutations : int, default=499
+        How many; the smallest p-value is one over one more.
+
+    Examples
+    --------
+    >>> rows = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    >>> float(Frechet().between(rows, rows + 2.0).means.__round__(4))
+    12.0
+
+    References
+    ----------
+    dowson1982frechet
+    """
+
+    rank: int = 16
+    permutations: int = 499
+    paper: ClassVar[str] = "dowson1982frechet"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"rank": 2, "permutations": 199})
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.permutations < 1:
+            raise InputError(
+                "Frechet: expected rank and permutations of at least 1, "
+                f"got {self.rank} and {self.permutations}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of all rows, and the sample for the p-value."""
+        return {"moments": Moments(), "sample": HashSample()}
+
+    def compare(self, first: Side, second: Side) -> FrechetComparison:
+        """Return the distance and its p-value."""
+        a, b = two_moments("Frechet", first, second)
+        x, y = two_samples("Frechet", first, second)
+        delta = b.mean - a.mean
+        covariances = [m.scatter / (m.n - 1) for m in (a, b)]
+        means, n = float(delta.square().sum()), (first.independent, second.independent)
+        observed, shuffled = self._permuted(x, y)
+        flags = ["sampled"] if is_sampled(first, second) else []
+        flags += ["few_rows"] if min(n) <= len(delta) else []
+        return FrechetComparison(
+            value=means + float(bures(*covariances)),
+            null=_null(a, b, n),
+            n=a.n + b.n,
+            range=(0.0, math.inf),
+            flags=tuple(flags),
+            conventions={"divisor": "n - 1", "p": "permutations of the pooled sample"},
+            p=permutation_p(observed, shuffled),
+            statistic=observed,
+            sides=n,
+            means=means,
+        )
+
+    def _permuted(
+        self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"]
+    ) -> tuple[float, Float[Tensor, "time"]]:
+        """Return the sample's distance in the leading directions, and those of the shuffles."""
+        pooled = torch.cat([x, y])
+        pooled = pooled - pooled.mean(0)
+        vectors = torch.linalg.eigh(pooled.T @ pooled).eigenvectors
+        rows = pooled @ vectors[:, -self.rank :]
+        own = torch.arange(len(pooled)) < len(x)
+        chosen = torch.cat([own[None], shuffles(len(pooled), len(x), self.permutations)])
+        found = _distances(rows, chosen.double())
+        return float(found[0]), found[1:]
+
+
+def bures(a: Float[Tensor, "*time dim dim"], b: Float[Tensor, "*time dim dim"]) -> Tensor:
+    """Return ``tr(a + b - 2 (a^1/2 b a^1/2)^1/2)`` of covariances."""
+    values, vectors = torch.linalg.eigh(a)
+    root = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+    cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum(-1)
+    traces = a.diagonal(dim1=-2, dim2=-1).sum(-1) + b.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return traces - 2 * cross
+
+
+def _distances(
+    rows: Float[Tensor, "row rank"], chosen: Float[Tensor, "time row"]
+) -> Float[Tensor, "time"]:
+    """Return the distance between the chosen and the other rows, for each choice."""
+    count, rank = rows.shape
+    products = (rows[:, :, None] * rows[:, None, :]).reshape(count, -1)
+    means: list[Tensor] = []
+    covariances: list[Tensor] = []
+    for pick in (chosen, 1 - chosen):
+        n = pick.sum(1)
+        mean = pick @ rows / n[:, None]
+        second = (pick @ products).reshape(-1, rank, rank)
+        outer = mean[:, :, None] * mean[:, None, :]
+        covariances.append((second - n[:, None, None] * outer) / (n - 1)[:, None, None])
+        means.append(mean)
+    return (means[0] - means[1]).square().sum(1) + bures(covariances[0], covariances[1])
+
+
+def _null(a: MomentsState, b: MomentsState, n: tuple[int, int]) -> float:
+    """Return the mean of the value for equal normal distributions, to first order in 1 / n."""
+    values = torch.linalg.eigvalsh((a.scatter + b.scatter) / (a.n + b.n - 2)).clamp(min=0)
+    sums = values[:, None] + values
+    pairs = torch.where(sums > 0, values[:, None] * values / sums, torch.zeros_like(sums))
+    spread = (pairs.sum() + pairs.diagonal().sum()) / 2
+    return float((values.sum() + spread) * (1 / n[0] + 1 / n[1]))
