@@ -5,6 +5,7 @@ from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.fdbd import FDBD
+from sonde.detect.fourier_mmd import FourierMMD
 from sonde.detect.frechet import Frechet
 from sonde.detect.gen import GEN
 from sonde.detect.grad_norm import GradNorm
@@ -35,6 +36,7 @@ __all__ = [
     "SHE",
     "Energy",
     "Entropy",
+    "FourierMMD",
     "Frechet",
     "GradNorm",
     "Hotelling",
