@@ -14,6 +14,7 @@ from sonde.detect.kl_matching import KLMatching
 from sonde.detect.knn import KNN
 from sonde.detect.mahalanobis import Mahalanobis
 from sonde.detect.max_logit import MaxLogit
+from sonde.detect.mmd import MMD
 from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.nn_guide import NNGuide
@@ -30,6 +31,7 @@ __all__ = [
     "FDBD",
     "GEN",
     "KNN",
+    "MMD",
     "MSP",
     "NAC",
     "SCALE",

@@ -1,0 +1,109 @@
+"""Kernel distance of two samples, over all pairs of rows."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.shift import Comparison, Shift, Side
+from sonde.core.statistic import Statistic
+from sonde.detect._sides import is_sampled, permutation_p, shuffles, two_samples
+from sonde.stats import HashSample, median_sigma
+from sonde.stats.neighbours import distance_chunks
+
+
+@final
+@dataclass(frozen=True)
+class MMD(Shift):
+    """Squared maximum mean discrepancy of two samples under a Gaussian kernel, free of bias.
+
+    Mean kernel of two distinct rows of one side, summed over both sides, minus twice that of a row
+    of each. The p-value comes from permutations of the pooled sample, exact at any size.
+
+    Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0.
+    Cost         one pass; state the sample; result O(dim sample^2 + permutations sample^2).
+    Assumes      nothing beyond independent groups, of each of which one row is taken.
+    Differs      from random features: exact over the sample, slower, no rows beyond the sample.
+
+    Parameters
+    ----------
+    sigma : float or None, default=None
+        Width of the kernel; None takes the median distance of the pooled sample over the square
+        root of two.
+    m : int, default=2048
+        Most rows of a side.
+    permutations : int, default=499
+        How many; the smallest p-value is one over one more.
+
+    Examples
+    --------
+    >>> found = MMD(sigma=1.0).between([[0.0], [1.0], [2.0]], [[1.0], [3.0]])
+    >>> round(float(found), 8)
+    -0.40387794
+
+    References
+    ----------
+    gretton2012mmd
+    """
+
+    sigma: float | None = None
+    m: int = 2048
+    permutations: int = 499
+    paper: ClassVar[str] = "gretton2012mmd"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"sigma": 2.0, "permutations": 199})
+
+    def __post_init__(self) -> None:
+        if self.m < 2 or self.permutations < 1 or not (self.sigma is None or self.sigma > 0):
+            raise InputError(
+                "MMD: expected sigma above 0 (or None), m of at least 2 and permutations of at "
+                f"least 1, got sigma={self.sigma}, m={self.m}, permutations={self.permutations}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample."""
+        return {"sample": HashSample(self.m)}
+
+    def compare(self, first: Side, second: Side) -> Comparison:
+        """Return the distance of the samples and its p-value."""
+        x, y = two_samples("MMD", first, second)
+        pooled = torch.cat([x, y])
+        sigma = median_sigma(pooled) if self.sigma is None else self.sigma
+        own = (torch.arange(len(pooled)) < len(x))[None]
+        chosen = torch.cat([own, shuffles(len(pooled), len(x), self.permutations)])
+        found = _discrepancies(_kernel(pooled, sigma), chosen)
+        flags = ["sampled"] if is_sampled(first, second) else []
+        return Comparison(
+            value=float(found[0]),
+            null=0.0,
+            n=len(pooled),
+            range=(0.0, 2.0),
+            flags=tuple(flags + ["dead"] * (sigma == 0)),
+            conventions={"sigma": sigma, "p": "permutations of the pooled sample"},
+            p=permutation_p(float(found[0]), found[1:]),
+            statistic=float(found[0]),
+            sides=(len(x), len(y)),
+        )
+
+
+def _kernel(x: Float[Tensor, "row dim"], sigma: float) -> Float[Tensor, "row row"]:
+    """Return the kernel of all pairs; 0 for a row with itself. Width 0 tells equal rows apart."""
+    distances = torch.cat([part for _, part in distance_chunks(x, x)])
+    near = distances.square().div(-2 * sigma * sigma).exp() if sigma > 0 else distances == 0
+    return near.double().fill_diagonal_(0.0)
+
+
+def _discrepancies(
+    kernel: Float[Tensor, "row row"], chosen: Float[Tensor, "time row"] | Tensor
+) -> Float[Tensor, "time"]:
+    """Return the unbiased estimate between the chosen and the other rows, for each choice."""
+    pick = chosen.to(kernel)
+    n = float(pick[0].sum())
+    rest = len(kernel) - n
+    inner = ((pick @ kernel) * pick).sum(1)
+    reach = pick @ kernel.sum(1)
+    cross = reach - inner
+    outer = kernel.sum() - 2 * reach + inner
+    return inner / (n * (n - 1)) + outer / (rest * (rest - 1)) - 2 * cross / (n * rest)
