@@ -1,6 +1,7 @@
 """Detectors: what scores rows, always higher = more unusual."""
 
 from sonde.detect.ash import ASH
+from sonde.detect.classifier_two_sample import ClassifierTwoSample
 from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
@@ -36,6 +37,7 @@ __all__ = [
     "NAC",
     "SCALE",
     "SHE",
+    "ClassifierTwoSample",
     "Energy",
     "Entropy",
     "FourierMMD",
