@@ -15,7 +15,7 @@ from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
 
 BLOCK_ENTRIES, LEAST_ROWS = 1 << 16, 64
-VANISHING = -800.0  # its exponential is 0 in double precision
+VANISHING = -800.0  # its exponential is 0; double precision alone can hold a gap that is infinite
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,12 @@ class PredictedPosteriors(Statistic[PredictedPosteriorsState]):
         rows = torch.zeros(k, dtype=torch.int64, device=logits.device)
         plogp = total.new_zeros(())
         for part in blocks(logits):
-            p, own, winner = posteriors(part)
-            total += torch.zeros_like(p).scatter_(0, winner[None], 1.0) @ p.T
+            p, own = posteriors(part)
+            winner = part.max(1).indices
+            total.index_add_(1, winner, p)
             rows += torch.bincount(winner, minlength=k)
             plogp += own.sum()
-        return PredictedPosteriorsState(rows, total, plogp)
+        return PredictedPosteriorsState(rows, total.T.contiguous(), plogp)
 
     def merge(
         self, a: PredictedPosteriorsState, b: PredictedPosteriorsState
@@ -75,18 +76,19 @@ def blocks(logits: Float[Tensor, "row class"]) -> tuple[Float[Tensor, "_row clas
 
 def posteriors(
     logits: Float[Tensor, "row class"],
-) -> tuple[Float[Tensor, "class row"], Float[Tensor, "row"], Int[Tensor, "row"]]:
-    """Return probabilities with classes first, ``sum_c p_c ln p_c``, and the predicted class.
+) -> tuple[Float[Tensor, "class row"], Float[Tensor, "row"]]:
+    """Return probabilities with classes first, and ``sum_c p_c ln p_c`` of each row.
 
     Classes come first because a few of them side by side are slow to reduce over.
     """
     f = logits.T.to(torch.float64, copy=True).contiguous()
-    largest, winner = f.max(dim=0)
-    f = f.sub_(largest).clamp_(min=VANISHING)
+    f -= f.amax(0)
+    if logits.dtype == torch.float64:
+        f.clamp_(min=VANISHING)
     p = f.exp()
     total = p.sum(0)
     p /= total
-    return p, (p * f).sum(0) - total.log(), winner
+    return p, f.mul_(p).sum(0) - total.log()
 
 
 @final
@@ -107,7 +109,7 @@ class KLMatchingScorer(Scorer):
         table = self.typical.to(logits.device).clamp(min=floor).log()
         found = [logits.new_empty(0, dtype=torch.float64)]
         for part in blocks(logits):
-            p, own, _ = posteriors(part)
+            p, own = posteriors(part)
             found.append(own - (table @ p).amax(0))
         return infinite_where_nonfinite(torch.cat(found).clamp(min=0.0), logits)
 
