@@ -7,7 +7,7 @@ import torch
 
 from contract import shift_laws as laws
 from contract.statistics import exported_instruments
-from sonde.core.errors import ShapeError, StateError
+from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.shift import Comparison, Shift
 from sonde.stats import Moments
 
@@ -83,3 +83,11 @@ def test_sides_of_other_parameters_are_refused():
         for other in others:
             with pytest.raises(StateError, match=r"first\.shift\.fit"):
                 shift.fit(x).compare(other.fit(x))
+
+
+def test_rows_of_one_group_are_refused():
+    x, y = laws.normal_rows(30, 0), laws.normal_rows(30, 1)
+    for shift in SHIFTS:
+        first = shift.fit(x)
+        with pytest.raises(InputError, match="independent rows on each side, got 1"):
+            first.compare(first.shift.fit(y, group=["one"] * 30))

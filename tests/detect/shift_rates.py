@@ -9,7 +9,7 @@ from torch import Tensor
 from sonde.core.instrument import Read
 from sonde.core.shift import Comparison, Shift, Side
 
-RESAMPLES = 300
+RESAMPLES = 240
 
 
 def side_of(shift: Shift, x: Tensor) -> Side:

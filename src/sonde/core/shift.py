@@ -11,7 +11,7 @@ from typing import Any, ClassVar, final
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 
-from sonde.core.errors import StateError
+from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.state import State, digest, map_tensors
@@ -41,7 +41,7 @@ class Comparison(Result):
         """Return the numbers in one row, with statistic and p-value."""
         table = super().table()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         for name in ("statistic", "p"):
-            column = [float(getattr(self, name))] * table.num_rows  # pyright: ignore[reportUnknownMemberType]
+            column: list[float] = [getattr(self, name)] * int(table.num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
             table = table.append_column(name, pa.array(column))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         return table  # pyright: ignore[reportUnknownVariableType]
 
@@ -77,11 +77,19 @@ class Side(Result):
         ------
         StateError
             If the other side was made with other parameters.
+        InputError
+            If a side has too few independent rows.
         """
         if digest(self.shift) != digest(other.shift):
             raise StateError(
                 f"Side.compare: expected a side of {self.shift}, got one of {other.shift}. "
                 "Fit the second side with the parameters of the first, `first.shift.fit(rows)`."
+            )
+        fewest, least = min(self.independent, other.independent), self.shift.least_rows
+        if fewest < least:
+            raise InputError(
+                f"{type(self.shift).__name__}: expected at least {least} independent rows on each "
+                f"side, got {fewest}. Give it more rows, or rows of more groups."
             )
         return self.shift.compare(self, other)
 

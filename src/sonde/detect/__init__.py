@@ -20,6 +20,7 @@ from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.nn_guide import NNGuide
 from sonde.detect.react import ReAct
+from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
 from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
@@ -49,6 +50,7 @@ __all__ = [
     "MaxLogit",
     "NNGuide",
     "ReAct",
+    "ReconstructionShift",
     "RelativeMahalanobis",
     "UnitShift",
     "ViM",

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import ShapeError
 from sonde.core.shift import Side
 from sonde.core.state import State
 from sonde.stats import HashSampleState, MomentsState
@@ -44,19 +44,12 @@ def two_samples(
     ------
     ShapeError
         If they differ in width.
-    InputError
-        If a side has fewer than 2 independent rows.
     """
     rows: list[Tensor] = []
     for side in (first, second):
         sample = state_of(side, "sample", HashSampleState)
         one_each = sample.rows[sample.first_of_each_group()] if side.groups else sample.rows
         rows.append(one_each.double())
-        if len(rows[-1]) < 2:
-            raise InputError(
-                f"{owner}: expected at least 2 independent rows on each side, got {len(rows[-1])}. "
-                "Give it rows of more groups."
-            )
     check_widths(owner, rows[0].shape[1], rows[1].shape[1])
     return rows[0], rows[1]
 

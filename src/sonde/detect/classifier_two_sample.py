@@ -76,11 +76,6 @@ class ClassifierTwoSample(Shift):
         """Train on one half, count on the other."""
         x, y = two_samples("ClassifierTwoSample", first, second)
         half = min(len(x), len(y)) // 2
-        if half < 2:
-            raise InputError(
-                "ClassifierTwoSample: expected at least 4 independent rows on each side, got "
-                f"{min(len(x), len(y))}. Give it more rows, or rows of more groups."
-            )
         axis, origin, dead = _discriminant(x[:half], y[:half], self.shrinkage)
         false, right = (int(((rows[half : 2 * half] - origin) @ axis > 0).sum()) for rows in (x, y))
         told = half - false + right

@@ -148,9 +148,8 @@ def _by_means(first: Side, second: Side, n: tuple[int, int]) -> Found:
     total = spreads[0] + spreads[1]
     pooled = ((a.scatter + b.scatter) / (a.n + b.n - 2)).cpu().sqrt()
     t = _ratio(delta, total.sqrt())
-    freedom = _ratio(
-        total.square(), sum(s.square() / (m - 1) for s, m in zip(spreads, n, strict=True))
-    )  # type: ignore[arg-type]
+    own = [s.square() / (m - 1) for s, m in zip(spreads, n, strict=True)]
+    freedom = _ratio(total.square(), own[0] + own[1])
     freedom = torch.where(torch.isfinite(freedom) & (freedom > 0), freedom, sum(n) - 2.0)
     return _ratio(delta, pooled), t, torch.from_numpy(2 * stdtr(freedom.numpy(), -t.numpy()))
 
