@@ -14,9 +14,16 @@ from sonde.cli.commands import COMMANDS
 from sonde.findings.catalogue import rule_classes
 from sonde.run.catalogue import methods
 
+FIT = "fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"
 NEEDS = {
-    "score": ["fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"],
-    "info": ["fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"],
+    "calibrate": [FIT],
+    "evaluate": [
+        FIT,
+        "score probe.sonde sonde:digits sonde:digits/test -o usual.parquet --limit 80",
+        "score probe.sonde sonde:digits sonde:digits/train -o unusual.parquet --limit 40",
+    ],
+    "score": [FIT],
+    "info": [FIT],
     "merge": [
         "fit mahalanobis sonde:digits sonde:digits/train -o a.sonde --limit 80",
         "fit mahalanobis sonde:digits sonde:digits/test -o b.sonde --limit 80",
@@ -31,7 +38,7 @@ def example_of(word):
 
 
 def shortened(words):
-    takes_limit = words[0] in ("scan", "read", "fit", "score")
+    takes_limit = words[0] in ("scan", "read", "fit", "calibrate", "score")
     return [*words, "--limit", "80"] if takes_limit else words
 
 

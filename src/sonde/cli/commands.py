@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._usage import wrong_usage
+from sonde.cli.calibrate import Calibrate
 from sonde.cli.console import Failed, error_line, note_interrupted
+from sonde.cli.evaluate import Evaluate
 from sonde.cli.fit import Fit
 from sonde.cli.info import Info
 from sonde.cli.merge import Merge
@@ -26,7 +28,9 @@ COMMANDS: dict[str, type[Any]] = {
     "scan": Scan,
     "read": Read,
     "fit": Fit,
+    "calibrate": Calibrate,
     "score": Score,
+    "evaluate": Evaluate,
     "merge": Merge,
     "info": Info,
     "methods": Methods,

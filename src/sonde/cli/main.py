@@ -15,7 +15,9 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde scan MODEL DATA --versus OTHER            where two data sets differ
   sonde read MODEL DATA -o acts/                  hidden states to disk
   sonde fit METHODS MODEL DATA -o probe.sonde     statistics and detectors
+  sonde calibrate probe.sonde MODEL DATA          alarms at a stated rate
   sonde score probe.sonde MODEL DATA              score new inputs
+  sonde evaluate USUAL.parquet UNUSUAL.parquet    how well scores tell
   sonde merge A.sonde B.sonde -o C.sonde          add up what was fitted apart
   sonde info FILE                                 what a file holds
   sonde methods [FAMILY]                          the catalogue

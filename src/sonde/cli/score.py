@@ -29,22 +29,15 @@ class Score:
 
     def run(self) -> int:
         """Score, write the table, and print how many rows raise an alarm."""
-        from sonde.data import load
         from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
-        from sonde.run.read import ARRAYS
         from sonde.run.score import check_suffix, plain_rows, score, write_table
 
         if self.output is not None:
             check_suffix(self.output)
             check_writable(self.output)
         fitted = Fitted.load(self.probe)
-        model = (
-            self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
-        )
-        options = self.reading.data_options()
-        options.pop("keep_special")
-        options |= {k: v for k, v in self.reading.site_options().items() if v != "auto"}
+        model, options = model_and_options(self.model, self.reading)
         table = score(fitted, model, self.data, progress=not self.printing.quiet, **options)
         if self.output is not None:
             write_table(table, self.output)
@@ -80,3 +73,14 @@ class Score:
                 f"{group['instrument']:<22} {site:<30} {mine.num_rows:>7} {median:>9.4g} {share:>8}"
             )
         return "\n".join(lines)
+
+
+def model_and_options(name: str, reading: Reading) -> tuple[Any, dict[str, Any]]:
+    """Return the model that scores rows, and the options that do not come from the bundle."""
+    from sonde.data import load
+    from sonde.run.read import ARRAYS
+
+    model = name if name == ARRAYS else load(name, **reading.model_options())
+    options = reading.data_options()
+    options.pop("keep_special")
+    return model, options | {k: v for k, v in reading.site_options().items() if v != "auto"}

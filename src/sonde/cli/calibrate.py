@@ -1,0 +1,80 @@
+"""``sonde calibrate``: fitted detectors, calibrated on other rows."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, Reading
+from sonde.core.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Calibrate fitted detectors on rows that they were not fitted on.
+
+    What was held out before is replaced; the file holds the detectors alone.
+
+    Example: sonde calibrate probe.sonde sonde:digits sonde:digits/test -o calibrated.sonde
+    """
+
+    probe: tyro.conf.Positional[Path]
+    model: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[str]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
+        "calibrated.sonde"
+    )
+    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the printed thresholds")] = 0.05
+    rows: Annotated[int, tyro.conf.arg(help="most rows that are kept")] = 10_000
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Calibrate, save, and print the thresholds."""
+        from sonde.cli.score import model_and_options
+        from sonde.run.calibrate import calibrate
+        from sonde.run.directory import check_writable
+        from sonde.run.fitted import Fitted
+
+        check_writable(self.output)
+        fitted = Fitted.load(self.probe)
+        model, options = model_and_options(self.model, self.reading)
+        quiet = self.printing.quiet
+        found = calibrate(fitted, model, self.data, m=self.rows, progress=not quiet, **options)
+        rows = [self._row(name, scorer) for name, scorer in found.scorers.items()]
+        identity = found.save(self.output)
+        if self.printing.json:
+            say_json({"file": str(self.output), "id": identity, "alpha": self.alpha, "rows": rows})
+        elif not quiet:
+            say(_text(rows, self.alpha))
+        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")
+        return 0
+
+    def _row(self, name: tuple[str, str], scorer: Any) -> dict[str, Any]:
+        calibration = scorer.calibration
+        try:
+            threshold: float | None = calibration.threshold(self.alpha)
+        except CalibrationError:
+            threshold = None
+        low, high = calibration.rate_interval(self.alpha)
+        return {
+            "method": name[0],
+            "site": name[1],
+            "n": calibration.n,
+            "threshold": threshold,
+            "rate_low": low,
+            "rate_high": high,
+        }
+
+
+def _text(rows: list[dict[str, Any]], alpha: float) -> str:
+    lines = [f"{'method':<22} {'site':<26} {'rows':>6} {f'> at {alpha:g}':>10} {'true rate':>11}"]
+    for r in rows:
+        site = str(r["site"])
+        site = site if len(site) <= 26 else "..." + site[-23:]
+        limit = "too few" if r["threshold"] is None else f"{r['threshold']:.4g}"
+        rate = f"{r['rate_low']:.1%}-{r['rate_high']:.1%}"
+        lines.append(f"{r['method']:<22} {site:<26} {r['n']:>6} {limit:>10} {rate:>11}")
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""``sonde evaluate``: how well scores tell unusual rows from usual ones."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import say, say_json
+from sonde.cli.options import Printing, Reading
+from sonde.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Tell how well detectors separate USUAL from UNUSUAL rows, with intervals over groups.
+
+    INPUTS are two tables of `sonde score`, USUAL UNUSUAL; or PROBE MODEL USUAL UNUSUAL.
+
+    Example: sonde evaluate usual.parquet unusual.parquet
+    """
+
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
+    resamples: Annotated[int, tyro.conf.arg(help="resamples behind the intervals")] = 1000
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Read or make the scores, and print the figures."""
+        from sonde.run.evaluate import evaluate
+
+        if not 0 < self.alpha < 1:
+            raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
+        usual, unusual = self._tables()
+        rows = evaluate(
+            usual, unusual, alpha=self.alpha, resamples=self.resamples, seed=self.reading.seed
+        )
+        if self.printing.json:
+            say_json({"alpha": self.alpha, "resamples": self.resamples, "rows": rows})
+        else:
+            say(_text(rows))
+        return 0
+
+    def _tables(self) -> list[Any]:
+        if len(self.inputs) == 2:
+            from sonde.run.evaluate import read_table
+
+            return [read_table(path) for path in self.inputs]
+        if len(self.inputs) != 4:
+            raise InputError(
+                "evaluate: expected USUAL UNUSUAL (two tables of scores) or PROBE MODEL USUAL "
+                f"UNUSUAL, got {len(self.inputs)} words."
+            )
+        from sonde.cli.score import model_and_options
+        from sonde.run.fitted import Fitted
+        from sonde.run.score import score
+
+        probe, name, *both = self.inputs
+        fitted = Fitted.load(Path(probe))
+        model, options = model_and_options(name, self.reading)
+        quiet = self.printing.quiet
+        return [score(fitted, model, data, progress=not quiet, **options) for data in both]
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{'method':<20} {'site':<14} {'AUROC':<17} {'FPR@95':>6} {'AUPR':>6} {'false':>5} "
+        f"{'found':>5}"
+    ]
+    for r in rows:
+        site = str(r["site"])
+        site = site if len(site) <= 14 else "..." + site[-11:]
+        low, high = (_share(r[f"auroc_{end}"]) for end in ("low", "high"))
+        area = f"{_share(r['auroc'])} {low}-{high}"
+        lines.append(
+            f"{r['instrument']:<20} {site:<14} {area:<17} {_share(r['fpr_at_95tpr_unusual']):>6} "
+            f"{_share(r['aupr']):>6} {_percent(r['false_alarms']):>5} {_percent(r['found']):>5}"
+        )
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}" if value < 0.995 else f"{value:.0%}"

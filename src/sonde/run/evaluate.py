@@ -1,0 +1,149 @@
+"""Tables of scores of usual and of unusual rows, as figures with intervals."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute, csv, json, parquet
+
+from sonde.core.errors import InputError
+from sonde.metrics import Metric, aupr, auroc, fpr_at_tpr
+from sonde.run.score import check_suffix
+from sonde.stats.intervals import clopper_pearson
+
+RESAMPLES = 1000
+NEEDED = ("id", "site", "instrument", "score")
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read a table that ``sonde score`` wrote; a score that is null is one of a row not finite.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, of another kind, or lacks a column.
+    """
+    path = Path(path)
+    check_suffix(path)
+    if not path.is_file():
+        raise InputError(f"evaluate: there is no file {path}.")
+    source = io.BytesIO(path.read_bytes())
+    try:
+        if path.suffix == ".parquet":
+            table = parquet.read_table(source)
+        elif path.suffix == ".csv":
+            table = csv.read_csv(source)
+        else:
+            table = json.read_json(source)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"evaluate: {path} is no table of scores: {error}.") from error
+    missing = [name for name in NEEDED if name not in table.column_names]
+    if missing or table.num_rows == 0:
+        raise InputError(
+            f"evaluate: expected rows with the columns {', '.join(NEEDED)} in {path}, got "
+            f"{table.num_rows} rows without {', '.join(missing) or 'any missing column'}. Write "
+            "the table with `sonde score`."
+        )
+    return table
+
+
+def evaluate(
+    usual: pa.Table,
+    unusual: pa.Table,
+    *,
+    alpha: float = 0.05,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return how well each detector at each site tells two tables of scores apart.
+
+    Parameters
+    ----------
+    usual, unusual : pyarrow.Table
+        As ``sonde.score`` returns them. The rows of one id are resampled together.
+    alpha : float, default=0.05
+        False-alarm rate at which the detectors are set; figures about it need a calibration.
+    resamples : int, default=1000
+    seed : int, default=0
+
+    Returns
+    -------
+    list of dict
+        For each instrument and site ``n_usual n_unusual``, ``auroc aupr aupr_usual
+        fpr_at_95tpr_unusual fpr_at_95tpr_usual`` each with ``_low`` and ``_high``, and
+        ``false_alarms`` with its exact interval and ``found``, the alarms on unusual rows.
+
+    Raises
+    ------
+    InputError
+        If the two tables have no instrument and site in common.
+    """
+    both = [(k, _part(usual, k), _part(unusual, k)) for k in _keys(usual) if k in _keys(unusual)]
+    if not both:
+        raise InputError(
+            "evaluate: the two tables have no detector at one site in common. Score both with the "
+            "same file."
+        )
+    return [
+        {"instrument": k[0], "site": k[1], **_figures(a, b, alpha, resamples, seed)}
+        for k, a, b in both
+    ]
+
+
+def _keys(table: pa.Table) -> list[tuple[str, str]]:
+    pairs = zip(table["instrument"].to_pylist(), table["site"].to_pylist(), strict=True)
+    return list(dict.fromkeys(pairs))
+
+
+def _part(table: pa.Table, key: tuple[str, str]) -> pa.Table:
+    pc: Any = compute
+    mine = pc.and_(pc.equal(table["instrument"], key[0]), pc.equal(table["site"], key[1]))
+    return table.filter(mine)
+
+
+def _figures(
+    usual: pa.Table, unusual: pa.Table, alpha: float, resamples: int, seed: int
+) -> dict[str, Any]:
+    scores = np.concatenate([_scores(usual), _scores(unusual)])
+    truth = np.r_[np.zeros(usual.num_rows), np.ones(unusual.num_rows)]
+    group = np.array(
+        [f"usual {i}" for i in usual["id"].to_pylist()]
+        + [f"unusual {i}" for i in unusual["id"].to_pylist()]
+    )
+    _, group = np.unique(group, return_inverse=True)
+    options = {"resamples": resamples, "seed": seed}
+    found = {
+        "auroc": auroc(scores, truth, group, **options),
+        "aupr": aupr(scores, truth, group, **options),
+        "aupr_usual": aupr(scores, truth, group, positive="usual", **options),
+        "fpr_at_95tpr_unusual": fpr_at_tpr(scores, truth, group, **options),
+        "fpr_at_95tpr_usual": fpr_at_tpr(scores, truth, group, positive="usual", **options),
+    }
+    row: dict[str, Any] = {"n_usual": usual.num_rows, "n_unusual": unusual.num_rows}
+    for name, metric in found.items():
+        row |= _ends(name, metric)
+    return row | _alarms(usual, unusual, alpha)
+
+
+def _ends(name: str, metric: Metric) -> dict[str, float | None]:
+    values = {name: float(metric.value), f"{name}_low": metric.low, f"{name}_high": metric.high}
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+def _alarms(usual: pa.Table, unusual: pa.Table, alpha: float) -> dict[str, Any]:
+    """Return the share of rows of either kind with ``p <= alpha``, None without calibration."""
+    names = ("false_alarms", "false_alarms_low", "false_alarms_high", "found")
+    if any("p" not in t.column_names or t["p"].null_count for t in (usual, unusual)):
+        return dict.fromkeys(names)
+    false = sum(p <= alpha for p in usual["p"].to_pylist())
+    seen = sum(p <= alpha for p in unusual["p"].to_pylist())
+    low, high = clopper_pearson(false, usual.num_rows)
+    values = (false / usual.num_rows, low, high, seen / unusual.num_rows)
+    return dict(zip(names, values, strict=True))
+
+
+def _scores(table: pa.Table) -> np.ndarray:
+    return np.array([math.inf if s is None else float(s) for s in table["score"].to_pylist()])

@@ -1,0 +1,36 @@
+"""``calibrate`` and ``evaluate`` on arrays: tables, JSON, and what is wrong in one line."""
+
+import pytest
+
+
+def test_calibrate_then_evaluate(run, place, tmp_path):
+    out = tmp_path / "c.sonde"
+    ran = run("calibrate", place / "probe.sonde", "-", place / "other.npz", "-o", out, "--json")
+    assert ran.code == 0, ran.err
+    assert {r["method"] for r in ran.json()["rows"]} == {"mahalanobis", "knn"}
+    assert {r["n"] for r in ran.json()["rows"]} == {90}
+    text = run("calibrate", place / "probe.sonde", "-", place / "other.npz", "-o", out).out
+    assert max(map(len, text.splitlines())) <= 80
+    words = ("evaluate", out, "-", place / "other.npz", place / "rows.npz", "--resamples", "50")
+    found = run(*words, "--json").json()["rows"]
+    assert len(found) == 4
+    assert all(row["false_alarms"] <= 0.06 for row in found)
+    text = run(*words).out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "AUROC" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "a.csv"], "expected USUAL UNUSUAL"),
+        (["evaluate", "a.csv", "b.csv"], "there is no file a.csv"),
+        (["evaluate", "a.csv", "b.csv", "--alpha", "2"], "--alpha"),
+        (["calibrate", "probe.sonde", "-", "rows.npz", "-o", "x.sonde"], "not fitted on"),
+        (["calibrate", "probe.sonde", "-", "narrow.npz", "-o", "x.sonde"], "expected dim=5"),
+    ],
+)
+def test_what_is_wrong_is_told(run, place, monkeypatch, words, said):
+    monkeypatch.chdir(place)
+    assert said in run(*words).error()
+    assert not (place / "x.sonde").exists()

@@ -1,0 +1,76 @@
+"""Tables of scores as figures: scikit-learn, exact intervals, what is refused."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+
+from sonde.core import Stream
+from sonde.core.errors import InputError
+from sonde.detect import Mahalanobis
+from sonde.run.evaluate import evaluate, read_table
+from sonde.run.fit import fit
+from sonde.run.score import score, write_table
+
+
+def rows(n, seed, shift=0.0):
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+@pytest.fixture(scope="module")
+def tables():
+    fitted = fit(Mahalanobis(), Stream.of(rows(300, 0)), progress=False)
+    data = rows(80, 1), rows(60, 2, 1.5)
+    return [score(fitted, Stream.of(x), progress=False) for x in data]
+
+
+@pytest.mark.truth("scikit-learn; scipy.stats.binomtest")
+def test_figures(tables):
+    (found,) = evaluate(*tables, alpha=0.1, resamples=100)
+    scores = np.concatenate([t["score"].to_numpy() for t in tables])
+    truth = np.r_[np.zeros(80), np.ones(60)]
+    assert found["auroc"] == pytest.approx(sklearn.metrics.roc_auc_score(truth, scores))
+    assert found["aupr"] == pytest.approx(sklearn.metrics.average_precision_score(truth, scores))
+    assert found["auroc_low"] < found["auroc"] < found["auroc_high"]
+    false = int((tables[0]["p"].to_numpy() <= 0.1).sum())
+    want = scipy.stats.binomtest(false, 80).proportion_ci(0.95, "exact")
+    assert found["false_alarms"] == false / 80
+    assert (found["false_alarms_low"], found["false_alarms_high"]) == pytest.approx(
+        (want.low, want.high)
+    )
+    assert found["found"] > found["false_alarms"]
+    assert (found["n_usual"], found["n_unusual"]) == (80, 60)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_files_give_the_same_figures(tables, tmp_path, suffix):
+    again = []
+    for i, table in enumerate(tables):
+        write_table(table, tmp_path / f"{i}{suffix}")
+        again.append(read_table(tmp_path / f"{i}{suffix}"))
+    assert evaluate(*again, resamples=20) == evaluate(*tables, resamples=20)
+
+
+def test_without_calibration_nothing_is_said_of_alarms():
+    fitted = fit(Mahalanobis(), Stream.of(rows(300, 0)), calibrate=0, progress=False)
+    both = [score(fitted, Stream.of(rows(30, s)), progress=False) for s in (1, 2)]
+    (found,) = evaluate(*both, resamples=20)
+    assert found["false_alarms"] is None
+    assert found["found"] is None
+
+
+def test_what_is_refused(tables, tmp_path):
+    renamed = tables[1].set_column(3, "instrument", [["other"] * 60])
+    with pytest.raises(InputError, match="no detector at one site in common"):
+        evaluate(tables[0], renamed)
+    with pytest.raises(InputError, match="there is no file"):
+        read_table(tmp_path / "none.csv")
+    (tmp_path / "bad.parquet").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="no table of scores"):
+        read_table(tmp_path / "bad.parquet")
+    (tmp_path / "short.csv").write_text("id,score\na,1\n")
+    with pytest.raises(InputError, match="without site, instrument"):
+        read_table(tmp_path / "short.csv")
+    with pytest.raises(InputError, match=r"\.parquet"):
+        read_table(tmp_path / "x.pdf")
