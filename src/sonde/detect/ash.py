@@ -36,6 +36,7 @@ class ASH(Detector):
 
     Examples
     --------
+    >>> import torch
     >>> scorer = ASH(share=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
     >>> scorer.score(torch.tensor([[4.0, 1.0, 3.0, 2.0]])).double().round(decimals=4).tolist()
     [-2.3799]

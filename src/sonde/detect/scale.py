@@ -31,6 +31,7 @@ class SCALE(Detector):
 
     Examples
     --------
+    >>> import torch
     >>> scorer = SCALE(share=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
     >>> scorer.score(torch.tensor([[4.0, 1.0, 3.0, 2.0]])).double().round(decimals=4).tolist()
     [-2.5357]

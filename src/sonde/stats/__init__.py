@@ -9,6 +9,7 @@ from sonde.stats.class_moments import ClassMoments, ClassMomentsState, Unlabelle
 from sonde.stats.content_sketch import ContentSketch, ContentSketchState
 from sonde.stats.coreset import Coreset, CoresetState
 from sonde.stats.cross_moments import CrossMoments, CrossMomentsState
+from sonde.stats.entry_counts import EntryCounts, EntryCountsState
 from sonde.stats.extremes import Extremes, ExtremesState
 from sonde.stats.false_discovery import benjamini_hochberg
 from sonde.stats.fourier import FourierFeatures, FourierMoments, median_sigma
@@ -17,6 +18,7 @@ from sonde.stats.grouped_hsic_sums import GroupedHsicSums, GroupedHsicSumsState
 from sonde.stats.halves import half_error, random_halves
 from sonde.stats.hash_sample import HashSample, HashSampleState
 from sonde.stats.head_weights import HeadWeights, HeadWeightsState
+from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibration
 from sonde.stats.histogram import Histogram, HistogramState
 from sonde.stats.hsic_sums import HsicSums, HsicSumsState
 from sonde.stats.intervals import clopper_pearson, wilson
@@ -54,6 +56,8 @@ __all__ = [
     "CoresetState",
     "CrossMoments",
     "CrossMomentsState",
+    "EntryCounts",
+    "EntryCountsState",
     "Extremes",
     "ExtremesState",
     "FourierFeatures",
@@ -66,6 +70,8 @@ __all__ = [
     "HashSampleState",
     "HeadWeights",
     "HeadWeightsState",
+    "HeldScores",
+    "HeldScoresState",
     "Histogram",
     "HistogramState",
     "HsicSums",
@@ -79,6 +85,7 @@ __all__ = [
     "NeighbourSumsState",
     "Quantiles",
     "QuantilesState",
+    "SampledCalibration",
     "Scalars",
     "ScalarsState",
     "Shrinkage",

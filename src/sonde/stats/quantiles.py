@@ -48,21 +48,6 @@ class QuantilesState(State):
         out = torch.where((q <= 0)[:, None], self.low.double(), out)
         return torch.where((q >= 1)[:, None], self.high.double(), out)
 
-    def pooled(self, q: float) -> float:
-        """Return the smallest kept value whose rank among the values of all units is ``q`` of all.
-
-        The rank is as right as that of each unit: within the same share of the values.
-        """
-        values = torch.cat([kept.flatten() for kept in self.levels]).double()
-        weight = torch.cat(
-            [values.new_full((kept.numel(),), 2.0**h) for h, kept in enumerate(self.levels)]
-        )
-        values, order = values.sort()
-        cumulative = weight[order].cumsum(0)
-        goal = q * self.n * len(self.low)
-        index = int(torch.searchsorted(cumulative, torch.tensor([goal], dtype=torch.float64)))
-        return float(values[min(index, len(values) - 1)])
-
 
 @final
 @dataclass(frozen=True)
