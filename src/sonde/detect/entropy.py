@@ -27,7 +27,7 @@ class Entropy(LogitDetector):
 
     Examples
     --------
-    >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
     >>> Entropy().fit(logits, logits=logits).score(logits).round(decimals=4).tolist()
     [0.8324, 1.0986]
 

@@ -35,7 +35,7 @@ class GEN(LogitDetector):
 
     Examples
     --------
-    >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
     >>> GEN().fit(logits, logits=logits).score(logits).round(decimals=4).tolist()
     [2.4838, 2.5811]
 

@@ -119,7 +119,8 @@ class GradNorm(Detector):
 
     Examples
     --------
-    >>> x, logits = torch.tensor([[1.0, -2.0, 0.5]]), torch.tensor([[0.0, -1.05]])
+    >>> x = torch.tensor([[1.0, -2.0, 0.5]]).double()
+    >>> logits = torch.tensor([[0.0, -1.05]]).double()
     >>> GradNorm().fit(x, logits=logits).score(x, logits).round(decimals=4).tolist()
     [-1.6854]
 
