@@ -1,0 +1,251 @@
+"""Scores of any number of held-out rows in constant memory, by class, for exact calibration."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from scipy.special import betainc, betaincinv  # pyright: ignore
+from torch import Tensor
+
+from sonde.core.calibration import Guarantee
+from sonde.core.errors import CalibrationError, InputError, ShapeError
+from sonde.core.hashing import rank_key
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class ClassScores(State):
+    """Scores of one class: ``n`` were seen, those of smallest draw and the largest are kept."""
+
+    label: int
+    n: int
+    scores: Float[Tensor, "sample"]
+    draw: Int[Tensor, "sample"]
+    top: Float[Tensor, "top"]
+    top_draw: Int[Tensor, "top"]
+
+
+@dataclass(frozen=True)
+class HeldScoresState(State):
+    """Scores by class in ascending order of label; -1 = none."""
+
+    classes: tuple[ClassScores, ...]
+    m: int
+    top: int
+
+    @property
+    def n(self) -> int:
+        """Scores seen."""
+        return sum(c.n for c in self.classes)
+
+    @property
+    def labels(self) -> list[int]:
+        """The classes that scores were seen of."""
+        return [c.label for c in self.classes]
+
+    def calibration(
+        self, label: int | None = None, guarantee: Guarantee = "marginal", delta: float = 0.05
+    ) -> "SampledCalibration":
+        """Return the calibration of all scores, or of one class.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no score of that class; calibrate it with all then.
+        """
+        parts = [c for c in self.classes if label is None or c.label == label]
+        if not parts:
+            raise CalibrationError(
+                f"HeldScores.calibration: no score of class {label}, only of {self.labels}. Use "
+                "the calibration of all classes for it.",
+                1,
+            )
+        c = _smallest(NO_LABEL, _joined(parts), self.m, self.top)
+        spare = ~torch.isin(c.draw, c.top_draw)
+        return SampledCalibration(
+            c.top.flip(0), c.scores[spare].sort().values, c.n, guarantee, delta
+        )
+
+
+@final
+@dataclass(frozen=True)
+class HeldScores(Statistic[HeldScoresState]):
+    """Scores of held-out rows: a hash sample and the largest ones, by class. Exact.
+
+    Give it one score for each group: a p-value of a document needs
+    scores of documents. A row that arrives twice is kept once, but counts twice in ``n``.
+
+    Parameters
+    ----------
+    m : int, default=10_000
+        Most scores of a class in its sample.
+    top : int, default=1_000
+        How many of the largest are kept: false-alarm rates up to ``top / (n + 1)`` are those of
+        all ``n`` scores, not of the sample.
+    max_classes : int, default=1024
+        Labels from here on are refused.
+    column : int, default=0
+        Which column of the rows is the score.
+    """
+
+    m: int = 10_000
+    top: int = 1_000
+    max_classes: int = 1024
+    column: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.m, self.top, self.max_classes) < 1 or self.column < 0:
+            raise InputError(f"HeldScores: expected m, top, max_classes of at least 1, got {self}.")
+
+    def observe(
+        self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], draw: Int[Tensor, "row"]
+    ) -> HeldScoresState:
+        """Return the kept scores of these rows."""
+        if x.shape[1] <= self.column:
+            raise ShapeError(
+                f"HeldScores.observe: expected a column {self.column}, got {x.shape[1]} columns."
+            )
+        scores, label = x[:, self.column].detach().cpu().double(), label.clamp(min=NO_LABEL)
+        if bool(scores.isnan().any()) or int(label.max()) >= self.max_classes:
+            raise InputError(
+                "HeldScores.observe: expected scores without NaN and labels below "
+                f"{self.max_classes}, got {int(scores.isnan().sum())} NaN and label "
+                f"{int(label.max())}."
+            )
+        classes = []
+        for k in label.unique().tolist():
+            s, d = scores[label == k], draw[label == k]
+            all_of_it = ClassScores(k, len(s), s, d, s, d)
+            classes.append(_smallest(k, all_of_it, self.m, self.top))
+        return HeldScoresState(tuple(classes), self.m, self.top)
+
+    def merge(self, a: HeldScoresState, b: HeldScoresState) -> HeldScoresState:
+        """Return the kept scores of both."""
+        classes = []
+        for k in sorted({*a.labels, *b.labels}):
+            parts = [c for c in (*a.classes, *b.classes) if c.label == k]
+            classes.append(_smallest(k, _joined(parts), self.m, self.top))
+        return HeldScoresState(tuple(classes), self.m, self.top)
+
+
+@final
+@dataclass(frozen=True)
+class SampledCalibration(State):
+    """Split-conformal calibration from the largest scores and a sample of the others.
+
+    A score above the smallest of the ``T`` largest has the p-value of all ``n`` scores. Any other
+    one lies among the ``n + 1 - T`` lower ones, of which the sample is uniform; with its p-value
+    ``q`` there, ``(T + (n + 1 - T) q) / (n + 1)`` is one: exact at every level, ties included.
+
+    Parameters
+    ----------
+    tail : Float[Tensor, "top"]
+        The largest scores, ascending.
+    scores : Float[Tensor, "sample"]
+        A sample of the others, ascending.
+    n : int
+        Scores that both come from.
+    guarantee : {"marginal", "pac"}, default="marginal"
+    delta : float, default=0.05
+
+    Examples
+    --------
+    >>> scores, draw = torch.arange(1000.0)[:, None], torch.arange(1000)
+    >>> state = HeldScores(m=100, top=20).observe(scores, draw * 0, draw)
+    >>> found = state.calibration()
+    >>> found.threshold(0.01), [round(p, 4) for p in found.p_value([995.0, 2000.0]).tolist()]
+    (990.0, [0.006, 0.001])
+
+    References
+    ----------
+    vovk2005alrw, bates2023outliers
+    """
+
+    tail: Float[Tensor, "top"]
+    scores: Float[Tensor, "sample"]
+    n: int
+    guarantee: Guarantee = "marginal"
+    delta: float = 0.05
+
+    def p_value(self, scores: Any) -> Float[Tensor, "row"]:
+        """Return a p-value for each score; in (0, 1]."""
+        values = torch.as_tensor(scores, dtype=torch.float64).flatten().contiguous()
+        if bool(values.isnan().any()):
+            raise InputError("SampledCalibration.p_value: a score is NaN.")
+        top, total = len(self.tail), self.n + 1
+        above = top - torch.searchsorted(self.tail, values)
+        below = torch.searchsorted(self.scores, values)
+        q = (1 + len(self.scores) - below).double() / (len(self.scores) + 1)
+        return torch.where(above < top, (1 + above) / total, (top + (total - top) * q) / total)
+
+    def threshold(self, alpha: float) -> float:
+        """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.
+
+        Raises
+        ------
+        CalibrationError
+            If there are too few held-out scores.
+        """
+        if not 0.0 < alpha < 1.0:
+            raise InputError(f"SampledCalibration: expected alpha in (0, 1), got {alpha}.")
+        top = len(self.tail)
+        rank = self._rank(alpha, self.n, self.delta)
+        if rank == 0:
+            needed = math.ceil(1 / alpha - 1e-9) - 1
+            if self.guarantee == "pac":
+                needed = math.ceil(math.log(self.delta) / math.log1p(-alpha))
+            raise CalibrationError(
+                f"SampledCalibration.threshold: level {alpha:g} needs at least {needed} held-out "
+                f"scores ({self.guarantee}), got {self.n}. Hold out more rows or raise the level.",
+                needed,
+            )
+        if rank <= top:
+            return float(self.tail[top - rank])
+        rest, half = top / (self.n + 1), self.delta / 2
+        if self.guarantee == "pac":
+            rest = float(betaincinv(top, self.n + 1 - top, 1 - half))
+        lower = (alpha - rest) / (1 - rest)
+        found = self._rank(lower, len(self.scores), half) if lower > 0 else 0
+        return float(self.scores[-found] if found else self.tail[0])
+
+    def _rank(self, alpha: float, n: int, delta: float) -> int:
+        """Return how many of ``n`` scores may lie above a threshold."""
+        rank = math.floor(alpha * (n + 1) + 1e-9)
+        if self.guarantee == "marginal" or rank == 0:
+            return min(rank, n)
+        low, high = 0, min(rank, n)
+        while low < high:
+            middle = (low + high + 1) // 2
+            kept = float(betainc(middle, n + 1 - middle, alpha)) >= 1 - delta
+            low, high = (middle, high) if kept else (low, middle - 1)
+        return low
+
+
+def _joined(parts: list[ClassScores]) -> ClassScores:
+    scores, draw, top, top_draw = (
+        torch.cat([getattr(c, name) for c in parts])
+        for name in ("scores", "draw", "top", "top_draw")
+    )
+    return ClassScores(NO_LABEL, sum(c.n for c in parts), scores, draw, top, top_draw)
+
+
+def _smallest(label: int, c: ClassScores, m: int, top: int) -> ClassScores:
+    """Return a class with what is kept of it; of equal scores those of smaller draws are."""
+    order = _fresh(c.draw, torch.argsort(rank_key(c.draw), stable=True))[:m]
+    by_draw = _fresh(c.top_draw, torch.argsort(rank_key(c.top_draw), stable=True))
+    by_score = torch.argsort(c.top[by_draw], descending=True, stable=True)
+    best = by_draw[by_score][:top]
+    return ClassScores(label, c.n, c.scores[order], c.draw[order], c.top[best], c.top_draw[best])
+
+
+def _fresh(draw: Tensor, order: Tensor) -> Tensor:
+    """Return an order by draw without rows that stand in it twice."""
+    ordered = draw[order]
+    fresh = torch.ones(len(order), dtype=torch.bool)
+    fresh[1:] = ordered[1:] != ordered[:-1]
+    return order[fresh]
