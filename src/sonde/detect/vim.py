@@ -127,13 +127,7 @@ class ViM(Detector):
         """Split the space by its energy about the origin, and weigh the residual."""
         dim = len(moments.mean)
         check_head("ViM", head, dim)
-        reach = -float(mean.sum) / mean.n
-        if not reach > 0.0:
-            raise InputError(
-                "ViM: expected a positive mean of the largest logits, which the residual is scaled "
-                f"to, got {reach:.6g}. Use Mahalanobis for a model with such logits."
-            )
-        origin = _origin(head)
+        reach, origin = _reach(mean), _origin(head)
         energies, basis = _least_energy(moments, origin, self._principal(dim))
         size, error = math.sqrt(float(energies.sum())), 0.0
         if sample is not None:
@@ -169,6 +163,17 @@ class ViM(Detector):
                 "Leave at least one direction for the residual."
             )
         return self.principal
+
+
+def _reach(mean: LogitScoreSumState) -> float:
+    """Return the mean of the rows' largest logits."""
+    reach = -float(mean.sum) / mean.n
+    if not reach > 0.0:
+        raise InputError(
+            "ViM: expected a positive mean of the largest logits, which the residual is scaled to, "
+            f"got {reach:.6g}. Use Mahalanobis for a model with such logits."
+        )
+    return reach
 
 
 def _origin(head: HeadWeightsState) -> Float[Tensor, "dim"]:
