@@ -1,4 +1,4 @@
-"""Detectors: what scores rows, always higher = more unusual."""
+"""Detectors score rows, always higher = more unusual; shifts compare two data sets."""
 
 from sonde.detect.ash import ASH
 from sonde.detect.classifier_two_sample import ClassifierTwoSample

@@ -40,6 +40,7 @@ class Hotelling(Shift):
 
     Examples
     --------
+    >>> import torch
     >>> rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     >>> moved = rows[100:] + torch.tensor([1.0, 0.0, 0.0])
     >>> Hotelling().between(rows[:100], moved).p < 1e-6
