@@ -18,6 +18,7 @@ from sonde.stats.grouped_hsic_sums import GroupedHsicSums, GroupedHsicSumsState
 from sonde.stats.halves import half_error, random_halves
 from sonde.stats.hash_sample import HashSample, HashSampleState
 from sonde.stats.head_weights import HeadWeights, HeadWeightsState
+from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibration
 from sonde.stats.histogram import Histogram, HistogramState
 from sonde.stats.hsic_sums import HsicSums, HsicSumsState
 from sonde.stats.intervals import clopper_pearson, wilson
@@ -69,6 +70,8 @@ __all__ = [
     "HashSampleState",
     "HeadWeights",
     "HeadWeightsState",
+    "HeldScores",
+    "HeldScoresState",
     "Histogram",
     "HistogramState",
     "HsicSums",
@@ -82,6 +85,7 @@ __all__ = [
     "NeighbourSumsState",
     "Quantiles",
     "QuantilesState",
+    "SampledCalibration",
     "Scalars",
     "ScalarsState",
     "Shrinkage",
