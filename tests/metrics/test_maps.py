@@ -1,5 +1,7 @@
 """Pixels and regions: printed numbers, a brute-force curve, scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -45,9 +47,10 @@ def test_by_brute_force(limit):
     for t in sorted(set(flat.tolist()), reverse=True):
         shares = []
         for scores, mask in zip(maps, masks, strict=True):
-            regions, n = ndimage.label(mask, np.ones((3, 3)))
+            labelled: Any = ndimage.label(mask, np.ones((3, 3)))
+            regions, n = labelled
             shares += [np.mean(scores[regions == r] >= t) for r in range(1, n + 1)]
-        points.append((np.mean(flat[truth == 0] >= t), np.mean(shares)))
+        points.append((float(np.mean(flat[truth == 0] >= t)), float(np.mean(shares))))
     x, y = np.array(points).T
     cut = np.unique(np.r_[x[x < limit], limit])
     want = np.trapezoid(np.interp(cut, x, y), cut) / limit

@@ -1,5 +1,7 @@
 """AUROC, AUPR both ways, FPR at a TPR: printed numbers, scikit-learn, ties, intervals."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -11,6 +13,11 @@ from sonde.metrics import aupr, auroc, difference, fpr_at_tpr
 SCORES = [0.1, 0.4, 0.4, 0.8, 0.4, 0.9]
 UNUSUAL = [0, 0, 0, 1, 1, 1]
 RNG = np.random.default_rng(4)
+
+
+def error(metric):
+    assert metric.se is not None
+    return float(metric.se)
 
 
 def tied(n=300):
@@ -48,9 +55,10 @@ def test_equal_to_scikit_learn_with_ties():
         sklearn.metrics.auc(recall, precision), abs=1e-12
     )
     for positive, y, s in (("unusual", unusual, scores), ("usual", 1 - unusual, -scores)):
+        options: Any = {"positive": positive}
         fpr, tpr, _ = sklearn.metrics.roc_curve(y, s, drop_intermediate=False)
         want = fpr[np.nonzero(tpr >= 0.95 - 1e-12)[0][0]]
-        assert fpr_at_tpr(scores, unusual, positive=positive).value == pytest.approx(want)
+        assert fpr_at_tpr(scores, unusual, **options).value == pytest.approx(want)
 
 
 @pytest.mark.truth("scikit-learn on rows repeated as often as a resample draws them")
@@ -83,7 +91,8 @@ def test_groups_widen_the_interval():
     group = np.repeat(np.arange(40), 10)
     unusual = group % 2
     scores = unusual + np.repeat(rng.normal(size=40), 10)
-    assert auroc(scores, unusual, group).se > 2 * auroc(scores, unusual).se
+    wide, narrow = auroc(scores, unusual, group), auroc(scores, unusual)
+    assert error(wide) > 2 * error(narrow)
     assert auroc(scores, unusual, group).n == 40
 
 
@@ -114,8 +123,11 @@ def test_differences_are_paired():
     a, b = auroc(scores, unusual), auroc(noisy, unusual)
     gap = difference(a, b)
     assert gap.value == pytest.approx(a.value - b.value, abs=1e-15)
+    assert gap.resampled is not None
+    assert a.resampled is not None
+    assert b.resampled is not None
     assert torch.equal(gap.resampled, a.resampled - b.resampled)
-    assert gap.se < a.se / 3
+    assert error(gap) < error(a) / 3
     with pytest.raises(InputError, match="same rows, groups, resamples and seed"):
         difference(a, auroc(scores, unusual, seed=1))
 

@@ -104,6 +104,7 @@ def test_ten_million_scores_take_constant_memory():
         part = observed(torch.rand(250_000, generator=g), statistic, start=i * 250_000)
         state = part if state is None else statistic.merge(state, part)
         sizes.append(size_bytes(state))
+    assert state is not None
     assert state.n == 10_000_000
     assert set(sizes) == {16 * 11_000}
     found = state.calibration()

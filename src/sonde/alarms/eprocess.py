@@ -32,7 +32,7 @@ def bet(p: float, kappa: float) -> float:
     return kappa * p ** (kappa - 1)
 
 
-def mixture_wealth(p: Sequence[float]) -> Float[np.ndarray, "step"]:
+def mixture_wealth(p: Sequence[float] | np.ndarray) -> Float[np.ndarray, "step"]:
     """Return the wealth after each p-value, spread over 32 bets between 0 and 1.
 
     Examples

@@ -122,7 +122,8 @@ def _pixels(
                 f"{name}: expected a map without NaN and a mask of one shape (line, column), got "
                 f"{score.shape} and {truth.shape} for image {i}."
             )
-        regions, found = label(truth != 0, structure=np.ones((3, 3)))
+        labelled: Any = label(truth != 0, structure=np.ones((3, 3)))
+        regions, found = labelled
         parts.append((score, truth != 0, np.full(score.shape, i), regions + n_regions - 1))
         n_regions += int(found)
     score, unusual, image, region = (

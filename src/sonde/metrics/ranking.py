@@ -73,7 +73,7 @@ def auroc(
     if "saturated" not in found.flags:
         return found
     n, m = (len(member[kind].unique()) for kind in (~positive, positive))
-    low, high = auroc_bounds(found.value, n, m, (1 - level) / 2)
+    low, high = auroc_bounds(float(found.value), n, m, (1 - level) / 2)
     return replace(found, low=low, high=high, conventions={**found.conventions, "ends": "newcombe"})
 
 
@@ -186,6 +186,6 @@ def _from_the_end(values: Tensor, unusual: Tensor, positive: str) -> tuple[Tenso
     return wanted, Ranked.of(values, descending=positive == "unusual")
 
 
-def _counts(positive: Tensor) -> dict[str, int]:
+def _counts(positive: Tensor) -> dict[str, Any]:
     n_positive = int(positive.sum())
     return {"n_positive": n_positive, "n_negative": len(positive) - n_positive}

@@ -114,7 +114,7 @@ def _figures(
         + [f"unusual {i}" for i in unusual["id"].to_pylist()]
     )
     _, group = np.unique(group, return_inverse=True)
-    options = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     found = {
         "auroc": auroc(scores, truth, group, **options),
         "aupr": aupr(scores, truth, group, **options),
