@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import rbf_kernel
 
 from detect.shift_rates import assert_right_rate, comparisons, side_of
@@ -65,6 +66,14 @@ def test_power():
     for change in (lambda y: y + 0.7, lambda y: y * 2):
         found = comparisons(QUICK, lambda s, c=change: (_rows(s, 60), c(_rows(9_000 + s, 60))), 40)
         assert np.mean([c.p <= 0.05 for c in found]) > 0.85
+
+
+@pytest.mark.truth("scipy.spatial.distance.pdist")
+def test_the_width_is_the_median_distance():
+    x, y = _rows(0, 30), _rows(1, 25)
+    want = np.sort(pdist(np.vstack([x, y])) ** 2)
+    found = QUICK.between(x, y).conventions["sigma"]
+    assert found == pytest.approx((want[(len(want) - 1) // 2] / 2) ** 0.5, rel=1e-9)
 
 
 def test_unchanged_by_rotation():

@@ -11,7 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import is_sampled, permutation_p, shuffles, two_samples
-from sonde.stats import HashSample, median_sigma
+from sonde.stats import HashSample
 from sonde.stats.neighbours import distance_chunks
 
 
@@ -70,10 +70,11 @@ class MMD(Shift):
         """Return the distance of the samples and its p-value."""
         x, y = two_samples("MMD", first, second)
         pooled = torch.cat([x, y])
-        sigma = median_sigma(pooled) if self.sigma is None else self.sigma
+        squares = torch.cat([part for _, part in distance_chunks(pooled, pooled)]).square_()
+        sigma = _median_sigma(squares) if self.sigma is None else self.sigma
         own = (torch.arange(len(pooled)) < len(x))[None]
         chosen = torch.cat([own, shuffles(len(pooled), len(x), self.permutations)])
-        found = _discrepancies(_kernel(pooled, sigma), chosen)
+        found = _discrepancies(_kernel(squares, sigma), chosen)
         flags = ["sampled"] if is_sampled(first, second) else []
         return Comparison(
             value=float(found[0]),
@@ -88,11 +89,16 @@ class MMD(Shift):
         )
 
 
-def _kernel(x: Float[Tensor, "row dim"], sigma: float) -> Float[Tensor, "row row"]:
+def _median_sigma(squares: Float[Tensor, "row row"]) -> float:
+    """Return the width of ``median_sigma`` from squared distances that are there already."""
+    apart = ~torch.eye(len(squares), dtype=torch.bool, device=squares.device)
+    return float((squares[apart].median() / 2).sqrt())
+
+
+def _kernel(squares: Float[Tensor, "row row"], sigma: float) -> Float[Tensor, "row row"]:
     """Return the kernel of all pairs; 0 for a row with itself. Width 0 tells equal rows apart."""
-    distances = torch.cat([part for _, part in distance_chunks(x, x)])
-    near = distances.square().div(-2 * sigma * sigma).exp() if sigma > 0 else distances == 0
-    return near.double().fill_diagonal_(0.0)
+    near = squares.div(-2 * sigma * sigma).exp_() if sigma > 0 else (squares == 0).double()
+    return near.fill_diagonal_(0.0)
 
 
 def _discrepancies(
