@@ -19,7 +19,7 @@ def rows(n, g, useful=0.0):
     return found
 
 
-@pytest.mark.truth("one fresh row for each of 1,500 calibrations: an exact binomial band")
+@pytest.mark.truth("one fresh row for each of 600 calibrations: an exact binomial band")
 @pytest.mark.parametrize("rule", ["sum", "max", "learned"])
 def test_the_rate_lies_in_the_exact_binomial_band(rule):
     g = torch.Generator().manual_seed(5)

@@ -4,8 +4,8 @@ import torch
 from scipy.stats import norm
 
 from findings._evidence import digits, evidence_of
-from sonde.stats.auroc_bounds import auroc_bounds
 from sonde.findings.snd035 import SND035, explained_margin
+from sonde.stats.auroc_bounds import auroc_bounds
 
 
 def lengths(label: torch.Tensor, longer: int | None, seed: int = 0) -> torch.Tensor:
