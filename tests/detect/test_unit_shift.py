@@ -50,7 +50,7 @@ def test_binning_loses_less_than_the_fullest_bin():
 @pytest.mark.parametrize(
     ("shift", "draw"),
     [(UnitShift(), _skewed), (UnitShift(test="mean"), _rows), (UnitShift(correction="bh"), _rows)],
-    ids=repr,
+    ids=("ks", "mean", "bh"),
 )
 def test_false_alarms_are_no_more_than_promised(shift, draw):
     found = comparisons(shift, lambda seed: (draw(seed, 60), draw(10_000 + seed, 45)))

@@ -6,7 +6,7 @@ of whole groups is the standard error of the value.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -61,11 +61,30 @@ def result_with_error(
     ``influence`` formula for each statistic. Otherwise ``se`` stays None and
     ``conventions["se"]`` says why.
     """
+    return results_with_error([instrument], arguments, terms, sample)[0]
+
+
+def results_with_error(
+    instruments: Sequence[Instrument],
+    arguments: dict[str, Any],
+    terms: list[Term],
+    sample: SampleRows | None,
+) -> list[Result]:
+    """Return the results of instruments that read the same states, each with its error.
+
+    What a state computes once (its eigenvalues) is computed once for all of them.
+    """
     reason = _no_influence(terms, sample)
-    if reason is not None:
+    if sample is None or reason is not None:
         with torch.no_grad():
-            return _explained(_detached(instrument.result(**arguments)), reason)
+            return [_explained(_detached(i.result(**arguments)), str(reason)) for i in instruments]
     tracked = {name: _track(value) for name, value in arguments.items()}
+    return [_with_error(i, tracked, terms, sample) for i in instruments]
+
+
+def _with_error(
+    instrument: Instrument, tracked: dict[str, Any], terms: list[Term], sample: SampleRows
+) -> Result:
     with torch.enable_grad():
         result = instrument.result(**tracked)
     value = result.value
@@ -75,9 +94,7 @@ def result_with_error(
         return _explained(_detached(result), "the value is no differentiable scalar of its states")
     if not bool(torch.isfinite(value)):
         return _explained(_detached(result), "the value is not finite")
-    gradients = _gradients(value, tracked)
-    assert sample is not None
-    effect = _effects(tracked, gradients, terms, sample)
+    effect = _effects(tracked, _gradients(value, tracked), terms, sample)
     return replace(_detached(result), se=group_error(effect, sample.group, sample.n_groups))
 
 
@@ -137,7 +154,8 @@ def _detached(result: Result) -> Result:
 def _gradients(value: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
     tracked = [t for argument in arguments.values() for t in leaves(argument) if t.requires_grad]
     found = cast(
-        "tuple[Tensor | None, ...]", torch.autograd.grad(value, tracked, allow_unused=True)
+        "tuple[Tensor | None, ...]",
+        torch.autograd.grad(value, tracked, allow_unused=True, retain_graph=True),
     )
     table = {
         id(t): torch.zeros_like(t) if g is None else g for t, g in zip(tracked, found, strict=True)

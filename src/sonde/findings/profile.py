@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from sonde.core.errorbars import SampleRows, Term, result_with_error
-from sonde.core.instrument import Instrument
+from sonde.core.errorbars import SampleRows, Term, results_with_error
 from sonde.core.result import Result
 from sonde.findings._update import update_per_spread
 from sonde.findings.evidence import Evidence, SiteEvidence
@@ -70,30 +69,26 @@ def _values(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> dict[st
         change = update_per_spread(site.all.update, site.all.received)
         values["update_per_spread"] = number(change)
     if moments.scatter.ndim == 2 and moments.n > 1:
-        for name, instrument in (
-            ("participation_ratio", ParticipationRatio()),
-            ("stable_rank", StableRank()),
-            ("effective_rank", EffectiveRank()),
-        ):
-            values[name] = of_result(_measured(instrument, moments, site, evidence, error_bars))
+        values |= _ranks(moments, site, evidence, error_bars)
     return values
 
 
-def _measured(
-    instrument: Instrument,
-    moments: MomentsState,
-    site: SiteEvidence,
-    evidence: Evidence,
-    error_bars: bool,
-) -> Result:
-    """Return a measure of moments that are there already, with its error bar from the sample."""
-    (name,) = instrument.reads()
-    terms = [Term(name, None, Moments(), (site.schema.key,))]
+def _ranks(
+    moments: MomentsState, site: SiteEvidence, evidence: Evidence, error_bars: bool
+) -> dict[str, Number]:
+    """Return the ranks of moments that are there already, with error bars from the sample."""
+    ranks = {
+        "participation_ratio": ParticipationRatio(),
+        "stable_rank": StableRank(),
+        "effective_rank": EffectiveRank(),
+    }
     sample = None
     if error_bars:
         rows = {site.schema.key: {"x": site.sample.rows}}
         sample = SampleRows(rows, site.sample.group, evidence.n_groups)
-    return result_with_error(instrument, {name: moments}, terms, sample)
+    terms = [Term("rows", None, Moments(), (site.schema.key,))]
+    found = results_with_error(list(ranks.values()), {"rows": moments}, terms, sample)
+    return {name: of_result(result) for name, result in zip(ranks, found, strict=True)}
 
 
 def _spread(moments: MomentsState) -> float:

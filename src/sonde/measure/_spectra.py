@@ -72,17 +72,19 @@ def spectral(rows: Rows, centered: bool = True) -> Spectral:
     """
     if isinstance(rows, HashSampleState):
         return _sampled(rows, centered)
-    matrix = rows.covariance
-    flags = list(moment_flags(rows))
-    if matrix.ndim == 1:
+    dim, flags = rows.scatter.shape[0], list(moment_flags(rows))
+    if rows.scatter.ndim == 1:
         raise InputError('spectrum: expected Moments(scatter="full"), got "diag".')
-    if not centered:
-        matrix = matrix + torch.outer(rows.mean, rows.mean)
+    if centered:
+        every = rows.eigenvalues
+    else:
+        matrix = rows.covariance + torch.outer(rows.mean, rows.mean)
+        every = torch.linalg.eigvalsh(matrix).flip(0)
         flags = [f for f in flags if f != "dead" or not bool(rows.mean.detach().any())]
-    values = _positive(torch.linalg.eigvalsh(matrix).flip(0), matrix.shape[0])
-    if len(values) < min(matrix.shape[0], rows.n - 1):
+    values = _positive(every, dim)
+    if len(values) < min(dim, rows.n - 1):
         flags.append("rank_deficient")
-    return Spectral(values, rows.n, matrix.shape[0], tuple(flags))
+    return Spectral(values, rows.n, dim, tuple(flags))
 
 
 def _sampled(sample: HashSampleState, centered: bool) -> Spectral:
