@@ -35,6 +35,7 @@ def test_fisher_is_not_offered():
     assert not any("fisher" in name.lower() for name in sonde.alarms.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("simulation: 12 sites of correlation 0.8, calibrated on 1,000 rows")
 def test_rates_on_dependent_sites():
     found = {rule.__name__: [] for rule in (bonferroni, simes, twice_mean)} | {"fuse": []}

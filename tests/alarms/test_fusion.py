@@ -19,6 +19,7 @@ def rows(n, g, useful=0.0):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one fresh row for each of 600 calibrations: an exact binomial band")
 @pytest.mark.parametrize("rule", ["sum", "max", "learned"])
 def test_the_rate_lies_in_the_exact_binomial_band(rule):

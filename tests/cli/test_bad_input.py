@@ -59,6 +59,7 @@ def test_what_is_wrong_is_named(run, place, out, name):
     assert all(text in line for text in said), line
 
 
+@pytest.mark.slow
 @pytest.mark.truth("numpy norm")
 def test_what_is_defined_on_one_row_is_told(run, place, tmp_path):
     norm = float(np.linalg.norm(np.load(place / "one.npz")["a"]))
@@ -150,6 +151,7 @@ def test_damaged_states(run, place, tmp_path, monkeypatch, damage, command):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.sonde"]
 
 
+@pytest.mark.slow
 def test_states_of_another_version_or_data(run, place, tmp_path):
     assert read_header(place / "probe.sonde")["version"] == 1
     line = run("score", place / "probe.sonde", "-", place / "plain.npz").error()

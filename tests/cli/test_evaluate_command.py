@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.slow
 def test_calibrate_then_evaluate(run, place, tmp_path):
     out = tmp_path / "c.sonde"
     ran = run("calibrate", place / "probe.sonde", "-", place / "other.npz", "-o", out, "--json")

@@ -103,6 +103,7 @@ def test_what_is_withheld_is_counted_once_causes_are_settled(half_nan):
     assert named <= withheld
 
 
+@pytest.mark.slow
 def test_a_baseline_lets_only_new_findings_count(run, place, tmp_path):
     old = tmp_path / "old.json"
     words = ["scan", "-", place / "half_nan.npz", "--fail-on", "error"]
@@ -114,6 +115,7 @@ def test_a_baseline_lets_only_new_findings_count(run, place, tmp_path):
     assert "old" in run(*words, "--baseline", tmp_path / "old2.json").error()
 
 
+@pytest.mark.slow
 def test_two_reports_are_compared(run, place, tmp_path):
     for name in ("rows", "half_nan"):
         run("scan", "-", place / f"{name}.npz", "-o", tmp_path / f"{name}.json")
@@ -126,6 +128,7 @@ def test_two_reports_are_compared(run, place, tmp_path):
     assert run("scan", "--diff", *pair, "--json").json()
 
 
+@pytest.mark.slow
 def test_two_data_sets_are_told_apart(run, place, tmp_path):
     ran = run("scan", "-", place / "rows.npz", "--versus", place / "other.npz", "--json",
               "-o", tmp_path / "r.html")  # fmt: skip

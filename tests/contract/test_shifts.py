@@ -27,6 +27,7 @@ def test_there_are_shifts():
     assert len(SHIFTS) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", SHIFTS, ids=[repr(s).replace(" ", "") for s in SHIFTS])
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_law(law, shift):

@@ -76,6 +76,7 @@ def test_pure(case, columns):
     laws.law_pure(case, columns)
 
 
+@pytest.mark.slow
 @each(ALL)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_sizes(case, dtype):

@@ -111,6 +111,7 @@ def simulated_rows(n: int, seed: int) -> torch.Tensor:
     return torch.randn(n, 32, generator=generator(seed), dtype=torch.float64) * spectrum
 
 
+@pytest.mark.slow
 @pytest.mark.truth("spread of the value over 150 simulated data sets")
 def test_the_error_of_the_participation_ratio():
     values = []
@@ -123,6 +124,7 @@ def test_the_error_of_the_participation_ratio():
     assert sum(errors) / 3 == pytest.approx(spread, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("spread of the value over 200 simulated sets of documents")
 def test_the_error_of_the_participation_ratio_of_documents():
     def documents(seed: int) -> torch.Tensor:

@@ -208,6 +208,7 @@ def test_the_good_file_is_good_and_its_forged_copy_too(tmp_path):
     read_state(tmp_path / "a.sonde", {"a": Rich, "b": Rich})
 
 
+@pytest.mark.slow
 def test_every_bad_file_is_a_state_error(bad_files):
     assert len(bad_files) > 90
     accepted, wordy = [], []
@@ -221,6 +222,7 @@ def test_every_bad_file_is_a_state_error(bad_files):
     assert wordy == []
 
 
+@pytest.mark.slow
 def test_the_head_alone_is_checked_as_strictly(bad_files, tmp_path):
     content = good(tmp_path / "a.sonde")
     names = [name for part in (raw, tables) for name, _ in part(content)]
@@ -251,6 +253,7 @@ def test_two_thousand_flipped_bytes_are_all_found(tmp_path):
             read_state(path, {"a": Rich, "b": Rich})
 
 
+@pytest.mark.slow
 def test_every_third_byte_is_covered(tmp_path):
     content, path = good(tmp_path / "a.sonde"), tmp_path / "b.sonde"
     for i in range(0, len(content), 3):

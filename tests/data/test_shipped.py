@@ -28,6 +28,7 @@ def stdlib():
     return load("sonde:stdlib", device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's digits, counted by hand")
 def test_the_digits_are_split_within_their_class(digits):
     found = expect(Bunch, load_digits())
@@ -45,6 +46,7 @@ def test_the_digits_are_split_within_their_class(digits):
     assert len(open_inputs(digits, "sonde:digits")) == 537
 
 
+@pytest.mark.slow
 def test_the_digits_model_is_right_on_held_out_digits(digits):
     inputs = open_inputs(digits, "sonde:digits/test")
     right = 0
@@ -84,6 +86,7 @@ def test_a_token_of_stdlib_is_a_byte(stdlib):
     assert {p.dtype for p in stdlib.module.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the files of the running Python, cut and hashed by hand")
 def test_stdlib_pieces_are_those_of_smallest_draw(stdlib):
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -142,6 +145,7 @@ def test_both_models_are_small():
         assert "Licence of the weights: Apache-2.0" in card
 
 
+@pytest.mark.slow
 def test_a_fit_imports_neither_scikit_learn_nor_the_distributions_of_scipy():
     code = (
         "import sys, sonde.run.fit, sonde.cli.commands; from sonde.data import shipped; "

@@ -208,6 +208,7 @@ def test_deeply_nested_json_is_an_error_not_a_crash(gpt2, tmp_path):
         open_inputs(load(gpt2), tmp_path / "d.jsonl")
 
 
+@pytest.mark.slow
 def test_a_file_is_never_in_memory_as_a_whole(t5, tmp_path):
     import tracemalloc
 

@@ -44,6 +44,7 @@ def test_the_same_side_twice_is_zero():
     assert abs(float(side.compare(side))) < 1e-8 * float(x.var(0).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the mean over simulated data sets without change")
 def test_null_is_the_mean_without_change():
     scale = torch.tensor([3.0, 1.0, 1.0, 0.3]).double()
@@ -57,6 +58,7 @@ def test_null_is_the_mean_without_change():
     assert values.mean() > 0.9 * null
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 @pytest.mark.parametrize("draw", [_rows, _heavy])
 def test_false_alarms_are_as_many_as_promised(draw):

@@ -86,6 +86,7 @@ def _score(scorer, detector, columns):
     return scorer.score(*[columns[c] for c in score_needs(detector)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", [d for d in DETECTORS if d is not PRUNES], ids=repr)
 def test_far_rows_score_above_usual_ones(detector):
     columns, label = _columns(0)

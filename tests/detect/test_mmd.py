@@ -53,6 +53,7 @@ def test_matches_sklearns_kernel_and_permutations_of_rows():
     assert found.p == pytest.approx(np.mean(np.array(shuffled) >= float(found)), abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 def test_false_alarms_are_as_many_as_promised():
     found = comparisons(QUICK, lambda seed: (_rows(seed, 25), _rows(10_000 + seed, 20)))
@@ -61,6 +62,7 @@ def test_false_alarms_are_as_many_as_promised():
     assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted shifts of mean and spread")
 def test_power():
     for change in (lambda y: y + 0.7, lambda y: y * 2):

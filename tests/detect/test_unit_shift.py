@@ -46,6 +46,7 @@ def test_binning_loses_less_than_the_fullest_bin():
     assert (found.numpy() >= want - 0.15).all()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 @pytest.mark.parametrize(
     ("shift", "draw"),

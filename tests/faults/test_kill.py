@@ -67,6 +67,7 @@ def test_a_part_that_was_merged_already_is_not_merged_again(tmp_path, monkeypatc
         ledger.partial()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 2])
 def test_units_in_any_order_give_the_same_file(tmp_path, level):
     job = case(level)
@@ -160,6 +161,7 @@ def test_a_second_runner_on_the_directory_is_refused(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_two_runners_at_once_do_no_harm_beyond_waste(tmp_path):
     """Without the lock: both put and compact in turns, each with its own view of the directory."""
     job = case(0)

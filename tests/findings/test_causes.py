@@ -1,3 +1,5 @@
+import pytest
+
 from findings._evidence import digits, evidence_of, states
 from sonde.findings.causes import TABLE, settle
 from sonde.findings.evidence import Evidence
@@ -18,6 +20,7 @@ def because(checks: list[Check]) -> dict[str, str | None]:
     return {c.code: c.finding.because_of for c in checks if c.finding is not None}
 
 
+@pytest.mark.slow
 def test_later_sites_are_explained_and_earlier_ones_are_not() -> None:
     checks = [found("SND001", "blocks.1"), found("SND016", "blocks.0"), found("SND023", "blocks.2")]
     assert because(settle(scanned(), checks)) == {
@@ -27,6 +30,7 @@ def test_later_sites_are_explained_and_earlier_ones_are_not() -> None:
     }
 
 
+@pytest.mark.slow
 def test_dead_sites_explain_only_at_the_highest_level_and_the_same_sites() -> None:
     for level, expected in (("error", "SND011"), ("warning", None)):
         checks = [found("SND011", "blocks.1", level=level), found("SND025", "blocks.1")]  # type: ignore[arg-type]

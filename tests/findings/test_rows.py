@@ -44,6 +44,7 @@ def test_the_map_lies_along_the_two_main_directions() -> None:
     assert np.allclose(found["axes"], fitted.explained_variance_ratio_, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_against_other_the_map_shows_both_sources() -> None:
     x, _ = digits()
     found = rows_section(versus_of(states(x[:1300])[0], states(x[1300:])[0]))["map"]

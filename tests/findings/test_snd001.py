@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +74,7 @@ class Empty(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_padded_positions_alone_are_a_note() -> None:
     lengths = [9 + i % 8 for i in range(40)]
     check = checked(SND001(), tokens(Empty(False).eval(), lengths, reducer="last"))

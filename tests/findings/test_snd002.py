@@ -18,6 +18,7 @@ def test_spacing_is_the_gap_to_the_next_number() -> None:
     assert spacing(x, "float32")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.truth("mean squared rounding error of the same rows in float64")
 @pytest.mark.parametrize(("mean", "level"), [(30.0, "note"), (100.0, "warning"), (300.0, "error")])
 def test_rounding_share_is_the_true_share(mean: float, level: str) -> None:
@@ -47,6 +48,7 @@ def test_near_the_end_of_the_range() -> None:
     assert "46 % of the largest number of float16" in check.finding.sentence
 
 
+@pytest.mark.slow
 def test_default_initialisation_of_a_deep_net_loses_precision() -> None:
     x = noise(200, 64).bfloat16()
     check = checked(SND002(), tensors(deep_relu(20, 64, None).bfloat16(), x, sites="39"))

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +63,7 @@ def test_rows_that_do_not_look_at_each_other() -> None:
     assert_clear(checked(SND006(), tensors(norm, noise(64, 8))))
 
 
+@pytest.mark.slow
 def test_texts_of_equal_length_are_compared_without_padding() -> None:
     assert_clear(SND006().check(padded(llama(), "left")))
     assert_clear(SND006().check(padded(Forgetful(False).eval(), "right")))

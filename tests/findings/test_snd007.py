@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor
 
@@ -6,6 +7,7 @@ from findings._texts import Forgetful, gpt2, llama, padded
 from sonde.findings.snd007 import SND007
 
 
+@pytest.mark.slow
 def test_a_model_that_ignores_its_mask() -> None:
     found = padded(Forgetful(False).eval(), "right")
     check = SND007().check(found)
@@ -14,6 +16,7 @@ def test_a_model_that_ignores_its_mask() -> None:
     assert check.finding.sentence.startswith("Padding on the right changes real tokens at blocks.0")
 
 
+@pytest.mark.slow
 def test_the_same_model_with_its_mask() -> None:
     assert_clear(SND007().check(padded(Forgetful(True).eval(), "right")))
 
@@ -37,15 +40,18 @@ def test_a_side_that_harms_beside_one_that_does_not() -> None:
     assert check.finding.because_of is None
 
 
+@pytest.mark.slow
 def test_learned_positions_padded_right_are_clear_unless_deep() -> None:
     assert_clear(SND007().check(padded(gpt2(), "right")))
     assert_raised(SND007().check(padded(gpt2(), "right", deep=True)), "error")
 
 
+@pytest.mark.slow
 def test_rotary_positions_do_not_care() -> None:
     assert_clear(SND007().check(padded(llama(), "left")))
 
 
+@pytest.mark.slow
 def test_sixteen_bits_say_what_they_cannot_see() -> None:
     check = SND007().check(padded(llama().bfloat16(), "right"))
     assert_clear(check)

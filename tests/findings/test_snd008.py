@@ -7,6 +7,7 @@ from sonde.findings.snd007 import SND007
 from sonde.findings.snd008 import SND008
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_learned_positions_padded_left(dtype: torch.dtype) -> None:
     found = padded(gpt2(dtype), "left")
@@ -18,10 +19,12 @@ def test_learned_positions_padded_left(dtype: torch.dtype) -> None:
     assert found.model.self_check.left_positions.worst < found.model.self_check.tau
 
 
+@pytest.mark.slow
 def test_rotary_positions_do_not_care() -> None:
     assert_clear(SND008().check(padded(llama(), "left")))
 
 
+@pytest.mark.slow
 def test_positions_that_mend_nothing_are_left_to_the_rule_about_padding() -> None:
     found = padded(Forgetful(False).eval(), "left")
     check = SND008().check(found)
@@ -30,5 +33,6 @@ def test_positions_that_mend_nothing_are_left_to_the_rule_about_padding() -> Non
     assert_raised(SND007().check(found), "error")
 
 
+@pytest.mark.slow
 def test_a_processor_that_pads_right_is_not_asked() -> None:
     assert SND008().check(padded(gpt2(), "right")).state == "not_applicable"

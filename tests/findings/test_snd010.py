@@ -88,6 +88,7 @@ class Rare(Branched):
         return y + self.spare(x) if float(x.max()) > 100 else y
 
 
+@pytest.mark.slow
 def test_a_branch_that_one_batch_of_the_pass_calls() -> None:
     x = noise(400, 8)
     check = checked(SND010(), tensors(Rare(32).eval(), x))

@@ -34,12 +34,14 @@ def test_large_weights_saturate_a_tanh() -> None:
     assert check.finding.sites == ("1",)
 
 
+@pytest.mark.slow
 def test_clipped_activations_count_rows_at_their_ends() -> None:
     check = checked(SND013(), tensors(net(100.0, nn.Hardtanh(-0.5, 0.5)), noise(300, 8)))
     assert_raised(check, "warning")
     assert_clear(checked(SND013(), tensors(net(0.3, nn.Hardtanh(-0.5, 0.5)), noise(300, 8))))
 
 
+@pytest.mark.slow
 def test_ordinary_weights_are_clear_and_gates_a_note_at_most() -> None:
     assert_clear(checked(SND013(), tensors(net(1.0, nn.Tanh()), noise(300, 8))))
 

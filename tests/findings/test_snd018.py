@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ class FakeQuantised(nn.Module):
         return (x / scale).round().clamp(0, self.levels) * scale
 
 
+@pytest.mark.slow
 def test_rounding_to_few_levels_is_seen() -> None:
     torch.manual_seed(0)
     for bits in (8, 4):
@@ -26,6 +28,7 @@ def test_rounding_to_few_levels_is_seen() -> None:
         assert check.finding.sites == ("2",)
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_no_grid() -> None:
     x = noise(2048, 12)
     for kind in (torch.bfloat16, torch.float16, torch.float32):
@@ -38,6 +41,7 @@ def test_sixteen_bits_are_no_grid() -> None:
     assert_clear(checked(SND018(), Stream.of((1.5 + 0.01 * x).half().float())))
 
 
+@pytest.mark.slow
 def test_float32_states_of_an_autocast_layer_are_no_grid() -> None:
     class Autocast(nn.Module):
         def __init__(self) -> None:

@@ -33,6 +33,7 @@ def net(scale: float | None, block: int = 3, depth: int = 6) -> Patches:
 X = noise(40 * 5, 16).reshape(40, 5, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("median over units of rms(out - in) / std(in), by numpy from a plain forward")
 @pytest.mark.parametrize("block", [0, 3])
 def test_change_over_spread(block: int) -> None:
@@ -54,6 +55,7 @@ def test_change_over_spread(block: int) -> None:
     assert "5 other blocks" in check.finding.sentence
 
 
+@pytest.mark.slow
 def test_an_idle_block_and_many_weak_ones_are_warnings() -> None:
     assert_raised(checked(SND025(), tensors(net(0.0), X)), "warning")
     weak = net(0.02, block=1)
@@ -65,11 +67,13 @@ def test_an_idle_block_and_many_weak_ones_are_warnings() -> None:
     assert_raised(checked(SND025(), tensors(weak, X)), "warning")
 
 
+@pytest.mark.slow
 def test_one_weak_block_of_few_is_a_note() -> None:
     assert_raised(checked(SND025(), tensors(net(0.02, block=0, depth=2), X)), "note")
     assert_raised(checked(SND025(several=1), tensors(net(0.02, block=0, depth=2), X)), "warning")
 
 
+@pytest.mark.slow
 def test_random_blocks_are_clear_and_one_huge_unit_changes_nothing() -> None:
     assert_clear(checked(SND025(), tensors(net(None), X)))
 
@@ -84,6 +88,7 @@ def test_random_blocks_are_clear_and_one_huge_unit_changes_nothing() -> None:
     assert_clear(checked(SND025(), tensors(Spiked(depth=4).eval(), X)))
 
 
+@pytest.mark.slow
 def test_the_first_block_is_judged_by_what_it_receives() -> None:
     evidence = evidence_of(tensors(net(0.0, block=0), X))
     check = SND025().check(evidence)

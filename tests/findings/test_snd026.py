@@ -1,9 +1,12 @@
+import pytest
+
 from findings._counting import Counter, counting
 from findings._nets import assert_clear, assert_raised, evidence_of
 from sonde.findings.lens import prediction_section
 from sonde.findings.snd026 import SND026
 
 
+@pytest.mark.slow
 def test_a_block_that_takes_the_answer_back() -> None:
     evidence = evidence_of(counting(Counter((1.5, 1.5, 1.0, -2.0)).eval()), lens=True)
     check = SND026().check(evidence)
@@ -18,6 +21,7 @@ def test_a_block_that_takes_the_answer_back() -> None:
     assert_raised(SND026().check(mended), "note")
 
 
+@pytest.mark.slow
 def test_blocks_that_help_and_blocks_that_know_nothing_are_clear() -> None:
     helping = evidence_of(counting(Counter((1.0, 1.0, 1.0, 1.0)).eval()), lens=True)
     assert_clear(SND026().check(helping))

@@ -21,6 +21,7 @@ def net(rank: int | None, widths: tuple[int, int, int] = (24, 40, 40)) -> nn.Seq
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.truth("number of singular values that were kept")
 def test_a_weight_cut_to_twelve_dimensions() -> None:
     check = checked(SND027(), tensors(net(12), 2 * noise(300, 8)))

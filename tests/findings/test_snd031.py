@@ -21,6 +21,7 @@ def planted() -> dict[str, torch.Tensor]:
     return {**found, "blocks.2": last - last @ gone.T @ gone}
 
 
+@pytest.mark.slow
 def test_lost_directions_are_raised_and_a_rotation_is_not() -> None:
     label = digits()[1]
     check = SND031().check(evidence_of(planted(), label=label))
@@ -37,6 +38,7 @@ def test_lost_directions_are_raised_and_a_rotation_is_not() -> None:
     assert SND031().check(evidence_of(rotated, label=label)).state == "clear"
 
 
+@pytest.mark.slow
 def test_a_warning_where_the_models_own_answers_lag() -> None:
     label = digits()[1]
     worse = torch.nn.functional.one_hot(label, 10).double()
@@ -52,6 +54,7 @@ def test_a_warning_where_the_models_own_answers_lag() -> None:
     assert check.finding.level == "note"
 
 
+@pytest.mark.slow
 def test_answers_at_chance_are_not_those_of_a_model_of_these_labels() -> None:
     label = digits()[1]
     chance = torch.randn(len(label), 10, generator=torch.Generator().manual_seed(2))

@@ -19,6 +19,7 @@ def points(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, label
 
 
+@pytest.mark.slow
 def test_means_with_a_little_noise_are_raised_and_test_data_are_not() -> None:
     rows, label = points(0.01)
     check = SND032().check(evidence_of({"a": rows * 0 + rows.flip(0), "b": rows}, label=label))
@@ -31,6 +32,7 @@ def test_means_with_a_little_noise_are_raised_and_test_data_are_not() -> None:
     assert SND032().check(evidence_of(found, label=label[1::2])).state == "clear"
 
 
+@pytest.mark.slow
 def test_without_labels_the_models_own_answers_are_the_classes() -> None:
     rows, label = points(0.01)
     logits = torch.nn.functional.one_hot(label, 10).double()

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, states
@@ -14,6 +15,7 @@ def flipped(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return label, rows
 
 
+@pytest.mark.slow
 def test_five_per_cent_of_wrong_labels_are_a_warning() -> None:
     x, names = states(digits()[0])[0], [f"row {i}" for i in range(1797)]
     label, rows = flipped(90)
@@ -28,6 +30,7 @@ def test_five_per_cent_of_wrong_labels_are_a_warning() -> None:
     assert len(set(listed) & wrong) >= 0.85 * len(listed)
 
 
+@pytest.mark.slow
 def test_most_of_thirty_wrong_labels_are_listed_but_not_raised_loudly() -> None:
     x = states(digits()[0])[0]
     label, rows = flipped(30, seed=1)
@@ -39,6 +42,7 @@ def test_most_of_thirty_wrong_labels_are_listed_but_not_raised_loudly() -> None:
     assert len(rows) == 30
 
 
+@pytest.mark.slow
 def test_true_labels_are_clear_at_trained_and_random_nets() -> None:
     x, label = digits()
     for trained in (True, False):

@@ -6,6 +6,7 @@ from sonde.findings._held_out import eta_squared
 from sonde.findings.snd036 import SND036
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_raised_and_true_ones_at_random_weights_are_not() -> None:
     x, label = digits()
     for seed in range(3):
@@ -28,6 +29,7 @@ def test_too_few_rows_to_exclude_a_trace_are_withheld() -> None:
     assert "do not exclude" in check.reason
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sums of squares by class in torch")
 def test_explained_share_is_one_minus_within_over_total() -> None:
     x, label = digits()[0].double(), digits()[1]

@@ -20,6 +20,7 @@ def copied(noise: float, count: int = 40) -> torch.Tensor:
     return torch.cat([x, extra + noise * torch.randn(extra.shape, generator=generator)])
 
 
+@pytest.mark.slow
 def test_noisy_copies_are_found_at_both_ends_and_strong_noise_is_not() -> None:
     evidence = evidence_of(states(copied(0.002), trained=True)[0])
     check = SND042().check(evidence)
@@ -32,6 +33,7 @@ def test_noisy_copies_are_found_at_both_ends_and_strong_noise_is_not() -> None:
     assert SND042().check(evidence_of(states(copied(0.1))[0])).state == "clear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [True, False])
 def test_healthy_nets_and_heavy_tails_are_clear(trained: bool) -> None:
     assert SND042().check(evidence_of(states(digits()[0], trained)[0])).state == "clear"
@@ -41,6 +43,7 @@ def test_healthy_nets_and_heavy_tails_are_clear(trained: bool) -> None:
             assert SND042().check(evidence_of(x)).state == "clear"
 
 
+@pytest.mark.slow
 def test_rows_of_one_group_and_exact_copies_are_left_to_others() -> None:
     x, group = copied(0.002), [*range(1797), *shuffled(1797, 3)[:40].tolist()]
     assert SND042().check(evidence_of(x, group=group)).state == "clear"
@@ -55,6 +58,7 @@ def test_few_rows_are_withheld_and_a_sample_says_what_it_saw() -> None:
     assert check.reason == "25 % of the pairs were looked at (2,048 sampled rows)"
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's neighbours, and the law 1 - (1 - eps^d)^4 by simulation")
 @pytest.mark.parametrize("dim", [1, 2])
 def test_ratio_and_its_law(dim: int) -> None:
@@ -88,6 +92,7 @@ class Ending(nn.Module):
         return self.blocks[1](x + 3 * turned)
 
 
+@pytest.mark.slow
 def test_texts_that_end_in_the_same_tokens_are_no_copies() -> None:
     stream = tokens(Ending().eval(), [14] * 240, reducer="last")
     items = stream.inputs.items  # type: ignore[attr-defined]

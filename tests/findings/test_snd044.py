@@ -8,6 +8,7 @@ from findings._evidence import digits, evidence_of, shuffled, states, versus_of
 from sonde.findings.snd044 import SND044
 
 
+@pytest.mark.slow
 def test_rows_sorted_by_label_are_raised_and_shuffled_ones_are_not() -> None:
     x, label = digits()
     order = torch.argsort(label, stable=True)
@@ -18,6 +19,7 @@ def test_rows_sorted_by_label_are_raised_and_shuffled_ones_are_not() -> None:
     assert SND044().check(evidence_of(states(x[shuffled(1797)])[0])).state == "clear"
 
 
+@pytest.mark.slow
 def test_it_is_a_warning_where_p_values_are_printed_without_groups() -> None:
     x, label = digits()
     order = torch.argsort(label, stable=True)
@@ -31,6 +33,7 @@ def test_it_is_a_warning_where_p_values_are_printed_without_groups() -> None:
     assert check.finding.level == "note"
 
 
+@pytest.mark.slow
 def test_rows_in_random_order_never_raise_it() -> None:
     raised = 0
     for seed in range(60):

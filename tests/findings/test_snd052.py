@@ -10,6 +10,7 @@ from sonde.findings.snd052 import SND052
 from sonde.findings.versus import alarms, versus_section
 
 
+@pytest.mark.slow
 def test_noise_images_raise_alarms_and_another_half_does_not() -> None:
     x, order = digits()[0], shuffled(1797)
     a, b = x[order[:1200]], x[order[1200:]].clone()
@@ -56,6 +57,7 @@ def fused(seed: int, n_held: int, m: int, far: float = 0.0) -> Alarm:
     return alarm
 
 
+@pytest.mark.slow
 def test_the_beta_binomial_keeps_its_level_where_the_binomial_does_not() -> None:
     found = [fused(seed, 400, 2000) for seed in range(300)]
     small = sum(a.p < 0.01 for a in found)

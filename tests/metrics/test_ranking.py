@@ -75,6 +75,7 @@ def test_resamples_are_of_whole_groups(metric):
         assert value == pytest.approx(want, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("simulation: the AUROC of two normals is Phi(1 / sqrt 2)")
 def test_intervals_cover_the_truth():
     truth, covered = 0.7602499389, 0

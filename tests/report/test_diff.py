@@ -118,6 +118,7 @@ def test_the_other_way_round_says_the_opposite(report) -> None:
     }
 
 
+@pytest.mark.slow
 def test_text_fits_and_the_page_is_whole(report) -> None:
     other = _changed(report)
     made = diff(report, other)

@@ -17,6 +17,7 @@ def test_a_report_comes_back_as_it_was_written(bare, tmp_path: Path, name: str) 
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_two_writes_give_the_same_bytes(report, page, tmp_path: Path) -> None:
     assert save_report(report, tmp_path / "a.html").read_text("utf-8") == page
 

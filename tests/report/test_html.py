@@ -132,6 +132,7 @@ def _spoil(value: Any, names: dict[str, str]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(report) -> None:
     names = {row["site"]: f"{row['site'].split(':')[0]}{HOSTILE}:out" for row in report["sites"]}
     spoiled = _spoil(report, names)
@@ -212,6 +213,7 @@ def _pictures(report: dict[str, Any]) -> list[Any]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the JSON Schema of Vega-Lite, which altair checks")
 def test_every_picture_is_valid_vega_lite(report) -> None:
     for picture in _pictures(report):
@@ -246,6 +248,7 @@ def test_rank_from_a_thinned_spectrum_is_near_the_true_one() -> None:
     assert abs(rank_90(thin, 768) - true) <= 0.02 * true
 
 
+@pytest.mark.slow
 def test_values_that_are_missing_leave_gaps_and_no_error(report) -> None:
     report["sites"][4]["values"]["spread"]["value"] = None
     report["similarity"]["cka"][2][3] = None

@@ -44,6 +44,7 @@ def _places(value, path=()):
             yield from _places(item, (*path, key))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("jsonschema 4, Draft202012Validator")
 def test_the_checker_agrees_with_a_full_implementation_on_spoiled_reports(report) -> None:
     oracle = jsonschema.Draft202012Validator(schema())

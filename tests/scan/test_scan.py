@@ -29,6 +29,7 @@ def report() -> Report:
     return scan(mlp(), items(), settings=QUIET, sites=["0", "2"])
 
 
+@pytest.mark.slow
 def test_a_live_net_gives_a_report(report, tmp_path):
     found = report.json()
     check_report(found)
@@ -47,6 +48,7 @@ def test_a_call_is_told_as_a_call(report):
     assert report.json()["provenance"]["command"] == "sonde.scan('Sequential', 'list of items')"
 
 
+@pytest.mark.slow
 def test_a_norm_without_running_statistics_is_scanned():
     net = torch.nn.Sequential(
         torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8, track_running_stats=False)
@@ -88,6 +90,7 @@ def stopped_after(monkeypatch):
     monkeypatch.setattr(driver, "observe_unit", original)
 
 
+@pytest.mark.slow
 def test_an_interrupted_scan_reports_what_it_has_and_goes_on(tmp_path, stopped_after, monkeypatch):
     source = Stream.of(torch.stack(items(300)))
     settings = ScanSettings(progress=False, unit_size=50, directory=tmp_path / "r.run")

@@ -42,6 +42,7 @@ def test_equal_to_keeping_all_scores():
         assert torch.equal(decided, sampled.p_value(new) <= alpha + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the exact binomial band of independent calibrations, one new score each")
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_rate_lies_in_the_exact_binomial_band(ties):

@@ -34,6 +34,7 @@ def described(architecture: Architecture) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("axes and counts derived by hand from each configuration")
 def test_golden_table_of_architectures():
     found = "\n\n".join(described(a) for a in ARCHITECTURES) + "\n"
@@ -60,6 +61,7 @@ def cloned(stream: LiveStream, batch) -> dict[str, list[Tensor]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 @pytest.mark.truth("a plain hook that clones, reduced by indexing here")
 def test_states_are_bit_equal_to_a_cloning_hook(architecture):
@@ -85,6 +87,7 @@ def _cells(x: Tensor) -> list[tuple[int, int]]:
     return [(i, j) for i in range(x.shape[2]) for j in range(x.shape[3])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 @pytest.mark.truth("mean, last and first token written as loops over examples")
 def test_pooled_rows_equal_loops_over_examples(architecture):

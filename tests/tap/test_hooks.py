@@ -21,6 +21,7 @@ from tap_snapshot import assert_unchanged, snapshot
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same net without in-place operations")
 def test_all_outputs_of_a_resnet_survive_in_place_operations():
     pictures = images(32, keyword=None)
@@ -92,6 +93,7 @@ def test_other_peoples_hooks_stay_in_their_order():
     assert list(net[0]._forward_hooks.items()) == before
 
 
+@pytest.mark.slow
 def test_flags_of_a_half_frozen_model_come_back():
     net = resnet18(width=8).train()
     net.layer1.eval()

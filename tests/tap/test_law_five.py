@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ def stream_of(name: str, objective: str | None, logits: bool) -> LiveStream:
     return live_stream(Model(model, task="causal"), texts, objective=objective, logits=logits)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=HEALTH)
 @given(
     name=st.sampled_from(["cnn", "gpt2"]),

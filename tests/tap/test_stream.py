@@ -71,6 +71,7 @@ def test_a_batch_carries_the_columns_of_its_examples():
     assert not stream.grouped
 
 
+@pytest.mark.slow
 def test_identity_is_json_and_tells_readings_apart():
     inputs = texts([3, 4])
     first = live_stream(Model(gpt2(), task="causal"), inputs)
@@ -138,6 +139,7 @@ def test_gradient_of_kl_uniform_in_closed_form():
     torch.testing.assert_close(batch.grad["3:out"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same net without in-place operations")
 def test_gradients_of_an_in_place_net_are_those_before_the_change():
     inputs = images(32, keyword=None)
@@ -159,6 +161,7 @@ def only_first(stream):
     return next(iter(stream.batches(0, 4)))
 
 
+@pytest.mark.slow
 def test_gradients_leave_parameters_flags_and_grads_alone():
     net = resnet18(width=8).train()
     net.conv1.weight.requires_grad_(False)
