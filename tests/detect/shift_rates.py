@@ -6,6 +6,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
+from narrow import expect
 from sonde.core.instrument import Read
 from sonde.core.shift import Comparison, Shift, Side
 
@@ -22,7 +23,7 @@ def side_of(shift: Shift, x: Tensor) -> Side:
         states[name] = statistic.observe(*(columns[c] for c in statistic.needs()))
     side = shift.result(**states)
     following = shift.then(side)
-    return side if following is None else side_of(following, x)
+    return side if following is None else side_of(expect(Shift, following), x)
 
 
 def comparisons(

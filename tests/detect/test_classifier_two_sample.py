@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +7,11 @@ from scipy.stats import fisher_exact
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from detect.shift_rates import assert_right_rate, comparisons
+from narrow import expect
 from sonde.core.errors import InputError
 from sonde.detect import ClassifierTwoSample
 from sonde.detect.classifier_two_sample import hypergeometric_tail
-from sonde.stats import HashSample
+from sonde.stats import HashSample, HashSampleState
 
 
 def _rows(seed, n, dim=5):
@@ -19,27 +22,32 @@ def _heavy(seed, n):
     return torch.from_numpy(np.random.default_rng(seed).standard_cauchy((n, 3)))
 
 
+def _fisher(table: Any) -> float:
+    found: Any = fisher_exact(table, alternative="greater")
+    return found.pvalue
+
+
 @pytest.mark.truth("sklearn LinearDiscriminantAnalysis and scipy.stats.fisher_exact")
 def test_matches_sklearn_and_scipy():
     shift = ClassifierTwoSample(shrinkage=0.1)
     first, second = shift.fit(_rows(0, 90)), shift.fit(_rows(1, 80) @ _rows(7, 5) + 0.7)
-    x, y = (side.states["sample"].rows.numpy() for side in (first, second))
+    x, y = (expect(HashSampleState, side.states["sample"]).rows.numpy() for side in (first, second))
     label = np.repeat([0, 1], 40)
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1)
     model.fit(np.vstack([x[:40], y[:40]]), label)
-    called = model.predict(np.vstack([x[40:80], y[40:80]]))
+    called: Any = model.predict(np.vstack([x[40:80], y[40:80]]))
     found = first.compare(second)
     assert float(found) == np.mean(called == label)
     right, false = called[40:].sum(), called[:40].sum()
     table = [[right, false], [40 - right, 40 - false]]
-    assert found.p == pytest.approx(fisher_exact(table, alternative="greater").pvalue, rel=1e-9)
+    assert found.p == pytest.approx(_fisher(table), rel=1e-9)
 
 
 @pytest.mark.truth("scipy.stats.fisher_exact")
 @pytest.mark.parametrize(("right", "half", "called"), [(58, 100, 100), (0, 5, 3), (7, 9, 12)])
 def test_tail(right, half, called):
     table = [[right, called - right], [half - right, half - called + right]]
-    want = fisher_exact(table, alternative="greater").pvalue
+    want = _fisher(table)
     assert hypergeometric_tail(right, half, called) == pytest.approx(want, rel=1e-9)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,8 @@ def _rows(seed, n, dim=5):
 @pytest.mark.truth("scipy.stats.ttest_ind")
 def test_one_unit_is_the_t_test():
     x, y = _rows(0, 40, 1), _rows(1, 25, 1) * 1.3 + 0.5
-    found = Hotelling().between(x, y)
-    want = stats.ttest_ind(x.numpy()[:, 0], y.numpy()[:, 0])
+    found: Any = Hotelling().between(x, y)
+    want: Any = stats.ttest_ind(x.numpy()[:, 0], y.numpy()[:, 0])
     assert found.p == pytest.approx(want.pvalue, rel=1e-9)
     assert found.statistic == pytest.approx(want.statistic**2, rel=1e-9)
 
@@ -28,7 +30,7 @@ def test_matches_the_formula():
     delta = b.mean(0) - a.mean(0)
     pooled = (59 * np.cov(a.T) + 44 * np.cov(b.T)) / 103
     square = 60 * 45 / 105 * delta @ np.linalg.inv(pooled) @ delta
-    found = Hotelling().between(x, y)
+    found: Any = Hotelling().between(x, y)
     assert found.statistic == pytest.approx(square, rel=1e-9)
     want = stats.f.sf(square * (105 - 5 - 1) / (5 * 103), 5, 99)
     assert found.p == pytest.approx(want, rel=1e-8)
@@ -71,7 +73,7 @@ def test_a_constant_unit_is_left_out_and_a_moved_constant_is_infinitely_far():
 
 
 def test_fewer_rows_than_dimensions_say_nothing():
-    found = Hotelling().between(_rows(0, 4, 9), _rows(1, 4, 9))
+    found: Any = Hotelling().between(_rows(0, 4, 9), _rows(1, 4, 9))
     assert "few_rows" in found.flags
     assert np.isnan(found.p)
 

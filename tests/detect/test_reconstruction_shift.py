@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def test_matches_sklearn(share):
     mix = torch.linalg.qr(torch.from_numpy(np.random.default_rng(9).standard_normal((6, 6))))[0]
     x, y = _rows(0, 80) @ mix, _rows(1, 60).flip(1) @ mix + 0.5
     pca = PCA(n_components=share, svd_solver="full").fit(x.numpy())
-    found = ReconstructionShift(share=share).between(x, y)
+    found: Any = ReconstructionShift(share=share).between(x, y)
     assert found.rank == pca.n_components_
     for rows, got in ((y, float(found)), (x, found.null)):
         lost = rows.numpy() - pca.inverse_transform(pca.transform(rows.numpy()))
@@ -53,13 +55,13 @@ def test_power():
 def test_rows_inside_the_subspace_are_no_shift():
     y = _rows(1, 80)
     y[:, 3:] = 0
-    found = QUICK.between(_rows(0, 80), y)
+    found: Any = QUICK.between(_rows(0, 80), y)
     assert found.p > 0.9
     assert float(found) < found.null
 
 
 def test_constant_rows_and_wrong_shares():
-    same = QUICK.between(torch.ones(9, 2), torch.ones(8, 2))
+    same: Any = QUICK.between(torch.ones(9, 2), torch.ones(8, 2))
     assert (same.flags, same.rank, same.p, float(same)) == (("dead",), 0, 1.0, 0.0)
     moved = QUICK.between(torch.ones(90, 2), torch.ones(80, 2) * 3)
     assert (moved.p, float(moved)) == (1 / 200, float("inf"))

@@ -29,7 +29,8 @@ def test_bundles_say_what_plain_arrays_say(tmp_path):
     paths = [tmp_path / f"{i}.sonde" for i in range(2)]
     for path, rows in zip(paths, sites, strict=True):
         _fit(shifts, rows).save(path)
-    found = drift(*(Fitted.load(path) for path in paths), shifts)
+    first, second = (Fitted.load(path) for path in paths)
+    found = drift(first, second, shifts)
     assert len(found) == 6
     assert found.left_out == {}
     for key in ("a", "b"):
@@ -65,7 +66,8 @@ def test_rows_of_one_group_count_once():
 
 def test_equal_rows_without_groups_count_each():
     coarse = [_rows(s, 200, 1).round() for s in (0, 1)]
-    found = drift(*(_fit(MMD(permutations=99), x) for x in coarse), MMD(permutations=99))
+    first, second = (_fit(MMD(permutations=99), x) for x in coarse)
+    found = drift(first, second, MMD(permutations=99))
     assert found["mmd", "x"].sides == (200, 200)
 
 
@@ -85,10 +87,10 @@ def test_other_widths_are_left_out_with_the_reason():
 
 def test_states_that_are_not_there_are_named():
     bundles = [_fit(Norms(), _rows(s)) for s in (0, 1)]
-    asked = drift(*bundles, Hotelling())
+    asked = drift(bundles[0], bundles[1], Hotelling())
     assert "fit both with it" in asked.left_out["hotelling", "x"]
     with pytest.raises(InputError, match="expected bundles that both hold the states of a shift"):
-        drift(*bundles, [])
+        drift(bundles[0], bundles[1], [])
 
 
 def test_bundles_without_a_common_site_are_refused():
@@ -99,7 +101,7 @@ def test_bundles_without_a_common_site_are_refused():
 
 def test_a_comparison_that_says_nothing_has_not_moved():
     wide = [_fit(Hotelling(), _rows(s, 6, 20)) for s in (0, 1)]
-    found = drift(*wide, Hotelling())
+    found = drift(wide[0], wide[1], Hotelling())
     assert isinstance(found, Drift)
     assert math.isnan(found["hotelling", "x"].p)
     assert found.moved(1.0) == []
