@@ -129,7 +129,10 @@ class Running:
     workers: Annotated[int, tyro.conf.arg(help="processes; the same bytes for any number")] = 0
     threads: Annotated[int | None, tyro.conf.arg(help="threads of each worker")] = None
     memory: Annotated[
-        str | None, tyro.conf.arg(help="most memory for states, e.g. 8GiB (80 %% of free)")
+        str | None,
+        tyro.conf.arg(
+            help="most memory for states, e.g. 8GiB (default: 80 percent of what is free)"
+        ),
     ] = None
     unit_size: Annotated[int, tyro.conf.arg(help="examples that are committed together")] = 256
     resume: Annotated[bool, tyro.conf.arg(help="fail if there is nothing to resume")] = False

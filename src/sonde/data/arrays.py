@@ -18,6 +18,7 @@ from sonde.data.sources import Source
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 COLUMNS = ("label", "group", "id")
+LABELS = ("labels", "target", "class", "y")
 MAX_HEADER_BYTES = 64 * 2**20
 
 
@@ -71,7 +72,8 @@ def open_arrays(
     if len(set(rows.values())) > 1 or "no" in rows.values():
         raise InputError(f"open_arrays: expected one number of rows in {path}, got {rows}.")
     arrays = {k: v[:limit] for k, v in arrays.items()}
-    named = [k for k in arrays if k not in COLUMNS]
+    label = _label_name(arrays)
+    named = [k for k in arrays if k not in (*COLUMNS, label)]
     chosen = {k: _floats(k, arrays[k], path) for k in _matched(named, sites, path)}
     if not chosen:
         raise InputError(
@@ -81,11 +83,19 @@ def open_arrays(
         raise InputError(f"open_arrays: {path} is empty: its arrays have no row.")
     return Stream.of(
         chosen,
-        label=_labels(arrays["label"]) if "label" in arrays else None,
+        label=None if label is None else _labels(arrays[label]),
         group=_texts(arrays.get("group")),
         ids=_texts(arrays.get("id")),
         seed=seed,
     )
+
+
+def _label_name(arrays: dict[str, Any]) -> str | None:
+    """Return the array called ``label``, else one whole number for each row under a usual name."""
+    if "label" in arrays:
+        return "label"
+    numbers = [k for k in LABELS if k in arrays and arrays[k].ndim == 1]
+    return next((k for k in numbers if "int" in str(arrays[k].dtype)), None)
 
 
 def _matched(names: list[str], patterns: Sequence[str], path: Path) -> list[str]:
