@@ -57,7 +57,10 @@ def test_null_is_the_mean_without_change():
         lambda seed: (_rows(seed, 300) * scale, _rows(9_000 + seed, 200) * scale),
         200,
     )
-    values, null = np.array([float(c) for c in found]), np.mean([float(present(c.null)) for c in found])
+    values, null = (
+        np.array([float(c) for c in found]),
+        np.mean([float(present(c.null)) for c in found]),
+    )
     assert abs(values.mean() - null) < 4 * values.std() / 200**0.5
     assert values.mean() > 0.9 * null
 
