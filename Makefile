@@ -25,7 +25,7 @@ scan: install
 	@echo "reports: reports/digits.html reports/stdlib.html"
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900 --durations 12
 
 test-fast: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
