@@ -132,8 +132,9 @@ def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
     if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, ast.Tuple):
-        same = isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts)
-        values = value.elts if same else [value] * len(target.elts)  # type: ignore[attr-defined]
+        values = [value] * len(target.elts)
+        if isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts):
+            values = value.elts
         for part, one in zip(target.elts, values, strict=True):
             yield from _pairs(part, one)
 
@@ -152,8 +153,9 @@ def _called(node: ast.Call, carriers: set[str]) -> set[str]:
 
 def _joined(test: ast.expr) -> list[ast.expr]:
     """Return the parts of an assertion that must all hold."""
-    is_and = isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And)
-    return test.values if is_and else [test]  # type: ignore[attr-defined]
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        return test.values
+    return [test]
 
 
 def _compared(test: ast.expr, carriers: set[str]) -> set[str]:

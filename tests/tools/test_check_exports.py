@@ -39,8 +39,7 @@ def family(name: str, *exports: str) -> ModuleType:
     package = ModuleType(name)
     for export in exports:
         setattr(package, export, type(export, (Width,), {}))
-    package.width = print  # type: ignore[attr-defined]
-    package.__all__ = [*exports, "width"]  # type: ignore[attr-defined]
+    vars(package).update(width=print, __all__=[*exports, "width"])
     return package
 
 
