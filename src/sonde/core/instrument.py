@@ -155,6 +155,8 @@ class Instrument(ABC):
         group: Any = None,
         ids: Any = None,
         position: Any = None,
+        pair: Any = None,
+        side: Any = None,
         head: Head | None = None,
         seed: int = 0,
     ) -> Any:
@@ -168,7 +170,7 @@ class Instrument(ABC):
             Classes; -1 = none.
         y : array (row, dim2), optional
             Rows of the second site of a pair.
-        grad, logits, group, ids, position, head : optional
+        grad, logits, group, ids, position, pair, side, head : optional
             Further columns, see ``Stream.of``.
         seed : int, default=0
             Key of the hash of rows.
@@ -190,6 +192,8 @@ class Instrument(ABC):
             group=group,
             ids=ids,
             position=position,
+            pair=pair,
+            side=side,
             head=head,
             seed=seed,
         )

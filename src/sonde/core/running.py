@@ -57,6 +57,8 @@ class Running:
         group: Any = None,
         ids: Any = None,
         position: Any = None,
+        pair: Any = None,
+        side: Any = None,
         head: Head | None = None,
         seed: int = 0,
     ) -> None:
@@ -70,6 +72,8 @@ class Running:
             group=group,
             ids=ids,
             position=position,
+            pair=pair,
+            side=side,
             head=head,
             seed=seed,
         )
