@@ -24,10 +24,12 @@ from sonde.stats.hsic_sums import HsicSums, HsicSumsState
 from sonde.stats.intervals import clopper_pearson, wilson
 from sonde.stats.log_histogram import LogHistogram, LogHistogramState, log_bins, log_centres
 from sonde.stats.moments import Moments, MomentsState
+from sonde.stats.neighbour_average import neighbour_average
 from sonde.stats.neighbour_sums import NeighbourSums, NeighbourSumsState
 from sonde.stats.neighbours import distance_chunks, nearest
 from sonde.stats.quantiles import Quantiles, QuantilesState
 from sonde.stats.scalars import Scalars, ScalarsState
+from sonde.stats.score_map import score_map
 from sonde.stats.shrinkage import (
     InverseRoot,
     Shrinkage,
@@ -112,9 +114,11 @@ __all__ = [
     "median_sigma",
     "midranks",
     "nearest",
+    "neighbour_average",
     "oas_weight",
     "random_halves",
     "rank_p_value",
+    "score_map",
     "separation",
     "shrunk",
     "white_eigenvalues",

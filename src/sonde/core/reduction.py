@@ -1,0 +1,88 @@
+"""Scores of the rows of an example as one score of the example, by a named reduction."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.state import State
+
+REDUCTIONS = ("max", "mean", "topk_mean(k)")
+
+
+@dataclass(frozen=True)
+class Reduced(State):
+    """One score for each example that has rows, in ascending order of ``example``.
+
+    ``row`` is the index of the example's most unusual row, the first of equal ones.
+    """
+
+    example: Int[Tensor, "example"]
+    score: Float[Tensor, "example"]
+    row: Int[Tensor, "example"]
+
+
+def reduce_scores(
+    scores: Float[Tensor, "row"], example: Int[Tensor, "_row"], how: str = "max"
+) -> Reduced:
+    """Return one score for each example, whatever the order of its rows.
+
+    Parameters
+    ----------
+    scores : Float[Tensor, "row"]
+        Higher = more unusual; ``+inf`` for a row that is not finite makes its example infinite.
+    example : Int[Tensor, "row"]
+        Which example each row belongs to.
+    how : str, default="max"
+        ``max``, ``mean``, or ``topk_mean(k)``: the mean of the ``k`` largest scores, of all where
+        an example has fewer rows.
+
+    Examples
+    --------
+    >>> found = reduce_scores(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([0, 0, 1]))
+    >>> found.score.tolist(), found.row.tolist()
+    ([5.0, 3.0], [1, 2])
+    """
+    largest = count_of(how)
+    if len(scores) != len(example):
+        raise ShapeError(
+            f"reduce_scores: expected an example for each of {len(scores)} scores, got "
+            f"{len(example)}."
+        )
+    scores = scores.detach().to("cpu", torch.float64)
+    if bool(scores.isnan().any()):
+        raise InputError("reduce_scores: expected scores that are numbers, got NaN.")
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort(example[order], stable=True)]
+    found, owner, counts = torch.unique_consecutive(
+        example[order], return_inverse=True, return_counts=True
+    )
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(len(order)) - first[owner]
+    keep = rank < (len(order) if largest is None else largest)
+    kept = torch.zeros(len(found), dtype=torch.float64)
+    kept.index_add_(0, owner[keep], scores[order[keep]])
+    used = counts if largest is None else counts.clamp(max=largest)
+    return Reduced(found, kept / used, order[first])
+
+
+def count_of(how: str) -> int | None:
+    """Return how many of the largest scores a reduction averages; None is all.
+
+    Raises
+    ------
+    InputError
+        If there is no such reduction.
+    """
+    if how in ("max", "mean"):
+        return 1 if how == "max" else None
+    found = re.fullmatch(r"topk_mean\(([1-9][0-9]*)\)", how)
+    if found is None:
+        raise InputError(
+            f"reduction: expected one of {', '.join(REDUCTIONS)} with a whole number k of at least "
+            f"1, got {how!r}."
+        )
+    return int(found[1])
