@@ -103,10 +103,10 @@ def nac_rows(size: Size) -> list[Row]:
 
 def transcribed_fit(x: Tensor, grad: Tensor, alpha: float, n_bins: int, fill: float) -> Tensor:
     """Return the coverage of each unit's bins, counted row by row."""
-    grid = thresholds(n_bins).float()
-    counts = torch.zeros(x.shape[1], n_bins - 1)
+    grid = thresholds(n_bins)
+    counts = torch.zeros(x.shape[1], n_bins - 1, dtype=torch.float64)
     for row, slope in zip(x, grad, strict=True):
-        state = torch.sigmoid(alpha * row * slope)
+        state = torch.sigmoid(alpha * row.double() * slope.double())
         counts += is_inside(state, grid)
     return (counts / max(1, round(fill * len(x)))).clamp(max=1.0)
 
@@ -115,11 +115,11 @@ def transcribed_scores(
     x: Tensor, grad: Tensor, coverage: Tensor, alpha: float, n_bins: int
 ) -> Tensor:
     """Return one minus the mean coverage of each row, row by row."""
-    grid = thresholds(n_bins).float()
+    grid = thresholds(n_bins)
     found = []
     for row, slope in zip(x, grad, strict=True):
-        state = torch.sigmoid(alpha * row * slope)
-        found.append(1.0 - coverage[is_inside(state, grid)].double().mean())
+        state = torch.sigmoid(alpha * row.double() * slope.double())
+        found.append(1.0 - coverage[is_inside(state, grid)].mean())
     return torch.stack(found)
 
 

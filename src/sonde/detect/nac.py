@@ -87,8 +87,8 @@ def _cells(
     offset = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * (len(edges) + 1)
     out = torch.empty(x.shape, dtype=torch.int32, device=x.device)
     for rows in _blocks(x):
-        z = x[rows] if x.dtype in (torch.float32, torch.float64) else x[rows].float()
-        torch.add(fast_bins(z * grad[rows].to(z), edges), offset, out=out[rows])
+        exact = x[rows].double() * grad[rows].double()
+        torch.add(fast_bins(exact.float(), edges, exact), offset, out=out[rows])
     return out.flatten()
 
 

@@ -19,17 +19,20 @@ class TableBins:
 
     The range of the edges is cut into equal cells, each with at most one edge. A number's cell
     gives the bin up to that edge, and one comparison decides. Cells are monotone in the number,
-    whatever the rounding, so the result is exact.
+    whatever the rounding, so the result is exact. Rounding to the rows' type is monotone too: a
+    rounded number finds the cell of the number that it came from, which the comparison then takes.
     """
 
     edges: Float[Tensor, "edge"]
+    wide_edges: Float[Tensor, "edge"]
     first: Int[Tensor, "cell"]
     low: float
     scale: float
 
     @classmethod
-    def of(cls, edges: Float[Tensor, "edge"]) -> "TableBins | None":
-        """Return the table for edges in the type of the rows; None where they lie too unevenly."""
+    def of(cls, wide: Float[Tensor, "edge"], dtype: torch.dtype) -> "TableBins | None":
+        """Return the table for rows of one type; None where the edges lie too unevenly."""
+        edges = wide.to(dtype)
         n_cells = min(MOST_CELLS, CELLS_PER_EDGE * (len(edges) + 1))
         width = float(edges[-1] - edges[0])
         if len(edges) < 2 or not width > 0.0 or not math.isfinite((n_cells - 2) / width):
@@ -39,18 +42,22 @@ class TableBins:
         counts = torch.bincount(cells, minlength=n_cells)
         if int(counts.max()) > 1:
             return None
-        padded = torch.cat([edges, edges.new_full((1,), math.nan)])  # above no number
-        return cls(padded, (counts.cumsum(0) - counts).int(), low, scale)
+        last = wide.new_full((1,), math.nan)  # above no number
+        first = (counts.cumsum(0) - counts).int()
+        return cls(torch.cat([edges, last.to(dtype)]), torch.cat([wide, last]), first, low, scale)
 
-    def __call__(self, x: Float[Tensor, "row dim"]) -> Int[Tensor, "row dim"]:
+    def __call__(
+        self, x: Float[Tensor, "row dim"], exact: Float[Tensor, "row dim"] | None = None
+    ) -> Int[Tensor, "row dim"]:
         """Return the bin of each number as int32; NaN falls into the first bin."""
-        flat = x.flatten()
+        edges = self.edges if exact is None else self.wide_edges
+        flat, compared = x.flatten(), (x if exact is None else exact).flatten()
         out = torch.empty(flat.shape, dtype=torch.int32, device=x.device)
         for start in range(0, len(flat), CHUNK):
-            part, bins = flat[start : start + CHUNK], out[start : start + CHUNK]
-            cell = _cells(part, self.low, self.scale, len(self.first))
+            part, bins = slice(start, start + CHUNK), out[start : start + CHUNK]
+            cell = _cells(flat[part], self.low, self.scale, len(self.first))
             torch.index_select(self.first, 0, cell, out=bins)
-            bins += part >= self.edges.index_select(0, bins)
+            bins += compared[part] >= edges.index_select(0, bins)
         return out.view(x.shape)
 
 
@@ -61,11 +68,18 @@ def _cells(x: Tensor, low: float, scale: float, n_cells: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _table(edges: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> TableBins | None:
-    return TableBins.of(torch.tensor(edges, dtype=torch.float64, device=device).to(dtype))
+    return TableBins.of(torch.tensor(edges, dtype=torch.float64, device=device), dtype)
 
 
-def fast_bins(x: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]) -> Int[Tensor, "row dim"]:
+def fast_bins(
+    x: Float[Tensor, "row dim"],
+    edges: Float[Tensor, "edge"],
+    exact: Float[Tensor, "row dim"] | None = None,
+) -> Int[Tensor, "row dim"]:
     """Return the bin of each number, the count of edges at or below it, as int32.
+
+    With ``exact``, float64 numbers that round to ``x``, these are binned, and against the edges as
+    they are; without, ``x`` against the edges rounded to its type.
 
     Examples
     --------
@@ -74,6 +88,7 @@ def fast_bins(x: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]) -> Int[
     [[0, 1, 3, 3]]
     """
     table = _table(tuple(edges.tolist()), x.dtype, x.device)
-    if table is None:
-        return torch.bucketize(x, edges.to(x), right=True, out_int32=True)
-    return table(x)
+    if table is not None:
+        return table(x, exact)
+    numbers = x if exact is None else exact
+    return torch.bucketize(numbers, edges.to(numbers), right=True, out_int32=True)
