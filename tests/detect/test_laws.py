@@ -11,6 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import score_needs
 from sonde.detect import (
     ASH,
+    COSTARR,
     DICE,
     FDBD,
     GEN,
@@ -58,6 +59,9 @@ DETECTORS = [
     PRUNES,
     SCALE(),
     DICE(share=0.3),
+    COSTARR(),
+    COSTARR(logit="minmax"),
+    COSTARR(logit="zscore"),
     FDBD(),
     NNGuide(k=5),
 ]

@@ -2,6 +2,7 @@
 
 from sonde.detect.ash import ASH
 from sonde.detect.classifier_two_sample import ClassifierTwoSample
+from sonde.detect.costarr import COSTARR
 from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
@@ -29,6 +30,7 @@ from sonde.detect.vim import ViM
 
 __all__ = [
     "ASH",
+    "COSTARR",
     "DICE",
     "FDBD",
     "GEN",
