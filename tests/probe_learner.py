@@ -27,6 +27,10 @@ class ProbeSteps(Learner[ProbeState]):
     rate: float = 0.1
     batch: int = 16
     seed: int = 0
+    passes: int = 1
+
+    def n_passes(self) -> int:
+        return self.passes
 
     def start(self, dim: int) -> ProbeState:
         generator = torch.Generator().manual_seed(self.seed)
@@ -61,10 +65,11 @@ class MinibatchProbe(Instrument):
     """Which side of a plane two classes lie on, learnt by steps."""
 
     rate: float = 0.1
+    passes: int = 1
     examples: ClassVar = ({},)
 
     def reads(self) -> dict[str, Statistic]:
-        return {"trained": ProbeSteps(self.rate)}
+        return {"trained": ProbeSteps(self.rate, passes=self.passes)}
 
     def result(self, trained: ProbeState) -> ProbeResult:
         return ProbeResult(value=float(trained.steps), n=trained.steps, weight=trained.weight)

@@ -116,6 +116,37 @@ class Walk(Learner[Rows]):
         return Rows(0.5 * state.x + x.mean(0), state.calls + 1)
 
 
+@dataclass(frozen=True)
+class Centring(Learner[Rows]):
+    """One walk for the mean, then the mean square around it, until a walk was seen to be enough."""
+
+    passes: int = 2
+    enough: int = 99
+
+    def start(self, dim: int) -> Rows:
+        return Rows(torch.zeros(4, dtype=torch.float64), 0)
+
+    def n_passes(self) -> int:
+        return self.passes
+
+    def update(self, state: Rows, x: Tensor) -> Rows:
+        mean, total, n, _ = state.x.tolist()
+        value = x.double()[:, 0] if state.calls == 0 else (x.double()[:, 0] - mean).square()
+        return Rows(
+            torch.tensor([mean, total + float(value.sum()), n + len(x), 0.0], dtype=torch.float64),
+            state.calls,
+        )
+
+    def close_pass(self, state: Rows) -> Rows:
+        mean, total, n, _ = state.x.tolist()
+        first = state.calls == 0
+        found = torch.tensor([total / n if first else mean, 0, 0, total / n], dtype=torch.float64)
+        return Rows(found, state.calls + 1)
+
+    def is_trained(self, state: Rows) -> bool:
+        return state.calls >= self.enough
+
+
 class Layouts(Stream):
     """Examples with a pooled row and a number of token rows; positions as given."""
 
@@ -336,6 +367,27 @@ def test_a_learner_walks_the_units_in_order_from_its_seed():
     assert equal(observe_stream(stream, one(Walk(5), "x"))[next(iter(one(Walk(5), "x")))], learned)
     other = next(iter(observe_stream(stream, one(Walk(6), "x")).values()))
     assert not torch.equal(expect(Rows, other).x, w)
+
+
+@pytest.mark.truth("mean of squares around the mean, in numpy")
+def test_a_learner_walks_over_the_rows_as_often_as_it_wants():
+    x = torch.randn(700, 1, dtype=torch.float64) + 50
+
+    def learned(statistic: Centring) -> Rows:
+        states = observe_stream(Stream.of(x), {**one(statistic, "x"), **one(Walk(5), "x")})
+        found = [s for s in map(lambda s: expect(Rows, s), states.values()) if len(s.x) == 4]
+        return found[0]
+
+    two = learned(Centring())
+    assert float(two.x[3]) == pytest.approx(float(x.numpy().var()), rel=1e-9)
+    assert [learned(Centring(passes=n)).calls for n in (1, 3)] == [1, 3]
+    assert learned(Centring(passes=9, enough=2)).calls == 2
+    assert equal(learned(Centring(passes=9, enough=2)), two)
+
+
+def test_a_learner_that_saw_no_row_does_not_walk_on():
+    states = observe_stream(Stream.of(torch.full((3, 1), torch.nan)), one(Centring(), "x"))
+    assert list(states.values()) == [None]
 
 
 def test_a_learner_has_no_state_of_a_batch_and_no_sum():

@@ -261,6 +261,22 @@ def test_an_interrupted_learner_goes_on_from_its_checkpoint(tmp_path):
     assert all(equal(again.states[i], whole.states[i]) for i in whole.states)
 
 
+def test_a_learner_of_several_walks_goes_on_in_the_one_that_was_interrupted(tmp_path):
+    x = rows(1024, 4)
+    source = Stream.of(x, label=(x[:, 0] > 3).long())
+    place = tmp_path / "a.run"
+    once, thrice = MinibatchProbe(), MinibatchProbe(passes=3)
+    whole = fit([once, thrice], source, unit_size=256, **QUIET)
+    assert [whole.result(p).value for p in (once, thrice)] == [64, 192]
+    stopping = Stopping(source, after=4 + 4 + 2)  # counting, the first walk, half of the second
+    with pytest.raises(Interrupted):
+        fit([once, thrice], stopping, unit_size=256, directory=place, **QUIET)
+    resumed = Stopping(source)
+    again = fit([once, thrice], resumed, unit_size=256, directory=place, **QUIET)
+    assert resumed.asked == [(512, 768), (768, 1024), *((u, u + 256) for u in range(0, 1024, 256))]
+    assert all(equal(again.states[i], whole.states[i]) for i in whole.states)
+
+
 def test_a_learner_refuses_to_merge():
     y = torch.arange(300) % 2
     a = fit(MinibatchProbe(), stream(300, label=y), **QUIET)

@@ -11,7 +11,13 @@ from sonde.core.errorbars import SampleRows, Term, has_influence, result_with_er
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument
-from sonde.core.passes import merge_states, observe_unit, states_of
+from sonde.core.passes import (
+    close_pass,
+    merge_states,
+    observe_unit,
+    states_of,
+    still_learning,
+)
 from sonde.core.plan import UNIT_SIZE, Split, unit_bounds
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
@@ -89,16 +95,25 @@ def observe_stream(
     tree: list[tuple[int, States]] = []
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
-    learned: States = dict.fromkeys(chain)
-    for start, stop in itertools.pairwise(bounds):
-        batches = (
-            list(stream.batches(start, stop)) if chain and rest else stream.batches(start, stop)
-        )
-        if chain:
-            learned = observe_unit(batches, chain, split, states=learned)
-        if rest:
-            tree = grow(rest, tree, (0, observe_unit(batches, rest, split)))
-    return {**fold(rest, tree), **learned}
+    if rest:
+        for start, stop in itertools.pairwise(bounds):
+            tree = grow(rest, tree, (0, observe_unit(stream.batches(start, stop), rest, split)))
+    return {**fold(rest, tree), **_learn(stream, chain, bounds, split)}
+
+
+def _learn(
+    stream: Stream, chain: Mapping[str, Request], bounds: Sequence[int], split: Split | None
+) -> States:
+    """Return the states of learners after as many walks over the units as each of them wants."""
+    states: States = dict.fromkeys(chain)
+    n_done = 0
+    while active := still_learning(chain, states, n_done):
+        for start, stop in itertools.pairwise(bounds):
+            batches = stream.batches(start, stop)
+            states.update(observe_unit(batches, active, split, states=states))
+        states.update(close_pass(active, states))
+        n_done += 1
+    return states
 
 
 def grow(

@@ -108,6 +108,30 @@ def observe_unit(
     return out
 
 
+def still_learning(
+    wanted: Mapping[str, Request], states: States, n_done: int
+) -> dict[str, Request]:
+    """Return the learners that want another walk over the rows after ``n_done`` of them."""
+    found: dict[str, Request] = {}
+    for i, request in wanted.items():
+        learner, state = request.statistic, states.get(i)
+        if not isinstance(learner, Learner) or n_done >= learner.n_passes():
+            continue
+        if n_done == 0 or (state is not None and not learner.is_trained(state)):
+            found[i] = request
+    return found
+
+
+def close_pass(wanted: Mapping[str, Request], states: States) -> States:
+    """Return the states of learners after the last row of a walk; None where there was no row."""
+    closed: States = {}
+    for i, request in wanted.items():
+        learner, state = request.statistic, states[i]
+        assert isinstance(learner, Learner)
+        closed[i] = None if state is None else learner.close_pass(state)
+    return closed
+
+
 def _fill(buffer: _Buffer, batch: Batch, finite: FiniteRows, held: Tensor | None) -> None:
     request = buffer.readers[0]
     missing = [k for k in request.keys if k not in batch.rows]

@@ -123,7 +123,11 @@ def _made_up(name: str, n: int, dims: tuple[int, ...]) -> Any:
 
 
 class Learner(Statistic[StateT]):
-    """A statistic that is trained by steps over units in plan order, and therefore cannot merge."""
+    """A statistic that is trained by steps over units in plan order, and therefore cannot merge.
+
+    The runner walks over the rows ``n_passes`` times at most: a first walk may learn the scale of
+    the rows and further ones train. What a walk was for is kept in the state.
+    """
 
     merging: ClassVar[Merging] = "none"
 
@@ -138,6 +142,18 @@ class Learner(Statistic[StateT]):
     @abstractmethod
     def update(self, state: StateT, *columns: Any, **_: Any) -> StateT:
         """Return the state after training on these rows."""
+
+    def n_passes(self) -> int:
+        """Return how often the rows are walked over at most."""
+        return 1
+
+    def close_pass(self, state: StateT) -> StateT:
+        """Return the state after the last row of a walk."""
+        return state
+
+    def is_trained(self, state: StateT) -> bool:
+        """Return whether no further walk is wanted; asked after each one."""
+        return False
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes of the state before the first row."""

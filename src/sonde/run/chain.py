@@ -1,10 +1,10 @@
-"""Learners: a chain over units in plan order, checkpointed after every commit range."""
+"""Learners: walks over the units in plan order, checkpointed after every commit range."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sonde.core.errors import StateError
-from sonde.core.passes import observe_unit
+from sonde.core.passes import close_pass, observe_unit, still_learning
 from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.statefile import read_state, state_type, write_state
@@ -14,29 +14,50 @@ CHECKPOINT = "chain.sonde"
 
 
 def walk_chain(
-    directory: Path, stream: Stream, wanted: Mapping[str, Request], plan: Plan, durable: bool
+    directory: Path,
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    durable: bool,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> States:
-    """Return the states of learners after all units, from a checkpoint of the same plan on."""
+    """Return the states of learners after all their walks, from a checkpoint of the same plan on.
+
+    ``tick`` is called with the number of examples after each commit range.
+    """
     path = directory / CHECKPOINT
-    first, states = _resume(path, wanted, plan)
-    for start, stop in plan.commits():
-        if stop <= first:
-            continue
-        for unit in range(start, stop):
-            batches = stream.batches(plan.bounds[unit], plan.bounds[unit + 1])
-            states = observe_unit(batches, wanted, plan.split, states=states)
-        write_state(path, {"plan": plan.id, "units": stop}, states, durable=durable)
+    n_done, first, states = _resume(path, wanted, plan)
+    while active := still_learning(wanted, states, n_done):
+        for start, stop in plan.commits():
+            if stop <= first:
+                continue
+            for unit in range(start, stop):
+                batches = stream.batches(plan.bounds[unit], plan.bounds[unit + 1])
+                states.update(observe_unit(batches, active, plan.split, states=states))
+            if stop < plan.n_units:
+                _write(path, plan, n_done, stop, states, durable)
+            tick(plan.bounds[stop] - plan.bounds[start])
+        states.update(close_pass(active, states))
+        n_done, first = n_done + 1, 0
+        _write(path, plan, n_done, 0, states, durable)
     return states
 
 
-def _resume(path: Path, wanted: Mapping[str, Request], plan: Plan) -> tuple[int, States]:
+def _write(path: Path, plan: Plan, n_done: int, units: int, states: States, durable: bool) -> None:
+    header = {"plan": plan.id, "passes": n_done, "units": units}
+    write_state(path, header, states, durable=durable)
+
+
+def _resume(path: Path, wanted: Mapping[str, Request], plan: Plan) -> tuple[int, int, States]:
+    """Return how many walks are done, how many units of the next one, and the states then."""
+    anew: tuple[int, int, States] = 0, 0, dict.fromkeys(wanted)
     if not path.exists():
-        return 0, dict.fromkeys(wanted)
+        return anew
     types = {i: state_type(r.statistic) for i, r in wanted.items()}
     try:
         header, states = read_state(path, types)
     except StateError:
-        return 0, dict.fromkeys(wanted)
-    if header.get("plan") != plan.id:
-        return 0, dict.fromkeys(wanted)
-    return int(header["units"]), states
+        return anew
+    if header.get("plan") != plan.id or "passes" not in header:
+        return anew
+    return int(header["passes"]), int(header["units"]), states

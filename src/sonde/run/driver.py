@@ -108,7 +108,8 @@ def run_pass(
                 _with_workers(ledger, stream, rest, plan, workers, tick)
             else:
                 _alone(ledger, stream, rest, plan, tick)
-            learned = walk_chain(place, stream, chain, plan, durable) if chain else {}
+            with _threads(plan.threads):
+                learned = walk_chain(place, stream, chain, plan, durable, tick)
         except KeyboardInterrupt:
             ledger.compact()
             states, counters, _ = ledger.partial()

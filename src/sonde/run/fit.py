@@ -19,6 +19,7 @@ from sonde.core.plan import (
 )
 from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json
+from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run.driver import run_pass
 from sonde.run.fitted import Fitted
@@ -192,7 +193,9 @@ def _one_pass(
     check_memory(needed, settings.memory)
     label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
     size = needed.state_bytes
-    with Bar(label, plan.n_examples, settings.progress, state_bytes=size) as bar:
+    learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
+    n_walks = 1 + max((learner.n_passes() for learner in learners), default=0)
+    with Bar(label, n_walks * plan.n_examples, settings.progress, state_bytes=size) as bar:
         return run_pass(
             stream,
             wanted,
