@@ -96,7 +96,7 @@ def _check_port(port: str, site: str) -> None:
         )
 
 
-ReducerName = Literal["mean", "last", "cls", "tokens", "patches", "flat"]
+ReducerName = Literal["mean", "last", "cls", "tokens", "patches", "flat", "predictions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +105,16 @@ class Reducer:
 
     Parameters
     ----------
-    name : {"mean", "last", "cls", "tokens", "patches", "flat"}
+    name : {"mean", "last", "cls", "tokens", "patches", "flat", "predictions"}
         ``mean`` over real tokens or over space; ``last`` real token; ``cls`` token; ``tokens``, a
         row for each real token; ``patches``, a row for each position of an image; ``flat``, all
-        numbers of an example in one row.
+        numbers of an example in one row; ``predictions``, at the logits of a language model, the
+        metrics of each token that was predicted (``sonde.stats.TOKEN_METRICS``).
     axis : int or None, default=None
         The feature axis of the raw output, where the probe forward cannot tell it.
     keep_special : bool, default=False
-        Keep tokens that the tokenizer declares special in ``tokens`` and ``mean``.
+        Keep tokens that the tokenizer declares special in ``tokens``, ``mean`` and
+        ``predictions``.
     """
 
     name: str

@@ -39,6 +39,7 @@ from sonde.stats.shrinkage import (
     shrunk,
 )
 from sonde.stats.symbols import Symbols, SymbolsState
+from sonde.stats.token_metrics import TOKEN_METRICS, token_metrics
 from sonde.stats.token_norms import TokenNorms, TokenNormsState
 from sonde.stats.top_k import TopK, TopKState
 from sonde.stats.update_moments import UpdateMoments
@@ -46,6 +47,7 @@ from sonde.stats.white_spectrum import white_eigenvalues, white_mean
 
 __all__ = [
     "AUROC",
+    "TOKEN_METRICS",
     "BatchHsic",
     "BatchHsicState",
     "Calibrated",
@@ -121,6 +123,7 @@ __all__ = [
     "score_map",
     "separation",
     "shrunk",
+    "token_metrics",
     "white_eigenvalues",
     "white_mean",
     "wilson",

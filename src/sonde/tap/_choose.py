@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Reducer, Site, row_key
+from sonde.stats import TOKEN_METRICS
 from sonde.tap.axes import Axes, config_grid, find_axes, with_prefix
 from sonde.tap.probe import Leaf, Probe
 from sonde.tap.reduce import Reduction, possible
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("sonde")
 MOST_PREFIX = 16
+NO_NEXT_TOKEN = ("encoder", "classifier", "image_classifier")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
     """Return the kinds of rows of a stream, in order of execution."""
     probe, model = stream.probe, stream.model
     is_auto = stream.sites == ("auto",)
-    sites = default_sites(probe) if is_auto else resolve(model.module, stream.sites, probe)
+    patterns = logits_site(probe) if is_auto and _predicts(stream.reducer) else stream.sites
+    is_auto = is_auto and patterns == stream.sites
+    sites = default_sites(probe) if is_auto else resolve(model.module, patterns, probe)
     kinds: list[Kind] = []
     refused: SiteError | None = None
     for site in sites:
@@ -86,12 +91,37 @@ def _kinds_of(site: Site, stream: "LiveStream", probe: Probe, batch: InputBatch)
     reducer = Reducer(asked) if isinstance(asked, str) and asked != "auto" else asked
     if not isinstance(reducer, Reducer):
         reducer = Reducer(default_reducer(stream.model, axes, batch))
+    if _predicts(reducer):
+        _check_predicts(site, leaf, stream)
     module = type(probe.names.modules[site.path]).__name__
     yield _kind(row_key(site), site, _with(reducer, stream), axes, leaf, module)
     for more in stream.further:
         name = _with(more, stream)
-        if axes.kind != "vector" and name.name in possible(axes) and name.name != reducer.name:
+        fits = name.name in possible(axes) and not _predicts(name)
+        if axes.kind != "vector" and fits and name.name != reducer.name:
             yield _kind(row_key(site, more), site, name, axes, leaf, module)
+
+
+def _predicts(reducer: str | Reducer) -> bool:
+    return "predictions" in (reducer, getattr(reducer, "name", None))
+
+
+def logits_site(probe: Probe) -> tuple[str]:
+    """Return the pattern of where a model's logits are: its final linear layer, or its output."""
+    return (probe.head if probe.head is not None else ":out.logits",)
+
+
+def _check_predicts(site: Site, leaf: Leaf, stream: "LiveStream") -> None:
+    """Refuse a reading of predictions anywhere but at the next-token logits of a language model."""
+    found = stream.probe.output
+    logits = found.get("logits", found.get(""))
+    if stream.model.task in NO_NEXT_TOKEN or logits is None or logits.shape != leaf.shape:
+        width = "none" if logits is None else f"shape {logits.shape}"
+        raise SiteError(
+            f"Reducer 'predictions': expected the next-token logits of a language model ({width}), "
+            f"got shape {leaf.shape} at {str(site)!r} of a model of task {stream.model.task!r}. "
+            "Read the last linear layer of a causal model."
+        )
 
 
 def _with(reducer: Reducer, stream: "LiveStream") -> Reducer:
@@ -100,12 +130,15 @@ def _with(reducer: Reducer, stream: "LiveStream") -> Reducer:
 
 def _kind(key: str, site: Site, reducer: Reducer, axes: Axes, leaf: Leaf, module: str) -> Kind:
     reduction = Reduction(reducer, axes)
-    dtype = str(leaf.dtype).removeprefix("torch.")
+    made = torch.float32 if reducer.name == "predictions" else leaf.dtype
+    dtype = str(made).removeprefix("torch.")
     schema = SiteSchema(key, site, reducer, _dim(reducer, axes, leaf), dtype, module, str(axes))
     return Kind(key, site, reduction, schema)
 
 
 def _dim(reducer: Reducer, axes: Axes, leaf: Leaf) -> int:
+    if reducer.name == "predictions":
+        return len(TOKEN_METRICS)
     sizes = dict(zip(axes.words, leaf.shape, strict=True))
     if reducer.name == "flat":
         return math.prod(size for word, size in sizes.items() if word != "row")

@@ -59,6 +59,15 @@ def target_length(batch: InputBatch) -> int | None:
     return None
 
 
+def token_ids(batch: InputBatch, axis: str = "pos") -> Tensor | None:
+    """Return the ids of the tokens on an axis, (example, pos), or None if there are none."""
+    name = "decoder_input_ids" if axis == "pos2" else "input_ids"
+    first = batch.args[0] if batch.args and axis == "pos" else None
+    ids = batch.kwargs.get(name, first)
+    is_ids = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
+    return ids if is_ids else None
+
+
 def changes(batch: InputBatch) -> list[Change]:
     """Return the changes to try, best first; the last one keeps every size."""
     length, length2 = source_length(batch), target_length(batch)

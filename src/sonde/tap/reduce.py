@@ -16,6 +16,8 @@ from torch import Tensor
 from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer
+from sonde.stats import token_metrics
+from sonde.tap._vary import token_ids
 from sonde.tap.axes import FREE, Axes
 
 POOLED = ("pooled",)
@@ -194,12 +196,40 @@ class Frame:
                 flat = self.kept(axis, length, keep_special).flatten().nonzero().flatten()
                 example, within = flat // length, (real.long().cumsum(1) - 1).flatten()[flat]
             self._selected[key] = flat.to(self.device)
-            special = self.batch.special if axis == "pos" else None
-            marks = None if special is None else special.bool().cpu().flatten()[flat]
-            starts = self.batch.first is not None
-            position = self.first[example] + within if starts else within
-            self._columns[key] = Columns(example, position, special=marks)
+            self._columns[key] = self._placed(axis, flat, example, within)
         return self._selected[key]
+
+    def _placed(self, axis: str, flat: Tensor, example: Tensor, within: Tensor) -> Columns:
+        special = self.batch.special if axis == "pos" else None
+        marks = None if special is None else special.bool().cpu().flatten()[flat]
+        position = within if self.batch.first is None else self.first[example] + within
+        return Columns(example, position, special=marks)
+
+    def predicted(self, axis: str, length: int, keep_special: bool) -> tuple[Tensor, Tensor]:
+        """Return the index of what predicted each token that counts, and the token's id.
+
+        A token is predicted by the real token before it. Indices are into the flattened
+        (example, pos) order; the rows' columns are those of the tokens that came.
+        """
+        key = ("predictions", axis, length, keep_special)
+        if key not in self._selected:
+            ids = token_ids(self.batch, axis)
+            if ids is None or ids.shape != (self.n, length):
+                raise InputError(
+                    "Reducer 'predictions': expected the token ids that the model reads, got "
+                    f"{'none' if ids is None else tuple(ids.shape)} beside {length} states. Read "
+                    "a language model on texts or ids, at the module that returns its logits."
+                )
+            real = self.real(axis, length)
+            came = self.kept(axis, length, keep_special).clone()
+            came[:, 0] = False
+            came[:, 1:] &= real[:, :-1]
+            flat = came.flatten().nonzero().flatten()
+            within = (real.long().cumsum(1) - 1).flatten()[flat]
+            self._selected[key] = (flat - 1).to(self.device)
+            self._selected[key, "ids"] = ids.flatten()[flat.to(ids.device)].to(self.device)
+            self._columns[key] = self._placed(axis, flat, flat // length, within)
+        return self._selected[key], self._selected[key, "ids"]
 
     def columns(self, layout: Hashable) -> Columns:
         """Return the columns of a layout, the same tensors each time."""
@@ -301,12 +331,16 @@ class Reduction:
         if name == "tokens":
             flat = frame.flat(self._kind, length, keep)
             return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
+        if name == "predictions":
+            source, ids = frame.predicted(self._kind, length, keep)
+            rows = token_metrics(x.flatten(0, 1), ids, source).to(torch.float32)
+            return rows, (name, self._kind, length, keep)
         return x[frame.one(self._kind, length, name)], POOLED
 
     @cached_property
     def can_stack(self) -> bool:
         """Whether outputs of one shape from several sites may be reduced by ``stacked``."""
-        return self._in_order
+        return self._in_order and self.reducer.name != "predictions"
 
     @cached_property
     def stack_key(self) -> Hashable:
@@ -359,7 +393,7 @@ def possible(axes: Axes) -> tuple[str, ...]:
     if kind == "vector":
         return ("mean", "last", "cls", "flat")
     if kind in ("pos", "pos2"):
-        return ("mean", "last", "cls", "tokens")
+        return ("mean", "last", "cls", "tokens", "predictions")
     return ("mean", "cls", "patches", "flat") if axes.prefix else ("mean", "patches", "flat")
 
 
