@@ -9,7 +9,7 @@ from torch import nn
 
 from sonde.core.calibration import Calibration
 from sonde.core.instrument import score_needs
-from sonde.detect import KNN, NAC, Energy, Mahalanobis, RelativeMahalanobis, ViM
+from sonde.detect import COSTARR, KNN, NAC, Energy, Mahalanobis, RelativeMahalanobis, ViM
 from sonde.stats.auroc import auroc
 
 SEEDS, FIT, HELD = 5, 500, 250
@@ -22,6 +22,8 @@ KNOWN = {  # near AUROC, far AUROC, train against test AUROC
     "nearest neighbours": (KNN(k=10), 0.932, 0.962, 0.547),
     "residual": (ViM(), 0.912, 0.996, 0.596),
     "residual, sampled": (ViM(alpha="paper"), 0.911, 0.996, 0.596),
+    "attenuation": (COSTARR(), 0.899, 0.929, 0.54),
+    "attenuation, with the logit": (COSTARR(logit="minmax"), 0.892, 0.792, 0.53),
     "coverage": (NAC(), 0.896, 0.903, 0.585),
     "coverage, alpha 1": (NAC(alpha=1.0), 0.894, 0.904, 0.58),
     "coverage, alpha 100": (NAC(alpha=100.0), 0.587, 0.625, 0.52),
