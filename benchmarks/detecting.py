@@ -12,7 +12,7 @@ from benchmarks.environments import PeerError, python_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 from sonde.detect import NAC
-from sonde.detect.nac import thresholds
+from sonde.stats.influence_bins import thresholds
 
 PEER = "pytorch-ood"
 FLAT = 1.05

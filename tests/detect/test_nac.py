@@ -4,7 +4,8 @@ import torch
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.detect import NAC
-from sonde.detect.nac import InfluenceCounts, thresholds
+from sonde.detect.nac import InfluenceCounts
+from sonde.stats.influence_bins import thresholds
 
 Z = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]], dtype=torch.float64)
 QUERY = torch.tensor([[0.0, 0.2], [3.0, -3.0], [-0.5, 0.9]], dtype=torch.float64)

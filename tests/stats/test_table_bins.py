@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sonde.detect.nac import influence_edges
+from sonde.stats.influence_bins import influence_edges
 from sonde.stats.table_bins import TableBins, fast_bins
 
 

@@ -4,8 +4,6 @@ A unit's state is its output times its influence on the decision, so it needs gr
 with ``objective="kl_uniform"``. Fit and score cost a forward and a backward pass.
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -19,8 +17,13 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
+from sonde.stats.influence_bins import (
+    influence_cells,
+    influence_counts,
+    influence_edges,
+    row_blocks,
+)
 from sonde.stats.log_histogram import LogHistogram, LogHistogramState
-from sonde.stats.table_bins import CHUNK, fast_bins
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class InfluenceCountsState(State):
 @final
 @dataclass(frozen=True)
 class InfluenceCounts(Statistic[InfluenceCountsState]):
-    """Counts of output times gradient on the grid of ``thresholds``, exact under any split.
+    """Counts of output times gradient on the grid of the paper, exact under any split.
 
     Parameters
     ----------
@@ -52,50 +55,11 @@ class InfluenceCounts(Statistic[InfluenceCountsState]):
     ) -> InfluenceCountsState:
         """Return the counts of a batch."""
         edges = influence_edges(self.alpha, self.n_bins)
-        n_bins = len(edges) + 1
-        counts = torch.bincount(_cells(x, grad, edges), minlength=x.shape[1] * n_bins)
-        return InfluenceCountsState(len(x), counts.reshape(-1, n_bins))
+        return InfluenceCountsState(len(x), influence_counts(x, grad, edges))
 
     def merge(self, a: InfluenceCountsState, b: InfluenceCountsState) -> InfluenceCountsState:
         """Return the counts of both."""
         return InfluenceCountsState(a.n + b.n, a.counts + b.counts)
-
-
-def thresholds(n_bins: int) -> Float[Tensor, "threshold"]:
-    """Return the grid of the paper on (0, 1): fine around 0.5, coarse at the ends.
-
-    The last but one is raised so that 1 lies inside; the last is never reached.
-    """
-    x = torch.linspace(1.0, math.sqrt(1000.0), n_bins // 2, dtype=torch.float64)
-    low = x.log() / math.log(1000.0)
-    grid = torch.cat([low[:-1], (1.0 - low).flip(0), torch.tensor([1.2], dtype=torch.float64)])
-    grid[-2] += 0.01
-    return grid
-
-
-def influence_edges(alpha: float, n_bins: int) -> Float[Tensor, "edge"]:
-    """Return the inner thresholds in units of output times gradient: ``logit(t) / alpha``."""
-    inner = thresholds(n_bins)[1:-2]
-    middle = (inner - 0.5).abs() < 1e-12
-    return torch.where(middle, torch.zeros_like(inner), torch.logit(inner)) / alpha
-
-
-def _cells(
-    x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]
-) -> Int[Tensor, "cell"]:
-    """Return, for every row and unit, which entry of a unit by bin table it falls into."""
-    offset = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * (len(edges) + 1)
-    out = torch.empty(x.shape, dtype=torch.int32, device=x.device)
-    for rows in _blocks(x):
-        exact = x[rows].double() * grad[rows].double()
-        torch.add(fast_bins(exact.float(), edges, exact), offset, out=out[rows])
-    return out.flatten()
-
-
-def _blocks(x: Float[Tensor, "row dim"]) -> Iterator[slice]:
-    """Return blocks of rows small enough to stay in the cache between two operations."""
-    step = max(1, CHUNK // max(1, x.shape[1]))
-    return (slice(start, start + step) for start in range(0, len(x), step))
 
 
 @final
@@ -114,8 +78,8 @@ class NACScorer(Scorer):
         check_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
         found = torch.empty(len(x), dtype=table.dtype, device=x.device)
-        for rows in _blocks(x):
-            covered = table.index_select(0, _cells(x[rows], grad[rows], self.edges))
+        for rows in row_blocks(x):
+            covered = table.index_select(0, influence_cells(x[rows], grad[rows], self.edges))
             found[rows] = 1.0 - covered.view(-1, x.shape[1]).mean(1)
         return infinite_where_nonfinite(found, x, grad)
 
