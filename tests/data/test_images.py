@@ -188,7 +188,7 @@ def test_a_model_without_a_recipe_needs_flags(vit, folder):
     flags = "--image-size --image-mean --image-std"
     with pytest.raises(errors.InputError, match=f"without a recipe.*{flags}"):
         open_inputs(model, folder)
-    with pytest.raises(errors.InputError, match=f"together.*{flags}"):
+    with pytest.raises(errors.InputError, match=f"missing.*{flags}"):
         open_inputs(model, folder, image_size=8)
     given = {"image_size": 8, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
     (plain,) = open_inputs(load(vit), folder).batches(0, 3)
@@ -253,3 +253,57 @@ def test_pixel_values_have_the_models_type(vit, folder):
     (batch,) = open_inputs(model, folder).batches(0, 3)
     assert batch.kwargs["pixel_values"].dtype == torch.bfloat16
     assert batch.length is None
+
+
+def small_cnn(channels=3):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(channels, 2, 3), torch.nn.ReLU()).eval()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        pixels = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "--image-mean and --image-std missing"),
+        ({"image_size": 8}, "--image-mean and --image-std missing"),
+        ({"image_size": 8, "image_std": 1.0}, "--image-mean missing"),
+    ],
+)
+def test_one_error_names_the_whole_recipe(photos, given, missing):
+    example = "e.g. --image-size 224 --image-mean 0.5 --image-std 0.5"
+    with pytest.raises(errors.InputError, match=f"{missing}.*{example}"):
+        open_inputs(load(small_cnn()), photos, **given)
+
+
+@pytest.mark.truth("Pillow and numpy")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_one_size_need_no_size(photos, channels):
+    inputs = open_inputs(load(small_cnn(channels)), photos, image_mean=0, image_std=1)
+    (batch,) = inputs.batches(0, 2)
+    image = Image.open(photos / "a" / "0.png").convert("RGB" if channels == 3 else "L")
+    expected = np.asarray(image, dtype=np.float32).reshape(6, 8, channels).transpose(2, 0, 1) / 255
+    assert batch.args[0].shape == (2, channels, 6, 8)
+    assert torch.allclose(batch.args[0][0], torch.from_numpy(expected.copy()), atol=1e-6)
+    assert batch.label.tolist() == [0, 1]
+
+
+def test_a_recipe_for_other_channels_is_refused(photos):
+    with pytest.raises(errors.InputError, match="one for each of its 1 channels, got 3"):
+        open_inputs(load(small_cnn(1)), photos, image_mean=(0, 0, 0), image_std=1)
+
+
+def test_a_folder_may_be_named_from_here(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    given = {"image_mean": 0, "image_std": 1}
+    here = open_inputs(load(small_cnn()), photos.name, **given)
+    assert here.ids == open_inputs(load(small_cnn()), photos, **given).ids
+    assert len(next(iter(here.batches(0, 2)))) == 2

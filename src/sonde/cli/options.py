@@ -32,6 +32,17 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
+def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
+    """Return the numbers of ``0.5`` or ``0.5,0.4,0.3``."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{flag}: expected {what} with commas, got {text!r}.") from None
+
+
 @dataclass(frozen=True)
 class Reading:
     """How the model and the data are read."""
@@ -65,9 +76,20 @@ class Reading:
     target_column: Annotated[
         str | None, tyro.conf.arg(help="column that the decoder of an encoder-decoder reads")
     ] = None
-    image_size: Annotated[int | None, tyro.conf.arg(help="pixels, where no processor says")] = None
-    image_mean: Annotated[float | None, tyro.conf.arg(help="mean taken from pixels in 0..1")] = None
-    image_std: Annotated[float | None, tyro.conf.arg(help="spread pixels are divided by")] = None
+    image_size: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="H[,W]", help="pixels that images are resized to, where no processor says"
+        ),
+    ] = None
+    image_mean: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="M[,M,M]", help="taken from pixels in 0..1; one for each channel"),
+    ] = None
+    image_std: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="S[,S,S]", help="pixels are divided by it; one for each channel"),
+    ] = None
     keep_special: Annotated[bool, tyro.conf.arg(help="keep special tokens in tokens and mean")] = (
         False
     )
@@ -104,9 +126,6 @@ class Reading:
             "id_column",
             "group_column",
             "target_column",
-            "image_size",
-            "image_mean",
-            "image_std",
             "skip_bad",
             "keep_special",
             "seed",
@@ -114,6 +133,9 @@ class Reading:
         return {
             **{name: getattr(self, name) for name in names},
             "batch_size": size if size == "auto" else int(size),
+            "image_size": _numbers("--image-size", self.image_size, int),
+            "image_mean": _numbers("--image-mean", self.image_mean, float),
+            "image_std": _numbers("--image-std", self.image_std, float),
         }
 
     def site_options(self) -> dict[str, Any]:

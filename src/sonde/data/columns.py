@@ -9,9 +9,13 @@ import torch
 
 from sonde.core.errors import InputError, near
 from sonde.data.folders import IMAGE_SUFFIXES
+from sonde.data.numbers import are_numbers
+from sonde.data.processors import no_recipe
 
 Reads = Literal["text", "image", "tensor", "callable"]
-Kind = Literal["text", "pair", "messages", "tokens", "image", "tensor", "features", "item"]
+Kind = Literal[
+    "text", "pair", "messages", "tokens", "image", "tensor", "numbers", "features", "item"
+]
 Sample = Mapping[str, Sequence[Any]]
 
 TEXT_NAMES = ("text", "content", "sentence", "prompt")
@@ -41,7 +45,8 @@ class Layout:
     kind : str
         What one item is.
     inputs : tuple of str
-        Column of the item; two for pairs; all arguments for ``features``.
+        Column of the item; two for pairs; all arguments for ``features``, all numbers for
+        ``numbers``.
     label, id, group, target : str or None
     image : bool
         Whether items are images.
@@ -159,21 +164,44 @@ def _item(
 
 
 def _tensor(free: Sample, model: str, source: str) -> tuple[Kind, tuple[str, ...], bool]:
-    if "x" in free and not isinstance(free["x"][0], str):
+    numbers = tuple(n for n, v in free.items() if are_numbers(v))
+    if "x" in free and "x" not in numbers and not isinstance(free["x"][0], str):
         return "tensor", ("x",), False
     if "input_ids" in free:
         return "tokens", ("input_ids",), False
-    words = [n for n in free if n in (*TEXT_NAMES, *IMAGE_NAMES, "messages")]
+    words = [n for n in free if n not in numbers and n in (*TEXT_NAMES, *IMAGE_NAMES, "messages")]
     if words:
-        raise InputError(
-            f"{model} takes tensors, and {source} has {words[0]!r}. Pass processor= with a "
-            "tokenizer, an "
-            "image processor, or a function that turns one item into a tensor."
-        )
-    arrays = tuple(n for n, v in free.items() if not isinstance(v[0], str | None))
+        _refuse_items(words[0], model, source)
+    texts = [n for n, v in free.items() if n not in numbers and isinstance(v[0], str | None)]
+    if numbers and texts:
+        raise _not_numbers(texts[0], source)
+    if numbers and len(numbers) == len(free):
+        return "numbers", numbers, False
+    arrays = tuple(n for n in free if n not in texts)
     if not arrays:
-        raise _no_column(free, (), "array 'x'", "another file", model, source)
+        raise InputError(
+            f"{model} takes tensors, and {source} has no column of numbers, only "
+            f"{', '.join(free) or 'none'}. Pass columns of numbers, or an array 'x' (.npz)."
+        )
     return "features", arrays, False
+
+
+def _refuse_items(name: str, model: str, source: str) -> None:
+    """Refuse texts and images where nothing says how they become tensors."""
+    if name in IMAGE_NAMES:
+        raise no_recipe(model, ("mean", "std"))
+    raise InputError(
+        f"{model} takes tensors, and {source} has {name!r}. Pass processor= with a tokenizer or a "
+        "function that turns one item into a tensor (a factory may return module and processor)."
+    )
+
+
+def _not_numbers(name: str, source: str) -> InputError:
+    return InputError(
+        f"{source}: expected numbers in column {name!r}, which is to be a feature, got texts. Say "
+        f"what it is (--label-column, --id-column or --group-column {name}), or leave it out of "
+        "the file."
+    )
 
 
 def _no_column(

@@ -15,7 +15,13 @@ from sonde.data.columns import Layout, Reads
 from sonde.data.encoder import Encoder, forward_names
 from sonde.data.images import ImageEncoder
 from sonde.data.listing import Listing
-from sonde.data.processors import IMAGE_FLAGS, PillowProcessor, is_image_processor, is_tokenizer
+from sonde.data.numbers import NumbersEncoder
+from sonde.data.processors import (
+    PillowProcessor,
+    is_image_processor,
+    is_tokenizer,
+    no_recipe,
+)
 from sonde.data.tensors import CallableEncoder, FeatureEncoder, TensorEncoder
 from sonde.data.text import Decoder, Long, TextEncoder, Vocabulary, is_byte_level
 
@@ -35,7 +41,8 @@ class ImageFlags:
     @classmethod
     def of(cls, size: Any, mean: Any, std: Any) -> "ImageFlags":
         """Return the flags with single numbers spread out."""
-        pair = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+        pair = (size,) if isinstance(size, int) else None if size is None else tuple(size)
+        pair = pair * 2 if pair is not None and len(pair) == 1 else pair
         if pair is not None and (len(pair) != 2 or min(pair) < 1):
             raise InputError(
                 f"open_inputs: expected image_size as one or two numbers, got {size!r}."
@@ -90,7 +97,9 @@ def encoder_for(
     names = forward_names(model.module)
     if layout.kind == "item":
         return CallableEncoder(model.processor, layout.inputs[0], base, layout.image)
-    if layout.kind == "features":
+    if layout.kind == "numbers" and not ("kwargs" in names or set(layout.inputs) <= names):
+        return NumbersEncoder(layout.inputs, "x", names, _dtype(model.module))
+    if layout.kind in ("features", "numbers"):
         _known_arguments(layout.inputs, names, model)
         return FeatureEncoder(layout.inputs, _dtype(model.module))
     if layout.kind == "tensor":
@@ -234,20 +243,11 @@ def _image_encoder(
     model: Model, layout: Layout, base: Path, images: ImageFlags, names: frozenset[str]
 ) -> ImageEncoder:
     processor = _image_processor(model, images)
-    channels = getattr(model.config, "num_channels", None)
-    if channels is None:
-        channels = len(processor.mean) if isinstance(processor, PillowProcessor) else 3
-    if channels not in (1, 3):
-        raise InputError(
-            f"{model.name or 'the model'} reads {channels} channels; images give 1 (grey) or 3 "
-            "(RGB). "
-            "Pass arrays 'x' instead."
-        )
     return ImageEncoder(
         processor,
         layout.inputs[0],
         base,
-        channels,
+        _channels(model, processor),
         names,
         _patch(model.config),
         _dtype(model.module),
@@ -255,23 +255,42 @@ def _image_encoder(
     )
 
 
+def _channels(model: Model, processor: Any) -> int:
+    """Return the channels that the model reads: as configured, or of its first convolution."""
+    name = model.name or "the model"
+    means = len(processor.mean) if isinstance(processor, PillowProcessor) else 3
+    channels = getattr(model.config, "num_channels", None) or _first_channels(model.module)
+    channels = channels or means
+    if channels not in (1, 3):
+        raise InputError(
+            f"{name} reads {channels} channels; images give 1 (grey) or 3 (RGB). "
+            "Pass arrays 'x' instead."
+        )
+    if isinstance(processor, PillowProcessor) and means not in (1, channels):
+        raise InputError(
+            f"{name}: expected image_mean and image_std (--image-mean --image-std) with one number "
+            f"or one for each of its {channels} channels, got {means}."
+        )
+    return channels
+
+
+def _first_channels(module: nn.Module) -> int | None:
+    found = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    return None if found is None else found.in_channels
+
+
 def _image_processor(model: Model, images: ImageFlags) -> Any:
     processor = model.processor if is_image_processor(model.processor) else None
-    if not images.any:
-        if processor is None:
-            raise InputError(
-                f"{model.name or 'the model'} came without a recipe for images "
-                f"(preprocessor_config.json). {IMAGE_FLAGS}"
-            )
-        return processor
     if processor is None:
-        if images.size is None or images.mean is None or images.std is None:
-            raise InputError(
-                f"{model.name or 'the model'}: expected image_size, image_mean and image_std "
-                "together. "
-                f"{IMAGE_FLAGS}"
-            )
-        return PillowProcessor(images.size, mean=images.mean, std=images.std)
+        given = {"mean": images.mean, "std": images.std}
+        missing = [name for name, value in given.items() if value is None]
+        if images.mean is None or images.std is None:
+            raise no_recipe(model.name or "the model", missing)
+        size = getattr(model.config, "image_size", None)
+        own = (size, size) if isinstance(size, int) else None
+        return PillowProcessor(images.size or own, mean=images.mean, std=images.std)
+    if not images.any:
+        return processor
     if not isinstance(processor, PillowProcessor):
         processor = PillowProcessor.from_config(processor.to_dict())
     changes = {"mean": images.mean, "std": images.std}

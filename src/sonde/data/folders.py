@@ -29,11 +29,6 @@ class ImageFolder(Source):
                 "Pass a folder of images, a table, or a data set saved with save_to_disk."
             )
 
-    @property
-    def base(self) -> Path:
-        """The folder."""
-        return self.path
-
     def where(self, index: int) -> str:
         """Name the file."""
         return str(self.path / self._files[index])

@@ -17,6 +17,13 @@ from sonde.data._checkpoints import json_object
 IMAGE_FLAGS = (
     "Pass image_size=, image_mean= and image_std= (--image-size --image-mean --image-std)."
 )
+RECIPE = (
+    "Pass --image-size --image-mean --image-std as in training, e.g. --image-size 224 "
+    "--image-mean 0.5 --image-std 0.5 (image_size=224, image_mean=0.5, image_std=0.5); "
+    "--image-mean 0 --image-std 1 leaves pixels in 0..1, and without --image-size images keep "
+    "their size. Or pass processor= with a function of one image (a factory may return module and "
+    "processor)."
+)
 BILINEAR = 2
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -100,7 +107,7 @@ class PillowProcessor:
         if len({a.shape for a in arrays}) > 1:
             raise InputError(
                 f"images: expected one size, got {sorted({a.shape[1:] for a in arrays})}. "
-                f"{IMAGE_FLAGS}"
+                "Pass image_size= (--image-size), which brings them to one."
             )
         return torch.from_numpy(np.stack(arrays))
 
@@ -145,6 +152,15 @@ def _image_processor(directory: Path) -> Any:
         return AutoImageProcessor.from_pretrained(directory, backend="pil")
     except Exception:
         return PillowProcessor.from_config(written.get("image_processor", written))
+
+
+def no_recipe(model: str, missing: Sequence[str]) -> InputError:
+    """Return the error of a model that does not say how images become its input."""
+    flags = " and ".join(f"--image-{name}" for name in missing)
+    return InputError(
+        f"{model} came without a recipe for images (preprocessor_config.json): {flags} missing. "
+        f"{RECIPE}"
+    )
 
 
 def is_tokenizer(processor: Any) -> bool:

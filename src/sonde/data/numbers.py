@@ -1,0 +1,109 @@
+"""Columns of numbers in a table, one vector of features per row; not for arrays in one cell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import tensor_key
+from sonde.data.encoder import Collated, Encoder, Prepared, called
+from sonde.data.sources import Row
+from sonde.data.tensors import stacked
+
+MISSING = ("", "NA", "N/A", "NULL")
+SHOWN_COLUMNS = 6
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class NumbersEncoder(Encoder):
+    """Numbers in several columns as one vector, in the order of the columns.
+
+    Parameters
+    ----------
+    columns : tuple of str
+    main : str
+        Name of the model's main input.
+    names : frozenset of str
+        Parameters of the model's ``forward``.
+    dtype : torch.dtype or None
+        Type of the model's weights, which the numbers are brought to.
+    """
+
+    columns: tuple[str, ...]
+    main: str
+    names: frozenset[str]
+    dtype: torch.dtype | None = None
+    kind: str = "numbers"
+
+    def key(self, row: Row) -> bytes:
+        """Hash the numbers in the order of their columns."""
+        return tensor_key(self._vector(row))
+
+    def size(self, row: Row) -> int:
+        """Return the bytes of the vector."""
+        return 8 * len(self.columns)
+
+    def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
+        """Return a vector for each row."""
+        return [Prepared(self._vector(rows[row])) for row, _ in wanted]
+
+    def collate(self, items: Sequence[Prepared]) -> Collated:
+        """Stack the vectors."""
+        x = stacked([item.value for item in items], "columns", self.dtype or torch.float32)
+        return Collated(*called(self.main, x, self.names))
+
+    def identity(self) -> dict[str, Any]:
+        """Name the columns."""
+        return {"kind": self.kind, "inputs": list(self.columns), "dtype": str(self.dtype)}
+
+    def notes(self) -> list[str]:
+        """Say which columns became features."""
+        shown = ", ".join(self.columns[:SHOWN_COLUMNS])
+        more = len(self.columns) - SHOWN_COLUMNS
+        rest = f" and {more} more" if more > 0 else ""
+        return [f"{len(self.columns)} columns of numbers are one vector: {shown}{rest}."]
+
+    def _vector(self, row: Row) -> Float[Tensor, "dim"]:
+        return torch.tensor([_number(row.get(n), n) for n in self.columns], dtype=torch.float64)
+
+
+def are_numbers(values: Sequence[Any]) -> bool:
+    """Return whether every value that is there is a number or reads as one, and one is there.
+
+    Examples
+    --------
+    >>> are_numbers(["1.5", "", 2]), are_numbers(["1.5", "a"]), are_numbers([[1.0]])
+    (True, False, False)
+    """
+    found = [v for v in values if not _is_missing(v)]
+    return bool(found) and all(_parsed(v) is not None for v in found)
+
+
+def _number(value: Any, column: str) -> float:
+    if _is_missing(value):
+        raise InputError(f"no value in column {column!r}")
+    found = _parsed(value)
+    if found is None:
+        raise InputError(f"expected a number in column {column!r}, got {value!r}")
+    return found
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().upper() in MISSING)
+
+
+def _parsed(value: Any) -> float | None:
+    if isinstance(value, int | float | np.integer | np.floating):
+        return float(value)
+    if not isinstance(value, str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
