@@ -1,5 +1,6 @@
 """Figures about hidden states: one site, a pair, or all layers at once."""
 
+from sonde.measure.activation_coverage import ActivationCoverage, activation_coverage
 from sonde.measure.anisotropy import Anisotropy, anisotropy
 from sonde.measure.cka import CKA, cka
 from sonde.measure.class_separability import ClassSeparability, class_separability
@@ -21,6 +22,7 @@ from sonde.measure.update_size import UpdateSize, update_size
 
 __all__ = [
     "CKA",
+    "ActivationCoverage",
     "Anisotropy",
     "ClassSeparability",
     "Covariance",
@@ -38,6 +40,7 @@ __all__ = [
     "UnitEntropy",
     "UpdateSimilarity",
     "UpdateSize",
+    "activation_coverage",
     "anisotropy",
     "cka",
     "class_separability",
