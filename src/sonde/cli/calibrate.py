@@ -28,6 +28,10 @@ class Calibrate:
     )
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the printed thresholds")] = 0.05
     rows: Annotated[int, tyro.conf.arg(help="most rows that are kept")] = 10_000
+    reduction: Annotated[
+        str,
+        tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
+    ] = "auto"
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -42,6 +46,7 @@ class Calibrate:
         fitted = Fitted.load(self.probe)
         model, options = model_and_options(self.model, self.reading)
         quiet = self.printing.quiet
+        options["reduction"] = self.reduction
         found = calibrate(fitted, model, self.data, m=self.rows, progress=not quiet, **options)
         rows = [self._row(name, scorer) for name, scorer in found.scorers.items()]
         identity = found.save(self.output)

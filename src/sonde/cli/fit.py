@@ -31,6 +31,10 @@ class Fit:
     calibrate: Annotated[
         float, tyro.conf.arg(help="share of the groups held out to calibrate detectors; 0 = none")
     ] = 0.2
+    reduction: Annotated[
+        str,
+        tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
+    ] = "auto"
     objective: Annotated[
         str | None,
         tyro.conf.arg(help="kl_uniform, max_logit or nll, for methods that need a gradient"),
@@ -65,6 +69,7 @@ class Fit:
                 instruments,
                 stream,
                 calibrate=self.calibrate,
+                reduction=self.reduction,
                 unit_size=self.running.unit_size,
                 workers=self.running.workers,
                 threads=self.running.threads,

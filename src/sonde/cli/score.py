@@ -24,6 +24,10 @@ class Score:
         Path | None, tyro.conf.arg(aliases=["-o"], help="table to write: .parquet, .csv or .jsonl")
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the summary")] = 0.05
+    reduction: Annotated[
+        str,
+        tyro.conf.arg(help="one score for each example by max, mean or topk_mean(k), or rows"),
+    ] = "auto"
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -38,6 +42,7 @@ class Score:
             check_writable(self.output)
         fitted = Fitted.load(self.probe)
         model, options = model_and_options(self.model, self.reading)
+        options["reduction"] = self.reduction
         table = score(fitted, model, self.data, progress=not self.printing.quiet, **options)
         if self.output is not None:
             write_table(table, self.output)

@@ -1,7 +1,9 @@
 """Scores of the rows of an example as one score of the example, by a named reduction."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +12,8 @@ from torch import Tensor
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.state import State
 
+AUTO = "auto"
+ROWS = "rows"
 REDUCTIONS = ("max", "mean", "topk_mean(k)")
 
 
@@ -57,9 +61,11 @@ def reduce_scores(
         raise InputError("reduce_scores: expected scores that are numbers, got NaN.")
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(example[order], stable=True)]
-    found, owner, counts = torch.unique_consecutive(
-        example[order], return_inverse=True, return_counts=True
+    found, owner = cast(
+        "tuple[Tensor, Tensor]",
+        torch.unique(example, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]
     )
+    owner, counts = owner[order], torch.bincount(owner, minlength=len(found))
     first = counts.cumsum(0) - counts
     rank = torch.arange(len(order)) - first[owner]
     keep = rank < (len(order) if largest is None else largest)
@@ -67,6 +73,20 @@ def reduce_scores(
     kept.index_add_(0, owner[keep], scores[order[keep]])
     used = counts if largest is None else counts.clamp(max=largest)
     return Reduced(found, kept / used, order[first])
+
+
+def reduction_at(reducers: Sequence[str], asked: str = AUTO) -> str | None:
+    """Return the reduction of scores at sites of these reducers; None where each row has its own.
+
+    Raises
+    ------
+    InputError
+        If ``asked`` is neither ``auto``, ``rows`` nor a reduction.
+    """
+    if asked not in (AUTO, ROWS):
+        count_of(asked)
+        return asked
+    return "max" if asked == AUTO and any(r.startswith("patches") for r in reducers) else None
 
 
 def count_of(how: str) -> int | None:
@@ -83,6 +103,6 @@ def count_of(how: str) -> int | None:
     if found is None:
         raise InputError(
             f"reduction: expected one of {', '.join(REDUCTIONS)} with a whole number k of at least "
-            f"1, got {how!r}."
+            f"1, or auto or rows, got {how!r}."
         )
     return int(found[1])

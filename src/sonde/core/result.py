@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Literal, cast
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from sonde.core.reduction import Reduced, reduce_scores
 
 Direction = Literal["higher", "lower", "none"]
 
@@ -145,6 +147,21 @@ class Scorer(Result):
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
         """Return one score for each row."""
         raise NotImplementedError
+
+    def reduced(
+        self,
+        scores: Float[Tensor, "row"],
+        example: Int[Tensor, "_row"],
+        how: str,
+        *columns: Any,
+        **_: Any,
+    ) -> Reduced:
+        """Return one score for each example from those of its rows.
+
+        A method that has a score of examples of its own makes it here; ``columns`` are those that
+        ``score`` took.
+        """
+        return reduce_scores(scores, example, how)
 
 
 def infinite_where_nonfinite(

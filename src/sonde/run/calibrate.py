@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from sonde.core.errors import InputError, StateError
-from sonde.core.instrument import Detector, score_needs
+from sonde.core.instrument import Detector
 from sonde.core.passes import merge_pair
 from sonde.core.plan import UNIT_SIZE, Split
+from sonde.core.reduction import AUTO
 from sonde.core.requests import Request, States, Task, requests
 from sonde.core.state import equal
 from sonde.core.stream import Stream
@@ -15,7 +16,7 @@ from sonde.run.entries import inner_of
 from sonde.run.fit import data_fingerprint, make_plan, require_same_model
 from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
-from sonde.run.score import open_for
+from sonde.run.score import open_for, reduction_of
 from sonde.stats import Calibrated
 
 ROWS = 10_000
@@ -27,6 +28,7 @@ def calibrate(
     data: Any = None,
     *,
     m: int = ROWS,
+    reduction: str = AUTO,
     progress: bool = True,
     **options: Any,
 ) -> Fitted:
@@ -44,7 +46,9 @@ def calibrate(
     data : str, path or iterable
         Usual rows.
     m : int, default=10_000
-        Most rows that are kept.
+        Most rows that are kept; at least 32,768 where all rows of an example make one score.
+    reduction : str, default="auto"
+        What a p-value is about, as in ``sonde.fit``; "auto" leaves it as the bundle has it.
     progress : bool, default=True
     **options
         Named options of ``sonde.read``.
@@ -56,7 +60,7 @@ def calibrate(
     StateError
         If the bundle holds no detector, or is of another model.
     """
-    tasks = _calibrated_tasks(fitted, m)
+    tasks = _calibrated_tasks(fitted, m, reduction)
     stream = model if isinstance(model, Stream) else open_for(fitted, model, data, **options)
     require_same_model(fitted.header, stream)
     fingerprint = data_fingerprint(stream)
@@ -109,9 +113,9 @@ def _alike(a: Any, b: Any) -> bool:
     return (a is None and b is None) or (a is not None and b is not None and equal(a, b))
 
 
-def _calibrated_tasks(fitted: Fitted, m: int) -> list[Task]:
+def _calibrated_tasks(fitted: Fitted, m: int, reduction: str) -> list[Task]:
     tasks = [
-        Task(Calibrated(inner, m=m), task.keys)
+        Task(Calibrated.of(inner, reduction_of(fitted, task, reduction), m), task.keys)
         for task in fitted.tasks
         if isinstance(inner := inner_of(task.instrument), Detector)
     ]
@@ -127,7 +131,7 @@ def _held(tasks: list[Task]) -> dict[str, Request]:
         if not isinstance(task.instrument, Calibrated):
             continue
         reads = task.instrument.all_reads()
-        for column in score_needs(task.instrument.detector):
+        for column in task.instrument.held_columns:
             read = reads[f"held_{column}"]
             request = Request(read.statistic, task.keys, read.where, "held")
             found[request.id] = request

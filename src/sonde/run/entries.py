@@ -66,11 +66,12 @@ def _parameters(task: Task, names: Iterable[str]) -> str:
 def entry_of(task: Task) -> dict[str, Any]:
     """Return what the header of a bundle says of a task."""
     inner = inner_of(task.instrument)
-    calibrated = task.instrument.m if isinstance(task.instrument, Calibrated) else None
+    calibrated = task.instrument if isinstance(task.instrument, Calibrated) else None
     return {
         "instrument": word_of(inner),
         "params": {f.name: canonical(getattr(inner, f.name)) for f in fields(inner)},  # type: ignore[arg-type]
-        "calibrated": calibrated,
+        "calibrated": None if calibrated is None else calibrated.m,
+        "reduction": None if calibrated is None else calibrated.reduction,
         "sites": list(task.keys),
         "digest": digest(inner),
     }
@@ -112,5 +113,6 @@ def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Ta
     if entry["calibrated"] is not None:
         if not isinstance(instrument, Detector):
             raise StateError(f"Fitted.load: {entry['instrument']} is no detector.")
-        instrument = Calibrated(instrument, m=int(entry["calibrated"]))
+        m, how = int(entry["calibrated"]), entry.get("reduction")
+        instrument = Calibrated(instrument, m=m, reduction=how)
     return Task(instrument, tuple(str(s) for s in entry["sites"]))

@@ -17,6 +17,7 @@ from sonde.core.plan import (
     groups_are_whole,
     unit_bounds,
 )
+from sonde.core.reduction import AUTO
 from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json
 from sonde.core.statistic import Learner
@@ -38,6 +39,7 @@ def fit(
     stream: Stream,
     *,
     calibrate: float | int = DEFAULT_HELD,
+    reduction: str = AUTO,
     unit_size: int = UNIT_SIZE,
     workers: int = 0,
     threads: int | None = None,
@@ -56,6 +58,10 @@ def fit(
         Live, stored, or plain arrays.
     calibrate : float, default=0.2
         Share of the groups that is held out where a detector is among the instruments; 0 = none.
+    reduction : str, default="auto"
+        What a p-value is about where an example has several rows: one score of the example by
+        ``max``, ``mean`` or ``topk_mean(k)``, or each of its ``rows``. "auto" is ``max`` for
+        patches of images, ``rows`` else.
     unit_size : int, default=256
         Examples in a unit.
     workers : int, default=0
@@ -97,7 +103,7 @@ def fit(
     split = None
     if calibrate and any(isinstance(i, Detector) for i in chosen):
         split = Split(calibrate, stream.seed)
-    tasks = assign(chosen, stream.schema, split)
+    tasks = assign(chosen, stream.schema, split, reduction)
     settings = _Settings(split, workers, _threads(workers, threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
     sample = error_sample(tasks, stream, split)
@@ -228,7 +234,15 @@ def make_header(
         "model": {name: identity.get(name) for name in MODEL_FIELDS},
         "reading": {name: identity.get(name) for name in READING_FIELDS},
         "sites": [
-            {"text": s.key, "dim": s.dim, "reducer": str(s.reducer), "order": i, "dtype": s.dtype}
+            {
+                "text": s.key,
+                "dim": s.dim,
+                "reducer": str(s.reducer),
+                "order": i,
+                "dtype": s.dtype,
+                "axes": s.axes,
+                "prefix": s.prefix,
+            }
             for i, s in enumerate(stream.schema)
         ],
         "units": units,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from jaxtyping import Int
 from pyarrow import csv, parquet
 from torch import Tensor
 
@@ -16,14 +17,16 @@ from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.files import atomic_write
 from sonde.core.instrument import score_needs
+from sonde.core.reduction import AUTO, reduction_at
+from sonde.core.requests import Task
 from sonde.core.result import Scorer
-from sonde.core.stream import Stream
+from sonde.core.stream import ArrayStream, Stream
 from sonde.run.entries import Key
 from sonde.run.fit import require_same_model
 from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
 from sonde.run.read import read
-from sonde.stats import CalibratedScorer
+from sonde.stats import Calibrated, CalibratedScorer
 
 SCHEMA = pa.schema(
     [
@@ -38,9 +41,15 @@ SCHEMA = pa.schema(
 
 
 def score(
-    fitted: Fitted, model: Any, data: Any = None, *, progress: bool = True, **options: Any
+    fitted: Fitted,
+    model: Any,
+    data: Any = None,
+    *,
+    reduction: str = AUTO,
+    progress: bool = True,
+    **options: Any,
 ) -> pa.Table:
-    """Score rows with every detector of a bundle.
+    """Score rows, or examples of several rows, with every detector of a bundle.
 
     Parameters
     ----------
@@ -49,6 +58,9 @@ def score(
         The model that the bundle was fitted on; or a stream of its states, then without ``data``.
     data : str, path or iterable
         What to score.
+    reduction : str, default="auto"
+        Where an example has several rows: one score of the example by ``max``, ``mean`` or
+        ``topk_mean(k)``, or each of its ``rows``. "auto" is what the bundle was calibrated for.
     progress : bool, default=True
     **options
         Named options of ``sonde.read``.
@@ -57,7 +69,8 @@ def score(
     -------
     pyarrow.Table
         Columns ``id position site instrument score p``: higher score = more unusual; ``p`` is the
-        conformal p-value, null where the bundle was fitted without calibration.
+        conformal p-value, null where the bundle was not calibrated for this reduction. The
+        ``position`` of a reduced score is that of its most unusual row.
 
     Raises
     ------
@@ -67,7 +80,7 @@ def score(
     stream = model if isinstance(model, Stream) else open_for(fitted, model, data, **options)
     batches: list[pa.RecordBatch] = []
     with Bar("score", len(stream), progress) as bar:
-        for table in score_batches(fitted, stream):
+        for table in score_batches(fitted, stream, reduction):
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
     return pa.Table.from_batches(batches, schema=SCHEMA)
@@ -101,39 +114,86 @@ def needs_of(scorer: Scorer) -> tuple[str, ...]:
     return score_needs(scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer)
 
 
-def score_batches(fitted: Fitted, stream: Stream) -> Iterator[pa.RecordBatch]:
+def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
+    """Return how the scores of an example's rows become one; None where each stands for itself."""
+    if asked == AUTO and isinstance(task.instrument, Calibrated):
+        return task.instrument.reduction
+    reducers = {s["text"]: s["reducer"] for s in fitted.header["sites"]}
+    return reduction_at([reducers[key] for key in task.keys], asked)
+
+
+def score_batches(
+    fitted: Fitted, stream: Stream, reduction: str = AUTO
+) -> Iterator[pa.RecordBatch]:
     """Yield the table of ``score`` batch by batch; memory does not grow with the data."""
     if not fitted.scorers:
         raise StateError("score: the bundle holds no detector. Fit one, e.g. mahalanobis.")
     if len(stream) == 0:
         raise InputError("score: expected at least one example, got none. The data is empty.")
     require_same_model(fitted.header, stream)
+    tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
+    hows = {name: reduction_of(fitted, tasks[name], reduction) for name in fitted.scorers}
+    whole = _Whole(stream, hows)
     for batch in stream:
+        whole.check(batch)
         for name, scorer in fitted.scorers.items():
-            yield _record(batch, name, scorer)
+            yield _record(batch, name, scorer, hows[name])
 
 
-def _record(batch: Batch, name: Key, scorer: Scorer) -> pa.RecordBatch:
+class _Whole:
+    """A check that examples of plain arrays, whose rows may lie apart, arrive whole."""
+
+    def __init__(self, stream: Stream, hows: dict[Key, str | None]) -> None:
+        self.keys = {k for (_, k), how in hows.items() if how is not None}
+        self.keys = self.keys if isinstance(stream, ArrayStream) else set()
+        self.seen: set[tuple[str, int]] = set()
+
+    def check(self, batch: Batch) -> None:
+        if not self.keys:
+            return
+        here = set(zip(batch.ids, torch.as_tensor(batch.occurrence).tolist(), strict=True))
+        if not here.isdisjoint(self.seen):
+            raise InputError(
+                f"score: the rows of {min(here & self.seen)[0]} do not lie together, or are more "
+                "than a batch holds. Sort the rows by their ids, or score them as rows."
+            )
+        self.seen |= here
+
+
+def _record(batch: Batch, name: Key, scorer: Scorer, how: str | None) -> pa.RecordBatch:
     method, key = name
     columns = [batch.column(c, key) for c in needs_of(scorer)]
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()
-    example = batch.example[key].tolist()
+    of_row, position = batch.example[key], batch.position[key]
+    if how is not None:
+        who = torch.column_stack([batch.column(c, key) for c in ("ids", "occurrence")])
+        found = scorer.reduced(scores, _in_order_of_arrival(who), how, *columns)
+        of_row, position, scores = of_row[found.row], position[found.row], found.score
+    example = of_row.tolist()
     return pa.RecordBatch.from_pydict(
         {
             "id": [batch.ids[i] for i in example],
-            "position": batch.position[key].tolist(),
+            "position": position.tolist(),
             "site": [key] * len(example),
             "instrument": [method] * len(example),
             "score": scores.tolist(),
-            "p": _p_values(scorer, scores),
+            "p": _p_values(scorer, scores, how),
         },
         schema=SCHEMA,
     )
 
 
-def _p_values(scorer: Scorer, scores: Tensor) -> list[float | None]:
-    if isinstance(scorer, CalibratedScorer):
+def _in_order_of_arrival(who: Int[Tensor, "row 3"]) -> Int[Tensor, "row"]:
+    """Return 0, 1, ... for each distinct row, numbered as they first come."""
+    which = torch.unique(who, dim=0, return_inverse=True)[1]
+    first = torch.full((int(which.max()) + 1,), len(who))
+    first.scatter_reduce_(0, which, torch.arange(len(who)), "amin")
+    return first.argsort().argsort()[which]
+
+
+def _p_values(scorer: Scorer, scores: Tensor, how: str | None) -> list[float | None]:
+    if isinstance(scorer, CalibratedScorer) and scorer.reduction == how:
         return scorer.calibration.p_value(scores).tolist()
     return [None] * len(scores)
 

@@ -11,6 +11,7 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import SAMPLE, Detector, Every, Instrument
 from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
+from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.shift import Shift
 from sonde.core.state import digest
@@ -22,12 +23,16 @@ MOST_NAMED = 8
 
 
 def assign(
-    instruments: Iterable[Instrument], schema: Sequence[SiteSchema], split: Split | None
+    instruments: Iterable[Instrument],
+    schema: Sequence[SiteSchema],
+    split: Split | None,
+    reduction: str = AUTO,
 ) -> list[Task]:
     """Return each instrument at each site, each pair of neighbours, or all sites at once.
 
-    Detectors are calibrated where the plan holds rows out. Equal instruments count once. What
-    cannot be computed at some sites is left out and named in one warning.
+    Detectors are calibrated where the plan holds rows out, on one score for each example where
+    ``reduction`` says so. Equal instruments count once. What cannot be computed at some sites is
+    left out and named in one warning.
 
     Raises
     ------
@@ -35,15 +40,19 @@ def assign(
         If nothing is left.
     """
     widths = {s.key: s.dim for s in schema if "|" not in s.key}
+    reducers = {s.key: str(s.reducer) for s in schema}
     tasks: list[Task] = []
     skipped: list[str] = []
     distinct = {digest(instrument): instrument for instrument in instruments}
     for instrument in distinct.values():
         places = _places(instrument, tuple(widths))
         fitting = [keys for keys in places if _has_one_width(instrument, keys, widths)]
-        if split is not None and isinstance(instrument, Detector):
-            instrument = Calibrated(instrument)
-        tasks += [Task(instrument, keys) for keys in fitting]
+        for keys in fitting:
+            if split is not None and isinstance(instrument, Detector):
+                how = reduction_at([reducers[key] for key in keys], reduction)
+                tasks.append(Task(Calibrated.of(instrument, how), keys))
+            else:
+                tasks.append(Task(instrument, keys))
         if len(fitting) < max(1, len(places)):
             skipped.append(_skipped(instrument, places, fitting, widths))
     if not tasks:

@@ -3,13 +3,21 @@
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.calibration import Calibration
+from sonde.core.errors import CalibrationError
+from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument, Read, score_needs
+from sonde.core.reduction import Reduced
 from sonde.core.result import Scorer
 from sonde.core.statistic import Statistic
-from sonde.stats.hash_sample import HashSample
+from sonde.stats.hash_sample import HashSample, HashSampleState
+
+REDUCED_SAMPLE = 32_768
+WHOSE = ("ids", "occurrence", "position")
 
 
 @final
@@ -19,10 +27,22 @@ class CalibratedScorer(Scorer):
 
     scorer: Scorer
     calibration: Calibration
+    reduction: str | None = None
 
     def score(self, *columns: Any, **_: Any) -> Tensor:
         """Return the scores of the fitted scorer."""
         return self.scorer.score(*columns)
+
+    def reduced(
+        self,
+        scores: Float[Tensor, "row"],
+        example: Int[Tensor, "_row"],
+        how: str,
+        *columns: Any,
+        **_: Any,
+    ) -> Reduced:
+        """Return the scores of examples as the fitted scorer makes them."""
+        return self.scorer.reduced(scores, example, how, *columns)
 
 
 @final
@@ -31,26 +51,87 @@ class Calibrated(Instrument):
     """A detector on the fit part, calibrated on a hash sample of the held part, in the same pass.
 
     Where rows come in groups, one row of each group (that of smallest draw) enters the calibration,
-    so that the held-out scores are exchangeable.
+    so that the held-out scores are exchangeable. With a ``reduction`` an example's rows make one
+    score, whole groups are sampled, and one example of each enters.
     """
 
     detector: Detector
     m: int = SAMPLE
+    reduction: str | None = None
+
+    @classmethod
+    def of(cls, detector: Detector, reduction: str | None, m: int = 0) -> "Calibrated":
+        """Return a detector calibrated on at least ``m`` rows, more where examples have several."""
+        least = SAMPLE if reduction is None else REDUCED_SAMPLE
+        return cls(detector, m if reduction is None and m else max(m, least), reduction)
+
+    @property
+    def held_columns(self) -> tuple[str, ...]:
+        """The columns of held-out rows that are kept."""
+        needs = score_needs(self.detector)
+        return needs if self.reduction is None else tuple(dict.fromkeys((*needs, *WHOSE)))
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
         """Read what the detector reads, and the columns of the held-out rows."""
+        whole = self.reduction is not None
         held = {
-            f"held_{c}": Read(HashSample(self.m, column=c), part="held")
-            for c in score_needs(self.detector)
+            f"held_{c}": Read(HashSample(self.m, column=c, groups=whole), part="held")
+            for c in self.held_columns
         }
         return {**self.detector.all_reads(), **held}
 
     def result(self, *_: Any, **states: Any) -> CalibratedScorer:
         """Fit the scorer and score the held-out rows."""
-        held = [states.pop(f"held_{c}") for c in score_needs(self.detector)]
+        held = {c: states.pop(f"held_{c}") for c in self.held_columns}
         scorer = self.detector.result(**states)
-        keep = held[0].first_of_each_group()
-        columns = [sample.rows[keep] for sample in held]
+        scores = _row_scores if self.reduction is None else _example_scores
+        found = scores(scorer, held, score_needs(self.detector), self.reduction)
         return CalibratedScorer(
-            scorer=scorer, calibration=Calibration.from_scores(scorer.score(*columns)), n=scorer.n
+            scorer=scorer,
+            calibration=Calibration.from_scores(found),
+            reduction=self.reduction,
+            n=scorer.n,
         )
+
+
+def _row_scores(
+    scorer: Scorer, held: dict[str, HashSampleState], needs: tuple[str, ...], _: str | None
+) -> Float[Tensor, "group"]:
+    """Return the score of one row of each group."""
+    keep = held[needs[0]].first_of_each_group()
+    return scorer.score(*(held[c].rows[keep] for c in needs))
+
+
+def _example_scores(
+    scorer: Scorer, held: dict[str, HashSampleState], needs: tuple[str, ...], how: str | None
+) -> Float[Tensor, "group"]:
+    """Return the score of one example of each group that is whole.
+
+    It is the example whose first row has the smallest draw, so that long ones are not preferred.
+    """
+    assert how is not None
+    whole = held["ids"].whole_groups()
+    if len(whole) == 0:
+        raise CalibrationError(
+            f"Calibrated: expected a group of at most {len(held['ids'].draw)} held-out rows, got "
+            "none. Keep more rows (m), or calibrate rows (reduction 'rows').",
+            1,
+        )
+    columns = [held[c].rows[whole] for c in needs]
+    who = torch.column_stack([held[c].rows[whole] for c in ("ids", "occurrence")])
+    example = torch.unique(who, dim=0, return_inverse=True)[1]
+    found = scorer.reduced(scorer.score(*columns), example, how, *columns)
+    order = torch.argsort(rank_key(held["ids"].draw[whole]), stable=True)
+    order = order[torch.argsort(held["position"].rows[whole][order], stable=True)]
+    first = _first_of(example[order], order)
+    group = held["ids"].group[whole][first]
+    by_draw = torch.argsort(rank_key(held["ids"].draw[whole][first]), stable=True)
+    return found.score[_first_of(group[by_draw], by_draw)]
+
+
+def _first_of(values: Int[Tensor, "n"], items: Int[Tensor, "n"]) -> Int[Tensor, "distinct"]:
+    """Return the first item of each distinct value, in ascending order of the values."""
+    order = torch.argsort(values, stable=True)
+    fresh = torch.ones(len(order), dtype=torch.bool)
+    fresh[1:] = values[order][1:] != values[order][:-1]
+    return items[order[fresh]]

@@ -1,0 +1,141 @@
+"""One score for each image from those of its patches, calibrated on images."""
+
+import numpy as np
+import pytest
+import torch
+
+from models import cnn
+from sonde.core import Calibration, Stream
+from sonde.core.errors import CalibrationError, InputError
+from sonde.core.plan import Split
+from sonde.detect import KNN, Mahalanobis
+from sonde.run.calibrate import calibrate
+from sonde.run.fit import fit
+from sonde.run.fitted import Fitted
+from sonde.run.read import read
+from sonde.run.score import score
+
+
+def images(n, seed):
+    return list(torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.fixture(scope="module")
+def net():
+    return cnn()
+
+
+def stream_of(net, items, **options):
+    return read(net, items, sites="conv2", reducer="patches", batch_size=16, **options)
+
+
+def patch_scores(scorer, net, items):
+    """Scores by a plain forward, image by image."""
+    with torch.no_grad():
+        maps = net.conv2(net.act1(net.conv1(torch.stack(items))))
+    return [scorer.score(m.flatten(1).T.contiguous()) for m in maps]
+
+
+@pytest.mark.truth("a plain forward, reduced and ranked image by image")
+@pytest.mark.parametrize(("asked", "by_hand"), [("auto", torch.amax), ("mean", torch.mean)])
+def test_p_values_are_of_images(net, tmp_path, asked, by_hand):
+    stream = stream_of(net, images(60, 0))
+    fitted = fit(Mahalanobis(), stream, reduction=asked, progress=False)
+    fitted.save(tmp_path / "probe.sonde")
+    new = images(20, 1)
+    new[3][0, 2:4, 2:4] += 30
+    for bundle in (fitted, Fitted.load(tmp_path / "probe.sonde")):
+        table = score(bundle, stream_of(net, new), progress=False)
+        scorer = bundle.result("mahalanobis")
+        held = [i for i, flag in enumerate(_held(stream)) if flag]
+        assert scorer.calibration.n == len(held)
+        usual = [
+            float(by_hand(s, 0))
+            for s in patch_scores(scorer, net, [images(60, 0)[i] for i in held])
+        ]
+        want = [float(by_hand(s, 0)) for s in patch_scores(scorer, net, new)]
+        assert table["score"].to_pylist() == pytest.approx(want)
+        p = [(1 + sum(u >= w for u in usual)) / (1 + len(usual)) for w in want]
+        assert table["p"].to_pylist() == pytest.approx(p)
+        worst = [int(s.argmax()) for s in patch_scores(scorer, net, new)]
+        assert table["position"].to_pylist() == worst
+        assert len(set(table["id"].to_pylist())) == 20
+        assert np.argmax(want) == 3
+
+
+def _held(stream):
+    split = Split(0.2, stream.seed)
+    return torch.cat([split.is_held(batch.split_draw) for batch in stream]).tolist()
+
+
+@pytest.mark.truth("the same scorer on each patch")
+def test_rows_can_be_asked_for(net):
+    fitted = fit(Mahalanobis(), stream_of(net, images(40, 0)), progress=False)
+    new = images(3, 1)
+    table = score(fitted, stream_of(net, new), reduction="rows", progress=False)
+    want = torch.cat(patch_scores(fitted.result("mahalanobis"), net, new)).tolist()
+    assert table["score"].to_pylist() == pytest.approx(want)
+    assert table["p"].null_count == 48
+    by_rows = fit(KNN(k=3), stream_of(net, images(40, 0)), reduction="rows", progress=False)
+    assert score(by_rows, stream_of(net, new), progress=False)["p"].null_count == 0
+    other = score(fitted, stream_of(net, new), reduction="topk_mean(2)", progress=False)
+    want = [
+        float(s.topk(2).values.mean()) for s in patch_scores(fitted.result("mahalanobis"), net, new)
+    ]
+    assert other["score"].to_pylist() == pytest.approx(want)
+    assert other["p"].null_count == 3
+
+
+@pytest.mark.truth("scores of the same scorer on the same rows")
+def test_calibration_on_other_images(net):
+    bare = fit(Mahalanobis(), stream_of(net, images(40, 0)), calibrate=0, progress=False)
+    assert score(bare, stream_of(net, images(2, 5)), progress=False).num_rows == 2
+    found = calibrate(bare, stream_of(net, images(30, 1)), progress=False)
+    scorer = found.result("mahalanobis")
+    usual = [s.amax() for s in patch_scores(scorer, net, images(30, 1))]
+    assert torch.allclose(scorer.calibration.scores, torch.stack(usual).double().sort().values)
+
+
+@pytest.mark.truth("exact binomial band of the promised rate")
+def test_false_alarms_of_documents_of_several_rows():
+    """Rows of one document resemble each other; documents differ in length."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (4000,), generator=generator)
+    ids = torch.arange(4000).repeat_interleave(lengths)
+    x = torch.randn(4000, 3, generator=generator)[ids] * 2
+    x = x + torch.randn(len(ids), 3, generator=generator)
+    position = torch.cat([torch.arange(int(n)) for n in lengths])
+
+    def part(low, high):
+        keep = (ids >= low) & (ids < high)
+        return Stream.of(x[keep], ids=ids[keep].tolist(), position=position[keep])
+
+    bare = fit(Mahalanobis(), part(0, 1000), calibrate=0, progress=False)
+    found = calibrate(bare, part(1000, 2000), reduction="max", progress=False)
+    assert found.result("mahalanobis").calibration.n == 1000
+    table = score(found, part(2000, 4000), progress=False)
+    assert table.num_rows == 2000
+    false = sum(p <= 0.1 for p in table["p"].to_pylist())
+    # Beta-binomial of 1,000 held-out and 2,000 new documents: sd 0.0116
+    assert 0.1 - 4 * 0.0116 < false / 2000 < 0.1 + 4 * 0.0116
+
+
+def test_refuses_what_cannot_be_reduced(net):
+    with pytest.raises(InputError, match="expected one of max, mean"):
+        fit(Mahalanobis(), stream_of(net, images(20, 0)), reduction="median", progress=False)
+    x = torch.randn(20, 3)
+    bare = fit(Mahalanobis(), Stream.of(x), calibrate=0, progress=False)
+    lengths = [str(i % 2) for i in range(20)]
+    apart = Stream.of(x, ids=lengths, group=[str(i) for i in range(20)], position=list(range(20)))
+    assert score(bare, apart, reduction="max", progress=False).num_rows == 2
+    long = Stream.of(torch.randn(40_000, 3), ids=["a"] * 40_000, position=torch.arange(40_000))
+    with pytest.raises(InputError, match="more than a batch holds"):
+        score(bare, long, reduction="max", progress=False)
+    with pytest.raises(CalibrationError, match="at most 32768 held-out rows"):
+        calibrate(bare, long, reduction="max", progress=False).result("mahalanobis")
+
+
+def test_calibration_of_examples_is_a_calibration(net):
+    fitted = fit(Mahalanobis(), stream_of(net, images(30, 0)), progress=False)
+    assert isinstance(fitted.result("mahalanobis").calibration, Calibration)
+    assert fitted.result("mahalanobis").reduction == "max"
