@@ -44,6 +44,7 @@ CASES = {
     "no logits": ("fit energy - rows.npz", ["'logits'"]),
     "nan": (f"{FIT} - nan.npz", ["no row to fit on", "finite"]),
     "nan later": ("fit covariance - half_nan.npz", ["no row to fit on at b", "finite"]),
+    "table without a model": ("scan - rows.csv", [".npz", "rows.csv", "name a model"]),
     "pickle": ("fit knn - pickle.npy", ["pickle", "not loaded"]),
     "wrong kind": ("fit knn sonde:stdlib rows.npz", ["rows.npz"]),
     "wrong column": ("fit knn sonde:digits rows.csv --image-column foto", ["foto"]),
@@ -74,8 +75,12 @@ def test_all_nan_is_a_finding_of_a_scan(run, place):
     assert findings["SND001"]["level"] == "error"
     assert ran.json()["sites"] == []
     assert not [c for c in ran.json()["checks"] if c["state"] == "failed"]
+    assert findings.keys() == {"SND001"}
+    withheld = {c["reason"] for c in ran.json()["checks"] if c["state"] == "withheld"}
+    assert withheld == {"no site has a row without NaN or infinity"}
     text = run("scan", "-", place / "nan.npz")
     assert "SND001" in text.out
+    assert "60 rows  0 of 1 site with finite rows" in text.out
     assert max(map(len, text.out.splitlines())) <= 80
 
 

@@ -67,6 +67,11 @@ def open_arrays(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"open_arrays: no such file: {path}.")
+    if path.suffix not in ARRAY_SUFFIXES:
+        raise InputError(
+            f"open_arrays: expected {', '.join(ARRAY_SUFFIXES)}, got {path}. Save its numbers as "
+            "one of these, or name a model that reads it in place of '-'."
+        )
     arrays = load_arrays(path)
     rows = {k: len(v) if v.ndim else "no" for k, v in arrays.items()}
     if len(set(rows.values())) > 1 or "no" in rows.values():

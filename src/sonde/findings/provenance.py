@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sonde.findings._text import plural
 from sonde.findings.evidence import DataEvidence
 from sonde.findings.gather import ScanStatistics
 from sonde.findings.scan import Gathered, Scanned
@@ -44,7 +45,7 @@ def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
         "other": other,
         "reducer": ", ".join(reducers) or None,
         "special_tokens": _special(stream),
-        "sites": f"{len(scanned.evidence.sites)} sites",
+        "sites": _sites(scanned),
         "seed": data.seed,
         "unit_size": settings.unit_size,
         "workers": settings.workers,
@@ -63,6 +64,14 @@ def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
         "command": settings.command or _call(scanned, model),
         "state_id": scanned.gathered.plan.id,
     }
+
+
+def _sites(scanned: Scanned) -> str:
+    """Return how many sites were read, and how many of them have a finite row where not all do."""
+    n_read = len({s.key.split("|")[0] for s in scanned.stream.schema})
+    n_kept = len(scanned.evidence.sites)
+    many = plural(n_read, "site")
+    return many if n_kept >= n_read else f"{n_kept:,} of {many} with finite rows"
 
 
 def _call(scanned: Scanned, model: str) -> str:

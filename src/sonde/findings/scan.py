@@ -38,6 +38,7 @@ _log = logging.getLogger("sonde")
 HALF = 0.5
 SCAN_NEIGHBOURS = 2048
 COUNTS_WITHHELD = "SND009"
+NO_FINITE_ROW = "no site has a row without NaN or infinity"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +164,12 @@ def run_rule(rule: Rule, evidence: Evidence) -> Check:
     """Return how a rule ended; an exception of its own becomes the state ``failed``."""
     try:
         with torch.no_grad():
-            return rule.check(evidence)
+            found = rule.check(evidence)
+        starved = found.state == "withheld" and not evidence.sites
+        return rule.withheld(NO_FINITE_ROW) if starved else found
     except Exception as error:  # one broken check must not take the others with it
         if not evidence.sites:
-            return rule.withheld("no site has a row without NaN or infinity")
+            return rule.withheld(NO_FINITE_ROW)
         _log.debug("check %s failed", rule.code, exc_info=True)
         return Check(rule.code, "failed", f"{type(error).__name__}: {error}")
 

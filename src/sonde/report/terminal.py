@@ -119,7 +119,9 @@ def _brief(report: dict[str, Any]) -> str:
 def _head(report: dict[str, Any], width: int) -> Iterator[str]:
     where, data = report["provenance"], report["provenance"]["data"]
     facts = [plural(data["n_rows"], "row")] if data.get("n_rows") is not None else []
-    facts.append(plural(len(report["sites"]), "site"))
+    counted = shown(where.get("sites") or "", 60)
+    lost = " with finite rows" in counted
+    facts.append(counted if lost else plural(len(report["sites"]), "site"))
     if where.get("wall_seconds") is not None:
         facts.append(seconds(where["wall_seconds"]))
     left, right = _names(report), "  ".join(facts)
@@ -131,7 +133,7 @@ def _head(report: dict[str, Any], width: int) -> Iterator[str]:
     yield "-" * width
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
-        text = f"stopped after {share(done / max(total, 1), 2)} ({done:,} of {total:,} examples)"
+        text = f"stopped after {share(done / max(total, 1), 2)} ({done:,} of {total:,} units)"
         yield from wrap(text, width)
     if report["shows_inputs"]:
         yield "this report shows inputs (--show-inputs)"
