@@ -16,7 +16,10 @@ BIBLIOGRAPHY = Path(__file__).parents[2] / "docs" / "papers.bib"
 BROUGHT = set(laws.make_inputs(4)) | {"draw", "group_draw", "order", "occurrence", "y", "special"}
 
 NO_DIRECTION = {
-    "NAC": "its outer bins are open, and far rows share them with the largest usual ones"
+    "ContrastProbe": "high means one class, not far away",
+    "LinearProbe": "high means one class, not far away",
+    "MassMean": "high means one class, not far away",
+    "NAC": "its outer bins are open, and far rows share them with the largest usual ones",
 }
 
 

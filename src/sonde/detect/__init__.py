@@ -2,6 +2,7 @@
 
 from sonde.detect.ash import ASH
 from sonde.detect.classifier_two_sample import ClassifierTwoSample
+from sonde.detect.contrast_probe import ContrastProbe
 from sonde.detect.costarr import COSTARR
 from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
@@ -14,7 +15,9 @@ from sonde.detect.grad_norm import GradNorm
 from sonde.detect.hotelling import Hotelling
 from sonde.detect.kl_matching import KLMatching
 from sonde.detect.knn import KNN
+from sonde.detect.linear_probe import LinearProbe
 from sonde.detect.mahalanobis import Mahalanobis
+from sonde.detect.mass_mean import MassMean
 from sonde.detect.max_logit import MaxLogit
 from sonde.detect.mmd import MMD
 from sonde.detect.msp import MSP
@@ -41,6 +44,7 @@ __all__ = [
     "SCALE",
     "SHE",
     "ClassifierTwoSample",
+    "ContrastProbe",
     "Energy",
     "Entropy",
     "FourierMMD",
@@ -48,7 +52,9 @@ __all__ = [
     "GradNorm",
     "Hotelling",
     "KLMatching",
+    "LinearProbe",
     "Mahalanobis",
+    "MassMean",
     "MaxLogit",
     "NNGuide",
     "ReAct",

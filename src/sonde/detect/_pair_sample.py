@@ -1,0 +1,91 @@
+"""A sample of pairs of rows: which two rows say opposite things, or the same thing twice."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import rank_key, splitmix64
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class PairSampleState(State):
+    """Rows of the kept pairs, sorted by hash of the pair, then by side; ``n`` rows were seen."""
+
+    n: int
+    rows: Float[Tensor, "entry dim"]
+    pair: Int[Tensor, "entry"]
+    side: Int[Tensor, "entry"]
+    label: Int[Tensor, "entry"]
+    draw: Int[Tensor, "entry"]
+
+    def whole(self) -> tuple[Int[Tensor, "pair"], Int[Tensor, "pair"]]:
+        """Return the entries of side 0 and of side 1 of every pair that has both."""
+        both = torch.nonzero(self.pair[1:] == self.pair[:-1]).flatten()
+        return both, both + 1
+
+
+@final
+@dataclass(frozen=True)
+class PairSample(Statistic[PairSampleState]):
+    """The ``m`` pairs of smallest hash, exact under any split and any order.
+
+    The two rows of a pair may arrive in different batches or shards: a half waits for the other. Of
+    several rows of one side the one of smallest draw is kept.
+
+    Parameters
+    ----------
+    m : int
+        Most pairs that are kept.
+    """
+
+    m: int
+
+    def observe(
+        self,
+        x: Float[Tensor, "row dim"],
+        pair: Int[Tensor, "row"],
+        side: Int[Tensor, "row"],
+        label: Int[Tensor, "row"],
+        draw: Int[Tensor, "row"],
+    ) -> PairSampleState:
+        """Return the sample of these rows."""
+        wrong = side[(side != 0) & (side != 1)]
+        if len(wrong):
+            raise InputError(
+                f"PairSample: expected side 0 or 1 of every row, got {int(wrong[0])}. "
+                "Number the two members of each pair 0 and 1."
+            )
+        return self._smallest(len(x), x, pair.cpu(), side.cpu(), label.cpu(), draw.cpu())
+
+    def merge(self, a: PairSampleState, b: PairSampleState) -> PairSampleState:
+        """Return the smallest pairs of both samples."""
+        columns = [
+            torch.cat([getattr(a, name), getattr(b, name).to(getattr(a, name).device)])
+            for name in ("rows", "pair", "side", "label", "draw")
+        ]
+        return self._smallest(a.n + b.n, *columns)
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of ``m`` pairs of float32 rows."""
+        return 2 * self.m * (4 * dims[0] + 32)
+
+    def _smallest(
+        self, n: int, rows: Tensor, pair: Tensor, side: Tensor, label: Tensor, draw: Tensor
+    ) -> PairSampleState:
+        hashed = torch.from_numpy(splitmix64(pair.numpy().view("uint64")).view("int64"))
+        order = torch.argsort(rank_key(draw), stable=True)
+        for key in (side, rank_key(hashed)):
+            order = order[torch.argsort(key[order], stable=True)]
+        p, s = pair[order], side[order]
+        fresh, new_pair = (torch.ones(len(order), dtype=torch.bool) for _ in range(2))
+        new_pair[1:] = p[1:] != p[:-1]
+        fresh[1:] = new_pair[1:] | (s[1:] != s[:-1])
+        keep = order[fresh & (new_pair.long().cumsum(0) <= self.m)]
+        kept = rows[keep.to(rows.device)].clone()
+        return PairSampleState(n, kept, pair[keep], side[keep], label[keep], draw[keep])
