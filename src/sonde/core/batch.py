@@ -36,6 +36,8 @@ class SiteSchema:
         Class name of the module at the site.
     axes : str
         The raw output's axes, e.g. ``"row pos dim"`` or ``"row dim h w"``.
+    prefix : int
+        Tokens before the patches of an image: class, distillation and register tokens.
     """
 
     key: str
@@ -45,6 +47,7 @@ class SiteSchema:
     dtype: str = "float32"
     module: str = ""
     axes: str = "row dim"
+    prefix: int = 0
 
 
 @dataclass(frozen=True)

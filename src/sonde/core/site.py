@@ -131,6 +131,26 @@ class Reducer:
                 + near(self.name, names)
             )
 
+    @classmethod
+    def parse(cls, text: str) -> "Reducer":
+        """Return the reducer that ``str`` wrote.
+
+        Raises
+        ------
+        SiteError
+            If it wrote no such text.
+
+        Examples
+        --------
+        >>> str(Reducer.parse("mean(axis=1)+special"))
+        'mean(axis=1)+special'
+        """
+        match = re.match(r"^(\w+)(?:\(axis=(-?\d+)\))?(\+special)?$", text)
+        if match is None:
+            raise SiteError(f"Reducer.parse: expected name(axis=...)+special, got {text!r}.")
+        name, axis, special = match.groups()
+        return cls(name, None if axis is None else int(axis), special is not None)
+
     @property
     def one_row(self) -> bool:
         """Whether every example becomes exactly one row."""

@@ -121,6 +121,7 @@ def _site_json(schema: SiteSchema) -> dict[str, Any]:
         "dtype": schema.dtype,
         "module": schema.module,
         "axes": schema.axes,
+        "prefix": schema.prefix,
     }
 
 
@@ -208,9 +209,8 @@ def _column(raw: dict[str, Any]) -> Column:
     found = Site.parse(raw["site"])
     site = Site(found.path, found.call, found.port, found.key, order=int(raw["order"]))
     reducer = Reducer(raw["reducer"], raw["axis"], bool(raw["keep_special"]))
-    schema = SiteSchema(
-        str(raw["key"]), site, reducer, dim, str(raw["dtype"]), str(raw["module"]), str(raw["axes"])
-    )
+    kind = (str(raw["dtype"]), str(raw["module"]), str(raw["axes"]), int(raw.get("prefix", 0)))
+    schema = SiteSchema(str(raw["key"]), site, reducer, dim, *kind)
     return Column(_plain(raw["column"]), schema)
 
 

@@ -132,7 +132,8 @@ def _kind(key: str, site: Site, reducer: Reducer, axes: Axes, leaf: Leaf, module
     reduction = Reduction(reducer, axes)
     made = torch.float32 if reducer.name == "predictions" else leaf.dtype
     dtype = str(made).removeprefix("torch.")
-    schema = SiteSchema(key, site, reducer, _dim(reducer, axes, leaf), dtype, module, str(axes))
+    dim = _dim(reducer, axes, leaf)
+    schema = SiteSchema(key, site, reducer, dim, dtype, module, str(axes), axes.prefix)
     return Kind(key, site, reduction, schema)
 
 
