@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sonde.report import Report, scan
     from sonde.run.fit import fit
     from sonde.run.fitted import Fitted
+    from sonde.run.guard import Guard
     from sonde.run.merge import merge
     from sonde.run.read import read
     from sonde.run.score import score
@@ -39,6 +40,7 @@ _HOMES = {
     "Calibration": "sonde.core",
     "CalibrationError": "sonde.core",
     "Fitted": "sonde.run.fitted",
+    "Guard": "sonde.run.guard",
     "InputError": "sonde.core",
     "Model": "sonde.core",
     "Reducer": "sonde.core",
@@ -67,6 +69,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "Fitted",
+    "Guard",
     "InputError",
     "Model",
     "Reducer",

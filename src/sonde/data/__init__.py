@@ -11,6 +11,7 @@ from sonde.data.listing import Listing
 from sonde.data.loading import load, task_of
 from sonde.data.opening import open_inputs
 from sonde.data.processors import PillowProcessor
+from sonde.data.special import special_ids
 
 __all__ = [
     "ItemInputs",
@@ -20,5 +21,6 @@ __all__ = [
     "load",
     "open_arrays",
     "open_inputs",
+    "special_ids",
     "task_of",
 ]

@@ -1,9 +1,11 @@
 """From a live PyTorch model to a stream of rows: the only place that touches modules and hooks."""
 
+from sonde.tap._vary import placement
 from sonde.tap.editing import editing
 from sonde.tap.fingerprint import config_hash, fingerprint
 from sonde.tap.heads import find_head
 from sonde.tap.live import LiveStream, live_stream
+from sonde.tap.onlooker import Onlooker
 from sonde.tap.probe import Probe, probe
 from sonde.tap.replay import replay
 from sonde.tap.sites import resolve
@@ -11,6 +13,7 @@ from sonde.tap.tap import Tap
 
 __all__ = [
     "LiveStream",
+    "Onlooker",
     "Probe",
     "Tap",
     "config_hash",
@@ -18,6 +21,7 @@ __all__ = [
     "find_head",
     "fingerprint",
     "live_stream",
+    "placement",
     "probe",
     "replay",
     "resolve",

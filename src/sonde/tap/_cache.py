@@ -20,3 +20,12 @@ def cached_length(cache: Any) -> int:
         keys = cache[0][0]
         return int(keys.shape[-2]) if isinstance(keys, Tensor) else 0
     return int(bool(getattr(cache, "has_previous_state", False)))
+
+
+def detach_cache(cache: Any) -> None:
+    """Cut the graph behind the keys and values that a cache of layers holds; values stay."""
+    for layer in getattr(cache, "layers", ()) or ():
+        for name in ("keys", "values"):
+            held = getattr(layer, name, None)
+            if isinstance(held, Tensor) and held.requires_grad:
+                setattr(layer, name, held.detach())

@@ -59,6 +59,10 @@ class Session:
         Put the model in eval mode meanwhile; an edit leaves the mode alone.
     with_grad : bool, default=False
         Run with gradients on, all parameters frozen; without, run under ``no_grad``.
+    in_eval : bool, default=True
+        With ``reading``, put the model in eval mode; without, leave its mode as it is.
+    finish : callable, optional
+        Runs after each call of ``root``, also after one that raises.
     """
 
     def __init__(
@@ -71,9 +75,12 @@ class Session:
         with_grad: bool = False,
         modules: Sequence[nn.Module] | None = None,
         parameters: Sequence[nn.Parameter] | None = None,
+        in_eval: bool = True,
+        finish: Callable[[], None] | None = None,
     ) -> None:
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
         self.reading, self.with_grad = reading, with_grad
+        self._in_eval, self._finish = in_eval, finish
         self._modules, self._parameters = modules, parameters
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
@@ -82,7 +89,7 @@ class Session:
 
     def __enter__(self) -> "Session":
         try:
-            if self.reading:
+            if self.reading and self._in_eval:
                 self._to_eval()
             if self.with_grad:
                 self._freeze()
@@ -137,6 +144,9 @@ class Session:
                 partial(_before, self, hook), with_kwargs=True
             )
             self._handles.append(handle)
+        if self._finish is not None:
+            last = partial(_finished, self, self._finish)
+            self._handles.append(self.root.register_forward_hook(last, always_call=True))
 
     def _unhook(self) -> None:
         while self._handles:
@@ -168,6 +178,13 @@ def _before(
     if session not in _ACTIVE.get() or torch._C._current_graph_task_id() != -1:
         return None
     return hook(args, kwargs)
+
+
+def _finished(
+    session: Session, finish: Callable[[], None], module: nn.Module, args: Any, output: Any
+) -> None:
+    if session in _ACTIVE.get() and not in_backward():
+        finish()
 
 
 def _leave(session: Session) -> None:

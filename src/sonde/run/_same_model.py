@@ -1,0 +1,51 @@
+"""Whether a live model is the one that a bundle was fitted on."""
+
+import warnings
+from typing import Any
+
+import torch
+
+from sonde.core.errors import SondeWarning, StateError
+from sonde.core.inputs import Model
+from sonde.tap import config_hash, fingerprint, placement
+
+
+def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
+    """Refuse a model with other weights or another configuration; return where it runs.
+
+    A model in another float type has other weights by their hash: that is a warning.
+
+    Raises
+    ------
+    StateError
+        If the bundle was fitted on arrays, or on another model.
+    """
+    fitted = header["model"]
+    if fitted.get("model") is None:
+        raise StateError(
+            "Guard: the probe was fitted on arrays, not on a model. Fit it on sonde.read(model, "
+            "data) to guard that model."
+        )
+    device, dtype = placement(live.module)
+    here = {
+        "config": config_hash(live.config),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+    }
+    here["attn"] = getattr(live.config, "_attn_implementation", None)
+    if here["dtype"] == fitted.get("dtype"):
+        here["model"] = fingerprint(live.module)
+    else:
+        warnings.warn(
+            f"Guard: the model runs in {here.pop('dtype')}, the probe was fitted in "
+            f"{fitted.get('dtype')}: that the weights are the same cannot be checked, and scores "
+            "shift by the rounding of the states. Calibrate the probe on this model.",
+            SondeWarning,
+            stacklevel=3,
+        )
+    for name, value in here.items():
+        if fitted.get(name) != value:
+            raise StateError(
+                f"Guard: the probe was fitted on another model: {name} is {value!r} here and was "
+                f"{fitted.get(name)!r}. Guard the model that it was fitted on, or fit again."
+            )
+    return device

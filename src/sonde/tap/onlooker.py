@@ -1,0 +1,321 @@
+"""Rows from forwards that somebody else makes: hooks that stay on while a model is in use.
+
+A stream owns its forwards and a tap keeps the rows of one; this hands the rows of each forward,
+with their columns, to a function as soon as the forward is over. Padding and key-value caches are
+taken from the arguments of the call.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.errors import InputError, SiteError, near
+from sonde.core.inputs import InputBatch, Model
+from sonde.tap._backward import Backward
+from sonde.tap._cache import cache_in, cached_length
+from sonde.tap._choose import Kind
+from sonde.tap._hooks import Session, check_readable
+from sonde.tap._names import Names
+from sonde.tap._read import at_site
+from sonde.tap.axes import Axes
+from sonde.tap.outputs import arguments, find, find_input
+from sonde.tap.probe import find_logits
+from sonde.tap.reduce import Columns, Frame, Reduction, Shared
+
+WHOLE_TEXTS = ("mean", "cls", "predictions")
+
+
+class Onlooker:
+    """Hands the rows of each forward of a live model to a function; changes no output.
+
+    Only calls made by the thread that opened it count. A forward that goes on from a filled
+    key-value cache brings the rows of its new tokens alone.
+
+    Parameters
+    ----------
+    model : Model
+    schemas : sequence of SiteSchema
+        What is read: site, reducer, and the axes and prefix that the probe forward found.
+    seen : callable
+        ``seen(batch, goes_on)`` after each forward; what it raises leaves the forward.
+    objective : str or None, default=None
+        Named objective whose gradient at the sites is read too.
+    logits : bool, default=False
+        Bring the model's logits.
+    special : collection of int, default=()
+        Ids of tokens that are left out of ``mean`` and ``tokens``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        schemas: Sequence[SiteSchema],
+        seen: Callable[[Batch, bool], None],
+        *,
+        objective: str | None = None,
+        logits: bool = False,
+        special: Collection[int] = (),
+    ) -> None:
+        check_readable(model.module)
+        names = Names(model.module)
+        self.root = names.modules[""]
+        self.kinds = tuple(_kind(schema) for schema in schemas)
+        self._task, self._seen, self._logits = model.task, seen, logits
+        self._special = torch.tensor(sorted(special), dtype=torch.int64) if special else None
+        self._backward = None if objective is None else Backward(self.root, objective)
+        self._slots = _slots(self, names.modules)
+        self._shared = Shared()
+        self._open = False
+        self.session = Session(
+            self.root,
+            outputs=[
+                *((s.module, s.after) for s in self._slots if s.port == "out"),
+                (self.root, self._end),
+            ],
+            inputs=[
+                (self.root, self._begin),
+                *((s.module, s.before) for s in self._slots if s.port == "in"),
+            ],
+            in_eval=False,
+            finish=self._finish,
+        )
+
+    def __enter__(self) -> "Onlooker":
+        self.session.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.session.__exit__(kind, error, trace)
+        self._finish()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a forward of the whole model is under way."""
+        return self._open
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = arguments(self.root, args, kwargs) if args else kwargs
+        cache = cache_in(named)
+        self._named, self._args, self._kwargs = named, args, kwargs
+        self._past = 0 if cache is None else cached_length(cache)
+        self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in self.kinds}
+        self._frame: Frame | None = None
+        for slot in self._slots:
+            slot.calls = 0
+        if self._backward is not None:
+            self._backward.begin(named)
+        self._open = True
+
+    def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
+        """Keep the rows of one call of a site."""
+        taken = self._taken[kind.key]
+        if kind.site.call is None and taken:
+            raise SiteError(
+                f"Guard: {kind.site.path!r} is called more than once in this forward, once when "
+                "the probe was fitted. Fit at @last or @all."
+            )
+        with at_site(kind.key), torch.no_grad():
+            rows, layout = kind.reduction(leaf.detach(), self._frame_of(kind, leaf))
+            columns = self._frame_of(kind, leaf).columns(layout)
+        if kind.site.call == "all" and kind.reduction.reducer.one_row:
+            columns = replace(columns, position=columns.position + call)
+        if kind.site.call == "last":
+            taken.clear()
+        taken.append((rows, columns))
+
+    def watched(self, kinds: Sequence[Kind], output: Any) -> Any:
+        """Return an output, or one in its place, whose gradient at the sites can be taken."""
+        return output if self._backward is None else self._backward.watch(kinds, output)
+
+    def _frame_of(self, kind: Kind, leaf: Tensor) -> Frame:
+        name = kind.reduction.reducer.name
+        if self._past and name in WHOLE_TEXTS and kind.reduction.is_over_tokens:
+            raise InputError(
+                f"Guard: the reducer {name!r} needs the whole text, got a forward that goes on "
+                f"after {self._past} cached tokens. Fit with the reducer last or tokens to guard "
+                "generation."
+            )
+        if self._frame is None:
+            n = leaf.shape[kind.reduction.axes.words.index("row")]
+            self._frame = Frame(self._inputs(n), leaf.device, self._shared)
+            self._frame.is_careful = self._is_padded()
+        return self._frame
+
+    def _inputs(self, n: int) -> InputBatch:
+        index, zero = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+        mask, first = self._mask("attention_mask"), None
+        if self._past:
+            first = torch.full((n,), self._past)
+            if mask is not None and mask.shape[1] > self._past:
+                first = mask[:, : self._past].sum(dim=1).cpu()
+        keys = [b""] * n
+        return InputBatch(
+            args=self._args,
+            kwargs=self._kwargs,
+            ids=[str(i) for i in range(n)],
+            keys=keys,
+            order=index,
+            occurrence=zero,
+            group_keys=keys,
+            label=torch.full((n,), -1),
+            mask=None if mask is None else mask[:, self._past :],
+            decoder_mask=self._mask("decoder_attention_mask"),
+            special=self._specials(),
+            first=first,
+        )
+
+    def _mask(self, name: str) -> Tensor | None:
+        mask = self._named.get(name)
+        return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def _is_padded(self) -> bool:
+        masks = [self._mask("attention_mask"), self._mask("decoder_attention_mask")]
+        return any(m is not None and not bool(m.all()) for m in masks) or self._special is not None
+
+    def _specials(self) -> Tensor | None:
+        ids = self._named.get("input_ids")
+        if self._special is None or not isinstance(ids, Tensor):
+            return None
+        found = torch.isin(ids.cpu(), self._special)
+        mask = self._mask("attention_mask")
+        real = None if mask is None else mask[:, self._past :].cpu()
+        return found if real is None or real.shape != found.shape else found & real
+
+    def _end(self, output: Any) -> Any:
+        self._open = False
+        missing = [key for key, taken in self._taken.items() if not taken]
+        if missing or self._frame is None:
+            raise SiteError(
+                f"Guard: {', '.join(missing)} did not run in this forward, though it did when the "
+                "probe was fitted. Fit at modules that run for every input."
+            )
+        logits = self._found_logits(output, self._frame)
+        grad: dict[str, Tensor] = {}
+        if self._backward is not None:
+            batch = self._frame.batch
+            grad = self._backward.gradients(self.kinds, output, logits, batch, self._frame)
+            output, changed = self._backward.released(output), True
+        else:
+            changed = False
+        batch = self._batch(self._frame, None if logits is None else logits.detach(), grad)
+        with torch.no_grad():
+            self._seen(batch, self._past > 0)
+        return output if changed else None
+
+    def _finish(self) -> None:
+        """Leave nothing of a forward behind, also of one that raised."""
+        self._open, self._taken, self._frame = False, {}, None
+        self._named, self._args, self._kwargs = {}, (), {}
+        if self._backward is not None:
+            self._backward.end()
+
+    def _found_logits(self, output: Any, frame: Frame) -> Tensor | None:
+        logits = find_logits(output) if self._logits or self._backward is not None else None
+        if logits is None or logits.ndim == 2:
+            return logits if logits is None or logits.shape[0] == frame.n else None
+        if self._task != "causal" or logits.ndim != 3:
+            return None
+        mask = frame.masks["pos"]
+        if mask is None or mask.shape[1] == logits.shape[1]:
+            return logits[frame.one("pos", logits.shape[1], "last")]
+        if not bool(mask[:, -1].all()):
+            raise InputError(
+                "Guard: expected logits for every token, or padding on the left, got logits of "
+                f"{logits.shape[1]} tokens of {mask.shape[1]} with padding on the right."
+            )
+        return logits[:, -1]
+
+    def _batch(self, frame: Frame, logits: Tensor | None, grad: dict[str, Tensor]) -> Batch:
+        rows: dict[str, Tensor] = {}
+        columns: dict[str, Columns] = {}
+        for key, taken in self._taken.items():
+            rows[key], columns[key] = taken[0] if len(taken) == 1 else _joined(taken)
+        own = frame.batch
+        return Batch(
+            rows=rows,
+            ids=own.ids,
+            keys=own.keys,
+            order=own.order,
+            occurrence=own.occurrence,
+            example={key: c.example for key, c in columns.items()},
+            position={key: c.position for key, c in columns.items()},
+            group_keys=own.group_keys,
+            label=own.label,
+            logits=logits,
+            grad=grad,
+            grid={key: c.grid for key, c in columns.items() if c.grid is not None},
+            special={key: c.special for key, c in columns.items() if c.special is not None},
+        )
+
+
+class _Slot:
+    """One module and port: counts its calls and hands tensors to the onlooker."""
+
+    def __init__(
+        self, onlooker: Onlooker, port: str, kinds: Sequence[Kind], module: nn.Module
+    ) -> None:
+        self.onlooker, self.port, self.kinds, self.module = onlooker, port, tuple(kinds), module
+        self.calls = 0
+
+    def after(self, output: Any) -> Any:
+        """Take from an output; return one in its place only where a gradient is wanted."""
+        if not self.onlooker.is_open:
+            return None
+        mine = self._mine()
+        for kind in mine:
+            leaf = find(output, kind.site.key)
+            if leaf is None:
+                raise SiteError(f"Guard: {str(kind.site)!r} returned no such tensor this time.")
+            self.onlooker.take(kind, leaf, self.calls)
+        self.calls += 1
+        changed = self.onlooker.watched(mine, output)
+        return None if changed is output else changed
+
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take from the inputs."""
+        if self.onlooker.is_open:
+            for kind in self._mine():
+                leaf = find_input(self.module, args, kwargs, kind.site.key)[1]
+                self.onlooker.take(kind, leaf, self.calls)
+            self.calls += 1
+
+    def _mine(self) -> list[Kind]:
+        return [
+            k for k in self.kinds if not isinstance(k.site.call, int) or k.site.call == self.calls
+        ]
+
+
+def _slots(onlooker: Onlooker, modules: dict[str, nn.Module]) -> list[_Slot]:
+    grouped: dict[tuple[str, str], list[Kind]] = {}
+    for kind in onlooker.kinds:
+        if kind.site.path not in modules:
+            advice = near(kind.site.path, modules)
+            raise SiteError(f"Site: expected a module {kind.site.path!r}, got none.{advice}")
+        grouped.setdefault((kind.site.path, kind.site.port), []).append(kind)
+    return [_Slot(onlooker, port, kinds, modules[path]) for (path, port), kinds in grouped.items()]
+
+
+def _kind(schema: SiteSchema) -> Kind:
+    if schema.site.port not in ("out", "in"):
+        raise InputError(
+            f"Guard: expected sites with port out or in, got {str(schema.site)!r}. Fit at those."
+        )
+    axes = Axes(tuple(schema.axes.split()), schema.prefix)
+    return Kind(schema.key, schema.site, Reduction(schema.reducer, axes), schema)
+
+
+def _joined(taken: Sequence[tuple[Tensor, Columns]]) -> tuple[Tensor, Columns]:
+    columns = Columns(
+        torch.cat([c.example for _, c in taken]), torch.cat([c.position for _, c in taken])
+    )
+    return torch.cat([rows for rows, _ in taken]), columns

@@ -1,0 +1,350 @@
+"""A guard scores what a user's own calls bring, and leaves the calls as they are."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from models import mlp
+from sonde import Guard
+from sonde.core import CalibrationError, InputError, Model, ShapeError, StateError, Stream
+from sonde.core.edit import Scale
+from sonde.core.errors import SondeWarning
+from sonde.detect import KNN, MSP, NAC, Energy, Mahalanobis
+from sonde.run.fit import fit
+from sonde.run.fitted import Fitted
+from sonde.run.score import score
+from sonde.tap import Tap, editing, live_stream
+from tap_inputs import Arrays, Texts, padded
+
+IDS = torch.Generator().manual_seed(0)
+TEXTS = [torch.randint(3, 64, (4 + i % 8,), generator=IDS).tolist() for i in range(120)]
+
+
+def language_model():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=3,
+        n_embd=32,
+        n_head=2,
+        vocab_size=64,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    return Model(GPT2LMHeadModel(config).eval(), config=config, task="causal")
+
+
+def texts(model, items, reducer="last", objective=None):
+    return live_stream(model, Texts(items, special=False), "blocks", reducer, objective=objective)
+
+
+@pytest.fixture(scope="module")
+def causal():
+    return language_model()
+
+
+@pytest.fixture(scope="module")
+def probes(causal):
+    """Return fitted probes by reducer and objective, each made once."""
+    made = {}
+
+    def probe(reducer, objective=None):
+        if (reducer, objective) not in made:
+            detectors = [Mahalanobis(), KNN(k=3), Energy()] + ([NAC()] if objective else [])
+            stream = texts(causal, TEXTS, reducer, objective)
+            made[reducer, objective] = fit(detectors, stream, progress=False)
+        return made[reducer, objective]
+
+    return probe
+
+
+def by_place(table):
+    return {
+        (r["instrument"], r["site"], r["id"].removeprefix("text"), r["position"]): r
+        for r in table.to_pylist()
+    }
+
+
+@pytest.mark.truth("sonde.score on the same texts")
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("objective", [None, "kl_uniform"])
+@pytest.mark.parametrize("reducer", ["last", "tokens", "mean"])
+def test_a_forward_scores_as_a_stream_does(causal, probes, reducer, objective, side):
+    probe, items = probes(reducer, objective), TEXTS[:4]
+    ids, mask = padded(items, side)
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    call = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": positions}
+    with torch.no_grad():
+        plain = causal.module(**call)
+        with Guard(causal, probe) as guard:
+            out = causal.module(**call)
+    assert torch.equal(plain.logits, out.logits)
+    assert not out.logits.requires_grad
+    assert not out.past_key_values.layers[0].keys.requires_grad
+    want = by_place(score(probe, texts(causal, items, reducer, objective), progress=False))
+    mine = by_place(guard.table())
+    assert mine.keys() == want.keys()
+    assert [r["score"] for r in mine.values()] == pytest.approx(
+        [want[k]["score"] for k in mine], rel=1e-4, abs=1e-5
+    )
+    assert [r["p"] for r in mine.values()] == pytest.approx([want[k]["p"] for k in mine], abs=0.05)
+
+
+@pytest.mark.truth("the scores in float64 of the same rows")
+def test_scores_in_float32_have_a_small_error(causal, probes):
+    probe, (ids, mask) = probes("last"), padded(TEXTS[:8])
+    with Guard(causal, probe) as guard, Tap(causal, "blocks", "last") as tap:
+        tap.run(input_ids=ids, attention_mask=mask.long())
+        rows = tap.rows
+    for (method, site), scorer in probe.scorers.items():
+        if method in ("mahalanobis", "knn"):
+            exact = scorer.scorer.score(rows[site].double()).double()
+            error = (guard.scores[method, site] - exact).abs() / exact
+            assert float(error.max()) < 1e-5
+            assert guard.scores[method, site].dtype == torch.float64
+
+
+@pytest.mark.truth("one forward over the whole text")
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True}, {"use_cache": False}], ids=str)
+def test_generation_scores_each_token_once(causal, probes, settings):
+    ids, mask = padded([TEXTS[0], TEXTS[7]], "left")
+    call = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None, **settings}
+    torch.manual_seed(3)
+    plain = causal.module.generate(input_ids=ids, attention_mask=mask.long(), **call)
+    torch.manual_seed(3)
+    with Guard(causal, probes("tokens"), methods=["mahalanobis", "knn"]) as guard:
+        out = causal.module.generate(input_ids=ids, attention_mask=mask.long(), **call)
+    assert torch.equal(plain, out)
+    whole = [
+        row[row.shape[0] - len(text) - 6 : -1].tolist()
+        for row, text in zip(out, (TEXTS[0], TEXTS[7]), strict=True)
+    ]
+    want = by_place(score(probes("tokens"), texts(causal, whole, "tokens"), progress=False))
+    mine = guard.table().to_pylist()
+    assert len(
+        {tuple(r[k] for k in ("instrument", "site", "id", "position")) for r in mine}
+    ) == len(mine)
+    assert len(mine) == 2 * 3 * sum(len(w) for w in whole)
+    for row in mine:
+        key = (row["instrument"], row["site"], row["id"], row["position"])
+        assert row["score"] == pytest.approx(want[key]["score"], rel=1e-3)
+
+
+@pytest.mark.truth("one forward over each beginning of the text")
+def test_the_last_token_of_each_step_has_its_score_and_gradient(causal, probes):
+    probe, prompt = probes("last", "kl_uniform"), TEXTS[1]
+    with Guard(causal, probe) as guard:
+        out = causal.module.generate(
+            input_ids=torch.tensor([prompt]), max_new_tokens=4, pad_token_id=0, eos_token_id=None
+        )[0].tolist()
+    for n, place in enumerate((0, *range(len(prompt), len(prompt) + 3))):
+        text = out[: len(prompt) + n]
+        want = by_place(score(probe, texts(causal, [text], "last", "kl_uniform"), progress=False))
+        for name, found in guard.scores.items():
+            assert int(guard.position[name][n]) == place
+            assert float(found[n]) == pytest.approx(want[*name, "0", 0]["score"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def small():
+    net = mlp().eval()
+    rows = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))
+    stream = live_stream(Model(net), Arrays(rows), "auto", objective="kl_uniform")
+    return net, fit([Mahalanobis(), MSP(), NAC()], stream, progress=False)
+
+
+def test_an_unusual_input_raises_an_alarm_with_its_place(small):
+    net, probe = small
+    heard = []
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
+    x[2] = 40.0
+    with Guard(net, probe, alpha=0.02, on_alarm=heard.append, methods=["mahalanobis"]) as guard:
+        net(x)
+    assert heard == guard.alarms
+    assert {a.example for a in heard if a.p < 0.013} == {2}
+    first = heard[0]
+    calibration = probe.result("mahalanobis", first.site).calibration
+    assert first.threshold == calibration.threshold(0.02) < first.score
+    assert first.p == float(calibration.p_value(first.score)) <= 0.02
+    assert guard.n_alarms == len(heard)
+    assert guard.n_forwards == 1
+
+
+def test_what_is_not_finite_is_infinitely_unusual(small):
+    net, probe = small
+    x = torch.zeros(2, 8)
+    x[1, 3] = float("nan")
+    with Guard(net, probe, methods=["mahalanobis", "msp"]) as guard:
+        net(x)
+    for found in guard.scores.values():
+        assert torch.isfinite(found[0])
+        assert found[1] == torch.inf
+    assert {a.example for a in guard.alarms if a.score == torch.inf} == {1}
+    with Guard(net, probe, alpha=None, methods=["mahalanobis"]) as silent:
+        net(x)
+    assert {a.example for a in silent.alarms} == {1}
+
+
+def test_an_exception_on_alarm_leaves_the_forward_and_the_model_clean(small):
+    net, probe = small
+
+    def stop(alarm):
+        raise RuntimeError("enough")
+
+    with (
+        pytest.raises(RuntimeError, match="enough"),
+        Guard(net, probe, on_alarm=stop),
+        torch.no_grad(),
+    ):
+        net(torch.full((1, 8), 50.0))
+    assert torch.is_grad_enabled()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    with torch.no_grad(), Guard(net, probe) as guard:
+        with pytest.raises(RuntimeError, match="shapes"):
+            net(torch.zeros(1, 7))
+        assert not torch.is_grad_enabled()
+        net(torch.zeros(1, 8))
+    assert len(guard.scores["mahalanobis", "0:out"]) == 1
+
+
+def test_guards_nest_and_read_what_an_edit_hands_on(small):
+    net, probe = small
+    seen = []
+    handle = net[0].register_forward_hook(lambda m, a, out: seen.append(out))
+    x = torch.randn(3, 8)
+    with Guard(net, probe) as outer:
+        net(x)
+        before = outer.scores["mahalanobis", "0:out"]
+        with Guard(net, probe) as inner, Tap(net, "0") as tap:
+            net(x)
+        with editing(net, Scale(100.0), "0"):
+            net(x)
+        after = outer.scores["mahalanobis", "0:out"]
+    handle.remove()
+    assert torch.equal(inner.scores["mahalanobis", "0:out"], before)
+    assert tap.rows["0:out"].shape == (3, 16)
+    assert len(seen) == 3
+    assert bool((after > 10 * before).all())
+
+
+@pytest.mark.truth("the gradient of the same loss without a guard")
+def test_training_goes_on_inside_a_guard(small):
+    net, probe = small
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
+    net(x).square().sum().backward()
+    want = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    with Guard(net, probe) as guard:
+        out = net(x)
+        assert out.requires_grad
+        assert all(p.grad is None for p in net.parameters())
+        out.square().sum().backward()
+    assert all(torch.equal(p.grad, w) for p, w in zip(net.parameters(), want, strict=True))
+    net.zero_grad()
+    assert len(guard.scores["nac", "0:out"]) == 5
+
+
+def test_inference_mode_is_fine_without_gradients_and_refused_with(small):
+    net, probe = small
+    x = torch.randn(2, 8)
+    with torch.inference_mode(), Guard(net, probe, methods=["mahalanobis"]) as guard:
+        net(x)
+    with guard:
+        net(x)
+    with (
+        torch.inference_mode(),
+        Guard(net, probe),
+        pytest.raises(InputError, match="inference_mode forbids"),
+    ):
+        net(x)
+
+
+@pytest.mark.truth("the same model in float32, within the rounding of bfloat16")
+def test_a_model_in_bfloat16_is_scored_with_a_warning(small):
+    net, probe = small
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(4))
+    with Guard(net, probe, methods=["mahalanobis"]) as guard:
+        net(x)
+    with pytest.warns(SondeWarning, match="runs in bfloat16, the probe was fitted in float32"):
+        narrow = Guard(mlp().eval().bfloat16(), probe, methods=["mahalanobis"])
+    with narrow:
+        narrow._onlooker.root(x.bfloat16())
+    wide, short = guard.scores["mahalanobis", "0:out"], narrow.scores["mahalanobis", "0:out"]
+    ratio = (short - wide).abs() / wide
+    assert 0.0 < float(ratio.median()) < 0.03
+
+
+def test_another_model_is_refused(small, causal, probes, tmp_path):
+    net, probe = small
+    probe.save(tmp_path / "p.sonde")
+    Guard(net, tmp_path / "p.sonde")
+    with pytest.raises(StateError, match="fitted on another model: model is"):
+        Guard(mlp(seed=1), probe)
+    with pytest.raises(StateError, match="another model"):
+        Guard(causal, probe)
+    on_arrays = fit(Mahalanobis(), Stream.of(torch.randn(60, 4)), progress=False)
+    with pytest.raises(StateError, match="fitted on arrays, not on a model"):
+        Guard(net, on_arrays)
+    with pytest.raises(StateError, match="expected a detector among"):
+        Guard(net, probe, methods=["knn"])
+    with pytest.raises(InputError, match="expected a live module"):
+        Guard("sonde:digits", probe)
+
+
+def test_sites_that_are_gone_are_refused(small):
+    net, probe = small
+    header = {**probe.header, "sites": [{**s, "text": "9:out"} for s in probe.header["sites"]]}
+    assert isinstance(probe, Fitted)
+    moved = fit(
+        Mahalanobis(), live_stream(Model(net), Arrays(torch.randn(50, 8)), "0"), progress=False
+    )
+    states = {k.replace("0:out", "9:out"): v for k, v in moved.states.items()}
+    tasks = tuple(type(t)(t.instrument, ("9:out",)) for t in moved.tasks)
+    gone = Fitted(tasks, states, header, moved.split)
+    with pytest.raises(StateError, match="not all of these are sites of this model"):
+        Guard(net, gone, alpha=None)
+
+
+def test_thresholds_need_calibration_and_enough_rows(small):
+    net, _ = small
+    stream = live_stream(Model(net), Arrays(torch.randn(50, 8)), "0")
+    bare = fit(Mahalanobis(), stream, calibrate=0, progress=False)
+    with pytest.raises(CalibrationError, match="is not calibrated"):
+        Guard(net, bare)
+    with Guard(net, bare, alpha=None) as guard:
+        net(torch.zeros(1, 8))
+    assert guard.p_values == {}
+    assert len(guard.scores) == 1
+    with pytest.raises(CalibrationError, match="needs at least 999"):
+        Guard(net, fit(Mahalanobis(), stream, progress=False), alpha=0.001)
+
+
+def test_a_mean_over_cached_tokens_is_refused(causal, probes):
+    with (
+        Guard(causal, probes("mean"), methods=["mahalanobis"]),
+        pytest.raises(InputError, match="needs the whole text"),
+    ):
+        causal.module.generate(input_ids=torch.tensor([TEXTS[0]]), max_new_tokens=3, pad_token_id=0)
+
+
+def test_rows_of_another_width_are_refused(small):
+    net, probe = small
+    wide = nn.Sequential(nn.Linear(8, 20), *list(net)[1:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = {**probe.header, "model": {**probe.header["model"], "dtype": "float64"}}
+        other = Fitted(probe.tasks[:1], probe.states, header, probe.split)
+        with Guard(wide, other, alpha=None) as guard, pytest.raises(ShapeError, match="dim=16"):
+            wide(torch.zeros(1, 8))
+    assert guard.n_forwards == 0
+
+
+def test_a_module_that_runs_alone_is_not_scored(small):
+    net, probe = small
+    with Guard(net, probe) as guard:
+        net[0](torch.zeros(1, 8))
+        assert guard.scores == {}
+        assert guard.table().num_rows == 0
