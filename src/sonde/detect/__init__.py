@@ -23,6 +23,7 @@ from sonde.detect.mmd import MMD
 from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.nn_guide import NNGuide
+from sonde.detect.padim import PaDiM
 from sonde.detect.react import ReAct
 from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
@@ -57,6 +58,7 @@ __all__ = [
     "MassMean",
     "MaxLogit",
     "NNGuide",
+    "PaDiM",
     "ReAct",
     "ReconstructionShift",
     "RelativeMahalanobis",

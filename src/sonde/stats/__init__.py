@@ -27,6 +27,7 @@ from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.neighbour_average import neighbour_average
 from sonde.stats.neighbour_sums import NeighbourSums, NeighbourSumsState
 from sonde.stats.neighbours import distance_chunks, nearest
+from sonde.stats.position_moments import PositionMoments, PositionMomentsState
 from sonde.stats.quantiles import Quantiles, QuantilesState
 from sonde.stats.scalars import Scalars, ScalarsState
 from sonde.stats.score_map import score_map
@@ -87,6 +88,8 @@ __all__ = [
     "MomentsState",
     "NeighbourSums",
     "NeighbourSumsState",
+    "PositionMoments",
+    "PositionMomentsState",
     "Quantiles",
     "QuantilesState",
     "SampledCalibration",

@@ -1,0 +1,163 @@
+"""Mean and scatter of rows apart for each position, such as the patches of aligned images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import splitmix64
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class PositionMomentsState(State):
+    """Moments of some coordinates of the rows at each position; of positions without rows, zeros.
+
+    ``scatter``: the upper triangles, line by line, of sums of ``(x - mean)(x - mean)^T``, or their
+    diagonals.
+    """
+
+    counts: Int[Tensor, "position"]
+    mean: Float[Tensor, "position coordinate"]
+    scatter: Float[Tensor, "position entry"]
+    coordinates: Int[Tensor, "coordinate"]
+    dim: int
+
+    @property
+    def n(self) -> int:
+        """Rows seen at all positions."""
+        return int(self.counts.sum())
+
+    def covariance(self, positions: slice) -> Float[Tensor, "_position coordinate coordinate"]:
+        """Return the full covariances, divisor ``n``, of a range of positions."""
+        d = len(self.coordinates)
+        lines, columns = torch.triu_indices(d, d)
+        entries = self.scatter[positions] / self.counts[positions, None].clamp(min=1)
+        full = entries.new_zeros(len(entries), d, d)
+        full[:, lines, columns] = entries
+        full[:, columns, lines] = entries
+        return full
+
+
+@final
+@dataclass(frozen=True)
+class PositionMoments(Statistic[PositionMomentsState]):
+    """Count, mean and centred scatter at each position, exact under any split.
+
+    Parameters
+    ----------
+    scatter : {"full", "diag"}, default="full"
+        Whole matrices, or their diagonals.
+    coordinates : int, default=100
+        How many coordinates of a row are used, the same ones at all positions; all where a row has
+        no more.
+    seed : int, default=0
+        Which coordinates.
+    max_positions : int, default=4096
+        Positions from here on are refused.
+
+    References
+    ----------
+    chan1983variance
+    """
+
+    scatter: Literal["full", "diag"] = "full"
+    coordinates: int = 100
+    seed: int = 0
+    max_positions: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.scatter not in ("full", "diag") or min(self.coordinates, self.max_positions) < 1:
+            raise InputError(
+                "PositionMoments: expected scatter 'full' or 'diag', and coordinates and "
+                f"max_positions of at least 1, got {self}."
+            )
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes at the largest number of positions."""
+        d = min(dims[0], self.coordinates)
+        entries = d if self.scatter == "diag" else d * (d + 1) // 2
+        return 8 * self.max_positions * (1 + d + entries)
+
+    def observe(
+        self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
+    ) -> PositionMomentsState:
+        """Return the moments of a batch of rows."""
+        top = int(position.max()) + 1
+        if top > self.max_positions or int(position.min()) < 0:
+            raise InputError(
+                f"PositionMoments: expected positions in [0, {self.max_positions}), got "
+                f"{int(position.min())} to {top - 1}. Read smaller images or a later site, or "
+                "raise max_positions."
+            )
+        chosen = chosen_coordinates(x.shape[1], self.coordinates, self.seed)
+        rows = x[:, chosen.to(x.device)].double()
+        d = len(chosen)
+        lines, columns = torch.triu_indices(d, d)
+        width = d if self.scatter == "diag" else len(lines)
+        mean, scatter = rows.new_zeros(top, d), rows.new_zeros(top, width)
+        for places, index in by_position(position):
+            group = rows[index.to(rows.device)]
+            mean[places] = group.mean(1)
+            group = group - mean[places][:, None]
+            if self.scatter == "diag":
+                scatter[places] = group.square().sum(1)
+            else:
+                scatter[places] = (group.mT @ group)[:, lines, columns]
+        counts = torch.bincount(position, minlength=top)
+        return PositionMomentsState(counts, mean, scatter, chosen, x.shape[1])
+
+    def merge(self, a: PositionMomentsState, b: PositionMomentsState) -> PositionMomentsState:
+        """Return the moments of both sets of rows."""
+        if a.dim != b.dim:
+            raise InputError(
+                f"PositionMoments.merge: expected rows of one width, got {a.dim} and {b.dim}."
+            )
+        top = max(len(a.counts), len(b.counts))
+        n_a, n_b = _padded(a.counts, top), _padded(b.counts, top)
+        n = n_a + n_b
+        mean_a, delta = _padded(a.mean, top), _padded(b.mean, top) - _padded(a.mean, top)
+        share = (n_b.double() / n.clamp(min=1))[:, None]
+        weight = n_a.double()[:, None] * share
+        scatter = _padded(a.scatter, top) + _padded(b.scatter, top)
+        if self.scatter == "diag":
+            scatter = scatter + weight * delta.square()
+        else:
+            lines, columns = torch.triu_indices(delta.shape[1], delta.shape[1])
+            for start in range(0, top, CHUNK):
+                part = slice(start, start + CHUNK)
+                product = delta[part][:, lines] * delta[part][:, columns]
+                scatter[part] += weight[part] * product
+        return PositionMomentsState(n, mean_a + share * delta, scatter, a.coordinates, a.dim)
+
+
+def chosen_coordinates(dim: int, coordinates: int, seed: int) -> Int[Tensor, "coordinate"]:
+    """Return which coordinates of rows of this width are used, in ascending order."""
+    with np.errstate(over="ignore"):
+        key = splitmix64(np.array([seed], dtype=np.int64).view(np.uint64))
+        order = np.argsort(splitmix64(key + np.arange(dim, dtype=np.uint64)), kind="stable")
+    return torch.from_numpy(np.sort(order[:coordinates]))
+
+
+def by_position(
+    position: Int[Tensor, "row"],
+) -> Iterator[tuple[Int[Tensor, "position"], Int[Tensor, "position count"]]]:
+    """Yield positions with equally many rows, a chunk at a time, and the indices of their rows."""
+    order = torch.argsort(position, stable=True)
+    counts = torch.bincount(position)
+    starts = counts.cumsum(0) - counts
+    for count in torch.unique(counts[counts > 0]).tolist():
+        for places in torch.nonzero(counts == count).flatten().split(CHUNK):
+            yield places, order[starts[places][:, None] + torch.arange(count)]
+
+
+def _padded(x: Tensor, top: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(top - len(x), *x.shape[1:])])
