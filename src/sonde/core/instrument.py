@@ -74,6 +74,23 @@ class Subsample(Where):
 
 
 @dataclass(frozen=True)
+class NotLabelled(Where):
+    """All rows but those of one label; rows without a label are kept.
+
+    Parameters
+    ----------
+    label : int
+        Rows with this label are left out.
+    """
+
+    label: int
+
+    def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
+        """Keep the rows of other labels."""
+        return batch.column("label", key) != self.label
+
+
+@dataclass(frozen=True)
 class Read:
     """A statistic, the rows that it sees, and the part of the plan that they come from.
 
@@ -95,6 +112,8 @@ class Instrument(ABC):
         Which sites one result is about.
     equal_widths : bool
         Whether the sites of one result must be of one width.
+    least_sites : int
+        The smallest number of sites where the span is all.
     least_rows : int
         The smallest number of rows for which the quantity is defined; 0 where nothing is refused.
     paper : str
@@ -105,6 +124,7 @@ class Instrument(ABC):
 
     span: ClassVar[Span] = "one"
     equal_widths: ClassVar[bool] = False
+    least_sites: ClassVar[int] = 2
     least_rows: ClassVar[int] = 0
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -121,6 +141,13 @@ class Instrument(ABC):
     def then(self, result: Any) -> "Instrument | None":
         """Return the instrument of the next pass at the same sites, or None."""
         return None
+
+    def reading(self) -> dict[str, Any]:
+        """Return the named options of ``sonde.read`` that its rows or columns come by.
+
+        They are the default on the command line, and a stream that was read with others is refused.
+        """
+        return {}
 
     def all_reads(self) -> dict[str, Read]:
         """Return ``reads`` with every default filled in."""
@@ -152,6 +179,7 @@ class Instrument(ABC):
         y: Any = None,
         grad: Any = None,
         logits: Any = None,
+        perturbed_logits: Any = None,
         group: Any = None,
         ids: Any = None,
         position: Any = None,
@@ -170,7 +198,7 @@ class Instrument(ABC):
             Classes; -1 = none.
         y : array (row, dim2), optional
             Rows of the second site of a pair.
-        grad, logits, group, ids, position, pair, side, head : optional
+        grad, logits, perturbed_logits, group, ids, position, pair, side, head : optional
             Further columns, see ``Stream.of``.
         seed : int, default=0
             Key of the hash of rows.
@@ -189,6 +217,7 @@ class Instrument(ABC):
             label=label,
             grad=grad,
             logits=logits,
+            perturbed_logits=perturbed_logits,
             group=group,
             ids=ids,
             position=position,
@@ -200,9 +229,25 @@ class Instrument(ABC):
 
 
 class Detector(Instrument):
-    """An instrument whose result scores rows: always higher = more unusual."""
+    """An instrument whose result scores rows: always higher = more unusual.
+
+    Where the span is all, a score is about the rows of all sites that belong together: ``score``
+    takes ``x`` and ``grad`` as tuples, one entry for each site in the order of execution.
+
+    Attributes
+    ----------
+    reduces : bool
+        Whether its scorer makes a score of an example from the columns of its rows (``reduced``
+        with ``"own"``), in place of a named reduction of their scores.
+    """
 
     part: ClassVar[Part] = "fit"
+    reduces: ClassVar[bool] = False
+
+    @property
+    def usual(self) -> Where:
+        """The held-out rows that calibrate: all, unless labels tell which are unusual."""
+        return Every()
 
     @abstractmethod
     def result(self, *_: Any, **states: Any) -> Scorer:

@@ -14,6 +14,7 @@ from sonde.core.state import State
 
 AUTO = "auto"
 ROWS = "rows"
+OWN = "own"
 REDUCTIONS = ("max", "mean", "topk_mean(k)")
 
 
@@ -75,14 +76,18 @@ def reduce_scores(
     return Reduced(found, kept / used, order[first])
 
 
-def reduction_at(reducers: Sequence[str], asked: str = AUTO) -> str | None:
+def reduction_at(reducers: Sequence[str], asked: str = AUTO, own: bool = False) -> str | None:
     """Return the reduction of scores at sites of these reducers; None where each row has its own.
+
+    ``own`` says that the method has a score of examples of its own: under ``auto`` that is it.
 
     Raises
     ------
     InputError
         If ``asked`` is neither ``auto``, ``rows`` nor a reduction.
     """
+    if own and asked in (AUTO, OWN):
+        return OWN
     if asked not in (AUTO, ROWS):
         count_of(asked)
         return asked

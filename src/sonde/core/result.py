@@ -158,8 +158,8 @@ class Scorer(Result):
     ) -> Reduced:
         """Return one score for each example from those of its rows.
 
-        A method that has a score of examples of its own makes it here; ``columns`` are those that
-        ``score`` took.
+        A method that has a score of examples of its own (``Detector.reduces``) makes it here where
+        ``how`` is ``"own"``; ``columns`` are those that ``score`` took.
         """
         return reduce_scores(scores, example, how)
 

@@ -25,6 +25,7 @@ COLUMNS: dict[str, str] = {
     "grad": "gradient of the stream's objective at the site, Float[row dim]",
     "label": "class of the row's example, Int[row]; -1 = none",
     "logits": "the model's logits for the row's example, Float[row class]",
+    "perturbed_logits": "the same after a small step of the input, Float[row class]",
     "ids": "id of the row's example as two 64-bit words, Int[row 2]",
     "group": "64-bit hash of the row's group, Int[row]",
     "position": "position of the row in its document or image, Int[row]",
@@ -113,7 +114,7 @@ class Statistic(ABC, Generic[StateT]):
 def _made_up(name: str, n: int, dims: tuple[int, ...]) -> Any:
     if name in ("x", "y", "grad"):
         return torch.linspace(-1.0, 1.0, n)[:, None] * torch.ones(dims[-1 if name == "y" else 0])
-    if name == "logits":
+    if name in ("logits", "perturbed_logits"):
         return torch.zeros(n, 2)
     if name in ("ids", "grid"):
         return torch.arange(2 * n).reshape(n, 2)

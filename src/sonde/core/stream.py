@@ -85,6 +85,7 @@ class Stream(ABC):
         label: Any = None,
         grad: Any = None,
         logits: Any = None,
+        perturbed_logits: Any = None,
         ids: Any = None,
         group: Any = None,
         position: Any = None,
@@ -102,7 +103,7 @@ class Stream(ABC):
         label, ids, group, position, pair, side : sequences with one entry per row, optional
             ``position`` other than 0 makes rows of equal ``ids`` rows of one example.
         grad : array like ``x``, or mapping, optional
-        logits : array (row, class), optional
+        logits, perturbed_logits : array (row, class), optional
         head : (weight, bias or None), optional
             The model's final linear layer.
         seed : int, default=0
@@ -126,6 +127,9 @@ class Stream(ABC):
             positions=positions,
             grad={str(k): _matrix(v, f"grad of {k}") for k, v in grads.items()},
             logits=None if logits is None else _matrix(logits, "logits"),
+            perturbed=None
+            if perturbed_logits is None
+            else _matrix(perturbed_logits, "perturbed_logits"),
             pair=None if pair is None else _hashes(_sequence(pair, n, "pair")),
             side=None if side is None else _integers(side, n, "side", 0),
             head=head,
@@ -148,6 +152,7 @@ class ArrayStream(Stream):
     side: Tensor | None
     head: Head | None
     seed: int = 0
+    perturbed: Tensor | None = None
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
@@ -204,6 +209,7 @@ class ArrayStream(Stream):
             side=None if self.side is None else self.side[part],
             head=self.head,
             seed=self.seed,
+            extra={} if self.perturbed is None else {"perturbed_logits": self.perturbed[part]},
         )
 
     def identity(self) -> dict[str, Any]:
@@ -212,6 +218,7 @@ class ArrayStream(Stream):
             "label": self.label,
             "position": self.positions,
             "logits": self.logits,
+            "perturbed_logits": self.perturbed,
             "pair": self.pair,
             "side": self.side,
             **{f"grad of {key}": grad for key, grad in self.grad.items()},

@@ -71,9 +71,16 @@ class LogitScoreSum(Statistic[LogitScoreSumState]):
     Parameters
     ----------
     detector : LogitDetector
+    column : str, default="logits"
+        Where the logits stand.
     """
 
     detector: LogitDetector
+    column: str = "logits"
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the column of the logits."""
+        return (self.column,)
 
     def observe(self, logits: Float[Tensor, "row class"]) -> LogitScoreSumState:
         """Return the sum over a batch."""

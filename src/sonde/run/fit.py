@@ -22,6 +22,7 @@ from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
+from sonde.run._asked import check_reading
 from sonde.run.driver import run_pass
 from sonde.run.fitted import Fitted
 from sonde.run.memory import Estimate, check_memory, commit_level, estimate
@@ -31,7 +32,7 @@ from sonde.run.tasks import assign, error_sample, requests_of
 
 DEFAULT_HELD = 0.2
 MODEL_FIELDS = ("model", "config", "dtype", "attn")
-READING_FIELDS = ("objective", "keep_special")
+READING_FIELDS = ("objective", "keep_special", "perturb")
 
 
 def fit(
@@ -100,6 +101,7 @@ def fit(
     """
     chosen = [instruments] if isinstance(instruments, Instrument) else list(instruments)
     _check(chosen, stream)
+    check_reading(chosen, stream)
     split = None
     if calibrate and any(isinstance(i, Detector) for i in chosen):
         split = Split(calibrate, stream.seed)

@@ -7,6 +7,7 @@ from torch import nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.data import load, open_arrays, open_inputs
@@ -30,6 +31,7 @@ def read(
     keep_special: bool = False,
     logits: bool | None = None,
     seed: int = 0,
+    perturb: Perturbation | dict[str, Any] | None = None,
     **options: Any,
 ) -> Stream:
     """Return the stream of a model's hidden states over data. Nothing runs before it is iterated.
@@ -58,6 +60,9 @@ def read(
         Whether batches carry the model's logits; None where the model is a classifier.
     seed : int, default=0
         Key of the hash of rows.
+    perturb : Perturbation, dict of its parameters, or None, default=None
+        A small step of floating-point inputs: the logits after it become the column
+        ``perturbed_logits``.
     **options
         Named options of ``sonde.data.open_inputs``: ``max_length``, ``long``, ``limit``,
         ``text_column``, ``label_column`` and so on.
@@ -73,7 +78,7 @@ def read(
     64
     """
     if isinstance(model, str) and model == ARRAYS:
-        if objective is not None:
+        if objective is not None or perturb is not None:
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")
         patterns = [sites] if isinstance(sites, str | Site) else list(sites)
         names = [] if sites == AUTO else [str(p).removesuffix(":out") for p in patterns]
@@ -93,4 +98,5 @@ def read(
         keep_special=keep_special,
         logits=wants_logits,
         seed=seed,
+        perturb=Perturbation.from_json(perturb) if isinstance(perturb, dict) else perturb,
     )

@@ -152,14 +152,9 @@ class Store(Stream):
         rows = {key: shared["rows"][key] for key in order}
         names = set(examples.schema.names)
         extra = {
-            n.removeprefix("extra_"): torch.from_numpy(np.array(examples.column(n)))
-            for n in names
-            if n.startswith("extra_")
+            n.removeprefix("extra_"): _numbers(examples, n) for n in names if n.startswith("extra_")
         }
-        logits = None
-        if "logits" in names:
-            kind = str(examples.column("logits").type.value_type)
-            logits = from_column(examples.column("logits"), _ARROW_NAMES.get(kind, kind))
+        logits = _numbers(examples, "logits") if "logits" in names else None
         return Batch(
             ids=examples.column("id").to_pylist(),
             keys=examples.column("key").to_pylist(),
@@ -245,6 +240,15 @@ _ARROW_NAMES = {
     "halffloat": "float16",
     "uint16": "bfloat16",
 }
+
+
+def _numbers(part: pa.RecordBatch, name: str) -> Tensor:
+    """Return a column with one or several numbers for each example."""
+    column = part.column(name)
+    if not pa.types.is_fixed_size_list(column.type):
+        return torch.from_numpy(np.array(column))
+    kind = str(column.type.value_type)
+    return from_column(column, _ARROW_NAMES.get(kind, kind))
 
 
 def _integers(part: pa.RecordBatch, name: str) -> Tensor:

@@ -199,6 +199,8 @@ def _examples(batch: Batch) -> pa.RecordBatch:
     for name, values in batch.extra.items():
         if isinstance(values, torch.Tensor) and values.ndim == 1 and len(values) == len(batch):
             columns[f"extra_{name}"] = pa.array(values.detach().cpu().numpy())
+        elif isinstance(values, torch.Tensor) and values.ndim == 2 and len(values) == len(batch):
+            columns[f"extra_{name}"] = to_column(values)
     return pa.RecordBatch.from_pydict(columns)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.tap._choose import Kind, choose_kinds
@@ -21,6 +22,7 @@ from sonde.tap._vary import Place, moved, placement
 from sonde.tap.fingerprint import config_hash, fingerprint
 from sonde.tap.heads import layer_of
 from sonde.tap.objectives import Objective, check_objective, name_of
+from sonde.tap.perturb import float_input, perturbed_logits
 from sonde.tap.probe import Probe, probe
 from sonde.tap.reduce import Frame
 from sonde.tap.sites import Pattern
@@ -41,6 +43,7 @@ def live_stream(
     logits: bool = True,
     seed: int = 0,
     entry: bool = False,
+    perturb: Perturbation | None = None,
 ) -> "LiveStream":
     """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
 
@@ -65,6 +68,9 @@ def live_stream(
     entry : bool, default=False
         Read what the first site receives too, under ``site|entry``, where it has the shape of what
         leaves it.
+    perturb : Perturbation or None, default=None
+        Bring the column ``perturbed_logits``: a classifier's logits after this step of its
+        floating-point inputs. Costs two more forwards and a backward.
 
     Examples
     --------
@@ -85,7 +91,7 @@ def live_stream(
     check_objective(objective)
     several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
     more = tuple(Reducer(r) if isinstance(r, str) else r for r in further)
-    how = (reducer, more, objective, keep_special, logits, seed, entry)
+    how = (reducer, more, objective, keep_special, logits, seed, entry, perturb)
     return LiveStream(model, inputs, several, *how)
 
 
@@ -103,6 +109,7 @@ class LiveStream(Stream):
     with_logits: bool
     seed: int = 0
     entry: bool = False
+    perturb: Perturbation | None = None
 
     @cached_property
     def probe(self) -> Probe:
@@ -114,7 +121,10 @@ class LiveStream(Stream):
     def _first(self) -> InputBatch:
         if not len(self.inputs):
             raise InputError("live_stream: expected at least one example, got none.")
-        return right_padded(next(iter(self.inputs.batches(0, 1))))
+        first = right_padded(next(iter(self.inputs.batches(0, 1))))
+        if self.perturb is not None:
+            float_input(first.args, first.kwargs)
+        return first
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
@@ -173,7 +183,11 @@ class LiveStream(Stream):
                 f"out of memory with {len(batch)} examples in a forward. "
                 f"Try --batch-size {max(1, len(batch) // 2)}."
             ) from error
-        columns = reading.columns
+        columns, extra = reading.columns, _extra(batch, self.keep_special)
+        if self.perturb is not None:
+            extra["perturbed_logits"] = perturbed_logits(
+                self.model.module, args, kwargs, self.perturb
+            )
         return Batch(
             rows=reading.rows,
             ids=batch.ids,
@@ -193,7 +207,7 @@ class LiveStream(Stream):
             length=_length(batch),
             head=self.head,
             seed=self.seed,
-            extra=_extra(batch, self.keep_special),
+            extra=extra,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -209,6 +223,7 @@ class LiveStream(Stream):
             "reducers": [str(kind.reduction.reducer) for kind in self.kinds],
             "keys": [kind.key for kind in self.kinds],
             "objective": name_of(self.objective),
+            "perturb": None if self.perturb is None else self.perturb.json(),
             "keep_special": self.keep_special,
             "logits": self.with_logits,
             "seed": self.seed,
