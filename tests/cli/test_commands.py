@@ -261,3 +261,14 @@ def test_ctrl_c_says_how_to_go_on(run, place, tmp_path, monkeypatch):
     assert run(*words, "--resume").code == 0
     assert not list(tmp_path.glob("*.run"))
     assert json.loads(run("info", tmp_path / "a.sonde", "--json").out)["n_units"] == 6
+
+
+@pytest.mark.parametrize("word", COMMANDS)
+def test_help_names_words_and_no_types(run, word):
+    text = run(word, "--help").out
+    usage = text.splitlines()[0]
+    assert "STR" not in usage
+    assert "PATH STR" not in usage
+    assert "{None}" not in text
+    if word in ("scan", "read", "fit", "calibrate", "score"):
+        assert "MODEL DATA" in usage

@@ -69,8 +69,9 @@ def _unknown(arguments: Sequence[str], flags: dict[str, Any]) -> str | None:
 
 def _missing(box: str) -> str | None:
     """Return which words are missing."""
-    names = re.findall(r"([\w-]+) \(required\)", _text(box))
-    return f"expected {' '.join(n.upper() for n in names)}." if names else None
+    plain = [_text(line) for line in box.splitlines()]
+    names = [line for line in plain if re.fullmatch(r"[A-Z]{3,}( [A-Z[\].]{3,})*", line)]
+    return f"expected {' '.join(names)}." if names and "Missing from" in box else None
 
 
 def _value(arguments: Sequence[str], flags: dict[str, Any], box: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import Printing, Reading
+from sonde.cli.options import DataWord, ModelWord, Printing, ProbeWord, Reading
 from sonde.core.errors import CalibrationError
 
 
@@ -20,9 +20,9 @@ class Calibrate:
     Example: sonde calibrate probe.sonde sonde:digits sonde:digits/test -o calibrated.sonde
     """
 
-    probe: tyro.conf.Positional[Path]
-    model: tyro.conf.Positional[str]
-    data: tyro.conf.Positional[str]
+    probe: ProbeWord
+    model: ModelWord
+    data: DataWord
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
         "calibrated.sonde"
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli.console import say, say_json
-from sonde.cli.options import Printing, Reading
+from sonde.cli.options import Printing, Reading, named
 from sonde.core.errors import InputError
 
 
@@ -20,7 +20,10 @@ class Evaluate:
     Example: sonde evaluate usual.parquet unusual.parquet
     """
 
-    inputs: tyro.conf.Positional[tuple[str, ...]]
+    inputs: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        named("INPUTS", "USUAL UNUSUAL, or PROBE MODEL USUAL UNUSUAL"),
+    ]
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
     resamples: Annotated[int, tyro.conf.arg(help="resamples behind the intervals")] = 1000
     reading: Reading = field(default_factory=Reading)

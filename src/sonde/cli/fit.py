@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from sonde.cli._fitted import fitted_rows, fitted_text, remarks
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import Printing, Reading, Running
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.run.catalogue import find
@@ -18,13 +19,19 @@ class Fit:
     """Fit methods on the hidden states of a model over data, in one pass.
 
     METHODS are words of `sonde methods` with commas, parameters in brackets: knn(k=10),energy.
+    Detectors are calibrated on rows held out of DATA. Where the model was trained on DATA, these
+    look more usual than new rows and p-values come out too small: run `sonde calibrate` on rows
+    that the model has not seen.
 
     Example: sonde fit mahalanobis,knn sonde:digits sonde:digits/train -o probe.sonde
     """
 
-    methods: tyro.conf.Positional[str]
-    model: tyro.conf.Positional[str]
-    data: tyro.conf.Positional[str]
+    methods: Annotated[
+        tyro.conf.Positional[str],
+        named("METHODS", "e.g. mahalanobis,knn(k=10); see sonde methods"),
+    ]
+    model: ModelWord
+    data: DataWord
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
         "probe.sonde"
     )
@@ -37,7 +44,7 @@ class Fit:
     ] = "auto"
     objective: Annotated[
         str | None,
-        tyro.conf.arg(help="kl_uniform, max_logit or nll, for methods that need a gradient"),
+        named("NAME", "kl_uniform, max_logit or nll, for methods that need a gradient"),
     ] = None
     reading: Reading = field(default_factory=Reading)
     running: Running = field(default_factory=Running)
@@ -81,20 +88,13 @@ class Fit:
             results = dict(fitted)
         identity = fitted.save(self.output)
         remove_run(directory)
-        rows = [
-            {
-                "method": word,
-                "site": site,
-                "value": _number(result),
-                "se": _error(result),
-                "n": result.n,
-            }
-            for (word, site), result in results.items()
-        ]
+        rows = fitted_rows(results)
         if self.printing.json:
             say_json({"file": str(self.output), "id": identity, "results": rows})
         elif not self.printing.quiet:
-            say(table_text(rows))
+            say(fitted_text(rows))
+            for remark in remarks(rows, self.output, self.model, self.data):
+                note(f"note: {remark}.")
         note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")
         return 0
 
@@ -109,7 +109,7 @@ def objective_of(instruments: list[Instrument]) -> str | None:
 
 
 def parse_methods(text: str) -> list[Instrument]:
-    """Return the instruments that ``word(name=value),word`` names.
+    """Return the instruments that ``named(name=value),word`` names.
 
     Examples
     --------
@@ -161,39 +161,3 @@ def _instrument(node: object) -> Instrument:
         return cls(**parameters)
     except (TypeError, ValueError) as error:
         raise InputError(f"METHODS: {error}") from error
-
-
-def table_text(rows: list[dict[str, object]]) -> str:
-    """Return the results as a plain table of at most 80 columns."""
-    lines = [f"{'method':<22} {'site':<30} {'value':>12} {'se':>9}"]
-    for row in rows:
-        site = str(row["site"])
-        site = site if len(site) <= 30 else "..." + site[-27:]
-        lines.append(
-            f"{row['method']!s:<22} {site:<30} {_short(row['value']):>12} {_short(row['se']):>9}"
-        )
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _number(result: object) -> float | None:
-    import math
-
-    from torch import Tensor
-
-    value = result.value  # type: ignore[attr-defined]
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return None
-    return float(value) if math.isfinite(float(value)) else None
-
-
-def _error(result: object) -> float | None:
-    from torch import Tensor
-
-    se = result.se  # type: ignore[attr-defined]
-    if se is None or (isinstance(se, Tensor) and se.numel() != 1):
-        return None
-    return float(se)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from sonde.cli.console import say, say_json
-from sonde.cli.options import Printing
+from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, StateError
 
 
@@ -19,7 +19,10 @@ class Info:
     Example: sonde info probe.sonde
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[
+        tyro.conf.Positional[Path],
+        named("FILE", "a .sonde file, a report, or a folder of sonde read"),
+    ]
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from sonde.cli.console import note, say_json
-from sonde.cli.options import Printing
+from sonde.cli.options import Printing, named
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,10 @@ class Merge:
     Example: sonde merge a.sonde b.sonde -o both.sonde
     """
 
-    bundles: tyro.conf.Positional[tuple[Path, ...]]
+    bundles: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        named("BUNDLE BUNDLE [...]", "files that sonde fit wrote on different data"),
+    ]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
         "merged.sonde"
     )

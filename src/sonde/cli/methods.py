@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from sonde.cli.console import say, say_json
-from sonde.cli.options import Printing
+from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
 
 
@@ -19,7 +19,8 @@ class Methods:
     """
 
     family: Annotated[
-        tyro.conf.Positional[str], tyro.conf.arg(help="measure or detect; all where left out")
+        tyro.conf.Positional[str],
+        named("[FAMILY]", "measure or detect; both where left out"),
     ] = ""
     printing: Printing = field(default_factory=Printing)
 

@@ -9,6 +9,33 @@ import tyro
 
 from sonde.core.errors import InputError
 
+
+def named(metavar: str, help: str, *names: str) -> Any:
+    """Return how a word is shown in the help: no type, no default where it may be left out."""
+    return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint="", aliases=names or None)
+
+
+ModelWord = Annotated[
+    tyro.conf.Positional[str],
+    named(
+        "MODEL",
+        "a Hugging Face directory or name, package.module:factory, sonde:digits, "
+        "sonde:stdlib, or - for feature arrays",
+    ),
+]
+DataWord = Annotated[
+    tyro.conf.Positional[str],
+    named(
+        "DATA",
+        "an image folder, a JSONL, CSV or Parquet file, arrays (.npz, .safetensors), or a "
+        "data set by name, e.g. sonde:digits/test",
+    ),
+]
+ProbeWord = Annotated[
+    tyro.conf.Positional[Path],
+    named("PROBE", "a file that sonde fit wrote"),
+]
+
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
 
@@ -48,7 +75,8 @@ class Reading:
     """How the model and the data are read."""
 
     sites: Annotated[
-        tuple[str, ...], tyro.conf.arg(help="patterns such as 'layers.*.mlp' or 'blocks'")
+        tuple[str, ...],
+        tyro.conf.arg(metavar="PATTERN ...", help="patterns such as 'layers.*.mlp' or 'blocks'"),
     ] = ("auto",)
     reducer: Annotated[
         str, tyro.conf.arg(help="mean, last, cls, tokens, patches, flat, or auto")
@@ -58,37 +86,33 @@ class Reading:
         str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
     ] = "auto"
     batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward")] = "auto"
-    limit: Annotated[int | None, tyro.conf.arg(help="read only the first N examples")] = None
-    max_length: Annotated[int | None, tyro.conf.arg(help="tokens of one example at most")] = None
+    limit: Annotated[int | None, named("N", "read only the first N examples")] = None
+    max_length: Annotated[int | None, named("N", "tokens of one example at most")] = None
     long: Annotated[
         Literal["chunk", "truncate", "error"],
         tyro.conf.arg(help="what happens to texts longer than the context"),
     ] = "chunk"
-    text_column: Annotated[str | None, tyro.conf.arg(help="column of the text; a,b for pairs")] = (
-        None
-    )
-    image_column: Annotated[str | None, tyro.conf.arg(help="column of the image")] = None
-    label_column: Annotated[str | None, tyro.conf.arg(help="column of the label")] = None
-    id_column: Annotated[str | None, tyro.conf.arg(help="column of the id")] = None
+    text_column: Annotated[str | None, named("NAME", "column of the text; a,b for pairs")] = None
+    image_column: Annotated[str | None, named("NAME", "column of the image")] = None
+    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
+    id_column: Annotated[str | None, named("NAME", "column of the id")] = None
     group_column: Annotated[
-        str | None, tyro.conf.arg(help="column of the group (document, person, trajectory)")
+        str | None, named("NAME", "column of the group (document, person, trajectory)")
     ] = None
     target_column: Annotated[
-        str | None, tyro.conf.arg(help="column that the decoder of an encoder-decoder reads")
+        str | None, named("NAME", "column that the decoder of an encoder-decoder reads")
     ] = None
     image_size: Annotated[
         str | None,
-        tyro.conf.arg(
-            metavar="H[,W]", help="pixels that images are resized to, where no processor says"
-        ),
+        named("H[,W]", "pixels that images are resized to, where no processor says"),
     ] = None
     image_mean: Annotated[
         str | None,
-        tyro.conf.arg(metavar="M[,M,M]", help="taken from pixels in 0..1; one for each channel"),
+        named("M[,M,M]", "taken from pixels in 0..1; one for each channel"),
     ] = None
     image_std: Annotated[
         str | None,
-        tyro.conf.arg(metavar="S[,S,S]", help="pixels are divided by it; one for each channel"),
+        named("S[,S,S]", "pixels are divided by it; one for each channel"),
     ] = None
     keep_special: Annotated[bool, tyro.conf.arg(help="keep special tokens in tokens and mean")] = (
         False
@@ -149,15 +173,19 @@ class Running:
     """How the run is driven."""
 
     workers: Annotated[int, tyro.conf.arg(help="processes; the same bytes for any number")] = 0
-    threads: Annotated[int | None, tyro.conf.arg(help="threads of each worker")] = None
+    threads: Annotated[int | None, named("N", "threads of each worker")] = None
     memory: Annotated[
         str | None,
-        tyro.conf.arg(
-            help="most memory for states, e.g. 8GiB (default: 80 percent of what is free)"
-        ),
+        named("SIZE", "most memory for states, e.g. 8GiB (default: 80 percent of what is free)"),
     ] = None
     unit_size: Annotated[int, tyro.conf.arg(help="examples that are committed together")] = 256
-    resume: Annotated[bool, tyro.conf.arg(help="fail if there is nothing to resume")] = False
+    resume: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="insist on going on: an interrupted run is always resumed by the same command; "
+            "this fails where there is none"
+        ),
+    ] = False
     fresh: Annotated[bool, tyro.conf.arg(help="drop what another run left beside the output")] = (
         False
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from sonde.cli.console import Failed, note, say, say_json
-from sonde.cli.options import Printing, Reading, Running
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Read:
     Example: sonde read sonde:digits sonde:digits/test --sites blocks -o acts
     """
 
-    model: tyro.conf.Positional[str]
-    data: tyro.conf.Positional[str]
+    model: ModelWord
+    data: DataWord
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder to write")] = Path("acts")
     reading: Reading = field(default_factory=Reading)
     running: Running = field(default_factory=Running)

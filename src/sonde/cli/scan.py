@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_color
-from sonde.cli.options import Printing, Reading, Running
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
 from sonde.core.errors import InputError, near
 
 LEVELS = ("note", "warning", "error")
@@ -26,25 +26,28 @@ class Scan:
     sonde scan --diff old.json new.json -o diff.html
     """
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="model, or - for arrays")] = ""
-    data: tyro.conf.Positional[str] = ""
-    versus: Annotated[str | None, tyro.conf.arg(help="a second data set to tell apart")] = None
-    output: Annotated[
-        Path | None, tyro.conf.arg(aliases=["-o"], help="report to write: .html or .json")
-    ] = None
+    model: ModelWord = ""
+    data: DataWord = ""
+    versus: Annotated[str | None, named("OTHER", "a second data set to tell apart")] = None
+    output: Annotated[Path | None, named("FILE", "report to write: .html or .json", "-o")] = None
     fail_on: Annotated[
-        str | None, tyro.conf.arg(help="exit with 1 on note, warning, error, or codes with commas")
+        str | None,
+        named("LEVEL|CODES", "exit with 1 on note, warning, error, or codes with commas"),
     ] = None
     baseline: Annotated[
-        Path | None, tyro.conf.arg(help="an older report: only what is new or worse counts")
+        Path | None, named("REPORT", "an older report: only what is new or worse counts")
     ] = None
     diff: Annotated[
-        tuple[Path, Path] | None, tyro.conf.arg(help="compare two reports instead of scanning")
+        tuple[Path, Path] | None, named("OLD NEW", "compare two reports instead of scanning")
     ] = None
-    explain: Annotated[str | None, tyro.conf.arg(help="what a code means")] = None
-    ignore: Annotated[tuple[str, ...], tyro.conf.arg(help="silence CODE or CODE@site pattern")] = ()
-    only: Annotated[tuple[str, ...], tyro.conf.arg(help="run only these codes")] = ()
-    set: Annotated[tuple[str, ...], tyro.conf.arg(help="move thresholds: SND011.warning=0.6")] = ()
+    explain: Annotated[str | None, named("CODE", "what a code means")] = None
+    ignore: Annotated[
+        tuple[str, ...], named("CODE[@SITE] ...", "silence CODE or CODE@site pattern")
+    ] = ()
+    only: Annotated[tuple[str, ...], named("CODE ...", "run only these codes")] = ()
+    set: Annotated[
+        tuple[str, ...], named("CODE.NAME=X ...", "move thresholds: SND011.warning=0.6")
+    ] = ()
     stochastic: Annotated[bool, tyro.conf.arg(help="the model draws random numbers by design")] = (
         False
     )

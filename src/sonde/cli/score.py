@@ -7,21 +7,24 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import Printing, Reading
+from sonde.cli.options import DataWord, ModelWord, Printing, ProbeWord, Reading, named
 
 
 @dataclass(frozen=True)
 class Score:
     """Score inputs with fitted detectors: higher = more unusual, p = conformal p-value.
 
+    p-values compare with the rows that calibrated the detectors. Where the model was trained on
+    these, p-values of new rows are too small: run `sonde calibrate` on rows it has not seen.
+
     Example: sonde score probe.sonde sonde:digits sonde:digits/test -o scores.parquet
     """
 
-    probe: tyro.conf.Positional[Path]
-    model: tyro.conf.Positional[str]
-    data: tyro.conf.Positional[str]
+    probe: ProbeWord
+    model: ModelWord
+    data: DataWord
     output: Annotated[
-        Path | None, tyro.conf.arg(aliases=["-o"], help="table to write: .parquet, .csv or .jsonl")
+        Path | None, named("FILE", "table to write: .parquet, .csv or .jsonl", "-o")
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the summary")] = 0.05
     reduction: Annotated[

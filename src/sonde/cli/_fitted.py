@@ -1,0 +1,114 @@
+"""What ``sonde fit`` says of what it fitted: a line for each method and site, and what to mind."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sonde.cli._table import table
+from sonde.core.errors import CalibrationError
+from sonde.core.result import Result, Scorer
+from sonde.stats import CalibratedScorer
+
+ALPHA = 0.05
+
+
+def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
+    """Return a line for each result as JSON values.
+
+    ``value`` and ``se`` are those of a measure with one number (``n_values`` counts more);
+    ``n_held`` and ``threshold`` those of a detector that was calibrated: alarms at a false-alarm
+    rate of 5 % are scores above it, None where too few rows were held out.
+    """
+    return [
+        {
+            "method": method,
+            "site": site,
+            "value": _number(result.value),
+            "se": _number(result.se),
+            "n_values": result.value.numel() if isinstance(result.value, Tensor) else 1,
+            "n": result.n,
+            "n_classes": _n_classes(result),
+            "detector": isinstance(result, Scorer),
+            **_calibration(result),
+        }
+        for (method, site), result in results.items()
+    ]
+
+
+def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of the detectors and one of the measures."""
+    detectors = [row for row in rows if row["detector"]]
+    measures = [row for row in rows if not row["detector"]]
+    parts = []
+    if detectors:
+        titles = ("detector", "site", "rows", "classes", "held out", f"alarm at {ALPHA:.0%}")
+        parts.append(table(titles, [_detector_cells(row) for row in detectors]))
+    if measures:
+        titles = ("measure", "site", "rows", "value", "se")
+        parts.append(table(titles, [_measure_cells(row) for row in measures]))
+    return "\n\n".join(parts)
+
+
+def remarks(rows: Sequence[dict[str, Any]], output: Path, model: str, data: str) -> list[str]:
+    """Return what a user must know of what was fitted, one sentence each."""
+    found = []
+    unlabelled = list(dict.fromkeys(row["method"] for row in rows if row["n_classes"] == 0))
+    if unlabelled:
+        found.append(
+            f"no labels: {', '.join(unlabelled)} took all rows as one class (--label-column names "
+            "the labels of a table)"
+        )
+    if any(row["n_held"] for row in rows):
+        again = shlex.join(["sonde", "calibrate", str(output), model, "UNSEEN"])
+        found.append(
+            f"p-values are too small where the model was trained on {data}: then run {again}, with "
+            "rows that the model has not seen"
+        )
+    return found
+
+
+def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    classes = {None: "", 0: "none"}.get(row["n_classes"], str(row["n_classes"]))
+    held = "none" if row["n_held"] is None else f"{row['n_held']:,}"
+    limit = "" if row["n_held"] is None else "too few"
+    limit = limit if row["threshold"] is None else f"> {row['threshold']:.4g}"
+    return row["method"], row["site"], f"{row['n']:,}", classes, held, limit
+
+
+def _measure_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    value = f"{row['n_values']:,} values" if row["n_values"] != 1 else _short(row["value"])
+    return row["method"], row["site"], f"{row['n']:,}", value, _short(row["se"])
+
+
+def _n_classes(result: Result) -> int | None:
+    """Return the classes of a detector that keeps one mean each; 0 where no row had a label."""
+    scorer = result.scorer if isinstance(result, CalibratedScorer) else result
+    if "labels" not in {f.name for f in fields(scorer)}:
+        return None
+    labels: Tensor = scorer.labels  # type: ignore[attr-defined]
+    return int((labels >= 0).sum())
+
+
+def _calibration(result: Result) -> dict[str, Any]:
+    if not isinstance(result, CalibratedScorer):
+        return {"n_held": None, "threshold": None}
+    try:
+        threshold: float | None = result.calibration.threshold(ALPHA)
+    except CalibrationError:
+        threshold = None
+    return {"n_held": result.calibration.n, "threshold": _number(threshold)}
+
+
+def _number(value: float | Tensor | None) -> float | None:
+    if value is None or (isinstance(value, Tensor) and value.numel() != 1):
+        return None
+    return float(value) if math.isfinite(float(value)) else None
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,53 @@
+"""Tables of a command: aligned, as wide as the terminal, whole names in a pipe."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+LEAST_NAME = 12
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal; None where stdout is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], shrinks: int = 1) -> str:
+    """Return rows under their titles: the first two columns left, all others right.
+
+    Parameters
+    ----------
+    titles : sequence of str
+    rows : sequence of sequences of str
+    shrinks : int, default=1
+        The column whose cells are cut in the middle where a line would not fit the terminal.
+    """
+    lines = [list(titles), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
+    room = terminal_width()
+    if room is not None:
+        rest = sum(widths) - widths[shrinks] + 2 * (len(widths) - 1)
+        widths[shrinks] = min(widths[shrinks], max(LEAST_NAME, room - rest))
+    return "\n".join(_line(line, widths, shrinks) for line in lines)
+
+
+def middle(text: str, width: int) -> str:
+    """Return a name of at most ``width`` letters: its end says more than its middle.
+
+    Examples
+    --------
+    >>> middle("model.layers.11.mlp.down_proj", 17)
+    'model...down_proj'
+    """
+    if len(text) <= width:
+        return text
+    end = (width - 3) * 2 // 3
+    return f"{text[: width - 3 - end]}...{text[len(text) - end :]}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], shrinks: int) -> str:
+    out = []
+    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        cell = middle(cell, width) if i == shrinks else cell
+        out.append(cell.ljust(width) if i < 2 else cell.rjust(width))
+    return "  ".join(out).rstrip()

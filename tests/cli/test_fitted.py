@@ -1,0 +1,75 @@
+"""What ``sonde fit`` prints: figures of every site, missing labels, and how p-values mislead."""
+
+import numpy as np
+import pytest
+
+from sonde.cli import _table
+from sonde.cli._table import middle, table
+
+
+@pytest.fixture(scope="module")
+def words(place):
+    return ["fit", "mahalanobis,knn(k=5),spectrum", "-", place / "rows.npz"]
+
+
+@pytest.mark.truth("numpy on the rows that score says")
+def test_detectors_print_rows_classes_and_threshold(run, place, tmp_path, words):
+    ran = run(*words, "-o", tmp_path / "a.sonde", "--json")
+    rows = {(r["method"], r["site"]): r for r in ran.json()["results"]}
+    row = rows["mahalanobis", "a"]
+    assert (row["n"] + row["n_held"], row["n_classes"]) == (240, 3)
+    assert rows["knn", "a"]["n_classes"] is None
+    assert rows["spectrum", "a"]["n_values"] == 5
+    scored = run("score", tmp_path / "a.sonde", "-", place / "rows.npz", "--json").json()
+    mine = [r for r in scored if (r["instrument"], r["site"]) == ("mahalanobis", "a")]
+    alarmed = np.array([r["score"] > row["threshold"] for r in mine])
+    assert np.array_equal(alarmed, [r["p"] <= 0.05 for r in mine])
+    assert alarmed.any()
+
+
+def test_no_line_of_dashes(run, tmp_path, words):
+    ran = run(*words, "-o", tmp_path / "a.sonde")
+    assert not [line for line in ran.out.splitlines() if line.rstrip().endswith(" -")]
+    assert "held out" in ran.out
+    assert "5 values" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_fit_says_how_to_calibrate_on_unseen_rows(run, tmp_path, words):
+    ran = run(*words, "-o", tmp_path / "a.sonde")
+    (line,) = [line for line in ran.err.splitlines() if "p-values" in line]
+    assert f"sonde calibrate {tmp_path / 'a.sonde'} - UNSEEN" in line
+    measures = run("fit", "spectrum", *words[2:], "-o", tmp_path / "b.sonde")
+    assert "p-values" not in measures.err
+    without = run(*words, "-o", tmp_path / "c.sonde", "--calibrate", "0")
+    assert "p-values" not in without.err
+
+
+@pytest.mark.parametrize("word", ["fit", "score"])
+def test_help_says_it_too(run, word):
+    text = " ".join(run(word, "--help").out.split())
+    assert "sonde calibrate" in text
+    assert "trained" in text
+
+
+def test_missing_labels_are_said_once(run, place, tmp_path, words):
+    ran = run("fit", "mahalanobis,knn", "-", place / "plain.npz", "-o", tmp_path / "a.sonde")
+    (line,) = [line for line in ran.err.splitlines() if "no labels" in line]
+    assert "mahalanobis took all rows as one class" in line
+    assert "no labels" not in run(*words, "-o", tmp_path / "b.sonde").err
+
+
+def test_too_few_held_rows_are_said(run, place, tmp_path):
+    ran = run("fit", "knn", "-", place / "one_class.npz", "-o", tmp_path / "a.sonde",
+              "--calibrate", "0.03", "--json")  # fmt: skip
+    assert {r["threshold"] for r in ran.json()["results"]} == {None}
+
+
+def test_tables_fill_the_terminal_and_names_are_whole_in_a_pipe(monkeypatch):
+    rows = [("knn", "model.layers.11.mlp.down_proj.with.a.very.long.name", "12")]
+    assert rows[0][1] in table(("method", "site", "n"), rows)
+    monkeypatch.setattr(_table, "terminal_width", lambda: 40)
+    text = table(("method", "site", "n"), rows)
+    assert max(map(len, text.splitlines())) == 40
+    assert "long.name" in text
+    assert middle("abcdef", 6) == "abcdef"
