@@ -45,6 +45,8 @@ class InputBatch:
         Real tokens on the (encoder's) and the decoder's token axis; None where nothing is padded.
     special : Bool[Tensor, "example pos"] or None
         Tokens that the tokenizer declares special, on the axis of ``mask``.
+    segment : Int[Tensor, "example pos"] or None
+        Which step of its example each token belongs to, on the axis of ``mask``; -1 = none.
     first : Int[Tensor, "example"] or None
         Position in its document of each example's first token (chunks); None = 0.
     grid : (int, int) or None
@@ -66,6 +68,7 @@ class InputBatch:
     mask: Bool[Tensor, "example pos"] | None = None
     decoder_mask: Bool[Tensor, "example pos2"] | None = None
     special: Bool[Tensor, "example pos"] | None = None
+    segment: Int[Tensor, "example pos"] | None = None
     first: Int[Tensor, "example"] | None = None
     grid: tuple[int, int] | None = None
     length: Int[Tensor, "example"] | None = None

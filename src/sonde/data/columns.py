@@ -14,7 +14,16 @@ from sonde.data.processors import no_recipe
 
 Reads = Literal["text", "image", "tensor", "callable"]
 Kind = Literal[
-    "text", "pair", "messages", "tokens", "image", "tensor", "numbers", "features", "item"
+    "text",
+    "pair",
+    "messages",
+    "tokens",
+    "trajectory",
+    "image",
+    "tensor",
+    "numbers",
+    "features",
+    "item",
 ]
 Sample = Mapping[str, Sequence[Any]]
 
@@ -22,6 +31,8 @@ TEXT_NAMES = ("text", "content", "sentence", "prompt")
 IMAGE_NAMES = ("image", "img", "file", "path")
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
 TENSOR_NAMES = ("x", "pixel_values")
+STEPS = "steps"
+PROMPTS = ("instruction", "prompt", "task")
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,8 @@ class Layout:
     kind : str
         What one item is.
     inputs : tuple of str
-        Column of the item; two for pairs; all arguments for ``features``, all numbers for
-        ``numbers``.
+        Column of the item; two for pairs; the steps and a prompt for trajectories; all arguments
+        for ``features``, all numbers for ``numbers``.
     label, id, group, target : str or None
     image : bool
         Whether items are images.
@@ -111,6 +122,8 @@ def _names_of_text(free: Sample, flags: Flags, model: str, source: str) -> tuple
         if len(names) > 2:
             raise InputError(f"expected one text column or a pair, got {flags.text!r}.")
         return (names,)
+    if any(isinstance(v, list) for v in free.get(STEPS, ())):
+        return ((STEPS, *[n for n in PROMPTS if n in free][:1]),)
     for name in ("input_ids", "messages", *TEXT_NAMES):
         if name in free:
             return ((name,),)
@@ -124,6 +137,8 @@ def _names_of_text(free: Sample, flags: Flags, model: str, source: str) -> tuple
 
 def _text(free: Sample, flags: Flags, model: str, source: str) -> Kind:
     (names,) = _names_of_text(free, flags, model, source)
+    if names[0] == STEPS and any(isinstance(v, list) for v in free.get(STEPS, ())):
+        return "trajectory"
     if len(names) == 2:
         return "pair"
     values = free.get(names[0], ())

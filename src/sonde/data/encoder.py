@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from sonde.data.sources import Row
@@ -50,6 +50,7 @@ class Collated:
     mask: Bool[Tensor, "_example _pos"] | None = None
     decoder_mask: Bool[Tensor, "_example _pos2"] | None = None
     special: Bool[Tensor, "_example _pos"] | None = None
+    segment: Int[Tensor, "_example _pos"] | None = None
     grid: tuple[int, int] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
@@ -71,6 +72,10 @@ class Encoder(ABC):
     @abstractmethod
     def size(self, row: Row) -> int:
         """Return the bytes of the input as stored."""
+
+    def beside(self, row: Row) -> bytes:
+        """Return what of a row beside its input shapes the batches, for the fingerprint."""
+        return b""
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
         """Return the examples that each row is cut into."""

@@ -24,6 +24,7 @@ from sonde.data.processors import (
 )
 from sonde.data.tensors import CallableEncoder, FeatureEncoder, TensorEncoder
 from sonde.data.text import Decoder, Long, TextEncoder, Vocabulary, is_byte_level
+from sonde.data.trajectory import TrajectoryEncoder
 
 LARGEST_BATCH = 64
 BATCH_BYTES = 2**30
@@ -107,6 +108,10 @@ def encoder_for(
         return TensorEncoder(layout.inputs[0], main, names, _dtype(model.module))
     if layout.kind == "image":
         return _image_encoder(model, layout, base, images, names)
+    if layout.kind == "trajectory":
+        plain = replace(layout, kind="text", inputs=layout.inputs[:1])
+        text = _text_encoder(model, plain, names, max_length, long)
+        return TrajectoryEncoder(text, *layout.inputs[1:], label=layout.label)
     return _text_encoder(model, layout, names, max_length, long)
 
 
@@ -145,6 +150,8 @@ def batch_size_for(model: Model, listing: Listing, encoder: Encoder, logits: boo
 
 
 def _longest(model: Model, listing: Listing, encoder: Encoder) -> int:
+    if isinstance(encoder, TrajectoryEncoder):
+        return int(listing.length.max())
     if isinstance(encoder, TextEncoder):
         known = int(listing.length.max())
         bound = int(listing.size[listing.length == 0].max(initial=0)) + 8

@@ -173,6 +173,7 @@ class ItemInputs(Inputs):
             mask=made.mask,
             decoder_mask=made.decoder_mask,
             special=made.special,
+            segment=made.segment,
             first=_tensor(listing.first, index),
             grid=made.grid,
             length=length if made.mask is not None else None,

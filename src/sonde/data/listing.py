@@ -191,13 +191,16 @@ def _list_block(
     skip_bad: bool,
 ) -> None:
     good: list[tuple[int, Row, bytes, int]] = []
+    beside: list[bytes] = []
     for index, row in block:
         try:
-            good.append((index, row, encoder.key(row), encoder.size(row)))
+            found = index, row, encoder.key(row), encoder.size(row)
+            beside.append(encoder.beside(row))
+            good.append(found)
         except InputError as error:
             _skip(lists, source, index, error, skip_bad)
-    for (index, row, content, size), pieces in zip(
-        good, _pieces_of(good, lists, source, encoder, skip_bad), strict=True
+    for (index, row, content, size), more, pieces in zip(
+        good, beside, _pieces_of(good, lists, source, encoder, skip_bad), strict=True
     ):
         if pieces is None:
             continue
@@ -207,7 +210,7 @@ def _list_block(
             if layout.group is None or row.get(layout.group) is None
             else _word(row[layout.group])
         )
-        lists.content.update(content + key + b"|" + group + b"|")
+        lists.content.update(content + key + b"|" + group + b"|" + more)
         lists.labels.add(row.get(layout.label) if layout.label else None)
         lists.add(index, key, group, content, size, pieces)
 

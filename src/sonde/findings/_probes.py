@@ -76,6 +76,7 @@ def _along(batch: InputBatch, length: int, change: Callable[[str, Tensor], Tenso
         kwargs={name: fit(name, x) for name, x in batch.kwargs.items()},
         mask=None if batch.mask is None else change("mask", batch.mask),
         special=None if batch.special is None else change("special", batch.special),
+        segment=None,
     )
 
 
@@ -241,6 +242,7 @@ def _stacked(parts: Sequence[InputBatch]) -> InputBatch:
         if first.decoder_mask is None
         else torch.cat([p.decoder_mask for p in parts if p.decoder_mask is not None]),
         special=None,
+        segment=None,
         first=None,
         length=None,
         truncated=None,

@@ -171,7 +171,12 @@ def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int]
 
 
 def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
-    """Return ``last`` for causal models, ``cls`` where there is such a token, else ``mean``."""
+    """Return ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.
+
+    Inputs that come in steps give a row for each step.
+    """
+    if batch.segment is not None and axes.kind == "pos":
+        return "steps"
     if model.task == "causal":
         return "last" if "last" in possible(axes) else "mean"
     if axes.kind == "space":

@@ -37,6 +37,7 @@ def _reordered(batch: InputBatch, mask: Tensor, order: Tensor) -> InputBatch:
         kwargs={name: _moved(x, order, name) for name, x in batch.kwargs.items()},
         mask=mask.gather(1, order),
         special=None if batch.special is None else batch.special.gather(1, order),
+        segment=None if batch.segment is None else batch.segment.gather(1, order),
     )
 
 

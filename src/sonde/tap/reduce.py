@@ -23,6 +23,7 @@ from sonde.tap.axes import FREE, Axes
 POOLED = ("pooled",)
 MOST_SHARED = 32
 NARROW = (torch.float16, torch.bfloat16)
+STEPPED = ("steps", "step_ends")
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,31 @@ class Frame:
             self._columns[key] = self._placed(axis, flat, flat // length, within)
         return self._selected[key], self._selected[key, "ids"]
 
+    def steps(self, axis: str, length: int, keep_special: bool) -> tuple[Tensor, Tensor]:
+        """Return the index of every token of a step, in the flattened order, and its row.
+
+        Rows are the steps of the examples in order; their position is the number of the step.
+        """
+        key = ("steps", axis, length, keep_special)
+        if key not in self._selected:
+            segment = self.batch.segment if axis == "pos" else None
+            if segment is None or segment.shape != (self.n, length):
+                raise InputError(
+                    "Reducer 'steps': expected inputs that come in steps, got "
+                    f"{'none' if segment is None else tuple(segment.shape)} beside {length} "
+                    "states. Read rows with a column 'steps', at a site over their tokens."
+                )
+            segment = segment.cpu()
+            flat = (self.kept(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
+            example, step = flat[:, 0] // length, segment.flatten()[flat[:, 0]]
+            found, owner = torch.unique(
+                torch.stack([example, step], dim=1), dim=0, return_inverse=True
+            )
+            self._selected[key] = flat[:, 0].to(self.device)
+            self._selected[key, "row"] = owner.to(self.device)
+            self._columns[key] = Columns(found[:, 0].clone(), found[:, 1].clone())
+        return self._selected[key], self._selected[key, "row"]
+
     def columns(self, layout: Hashable) -> Columns:
         """Return the columns of a layout, the same tensors each time."""
         if layout not in self._columns:
@@ -335,12 +361,16 @@ class Reduction:
             source, ids = frame.predicted(self._kind, length, keep)
             rows = token_metrics(x.flatten(0, 1), ids, source).to(torch.float32)
             return rows, (name, self._kind, length, keep)
+        if name in STEPPED:
+            flat, row = frame.steps(self._kind, length, keep)
+            take = _last_of_each if name == "step_ends" else _mean_of_each
+            return take(x.flatten(0, 1), flat, row), ("steps", self._kind, length, keep)
         return x[frame.one(self._kind, length, name)], POOLED
 
     @cached_property
     def can_stack(self) -> bool:
         """Whether outputs of one shape from several sites may be reduced by ``stacked``."""
-        return self._in_order and self.reducer.name != "predictions"
+        return self._in_order and self.reducer.name not in ("predictions", *STEPPED)
 
     @cached_property
     def stack_key(self) -> Hashable:
@@ -393,7 +423,7 @@ def possible(axes: Axes) -> tuple[str, ...]:
     if kind == "vector":
         return ("mean", "last", "cls", "flat")
     if kind in ("pos", "pos2"):
-        return ("mean", "last", "cls", "tokens", "predictions")
+        return ("mean", "last", "cls", "tokens", "predictions", *STEPPED)
     return ("mean", "cls", "patches", "flat") if axes.prefix else ("mean", "patches", "flat")
 
 
@@ -405,6 +435,21 @@ def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tenso
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
     rows = torch.matmul(weights, wide)[..., 0, :]
     return rows if x.dtype == dtype else rows.to(x.dtype)
+
+
+def _mean_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
+    """Return the mean over the tokens of each step."""
+    dtype = torch.float32 if x.dtype in NARROW else x.dtype
+    count = torch.bincount(row).to(dtype)
+    out = x.new_zeros(len(count), x.shape[1], dtype=dtype)
+    out.index_add_(0, row, x.index_select(0, flat).to(dtype))
+    return (out / count[:, None]).to(x.dtype)
+
+
+def _last_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
+    """Return the last token of each step."""
+    last = torch.zeros(int(row.max()) + 1 if len(row) else 0, dtype=flat.dtype, device=flat.device)
+    return x.index_select(0, last.scatter_reduce_(0, row, flat, "amax"))
 
 
 def _padded(x: Tensor, mask: Tensor | None) -> Tensor:
