@@ -12,9 +12,13 @@ Columns = dict[str, Any]
 
 
 def make_columns(
-    n: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32
+    n: int,
+    dim: int = 3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    length: int | None = None,
 ) -> Columns:
-    """Return ``n`` rows: examples of one to three rows, groups of one to two examples.
+    """Return ``n`` rows: examples of ``length`` or one to three rows, groups of one or two of them.
 
     Unit 0 is constant. Some examples have no label, some contents occur twice.
     """
@@ -22,7 +26,7 @@ def make_columns(
     rng = np.random.default_rng(seed)
     lengths: list[int] = []
     while sum(lengths) < n:
-        lengths.append(min(int(rng.integers(1, 4)), n - sum(lengths)))
+        lengths.append(min(length or int(rng.integers(1, 4)), n - sum(lengths)))
     example = np.repeat(np.arange(len(lengths)), lengths)
     position = np.concatenate([np.arange(k) for k in lengths]) if lengths else np.zeros(0, int)
     content = [f"{i % 40}".encode().ljust(16) for i in range(len(lengths))]

@@ -29,6 +29,7 @@ from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
 from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
+from sonde.detect.simple_net import SimpleNet
 from sonde.detect.unit_shift import UnitShift
 from sonde.detect.vim import ViM
 
@@ -62,6 +63,7 @@ __all__ = [
     "ReAct",
     "ReconstructionShift",
     "RelativeMahalanobis",
+    "SimpleNet",
     "UnitShift",
     "ViM",
 ]
