@@ -14,9 +14,11 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.passes import states_of
 from sonde.core.requests import Task, requests
 from sonde.core.result import Result, Scorer
+from sonde.core.selection import SITE_COLUMNS
 from sonde.core.state import digest
 from sonde.core.statistic import parameter_names
 from sonde.core.stream import Stream
+from sonde.stats import token_metrics
 
 WIDTH, CLASSES = 4, 3
 SITES = {"one": ("x",), "pair": ("a", "b"), "all": ("a", "b", "c")}
@@ -39,6 +41,7 @@ def make_inputs(n: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64) 
         "c": normal(n, WIDTH).to(dtype),
         "label": label,
         "logits": x @ weight.T,
+        "perturbed_logits": x @ weight.T * 1.1,
         "grad": normal(n, WIDTH).to(dtype),
         "ids": [f"row {i}" for i in range(n)],
         "group": [f"group {i // 2}" for i in range(n)],
@@ -74,7 +77,15 @@ def split_inputs(
     columns = {k: v for k, v in inputs.items() if k not in ("x", "a", "b", "c")}
     if instrument.span != "one":
         columns["grad"] = {key: columns["grad"] for key in keys}
-    return {key: inputs[key] for key in keys}, columns
+    return {key: rows_at(instrument, inputs[key]) for key in keys}, columns
+
+
+def rows_at(instrument: Instrument, x: Tensor) -> Tensor:
+    """Return rows of the kind that the instrument reads: here, or predictions of the likeliest."""
+    if instrument.reading().get("reducer") == "predictions":
+        broken = ~torch.isfinite(x).all(dim=1, keepdim=True)
+        return token_metrics(x, x.argmax(1)).double().masked_fill(broken, math.nan)
+    return x
 
 
 def fit(instrument: Instrument, inputs: Mapping[str, Any]) -> Result:
@@ -83,9 +94,16 @@ def fit(instrument: Instrument, inputs: Mapping[str, Any]) -> Result:
     return fit_arrays(instrument, sites, **columns)
 
 
-def score(scorer: Scorer, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the scores of rows."""
-    return scorer.score(*(inputs[name] for name in parameter_names(type(scorer).score)))
+def score(instrument: Instrument, scorer: Scorer, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the scores of rows; over all sites they are given site by site."""
+    keys = SITES[instrument.span]
+
+    def column(name: str) -> Any:
+        if instrument.span != "all" or name not in SITE_COLUMNS:
+            return rows_at(instrument, inputs[name]) if name == "x" else inputs[name]
+        return tuple(inputs[key if name == "x" else name] for key in keys)
+
+    return scorer.score(*(column(name) for name in parameter_names(type(scorer).score)))
 
 
 def assert_same(a: Result, b: Result, rtol: float) -> None:
@@ -139,7 +157,7 @@ def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
     rows = torch.stack([groups * 2, groups * 2 + 1], 1).flatten()
     first, second = fit(instrument, inputs), fit(instrument, pick(inputs, rows))
     if isinstance(first, Scorer) and isinstance(second, Scorer):
-        a, b = score(first, inputs), score(second, inputs)
+        a, b = score(instrument, first, inputs), score(instrument, second, inputs)
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     else:
         assert_same(first, second, 1e-7)
@@ -154,7 +172,8 @@ def law_again(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
     second = fit(instrument, inputs)
     assert_same(first, second, 0.0)
     if isinstance(first, Scorer) and isinstance(second, Scorer):
-        assert torch.equal(score(first, inputs), score(second, inputs))
+        a, b = score(instrument, first, inputs), score(instrument, second, inputs)
+        assert torch.equal(a, b)
     for name, values in kept.items():
         assert torch.equal(values, inputs[name]), f"the column {name} changed"
 
@@ -190,16 +209,18 @@ def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
     """Finite rows score finitely; a row with NaN or infinity scores +inf and changes no other."""
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
-    plain = score(scorer, inputs)
+    plain = score(detector, scorer, inputs)
     assert plain.shape == (len(inputs["label"]),), f"shape {tuple(plain.shape)}"
     assert bool(torch.isfinite(plain).all()), "not finite for finite rows"
     broken = dict(inputs)
     for i, bad in enumerate((math.nan, math.inf, -math.inf)):
-        for name in parameter_names(type(scorer).score):
+        needs = parameter_names(type(scorer).score)
+        sites = SITES[detector.span] if detector.span != "one" and "x" in needs else ()
+        for name in (*needs, *sites):
             if isinstance(broken[name], Tensor) and broken[name].is_floating_point():
                 broken[name] = broken[name].clone()
                 broken[name][i, 0] = bad
-    found = score(scorer, broken)
+    found = score(detector, scorer, broken)
     assert bool((found[:3] == math.inf).all()), f"scores of non-finite rows: {found[:3].tolist()}"
     torch.testing.assert_close(found[3:], plain[3:], rtol=1e-9, atol=1e-9)
 
@@ -209,9 +230,9 @@ def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
     rows = torch.arange(30)
-    whole = score(scorer, pick(inputs, rows))
-    single = torch.cat([score(scorer, pick(inputs, rows[i : i + 1])) for i in range(30)])
-    backwards = score(scorer, pick(inputs, rows.flip(0))).flip(0)
+    whole = score(detector, scorer, pick(inputs, rows))
+    single = torch.cat([score(detector, scorer, pick(inputs, rows[i : i + 1])) for i in range(30)])
+    backwards = score(detector, scorer, pick(inputs, rows.flip(0))).flip(0)
     torch.testing.assert_close(single, whole, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(backwards, whole, rtol=1e-7, atol=1e-7)
 
@@ -223,6 +244,7 @@ def law_score_direction(detector: Detector, inputs: Mapping[str, Any]) -> None:
     far = pick(inputs, torch.arange(40))
     for name in ("x", "a", "b", "c"):
         far[name] = torch.zeros_like(far[name]) - 60.0
-    far["logits"] = torch.zeros_like(far["logits"])
-    usual, unusual = score(scorer, inputs).median(), score(scorer, far).median()
+    for name in ("logits", "perturbed_logits"):
+        far[name] = torch.zeros_like(far[name])
+    usual, unusual = score(detector, scorer, inputs).median(), score(detector, scorer, far).median()
     assert float(unusual) > float(usual), f"far rows score {unusual:.4g}, usual rows {usual:.4g}"

@@ -55,16 +55,18 @@ def reads_of(task: Task, split: Split | None) -> dict[str, list[list[Request]]]:
     """
     plan: dict[str, list[list[Request]]] = {}
     for name, read in task.instrument.all_reads().items():
-        targets = (
-            [task.keys]
-            if read.statistic.span == "pair" or task.instrument.span == "one"
-            else [(key,) for key in task.keys]
-        )
         plan[name] = [
             [Request(read.statistic, keys, read.where, part) for part in _parts(read, split)]
-            for keys in targets
+            for keys in targets_of(task, read)
         ]
     return plan
+
+
+def targets_of(task: Task, read: Read) -> list[tuple[str, ...]]:
+    """Return the sites of each state that a task reads: all together, or one by one."""
+    if read.statistic.span == "pair" or task.instrument.span == "one":
+        return [task.keys]
+    return [(key,) for key in task.keys]
 
 
 def _parts(read: Read, split: Split | None) -> tuple[Part, ...]:

@@ -1,6 +1,7 @@
 """Which rows of a batch a request sees: finite, of its part, kept by its filter, or joined."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.requests import Request
+from sonde.core.statistic import Span
+
+SITE_COLUMNS = ("x", "grad")
 
 
 class FiniteRows:
@@ -85,17 +89,13 @@ def _chosen(
 
 
 def _joined(keys: Sequence[str], batch: Batch, masks: list[Tensor | None]) -> list[Tensor] | None:
-    first, second = keys
-    same = (
-        batch.example[first] is batch.example[second]
-        and batch.position[first] is batch.position[second]
-    )
-    if same:
+    layouts = {(id(batch.example[key]), id(batch.position[key])) for key in keys}
+    if len(layouts) == 1:
         present = [m for m in masks if m is not None]
         if not present:
             return None
         rows = torch.nonzero(torch.stack(present).all(dim=0)).flatten()
-        return [rows, rows]
+        return [rows] * len(keys)
     names: list[dict[tuple[int, int], int]] = []
     for key, mask in zip(keys, masks, strict=True):
         example: list[int] = batch.example[key].numpy().tolist()
@@ -103,5 +103,41 @@ def _joined(keys: Sequence[str], batch: Batch, masks: list[Tensor | None]) -> li
         rows = torch.arange(len(example)) if mask is None else torch.nonzero(mask).flatten()
         kept: list[int] = rows.cpu().numpy().tolist()
         names.append({(example[i], position[i]): i for i in kept})
-    shared = sorted(names[0].keys() & names[1].keys())
+    shared = sorted(set(names[0]).intersection(*names[1:]))
     return [torch.tensor([n[s] for s in shared], dtype=torch.int64) for n in names]
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Columns of the rows that several sites of a batch have in common.
+
+    ``columns`` holds, for each name, the values at the rows; for the columns of ``SITE_COLUMNS`` a
+    tuple of them, one for each site. With a single site they are its rows, without tuples.
+    """
+
+    columns: tuple[Any, ...]
+    example: Tensor
+    position: Tensor
+
+    @classmethod
+    def of(
+        cls, batch: Batch, keys: Sequence[str], names: Sequence[str], span: Span
+    ) -> "JoinedRows":
+        """Return the joined columns of a batch."""
+        first = keys[0]
+        index = None if len(keys) == 1 else _joined(keys, batch, [None] * len(keys))
+
+        def taken(name: str, i: int) -> Any:
+            values = batch.column(name, keys[i])
+            return values if index is None else values[index[i].to(values.device)]
+
+        columns = tuple(
+            tuple(taken(name, i) for i in range(len(keys)))
+            if span == "all" and name in SITE_COLUMNS
+            else taken(name, 0)
+            for name in names
+        )
+        example, position = batch.example[first], batch.position[first]
+        if index is not None:
+            example, position = example[index[0]], position[index[0]]
+        return cls(columns, example, position)

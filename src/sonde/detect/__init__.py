@@ -3,6 +3,7 @@
 from sonde.detect.ash import ASH
 from sonde.detect.classifier_two_sample import ClassifierTwoSample
 from sonde.detect.contrast_probe import ContrastProbe
+from sonde.detect.clue import CLUE
 from sonde.detect.costarr import COSTARR
 from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
@@ -35,6 +36,7 @@ from sonde.detect.vim import ViM
 
 __all__ = [
     "ASH",
+    "CLUE",
     "COSTARR",
     "DICE",
     "FDBD",

@@ -8,7 +8,7 @@ from sonde.core.instrument import Detector
 from sonde.core.passes import merge_pair
 from sonde.core.plan import UNIT_SIZE, Split
 from sonde.core.reduction import AUTO
-from sonde.core.requests import Request, States, Task, requests
+from sonde.core.requests import Request, States, Task, requests, targets_of
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.run.driver import run_pass
@@ -133,8 +133,9 @@ def _held(tasks: list[Task]) -> dict[str, Request]:
         reads = task.instrument.all_reads()
         for column in task.instrument.held_columns:
             read = reads[f"held_{column}"]
-            request = Request(read.statistic, task.keys, read.where, "held")
-            found[request.id] = request
+            for keys in targets_of(task, read):
+                request = Request(read.statistic, keys, read.where, "held")
+                found[request.id] = request
     return dict(sorted(found.items()))
 
 

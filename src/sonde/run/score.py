@@ -20,6 +20,7 @@ from sonde.core.instrument import score_needs
 from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Task
 from sonde.core.result import Scorer
+from sonde.core.selection import JoinedRows
 from sonde.core.stream import ArrayStream, Stream
 from sonde.run.entries import Key
 from sonde.run.fit import require_same_model
@@ -137,7 +138,7 @@ def score_batches(
     for batch in stream:
         whole.check(batch)
         for name, scorer in fitted.scorers.items():
-            yield _record(batch, name, scorer, hows[name])
+            yield _record(batch, name, tasks[name], scorer, hows[name])
 
 
 class _Whole:
@@ -160,15 +161,18 @@ class _Whole:
         self.seen |= here
 
 
-def _record(batch: Batch, name: Key, scorer: Scorer, how: str | None) -> pa.RecordBatch:
+def _record(batch: Batch, name: Key, task: Task, scorer: Scorer, how: str | None) -> pa.RecordBatch:
     method, key = name
-    columns = [batch.column(c, key) for c in needs_of(scorer)]
+    needs = needs_of(scorer)
+    whose = () if how is None else ("ids", "occurrence")
+    joined = JoinedRows.of(batch, task.keys, (*needs, *whose), task.instrument.span)
+    columns, who = joined.columns[: len(needs)], joined.columns[len(needs) :]
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()
-    of_row, position = batch.example[key], batch.position[key]
+    of_row, position = joined.example, joined.position
     if how is not None:
-        who = torch.column_stack([batch.column(c, key) for c in ("ids", "occurrence")])
-        found = scorer.reduced(scores, _in_order_of_arrival(who), how, *columns)
+        example = _in_order_of_arrival(torch.column_stack(who))
+        found = scorer.reduced(scores, example, how, *columns)
         of_row, position, scores = of_row[found.row], position[found.row], found.score
     example = of_row.tolist()
     return pa.RecordBatch.from_pydict(

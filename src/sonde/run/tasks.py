@@ -68,7 +68,7 @@ def _places(instrument: Instrument, keys: tuple[str, ...]) -> list[tuple[str, ..
         return [(key,) for key in keys]
     if instrument.span == "pair":
         return list(pairwise(keys))
-    return [keys] if len(keys) > 1 else []
+    return [keys] if len(keys) >= instrument.least_sites else []
 
 
 def _has_one_width(

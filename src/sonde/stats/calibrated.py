@@ -1,6 +1,7 @@
 """A detector with its calibration, fitted in the same pass."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -13,11 +14,13 @@ from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument, Read, score_needs
 from sonde.core.reduction import Reduced
 from sonde.core.result import Scorer
-from sonde.core.statistic import Statistic
+from sonde.core.selection import SITE_COLUMNS
+from sonde.core.statistic import Span, Statistic
 from sonde.stats.hash_sample import HashSample, HashSampleState
 
 REDUCED_SAMPLE = 32_768
 WHOSE = ("ids", "occurrence", "position")
+Held = dict[str, tuple[HashSampleState, ...]]
 
 
 @final
@@ -52,7 +55,8 @@ class Calibrated(Instrument):
 
     Where rows come in groups, one row of each group (that of smallest draw) enters the calibration,
     so that the held-out scores are exchangeable. With a ``reduction`` an example's rows make one
-    score, whole groups are sampled, and one example of each enters.
+    score, whole groups are sampled, and one example of each enters. Rows that the detector's labels
+    know as unusual do not enter. Where a score is about all sites, their rows are joined.
     """
 
     detector: Detector
@@ -66,6 +70,11 @@ class Calibrated(Instrument):
         return cls(detector, m if reduction is None and m else max(m, least), reduction)
 
     @property
+    def span(self) -> Span:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Which sites one result is about: those of the detector."""
+        return self.detector.span
+
+    @property
     def held_columns(self) -> tuple[str, ...]:
         """The columns of held-out rows that are kept."""
         needs = score_needs(self.detector)
@@ -75,17 +84,19 @@ class Calibrated(Instrument):
         """Read what the detector reads, and the columns of the held-out rows."""
         whole = self.reduction is not None
         held = {
-            f"held_{c}": Read(HashSample(self.m, column=c, groups=whole), part="held")
+            f"held_{c}": Read(
+                HashSample(self.m, column=c, groups=whole), self.detector.usual, "held"
+            )
             for c in self.held_columns
         }
         return {**self.detector.all_reads(), **held}
 
     def result(self, *_: Any, **states: Any) -> CalibratedScorer:
         """Fit the scorer and score the held-out rows."""
-        held = {c: states.pop(f"held_{c}") for c in self.held_columns}
+        held = self._held({c: states.pop(f"held_{c}") for c in self.held_columns})
         scorer = self.detector.result(**states)
         scores = _row_scores if self.reduction is None else _example_scores
-        found = scores(scorer, held, score_needs(self.detector), self.reduction)
+        found = scores(scorer, held, score_needs(self.detector), self.reduction, self.span)
         return CalibratedScorer(
             scorer=scorer,
             calibration=Calibration.from_scores(found),
@@ -93,39 +104,69 @@ class Calibrated(Instrument):
             n=scorer.n,
         )
 
+    def _held(self, samples: dict[str, Any]) -> Held:
+        """Return the samples of each column, at every site where it differs from site to site."""
+        if self.span != "all":
+            return {c: (sample,) for c, sample in samples.items()}
+        return {c: aligned(s if c in SITE_COLUMNS else s[:1], s) for c, s in samples.items()}
+
+
+def aligned(
+    samples: Sequence[HashSampleState], at: Sequence[HashSampleState]
+) -> tuple[HashSampleState, ...]:
+    """Return of samples the rows that those at all sites hold, in one order, that of draw."""
+    shared = at[0].draw
+    for sample in at[1:]:
+        if not torch.equal(sample.draw, at[0].draw):
+            shared = shared[torch.isin(shared, sample.draw)]
+    found = []
+    for sample in samples:
+        keep = torch.nonzero(torch.isin(sample.draw, shared)).flatten()
+        columns = {n: getattr(sample, n)[keep] for n in ("draw", "group", "group_draw")}
+        rows = sample.rows[keep.to(sample.rows.device)]
+        found.append(replace(sample, rows=rows, **columns))
+    return tuple(found)
+
+
+def _taken(held: Held, column: str, rows: Int[Tensor, "kept"], span: Span) -> Any:
+    """Return some rows of a column; a tuple where a scorer takes one entry for each site."""
+    parts = tuple(sample.rows[rows] for sample in held[column])
+    return parts if span == "all" and column in SITE_COLUMNS else parts[0]
+
 
 def _row_scores(
-    scorer: Scorer, held: dict[str, HashSampleState], needs: tuple[str, ...], _: str | None
+    scorer: Scorer, held: Held, needs: tuple[str, ...], _: str | None, span: Span
 ) -> Float[Tensor, "group"]:
     """Return the score of one row of each group."""
-    keep = held[needs[0]].first_of_each_group()
-    return scorer.score(*(held[c].rows[keep] for c in needs))
+    keep = held[needs[0]][0].first_of_each_group()
+    return scorer.score(*(_taken(held, c, keep, span) for c in needs))
 
 
 def _example_scores(
-    scorer: Scorer, held: dict[str, HashSampleState], needs: tuple[str, ...], how: str | None
+    scorer: Scorer, held: Held, needs: tuple[str, ...], how: str | None, span: Span
 ) -> Float[Tensor, "group"]:
     """Return the score of one example of each group that is whole.
 
     It is the example whose first row has the smallest draw, so that long ones are not preferred.
     """
     assert how is not None
-    whole = held["ids"].whole_groups()
+    (ids,) = held["ids"]
+    whole = ids.whole_groups()
     if len(whole) == 0:
         raise CalibrationError(
-            f"Calibrated: expected a group of at most {len(held['ids'].draw)} held-out rows, got "
+            f"Calibrated: expected a group of at most {len(ids.draw)} held-out rows, got "
             "none. Keep more rows (m), or calibrate rows (reduction 'rows').",
             1,
         )
-    columns = [held[c].rows[whole] for c in needs]
-    who = torch.column_stack([held[c].rows[whole] for c in ("ids", "occurrence")])
+    columns = [_taken(held, c, whole, span) for c in needs]
+    who = torch.column_stack([held[c][0].rows[whole] for c in ("ids", "occurrence")])
     example = torch.unique(who, dim=0, return_inverse=True)[1]
     found = scorer.reduced(scorer.score(*columns), example, how, *columns)
-    order = torch.argsort(rank_key(held["ids"].draw[whole]), stable=True)
-    order = order[torch.argsort(held["position"].rows[whole][order], stable=True)]
+    order = torch.argsort(rank_key(ids.draw[whole]), stable=True)
+    order = order[torch.argsort(held["position"][0].rows[whole][order], stable=True)]
     first = _first_of(example[order], order)
-    group = held["ids"].group[whole][first]
-    by_draw = torch.argsort(rank_key(held["ids"].draw[whole][first]), stable=True)
+    group = ids.group[whole][first]
+    by_draw = torch.argsort(rank_key(ids.draw[whole][first]), stable=True)
     return found.score[_first_of(group[by_draw], by_draw)]
 
 
