@@ -44,6 +44,7 @@ class Calibrate:
 
         check_writable(self.output)
         fitted = Fitted.load(self.probe)
+        self.reading.check(self.data)
         model, options = model_and_options(self.model, self.reading)
         quiet = self.printing.quiet
         options["reduction"] = self.reduction

@@ -61,6 +61,7 @@ class Evaluate:
 
         probe, name, *both = self.inputs
         fitted = Fitted.load(Path(probe))
+        self.reading.check(*both)
         model, options = model_and_options(name, self.reading)
         quiet = self.printing.quiet
         return [score(fitted, model, data, progress=not quiet, **options) for data in both]

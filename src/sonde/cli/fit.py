@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -61,6 +61,7 @@ class Fit:
         check_writable(self.output)
         directory = beside(self.output)
         self.running.check(directory)
+        self.reading.check(self.data)
         model = (
             self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
         )
@@ -68,7 +69,7 @@ class Fit:
             model,
             self.data,
             objective=self.objective or objective_of(instruments),
-            **self.reading.site_options(),
+            **reading_of(instruments if self.model != ARRAYS else [], self.reading.site_options()),
             **self.reading.data_options(),
         )
         with dropped_on_error(directory):
@@ -106,6 +107,14 @@ def objective_of(instruments: list[Instrument]) -> str | None:
             if "grad" in read.statistic.needs():
                 return "kl_uniform"
     return None
+
+
+def reading_of(instruments: list[Instrument], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what the user chose to read, what the methods ask for where that is "auto"."""
+    from sonde.run._asked import asked
+
+    typed = {name: value for name, value in chosen.items() if value != "auto"}
+    return {**chosen, **asked(instruments), **typed}
 
 
 def parse_methods(text: str) -> list[Instrument]:

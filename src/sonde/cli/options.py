@@ -123,6 +123,16 @@ class Reading:
     ] = False
     seed: Annotated[int, tyro.conf.arg(help="key of the hash that samples and splits rows")] = 0
 
+    def check(self, *words: str) -> None:
+        """Refuse data that are not there, and columns that they lack, before a model is loaded."""
+        from sonde.data import check_data
+
+        self.data_options()
+        names = ("text", "image", "label", "id", "group", "target")
+        columns = [getattr(self, f"{name}_column") for name in names]
+        for word in words:
+            check_data(word, columns, self.skip_bad)
+
     def model_options(self) -> dict[str, Any]:
         """Return the named options of ``sonde.load``."""
         return {

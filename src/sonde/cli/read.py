@@ -35,6 +35,7 @@ class Read:
         self.running.check(self.output, "store.json")
         if self.output.is_file():
             raise InputError(f"read: expected a folder to write, got the file {self.output}.")
+        self.reading.check(self.data)
         model = (
             self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
         )

@@ -90,6 +90,7 @@ class Scan:
             check_writable(self.output)
             directory = beside(self.output)
         self.running.check(directory)
+        self.reading.check(self.data, *([] if self.versus is None else [self.versus]))
         model = (
             self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
         )

@@ -44,6 +44,7 @@ class Score:
             check_suffix(self.output)
             check_writable(self.output)
         fitted = Fitted.load(self.probe)
+        self.reading.check(self.data)
         model, options = model_and_options(self.model, self.reading)
         options["reduction"] = self.reduction
         table = score(fitted, model, self.data, progress=not self.printing.quiet, **options)

@@ -5,6 +5,7 @@ feature arrays without a model.
 """
 
 from sonde.data.arrays import open_arrays
+from sonde.data.early import check_data
 from sonde.data.inputs import ItemInputs
 from sonde.data.labels import Labels
 from sonde.data.listing import Listing
@@ -18,6 +19,7 @@ __all__ = [
     "Labels",
     "Listing",
     "PillowProcessor",
+    "check_data",
     "load",
     "open_arrays",
     "open_inputs",

@@ -132,17 +132,39 @@ def _from_path(data: str | Path, skip_bad: bool) -> Source:
     if path.is_dir():
         return hub.from_disk(path, None) if hub.is_saved_dataset(path) else ImageFolder(path)
     if path.is_file():
-        return _from_file(path, skip_bad)
+        return open_file(path, skip_bad)
     if path.parent.is_dir() and hub.is_saved_dataset(path.parent):
         return hub.from_disk(path.parent, path.name)
-    if path.suffix.lower() in _suffixes() or path.is_absolute() or str(data).startswith((".", "~")):
-        folder = path.parent if path.parent.is_dir() else Path()
-        known = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        raise InputError(f"data: no such file or folder: {data}.{near(path.name, known)}")
+    require_path(data)
     return hub.from_hub(str(data))
 
 
-def _from_file(path: Path, skip_bad: bool) -> Source:
+def require_path(data: str | Path) -> None:
+    """Refuse a word that is a path and not there; one that may name a data set passes.
+
+    Raises
+    ------
+    InputError
+        With near names in the same folder.
+    """
+    path = Path(data).expanduser()
+    if path.exists() or (path.parent.is_dir() and hub.is_saved_dataset(path.parent)):
+        return
+    is_file = path.suffix.lower() in _suffixes() or (bool(path.suffix) and path.parent == Path())
+    if is_file or path.is_absolute() or str(data).startswith((".", "~")):
+        folder = path.parent if path.parent.is_dir() else Path()
+        known = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        raise InputError(f"data: no such file or folder: {data}.{near(path.name, known)}")
+
+
+def open_file(path: Path, skip_bad: bool = False) -> Source:
+    """Return the rows of a table or of arrays.
+
+    Raises
+    ------
+    InputError
+        If the file is empty, or of a kind that is not read.
+    """
     suffix = path.suffix.lower()
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty. Pass data with items.")

@@ -9,7 +9,7 @@ from typing import Any
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
-from sonde.data import load
+from sonde.data import check_data, load
 from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream
 from sonde.findings.settings import ScanSettings
@@ -131,6 +131,9 @@ def run_scan(
         raise InputError("scan: expected data, got a stream. Use sonde.findings.scan_stream.")
     live: Any = model
     if not (isinstance(model, str) and model == ARRAYS) and not isinstance(model, Model):
+        named = [value for name, value in options.items() if name.endswith("_column")]
+        for where in (data, versus):
+            check_data(where, named, bool(options.get("skip_bad")))
         live = load(model, processor=processor)
     limited = options.get("limit") is not None
 

@@ -10,7 +10,7 @@ from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
-from sonde.data import load, open_arrays, open_inputs
+from sonde.data import check_data, load, open_arrays, open_inputs
 from sonde.tap import live_stream
 
 ARRAYS = "-"
@@ -83,6 +83,9 @@ def read(
         patterns = [sites] if isinstance(sites, str | Site) else list(sites)
         names = [] if sites == AUTO else [str(p).removesuffix(":out") for p in patterns]
         return open_arrays(data, seed, limit=options.get("limit"), sites=names)
+    if isinstance(model, str):
+        named = [value for name, value in options.items() if name.endswith("_column")]
+        check_data(data, named, bool(options.get("skip_bad")))
     live = model if isinstance(model, Model) else load(model, processor=processor)
     wants_logits = live.task in WITH_LOGITS if logits is None else logits
     inputs = open_inputs(

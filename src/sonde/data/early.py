@@ -1,0 +1,52 @@
+"""What can be wrong with a word for data before a model is loaded; not for objects in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError, near
+from sonde.data.arrays import ARRAY_SUFFIXES
+from sonde.data.hub import is_saved_dataset
+from sonde.data.opening import open_file, require_path
+from sonde.data.shipped import is_shipped, shipped_source
+
+
+def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = False) -> None:
+    """Refuse a path that does not exist, or a table without a named column, at once.
+
+    Data sets by name are not looked up, and a folder of images is not walked.
+
+    Parameters
+    ----------
+    data : str, path or other
+        As in ``open_inputs``; what is no text or path is not looked at.
+    columns : sequence of str or None
+        Columns that the user named.
+    skip_bad : bool, default=False
+        Pass over broken rows.
+
+    Raises
+    ------
+    InputError
+        Naming what there is.
+    """
+    if not isinstance(data, str | Path):
+        return
+    if isinstance(data, str) and is_shipped(data):
+        shipped_source(data)
+        return
+    path = Path(data).expanduser()
+    require_path(data)
+    if not path.is_file() or path.suffix.lower() in ARRAY_SUFFIXES:
+        if path.is_dir() and not is_saved_dataset(path) and not any(path.iterdir()):
+            raise InputError(f"{path} is empty. Pass a folder of images, or a file.")
+        return
+    source = open_file(path, skip_bad)
+    sample = source.columns()
+    for names in columns:
+        for name in (names or "").split(","):
+            if name.strip() and name.strip() not in sample:
+                raise InputError(
+                    f"{source.name} has no column {name.strip()!r}, only "
+                    f"{', '.join(sample) or 'none'}.{near(name.strip(), sample)}"
+                )
