@@ -28,6 +28,7 @@ from sonde.detect.padim import PaDiM
 from sonde.detect.react import ReAct
 from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
+from sonde.detect.reranking import rerank, top_majority
 from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
 from sonde.detect.simple_net import SimpleNet
@@ -68,4 +69,6 @@ __all__ = [
     "SimpleNet",
     "UnitShift",
     "ViM",
+    "rerank",
+    "top_majority",
 ]

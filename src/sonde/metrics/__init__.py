@@ -5,12 +5,14 @@ from sonde.metrics.maps import aupro, pixel_auroc
 from sonde.metrics.ranking import aupr, auroc, fpr_at_tpr
 from sonde.metrics.rejection import prediction_rejection
 from sonde.metrics.steps import joint_match, localisation, step_f1
+from sonde.metrics.within import auroc_within
 
 __all__ = [
     "Metric",
     "aupr",
     "aupro",
     "auroc",
+    "auroc_within",
     "difference",
     "fpr_at_tpr",
     "joint_match",

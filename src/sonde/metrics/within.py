@@ -1,0 +1,79 @@
+"""How well a score tells inside each group, where what the groups differ in cannot help it."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.metrics._ranked import kinds, numbers
+from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
+from sonde.stats.auroc import midranks
+
+
+def auroc_within(
+    scores: Any,
+    unusual: Any,
+    group: Any,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Metric:
+    """Return the chance that of two rows of one group the unusual one scores higher.
+
+    ``auroc`` also compares rows of different groups, so that a score that only knows which prompts
+    are hard looks good. Here only pairs inside a group count, each once, ties half; groups of one
+    kind of rows have no pair. Give the lengths of texts as scores for what length alone can tell.
+
+    Parameters
+    ----------
+    scores, unusual, resamples, seed, level
+        As in ``auroc``.
+    group : array (row,)
+        The prompt of each row; also what is resampled.
+
+    Examples
+    --------
+    >>> hard = [9.0, 8.0, 7.0, 2.0, 1.0, 3.0]  # the first prompt's rows score high, right or wrong
+    >>> round(auroc_within(hard, [1, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 1]).value, 2)
+    0.5
+    """
+    values = numbers("auroc_within", scores, "scores")
+    positive = kinds("auroc_within", unusual, len(values))
+    member = members(group, len(values))
+    won, pairs = _pairs(values, positive, member)
+    if not bool(pairs.any()):
+        raise InputError(
+            f"auroc_within: expected a group with usual and unusual rows, got {len(pairs)} groups "
+            "of one kind each. Score several rows of each group."
+        )
+    first = torch.full((len(pairs),), len(values))
+    first.scatter_reduce_(0, member, torch.arange(len(values)), "amin")
+
+    def figure(weight: Tensor) -> Tensor:
+        times = weight[:, first]
+        return (times @ won) / (times @ pairs)
+
+    return measured(
+        figure, member, Bootstrap(resamples, seed, level), null=0.5, range=(0.0, 1.0),
+        n_positive=int(positive.sum()), n_negative=int((~positive).sum()),
+        conventions={"pairs": int(pairs.sum()), "groups_with_pairs": int((pairs > 0).sum())},
+    )  # fmt: skip
+
+
+def _pairs(
+    values: Float[Tensor, "row"], positive: Bool[Tensor, "row"], member: Int[Tensor, "row"]
+) -> tuple[Float[Tensor, "group"], Float[Tensor, "group"]]:
+    """Return, for each group, the pairs that are in order (ties half) and all pairs."""
+    n_groups = int(member.max()) + 1
+    won, pairs = torch.zeros(2, n_groups, dtype=torch.float64)
+    for rows in torch.split(member.argsort(stable=True), torch.bincount(member).tolist()):
+        up = positive[rows]
+        n, m = int(up.sum()), int((~up).sum())
+        if n and m:
+            g = int(member[rows[0]])
+            won[g] = midranks(values[rows])[up].sum() - n * (n + 1) / 2
+            pairs[g] = n * m
+    return won, pairs
