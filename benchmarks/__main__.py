@@ -23,6 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
     from benchmarks.detecting import detector_rows, nac_rows
+    from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
     from benchmarks.layer_cka import layer_cka_rows
     from benchmarks.scanning import scan_memory, scan_small, scan_time
@@ -36,6 +37,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "scan-small": scan_small,
         "nac": nac_rows,
         "detect": detector_rows,
+        "guard": guard_rows,
         "cka": layer_cka_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,

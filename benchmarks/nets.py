@@ -16,10 +16,26 @@ LONGEST = 64
 
 def transformer(depth: int, width: int, seed: int = 0) -> nn.Module:
     """Return a decoder of GPT-2's shape without a head, so that nothing but blocks is timed."""
-    from transformers import GPT2Config, GPT2Model
+    from transformers import GPT2Model
 
     torch.manual_seed(seed)
-    config = GPT2Config(
+    return GPT2Model(_config(depth, width)).eval()
+
+
+def classifier(depth: int, width: int, seed: int = 0) -> nn.Module:
+    """Return the same decoder with a linear layer that gives ten logits for each text."""
+    from transformers import GPT2ForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = _config(depth, width)
+    config.num_labels, config.pad_token_id = 10, VOCABULARY
+    return GPT2ForSequenceClassification(config).eval()
+
+
+def _config(depth: int, width: int) -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(
         n_layer=depth,
         n_embd=width,
         n_head=max(1, width // 64),
@@ -29,7 +45,6 @@ def transformer(depth: int, width: int, seed: int = 0) -> nn.Module:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return GPT2Model(config).eval()
 
 
 class Block(nn.Module):

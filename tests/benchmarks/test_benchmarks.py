@@ -22,6 +22,7 @@ NAMES = {
     "scan-small": 1,
     "nac": 1,
     "detect": 3,
+    "guard": 8,
     "cka": 2,
     "scan": 2,
     "scan-memory": 1,

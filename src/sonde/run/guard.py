@@ -26,6 +26,7 @@ from sonde.stats import CalibratedScorer
 from sonde.tap import Onlooker
 
 BROUGHT = ("x", "logits", "grad", "position", "grid", "special")
+Methods = Sequence[str | Key]
 BIGGEST = torch.finfo(torch.float64).max
 
 
@@ -100,8 +101,8 @@ class Guard:
         False-alarm rate of each detector at each site; None scores without thresholds.
     on_alarm : callable, optional
         Called with each ``Alarm``; an exception that it raises leaves the forward.
-    methods : sequence of str, optional
-        Words of the detectors to use; all by default.
+    methods : sequence, optional
+        Detectors to use, each by its word or by a pair of word and site; all by default.
     processor : object, optional
         The tokenizer of a live module: special tokens are left out of ``mean`` and ``tokens`` as
         when the probe was fitted. Without it they count.
@@ -139,7 +140,7 @@ class Guard:
         alpha: float | None = 0.05,
         on_alarm: Callable[[Alarm], None] | None = None,
         *,
-        methods: Sequence[str] | None = None,
+        methods: Methods | None = None,
         processor: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module | Model):
@@ -324,11 +325,11 @@ def in_single(scorer: Scorer, device: torch.device) -> Any:
 
 
 def _watches(
-    fitted: Fitted, alpha: float | None, methods: Sequence[str] | None, device: torch.device
+    fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
 ) -> list[_Watch]:
     found = []
     for name, scorer in fitted.scorers.items():
-        if methods is not None and name[0] not in methods:
+        if methods is not None and name not in methods and name[0] not in methods:
             continue
         needs = needs_of(scorer)
         strange = [n for n in needs if n not in BROUGHT]
