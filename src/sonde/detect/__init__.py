@@ -25,6 +25,7 @@ from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.nn_guide import NNGuide
 from sonde.detect.padim import PaDiM
+from sonde.detect.patch_core import PatchCore
 from sonde.detect.react import ReAct
 from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
@@ -63,6 +64,7 @@ __all__ = [
     "MaxLogit",
     "NNGuide",
     "PaDiM",
+    "PatchCore",
     "ReAct",
     "ReconstructionShift",
     "RelativeMahalanobis",

@@ -1,6 +1,6 @@
 """A few rows near which every row lies, with the radius that makes this true."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -12,15 +12,31 @@ from sonde.core.hashing import rank_key
 from sonde.core.state import State
 from sonde.core.statistic import Merging, Statistic
 
+CHUNK = 4096
+
 
 @dataclass(frozen=True)
 class CoresetState(State):
-    """Chosen rows; each of the ``n`` rows seen lies within ``radius`` of one of them."""
+    """Chosen rows; each of the ``n`` rows seen lies within ``cover`` of one of them.
+
+    The farthest of the rows that gave way last lay ``apart`` from the chosen ones.
+    """
 
     n: int
-    radius: float
     rows: Float[Tensor, "chosen dim"]
+    cover: Float[Tensor, "chosen"]
     draw: Int[Tensor, "chosen"]
+    apart: float
+
+    @property
+    def radius(self) -> float:
+        """The largest distance at which a row may lie from its chosen one."""
+        return float(self.cover.max())
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether every row that was seen is among the chosen."""
+        return self.n == len(self.draw)
 
 
 @final
@@ -28,8 +44,11 @@ class CoresetState(State):
 class Coreset(Statistic[CoresetState]):
     """At most ``m`` rows that cover all others, chosen farthest first.
 
-    The first is the row of smallest draw; each next one is the row farthest from those chosen. A
-    merge chooses anew among both sets, and the radii add up, so fewer merges give a tighter radius.
+    The first is the row of smallest draw; each next one is the row farthest from those chosen. Of
+    4,096 rows (or ``2 m``) at once the radius is at most twice the best possible. A further row
+    that is no farther from a chosen one than those that gave way is counted to it; the others
+    compete with the chosen ones, in order of their distance plus what they cover: a chosen row that
+    gives way hands what it covers to the nearest one that stays, with that distance added.
 
     Parameters
     ----------
@@ -48,34 +67,99 @@ class Coreset(Statistic[CoresetState]):
         if self.m < 1:
             raise InputError(f"Coreset: expected m of at least 1, got {self.m}.")
 
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of ``m`` float32 rows with their cover and draw."""
+        return self.m * (4 * dims[0] + 16)
+
     def observe(self, x: Float[Tensor, "row dim"], draw: Int[Tensor, "row"]) -> CoresetState:
         """Return the chosen rows of a batch."""
-        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        return self._chosen(len(x), 0.0, x, draw)
+        return self._extended(None, x, draw)
+
+    def update(
+        self, state: CoresetState, x: Float[Tensor, "row dim"], draw: Int[Tensor, "row"]
+    ) -> CoresetState:
+        """Return the chosen rows after a batch, of which only what lies outside competes."""
+        return self._extended(state, x, draw)
 
     def merge(self, a: CoresetState, b: CoresetState) -> CoresetState:
         """Return rows chosen from both sets."""
-        rows, draw = torch.cat([a.rows, b.rows]), torch.cat([a.draw, b.draw])
-        return self._chosen(a.n + b.n, max(a.radius, b.radius), rows, draw)
+        columns = [
+            torch.cat([getattr(a, c), getattr(b, c).to(getattr(a, c))])
+            for c in ("rows", "cover", "draw")
+        ]
+        return self._chosen(a.n + b.n, *columns)
 
     def bound(self, state: CoresetState) -> float:
         """Return the covering radius."""
         return state.radius
 
-    def _chosen(self, n: int, radius: float, rows: Tensor, draw: Tensor) -> CoresetState:
+    def _extended(self, state: CoresetState | None, x: Tensor, draw: Tensor) -> CoresetState:
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         order = torch.argsort(rank_key(draw), stable=True)
-        rows, draw = rows[order.to(rows.device)], draw[order]
+        for part in order.split(max(CHUNK, 2 * self.m)):
+            rows, place = x[part.to(x.device)], draw[part]
+            cover = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
+            if state is None:
+                state = self._chosen(len(rows), rows, cover, place)
+                continue
+            near, gap = _nearest(rows.to(state.rows), state.rows)
+            inside = gap <= state.apart
+            covered = state.cover.scatter_reduce(0, near[inside], gap[inside], "amax")
+            n_inside, out = int(inside.sum()), ~inside
+            state = replace(state, n=state.n + n_inside, cover=covered)
+            if n_inside < len(rows):
+                new = CoresetState(len(rows) - n_inside, rows[out], cover[out], place[out.cpu()], 0)
+                state = self.merge(state, new)
+        assert state is not None  # observe and update never see zero rows
+        return state
+
+    def _chosen(self, n: int, rows: Tensor, cover: Tensor, draw: Tensor) -> CoresetState:
+        order = torch.argsort(rank_key(draw), stable=True)
+        there = order.to(rows.device)
+        rows, cover, draw = rows[there], cover[there], draw[order]
         if len(rows) <= self.m:
-            return CoresetState(n, radius, rows.clone(), draw)
-        picked = [0]
-        distance = _distance(rows, rows[0])
-        while len(picked) < self.m and float(distance.max()) > 0:
-            picked.append(int(distance.argmax()))
-            distance = torch.minimum(distance, _distance(rows, rows[picked[-1]]))
-        index = torch.tensor(picked)
-        chosen = rows[index.to(rows.device)]
-        return CoresetState(n, radius + float(distance.max()), chosen, draw[index])
+            return CoresetState(n, rows, cover, draw, 0.0)
+        picked, owner = _farthest_first(rows, cover, self.m)
+        chosen = rows[picked]
+        gap = (rows.double() - chosen[owner].double()).norm(dim=1)
+        spread = torch.zeros(len(picked), dtype=torch.float64, device=rows.device)
+        spread.scatter_reduce_(0, owner, gap + cover, "amax")
+        return CoresetState(n, chosen, spread, draw[picked.cpu()], float(gap.max()))
 
 
-def _distance(rows: Float[Tensor, "row dim"], centre: Float[Tensor, "dim"]) -> Float[Tensor, "row"]:
-    return (rows - centre).square().sum(1, dtype=torch.float64).sqrt()
+def _farthest_first(
+    rows: Float[Tensor, "row dim"], cover: Float[Tensor, "row"], m: int
+) -> tuple[Int[Tensor, "chosen"], Int[Tensor, "row"]]:
+    """Return ``m`` rows, each the farthest from those before it, and the nearest one of each row.
+
+    What a row covers counts as farther away. Ends early where all that is left are equal to a
+    chosen row, to rounding.
+    """
+    z = rows - rows.mean(0)
+    square = z.square().sum(1)
+    least = 8 * torch.finfo(rows.dtype).eps * float(square.max())
+    gap = torch.full_like(square, torch.inf)
+    owner = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    cover, picked = cover.to(rows.dtype), [0]
+    while True:
+        last = picked[-1]
+        fresh = torch.addmv(square + square[last], z, z[last], alpha=-2.0)
+        fresh[last] = 0.0
+        owner[fresh < gap] = len(picked) - 1
+        torch.minimum(gap, fresh, out=gap)
+        reach = (gap.clamp(min=0.0).sqrt() + cover).masked_fill_(gap <= least, 0.0)
+        far = int(reach.argmax())
+        if len(picked) == m or float(reach[far]) == 0.0:
+            return torch.tensor(picked, device=rows.device), owner
+        picked.append(far)
+
+
+def _nearest(
+    x: Float[Tensor, "row dim"], chosen: Float[Tensor, "chosen dim"]
+) -> tuple[Int[Tensor, "row"], Float[Tensor, "row"]]:
+    """Return a nearest chosen row of each row, to rounding, and the exact distance to it."""
+    origin = chosen.mean(0)
+    near = torch.addmm(
+        (chosen - origin).square().sum(1), x - origin, (chosen - origin).T, alpha=-2.0
+    ).argmin(1)
+    return near, (x.double() - chosen[near].double()).norm(dim=1)
