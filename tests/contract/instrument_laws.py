@@ -43,6 +43,7 @@ def make_inputs(n: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64) 
         "logits": x @ weight.T,
         "perturbed_logits": x @ weight.T * 1.1,
         "grad": normal(n, WIDTH).to(dtype),
+        "first_error": torch.tensor([-1, 0, -2])[label],
         "ids": [f"row {i}" for i in range(n)],
         "group": [f"group {i // 2}" for i in range(n)],
         "position": torch.zeros(n, dtype=torch.int64),

@@ -2,8 +2,8 @@
 
 from sonde.detect.ash import ASH
 from sonde.detect.classifier_two_sample import ClassifierTwoSample
-from sonde.detect.contrast_probe import ContrastProbe
 from sonde.detect.clue import CLUE
+from sonde.detect.contrast_probe import ContrastProbe
 from sonde.detect.costarr import COSTARR
 from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
@@ -24,15 +24,17 @@ from sonde.detect.mmd import MMD
 from sonde.detect.msp import MSP
 from sonde.detect.nac import NAC
 from sonde.detect.nn_guide import NNGuide
+from sonde.detect.odin import ODIN
 from sonde.detect.padim import PaDiM
 from sonde.detect.patch_core import PatchCore
 from sonde.detect.react import ReAct
 from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
-from sonde.detect.reranking import rerank, top_majority
 from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
 from sonde.detect.simple_net import SimpleNet
+from sonde.detect.token_statistics import TokenStatistics
+from sonde.detect.trajectory_verifier import TrajectoryVerifier
 from sonde.detect.unit_shift import UnitShift
 from sonde.detect.vim import ViM
 
@@ -47,6 +49,7 @@ __all__ = [
     "MMD",
     "MSP",
     "NAC",
+    "ODIN",
     "SCALE",
     "SHE",
     "ClassifierTwoSample",
@@ -69,8 +72,8 @@ __all__ = [
     "ReconstructionShift",
     "RelativeMahalanobis",
     "SimpleNet",
+    "TokenStatistics",
+    "TrajectoryVerifier",
     "UnitShift",
     "ViM",
-    "rerank",
-    "top_majority",
 ]

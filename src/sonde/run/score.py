@@ -16,13 +16,13 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.files import atomic_write
-from sonde.core.instrument import score_needs
+from sonde.core.instrument import Detector, score_needs
 from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Task
 from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.stream import ArrayStream, Stream
-from sonde.run.entries import Key
+from sonde.run.entries import Key, inner_of
 from sonde.run.fit import require_same_model
 from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
@@ -96,6 +96,7 @@ def open_for(fitted: Fitted, model: Any, data: Any, **options: Any) -> Stream:
         "sites": sites,
         "reducer": next(iter(reducers)) if len(reducers) == 1 else "auto",
         "objective": reading.get("objective"),
+        "perturb": reading.get("perturb"),
         "keep_special": bool(reading.get("keep_special", False)),
         "logits": "logits" in {n for s in fitted.scorers.values() for n in needs_of(s)} or None,
     }
@@ -120,7 +121,9 @@ def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
     if asked == AUTO and isinstance(task.instrument, Calibrated):
         return task.instrument.reduction
     reducers = {s["text"]: s["reducer"] for s in fitted.header["sites"]}
-    return reduction_at([reducers[key] for key in task.keys], asked)
+    inner = inner_of(task.instrument)
+    own = isinstance(inner, Detector) and inner.reduces
+    return reduction_at([reducers[key] for key in task.keys], asked, own)
 
 
 def score_batches(

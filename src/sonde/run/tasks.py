@@ -40,16 +40,22 @@ def assign(
         If nothing is left.
     """
     widths = {s.key: s.dim for s in schema if "|" not in s.key}
-    reducers = {s.key: str(s.reducer) for s in schema}
+    by_key = {s.key: s for s in schema}
     tasks: list[Task] = []
     skipped: list[str] = []
     distinct = {digest(instrument): instrument for instrument in instruments}
     for instrument in distinct.values():
         places = _places(instrument, tuple(widths))
+        readable = [keys for keys in places if _has_reducer(instrument, [by_key[k] for k in keys])]
+        if places and not readable:
+            skipped.append(_unreadable(instrument, schema))
+            continue
+        places = readable
         fitting = [keys for keys in places if _has_one_width(instrument, keys, widths)]
         for keys in fitting:
             if split is not None and isinstance(instrument, Detector):
-                how = reduction_at([reducers[key] for key in keys], reduction)
+                reducers = [str(by_key[key].reducer) for key in keys]
+                how = reduction_at(reducers, reduction, instrument.reduces)
                 tasks.append(Task(Calibrated.of(instrument, how), keys))
             else:
                 tasks.append(Task(instrument, keys))
@@ -75,6 +81,24 @@ def _has_one_width(
     instrument: Instrument, keys: tuple[str, ...], widths: Mapping[str, int]
 ) -> bool:
     return not instrument.equal_widths or len({widths[key] for key in keys}) == 1
+
+
+def _has_reducer(instrument: Instrument, sites: Sequence[SiteSchema]) -> bool:
+    """Return whether sites are read by the reducer that the instrument asks for, if any.
+
+    Plain arrays, which no module made, are taken at their word.
+    """
+    asked = instrument.reading().get("reducer")
+    return all(asked in (None, s.reducer.name) or s.module == "" for s in sites)
+
+
+def _unreadable(instrument: Instrument, schema: Sequence[SiteSchema]) -> str:
+    asked = instrument.reading()["reducer"]
+    found = sorted({str(s.reducer) for s in schema})
+    return (
+        f"{type(instrument).__name__}: expected rows of the reducer {asked!r}, got "
+        f"{', '.join(found)}. Read with reducer={asked!r}."
+    )
 
 
 def _skipped(
