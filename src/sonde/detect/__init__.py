@@ -30,11 +30,11 @@ from sonde.detect.patch_core import PatchCore
 from sonde.detect.react import ReAct
 from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
+from sonde.detect.reranking import rerank, top_majority
 from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
 from sonde.detect.simple_net import SimpleNet
 from sonde.detect.token_statistics import TokenStatistics
-from sonde.detect.trajectory_verifier import TrajectoryVerifier
 from sonde.detect.unit_shift import UnitShift
 from sonde.detect.vim import ViM
 
@@ -73,7 +73,8 @@ __all__ = [
     "RelativeMahalanobis",
     "SimpleNet",
     "TokenStatistics",
-    "TrajectoryVerifier",
     "UnitShift",
     "ViM",
+    "rerank",
+    "top_majority",
 ]
