@@ -185,6 +185,7 @@ class Instrument(ABC):
         position: Any = None,
         pair: Any = None,
         side: Any = None,
+        first_error: Any = None,
         head: Head | None = None,
         seed: int = 0,
     ) -> Any:
@@ -223,6 +224,7 @@ class Instrument(ABC):
             position=position,
             pair=pair,
             side=side,
+            first_error=first_error,
             head=head,
             seed=seed,
         )

@@ -60,6 +60,7 @@ class Running:
         position: Any = None,
         pair: Any = None,
         side: Any = None,
+        first_error: Any = None,
         head: Head | None = None,
         seed: int = 0,
     ) -> None:
@@ -76,6 +77,7 @@ class Running:
             position=position,
             pair=pair,
             side=side,
+            first_error=first_error,
             head=head,
             seed=seed,
         )

@@ -24,6 +24,8 @@ COLUMNS: dict[str, str] = {
     "y": "rows of the second site of a pair, Float[row dim2]",
     "grad": "gradient of the stream's objective at the site, Float[row dim]",
     "label": "class of the row's example, Int[row]; -1 = none",
+    "first_error": "first wrong step of the row's trajectory, Int[row]; -1 = none, -2 = not known "
+    "which, -3 = nothing known",
     "logits": "the model's logits for the row's example, Float[row class]",
     "perturbed_logits": "the same after a small step of the input, Float[row class]",
     "ids": "id of the row's example as two 64-bit words, Int[row 2]",

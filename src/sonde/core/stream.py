@@ -4,7 +4,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, cast
@@ -91,6 +91,7 @@ class Stream(ABC):
         position: Any = None,
         pair: Any = None,
         side: Any = None,
+        first_error: Any = None,
         head: Head | None = None,
         seed: int = 0,
     ) -> "ArrayStream":
@@ -100,7 +101,7 @@ class Stream(ABC):
         ----------
         x : array (row, dim), or mapping of name to array
             Rows of one site (named ``x``), or of several sites over the same examples.
-        label, ids, group, position, pair, side : sequences with one entry per row, optional
+        label, ids, group, position, pair, side, first_error : one entry per row, optional
             ``position`` other than 0 makes rows of equal ``ids`` rows of one example.
         grad : array like ``x``, or mapping, optional
         logits, perturbed_logits : array (row, class), optional
@@ -127,9 +128,7 @@ class Stream(ABC):
             positions=positions,
             grad={str(k): _matrix(v, f"grad of {k}") for k, v in grads.items()},
             logits=None if logits is None else _matrix(logits, "logits"),
-            perturbed=None
-            if perturbed_logits is None
-            else _matrix(perturbed_logits, "perturbed_logits"),
+            extra=_extra(n, perturbed_logits, first_error),
             pair=None if pair is None else _hashes(_sequence(pair, n, "pair")),
             side=None if side is None else _integers(side, n, "side", 0),
             head=head,
@@ -152,7 +151,7 @@ class ArrayStream(Stream):
     side: Tensor | None
     head: Head | None
     seed: int = 0
-    perturbed: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
@@ -209,7 +208,7 @@ class ArrayStream(Stream):
             side=None if self.side is None else self.side[part],
             head=self.head,
             seed=self.seed,
-            extra={} if self.perturbed is None else {"perturbed_logits": self.perturbed[part]},
+            extra={name: values[part] for name, values in self.extra.items()},
         )
 
     def identity(self) -> dict[str, Any]:
@@ -218,7 +217,7 @@ class ArrayStream(Stream):
             "label": self.label,
             "position": self.positions,
             "logits": self.logits,
-            "perturbed_logits": self.perturbed,
+            **self.extra,
             "pair": self.pair,
             "side": self.side,
             **{f"grad of {key}": grad for key, grad in self.grad.items()},
@@ -340,6 +339,16 @@ def _integers(values: Any, n: int, name: str, default: int) -> Tensor:
     if tensor.is_floating_point() and not bool((tensor == tensor.round()).all()):
         raise ShapeError(f"Stream.of: expected whole numbers as {name}, got {tensor.dtype}.")
     return tensor.to(torch.int64)
+
+
+def _extra(n: int, perturbed_logits: Any, first_error: Any) -> dict[str, Tensor]:
+    """Return the columns that few methods read, where they are given."""
+    found: dict[str, Tensor] = {}
+    if perturbed_logits is not None:
+        found["perturbed_logits"] = _matrix(perturbed_logits, "perturbed_logits")
+    if first_error is not None:
+        found["first_error"] = _integers(first_error, n, "first_error", -3)
+    return found
 
 
 def _text(value: Any) -> bytes:
