@@ -35,6 +35,7 @@ from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
 from sonde.detect.simple_net import SimpleNet
 from sonde.detect.token_statistics import TokenStatistics
+from sonde.detect.trajectory_verifier import TrajectoryVerifier
 from sonde.detect.unit_shift import UnitShift
 from sonde.detect.vim import ViM
 
@@ -73,6 +74,7 @@ __all__ = [
     "RelativeMahalanobis",
     "SimpleNet",
     "TokenStatistics",
+    "TrajectoryVerifier",
     "UnitShift",
     "ViM",
     "rerank",
