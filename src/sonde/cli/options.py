@@ -102,6 +102,10 @@ class Reading:
     target_column: Annotated[
         str | None, named("NAME", "column that the decoder of an encoder-decoder reads")
     ] = None
+    span: Annotated[
+        str | None,
+        tyro.conf.arg(help="part of each text: columns 'start,end' or '<think>,</think>'"),
+    ] = None
     image_size: Annotated[
         str | None,
         named("H[,W]", "pixels that images are resized to, where no processor says"),
@@ -160,6 +164,7 @@ class Reading:
             "id_column",
             "group_column",
             "target_column",
+            "span",
             "skip_bad",
             "keep_special",
             "seed",

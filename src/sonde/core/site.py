@@ -97,7 +97,17 @@ def _check_port(port: str, site: str) -> None:
 
 
 ReducerName = Literal[
-    "mean", "last", "cls", "tokens", "patches", "flat", "predictions", "steps", "step_ends"
+    "mean",
+    "last",
+    "cls",
+    "tokens",
+    "patches",
+    "flat",
+    "predictions",
+    "steps",
+    "step_ends",
+    "step_deltas",
+    "step_sources",
 ]
 
 
@@ -107,12 +117,14 @@ class Reducer:
 
     Parameters
     ----------
-    name : {"mean", "last", "cls", "tokens", "patches", "flat", "predictions", "steps", "step_ends"}
+    name : {"mean", "last", "cls", "tokens", "patches", "flat", "predictions", "steps", ...}
         ``mean`` over real tokens or over space; ``last`` real token; ``cls`` token; ``tokens``, a
         row for each real token; ``patches``, a row for each position of an image; ``flat``, all
         numbers of an example in one row; ``predictions``, at the logits of a language model, the
         metrics of each token that was predicted (``sonde.stats.TOKEN_METRICS``); ``steps``, the
-        mean over the tokens of each step of a trajectory, ``step_ends``, the last of them.
+        mean over the tokens of each step of a trajectory, ``step_ends``, the last of them,
+        ``step_deltas``, the last less the token before the step, ``step_sources``, the mean over
+        the tokens from which those of the step are predicted.
     axis : int or None, default=None
         The feature axis of the raw output, where the probe forward cannot tell it.
     keep_special : bool, default=False

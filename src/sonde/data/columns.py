@@ -19,6 +19,7 @@ Kind = Literal[
     "messages",
     "tokens",
     "trajectory",
+    "span",
     "image",
     "tensor",
     "numbers",
@@ -45,6 +46,7 @@ class Flags:
     id: str | None = None
     group: str | None = None
     target: str | None = None
+    span: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Layout:
     label, id, group, target : str or None
     image : bool
         Whether items are images.
+    span : (str, str) or None
+        Columns or delimiters of the part of a text that counts.
+    span_columns : bool
+        Whether ``span`` names columns.
     """
 
     kind: Kind
@@ -70,6 +76,8 @@ class Layout:
     group: str | None = None
     target: str | None = None
     image: bool = False
+    span: tuple[str, str] | None = None
+    span_columns: bool = False
 
 
 def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) -> Layout:
@@ -85,7 +93,7 @@ def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) 
     for name in (flags.text or "").split(","):
         _must_exist(name.strip() or None, sample, source)
     label = flags.label or next((n for n in LABEL_NAMES if n in sample and n != flags.target), None)
-    named = {
+    named: dict[str, Any] = {
         "label": label,
         "id": flags.id or ("id" if "id" in sample else None),
         "group": flags.group or ("group" if "group" in sample else None),
@@ -93,7 +101,24 @@ def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) 
     }
     free = {n: v for n, v in sample.items() if n not in named.values()}
     kind, inputs, image = _input(free, reads, flags, model, source)
-    return Layout(kind, inputs, image=image, **named)
+    if flags.span is None:
+        return Layout(kind, inputs, image=image, **named)
+    by_columns = _check_span(flags.span, kind, sample, source)
+    return Layout("span", inputs, span=flags.span, span_columns=by_columns, **named)
+
+
+def _check_span(span: tuple[str, str], kind: Kind, sample: Sample, source: str) -> bool:
+    """Return whether a span names two columns; refuse items that have no such part."""
+    if kind != "text":
+        raise InputError(
+            f"{source}: expected texts, of which a span is a part, got items of kind {kind!r}. "
+            "Leave out span= (--span)."
+        )
+    found = [name for name in span if name in sample]
+    if len(found) == 1:
+        (missing,) = (name for name in span if name not in sample)
+        _must_exist(missing, sample, source)
+    return bool(found)
 
 
 def _must_exist(name: str | None, sample: Sample, source: str) -> None:

@@ -22,6 +22,7 @@ from sonde.data.processors import (
     is_tokenizer,
     no_recipe,
 )
+from sonde.data.span import SpanEncoder
 from sonde.data.tensors import CallableEncoder, FeatureEncoder, TensorEncoder
 from sonde.data.text import Decoder, Long, TextEncoder, Vocabulary, is_byte_level
 from sonde.data.trajectory import TrajectoryEncoder
@@ -112,6 +113,10 @@ def encoder_for(
         plain = replace(layout, kind="text", inputs=layout.inputs[:1])
         text = _text_encoder(model, plain, names, max_length, long)
         return TrajectoryEncoder(text, *layout.inputs[1:], label=layout.label)
+    if layout.span is not None:
+        plain = replace(layout, kind="text")
+        text = _text_encoder(model, plain, names, max_length, long)
+        return SpanEncoder(text, layout.span, layout.span_columns)
     return _text_encoder(model, layout, names, max_length, long)
 
 
@@ -150,7 +155,7 @@ def batch_size_for(model: Model, listing: Listing, encoder: Encoder, logits: boo
 
 
 def _longest(model: Model, listing: Listing, encoder: Encoder) -> int:
-    if isinstance(encoder, TrajectoryEncoder):
+    if isinstance(encoder, TrajectoryEncoder | SpanEncoder):
         return int(listing.length.max())
     if isinstance(encoder, TextEncoder):
         known = int(listing.length.max())

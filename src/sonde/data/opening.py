@@ -19,6 +19,7 @@ from sonde.data.iterables import ArrayRows, Iterated
 from sonde.data.listing import list_source, pick
 from sonde.data.shipped import is_shipped, shipped_source
 from sonde.data.sources import Source
+from sonde.data.span import span_of
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
 from sonde.data.text import Long
 
@@ -46,6 +47,7 @@ def open_inputs(
     id_column: str | None = None,
     group_column: str | None = None,
     target_column: str | None = None,
+    span: str | Sequence[str] | None = None,
     image_size: int | Sequence[int] | None = None,
     image_mean: float | Sequence[float] | None = None,
     image_std: float | Sequence[float] | None = None,
@@ -71,6 +73,9 @@ def open_inputs(
         Read only the first items.
     text_column, image_column, label_column, id_column, group_column, target_column : str, optional
         Columns of a table; ``a,b`` names a pair of texts.
+    span : str or (str, str), optional
+        The part of a text that counts for the reducers of steps: two columns with its characters
+        (``start,end``), or two delimiters (``<think>,</think>``).
     image_size, image_mean, image_std : number or sequence, optional
         Recipe for images where the model brings none.
     skip_bad : bool
@@ -87,7 +92,8 @@ def open_inputs(
     """
     chosen = _check(batch_size, max_length, long, limit)
     source, n_picked = open_source(data, skip_bad)
-    flags = Flags(text_column, image_column, label_column, id_column, group_column, target_column)
+    columns = (text_column, image_column, label_column, id_column, group_column, target_column)
+    flags = Flags(*columns, span_of(span))
     images = ImageFlags.of(image_size, image_mean, image_std)
     sample = source.columns()
     if not sample and source.n_bad == 0:

@@ -14,6 +14,7 @@ import torch
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key
+from sonde.data._located import check_locates, located, units
 from sonde.data.columns import STEPS
 from sonde.data.encoder import Collated, Encoder, Piece, Prepared
 from sonde.data.sources import Row
@@ -45,12 +46,7 @@ class TrajectoryEncoder(Encoder):
     label: str | None = None
 
     def __post_init__(self) -> None:
-        tokenizer, words = self.text.tokenizer, self.text.vocabulary
-        if not (words.bytes_only or tokenizer.is_fast):
-            raise InputError(
-                f"trajectories: expected a tokenizer that says where its tokens stand, got "
-                f"{type(tokenizer).__name__}. Pass a fast tokenizer."
-            )
+        check_locates(self.text, "trajectories")
 
     def key(self, row: Row) -> bytes:
         """Hash the UTF-8 of the prompt and the steps."""
@@ -126,28 +122,13 @@ class TrajectoryEncoder(Encoder):
         prompt, *steps = self._parts(row)
         parts = [f"{part}\n" for part in ([prompt] if prompt else [])]
         parts += [f"{part}\n" for part in steps[:-1]] + [steps[-1]]
-        ids, last = self._tokens("".join(parts))
-        ends = np.cumsum([self._length(part) for part in parts])
+        ids, last = located(self.text, "".join(parts))
+        ends = np.cumsum([units(self.text, part) for part in parts])
         segment = np.searchsorted(ends, last, side="right") - bool(prompt)
         missing = sorted(set(range(len(steps))) - set(segment.tolist()))
         if missing:
             raise InputError(f"step {missing[0]} gives no token of its own")
         return ids, self._room(segment), segment.tolist()
-
-    def _length(self, part: str) -> int:
-        """Return the length of a text in the units of token ends: bytes or characters."""
-        bytes_only = self.text.vocabulary.bytes_only
-        return len(part.encode("utf-8", "surrogatepass")) if bytes_only else len(part)
-
-    def _tokens(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the tokens of a text and where the last character of each stands."""
-        if self.text.vocabulary.bytes_only:
-            ids = list(text.encode("utf-8", "surrogatepass"))
-            return ids, list(range(len(ids)))
-        found = self.text.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        return list(found["input_ids"]), [max(a, b - 1) for a, b in found["offset_mapping"]]
 
     def _room(self, segment: np.ndarray) -> int:
         """Return how many tokens are read: all, or those of the steps that fit wholly."""

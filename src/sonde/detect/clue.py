@@ -1,7 +1,7 @@
 """Did a trace of reasoning go wrong? Nearest centroid of what it did to the states of all layers.
 
 Rows are deltas: the state at the end of the trace minus the state at its start, as the reducer
-``delta`` makes them, at every site. To order several traces for one prompt see ``rerank`` and
+``step_deltas`` makes them, at every site. To order several traces for one prompt see ``rerank`` and
 ``top_majority``.
 """
 
@@ -74,8 +74,8 @@ class CLUE(Detector):
     Range        (-inf, inf), units of the rows, or typical distances (``scale="rms"``); higher =
                  more like a failure, above 0 = judged a failure.
     Cost         one pass; state 16 layers dim bytes; O(layers dim) per trace.
-    Assumes      rows are deltas (reducer ``delta``), one for each trace; labels: ``positive`` is a
-                 failure, any other a success. Compare with the length of the trace alone, and
+    Assumes      rows are deltas (reducer ``step_deltas``), one for each trace; ``positive`` labels
+                 a failure, any other label a success. Compare with the length of the trace alone, and
                  within prompts (``auroc_within``): deltas follow length and difficulty. Name the
                  prompt as group, so that no prompt is on both sides of a split.
     Differs      nothing with ``scale="none"``.
@@ -119,6 +119,10 @@ class CLUE(Detector):
     def usual(self) -> Where:
         """Rows that are not known as failures."""
         return NotLabelled(self.positive)
+
+    def reading(self) -> dict[str, Any]:
+        """Read what each trace did to the states."""
+        return {"reducer": "step_deltas"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read count, mean and scatter of each label's deltas."""

@@ -17,13 +17,15 @@ from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer
 from sonde.stats import token_metrics
+from sonde.tap._steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 from sonde.tap._vary import token_ids
 from sonde.tap.axes import FREE, Axes
 
 POOLED = ("pooled",)
 MOST_SHARED = 32
 NARROW = (torch.float16, torch.bfloat16)
-STEPPED = ("steps", "step_ends")
+STEPPED = ("steps", "step_ends", "step_deltas", "step_sources")
+FROM_BEFORE = ("step_deltas", "step_sources")
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,8 @@ class Frame:
                 raise InputError(
                     "Reducer 'steps': expected inputs that come in steps, got "
                     f"{'none' if segment is None else tuple(segment.shape)} beside {length} "
-                    "states. Read rows with a column 'steps', at a site over their tokens."
+                    "states. Read rows with a column 'steps', or say which part of a text counts "
+                    "(span=, --span), at a site over their tokens."
                 )
             segment = segment.cpu()
             flat = (self.kept(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
@@ -256,6 +259,22 @@ class Frame:
             self._selected[key, "row"] = owner.to(self.device)
             self._columns[key] = Columns(found[:, 0].clone(), found[:, 1].clone())
         return self._selected[key], self._selected[key, "row"]
+
+    def steps_after(self, axis: str, length: int) -> tuple[Tensor, Tensor]:
+        """Return the same for all real tokens of steps, each of which has one before it."""
+        flat, row = self.steps(axis, length, True)
+        key = ("steps after", axis, length)
+        if key not in self._selected:
+            first = torch.nonzero(flat.cpu() % length == 0).flatten()
+            if len(first):
+                name = self.batch.ids[int(flat[first[0]]) // length]
+                raise InputError(
+                    "expected a token before each step, whose state the reducers "
+                    f"{' and '.join(FROM_BEFORE)} take, got none in example {name}. Put a prompt "
+                    "before it, or begin the span later."
+                )
+            self._selected[key] = flat
+        return flat, row
 
     def columns(self, layout: Hashable) -> Columns:
         """Return the columns of a layout, the same tensors each time."""
@@ -362,10 +381,20 @@ class Reduction:
             rows = token_metrics(x.flatten(0, 1), ids, source).to(torch.float32)
             return rows, (name, self._kind, length, keep)
         if name in STEPPED:
-            flat, row = frame.steps(self._kind, length, keep)
-            take = _last_of_each if name == "step_ends" else _mean_of_each
-            return take(x.flatten(0, 1), flat, row), ("steps", self._kind, length, keep)
+            return self._over_steps(x, frame)
         return x[frame.one(self._kind, length, name)], POOLED
+
+    def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        length, name = x.shape[1], self.reducer.name
+        if name in FROM_BEFORE:
+            layout = ("steps", self._kind, length, True)
+            flat, row = frame.steps_after(self._kind, length)
+            take = delta_of_each if name == "step_deltas" else mean_before_each
+        else:
+            layout = ("steps", self._kind, length, self.reducer.keep_special)
+            flat, row = frame.steps(*layout[1:])
+            take = last_of_each if name == "step_ends" else mean_of_each
+        return take(x.flatten(0, 1), flat, row), layout
 
     @cached_property
     def can_stack(self) -> bool:
@@ -435,21 +464,6 @@ def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tenso
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
     rows = torch.matmul(weights, wide)[..., 0, :]
     return rows if x.dtype == dtype else rows.to(x.dtype)
-
-
-def _mean_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
-    """Return the mean over the tokens of each step."""
-    dtype = torch.float32 if x.dtype in NARROW else x.dtype
-    count = torch.bincount(row).to(dtype)
-    out = x.new_zeros(len(count), x.shape[1], dtype=dtype)
-    out.index_add_(0, row, x.index_select(0, flat).to(dtype))
-    return (out / count[:, None]).to(x.dtype)
-
-
-def _last_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
-    """Return the last token of each step."""
-    last = torch.zeros(int(row.max()) + 1 if len(row) else 0, dtype=flat.dtype, device=flat.device)
-    return x.index_select(0, last.scatter_reduce_(0, row, flat, "amax"))
 
 
 def _padded(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,32 @@
+"""Tokens of a text, and where in it they stand."""
+
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.data.text import TextEncoder
+
+
+def check_locates(text: TextEncoder, what: str) -> None:
+    """Refuse a tokenizer that does not say where its tokens stand."""
+    tokenizer: Any = text.tokenizer
+    if not (text.vocabulary.bytes_only or getattr(tokenizer, "is_fast", False)):
+        raise InputError(
+            f"{what}: expected a tokenizer that says where its tokens stand, got "
+            f"{type(tokenizer).__name__}. Pass a fast tokenizer."
+        )
+
+
+def units(text: TextEncoder, part: str) -> int:
+    """Return the length of a text as token ends are counted: in bytes or characters."""
+    return len(part.encode("utf-8", "surrogatepass")) if text.vocabulary.bytes_only else len(part)
+
+
+def located(text: TextEncoder, whole: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of a text and where the last character of each stands."""
+    if text.vocabulary.bytes_only:
+        ids = list(whole.encode("utf-8", "surrogatepass"))
+        return ids, list(range(len(ids)))
+    found = text.tokenizer(
+        whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    return list(found["input_ids"]), [max(a, b - 1) for a, b in found["offset_mapping"]]
