@@ -75,9 +75,9 @@ class CLUE(Detector):
                  more like a failure, above 0 = judged a failure.
     Cost         one pass; state 16 layers dim bytes; O(layers dim) per trace.
     Assumes      rows are deltas (reducer ``step_deltas``), one for each trace; ``positive`` labels
-                 a failure, any other label a success. Compare with the length of the trace alone, and
-                 within prompts (``auroc_within``): deltas follow length and difficulty. Name the
-                 prompt as group, so that no prompt is on both sides of a split.
+                 a failure, any other label a success. Compare with the length of the trace alone,
+                 and within prompts (``auroc_within``): deltas follow length and difficulty. Name
+                 the prompt as group, so that no prompt is on both sides of a split.
     Differs      nothing with ``scale="none"``.
 
     Parameters
