@@ -153,9 +153,17 @@ def test_methods_are_the_catalogue(run):
     ran = run("methods", "--json")
     assert {m["word"] for m in ran.json()} == methods().keys()
     text = run("methods").out
-    assert all(word in text for word in methods())
-    assert max(map(len, text.splitlines())) <= 80
+    assert all(m.word in text and m.summary in text for m in methods().values())
     assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_methods_are_whole_in_a_terminal(run, monkeypatch, width):
+    monkeypatch.setattr("sonde.cli.methods.terminal_width", lambda: width)
+    text = run("methods").out
+    assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    assert all(f"{m.word} {m.summary}" in words for m in methods().values())
 
 
 @pytest.mark.parametrize("code", list(rule_classes()))

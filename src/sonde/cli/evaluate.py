@@ -6,9 +6,16 @@ from typing import Annotated, Any
 
 import tyro
 
+from sonde.cli._table import table
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, Reading, named
 from sonde.core.errors import InputError
+
+LEGEND = """AUROC   chance that an unusual row scores higher than a usual one (0.5 = blind)
+FPR@95  share of usual rows above the score that catches 95 % of unusual ones
+AUPR    average precision, unusual rows as positives
+false   share of usual rows with p <= {alpha:g}; found: of unusual ones
+        (- where the detectors were not calibrated)"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Evaluate:
         if self.printing.json:
             say_json({"alpha": self.alpha, "resamples": self.resamples, "rows": rows})
         else:
-            say(_text(rows))
+            say(_text(rows, self.alpha))
         return 0
 
     def _tables(self) -> list[Any]:
@@ -67,21 +74,22 @@ class Evaluate:
         return [score(fitted, model, data, progress=not quiet, **options) for data in both]
 
 
-def _text(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"{'method':<20} {'site':<14} {'AUROC':<17} {'FPR@95':>6} {'AUPR':>6} {'false':>5} "
-        f"{'found':>5}"
-    ]
-    for r in rows:
-        site = str(r["site"])
-        site = site if len(site) <= 14 else "..." + site[-11:]
-        low, high = (_share(r[f"auroc_{end}"]) for end in ("low", "high"))
-        area = f"{_share(r['auroc'])} {low}-{high}"
-        lines.append(
-            f"{r['instrument']:<20} {site:<14} {area:<17} {_share(r['fpr_at_95tpr_unusual']):>6} "
-            f"{_share(r['aupr']):>6} {_percent(r['false_alarms']):>5} {_percent(r['found']):>5}"
+def _text(rows: list[dict[str, Any]], alpha: float) -> str:
+    titles = ("method", "site", "AUROC", "95% interval", "FPR@95", "AUPR", "false", "found")
+    cells = [
+        (
+            str(r["instrument"]),
+            str(r["site"]).removesuffix(":out"),
+            _share(r["auroc"]),
+            f"{_share(r['auroc_low'])}-{_share(r['auroc_high'])}",
+            _share(r["fpr_at_95tpr_unusual"]),
+            _share(r["aupr"]),
+            _percent(r["false_alarms"]),
+            _percent(r["found"]),
         )
-    return "\n".join(lines)
+        for r in rows
+    ]
+    return f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}"
 
 
 def _share(value: float | None) -> str:

@@ -1,14 +1,18 @@
 """``sonde methods``: the catalogue, from the code itself."""
 
 from dataclasses import dataclass, field
-from textwrap import shorten
+from textwrap import wrap
 from typing import Annotated
 
 import tyro
 
+from sonde.cli._table import terminal_width
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
+
+NAME_WIDTH = 22
+LEAST_TEXT = 20
 
 
 @dataclass(frozen=True)
@@ -40,5 +44,14 @@ class Methods:
             mine = [m for m in chosen if m.family == family]
             if mine:
                 say(family)
-                say("\n".join(f"  {m.word:<22} {shorten(m.summary, 54)}" for m in mine))
+                say("\n".join(_lines(m.word, m.summary) for m in mine))
         return 0
+
+
+def _lines(name: str, summary: str) -> str:
+    """Return a name and what it is: wrapped to the terminal, on one line in a pipe."""
+    head, room = f"  {name:<{NAME_WIDTH}} ", terminal_width()
+    if room is None:
+        return head + summary
+    width = max(room, len(head) + LEAST_TEXT)
+    return "\n".join(wrap(summary, width, initial_indent=head, subsequent_indent=" " * len(head)))

@@ -104,7 +104,7 @@ class Reading:
     ] = None
     span: Annotated[
         str | None,
-        tyro.conf.arg(help="part of each text: columns 'start,end' or '<think>,</think>'"),
+        named("START,END", "part of each text: columns 'start,end' or '<think>,</think>'"),
     ] = None
     image_size: Annotated[
         str | None,
