@@ -16,6 +16,7 @@ from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.tap._choose import Kind, choose_kinds
+from sonde.tap._forward import forward_on
 from sonde.tap._inputs import right_padded
 from sonde.tap._read import Reader
 from sonde.tap._vary import Place, moved, placement
@@ -177,7 +178,8 @@ class LiveStream(Stream):
     def _batch(self, reader: Reader, batch: InputBatch, place: Place) -> Batch:
         args, kwargs = moved(place, batch.args, batch.kwargs)
         try:
-            reading = reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
+            with forward_on(batch):
+                reading = reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory with {len(batch)} examples in a forward. "

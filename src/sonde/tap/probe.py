@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
+from sonde.tap._forward import forward_on
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
 from sonde.tap._vary import Change, changes, sized
@@ -135,7 +136,8 @@ def probe(model: Model, batch: InputBatch) -> Probe:
             _log.debug("probe: the model does not run at another size: %s", error)
         else:
             return Probe(names, trace, other, change, output, head)
-    trace, output, head = recorder.run(same, 0)
+    with forward_on(batch):
+        trace, output, head = recorder.run(same, 0)
     try:
         other = recorder.run(same, 1)[0]
     except Exception as error:  # a model for one batch size only
