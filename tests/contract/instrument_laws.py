@@ -21,6 +21,7 @@ from sonde.core.stream import Stream
 from sonde.stats import token_metrics
 
 WIDTH, CLASSES = 4, 3
+EXAMPLE = 4
 SITES = {"one": ("x",), "pair": ("a", "b"), "all": ("a", "b", "c")}
 
 
@@ -74,16 +75,40 @@ def split_inputs(
     instrument: Instrument, inputs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the rows of the instrument's sites, and the other columns."""
-    keys = SITES[instrument.span]
+    keys = sites_of(instrument)
+    inputs = arranged(instrument, inputs)
     columns = {k: v for k, v in inputs.items() if k not in ("x", "a", "b", "c")}
     if instrument.span != "one":
         columns["grad"] = {key: columns["grad"] for key in keys}
-    return {key: rows_at(instrument, inputs[key]) for key in keys}, columns
+    return {key: rows_at(instrument, inputs[key], i) for i, key in enumerate(keys)}, columns
 
 
-def rows_at(instrument: Instrument, x: Tensor) -> Tensor:
+def size_of_example(instrument: Instrument) -> int:
+    """Return how many rows are scored together."""
+    return EXAMPLE if isinstance(instrument, Detector) and instrument.whole_examples else 1
+
+
+def arranged(instrument: Instrument, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the inputs as examples of several rows where the instrument scores these together."""
+    size = size_of_example(instrument)
+    if size == 1:
+        return inputs
+    row = torch.tensor([int(name.removeprefix("row ")) for name in inputs["ids"]])
+    names = [f"example {i}" for i in (row // size).tolist()]
+    return {**inputs, "ids": names, "group": names, "position": row % size}
+
+
+def sites_of(instrument: Instrument) -> tuple[str, ...]:
+    """Return the sites that the instrument spans: as many as it asks for, where it does."""
+    asked = instrument.reading().get("sites", ())
+    return SITES[instrument.span][: len(asked) or None]
+
+
+def rows_at(instrument: Instrument, x: Tensor, site: int = 0) -> Tensor:
     """Return rows of the kind that the instrument reads: here, or predictions of the likeliest."""
-    if instrument.reading().get("reducer") == "predictions":
+    asked = instrument.reading()
+    reducer = asked["sites"][site].partition("|")[2] if "sites" in asked else asked.get("reducer")
+    if reducer == "predictions":
         broken = ~torch.isfinite(x).all(dim=1, keepdim=True)
         return token_metrics(x, x.argmax(1)).double().masked_fill(broken, math.nan)
     return x
@@ -97,12 +122,19 @@ def fit(instrument: Instrument, inputs: Mapping[str, Any]) -> Result:
 
 def score(instrument: Instrument, scorer: Scorer, inputs: Mapping[str, Any]) -> Tensor:
     """Return the scores of rows; over all sites they are given site by site."""
-    keys = SITES[instrument.span]
+    keys = sites_of(instrument)
+    batch = next(stream_of(instrument, inputs).batches(0, len(inputs["label"])))
+    inputs = arranged(instrument, inputs)
 
     def column(name: str) -> Any:
+        if name in ("ids", "occurrence"):
+            return batch.column(name, keys[0])
         if instrument.span != "all" or name not in SITE_COLUMNS:
             return rows_at(instrument, inputs[name]) if name == "x" else inputs[name]
-        return tuple(inputs[key if name == "x" else name] for key in keys)
+        return tuple(
+            rows_at(instrument, inputs[key], i) if name == "x" else inputs[name]
+            for i, key in enumerate(keys)
+        )
 
     return scorer.score(*(column(name) for name in parameter_names(type(scorer).score)))
 
@@ -184,7 +216,7 @@ def law_company(
 ) -> None:
     """The value does not depend on which other instruments run in the same pass."""
     stream = stream_of(instrument, inputs)
-    keys = SITES[instrument.span]
+    keys = sites_of(instrument)
     task = Task(instrument, keys)
     company = [Task(other, keys) for other in others if other.span == instrument.span]
     alone = observe_stream(stream, requests([task]))
@@ -199,7 +231,7 @@ def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> Non
     found = []
     wide = {k: v * 10 if k in ("x", "a", "b", "c") else v for k, v in make(96, 2).items()}
     for inputs in (make(96, 0), make(96, 1), wide):
-        stream, task = stream_of(instrument, inputs), Task(instrument, SITES[instrument.span])
+        stream, task = stream_of(instrument, inputs), Task(instrument, sites_of(instrument))
         result = instrument.result(**states_of(task, observe_stream(stream, requests([task]))))
         following = instrument.then(result)
         found.append(None if following is None else digest(tuple(following.reads().values())))
@@ -216,23 +248,25 @@ def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
     broken = dict(inputs)
     for i, bad in enumerate((math.nan, math.inf, -math.inf)):
         needs = parameter_names(type(scorer).score)
-        sites = SITES[detector.span] if detector.span != "one" and "x" in needs else ()
+        sites = sites_of(detector) if detector.span != "one" and "x" in needs else ()
         for name in (*needs, *sites):
-            if isinstance(broken[name], Tensor) and broken[name].is_floating_point():
+            if isinstance(values := broken.get(name), Tensor) and values.is_floating_point():
                 broken[name] = broken[name].clone()
                 broken[name][i, 0] = bad
     found = score(detector, scorer, broken)
     assert bool((found[:3] == math.inf).all()), f"scores of non-finite rows: {found[:3].tolist()}"
-    torch.testing.assert_close(found[3:], plain[3:], rtol=1e-9, atol=1e-9)
+    others = slice(max(3, size_of_example(detector)), None)
+    torch.testing.assert_close(found[others], plain[others], rtol=1e-9, atol=1e-9)
 
 
 def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """A row's score does not depend on its batch, nor on its place in it."""
+    """A row's score does not depend on its batch, nor on its place in it, but on its example."""
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
-    rows = torch.arange(30)
+    rows = torch.arange(32)
     whole = score(detector, scorer, pick(inputs, rows))
-    single = torch.cat([score(detector, scorer, pick(inputs, rows[i : i + 1])) for i in range(30)])
+    parts = rows.split(size_of_example(detector))
+    single = torch.cat([score(detector, scorer, pick(inputs, part)) for part in parts])
     backwards = score(detector, scorer, pick(inputs, rows.flip(0))).flip(0)
     torch.testing.assert_close(single, whole, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(backwards, whole, rtol=1e-7, atol=1e-7)

@@ -114,9 +114,10 @@ def test_bound(case, columns):
 
 
 def test_learners():
-    same_size = make_columns(300, 3, seed=7, dtype=torch.float64, length=3)
+    same_size = make_columns(300, 3, seed=7, dtype=torch.float64, length=4)
+    metrics = make_columns(300, 7, seed=7, dtype=torch.float64, length=4)
     for learner in learners():
-        laws.law_learner(learner, same_size)
+        laws.law_learner(learner, metrics if learner.span == "pair" else same_size)
 
 
 def test_private_statistics_are_found():

@@ -88,7 +88,7 @@ def observe_stream(
     """
     if any(isinstance(r.statistic, Learner) for r in wanted.values()):
         unit_size = UNIT_SIZE
-    if stream.grouped:
+    if stream.grouped or any(r.statistic.whole_groups for r in wanted.values()):
         bounds = unit_bounds(stream.group_keys, unit_size)
     else:
         bounds = [*range(0, len(stream), unit_size), len(stream)]

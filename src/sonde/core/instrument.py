@@ -241,10 +241,14 @@ class Detector(Instrument):
     reduces : bool
         Whether its scorer makes a score of an example from the columns of its rows (``reduced``
         with ``"own"``), in place of a named reduction of their scores.
+    whole_examples : bool
+        Whether a row is scored together with the other rows of its example, of which none may be
+        missing. Then its score depends on them, and still on nothing else of its batch.
     """
 
     part: ClassVar[Part] = "fit"
     reduces: ClassVar[bool] = False
+    whole_examples: ClassVar[bool] = False
 
     @property
     def usual(self) -> Where:

@@ -9,6 +9,7 @@ from sonde.detect.dice import DICE
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.fdbd import FDBD
+from sonde.detect.fod import FOD
 from sonde.detect.fourier_mmd import FourierMMD
 from sonde.detect.frechet import Frechet
 from sonde.detect.gen import GEN
@@ -45,6 +46,7 @@ __all__ = [
     "COSTARR",
     "DICE",
     "FDBD",
+    "FOD",
     "GEN",
     "KNN",
     "MMD",

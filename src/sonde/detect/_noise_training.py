@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import fraction
 from sonde.core.state import State, map_tensors
 from sonde.core.statistic import Learner
-from sonde.detect._training import Weights, generator, minibatches, xavier
+from sonde.detect._training import Tally, Weights, generator, minibatches, xavier
 from sonde.stats import Moments, MomentsState
 
 SLOPE = 0.2
@@ -36,23 +36,6 @@ class Net(State):
     discriminator: Weights
     centre: Float[Tensor, "hidden"]
     spread: Float[Tensor, "hidden"]
-
-
-@dataclass(frozen=True)
-class Tally(State):
-    """A sum of losses and how many rows it is over."""
-
-    total: float = 0.0
-    n: int = 0
-
-    @property
-    def average(self) -> float:
-        """Loss of a row; infinite without any."""
-        return self.total / self.n if self.n else math.inf
-
-    def plus(self, total: float, n: int) -> "Tally":
-        """Return the sum with that of more rows."""
-        return Tally(self.total + total, self.n + n)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ For learners. A state holds the weights with the running means of Adam, so train
 with the same bits; randomness comes from a seed and a count of steps.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -56,6 +57,23 @@ class Weights(State):
             means.append(m)
             squares.append(s)
         return Weights(tuple(values), tuple(means), tuple(squares), steps)
+
+
+@dataclass(frozen=True)
+class Tally(State):
+    """A sum of losses and how many rows it is over."""
+
+    total: float = 0.0
+    n: int = 0
+
+    @property
+    def average(self) -> float:
+        """Loss of a row; infinite without any."""
+        return self.total / self.n if self.n else math.inf
+
+    def plus(self, total: float, n: int) -> "Tally":
+        """Return the sum with that of more rows."""
+        return Tally(self.total + total, self.n + n)
 
 
 def generator(*key: int | str) -> torch.Generator:

@@ -126,8 +126,8 @@ class SimpleNet(Detector):
     seed: int = 0
     paper: ClassVar[str] = "liu2023simplenet"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"passes": 30, "hidden": 64, "batch": 32, "rate": 1e-2},
-        {"passes": 30, "hidden": 32, "batch": 16, "adapter": False, "patience": 9, "rate": 1e-2},
+        {"passes": 12, "hidden": 32, "batch": 32, "rate": 3e-2},
+        {"passes": 12, "hidden": 32, "batch": 32, "adapter": False, "patience": 9, "rate": 3e-2},
     )
 
     def __post_init__(self) -> None:

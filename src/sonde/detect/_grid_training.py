@@ -1,0 +1,202 @@
+"""The training of ``FOD``: what is usual at each position, then two phases in each step."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.state import State, map_tensors
+from sonde.core.statistic import Learner
+from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, entropy
+from sonde.detect._training import Tally, Weights, generator, minibatches
+from sonde.stats.position_moments import PositionMoments, PositionMomentsState
+
+ALL = 1 << 40
+PARTIAL = 0.1
+
+
+@dataclass(frozen=True)
+class GridTrainingState(State):
+    """What a training holds between images: ``walks`` are done, the first one for ``places``."""
+
+    walks: int
+    places: PositionMomentsState
+    weights: Weights
+    error: Tally
+    n_images: int
+    n_partial: int
+
+
+@final
+@dataclass(frozen=True)
+class GridTraining(Learner[GridTrainingState]):
+    """The training of ``FOD``; its parameters are described there."""
+
+    net: GridNet
+    columns: int | None
+    divergence: float
+    entropy: float
+    passes: int
+    batch: int
+    rate: float
+    max_positions: int
+    seed: int
+    whole_groups: ClassVar[bool] = True
+
+    def start(self, dim: int) -> GridTrainingState:
+        """Return the net before the first step."""
+        empty = torch.zeros(0, dim, dtype=torch.float64)
+        counts = torch.zeros(0, dtype=torch.int64)
+        places = PositionMomentsState(counts, empty, empty, torch.arange(dim), dim)
+        return GridTrainingState(0, places, self.net.start(dim, self.seed), Tally(), 0, 0)
+
+    def n_passes(self) -> int:
+        """Return one walk for what is usual at each position, then those of the training."""
+        return 1 + self.passes
+
+    def update(
+        self,
+        state: GridTrainingState,
+        x: Float[Tensor, "row dim"],
+        ids: Int[Tensor, "row 2"],
+        occurrence: Int[Tensor, "row"],
+        position: Int[Tensor, "row"],
+    ) -> GridTrainingState:
+        """Count patches in the first walk, then train on whole images."""
+        if state.walks == 0:
+            moments = PositionMoments("diag", ALL, 0, self.max_positions)
+            seen = moments.observe(x.cpu(), position.cpu())
+            return replace(state, places=moments.merge(state.places, seen))
+        who = torch.column_stack([ids, occurrence]).cpu()
+        rows, partial = whole_images(who, position.cpu(), len(state.places.counts))
+        state = map_tensors(state, lambda t: t.to(x.device))
+        state = replace(
+            state,
+            n_images=state.n_images + len(rows),
+            n_partial=state.n_partial + len(partial),
+        )
+        if len(rows) == 0:
+            return state
+        return self._trained(state, Usual.of(state.places).scaled(x)[rows.to(x.device)].float())
+
+    def _trained(
+        self, state: GridTrainingState, images: Float[Tensor, "image pos dim"]
+    ) -> GridTrainingState:
+        weights, error = state.weights, state.error
+        reference = Usual.of(state.places).reference.float()
+        columns = columns_of(images.shape[1], self.columns)
+        order = generator("order", self.seed, weights.steps)
+        for chosen in minibatches(len(images), self.batch, order):
+            batch = images[chosen.to(images.device)]
+            with torch.enable_grad():
+                live = weights.live()
+                rebuilt = self.net(live, batch, reference, columns)
+                found = rebuilt.error(batch).mean()
+                loss = 2 * found + self._targets(rebuilt) + self._attentions(rebuilt)
+                gradients = torch.autograd.grad(loss, live)
+            weights = weights.stepped(gradients, self.rate)
+            error = error.plus(float(found.detach()) * len(batch), len(batch))
+        return replace(state, weights=weights, error=error)
+
+    def _targets(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
+        """Return what moves the targets: near to the intra attention, far from the inter one."""
+        intra = _gap(c.attention_fixed() for c in rebuilt.intra)
+        return self.divergence * (intra - _gap(c.attention_fixed() for c in rebuilt.inter))
+
+    def _attentions(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
+        """Return what moves the attentions: intra wide and away from its target, inter onto it."""
+        intra = _gap(c.target_fixed() for c in rebuilt.intra)
+        inter = _gap(c.target_fixed() for c in rebuilt.inter)
+        return self.divergence * (inter - intra) + self.entropy * (
+            _spread(rebuilt.inter) - _spread(rebuilt.intra)
+        )
+
+    def close_pass(self, state: GridTrainingState) -> GridTrainingState:
+        """Refuse data in which images are not of one size, and begin to count anew."""
+        if state.walks == 0:
+            columns_of(len(state.places.counts), self.columns)
+            return replace(state, walks=1)
+        if state.n_partial > PARTIAL * (state.n_images + state.n_partial):
+            raise InputError(
+                f"FOD: expected {len(state.places.counts)} patches of every image, got fewer of "
+                f"{state.n_partial} of {state.n_images + state.n_partial} images. Give images of "
+                "one size, with all patches of an image together and finite."
+            )
+        done = state.walks == self.passes
+        state = replace(state, walks=state.walks + 1)
+        return state if done else replace(state, error=Tally(), n_images=0, n_partial=0)
+
+
+def _gap(correlations: Any) -> Float[Tensor, ""]:
+    return torch.stack([c.gap().mean() for c in correlations]).mean()
+
+
+def _spread(correlations: tuple[Correlation, ...]) -> Float[Tensor, ""]:
+    return torch.stack([entropy(c.attention).mean() for c in correlations]).mean()
+
+
+@dataclass(frozen=True)
+class Usual:
+    """Mean and spread of each unit, and the mean patch at each position in these units."""
+
+    mean: Float[Tensor, "dim"]
+    spread: Float[Tensor, "dim"]
+    reference: Float[Tensor, "pos dim"]
+
+    @classmethod
+    def of(cls, places: PositionMomentsState) -> "Usual":
+        """Return them from the moments of each position; constant units keep their scale."""
+        counts = places.counts.double()[:, None]
+        mean = (counts * places.mean).sum(0) / places.n
+        around = counts * (places.mean - mean).square()
+        spread = ((places.scatter + around).sum(0) / places.n).sqrt()
+        alive = spread > 0
+        rest = float(spread[alive].mean()) if bool(alive.any()) else 1.0
+        spread = torch.where(alive, spread, torch.full_like(spread, rest))
+        return cls(mean, spread, (places.mean - mean) / spread)
+
+    def scaled(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return rows in these units."""
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return (wide - self.mean.to(wide)) / self.spread.to(wide)
+
+
+def whole_images(
+    who: Int[Tensor, "row 3"], position: Int[Tensor, "row"], n: int
+) -> tuple[Int[Tensor, "image pos"], Int[Tensor, "partial"]]:
+    """Return the rows of images with each of ``n`` positions once, and how many others have.
+
+    Images come in ascending order of what names them, whatever the order of rows.
+    """
+    image = torch.unique(who, dim=0, return_inverse=True)[1]
+    n_images = int(image.max()) + 1
+    inside = (position >= 0) & (position < n)
+    cell = image * n + position.clamp(0, n - 1)
+    counts = torch.bincount(cell[inside], minlength=n_images * n).reshape(n_images, n)
+    outside = torch.bincount(image[~inside], minlength=n_images)
+    whole = (counts == 1).all(1) & (outside == 0)
+    table = torch.empty(n_images * n, dtype=torch.int64)
+    table[cell] = torch.arange(len(position))
+    return table.reshape(n_images, n)[whole], (counts.sum(1) + outside)[~whole]
+
+
+def columns_of(n: int, columns: int | None) -> int:
+    """Return the columns of a grid of ``n`` patches; without a number it must be square.
+
+    Raises
+    ------
+    InputError
+        If there is no such grid.
+    """
+    found = math.isqrt(n) if columns is None else columns
+    if n % found or (columns is None and found * found != n):
+        shape = "a square number of patches" if columns is None else f"lines of {columns} patches"
+        raise InputError(
+            f"FOD: expected {shape} in an image, got {n} positions. Say how many lie in a line "
+            "(columns=), and give whole images of one size."
+        )
+    return found

@@ -1,0 +1,246 @@
+"""Patches that are rebuilt badly, or that look like what is usual at another place of the image.
+
+For aligned images of one kind of object. It is trained, so it walks over the images many times:
+read a model's states to disk first.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError, ShapeError, StateError
+from sonde.core.instrument import Detector
+from sonde.core.reduction import OWN, Reduced, reduce_scores
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.statistic import Statistic
+from sonde.detect._grid_net import GridNet
+from sonde.detect._grid_training import (
+    GridTraining,
+    GridTrainingState,
+    Usual,
+    columns_of,
+    whole_images,
+)
+from sonde.detect._metric import check_width
+
+CHUNK_ENTRIES = 1 << 22
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FODScorer(Scorer):
+    """Error and displacement of patches; ``value`` is the error of the last pass of training."""
+
+    usual: Usual
+    net: GridNet
+    weights: tuple[Tensor, ...]
+    columns: int
+    relative: bool
+
+    def score(
+        self,
+        x: Float[Tensor, "row dim"],
+        ids: Int[Tensor, "row 2"],
+        occurrence: Int[Tensor, "row"],
+        position: Int[Tensor, "row"],
+    ) -> Float[Tensor, "row"]:
+        """Return the score of each patch of whole images, in any order of rows."""
+        error, weight = self._terms(x, ids, occurrence, position, self.relative)
+        return infinite_where_nonfinite(error * weight, x)
+
+    def terms(
+        self,
+        x: Float[Tensor, "row dim"],
+        ids: Int[Tensor, "row 2"],
+        occurrence: Int[Tensor, "row"],
+        position: Int[Tensor, "row"],
+    ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
+        """Return how badly each patch is rebuilt, and how far its attention lies from its place."""
+        return self._terms(x, ids, occurrence, position, False)
+
+    def reduced(
+        self,
+        scores: Float[Tensor, "row"],
+        example: Int[Tensor, "_row"],
+        how: str,
+        *columns: Any,
+        **_: Any,
+    ) -> Reduced:
+        """Return the score of each image: that of its most unusual patch, unless said otherwise."""
+        return reduce_scores(scores, example, "max" if how == OWN else how)
+
+    def _terms(
+        self, x: Tensor, ids: Tensor, occurrence: Tensor, position: Tensor, relative: bool
+    ) -> tuple[Tensor, Tensor]:
+        check_width("FOD", x, len(self.usual.mean))
+        scaled = self.usual.scaled(x)
+        out = scaled.new_zeros(2, len(x))
+        if len(x) == 0:
+            return out[0], out[1]
+        reference = self.usual.reference.to(scaled)
+        rows = self._images(ids, occurrence, position)
+        usual = reference[position.to(x.device)]
+        scaled = torch.where(torch.isfinite(scaled).all(1, keepdim=True), scaled, usual)
+        step = max(1, CHUNK_ENTRIES // (self.net.heads * len(reference) ** 2))
+        with torch.no_grad():
+            for part in rows.to(x.device).split(step):
+                weights = [w.to(scaled) for w in self.weights]
+                rebuilt = self.net(weights, scaled[part], reference, self.columns)
+                gap = rebuilt.displacement()
+                if relative:
+                    nearness = torch.softmax(-gap, dim=1)
+                    gap = nearness.amax(1, keepdim=True) - nearness
+                out[:, part] = torch.stack([rebuilt.error(scaled[part]), gap])
+        return out[0], out[1]
+
+    def _images(
+        self, ids: Tensor, occurrence: Tensor, position: Tensor
+    ) -> Int[Tensor, "image pos"]:
+        n = len(self.usual.reference)
+        who = torch.column_stack([ids, occurrence]).cpu()
+        rows, partial = whole_images(who, position.cpu(), n)
+        if len(partial):
+            raise ShapeError(
+                f"FOD.score: expected {n} patches of every image (as fitted), each position once, "
+                f"got {int(partial[0])} of one. Score whole images of the fitted size, not rows."
+            )
+        return rows
+
+
+@final
+@dataclass(frozen=True)
+class FOD(Detector):
+    """How badly each patch is rebuilt, times how far it looks from what is usual at its place.
+
+    A small transformer rebuilds the patches of an image from each other and from the mean patch at
+    each position. Usual patches attend to the references around their own place; one that looks
+    like another place attends there, and stands out though nothing about it is odd. With ``d`` the
+    divergence, summed both ways, of that attention from a Gaussian around the patch, and ``q`` the
+    softmax of ``-d`` over the image, the score is ``error (max q - q)``, else ``error d``.
+
+    Range        [0, inf), dimensionless; higher = more unusual. An image's score is its largest.
+    Cost         1 + ``passes`` walks; state about 12 (2 dim + 30 layers width) width bytes;
+                 O(layers (positions + width) width) per patch.
+    Assumes      reducer ``patches``; images of one size, aligned, that arrive whole. ``relative``
+                 compares patches of one image: an image that is unusual everywhere looks usual.
+    Differs      from the paper: both branches and the output maps of the attentions take part;
+                 units are scaled; no encoding of positions, so a patch's place is known by its
+                 looks; both phases make one step; trained for a fixed number of passes.
+
+    Parameters
+    ----------
+    relative : bool, default=True
+        Weigh by the place within the image's patches, or by the divergence itself.
+    columns : int or None, default=None
+        Patches in a line of the image; None: the grid is square.
+    width, heads, layers : int, default=256, 8, 3
+        Of the transformer.
+    divergence, entropy : float, default=0.5, 0.5
+        Weights of the divergences from the targets and of the entropies of the attentions.
+    passes : int, default=100
+        Walks over the images in training.
+    batch : int, default=1
+        Images in a step.
+    rate : float, default=1e-4
+        Step size of Adam.
+    max_positions : int, default=4096
+        Positions from here on are refused.
+    seed : int, default=0
+        Of weights and order.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]]).repeat(8, 1)
+    >>> who, place = torch.arange(8).repeat_interleave(4), torch.arange(4).repeat(8)
+    >>> detector = FOD(width=8, heads=2, layers=1, passes=20, rate=1e-2)
+    >>> scorer = detector.fit(x, ids=who, position=place)
+    >>> image, which = torch.tensor([[0.0], [1.0], [2.0], [0.0]]), torch.zeros(4, 2).long()
+    >>> scorer.terms(image, which, which[:, 0], place[:4])[1].argmax().item()
+    3
+
+    References
+    ----------
+    yao2023fod
+    """
+
+    relative: bool = True
+    columns: int | None = None
+    width: int = 256
+    heads: int = 8
+    layers: int = 3
+    divergence: float = 0.5
+    entropy: float = 0.5
+    passes: int = 100
+    batch: int = 1
+    rate: float = 1e-4
+    max_positions: int = 4096
+    seed: int = 0
+    reduces: ClassVar[bool] = True
+    whole_examples: ClassVar[bool] = True
+    paper: ClassVar[str] = "yao2023fod"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"width": 8, "heads": 2, "layers": 1, "passes": 3, "batch": 8, "rate": 1e-2},
+        {"width": 8, "heads": 1, "layers": 2, "passes": 2, "batch": 8, "relative": False},
+    )
+
+    def __post_init__(self) -> None:
+        counts = (self.width, self.heads, self.layers, self.passes, self.batch, self.max_positions)
+        lines = 1 if self.columns is None else self.columns
+        weights = (self.divergence, self.entropy, self.rate)
+        wrong = min(*counts, lines) < 1 or not all(0 <= w < math.inf for w in weights)
+        if wrong or self.rate == 0 or self.width % self.heads:
+            raise InputError(
+                "FOD: expected width, heads, layers, passes, batch, columns of at least 1, heads "
+                "that divide width, divergence and entropy of at least 0, rate above 0, got "
+                f"{self}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read a training."""
+        training = GridTraining(
+            GridNet(self.width, self.heads, self.layers),
+            self.columns,
+            self.divergence,
+            self.entropy,
+            self.passes,
+            self.batch,
+            self.rate,
+            self.max_positions,
+            self.seed,
+        )
+        return {"trained": training}
+
+    def result(self, trained: GridTrainingState) -> FODScorer:
+        """Return the scorer of the trained net."""
+        places, steps = trained.places, trained.weights.steps
+        if steps == 0:
+            raise StateError(
+                f"FOD: expected a net that was trained, got none after {trained.walks} walks. Fit "
+                "it with fit or sonde.fit: fed by hand it sees images once, which is not enough."
+            )
+        if not all(bool(torch.isfinite(w).all()) for w in trained.weights.values):
+            raise StateError("FOD: the training diverged. Take a smaller rate.")
+        dead = bool((places.scatter == 0).all())
+        return FODScorer(
+            value=trained.error.average,
+            n=places.n,
+            range=(0.0, math.inf),
+            flags=("dead",) if dead else (),
+            conventions={
+                "value": "error of the last pass",
+                "images": trained.n_images,
+                "images left out": trained.n_partial,
+                "steps": steps,
+                "divergence": "sum of both directions, in nats; mean over heads and layers",
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            usual=Usual.of(places),
+            net=GridNet(self.width, self.heads, self.layers),
+            weights=trained.weights.values,
+            columns=columns_of(len(places.counts), self.columns),
+            relative=self.relative,
+        )
