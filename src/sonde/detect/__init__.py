@@ -6,6 +6,7 @@ from sonde.detect.clue import CLUE
 from sonde.detect.contrast_probe import ContrastProbe
 from sonde.detect.costarr import COSTARR
 from sonde.detect.dice import DICE
+from sonde.detect.dict_lookup import DictLookup
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.fdbd import FDBD
@@ -57,6 +58,7 @@ __all__ = [
     "SHE",
     "ClassifierTwoSample",
     "ContrastProbe",
+    "DictLookup",
     "Energy",
     "Entropy",
     "FourierMMD",

@@ -39,6 +39,7 @@ from sonde.stats.shrinkage import (
     oas_weight,
     shrunk,
 )
+from sonde.stats.sparsemax import sparsemax
 from sonde.stats.symbols import Symbols, SymbolsState
 from sonde.stats.token_metrics import TOKEN_METRICS, token_metrics
 from sonde.stats.token_norms import TokenNorms, TokenNormsState
@@ -126,6 +127,7 @@ __all__ = [
     "score_map",
     "separation",
     "shrunk",
+    "sparsemax",
     "token_metrics",
     "white_eigenvalues",
     "white_mean",
