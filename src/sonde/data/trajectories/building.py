@@ -1,0 +1,128 @@
+"""A balanced set of right and wrong trajectories, and what can be told without reading them."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sonde.core.errors import InputError
+from sonde.core.files import atomic_write
+from sonde.core.hashing import base_hashes, draws, fraction
+from sonde.data.trajectories.calculator import Calculator
+from sonde.data.trajectories.grid import Grid
+from sonde.data.trajectories.perturb import KINDS, Kind, Rejected, perturb_and_complete
+from sonde.data.trajectories.world import Trajectory, World, solve
+from sonde.stats import auroc
+
+TRIES = 64
+WORLDS: tuple[World[Any, Any], ...] = (Calculator(), Grid())
+
+
+@dataclass(frozen=True)
+class Built:
+    """Trajectories in pairs, the right one before the wrong one of each source.
+
+    ``rejected`` counts perturbations that gave none, by reason.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    rejected: dict[str, int]
+
+    def length_auroc(self) -> float:
+        """Return how well the number of steps alone tells wrong from right; 0.5 is not at all."""
+        length = torch.tensor([len(t.steps) for t in self.trajectories], dtype=torch.float64)
+        wrong = torch.tensor([t.label == 1 for t in self.trajectories])
+        area = auroc(length[~wrong], length[wrong]).value
+        return max(area, 1.0 - area)
+
+    def step_prior(self) -> float:
+        """Return the share of wrong trajectories whose step the most frequent number names."""
+        places = Counter(t.first_error for t in self.trajectories if t.label)
+        return max(places.values()) / sum(places.values())
+
+
+def build_trajectories(
+    n_sources: int,
+    *,
+    worlds: Sequence[World[Any, Any]] = WORLDS,
+    kinds: Sequence[Kind] = KINDS,
+    seed: int = 0,
+) -> Built:
+    """Return a right and a wrong trajectory of each of some tasks, kinds and worlds in turn.
+
+    Parameters
+    ----------
+    n_sources : int
+        Number of tasks.
+    worlds : sequence of World
+    kinds : sequence of {"I", "II", "III"}
+    seed : int, default=0
+        The same seed gives the same set.
+
+    Raises
+    ------
+    InputError
+        If a world gives no error of a kind in many tries.
+
+    Examples
+    --------
+    >>> built = build_trajectories(6)
+    >>> [(t.label, t.kind) for t in built.trajectories[:4]]
+    [(0, ''), (1, 'I'), (0, ''), (1, 'I')]
+    """
+    if n_sources < 1 or not worlds or not kinds:
+        raise InputError(
+            f"build_trajectories: expected at least one source, world and kind, got {n_sources}, "
+            f"{len(worlds)} and {len(kinds)}."
+        )
+    found: list[Trajectory] = []
+    rejected: Counter[str] = Counter()
+    for number in range(n_sources):
+        world = worlds[number % len(worlds)]
+        kind = kinds[number // len(worlds) % len(kinds)]
+        found += _pair(world, kind, number, seed, rejected)
+    return Built(tuple(found), dict(sorted(rejected.items())))
+
+
+def _pair(
+    world: World[Any, Any], kind: Kind, number: int, seed: int, rejected: Counter[str]
+) -> tuple[Trajectory, Trajectory]:
+    """Return a right trajectory and one that goes wrong, of the first task that has one."""
+    for attempt in range(TRIES):
+        key = f"{world.name}|{seed}|{number}|{attempt}".encode()
+        source = Random(int.from_bytes(blake2b(key, digest_size=8).digest(), "little"))
+        task = world.draw(source)
+        clean = solve(world, task, f"{world.name}-{seed}-{number}")
+        wrong = perturb_and_complete(clean, world, task, kind, source)
+        if not isinstance(wrong, Rejected):
+            return clean, wrong
+        rejected[wrong.reason] += 1
+    raise InputError(
+        f"build_trajectories: {world.name} gave no error of kind {kind} in {TRIES} tries. "
+        "Leave this kind out (kinds=)."
+    )
+
+
+def split_of(
+    trajectories: Sequence[Trajectory], test: float = 0.2, seed: int = 0
+) -> list[Literal["train", "test"]]:
+    """Return the part of each trajectory, by a hash of its source: pairs stay together."""
+    base = base_hashes([t.source.encode() for t in trajectories], "split", seed)
+    zero = np.zeros(len(base), dtype=np.uint64)
+    return ["test" if x < test else "train" for x in fraction(draws(base, zero, zero)).tolist()]
+
+
+def write_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> None:
+    """Write JSON Lines that ``sonde.read`` and the commands take."""
+    text = io.StringIO()
+    for trajectory in trajectories:
+        text.write(json.dumps(trajectory.row(), ensure_ascii=False) + "\n")
+    atomic_write(Path(path), text.getvalue().encode())
