@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
-    from benchmarks.detecting import detector_rows, nac_rows
+    from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
     from benchmarks.layer_cka import layer_cka_rows

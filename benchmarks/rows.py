@@ -89,6 +89,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _number(value: float, unit: str) -> str:
     if unit == "x":
         return f"{value:.3f} x"
+    if not unit:
+        return f"{value:.1e}"
     digits = {"s": 3, "CKA": 6}.get(unit, 1)
     return f"{value:.{digits}f} {unit}"
 

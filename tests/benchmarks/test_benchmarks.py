@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.cka_runner import made, truth
-from benchmarks.detecting import transcribed_fit, transcribed_scores
+from benchmarks.detect import transcribed_fit, transcribed_scores
 from benchmarks.protocol import ratios, spread_of
 from benchmarks.rows import Row, as_json, not_measured, table
 
@@ -21,7 +21,7 @@ NAMES = {
     "stop": 3,
     "scan-small": 1,
     "nac": 1,
-    "detect": 3,
+    "detect": 1,
     "guard": 8,
     "cka": 2,
     "scan": 2,

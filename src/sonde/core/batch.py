@@ -101,7 +101,8 @@ class Batch:
     @cached_property
     def group_draw(self) -> Int[Tensor, "example"]:
         """Draw of each example's group, purpose ``sample``."""
-        base = base_hashes(self.group_keys, "sample", self.seed)
+        own = self.group_keys is self.keys
+        base = self._base("sample") if own else base_hashes(self.group_keys, "sample", self.seed)
         zero = np.zeros(len(base), dtype=np.uint64)
         return draws(base, zero, zero)
 
@@ -112,6 +113,11 @@ class Batch:
         zero = np.zeros(len(base), dtype=np.uint64)
         return draws(base, zero, zero)
 
+    def _base(self, purpose: Purpose) -> np.ndarray:
+        if purpose not in self._bases:
+            self._bases[purpose] = base_hashes(self.keys, purpose, self.seed)
+        return self._bases[purpose]
+
     @cached_property
     def _bases(self) -> dict[str, np.ndarray]:
         return {}
@@ -120,11 +126,9 @@ class Batch:
         """Return the draw of each row of ``key``; computed once per row layout and purpose."""
         layout = (id(self.example[key]), id(self.position[key]), purpose)
         if layout not in self._draws:
-            if purpose not in self._bases:
-                self._bases[purpose] = base_hashes(self.keys, purpose, self.seed)
             example = self.example[key].numpy()
             self._draws[layout] = draws(
-                self._bases[purpose][example],
+                self._base(purpose)[example],
                 self.position[key].numpy(),
                 np.asarray(self.occurrence)[example],
             )

@@ -286,17 +286,24 @@ class _Later(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         return self._items[index]
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
 
 def row_keys(x: Tensor) -> tuple[bytes, ...]:
     """Return the content key of each row: ``tensor_key`` of every row, without a call per row."""
     x = x.detach().cpu().contiguous()
     head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape[1:])}|".encode()
+    begun = blake2b(head, digest_size=16)
     width = x.shape[1] * x.element_size()
-    raw = x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
-    return tuple(
-        blake2b(head + raw[i * width : (i + 1) * width], digest_size=16).digest()
-        for i in range(len(x))
-    )
+    raw = memoryview(x.reshape(-1).view(torch.uint8).numpy()) if x.numel() else memoryview(b"")
+    return tuple(_digest(begun, raw[i * width : (i + 1) * width]) for i in range(len(x)))
+
+
+def _digest(begun: Any, content: memoryview) -> bytes:
+    own = begun.copy()
+    own.update(content)
+    return own.digest()
 
 
 def occurrences(keys: Sequence[Hashable]) -> Tensor:

@@ -16,6 +16,7 @@ from sonde.detect._metric import check_width
 from sonde.stats import HeadWeights, HeadWeightsState, Moments, MomentsState
 
 MOST_CLASSES = 8192
+BLOCK = 2048  # rows at a time, so that what lies between stays in the cache
 
 
 @final
@@ -36,6 +37,9 @@ class FDBDScorer(Scorer):
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return minus the mean boundary distance of each row relative to its own length."""
         check_width("FDBD", x, len(self.mean))
+        return torch.cat([self._scores(part) for part in x.split(BLOCK)])
+
+    def _scores(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         logits = head_logits(self.head, x)
         best, winner = logits.max(dim=1, keepdim=True)
         steepness = self.steepness.to(logits)[winner.flatten()]

@@ -102,12 +102,17 @@ class HashSample(Statistic[HashSampleState]):
         return self._smallest(len(draw), values, draw, group, group_draw)
 
     def merge(self, a: HashSampleState, b: HashSampleState) -> HashSampleState:
-        """Return the smallest rows of both samples."""
-        columns = [
-            torch.cat([getattr(a, name), getattr(b, name).to(getattr(a, name).device)])
-            for name in ("rows", "draw", "group", "group_draw")
-        ]
-        return self._smallest(a.n + b.n, *columns)
+        """Return the smallest rows of both samples, each row copied once."""
+        draw, group, group_draw = (
+            torch.cat([getattr(a, name), getattr(b, name)])
+            for name in ("draw", "group", "group_draw")
+        )
+        order = self._order(draw, group_draw)
+        rows = a.rows.new_empty((len(order), *a.rows.shape[1:]))
+        first = order < len(a.draw)
+        _place(rows, first, a.rows, order[first])
+        _place(rows, ~first, b.rows.to(a.rows.device), order[~first] - len(a.draw))
+        return HashSampleState(a.n + b.n, rows, draw[order], group[order], group_draw[order])
 
     def update(
         self,
@@ -134,13 +139,24 @@ class HashSample(Statistic[HashSampleState]):
     def _smallest(
         self, n: int, rows: Tensor, draw: Tensor, group: Tensor, group_draw: Tensor
     ) -> HashSampleState:
+        order = self._order(draw, group_draw)
+        kept = rows.index_select(0, order.to(rows.device))
+        return HashSampleState(n, kept, draw[order], group[order], group_draw[order])
+
+    def _order(self, draw: Tensor, group_draw: Tensor) -> Tensor:
         order = torch.argsort(rank_key(draw), stable=True)
         if self.groups:
             order = order[torch.argsort(rank_key(group_draw[order]), stable=True)]
         ordered = draw[order]
         fresh = torch.ones(len(order), dtype=torch.bool)
         fresh[1:] = ordered[1:] != ordered[:-1]
-        order = order[fresh][: self.m]
-        return HashSampleState(
-            n, rows[order.to(rows.device)].clone(), draw[order], group[order], group_draw[order]
-        )
+        return order[fresh][: self.m]
+
+
+def _place(out: Tensor, at: Tensor, rows: Tensor, taken: Tensor) -> None:
+    """Copy ``rows[taken]``, in ascending order, to where ``at`` is true."""
+    if len(taken) and int(taken[-1]) == len(taken) - 1:
+        rows = rows[: len(taken)]
+    else:
+        rows = rows.index_select(0, taken.to(rows.device))
+    out.index_copy_(0, torch.nonzero(at).flatten().to(out.device), rows)

@@ -18,54 +18,86 @@ PEER = "pytorch-ood"
 FLAT = 1.05
 NAC_BUDGET = 1 / 20
 STANDIN = "an empty stand-in for torchvision"
-METHODS = {
-    "mahalanobis": "Mahalanobis",
-    "knn_whole": "KNN, all rows in the bank",
-    "knn": "KNN, default sample",
-}
+AGREES = 1e-4
+DEFAULT = "default"
+BANKS = ("KNN", "NNGuide")
 
 
 def detector_rows(size: Size) -> list[Row]:
-    """Fit and score of Mahalanobis and of nearest neighbours, time and memory."""
+    """Scores, time and memory of every detector that the peer has too."""
     try:
         python = python_of(PEER, size.offline)
-    except PeerError as error:
-        return [not_measured("detect", f"{m} against {PEER}", str(error)) for m in METHODS.values()]
-    rows = []
-    for method, title in METHODS.items():
-        try:
-            rows += _against(method, title, python, size)
-        except ChildError as error:
-            rows.append(not_measured("detect", f"{title} against {PEER}", str(error)))
+        cases = run_child("benchmarks.ood_runner:cases", python=python)
+    except (PeerError, ChildError) as error:
+        return [not_measured("detect", f"detectors against {PEER}", str(error))]
+    exact = [name for name in cases if DEFAULT not in name]
+    timed = [name for name, has_state in cases.items() if has_state]
+    rows = _agreement(exact, python, size) + _time(timed, python, size)
+    for name in size.pick(timed, timed[:1]):
+        rows += _memory(name, python, size)
     return rows
 
 
-def _against(method: str, title: str, python: Path, size: Size) -> list[Row]:
-    n, width = size.pick((60_000, 512), (400, 16))
-    n_fresh = n if method == "mahalanobis" else size.pick(2_000, 50)
-
-    def ask(function: str, rows: int, **options: Any) -> Any:
-        target = f"benchmarks.ood_runner:{function}"
-        shape = {"method": method, "n": rows, "width": width, "n_fresh": n_fresh}
-        return run_child(target, python=python, **shape, **options)
-
-    found = ask("times", n, rounds=size.rounds)
-    many, few = ask("memory", n), ask("memory", n // 4)
-    theirs = ask("memory", n, theirs=True)
-    name = f"{title}, fit {n} x {width}, score {n_fresh}: time against {found['version']}"
-    speed = f"{seconds_note(found)}, scores correlate {found['correlation']:.6f}; {STANDIN}"
-    adds = f"adds {many['added']:.0f} and {few['added']:.0f} MiB"
-    growth = many["beyond"] / few["beyond"]
-    flat = None if method == "knn_whole" else FLAT
+def _agreement(names: list[str], python: Path, size: Size) -> list[Row]:
+    n, width, n_fresh = size.pick((5_000, 256, 500), (400, 16, 50))
+    target = "benchmarks.ood_runner:agreement"
+    found = run_child(target, python=python, names=names, n=n, width=width, n_fresh=n_fresh)
     return [
-        Row("detect", name, found["median"], "x", 1.0, found["spread"], found["rounds"], speed),
         Row(
             "detect",
-            f"{title}: peak memory beyond the rows, {n} against {n // 4} rows",
-            growth,
-            budget=flat,
-            note=f"{adds}, the peer {theirs['added']:.0f} MiB at {n}",
-        ),
+            f"{name}: largest relative difference of scores from {found['version']}",
+            found[name]["apart"],
+            "",
+            AGREES,
+            note=f"from the formula in float64: ours {found[name]['ours']:.1e}, "
+            f"theirs {found[name]['theirs']:.1e}",
+        )
+        for name in names
+    ]
+
+
+def _shape(name: str, size: Size, rows: int | None = None) -> dict[str, Any]:
+    n, width = size.pick((60_000, 512), (400, 16))
+    n_fresh = size.pick(2_000, 50) if name.startswith(BANKS) else n
+    return {"name": name, "n": rows or n, "width": width, "n_fresh": n_fresh}
+
+
+def _time(names: list[str], python: Path, size: Size) -> list[Row]:
+    shapes = [_shape(name, size) for name in names]
+    target = "benchmarks.ood_runner:times"
+    taken = run_child(target, python=python, shapes=shapes, rounds=size.rounds)
+    return [
+        Row(
+            "detect",
+            f"{s['name']}: fit {s['n']} x {s['width']}, score {s['n_fresh']}, time",
+            found["median"],
+            "x",
+            1.0,
+            found["spread"],
+            found["rounds"],
+            f"{seconds_note(found)}; {STANDIN}",
+        )
+        for s, found in zip(shapes, taken, strict=True)
+    ]
+
+
+def _memory(name: str, python: Path, size: Size) -> list[Row]:
+    def ask(rows: int | None = None, **options: Any) -> Any:
+        target = "benchmarks.ood_runner:memory"
+        return run_child(target, python=python, **_shape(name, size, rows), **options)
+
+    n = _shape(name, size)["n"]
+    try:
+        many, few, theirs = ask(), ask(n // 4), ask(theirs=True)
+    except ChildError as error:
+        return [not_measured("detect", f"{name}: memory", str(error))]
+    adds = f"adds {many['added']:.0f} and {few['added']:.0f} MiB, the peer {theirs['added']:.0f}"
+    held = f"{name}: memory beyond the rows, {n} against {n // 4} rows"
+    flat = None if "all rows" in name else FLAT
+    least = max(theirs["added"], 1.0)
+    return [
+        Row("detect", held, many["beyond"] / few["beyond"], budget=flat, note=adds),
+        Row("detect", f"{name}: memory added over the peer's", many["added"] / least, budget=1.0),
     ]
 
 
