@@ -124,10 +124,9 @@ def test_a_resumed_scan_gives_the_same_report(place):
     assert "stopped after 3 of 6 units; run the same command to go on" in err
     partial = json.loads((place / "out/a.json").read_text())
     assert partial["partial"] == {"done": 3, "total": 6}
-    for moment, text in (("sonde.findings.scan:run_rule", ""), ("os:fdopen", "newline")):
-        (place / "out/a.json").unlink(missing_ok=True)
-        assert KEPT in stopped(SCAN + " --resume", moment, 1, text)
-        assert "out/a.json" not in files(place)
+    (place / "out/a.json").unlink()
+    assert KEPT in stopped(SCAN + " --resume", "os:fdopen", 1, "newline")
+    assert "out/a.json" not in files(place)
     ended(SCAN + " --resume")
     assert plain(place / "out/a.json") == expected
     assert files(place) == ["out/a.json"]
@@ -139,3 +138,58 @@ def test_workers_of_an_interrupted_terminal_are_silent(place):
     assert KEPT in err
     ended(words + " --resume")
     assert files(place) == ["out/a.sonde"]
+
+
+MOMENTS_OF_RESULTS = {
+    "sonde.findings.scan:run_rule": "a rule",
+    "sonde.findings.document:similarity": "writing",
+}
+
+
+@pytest.mark.truth("the undisturbed run")
+def test_a_scan_that_is_stopped_among_its_results_reports_what_it_has(place):
+    ended(SCAN)
+    expected = plain(place / "out/a.json")
+    for moment in MOMENTS_OF_RESULTS:
+        (place / "out/a.json").unlink()
+        err = stopped(SCAN, moment, 3 if "rule" in moment else 1)
+        assert "stopped after the pass; run the same command to go on" in err
+        report = json.loads((place / "out/a.json").read_text())
+        assert report["partial"] == {"done": 6, "total": 6}
+        assert [s["site"] for s in report["sites"]] == [s["site"] for s in expected["sites"]]
+        withheld = [c for c in report["checks"] if "Ctrl-C" in (c["reason"] or "")]
+        assert bool(withheld) == ("rule" in moment)
+        ended(SCAN + " --resume")
+        assert plain(place / "out/a.json") == expected
+
+
+@pytest.mark.truth("the undisturbed run")
+def test_a_scan_that_is_stopped_in_other_reports_data(place):
+    rng = np.random.default_rng(1)
+    np.savez(place / "y.npz", x=rng.normal(size=(600, 6)).astype("f4") + 1)
+    words = SCAN + " --versus y.npz"
+    ended(words)
+    expected = plain(place / "out/a.json")
+    assert expected["versus"] is not None
+    for n, done in ((7, 6), (10, 9)):
+        (place / "out/a.json").unlink()
+        err = stopped(words + " --fresh", "sonde.run.driver:observe_unit", n)
+        assert f"stopped after {done} of 12 units; run the same command to go on" in err
+        report = json.loads((place / "out/a.json").read_text())
+        assert report["partial"] == {"done": done, "total": 12}
+        assert report["sites"] == expected["sites"]
+        reasons = {c["code"]: c["reason"] for c in report["checks"] if c["state"] == "withheld"}
+        assert (report["versus"] is None) == (done == 6)
+        awaited = {code for code, why in reasons.items() if "before OTHER was read" in (why or "")}
+        assert awaited == ({"SND051", "SND052", "SND053"} if done == 6 else set())
+        ended(words + " --resume")
+        assert plain(place / "out/a.json") == expected
+        assert files(place) == ["out/a.json"]
+
+
+@pytest.mark.parametrize("words", [FIT, SCAN])
+def test_before_the_first_unit_is_done_nothing_is_kept(place, words):
+    err = stopped(words, "sonde.run.driver:observe_unit", 1)
+    assert "interrupted after 0 of 6 units. No unit was done, so nothing is kept" in err
+    assert "--unit-size" in err
+    assert files(place) == []

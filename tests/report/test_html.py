@@ -273,7 +273,7 @@ def test_inputs_are_shown_only_when_the_report_says_so(report) -> None:
 
 def test_a_stopped_run_says_how_far_it_came(report) -> None:
     report["partial"] = {"done": 40, "total": 100}
-    assert "Stopped after 40 %: 40 of 100 examples" in header(report)
+    assert "Stopped after 40 %: 40 of 100 units" in header(report)
 
 
 def test_short_names_of_sites_are_distinct() -> None:

@@ -3,7 +3,7 @@
 import ast
 import shlex
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,7 +74,6 @@ class Scan:
 
     def _scan(self) -> int:
         from sonde.data import load
-        from sonde.findings.document import document
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
         from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
@@ -103,15 +102,14 @@ class Scan:
                 **self.reading.site_options(),
                 **self.reading.data_options(),
             )
-        report = document(scanned, self.model, started)
+        report = _written(scanned, self.model, started)
         if self.output is not None:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
                 remove_run(directory)
         self._print(report)
         if report["partial"] is not None:
-            done, total = report["partial"]["done"], report["partial"]["total"]
-            note(f"stopped after {done} of {total} units; run the same command to go on.")
+            note(_stopped(report["partial"], directory))
             raise Failed(130)
         return 1 if reached(report, gate, old) else 0
 
@@ -171,6 +169,30 @@ class Scan:
         else:
             say(diff_to_text(found))
         return 0
+
+
+def _written(scanned: Any, model: str, started: float) -> dict[str, Any]:
+    """Return the report; after Ctrl-C the one that is quick to write, without error bars."""
+    from sonde.findings.document import document
+
+    try:
+        return document(scanned, model, started)
+    except KeyboardInterrupt:
+        note("stopping: writing a report without error bars; Ctrl-C again leaves without one.")
+    done = scanned.gathered.outcome.done + (scanned.other.outcome.done if scanned.other else 0)
+    quick = replace(scanned.settings, error_bars=False)
+    return document(
+        replace(scanned, settings=quick, partial=scanned.partial or (done, done)), model, started
+    )
+
+
+def _stopped(partial: dict[str, int], directory: Path | None) -> str:
+    """Return what was done of a scan that was stopped, and how to go on."""
+    done, total = partial["done"], partial["total"]
+    said = f"stopped after {done} of {total} units" if done < total else "stopped after the pass"
+    if directory is None:
+        return f"{said}; with -o FILE the same command goes on where it stopped."
+    return f"{said}; run the same command to go on."
 
 
 def parse_gate(text: str | None) -> tuple[str, ...]:

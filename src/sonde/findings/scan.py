@@ -21,7 +21,7 @@ from sonde.findings.causes import settle
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.facts import data_evidence
 from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL, ScanStatistics, scan_statistics
-from sonde.findings.lens import lens_evidence
+from sonde.findings.lens import LensEvidence, lens_evidence
 from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
@@ -38,6 +38,8 @@ _log = logging.getLogger("sonde")
 HALF = 0.5
 SCAN_NEIGHBOURS = 2048
 COUNTS_WITHHELD = "SND009"
+STOPPED = "stopped by Ctrl-C before it was looked at"
+OTHER_AWAITED = "stopped by Ctrl-C before OTHER was read"
 NO_FINITE_ROW = "no site has a row without NaN or infinity"
 
 
@@ -104,23 +106,24 @@ def scan_stream(
     _check_inputs(data, other_data)
     model = _model(stream, data.seed, settings.deep)
     split = Split(HALF, stream.seed) if other is not None else None
-    interrupted: Interrupted | None = None
     tasks = _detectors(stream) if other is not None else []
-    try:
-        with _listening(model, settings):
-            gathered = gather(stream, data, settings, split, tasks)
-    except Interrupted as stop:
-        interrupted = stop
-        gathered = _partly(stream, data, settings, split, tasks, stop)
-    evidence = _evidence(gathered, stream, data, settings, model, interrupted is None)
-    second = None
-    if other is not None and other_data is not None and interrupted is None:
-        elsewhere = settings.directory / "other" if settings.directory is not None else None
-        second = gather(other, other_data, replace(settings, directory=elsewhere), None, [])
-        versus = _versus(gathered, second, other_data, tasks, split, settings)
-        evidence = replace(evidence, versus=versus)
+    with _listening(model, settings):
+        gathered, stop = _gathered(stream, data, settings, split, tasks)
+    if gathered is None:
+        assert stop is not None
+        raise stop
+    evidence = _evidence(gathered, stream, data, settings, model, stop is None)
+    second, n_units = None, gathered.plan.n_units
+    if other is not None and other_data is not None:
+        n_units += len(unit_bounds(other.group_keys, settings.unit_size)) - 1
+        if stop is None:
+            elsewhere = settings.directory / "other" if settings.directory is not None else None
+            aside = replace(settings, directory=elsewhere)
+            second, stop = _gathered(other, other_data, aside, None, [])
+        evidence = _against(evidence, gathered, second, other_data, tasks, split)
     checks = _run_all(chosen, evidence)
-    partial = None if interrupted is None else (interrupted.partial.done, interrupted.partial.total)
+    n_done = gathered.outcome.done + (0 if second is None else second.outcome.done)
+    is_whole = stop is None and not _was_cut(evidence, checks)
     return Scanned(
         evidence=evidence,
         checks=tuple(checks),
@@ -131,7 +134,7 @@ def scan_stream(
         other=second,
         other_stream=other,
         wall_seconds=time.monotonic() - began,
-        partial=partial,
+        partial=None if is_whole else (n_done, n_units),
     )
 
 
@@ -149,9 +152,19 @@ def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractC
 def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
     """Return how every rule ended, causes settled.
 
-    The one that lists what was withheld runs last and sees the others as they were settled.
+    The one that lists what was withheld runs last and sees the others as they were settled. After
+    Ctrl-C the rules that are left are withheld.
     """
-    first = [run_rule(rule, evidence) for rule in chosen if rule.code != COUNTS_WITHHELD]
+    first: list[Check] = []
+    for rule in (r for r in chosen if r.code != COUNTS_WITHHELD):
+        if any(check.reason == STOPPED for check in first):
+            first.append(rule.withheld(STOPPED))
+            continue
+        try:
+            first.append(run_rule(rule, evidence))
+        except KeyboardInterrupt:
+            _say_stopping()
+            first.append(rule.withheld(STOPPED))
     settled = {check.code: check for check in settle(evidence, first)}
     seen = replace(evidence, options={**evidence.options, "checks": tuple(settled.values())})
     for rule in chosen:
@@ -160,8 +173,21 @@ def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
     return [settled[rule.code] for rule in chosen]
 
 
+def _was_cut(evidence: Evidence, checks: list[Check]) -> bool:
+    """Return whether Ctrl-C met the computation of results."""
+    reasons = {check.reason for check in checks if check.state == "withheld"}
+    lens = None if evidence.lens is None else evidence.lens.reason
+    return STOPPED in {lens, *reasons} or bool(evidence.options.get("awaited"))
+
+
+def _say_stopping() -> None:
+    _log.warning("stopping: what is known is reported; Ctrl-C again leaves without a report")
+
+
 def run_rule(rule: Rule, evidence: Evidence) -> Check:
     """Return how a rule ended; an exception of its own becomes the state ``failed``."""
+    if rule.theme == "versus" and evidence.options.get("awaited"):
+        return rule.withheld(evidence.options["awaited"])
     try:
         with torch.no_grad():
             found = rule.check(evidence)
@@ -220,19 +246,21 @@ def _plan(
     return statistics, wanted, plan
 
 
-def _partly(
+def _gathered(
     stream: Stream,
     data: DataEvidence,
     settings: ScanSettings,
     split: Split | None,
     tasks: list[Task],
-    stop: Interrupted,
-) -> Gathered:
-    """Return what an interrupted pass had committed, or go on with the interruption."""
-    if stop.partial.done == 0:
-        raise stop
-    statistics, _, plan = _plan(stream, data, settings, split, tasks)
-    return Gathered(statistics, stop.partial, plan, 0.0)
+) -> tuple[Gathered | None, Interrupted | None]:
+    """Return what a pass gave; after Ctrl-C what it had committed, None where that is nothing."""
+    try:
+        return gather(stream, data, settings, split, tasks), None
+    except Interrupted as stop:
+        if stop.partial.done == 0:
+            return None, stop
+        statistics, _, plan = _plan(stream, data, settings, split, tasks)
+        return Gathered(statistics, stop.partial, plan, 0.0), stop
 
 
 def _columns(stream: Stream) -> set[str]:
@@ -286,7 +314,11 @@ def _evidence(
     outcome, statistics = gathered.outcome, gathered.statistics
     lens = None
     if complete and isinstance(stream, LiveStream):
-        lens = lens_evidence(stream, data.seed)
+        try:
+            lens = lens_evidence(stream, data.seed)
+        except KeyboardInterrupt:
+            _say_stopping()
+            lens = LensEvidence(reason=STOPPED)
     return Evidence(
         sites=statistics.sites(outcome.states, outcome.counters),
         columns=statistics.sampled_columns(outcome.states),
@@ -303,24 +335,26 @@ def _evidence(
     )
 
 
-def _versus(
+def _against(
+    evidence: Evidence,
     gathered: Gathered,
-    second: Gathered,
+    second: Gathered | None,
     other_data: DataEvidence,
     tasks: list[Task],
     split: Split | None,
-    settings: ScanSettings,
-) -> VersusEvidence:
-    outcome = second.outcome
-    return VersusEvidence(
-        other_sites={
-            s.schema.key: s for s in second.statistics.sites(outcome.states, outcome.counters)
-        },
-        other_columns=second.statistics.sampled_columns(outcome.states),
+) -> Evidence:
+    """Return the evidence with what is known of OTHER; its checks wait where nothing was read."""
+    if second is None:
+        return replace(evidence, options={**evidence.options, "awaited": OTHER_AWAITED})
+    states, counters = second.outcome.states, second.outcome.counters
+    versus = VersusEvidence(
+        other_sites={s.schema.key: s for s in second.statistics.sites(states, counters)},
+        other_columns=second.statistics.sampled_columns(states),
         other_data=other_data,
         scorers=_scorers(tasks, gathered.outcome.states, split),
-        alpha=settings.alpha,
+        alpha=float(evidence.options["alpha"]),
     )
+    return replace(evidence, versus=versus)
 
 
 def _scorers(

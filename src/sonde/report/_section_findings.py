@@ -91,7 +91,8 @@ def _banner(report: dict[str, Any]) -> Markup:
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
         part = share(done / max(total, 1), 2)
-        said.append(f"Stopped after {part}: {done:,} of {total:,} examples were read.")
+        text = f"Stopped after {part}: {done:,} of {total:,} units were read."
+        said.append(text if done < total else "Stopped before every result was computed.")
     if report["shows_inputs"]:
         said.append("This report shows inputs (--show-inputs). Mind who may read it.")
     return join(*(el("p", text, cls="banner", role="note") for text in said))

@@ -134,6 +134,7 @@ def _head(report: dict[str, Any], width: int) -> Iterator[str]:
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
         text = f"stopped after {share(done / max(total, 1), 2)} ({done:,} of {total:,} units)"
+        text = text if done < total else "stopped before every result was computed"
         yield from wrap(text, width)
     if report["shows_inputs"]:
         yield "this report shows inputs (--show-inputs)"

@@ -45,12 +45,17 @@ def check_writable(output: Path) -> None:
 def dropped_on_error(directory: Path | None) -> Iterator[None]:
     """Remove a run directory that this run made, where its data or options turn out to be wrong.
 
-    What is interrupted, or stopped by a full disk, stays: the same command goes on from there.
+    What is interrupted, or stopped by a full disk, stays: the same command goes on from there;
+    unless no unit of the first pass was done.
     """
     existed = directory is not None and directory.exists()
     try:
         yield
-    except (Interrupted, StoreError):
+    except StoreError:
+        raise
+    except Interrupted as stop:
+        if stop.partial.done == 0 and stop.first and directory is not None:
+            remove_run(directory)
         raise
     except SondeError:
         if directory is not None and not existed:

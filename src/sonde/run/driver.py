@@ -40,17 +40,16 @@ class Interrupted(SondeError):
     ----------
     partial : Outcome
         The states of what is committed.
+    first : bool
+        Whether it was the first pass of a run.
     """
 
-    def __init__(self, partial: "Outcome", directory: Path | None) -> None:
-        self.partial, self.directory = partial, directory
-        where = (
-            ""
-            if directory is None
-            else f" What is done is kept in {directory}; the same command goes on from there "
-            "(--resume makes sure of it)."
+    def __init__(self, partial: "Outcome", directory: Path | None, first: bool = True) -> None:
+        self.partial, self.directory, self.first = partial, directory, first
+        super().__init__(
+            f"interrupted after {partial.done} of {partial.total} units."
+            f"{_kept(partial, directory, first)}"
         )
-        super().__init__(f"interrupted after {partial.done} of {partial.total} units.{where}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,21 @@ class Outcome:
     def complete(self) -> bool:
         """Whether every unit is in."""
         return self.done == self.total
+
+
+def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
+    """Return what of a pass that was stopped is kept, and how to go on."""
+    if partial.done == 0 and first:
+        return (
+            " No unit was done, so nothing is kept; run the same command again. A smaller "
+            "--unit-size keeps more."
+        )
+    if directory is None:
+        return ""
+    return (
+        f" What is done is kept in {directory}; the same command goes on from there "
+        "(--resume makes sure of it)."
+    )
 
 
 def run_pass(
@@ -115,7 +129,7 @@ def run_pass(
             states, counters, _ = ledger.partial()
             states = {**states, **dict.fromkeys(chain)}
             partial = Outcome(states, counters, ledger.n_done, plan.n_units)
-            raise Interrupted(partial, directory) from None
+            raise Interrupted(partial, directory, plan.stage == 0) from None
         states, counters = ledger.finish()
     return Outcome({**states, **learned}, counters, plan.n_units, plan.n_units)
 
