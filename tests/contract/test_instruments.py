@@ -19,6 +19,7 @@ NO_DIRECTION = {
     "ContrastProbe": "high means one class, not far away",
     "LinearProbe": "high means one class, not far away",
     "MassMean": "high means one class, not far away",
+    "PAWN": "high means one class, not far away",
     "NAC": "its outer bins are open, and far rows share them with the largest usual ones",
     "TrajectoryVerifier": "high means wrong, not far away",
 }

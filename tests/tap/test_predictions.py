@@ -1,5 +1,7 @@
 """The reducer ``predictions``: which logits speak of which token, under padding and in chunks."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class Bigram(nn.Module):
         return self.lm_head(input_ids)
 
 
-def read(module, inputs, sites="lm_head", task="causal", **options):
+def read(module, inputs, sites: Any = "lm_head", task="causal", **options: Any):
     model = Model(module, config=module.__dict__.get("config"), task=task)
     stream = live_stream(model, inputs, sites, options.pop("reducer", "predictions"), **options)
     return stream, list(stream.batches(0, len(inputs)))
@@ -98,6 +100,23 @@ def test_a_row_does_not_depend_on_its_batch(build, side):
 def test_auto_reads_the_logits():
     stream, _ = read(gpt2(), Texts(ITEMS), sites="auto")
     assert [s.key for s in stream.schema] == ["lm_head:out"]
+
+
+def test_sites_may_have_reducers_of_their_own():
+    sites = ["logits|predictions", "logits:in|tokens+special", "transformer.h.0"]
+    stream, (batch,) = read(gpt2(), Texts(ITEMS), sites, reducer="mean")
+    found = {s.key: (str(s.reducer), s.dim) for s in stream.schema}
+    assert list(found.items()) == [
+        ("transformer.h.0:out", ("mean", 32)),
+        ("lm_head:in", ("tokens+special", 32)),
+        ("lm_head:out", ("predictions", 7)),
+    ]
+    assert [len(batch.rows[key]) for key in found] == [4, 18, 14]
+
+
+def test_a_site_with_two_reducers_is_refused():
+    with pytest.raises(SiteError, match=r"named with two reducers.*further="):
+        read(gpt2(), Texts(ITEMS), ["lm_head|predictions", "logits|last"])
 
 
 def test_the_output_itself_is_a_site():

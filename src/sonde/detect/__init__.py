@@ -29,6 +29,7 @@ from sonde.detect.nn_guide import NNGuide
 from sonde.detect.odin import ODIN
 from sonde.detect.padim import PaDiM
 from sonde.detect.patch_core import PatchCore
+from sonde.detect.pawn import PAWN
 from sonde.detect.react import ReAct
 from sonde.detect.reconstruction_shift import ReconstructionShift
 from sonde.detect.relative_mahalanobis import RelativeMahalanobis
@@ -54,6 +55,7 @@ __all__ = [
     "MSP",
     "NAC",
     "ODIN",
+    "PAWN",
     "SCALE",
     "SHE",
     "ClassifierTwoSample",

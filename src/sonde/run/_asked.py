@@ -7,6 +7,8 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.stream import Stream
 
+BY_VALUE = ("objective", "perturb")
+
 
 def asked(instruments: Iterable[Instrument]) -> dict[str, Any]:
     """Return the options that some methods ask for together.
@@ -30,7 +32,7 @@ def asked(instruments: Iterable[Instrument]) -> dict[str, Any]:
 def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
     """Refuse a stream that was read otherwise than a method asks.
 
-    Plain arrays do not say how they were read; reducers are looked at site by site.
+    Plain arrays do not say how they were read; sites and reducers are looked at one by one.
 
     Raises
     ------
@@ -40,7 +42,7 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
     identity = stream.identity()
     for instrument in instruments:
         for name, value in instrument.reading().items():
-            if name in identity and identity[name] != value:
+            if name in BY_VALUE and identity.get(name, value) != value:
                 raise InputError(
                     f"fit: {type(instrument).__name__} expects a stream that was read with "
                     f"{name}={value!r}, got {identity[name]!r}. Pass it to sonde.read."

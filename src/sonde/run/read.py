@@ -44,6 +44,7 @@ def read(
         A path, a data set's name, ``sonde:digits/test``, or any re-iterable of model inputs.
     sites : str, Site or sequence, default="auto"
         Patterns such as ``"layers.*.mlp"`` or ``"blocks"``; "auto" is the stream after every block.
+        ``|reducer`` behind a pattern reads its sites by another reducer.
     reducer : str or Reducer, default="auto"
         How outputs become rows: mean, last, cls, tokens, patches or flat.
     batch_size : int or "auto", default="auto"

@@ -17,7 +17,7 @@ from sonde.stats import TOKEN_METRICS
 from sonde.tap.axes import Axes, config_grid, find_axes, with_prefix
 from sonde.tap.probe import Leaf, Probe
 from sonde.tap.reduce import Reduction, possible
-from sonde.tap.sites import ENTRY, default_sites, last_call, resolve
+from sonde.tap.sites import ENTRY, LOGITS, Pattern, default_sites, last_call, resolve
 
 if TYPE_CHECKING:
     from sonde.tap.live import LiveStream
@@ -39,18 +39,16 @@ class Kind:
 
 def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
     """Return the kinds of rows of a stream, in order of execution."""
-    probe, model = stream.probe, stream.model
-    is_auto = stream.sites == ("auto",)
-    patterns = logits_site(probe) if is_auto and _predicts(stream.reducer) else stream.sites
-    is_auto = is_auto and patterns == stream.sites
-    sites = default_sites(probe) if is_auto else resolve(model.module, patterns, probe)
+    probe = stream.probe
+    is_auto = stream.sites == ("auto",) and not _predicts(stream.reducer)
+    sites = [(s, None) for s in default_sites(probe)] if is_auto else _named(stream)
     kinds: list[Kind] = []
     refused: SiteError | None = None
-    for site in sites:
+    for site, reducer in sites:
         if site.port == "grad" and stream.objective is None:
             raise InputError(f"live_stream: port grad needs objective=, got {str(site)!r}.")
         try:
-            kinds.extend(_kinds_of(site, stream, probe, batch))
+            kinds.extend(_kinds_of(site, reducer or stream.reducer, stream, batch))
         except SiteError as error:
             if not is_auto:
                 raise
@@ -60,6 +58,25 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
         raise refused
     entry = list(_entry(kinds, probe)) if stream.entry and kinds else []
     return (*entry, *kinds)
+
+
+def _named(stream: "LiveStream") -> list[tuple[Site, Reducer | None]]:
+    """Return the sites that patterns name, each with the reducer behind a ``|``, if any."""
+    by_reducer: dict[str, list[Pattern]] = {}
+    patterns = (LOGITS,) if stream.sites == ("auto",) else stream.sites
+    for pattern in patterns:
+        place, _, name = pattern.partition("|") if isinstance(pattern, str) else (pattern, "", "")
+        by_reducer.setdefault(name, []).append(place)
+    found: dict[Site, Reducer | None] = {}
+    for name, places in by_reducer.items():
+        for site in resolve(stream.model.module, places, stream.probe):
+            if site in found:
+                raise SiteError(
+                    f"Site: {str(site)!r} is named with two reducers. Read one of them beside the "
+                    "other with further=."
+                )
+            found[site] = Reducer.parse(name) if name else None
+    return sorted(found.items(), key=lambda item: item[0])
 
 
 def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
@@ -80,10 +97,12 @@ def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
         yield replace(every, key=key, site=site, schema=replace(every.schema, key=key, site=site))
 
 
-def _kinds_of(site: Site, stream: "LiveStream", probe: Probe, batch: InputBatch) -> Iterator[Kind]:
+def _kinds_of(
+    site: Site, asked: str | Reducer, stream: "LiveStream", batch: InputBatch
+) -> Iterator[Kind]:
+    probe = stream.probe
     call = last_call(site, probe.calls(site.path))
     port = "in" if site.port == "in" else "out"
-    asked = stream.reducer
     axis = asked.axis if isinstance(asked, Reducer) else None
     leaf, _ = probe.leaf(site.path, call, port, site.key)
     axes = find_axes(probe, site.path, call, port, site.key, axis)
@@ -104,11 +123,6 @@ def _kinds_of(site: Site, stream: "LiveStream", probe: Probe, batch: InputBatch)
 
 def _predicts(reducer: str | Reducer) -> bool:
     return "predictions" in (reducer, getattr(reducer, "name", None))
-
-
-def logits_site(probe: Probe) -> tuple[str]:
-    """Return the pattern of where a model's logits are: its final linear layer, or its output."""
-    return (probe.head if probe.head is not None else ":out.logits",)
 
 
 def _check_predicts(site: Site, leaf: Leaf, stream: "LiveStream") -> None:

@@ -53,7 +53,8 @@ def live_stream(
     model : Model or nn.Module
     inputs : Inputs
     sites : "auto", pattern, Site, or several, default="auto"
-        ``auto`` reads the blocks, or the leaf modules of a small net.
+        ``auto`` reads the blocks, or the leaf modules of a small net. ``|reducer`` behind a pattern
+        reads its sites by another reducer.
     reducer : "auto", name or Reducer, default="auto"
         ``auto`` is ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.
     further : sequence of name or Reducer, default=()

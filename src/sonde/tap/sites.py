@@ -12,6 +12,7 @@ from sonde.tap._names import Names
 from sonde.tap.probe import Probe, executed
 
 BLOCKS = "blocks"
+LOGITS = "logits"
 ENTRY = "entry"
 MOST_LEAVES = 64
 SHOWN = 8
@@ -26,7 +27,8 @@ def resolve(
     """Return the sites that patterns name, in order of execution.
 
     A pattern is a path, any dotted suffix that names one module, a path with ``*`` or negative
-    indices for whole segments, or ``blocks``; ``@call``, ``:port`` and ``.key`` may follow.
+    indices for whole segments, ``blocks``, or ``logits`` for the module whose output is the logits
+    (or the model itself); ``@call``, ``:port`` and ``.key`` may follow.
 
     Parameters
     ----------
@@ -60,12 +62,25 @@ def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]
             raise SiteError("resolve: this model has no list of blocks. Name its modules instead.")
         chosen = [replace(site, path=path) for path in every]
         is_open = site.call is None
+    elif site.path == LOGITS and probe is not None and LOGITS not in names.modules:
+        chosen, is_open = [_logits_site(site, probe)], False
     else:
         chosen = [replace(site, path=path) for path in match(site.path, names)]
         is_open = False
     if probe is None:
         return chosen
     return [s for one in chosen for s in _executed_sites(one, probe, every_call=is_open)]
+
+
+def _logits_site(site: Site, probe: Probe) -> Site:
+    if probe.head is not None:
+        return replace(site, path=probe.head)
+    if site.port == "out" and site.key is None and "logits" in probe.output:
+        return replace(site, path="", key="logits")
+    raise SiteError(
+        f"resolve: {str(site)!r}: no linear layer of this model returns its logits. "
+        "Name the module."
+    )
 
 
 def _executed_sites(site: Site, probe: Probe, *, every_call: bool) -> list[Site]:

@@ -1,0 +1,174 @@
+"""The network of ``PAWN``: token metrics averaged over a text by weights that hidden states give.
+
+Pure functions of a flat list of weights. The tokens of several texts lie in one tensor beside the
+number of their text, so nothing is padded.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from sonde.core.state import State
+from sonde.detect._training import generator
+
+N_METRICS = 5
+EPSILON = 1e-5
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class NetShape(State):
+    """Widths of the three parts; each part has ``depth`` hidden layers of ``hidden`` units."""
+
+    dim: int
+    features: int
+    gates: int
+    hidden: int
+    depth: int
+
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        """Return the widths of metric net, gate net and head, from input to output."""
+        inner = (self.hidden,) * self.depth
+        return (
+            (N_METRICS, *inner, self.features),
+            (2 * self.dim + 1, *inner, self.gates),
+            (self.features, *inner, 1),
+        )
+
+    def weights(self, seed: int) -> list[Tensor]:
+        """Return the weights before training: uniform within ``1 / sqrt(inputs)``, scales of 1.
+
+        Of each layer its matrix and offset, and of each hidden layer the scale of its
+        normalisation.
+        """
+        source, found = generator("token net", seed), []
+        for widths in self.parts():
+            for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+                reach = 1 / math.sqrt(n_in)
+                for shape in ((n_out, n_in), (n_out,)):
+                    found.append(reach * (2 * torch.rand(shape, generator=source) - 1))
+                if i < self.depth:
+                    found.append(torch.ones(n_out))
+        return found
+
+    def split(self, values: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
+        """Return the weights of metric net, gate net and head."""
+        n = 3 * self.depth + 2
+        return values[:n], values[n : 2 * n], values[2 * n :]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens in the order of their texts and positions; ``text`` counts 0, 1, ..."""
+
+    x: Float[Tensor, "token dim"]
+    metrics: Float[Tensor, "token 5"]
+    text: Int[Tensor, "token"]
+    follows: Int[Tensor, "token"]
+    place: Float[Tensor, "token"]
+    counts: Int[Tensor, "text"]
+
+    @classmethod
+    def of(
+        cls,
+        x: Float[Tensor, "row dim"],
+        metrics: Float[Tensor, "row 5"],
+        text: Int[Tensor, "row"],
+        position: Int[Tensor, "row"],
+        max_length: int,
+    ) -> "Texts":
+        """Return the first ``max_length`` tokens of each text, rows in any order.
+
+        ``follows`` is 1 where the row before a token is the token before it.
+        """
+        order = torch.argsort(position, stable=True)
+        order = order[torch.argsort(text[order], stable=True)]
+        counts = torch.bincount(text)
+        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[text[order]]
+        keep = rank < max_length
+        order, rank = order[keep], rank[keep]
+        text, position = text[order], position[order]
+        follows = torch.zeros_like(text)
+        follows[1:] = (text[1:] == text[:-1]) & (position[1:] == position[:-1] + 1)
+        at = order.to(x.device)
+        place = (rank / max_length).to(x)
+        return cls(x[at], metrics[at], text, follows, place, counts.clamp(max=max_length))
+
+    def since(self, first: int) -> "Texts":
+        """Return the texts from a number on."""
+        start = int(self.counts[:first].sum())
+        return self._cut(first, len(self.counts), start, len(self.text))
+
+    def chunks(self, most_texts: int) -> Iterator["Texts"]:
+        """Yield whole texts: at most ``most_texts``, and no more tokens than fit a chunk."""
+        ends = self.counts.cumsum(0).tolist()
+        first, start = 0, 0
+        for i in range(len(ends)):
+            full = i + 1 - first == most_texts or i + 1 == len(ends)
+            if full or ends[i + 1] - start > CHUNK:
+                yield self._cut(first, i + 1, start, ends[i])
+                first, start = i + 1, ends[i]
+
+    def _cut(self, first: int, last: int, start: int, end: int) -> "Texts":
+        part = slice(start, end)
+        columns = self.x[part], self.metrics[part], self.text[part] - first
+        return Texts(*columns, self.follows[part], self.place[part], self.counts[first:last])
+
+    def gate_inputs(self) -> Float[Tensor, "token input"]:
+        """Return the state before each token (zeros where unknown), its own, and its place."""
+        before = torch.zeros_like(self.x)
+        before[1:] = self.x[:-1] * self.follows[1:, None].to(self.x)
+        return torch.cat([before, self.x, self.place[:, None]], dim=1)
+
+    def dropped(self, share: float, source: torch.Generator) -> Int[Tensor, "kept"]:
+        """Return the tokens that a random share was taken out of, at least one of each text."""
+        luck = torch.rand(len(self.text), generator=source)
+        best = torch.zeros(len(self.counts)).scatter_reduce_(0, self.text, luck, "amax")
+        return torch.nonzero((luck >= share) | (luck == best[self.text])).flatten()
+
+
+def text_logits(
+    values: Sequence[Tensor],
+    shape: NetShape,
+    texts: Texts,
+    kept: Int[Tensor, "kept"] | None = None,
+) -> Float[Tensor, "text"]:
+    """Return the logit of each text, from all of its tokens or those that are kept."""
+    metric, gate, head = shape.split(values)
+    inputs, metrics, text = texts.gate_inputs(), texts.metrics, texts.text.to(texts.x.device)
+    if kept is not None:
+        at = kept.to(texts.x.device)
+        inputs, metrics, text = inputs[at], metrics[at], text[at]
+    logits = perceptron(gate, shape.depth, inputs)
+    n, where = len(texts.counts), text[:, None].expand_as(logits)
+    top = logits.new_full((n, shape.gates), -math.inf)
+    top = top.scatter_reduce(0, where, logits.detach(), "amax")
+    grown = (logits - top[text]).exp()
+    total = grown.new_zeros(n, shape.gates).index_add(0, text, grown)
+    share = (grown / total[text]).repeat_interleave(shape.features // shape.gates, dim=1)
+    features = share * perceptron(metric, shape.depth, metrics)
+    pooled = features.new_zeros(n, shape.features).index_add(0, text, features)
+    return perceptron(head, shape.depth, pooled)[:, 0]
+
+
+def token_logits(
+    values: Sequence[Tensor], shape: NetShape, metrics: Float[Tensor, "token 5"]
+) -> Float[Tensor, "token"]:
+    """Return the logit of a text of each token alone: the gates then have nothing to weigh."""
+    metric, _, head = shape.split(values)
+    return perceptron(head, shape.depth, perceptron(metric, shape.depth, metrics))[:, 0]
+
+
+def perceptron(values: Sequence[Tensor], depth: int, x: Tensor) -> Tensor:
+    """Return the output of linear, normalised and GELU layers, and a linear one at the end."""
+    for layer in range(depth):
+        weight, offset, scale = values[3 * layer : 3 * layer + 3]
+        x = functional.linear(x, weight, offset)
+        x = functional.gelu(functional.layer_norm(x, scale.shape, scale, eps=EPSILON))
+    return functional.linear(x, values[-2], values[-1])

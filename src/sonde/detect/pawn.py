@@ -1,0 +1,361 @@
+"""Was a text written by a machine? Token metrics of a language model, weighted by its states.
+
+Learned from texts of both kinds. ``TokenStatistics`` needs no training and weighs tokens equally.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from sonde.core.errors import InputError, ShapeError, StateError
+from sonde.core.instrument import Detector, NotLabelled, Where
+from sonde.core.reduction import OWN, Reduced, reduce_scores
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.state import State, map_tensors
+from sonde.core.statistic import Learner, Span, Statistic
+from sonde.detect._token_net import N_METRICS, NetShape, Texts, text_logits, token_logits
+from sonde.detect._training import Tally, Weights, generator
+from sonde.stats import TOKEN_METRICS
+
+
+@dataclass(frozen=True)
+class PAWNState(State):
+    """Weights with the gradient of the texts since the last step.
+
+    ``seen`` counts texts over all walks; ``n_positive`` and ``n_other`` those of the first one.
+    """
+
+    walks: int
+    shape: NetShape
+    net: Weights
+    gradient: tuple[Tensor, ...]
+    pending: int
+    loss: Tally
+    seen: int
+    n_positive: int
+    n_other: int
+
+
+@final
+@dataclass(frozen=True)
+class PAWNTraining(Learner[PAWNState]):
+    """The training of ``PAWN``; its parameters are described there."""
+
+    features: int
+    gates: int
+    hidden: int
+    depth: int
+    max_length: int
+    epochs: int
+    batch: int
+    rate: float
+    decay: float
+    clip: float
+    dropout: float
+    smoothing: float
+    positive: int
+    seed: int
+    span: ClassVar[Span] = "pair"
+
+    def start(self, dim: int) -> PAWNState:
+        """Return the network before the first step."""
+        shape = NetShape(dim, self.features, self.gates, self.hidden, self.depth)
+        net = Weights.of(*shape.weights(self.seed))
+        zeros = tuple(torch.zeros_like(v) for v in net.values)
+        return PAWNState(0, shape, net, zeros, 0, Tally(), 0, 0, 0)
+
+    def n_passes(self) -> int:
+        """Return one walk that counts the texts of each kind, then those of the training."""
+        return 1 + self.epochs
+
+    def update(
+        self,
+        state: PAWNState,
+        x: Float[Tensor, "row dim"],
+        y: Float[Tensor, "row metric"],
+        label: Int[Tensor, "row"],
+        ids: Int[Tensor, "row 2"],
+        occurrence: Int[Tensor, "row"],
+        position: Int[Tensor, "row"],
+    ) -> PAWNState:
+        """Count labelled texts in the first walk, then train on them."""
+        check_metrics(y.shape[1])
+        known = torch.nonzero(label >= 0).flatten()
+        who = torch.column_stack([ids, occurrence])[known]
+        _, text = torch.unique(who, dim=0, return_inverse=True)
+        n = int(text.max()) + 1 if len(text) else 0
+        kind = torch.zeros(n, dtype=torch.int64).scatter_(0, text, label[known])
+        if state.walks == 0:
+            mine = int((kind == self.positive).sum())
+            counts = state.n_positive + mine, state.n_other + n - mine
+            return replace(state, n_positive=counts[0], n_other=counts[1])
+        at = known.to(x.device)
+        state = map_tensors(state, lambda t: t.to(x.device))
+        columns = x[at].float(), y[at, :N_METRICS].to(x.device).float()
+        texts = Texts.of(*columns, text, position[known], self.max_length)
+        target = (kind == self.positive).to(columns[0])
+        return self._trained(state, texts, target) if n else state
+
+    def _trained(self, state: PAWNState, texts: Texts, target: Float[Tensor, "text"]) -> PAWNState:
+        first = 0
+        while first < len(target):
+            free = self.batch - state.pending
+            part = next(texts.since(first).chunks(free))
+            n = len(part.counts)
+            state = self._seen(state, part, target[first : first + n])
+            state = self._stepped(state) if state.pending == self.batch else state
+            first += n
+        return state
+
+    def _seen(self, state: PAWNState, texts: Texts, target: Float[Tensor, "text"]) -> PAWNState:
+        """Return the state with the gradient of some texts added."""
+        kept = None
+        if self.dropout:
+            kept = texts.dropped(self.dropout, generator("dropout", self.seed, state.seen))
+        smooth = target * (1 - self.smoothing) + self.smoothing / 2
+        weight = target.new_tensor(state.n_other / state.n_positive)
+        with torch.enable_grad():
+            values = state.net.live()
+            found = text_logits(values, state.shape, texts, kept)
+            loss = binary_cross_entropy_with_logits(
+                found, smooth, pos_weight=weight, reduction="sum"
+            )
+            gradient = torch.autograd.grad(loss, values)
+        return replace(
+            state,
+            gradient=tuple(a + b for a, b in zip(state.gradient, gradient, strict=True)),
+            pending=state.pending + len(target),
+            seen=state.seen + len(target),
+            loss=state.loss.plus(float(loss.detach()), len(target)),
+        )
+
+    def _stepped(self, state: PAWNState) -> PAWNState:
+        """Return the state after a step along the mean gradient, which is cut to ``clip``."""
+        if state.pending == 0:
+            return state
+        mean = [g / state.pending for g in state.gradient]
+        length = float(torch.stack([g.norm() for g in mean]).norm())
+        cut = min(1.0, self.clip / (length + 1e-6))
+        net = state.net.stepped([cut * g for g in mean], self.rate, self.decay, decoupled=True)
+        zeros = tuple(torch.zeros_like(g) for g in state.gradient)
+        return replace(state, net=net, gradient=zeros, pending=0)
+
+    def close_pass(self, state: PAWNState) -> PAWNState:
+        """Take the step of the last texts; refuse texts of one kind."""
+        if state.walks == 0 and min(state.n_positive, state.n_other) == 0:
+            raise InputError(
+                f"PAWN: expected texts of label {self.positive} and of another, got "
+                f"{state.n_positive} and {state.n_other}. Give labelled texts of both kinds."
+            )
+        is_last = state.walks == self.epochs
+        loss = state.loss if is_last else Tally()
+        return replace(self._stepped(state), walks=state.walks + 1, loss=loss)
+
+
+def check_metrics(width: int, owner: str = "PAWN") -> None:
+    """Refuse rows that are no token metrics."""
+    if width != len(TOKEN_METRICS):
+        raise ShapeError(
+            f"{owner}: expected hidden states at a first site and {len(TOKEN_METRICS)} token "
+            f"metrics at a second, got rows of width {width} there. Read the sites of "
+            "PAWN().reading()."
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PAWNScorer(Scorer):
+    """A trained network; ``value`` is its mean loss in the last walk."""
+
+    shape: NetShape
+    values: tuple[Tensor, ...]
+    max_length: int
+
+    def score(
+        self, x: Sequence[Float[Tensor, "row _dim"]], position: Int[Tensor, "row"]
+    ) -> Float[Tensor, "row"]:
+        """Return the logit of a text of each token alone; that of a whole text is ``reduced``."""
+        states, metrics = self._checked(x)
+        wide = metrics if metrics.dtype == torch.float64 else metrics.float()
+        values = [v.to(wide) for v in self.values]
+        scores = token_logits(values, self.shape, wide[:, :N_METRICS])
+        return infinite_where_nonfinite(scores, metrics, states)
+
+    def _checked(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if len(x) != 2:
+            raise ShapeError(
+                f"PAWN.score: expected hidden states and token metrics, got {len(x)} sites."
+            )
+        check_metrics(x[1].shape[1], "PAWN.score")
+        if x[0].shape[1] != self.shape.dim:
+            raise ShapeError(
+                f"PAWN.score: expected dim={self.shape.dim} (as fitted), got "
+                f"dim={x[0].shape[1]}. Fit a second scorer for that site."
+            )
+        return x[0], x[1]
+
+    def reduced(
+        self,
+        scores: Float[Tensor, "row"],
+        example: Int[Tensor, "_row"],
+        how: str,
+        *columns: Any,
+        **_: Any,
+    ) -> Reduced:
+        """Return the logit of each text, or another reduction of its tokens' scores."""
+        likeliest = reduce_scores(scores, example, "max" if how == OWN else how)
+        if how != OWN:
+            return likeliest
+        states, metrics = self._checked(columns[0])
+        dtype = torch.float64 if metrics.dtype == torch.float64 else torch.float32
+        values = [v.to(states.device, dtype) for v in self.values]
+        text = torch.searchsorted(likeliest.example, example.contiguous())
+        rows = states.to(dtype), metrics[:, :N_METRICS].to(states.device, dtype)
+        texts = Texts.of(*rows, text, columns[1].cpu(), self.max_length)
+        with torch.no_grad():
+            parts = [text_logits(values, self.shape, t) for t in texts.chunks(len(text))]
+        found = torch.cat(parts).double().cpu()
+        bad = torch.isinf(likeliest.score) | ~torch.isfinite(found)
+        return replace(likeliest, score=found.masked_fill(bad, math.inf))
+
+
+@final
+@dataclass(frozen=True)
+class PAWN(Detector):
+    """How like the texts of one label a text is, by learned weights over its token metrics.
+
+    A small net makes features of five metrics of each predicted token (log p of the token that
+    came, entropy, largest log p, rank quantile, top-p mass). A second one reads the states at the
+    token and at the one before it and the place in the text, and gives weights, a softmax over the
+    tokens of the text for each gate. A third one maps the weighted sum to a logit. States reach the
+    answer through the weights alone.
+
+    Range        (-inf, inf), log odds at balanced classes; higher = more like ``positive``.
+    Cost         1 + ``epochs`` walks over the rows, so store these first; state 16 bytes for each
+                 weight, by default ``512 dim + 596,737`` of them (16 MB at dim 768).
+    Assumes      labelled texts of both kinds, mixed in the data: steps follow its order. Rows come
+                 by ``sonde.read(model, data, **PAWN().reading())``: hidden states of every token
+                 and the metrics of every predicted one.
+    Differs      from the paper: texts are not shuffled; the state before the first predicted token
+                 of a text is zeros; where normalisation stands was not stated (before GELU here).
+
+    Parameters
+    ----------
+    features, gates : int, default=256
+        Width of a token's features, and how many weights it has; ``gates`` divides ``features``.
+    hidden, depth : int, default=256, 3
+        Units and hidden layers of each net.
+    dropout : float, default=0.15
+        Share of the tokens of a text that a training step leaves out; one is always kept.
+    max_length : int, default=512
+        Tokens of a text that count.
+    epochs, batch : int, default=5, 128
+        Walks over the texts, and texts in a step.
+    rate, decay, clip : float, default=1e-3, 1e-2, 1.0
+        Step size and weight decay of AdamW, and the greatest length of a gradient.
+    smoothing : float, default=0.2
+        Of the labels.
+    positive : int, default=1
+        The label that scores high; every other label is usual, -1 is left out.
+    seed : int, default=0
+
+    References
+    ----------
+    miralles2025pawn
+    """
+
+    features: int = 256
+    gates: int = 256
+    hidden: int = 256
+    depth: int = 3
+    dropout: float = 0.15
+    max_length: int = 512
+    epochs: int = 5
+    batch: int = 128
+    rate: float = 1e-3
+    decay: float = 1e-2
+    clip: float = 1.0
+    smoothing: float = 0.2
+    positive: int = 1
+    seed: int = 0
+    span: ClassVar[Span] = "all"
+    reduces: ClassVar[bool] = True
+    paper: ClassVar[str] = "miralles2025pawn"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"features": 8, "gates": 4, "hidden": 8, "depth": 1, "epochs": 2, "batch": 16},
+        {"features": 6, "gates": 6, "hidden": 8, "depth": 2, "epochs": 1, "dropout": 0.0},
+    )
+
+    def __post_init__(self) -> None:
+        counts = (self.features, self.gates, self.hidden, self.depth, self.max_length)
+        if min(*counts, self.epochs, self.batch) < 1 or self.features % max(1, self.gates):
+            raise InputError(
+                f"PAWN: expected counts of at least 1 and gates that divide features, got {self}."
+            )
+        shares = 0 <= self.dropout < 1 and 0 <= self.smoothing < 1 and self.decay >= 0
+        if not shares or not all(0 < v < math.inf for v in (self.rate, self.clip)):
+            raise InputError(
+                "PAWN: expected dropout and smoothing in [0, 1), decay of at least 0, rate and "
+                f"clip above 0, got {self}."
+            )
+
+    @property
+    def usual(self) -> Where:
+        """Texts that are not known as ``positive``."""
+        return NotLabelled(self.positive)
+
+    def reading(self) -> dict[str, Any]:
+        """Ask for the states that the logits are made of, and the metrics of predicted tokens."""
+        return {"sites": ["logits:in|tokens", "logits|predictions"]}
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read a training."""
+        training = PAWNTraining(
+            features=self.features,
+            gates=self.gates,
+            hidden=self.hidden,
+            depth=self.depth,
+            max_length=self.max_length,
+            epochs=self.epochs,
+            batch=self.batch,
+            rate=self.rate,
+            decay=self.decay,
+            clip=self.clip,
+            dropout=self.dropout,
+            smoothing=self.smoothing,
+            positive=self.positive,
+            seed=self.seed,
+        )
+        return {"trained": training}
+
+    def result(self, trained: PAWNState) -> PAWNScorer:
+        """Take the weights after the last step."""
+        if trained.net.steps == 0:
+            raise StateError(
+                f"PAWN: expected a net that was trained, got {trained.seen} texts after "
+                f"{trained.walks} walks. Fit it with fit or sonde.fit: fed by hand it sees rows "
+                "once, which is not enough."
+            )
+        if not all(bool(torch.isfinite(w).all()) for w in trained.net.values):
+            raise StateError("PAWN: the training diverged. Take a smaller rate.")
+        return PAWNScorer(
+            value=trained.loss.average,
+            n=trained.n_positive + trained.n_other,
+            conventions={
+                "value": "mean loss of a text in the last walk",
+                "positive": self.positive,
+                "texts": [trained.n_other, trained.n_positive],
+                "steps": trained.net.steps,
+                "metrics": list(TOKEN_METRICS[:N_METRICS]),
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            shape=trained.shape,
+            values=trained.net.values,
+            max_length=self.max_length,
+        )
