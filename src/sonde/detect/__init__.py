@@ -10,6 +10,7 @@ from sonde.detect.dict_lookup import DictLookup
 from sonde.detect.energy import Energy
 from sonde.detect.entropy import Entropy
 from sonde.detect.fdbd import FDBD
+from sonde.detect.feature_gaps import FeatureGaps
 from sonde.detect.fod import FOD
 from sonde.detect.fourier_mmd import FourierMMD
 from sonde.detect.frechet import Frechet
@@ -63,6 +64,7 @@ __all__ = [
     "DictLookup",
     "Energy",
     "Entropy",
+    "FeatureGaps",
     "FourierMMD",
     "Frechet",
     "GradNorm",

@@ -1,0 +1,97 @@
+"""A sample of answers that were read behind several prompts."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import rank_key, splitmix64
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class ContrastSampleState(State):
+    """Rows of the kept answers, sorted by the hash of ``pair``, then by side; ``n`` were seen."""
+
+    n: int
+    rows: Float[Tensor, "entry dim"]
+    pair: Int[Tensor, "entry"]
+    side: Int[Tensor, "entry"]
+    draw: Int[Tensor, "entry"]
+
+    def differences(self, first: int, second: int) -> Float[Tensor, "answer dim"]:
+        """Return the rows of one side less those of another, for answers that have both."""
+        a, b = (torch.nonzero(self.side == side).flatten() for side in (first, second))
+        a = a[torch.isin(self.pair[a], self.pair[b])]
+        b = b[torch.isin(self.pair[b], self.pair[a])]
+        # entries of both sides are sorted by the same hash
+        rows = self.rows.double()
+        return rows[a.to(rows.device)] - rows[b.to(rows.device)]
+
+
+@final
+@dataclass(frozen=True)
+class ContrastSample(Statistic[ContrastSampleState]):
+    """All sides of the ``m`` answers of smallest hash, exact under any split and any order.
+
+    The rows of an answer share one value of ``pair`` and may arrive in different batches or shards.
+    Rows of a negative side are left out; of several rows of one side that of smallest draw is kept.
+
+    Parameters
+    ----------
+    m : int
+        Most answers that are kept.
+    sides : int
+        Sides are below this number.
+    """
+
+    m: int
+    sides: int
+
+    def observe(
+        self,
+        x: Float[Tensor, "row dim"],
+        pair: Int[Tensor, "row"],
+        side: Int[Tensor, "row"],
+        draw: Int[Tensor, "row"],
+    ) -> ContrastSampleState:
+        """Return the sample of these rows."""
+        pair, side, draw = pair.cpu(), side.cpu(), draw.cpu()
+        if int(side.max()) >= self.sides:
+            raise InputError(
+                f"ContrastSample: expected sides below {self.sides}, two for each feature, got "
+                f"{int(side.max())}. Number the prompts of feature f as 2 f and 2 f + 1."
+            )
+        keep = torch.nonzero(side >= 0).flatten()
+        return self._smallest(len(keep), x[keep.to(x.device)], pair[keep], side[keep], draw[keep])
+
+    def merge(self, a: ContrastSampleState, b: ContrastSampleState) -> ContrastSampleState:
+        """Return the smallest answers of both samples."""
+        columns = [
+            torch.cat([getattr(a, name), getattr(b, name).to(getattr(a, name).device)])
+            for name in ("rows", "pair", "side", "draw")
+        ]
+        return self._smallest(a.n + b.n, *columns)
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of ``m`` answers with float32 rows of every side."""
+        return self.sides * self.m * (4 * dims[0] + 24)
+
+    def _smallest(
+        self, n: int, rows: Tensor, pair: Tensor, side: Tensor, draw: Tensor
+    ) -> ContrastSampleState:
+        hashed = torch.from_numpy(splitmix64(pair.numpy().view("uint64")).view("int64"))
+        order = torch.argsort(rank_key(draw), stable=True)
+        for key in (side, rank_key(hashed)):
+            order = order[torch.argsort(key[order], stable=True)]
+        p, s = pair[order], side[order]
+        fresh, new = (torch.ones(len(order), dtype=torch.bool) for _ in range(2))
+        new[1:] = p[1:] != p[:-1]
+        fresh[1:] = new[1:] | (s[1:] != s[:-1])
+        keep = order[fresh & (new.long().cumsum(0) <= self.m)]
+        kept = rows[keep.to(rows.device)].clone()
+        return ContrastSampleState(n, kept, pair[keep], side[keep], draw[keep])

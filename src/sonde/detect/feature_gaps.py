@@ -1,0 +1,362 @@
+"""Is an answer wrong? How far its states lie along directions that contrasting prompts span.
+
+Each feature (reliance on the context, comprehension of it, honesty) comes as pairs of prompts in
+front of the same answer. Rows are the states that predict the answer, as the reducer
+``step_sources`` makes them. With many labels ``LinearProbe`` needs no prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.batch import Batch
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.instrument import Detector, Read, Where
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.statistic import Span, Statistic
+from sonde.detect._contrasts import ContrastSample, ContrastSampleState
+from sonde.detect._metric import check_width
+from sonde.detect._probe import Labelled
+from sonde.metrics import auroc, prediction_rejection
+from sonde.stats import HashSample, HashSampleState
+from sonde.stats.calibrated import aligned
+
+MOST_SKIPPED = 7
+MOST_STEPS = 100
+
+
+@final
+@dataclass(frozen=True)
+class UsualAnswers(Where):
+    """Answers without a contrasting prompt that are not known as wrong.
+
+    Parameters
+    ----------
+    positive : int
+        The label of wrong answers.
+    """
+
+    positive: int
+
+    def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
+        """Keep rows of other labels whose side is negative; all of these without sides."""
+        right = batch.column("label", key) != self.positive
+        return right if batch.side is None else right & (batch.column("side", key) < 0)
+
+
+@final
+@dataclass(frozen=True)
+class Gap:
+    """One feature: its layer, its direction there, and the scale of the projections."""
+
+    layer: int
+    direction: Float[Tensor, "dim"]
+    centre: float
+    spread: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FeatureGapsScorer(Scorer):
+    """Probability that an answer is wrong, from its projections on the features' directions.
+
+    ``cosine`` compares, for each layer and feature, the principal direction of the pairs'
+    differences with their mean. ``value`` is the prediction rejection ratio of the scores on the
+    rows that chose the layers.
+    """
+
+    gaps: tuple[Gap, ...]
+    weight: Float[Tensor, "feature"]
+    bias: float
+    n_sites: int
+    cosine: Float[Tensor, "layer feature"]
+
+    def score(self, x: Sequence[Float[Tensor, "row _dim"]]) -> Float[Tensor, "row"]:
+        """Return the probability that each answer is wrong; ``x`` holds its rows, site by site."""
+        if len(x) != self.n_sites:
+            raise ShapeError(
+                f"FeatureGaps.score: expected rows at {self.n_sites} sites (as fitted), got "
+                f"{len(x)}."
+            )
+        odds = torch.full((len(x[0]),), self.bias, dtype=torch.float64, device=x[0].device)
+        for gap, weight in zip(self.gaps, self.weight.tolist(), strict=True):
+            rows = x[gap.layer]
+            check_width("FeatureGaps", rows, len(gap.direction))
+            along = (rows.double() @ gap.direction.to(rows.device) - gap.centre) / gap.spread
+            odds = odds + weight * along.to(odds)
+        used = [x[gap.layer] for gap in self.gaps]
+        return infinite_where_nonfinite(torch.sigmoid(odds), *used)
+
+
+@final
+@dataclass(frozen=True)
+class FeatureGaps(Detector):
+    """Probability that an answer is wrong, from the directions of a few contrasting prompts.
+
+    The same answer is read behind two prompts that differ in one feature, for instance "use the
+    context" and "ignore it". At each layer the principal direction of the differences stands for
+    the feature, and an answer's projection on it for how much of the feature it has. Labelled
+    answers choose sign and layer of each feature, by the prediction rejection ratio, and weigh the
+    features by logistic regression.
+
+    Range        [0, 1]; higher = more likely wrong.
+    Cost         one pass; state 4 m (2 features + 1) dim bytes per site; result O(sites features
+                 m^2 dim); O(features dim) per answer.
+    Assumes      columns ``pair`` (the answer) and ``side``: ``2 f`` behind the positive and
+                 ``2 f + 1`` behind the negative prompt of feature ``f``, negative behind the plain
+                 one. Labels of plain readings: ``positive`` is wrong, others right; leave those of
+                 the contrasts empty. Without plain readings all labelled rows are taken.
+    Differs      from the paper's code: one half of the labelled rows chooses the layers and the
+                 other weighs the features; a quarter of the sites, at most 7, is skipped, not
+                 always 7; the mean difference is not subtracted from states, which moves all
+                 scores alike.
+
+    Parameters
+    ----------
+    direction : {"pc", "mean"}, default="pc"
+        First principal component of the centred differences, or their mean, which centring removes.
+    features : int, default=3
+        Pairs of prompts.
+    skip : int or "auto", default="auto"
+        First sites that are never chosen.
+    l2 : float, default=1.0
+        Penalty ``l2 / 2 |w|^2`` on the weights of the standardised features.
+    positive : int, default=1
+        The label of wrong answers.
+    m : int, default=512
+        Most answers with contrasts, and most labelled rows, in the samples.
+
+    Examples
+    --------
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> wrong = torch.arange(200) % 2
+    >>> plain = torch.randn(200, 4, generator=rng) + 2 * wrong[:, None] * torch.eye(4)[0]
+    >>> gap = torch.randn(60, 1, generator=rng) * torch.eye(4)[0]
+    >>> x = torch.cat([plain, gap, torch.zeros(60, 4)])
+    >>> side = [-1] * 200 + [0] * 60 + [1] * 60
+    >>> pair = [*range(200), *range(60), *range(60)]
+    >>> label = [*wrong.tolist(), *[-1] * 120]
+    >>> scorer = FeatureGaps(features=1).fit(x, label, pair=pair, side=side)
+    >>> (scorer.score([torch.tensor([[3.0, 0, 0, 0], [-1.0, 0, 0, 0]])]) > 0.5).tolist()
+    [True, False]
+
+    References
+    ----------
+    bakman2025featuregaps
+    """
+
+    direction: Literal["pc", "mean"] = "pc"
+    features: int = 3
+    skip: int | Literal["auto"] = "auto"
+    l2: float = 1.0
+    positive: int = 1
+    m: int = 512
+    span: ClassVar[Span] = "all"
+    least_sites: ClassVar[int] = 1
+    paper: ClassVar[str] = "bakman2025featuregaps"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"features": 1, "m": 32},
+        {"features": 1, "direction": "mean", "skip": 1, "m": 32},
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.features, self.m) < 1 or not self.l2 > 0.0:
+            raise InputError(
+                "FeatureGaps: expected features and m of at least 1 and a positive l2, got "
+                f"{self.features}, {self.m} and {self.l2}."
+            )
+        if not isinstance(self.skip, str) and self.skip < 0:
+            raise InputError(f"FeatureGaps: expected skip of at least 0, got {self.skip}.")
+
+    @property
+    def usual(self) -> Where:
+        """Plain readings of answers that are not known as wrong."""
+        return UsualAnswers(self.positive)
+
+    def reading(self) -> dict[str, Any]:
+        """Read the states that predict each answer."""
+        return {"reducer": "step_sources"}
+
+    def reads(self) -> dict[str, Statistic[Any] | Read]:
+        """Read samples of the contrasts and of the labelled rows."""
+        labelled = {
+            name: Read(HashSample(self.m, column), Labelled())
+            for name, column in (("rows", "x"), ("labels", "label"), ("sides", "side"))
+        }
+        return {"contrasts": ContrastSample(self.m, 2 * self.features), **labelled}
+
+    def result(
+        self,
+        contrasts: tuple[ContrastSampleState, ...],
+        rows: tuple[HashSampleState, ...],
+        labels: tuple[HashSampleState, ...],
+        sides: tuple[HashSampleState, ...],
+    ) -> FeatureGapsScorer:
+        """Find the directions, choose a layer and a sign for each feature, weigh the features."""
+        x, wrong, n_left = self._answers(rows, labels, sides)
+        first = torch.arange(len(wrong)) % 2 == 0  # in order of draw: random halves
+        _check_kinds(wrong[first], wrong[~first])
+        skip = self._skipped(len(x))
+        found = [_directions(c, self.features, self.direction) for c in contrasts]
+        gaps = tuple(
+            _gap(f, [d.direction[f] for d in found], x, wrong, first, skip)
+            for f in range(self.features)
+        )
+        z = torch.stack([(x[g.layer] @ g.direction - g.centre) / g.spread for g in gaps], 1)
+        weight, bias = logistic(z[~first], wrong[~first], self.l2)
+        odds = z @ weight + bias
+        dead = any(float(g.direction.norm()) == 0.0 for g in gaps)
+        return FeatureGapsScorer(
+            value=_rejection(odds[first], wrong[first]),
+            n=len(wrong),
+            range=(0.0, 1.0),
+            flags=(*(["dead"] if dead else []), *(["sampled"] if n_left else [])),
+            conventions={
+                "value": "prediction rejection ratio on the rows that chose the layers",
+                "direction": self.direction,
+                "layers": [g.layer for g in gaps],
+                "skipped": skip,
+                "pairs": [int(n) for n in found[0].pairs],
+                "positive": self.positive,
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            gaps=gaps,
+            weight=weight,
+            bias=bias,
+            n_sites=len(x),
+            cosine=torch.stack([d.cosine for d in found]),
+        )
+
+    def _answers(
+        self,
+        rows: tuple[HashSampleState, ...],
+        labels: tuple[HashSampleState, ...],
+        sides: tuple[HashSampleState, ...],
+    ) -> tuple[list[Float[Tensor, "row _dim"]], Bool[Tensor, "row"], int]:
+        """Return the plain labelled rows of each site, which are wrong, and how many were left."""
+        shared = aligned(rows, rows)
+        (label,), (side,) = aligned(labels[:1], labels), aligned(sides[:1], sides)
+        plain = side.rows < 0
+        keep = plain if bool(plain.any()) else torch.ones_like(plain)
+        x = [s.rows[keep.to(s.rows.device)].double() for s in shared]
+        return x, label.rows[keep] == self.positive, rows[0].n - len(rows[0].draw)
+
+    def _skipped(self, n_sites: int) -> int:
+        skip = min(MOST_SKIPPED, n_sites // 4) if isinstance(self.skip, str) else self.skip
+        if skip >= n_sites:
+            raise InputError(
+                f"FeatureGaps: expected skip below {n_sites}, the number of sites, got {skip}. "
+                "Read more sites or skip fewer."
+            )
+        return skip
+
+
+def _check_kinds(first: Bool[Tensor, "first"], second: Bool[Tensor, "second"]) -> None:
+    counts = [int(k) for part in (first, second) for k in (part.sum(), (~part).sum())]
+    if min(counts) < 1:
+        raise InputError(
+            "FeatureGaps: expected labelled answers, wrong and right ones in both random halves, "
+            f"got {counts[0]} wrong and {counts[1]} right in one and {counts[2]} and {counts[3]} "
+            "in the other. Label more answers."
+        )
+
+
+@dataclass(frozen=True)
+class _Directions:
+    direction: list[Float[Tensor, "dim"]]
+    cosine: Float[Tensor, "feature"]
+    pairs: Int[Tensor, "feature"]
+
+
+def _directions(contrasts: ContrastSampleState, features: int, which: str) -> _Directions:
+    """Return a direction of unit length for each feature at one site; zeros where none varies."""
+    chosen, cosines, counts = [], [], []
+    for f in range(features):
+        gap = contrasts.differences(2 * f, 2 * f + 1)
+        if len(gap) < 2:
+            raise InputError(
+                f"FeatureGaps: expected at least 2 answers with sides {2 * f} and {2 * f + 1}, the "
+                f"two prompts of feature {f}, got {len(gap)}. Give both rows one value of 'pair', "
+                "or say how many features there are (features=)."
+            )
+        mean = gap.mean(0)
+        principal = _principal(gap - mean, 1e-9 * float(gap.norm()))
+        length = mean.norm()
+        middle = mean / length if float(length) > 0 else mean
+        cosines.append((principal @ middle).abs())
+        chosen.append(principal if which == "pc" else middle)
+        counts.append(len(gap))
+    return _Directions(chosen, torch.stack(cosines), torch.tensor(counts))
+
+
+def _principal(centred: Float[Tensor, "row dim"], floor: float) -> Float[Tensor, "dim"]:
+    """Return the first principal axis of centred rows; zeros where they vary less than a floor."""
+    n, dim = centred.shape
+    gram = centred @ centred.T if n < dim else centred.T @ centred
+    values, vectors = torch.linalg.eigh(gram)
+    axis = centred.T @ vectors[:, -1] if n < dim else vectors[:, -1]
+    varies = float(values[-1].clamp(min=0).sqrt()) > floor
+    return axis / axis.norm() if varies else torch.zeros_like(axis)
+
+
+def _gap(
+    feature: int,
+    directions: Sequence[Float[Tensor, "_dim"]],
+    x: Sequence[Float[Tensor, "row _dim"]],
+    wrong: Bool[Tensor, "row"],
+    first: Bool[Tensor, "row"],
+    skip: int,
+) -> Gap:
+    """Return the layer and sign under which a feature best says which answers to leave out."""
+    best: tuple[float, Gap] | None = None
+    for layer in range(skip, len(x)):
+        along = x[layer] @ directions[layer]
+        sign = 1.0 if auroc(along[first], wrong[first], resamples=0).value >= 0.5 else -1.0
+        ratio = _rejection(sign * along[first], wrong[first])
+        if best is None or ratio > best[0]:
+            centre, spread = sign * float(along[~first].mean()), float(along[~first].std())
+            scale = spread if spread > 0 else 1.0
+            best = ratio, Gap(layer, sign * directions[layer], centre, scale)
+    assert best is not None  # skip is below the number of sites
+    return best[1]
+
+
+def _rejection(scores: Float[Tensor, "row"], wrong: Bool[Tensor, "row"]) -> float:
+    return float(prediction_rejection(scores, (~wrong).double(), resamples=0).value)
+
+
+def logistic(
+    z: Float[Tensor, "row feature"], wrong: Bool[Tensor, "row"], l2: float
+) -> tuple[Float[Tensor, "feature"], float]:
+    """Return the weights and the bias of a logistic regression, by Newton's method.
+
+    The sum of losses and ``l2 / 2 |w|^2`` has one minimum; the bias is not penalised.
+    """
+    design = torch.cat([z.double(), torch.ones(len(z), 1, dtype=torch.float64)], 1)
+    target = wrong.double()
+    penalty = torch.full((design.shape[1],), l2, dtype=torch.float64)
+    penalty[-1] = 0.0
+    share = target.mean()
+    point = torch.zeros_like(penalty)
+    point[-1] = torch.logit(share)
+
+    def loss(p: Tensor) -> Tensor:
+        odds = design @ p
+        return torch.nn.functional.softplus(odds).sum() - target @ odds + penalty @ p.square() / 2
+
+    for _ in range(MOST_STEPS):
+        chance = torch.sigmoid(design @ point)
+        slope = design.T @ (chance - target) + penalty * point
+        bend = (design * (chance * (1 - chance))[:, None]).T @ design + torch.diag(penalty)
+        step = torch.linalg.lstsq(bend, slope[:, None]).solution[:, 0]
+        size = 1.0
+        while size > 1e-6 and float(loss(point - size * step)) > float(loss(point)):
+            size /= 2
+        point = point - size * step
+        if float(step.abs().max()) < 1e-10:
+            break
+    return point[:-1], float(point[-1])
