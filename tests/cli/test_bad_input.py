@@ -115,6 +115,18 @@ def test_outputs_that_cannot_be_written(run, place, tmp_path, monkeypatch, name,
     assert [p.name for p in tmp_path.iterdir()] == [f"folder{suffix}"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a file system that takes no files")
+@pytest.mark.parametrize(
+    "words", ["fit knn - rows.npz -o /proc/x.sonde", "scan - rows.npz -o /proc/x.html"]
+)
+def test_a_file_system_that_takes_no_files_is_known_before_the_work(run, place, monkeypatch, words):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sonde.run.read.read", None)
+    line = run(*words.split()).error()
+    assert "cannot write /proc/x" in line
+    assert "/proc takes no files" in line or "no permission" in line
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission(run, place, tmp_path):
     tmp_path.chmod(0o500)

@@ -1,6 +1,7 @@
 """The run directory beside an output file: whether it may be written, and how it goes away."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,14 @@ def check_writable(output: Path) -> None:
         raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
     if not os.access(folder, os.W_OK):
         raise StoreError(f"cannot write {output}: no permission in {folder}.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {output}: {folder} takes no files ({error.strerror}). Name another "
+            "folder."
+        ) from None
 
 
 @contextmanager

@@ -351,14 +351,19 @@ def join_units(a: Units, b: Units) -> Units:
     for first, last in sorted([*a, *b]):
         if joined and first <= joined[-1][1]:
             raise StateError(
-                f"merge: the unit sets {a} and {b} overlap, so rows would count twice. "
-                "Merge states of different units only."
+                f"merge: both have seen the same part of the data: units {_spans(a)} and "
+                f"{_spans(b)} overlap, so rows would count twice. Merge what was fitted on "
+                "different data."
             )
         if joined and first == joined[-1][1] + 1:
             joined[-1][1] = last
         else:
             joined.append([first, last])
     return joined
+
+
+def _spans(units: Units) -> str:
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in units)
 
 
 def add_counters(a: Counters, b: Counters) -> Counters:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 LONG_SECONDS = 20.0
+VERY_LONG_SECONDS = 60.0
 
 
 def duration(seconds: float) -> str:
@@ -59,8 +60,9 @@ class Bar:
     state_bytes : int, default=0
         Memory of the states, for the estimate.
 
-    After the first step of a run that will take long, one line says for how long and in how much
-    memory, also where stderr is no terminal.
+    One line says early how long a long run will take and in how much memory, also where stderr is
+    no terminal: by the rate after the first step, which also warms up, or after it where that alone
+    shows that minutes remain.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Bar:
         self._speaks, self._state_bytes = shown, state_bytes
         self._shown = shown and sys.stderr.isatty()
         self._began = time.monotonic()
-        self._done = 0
+        self._done, self._first, self._said = 0, (0.0, 0), False
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -97,19 +99,32 @@ class Bar:
         """Seconds since the bar was entered."""
         return time.monotonic() - self._began
 
+    def _seconds_left(self) -> float:
+        """Return how long the rest will take, at the rate after the first step, which warms up."""
+        seconds, done = self._first
+        if self._done > done:
+            rate = (self._done - done) / max(1e-9, self.wall_seconds - seconds)
+            return (self._total - self._done) / rate
+        return seconds * (self._total / max(1, done) - 1)
+
     def _say_estimate(self) -> None:
-        left = self.wall_seconds * (self._total / max(1, self._done) - 1)
-        if left > LONG_SECONDS:
+        """Say once how long it will take; after the first step alone only where it is very long."""
+        left, first = self._seconds_left(), self._done == self._first[1]
+        if left > (VERY_LONG_SECONDS if first else LONG_SECONDS):
+            self._said = True
             memory = f", states take {gib(self._state_bytes)}" if self._state_bytes else ""
+            about = "up to" if first else "about"
             sys.stderr.write(
-                f"{self._label}: about {duration(left)} for {self._total:,} examples{memory}; "
-                "Ctrl-C keeps what is done.\n"
+                f"{self._label}: {about} {duration(left)} more for {self._total:,} examples"
+                f"{memory}; Ctrl-C keeps what is done.\n"
             )
 
     def advance(self, n: int) -> None:
         """Say that ``n`` more examples are done."""
         self._done += n
-        if self._speaks and self._done == n:
+        if self._first[1] == 0:
+            self._first = (self.wall_seconds, self._done)
+        if self._speaks and not self._said:
             self._say_estimate()
         if not self._shown or self.wall_seconds < self._delay:
             return
