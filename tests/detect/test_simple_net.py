@@ -181,12 +181,12 @@ def test_rows_that_are_not_finite_are_left_out_and_score_infinity():
 
 
 def _by_fit(directory, source, **options):
-    detector = SimpleNet(passes=4, **SMALL)
-    return fit(detector, source, directory=directory, unit_size=128, progress=False, **options)
+    detector = SimpleNet(passes=3, **SMALL)
+    return fit(detector, source, directory=directory, unit_size=64, progress=False, **options)
 
 
 def test_a_run_is_calibrated_saved_and_resumed_with_the_same_bits(tmp_path):
-    source = Stream.of(_rows(600))
+    source = Stream.of(_rows(320))
     whole = _by_fit(None, source)
     with pytest.raises(Interrupted):
         _by_fit(tmp_path / "a.run", Stopping(source, after=5 + 2 * 5 + 3))
@@ -197,9 +197,9 @@ def test_a_run_is_calibrated_saved_and_resumed_with_the_same_bits(tmp_path):
     table = score(loaded, fresh, progress=False)
     assert table == score(whole, fresh, progress=False)
     alarms = sum(p <= 0.1 for p in table["p"].to_pylist()) / 300
-    assert 0.02 < alarms < 0.2
+    assert 0.01 < alarms < 0.25
     with pytest.raises(StateError, match="cannot be merged"):
-        whole.merge(fit(SimpleNet(passes=4, **SMALL), fresh, unit_size=128, progress=False))
+        whole.merge(_by_fit(None, fresh))
 
 
 @pytest.mark.parametrize("bad", [{"sigma": 0.0}, {"passes": 0}, {"batch": 1}, {"patience": -1}])
@@ -220,4 +220,4 @@ def test_errors_say_what_to_do():
     with pytest.raises(StateError, match="fed by hand it sees rows once"):
         running.result()
     with pytest.raises(StateError, match="training diverged"):
-        SimpleNet(passes=30, hidden=8, batch=4, rate=1e30, adapter_rate=1e30).fit(_rows(64))
+        SimpleNet(passes=5, hidden=8, batch=4, rate=1e30, adapter_rate=1e30).fit(_rows(16))

@@ -1,5 +1,6 @@
 """``sonde fit``: methods on a model's states, to one file."""
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,6 +125,8 @@ def parse_methods(text: str) -> list[Instrument]:
     --------
     >>> parse_methods("knn(k=10),energy")
     [KNN(k=10, m=10000), Energy(temperature=1.0)]
+    >>> parse_methods("max-logit")
+    [MaxLogit()]
 
     Raises
     ------
@@ -133,7 +136,7 @@ def parse_methods(text: str) -> list[Instrument]:
     import ast
 
     try:
-        parsed = ast.parse(f"[{text}]", mode="eval").body
+        parsed = ast.parse(f"[{_with_underscores(text)}]", mode="eval").body
     except SyntaxError:
         raise InputError(
             f"METHODS: expected words with commas, e.g. knn(k=10),mahalanobis, got {text!r}."
@@ -142,6 +145,12 @@ def parse_methods(text: str) -> list[Instrument]:
     if not nodes:
         raise InputError("METHODS: expected at least one method. `sonde methods` lists them.")
     return [_instrument(node) for node in nodes]
+
+
+def _with_underscores(text: str) -> str:
+    """Return the text with ``max-logit`` written ``max_logit``; values are left as they are."""
+    word = r"(^|,)(\s*[a-z]\w*(?:-[a-z]\w*)+)(?=\s*(?:\(|,|$))"
+    return re.sub(word, lambda found: found[0].replace("-", "_"), text)
 
 
 def _instrument(node: object) -> Instrument:

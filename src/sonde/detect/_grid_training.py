@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.state import State, map_tensors
+from sonde.core.state import State, map_tensors, size_bytes
 from sonde.core.statistic import Learner
 from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, entropy
 from sonde.detect._training import Tally, Weights, generator, minibatches
@@ -57,6 +57,11 @@ class GridTraining(Learner[GridTrainingState]):
     def n_passes(self) -> int:
         """Return one walk for what is usual at each position, then those of the training."""
         return 1 + self.passes
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes at the largest number of positions."""
+        moments = PositionMoments("diag", ALL, 0, self.max_positions)
+        return size_bytes(self.start(dims[0])) + moments.size_bytes(*dims)
 
     def update(
         self,

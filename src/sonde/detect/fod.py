@@ -156,7 +156,7 @@ class FOD(Detector):
     --------
     >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]]).repeat(8, 1)
     >>> who, place = torch.arange(8).repeat_interleave(4), torch.arange(4).repeat(8)
-    >>> detector = FOD(width=8, heads=2, layers=1, passes=20, rate=1e-2)
+    >>> detector = FOD(width=8, heads=2, layers=1, passes=30, batch=8, rate=2e-2)
     >>> scorer = detector.fit(x, ids=who, position=place)
     >>> image, which = torch.tensor([[0.0], [1.0], [2.0], [0.0]]), torch.zeros(4, 2).long()
     >>> scorer.terms(image, which, which[:, 0], place[:4])[1].argmax().item()

@@ -203,6 +203,7 @@ def _one_pass(
     size = needed.state_bytes
     learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
     n_walks = 1 + max((learner.n_passes() for learner in learners), default=0)
+    label += f", {n_walks} walks at most" if learners else ""
     with Bar(label, n_walks * plan.n_examples, settings.progress, state_bytes=size) as bar:
         return run_pass(
             stream,
