@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from models import cnn
-from sonde.core import Stream
+from sonde.core import Detector, Stream
 from sonde.run.read import read
 from sonde.stats import score_map
 
@@ -31,9 +31,9 @@ def with_defects(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, masks
 
 
-def stream_of(images: Tensor, reducer: str = "patches") -> Stream:
-    """Return the patches of images at the second layer of a small convolutional net."""
-    return read(cnn(), list(images), sites="conv2", reducer=reducer, batch_size=16)
+def stream_of(images: Tensor, detector: Detector) -> Stream:
+    """Return the patches of images at the second layer of a small net, as a detector reads them."""
+    return read(cnn(), list(images), sites="conv2", batch_size=16, **detector.reading())
 
 
 def maps_of(scorer, stream: Stream, sigma: float = 1.0) -> list[Tensor]:

@@ -6,13 +6,18 @@ from torch import nn
 
 from detect.planted import maps_of, stream_of, textures, with_defects
 from sonde.core.errors import InputError
-from sonde.detect import PaDiM, PatchCore
+from sonde.detect import DictLookup, PaDiM, PatchCore
 from sonde.metrics import aupro, pixel_auroc
 from sonde.run.fit import fit
 from sonde.run.read import read
 from sonde.run.score import score
 
-DETECTORS = [(PaDiM(), 0.95, 0.85), (PatchCore(m=256), 0.88, 0.7)]
+DETECTORS = [
+    (PaDiM(), 0.95, 0.85),
+    (PatchCore(m=256), 0.88, 0.65),
+    (PatchCore(m=256, window=1), 0.88, 0.65),
+    (DictLookup(m=1024), 0.8, 0.5),
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +29,14 @@ def planted():
 @pytest.mark.parametrize(("detector", "least_auroc", "least_overlap"), DETECTORS)
 def test_planted_defects_are_found_and_located(detector, least_auroc, least_overlap, planted):
     images, masks = planted
-    fitted = fit(detector, stream_of(textures(80, 0)), progress=False)
+    fitted = fit(detector, stream_of(textures(80, 0), detector), progress=False)
     ((method, _),) = fitted.scorers
-    maps = maps_of(fitted.result(method).scorer, stream_of(images))
+    maps = maps_of(fitted.result(method).scorer, stream_of(images, detector))
     assert pixel_auroc(maps, list(masks), resamples=0).value > least_auroc
     assert aupro(maps, list(masks), resamples=0).value > least_overlap
     elsewhere = masks.roll(5, 0)
     assert pixel_auroc(maps, list(elsewhere), resamples=0).value < 0.75  # places of other images
-    table = score(fitted, stream_of(images), progress=False)
+    table = score(fitted, stream_of(images, detector), progress=False)
     assert fitted.result(method).reduction == "max"
     assert sorted(table["p"].to_pylist())[10] <= 1 / 10
     for position, mask in zip(table["position"].to_pylist(), masks, strict=True):
@@ -42,9 +47,9 @@ def test_planted_defects_are_found_and_located(detector, least_auroc, least_over
 
 @pytest.mark.truth("the promised rate of false alarms on fresh usual images")
 def test_usual_images_seldom_raise_an_alarm():
-    fitted = fit(PaDiM(), stream_of(textures(120, 0)), calibrate=0.4, progress=False)
+    fitted = fit(PaDiM(), stream_of(textures(120, 0), PaDiM()), calibrate=0.4, progress=False)
     n = fitted.result("padim").calibration.n
-    table = score(fitted, stream_of(textures(80, 2)), progress=False)
+    table = score(fitted, stream_of(textures(80, 2), PaDiM()), progress=False)
     false = sum(p <= 0.1 for p in table["p"].to_pylist())
     assert false / 80 < 0.1 + 3.5 * (0.09 * (1 / n + 1 / 80)) ** 0.5
 
@@ -73,6 +78,6 @@ def test_images_smaller_than_a_patch_are_an_error():
 
 
 def test_images_of_another_size_are_an_error():
-    fitted = fit(PaDiM(), stream_of(textures(20, 0)), progress=False)
+    fitted = fit(PaDiM(), stream_of(textures(20, 0), PaDiM()), progress=False)
     with pytest.raises(InputError, match=r"positions in \[0, 256\)"):
-        score(fitted, stream_of(torch.randn(2, 1, 40, 40)), progress=False)
+        score(fitted, stream_of(torch.randn(2, 1, 40, 40), PaDiM()), progress=False)

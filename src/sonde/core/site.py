@@ -102,6 +102,7 @@ ReducerName = Literal[
     "cls",
     "tokens",
     "patches",
+    "patches3",
     "flat",
     "predictions",
     "steps",
@@ -119,8 +120,9 @@ class Reducer:
     ----------
     name : {"mean", "last", "cls", "tokens", "patches", "flat", "predictions", "steps", ...}
         ``mean`` over real tokens or over space; ``last`` real token; ``cls`` token; ``tokens``, a
-        row for each real token; ``patches``, a row for each position of an image; ``flat``, all
-        numbers of an example in one row; ``predictions``, at the logits of a language model, the
+        row for each real token; ``patches``, a row for each position of an image, ``patches3``,
+        the mean over the 3 x 3 positions around it; ``flat``, all numbers of an example in one
+        row; ``predictions``, at the logits of a language model, the
         metrics of each token that was predicted (``sonde.stats.TOKEN_METRICS``); ``steps``, the
         mean over the tokens of each step of a trajectory, ``step_ends``, the last of them,
         ``step_deltas``, the last less the token before the step, ``step_sources``, the mean over

@@ -101,6 +101,10 @@ class DictLookup(Detector):
                 f"'coreset', got {self}."
             )
 
+    def reading(self) -> dict[str, Any]:
+        """Read a row for each patch."""
+        return {"reducer": "patches"}
+
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the rows of the dictionary."""
         if self.bank == "sample":

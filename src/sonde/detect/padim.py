@@ -111,6 +111,10 @@ class PaDiM(Detector):
         check_shrinkage("PaDiM", self.shrinkage)
         _ = self.reads()  # refuses what the statistic refuses
 
+    def reading(self) -> dict[str, Any]:
+        """Read a row for each patch."""
+        return {"reducer": "patches"}
+
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments at each position."""
         return {"places": PositionMoments("full", self.coordinates, self.seed, self.max_positions)}

@@ -20,6 +20,7 @@ from sonde.stats import Coreset, CoresetState
 
 CHUNK_ENTRIES = 1 << 22
 CLOSE = 3
+READERS = {1: "patches", 3: "patches3"}
 
 
 @final
@@ -83,10 +84,10 @@ class PatchCore(Detector):
 
     Range        [0, inf), in units of the states; higher = more unusual.
     Cost         one pass; state 4 m dim bytes; O(m dim) per patch that enters or is scored.
-    Assumes      reducer ``patches``.
-    Differs      from the paper: one site at a time, without averages of neighbouring patches; a
-                 bank of fixed size, which merges: a patch's score is at most ``radius`` above its
-                 distance to the nearest of all fitted patches.
+    Assumes      rows are read by ``reading()``: reducer ``patches3``, averages over 3 x 3 patches.
+    Differs      from the paper: one site at a time; averages leave out what lies outside the image;
+                 a bank of fixed size, which merges: a patch's score is at most ``radius`` above
+                 its distance to the nearest of all fitted patches.
 
     Parameters
     ----------
@@ -94,6 +95,8 @@ class PatchCore(Detector):
         Most rows in the bank.
     b : int, default=9
         Rows of the bank that weigh an image's score; 1 leaves the plain distance.
+    window : {1, 3}, default=3
+        Patches along a side of the neighbourhood that is averaged; 1 = each patch by itself.
 
     Examples
     --------
@@ -108,12 +111,19 @@ class PatchCore(Detector):
 
     m: int = 2048
     b: int = 9
+    window: int = 3
     paper: ClassVar[str] = "roth2022patchcore"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"m": 64}, {"m": 16, "b": 1})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"m": 64}, {"m": 16, "b": 1, "window": 1})
 
     def __post_init__(self) -> None:
         if not 1 <= self.b <= self.m:
             raise InputError(f"PatchCore: expected 1 <= b <= m, got b={self.b} and m={self.m}.")
+        if self.window not in READERS:
+            raise InputError(f"PatchCore: expected a window of 1 or 3, got {self.window}.")
+
+    def reading(self) -> dict[str, Any]:
+        """Read a row for each patch, averaged over its neighbourhood."""
+        return {"reducer": READERS[self.window]}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the coreset."""

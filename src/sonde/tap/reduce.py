@@ -17,6 +17,8 @@ from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer
 from sonde.stats import token_metrics
+from sonde.tap._nested import padded
+from sonde.tap._patches import averaged
 from sonde.tap._steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 from sonde.tap._vary import token_ids
 from sonde.tap.axes import FREE, Axes
@@ -289,12 +291,33 @@ class Frame:
         count = math.prod(sizes)
         example = torch.arange(self.n).repeat_interleave(count)
         position = torch.arange(count).repeat(self.n)
-        shape = sizes if len(sizes) == 2 else self._patch_grid(count) if len(sizes) == 1 else None
+        shape = self._grid(sizes)
         grid = None
         if shape is not None:
             cells = torch.arange(count)
             grid = torch.stack((cells // shape[1], cells % shape[1]), dim=1).repeat(self.n, 1)
         return Columns(example, position, grid)
+
+    def grid_of(self, sizes: tuple[int, ...]) -> tuple[int, int]:
+        """Return lines and columns of patches, which stand in one axis or in two.
+
+        Raises
+        ------
+        InputError
+            If the inputs do not say how the patches lie.
+        """
+        found = self._grid(sizes)
+        if found is None:
+            raise InputError(
+                f"Reducer 'patches3': expected patches on a grid, got sizes {sizes}. Read the "
+                "reducer 'patches'."
+            )
+        return found
+
+    def _grid(self, sizes: tuple[int, ...]) -> tuple[int, int] | None:
+        if len(sizes) == 2:
+            return sizes[0], sizes[1]
+        return self._patch_grid(sizes[0]) if len(sizes) == 1 else None
 
     def _patch_grid(self, count: int) -> tuple[int, int] | None:
         sizes = self.batch.grid or image_size(self.batch) or (1, 1)
@@ -357,7 +380,7 @@ class Reduction:
     def __call__(self, x: Tensor, frame: Frame) -> tuple[Float[Tensor, "_row _dim"], Hashable]:
         """Return new rows of a raw output, and their layout."""
         if x.is_nested:
-            x = _padded(x, frame.masks["pos"])
+            x = padded(x, frame.masks["pos"])
         if self._kind == "vector":
             return self._vector(x, frame)
         if self._kind == "space":
@@ -442,6 +465,8 @@ class Reduction:
             return x.clone(memory_format=torch.contiguous_format).flatten(1), POOLED
         x = x[:, prefix:] if prefix else x
         sizes = tuple(x.shape[1:-1])
+        if name == "patches3":
+            x = averaged(x.reshape(len(x), *frame.grid_of(sizes), x.shape[-1]))
         rows = x.clone(memory_format=torch.contiguous_format).flatten(0, -2)
         return rows, ("space", sizes)
 
@@ -453,7 +478,8 @@ def possible(axes: Axes) -> tuple[str, ...]:
         return ("mean", "last", "cls", "flat")
     if kind in ("pos", "pos2"):
         return ("mean", "last", "cls", "tokens", "predictions", *STEPPED)
-    return ("mean", "cls", "patches", "flat") if axes.prefix else ("mean", "patches", "flat")
+    patches = ("patches",) if "t" in axes.words else ("patches", "patches3")
+    return ("mean", "cls", *patches, "flat") if axes.prefix else ("mean", *patches, "flat")
 
 
 def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tensor:
@@ -464,19 +490,3 @@ def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tenso
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
     rows = torch.matmul(weights, wide)[..., 0, :]
     return rows if x.dtype == dtype else rows.to(x.dtype)
-
-
-def _padded(x: Tensor, mask: Tensor | None) -> Tensor:
-    parts = x.unbind()
-    if mask is None:
-        if len({len(p) for p in parts}) == 1:
-            return torch.stack(parts)
-        raise SiteError("a nested tensor needs the mask of its tokens. Pass attention_mask.")
-    counts = mask.sum(dim=1).tolist()
-    if [len(p) for p in parts] != counts:
-        raise SiteError(
-            f"expected {counts} real tokens as in the mask, got {[len(p) for p in parts]} states."
-        )
-    out = parts[0].new_zeros(*mask.shape, parts[0].shape[-1])
-    out[mask.bool().to(out.device)] = torch.cat(parts)
-    return out

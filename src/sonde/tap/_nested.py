@@ -1,0 +1,23 @@
+"""Nested tensors as padded ones."""
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import SiteError
+
+
+def padded(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a nested tensor with zeros where the mask has no token."""
+    parts = x.unbind()
+    if mask is None:
+        if len({len(p) for p in parts}) == 1:
+            return torch.stack(parts)
+        raise SiteError("a nested tensor needs the mask of its tokens. Pass attention_mask.")
+    counts = mask.sum(dim=1).tolist()
+    if [len(p) for p in parts] != counts:
+        raise SiteError(
+            f"expected {counts} real tokens as in the mask, got {[len(p) for p in parts]} states."
+        )
+    out = parts[0].new_zeros(*mask.shape, parts[0].shape[-1])
+    out[mask.bool().to(out.device)] = torch.cat(parts)
+    return out
