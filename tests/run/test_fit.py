@@ -269,8 +269,9 @@ def test_a_learner_of_several_walks_goes_on_in_the_one_that_was_interrupted(tmp_
     whole = fit([once, thrice], source, unit_size=256, **QUIET)
     assert [whole.result(p).value for p in (once, thrice)] == [64, 192]
     stopping = Stopping(source, after=4 + 4 + 2)  # counting, the first walk, half of the second
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="after 4 of 4 units, in training") as stopped:
         fit([once, thrice], stopping, unit_size=256, directory=place, **QUIET)
+    assert not stopped.value.partial.complete
     resumed = Stopping(source)
     again = fit([once, thrice], resumed, unit_size=256, directory=place, **QUIET)
     assert resumed.asked == [(512, 768), (768, 1024), *((u, u + 256) for u in range(0, 1024, 256))]

@@ -47,24 +47,29 @@ class Interrupted(SondeError):
     def __init__(self, partial: "Outcome", directory: Path | None, first: bool = True) -> None:
         self.partial, self.directory, self.first = partial, directory, first
         super().__init__(
-            f"interrupted after {partial.done} of {partial.total} units."
+            f"interrupted after {partial.done} of {partial.total} units"
+            f"{', in training.' if partial.learning and partial.done == partial.total else '.'}"
             f"{_kept(partial, directory, first)}"
         )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The states of a pass and what it counted; ``done`` of ``total`` units."""
+    """The states of a pass and what it counted; ``done`` of ``total`` units.
+
+    ``learning`` says that learners were not trained to the end.
+    """
 
     states: States
     counters: dict[str, int]
     done: int
     total: int
+    learning: bool = False
 
     @property
     def complete(self) -> bool:
-        """Whether every unit is in."""
-        return self.done == self.total
+        """Whether every unit is in and every learner trained."""
+        return self.done == self.total and not self.learning
 
 
 def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
@@ -128,7 +133,7 @@ def run_pass(
             ledger.compact()
             states, counters, _ = ledger.partial()
             states = {**states, **dict.fromkeys(chain)}
-            partial = Outcome(states, counters, ledger.n_done, plan.n_units)
+            partial = Outcome(states, counters, ledger.n_done, plan.n_units, bool(chain))
             raise Interrupted(partial, directory, plan.stage == 0) from None
         states, counters = ledger.finish()
     return Outcome({**states, **learned}, counters, plan.n_units, plan.n_units)
