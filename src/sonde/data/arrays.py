@@ -17,7 +17,7 @@ from sonde.data.labels import LabelColumn
 from sonde.data.sources import Source
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
-COLUMNS = ("label", "group", "id")
+COLUMNS = ("label", "group", "id", "pair", "side")
 LABELS = ("labels", "target", "class", "y")
 MAX_HEADER_BYTES = 64 * 2**20
 
@@ -49,7 +49,8 @@ def open_arrays(
     Parameters
     ----------
     path : path
-        ``.npy``, ``.npz`` or ``.safetensors``; arrays ``label``, ``group`` and ``id`` are columns.
+        ``.npy``, ``.npz`` or ``.safetensors``; arrays ``label``, ``group``, ``id``, ``pair`` and
+        ``side`` are columns.
     seed : int, default=0
         Key of the hash of rows.
     limit : int, optional
@@ -91,6 +92,8 @@ def open_arrays(
         label=None if label is None else _labels(arrays[label]),
         group=_texts(arrays.get("group")),
         ids=_texts(arrays.get("id")),
+        pair=_texts(arrays.get("pair")),
+        side=arrays.get("side"),
         seed=seed,
     )
 

@@ -33,6 +33,7 @@ IMAGE_NAMES = ("image", "img", "file", "path")
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
 TENSOR_NAMES = ("x", "pixel_values")
 STEPS = "steps"
+PAIRED = ("pair", "side")
 PROMPTS = ("instruction", "prompt", "task")
 
 
@@ -63,6 +64,8 @@ class Layout:
     label, id, group, target : str or None
     image : bool
         Whether items are images.
+    paired : bool
+        Whether columns ``pair`` and ``side`` say which items belong together.
     span : (str, str) or None
         Columns or delimiters of the part of a text that counts.
     span_columns : bool
@@ -76,6 +79,7 @@ class Layout:
     group: str | None = None
     target: str | None = None
     image: bool = False
+    paired: bool = False
     span: tuple[str, str] | None = None
     span_columns: bool = False
 
@@ -99,12 +103,28 @@ def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) 
         "group": flags.group or ("group" if "group" in sample else None),
         "target": flags.target,
     }
-    free = {n: v for n, v in sample.items() if n not in named.values()}
+    paired = are_pairs(sample)
+    taken = {*named.values(), *(PAIRED if paired else ())}
+    free = {n: v for n, v in sample.items() if n not in taken}
     kind, inputs, image = _input(free, reads, flags, model, source)
     if flags.span is None:
-        return Layout(kind, inputs, image=image, **named)
+        return Layout(kind, inputs, image=image, paired=paired, **named)
     by_columns = _check_span(flags.span, kind, sample, source)
-    return Layout("span", inputs, span=flags.span, span_columns=by_columns, **named)
+    return Layout("span", inputs, paired=paired, span=flags.span, span_columns=by_columns, **named)
+
+
+def are_pairs(sample: Sample) -> bool:
+    """Return whether there are both columns, and every side that is there is a whole number."""
+    if any(name not in sample for name in PAIRED):
+        return False
+    return all(_is_whole(v) for v in sample[PAIRED[1]] if v is not None and v != "")
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return int(value) == float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _check_span(span: tuple[str, str], kind: Kind, sample: Sample, source: str) -> bool:

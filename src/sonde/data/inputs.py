@@ -178,6 +178,8 @@ class ItemInputs(Inputs):
             grid=made.grid,
             length=length if made.mask is not None else None,
             truncated=_tensor(listing.truncated, index) if made.mask is not None else None,
+            pair=_tensor(listing.pair, index) if self.layout.paired else None,
+            side=_tensor(listing.side, index) if self.layout.paired else None,
             columns=self._columns(made, index, length),
         )
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from sonde.core.batch import word_of
 from sonde.core.errors import InputError
 from sonde.core.hashing import base_hashes, draws, rank_key
-from sonde.data.columns import Layout
+from sonde.data.columns import PAIRED, Layout
 from sonde.data.encoder import Encoder, Piece
 from sonde.data.labels import LabelColumn, Labels
 from sonde.data.sources import Row, Source
 
 LISTED_AT_ONCE = 256
+MOST_SIDES = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,8 @@ class Listing:
     occurrence, row, piece, first, length, truncated, label, size : arrays
         For each example: which of equal items it belongs to, the source's row, which piece of it,
         where that begins, its tokens (0 = not counted yet), tokens cut off, class number, bytes.
+    pair, side : arrays
+        For each example: hash of the pair that it belongs to and which member it is (-1 = none).
     labels : Labels
     fingerprint : str
         Hash of all of the above and of the content.
@@ -54,6 +58,8 @@ class Listing:
     truncated: np.ndarray
     label: np.ndarray
     size: np.ndarray
+    pair: np.ndarray
+    side: np.ndarray
     labels: Labels
     fingerprint: str
     n_items: int
@@ -73,7 +79,8 @@ class _Lists:
         self.keys: list[bytes] = []
         self.group_keys: list[bytes] = []
         self.contents: list[bytes] = []
-        self.names = ("occurrence", "row", "piece", "first", "length", "truncated", "item", "size")
+        names = "occurrence row piece first length truncated item size pair side"
+        self.names = tuple(names.split())
         self.numbers = {name: array("q") for name in self.names}
         self.seen: Counter[bytes] = Counter()
         self.content = blake2b(digest_size=16)
@@ -90,6 +97,7 @@ class _Lists:
         content: bytes,
         size: int,
         pieces: Sequence[Piece],
+        member: tuple[int, int] = (0, -1),
     ) -> None:
         """Note the examples of one item."""
         for number, piece in enumerate(pieces):
@@ -97,7 +105,8 @@ class _Lists:
             self.group_keys.append(group)
             self.contents.append(content)
             found = (self.seen[key], row, number, piece.first, piece.length, piece.truncated)
-            for name, value in zip(self.names, (*found, self.n_items, size), strict=True):
+            values = (*found, self.n_items, size, *member)
+            for name, value in zip(self.names, values, strict=True):
                 self.numbers[name].append(value)
         self.seen[key] += 1
         self.n_items += 1
@@ -160,7 +169,8 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
     rank = rank_key(draws(base, listing.first, listing.occurrence)).numpy()
     kept = np.sort(np.argsort(rank, kind="stable")[:n])
     rows = listing.row[kept]
-    arrays = ("occurrence", "row", "piece", "first", "length", "truncated", "label", "size")
+    names = "occurrence row piece first length truncated label size pair side"
+    arrays = tuple(names.split())
     return replace(
         listing,
         keys=[listing.keys[i] for i in kept],
@@ -192,15 +202,19 @@ def _list_block(
 ) -> None:
     good: list[tuple[int, Row, bytes, int]] = []
     beside: list[bytes] = []
+    members: list[tuple[int, int]] = []
     for index, row in block:
         try:
             found = index, row, encoder.key(row), encoder.size(row)
-            beside.append(encoder.beside(row))
+            more, member = encoder.beside(row), _member(row, layout)
+            beside.append(more + (repr(member).encode() if layout.paired else b""))
+            members.append(member)
             good.append(found)
         except InputError as error:
             _skip(lists, source, index, error, skip_bad)
-    for (index, row, content, size), more, pieces in zip(
-        good, beside, _pieces_of(good, lists, source, encoder, skip_bad), strict=True
+    all_pieces = _pieces_of(good, lists, source, encoder, skip_bad)
+    for (index, row, content, size), more, member, pieces in zip(
+        good, beside, members, all_pieces, strict=True
     ):
         if pieces is None:
             continue
@@ -212,7 +226,7 @@ def _list_block(
         )
         lists.content.update(content + key + b"|" + group + b"|" + more)
         lists.labels.add(row.get(layout.label) if layout.label else None)
-        lists.add(index, key, group, content, size, pieces)
+        lists.add(index, key, group, content, size, pieces, member)
 
 
 def _pieces_of(
@@ -243,6 +257,23 @@ def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad
     lists.n_skipped += 1
     if len(lists.skipped) < 5:
         lists.skipped.append(message)
+
+
+def _member(row: Row, layout: Layout) -> tuple[int, int]:
+    """Return the hash of an item's pair and its side; -1 for one that has none."""
+    pair, side = (row.get(name) for name in PAIRED) if layout.paired else (None, None)
+    if side is None or side == "":
+        return 0, -1
+    if pair is None or pair == "":
+        raise InputError("expected a value in column 'pair' beside its 'side'")
+    try:
+        whole = int(side)
+        fits = whole == float(side)
+    except (TypeError, ValueError, OverflowError):
+        whole, fits = 0, False
+    if not fits or not -1 <= whole < MOST_SIDES:
+        raise InputError(f"expected a whole number of at least -1 in column 'side', got {side!r}")
+    return word_of(_word(pair)), whole
 
 
 def _id(row: Row, column: str, content: bytes) -> bytes:
