@@ -138,7 +138,7 @@ def test_lda_merges_exactly_and_hazard_refuses():
     want = method.fit(x, **columns)
     parts = [Running(method), Running(method)]
     for running, mine in zip(parts, (who < 40, who >= 40), strict=True):
-        running.update(x[mine], first_error=columns["first_error"][mine],
+        running.update(x[torch.from_numpy(mine)], first_error=columns["first_error"][mine],
                        position=columns["position"][mine])  # fmt: skip
     parts[0].merge(parts[1])
     got = parts[0].result()
@@ -159,7 +159,7 @@ def test_what_is_not_known_changes_nothing():
     known: dict[str, Any] = {k: np.array(v)[~unknown] for k, v in columns.items()}
     for head in ("hazard", "lda"):
         method = TrajectoryVerifier(head=head)
-        a, b = method.fit(x, **half), method.fit(x[~unknown], **known)
+        a, b = method.fit(x, **half), method.fit(x[torch.from_numpy(~unknown)], **known)
         torch.testing.assert_close(a.axis, b.axis)
         assert a.n == b.n
 
