@@ -184,6 +184,8 @@ def test_fit_info_score_merge(run, place, tmp_path):
     assert facts["methods"] == ["knn", "spectrum"]
     text = run("info", tmp_path / "a.sonde").out
     assert max(map(len, text.splitlines())) <= 80
+    assert "120 examples, 1 unit\n" in text
+    assert not re.search(r"[{}'\[\]]|[0-9a-f]{20}", text)
     words = ["fit", "knn(k=5),spectrum", "-", place / "more.npz", "-o", tmp_path / "b.sonde"]
     assert run(*words).code == 0
     both = run("merge", tmp_path / "a.sonde", tmp_path / "b.sonde", "-o", tmp_path / "c.sonde",

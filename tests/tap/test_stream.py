@@ -252,9 +252,10 @@ def test_integer_and_float_inputs_are_moved_to_the_type_of_the_weights():
 
 
 def test_what_is_done_to_the_model_is_said_once(caplog):
-    stream = live_stream(Model(mlp().train()), Arrays(X, batch_size=1))
-    list(stream)
-    list(stream)
+    model = Model(mlp().train())
+    for stream in (live_stream(model, Arrays(X, batch_size=1)), live_stream(model, Arrays(X))):
+        list(stream)
+        list(stream)
     assert [r.message[:30] for r in caplog.records] == ["the model is in training mode:"]
 
 

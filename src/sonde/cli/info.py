@@ -31,7 +31,7 @@ class Info:
         if self.printing.json:
             say_json(facts)
         else:
-            say("\n".join(_lines(name, value) for name, value in facts.items()))
+            say(_text(facts))
         return 0
 
 
@@ -95,16 +95,61 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
     }
 
 
-def _lines(name: str, value: Any) -> str:
-    """Return a name and its value, broken at 80 columns."""
-    return "\n".join(
-        wrap(_text(value), 80, initial_indent=f"{name:<14} ", subsequent_indent=" " * 15) or [name]
-    )
+def _text(facts: dict[str, Any]) -> str:
+    """Return the facts for people: one line each, broken at 80 columns."""
+    words = _state_words(facts) if facts["kind"] == "fitted state" else _plain_words(facts)
+    return "\n".join(_lines(name, value) for name, value in words.items() if value)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
+def _state_words(facts: dict[str, Any]) -> dict[str, str]:
+    """Return what a fitted state is, without fingerprints and raw lists."""
+    data, counters = facts["data"] or {}, facts["counters"] or {}
+    dropped = [k.partition("|")[2] for k, v in counters.items() if k.startswith("nonfinite|") and v]
+    groups = f" in {data.get('n_groups'):,} groups" if data.get("grouped") else ""
+    model, n_units = facts["model"] or {}, facts["n_units"]
+    units = "1 unit" if n_units == 1 else f"{n_units:,} units"
+    return {
+        "kind": f"fitted state, version {facts['version']}, {_size(facts['size_bytes'])}",
+        "methods": ", ".join(facts["methods"]),
+        "sites": f"{len(facts['sites'])}: {', '.join(facts['sites'])}",
+        "data": f"{data.get('n_examples', 0):,} examples{groups}, {units}",
+        "not finite": f"rows were left out at {', '.join(dropped)}" if dropped else "",
+        "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
+        "more": "--json prints fingerprints, plans and counts",
+    }
+
+
+def _plain_words(facts: dict[str, Any]) -> dict[str, str]:
+    """Return facts as they are, sizes and nested ones in words."""
+    words: dict[str, str] = {}
+    for name, value in facts.items():
+        if name == "size_bytes":
+            words["size"] = _size(value)
+        elif isinstance(value, dict):
+            words[name] = ", ".join(f"{_word(v)} {k.replace('_', ' ')}" for k, v in value.items())
+        elif isinstance(value, list):
+            words[name] = ", ".join(map(_word, value))
+        else:
+            words[name.removeprefix("n_").replace("_", " ")] = _word(value)
+    return words
+
+
+def _word(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k}={v}" for k, v in value.items())
-    return str(value)
+        return " ".join(f"{k}={_word(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_word, value))
+    return "" if value is None else str(value)
+
+
+def _short(fingerprint: str | None) -> str:
+    return "" if fingerprint is None else f"fingerprint {fingerprint[:12]}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.0f} KiB"
+
+
+def _lines(name: str, value: str) -> str:
+    """Return a name and its value, broken at 80 columns."""
+    return "\n".join(wrap(value, 80, initial_indent=f"{name:<14} ", subsequent_indent=" " * 15))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -234,10 +235,18 @@ class LiveStream(Stream):
         }
 
 
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Modules of which has been said how they are read: once each, however many streams they have."""
+
+
 def _say_how(module: nn.Module) -> None:
+    if module in _TOLD:
+        return
     if module.training:
+        _TOLD.add(module)
         _log.warning("the model is in training mode: read in eval mode, handed back as it was")
     if any(type(part).__name__ == "OptimizedModule" for part in module.modules()):
+        _TOLD.add(module)
         _log.warning("the model is compiled: read in eager mode, the last bits may differ")
 
 
