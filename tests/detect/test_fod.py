@@ -238,10 +238,12 @@ def test_a_run_is_calibrated_on_whole_images_and_saved(tmp_path):
 
 
 def test_grids_need_not_be_square():
-    images = _images(16, 0)[:, :12]
+    images = _images(30, 0)[:, :12]
     with pytest.raises(InputError, match=r"square number of patches .*got 12 positions.*columns="):
         _fit(FOD(**TINY), images)
-    assert _fit(FOD(columns=4, **TINY), images).columns == 4
+    scorer = _fit(FOD(columns=4, **TINY), images)
+    assert scorer.columns == 4
+    assert [scorer.conventions[k] for k in ("images", "images left out")] == [30, 0]
     with pytest.raises(InputError, match="expected lines of 5 patches in an image, got 12"):
         _fit(FOD(columns=5, **TINY), images)
 

@@ -92,7 +92,7 @@ class SimpleNet(Detector):
         Stop once the loss on a tenth of the groups, held out, has not fallen for so many passes,
         and keep the net of the least; 0 trains for ``passes``.
     batch : int, default=1024
-        Rows in a step.
+        Rows in a step; less where fewer arrive together (a unit is 256 examples).
     hidden : int, default=1024
         Hidden units of the discriminator.
     adapter : bool, default=True
