@@ -1,6 +1,7 @@
 """Columns ``pair`` and ``side``: items that are read several times, behind different prompts."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sonde.run.fitted import Fitted
 from sonde.run.read import read
 
 
-def only(inputs):
+def only(inputs) -> tuple[Any, torch.Tensor]:
     (batch,) = inputs.batches(0, len(inputs))
     return batch, batch.order.argsort()
 
