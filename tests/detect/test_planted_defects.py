@@ -9,6 +9,7 @@ from sonde.core.errors import InputError
 from sonde.detect import DictLookup, PaDiM, PatchCore
 from sonde.metrics import aupro, pixel_auroc
 from sonde.run.fit import fit
+from sonde.run.fitted import Fitted
 from sonde.run.read import read
 from sonde.run.score import score
 
@@ -43,6 +44,17 @@ def test_planted_defects_are_found_and_located(detector, least_auroc, least_over
         top, left = 2 * (position // 16), 2 * (position % 16)
         near = mask[max(0, top - 3) : top + 5, max(0, left - 3) : left + 5]
         assert bool(near.any())
+
+
+@pytest.mark.parametrize("detector", [d for d, *_ in DETECTORS], ids=repr)
+def test_a_saved_bundle_scores_the_same(detector, tmp_path):
+    fitted = fit(detector, stream_of(textures(30, 0), detector), progress=False)
+    fitted.save(tmp_path / "probe.sonde")
+    new = stream_of(textures(5, 2), detector)
+    tables = [
+        score(b, new, progress=False) for b in (fitted, Fitted.load(tmp_path / "probe.sonde"))
+    ]
+    assert tables[0].equals(tables[1])
 
 
 @pytest.mark.truth("the promised rate of false alarms on fresh usual images")

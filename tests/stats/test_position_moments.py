@@ -25,6 +25,7 @@ def test_moments_of_each_position():
     diag = PositionMoments("diag", 4, 3).observe(x, position)
     want = found.diagonal(dim1=1, dim2=2) * state.counts[:, None]
     torch.testing.assert_close(diag.scatter, want)
+    assert diag.cross.numel() == 0
 
 
 @pytest.mark.truth("one pass over all rows")
@@ -38,6 +39,7 @@ def test_parts_that_saw_other_positions_merge():
         assert torch.equal(merged.counts, whole.counts)
         torch.testing.assert_close(merged.mean, whole.mean)
         torch.testing.assert_close(merged.scatter, whole.scatter)
+        torch.testing.assert_close(merged.cross, whole.cross)
 
 
 def test_coordinates_are_drawn_by_the_seed_alone():

@@ -51,7 +51,7 @@ class GridTraining(Learner[GridTrainingState]):
         """Return the net before the first step."""
         empty = torch.zeros(0, dim, dtype=torch.float64)
         counts = torch.zeros(0, dtype=torch.int64)
-        places = PositionMomentsState(counts, empty, empty, torch.arange(dim), dim)
+        places = PositionMomentsState(counts, empty, empty, empty[:, :0], torch.arange(dim), dim)
         return GridTrainingState(0, places, self.net.start(dim, self.seed), Tally(), 0, 0)
 
     def n_passes(self) -> int:

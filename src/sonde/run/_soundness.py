@@ -15,7 +15,7 @@ from sonde.core.state import State
 
 COUNTS = {
     "n", "n_classes", "n_examples", "n_nan", "count", "counts", "zeros", "pairs", "saturated",
-    "skipped", "compactions", "radius",
+    "skipped", "compactions", "cover", "apart",
 }  # fmt: skip
 FINITE = {
     "mean", "mean_x", "mean_y", "sum_x", "sum_y", "reference_x", "reference_y", "scatter",

@@ -21,13 +21,14 @@ CHUNK = 256
 class PositionMomentsState(State):
     """Moments of some coordinates of the rows at each position; of positions without rows, zeros.
 
-    ``scatter``: the upper triangles, line by line, of sums of ``(x - mean)(x - mean)^T``, or their
-    diagonals.
+    Of the sums of ``(x - mean)(x - mean)^T``, ``scatter`` holds the diagonals and ``cross`` what is
+    above them, line by line; nothing where only the diagonals were asked for.
     """
 
     counts: Int[Tensor, "position"]
     mean: Float[Tensor, "position coordinate"]
-    scatter: Float[Tensor, "position entry"]
+    scatter: Float[Tensor, "position coordinate"]
+    cross: Float[Tensor, "position entry"]
     coordinates: Int[Tensor, "coordinate"]
     dim: int
 
@@ -39,11 +40,10 @@ class PositionMomentsState(State):
     def covariance(self, positions: slice) -> Float[Tensor, "_position coordinate coordinate"]:
         """Return the full covariances, divisor ``n``, of a range of positions."""
         d = len(self.coordinates)
-        lines, columns = torch.triu_indices(d, d)
-        entries = self.scatter[positions] / self.counts[positions, None].clamp(min=1)
-        full = entries.new_zeros(len(entries), d, d)
-        full[:, lines, columns] = entries
-        full[:, columns, lines] = entries
+        lines, columns = torch.triu_indices(d, d, 1)
+        n = self.counts[positions, None].clamp(min=1)
+        full = torch.diag_embed(self.scatter[positions] / n)
+        full[:, lines, columns] = full[:, columns, lines] = self.cross[positions] / n
         return full
 
 
@@ -84,8 +84,8 @@ class PositionMoments(Statistic[PositionMomentsState]):
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes at the largest number of positions."""
         d = min(dims[0], self.coordinates)
-        entries = d if self.scatter == "diag" else d * (d + 1) // 2
-        return 8 * self.max_positions * (1 + d + entries)
+        entries = 0 if self.scatter == "diag" else d * (d - 1) // 2
+        return 8 * self.max_positions * (1 + 2 * d + entries)
 
     def observe(
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
@@ -101,19 +101,18 @@ class PositionMoments(Statistic[PositionMomentsState]):
         chosen = chosen_coordinates(x.shape[1], self.coordinates, self.seed)
         rows = x[:, chosen.to(x.device)].double()
         d = len(chosen)
-        lines, columns = torch.triu_indices(d, d)
-        width = d if self.scatter == "diag" else len(lines)
-        mean, scatter = rows.new_zeros(top, d), rows.new_zeros(top, width)
+        lines, columns = self._above(d)
+        mean, scatter = rows.new_zeros(top, d), rows.new_zeros(top, d)
+        cross = rows.new_zeros(top, len(lines))
         for places, index in by_position(position):
             group = rows[index.to(rows.device)]
             mean[places] = group.mean(1)
             group = group - mean[places][:, None]
-            if self.scatter == "diag":
-                scatter[places] = group.square().sum(1)
-            else:
-                scatter[places] = (group.mT @ group)[:, lines, columns]
+            scatter[places] = group.square().sum(1)
+            if len(lines):
+                cross[places] = (group.mT @ group)[:, lines, columns]
         counts = torch.bincount(position, minlength=top)
-        return PositionMomentsState(counts, mean, scatter, chosen, x.shape[1])
+        return PositionMomentsState(counts, mean, scatter, cross, chosen, x.shape[1])
 
     def merge(self, a: PositionMomentsState, b: PositionMomentsState) -> PositionMomentsState:
         """Return the moments of both sets of rows."""
@@ -127,16 +126,19 @@ class PositionMoments(Statistic[PositionMomentsState]):
         mean_a, delta = _padded(a.mean, top), _padded(b.mean, top) - _padded(a.mean, top)
         share = (n_b.double() / n.clamp(min=1))[:, None]
         weight = n_a.double()[:, None] * share
-        scatter = _padded(a.scatter, top) + _padded(b.scatter, top)
-        if self.scatter == "diag":
-            scatter = scatter + weight * delta.square()
-        else:
-            lines, columns = torch.triu_indices(delta.shape[1], delta.shape[1])
-            for start in range(0, top, CHUNK):
-                part = slice(start, start + CHUNK)
-                product = delta[part][:, lines] * delta[part][:, columns]
-                scatter[part] += weight[part] * product
-        return PositionMomentsState(n, mean_a + share * delta, scatter, a.coordinates, a.dim)
+        scatter = _padded(a.scatter, top) + _padded(b.scatter, top) + weight * delta.square()
+        cross = _padded(a.cross, top) + _padded(b.cross, top)
+        lines, columns = self._above(delta.shape[1])
+        for start in range(0, top, CHUNK):
+            part = slice(start, start + CHUNK)
+            cross[part] += weight[part] * delta[part][:, lines] * delta[part][:, columns]
+        mean = mean_a + share * delta
+        return PositionMomentsState(n, mean, scatter, cross, a.coordinates, a.dim)
+
+    def _above(self, d: int) -> Int[Tensor, "2 entry"]:
+        """Return the lines and columns of the entries above the diagonal that are kept."""
+        above = torch.triu_indices(d, d, 1)
+        return above[:, :0] if self.scatter == "diag" else above
 
 
 def chosen_coordinates(dim: int, coordinates: int, seed: int) -> Int[Tensor, "coordinate"]:
