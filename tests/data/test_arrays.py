@@ -21,3 +21,17 @@ def test_an_array_of_rows_called_y_stays_a_site(tmp_path):
     path = tmp_path / "d.npz"
     np.savez(path, x=np.ones((6, 3), np.float32), y=np.ones((6, 2), np.float32))
     assert [s.key for s in open_arrays(path).schema] == ["x", "y"]
+
+
+def test_steps_of_trajectories_are_columns_where_they_are_whole_numbers(tmp_path):
+    path = tmp_path / "d.npz"
+    x = np.ones((6, 3), np.float32)
+    step, first = np.tile(np.arange(3), 2), np.repeat([-1, 1], 3)
+    np.savez(path, x=x, id=np.repeat(["a", "b"], 3), position=step, first_error=first)
+    stream = open_arrays(path)
+    assert [s.key for s in stream.schema] == ["x"]
+    batch = next(iter(stream.batches(0, 6)))
+    assert batch.column("position", "x").tolist() == step.tolist()
+    assert batch.column("first_error", "x").tolist() == first.tolist()
+    np.savez(path, x=x, position=x)
+    assert [s.key for s in open_arrays(path).schema] == ["x", "position"]

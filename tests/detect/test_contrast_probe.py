@@ -128,13 +128,24 @@ def test_errors():
     x, label, columns = _pairs(6, n=10)
     with pytest.raises(InputError, match="needs the column 'pair'"):
         ContrastProbe().fit(x, label)
-    with pytest.raises(InputError, match="expected side 0 or 1 of every row, got 2"):
+    with pytest.raises(InputError, match="expected side 0 or 1, or -1 for a row of no pair, got 2"):
         ContrastProbe().fit(x, label, pair=columns["pair"], side=[2] * 20)
     with pytest.raises(InputError, match="at least 2 pairs with both sides, got 0 among 20 rows"):
         ContrastProbe().fit(x, label, pair=[*range(20)], side=columns["side"])
     with pytest.raises(InputError, match="m of at least 2"):
         ContrastProbe(m=1)
     assert PairSample(4).size_bytes(8) == 2 * 4 * (32 + 32)
+
+
+def test_rows_of_no_pair_change_nothing():
+    x, label, columns = _pairs(10)
+    more = {"pair": [*columns["pair"], 0, 0], "side": [*columns["side"], -1, -1]}
+    got = ContrastProbe(method="crc").fit(
+        torch.cat([x, x[:2] + 9.0]), [*label, 1, 0], pair=more["pair"], side=more["side"]
+    )
+    want = ContrastProbe(method="crc").fit(x, label, **columns)
+    torch.testing.assert_close(got.axis, want.axis)
+    assert (got.n, got.conventions["left_out"]) == (150, 2)
 
 
 def test_constant_units_are_flagged_and_left_out():

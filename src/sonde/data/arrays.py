@@ -18,6 +18,7 @@ from sonde.data.sources import Source
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 COLUMNS = ("label", "group", "id", "pair", "side")
+STEP_COLUMNS = ("position", "first_error")
 LABELS = ("labels", "target", "class", "y")
 MAX_HEADER_BYTES = 64 * 2**20
 
@@ -50,7 +51,8 @@ def open_arrays(
     ----------
     path : path
         ``.npy``, ``.npz`` or ``.safetensors``; arrays ``label``, ``group``, ``id``, ``pair`` and
-        ``side`` are columns.
+        ``side`` are columns, and ``position`` and ``first_error`` where they hold one whole number
+        for each row.
     seed : int, default=0
         Key of the hash of rows.
     limit : int, optional
@@ -79,7 +81,8 @@ def open_arrays(
         raise InputError(f"open_arrays: expected one number of rows in {path}, got {rows}.")
     arrays = {k: v[:limit] for k, v in arrays.items()}
     label = _label_name(arrays)
-    named = [k for k in arrays if k not in (*COLUMNS, label)]
+    steps = {k: arrays[k] for k in STEP_COLUMNS if k in arrays and _is_whole(arrays[k])}
+    named = [k for k in arrays if k not in (*COLUMNS, *steps, label)]
     chosen = {k: _floats(k, arrays[k], path) for k in _matched(named, sites, path)}
     if not chosen:
         raise InputError(
@@ -94,8 +97,14 @@ def open_arrays(
         ids=_texts(arrays.get("id")),
         pair=_texts(arrays.get("pair")),
         side=arrays.get("side"),
+        position=steps.get("position"),
+        first_error=steps.get("first_error"),
         seed=seed,
     )
+
+
+def _is_whole(values: Any) -> bool:
+    return values.ndim == 1 and np.asarray(values).dtype.kind in "iu"
 
 
 def _label_name(arrays: dict[str, Any]) -> str | None:

@@ -36,7 +36,7 @@ class PairSample(Statistic[PairSampleState]):
     """The ``m`` pairs of smallest hash, exact under any split and any order.
 
     The two rows of a pair may arrive in different batches or shards: a half waits for the other. Of
-    several rows of one side the one of smallest draw is kept.
+    several rows of one side the one of smallest draw is kept; rows of side -1 have no pair.
 
     Parameters
     ----------
@@ -55,13 +55,15 @@ class PairSample(Statistic[PairSampleState]):
         draw: Int[Tensor, "row"],
     ) -> PairSampleState:
         """Return the sample of these rows."""
-        wrong = side[(side != 0) & (side != 1)]
+        wrong = side[(side < -1) | (side > 1)]
         if len(wrong):
             raise InputError(
-                f"PairSample: expected side 0 or 1 of every row, got {int(wrong[0])}. "
-                "Number the two members of each pair 0 and 1."
+                f"PairSample: expected side 0 or 1, or -1 for a row of no pair, got "
+                f"{int(wrong[0])}. Number the two members of each pair 0 and 1."
             )
-        return self._smallest(len(x), x, pair.cpu(), side.cpu(), label.cpu(), draw.cpu())
+        kept = torch.nonzero(side.cpu() >= 0).flatten()
+        columns = (column.cpu()[kept] for column in (pair, side, label, draw))
+        return self._smallest(len(x), x[kept.to(x.device)], *columns)
 
     def merge(self, a: PairSampleState, b: PairSampleState) -> PairSampleState:
         """Return the smallest pairs of both samples."""
