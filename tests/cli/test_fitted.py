@@ -73,3 +73,25 @@ def test_tables_fill_the_terminal_and_names_are_whole_in_a_pipe(monkeypatch):
     assert max(map(len, text.splitlines())) == 40
     assert "long.name" in text
     assert middle("abcdef", 6) == "abcdef"
+
+
+@pytest.mark.parametrize("command", ["fit spectrum", "scan"])
+def test_how_items_were_read_is_said(run, tmp_path, monkeypatch, command):
+    (tmp_path / "nets_of_notes.py").write_text(NETS)
+    (tmp_path / "t.csv").write_text("a,b\n" + "1,2\n3,4\n5,x\n" * 30)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [*command.split(), "nets_of_notes:make", "t.csv", "--skip-bad", "-o", "o.json"]
+    ran = run(*words)
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if line.startswith("note: ")]
+    assert lines[0] == "note: 2 columns of numbers are one vector: a, b."
+    assert lines[1].startswith("note: 30 items were skipped: t.csv line 4: expected a number")
+
+
+NETS = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU()).eval()
+"""

@@ -76,6 +76,7 @@ def test_columns_named_like_arguments_are_arguments():
         ("a,b,kind\n1,2,x\n", r"'kind'.*--label-column, --id-column or --group-column kind"),
         ("a,b\n1,2\n3,\n", r"line 3: no value in column 'b'.*--skip-bad"),
         ("a,b\n1,2\n" + "3,4\n" * 30 + "5,x\n", r"line 33: expected a number in column 'b'.*'x'"),
+        ("a,b\n1,2\n3,x\n5,6\n", r"line 3: expected a number in column 'b'.*--skip-bad"),
         ("name,place\nx,y\n", r"no column of numbers, only name, place"),
     ],
 )

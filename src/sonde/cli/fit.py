@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._fitted import fitted_rows, fitted_text, remarks
+from sonde.cli._notes import say_notes
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
 from sonde.core.errors import InputError
@@ -95,6 +96,7 @@ class Fit:
             say_json({"file": str(self.output), "id": identity, "results": rows})
         elif not self.printing.quiet:
             say(fitted_text(rows))
+            say_notes(stream, self.printing.quiet)
             for remark in remarks(rows, self.output, self.model, self.data):
                 note(f"note: {remark}.")
         note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")

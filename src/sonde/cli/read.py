@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from sonde.cli._notes import say_notes
 from sonde.cli.console import Failed, note, say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running
 
@@ -63,5 +64,6 @@ class Read:
                     f"{schema.key:<40} {schema.dim:>6} {schema.dtype}" for schema in stream.schema
                 )
             )
+        say_notes(stream, self.printing.quiet)
         note(f"wrote {self.output}: {facts['n_examples']} examples")
         return 0

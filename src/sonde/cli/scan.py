@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from sonde.cli._notes import say_notes
 from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_color
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
 from sonde.core.errors import InputError, near
@@ -107,6 +108,7 @@ class Scan:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
                 remove_run(directory)
+        say_notes(scanned.stream, self.printing.quiet or self.printing.json)
         self._print(report)
         if report["partial"] is not None:
             note(_stopped(report["partial"], directory))

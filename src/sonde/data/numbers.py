@@ -74,7 +74,9 @@ class NumbersEncoder(Encoder):
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
-    """Return whether every value that is there is a number or reads as one, and one is there.
+    """Return whether most values that are there are numbers or read as one.
+
+    A text among them is an error of its row, which can be named and skipped.
 
     Examples
     --------
@@ -82,7 +84,7 @@ def are_numbers(values: Sequence[Any]) -> bool:
     (True, False, False)
     """
     found = [v for v in values if not _is_missing(v)]
-    return bool(found) and all(_parsed(v) is not None for v in found)
+    return sum(_parsed(v) is not None for v in found) > len(found) / 2
 
 
 def _number(value: Any, column: str) -> float:
