@@ -163,6 +163,13 @@ class Scorer(Result):
         """
         return reduce_scores(scores, example, how)
 
+    def contributions(self, *columns: Any, **_: Any) -> Float[Tensor, "row dim"] | None:
+        """Return how much each unit adds to the score of each row, none below zero.
+
+        None where the method cannot say. ``columns`` are those that ``score`` takes.
+        """
+        return None
+
 
 def infinite_where_nonfinite(
     score: Float[Tensor, "row"], *columns: Float[Tensor, "row _"]

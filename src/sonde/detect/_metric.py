@@ -46,6 +46,24 @@ class WhitenedPoints:
             out[start : start + CHUNK] = (white.square().sum(1) + gap).clamp(min=0.0)
         return out
 
+    def drops(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return by how much each row's squared distance falls if one unit is not looked at.
+
+        With ``P`` the inverse covariance and ``d`` the gap to the nearest point that is
+        ``(P d)_j^2 / P_jj``: the square of what unit ``j`` does beside what the other units let
+        expect of it, in its own standard deviations.
+        """
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        root, points = self.metric.root.to(x), self.points.to(x)
+        white = self.metric.whiten(x - self.origin.to(x))
+        nearest = torch.cdist(white, points).argmin(1) if len(points) > 1 else 0
+        gap = white - points[nearest]
+        if root.ndim == 1:
+            return gap.square()
+        scale = root.square().sum(1)
+        drop = (gap @ root.T).square() / scale.clamp(min=torch.finfo(x.dtype).tiny)
+        return torch.where(scale > 0, drop, torch.zeros_like(drop))
+
 
 def check_width(owner: str, x: Float[Tensor, "row dim"], dim: int, name: str = "dim") -> None:
     """Raise a ``ShapeError`` unless rows have the width that the scorer was fitted on."""

@@ -44,6 +44,17 @@ class KNNScorer(Scorer):
             out[start : start + chunk] = (unit - self.bank[nearest]).norm(dim=1)
         return infinite_where_nonfinite(out, x)
 
+    def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return the squared gap of each unit to the k-th nearest row; they add to the score's."""
+        check_width("KNN", x, self.bank.shape[1])
+        out = torch.empty(x.shape, dtype=self.bank.dtype, device=x.device)
+        chunk = max(1, CHUNK_ENTRIES // len(self.bank))
+        for start in range(0, len(x), chunk):
+            unit = unit_rows(x[start : start + chunk]).to(self.bank)
+            nearest = torch.topk(unit @ self._transposed, self.k, dim=1).indices[:, -1]
+            out[start : start + chunk] = (unit - self.bank[nearest]).square()
+        return out
+
 
 @final
 @dataclass(frozen=True)

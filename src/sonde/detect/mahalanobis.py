@@ -38,6 +38,11 @@ class MahalanobisScorer(Scorer):
         check_width("Mahalanobis", x, self.mean.shape[1])
         return infinite_where_nonfinite(self.space.nearest(x), x)
 
+    def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return by how much the squared distance falls without each unit."""
+        check_width("Mahalanobis", x, self.mean.shape[1])
+        return self.space.drops(x)
+
     def null_energy(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the share of each row's energy in directions where the fitted rows had none.
 
