@@ -1,16 +1,20 @@
 """Detectors calibrated on other rows: equal to plain arrays, mergeable, refused on fit rows."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from sonde.core import Calibration, Stream
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import CalibrationError, InputError, StateError
 from sonde.detect import KNN, Mahalanobis
 from sonde.measure import Spectrum
 from sonde.run.calibrate import calibrate, merge_calibrations
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
+from sonde.run.merge import merge
 from sonde.run.score import score
+from sonde.stats import SampledCalibration
 
 
 def rows(n, seed):
@@ -51,16 +55,115 @@ def test_calibrations_of_parts_merge(fitted):
     ]
     merged = merge_calibrations(*parts)
     for name in ("mahalanobis", "knn"):
-        assert torch.equal(
-            merged.result(name).calibration.scores, both.result(name).calibration.scores
-        )
+        calibrations = [b.result(name).calibration for b in (merged, both)]
+        assert torch.equal(*(c.tail for c in calibrations))
+        assert [c.n for c in calibrations] == [200, 200]
     assert sum(c["n_examples"] for c in merged.header["calibrations"]) == 200
 
 
-@pytest.mark.truth("the number of rows asked for")
-def test_memory_is_bounded(fitted):
-    found = calibrate(fitted, Stream.of(rows(300, 5)), m=50, progress=False)
-    assert found.result("knn").calibration.n == 50
+def sample_of(calibration):
+    assert isinstance(calibration, SampledCalibration)
+    return calibration
+
+
+@pytest.mark.truth("the numbers asked for, and the calibration that keeps every score")
+def test_memory_is_bounded_and_the_largest_scores_are_kept():
+    fitted = fit([Mahalanobis(), KNN(k=5)], Stream.of(rows(300, 0)), calibrate=0, progress=False)
+    held = rows(3000, 5)
+    found = calibrate(fitted, Stream.of(held), m=50, progress=False)
+    for name in ("mahalanobis", "knn"):
+        calibration = sample_of(found.result(name).calibration)
+        assert (calibration.n, len(calibration.tail)) == (3000, 1000)
+        assert len(calibration.scores) <= 50
+        whole = Calibration.from_scores(found.result(name).scorer.score(held))
+        for alpha in (0.001, 0.01, 0.3):
+            assert calibration.threshold(alpha) == pytest.approx(whole.threshold(alpha))
+
+
+def test_the_record_says_which_rows_were_fitted(fitted, tmp_path):
+    found = calibrate(fitted, Stream.of(rows(60, 1)), progress=False)
+    assert found.split == fitted.split
+    for bundle in (fitted, found):
+        assert {u["data"] for u in bundle.header["units"]} == {
+            u["data"] for u in fitted.header["units"]
+        }
+    assert [c["n_examples"] for c in found.header["calibrations"]] == [60]
+    again = calibrate(found, Stream.of(rows(40, 2)), progress=False)
+    assert again.split == fitted.split
+    assert again.result("knn").calibration.n == 40
+    assert again.result("knn").scorer.n == fitted.result("knn").n
+
+
+@pytest.mark.truth("calibrations of the rows of each class alone")
+@pytest.mark.parametrize("by", ["label", "predicted"])
+def test_by_class(by, tmp_path):
+    fitted = fit(Mahalanobis(), Stream.of(rows(300, 0)), calibrate=0, progress=False)
+    held, new, label = rows(400, 1), rows(60, 2), torch.arange(400) % 2
+    held[label == 1] *= 3.0
+    own = torch.arange(60) % 3  # class 2 was not seen
+
+    def columns(label, n) -> dict[str, Any]:
+        known = {} if by == "label" else {"logits": torch.eye(3)[label]}
+        return {"label": label if by == "label" else torch.full((n,), 2), **known}
+
+    found = calibrate(fitted, Stream.of(held, **columns(label, 400)), by=by, progress=False)
+    found.save(tmp_path / "c.sonde")
+    scorer = fitted.result("mahalanobis")
+    want = torch.empty(60, dtype=torch.float64)
+    for k in range(3):
+        mine = held[label == k] if k < 2 else held
+        want[own == k] = Calibration.from_scores(scorer.score(mine)).p_value(
+            scorer.score(new[own == k])
+        )
+    for bundle in (found, Fitted.load(tmp_path / "c.sonde")):
+        table = score(bundle, Stream.of(new, **columns(own, 60)), progress=False)
+        assert table["p"].to_pylist() == pytest.approx(want.tolist())
+    calibration = found.result("mahalanobis").calibration
+    limit = Calibration.from_scores(scorer.score(held[label == 1])).threshold(0.1)
+    assert calibration.threshold(0.1, 1) == pytest.approx(limit)
+    assert calibration.thresholds(0.1, own, 60)[own == 1].unique().item() == pytest.approx(limit)
+    assert calibration.threshold(0.1, 7) == calibration.whole.threshold(0.1)
+    with pytest.raises(CalibrationError, match="expected classes by label"):
+        calibrate(fitted, Stream.of(held), by="label", progress=False)
+
+
+@pytest.mark.truth("the threshold that keeps every score with the same guarantee")
+def test_the_guarantee_for_this_calibration(tmp_path):
+    fitted = fit(Mahalanobis(), Stream.of(rows(300, 0)), calibrate=0, progress=False)
+    held = rows(500, 1)
+    found = calibrate(fitted, Stream.of(held), guarantee="pac", delta=0.1, progress=False)
+    found.save(tmp_path / "c.sonde")
+    whole = Calibration.from_scores(fitted.result("mahalanobis").score(held), "pac", 0.1)
+    for bundle in (found, Fitted.load(tmp_path / "c.sonde")):
+        calibration = bundle.result("mahalanobis").calibration
+        assert calibration.threshold(0.05) == pytest.approx(whole.threshold(0.05))
+        assert calibration.rate_interval(0.05) == pytest.approx(whole.rate_interval(0.05))
+
+
+@pytest.mark.truth("one row of each group, scored by hand")
+def test_one_score_for_each_group(fitted):
+    group = [f"g{i // 5}" for i in range(200)]
+    held = rows(200, 3)
+    found = calibrate(fitted, Stream.of(held, group=group), progress=False)
+    calibration = sample_of(found.result("knn").calibration)
+    assert calibration.n == 40
+    scores = found.result("knn").scorer.score(held).double().reshape(40, 5)
+    kept = calibration.tail
+    assert all(bool(torch.isin(kept, row).sum() >= 1) for row in scores)
+
+
+@pytest.mark.truth("one calibration on all rows, through the file and the merge of the commands")
+def test_merge_joins_calibrations_and_refuses_what_cannot_be(fitted):
+    parts = [calibrate(fitted, Stream.of(rows(60, s)), progress=False) for s in (1, 2)]
+    both = torch.cat([rows(60, 1), rows(60, 2)])
+    whole = calibrate(fitted, Stream.of(both), progress=False).result("knn").calibration
+    joined = merge(*parts).result("knn").calibration
+    assert torch.equal(joined.tail, whole.tail)
+    assert joined.n == 120
+    with pytest.raises(StateError, match="calibrated on the same data"):
+        merge(parts[0], parts[0])
+    with pytest.raises(StateError, match="Merge what was fitted first"):
+        merge(parts[0], fitted)
 
 
 def test_what_is_refused(fitted):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,7 +27,16 @@ class Calibrate:
         "calibrated.sonde"
     )
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the printed thresholds")] = 0.05
-    rows: Annotated[int, tyro.conf.arg(help="most rows that are kept")] = 10_000
+    rows: Annotated[int, tyro.conf.arg(help="most scores of a class in the kept sample")] = 10_000
+    by: Annotated[
+        Literal["label", "predicted"] | None,
+        tyro.conf.arg(help="keep the rate within each class: labelled, or predicted by the model"),
+    ] = None
+    guarantee: Annotated[
+        Literal["marginal", "pac"],
+        tyro.conf.arg(help="the rate holds on average, or for this calibration with 1 - delta"),
+    ] = "marginal"
+    delta: Annotated[float, tyro.conf.arg(help="probability that a pac promise may fail")] = 0.05
     reduction: Annotated[
         str,
         tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
@@ -47,9 +56,12 @@ class Calibrate:
         self.reading.check(self.data)
         model, options = model_and_options(self.model, self.reading)
         quiet = self.printing.quiet
-        options["reduction"] = self.reduction
+        options |= {"reduction": self.reduction, "by": self.by}
+        options |= {"guarantee": self.guarantee, "delta": self.delta}
         found = calibrate(fitted, model, self.data, m=self.rows, progress=not quiet, **options)
-        rows = [self._row(name, scorer) for name, scorer in found.scorers.items()]
+        rows = [
+            row for name, scorer in found.scorers.items() for row in self._rows_of(name, scorer)
+        ]
         identity = found.save(self.output)
         if self.printing.json:
             say_json({"file": str(self.output), "id": identity, "alpha": self.alpha, "rows": rows})
@@ -58,8 +70,18 @@ class Calibrate:
         note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")
         return 0
 
-    def _row(self, name: tuple[str, str], scorer: Any) -> dict[str, Any]:
+    def _rows_of(self, name: tuple[str, str], scorer: Any) -> list[dict[str, Any]]:
+        """Return a line for all scores, and one for each class where there are classes."""
         calibration = scorer.calibration
+        if scorer.by is None:
+            return [self._row(name, None, calibration)]
+        each = zip(calibration.labels.tolist(), calibration.each, strict=True)
+        return [
+            self._row(name, None, calibration.whole),
+            *(self._row(name, label, one) for label, one in each),
+        ]
+
+    def _row(self, name: tuple[str, str], label: int | None, calibration: Any) -> dict[str, Any]:
         try:
             threshold: float | None = calibration.threshold(self.alpha)
         except CalibrationError:
@@ -68,6 +90,7 @@ class Calibrate:
         return {
             "method": name[0],
             "site": name[1],
+            "class": label,
             "n": calibration.n,
             "threshold": threshold,
             "rate_low": low,
@@ -79,6 +102,7 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
     lines = [f"{'method':<22} {'site':<26} {'rows':>6} {f'> at {alpha:g}':>10} {'true rate':>11}"]
     for r in rows:
         site = str(r["site"])
+        site = site if r["class"] is None else f"{site} class {r['class']}"
         site = site if len(site) <= 26 else "..." + site[-23:]
         limit = "too few" if r["threshold"] is None else f"{r['threshold']:.4g}"
         rate = f"{r['rate_low']:.1%}-{r['rate_high']:.1%}"

@@ -9,6 +9,8 @@ import tyro
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, ProbeWord, Reading, named
 
+SHOWN = 5
+
 
 @dataclass(frozen=True)
 class Score:
@@ -31,6 +33,12 @@ class Score:
         str,
         tyro.conf.arg(help="one score for each example by max, mean or topk_mean(k), or rows"),
     ] = "auto"
+    explain: Annotated[
+        int,
+        tyro.conf.arg(
+            help="name so many of the most unusual layers, units, tokens or patches in each line"
+        ),
+    ] = 0
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -46,7 +54,7 @@ class Score:
         fitted = Fitted.load(self.probe)
         self.reading.check(self.data)
         model, options = model_and_options(self.model, self.reading)
-        options["reduction"] = self.reduction
+        options |= {"reduction": self.reduction, "explain": self.explain}
         table = score(fitted, model, self.data, progress=not self.printing.quiet, **options)
         if self.output is not None:
             write_table(table, self.output)
@@ -55,7 +63,24 @@ class Score:
             say_json(plain_rows(table))
         elif not self.printing.quiet:
             say(self._summary(table))
+            if self.explain:
+                say(self._most_unusual(table))
         return 0
+
+    def _most_unusual(self, table: Any) -> str:
+        """Return the lines of the smallest p-values with what makes them unusual."""
+        p = [1.0 if v is None else v for v in table["p"].to_pylist()]
+        order = sorted(range(len(p)), key=lambda i: (p[i], -table["score"][i].as_py()))
+        lines = ["", "most unusual:"]
+        for row in table.take(order[:SHOWN]).to_pylist():
+            said = [f"{row['id']} at {row['position']}, {row['instrument']} at {row['site']}:"]
+            said += [f"score {row['score']:.4g}"]
+            said += [] if row["p"] is None else [f"p {row['p']:.3g}"]
+            for name in ("layers", "units", "positions"):
+                if row[name]:
+                    said.append(f"{name} {', '.join(map(str, row[name]))}")
+            lines.append(f"{said[0]} {'; '.join(said[1:])}")
+        return "\n".join(lines)
 
     def _summary(self, table: Any) -> str:
         import pyarrow as pa

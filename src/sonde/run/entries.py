@@ -5,7 +5,7 @@ A bundle names its instruments by their words in the catalogue, never by an impo
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sonde.core.requests import Task
 from sonde.core.state import canonical, digest
 from sonde.run.catalogue import find, snake_case
 from sonde.run.tasks import ErrorSample
-from sonde.stats import Calibrated
+from sonde.stats import Calibrated, Kept
 
 Key = tuple[str, str]
 
@@ -72,6 +72,7 @@ def entry_of(task: Task) -> dict[str, Any]:
         "params": {f.name: canonical(getattr(inner, f.name)) for f in fields(inner)},  # type: ignore[arg-type]
         "calibrated": None if calibrated is None else calibrated.m,
         "reduction": None if calibrated is None else calibrated.reduction,
+        "kept": None if calibrated is None or calibrated.kept is None else asdict(calibrated.kept),
         "sites": list(task.keys),
         "digest": digest(inner),
     }
@@ -114,5 +115,6 @@ def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Ta
         if not isinstance(instrument, Detector):
             raise StateError(f"Fitted.load: {entry['instrument']} is no detector.")
         m, how = int(entry["calibrated"]), entry.get("reduction")
-        instrument = Calibrated(instrument, m=m, reduction=how)
+        kept = Kept(**entry["kept"]) if entry.get("kept") else None
+        instrument = Calibrated(instrument, m, how, kept)
     return Task(instrument, tuple(str(s) for s in entry["sites"]))

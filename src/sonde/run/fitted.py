@@ -205,6 +205,11 @@ class Fitted:
                 "Fitted.merge: an instrument of two passes is fitted in one run: what its second "
                 "pass counts depends on all rows of the first. Fit it over all data."
             )
+        if "calibrations" in self.header or "calibrations" in other.header:
+            raise StateError(
+                "Fitted.merge: scores that calibrated one bundle are none of the detectors fitted "
+                "on both. Merge what was fitted first, then calibrate."
+            )
         if self.requests.keys() != other.requests.keys():
             raise StateError(
                 "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "

@@ -3,6 +3,7 @@
 from functools import reduce
 
 from sonde.core.errors import InputError
+from sonde.run.calibrate import are_calibrations, merge_calibrations
 from sonde.run.fitted import Fitted
 
 
@@ -12,7 +13,8 @@ def merge(*bundles: Fitted) -> Fitted:
     Parameters
     ----------
     *bundles : Fitted
-        Fitted with the same instruments on the same model and sites, on different data.
+        Fitted with the same instruments on the same model and sites, on different data; or one
+        bundle that was calibrated on different data.
 
     Raises
     ------
@@ -21,4 +23,8 @@ def merge(*bundles: Fitted) -> Fitted:
     """
     if not bundles:
         raise InputError("merge: expected at least one fitted bundle, got none.")
-    return reduce(Fitted.merge, bundles)
+    return reduce(_merged, bundles)
+
+
+def _merged(a: Fitted, b: Fitted) -> Fitted:
+    return merge_calibrations(a, b) if are_calibrations(a, b) else Fitted.merge(a, b)

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Task
 from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
+from sonde.core.site import Reducer
 from sonde.core.stream import ArrayStream, Stream
 from sonde.run.entries import Key, inner_of
+from sonde.run.explain import COLUMNS, Line, layers_of, positions_of, units_of
 from sonde.run.fit import require_same_model
 from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
 from sonde.run.read import read
-from sonde.stats import Calibrated, CalibratedScorer
+from sonde.stats import Calibrated, CalibratedScorer, ClassCalibration
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +41,7 @@ SCHEMA = pa.schema(
         ("p", pa.float64()),
     ]
 )
+EXPLAINED = pa.schema([*SCHEMA, *COLUMNS])
 
 
 def score(
@@ -47,6 +50,7 @@ def score(
     data: Any = None,
     *,
     reduction: str = AUTO,
+    explain: int = 0,
     progress: bool = True,
     **options: Any,
 ) -> pa.Table:
@@ -62,6 +66,8 @@ def score(
     reduction : str, default="auto"
         Where an example has several rows: one score of the example by ``max``, ``mean`` or
         ``topk_mean(k)``, or each of its ``rows``. "auto" is what the bundle was calibrated for.
+    explain : int, default=0
+        How many of the most unusual layers, units, and tokens or patches each line names.
     progress : bool, default=True
     **options
         Named options of ``sonde.read``.
@@ -71,7 +77,11 @@ def score(
     pyarrow.Table
         Columns ``id position site instrument score p``: higher score = more unusual; ``p`` is the
         conformal p-value, null where the bundle was not calibrated for this reduction. The
-        ``position`` of a reduced score is that of its most unusual row.
+        ``position`` of a reduced score is that of its most unusual row. With ``explain``, lists:
+        ``layers layer_p``, the sites where the detector finds the row most unusual and the p-values
+        there (calibrated detectors at several sites); ``units unit_shares``, the units that add
+        most to the score (detectors that can tell); ``positions position_scores``, the most unusual
+        tokens or patches of an example with several rows.
 
     Raises
     ------
@@ -81,24 +91,26 @@ def score(
     stream = model if isinstance(model, Stream) else open_for(fitted, model, data, **options)
     batches: list[pa.RecordBatch] = []
     with Bar("score", len(stream), progress) as bar:
-        for table in score_batches(fitted, stream, reduction):
+        for table in score_batches(fitted, stream, reduction, explain):
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
-    return pa.Table.from_batches(batches, schema=SCHEMA)
+    return pa.Table.from_batches(batches, schema=EXPLAINED if explain else SCHEMA)
 
 
 def open_for(fitted: Fitted, model: Any, data: Any, **options: Any) -> Stream:
     """Return the stream that a bundle wants: its sites, its reducer, its objective."""
     reading = fitted.header.get("reading") or {}
-    sites = [s["text"] for s in fitted.header["sites"] if "|" not in s["text"]]
-    reducers = {s["reducer"] for s in fitted.header["sites"]}
+    by_site = {s["text"]: s["reducer"] for s in fitted.header["sites"] if "|" not in s["text"]}
+    sites, reducers = list(by_site), set(by_site.values())
+    if len(reducers) > 1:
+        sites = [f"{site}|{reducer}" for site, reducer in by_site.items()]
     wants = {
         "sites": sites,
-        "reducer": next(iter(reducers)) if len(reducers) == 1 else "auto",
+        "reducer": Reducer.parse(next(iter(reducers))) if len(reducers) == 1 else "auto",
         "objective": reading.get("objective"),
         "perturb": reading.get("perturb"),
         "keep_special": bool(reading.get("keep_special", False)),
-        "logits": "logits" in {n for s in fitted.scorers.values() for n in needs_of(s)} or None,
+        "logits": _needs_logits(fitted) or None,
     }
     try:
         stream = read(model, data, **{**wants, **options})
@@ -109,6 +121,14 @@ def open_for(fitted: Fitted, model: Any, data: Any, **options: Any) -> Stream:
             f"sites of this model: {error} Score with the model that it was fitted on."
         ) from error
     return stream
+
+
+def _needs_logits(fitted: Fitted) -> bool:
+    return any(
+        "logits" in needs_of(scorer)
+        or (isinstance(scorer, CalibratedScorer) and scorer.by == "predicted")
+        for scorer in fitted.scorers.values()
+    )
 
 
 def needs_of(scorer: Scorer) -> tuple[str, ...]:
@@ -127,24 +147,53 @@ def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
 
 
 def score_batches(
-    fitted: Fitted, stream: Stream, reduction: str = AUTO
+    fitted: Fitted, stream: Stream, reduction: str = AUTO, explain: int = 0
 ) -> Iterator[pa.RecordBatch]:
     """Yield the table of ``score`` batch by batch; memory does not grow with the data."""
     if not fitted.scorers:
         raise StateError("score: the bundle holds no detector. Fit one, e.g. mahalanobis.")
     if len(stream) == 0:
         raise InputError("score: expected at least one example, got none. The data is empty.")
+    if explain < 0:
+        raise InputError(f"score: expected explain of at least 0, got {explain}.")
     require_same_model(fitted.header, stream)
     tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
     hows = {name: reduction_of(fitted, tasks[name], reduction) for name in fitted.scorers}
-    whole = _Whole(stream, hows)
+    whole, scorers = Whole(stream, hows), fitted.scorers
     for batch in stream:
         whole.check(batch)
-        for name, scorer in fitted.scorers.items():
-            yield _record(batch, name, tasks[name], scorer, hows[name])
+        found = {
+            name: _record(batch, name, tasks[name], scorer, hows[name], explain)
+            for name, scorer in scorers.items()
+        }
+        if explain:
+            found = _with_layers(found, hows, scorers, explain)
+        for columns in found.values():
+            yield pa.RecordBatch.from_pydict(columns, schema=EXPLAINED if explain else SCHEMA)
 
 
-class _Whole:
+def _with_layers(
+    found: dict[Key, dict[str, Any]],
+    hows: dict[Key, str | None],
+    scorers: dict[Key, Scorer],
+    n: int,
+) -> dict[Key, dict[str, Any]]:
+    """Return the columns of a batch with its most unusual layers."""
+    lines = {}
+    for name, columns in found.items():
+        places = zip(columns["id"], columns["_occurrence"], columns["position"], strict=True)
+        where = [(p if hows[name] is None else p[:2]) for p in places]
+        values = zip(where, columns["score"], columns["p"], strict=True)
+        lines[name] = [Line(*value) for value in values]
+    layers = layers_of(lines, scorers, n)
+    wanted = set(EXPLAINED.names)
+    return {
+        name: {k: v for k, v in (columns | layers[name]).items() if k in wanted}
+        for name, columns in found.items()
+    }
+
+
+class Whole:
     """A check that examples of plain arrays, whose rows may lie apart, arrive whole."""
 
     def __init__(self, stream: Stream, hows: dict[Key, str | None]) -> None:
@@ -153,6 +202,7 @@ class _Whole:
         self.seen: set[tuple[str, int]] = set()
 
     def check(self, batch: Batch) -> None:
+        """Refuse a batch whose examples have rows in an earlier one."""
         if not self.keys:
             return
         here = set(zip(batch.ids, torch.as_tensor(batch.occurrence).tolist(), strict=True))
@@ -164,34 +214,43 @@ class _Whole:
         self.seen |= here
 
 
-def _record(batch: Batch, name: Key, task: Task, scorer: Scorer, how: str | None) -> pa.RecordBatch:
+def _record(
+    batch: Batch, name: Key, task: Task, scorer: Scorer, how: str | None, explain: int
+) -> dict[str, Any]:
+    """Return the columns of the table for one detector and batch."""
     method, key = name
     needs = needs_of(scorer)
-    whose = () if how is None else ("ids", "occurrence")
-    joined = JoinedRows.of(batch, task.keys, (*needs, *whose), task.instrument.span)
-    columns, who = joined.columns[: len(needs)], joined.columns[len(needs) :]
+    whose = () if how is None and not explain else ("ids", "occurrence")
+    by = scorer.by if isinstance(scorer, CalibratedScorer) else None
+    names = (*needs, *whose, *class_columns(by))
+    joined = JoinedRows.of(batch, task.keys, names, task.instrument.span)
+    columns, rest = joined.columns[: len(needs)], joined.columns[len(needs) :]
+    who, classes = rest[: len(whose)], rest[len(whose) :]
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()
     of_row, position = joined.example, joined.position
+    label, row, every = classes_of(by, classes, len(of_row)), torch.arange(len(of_row)), scores
+    example = in_order_of_arrival(torch.column_stack(who)) if whose and len(of_row) else of_row
     if how is not None:
-        example = _in_order_of_arrival(torch.column_stack(who))
         found = scorer.reduced(scores, example, how, *columns)
-        of_row, position, scores = of_row[found.row], position[found.row], found.score
-    example = of_row.tolist()
-    return pa.RecordBatch.from_pydict(
-        {
-            "id": [batch.ids[i] for i in example],
-            "position": position.tolist(),
-            "site": [key] * len(example),
-            "instrument": [method] * len(example),
-            "score": scores.tolist(),
-            "p": _p_values(scorer, scores, how),
-        },
-        schema=SCHEMA,
-    )
+        row, scores = found.row, found.score
+    named = of_row[row].tolist()
+    made = {
+        "id": [batch.ids[i] for i in named],
+        "position": position[row].tolist(),
+        "site": [key] * len(named),
+        "instrument": [method] * len(named),
+        "score": scores.tolist(),
+        "p": _p_values(scorer, scores, how, label[row]),
+    }
+    if explain:
+        made["_occurrence"] = who[1][row].tolist()
+        made |= units_of(scorer, dict(zip(needs, columns, strict=True)), row, explain)
+        made |= positions_of(every, example, position, row, explain)
+    return made
 
 
-def _in_order_of_arrival(who: Int[Tensor, "row 3"]) -> Int[Tensor, "row"]:
+def in_order_of_arrival(who: Int[Tensor, "row 3"]) -> Int[Tensor, "row"]:
     """Return 0, 1, ... for each distinct row, numbered as they first come."""
     which = torch.unique(who, dim=0, return_inverse=True)[1]
     first = torch.full((int(which.max()) + 1,), len(who))
@@ -199,10 +258,26 @@ def _in_order_of_arrival(who: Int[Tensor, "row 3"]) -> Int[Tensor, "row"]:
     return first.argsort().argsort()[which]
 
 
-def _p_values(scorer: Scorer, scores: Tensor, how: str | None) -> list[float | None]:
-    if isinstance(scorer, CalibratedScorer) and scorer.reduction == how:
-        return scorer.calibration.p_value(scores).tolist()
-    return [None] * len(scores)
+def _p_values(
+    scorer: Scorer, scores: Tensor, how: str | None, label: Int[Tensor, "row"]
+) -> list[float | None]:
+    if not isinstance(scorer, CalibratedScorer) or scorer.reduction != how:
+        return [None] * len(scores)
+    if isinstance(scorer.calibration, ClassCalibration):
+        return scorer.calibration.p_value(scores, label).tolist()
+    return scorer.calibration.p_value(scores).tolist()
+
+
+def class_columns(by: str | None) -> tuple[str, ...]:
+    """Return the column that says the class of a row."""
+    return {None: (), "label": ("label",), "predicted": ("logits",)}[by]
+
+
+def classes_of(by: str | None, columns: Sequence[Tensor], n: int) -> Int[Tensor, "row"]:
+    """Return the class of each of ``n`` rows; -1 where there are none."""
+    if by is None:
+        return torch.full((n,), -1)
+    return (columns[0] if by == "label" else columns[0].argmax(dim=1)).cpu()
 
 
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
@@ -233,6 +308,7 @@ def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
 def write_table(table: pa.Table, path: str | Path) -> None:
     """Write a table as Parquet, CSV or JSON lines, by the path's suffix.
 
+    CSV has no lists: their members stand with blanks between them.
     JSON has no infinity: there the score of a row that is not finite is null.
 
     Raises
@@ -246,8 +322,18 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     if path.suffix == ".parquet":
         parquet.write_table(table, sink)
     elif path.suffix == ".csv":
-        csv.write_csv(table, sink)
+        csv.write_csv(_flat(table), sink)
     else:
         lines = (json.dumps(row, allow_nan=False) for row in plain_rows(table))
         sink.write("".join(f"{line}\n" for line in lines).encode())
     atomic_write(path, sink.getvalue())
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Return a table whose lists are texts."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_list(field.type):
+            values = table[field.name].to_pylist()
+            texts = [None if v is None else " ".join(map(str, v)) for v in values]
+            table = table.set_column(i, field.name, pa.array(texts, pa.string()))
+    return table

@@ -4,7 +4,8 @@ from sonde.stats.adjusted_p import adjusted_p
 from sonde.stats.auroc import AUROC, auroc, midranks
 from sonde.stats.auroc_bounds import auroc_bounds, rank_p_value, separation
 from sonde.stats.batch_hsic import BatchHsic, BatchHsicState, hsic_triple
-from sonde.stats.calibrated import Calibrated, CalibratedScorer
+from sonde.stats.calibrated import Calibrated, CalibratedScorer, Kept
+from sonde.stats.class_calibration import By, ClassCalibration
 from sonde.stats.class_moments import ClassMoments, ClassMomentsState, UnlabelledState
 from sonde.stats.content_sketch import ContentSketch, ContentSketchState
 from sonde.stats.coreset import Coreset, CoresetState
@@ -52,8 +53,10 @@ __all__ = [
     "TOKEN_METRICS",
     "BatchHsic",
     "BatchHsicState",
+    "By",
     "Calibrated",
     "CalibratedScorer",
+    "ClassCalibration",
     "ClassMoments",
     "ClassMomentsState",
     "ContentSketch",
@@ -83,6 +86,7 @@ __all__ = [
     "HsicSums",
     "HsicSumsState",
     "InverseRoot",
+    "Kept",
     "LogHistogram",
     "LogHistogramState",
     "Moments",

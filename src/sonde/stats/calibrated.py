@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.calibration import Calibration
+from sonde.core.calibration import Calibration, Guarantee
 from sonde.core.errors import CalibrationError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument, Read, score_needs
@@ -16,10 +16,13 @@ from sonde.core.reduction import Reduced
 from sonde.core.result import Scorer
 from sonde.core.selection import SITE_COLUMNS
 from sonde.core.statistic import Span, Statistic
+from sonde.stats.class_calibration import By, ClassCalibration
 from sonde.stats.hash_sample import HashSample, HashSampleState
+from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibration
 
 REDUCED_SAMPLE = 32_768
 WHOSE = ("ids", "occurrence", "position")
+AnyCalibration = Calibration | SampledCalibration | ClassCalibration
 Held = dict[str, tuple[HashSampleState, ...]]
 
 
@@ -29,7 +32,7 @@ class CalibratedScorer(Scorer):
     """A scorer with the scores of held-out rows, which turn scores into p-values."""
 
     scorer: Scorer
-    calibration: Calibration
+    calibration: AnyCalibration
     reduction: str | None = None
 
     def score(self, *columns: Any, **_: Any) -> Tensor:
@@ -47,6 +50,70 @@ class CalibratedScorer(Scorer):
         """Return the scores of examples as the fitted scorer makes them."""
         return self.scorer.reduced(scores, example, how, *columns)
 
+    def contributions(self, *columns: Any, **_: Any) -> Float[Tensor, "row dim"] | None:
+        """Return what each unit adds as the fitted scorer says it."""
+        return self.scorer.contributions(*columns)
+
+    @property
+    def by(self) -> str | None:
+        """What says the class within which p-values hold; None where there are no classes."""
+        return self.calibration.by if isinstance(self.calibration, ClassCalibration) else None
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """How the scores of other rows are kept when a fitted detector is calibrated on these.
+
+    Parameters
+    ----------
+    m, top : int
+        Scores of each class in a hash sample, and largest ones beside it.
+    by : {"label", "predicted"} or None
+        Calibrate within each class.
+    guarantee : {"marginal", "pac"}
+    delta : float
+        Probability that a ``pac`` promise may fail.
+    """
+
+    m: int = 10_000
+    top: int = 1_000
+    by: By | None = None
+    guarantee: Guarantee = "marginal"
+    delta: float = 0.05
+
+    @property
+    def statistic(self) -> HeldScores:
+        """What keeps the scores."""
+        return HeldScores(self.m, self.top)
+
+    def calibration(self, held: HeldScoresState) -> AnyCalibration:
+        """Return the calibration of kept scores."""
+        if self.by is None:
+            return held.calibration(None, self.guarantee, self.delta)
+        return ClassCalibration.of(self.by, held, self.guarantee, self.delta)
+
+
+@final
+@dataclass(frozen=True)
+class _ScoresOf(Statistic[HeldScoresState]):
+    """Scores that one fitted detector gave: those of another are another state."""
+
+    detector: Detector
+    kept: Kept
+    reduction: str | None
+    span: ClassVar[Span] = "pair"  # one state, about all sites of the detector
+
+    def observe(
+        self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], draw: Int[Tensor, "row"]
+    ) -> HeldScoresState:
+        """Return the kept scores of these rows."""
+        return self.kept.statistic.observe(x, label, draw)
+
+    def merge(self, a: HeldScoresState, b: HeldScoresState) -> HeldScoresState:
+        """Return the kept scores of both."""
+        return self.kept.statistic.merge(a, b)
+
 
 @final
 @dataclass(frozen=True)
@@ -57,11 +124,14 @@ class Calibrated(Instrument):
     so that the held-out scores are exchangeable. With a ``reduction`` an example's rows make one
     score, whole groups are sampled, and one example of each enters. Rows that the detector's labels
     know as unusual do not enter. Where a score is about all sites, their rows are joined.
+
+    With ``kept``, the detector was calibrated later on other rows, of which scores are kept.
     """
 
     detector: Detector
     m: int = SAMPLE
     reduction: str | None = None
+    kept: Kept | None = None
 
     @classmethod
     def of(cls, detector: Detector, reduction: str | None, m: int = 0) -> "Calibrated":
@@ -81,7 +151,10 @@ class Calibrated(Instrument):
         return needs if self.reduction is None else tuple(dict.fromkeys((*needs, *WHOSE)))
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
-        """Read what the detector reads, and the columns of the held-out rows."""
+        """Read what the detector reads, and the columns or the scores of the held-out rows."""
+        if self.kept is not None:
+            scores = _ScoresOf(self.detector, self.kept, self.reduction)
+            return {**self.detector.all_reads(), "held_scores": Read(scores, part="held")}
         whole = self.reduction is not None
         held = {
             f"held_{c}": Read(
@@ -92,7 +165,15 @@ class Calibrated(Instrument):
         return {**self.detector.all_reads(), **held}
 
     def result(self, *_: Any, **states: Any) -> CalibratedScorer:
-        """Fit the scorer and score the held-out rows."""
+        """Fit the scorer, and score the held-out rows or take their scores."""
+        if self.kept is not None:
+            scores = states.pop("held_scores")
+            return CalibratedScorer(
+                scorer=(scorer := self.detector.result(**states)),
+                calibration=self.kept.calibration(_only(scores)),
+                reduction=self.reduction,
+                n=scorer.n,
+            )
         held = self._held({c: states.pop(f"held_{c}") for c in self.held_columns})
         scorer = self.detector.result(**states)
         scores = _row_scores if self.reduction is None else _example_scores
@@ -109,6 +190,10 @@ class Calibrated(Instrument):
         if self.span != "all":
             return {c: (sample,) for c, sample in samples.items()}
         return {c: aligned(s if c in SITE_COLUMNS else s[:1], s) for c, s in samples.items()}
+
+
+def _only(state: Any) -> HeldScoresState:
+    return state[0] if isinstance(state, tuple) else state
 
 
 def aligned(

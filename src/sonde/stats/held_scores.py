@@ -213,6 +213,25 @@ class SampledCalibration(State):
         found = self._rank(lower, len(self.scores), half) if lower > 0 else 0
         return float(self.scores[-found] if found else self.tail[0])
 
+    def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
+        """Return where the true false-alarm rate lies, given this one calibration set.
+
+        Above the kept tail both the tail and the sample are uncertain: half of the doubt each.
+        """
+        rank, top, n = self._rank(alpha, self.n, self.delta), len(self.tail), self.n
+        tail = (1.0 - confidence) / 2
+        if rank == 0:
+            return 0.0, 0.0
+        if rank <= top:
+            return _ends(tail, rank, n + 1 - rank)
+        limit = self.threshold(alpha)
+        above = int((self.scores > limit).sum())
+        low, high = _ends(tail / 2, top, n + 1 - top)
+        if above == 0:
+            return low, high
+        more = _ends(tail / 2, above, len(self.scores) + 1 - above)
+        return low + (1 - low) * more[0], high + (1 - high) * more[1]
+
     def _rank(self, alpha: float, n: int, delta: float) -> int:
         """Return how many of ``n`` scores may lie above a threshold."""
         rank = math.floor(alpha * (n + 1) + 1e-9)
@@ -224,6 +243,11 @@ class SampledCalibration(State):
             kept = float(betainc(middle, n + 1 - middle, alpha)) >= 1 - delta
             low, high = (middle, high) if kept else (low, middle - 1)
         return low
+
+
+def _ends(tail: float, a: int, b: int) -> tuple[float, float]:
+    """Return between which numbers a beta variable lies but for ``tail`` on either side."""
+    return float(betaincinv(a, b, tail)), float(betaincinv(a, b, 1.0 - tail))
 
 
 def _joined(parts: list[ClassScores]) -> ClassScores:

@@ -1,0 +1,93 @@
+"""Calibrations of classes one by one, and of all together for classes that were not seen."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.calibration import Guarantee
+from sonde.core.errors import CalibrationError
+from sonde.core.state import State
+from sonde.stats.held_scores import HeldScoresState, SampledCalibration
+
+By = Literal["label", "predicted"]
+
+
+@dataclass(frozen=True)
+class ClassCalibration(State):
+    """Split-conformal calibration within each class: the false-alarm rate is kept in every one.
+
+    The class of a row must be known when it is scored: its label where the data has one, or the
+    class that the model predicts. A class that was not seen is compared with all scores.
+
+    Parameters
+    ----------
+    by : {"label", "predicted"}
+    labels : Int[Tensor, "class"]
+        Ascending.
+    each : tuple of SampledCalibration
+        One for each label.
+    whole : SampledCalibration
+        Of all scores.
+
+    References
+    ----------
+    vovk2005alrw
+    """
+
+    by: str
+    labels: Int[Tensor, "class"]
+    each: tuple[SampledCalibration, ...]
+    whole: SampledCalibration
+
+    @classmethod
+    def of(
+        cls, by: By, held: HeldScoresState, guarantee: Guarantee, delta: float
+    ) -> "ClassCalibration":
+        """Return the calibrations of the classes of held-out scores."""
+        labels = [label for label in held.labels if label >= 0]
+        if not labels:
+            raise CalibrationError(
+                f"calibrate: expected classes by {by}, got rows without any. Give labelled rows "
+                "(--label-column), or calibrate all together.",
+                1,
+            )
+        each = tuple(held.calibration(label, guarantee, delta) for label in labels)
+        return cls(by, torch.tensor(labels), each, held.calibration(None, guarantee, delta))
+
+    @property
+    def n(self) -> int:
+        """Number of held-out scores."""
+        return self.whole.n
+
+    def p_value(self, scores: Any, label: Any = None) -> Float[Tensor, "row"]:
+        """Return a p-value for each score, within the class of its row."""
+        values = torch.as_tensor(scores, dtype=torch.float64).flatten()
+        found = self.whole.p_value(values)
+        for known, rows in self._rows(label, len(values)):
+            found[rows] = known.p_value(values[rows])
+        return found
+
+    def threshold(self, alpha: float, label: int | None = None) -> float:
+        """Return the threshold of a class; of all together for None and for classes not seen."""
+        at = torch.nonzero(self.labels == (-1 if label is None else label)).flatten().tolist()
+        return (self.each[at[0]] if at else self.whole).threshold(alpha)
+
+    def thresholds(self, alpha: float, label: Any, n: int) -> Float[Tensor, "row"]:
+        """Return the threshold of each of ``n`` rows."""
+        found = torch.full((n,), self.whole.threshold(alpha), dtype=torch.float64)
+        for known, rows in self._rows(label, n):
+            found[rows] = known.threshold(alpha)
+        return found
+
+    def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
+        """Return where the true false-alarm rate of all classes together lies."""
+        return self.whole.rate_interval(alpha, confidence)
+
+    def _rows(self, label: Any, n: int) -> list[tuple[SampledCalibration, Tensor]]:
+        """Return the calibration of each class that has rows, and which rows these are."""
+        of_row = torch.full((n,), -1) if label is None else torch.as_tensor(label).cpu().long()
+        pairs = zip(self.labels.tolist(), self.each, strict=True)
+        return [(one, rows) for k, one in pairs if bool((rows := of_row == k).any())]
