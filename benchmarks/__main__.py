@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
+    from benchmarks.calibrating import calibration_rows
     from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
@@ -38,6 +39,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "nac": nac_rows,
         "detect": detector_rows,
         "guard": guard_rows,
+        "calibrate": calibration_rows,
         "cka": layer_cka_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,

@@ -1,19 +1,21 @@
 """What it costs to guard a running model: a forward with detectors against the plain one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from benchmarks.nets import Tokens, classifier, encoder, forward_of, token_batch, transformer
+from benchmarks.nets import Tokens, classifier, forward_of, token_batch, transformer
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde.core.instrument import Detector
+from sonde.core.stream import Stream
 from sonde.data import load
 from sonde.detect import KNN, NAC, Mahalanobis
-from sonde.run.fit import fit
+from sonde.run.fit import MODEL_FIELDS, fit
 from sonde.run.fitted import Fitted
 from sonde.run.guard import Guard
 from sonde.tap import live_stream
@@ -59,24 +61,44 @@ def _guarded(
     size: Size,
     objective: str | None,
 ) -> _Guarded:
-    """Return a net and a probe that was fitted on tokens and is read at the last one.
+    """Return a net and a probe of its last tokens.
 
-    Ten thousand rows of last tokens would take ten thousand forwards; what is timed depends on the
-    number of rows alone.
+    Ten thousand rows of last tokens would take ten thousand forwards. The rows are mixtures of the
+    states of a few texts instead: what is timed depends on their number alone.
     """
     depth, width = size.pick((12, 768), (3, 64))
     module = make(depth, width)
-    n_texts, length = size.pick((200, 64), (160, 16))
-    live = encoder(module) if objective is None else load(module)
-    stream = live_stream(live, Tokens(n_texts, length, 8), "blocks", "tokens", objective=objective)
-    fitted = fit(detectors, stream, progress=False)
-    sites = [{**site, "reducer": "last"} for site in fitted.header["sites"]]
-    blocks = [site["text"] for site in sites]
-    return _Guarded(module, replace(fitted, header={**fitted.header, "sites": sites}), blocks)
+    n_texts, length = size.pick((8, 64), (8, 16))
+    stream = live_stream(
+        load(module), Tokens(n_texts, length, 8), "blocks", "tokens", objective=objective
+    )
+    batch = next(iter(stream))
+    rows = {key: _mixtures(x, size.pick(12_600, 400)) for key, x in batch.rows.items()}
+    grad = {key: _mixtures(x, size.pick(12_600, 400)) for key, x in batch.grad.items()}
+    fitted = fit(detectors, Stream.of(rows, grad=grad or None), progress=False)
+    identity = stream.identity()
+    header = {
+        **fitted.header,
+        "model": {name: identity[name] for name in MODEL_FIELDS},
+        "reading": {"objective": objective, "keep_special": False},
+        "sites": [
+            {"text": s.key, "dim": s.dim, "reducer": "last", "axes": s.axes, "prefix": s.prefix}
+            for s in stream.schema
+        ],
+    }
+    return _Guarded(module, replace(fitted, header=header), list(rows))
+
+
+def _mixtures(x: Tensor, n: int) -> Tensor:
+    """Return rows with the mean and the covariance of those of ``x``, and a little noise."""
+    generator = torch.Generator().manual_seed(0)
+    mean, m = x.mean(0), len(x)
+    mixed = torch.randn(n, m, generator=generator) @ ((x - mean) / m**0.5)
+    return mean + mixed + 0.1 * x.std() * torch.randn(mixed.shape, generator=generator)
 
 
 def _ratios(
-    guarded: _Guarded, arms: dict[str, tuple[list[Any], float | None]], n: int, size: Size
+    guarded: _Guarded, arms: Mapping[str, tuple[list[Any], float | None]], n: int, size: Size
 ) -> list[Row]:
     kwargs = token_batch(n, size.pick(64, 16))
     plain = forward_of(guarded.net, **kwargs)

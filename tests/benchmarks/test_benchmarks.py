@@ -23,6 +23,7 @@ NAMES = {
     "nac": 1,
     "detect": 1,
     "guard": 8,
+    "calibrate": 1,
     "cka": 2,
     "scan": 2,
     "scan-memory": 1,

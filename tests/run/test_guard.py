@@ -13,6 +13,7 @@ from sonde.core import CalibrationError, InputError, Model, ShapeError, StateErr
 from sonde.core.edit import Scale
 from sonde.core.errors import SondeWarning
 from sonde.detect import KNN, MSP, NAC, Energy, Mahalanobis
+from sonde.run.calibrate import calibrate
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.score import score
@@ -348,3 +349,23 @@ def test_a_module_that_runs_alone_is_not_scored(small):
         net[0](torch.zeros(1, 8))
         assert guard.scores == {}
         assert guard.table().num_rows == 0
+
+
+@pytest.mark.truth("sonde.score with the same calibration")
+def test_thresholds_of_the_predicted_class(small):
+    net, probe = small
+    held = torch.randn(900, 8, generator=torch.Generator().manual_seed(5))
+    stream = live_stream(Model(net), Arrays(held), objective="kl_uniform")
+    found = calibrate(probe, stream, by="predicted", progress=False)
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(6)) * 1.5
+    with Guard(net, found, alpha=0.1) as guard:
+        net(x)
+    live = live_stream(Model(net), Arrays(x), objective="kl_uniform")
+    want = score(found, live, progress=False)
+    assert [r["p"] for r in by_place(guard.table()).values()] == pytest.approx(
+        want["p"].to_pylist()
+    )
+    assert len(guard.alarms) == sum(p <= 0.1 for p in want["p"].to_pylist()) > 0
+    assert {a.p for a in guard.alarms} == {p for p in want["p"].to_pylist() if p <= 0.1}
+    with pytest.raises(CalibrationError, match="needs at least 9999"):
+        Guard(net, found, alpha=0.0001)

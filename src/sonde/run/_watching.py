@@ -1,0 +1,209 @@
+"""What a guard watches: detectors in float32 with their thresholds, and what they say of rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.errors import CalibrationError, InputError, StateError
+from sonde.core.result import Scorer
+from sonde.core.site import Reducer, Site
+from sonde.core.state import map_tensors
+from sonde.run.entries import Key
+from sonde.run.fitted import Fitted
+from sonde.run.score import class_columns, classes_of, needs_of
+from sonde.stats import CalibratedScorer, ClassCalibration
+
+BROUGHT = ("x", "logits", "grad", "position", "grid", "special")
+Methods = Sequence[str | Key]
+BIGGEST = torch.finfo(torch.float64).max
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One row, or example, whose score lies above its detector's threshold or is not finite.
+
+    Parameters
+    ----------
+    method, site : str
+    step : int
+        Which forward of this text: 0, or more where a key-value cache was gone on from.
+    example, position : int
+        Row of the batch, and where in it the alarm stands.
+    score, threshold : float
+    p : float or None
+        Conformal p-value; None where the probe was not calibrated.
+    """
+
+    method: str
+    site: str
+    step: int
+    example: int
+    position: int
+    score: float
+    threshold: float
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One detector at one site, its tensors in float32."""
+
+    name: Key
+    scorer: Scorer
+    needs: tuple[str, ...]
+    threshold: float
+    reduction: str | None
+
+    @property
+    def by(self) -> str | None:
+        """What says the class of a row, where thresholds are those of classes."""
+        return self.scorer.by if isinstance(self.scorer, CalibratedScorer) else None
+
+    def p_value(self, scores: Any, label: Tensor | None) -> Float[Tensor, "row"] | None:
+        """Return p-values; None where the detector was not calibrated."""
+        if not isinstance(self.scorer, CalibratedScorer):
+            return None
+        calibration = self.scorer.calibration
+        if isinstance(calibration, ClassCalibration):
+            return calibration.p_value(scores, label)
+        return calibration.p_value(scores)
+
+    def thresholds(self, alpha: float | None, n: int, label: Tensor | None) -> Float[Tensor, "row"]:
+        """Return the threshold of each of ``n`` scores."""
+        calibration = self.scorer.calibration if isinstance(self.scorer, CalibratedScorer) else None
+        if alpha is None or not isinstance(calibration, ClassCalibration):
+            return torch.full((n,), self.threshold, dtype=torch.float64)
+        return calibration.thresholds(alpha, label, n).clamp(max=BIGGEST)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one detector says of one forward; ``label`` where thresholds are those of classes."""
+
+    scores: Float[Tensor, "row"]
+    example: Int[Tensor, "_row"]
+    position: Int[Tensor, "_row"]
+    label: Int[Tensor, "_row"] | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The scores of one forward, detector after detector."""
+
+    scores: Float[Tensor, "score"]
+    counts: tuple[int, ...]
+    example: tuple[Int[Tensor, "_row"], ...]
+    position: tuple[Int[Tensor, "_row"], ...]
+    label: tuple[Int[Tensor, "_row"] | None, ...]
+
+
+def schema_of(site: dict[str, Any]) -> SiteSchema:
+    """Return what a bundle's header says of one kind of rows.
+
+    Raises
+    ------
+    StateError
+        If it does not say how outputs become rows: it was fitted on arrays, or long ago.
+    """
+    if "axes" not in site:
+        raise StateError(
+            f"Guard: the probe does not say which axes the outputs at {site['text']} have. Fit it "
+            "again with this version."
+        )
+    place = Site.parse(site["text"].partition("|")[0])
+    if site["text"].endswith("|entry"):
+        place = replace(place, port="in", key=None)
+    return SiteSchema(
+        site["text"],
+        place,
+        Reducer.parse(site["reducer"]),
+        int(site["dim"]),
+        str(site.get("dtype", "float32")),
+        axes=str(site["axes"]),
+        prefix=int(site.get("prefix", 0)),
+    )
+
+
+def in_single(scorer: Scorer, device: torch.device) -> Any:
+    """Return a scorer whose tensors are on a device, those of float64 in float32."""
+    single = {torch.float64: torch.float32}
+    if isinstance(scorer, CalibratedScorer):
+        return replace(scorer, scorer=in_single(scorer.scorer, device))
+    return map_tensors(scorer, lambda t: t.to(device=device, dtype=single.get(t.dtype, t.dtype)))
+
+
+def watches_of(
+    fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
+) -> list[Watch]:
+    found = []
+    for name, scorer in fitted.scorers.items():
+        if methods is not None and name not in methods and name[0] not in methods:
+            continue
+        needs = needs_of(scorer)
+        strange = [n for n in needs if n not in BROUGHT]
+        if strange or "&" in name[1]:
+            what = f"the column {strange[0]!r}" if strange else f"the sites {name[1]} at once"
+            raise InputError(
+                f"Guard: {name[0]} needs {what}, which one forward does not bring. Guard with "
+                "other detectors (methods=[...]), or score whole data with sonde.score."
+            )
+        how = scorer.reduction if isinstance(scorer, CalibratedScorer) else None
+        limit = _threshold(name, scorer, alpha)
+        found.append(Watch(name, in_single(scorer, device), needs, limit, how))
+    if not found:
+        words = sorted({word for word, _ in fitted.names})
+        raise StateError(
+            f"Guard: expected a detector{'' if methods is None else f' among {list(methods)}'}, "
+            f"the probe holds {', '.join(words) or 'nothing'}. Fit one, e.g. mahalanobis."
+        )
+    return found
+
+
+def _threshold(name: Key, scorer: Scorer, alpha: float | None) -> float:
+    if alpha is None:
+        return BIGGEST
+    if not isinstance(scorer, CalibratedScorer):
+        raise CalibrationError(
+            f"Guard: {name[0]} at {name[1]} is not calibrated, so there is no threshold for "
+            f"alpha={alpha:g}. Calibrate the probe (sonde calibrate), or pass alpha=None.",
+            1,
+        )
+    calibration = scorer.calibration
+    try:
+        if isinstance(calibration, ClassCalibration) and calibration.by == "predicted":
+            for label in calibration.labels.tolist():
+                calibration.threshold(alpha, label)  # a class with too few scores is told now
+        return min(calibration.threshold(alpha), BIGGEST)
+    except CalibrationError as error:
+        error.add_note(f"at {name[0]} at {name[1]}")
+        raise
+
+
+def scored(watch: Watch, batch: Batch, goes_on: bool) -> Scored:
+    """Return what a detector says of the rows of a forward."""
+    key = watch.name[1]
+    columns = [batch.column(c, key) for c in watch.needs]
+    scores, example, position = (
+        watch.scorer.score(*columns),
+        batch.example[key],
+        batch.position[key],
+    )
+    label = None
+    if watch.by is not None:
+        classes = [batch.column(c, key) for c in class_columns(watch.by)]
+        label = classes_of(watch.by, classes, len(example))
+    if watch.reduction is None:
+        return Scored(scores, example, position, label)
+    if goes_on and watch.reduction != "max":
+        raise InputError(
+            f"Guard: {watch.name[0]} is calibrated for the {watch.reduction} of a whole text, "
+            "got a forward that goes on from cached tokens. Calibrate rows (reduction='rows')."
+        )
+    found = watch.scorer.reduced(scores.double().cpu(), example, watch.reduction, *columns)
+    row = found.row
+    return Scored(found.score, example[row], position[row], None if label is None else label[row])
