@@ -265,6 +265,17 @@ class PAWN(Detector):
         The label that scores high; every other label is usual, -1 is left out.
     seed : int, default=0
 
+    Examples
+    --------
+    >>> label = torch.arange(160) // 4 % 2
+    >>> metrics = torch.zeros(160, 7) - 1.0 - 2.0 * label[:, None]
+    >>> rows = {"states": torch.zeros(160, 3), "metrics": metrics}
+    >>> small = PAWN(features=4, gates=2, hidden=8, depth=1, epochs=30, batch=8, rate=1e-2)
+    >>> scorer = small.fit(rows, label, ids=[str(i // 4) for i in range(160)],
+    ...                    position=torch.arange(160) % 4)
+    >>> scorer.score((torch.zeros(2, 3), metrics[3:5]), torch.tensor([1, 1])).sign().tolist()
+    [-1.0, 1.0]
+
     References
     ----------
     miralles2025pawn

@@ -1,0 +1,51 @@
+"""What methods ask of a reading: on the command line, and as a check of a stream."""
+
+import pytest
+import torch
+
+from sonde.cli.fit import reading_of
+from sonde.core.errors import InputError
+from sonde.core.stream import Stream
+from sonde.detect import ODIN, PAWN, Energy, Mahalanobis, TokenStatistics
+from sonde.run._asked import asked, check_reading
+from sonde.run.fit import fit
+from sonde.run.read import read
+from sonde.run.score import open_for
+
+AUTO = {"sites": "auto", "reducer": "auto"}
+
+
+def test_methods_say_what_they_need():
+    assert asked([Energy(), Mahalanobis()]) == {}
+    found = asked([ODIN(), TokenStatistics(), TokenStatistics("min_k")])
+    assert found == {"perturb": ODIN().perturbation.json(), "reducer": "predictions"}
+    with pytest.raises(InputError, match=r"ODIN: expected perturb=.*Fit them one after the other"):
+        asked([ODIN(), ODIN(eps=0.1)])
+
+
+def test_what_a_user_types_goes_first():
+    assert reading_of([], AUTO) == AUTO
+    assert reading_of([TokenStatistics()], AUTO) == AUTO | {"reducer": "predictions"}
+    assert reading_of([PAWN()], AUTO)["sites"] == PAWN().reading()["sites"]
+    typed = {"sites": "head", "reducer": "tokens"}
+    assert reading_of([PAWN(), TokenStatistics()], typed) == typed
+
+
+def test_plain_arrays_do_not_say_how_they_were_read():
+    check_reading([ODIN(), TokenStatistics(), PAWN()], Stream.of(torch.zeros(3, 7)))
+
+
+def test_a_bundle_of_several_reducers_reads_them_again():
+    text = "def f(x):\n    return x + {}\n\nfor i in range({}):\n    print(f(i))\n"
+    texts = [text.format(i, 2 * i) for i in range(30)]
+    sites = ["logits:in|tokens", "logits|predictions"]
+    stream = read("sonde:stdlib", texts, sites=sites, seed=0)
+    methods = [TokenStatistics(), Mahalanobis(classes=False)]
+    fitted = fit(methods, stream, progress=False)
+    again = open_for(fitted, "sonde:stdlib", texts)
+    assert [(s.key, str(s.reducer)) for s in again.schema] == [
+        (s.key, str(s.reducer)) for s in stream.schema
+    ]
+    assert {site for _, site in fitted.names} == {"lm_head:in", "lm_head:out"}
+    places = [site for method, site in fitted.names if method == "token_statistics"]
+    assert places == ["lm_head:out"]
