@@ -79,7 +79,8 @@ class Reading:
         tyro.conf.arg(metavar="PATTERN ...", help="patterns such as 'layers.*.mlp' or 'blocks'"),
     ] = ("auto",)
     reducer: Annotated[
-        str, tyro.conf.arg(help="mean, last, cls, tokens, predictions, patches, patches3, flat, auto")
+        str,
+        tyro.conf.arg(help="mean, last, cls, tokens, predictions, patches, patches3, flat, auto"),
     ] = "auto"
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
     dtype: Annotated[
