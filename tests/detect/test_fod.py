@@ -237,6 +237,15 @@ def test_a_run_is_calibrated_on_whole_images_and_saved(tmp_path):
     assert found.tolist() == pytest.approx(table["score"].to_pylist())
 
 
+def test_rows_are_scored_but_not_calibrated():
+    with pytest.raises(InputError, match="FOD: expected one score for each example to calibrate"):
+        fit(FOD(**TINY), _stream(9, 0), reduction="rows", progress=False)
+    fitted = fit(FOD(**TINY), _stream(9, 0), calibrate=0, progress=False)
+    table = score(fitted, _stream(2, 1), reduction="rows", progress=False)
+    assert table.num_rows == 2 * PLACES
+    assert table["p"].null_count == 2 * PLACES
+
+
 def test_grids_need_not_be_square():
     images = _images(30, 0)[:, :12]
     with pytest.raises(InputError, match=r"square number of patches .*got 12 positions.*columns="):

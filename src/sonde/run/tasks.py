@@ -56,6 +56,7 @@ def assign(
             if split is not None and isinstance(instrument, Detector):
                 reducers = [str(by_key[key].reducer) for key in keys]
                 how = reduction_at(reducers, reduction, instrument.reduces)
+                _check_reduction(instrument, how)
                 tasks.append(Task(Calibrated.of(instrument, how), keys))
             else:
                 tasks.append(Task(instrument, keys))
@@ -66,6 +67,15 @@ def assign(
     if skipped:
         warnings.warn(f"left out: {' '.join(skipped)}", SondeWarning, stacklevel=3)
     return tasks
+
+
+def _check_reduction(detector: Detector, how: str | None) -> None:
+    if how is None and detector.whole_examples:
+        raise InputError(
+            f"{type(detector).__name__}: expected one score for each example to calibrate, got "
+            "reduction 'rows': it scores whole examples. Leave the reduction at auto, take max, "
+            "mean or topk_mean(k), or fit without calibration and score the rows."
+        )
 
 
 def _places(instrument: Instrument, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
