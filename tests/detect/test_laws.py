@@ -20,6 +20,7 @@ from sonde.detect import (
     NAC,
     SCALE,
     SHE,
+    DictLookup,
     Energy,
     Entropy,
     GradNorm,
@@ -27,6 +28,7 @@ from sonde.detect import (
     Mahalanobis,
     MaxLogit,
     NNGuide,
+    PatchCore,
     ReAct,
     RelativeMahalanobis,
     ViM,
@@ -64,6 +66,9 @@ DETECTORS = [
     COSTARR(logit="zscore"),
     FDBD(),
     NNGuide(k=5),
+    DictLookup(m=64),
+    PatchCore(m=64, b=1),
+    PatchCore(m=1024),
 ]
 
 WEIGHT = torch.tensor([[1.0] * 3 + [0.0] * 3, [0.0] * 3 + [1.0] * 3])
