@@ -85,6 +85,14 @@ def test_grows_with_the_spread_of_states():
     assert all(np.diff(values) > 0)
 
 
+@pytest.mark.truth("states of almost 0.5 by construction: one bin of nine")
+def test_says_where_the_steepness_leaves_nothing_to_see():
+    flat = _small(1e-3 * Z, n_bins=10, grid="even", full=1)
+    assert flat.conventions["single_bin"] == 1.0
+    assert flat.value == pytest.approx(1 / 9)
+    assert _small().conventions["single_bin"] == 0.0
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(InputError, match="expected rows that are predicted as their label, got no"):
         _small(columns=_columns(Z) | {"label": 1 - LABEL})

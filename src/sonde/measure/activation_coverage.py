@@ -106,7 +106,9 @@ class ActivationCoverage(Instrument):
                  reach: no more than ``n / (full bins)``.
     Cost         forward and backward; state 8 n_bins bytes per unit.
     Assumes      labels that are the model's classes; a gradient that sums over rows (never a mean),
-                 the model in eval mode.
+                 the model in eval mode; ``alpha`` that spreads the states, which depends on the
+                 model: ``conventions["single_bin"]`` is the share of units whose states all lie in
+                 one bin, of which nothing can be learned. Raise ``alpha`` where it is large.
     Differs      from the paper: the value is divided by the number of bins that can be reached
                  (``normalise="paper"``: by ``n_bins``), and a state of exactly 1 lies in the last
                  bin instead of in none.
@@ -184,6 +186,7 @@ class ActivationCoverage(Instrument):
                 "bins": bins,
                 "divided_by": bins if self.normalise == "bins" else self.n_bins,
                 "full_bin": self.full,
+                "single_bin": float((right.counts.amax(1) == right.n).double().mean()),
                 "most": min(1.0, right.n / (self.full * bins)),
                 "se": "not given: the value grows with the rows; compare checkpoints on the same",
             },
