@@ -18,6 +18,7 @@ from sonde.detect import (
     KNN,
     MSP,
     NAC,
+    ODIN,
     SCALE,
     SHE,
     DictLookup,
@@ -48,6 +49,7 @@ DETECTORS = [
     KLMatching(),
     MaxLogit(),
     MSP(),
+    ODIN(temperature=10.0),
     SHE(),
     Mahalanobis(),
     Mahalanobis(classes=False),
@@ -82,7 +84,7 @@ def _columns(seed, n=300, dim=6, dtype=torch.float32):
     x = centre[label] + 0.5 * torch.randn(n, dim, generator=rng)
     logits = x @ WEIGHT.T
     grad = (logits.softmax(1) - 0.5) @ WEIGHT
-    columns = {"x": x, "grad": grad, "logits": logits}
+    columns = {"x": x, "grad": grad, "logits": logits, "perturbed_logits": 1.1 * logits}
     return {k: v.to(dtype) for k, v in columns.items()}, label
 
 
@@ -103,6 +105,7 @@ def test_far_rows_score_above_usual_ones(detector):
     scorer = _fit(detector, columns, label)
     usual = _score(scorer, detector, held)
     far = {"x": torch.tensor([[-8.0, 8.0] * 3]).repeat(4, 1), "logits": torch.zeros(4, 2)}
+    far["perturbed_logits"] = far["logits"]
     far["grad"] = torch.full((4, 6), 2.0)
     assert float(_score(scorer, detector, far).min()) > float(usual.quantile(0.99))
 
