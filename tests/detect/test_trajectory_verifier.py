@@ -173,6 +173,10 @@ def test_errors():
         TrajectoryVerifier().fit(x, **clean)
     with pytest.raises(InputError, match="expected right and wrong steps"):
         TrajectoryVerifier(head="lda").fit(x, **clean)
+    broken, hidden, who = _trajectories(9, hidden=True)
+    broken[int(np.flatnonzero(who == 1)[1])] = math.nan
+    with pytest.raises(InputError, match=r"all steps of a trajectory of which only .* got steps"):
+        TrajectoryVerifier().fit(broken, **hidden)
     with pytest.raises(InputError, match="expected l2 > 0"):
         TrajectoryVerifier(l2=0.0)
     assert TrajectoryVerifier(rows="step_ends").reading() == {"reducer": "step_ends"}

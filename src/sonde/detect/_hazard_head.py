@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from sonde.core.errors import InputError
 from sonde.core.state import State
 from sonde.core.statistic import Learner, Statistic
 from sonde.stats import ClassMoments, ClassMomentsState, Moments, MomentsState
@@ -211,6 +212,16 @@ def _sums(
     return at_risk * hazard - target, at_risk * hazard * (1 - hazard), float(loss)
 
 
+def _check_whole(position: Int[Tensor, "step"]) -> None:
+    """Refuse a trajectory of which steps are missing where all of them are needed."""
+    if not torch.equal(position, torch.arange(len(position))):
+        raise InputError(
+            "TrajectoryVerifier: expected all steps of a trajectory of which only the verdict is "
+            f"known, got steps {position[:5].tolist()}. Give its rows one 'group', so that they "
+            "come together, and leave out trajectories with states that are not finite."
+        )
+
+
 def _expected(
     logit: Float[Tensor, "row"],
     some: Bool[Tensor, "row"],
@@ -227,6 +238,7 @@ def _expected(
     for which in torch.unique(member[some]).tolist():
         rows = torch.nonzero(member == which).flatten()
         rows = rows[torch.argsort(position[rows])]
+        _check_whole(position[rows])
         spared = logsigmoid(-logit[rows]).cumsum(0)
         log_some = torch.log(-torch.expm1(spared[-1]))
         before = torch.cat([spared.new_zeros(1), spared[:-1]])
