@@ -128,6 +128,7 @@ class ActivationCoverage(Instrument):
 
     Examples
     --------
+    >>> import torch
     >>> x = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]])
     >>> y = torch.tensor([0, 1, 0, 1])
     >>> columns = {"grad": torch.ones(4, 2), "label": y, "logits": torch.eye(2)[y]}
