@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install scan test test-fast lint wheel-test shots bench docs clean
+.PHONY: install scan test test-fast lint wheel-test shots bench studies docs clean
 
 install: $(STAMP)
 
@@ -58,6 +58,9 @@ shots: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+studies: install
+	$(BIN)/sonde study all -o reports/studies
 
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -22,6 +22,7 @@ from sonde.cli.methods import Methods
 from sonde.cli.read import Read
 from sonde.cli.scan import Scan
 from sonde.cli.score import Score
+from sonde.cli.study import Study
 from sonde.core.errors import SondeError, SondeWarning, near
 
 COMMANDS: dict[str, type[Any]] = {
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[Any]] = {
     "merge": Merge,
     "info": Info,
     "methods": Methods,
+    "study": Study,
 }
 
 

@@ -21,6 +21,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde merge A.sonde B.sonde -o C.sonde          add up what was fitted apart
   sonde info FILE                                 what a file holds
   sonde methods [FAMILY]                          the catalogue
+  sonde study NAME                                a paper's claims, tried here
 
 MODEL is a Hugging Face directory or name, package.module:factory, sonde:digits,
 sonde:stdlib, or - for feature arrays. DATA is an image folder, a JSONL, CSV or

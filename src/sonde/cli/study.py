@@ -1,0 +1,64 @@
+"""``sonde study``: a paper's claims against our figures."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
+
+EVERY = "all"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Run the experiment of a paper at a size for one core, and say which claims hold here.
+
+    NAME is a study, or all; without it the studies are listed.
+
+    Example: sonde study nac
+    """
+
+    name: Annotated[tyro.conf.Positional[str], named("NAME", "a study, or all")] = ""
+    seeds: Annotated[int, named("N", "independent repetitions, at least 3")] = 5
+    tiny: Annotated[bool, tyro.conf.arg(help="a size that only shows that it runs")] = False
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(aliases=["-o"], metavar="FOLDER", help="folder for NAME.json and NAME.txt"),
+    ] = None
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Run what is asked for, and print a table after each."""
+        from sonde.studies import STUDIES, study_of
+
+        if not self.name:
+            say("\n".join(f"{word:<16}{study_of(word).title}" for word in STUDIES))
+            return 0
+        if self.out is not None and self.out.is_file():
+            raise InputError(f"study: expected a folder for -o, got the file {self.out}.")
+        words = list(STUDIES) if self.name == EVERY else [self.name]
+        studies = [study_of(word) for word in words]
+        found = [self._one(study) for study in studies]
+        if self.printing.json:
+            say_json(found if self.name == EVERY else found[0])
+        return 0
+
+    def _one(self, study: Any) -> dict[str, Any]:
+        from sonde.studies import as_text, run_study
+
+        quiet = self.printing.quiet or self.printing.json
+        tick = (lambda _: None) if quiet else note
+        table = run_study(study, range(self.seeds), self.tiny, tick)
+        if not self.printing.json:
+            say(as_text(table) + "\n")
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(table.json(), indent=1) + "\n"
+            (self.out / f"{study.name}.json").write_text(text, encoding="utf-8")
+            (self.out / f"{study.name}.txt").write_text(as_text(table) + "\n", encoding="utf-8")
+        return table.json()

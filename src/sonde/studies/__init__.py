@@ -1,0 +1,42 @@
+"""Experiments of papers at a size that runs here, with intervals, null arms and verdicts.
+
+Each study is one file; ``STUDIES`` finds it by the word of ``sonde study``.
+"""
+
+import importlib
+
+from sonde.core.errors import InputError, near
+from sonde.studies.study import Claim, Outcome, Study, StudyTable, run_study
+from sonde.studies.text import as_text
+
+STUDIES: dict[str, str] = {
+    "nac": "NACStudy",
+    "overview": "OverviewStudy",
+}
+
+__all__ = [
+    "STUDIES",
+    "Claim",
+    "Outcome",
+    "Study",
+    "StudyTable",
+    "as_text",
+    "run_study",
+    "study_of",
+]
+
+
+def study_of(word: str) -> Study:
+    """Return a study by its word.
+
+    Raises
+    ------
+    InputError
+        If there is no such study.
+    """
+    if word not in STUDIES:
+        raise InputError(
+            f"study: expected one of {', '.join(STUDIES)}, got {word!r}.{near(word, STUDIES)}"
+        )
+    module = importlib.import_module(f"sonde.studies.{word.replace('-', '_')}")
+    return getattr(module, STUDIES[word])()

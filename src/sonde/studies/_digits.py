@@ -1,0 +1,130 @@
+"""Small nets on scikit-learn's digits: six known, four near unusual ones, noise as far ones."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor, nn
+
+Architecture = Literal["mlp", "cnn"]
+Items = list[dict[str, Any]]
+
+KNOWN, FIT, HELD, FAR, TINY = 6, 500, 250, 500, 60
+STEPS = {"mlp": 300, "cnn": 150}
+RATE = {"mlp": 1e-3, "cnn": 3e-3}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A trained net and what is fed to it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Sites ``body`` (last hidden layer) and ``early`` (a layer before), a linear ``head``.
+    fit, held, test, near, far : list of dict
+        Items ``{"x", "label", "id"}``: what the net was trained on, two fresh parts of known
+        digits, digits of other classes, and uniform noise.
+    accuracy : float
+        On ``test``.
+    """
+
+    model: nn.Module
+    fit: Items
+    held: Items
+    test: Items
+    near: Items
+    far: Items
+    accuracy: float
+
+
+class Net(nn.Module):
+    """An early part, a body that ends in a hidden layer, and a linear head."""
+
+    def __init__(self, early: nn.Module, body: nn.Module, width: int) -> None:
+        super().__init__()
+        self.early, self.body, self.head = early, body, nn.Linear(width, KNOWN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of images (row, 64)."""
+        return self.head(self.body(self.early(x)))
+
+
+class _Image(nn.Module):
+    """Sees 64 pixels as one channel of 8 x 8."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (1, 8, 8))
+
+
+def net_of(architecture: Architecture) -> Net:
+    """Return an untrained net."""
+    if architecture == "mlp":
+        early = nn.Sequential(nn.Linear(64, 128), nn.ReLU())
+        return Net(early, nn.Sequential(nn.Linear(128, 64), nn.ReLU()), 64)
+    early = nn.Sequential(_Image(), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    body = nn.Sequential(
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 64), nn.ReLU()
+    )
+    return Net(early, body, 64)
+
+
+@cache
+def pixels() -> tuple[Tensor, np.ndarray]:
+    """Return the 1,797 digits with pixels in [0, 1], and which digit each is."""
+    found: Any = load_digits()
+    return torch.from_numpy(found.data / 16.0).float(), found.target
+
+
+def digits(seed: int, architecture: Architecture = "mlp", tiny: bool = False) -> Digits:
+    """Train a net on six random digits and return it with its data."""
+    draw = np.random.default_rng(seed)
+    x, digit = pixels()
+    chosen = draw.permutation(10)[:KNOWN]
+    known = draw.permutation(np.flatnonzero(np.isin(digit, chosen)))
+    label = np.searchsorted(np.sort(chosen), digit[known])
+    near = np.flatnonzero(~np.isin(digit, chosen))
+    far = torch.from_numpy(draw.uniform(size=(FAR, 64))).float()
+    model = net_of(architecture)
+    steps = 100 if tiny else STEPS[architecture]
+    train(model, x[known[:FIT]], torch.from_numpy(label[:FIT]), seed, steps, RATE[architecture])
+    rest = slice(FIT + HELD, FIT + HELD + TINY if tiny else None)
+    near, far = (near[:TINY], far[:TINY]) if tiny else (near, far)
+    with torch.no_grad():
+        said = model(x[known[rest]]).argmax(1).numpy()
+    return Digits(
+        model,
+        _items("fit", x[known[:FIT]], label[:FIT]),
+        _items("held", x[known[FIT : FIT + HELD]], label[FIT : FIT + HELD]),
+        _items("test", x[known[rest]], label[rest]),
+        _items("near", x[near]),
+        _items("far", far),
+        float((said == label[rest]).mean()),
+    )
+
+
+def _items(part: str, x: Tensor, label: np.ndarray | None = None) -> Items:
+    return [
+        {"x": row, "id": f"{part}{i}", "label": -1 if label is None else int(label[i])}
+        for i, row in enumerate(x)
+    ]
+
+
+@torch.enable_grad()
+def train(model: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int, rate: float) -> None:
+    """Draw the weights from a seed, and fit them by full-batch Adam."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.reset_parameters()
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+    model.train()
+    for _ in range(steps):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), label).backward()
+        optimiser.step()
+    model.eval()

@@ -1,0 +1,47 @@
+"""How well fitted detectors separate items, through the same calls that users make."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
+import torch
+from torch import Tensor
+
+from sonde.core.instrument import Instrument
+from sonde.metrics import auroc
+from sonde.run.fit import fit
+from sonde.run.fitted import Fitted
+from sonde.run.read import read
+from sonde.run.score import score
+
+
+def fitted_on(
+    model: Any, items: Any, detectors: Instrument | Iterable[Instrument], **options: Any
+) -> Fitted:
+    """Fit detectors on items without holding any out; ``options`` are those of ``sonde.read``."""
+    return fit(detectors, read(model, items, **options), calibrate=0, progress=False)
+
+
+def scores_of(
+    fitted: Fitted, model: Any, items: Any, **options: Any
+) -> dict[tuple[str, str], Tensor]:
+    """Return the scores of items by method and site, in the items' order."""
+    table: pa.Table = score(fitted, model, items, progress=False, **options)
+    columns = {name: np.asarray(table[name]) for name in ("instrument", "site", "score")}
+    found: dict[tuple[str, str], Tensor] = {}
+    for name in dict.fromkeys(zip(columns["instrument"], columns["site"], strict=True)):
+        mine = (columns["instrument"] == name[0]) & (columns["site"] == name[1])
+        found[name[0], name[1]] = torch.from_numpy(columns["score"][mine].astype(np.float64))
+    return found
+
+
+def area(usual: Tensor, unusual: Tensor) -> float:
+    """Return the AUROC of unusual against usual scores."""
+    label = torch.cat([torch.zeros(len(usual)), torch.ones(len(unusual))]).bool()
+    return float(auroc(torch.cat([usual, unusual]), label, resamples=0).value)
+
+
+def mean_score(many: Sequence[Tensor]) -> Tensor:
+    """Return the mean over sites of each item's scores."""
+    return torch.stack(list(many)).mean(0)

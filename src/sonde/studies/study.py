@@ -1,0 +1,234 @@
+"""What a study is: claims, their figures over seeds, and what they say.
+
+A study repeats an experiment of a paper at a size that runs on one core, on real data or with
+planted truth, with a null arm in which there is nothing to find.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, stdev
+from typing import Any, ClassVar, Literal
+
+from sonde.core.errors import InputError
+
+Verdict = Literal["holds", "mixed", "does not hold"]
+Figures = Mapping[str, float]
+Tick = Callable[[str], None]
+
+LEVEL, POWER = 0.95, 0.8
+LEAST_SEEDS = 3
+BETWEEN = " | "
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a paper as one number that should be above a bar.
+
+    Parameters
+    ----------
+    key : str
+        Name of the figure that ``Study.run`` returns, e.g. a difference of two arms.
+    text : str
+        The claim in our words.
+    figure : str
+        What the number is, with its unit.
+    above : float, default=0.0
+        The claim holds where the whole interval lies above this, and fails where it lies below.
+    """
+
+    key: str
+    text: str
+    figure: str
+    above: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A figure over seeds: each seed is one independent repetition.
+
+    Parameters
+    ----------
+    values : tuple of float
+        One for each seed.
+    above : float
+        The bar of the claim; for a null arm what is expected.
+    """
+
+    values: tuple[float, ...]
+    above: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds; 0 for one."""
+        return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval at 95 % by Student's t; infinite for one seed."""
+        return _t(1 - (1 - LEVEL) / 2, len(self.values)) * self._error
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval at 95 %."""
+        return self.mean - self.half_width, self.mean + self.half_width
+
+    @property
+    def detectable(self) -> float:
+        """The smallest distance from the bar that this design finds four times out of five."""
+        n = len(self.values)
+        return (_t(1 - (1 - LEVEL) / 2, n) + _t(POWER, n)) * self._error
+
+    @property
+    def verdict(self) -> Verdict:
+        """Say on which side of the bar the interval lies."""
+        low, high = self.interval
+        if low > self.above:
+            return "holds"
+        return "does not hold" if high < self.above else "mixed"
+
+    @property
+    def covers(self) -> bool:
+        """Whether the interval holds the bar, as a null arm's should."""
+        low, high = self.interval
+        return low <= self.above <= high
+
+    @property
+    def _error(self) -> float:
+        n = len(self.values)
+        return stdev(self.values) / math.sqrt(n) if n > 1 else math.inf
+
+
+def _t(quantile: float, n: int) -> float:
+    from scipy.stats import t  # pyright: ignore[reportMissingTypeStubs]
+
+    return float(t.ppf(quantile, n - 1)) if n > 1 else math.inf
+
+
+class Study(ABC):
+    """One paper's experiment. Subclasses are final and live in one file each.
+
+    Attributes
+    ----------
+    name : str
+        The word of ``sonde study``.
+    title : str
+        The question in one line.
+    paper : str
+        Key in ``docs/papers.bib``; empty where the study is ours.
+    fidelity : str
+        Official or reconstructed formula; whether the original chose anything on test data.
+    data : str
+        What it runs on.
+    claims : tuple of Claim
+    null : Claim
+        The arm with nothing to find; its interval should hold ``above``.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str] = ""
+    fidelity: ClassVar[str]
+    data: ClassVar[str]
+    claims: ClassVar[tuple[Claim, ...]]
+    null: ClassVar[Claim]
+
+    @abstractmethod
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Return the figures of one repetition: every claim's, the null's, and those of the arms.
+
+        Arms named ``row | column`` are shown as a grid.
+
+        Parameters
+        ----------
+        seed : int
+            Draws everything: data, weights, splits.
+        tiny : bool
+            A size that only shows that it runs.
+        tick : callable
+            Told what is being done, for the progress line.
+        """
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """What a study found.
+
+    Parameters
+    ----------
+    study : Study
+    seeds : tuple of int
+    figures : dict of str to tuple of float
+        Every figure, one value for each seed.
+    tiny : bool
+    """
+
+    study: Study
+    seeds: tuple[int, ...]
+    figures: dict[str, tuple[float, ...]]
+    tiny: bool = False
+    seconds: float = field(default=0.0, compare=False)
+
+    def outcome(self, claim: Claim) -> Outcome:
+        """Return the figure of a claim over the seeds."""
+        return Outcome(self.figures[claim.key], claim.above)
+
+    def json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        study = self.study
+        return {
+            "study": study.name,
+            "title": study.title,
+            "paper": study.paper,
+            "fidelity": study.fidelity,
+            "data": study.data,
+            "seeds": list(self.seeds),
+            "tiny": self.tiny,
+            "seconds": round(self.seconds, 1),
+            "claims": [self._entry(c) | {"verdict": self.outcome(c).verdict} for c in study.claims],
+            "null": self._entry(study.null) | {"as_expected": self.outcome(study.null).covers},
+            "figures": {k: list(v) for k, v in self.figures.items()},
+        }
+
+    def _entry(self, claim: Claim) -> dict[str, Any]:
+        outcome = self.outcome(claim)
+        low, high = outcome.interval
+        numbers = {"mean": outcome.mean, "low": low, "high": high, "detectable": outcome.detectable}
+        return asdict(claim) | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+
+
+def run_study(
+    study: Study, seeds: Sequence[int], tiny: bool = False, tick: Tick = lambda _: None
+) -> StudyTable:
+    """Run a study once for each seed.
+
+    Raises
+    ------
+    InputError
+        If a seed is given twice, or there are fewer than three.
+    """
+    import time
+
+    if len(seeds) < LEAST_SEEDS or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"study {study.name}: expected at least {LEAST_SEEDS} different seeds, got "
+            f"{list(seeds)}. An interval needs repetitions."
+        )
+    began = time.perf_counter()
+    found = [dict(_one(study, seed, tiny, tick)) for seed in seeds]
+    columns = {key: tuple(float(f[key]) for f in found) for key in found[0]}
+    return StudyTable(study, tuple(seeds), columns, tiny, time.perf_counter() - began)
+
+
+def _one(study: Study, seed: int, tiny: bool, tick: Tick) -> Figures:
+    figures = study.run(seed, tiny, lambda what: tick(f"{study.name}, seed {seed}: {what}"))
+    missing = {c.key for c in (*study.claims, study.null)} - set(figures)
+    if missing:
+        raise InputError(f"study {study.name}: its run gave no figure for {sorted(missing)}.")
+    return figures

@@ -1,0 +1,94 @@
+"""A study's table as text."""
+
+from textwrap import wrap
+
+from sonde.studies.study import BETWEEN, Claim, Outcome, StudyTable
+
+WIDTH = 100
+LARGE = 20.0
+
+
+def as_text(table: StudyTable) -> str:
+    """Return the claims, the null arm, and the figures of every arm."""
+    study = table.study
+    seeds = ", ".join(map(str, table.seeds))
+    head = [
+        f"{study.name}: {study.title}",
+        *_field("paper", study.paper or "none: the study is ours"),
+        *_field("data", study.data),
+        *_field("fidelity", study.fidelity),
+        *_field("seeds", f"{seeds}; {table.seconds:.0f} s{'; TINY: no evidence' * table.tiny}"),
+    ]
+    claims = [line for claim in study.claims for line in _claim(table, claim)]
+    null = _claim(table, study.null, is_null=True)
+    named = {claim.key for claim in (*study.claims, study.null)}
+    arms = [key for key in table.figures if key not in named]
+    plain = [_arm(table, key) for key in arms if BETWEEN not in key]
+    if plain:
+        plain = ["", f"  {'arm':<40}{'mean':>9}{'least':>9}{'largest':>9}", *plain]
+    return "\n".join([*head, "", *claims, *null, *plain, *_grid(table)])
+
+
+def _grid(table: StudyTable) -> list[str]:
+    """Return figures named ``row | column`` as a grid of means and standard deviations."""
+    cells = {
+        (row, column): Outcome(values)
+        for key, values in table.figures.items()
+        for row, between, column in [key.partition(BETWEEN)]
+        if between
+    }
+    rows, columns = (list(dict.fromkeys(k[i] for k in cells)) for i in (0, 1))
+    if not rows:
+        return []
+    lines = [["", *columns], *([r, *(_cell(cells.get((r, c))) for c in columns)] for r in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "",
+        "  mean +- standard deviation over seeds",
+        *(
+            "  "
+            + "  ".join(
+                x.rjust(w) if i else x.ljust(w)
+                for i, (x, w) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ),
+    ]
+
+
+def _cell(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return ""
+    if abs(outcome.mean) >= LARGE:
+        return f"{outcome.mean:,.0f}"
+    return f"{outcome.mean:.3f} +- {outcome.deviation:.3f}"
+
+
+def _field(name: str, text: str) -> list[str]:
+    first, *rest = wrap(text, WIDTH - 12)
+    return [f"  {name:<10}{first}", *(f"{'':12}{line}" for line in rest)]
+
+
+def _claim(table: StudyTable, claim: Claim, is_null: bool = False) -> list[str]:
+    outcome = table.outcome(claim)
+    low, high = outcome.interval
+    verdict = outcome.verdict
+    if is_null:
+        verdict = "as expected" if outcome.covers else "NOT AS EXPECTED"
+    lines = wrap(f"{'null: ' if is_null else ''}{claim.text}", WIDTH - 4)
+    figure = (
+        f"{claim.figure}: {outcome.mean:.3f} [{low:.3f}, {high:.3f}]; "
+        f"{'expected' if is_null else 'bar'} {claim.above:g}; "
+        f"would have seen {outcome.detectable:.3f}; {verdict}"
+    )
+    return [
+        f"  {lines[0]}",
+        *(f"  {line}" for line in lines[1:]),
+        *(f"      {x}" for x in wrap(figure, WIDTH - 6)),
+    ]
+
+
+def _arm(table: StudyTable, key: str) -> str:
+    values = table.figures[key]
+    mean = sum(values) / len(values)
+    return f"  {key:<40}{mean:9.3f}{min(values):9.3f}{max(values):9.3f}"

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+from scipy import stats
+
+from sonde.core.errors import InputError
+from sonde.studies import Claim, Outcome, Study, StudyTable, as_text, run_study, study_of
+
+VALUES = (0.03, 0.05, 0.04, 0.07)
+
+
+class Planted(Study):
+    """Figures that follow from the seed."""
+
+    name, title, data = "planted", "is it there?", "none"
+    fidelity = "ours"
+    claims = (
+        Claim("effect", "There is an effect.", "units"),
+        Claim("large", "It is large.", "units", above=10.0),
+    )
+    null = Claim("null", "Nothing.", "units")
+
+    def run(self, seed, tiny, tick):
+        tick("counting")
+        return {
+            "effect": 1 + 0.1 * seed,
+            "large": 1 + 0.1 * seed,
+            "null": (-1.0) ** seed,
+            "ours | near": 0.5,
+            "plain": 3.0,
+        }
+
+
+@pytest.mark.truth("scipy.stats.t.interval")
+def test_interval_is_students():
+    low, high = stats.t.interval(0.95, 3, loc=0.0475, scale=stats.sem(VALUES))
+    assert Outcome(VALUES).interval == pytest.approx((low, high))
+
+
+@pytest.mark.truth("scipy.stats.nct, the power of a one-sample t test")
+def test_the_effect_that_would_have_been_seen_is_seen_about_four_times_out_of_five():
+    wide = Outcome(tuple(0.1 * x for x in range(30)))
+    scale = wide.deviation / math.sqrt(30)
+    shift = wide.detectable / scale
+    found = 1 - stats.nct.cdf(stats.t.ppf(0.975, 29), 29, shift)
+    assert found == pytest.approx(0.8, abs=0.02)
+
+
+def test_verdicts_follow_the_interval():
+    assert Outcome(VALUES).verdict == "holds"
+    assert Outcome(VALUES, above=0.05).verdict == "mixed"
+    assert Outcome(VALUES, above=0.5).verdict == "does not hold"
+    assert Outcome((0.4, 0.5, 0.6), above=0.5).covers
+    assert not Outcome(VALUES).covers
+    assert Outcome((1.0,)).verdict == "mixed"
+
+
+def test_a_table_says_what_was_claimed_and_found():
+    said = []
+    table = run_study(Planted(), range(4), tick=said.append)
+    entry = table.json()
+    assert [c["verdict"] for c in entry["claims"]] == ["holds", "does not hold"]
+    assert entry["null"]["as_expected"]
+    assert entry["figures"]["plain"] == [3.0] * 4
+    text = as_text(table)
+    for word in ("There is an effect.", "does not hold", "as expected", "ours", "near", "plain"):
+        assert word in text
+    assert said == [f"planted, seed {i}: counting" for i in range(4)]
+    assert "no evidence" in as_text(StudyTable(Planted(), (0,), table.figures, tiny=True))
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 1), ()])
+def test_too_few_seeds_are_refused(seeds):
+    with pytest.raises(InputError, match="different seeds"):
+        run_study(Planted(), seeds)
+
+
+def test_a_figure_that_is_missing_is_an_error():
+    class Forgetful(Planted):
+        def run(self, seed, tiny, tick):
+            return {"effect": 1.0, "null": 0.0}
+
+    with pytest.raises(InputError, match="large"):
+        run_study(Forgetful(), range(3))
+
+
+def test_unknown_study_is_an_error():
+    with pytest.raises(InputError, match="nac"):
+        study_of("nacc")
