@@ -59,7 +59,7 @@ class LinearProbe(Detector):
     Examples
     --------
     >>> scorer = LinearProbe(l2=1e-6).fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 1])
-    >>> scorer.score(torch.tensor([[1.5], [2.5]])).round(decimals=3).tolist()
+    >>> [round(v, 3) for v in scorer.score(torch.tensor([[1.5], [2.5]])).tolist()]
     [0.0, 0.8]
 
     References

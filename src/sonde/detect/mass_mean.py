@@ -40,6 +40,7 @@ class MassMean(Detector):
 
     Examples
     --------
+    >>> import torch
     >>> scorer = MassMean().fit([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]], [0, 0, 1, 1])
     >>> scorer.score(torch.tensor([[2.0, 9.0], [5.0, 0.0]])).tolist()
     [0.0, 3.0]
