@@ -116,11 +116,17 @@ def open_for(fitted: Fitted, model: Any, data: Any, **options: Any) -> Stream:
         stream = read(model, data, **{**wants, **options})
         _ = stream.schema  # sites are looked up here
     except SiteError as error:
+        reason = str(error).partition(": ")[2].partition(". ")[0].rstrip(".")
         raise StateError(
-            f"score: the state was fitted at {', '.join(sites[:3])}, and not all of these are "
-            f"sites of this model: {error} Score with the model that it was fitted on."
+            f"score: the state was fitted at {_first(sites)}, and not all of these are sites of "
+            f"this model ({reason}). Score with the model that it was fitted on."
         ) from error
     return stream
+
+
+def _first(sites: list[str]) -> str:
+    more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
+    return ", ".join(sites[:3]) + more
 
 
 def _needs_logits(fitted: Fitted) -> bool:
