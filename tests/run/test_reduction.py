@@ -14,6 +14,7 @@ from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.read import read
 from sonde.run.score import score
+from sonde.stats import Calibrated
 
 
 def images(n, seed):
@@ -93,7 +94,10 @@ def test_calibration_on_other_images(net):
     found = calibrate(bare, stream_of(net, images(30, 1)), progress=False)
     scorer = found.result("mahalanobis")
     usual = [s.amax() for s in patch_scores(scorer, net, images(30, 1))]
-    assert torch.allclose(scorer.calibration.scores, torch.stack(usual).double().sort().values)
+    by_hand = Calibration.from_scores(torch.stack(usual))
+    new = torch.stack([s.amax() for s in patch_scores(scorer, net, images(40, 2))])
+    assert scorer.calibration.n == 30
+    torch.testing.assert_close(scorer.calibration.p_value(new), by_hand.p_value(new))
 
 
 @pytest.mark.truth("exact binomial band of the promised rate")
@@ -131,8 +135,11 @@ def test_refuses_what_cannot_be_reduced(net):
     long = Stream.of(torch.randn(40_000, 3), ids=["a"] * 40_000, position=torch.arange(40_000))
     with pytest.raises(InputError, match="more than a batch holds"):
         score(bare, long, reduction="max", progress=False)
-    with pytest.raises(CalibrationError, match="at most 32768 held-out rows"):
-        calibrate(bare, long, reduction="max", progress=False).result("mahalanobis")
+    with pytest.raises(InputError, match="more than a batch holds"):
+        calibrate(bare, long, reduction="max", progress=False)
+    small = Calibrated(Mahalanobis(), m=100, reduction="max")
+    with pytest.raises(CalibrationError, match="at most 100 held-out rows"):
+        small.fit(torch.randn(300, 3), ids=["a"] * 300, position=torch.arange(300))
 
 
 def test_calibration_of_examples_is_a_calibration(net):
