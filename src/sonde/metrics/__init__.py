@@ -4,11 +4,13 @@ from sonde.metrics.intervals import Metric, difference
 from sonde.metrics.maps import aupro, pixel_auroc
 from sonde.metrics.ranking import aupr, auroc, fpr_at_tpr
 from sonde.metrics.rejection import prediction_rejection
+from sonde.metrics.roc import Roc, roc
 from sonde.metrics.steps import joint_match, localisation, step_f1
 from sonde.metrics.within import auroc_within
 
 __all__ = [
     "Metric",
+    "Roc",
     "aupr",
     "aupro",
     "auroc",
@@ -19,5 +21,6 @@ __all__ = [
     "localisation",
     "pixel_auroc",
     "prediction_rejection",
+    "roc",
     "step_f1",
 ]

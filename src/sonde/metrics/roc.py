@@ -1,0 +1,126 @@
+"""The ROC curve of labelled rows with a pointwise band over resampled groups."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.metrics._ranked import Ranked, kinds, numbers, require_both
+from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, members
+
+POINTS = 101
+
+
+@final
+@dataclass(frozen=True)
+class Roc:
+    """Points of a curve from (0, 0) to (1, 1), and a band on even false-alarm rates.
+
+    Parameters
+    ----------
+    fpr, tpr : Float[Tensor, "point"]
+        Shares of usual and of unusual rows that score at least ``threshold``; equal scores in one
+        step, which lines between points share out evenly.
+    threshold : Float[Tensor, "point"]
+        ``+inf`` at the first point, at which nothing passes.
+    grid, low, high : Float[Tensor, "place"]
+        Ends of the interval of the true-alarm rate at each false-alarm rate of ``grid``; empty
+        without resamples.
+    level : float
+    """
+
+    fpr: Float[Tensor, "point"]
+    tpr: Float[Tensor, "point"]
+    threshold: Float[Tensor, "point"]
+    grid: Float[Tensor, "place"]
+    low: Float[Tensor, "place"]
+    high: Float[Tensor, "place"]
+    level: float = LEVEL
+
+
+def roc(
+    scores: Any,
+    unusual: Any,
+    group: Any = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Roc:
+    """Return the ROC curve; higher scores are taken first.
+
+    The band is pointwise: at one false-alarm rate, ``level`` of the resampled curves lie in it.
+    Where both kinds are separated completely it has no width; the interval of ``auroc`` has one.
+
+    Parameters
+    ----------
+    scores, unusual, group, resamples, seed, level
+        As in ``auroc``.
+
+    Raises
+    ------
+    InputError
+        If there is a NaN, or rows of one kind only.
+
+    Examples
+    --------
+    >>> found = roc([0.1, 0.4, 0.4, 0.8], [0, 0, 1, 1], resamples=0)
+    >>> found.fpr.tolist(), found.tpr.tolist()
+    ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
+    """
+    values = numbers("roc", scores, "scores")
+    positive = kinds("roc", unusual, len(values))
+    require_both("roc", positive)
+    ranked = Ranked.of(values, descending=True)
+    fpr, tpr = _curves(ranked, positive, torch.ones(1, len(values), dtype=torch.float64))
+    steps = torch.cat([values.new_tensor([torch.inf]), values[ranked.order][ranked.ends]])
+    grid = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+    found = [
+        at_rates(*_curves(ranked, positive, weight), grid)
+        for weight in Bootstrap(resamples, seed, level).weights(members(group, len(values)))
+    ]
+    heights = torch.cat(found) if found else grid.new_empty(0, POINTS)
+    heights = heights[heights.isfinite().all(dim=1)]
+    if len(heights) < 2:
+        nothing = grid[:0]
+        return Roc(fpr[0], tpr[0], steps, nothing, nothing, nothing, level)
+    tail = (1 - level) / 2
+    low, high = torch.quantile(heights, grid.new_tensor([tail, 1 - tail]), dim=0)
+    return Roc(fpr[0], tpr[0], steps, grid, low, high, level)
+
+
+def _curves(
+    ranked: Ranked, positive: Tensor, weight: Float[Tensor, "resample row"]
+) -> tuple[Float[Tensor, "resample point"], Float[Tensor, "resample point"]]:
+    """Return both rates after each block of equal scores; NaN where a kind has no weight."""
+    found = []
+    for kind in (~positive, positive):
+        sums = ranked.sums(weight * kind)
+        found.append(torch.cat([torch.zeros_like(sums[:, :1]), sums / sums[:, -1:]], dim=1))
+    return found[0], found[1]
+
+
+def at_rates(
+    fpr: Float[Tensor, "resample point"],
+    tpr: Float[Tensor, "resample point"],
+    grid: Float[Tensor, "place"],
+) -> Float[Tensor, "resample place"]:
+    """Return the height of curves at false-alarm rates: the top of a step, lines between points.
+
+    Raises
+    ------
+    InputError
+        If a rate lies outside [0, 1].
+    """
+    if bool((grid < 0).any()) or bool((grid > 1).any()):
+        raise InputError("at_rates: expected false-alarm rates in [0, 1].")
+    wanted = grid.expand(len(fpr), -1).contiguous()
+    left = torch.searchsorted(fpr.contiguous(), wanted, right=True) - 1
+    right = (left + 1).clamp(max=fpr.shape[1] - 1)
+    x0, x1 = fpr.gather(1, left.clamp(min=0)), fpr.gather(1, right)
+    y0, y1 = tpr.gather(1, left.clamp(min=0)), tpr.gather(1, right)
+    share = torch.where(x1 > x0, (wanted - x0) / (x1 - x0).clamp(min=1e-300), 0.0)
+    return y0 + share * (y1 - y0)
