@@ -81,24 +81,40 @@ def evaluate(
     InputError
         If the two tables have no instrument and site in common.
     """
-    both = [(k, _part(usual, k), _part(unusual, k)) for k in _keys(usual) if k in _keys(unusual)]
+    return [
+        {"instrument": k[0], "site": k[1], **_figures(a, b, alpha, resamples, seed)}
+        for k, a, b in pairs_of(usual, unusual)
+    ]
+
+
+def pairs_of(
+    usual: pa.Table, unusual: pa.Table
+) -> list[tuple[tuple[str, str], pa.Table, pa.Table]]:
+    """Return the rows of each instrument and site that both tables have.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    known = set(keys_of(unusual))
+    both = [(k, part_of(usual, k), part_of(unusual, k)) for k in keys_of(usual) if k in known]
     if not both:
         raise InputError(
             "evaluate: the two tables have no detector at one site in common. Score both with the "
             "same file."
         )
-    return [
-        {"instrument": k[0], "site": k[1], **_figures(a, b, alpha, resamples, seed)}
-        for k, a, b in both
-    ]
+    return both
 
 
-def _keys(table: pa.Table) -> list[tuple[str, str]]:
+def keys_of(table: pa.Table) -> list[tuple[str, str]]:
+    """Return the instruments and sites of a table, as they first come."""
     pairs = zip(table["instrument"].to_pylist(), table["site"].to_pylist(), strict=True)
     return list(dict.fromkeys(pairs))
 
 
-def _part(table: pa.Table, key: tuple[str, str]) -> pa.Table:
+def part_of(table: pa.Table, key: tuple[str, str]) -> pa.Table:
+    """Return the rows of one instrument and site."""
     pc: Any = compute
     mine = pc.and_(pc.equal(table["instrument"], key[0]), pc.equal(table["site"], key[1]))
     return table.filter(mine)
@@ -107,13 +123,9 @@ def _part(table: pa.Table, key: tuple[str, str]) -> pa.Table:
 def _figures(
     usual: pa.Table, unusual: pa.Table, alpha: float, resamples: int, seed: int
 ) -> dict[str, Any]:
-    scores = np.concatenate([_scores(usual), _scores(unusual)])
+    scores = np.concatenate([scores_of(usual), scores_of(unusual)])
     truth = np.r_[np.zeros(usual.num_rows), np.ones(unusual.num_rows)]
-    group = np.array(
-        [f"usual {i}" for i in usual["id"].to_pylist()]
-        + [f"unusual {i}" for i in unusual["id"].to_pylist()]
-    )
-    _, group = np.unique(group, return_inverse=True)
+    group = groups_of(usual, unusual)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     found = {
         "auroc": auroc(scores, truth, group, **options),
@@ -126,6 +138,13 @@ def _figures(
     for name, metric in found.items():
         row |= _ends(name, metric)
     return row | _alarms(usual, unusual, alpha)
+
+
+def groups_of(usual: pa.Table, unusual: pa.Table) -> np.ndarray:
+    """Return which rows are of one id, over both tables; an id in both means two groups."""
+    names = [f"usual {i}" for i in usual["id"].to_pylist()]
+    names += [f"unusual {i}" for i in unusual["id"].to_pylist()]
+    return np.unique(np.array(names), return_inverse=True)[1]
 
 
 def _ends(name: str, metric: Metric) -> dict[str, float | None]:
@@ -145,5 +164,6 @@ def _alarms(usual: pa.Table, unusual: pa.Table, alpha: float) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def _scores(table: pa.Table) -> np.ndarray:
+def scores_of(table: pa.Table) -> np.ndarray:
+    """Return the scores of a table; those of rows that are not finite as +inf."""
     return np.array([math.inf if s is None else float(s) for s in table["score"].to_pylist()])
