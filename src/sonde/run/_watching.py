@@ -184,15 +184,14 @@ def _threshold(name: Key, scorer: Scorer, alpha: float | None) -> float:
         raise
 
 
-def scored(watch: Watch, batch: Batch, goes_on: bool) -> Scored:
-    """Return what a detector says of the rows of a forward."""
+def scored(
+    watch: Watch, batch: Batch, goes_on: bool, known: Float[Tensor, "row"] | None = None
+) -> Scored:
+    """Return what a detector says of the rows of a forward; ``known`` are scores made before."""
     key = watch.name[1]
     columns = [batch.column(c, key) for c in watch.needs]
-    scores, example, position = (
-        watch.scorer.score(*columns),
-        batch.example[key],
-        batch.position[key],
-    )
+    scores = watch.scorer.score(*columns) if known is None else known
+    example, position = batch.example[key], batch.position[key]
     label = None
     if watch.by is not None:
         classes = [batch.column(c, key) for c in class_columns(watch.by)]

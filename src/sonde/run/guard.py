@@ -15,12 +15,14 @@ from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.data import load, special_ids
 from sonde.run._same_model import require_live_model
+from sonde.run._stacked import Stacked
 from sonde.run._watching import Alarm, Methods, Step, Watch, schema_of, scored, watches_of
 from sonde.run.entries import Key
 from sonde.run.fitted import Fitted
 from sonde.run.score import SCHEMA
 from sonde.tap import Onlooker
 
+GAUSSIAN = "mahalanobis"
 MOST_LIMITS = 32
 
 
@@ -118,6 +120,9 @@ class Guard:
                 f"Guard: the probe was fitted at {', '.join(sorted(wanted)[:3])}, and not all of "
                 f"these are sites of this model: {error} Guard the model that it was fitted on."
             ) from error
+        gaussian = [w for w in self._watches if w.name[0] == GAUSSIAN and w.reduction is None]
+        self._stacked = Stacked.of([(w.name[1], w.scorer) for w in gaussian])
+        self._together = {(GAUSSIAN, key) for key in self._stacked.keys} if self._stacked else set()
         self._thresholds: dict[tuple[int, ...], Tensor] = {}
         self.n_forwards, self.n_alarms = 0, 0
         self._forget()
@@ -195,7 +200,11 @@ class Guard:
     def _see(self, batch: Batch, goes_on: bool) -> None:
         if not goes_on:
             self._forget()
-        parts = [scored(watch, batch, goes_on) for watch in self._watches]
+        known = {} if self._stacked is None else self._stacked.scores(batch.rows)
+        parts = [
+            scored(w, batch, goes_on, known.get(w.name[1]) if w.name in self._together else None)
+            for w in self._watches
+        ]
         counts = tuple(len(p.scores) for p in parts)
         scores = torch.cat([p.scores for p in parts]).double().cpu()
         scores = scores.nan_to_num_(torch.inf, torch.inf, -torch.inf)
