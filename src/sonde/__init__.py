@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from sonde.data import load
     from sonde.report import Report, scan
+    from sonde.run.calibrate import calibrate
     from sonde.run.fit import fit
     from sonde.run.fitted import Fitted
     from sonde.run.guard import Guard
@@ -54,6 +55,7 @@ _HOMES = {
     "StoreError": "sonde.core",
     "Stream": "sonde.core",
     "Tap": "sonde.tap",
+    "calibrate": "sonde.run.calibrate",
     "detect": "",
     "editing": "sonde.tap",
     "fit": "sonde.run.fit",
@@ -83,6 +85,7 @@ __all__ = [
     "StoreError",
     "Stream",
     "Tap",
+    "calibrate",
     "detect",
     "editing",
     "fit",
