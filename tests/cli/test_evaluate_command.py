@@ -1,5 +1,7 @@
 """``calibrate`` and ``evaluate`` on arrays: tables, JSON, and what is wrong in one line."""
 
+from pathlib import Path
+
 import pytest
 
 
@@ -19,6 +21,21 @@ def test_calibrate_then_evaluate(run, place, tmp_path):
     text = run(*words).out
     assert max(map(len, text.splitlines())) <= 80
     assert "AUROC" in text
+
+
+def test_pictures_are_written(run, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, shift in (("usual", 0), ("unusual", 2)):
+        lines = [f"r{i},0,h.0:out,knn,{i % 7 + shift},0.5" for i in range(30)]
+        Path(f"{name}.csv").write_text("\n".join(["id,position,site,instrument,score,p", *lines]))
+    words = ("evaluate", "usual.csv", "unusual.csv", "--resamples", "10", "-o")
+    for name in ("e.html", "e.svg"):
+        ran = run(*words, name)
+        assert ran.code == 0, ran.err
+        assert f"wrote {name}" in ran.err
+        assert "knn" in Path(name).read_text("utf-8")
+    assert ".html, .htm, .svg, .png" in run(*words, "e.pdf").error()
+    assert "there is no folder" in run(*words, "none/e.html").error()
 
 
 @pytest.mark.parametrize(

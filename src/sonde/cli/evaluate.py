@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._table import table
-from sonde.cli.console import say, say_json
+from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, named
 from sonde.core.errors import InputError
 
+PAGES = (".html", ".htm", ".svg", ".png")
 LEGEND = """AUROC   chance that an unusual row scores higher than a usual one (0.5 = blind)
 FPR@95  share of usual rows above the score that catches 95 % of unusual ones
 AUPR    average precision, unusual rows as positives
@@ -24,13 +25,18 @@ class Evaluate:
 
     INPUTS are two tables of `sonde score`, USUAL UNUSUAL; or PROBE MODEL USUAL UNUSUAL.
 
-    Example: sonde evaluate usual.parquet unusual.parquet
+    With -o, histograms with the threshold, the ROC curve and AUROC by site too.
+
+    Example: sonde evaluate usual.parquet unusual.parquet -o evaluate.html
     """
 
     inputs: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
         named("INPUTS", "USUAL UNUSUAL, or PROBE MODEL USUAL UNUSUAL"),
     ]
+    output: Annotated[
+        Path | None, named("FILE", "picture to write: .html (one page), .svg or .png", "-o")
+    ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
     resamples: Annotated[int, tyro.conf.arg(help="resamples behind the intervals")] = 1000
     reading: Reading = field(default_factory=Reading)
@@ -42,15 +48,28 @@ class Evaluate:
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
+        if self.output is not None:
+            check_picture(self.output, PAGES)
         usual, unusual = self._tables()
         rows = evaluate(
             usual, unusual, alpha=self.alpha, resamples=self.resamples, seed=self.reading.seed
         )
+        if self.output is not None:
+            self._draw(self.output, rows, usual, unusual)
         if self.printing.json:
             say_json({"alpha": self.alpha, "resamples": self.resamples, "rows": rows})
         else:
             say(_text(rows, self.alpha))
         return 0
+
+    def _draw(self, path: Path, rows: list[dict[str, Any]], usual: Any, unusual: Any) -> None:
+        from sonde.report.evaluate import evaluation, save_evaluation
+        from sonde.run.curves import curves
+
+        options = {"alpha": self.alpha, "resamples": self.resamples}
+        drawn = curves(usual, unusual, seed=self.reading.seed, **options)
+        save_evaluation(evaluation(rows, drawn, **options), path)
+        note(f"wrote {path}")
 
     def _tables(self) -> list[Any]:
         if len(self.inputs) == 2:
@@ -72,6 +91,15 @@ class Evaluate:
         model, options = model_and_options(name, self.reading)
         quiet = self.printing.quiet
         return [score(fitted, model, data, progress=not quiet, **options) for data in both]
+
+
+def check_picture(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a name of another kind, and a place that cannot be written, before anything runs."""
+    from sonde.run.directory import check_writable
+
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"-o: expected a name that ends in {', '.join(suffixes)}, got {path}.")
+    check_writable(path)
 
 
 def _text(rows: list[dict[str, Any]], alpha: float) -> str:

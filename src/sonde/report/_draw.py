@@ -37,9 +37,9 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
         The widths of page that it is meant for.
     """
     spec = chart.to_dict(validate=False)
-    spec["config"] = {**spec.get("config", {}), **_config(narrow=kind == "narrow")}
+    spec["config"] = {**spec.get("config", {}), **config(narrow=kind == "narrow")}
     spec["background"] = None
-    drawn = vl_convert.vegalite_to_svg(_clean(spec), allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_svg(clean(spec), allowed_base_urls=[])
     head, body = _found(r"<svg([^>]*)>(.*)</svg>\s*$", drawn).groups()
     width, height = (
         round(float(_found(rf' {n}="([\d.]+)"', head)[1])) for n in ("width", "height")
@@ -64,13 +64,13 @@ def _found(pattern: str, drawn: str) -> re.Match[str]:
     return match
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """Return a spec whose texts any XML may hold; the renderer ends the process at others."""
     if isinstance(value, str):
         return shown(value, 1000)
     if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list) else value
+        return {key: clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, list) else value
 
 
 def _slim(body: str, key: str) -> str:
@@ -94,7 +94,8 @@ def _tag(tag: str) -> str:
     return tag.replace(" \0", f' data-tip="{tip[1]}"' if tip else "")
 
 
-def _config(narrow: bool) -> dict[str, Any]:
+def config(narrow: bool) -> dict[str, Any]:
+    """Return how axes, legends and texts look."""
     size = 15 if narrow else 13
     text = {"labelFontSize": size, "titleFontSize": size, "labelColor": "var(--soft)"}
     text |= {"titleColor": "var(--soft)", "titleFontWeight": "normal"}

@@ -59,7 +59,7 @@ def to_html(report: dict[str, Any]) -> str:
     names = Names()
     body = join(
         header(report),
-        _contents("toc", SECTIONS),
+        contents("toc", SECTIONS),
         findings_section(report),
         depth_section(report, names),
         similarity_section(report, names),
@@ -95,13 +95,14 @@ def page(
         description=el("meta", name="description", content=summary),
         style=style,
         script=script,
-        side=_contents("side", sections),
+        side=contents("side", sections),
         body=body,
         json=_embedded(carried),
     )
 
 
-def _contents(kind: str, sections: dict[str, str]) -> Markup:
+def contents(kind: str, sections: dict[str, str]) -> Markup:
+    """Return the links to the sections: beside the page (``side``), or a drawer above them."""
     links = [el("li", el("a", title, href=f"#{key}")) for key, title in sections.items()]
     if kind == "side":
         return el("nav", el("ol", *links), cls="side", aria_label="Sections")

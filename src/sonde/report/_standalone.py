@@ -1,0 +1,131 @@
+"""Pictures as SVG files of their own, in the light colours of the page; PNG from the same text."""
+
+import re
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, Final, final
+
+import altair as alt
+import vl_convert
+from altair.utils.schemapi import debug_mode
+
+from sonde.core.errors import InputError
+from sonde.core.files import atomic_write
+from sonde.report._axes import WIDE
+from sonde.report._draw import clean, config
+from sonde.report._format import shown
+from sonde.report._markup import el
+from sonde.report._picture import Picture
+
+SUFFIXES: Final = (".svg", ".png")
+MOST_PIXELS: Final = 40_000_000
+_COLOR: Final = re.compile(r"var\(--([\w-]+)\)")
+_SIZE: Final = re.compile(r'<svg[^>]*? width="([\d.]+)"[^>]*? height="([\d.]+)"')
+
+
+@final
+class Svg(str):
+    """The text of an SVG file; a notebook shows it, ``save`` writes it as SVG or PNG."""
+
+    __slots__ = ()
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def save(self, path: str | Path, scale: float = 2.0) -> Path:
+        """Write the picture as ``.svg`` or as ``.png``, by the name's ending.
+
+        Parameters
+        ----------
+        path : path
+        scale : float, default=2.0
+            Pixels of a PNG for each unit of the SVG.
+
+        Raises
+        ------
+        InputError
+            If the name ends otherwise, or the PNG would have more than 40 million pixels.
+        """
+        path = Path(path)
+        check_picture_name(path)
+        if path.suffix.lower() == ".svg":
+            atomic_write(path, self.encode())
+        else:
+            atomic_write(path, png(self, scale))
+        return path
+
+
+def check_picture_name(path: Path) -> None:
+    """Refuse a name that ends neither in ``.svg`` nor in ``.png``."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"Svg.save: expected a name that ends in .svg or .png, got {str(path)!r}.")
+
+
+def png(svg: str, scale: float = 2.0) -> bytes:
+    """Return an SVG as the bytes of a PNG file."""
+    found = _SIZE.search(svg)
+    pixels = float(found[1]) * float(found[2]) * scale**2 if found else 0.0
+    if not 0 < pixels <= MOST_PIXELS:
+        raise InputError(
+            f"png: expected a drawing of 1 to {MOST_PIXELS:,} pixels, got {pixels:,.0f} at "
+            f"scale {scale:g}. Choose a smaller scale, or save it as SVG."
+        )
+    return bytes(vl_convert.svg_to_png(svg, scale=scale))
+
+
+@cache
+def palette() -> dict[str, str]:
+    """Return the light colours of the page by name."""
+    style = files("sonde.report").joinpath("assets", "report.css").read_text("utf-8")
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-fA-F]{6})", style.partition("}")[0]))
+
+
+def plain(text: str) -> str:
+    """Return a text in which the page's colours stand as they are."""
+    return _COLOR.sub(lambda match: palette()[match[1]], text)
+
+
+def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
+    """Return pictures one below the other, each with its message as its title.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to draw.
+    """
+    if not pictures:
+        raise InputError("picture: expected something to draw, got no finite value.")
+    with debug_mode(False):
+        parts = [_titled(made, width) for made in pictures]
+        spec = alt.vconcat(*parts, spacing=36).resolve_scale(
+            color="independent", x="independent", y="independent"
+        )
+        found = clean(spec.to_dict(validate=False))
+    found["config"] = {**found.get("config", {}), **config(narrow=False)}
+    found["background"] = palette()["paper"]
+    found["padding"] = 16
+    svg = vl_convert.vegalite_to_svg(_resolved(found), allowed_base_urls=[])
+    message = " ".join(f"{made.message}." for made in pictures)
+    title = el("title", message)
+    return Svg(re.sub(r"(<svg[^>]*>)", lambda m: f"{m[1]}{title}", svg, count=1))
+
+
+def _titled(made: Picture, width: int) -> Any:
+    lines = wrap(shown(made.message, 400), max(20, width // 9))
+    title = alt.TitleParams(
+        text=lines, anchor="start", fontSize=15, color="var(--ink)", offset=12, frame="bounds"
+    )
+    return made.draw(width).properties(title=title)
+
+
+def _resolved(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {key: _resolved(item) for key, item in value.items()}
+    return [_resolved(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,198 @@
+"""How well scores tell unusual rows from usual ones, as one page or as one drawing."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from sonde.report._format import number, plural, share, shown
+from sonde.report._markup import Markup, Names, el, join
+from sonde.report._parts import definitions, figure, section, table
+from sonde.report._picture import Numbers, Picture
+from sonde.report._pictures_scores import (
+    auroc_picture,
+    auroc_text,
+    histogram_picture,
+    named,
+    roc_picture,
+)
+from sonde.report._standalone import drawn
+from sonde.report.files import write_text
+from sonde.report.html import contents, page
+
+SCHEMA: Final = "sonde-evaluate/1"
+MOST_DRAWN: Final = 4
+
+_SECTIONS: Final = {
+    "layers": "AUROC by site",
+    "curves": "Scores and ROC",
+    "figures": "All figures",
+}
+_COLUMNS: Final = {
+    "instrument": "detector",
+    "site": "site",
+    "auroc": "AUROC",
+    "auroc_low": "low",
+    "auroc_high": "high",
+    "fpr_at_95tpr_unusual": "FPR@95",
+    "aupr": "AUPR",
+    "false_alarms": "false alarms",
+    "found": "found",
+    "n_usual": "usual",
+    "n_unusual": "unusual",
+}
+
+
+def evaluation(
+    rows: list[dict[str, Any]], curves: list[dict[str, Any]], *, alpha: float, resamples: int
+) -> dict[str, Any]:
+    """Return what a page about scores is made of, as JSON.
+
+    Parameters
+    ----------
+    rows, curves : list of dict
+        What ``sonde.run.evaluate.evaluate`` and ``sonde.run.curves.curves`` return.
+    alpha : float
+    resamples : int
+    """
+    return {
+        "schema": SCHEMA, "alpha": alpha, "resamples": resamples, "rows": rows, "curves": curves,
+    }  # fmt: skip
+
+
+def evaluation_to_html(found: dict[str, Any]) -> str:
+    """Return an evaluation as one self-contained page.
+
+    Every figure stands in its table; histograms and ROC curves are drawn for at most 4 detectors
+    and sites, for each detector first where its AUROC is highest.
+    """
+    names = Names()
+    body = join(
+        _header(found),
+        contents("toc", _SECTIONS),
+        _layers(found, names),
+        _curves(found, names),
+        _figures(found, names),
+    )
+    best = best_of(found["rows"])
+    summary = _verdict(best)
+    carried = {**found, "curves": _drawn(found)}
+    return page("Usual against unusual rows: sonde evaluate", summary, body, carried, _SECTIONS)
+
+
+def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
+    """Write an evaluation as a page (``.html``), or its best detector's pictures as SVG or PNG."""
+    path = Path(path)
+    if path.suffix.lower() in (".html", ".htm"):
+        write_text(path, evaluation_to_html(found))
+        return path
+    return drawn(pictures_of(found)).save(path)
+
+
+def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the highest AUROC."""
+    return max(rows, key=lambda row: -1.0 if row["auroc"] is None else row["auroc"])
+
+
+def pictures_of(found: dict[str, Any]) -> list[Picture]:
+    """Return the pictures of the detector and site that tell best, and its AUROC by site."""
+    best = best_of(found["rows"])
+    mine = [row for row in found["rows"] if row["instrument"] == best["instrument"]]
+    layers = [auroc_picture(mine, best["instrument"])] if len(mine) > 1 else []
+    curve = next(c for c in found["curves"] if _key(c) == _key(best))
+    made = [*_pair(curve, best, found["alpha"]), *layers]
+    return [picture for picture in made if picture is not None]
+
+
+def _pair(
+    curve: dict[str, Any], row: dict[str, Any], alpha: float
+) -> tuple[Picture | None, Picture]:
+    who = named(row["instrument"], row["site"])
+    histogram = histogram_picture(curve["histogram"], who, alpha=alpha)
+    return histogram, roc_picture(curve["roc"], who, auroc_text(row))
+
+
+def _verdict(best: dict[str, Any]) -> str:
+    if best["auroc"] is None:
+        return "No detector has an AUROC."
+    return f"Best: {named(best['instrument'], best['site'])}, AUROC {auroc_text(best)}"
+
+
+def _header(found: dict[str, Any]) -> Markup:
+    best = best_of(found["rows"])
+    facts = [
+        ("usual rows", f"{best['n_usual']:,}"),
+        ("unusual rows", f"{best['n_unusual']:,}"),
+        ("false-alarm rate that was asked for", share(found["alpha"])),
+        ("false alarms", _rate(best)),
+        ("unusual rows found", None if best["found"] is None else share(best["found"])),
+        ("resamples behind intervals", f"{found['resamples']:,}"),
+    ]
+    return el(
+        "header",
+        el("p", "sonde evaluate", cls="brand"),
+        el("h1", "Usual against unusual rows"),
+        el("p", _verdict(best), cls="verdict"),
+        definitions(facts),
+    )
+
+
+def _rate(row: dict[str, Any]) -> str:
+    if row["false_alarms"] is None:
+        return "not known: the detectors were not calibrated"
+    ends = f"{share(row['false_alarms_low'])} to {share(row['false_alarms_high'])}"
+    return f"{share(row['false_alarms'])} ({ends})"
+
+
+def _layers(found: dict[str, Any], names: Names) -> Markup:
+    methods = dict.fromkeys(row["instrument"] for row in found["rows"])
+    made = []
+    for method in methods:
+        mine = [row for row in found["rows"] if row["instrument"] == method]
+        picture = auroc_picture(mine, method) if len(mine) > 1 else None
+        made += [figure(picture, names)] if picture else []
+    lead = "Chance that an unusual row scores higher than a usual one, at each site."
+    if not made:
+        said = el("p", "Each detector was scored at one site: see the table.", cls="empty")
+        return section("layers", "AUROC by site", said)
+    return section("layers", "AUROC by site", *made, lead=lead)
+
+
+def _curves(found: dict[str, Any], names: Names) -> Markup:
+    rows = {_key(row): row for row in found["rows"]}
+    parts: list[Markup] = []
+    for curve in _drawn(found):
+        row = rows[_key(curve)]
+        histogram, roc = _pair(curve, row, found["alpha"])
+        parts.append(el("h3", named(row["instrument"], row["site"])))
+        said = "All scores are infinite: there is no histogram."
+        parts.append(figure(histogram, names) if histogram else el("p", said, cls="empty"))
+        parts.append(figure(roc, names))
+    few, of = len(_drawn(found)), len(found["curves"])
+    left = f"Drawn: {few} of {plural(of, 'detector and site', 'detectors and sites')}."
+    return section("curves", "Scores and ROC", *parts, lead=left if few < of else "")
+
+
+def _drawn(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the curves that are drawn: of each detector its best site, then the next best."""
+    seen: dict[str, int] = {}
+    order = []
+    height = {_key(row): row["auroc"] or 0.0 for row in found["rows"]}
+    for curve in sorted(found["curves"], key=lambda c: -height[_key(c)]):
+        rank = seen.setdefault(curve["instrument"], 0)
+        seen[curve["instrument"]] += 1
+        order.append((rank, curve))
+    return [curve for _, curve in sorted(order, key=lambda pair: pair[0])][:MOST_DRAWN]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["instrument"], row["site"]
+
+
+def _figures(found: dict[str, Any], names: Names) -> Markup:
+    rows = tuple(tuple(row[key] for key in _COLUMNS) for row in found["rows"])
+    lead = (
+        "FPR@95: share of usual rows above the score that catches 95 % of unusual ones. AUPR: "
+        "average precision, unusual rows as positives. False alarms and found: shares of usual and "
+        f"unusual rows with p at most {number(found['alpha'])}."
+    )
+    made = table(Numbers(tuple(_COLUMNS.values()), rows, "figures"), names, "All figures")
+    return section("figures", "All figures", made, lead=shown(lead, 400))
