@@ -27,6 +27,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
     from benchmarks.layer_cka import layer_cka_rows
+    from benchmarks.sampling import sample_rows
     from benchmarks.scanning import scan_memory, scan_small, scan_time
     from benchmarks.tapping import early_stop, tap_memory, tap_time
 
@@ -38,6 +39,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "scan-small": scan_small,
         "nac": nac_rows,
         "detect": detector_rows,
+        "sample": sample_rows,
         "guard": guard_rows,
         "calibrate": calibration_rows,
         "cka": layer_cka_rows,
