@@ -169,7 +169,7 @@ def score_batches(
     for batch in stream:
         whole.check(batch)
         found = {
-            name: _record(batch, name, tasks[name], scorer, hows[name], explain)
+            name: record(batch, name, tasks[name], scorer, hows[name], explain)
             for name, scorer in scorers.items()
         }
         if explain:
@@ -220,7 +220,7 @@ class Whole:
         self.seen |= here
 
 
-def _record(
+def record(
     batch: Batch, name: Key, task: Task, scorer: Scorer, how: str | None, explain: int
 ) -> dict[str, Any]:
     """Return the columns of the table for one detector and batch."""
