@@ -24,7 +24,7 @@ def test_moments_of_each_position():
         np.testing.assert_allclose(found[p], np.cov(mine.T, bias=True), rtol=1e-10)
     diag = PositionMoments("diag", 4, 3).observe(x, position)
     want = found.diagonal(dim1=1, dim2=2) * state.counts[:, None]
-    torch.testing.assert_close(diag.scatter, want)
+    torch.testing.assert_close(diag.diagonal, want)
     assert diag.cross.numel() == 0
 
 
@@ -38,7 +38,7 @@ def test_parts_that_saw_other_positions_merge():
         whole = statistic.observe(x, position)
         assert torch.equal(merged.counts, whole.counts)
         torch.testing.assert_close(merged.mean, whole.mean)
-        torch.testing.assert_close(merged.scatter, whole.scatter)
+        torch.testing.assert_close(merged.diagonal, whole.diagonal)
         torch.testing.assert_close(merged.cross, whole.cross)
 
 

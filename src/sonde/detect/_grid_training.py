@@ -158,7 +158,7 @@ class Usual:
         counts = places.counts.double()[:, None]
         mean = (counts * places.mean).sum(0) / places.n
         around = counts * (places.mean - mean).square()
-        spread = ((places.scatter + around).sum(0) / places.n).sqrt()
+        spread = ((places.diagonal + around).sum(0) / places.n).sqrt()
         alive = spread > 0
         rest = float(spread[alive].mean()) if bool(alive.any()) else 1.0
         spread = torch.where(alive, spread, torch.full_like(spread, rest))

@@ -224,7 +224,7 @@ class FOD(Detector):
             )
         if not all(bool(torch.isfinite(w).all()) for w in trained.weights.values):
             raise StateError("FOD: the training diverged. Take a smaller rate.")
-        dead = bool((places.scatter == 0).all())
+        dead = bool((places.diagonal == 0).all())
         return FODScorer(
             value=trained.error.average,
             n=places.n,

@@ -158,7 +158,7 @@ def _roots(
     """
     d, n_places = len(places.coordinates), len(places.counts)
     tiny = d * torch.finfo(torch.float64).eps
-    variance = places.scatter / places.counts[:, None]
+    variance = places.diagonal / places.counts[:, None]
     scale = variance.mean(1)
     dead = scale <= tiny * scale.max()
     scale = torch.where(dead, scale.mean(), scale)

@@ -19,7 +19,7 @@ COUNTS = {
 }  # fmt: skip
 FINITE = {
     "mean", "mean_x", "mean_y", "sum_x", "sum_y", "reference_x", "reference_y", "scatter",
-    "within", "cross", "low", "high",
+    "within", "cross", "low", "high", "diagonal",
 }  # fmt: skip
 SQUARE_KINDS = ("pooled", "full")
 ROUNDING = 1e-5
@@ -75,9 +75,9 @@ def _is_negative(value: Any) -> bool:
 def _flaw_of_tensor(value: Tensor, name: str, kind: Any) -> str | None:
     if not bool(torch.isfinite(value).all()):
         return "is not finite"
-    if name not in ("scatter", "within") or value.numel() == 0:
+    if name not in ("scatter", "within", "diagonal") or value.numel() == 0:
         return None
-    square = value.ndim >= 2 and value.shape[-1] == value.shape[-2]
+    square = name != "diagonal" and value.ndim >= 2 and value.shape[-1] == value.shape[-2]
     if isinstance(kind, str):
         square = square and kind in SQUARE_KINDS
     scale = ROUNDING * float(value.abs().max())

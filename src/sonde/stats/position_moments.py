@@ -21,13 +21,13 @@ CHUNK = 256
 class PositionMomentsState(State):
     """Moments of some coordinates of the rows at each position; of positions without rows, zeros.
 
-    Of the sums of ``(x - mean)(x - mean)^T``, ``scatter`` holds the diagonals and ``cross`` what is
-    above them, line by line; nothing where only the diagonals were asked for.
+    Of the sums of ``(x - mean)(x - mean)^T``, ``diagonal`` holds the diagonals and ``cross`` what
+    is above them, line by line; nothing where only the diagonals were asked for.
     """
 
     counts: Int[Tensor, "position"]
     mean: Float[Tensor, "position coordinate"]
-    scatter: Float[Tensor, "position coordinate"]
+    diagonal: Float[Tensor, "position coordinate"]
     cross: Float[Tensor, "position entry"]
     coordinates: Int[Tensor, "coordinate"]
     dim: int
@@ -42,7 +42,7 @@ class PositionMomentsState(State):
         d = len(self.coordinates)
         lines, columns = torch.triu_indices(d, d, 1)
         n = self.counts[positions, None].clamp(min=1)
-        full = torch.diag_embed(self.scatter[positions] / n)
+        full = torch.diag_embed(self.diagonal[positions] / n)
         full[:, lines, columns] = full[:, columns, lines] = self.cross[positions] / n
         return full
 
@@ -102,17 +102,17 @@ class PositionMoments(Statistic[PositionMomentsState]):
         rows = x[:, chosen.to(x.device)].double()
         d = len(chosen)
         lines, columns = self._above(d)
-        mean, scatter = rows.new_zeros(top, d), rows.new_zeros(top, d)
+        mean, diagonal = rows.new_zeros(top, d), rows.new_zeros(top, d)
         cross = rows.new_zeros(top, len(lines))
         for places, index in by_position(position):
             group = rows[index.to(rows.device)]
             mean[places] = group.mean(1)
             group = group - mean[places][:, None]
-            scatter[places] = group.square().sum(1)
+            diagonal[places] = group.square().sum(1)
             if len(lines):
                 cross[places] = (group.mT @ group)[:, lines, columns]
         counts = torch.bincount(position, minlength=top)
-        return PositionMomentsState(counts, mean, scatter, cross, chosen, x.shape[1])
+        return PositionMomentsState(counts, mean, diagonal, cross, chosen, x.shape[1])
 
     def merge(self, a: PositionMomentsState, b: PositionMomentsState) -> PositionMomentsState:
         """Return the moments of both sets of rows."""
@@ -126,14 +126,14 @@ class PositionMoments(Statistic[PositionMomentsState]):
         mean_a, delta = _padded(a.mean, top), _padded(b.mean, top) - _padded(a.mean, top)
         share = (n_b.double() / n.clamp(min=1))[:, None]
         weight = n_a.double()[:, None] * share
-        scatter = _padded(a.scatter, top) + _padded(b.scatter, top) + weight * delta.square()
+        diagonal = _padded(a.diagonal, top) + _padded(b.diagonal, top) + weight * delta.square()
         cross = _padded(a.cross, top) + _padded(b.cross, top)
         lines, columns = self._above(delta.shape[1])
         for start in range(0, top, CHUNK):
             part = slice(start, start + CHUNK)
             cross[part] += weight[part] * delta[part][:, lines] * delta[part][:, columns]
         mean = mean_a + share * delta
-        return PositionMomentsState(n, mean, scatter, cross, a.coordinates, a.dim)
+        return PositionMomentsState(n, mean, diagonal, cross, a.coordinates, a.dim)
 
     def _above(self, d: int) -> Int[Tensor, "2 entry"]:
         """Return the lines and columns of the entries above the diagonal that are kept."""
