@@ -10,6 +10,7 @@ from sonde.studies.study import Claim, Outcome, Study, StudyTable, run_study
 from sonde.studies.text import as_text
 
 STUDIES: dict[str, str] = {
+    "costarr": "COSTARRStudy",
     "nac": "NACStudy",
     "overview": "OverviewStudy",
 }

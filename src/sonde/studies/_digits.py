@@ -1,4 +1,7 @@
-"""Small nets on scikit-learn's digits: six known, four near unusual ones, noise as far ones."""
+"""Small nets on scikit-learn's digits: six known, four near unusual ones, noise as far ones.
+
+``open_set`` takes other small images in their place.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +18,32 @@ Items = list[dict[str, Any]]
 KNOWN, FIT, HELD, FAR, TINY = 6, 500, 250, 500, 60
 STEPS = {"mlp": 300, "cnn": 150}
 RATE = {"mlp": 1e-3, "cnn": 3e-3}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Small grey images of ten kinds, and how many known ones are for which use.
+
+    Parameters
+    ----------
+    x : Tensor (image, pixel)
+        Pixels in [0, 1], line by line of a square.
+    kind : array (image,)
+    fit, held : int
+    test : int or None
+        Most that are tested on, known and near; None is all.
+    """
+
+    x: Tensor
+    kind: np.ndarray
+    fit: int
+    held: int
+    test: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Pixels in a line."""
+        return round(self.x.shape[1] ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -54,20 +83,25 @@ class Net(nn.Module):
 
 
 class _Image(nn.Module):
-    """Sees 64 pixels as one channel of 8 x 8."""
+    """Sees the pixels of a row as one channel of a square."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (1, 8, 8))
+        return x.unflatten(1, (1, self.side, self.side))
 
 
-def net_of(architecture: Architecture) -> Net:
-    """Return an untrained net."""
+def net_of(architecture: Architecture, side: int = 8) -> Net:
+    """Return an untrained net for squares of ``side`` lines."""
     if architecture == "mlp":
-        early = nn.Sequential(nn.Linear(64, 128), nn.ReLU())
+        early = nn.Sequential(nn.Linear(side * side, 128), nn.ReLU())
         return Net(early, nn.Sequential(nn.Linear(128, 64), nn.ReLU()), 64)
-    early = nn.Sequential(_Image(), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    early = nn.Sequential(_Image(side), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    wide = 32 * (side // 2) ** 2
     body = nn.Sequential(
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 64), nn.ReLU()
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(wide, 64), nn.ReLU()
     )
     return Net(early, body, 64)
 
@@ -81,24 +115,33 @@ def pixels() -> tuple[Tensor, np.ndarray]:
 
 def digits(seed: int, architecture: Architecture = "mlp", tiny: bool = False) -> Digits:
     """Train a net on six random digits and return it with its data."""
+    return open_set(Source(*pixels(), FIT, HELD), seed, architecture, tiny)
+
+
+def open_set(
+    source: Source, seed: int, architecture: Architecture = "mlp", tiny: bool = False
+) -> Digits:
+    """Train a net on six random kinds of images and return it with its data."""
     draw = np.random.default_rng(seed)
-    x, digit = pixels()
+    x, kind = source.x, source.kind
     chosen = draw.permutation(10)[:KNOWN]
-    known = draw.permutation(np.flatnonzero(np.isin(digit, chosen)))
-    label = np.searchsorted(np.sort(chosen), digit[known])
-    near = np.flatnonzero(~np.isin(digit, chosen))
-    far = torch.from_numpy(draw.uniform(size=(FAR, 64))).float()
-    model = net_of(architecture)
+    known = draw.permutation(np.flatnonzero(np.isin(kind, chosen)))
+    label = np.searchsorted(np.sort(chosen), kind[known])
+    near = np.flatnonzero(~np.isin(kind, chosen))
+    far = torch.from_numpy(draw.uniform(size=(FAR, x.shape[1]))).float()
+    model = net_of(architecture, source.side)
     steps = 100 if tiny else STEPS[architecture]
-    train(model, x[known[:FIT]], torch.from_numpy(label[:FIT]), seed, steps, RATE[architecture])
-    rest = slice(FIT + HELD, FIT + HELD + TINY if tiny else None)
-    near, far = (near[:TINY], far[:TINY]) if tiny else (near, far)
+    first, second = source.fit, source.fit + source.held
+    train(model, x[known[:first]], torch.from_numpy(label[:first]), seed, steps, RATE[architecture])
+    most = TINY if tiny else source.test
+    rest = slice(second, None if most is None else second + most)
+    near, far = near[:most], far[:most]
     with torch.no_grad():
         said = model(x[known[rest]]).argmax(1).numpy()
     return Digits(
         model,
-        _items("fit", x[known[:FIT]], label[:FIT]),
-        _items("held", x[known[FIT : FIT + HELD]], label[FIT : FIT + HELD]),
+        _items("fit", x[known[:first]], label[:first]),
+        _items("held", x[known[first:second]], label[first:second]),
         _items("test", x[known[rest]], label[rest]),
         _items("near", x[near]),
         _items("far", far),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import torch
+from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
 from sonde.core.instrument import Instrument
@@ -45,3 +46,11 @@ def area(usual: Tensor, unusual: Tensor) -> float:
 def mean_score(many: Sequence[Tensor]) -> Tensor:
     """Return the mean over sites of each item's scores."""
     return torch.stack(list(many)).mean(0)
+
+
+def rank_correlation(a: Any, b: Any) -> float:
+    """Return Spearman's correlation of two lists of numbers; 0 where one is constant."""
+    ranks = [rankdata(np.asarray(v, dtype=np.float64)) for v in (a, b)]
+    if min(np.ptp(r) for r in ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
