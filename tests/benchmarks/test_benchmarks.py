@@ -22,7 +22,7 @@ NAMES = {
     "scan-small": 1,
     "nac": 1,
     "detect": 1,
-    "sample": 2,
+    "sample": 3,
     "guard": 8,
     "calibrate": 1,
     "cka": 2,
