@@ -303,7 +303,6 @@ def test_a_recipe_for_other_channels_is_refused(photos):
 
 def test_a_folder_may_be_named_from_here(photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
-    given = {"image_mean": 0, "image_std": 1}
-    here = open_inputs(load(small_cnn()), photos.name, **given)
-    assert here.ids == open_inputs(load(small_cnn()), photos, **given).ids
+    here = open_inputs(load(small_cnn()), photos.name, image_mean=0, image_std=1)
+    assert here.ids == open_inputs(load(small_cnn()), photos, image_mean=0, image_std=1).ids
     assert len(next(iter(here.batches(0, 2)))) == 2

@@ -296,7 +296,7 @@ def row_keys(x: Tensor) -> tuple[bytes, ...]:
     head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape[1:])}|".encode()
     begun = blake2b(head, digest_size=16)
     width = x.shape[1] * x.element_size()
-    raw = memoryview(x.reshape(-1).view(torch.uint8).numpy()) if x.numel() else memoryview(b"")
+    raw = x.reshape(-1).view(torch.uint8).numpy().data if x.numel() else memoryview(b"")
     return tuple(_digest(begun, raw[i * width : (i + 1) * width]) for i in range(len(x)))
 
 
