@@ -27,9 +27,16 @@ def fitted_on(
 def scores_of(
     fitted: Fitted, model: Any, items: Any, **options: Any
 ) -> dict[tuple[str, str], Tensor]:
-    """Return the scores of items by method and site, in the items' order."""
+    """Return the scores of items by method and site, in the items' order.
+
+    Texts are read in the order of their lengths; items with an ``id`` are put back by it.
+    """
     table: pa.Table = score(fitted, model, items, progress=False, **options)
-    columns = {name: np.asarray(table[name]) for name in ("instrument", "site", "score")}
+    columns = {name: np.asarray(table[name]) for name in ("id", "instrument", "site", "score")}
+    place = {item["id"]: i for i, item in enumerate(items) if isinstance(item, dict)}
+    if place:
+        order = np.argsort([place[name] for name in columns["id"]], kind="stable")
+        columns = {name: column[order] for name, column in columns.items()}
     found: dict[tuple[str, str], Tensor] = {}
     for name in dict.fromkeys(zip(columns["instrument"], columns["site"], strict=True)):
         mine = (columns["instrument"] == name[0]) & (columns["site"] == name[1])
