@@ -1,0 +1,83 @@
+"""Tokens of a text as people read them: the text of each one, joined where bytes make one sign."""
+
+from typing import Any, Final
+
+from torch import Tensor
+
+from sonde.core.inputs import InputBatch
+
+BROKEN: Final = "\ufffd"
+LONGEST: Final = 8
+
+
+def pieces_of(batch: InputBatch, tokenizer: Any, by_segment: bool = False) -> list[str]:
+    """Return the text of each token of the first example, or of each of its steps.
+
+    A sign that several tokens make stands with the last of them. Without a tokenizer a token is
+    its id. Nothing where a model reads no token ids, or its decoder's positions are others.
+
+    Parameters
+    ----------
+    batch : InputBatch
+        As the model reads it.
+    tokenizer : tokenizer or None
+    by_segment : bool, default=False
+        Join the tokens of each step.
+    """
+    ids = _ids(batch)
+    if ids is None or "decoder_input_ids" in batch.kwargs:
+        return []
+    row = ids[0] if batch.mask is None else ids[0][batch.mask[0].to(ids.device)]
+    found = texts_of(row.tolist(), tokenizer)
+    if not by_segment or batch.segment is None:
+        return found
+    segment = batch.segment[0].tolist()[: len(found)]
+    steps = [""] * (max(segment, default=-1) + 1)
+    for place, text in zip(segment, found, strict=True):
+        if place >= 0:
+            steps[place] += text
+    return steps
+
+
+def _ids(batch: InputBatch) -> Tensor | None:
+    for value in (batch.kwargs.get("input_ids"), *batch.args[:1]):
+        if isinstance(value, Tensor) and value.ndim == 2 and not value.is_floating_point():
+            return value
+    return None
+
+
+def texts_of(ids: list[int], tokenizer: Any) -> list[str]:
+    """Return the text of each token; the tokens of one sign give it with the last of them.
+
+    Examples
+    --------
+    >>> texts_of([7, 8], None)
+    ['7 ', '8 ']
+    """
+    if not hasattr(tokenizer, "decode"):
+        return [f"{i} " for i in ids]
+    out: list[str] = []
+    before: list[int] = []
+    waiting: list[int] = []
+    for i in ids:
+        waiting.append(i)
+        text = _behind(tokenizer, before, waiting)
+        if text.endswith(BROKEN) and len(waiting) < LONGEST:
+            out.append("")
+            continue
+        out.append(text)
+        before, waiting = waiting, []
+    if waiting:
+        out[-1] = _behind(tokenizer, before, waiting)
+    return out
+
+
+def _behind(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+    """Return the text of tokens with the blank that stands between them and those before."""
+    whole, head = (
+        tokenizer.decode(part, clean_up_tokenization_spaces=False)
+        for part in ([*before, *ids], before or ids)
+    )
+    if before and whole.startswith(head):
+        return whole[len(head) :]
+    return whole if not before else tokenizer.decode(ids, clean_up_tokenization_spaces=False)

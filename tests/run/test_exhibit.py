@@ -1,0 +1,142 @@
+"""Parts of examples and their scores: equal to those of `sonde.score`; inputs only if asked."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from sonde.core import Stream
+from sonde.data import load
+from sonde.data.pieces import texts_of
+from sonde.data.shipped import model_directory
+from sonde.detect import Mahalanobis, PaDiM
+from sonde.run.exhibit import Exhibits, hashed_id, places
+from sonde.run.fit import fit
+from sonde.run.read import read
+from sonde.run.score import score
+from sonde.run.unusual import most_unusual
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(model_directory("sonde:stdlib"))
+
+
+@pytest.fixture(scope="module")
+def patches():
+    usual = read("sonde:digits", "sonde:digits/train", sites="layers.1", reducer="patches",
+                 limit=120)  # fmt: skip
+    fitted = fit(PaDiM(), usual, **QUIET)
+    stream = read("sonde:digits", "sonde:digits/test", sites="layers.1", reducer="patches", limit=9)
+    return fitted, stream
+
+
+@pytest.fixture(scope="module")
+def words(tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=256, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=16)  # fmt: skip
+    tokenizer.model_max_length = 16
+    model = load(LlamaForCausalLM(config), processor=tokenizer)
+    rows = [{"text": f"line {i} of é text {i * i}"} for i in range(12)]
+    trajectories = [{"steps": [f"s{i}", "a + b", "c"]} for i in range(8)]
+    return model, rows, trajectories
+
+
+@pytest.mark.slow
+@pytest.mark.truth("scores of the same patches by sonde.score")
+def test_patches_have_the_scores_of_their_rows(patches):
+    fitted, stream = patches
+    table = score(fitted, stream, **QUIET)
+    rows = score(fitted, stream, reduction="rows", **QUIET).to_pylist()
+    looked = Exhibits(fitted, stream)
+    for line in most_unusual(table, 3)["padim"]:
+        found = looked.of(line)
+        mine = {r["position"]: r["score"] for r in rows if r["id"] == line["id"]}
+        assert dict(zip(found.position, found.score, strict=True)) == pytest.approx(mine, rel=1e-5)
+        assert max(found.score) == pytest.approx(line["score"], rel=1e-5)
+        assert found.grid == [(p // 4, p % 4) for p in found.position]
+        assert found.kind == "image"
+        assert found.pixels is None
+
+
+@pytest.mark.slow
+@pytest.mark.truth("scikit-learn's digits, up to scale")
+def test_the_image_is_there_only_if_asked_for(patches):
+    from sklearn.datasets import load_digits
+
+    fitted, stream = patches
+    line = score(fitted, stream, **QUIET).to_pylist()[4]
+    pixels = Exhibits(fitted, stream, inputs=True).of(line).pixels
+    x = pixels[0].numpy()
+    x = (x - x.min()) / (x.max() - x.min())
+    images = load_digits().images / 16
+    gap = np.sort(np.abs(images - x * images.max((1, 2), keepdims=True)).max((1, 2)))
+    assert gap[0] <= 0.5 / 255 + 1e-6  # kept in eight bits
+    assert gap[1] > 1 / 16 - 1e-6
+
+
+@pytest.mark.truth("the text cut by the byte-level tokenizer; scores by sonde.score")
+def test_tokens_of_the_right_chunk(words, tokenizer):
+    model, rows, _ = words
+    stream = read(model, rows, sites="model.layers.0", reducer="tokens", text_column="text")
+    fitted = fit(Mahalanobis(), stream, **QUIET)
+    table = score(fitted, stream, **QUIET)
+    line = next(r for r in table.to_pylist() if r["position"] == 17)
+    found = Exhibits(fitted, stream, inputs=True).of(line)
+    assert (found.kind, found.first) == ("text", 16)
+    text = next(r["text"] for r in rows
+                if dict(places(read(model, [r], sites="model.layers.0", text_column="text")))
+                .get(line["id"]))  # fmt: skip
+    assert "".join(found.pieces) == text.encode()[16:32].decode()
+    mine = {r["position"]: r["score"] for r in table.to_pylist() if r["id"] == line["id"]}
+    for at, value in zip(found.position, found.score, strict=True):
+        assert value == pytest.approx(mine[at], rel=1e-4)
+    bare = Exhibits(fitted, stream).of(line)
+    assert bare.pieces == ()
+    assert bare.score == pytest.approx(found.score)
+
+
+@pytest.mark.truth("the steps of the data")
+def test_steps(words):
+    model, _, trajectories = words
+    stream = read(model, trajectories, sites="model.layers.0")
+    fitted = fit(Mahalanobis(), stream, calibrate=0.0, **QUIET)
+    line = score(fitted, stream, **QUIET).to_pylist()[1]
+    found = Exhibits(fitted, stream, inputs=True).of(line)
+    assert found.kind == "steps"
+    assert [p.strip() for p in found.pieces][1:] == ["a + b", "c"]
+    assert list(found.position) == [0, 1, 2]
+    assert found.score[line["position"]] == pytest.approx(line["score"], rel=1e-4)
+
+
+@pytest.mark.truth("the largest entries by numpy")
+def test_plain_rows():
+    x = torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
+    x[3, 5] = torch.nan
+    stream = Stream.of(x)
+    fitted = fit(Mahalanobis(), Stream.of(x[4:]), **QUIET)
+    table = score(fitted, stream, **QUIET)
+    lines = table.to_pylist()
+    looked = Exhibits(fitted, stream, inputs=True)
+    found = looked.of(lines[7])
+    order = np.argsort(-np.abs(x[7].numpy()), kind="stable")[:12]
+    assert [u for u, _ in found.values] == order.tolist()
+    assert [v for _, v in found.values] == pytest.approx(x[7].numpy()[order].tolist())
+    worst = looked.of(lines[3])
+    assert worst.values[0][0] == 5
+    assert Exhibits(fitted, stream).of(lines[7]).values == ()
+    assert looked.of({**lines[7], "id": "unknown"}) is None
+    hashed = Exhibits(fitted, stream, hashed=True)
+    assert hashed.of({**lines[7], "id": hashed_id(lines[7]["id"])}).score == found.score
+
+
+@pytest.mark.truth("the text itself")
+@pytest.mark.parametrize("text", ["a é b", "日本語", "x\ty\n\n", "\ufffd", "🙂🙂"])
+def test_pieces_of_bytes_give_the_text_again(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = texts_of(ids, tokenizer)
+    assert len(found) == len(ids)
+    assert "".join(found) == text
