@@ -21,7 +21,7 @@ def el(tag: str, *children: str | None, cls: str | None = None, **attributes: ob
     """Return an element; children that are not ``Markup`` are escaped, None is left out.
 
     A trailing underscore of an attribute's name is dropped, others become hyphens; None and False
-    leave the attribute out.
+    leave the attribute out. Values are cut at 4,000 letters, ``Markup`` is not.
 
     Examples
     --------
@@ -57,7 +57,8 @@ def _attribute(name: str, value: object) -> str:
     if value is None or value is False:
         return ""
     name = name.rstrip("_").replace("_", "-")
-    return f" {name}" if value is True else f' {name}="{escape(shown(value, 4000))}"'
+    written = value if isinstance(value, Markup) else shown(value, 4000)
+    return f" {name}" if value is True else f' {name}="{escape(written)}"'
 
 
 @final

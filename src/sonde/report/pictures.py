@@ -4,17 +4,24 @@ A notebook shows what they return, ``.save(path)`` writes it as SVG or PNG. The 
 ``sonde evaluate`` and ``sonde score`` hold the same pictures.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from sonde.core.errors import InputError
 from sonde.metrics import auroc as _auroc
 from sonde.report._axes import WIDE
 from sonde.report._format import number
+from sonde.report._heat import SIDE, Scale, heat, legend, panels
+from sonde.report._markup import el, join
 from sonde.report._pictures_scores import auroc_picture, histogram_picture, roc_picture
-from sonde.report._standalone import Svg, drawn
+from sonde.report._standalone import Svg, drawn, plain
+from sonde.report._tokens import tokens_svg
 from sonde.run.curves import RESAMPLES, roc_points
 from sonde.run.curves import histogram as _histogram
 
-__all__ = ["Svg", "auroc_by_site", "histogram", "roc"]
+__all__ = ["Svg", "auroc_by_site", "heat_map", "histogram", "roc", "tokens"]
 
 
 def histogram(
@@ -105,3 +112,111 @@ def auroc_by_site(rows: list[dict[str, Any]], instrument: str, *, width: int = W
     """
     made = auroc_picture([row for row in rows if row["instrument"] == instrument], instrument)
     return drawn([made] if made else [], width)
+
+
+def heat_map(
+    image: Any, scores: Any, grid: Any, *, low: float | None = None, high: float | None = None
+) -> Svg:
+    """Return an image beside its scores: the same in grey, warmer where patches are unusual.
+
+    The most unusual patch has a box. Brightness is stretched from the darkest to the brightest
+    value. The colours lie over a bilinear map between the centres of patches (``score_map``).
+
+    Parameters
+    ----------
+    image : array (channel, line, column), (line, column) or None
+        None draws the map alone.
+    scores : array (row,)
+        One for each patch; an infinite one is drawn in full colour.
+    grid : array (row, 2)
+        Line and column of each patch, as ``batch.grid`` holds them.
+    low, high : float, optional
+        Scores without colour and in full colour; from the median to the largest score by default.
+
+    Raises
+    ------
+    InputError
+        If a patch is missing or there twice, a score is NaN, or the image has another shape.
+
+    Examples
+    --------
+    >>> heat_map(torch.zeros(4, 4), [0.0, 1.0], [[0, 0], [0, 1]])[:4]
+    '<svg'
+    """
+    values = [float(v) for v in torch.as_tensor(scores).flatten()]
+    scale = Scale.of(values)
+    scale = Scale(scale.low if low is None else low, scale.high if high is None else high)
+    if not scale.high > scale.low:
+        raise InputError(f"heat_map: expected low < high, got {scale.low} and {scale.high}.")
+    made = heat(_image(image), torch.as_tensor(grid), values, scale)
+    drawing = join(*panels(made, 16.0), legend(scale, "heat", 16.0, made.height + 28))
+    wide = 32 + (made.width * 2 + 16 if made.image is not None else max(made.width, SIDE))
+    high_ = made.height + 84
+    shifted = el("g", drawing, transform="translate(0 16)")
+    ground = el("rect", width=wide, height=high_, fill="var(--paper)")
+    made_svg = el(
+        "svg", el("title", made.message), ground, shifted, xmlns="http://www.w3.org/2000/svg",
+        width=wide, height=high_, viewBox=f"0 0 {wide} {high_}", role="img",
+        font_family="sans-serif",
+    )  # fmt: skip
+    return Svg(plain(made_svg))
+
+
+def _image(image: Any) -> torch.Tensor | None:
+    if image is None:
+        return None
+    pixels = torch.as_tensor(image).detach().float().cpu()
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or len(pixels) not in (1, 3) or 0 in pixels.shape:
+        raise InputError(
+            f"heat_map: expected an image of 1 or 3 channels x lines x columns, got the shape "
+            f"{tuple(pixels.shape)}."
+        )
+    return pixels
+
+
+def tokens(
+    pieces: Sequence[str],
+    scores: Any,
+    p: Any = None,
+    *,
+    alpha: float = 0.05,
+    own_lines: bool = False,
+) -> Svg:
+    """Return a text whose tokens, or steps, stand on a ground that is warmer where unusual.
+
+    The colour is the rank of a score among those given: the upper 40, 25, 12, 5 and 1 %. Parts
+    with an alarm are bold and underlined; where there is none, up to three of the highest.
+
+    Parameters
+    ----------
+    pieces : sequence of str
+        Tokens as text, with their blanks; or steps.
+    scores : array (row,)
+        One for each piece.
+    p : array (row,), optional
+        Their p-values.
+    alpha : float, default=0.05
+    own_lines : bool, default=False
+        Give each piece a line of its own: for the steps of a trajectory.
+
+    Raises
+    ------
+    InputError
+        If there is no piece, not one score for each, or a NaN.
+
+    Examples
+    --------
+    >>> tokens(["The ", "cat ", "xqz"], [0.1, 0.2, 9.0])[:4]
+    '<svg'
+    """
+    values = [float(v) for v in torch.as_tensor(scores).flatten()]
+    levels = [None] * len(values) if p is None else [None if v is None else float(v) for v in p]
+    if not pieces or len(pieces) != len(values) or len(levels) != len(values):
+        raise InputError(
+            f"tokens: expected a score for each piece, and at least one, got {len(pieces)} pieces, "
+            f"{len(values)} scores and {len(levels)} p-values."
+        )
+    if any(v != v for v in values):
+        raise InputError("tokens: expected scores without NaN. Score such rows as +inf.")
+    return Svg(plain(tokens_svg(pieces, values, levels, alpha, own_lines)))

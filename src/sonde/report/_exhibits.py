@@ -1,0 +1,176 @@
+"""Examples on a page: heat map, marked tokens, marked step, or numbers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sonde.report._format import number, plural
+from sonde.report._heat import STEPS, Scale, heat, legend, panels
+from sonde.report._markup import Markup, Names, el, join
+from sonde.report._parts import tabled
+from sonde.report._picture import Numbers
+
+MARKED: Final = 3
+MOST_LISTED: Final = 30
+MOST_PIECES: Final = 1500
+
+
+def exhibit(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
+    """Return the parts of one example; ``found`` is a ``sonde.run.exhibit.Exhibit``."""
+    if found.kind == "image":
+        return _image(found, scale, names)
+    if found.kind == "row":
+        return _values(found, names)
+    return _text(found, scale, alpha, names)
+
+
+def level_of(score: float, scale: Scale) -> int:
+    """Return 0 (not coloured) to 5: how many of the scale's steps a score lies above."""
+    return sum(score > step for step in scale.steps)
+
+
+def marked(scores: Sequence[float], p: Sequence[float | None], alpha: float) -> set[int]:
+    """Return which parts are marked: those with an alarm, else the three most unusual.
+
+    Without an alarm at most a quarter of the parts, but one; none where all are equal.
+    """
+    alarms = {i for i, value in enumerate(p) if value is not None and value <= alpha}
+    if alarms:
+        return alarms
+    if not scores or min(scores) == max(scores):
+        return set()
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    return set(order[: max(1, min(MARKED, len(scores) // 4))])
+
+
+def _image(found: Any, scale: Scale, names: Names) -> Markup:
+    if not found.grid:
+        return _alone(found) if found.pixels is None else _plain_image(found, names)
+    made = heat(found.pixels, found.grid, found.score, scale)
+    key = names.new("heat")
+    shown = [
+        el("svg", group, viewBox=f"0 0 {made.width:g} {made.height:g}", width=f"{made.width:g}",
+           height=f"{made.height:g}", role="img", tabindex="0", cls="plot patches", aria_label=text)
+        for group, text in zip(panels(made, 0.0) if made.image is None else _apart(made),
+                               _said(made), strict=True)
+    ]  # fmt: skip
+    bar = el(
+        "svg", legend(scale, key), viewBox="-1 -1 226 38", width=226, height=38, role="img",
+        aria_label=f"Colours from {number(scale.low)} to {number(scale.high)}", cls="bar",
+    )  # fmt: skip
+    rows = sorted(zip(found.grid, found.score, strict=True), key=lambda row: -row[1])[:MOST_LISTED]
+    table = tuple((f"{r + 1}, {c + 1}", _finite(s), ) for (r, c), s in rows)  # fmt: skip
+    numbers = Numbers(("line, column", "score"), table, "patches")
+    side = el("div", *shown, cls="panels")
+    return join(side, bar, tabled(numbers, names, "Most unusual patches"))
+
+
+def _apart(made: Any) -> list[Markup]:
+    """Return the panels so that each begins at its own left edge."""
+    return [panels(made, 0.0)[0], panels(made, -made.width - 16)[1]]
+
+
+def _said(made: Any) -> list[str]:
+    return ([] if made.image is None else ["The image as the model reads it"]) + [made.message]
+
+
+def _plain_image(found: Any, names: Names) -> Markup:
+    made = heat(found.pixels, [(0, 0)], [0.0], Scale(0.0, 1.0))
+    view = f"0 0 {made.width:g} {made.height:g}"
+    said = "The image as the model reads it"
+    return el(
+        "svg", panels(made)[0], viewBox=view, width=f"{made.width:g}", height=f"{made.height:g}",
+        role="img", aria_label=said, cls="plot patches",
+    )  # fmt: skip
+
+
+def _alone(found: Any) -> Markup:
+    return el("p", f"{plural(len(found.score), 'row')} without a place.", cls="empty")
+
+
+def _text(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
+    keep = marked(found.score, found.p, alpha)
+    strong = {found.position[i] for i in keep}
+    scores = dict(zip(found.position, zip(found.score, found.p, strict=True), strict=True))
+    what = "step" if found.kind == "steps" else "token"
+    parts: list[Markup] = []
+    if found.pieces:
+        pieces = list(enumerate(found.pieces[:MOST_PIECES], found.first))
+        made = [_piece(at, text, scores.get(at), at in strong, scale, what) for at, text in pieces]
+        parts.append(
+            el("ol", *made, cls="steps") if what == "step" else el("p", *made, cls="tokens")
+        )
+        if len(found.pieces) > MOST_PIECES:
+            said = f"{MOST_PIECES:,} of {len(found.pieces):,} tokens are shown."
+            parts.append(el("p", said, cls="reading"))
+        parts.append(_key_of_colours(what))
+    order = sorted(range(len(found.score)), key=lambda i: -found.score[i])[:MOST_LISTED]
+    texts = dict(enumerate(found.pieces, found.first))
+    has_text = ("text",) if found.pieces else ()
+    rows = [
+        (str(found.position[i]), _finite(found.score[i]), found.p[i],
+         "marked" if i in keep else "", *(texts.get(found.position[i], "") for _ in has_text))
+        for i in order
+    ]  # fmt: skip
+    if rows:
+        numbers = Numbers((what, "score", "p", "mark", *has_text), tuple(rows), f"{what}s")
+        parts.append(tabled(numbers, names, f"Most unusual {what}s", opened=not found.pieces))
+    return join(*parts)
+
+
+def _key_of_colours(what: str) -> Markup:
+    """Return what the colours of tokens or steps mean."""
+    shares = [f"{share:g} %" for share in (100 - 100 * q for q in STEPS)]
+    samples = [el("span", f" {text} ", cls=f"h{i}") for i, text in enumerate(shares, 1)]
+    spaced = [part for sample in samples for part in (sample, " ")]
+    said = f"Colour: {what}s among the most unusual "
+    mark = el("mark", "underlined")
+    tail = f" of all {what}s shown here; ", mark, ": alarms, or the highest where there is none."
+    return el("p", said, *spaced, *tail, cls="reading")
+
+
+def _piece(
+    at: int,
+    text: str,
+    known: tuple[float, float | None] | None,
+    strong: bool,
+    scale: Scale,
+    what: str,
+) -> Markup:
+    """Return a token or a step: coloured by its score, underlined and told where it is marked."""
+    lines = el("br") if what == "token" and "\n" in text else None
+    words = text.replace("\n", "\u21b5" if what == "token" else " ").replace("\t", " ")
+    tag = "mark" if strong else "span"
+    if known is None:
+        body = el("span", words)
+    else:
+        said = [f"{what} {at}", f"score {number(known[0])}"]
+        said += [] if known[1] is None else [f"p {number(known[1])}"]
+        if math.isinf(known[0]):
+            said[1] = "score infinite"
+        level = level_of(known[0], scale)
+        note = el("span", " (marked) ", cls="offscreen") if strong else None
+        cls = f"h{level}" if level else None
+        body = el(tag, words, note, cls=cls, data_tip=" · ".join(said))
+    if what == "token":
+        return join(body, lines)
+    score = el("span", f"score {_word(known)}", cls="score") if known else None
+    flag = el("b", "marked: ") if strong else None
+    return el("li", flag, body, " ", score, value=at)
+
+
+def _word(known: tuple[float, float | None]) -> str:
+    word = "infinite" if math.isinf(known[0]) else number(known[0])
+    return word if known[1] is None else f"{word}, p {number(known[1])}"
+
+
+def _values(found: Any, names: Names) -> Markup:
+    if not found.values:
+        return Markup("")
+    rows = tuple((str(unit), _finite(value)) for unit, value in found.values)
+    numbers = Numbers(("unit", "value"), rows, "values")
+    return tabled(numbers, names, "Largest entries of the row", opened=True)
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else "NaN" if math.isnan(value) else "infinite"

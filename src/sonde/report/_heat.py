@@ -1,0 +1,156 @@
+"""Scores of patches over an image: the image, the same in grey under the map, a legend."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sonde.report._format import number
+from sonde.report._markup import Markup, el, join
+from sonde.stats import score_map
+
+SIDE: Final = 224
+GAP: Final = 16
+WARM: Final = (213, 94, 0)
+MOST_OPAQUE: Final = 0.82
+STEPS: Final = (0.6, 0.75, 0.88, 0.95, 0.99)
+
+
+@final
+@dataclass(frozen=True)
+class Scale:
+    """Which scores are drawn without colour and which in full colour.
+
+    Patches go from ``low`` to ``high`` evenly; tokens and steps by the quantiles ``steps``, since
+    one token often lies far above all others.
+    """
+
+    low: float
+    high: float
+    steps: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(scores: Sequence[float]) -> "Scale":
+        """Return the scale from the median to the largest of the finite scores."""
+        finite = np.array([s for s in scores if math.isfinite(s)])
+        if not len(finite):
+            return Scale(0.0, 1.0, (math.inf,) * len(STEPS))
+        low, high = float(np.median(finite)), float(finite.max())
+        every = np.quantile(finite, STEPS, method="lower")
+        steps = tuple(float(v) for v in every)
+        return Scale(low, high if high > low else low + max(abs(low), 1.0), steps)
+
+
+@final
+@dataclass(frozen=True)
+class Heat:
+    """What is drawn: the two panels as PNG, the box of the most unusual patch, what is said."""
+
+    image: Markup | None
+    over: Markup
+    box: tuple[float, float, float, float]
+    width: float
+    height: float
+    message: str
+
+
+def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Scale) -> Heat:
+    """Return the picture of one image's patches.
+
+    Parameters
+    ----------
+    pixels : Float[Tensor, "channel line column"] or None
+        As the model reads it, any range; None draws the map alone.
+    grid : sequence of (int, int)
+        Line and column of each patch.
+    scores : sequence of float
+    scale : Scale
+    """
+    places = torch.as_tensor(grid)
+    lines, columns = (int(n) + 1 for n in places.max(0).values)
+    ratio = lines / columns if pixels is None else pixels.shape[-2] / pixels.shape[-1]
+    width, height = (SIDE, SIDE * ratio) if ratio <= 1 else (SIDE / ratio, SIDE)
+    size = max(lines, round(height)), max(columns, round(width))
+    found = score_map(torch.as_tensor(scores, dtype=torch.float64), places, size=size)
+    grey = None if pixels is None else _bytes(pixels, size)
+    best = max(range(len(scores)), key=lambda i: scores[i])
+    line, column = (int(n) for n in places[best])
+    box = (
+        column * width / columns, line * height / lines, width / columns, height / lines,
+    )  # fmt: skip
+    said = f"Scores of {lines} x {columns} patches; the most unusual, {number(scores[best])}, lies "
+    said += f"in line {line + 1}, column {column + 1}"
+    over = _png(_blended(grey, found.numpy(), scale))
+    return Heat(None if grey is None else _png(grey), over, box, width, height, said)
+
+
+def _bytes(pixels: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Return pixels as bytes, stretched from the darkest to the brightest, enlarged in squares."""
+    x = pixels.double().nan_to_num(0.0, 0.0, 0.0)
+    low, high = float(x.min()), float(x.max())
+    x = (x - low) / (high - low if high > low else 1.0)
+    x = x.expand(3, -1, -1) if len(x) == 1 else x
+    image = Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())
+    small = image.width <= size[1]
+    how = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
+    return np.asarray(image.resize((size[1], size[0]), how))
+
+
+def _blended(image: np.ndarray | None, scores: np.ndarray, scale: Scale) -> np.ndarray:
+    shares = np.where(np.isfinite(scores), scores, np.inf)
+    shares = np.clip((shares - scale.low) / (scale.high - scale.low), 0, 1)[..., None]
+    base = np.full((*scores.shape, 3), 255.0)
+    if image is not None:
+        base = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    weight = MOST_OPAQUE * shares
+    return np.rint(base * (1 - weight) + np.array(WARM) * weight).astype(np.uint8)
+
+
+def _png(values: np.ndarray) -> Markup:
+    sink = io.BytesIO()
+    Image.fromarray(values).save(sink, format="PNG", optimize=True)
+    return Markup(f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}")
+
+
+def panels(made: Heat, x: float = 0.0) -> list[Markup]:
+    """Return the image, if there is one, and the map with its box, as groups of an SVG each."""
+    whole = {"width": made.width, "height": made.height}
+    groups = []
+    if made.image is not None:
+        groups.append(el("image", href=made.image, x=x, y=0, **whole))
+        x += made.width + GAP
+    left, top, width, height = made.box
+    place = {"x": left + x, "y": top, "width": width, "height": height, "fill": "none"}
+    tip = f"most unusual patch · {made.message.partition('; ')[2]}"
+    box = [
+        el("rect", **place, stroke="#ffffff", stroke_width=4),
+        el("rect", **place, stroke="#000000", stroke_width=1.5, data_tip=tip),
+    ]
+    groups.append(el("g", el("image", href=made.over, x=x, y=0, **whole), *box))
+    return groups
+
+
+def legend(scale: Scale, key: str, x: float = 0.0, y: float = 0.0) -> Markup:
+    """Return the bar of colours with the scores at its ends."""
+    stops = [
+        el("stop", offset=t, stop_color=f"rgb{WARM}", stop_opacity=MOST_OPAQUE * t) for t in (0, 1)
+    ]
+    name = f"{key}-fade"
+    ends = ((0, scale.low, "start"), (SIDE, scale.high, "end"))
+    return join(
+        el("defs", el("linearGradient", *stops, id=name)),
+        el("rect", x=x, y=y, width=SIDE, height=14, fill="#ffffff"),
+        el("rect", x=x, y=y, width=SIDE, height=14, fill=f"url(#{name})", stroke="#59606a"),
+        *(
+            el("text", number(value), x=x + at, y=y + 32, text_anchor=how, font_size=15,
+               fill="var(--soft)")
+            for at, value, how in ends
+        ),
+    )  # fmt: skip
