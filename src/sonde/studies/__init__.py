@@ -11,6 +11,7 @@ from sonde.studies.text import as_text
 
 STUDIES: dict[str, str] = {
     "costarr": "COSTARRStudy",
+    "dict-lookup": "DictLookupStudy",
     "nac": "NACStudy",
     "overview": "OverviewStudy",
 }
