@@ -13,6 +13,7 @@ STUDIES: dict[str, str] = {
     "costarr": "COSTARRStudy",
     "dict-lookup": "DictLookupStudy",
     "nac": "NACStudy",
+    "nac-me": "NACMEStudy",
     "overview": "OverviewStudy",
 }
 
