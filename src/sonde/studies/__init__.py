@@ -12,8 +12,8 @@ from sonde.studies.text import as_text
 STUDIES: dict[str, str] = {
     "costarr": "COSTARRStudy",
     "dict-lookup": "DictLookupStudy",
+    "fod": "FODStudy",
     "nac": "NACStudy",
-    "nac-me": "NACMEStudy",
     "overview": "OverviewStudy",
 }
 
