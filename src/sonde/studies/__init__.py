@@ -15,6 +15,7 @@ STUDIES: dict[str, str] = {
     "fod": "FODStudy",
     "nac": "NACStudy",
     "overview": "OverviewStudy",
+    "simple-net": "SimpleNetStudy",
 }
 
 __all__ = [
