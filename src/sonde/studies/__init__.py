@@ -14,6 +14,7 @@ STUDIES: dict[str, str] = {
     "dict-lookup": "DictLookupStudy",
     "fod": "FODStudy",
     "nac": "NACStudy",
+    "nac-me": "NACMEStudy",
     "overview": "OverviewStudy",
     "simple-net": "SimpleNetStudy",
 }
