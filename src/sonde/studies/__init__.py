@@ -10,6 +10,7 @@ from sonde.studies.study import Claim, Outcome, Study, StudyTable, run_study
 from sonde.studies.text import as_text
 
 STUDIES: dict[str, str] = {
+    "clue": "CLUEStudy",
     "costarr": "COSTARRStudy",
     "dict-lookup": "DictLookupStudy",
     "fod": "FODStudy",
@@ -17,6 +18,7 @@ STUDIES: dict[str, str] = {
     "nac-me": "NACMEStudy",
     "overview": "OverviewStudy",
     "simple-net": "SimpleNetStudy",
+    "trajectories": "TrajectoriesStudy",
 }
 
 __all__ = [

@@ -1,0 +1,145 @@
+"""Small causal language models that are trained here, on texts of a few words."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from sonde.core.inputs import Model
+from sonde.data.loading import load
+
+PAD, IGNORED = "_", -100
+LAYERS, HEADS, WIDTH = 3, 4, 64
+RATE, WARM, BATCH = 3e-3, 20, 32
+
+Texts = Callable[[int], list[str]]
+
+
+def language_model(words: Sequence[str], longest: int, seed: int) -> Model:
+    """Return an untrained GPT-2 whose tokens are these words; it reads at most ``longest``."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=1 + len(words),
+        n_positions=longest,
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        activation_function="relu",
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = GPT2LMHeadModel(config).eval()
+    return load(module, processor=_tokenizer(words))
+
+
+def _tokenizer(words: Sequence[str]) -> Any:
+    """Return a tokenizer of whole words; what is none of them, such as white space, is dropped."""
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(WordLevel({w: i for i, w in enumerate([PAD, *words])}, unk_token=PAD))
+    plain, signs = ([w for w in words if w.isalnum() == kind] for kind in (True, False))
+    pattern = "|".join([rf"\b(?:{'|'.join(plain)})\b", *map(re.escape, signs)])
+    inner.pre_tokenizer = Split(Regex(pattern), "removed", invert=True)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD)
+
+
+def tokens_of(model: Model, texts: Sequence[str]) -> Int[Tensor, "text pos"]:
+    """Return the tokens of texts, padded on the right with 0."""
+    found = [torch.tensor(ids) for ids in model.processor(list(texts))["input_ids"]]
+    return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+
+
+@torch.enable_grad()
+def train(
+    model: Model,
+    texts: Texts,
+    steps: int,
+    behind: str,
+    enough: Callable[[], bool] = lambda: False,
+    every: int = 50,
+) -> int:
+    """Train on fresh texts, on what stands from a word on, until it is enough; return the steps.
+
+    Parameters
+    ----------
+    texts : callable
+        Returns as many texts as it is asked for.
+    steps : int
+        At most.
+    behind : str
+        Tokens before the first of these words are not learned.
+    enough : callable
+        Asked after each ``every`` steps.
+    """
+    module = model.module
+    start = model.processor.convert_tokens_to_ids(behind)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
+    for step in range(1, steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * min(step / WARM, 1.0)
+        ids = tokens_of(model, texts(BATCH))
+        kept = ((ids == start).cumsum(1) > 0) & (ids > 0)
+        wanted = torch.where(kept, ids, IGNORED)[:, 1:]
+        logits = module(ids).logits[:, :-1]
+        optimiser.zero_grad()
+        functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        if step % every == 0 and enough():
+            return step
+    return steps
+
+
+@torch.no_grad()
+def sampled(
+    model: Model, prompts: Sequence[str], end: str, draw: np.random.Generator
+) -> tuple[list[str], list[Float[Tensor, "pos"]]]:
+    """Return what a model writes behind prompts, and how likely each of its tokens was.
+
+    Prompts may differ in length; tokens are drawn at temperature 1, up to ``end`` or to the end of
+    the context, where the text then lacks ``end``.
+    """
+    module, tokenizer = model.module, model.processor
+    words = np.array(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    stop = tokenizer.convert_tokens_to_ids(end)
+    source = torch.Generator().manual_seed(int(draw.integers(2**62)))
+    texts, chances = [""] * len(prompts), [torch.empty(0)] * len(prompts)
+    given = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    for length in sorted(set(given)):
+        rows = [i for i, n in enumerate(given) if n == length]
+        ids, chance = _written(module, tokens_of(model, [prompts[i] for i in rows]), stop, source)
+        for i, own, likely in zip(rows, ids, chance, strict=True):
+            ended = torch.nonzero(own == stop)
+            n = int(ended[0]) + 1 if len(ended) else len(own)
+            texts[i], chances[i] = "".join(words[own[:n].numpy()]), likely[:n]
+    return texts, chances
+
+
+def _written(
+    module: Any, ids: Int[Tensor, "text pos"], stop: int, source: torch.Generator
+) -> tuple[Int[Tensor, "text new"], Float[Tensor, "text new"]]:
+    """Return tokens drawn behind prompts of one length until all stopped, and their chances."""
+    past, chosen, likely = None, [], []
+    running = torch.ones(len(ids), dtype=torch.bool)
+    n = ids.shape[1]
+    while running.any() and n < module.config.n_positions:
+        out = module(ids, past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        chance = out.logits[:, -1].double().softmax(1)
+        ids = torch.multinomial(chance, 1, generator=source)
+        chosen.append(ids)
+        likely.append(chance.gather(1, ids))
+        running &= ids[:, 0] != stop
+        n += 1
+    return torch.cat(chosen, 1), torch.cat(likely, 1)
