@@ -219,8 +219,12 @@ def ours_of(case: Case, r: Rows, head: nn.Linear) -> Tensor:
     detector = case.ours(len(r.x))
     needs = {"x": r.fresh}
     with torch.no_grad():
-        layer = (head.weight, head.bias)
-        scorer = detector.fit(r.x, r.label, logits=head(r.x), head=layer)
+        layer, logits = (head.weight, head.bias), head(r.x)
+        read = {
+            column for read in detector.all_reads().values() for column in read.statistic.needs()
+        }
+        rows = r.x if "x" in read else logits  # what only reads logits is fitted on them alone
+        scorer = detector.fit(rows, r.label, logits=logits, head=layer)
         if "logits" in detect_needs(detector):
             needs["logits"] = head(r.fresh)
         return scorer.score(**{name: needs[name] for name in detect_needs(detector)})

@@ -30,6 +30,8 @@ from sonde.stats import (
     MomentsState,
 )
 
+BLOCK = 4096  # rows at a time, so that memory does not grow with them
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +205,10 @@ def _residual(
     x: Float[Tensor, "row dim"], origin: Float[Tensor, "dim"], basis: Float[Tensor, "dim rest"]
 ) -> Float[Tensor, "row"]:
     """Return the length of rows relative to the origin along the basis."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return ((wide - origin.to(wide)) @ basis.to(wide)).norm(dim=1)
+    kind = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    origin, basis = origin.to(x.device, kind), basis.to(x.device, kind)
+    parts = [((rows.to(kind) - origin) @ basis).norm(dim=1) for rows in x.split(BLOCK)]
+    return torch.cat(parts)
 
 
 def _mean_length(lengths: Float[Tensor, "sample"], n: int) -> tuple[float, float]:
