@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sonde.core.errors import InputError
 from sonde.run.unusual import beyond, most_unusual
 
 
@@ -44,5 +45,8 @@ def test_beyond():
 
 
 def test_nothing_and_one_row():
+    assert most_unusual(table([("a", 0, "s", "knn", 1.0, None)]), 0) == {"knn": []}
+    with pytest.raises(InputError, match="at least 0"):
+        most_unusual(table([]), -1)
     assert most_unusual(table([]), 3) == {}
     assert len(most_unusual(table([("a", 0, "s", "knn", 1.0, None)]), 3)["knn"]) == 1

@@ -19,6 +19,9 @@ class Score:
     p-values compare with the rows that calibrated the detectors. Where the model was trained on
     these, p-values of new rows are too small: run `sonde calibrate` on rows it has not seen.
 
+    A page (-o scores.html) shows the most unusual examples first: patches of images, tokens and
+    steps of texts with their scores; the inputs themselves only with --show-inputs.
+
     Example: sonde score probe.sonde sonde:digits sonde:digits/test -o scores.parquet
     """
 
@@ -26,7 +29,8 @@ class Score:
     model: ModelWord
     data: DataWord
     output: Annotated[
-        Path | None, named("FILE", "table to write: .parquet, .csv or .jsonl", "-o")
+        Path | None,
+        named("FILE", "table to write: .parquet, .csv or .jsonl; or a page: .html", "-o"),
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the summary")] = 0.05
     reduction: Annotated[
@@ -39,6 +43,11 @@ class Score:
             help="name so many of the most unusual layers, units, tokens or patches in each line"
         ),
     ] = 0
+    examples: Annotated[
+        int, named("N", "most unusual examples of each detector on the page (.html)")
+    ] = 8
+    show_inputs: Annotated[bool, tyro.conf.arg(help="let the page hold inputs")] = False
+    hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows")] = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -46,18 +55,21 @@ class Score:
         """Score, write the table, and print how many rows raise an alarm."""
         from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
-        from sonde.run.score import check_suffix, plain_rows, score, write_table
+        from sonde.run.score import check_suffix, open_for, plain_rows, score
 
         if self.output is not None:
-            check_suffix(self.output)
+            if not self._is_page:
+                check_suffix(self.output)
             check_writable(self.output)
         fitted = Fitted.load(self.probe)
         self.reading.check(self.data)
         model, options = model_and_options(self.model, self.reading)
-        options |= {"reduction": self.reduction, "explain": self.explain}
-        table = score(fitted, model, self.data, progress=not self.printing.quiet, **options)
+        stream = open_for(fitted, model, self.data, **options)
+        how = {"reduction": self.reduction, "explain": self.explain}
+        table = score(fitted, stream, progress=not self.printing.quiet, **how)
+        table = _hashed(table) if self.hash_ids else table
         if self.output is not None:
-            write_table(table, self.output)
+            self._write(table, fitted, stream, self.output)
             note(f"wrote {self.output}: {table.num_rows} rows")
         if self.printing.json:
             say_json(plain_rows(table))
@@ -66,6 +78,23 @@ class Score:
             if self.explain:
                 say(self._most_unusual(table))
         return 0
+
+    @property
+    def _is_page(self) -> bool:
+        return self.output is not None and self.output.suffix.lower() in (".html", ".htm")
+
+    def _write(self, table: Any, fitted: Any, stream: Any, path: Path) -> None:
+        if not self._is_page:
+            from sonde.run.score import write_table
+
+            write_table(table, path)
+            return
+        from sonde.report.scores import save_scores
+        from sonde.run.exhibit import Exhibits
+
+        looked = Exhibits(fitted, stream, self.show_inputs, self.hash_ids)
+        title = f"{self.data} scored by {self.probe.name}"
+        save_scores(table, path, looked, alpha=self.alpha, title=title, examples=self.examples)
 
     def _most_unusual(self, table: Any) -> str:
         """Return the lines of the smallest p-values with what makes them unusual."""
@@ -107,6 +136,16 @@ class Score:
                 f"{group['instrument']:<22} {site:<30} {mine.num_rows:>7} {median:>9.4g} {share:>8}"
             )
         return "\n".join(lines)
+
+
+def _hashed(table: Any) -> Any:
+    """Return a table whose ids are hashes."""
+    import pyarrow as pa
+
+    from sonde.run.exhibit import hashed_id
+
+    ids = pa.array([hashed_id(name) for name in table["id"].to_pylist()], pa.string())
+    return table.set_column(table.schema.get_field_index("id"), "id", ids)
 
 
 def model_and_options(name: str, reading: Reading) -> tuple[Any, dict[str, Any]]:

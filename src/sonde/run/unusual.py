@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from sonde.core.errors import InputError
 from sonde.run.evaluate import keys_of, part_of, scores_of
 
 TINY: Final = 1e-300
@@ -28,7 +29,14 @@ def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
     -------
     dict of str to list of dict
         For each instrument the lines, one for each id.
+
+    Raises
+    ------
+    InputError
+        If ``n`` is negative.
     """
+    if n < 0:
+        raise InputError(f"most_unusual: expected a number of at least 0, got {n}.")
     found: dict[str, list[dict[str, Any]]] = {}
     for instrument in dict.fromkeys(key[0] for key in keys_of(table)):
         best: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {}
@@ -42,20 +50,20 @@ def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
 
 def _take(best: dict[str, Any], part: pa.Table, n: int) -> None:
     """Keep the lines of one site that may be among the ``n`` first."""
-    scores = scores_of(part)
+    scores, ids = scores_of(part), part["id"].to_pylist()
     p = np.array([math.inf if v is None else v for v in part["p"].to_pylist()])
-    order = np.lexsort((-beyond(scores), p))
+    far = beyond(scores)
     taken: set[str] = set()
-    for i in order.tolist():
-        line = part.slice(i, 1).to_pylist()[0]
-        if line["id"] in taken:
-            continue
-        taken.add(line["id"])
-        rank = (float(p[i]), -float(beyond(scores)[i]))
-        if line["id"] not in best or rank < best[line["id"]][0]:
-            best[line["id"]] = (rank, {**line, "score": float(scores[i])})
+    for i in np.lexsort((-far, p)).tolist():
         if len(taken) == n:
             return
+        if ids[i] in taken:
+            continue
+        taken.add(ids[i])
+        rank = (float(p[i]), -float(far[i]))
+        if ids[i] not in best or rank < best[ids[i]][0]:
+            line = part.slice(i, 1).to_pylist()[0]
+            best[ids[i]] = (rank, {**line, "score": float(scores[i])})
 
 
 def beyond(scores: np.ndarray) -> np.ndarray:

@@ -1,0 +1,205 @@
+"""Scores of new rows as one page: the most unusual examples first, inputs only where asked for."""
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from sonde.report._exhibits import exhibit
+from sonde.report._format import number, plural, share, shown
+from sonde.report._heat import Scale
+from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._parts import badge, definitions, figure, section, table, tabled
+from sonde.report._picture import Numbers
+from sonde.report._pictures_scores import histogram_picture, named
+from sonde.report.files import write_text
+from sonde.report.html import contents, page
+from sonde.run.curves import histogram, threshold_of
+from sonde.run.evaluate import keys_of, part_of, scores_of
+from sonde.run.unusual import most_unusual
+
+SCHEMA: Final = "sonde-scores/1"
+MOST_DRAWN: Final = 4
+MOST_ROWS: Final = 300
+SHOWN: Final = 8
+
+_SECTIONS: Final = {
+    "unusual": "Most unusual examples",
+    "scores": "Scores",
+    "summary": "Detectors and sites",
+    "rows": "Rows",
+}
+_SUMMARY: Final = ("detector", "site", "rows", "median", "highest", "alarms", "not finite")
+
+
+def scores_to_html(
+    scored: pa.Table,
+    exhibits: Any = None,
+    *,
+    alpha: float = 0.05,
+    title: str = "Scores",
+    examples: int = SHOWN,
+) -> str:
+    """Return a table of scores as one self-contained page.
+
+    Parameters
+    ----------
+    scored : pyarrow.Table
+        As ``sonde.score`` returns it.
+    exhibits : sonde.run.exhibit.Exhibits, optional
+        Shows the parts of the most unusual examples with their scores; their inputs only if it
+        was made with ``inputs=True``. Without it, ids and scores stand alone.
+    alpha : float, default=0.05
+        Alarm rate: a row raises an alarm if its p-value is at most this.
+    title : str
+    examples : int, default=8
+        How many are shown for each detector.
+    """
+    names = Names()
+    lines = most_unusual(scored, examples)
+    summary = [_summary(scored, key, alpha) for key in keys_of(scored)]
+    body = join(
+        _header(scored, exhibits, alpha, title),
+        contents("toc", _SECTIONS),
+        _unusual(lines, exhibits, alpha, names),
+        _drawn(scored, alpha, names),
+        section(
+            "summary", "Detectors and sites",
+            table(Numbers(_SUMMARY, tuple(summary), "detectors"), names),
+        ),
+        _rows(scored, names),
+    )  # fmt: skip
+    carried = {
+        "schema": SCHEMA,
+        "alpha": alpha,
+        "shows_inputs": bool(exhibits is not None and exhibits.inputs),
+        "summary": [dict(zip(_SUMMARY, row, strict=True)) for row in summary],
+        "unusual": {name: [_plain(line) for line in mine] for name, mine in lines.items()},
+    }
+    first = next((line for mine in lines.values() for line in mine), None)
+    said = "No rows." if first is None else f"Most unusual: {shown(first['id'], 80)}"
+    return page(f"{shown(title, 120)}: sonde score", said, body, carried, _SECTIONS)
+
+
+def save_scores(scored: pa.Table, path: str | Path, exhibits: Any = None, **options: Any) -> Path:
+    """Write the page of a table of scores."""
+    write_text(Path(path), scores_to_html(scored, exhibits, **options))
+    return Path(path)
+
+
+def _plain(line: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in line.items()}  # fmt: skip
+
+
+def _header(scored: pa.Table, exhibits: Any, alpha: float, title: str) -> Markup:
+    ids = len(scored["id"].unique())
+    p = [value for value in scored["p"].to_pylist() if value is not None]
+    alarms = f"{sum(value <= alpha for value in p):,} of {len(p):,} lines" if p else None
+    inputs = exhibits is not None and exhibits.inputs
+    facts = [
+        ("examples", f"{ids:,}"),
+        ("lines", f"{scored.num_rows:,}"),
+        (f"alarms (p at most {alpha:g})", alarms or "none known: not calibrated"),
+        ("inputs", "shown" if inputs else "not shown (--show-inputs shows them)"),
+    ]
+    return el(
+        "header",
+        el("p", "sonde score", cls="brand"),
+        el("h1", shown(title, 200)),
+        definitions(facts),
+    )
+
+
+def _unusual(
+    lines: dict[str, list[dict[str, Any]]], exhibits: Any, alpha: float, names: Names
+) -> Markup:
+    parts: list[Markup | None] = []
+    for instrument, mine in lines.items():
+        made = [None if exhibits is None else exhibits.of(line) for line in mine]
+        scales = _scales(mine, made)
+        if len(lines) > 1:
+            parts.append(el("h3", shown(instrument, 60)))
+        parts += [
+            _card(rank, line, found, scales[line["site"]], alpha, names)
+            for rank, (line, found) in enumerate(zip(mine, made, strict=True), 1)
+        ]
+    lead = (
+        "Ordered by p-value, then by how far the score lies above the others of its site. Colour "
+        "and marks compare the parts of the examples on this page."
+    )
+    if not parts:
+        parts.append(el("p", "No rows were scored.", cls="empty"))
+    return section("unusual", "Most unusual examples", *parts, lead=lead)
+
+
+def _scales(lines: list[dict[str, Any]], made: list[Any]) -> dict[str, Scale]:
+    """Return the scale of colours of each site, over all examples that are shown."""
+    scores: dict[str, list[float]] = {line["site"]: [] for line in lines}
+    for line, found in zip(lines, made, strict=True):
+        scores[line["site"]] += list(found.score) if found is not None else []
+    return {site: Scale.of(values) for site, values in scores.items()}
+
+
+def _card(
+    rank: int, line: dict[str, Any], found: Any, scale: Scale, alpha: float, names: Names
+) -> Markup:
+    p = line["p"]
+    score = number(line["score"]) if math.isfinite(line["score"]) else "infinite"
+    alarm = badge("warning", "alarm") if p is not None and p <= alpha else None
+    top = el("div", el("span", f"{rank}.", cls="code"), code(line["id"]), alarm, cls="top")
+    units = line.get("units")
+    facts = [
+        ("score", score + ("" if p is None else f", p {number(p)}")),
+        ("where", f"{named(line['instrument'], line['site'])}, position {line['position']}"),
+        ("layers", ", ".join(shown(s, 60) for s in line.get("layers") or ()) or None),
+        ("units", ", ".join(map(str, units)) if units else None),
+    ]
+    body = None if found is None else exhibit(found, scale, alpha, names)
+    heading = el("h4", f"Example {rank}", cls="offscreen")
+    return el("article", heading, top, definitions(facts), body, cls="card example")
+
+
+def _drawn(scored: pa.Table, alpha: float, names: Names) -> Markup:
+    parts = []
+    keys = keys_of(scored)
+    for key in keys[-MOST_DRAWN:]:
+        part = part_of(scored, key)
+        bins = histogram(scores_of(part)) | {"threshold": threshold_of([part], alpha)}
+        made = histogram_picture(bins, named(*key), ("scored",), alpha)
+        said = f"{named(*key)}: all scores are infinite."
+        parts.append(figure(made, names) if made else el("p", said, cls="empty"))
+    few = f"Drawn: the last {MOST_DRAWN} of {len(keys)}." if len(keys) > MOST_DRAWN else ""
+    return section("scores", "Scores", *parts, lead=few)
+
+
+def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any, ...]:
+    part = part_of(scored, key)
+    scores = scores_of(part)
+    finite = scores[np.isfinite(scores)]
+    p = part["p"].to_pylist()
+    known = [value for value in p if value is not None]
+    alarms = sum(v <= alpha for v in known) / len(known) if known else None
+    ends = (float(np.median(finite)), float(finite.max())) if len(finite) else (None, None)
+    said = None if alarms is None else share(alarms)
+    return (*key, len(scores), *ends, said, len(scores) - len(finite))
+
+
+def _rows(scored: pa.Table, names: Names) -> Markup:
+    """Return the lines of smallest p-value, then of highest score."""
+    p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
+    order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]
+    columns = ("id", "position", "instrument", "site", "score", "p")
+    rows = tuple(
+        tuple("infinite" if k == "score" and not _is_finite(row[k]) else row[k] for k in columns)
+        for row in scored.take(order).to_pylist()
+    )
+    lead = f"{plural(len(rows), 'line')} of {scored.num_rows:,}, smallest p-values first."
+    made = tabled(Numbers(columns, rows, "rows"), names, "Lines")
+    return section("rows", "Rows", made, lead=lead)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

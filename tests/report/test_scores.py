@@ -1,0 +1,149 @@
+"""The page of `sonde score`: order, marks, what is shown without being asked, hostile text."""
+
+import json
+import math
+import re
+
+import pyarrow as pa
+import pytest
+import torch
+
+from page_case import Page
+from sonde.core import Stream
+from sonde.detect import Mahalanobis
+from sonde.report._exhibits import exhibit, marked
+from sonde.report._heat import Scale
+from sonde.report._markup import Names
+from sonde.report.scores import save_scores, scores_to_html
+from sonde.run.exhibit import Exhibit, Exhibits
+from sonde.run.fit import fit
+from sonde.run.score import SCHEMA, score
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
+
+
+def table(rows):
+    columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
+    return pa.table(
+        {f.name: pa.array(c, f.type) for f, c in zip(SCHEMA, columns, strict=True)}, schema=SCHEMA
+    )
+
+
+def drawn(found, **more):
+    return exhibit(found, Scale.of(found.score), 0.05, Names(), **more)
+
+
+@pytest.fixture(scope="module")
+def scored():
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    x[7] += 30
+    x[9, 0] = torch.nan
+    ids = [f"person {i}" for i in range(60)]
+    fitted = fit(Mahalanobis(), Stream.of(x[10:]), progress=False)
+    stream = Stream.of(x, ids=ids)
+    return fitted, stream, score(fitted, stream, progress=False)
+
+
+@pytest.mark.truth("the two rows that were made unusual")
+def test_the_most_unusual_come_first(scored):
+    fitted, stream, found = scored
+    page = scores_to_html(found, Exhibits(fitted, stream, inputs=True), alpha=0.2)
+    seen = Page(page)
+    assert seen.open == []
+    cards = page.split('<article class="card example"')[1:]
+    assert len(cards) == 8
+    plain = [re.sub("<[^>]*>", "", card) for card in cards]
+    assert "person 9" in plain[0]
+    assert "infinite" in plain[0]
+    assert "NaN" in plain[0]
+    assert "person 7" in plain[1]
+    assert "alarm" in plain[1]
+    ids = [attrs["id"] for _, attrs in seen.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_inputs_stand_there_only_if_asked_for(scored):
+    fitted, stream, found = scored
+    bare = scores_to_html(found, Exhibits(fitted, stream))
+    assert "Largest entries" not in bare
+    assert "not shown (--show-inputs" in bare
+    carried = re.search(r'id="sonde">(.*?)</script>', bare, re.S)
+    assert carried is not None
+    assert json.loads(carried[1])["shows_inputs"] is False
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [("a", 0, "s", "knn", 1.0, None)],
+        [("a", 0, "s", "knn", None, 0.1), ("b", 0, "s", "knn", math.inf, 0.1)],
+    ],
+)
+def test_no_row_one_row_and_infinite_ones(rows, tmp_path):
+    page = save_scores(table(rows), tmp_path / "s.html").read_text("utf-8")
+    assert Page(page).open == []
+    assert ("No rows were scored" in page) == (not rows)
+
+
+def test_hostile_text_stays_text():
+    page = scores_to_html(table([(HOSTILE, 0, HOSTILE, HOSTILE, 1.0, 0.01)]), title=HOSTILE)
+    parts = {"position": [0, 1], "score": [1.0, 5.0], "p": [None, None]}
+    for kind in ("text", "steps"):
+        page += drawn(Exhibit(kind, **parts, pieces=[HOSTILE, HOSTILE]))
+    seen = Page(page)
+    assert seen.open == []
+    assert seen.all("img") == []
+    assert not any(name.startswith("on") for _, attrs in seen.tags for name in attrs)
+    assert "\u202e" not in page
+    assert "\x00" not in page
+
+
+@pytest.mark.truth("by hand")
+def test_which_parts_are_marked():
+    assert marked([1.0, 2.0, 3.0], [0.5, 0.01, 0.05], 0.05) == {1, 2}
+    assert marked([1.0, 9.0, 3.0], [None] * 3, 0.05) == {1}
+    assert marked(list(range(20)), [0.9] * 20, 0.05) == {19, 18, 17}
+    assert marked([2.0, 2.0], [None] * 2, 0.05) == set()
+    assert marked([], [], 0.05) == set()
+
+
+def test_marks_are_read_without_colour_and_without_eyes():
+    found = Exhibit("text", [4, 5, 6], [1.0, 9.0, math.inf], [0.5, 0.01, 0.2],
+                    pieces=["a ", "cat", "\n"], first=4)  # fmt: skip
+    page = drawn(found)
+    mark = re.search(r"<mark [^>]*>.*?</mark>", page)
+    assert mark is not None
+    assert 'data-tip="token 5 · score 9 · p 0.01"' in mark[0]
+    assert "(marked)" in mark[0]
+    assert page.count("data-tip") == 3
+    assert "score infinite" in page
+    assert "Most unusual tokens (3 rows)" in page
+
+
+def test_the_marked_step_and_its_score():
+    steps = Exhibit("steps", [0, 1], [0.1, 3.0], [None, None], pieces=["add 2 3", "5"])
+    page = drawn(steps)
+    items = re.findall(r"<li value=.*?</li>", page)
+    assert len(items) == 2
+    assert "marked: " in items[1]
+    assert "score 3" in items[1]
+    assert "marked" not in items[0]
+    bare = drawn(Exhibit("steps", [0, 1], [0.1, 3.0], [None, None]))
+    assert "<li" not in bare
+    assert "Most unusual steps (2 rows)" in bare
+
+
+def test_an_image_and_its_map():
+    grid = [(0, 0), (0, 1)]
+    whole = Exhibit("image", [0, 1], [0.0, 2.0], [None] * 2, grid, torch.rand(3, 8, 16))
+    made = Page(drawn(whole))
+    assert [a["aria-label"] for a in made.all("svg") if a["class"] == "plot patches"] == [
+        "The image as the model reads it",
+        "Scores of 1 x 2 patches; the most unusual, 2, lies in line 1, column 2",
+    ]
+    images = [str(a["href"]) for a in made.all("image")]
+    assert len(images) == 2
+    assert all(href.startswith("data:image/png;base64,") for href in images)
+    alone = Page(drawn(Exhibit("image", [0, 1], [0.0, 2.0], [None] * 2, grid)))
+    assert len(alone.all("image")) == 1
