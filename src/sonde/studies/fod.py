@@ -20,7 +20,15 @@ Scores = dict[str, dict[str, Tensor]]
 
 @final
 class FODStudy(Study):
-    """Reconstruction, displacement and their products on boards with a part changed."""
+    """Reconstruction, displacement and their products on boards with a part changed.
+
+    The relative weight is at most the board's largest share of the softmax, and about a fifth of
+    usual keys reach it (``share of keys at full weight``): a displaced one cannot stand out beyond
+    them. With divergences divided by ten it does, more than in the absolute score. The relative
+    score is not blind to a board of displaced keys: their divergences differ more, and so do the
+    shares. As a factor the error dilutes what the displacement finds; a Gaussian at each place
+    (PaDiM) finds more than either, and what does not know places (PatchCore) finds nothing.
+    """
 
     name = "fod"
     title = "does attention to what is usual at each place find parts that were displaced?"
