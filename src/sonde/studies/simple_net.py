@@ -26,7 +26,8 @@ from sonde.studies._patches import image_area, patches_of, pixel_area
 from sonde.studies.study import Claim, Figures, Study, Tick
 
 SWEEP = (0.03, 0.1, 0.3, 1.0, 3.0)
-IMAGE_NOISE, COPIES = (0.05, 0.15, 0.5), 4
+IMAGE_NOISE, MIDDLE, COPIES = (0.05, 0.15, 0.5), 0.15, 4
+USUAL_SHAPE = 0.3
 NET = {"passes": 10, "hidden": 64, "rate": 3e-3}
 ROWS = 256
 MOMENTUM, ADAPTER_DECAY = 0.1, 1e-2
@@ -35,7 +36,13 @@ Parts = dict[str, Tensor]
 
 @final
 class SimpleNetStudy(Study):
-    """Where the noise is added, how much of it, and the adapter."""
+    """Where the noise is added, how much of it, and the adapter.
+
+    Noise in the image wins here at every level, and the adapter changes little, trained or not
+    (``adapter not trained``). Two more arms ask whether it is the place of the noise or its shape:
+    they add it in feature space, but along directions in which image noise moves another patch
+    (``moved as by image noise``), or in which usual patches differ.
+    """
 
     name = "simple-net"
     title = "do noisy copies in feature space teach a net to find pasted defects?"
@@ -94,6 +101,12 @@ class SimpleNetStudy(Study):
             arms[f"image noise {level:g}"] = _scored(
                 _against(rows["fit"], fakes, SimpleNet(**net)), rows
             )
+            if level == MIDDLE:
+                tick("shapes of noise")
+                arms |= {
+                    name: _scored(_against(rows["fit"], shaped, SimpleNet(**net)), rows)
+                    for name, shaped in _shaped(rows["fit"], fakes, seed).items()
+                }
         arms["PatchCore"] = _scored(PatchCore(window=1).fit(rows["fit"]), rows)
         whole = {name: _areas(parts, d.mask) for name, parts in arms.items()}
         default = whole["sigma 0.3"]
@@ -141,6 +154,21 @@ def _noisy(d: Objects, level: float, seed: int) -> list[Tensor]:
     source = generator("image noise", seed, str(level))
     noise = [torch.randn(d.fit.shape, generator=source) for _ in range(COPIES)]
     return [patches_of(d.model, d.fit + level * e, SITE)[0] for e in noise]
+
+
+def _shaped(x: Tensor, noisy: Sequence[Tensor], seed: int) -> dict[str, list[Tensor]]:
+    """Return copies with noise in feature space that is not equal in all directions.
+
+    It moves as image noise moves another patch, or along the difference of two usual patches.
+    """
+    source = generator("shapes", seed)
+    moved: list[Tensor] = []
+    along: list[Tensor] = []
+    for fake in noisy:
+        one, other = (torch.randperm(len(x), generator=source) for _ in range(2))
+        moved.append(x + fake[one] - x[one])
+        along.append(x + USUAL_SHAPE * (x[one] - x[other]) / 2**0.5)
+    return {"moved as by image noise": moved, "moved as usual ones differ": along}
 
 
 def _against(x: Tensor, fakes: Sequence[Tensor], detector: SimpleNet) -> SimpleNetScorer:
