@@ -17,10 +17,9 @@ from scipy.ndimage import rotate  # pyright: ignore[reportMissingTypeStubs, repo
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sonde.core.stream import Stream
 from sonde.detect import NAC
-from sonde.measure import ActivationCoverage
-from sonde.run.fit import fit
+from sonde.measure import activation_coverage
+from sonde.measure.activation_coverage import ActivationCoverageResult
 from sonde.run.read import read
 from sonde.studies._digits import KNOWN, Net, net_of, pixels
 from sonde.studies._separation import rank_correlation
@@ -29,7 +28,7 @@ from sonde.studies.study import Claim, Figures, Study, Tick
 SITE, FIT, RATE, FULL, FIXED = "body:out", 400, 3e-3, 0.05, 0.1
 DECAYS, NOISES, STOPS = (0.0, 0.3, 1.0), (0.0, 0.15, 0.3), (25, 75, 150, 400)
 FEW_DECAYS, FEW_NOISES, FEW_STOPS = (0.0, 1.0), (0.0, 0.3), (10, 40)
-FEW = FIT + 150
+FEW, PAPER_FULL = FIT + 150, 500
 ANGLE, SIGMA = 30.0, 0.3
 
 
@@ -86,13 +85,15 @@ class NACMEStudy(Study):
         tick("training")
         nets = _checkpoints(data, seed, tiny)
         found: dict[str, list[float]] = {}
-        for i, net in enumerate(nets):
-            tick(f"checkpoint {i + 1} of {len(nets)}")
-            for name, value in (_worth(net, data) | _coverage(net, data)).items():
+        tick("covering")
+        full = _full(data)
+        states = [Influence.of(net, data) for net in nets]
+        for net, one in zip(nets, states, strict=True):
+            for name, value in (_worth(net, data) | _coverage(one, full)).items():
                 found.setdefault(name, []).append(value)
         alphas, single, goal = (found.pop(k) for k in ("auto", "single bin", "shifted"))
         common = float(np.median(alphas))
-        found["common alpha"] = [_cover(_stream(n, data), common, _full(data)) for n in nets]
+        found["common alpha"] = [one.covered(common, full).value for one in states]
         rho = {name: rank_correlation(values, goal) for name, values in found.items()}
         chance = np.random.default_rng(seed).permutation(goal).tolist()
         return {
@@ -205,36 +206,48 @@ def _worth(net: nn.Module, data: Data) -> dict[str, float]:
     }
 
 
-def _stream(net: nn.Module, data: Data) -> Stream:
-    items: list[dict[str, Any]] = [
-        {"x": x, "label": int(y), "id": str(i)}
-        for i, (x, y) in enumerate(zip(data.fresh, data.fresh_label, strict=True))
-    ]
-    return read(net, items, sites=SITE, objective="kl_uniform")
+@dataclass(frozen=True)
+class Influence:
+    """The states of a net on fresh rows and the gradient there."""
+
+    x: Tensor
+    grad: Tensor
+    label: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, net: nn.Module, data: Data) -> "Influence":
+        """Read a net once."""
+        items: list[dict[str, Any]] = [
+            {"x": x, "label": int(y), "id": str(i)}
+            for i, (x, y) in enumerate(zip(data.fresh, data.fresh_label, strict=True))
+        ]
+        batches = list(read(net, items, sites=SITE, objective="kl_uniform"))
+        names = ("x", "grad", "label", "logits")
+        return cls(*(torch.cat([b.column(name, SITE) for b in batches]) for name in names))
+
+    @property
+    def alpha(self) -> float:
+        """The steepness that ``NAC`` finds on these rows."""
+        return float(NAC().fit(self.x, grad=self.grad).conventions["alpha"])
+
+    def covered(self, alpha: float, full: int) -> ActivationCoverageResult:
+        """Return the coverage of the units."""
+        columns = {"grad": self.grad, "label": self.label, "logits": self.logits}
+        return activation_coverage(self.x, **columns, alpha=alpha, full=full)
 
 
 def _full(data: Data) -> int:
     return max(1, round(FULL * len(data.fresh)))
 
 
-def _coverage(net: nn.Module, data: Data) -> dict[str, float]:
+def _coverage(states: Influence, full: int) -> dict[str, float]:
     """Return the coverage by several ways to choose its parameters."""
-    stream, full = _stream(net, data), _full(data)
-    auto = fit(NAC(), stream, calibrate=0, progress=False).result("nac").conventions["alpha"]
-    fixed = _covered(stream, FIXED, full)
+    fixed, auto = states.covered(FIXED, full), states.alpha
     return {
         "alpha 0.1": fixed.value,
-        "own alpha": _cover(stream, auto, full),
-        "paper's full": _cover(stream, FIXED, 500),
+        "own alpha": states.covered(auto, full).value,
+        "paper's full": states.covered(FIXED, PAPER_FULL).value,
         "auto": auto,
-        "single bin": fixed.conventions["single_bin"],
+        "single bin": float(fixed.conventions["single_bin"]),
     }
-
-
-def _covered(stream: Stream, alpha: float, full: int) -> Any:
-    measure = ActivationCoverage(alpha=alpha, full=full)
-    return fit(measure, stream, progress=False).result(ActivationCoverage)
-
-
-def _cover(stream: Stream, alpha: float, full: int) -> float:
-    return float(_covered(stream, alpha, full).value)
