@@ -13,6 +13,7 @@ STUDIES: dict[str, str] = {
     "clue": "CLUEStudy",
     "costarr": "COSTARRStudy",
     "dict-lookup": "DictLookupStudy",
+    "feature-gaps": "FeatureGapsStudy",
     "fod": "FODStudy",
     "nac": "NACStudy",
     "nac-me": "NACMEStudy",
