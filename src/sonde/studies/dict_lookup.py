@@ -24,10 +24,8 @@ class DictLookupStudy(Study):
     """Sparse, soft and nearest lookup in patches of 1, 4 and 16 usual images.
 
     What sparsemax gains over softmax is gained by a tenth of the temperature as well (``softmax at
-    0.005``): softmax at the common one mixes every patch with nearly the whole dictionary. Over the
-    nearest patch the gain is small, as few entries share the weight (``entries in use``). With one
-    image pixels are found worse than by chance: strokes that it does not show are more unusual than
-    a defect that erases.
+    0.005``). Over the nearest patch the gain is small; ``entries in use`` says how many share the
+    weight. With one image pixels are found worse than by chance; why was not tried.
     """
 
     name = "dict-lookup"

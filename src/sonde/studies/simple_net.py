@@ -39,9 +39,10 @@ class SimpleNetStudy(Study):
     """Where the noise is added, how much of it, and the adapter.
 
     Noise in the image wins here at every level, and the adapter changes little, trained or not
-    (``adapter not trained``). Two more arms ask whether it is the place of the noise or its shape:
-    they add it in feature space, but along directions in which image noise moves another patch
-    (``moved as by image noise``), or in which usual patches differ.
+    (``adapter not trained``). The reason is the shape of the noise, not its place: added in feature
+    space, but along directions in which image noise moves another patch (``moved as by image
+    noise``), it does as well as noise in the image. Equal noise in all units, and noise along what
+    usual patches differ in, teach little about pasted squares.
     """
 
     name = "simple-net"
