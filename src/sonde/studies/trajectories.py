@@ -286,7 +286,7 @@ def _by_words(model: Model, test: dict[str, list[Trajectory]]) -> dict[str, floa
 
 def _by_numbers(fit: Steps, test: Steps) -> dict[str, float]:
     """Return what the number of steps, and the most frequent wrong step, tell."""
-    length = test.highest(test.position)
+    length = test.highest(test.position.double())
     prior = Counter(fit.position[fit.is_first].tolist())
     chance = torch.tensor([float(prior[i]) for i in test.position.tolist()])
     return {
