@@ -1,9 +1,11 @@
 """Does coverage of neuron states rank checkpoints by what they are worth on shifted inputs.
 
-A unit covers many bins where output times gradient is large against ``1 / alpha``. With one alpha
-for all checkpoints coverage therefore follows the scale of the states (arms "with the states'
-scale"), which weight decay and wrong labels make smaller; alpha from each checkpoint's own rows
-takes the scale out.
+Accuracy on usual inputs is hard to beat here (.90): all shifts hurt the same nets. A unit covers
+many bins where output times gradient is large against ``1 / alpha``, so with one alpha for all
+checkpoints coverage follows the scale of the states (arm "coverage at 0.1 with the states' scale",
+.96), and with it falls during training, while accuracy rises (column "only steps"). Alpha from each
+checkpoint's own rows takes the scale out and turns the sign. With the paper's 500 rows for a full
+bin hardly a bin is ever full: coverage then counts the rightly predicted rows.
 """
 
 import itertools
@@ -52,7 +54,8 @@ class NACMEStudy(Study):
     paper = "liu2024nac"
     fidelity = (
         "official formula on fresh usual rows, a full bin at 5 % of them (the paper's 500 is an "
-        "arm); the original averages over data sets whose domains differ, and fixed alpha on them"
+        "arm); the original averages over data sets whose domains differ; how it chose "
+        "alpha is not known"
     )
     data = (
         "digits, six kinds; one net 64-128-64-6 at four moments of training with three weight "
@@ -93,7 +96,7 @@ class NACMEStudy(Study):
                 found.setdefault(name, []).append(value)
         alphas, single, goal = (found.pop(k) for k in ("auto", "single bin", "shifted"))
         common = float(np.median(alphas))
-        found["common alpha"] = [one.covered(common, full).value for one in states]
+        found["common alpha"] = [one.coverage(common, full) for one in states]
         rho = {name: rank_correlation(values, goal) for name, values in found.items()}
         chance = np.random.default_rng(seed).permutation(goal).tolist()
         return {
@@ -233,8 +236,13 @@ class Influence:
 
     def covered(self, alpha: float, full: int) -> ActivationCoverageResult:
         """Return the coverage of the units."""
-        columns = {"grad": self.grad, "label": self.label, "logits": self.logits}
-        return activation_coverage(self.x, **columns, alpha=alpha, full=full)
+        return activation_coverage(
+            self.x, grad=self.grad, label=self.label, logits=self.logits, alpha=alpha, full=full
+        )
+
+    def coverage(self, alpha: float, full: int) -> float:
+        """Return the mean coverage."""
+        return float(self.covered(alpha, full).value)
 
 
 def _full(data: Data) -> int:
@@ -245,9 +253,9 @@ def _coverage(states: Influence, full: int) -> dict[str, float]:
     """Return the coverage by several ways to choose its parameters."""
     fixed, auto = states.covered(FIXED, full), states.alpha
     return {
-        "alpha 0.1": fixed.value,
-        "own alpha": states.covered(auto, full).value,
-        "paper's full": states.covered(FIXED, PAPER_FULL).value,
+        "alpha 0.1": float(fixed.value),
+        "own alpha": states.coverage(auto, full),
+        "paper's full": states.coverage(FIXED, PAPER_FULL),
         "auto": auto,
         "single bin": float(fixed.conventions["single_bin"]),
     }
