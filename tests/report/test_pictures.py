@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_roc_names_its_area():
 def test_auroc_by_site():
     names = ("site", "auroc", "auroc_low", "auroc_high", "instrument")
     values = ((0.6, 0.5), (0.9, 0.8), (None, None))
-    rows = [
+    rows: list[dict[str, Any]] = [
         dict(zip(names, (f"h.{k}:out", value, low, None, "knn"), strict=True))
         for k, (value, low) in enumerate(values)
     ]
@@ -114,7 +115,7 @@ def test_tokens_are_escaped_marked_and_told():
     said = texts(svg)
     assert "1: score 9, p 0.01, marked" in said
     assert "3: score infinite, p 0.2" in said
-    bold = [e.text for e in root.iter() if e.attrib.get("font-weight") == "bold"]
+    bold = [e.text or "" for e in root.iter() if e.attrib.get("font-weight") == "bold"]
     assert "".join(bold).startswith("</svg><script>")
     assert float(root.attrib["width"]) < 800
 

@@ -1,5 +1,9 @@
 """Parts of examples and their scores: equal to those of `sonde.score`; inputs only if asked."""
 
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +20,7 @@ from sonde.run.read import read
 from sonde.run.score import score
 from sonde.run.unusual import most_unusual
 
-QUIET = {"progress": False}
+QUIET: Any = {"progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,8 @@ def test_the_image_is_there_only_if_asked_for(patches):
     pixels = Exhibits(fitted, stream, inputs=True).of(line).pixels
     x = pixels[0].numpy()
     x = (x - x.min()) / (x.max() - x.min())
-    images = load_digits().images / 16
+    digits: Any = load_digits()
+    images = digits.images / 16
     gap = np.sort(np.abs(images - x * images.max((1, 2), keepdims=True)).max((1, 2)))
     assert gap[0] <= 0.5 / 255 + 1e-6  # kept in eight bits
     assert gap[1] > 1 / 16 - 1e-6

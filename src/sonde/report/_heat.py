@@ -121,13 +121,19 @@ def _png(values: np.ndarray) -> Markup:
 
 def panels(made: Heat, x: float = 0.0) -> list[Markup]:
     """Return the image, if there is one, and the map with its box, as groups of an SVG each."""
-    whole = {"width": made.width, "height": made.height}
+    whole: dict[str, Any] = {"width": made.width, "height": made.height}
     groups = []
     if made.image is not None:
         groups.append(el("image", href=made.image, x=x, y=0, **whole))
         x += made.width + GAP
     left, top, width, height = made.box
-    place = {"x": left + x, "y": top, "width": width, "height": height, "fill": "none"}
+    place: dict[str, Any] = {
+        "x": left + x,
+        "y": top,
+        "width": width,
+        "height": height,
+        "fill": "none",
+    }
     tip = f"most unusual patch · {made.message.partition('; ')[2]}"
     box = [
         el("rect", **place, stroke="#ffffff", stroke_width=4),

@@ -164,7 +164,7 @@ def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
             key = next(iter(batch.rows))
             rows = zip(batch.example[key].tolist(), batch.position[key].tolist(), strict=True)
             for example, at in rows:
-                known = found.setdefault(batch.ids[example], {})
+                known = found.setdefault(batch.ids[int(example)], {})
                 known.setdefault(at, int(batch.order[example]))
     return {name: sorted(known.items()) for name, known in found.items()}
 

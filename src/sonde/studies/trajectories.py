@@ -215,7 +215,7 @@ def _steps(model: Model, trajectories: Sequence[Trajectory]) -> Steps:
     for batch in read(model, rows, sites=SITE, reducer="steps"):
         ((key, row),) = batch.rows.items()
         x.append(row)
-        names = (int(batch.ids[i]) for i in batch.example[key].tolist())
+        names = (int(batch.ids[int(i)]) for i in batch.example[key].tolist())
         places += zip(names, batch.position[key].tolist(), strict=True)
     order = sorted(range(len(places)), key=places.__getitem__)
     where = torch.tensor(places)[order]
