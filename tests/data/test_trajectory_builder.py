@@ -1,6 +1,7 @@
 """Worlds, wrong steps put into right trajectories, and the sets that are built of them."""
 
 import json
+import operator
 import re
 from dataclasses import dataclass, replace
 from random import Random
@@ -42,21 +43,23 @@ def pairs(built):
 
 def calculator_answers(trajectory):
     """What is seen after each action, by Python's own arithmetic."""
-    signs = {"add": "+", "subtract": "-", "multiply": "*"}
+    tools = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul}
     for step in trajectory.steps:
         if step.action.startswith("report"):
             yield f"reported {step.action[7:-1]}"
             continue
-        name, tool, left, right = re.fullmatch(
-            r"(v\d+) = (\w+)\((\d+), (\d+)\)", step.action
-        ).groups()  # type: ignore[union-attr]
-        yield f"{name} = {eval(f'({left} {signs[tool]} {right}) % 1000')}"
+        read = re.fullmatch(r"(v\d+) = (\w+)\((\d+), (\d+)\)", step.action)
+        assert read, step.action
+        name, tool, left, right = read.groups()
+        yield f"{name} = {tools[tool](int(left), int(right)) % 1000}"
 
 
 def grid_answers(trajectory):
     """What is seen after each action, walked on a board read from the task's words."""
     task = trajectory.task
-    size = int(re.match(r"Grid of (\d+)", task)[1])  # type: ignore[index]
+    grid = re.match(r"Grid of (\d+)", task)
+    assert grid, task
+    size = int(grid[1])
     places = [(int(a), int(b)) for a, b in re.findall(r"\((\d+), (\d+)\)", task)]
     *walls, cell, _ = places
     board = np.pad(np.zeros((size, size), dtype=bool), 1, constant_values=True)

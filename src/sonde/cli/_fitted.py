@@ -3,7 +3,6 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +87,8 @@ def _measure_cells(row: dict[str, Any]) -> tuple[str, ...]:
 def _n_classes(result: Result) -> int | None:
     """Return the classes of a detector that keeps one mean each; 0 where no row had a label."""
     scorer = result.scorer if isinstance(result, CalibratedScorer) else result
-    if "labels" not in {f.name for f in fields(scorer)}:
-        return None
-    labels: Tensor = scorer.labels  # type: ignore[attr-defined]
-    return int((labels >= 0).sum())
+    labels = getattr(scorer, "labels", None)
+    return int((labels >= 0).sum()) if isinstance(labels, Tensor) else None
 
 
 def _calibration(result: Result) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sonde.core.plan import Split
 from sonde.core.requests import Request, States, Task, reads_of
 from sonde.core.selection import FiniteRows, row_indices
 from sonde.core.state import State
-from sonde.core.statistic import Learner, Statistic
+from sonde.core.statistic import Learner, StateT, Statistic
 
 
 class _Buffer:
@@ -162,7 +162,7 @@ def merge_states(wanted: Mapping[str, Request], a: States, b: States) -> States:
     return {i: merge_pair(r.statistic, a.get(i), b.get(i)) for i, r in wanted.items()}
 
 
-def merge_pair(statistic: Statistic[Any], a: State | None, b: State | None) -> State | None:
+def merge_pair(statistic: Statistic[StateT], a: StateT | None, b: StateT | None) -> StateT | None:
     """Return the merge of two states of which either may be empty."""
     if a is None:
         return b

@@ -1,4 +1,9 @@
-"""Choosing between several answers to one prompt by the scores of their traces."""
+"""Choosing between several answers to one prompt by the scores of their traces.
+
+References
+----------
+liang2025clue
+"""
 
 import math
 from collections.abc import Hashable, Sequence

@@ -1,7 +1,6 @@
 """Scores of held-out rows, batch by batch, in memory that does not grow with their number."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from sonde.core.requests import Task
 from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.stream import ArrayStream, Stream
-from sonde.run.entries import Key, inner_of
+from sonde.run.entries import Key
 from sonde.run.progress import Bar
 from sonde.run.score import Whole, class_columns, classes_of, in_order_of_arrival, needs_of
 from sonde.stats import Calibrated, HeldScoresState, Kept
@@ -41,7 +40,7 @@ def held_scores(
         for name, task in tasks.items():
             held = _of_batch(batch, task, scorers[name], kept, chosen)
             state = None if held is None else kept.statistic.observe(*held)
-            found[name] = merge_pair(kept.statistic, found[name], state)  # type: ignore[assignment]
+            found[name] = merge_pair(kept.statistic, found[name], state)
         bar.advance(len(batch))
     empty = [f"{word} at {site}" for (word, site), state in found.items() if state is None]
     if empty:
@@ -91,8 +90,7 @@ def _kept_rows(
     keep = torch.ones(len(joined.example), dtype=torch.bool)
     if chosen is not None:
         keep &= chosen[torch.as_tensor(batch.order)][joined.example]
-    usual: Any = inner_of(task.instrument).usual  # type: ignore[attr-defined]
-    mask = usual.mask(batch, task.keys[0])
+    mask = _calibrated(task).detector.usual.mask(batch, task.keys[0])
     if mask is None:
         return keep
     if len(task.keys) > 1:
