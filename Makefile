@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install scan test test-fast lint wheel-test shots bench studies docs clean
+.PHONY: install scan test test-fast lint wheel-test shots bench faults bench-gpu studies docs clean
 
 install: $(STAMP)
 
@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'pip>=25.1'
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf]' --group dev --group docs
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance]' --group dev --group docs
 	touch $(STAMP)
 
 scan: install
@@ -57,7 +57,16 @@ shots: install
 	$(BIN)/python tools/shots.py reports/digits.html reports/stdlib.html
 
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write
+
+# Needs a GPU: all blocks of a transformer with random weights tapped, timed by CUDA events.
+bench-gpu: install
+	$(BIN)/python -m benchmarks.large --billions 1
+	$(BIN)/python -m benchmarks.large --billions 8
+
+# Kills, full disks, damaged files: about half an hour. Linux; the small disk needs root.
+faults: install
+	$(BIN)/python -m tools.faults
 
 studies: install
 	$(BIN)/sonde study all -o reports/studies

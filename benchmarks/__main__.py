@@ -23,13 +23,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
     from benchmarks.calibrating import calibration_rows
+    from benchmarks.clustering import ray_rows
     from benchmarks.detect import detector_rows, nac_rows
+    from benchmarks.generating import generation_time
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
     from benchmarks.layer_cka import layer_cka_rows
+    from benchmarks.merging import merge_rows
     from benchmarks.sampling import sample_rows
+    from benchmarks.scale import scale_rows
     from benchmarks.scanning import scan_memory, scan_small, scan_time
+    from benchmarks.soaking import soak_rows
+    from benchmarks.storing import storing_rows
     from benchmarks.tapping import early_stop, tap_memory, tap_time
+    from benchmarks.training import training_share
 
     return {
         "import": import_time,
@@ -40,11 +47,18 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "nac": nac_rows,
         "detect": detector_rows,
         "sample": sample_rows,
+        "soak": soak_rows,
         "guard": guard_rows,
+        "generate": generation_time,
+        "train": training_share,
         "calibrate": calibration_rows,
+        "store": storing_rows,
         "cka": layer_cka_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,
+        "ray": ray_rows,
+        "merge-scale": merge_rows,
+        "scale": scale_rows,
     }
 
 
@@ -61,15 +75,22 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="exit 1 if a budget is exceeded")
     parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument(
+        "--write", action="store_true", help="put the figures on the page of the documentation"
+    )
     parser.add_argument("--rounds", type=int, help="of interleaved arms; 9, or 3 with --tiny")
     parser.add_argument("--offline", action="store_true", help="install no other libraries")
-    return parser.parse_args(arguments)
+    typed = parser.parse_args(arguments)
+    if typed.write and typed.tiny:
+        parser.error("--write: figures of toy sizes are no figures; leave out --tiny")
+    return typed
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run benchmarks, print the table, write the file; return the exit code."""
     import torch
 
+    from benchmarks.page import write_page
     from benchmarks.rows import as_json, not_measured, table, versions
     from benchmarks.size import Size
 
@@ -88,6 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
             rows += run(size)
         except Exception as error:  # one broken benchmark must not take the others with it
             rows.append(not_measured(name, name, f"{type(error).__name__}: {error}"))
+        if typed.write:
+            write_page(rows, about)
         if typed.json is not None:
             typed.json.write_text(json.dumps(as_json(rows, typed.tiny, about), indent=1) + "\n")
     print(table(rows))

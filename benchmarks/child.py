@@ -4,6 +4,8 @@
 started the child.
 """
 
+import ctypes
+import gc
 import importlib
 import json
 import os
@@ -56,7 +58,12 @@ def _last_line(text: str) -> str:
 
 
 def added_peak(work: Callable[[], Any]) -> float:
-    """Return by how many MiB a piece of work raised the resident memory at most."""
+    """Return by how many MiB a piece of work raised the resident memory at most.
+
+    What was freed before goes back to the system first, so that it is not there to be used again.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     kept = work()

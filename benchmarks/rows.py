@@ -80,13 +80,14 @@ def _zip(line: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[str, int]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    budget = "" if row.budget is None else _number(row.budget, row.unit)
-    spread = _number(row.spread, row.unit) if row.spread else ""
-    value = "-" if math.isnan(row.value) else _number(row.value, row.unit)
+    budget = "" if row.budget is None else number(row.budget, row.unit)
+    spread = number(row.spread, row.unit) if row.spread else ""
+    value = "-" if math.isnan(row.value) else number(row.value, row.unit)
     return row.what, value, budget, spread, row.verdict, row.note
 
 
-def _number(value: float, unit: str) -> str:
+def number(value: float, unit: str) -> str:
+    """Return a figure with its unit."""
     if unit == "x":
         return f"{value:.3f} x"
     if not unit:

@@ -1,10 +1,15 @@
 """Shapes are checked under pytest only: every sonde module is imported through jaxtyping's hook.
 
 Each of several pytest workers computes on one thread, whatever the environment asks for: workers
-whose threads wait for each other's cores took four to ten times as long.
+whose threads wait for each other's cores took four to ten times as long. Ctrl-C works in what tests
+start even where a script that runs in the background has told its children to ignore it.
 """
 
 import os
+import signal
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

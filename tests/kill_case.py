@@ -13,9 +13,9 @@ import pytest
 
 from ledger_case import Job, case
 from sonde.core import files
+from sonde.core.lock import RunLock
 from sonde.core.statefile import write_state
 from sonde.run.ledger import Ledger
-from sonde.run.lock import RunLock
 
 
 class Killed(BaseException):

@@ -1,12 +1,13 @@
 """Streams that tests of runs drive: plain rows, and one that is interrupted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sonde.core.batch import Batch, SiteSchema
+from sonde.core.batch import Batch
+from sonde.core.derived import DerivedStream
 from sonde.core.stream import ArrayStream, Stream
 
 
@@ -22,27 +23,12 @@ def stream(n: int = 600, dim: int = 4, seed: int = 0, **columns: Any) -> ArraySt
     return Stream.of(rows(n, dim, seed), **columns)
 
 
-class Stopping(Stream):
+class Stopping(DerivedStream):
     """A stream that is interrupted when the unit of number ``after`` is asked for."""
 
     def __init__(self, inner: Stream, after: int | None = None) -> None:
         self.inner, self.after, self.seed = inner, after, inner.seed
         self.asked: list[tuple[int, int]] = []
-
-    @property
-    def schema(self) -> tuple[SiteSchema, ...]:
-        return self.inner.schema
-
-    @property
-    def group_keys(self) -> Sequence[bytes]:
-        return self.inner.group_keys
-
-    @property
-    def grouped(self) -> bool:
-        return self.inner.grouped
-
-    def identity(self) -> dict[str, Any]:
-        return self.inner.identity()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         if self.after is not None and len(self.asked) >= self.after:

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from sonde.data import load
     from sonde.report import Report, scan
     from sonde.run.calibrate import calibrate
+    from sonde.run.callback import TrackCallback
     from sonde.run.fit import fit
     from sonde.run.fitted import Fitted
     from sonde.run.guard import Guard
     from sonde.run.merge import merge
     from sonde.run.read import read
     from sonde.run.score import score
+    from sonde.run.track import Track
     from sonde.tap import Tap, editing
 
 __version__ = "0.1.0"
@@ -55,6 +57,8 @@ _HOMES = {
     "StoreError": "sonde.core",
     "Stream": "sonde.core",
     "Tap": "sonde.tap",
+    "Track": "sonde.run.track",
+    "TrackCallback": "sonde.run.callback",
     "calibrate": "sonde.run.calibrate",
     "detect": "",
     "editing": "sonde.tap",
@@ -85,6 +89,8 @@ __all__ = [
     "StoreError",
     "Stream",
     "Tap",
+    "Track",
+    "TrackCallback",
     "calibrate",
     "detect",
     "editing",

@@ -12,6 +12,8 @@ from benchmarks.cka_runner import made, truth
 from benchmarks.detect import transcribed_fit, transcribed_scores
 from benchmarks.protocol import ratios, spread_of
 from benchmarks.rows import Row, as_json, not_measured, table
+from benchmarks.scale_arms import lines_of, plain_model, sonde_disk, to_disk
+from benchmarks.scale_runner import left
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = {
@@ -23,18 +25,36 @@ NAMES = {
     "nac": 1,
     "detect": 1,
     "sample": 3,
+    "soak": 3,
     "guard": 8,
+    "generate": 3,
+    "train": 1,
     "calibrate": 1,
     "cka": 2,
     "scan": 2,
     "scan-memory": 1,
+    "merge-scale": 6,
+    "scale": 6,
 }
 
 
 @pytest.mark.slow
 def test_every_benchmark_runs_and_prints_its_rows(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "benchmarks", "--tiny", "--offline", "--json", str(file)]
+    # The one of Ray starts eight clusters, which takes minutes; tests/run tries what it runs.
+    only = [word for name in NAMES for word in ("--only", name)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        *only,
+        "--tiny",
+        "--offline",
+        "--rounds",
+        "1",
+        "--json",
+        str(file),
+    ]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {}
     )
@@ -84,3 +104,19 @@ def test_truth_of_a_layer_with_itself_is_one() -> None:
     first, second = made(2, 8, 32)
     assert truth(first, 3.0 * first + 1.0) == pytest.approx(1.0)
     assert truth(first, second) < 1.0
+
+
+@pytest.mark.truth("counted by hand")
+def test_lines_of_user_code_are_those_of_the_body() -> None:
+    assert [lines_of(f) for f in (to_disk, plain_model, sonde_disk)] == [1, 2, 4]
+
+
+@pytest.mark.truth("rows made here")
+def test_what_is_left_counts_rows_and_how_far_they_lie(tmp_path: Path) -> None:
+    rows = {0: torch.zeros(6, 3), 1: torch.ones(6, 3)}
+    torch.save(rows, tmp_path / "whole")
+    torch.save({0: rows[0][:4], 1: rows[1][:4] + 0.5}, tmp_path / "part")
+    whole = str(tmp_path / "whole")
+    found = left("plain hooks", str(tmp_path / "part"), [0, 1], whole)
+    assert (found["rows"], found["apart"]) == (4, 0.5)
+    assert left("plain hooks", str(tmp_path / "none"), [0, 1], whole)["rows"] == 0

@@ -1,20 +1,18 @@
 """The page in a real browser: two sizes, two themes, no console message, no request."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browser_case import SIZES
 from sonde.report import diff_to_html, to_html
 from sonde.report.html import SECTIONS
 
 pytestmark = pytest.mark.browser
 
 EXAMPLE = Path(__file__).parents[1] / "report" / "example.json"
-SIZES = {"phone": (390, 844), "desk": (1280, 900)}
 HOSTILE = "</script><img src=x onerror=alert(1)><svg onload=alert(2)>"
 
 
@@ -24,47 +22,10 @@ def report() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def page_file(report, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(to_html(report), "utf-8")
     return path
-
-
-@pytest.fixture
-def opened(browser) -> Iterator[Any]:
-    """Open pages that must stay silent: no console message, no error, no dialog, no request."""
-    contexts, noise = [], []
-
-    def go(path: Path, size: str = "desk", theme: str = "light", **more: Any) -> Any:
-        width, height = SIZES[size]
-        viewport = {"width": width, "height": height}
-        context = browser.new_context(viewport=viewport, color_scheme=theme, **more)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: noise.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: noise.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (noise.append("dialog"), dialog.dismiss()))
-        asked = lambda request: noise.append(f"request: {request.url}")  # noqa: E731
-        page.on("request", lambda r: None if r.url == path.as_uri() else asked(r))
-        page.goto(path.as_uri())
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert noise == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,12 +1,12 @@
 """The page of scores in a real browser: nothing outside is asked for, pictures are painted."""
 
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from browser_case import SIZES
 from sonde.report._exhibits import exhibit
 from sonde.report._heat import Scale
 from sonde.report._markup import Names, join
@@ -36,37 +36,21 @@ def page_file(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1280, "light")])
-def test_the_page_fits_and_is_painted(page_file, width: int, theme: str) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-        noise: list[str] = []
-        shown.on("console", lambda message: noise.append(message.text))
-        shown.on("pageerror", lambda error: noise.append(str(error)))
-        shown.on(
-            "request",
-            lambda r: noise.append(r.url) if not r.url.startswith(("file:", "data:")) else None,
-        )
-        shown.goto(page_file.as_uri())
-        assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        assert shown.locator("svg.patches image").count() == 2
-        inside = "svg => svg.getBoundingClientRect().width"
-        assert shown.locator("svg.patches").first.evaluate(inside) == pytest.approx(224)
-        warm = shown.locator(".tokens .h5, .tokens .h4").first
-        ground = "e => getComputedStyle(e).backgroundColor"
-        assert warm.evaluate(ground) not in ("rgba(0, 0, 0, 0)", "transparent")
-        underline = "e => getComputedStyle(e).textDecorationLine"
-        assert shown.locator(".tokens mark").first.evaluate(underline) == "underline"
-        shown.locator(".tokens mark").first.hover()
-        assert "score infinite" in shown.locator("#tip").inner_text()
-        box = shown.locator("svg.patches").nth(1)
-        box.focus()
-        shown.keyboard.press("ArrowRight")
-        assert "most unusual patch" in shown.locator("#tip").inner_text()
-        assert noise == []
-        browser.close()
+@pytest.mark.parametrize(("size", "theme"), [("phone", "dark"), ("desk", "light")])
+def test_the_page_fits_and_is_painted(opened, page_file, size: str, theme: str) -> None:
+    shown = opened(page_file, size, theme, painted=True)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+    assert shown.locator("svg.patches image").count() == 2
+    inside = "svg => svg.getBoundingClientRect().width"
+    assert shown.locator("svg.patches").first.evaluate(inside) == pytest.approx(224)
+    warm = shown.locator(".tokens .h5, .tokens .h4").first
+    ground = "e => getComputedStyle(e).backgroundColor"
+    assert warm.evaluate(ground) not in ("rgba(0, 0, 0, 0)", "transparent")
+    underline = "e => getComputedStyle(e).textDecorationLine"
+    assert shown.locator(".tokens mark").first.evaluate(underline) == "underline"
+    shown.locator(".tokens mark").first.hover()
+    assert "score infinite" in shown.locator("#tip").inner_text()
+    box = shown.locator("svg.patches").nth(1)
+    box.focus()
+    shown.keyboard.press("ArrowRight")
+    assert "most unusual patch" in shown.locator("#tip").inner_text()

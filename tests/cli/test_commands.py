@@ -24,6 +24,12 @@ NEEDS = {
     ],
     "score": [FIT],
     "info": [FIT],
+    "export": ["read sonde:digits sonde:digits/test --sites blocks -o acts --limit 80"],
+    "verify": ["read sonde:digits sonde:digits/test --sites blocks -o acts --limit 80"],
+    "drift": [
+        "fit covariance sonde:digits sonde:digits/train -o a.sonde --limit 80",
+        "fit covariance sonde:digits sonde:digits/test -o b.sonde --limit 80",
+    ],
     "merge": [
         "fit mahalanobis sonde:digits sonde:digits/train -o a.sonde --limit 80",
         "fit mahalanobis sonde:digits sonde:digits/test -o b.sonde --limit 80",
@@ -136,7 +142,7 @@ USAGE = {
     "scan a b --long no": "expected one of chunk, truncate, error behind --long, got 'no'.",
     "scan a b --diff old.json": "expected 2 values behind --diff, got 'old.json'.",
     "merge a b -o": "expected a value behind --output, got nothing.",
-    "fit": "expected METHODS MODEL DATA.",
+    "fit": "expected METHODS MODEL.",
     "fit knn sonde:digits": "expected DATA.",
     "info": "expected FILE.",
 }

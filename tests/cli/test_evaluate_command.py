@@ -23,6 +23,7 @@ def test_calibrate_then_evaluate(run, place, tmp_path):
     assert "AUROC" in text
 
 
+@pytest.mark.slow
 def test_pictures_are_written(run, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, shift in (("usual", 0), ("unusual", 2)):

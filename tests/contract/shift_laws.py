@@ -41,9 +41,11 @@ def law_itself(shift: Shift) -> None:
 
 
 def law_far(shift: Shift) -> None:
-    """Rows that lie far away, and spread wider, are seen."""
-    x, y = normal_rows(150, 0), normal_rows(120, 1) * 2 + 3
-    near, far = shift.between(x, normal_rows(120, 2)), shift.between(x, y)
+    """Rows that lie far away, and spread wider and in other directions, are seen."""
+    dim = normal_rows(2, 0).shape[1]
+    spread = torch.linspace(3.0, 0.5, dim, dtype=torch.float64)
+    x, y = normal_rows(150, 0) * spread, normal_rows(120, 1) * 2 * spread.flip(0) + 9
+    near, far = shift.between(x, normal_rows(120, 2) * spread), shift.between(x, y)
     assert far.p <= 0.01, f"p {far.p} of a large shift"
     assert float(far) > float(near), f"{float(far)} far away, {float(near)} without change"
     assert far.direction == "higher"

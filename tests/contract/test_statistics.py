@@ -113,6 +113,7 @@ def test_bound(case, columns):
     laws.law_bound(case, columns, ERRORS[type(case.statistic).__name__])
 
 
+@pytest.mark.slow
 def test_learners():
     same_size = make_columns(300, 3, seed=7, dtype=torch.float64, length=4)
     metrics = make_columns(300, 7, seed=7, dtype=torch.float64, length=4)

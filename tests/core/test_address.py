@@ -27,6 +27,7 @@ def test_a_text_names_a_site(text, site):
     assert Site.parse(text) == site
 
 
+@pytest.mark.slow
 @given(
     path=st.text("abc.019_", max_size=12),
     call=st.none() | st.integers(0, 99) | st.sampled_from(["last", "all"]),

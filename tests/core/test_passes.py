@@ -25,6 +25,7 @@ from sonde.core.site import Reducer, Site
 from sonde.core.state import State, equal
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
+from sonde.stats import HashSample, HashSampleState, Moments
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def test_sites_filters_and_parts_are_distinct_requests_and_equal_parameters_are_
     assert len(requests([Task(Many(), ("x",))], Split(0.5))) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "full"), [(4, BUFFER_ROWS), (300, BUFFER_ROWS_WIDE)])
 def test_rows_wait_until_there_are_enough_and_flush_at_the_end_of_the_unit(dim, full):
     x = torch.randn(2 * full + 100, dim)
@@ -432,3 +434,34 @@ def test_what_is_stored_does_not_depend_on_which_other_instruments_run():
 def test_rank_keys_order_a_capped_example():
     draw = torch.tensor([-1, 0, 5])
     assert torch.argsort(rank_key(draw)).tolist() == [1, 2, 0]
+
+
+@pytest.mark.truth("the rows of smallest draw, sorted; the tree of merges unit by unit")
+def test_a_full_sample_absorbs_rows_beside_statistics_that_wait_in_the_tree():
+    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(7))
+    stream = Stream.of(x)
+    wanted = {**one(HashSample(600), "x"), **one(Moments(), "x")}
+    sampled, moments = wanted
+    states = observe_stream(stream, wanted, unit_size=256)
+    draws = torch.cat([b.column("draw", "x") for b in stream])
+    smallest = torch.argsort(rank_key(draws))[:600]
+    kept = present(states[sampled])
+    assert isinstance(kept, HashSampleState)
+    assert torch.equal(kept.rows, x[smallest])
+    assert kept.n == 5000
+    tree: list[Any] = []
+    for start in range(0, 5000, 256):
+        unit = observe_unit(stream.batches(start, min(start + 256, 5000)), wanted)
+        tree = grow(wanted, tree, (0, unit))
+    folded = fold(wanted, tree)
+    assert equal(present(states[moments]), present(folded[moments]))
+    assert equal(kept, present(folded[sampled]))
+
+
+def test_only_a_full_sample_absorbs():
+    sample, rows = HashSample(8), torch.zeros(20, 1)
+    draw = torch.arange(20)
+    few = sample.observe(rows[:7], draw[:7], draw[:7], draw[:7])
+    assert not sample.absorbs(few)
+    assert sample.absorbs(sample.observe(rows, draw, draw, draw))
+    assert not Moments().absorbs(Moments().observe(rows))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.stream import ARRAY_BATCH, Stream
 
 
@@ -119,3 +119,11 @@ def test_texts_are_hashed_with_their_borders():
     one = Stream.of(X, ids=["ab", "c", "d", "e"]).identity()
     two = Stream.of(X, ids=["a", "bc", "d", "e"]).identity()
     assert one != two
+
+
+def test_an_array_named_as_a_site_is_that_site():
+    stream = Stream.of({"layers.0:out": torch.zeros(2, 1), "plain name": torch.zeros(2, 1)})
+    assert [str(s.site) for s in stream.schema] == ["layers.0:out", "plain name:out"]
+    assert [s.site.order for s in stream.schema] == [0, 1]
+    with pytest.raises(SiteError, match="expected a port among"):
+        _ = Stream.of({"layers.0:off": torch.zeros(2, 1)}).schema

@@ -1,6 +1,7 @@
 """How often a shift alarms where nothing changed."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from scipy.stats import binom
@@ -11,11 +12,15 @@ from sonde.core.instrument import Read
 from sonde.core.shift import Comparison, Shift, Side
 
 RESAMPLES = 240
+_FRESH = count(1)
 
 
-def side_of(shift: Shift, x: Tensor) -> Side:
-    """Return the side of rows, observed at once: quicker than a stream of arrays."""
-    keys = torch.arange(len(x))
+def side_of(shift: Shift, x: Tensor, draw: Tensor | None = None) -> Side:
+    """Return the side of rows, observed at once: quicker than a stream of arrays.
+
+    Rows of two sides are other rows unless they are given the same draws.
+    """
+    keys = torch.arange(len(x)) + next(_FRESH) * 1_000_000 if draw is None else draw
     columns = {"x": x, "draw": keys, "group": keys, "group_draw": keys}
     states = {}
     for name, read in shift.reads().items():
@@ -23,7 +28,7 @@ def side_of(shift: Shift, x: Tensor) -> Side:
         states[name] = statistic.observe(*(columns[c] for c in statistic.needs()))
     side = shift.result(**states)
     following = shift.then(side)
-    return side if following is None else side_of(expect(Shift, following), x)
+    return side if following is None else side_of(expect(Shift, following), x, keys)
 
 
 def comparisons(

@@ -13,6 +13,8 @@ from sonde.run.fitted import Fitted
 from sonde.run.read import read
 from sonde.run.score import score
 
+pytestmark = pytest.mark.slow
+
 DETECTORS = [
     (PaDiM(), 0.95, 0.85),
     (PatchCore(m=256), 0.88, 0.65),

@@ -111,6 +111,7 @@ def _patches(n_images, seed):
     return _rows(n_images * 9, 8, seed).reshape(n_images, 9, 8)
 
 
+@pytest.mark.slow
 def test_an_odd_patch_is_found():
     detector = SimpleNet(passes=20, hidden=32, batch=128, rate=2e-2)
     scorer = detector.fit(_patches(80, 0).flatten(0, 1))
@@ -185,6 +186,7 @@ def _by_fit(directory, source, **options):
     return fit(detector, source, directory=directory, unit_size=64, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_a_run_is_calibrated_saved_and_resumed_with_the_same_bits(tmp_path):
     source = Stream.of(_rows(320))
     whole = _by_fit(None, source)

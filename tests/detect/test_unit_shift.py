@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.spatial.distance import jensenshannon
 
 from detect.shift_rates import assert_right_rate, comparisons
 from sonde.detect import UnitShift
@@ -94,3 +95,41 @@ def test_constant_units_are_equal_or_infinitely_far():
     found: Any = UnitShift(test="mean").between(x, y)
     assert found.unit_p[:2].tolist() == [1.0, 0.0]
     assert found.flags == ("dead",)
+
+
+@pytest.mark.truth("scipy.stats.chi2_contingency and scipy.spatial.distance.jensenshannon")
+def test_divergence_of_joined_bins():
+    rng = np.random.default_rng(7)
+    x, y = (2.0 ** rng.integers(0, 4, (200, 3)) for _ in range(2))
+    y[:, 1] = 2.0 ** rng.binomial(3, 0.3, 200)
+    found: Any = UnitShift(test="js").between(x, y)
+    for unit in range(3):
+        counts = np.array([[(s[:, unit] == 2.0**k).sum() for k in range(4)] for s in (x, y)])
+        counts = counts[:, counts.sum(0) > 0]
+        want: Any = stats.chi2_contingency(counts, correction=False)
+        assert float(found.unit_p[unit]) == pytest.approx(want.pvalue, rel=1e-8)
+        shares = counts / counts.sum(1, keepdims=True)
+        bits = jensenshannon(shares[0], shares[1], base=2) ** 2
+        assert float(found.effect[unit]) == pytest.approx(bits, abs=1e-12)
+    assert found.moved().tolist() == [1]
+
+
+@pytest.mark.truth("scipy.stats.wasserstein_distance")
+@pytest.mark.parametrize("test", ["ks", "js"])
+def test_how_far_the_mass_moved(test):
+    x, y = _rows(20, 400, 3), _rows(21, 300, 3) * torch.tensor([1.0, 1.0, 2.0]) + 1
+    found: Any = UnitShift(test=test).between(x, y)
+    for unit in range(3):
+        pooled = torch.cat([x, y])[:, unit].std(correction=0)
+        want = stats.wasserstein_distance(x[:, unit].numpy(), y[:, unit].numpy()) / pooled
+        assert float(found.moved_by[unit]) == pytest.approx(float(want), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
+def test_divergence_alarms_no_more_than_promised():
+    found = comparisons(
+        UnitShift(test="js"), lambda seed: (_skewed(seed, 60), _skewed(10_000 + seed, 45))
+    )
+    assert_right_rate([c.p for c in found], conservative=True)
+    assert sum(c.p <= 0.2 for c in found) > 0

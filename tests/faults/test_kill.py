@@ -13,9 +13,9 @@ from kill_case import attempt, fit, put, undisturbed
 from ledger_case import case, in_memory, same
 from sonde.core import files
 from sonde.core.errors import StateError, StoreError
+from sonde.core.lock import RunLock
 from sonde.core.statefile import read_state, state_type
 from sonde.run.ledger import Ledger
-from sonde.run.lock import RunLock
 
 TESTS = Path(__file__).parent.parent
 
@@ -85,7 +85,7 @@ from pathlib import Path
 from ledger_case import case
 from sonde.core.statefile import write_state
 from sonde.run.ledger import Ledger
-from sonde.run.lock import RunLock
+from sonde.core.lock import RunLock
 
 place, job = Path(sys.argv[1]), case(0)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sonde.core.errors import StoreError
-from sonde.run.lock import NAME, Holder, RunLock
+from sonde.core.lock import NAME, Holder, RunLock
 
 
 def leave(directory, **changes):
@@ -52,7 +52,7 @@ def other_process():
 
 
 def test_a_live_process_is_respected_and_a_dead_one_is_not(tmp_path, other_process):
-    from sonde.run import lock
+    from sonde.core import lock
 
     started = lock._start_time(other_process.pid)
     leave(tmp_path, pid=other_process.pid, started=started)

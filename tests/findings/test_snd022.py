@@ -32,6 +32,7 @@ def test_white_rows_have_all_directions() -> None:
     assert check.figure.low < check.figure.value < check.figure.high  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_weight_of_rank_one_is_a_collapse() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh()).eval()

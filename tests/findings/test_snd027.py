@@ -31,6 +31,7 @@ def test_a_weight_cut_to_twelve_dimensions() -> None:
     assert check.finding.sites == ("4",)
 
 
+@pytest.mark.slow
 def test_a_wider_layer_has_the_rank_of_its_input() -> None:
     check = checked(SND027(), tensors(net(None, (24, 40, 64)), 2 * noise(300, 8)))
     assert_clear(check)

@@ -36,6 +36,7 @@ def test_digits():
     assert result.nc1 == pytest.approx(0.9263489155, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("simulated labels that say nothing")
 def test_null():
     rng = np.random.default_rng(0)

@@ -19,6 +19,8 @@ from sonde.report.evaluate import evaluation, evaluation_to_html, pictures_of, s
 from sonde.run.curves import curves
 from sonde.run.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;\u202e"
 
 

@@ -123,6 +123,17 @@ def test_what_was_fitted_otherwise_does_not_merge(bundle, instruments, options, 
         merge(bundle, other)
 
 
+def test_other_parameters_of_the_same_states_do_not_merge():
+    five, seven = (fit(KNN(k=k), stream(200, seed=k), **QUIET) for k in (5, 7))
+    assert five.requests.keys() == seven.requests.keys()
+    assert five.spec != seven.spec
+    with pytest.raises(StateError, match=r"other questions .*KNN\(k=5.*KNN\(k=7"):
+        merge(five, seven)
+    again = fit(KNN(k=5), stream(200, seed=9), **QUIET)
+    assert again.spec == five.spec
+    assert merge(five, again).spec == five.spec
+
+
 def test_other_models_do_not_merge():
     x = list(torch.randn(80, 8, generator=torch.Generator().manual_seed(0)))
     parts = [

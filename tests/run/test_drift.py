@@ -6,12 +6,12 @@ import torch
 
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
-from sonde.detect import MMD, FourierMMD, Frechet, Hotelling, Mahalanobis, UnitShift
+from sonde.detect import KNN, MMD, FourierMMD, Frechet, Hotelling, Mahalanobis, UnitShift
 from sonde.measure import Covariance, Norms
 from sonde.run.drift import Drift, drift
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
-from sonde.stats import adjusted_p
+from sonde.stats import ClassMomentsState, adjusted_p
 
 
 def _rows(seed, n=200, dim=4):
@@ -105,3 +105,97 @@ def test_a_comparison_that_says_nothing_has_not_moved():
     assert isinstance(found, Drift)
     assert math.isnan(found["hotelling", "x"].p)
     assert found.moved(1.0) == []
+
+
+@pytest.mark.truth("the same shifts on the plain rows that a detector holds back, or fits on")
+def test_a_detector_leaves_enough():
+    sides = [_rows(s, 300) + (0.6 * s) for s in (0, 1)]
+    label = np.arange(300) % 3
+    bundles = [_fit(Mahalanobis(), x, label=label) for x in sides]
+    found = drift(bundles[0], bundles[1])
+    assert not found.left_out
+    assert {method for method, _ in found.found} >= {"hotelling", "unit_shift", "frechet", "mmd"}
+    fitted = [
+        next(s for s in b.states.values() if isinstance(s, ClassMomentsState)) for b in bundles
+    ]
+    rows = [s.n_rows for s in fitted]
+    assert found["hotelling", "x"].sides == tuple(rows)
+    assert found["mmd", "x"].sides == tuple(300 - n for n in rows)
+    assert found.basis["hotelling", "x"] == ("rows not held out",) * 2
+    means = [s.total.mean for s in fitted]
+    pooled = sum(s.total.scatter for s in fitted) / (sum(rows) - 2)
+    gap = means[1] - means[0]
+    want = float(gap @ torch.linalg.inv(pooled) @ gap)
+    assert float(found["hotelling", "x"]) == pytest.approx(want, rel=1e-9)
+
+
+def test_a_bundle_of_nearest_neighbours_answers_from_its_sample():
+    bundles = [_fit(KNN(), _rows(s, 200)) for s in (0, 1)]
+    found = drift(bundles[0], bundles[1])
+    assert "sampled" in found.basis["hotelling", "x"][0]
+    assert found.moved(0.01) == []
+
+
+@pytest.mark.truth("scipy.stats.ttest_rel on one unit, whose squared t Hotelling's is")
+def test_the_same_rows_under_two_models_are_compared_one_by_one():
+    x = _rows(5, 400, 1)
+    y = x + 0.01 * _rows(6, 400, 1).abs()
+    ids = [f"row {i}" for i in range(400)]
+    back = list(range(399, -1, -1))
+    a = _fit([Covariance(), Hotelling()], x, ids=ids)
+    b = _fit([Covariance(), Hotelling()], y[back], ids=[ids[i] for i in back])
+    found = drift(a, b)
+    assert found.rows == "same"
+    assert found["hotelling", "x"].p == 1 / 2000  # the smallest of 1,999 changes of signs
+    apart = Hotelling().between(x, y)
+    assert apart.p > 0.5  # what independent rows would have said
+    where = found.directions["x"]
+    assert where.length == pytest.approx(float((y - x).mean()), rel=1e-6)
+    noise = float((y - x).var()) / 400
+    assert where.beyond_noise == pytest.approx(1 - noise / where.length**2, rel=1e-5)
+
+
+def test_the_same_rows_without_a_sample_have_no_p_value():
+    ids = [f"row {i}" for i in range(50)]
+    x = _rows(7, 50)
+    a, b = (_fit(Hotelling(), rows, ids=ids) for rows in (x, x + 1e-3))
+    b.header["data"]["fingerprint"] = a.header["data"]["fingerprint"]  # arrays are their own data
+    found = drift(a, b)
+    assert found.rows == "same"
+    assert np.isnan(found["hotelling", "x"].p)
+    assert "paired" in found["hotelling", "x"].flags
+    assert found.moved(0.99) == []
+
+
+def test_pairs_that_other_seeds_tear_apart_have_no_p_value():
+    x = _rows(8, 3000, 2)
+    ids = [f"row {i}" for i in range(3000)]
+    a, b = (_fit(Covariance(), r, ids=ids, seed=s) for s, r in ((0, x), (1, x + 1e-4)))
+    b.header["data"]["fingerprint"] = a.header["data"]["fingerprint"]
+    found = drift(a, b, MMD(m=256, permutations=19))
+    assert "paired" in found["mmd", "x"].flags
+
+
+def test_a_bundle_against_itself_and_with_some_rows_shared():
+    x, y = _rows(9, 120), _rows(10, 120)
+    a, b = _fit(Covariance(), x), _fit(Covariance(), torch.cat([x[:40], y[:80]]))
+    same = drift(a, a)
+    assert same.identical
+    assert same.rows == "same"
+    assert all(c.p == 1.0 for _, c in same)
+    assert drift(a, b).rows == "some"
+    assert drift(a, _fit(Covariance(), y)).rows == "other"
+
+
+@pytest.mark.truth("a planted move of two units")
+def test_the_direction_names_the_units():
+    x, y = _rows(11, 500), _rows(12, 500)
+    y[:, 1] += 3
+    y[:, 3] -= 4
+    where = drift(_fit(Covariance(), x), _fit(Covariance(), y)).directions["x"]
+    assert [unit for unit, _ in where.units(2)] == [3, 1]
+    assert float(where.vector.norm()) == pytest.approx(1)
+    assert where.units(2)[0][1] == pytest.approx(-0.8, abs=0.03)
+    assert where.length == pytest.approx(5, abs=0.2)
+    assert where.deviations == pytest.approx(5, abs=0.5)
+    assert where.beyond_noise == pytest.approx(1, abs=0.01)

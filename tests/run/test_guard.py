@@ -69,6 +69,7 @@ def by_place(table):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.score on the same texts")
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("objective", [None, "kl_uniform"])
@@ -351,6 +352,7 @@ def test_a_module_that_runs_alone_is_not_scored(small):
         assert guard.table().num_rows == 0
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.score with the same calibration")
 def test_thresholds_of_the_predicted_class(small):
     net, probe = small

@@ -255,3 +255,73 @@ def test_an_empty_state_is_kept_as_none(tmp_path):
     )
     assert moments.n == expected
     assert torch.isfinite(moments.mean).all()
+
+
+@pytest.mark.truth("the bytes of merging pair by pair")
+def test_waiting_commits_are_merged_up_the_tree_with_one_write(tmp_path, monkeypatch):
+    job, written = case(0), []
+    real = Ledger._write
+
+    def noted(self, place, states, counters):
+        written.append(place.name)
+        real(self, place, states, counters)
+
+    monkeypatch.setattr(Ledger, "_write", noted)
+    found = []
+    for name, limit in {"pairs": 0, "levels": 2**26}.items():
+        monkeypatch.setattr("sonde.run.ledger.FOLD_BYTES", limit)
+        ledger = Ledger(tmp_path / name, job.plan, job.wanted, durable=False)
+        for unit in range(8):
+            ledger.put(unit, unit + 1, *job.leaf(unit))
+        written.clear()
+        ledger.compact()
+        found.append((len(written), (tmp_path / name / "states" / "0-8.sonde").read_bytes()))
+        assert len(list((tmp_path / name / "states").iterdir())) == 1
+    assert [n for n, _ in found] == [7, 1]
+    assert found[0][1] == found[1][1]
+
+
+@pytest.mark.truth("core.passes: grow and fold in memory")
+@pytest.mark.parametrize("seed", range(4))
+def test_workers_that_merge_what_they_commit_leave_the_ranges_of_a_binary_number(tmp_path, seed):
+    job = case(0)
+    driver = Ledger(tmp_path, job.plan, job.wanted, durable=False)
+    workers = [Ledger(tmp_path, job.plan, job.wanted, worker=True, durable=False) for _ in range(3)]
+    units = random.Random(seed).sample(range(N_UNITS), N_UNITS)
+    for i, unit in enumerate(units):
+        workers[i % 3].put(unit, unit + 1, *job.leaf(unit))
+        workers[i % 3].climb(unit, unit + 1)
+    left = sorted(p.name for p in (tmp_path / "states").iterdir())
+    assert left == ["0-8.sonde", "10-11.sonde", "8-10.sonde"]
+    same(driver.finish()[0], in_memory(job)[0])
+
+
+def test_two_workers_that_merge_the_same_parts_at_once_do_no_harm(tmp_path, monkeypatch):
+    """The second one reads before the first removes, and writes what is covered by then."""
+    job = case(0)
+    driver = Ledger(tmp_path, job.plan, job.wanted, durable=False)
+    first, second = (
+        Ledger(tmp_path, job.plan, job.wanted, worker=True, durable=False) for _ in range(2)
+    )
+    for unit in range(4):
+        driver.put(unit, unit + 1, *job.leaf(unit))
+    real, turns = Ledger._write, []
+
+    def late(self, place, states, counters):
+        if self is second and not turns:
+            turns.append(place.name)
+            first.climb(0, 1)
+            first.climb(2, 3)
+        real(self, place, states, counters)
+
+    monkeypatch.setattr(Ledger, "_write", late)
+    second.climb(1, 2)
+    assert turns == ["0-2.sonde"]
+    names = {p.name for p in (tmp_path / "states").iterdir()}
+    assert names == {"0-4.sonde", "0-2.sonde"}
+    assert driver.n_done == 4
+    driver.compact()
+    assert [p.name for p in (tmp_path / "states").iterdir()] == ["0-4.sonde"]
+    for unit in range(4, N_UNITS):
+        driver.put(unit, unit + 1, *job.leaf(unit))
+    same(driver.finish()[0], in_memory(job)[0])

@@ -13,7 +13,7 @@ from sonde.core.stream import Stream
 from sonde.findings.document import document
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
-from sonde.report import Report, check_report, scan
+from sonde.report import Report, check_report, load_report, scan
 from sonde.run.driver import Interrupted
 
 QUIET = ScanSettings(progress=False)
@@ -39,7 +39,7 @@ def test_a_live_net_gives_a_report(report, tmp_path):
     assert "sonde scan" in str(report)
     assert repr(report).startswith("Report(")
     report.save(tmp_path / "r.json")
-    assert json.loads((tmp_path / "r.json").read_text()) == found
+    assert load_report(tmp_path / "r.json") == found
     report.save(tmp_path / "r.html")
     assert "://" not in (tmp_path / "r.html").read_text().split("<body")[0]
 
@@ -73,9 +73,9 @@ def test_the_model_is_handed_back_as_it_was():
 @pytest.fixture
 def stopped_after(monkeypatch):
     """Stop the pass when so many units are done."""
-    from sonde.run import driver
+    from sonde.run import ranges
 
-    original, calls = driver.observe_unit, []
+    original, calls = ranges.observe_unit, []
 
     def patch(n):
         def observe(*arguments, **options):
@@ -84,10 +84,10 @@ def stopped_after(monkeypatch):
                 raise KeyboardInterrupt
             return original(*arguments, **options)
 
-        monkeypatch.setattr(driver, "observe_unit", observe)
+        monkeypatch.setattr(ranges, "observe_unit", observe)
 
     yield patch
-    monkeypatch.setattr(driver, "observe_unit", original)
+    monkeypatch.setattr(ranges, "observe_unit", original)
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from models import gpt2, llama, mamba, mlp, t5
+import sonde.tap.live
+from models import gpt2, llama, mamba, mlp, opt, qwen2, t5
 from narrow import present
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
@@ -132,3 +133,120 @@ def test_what_cannot_be_replayed_is_refused():
         replay(Model(mlp()), Arrays(torch.ones(2, 8)))
     with pytest.raises(InputError, match="one sequence for each prompt"):
         replay(causal(llama()), PROMPTS, num_return_sequences=2, do_sample=True)
+
+
+SIDES = ("left", "right")
+WAYS = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True},
+    "beams": {"num_beams": 3, "length_penalty": -3.0, "early_stopping": True},
+    "no cache": {"do_sample": False, "use_cache": False},
+    "lookup": {"do_sample": False, "prompt_lookup_num_tokens": 3},
+}
+
+
+def alone(network, tokens: list[int], place: str) -> torch.Tensor:
+    """Return the outputs of one module over one text without padding, by a hook of our own."""
+    kept: list[torch.Tensor] = []
+    handle = network.get_submodule(place).register_forward_hook(
+        lambda m, a, o: kept.append((o if isinstance(o, torch.Tensor) else o[0])[0].clone())
+    )
+    with torch.no_grad():
+        network(torch.tensor([tokens]))
+    handle.remove()
+    return kept[0]
+
+
+def an_end(network, settings) -> int:
+    """Return a token that ends some prompts early and others not."""
+    for token in range(3, 61):
+        options = {"max_new_tokens": 6, "seed": 4, "eos_token_id": token} | settings
+        batch = next(replay(causal(network), PROMPTS, **options).batches(0, 3))
+        found = set(batch.columns["generated_length"].tolist())
+        if len(found) > 1 and min(found) < 6:
+            return token
+    raise AssertionError("no token ends one text early")
+
+
+CASES = [
+    *(("greedy", build, side) for build in (gpt2, llama, qwen2, opt, mamba) for side in SIDES),
+    *(("beams", build, side) for build in (gpt2, llama) for side in SIDES),
+    ("beams", mamba, "right"),
+    ("sampling", gpt2, "left"),
+    ("sampling", llama, "right"),
+    ("no cache", llama, "right"),
+    ("lookup", gpt2, "right"),
+]
+
+
+@pytest.mark.parametrize(("way", "build", "side"), CASES)
+@pytest.mark.truth("each generated text alone in a plain forward, hooked by hand")
+def test_rows_of_generated_texts_are_those_of_each_text_alone(way, build, side):
+    network, settings = build(), WAYS[way]
+    if way == "lookup":
+        prompts = Texts([[1, 5, 6, 7, 5, 6]], batch_size=1, special=False)
+        ends = None
+    else:
+        prompts = Texts(PROMPTS.items, batch_size=3, side=side, special=False)
+        ends = an_end(network, settings)
+    inputs = replay(
+        causal(network), prompts, max_new_tokens=6, seed=4, eos_token_id=ends, **settings
+    )
+    stream = live_stream(causal(network), inputs, "blocks", "tokens")
+    (batch,) = stream.batches(0, len(prompts))
+    (raw,) = inputs.batches(0, len(prompts))
+    lengths = batch.extra["prompt_length"] + batch.extra["generated_length"]
+    for i in range(len(batch)):
+        tokens = raw.kwargs["input_ids"][i][present(raw.mask)[i]].tolist()
+        assert tokens[: len(prompts.items[i])] == list(prompts.items[i])
+        assert tokens[len(prompts.items[i]) :] == [
+            t for t in batch.extra["generated"][i].tolist() if t >= 0
+        ]
+        for key, x in batch.rows.items():
+            mine = batch.example[key] == i
+            truth = alone(network, tokens, key.removesuffix(":out"))
+            assert len(truth) == int(lengths[i]) == int(mine.sum())
+            assert batch.position[key][mine].tolist() == list(range(len(truth)))
+            torch.testing.assert_close(x[mine], truth, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("reducer", ["mean", "last", "tokens"])
+def test_what_is_recorded_equals_one_more_forward_and_repeats_bit_for_bit(reducer, monkeypatch):
+    model = causal(llama())
+    inputs = replay(model, PROMPTS, max_new_tokens=5, do_sample=True, seed=2)
+    stream = live_stream(model, inputs, "blocks", reducer)
+    ran = []
+    handle = model.module.register_forward_hook(lambda m, a, o: ran.append(1))
+    (first,) = stream.batches(0, 3)
+    n_calls = len(ran)
+    (second,) = stream.batches(0, 3)
+    handle.remove()
+    monkeypatch.setattr(sonde.tap.live, "may_record", lambda *_: False)
+    (replayed,) = live_stream(model, inputs, "blocks", reducer).batches(0, 3)
+    assert n_calls <= 3 * 2 + 6  # probe forwards, one call for each token, none over all of them
+    for key, x in first.rows.items():
+        assert torch.equal(x, second.rows[key])
+        torch.testing.assert_close(x, replayed.rows[key], rtol=1e-4, atol=2e-6)
+        assert torch.equal(first.position[key], replayed.position[key])
+
+
+def test_nothing_is_generated_for_the_schema_or_the_first_batch():
+    model = causal(llama())
+    stream = live_stream(
+        model, replay(model, PROMPTS, max_new_tokens=20, do_sample=False), "blocks", "tokens"
+    )
+    ran = []
+    handle = model.module.register_forward_hook(lambda m, a, o: ran.append(1))
+    assert [s.dim for s in stream.schema] == [32, 32, 32]
+    first = stream.first_batch()
+    handle.remove()
+    assert len(ran) < 6
+    assert len(first.rows["model.layers.0:out"]) == 4 + 2 + 2 * 20
+
+
+def test_a_setting_that_generate_does_not_know_is_refused():
+    inputs = replay(causal(llama()), PROMPTS, max_new_tokenz=3)
+    with pytest.raises(
+        InputError, match=r"LlamaForCausalLM.generate does not take .*max_new_tokenz"
+    ):
+        next(inputs.batches(0, 3))

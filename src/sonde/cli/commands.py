@@ -14,7 +14,9 @@ import tyro
 from sonde.cli._usage import wrong_usage
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.console import Failed, error_line, note_interrupted
+from sonde.cli.drift import Drift
 from sonde.cli.evaluate import Evaluate
+from sonde.cli.export import Export
 from sonde.cli.fit import Fit
 from sonde.cli.info import Info
 from sonde.cli.merge import Merge
@@ -23,7 +25,8 @@ from sonde.cli.read import Read
 from sonde.cli.scan import Scan
 from sonde.cli.score import Score
 from sonde.cli.study import Study
-from sonde.core.errors import SondeError, SondeWarning, near
+from sonde.cli.verify import Verify
+from sonde.core.errors import SondeError, SondeWarning, is_out_of_memory, near
 
 COMMANDS: dict[str, type[Any]] = {
     "scan": Scan,
@@ -33,7 +36,10 @@ COMMANDS: dict[str, type[Any]] = {
     "score": Score,
     "evaluate": Evaluate,
     "merge": Merge,
+    "drift": Drift,
     "info": Info,
+    "verify": Verify,
+    "export": Export,
     "methods": Methods,
     "study": Study,
 }
@@ -60,6 +66,14 @@ def run_command(word: str, arguments: list[str]) -> int:
             raise
         error_line(str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ())))
         return 130 if type(error).__name__ == "Interrupted" else 2
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        error_line(
+            f"memory ran out: {' '.join(str(error).split()) or type(error).__name__}. What is "
+            "committed is kept. Take a smaller --batch-size, fewer methods or sites."
+        )
+        return 2
     except KeyboardInterrupt:
         note_interrupted(_kept(command))
         return 130

@@ -10,7 +10,15 @@ import tyro
 from sonde.cli._fitted import fitted_rows, fitted_text, remarks
 from sonde.cli._notes import say_notes
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
+from sonde.cli.options import (
+    Printing,
+    Reading,
+    Running,
+    SourceDataWord,
+    SourceWord,
+    named,
+    source_of,
+)
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.run.catalogue import find
@@ -26,14 +34,16 @@ class Fit:
     that the model has not seen.
 
     Example: sonde fit mahalanobis,knn sonde:digits sonde:digits/train -o probe.sonde
+
+    On rows that sonde read wrote: sonde fit mahalanobis,knn acts -o probe.sonde
     """
 
     methods: Annotated[
         tyro.conf.Positional[str],
         named("METHODS", "e.g. mahalanobis,knn(k=10); see sonde methods"),
     ]
-    model: ModelWord
-    data: DataWord
+    model: SourceWord
+    data: SourceDataWord = ""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
         "probe.sonde"
     )
@@ -54,7 +64,6 @@ class Fit:
 
     def run(self) -> int:
         """Fit, save, and print what was fitted."""
-        from sonde.data import load
         from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
         from sonde.run.fit import fit
         from sonde.run.read import ARRAYS, read
@@ -63,13 +72,10 @@ class Fit:
         check_writable(self.output)
         directory = beside(self.output)
         self.running.check(directory)
-        self.reading.check(self.data)
-        model = (
-            self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
-        )
+        model, data = source_of("fit", self.model, self.data, self.reading)
         stream = read(
             model,
-            self.data,
+            data,
             objective=self.objective or objective_of(instruments),
             **reading_of(instruments if self.model != ARRAYS else [], self.reading.site_options()),
             **self.reading.data_options(),
@@ -81,8 +87,7 @@ class Fit:
                 calibrate=self.calibrate,
                 reduction=self.reduction,
                 unit_size=self.running.unit_size,
-                workers=self.running.workers,
-                threads=self.running.threads,
+                **self.running.worker_options(),
                 directory=directory,
                 fresh=self.running.fresh,
                 memory=self.running.memory_bytes(),
@@ -97,7 +102,8 @@ class Fit:
         elif not self.printing.quiet:
             say(fitted_text(rows))
             say_notes(stream, self.printing.quiet)
-            for remark in remarks(rows, self.output, self.model, self.data):
+            named_as = (self.model, data) if data is not None else ("MODEL", self.model)
+            for remark in remarks(rows, self.output, *named_as):
                 note(f"note: {remark}.")
         note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")
         return 0

@@ -11,17 +11,19 @@ from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, StateError
 
+TABLES = (".parquet", ".npz", ".safetensors", ".lance")
+
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a fitted state, a store of rows or a report, from its header alone.
+    """Describe a state, a store, a run directory, a report or an export from its header alone.
 
     Example: sonde info probe.sonde
     """
 
     file: Annotated[
         tyro.conf.Positional[Path],
-        named("FILE", "a .sonde file, a report, or a folder of sonde read"),
+        named("FILE", "a .sonde file, a report, an export, or a folder of sonde read or of a run"),
     ]
     printing: Printing = field(default_factory=Printing)
 
@@ -45,38 +47,68 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise InputError(f"info: there is no file {path}.")
+    suffix = path.suffix.lower()
+    if suffix in TABLES and path.is_dir() == (suffix == ".lance"):
+        from sonde.store.exporting import describe_export
+
+        return describe_export(path)
     if path.is_dir():
-        from sonde.store import describe_store
-
-        return describe_store(path)
-    if path.suffix == ".sonde":
+        return _folder(path)
+    if suffix == ".sonde":
         return _state(path)
-    if path.suffix in (".json", ".html"):
-        from sonde.report import load_report
+    if suffix in (".json", ".html", ".htm"):
+        return _report(path)
+    raise InputError(
+        f"info: expected a .sonde file, a store, a run directory, a report, an export, got {path}."
+    )
 
-        report = load_report(path)
-        return {
-            "kind": "report",
-            "schema": report["schema"],
-            "verdict": report["verdict"],
-            "model": report["provenance"]["model"]["name"],
-            "data": report["provenance"]["data"]["name"],
-            "n_sites": len(report["sites"]),
-            "size_bytes": path.stat().st_size,
-        }
-    raise InputError(f"info: expected a .sonde file, a store or a report, got {path}.")
+
+def _folder(path: Path) -> dict[str, Any]:
+    from sonde.run.describe_run import describe_run
+    from sonde.run.verify_run import is_run_directory
+    from sonde.store import describe_store
+
+    return describe_run(path) if is_run_directory(path) else describe_store(path)
+
+
+def _report(path: Path) -> dict[str, Any]:
+    from sonde.report import load_report
+
+    report = load_report(path)
+    return {
+        "kind": "report",
+        "schema": report["schema"],
+        "verdict": report["verdict"],
+        "model": report["provenance"]["model"]["name"],
+        "data": report["provenance"]["data"]["name"],
+        "n_sites": len(report["sites"]),
+        "size_bytes": path.stat().st_size,
+    }
 
 
 def _state(path: Path) -> dict[str, Any]:
     from sonde.core.statefile import read_header
 
     header = read_header(path)
-    entries = header.get("entries", [])
+    if "entries" not in header:
+        return _bare(header, path)
+    entries = header["entries"]
     units = header.get("units", [])
     try:
         return _facts(header, entries, units, path)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise StateError(f"info: the header of {path} is not one of ours: {error!r}.") from error
+
+
+def _bare(header: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the facts of a state that is no bundle: of a run, or saved by ``Running``."""
+    running = header.get("format") == "sonde-running"
+    names = ("sites", "n_rows", "digest") if running else ("plan", "units", "passes", "counters")
+    return {
+        "kind": "running state" if running else "state of a run",
+        **{name: header[name] for name in names if name in header},
+        "size_bytes": path.stat().st_size,
+    }
 
 
 def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict[str, Any]:
@@ -97,7 +129,8 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
 
 def _text(facts: dict[str, Any]) -> str:
     """Return the facts for people: one line each, broken at 80 columns."""
-    words = _state_words(facts) if facts["kind"] == "fitted state" else _plain_words(facts)
+    special = {"fitted state": _state_words, "store of rows": _store_words}
+    words = special.get(facts["kind"], _plain_words)(facts)
     return "\n".join(_lines(name, value) for name, value in words.items() if value)
 
 
@@ -116,6 +149,27 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
         "not finite": f"rows were left out at {', '.join(dropped)}" if dropped else "",
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
         "more": "--json prints fingerprints, plans and counts",
+    }
+
+
+def _store_words(facts: dict[str, Any]) -> dict[str, str]:
+    """Return what a store holds, without fingerprints and tables."""
+    model, sites = facts["model"] or {}, facts["sites"]
+    groups = f" in {facts['n_groups']:,} groups" if facts["grouped"] else ""
+    sets = f", {facts['n_data_sets']} data sets" if facts["n_data_sets"] > 1 else ""
+    units = f"{facts['n_units']:,} units of {facts['unit_size']}"
+    listed = ", ".join(f"{s['key']} ({s['dim']} {s['dtype']})" for s in sites)
+    part = f"1 row of tokens or patches in {facts['every']}" if facts["every"] > 1 else ""
+    return {
+        "kind": f"store of rows, {facts['n_files']:,} files, {_size(facts['size_bytes'])}",
+        "sites": f"{len(sites)}: {listed}",
+        "data": f"{facts['n_examples']:,} examples{groups}, {units}{sets}",
+        "columns": ", ".join(f"{name} ({kind})" for name, kind in facts["columns"].items()),
+        "kept": part,
+        "written": f"{facts['ranges_written']} ranges of units",
+        "in use by": facts["in_use_by"] or "",
+        "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
+        "more": "--json prints fingerprints, plans and tables",
     }
 
 

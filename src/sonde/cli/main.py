@@ -19,7 +19,10 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde score probe.sonde MODEL DATA              score new inputs
   sonde evaluate USUAL.parquet UNUSUAL.parquet    how well scores tell
   sonde merge A.sonde B.sonde -o C.sonde          add up what was fitted apart
+  sonde drift A.sonde B.sonde                     what moved between two fits
   sonde info FILE                                 what a file holds
+  sonde export STORE -o FILE                      Parquet, arrays or Lance
+  sonde verify FILE|DIR [--repair]                whether it is as written
   sonde methods [FAMILY]                          the catalogue
   sonde study NAME                                a paper's claims, tried here
 

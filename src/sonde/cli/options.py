@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from sonde.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.run.crew import Crew
 
 
 def named(metavar: str, help: str, *names: str) -> Any:
@@ -29,6 +32,22 @@ DataWord = Annotated[
         "DATA",
         "an image folder, a JSONL, CSV or Parquet file, arrays (.npz, .safetensors), or a "
         "data set by name, e.g. sonde:digits/test",
+    ),
+]
+SourceWord = Annotated[
+    tyro.conf.Positional[str],
+    named(
+        "MODEL",
+        "a Hugging Face directory or name, package.module:factory, sonde:digits, "
+        "sonde:stdlib, - for feature arrays, or a folder that sonde read wrote (then no DATA)",
+    ),
+]
+SourceDataWord = Annotated[
+    tyro.conf.Positional[str],
+    named(
+        "DATA",
+        "an image folder, a JSONL, CSV or Parquet file, arrays (.npz, .safetensors), or a "
+        "data set by name, e.g. sonde:digits/test; none with a folder of rows",
     ),
 ]
 ProbeWord = Annotated[
@@ -107,6 +126,10 @@ class Reading:
         str | None,
         named("START,END", "part of each text: columns 'start,end' or '<think>,</think>'"),
     ] = None
+    generate: Annotated[
+        str | None,
+        named("NAME=VALUE,...", "continue prompts: max_new_tokens=128,num_beams=4"),
+    ] = None
     image_size: Annotated[
         str | None,
         named("H[,W]", "pixels that images are resized to, where no processor says"),
@@ -155,6 +178,10 @@ class Reading:
             raise InputError(
                 f"--batch-size: expected auto or a number of at least 1, got {size!r}."
             )
+        if self.generate is not None:
+            from sonde.tap.replay import parse_settings
+
+            parse_settings(self.generate)
         names = (
             "limit",
             "max_length",
@@ -166,6 +193,7 @@ class Reading:
             "group_column",
             "target_column",
             "span",
+            "generate",
             "skip_bad",
             "keep_special",
             "seed",
@@ -184,12 +212,69 @@ class Reading:
         return {"sites": sites, "reducer": self.reducer}
 
 
+def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[Any, str | None]:
+    """Return what rows come from: a loaded model and its data, or the folder of a store and None.
+
+    Raises
+    ------
+    InputError
+        If data are missing or not there, or a store is asked for what only a model does.
+    """
+    from sonde.data import load
+    from sonde.run.read import ARRAYS
+    from sonde.store import is_store
+
+    if is_store(Path(model)):
+        typed = [name for name, v in reading.model_options().items() if v not in ("auto", False)]
+        if typed:
+            flag = typed[0].replace("_", "-")
+            raise InputError(f"--{flag}: {model} is a store of rows; no model is loaded for it.")
+        return model, data or None
+    if not data:
+        raise InputError(f"sonde {command}: expected DATA. See sonde {command} --help.")
+    reading.check(data)
+    return (model if model == ARRAYS else load(model, **reading.model_options())), data
+
+
 @dataclass(frozen=True)
-class Running:
+class Workers:
+    """Who does the work."""
+
+    workers: Annotated[
+        int,
+        tyro.conf.arg(
+            help="processes, or actors on Ray (0: as many as fit); the same bytes for any number"
+        ),
+    ] = 0
+    threads: Annotated[int | None, named("N", "threads of each worker")] = None
+    runner: Annotated[
+        Literal["local", "ray"],
+        tyro.conf.arg(help="who the workers are: processes here, or a Ray cluster"),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        named("HOST:PORT", "a running Ray cluster, or auto; without it one starts here"),
+    ] = None
+
+    def crew(self) -> "Crew":
+        """Return who works, refused where it contradicts itself or Ray is not installed."""
+        from sonde.run.crew import Crew
+
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads: expected at least 1, got {self.threads}.")
+        found = Crew(self.workers, self.runner, self.address)
+        found.check()
+        return found
+
+    def worker_options(self) -> dict[str, Any]:
+        """Return the named options of ``sonde.fit`` about workers."""
+        return {name: getattr(self, name) for name in ("workers", "threads", "runner", "address")}
+
+
+@dataclass(frozen=True)
+class Running(Workers):
     """How the run is driven."""
 
-    workers: Annotated[int, tyro.conf.arg(help="processes; the same bytes for any number")] = 0
-    threads: Annotated[int | None, named("N", "threads of each worker")] = None
     memory: Annotated[
         str | None,
         named("SIZE", "most memory for states, e.g. 8GiB (default: 80 percent of what is free)"),
@@ -218,8 +303,7 @@ class Running:
         InputError
             With what is wrong.
         """
-        if self.workers < 0:
-            raise InputError(f"--workers: expected 0 or more, got {self.workers}.")
+        self.crew()
         if self.unit_size < 1:
             raise InputError(f"--unit-size: expected at least 1, got {self.unit_size}.")
         if self.resume and (directory is None or not (directory / started).exists()):

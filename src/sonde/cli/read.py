@@ -1,14 +1,15 @@
 """``sonde read``: hidden states to disk."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from sonde.cli._notes import say_notes
 from sonde.cli.console import Failed, note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,30 @@ class Read:
     """Write the hidden states of a model over data to a folder of Arrow files.
 
     Example: sonde read sonde:digits sonde:digits/test --sites blocks -o acts
+
+    More: sonde read MODEL MORE --sites blocks -o acts --append, rows of further
+    data; sonde read MODEL DATA --sites head -o acts --add-sites, further sites.
     """
 
     model: ModelWord
     data: DataWord
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder to write")] = Path("acts")
+    append: Annotated[
+        bool, tyro.conf.arg(help="write behind the rows of other data in the folder")
+    ] = False
+    add_sites: Annotated[
+        bool, tyro.conf.arg(help="write sites of the same data that the folder lacks")
+    ] = False
+    keep: Annotated[
+        str | None, named("1/N", "keep one row of tokens or patches in N, chosen by its hash")
+    ] = None
+    columns: Annotated[str | None, named("A,B", "columns of the data to store beside the rows")] = (
+        None
+    )
+    further: Annotated[
+        str | None,
+        named("REDUCER,...", "read the sites by these too, e.g. tokens, under site|tokens"),
+    ] = None
     reading: Reading = field(default_factory=Reading)
     running: Running = field(default_factory=Running)
     printing: Printing = field(default_factory=Printing)
@@ -28,42 +48,125 @@ class Read:
     def run(self) -> int:
         """Read, write, and print what was written."""
         from sonde.core.errors import InputError
-        from sonde.data import load
         from sonde.run.progress import Bar
-        from sonde.run.read import ARRAYS, read
-        from sonde.store import describe_store, write_store
+        from sonde.store import Store
 
-        self.running.check(self.output, "store.json")
+        self._check()
         if self.output.is_file():
             raise InputError(f"read: expected a folder to write, got the file {self.output}.")
         self.reading.check(self.data)
+        stream, columns = self._stream()
+        try:
+            with Bar("read", len(stream), not self.printing.quiet) as bar:
+                self._write(stream, columns, bar.advance)
+        except KeyboardInterrupt:
+            note(f"interrupted. What is written stays in {self.output}; the same command goes on.")
+            raise Failed(130) from None
+        self._say(Store(self.output))
+        say_notes(stream, self.printing.quiet)
+        note(f"wrote {self.output}: {len(Store(self.output))} examples")
+        return 0
+
+    def _check(self) -> None:
+        """Refuse flags that contradict each other."""
+        from sonde.core.errors import InputError
+
+        self.running.check(self.output, "store.json")
+        grows = self.append or self.add_sites
+        if self.append and self.add_sites:
+            raise InputError(
+                "read: --append and --add-sites are two runs. Add one after the other."
+            )
+        if grows and self.running.fresh:
+            raise InputError("read: --fresh replaces the rows that --append or --add-sites keep.")
+        if grows and not (self.output / "store.json").exists():
+            raise InputError(
+                f"read: there is no store in {self.output} to add to. Leave out the flag."
+            )
+        if (grows or self.columns is not None) and self.running.crew().is_apart:
+            raise InputError(
+                "read: --append, --add-sites and --columns work without --workers or --runner."
+            )
+        if self.add_sites and self.columns is not None:
+            raise InputError("read: --columns belong to the data, not to the sites that are added.")
+
+    def _stream(self) -> tuple[Any, dict[str, list[Any]]]:
+        """Return the rows to write, and the columns of the data beside them."""
+        from sonde.data import load
+        from sonde.run.read import ARRAYS, chosen_columns, read
+        from sonde.store import KeptRows
+
+        every = parse_keep(self.keep)
         model = (
             self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
         )
         stream = read(
-            model, self.data, **self.reading.site_options(), **self.reading.data_options()
+            model,
+            self.data,
+            further=_words(self.further),
+            **self.reading.site_options(),
+            **self.reading.data_options(),
         )
-        try:
-            with Bar("read", len(stream), not self.printing.quiet) as bar:
-                write_store(
-                    stream,
-                    self.output,
-                    unit_size=self.running.unit_size,
-                    fresh=self.running.fresh,
-                    tick=bar.advance,
-                )
-        except KeyboardInterrupt:
-            note(f"interrupted. What is written stays in {self.output}; the same command goes on.")
-            raise Failed(130) from None
-        facts = describe_store(self.output)
-        if self.printing.json:
-            say_json(facts)
-        elif not self.printing.quiet:
-            say(
-                "\n".join(
-                    f"{schema.key:<40} {schema.dim:>6} {schema.dtype}" for schema in stream.schema
-                )
+        columns = chosen_columns(stream, _words(self.columns))
+        return (stream if every == 1 else KeptRows(stream, every)), columns
+
+    def _write(self, stream: Any, columns: dict[str, list[Any]], tick: Any) -> None:
+        from sonde.run.storing import write_rows
+        from sonde.store import add_sites, append_store, write_store
+
+        unit_size, fresh = self.running.unit_size, self.running.fresh
+        if self.append:
+            append_store(stream, self.output, columns=columns, tick=tick)
+        elif self.add_sites:
+            add_sites(stream, self.output, tick=tick)
+        elif columns:
+            write_store(
+                stream, self.output, unit_size=unit_size, columns=columns, fresh=fresh, tick=tick
             )
-        say_notes(stream, self.printing.quiet)
-        note(f"wrote {self.output}: {facts['n_examples']} examples")
-        return 0
+        else:
+            crew, threads = self.running.crew(), self.running.threads
+            write_rows(
+                stream,
+                self.output,
+                crew,
+                unit_size=unit_size,
+                threads=threads,
+                fresh=fresh,
+                tick=tick,
+            )
+
+    def _say(self, store: Any) -> None:
+        from sonde.store import describe_store
+
+        if self.printing.json:
+            say_json(describe_store(self.output))
+        elif not self.printing.quiet:
+            lines = [f"{s.key:<40} {s.dim:>6} {s.dtype}" for s in store.schema]
+            say("\n".join(lines))
+
+
+def _words(text: str | None) -> list[str]:
+    return [] if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def parse_keep(text: str | None) -> int:
+    """Return N of ``1/N``.
+
+    Examples
+    --------
+    >>> parse_keep("1/8"), parse_keep(None)
+    (8, 1)
+
+    Raises
+    ------
+    InputError
+        If the text is no such share.
+    """
+    from sonde.core.errors import InputError
+
+    if text is None:
+        return 1
+    found = re.fullmatch(r"1/([1-9]\d{0,8})", text.strip())
+    if found is None:
+        raise InputError(f"--keep: expected a share such as 1/8, got {text!r}.")
+    return int(found[1])

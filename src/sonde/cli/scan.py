@@ -11,7 +11,15 @@ import tyro
 
 from sonde.cli._notes import say_notes
 from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_color
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
+from sonde.cli.options import (
+    Printing,
+    Reading,
+    Running,
+    SourceDataWord,
+    SourceWord,
+    named,
+    source_of,
+)
 from sonde.core.errors import InputError, near
 
 LEVELS = ("note", "warning", "error")
@@ -23,12 +31,13 @@ class Scan:
 
     Example: sonde scan sonde:digits sonde:digits/test -o report.html
 
-    More: sonde scan MODEL DATA --versus OTHER; sonde scan --explain SND011;
+    More: sonde scan MODEL DATA --versus OTHER; sonde scan acts, on rows that
+    sonde read wrote; sonde scan --explain SND011;
     sonde scan --diff old.json new.json -o diff.html
     """
 
-    model: ModelWord = ""
-    data: DataWord = ""
+    model: SourceWord = ""
+    data: SourceDataWord = ""
     versus: Annotated[str | None, named("OTHER", "a second data set to tell apart")] = None
     output: Annotated[Path | None, named("FILE", "report to write: .html or .json", "-o")] = None
     fail_on: Annotated[
@@ -69,16 +78,14 @@ class Scan:
             return 0
         if self.diff is not None:
             return self._compare(*self.diff)
-        if not self.model or not self.data:
+        if not self.model:
             raise InputError("scan: expected MODEL and DATA. See sonde scan --help.")
         return self._scan()
 
     def _scan(self) -> int:
-        from sonde.data import load
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
         from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
-        from sonde.run.read import ARRAYS
 
         started = time.time()
         gate = parse_gate(self.fail_on)
@@ -90,14 +97,11 @@ class Scan:
             check_writable(self.output)
             directory = beside(self.output)
         self.running.check(directory)
-        self.reading.check(self.data, *([] if self.versus is None else [self.versus]))
-        model = (
-            self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
-        )
+        model, data = self._source()
         with dropped_on_error(directory):
             scanned, _ = run_scan(
                 model,
-                self.data,
+                data,
                 self.versus,
                 settings=self._settings(directory, gate),
                 **self.reading.site_options(),
@@ -115,13 +119,22 @@ class Scan:
             raise Failed(130)
         return 1 if reached(report, gate, old) else 0
 
+    def _source(self) -> tuple[Any, str | None]:
+        from sonde.store import is_store
+
+        if is_store(Path(self.model)):
+            return source_of("scan", self.model, self.data, self.reading)
+        if not self.data:
+            raise InputError("scan: expected MODEL and DATA. See sonde scan --help.")
+        self.reading.check(self.data, *([] if self.versus is None else [self.versus]))
+        return source_of("scan", self.model, self.data, self.reading)
+
     def _settings(self, directory: Path | None, gate: tuple[str, ...]) -> Any:
         from sonde.findings.settings import ScanSettings
 
         return ScanSettings(
             unit_size=self.running.unit_size,
-            workers=self.running.workers,
-            threads=self.running.threads,
+            **self.running.worker_options(),
             memory=self.running.memory_bytes(),
             directory=directory,
             fresh=self.running.fresh,
@@ -160,11 +173,12 @@ class Scan:
     def _compare(self, first: Path, second: Path) -> int:
         from sonde.core.files import atomic_write
         from sonde.report import diff, diff_to_html, diff_to_text, load_report
+        from sonde.report.files import sealed_page
 
         old, new = load_report(first), load_report(second)
         found = diff(old, new)
         if self.output is not None:
-            atomic_write(self.output, diff_to_html(old, new).encode())
+            atomic_write(self.output, sealed_page(diff_to_html(old, new)).encode())
             note(f"wrote {self.output}")
         if self.printing.json:
             say_json(found)

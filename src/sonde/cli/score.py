@@ -7,7 +7,16 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, ProbeWord, Reading, named
+from sonde.cli.options import (
+    Printing,
+    ProbeWord,
+    Reading,
+    SourceDataWord,
+    SourceWord,
+    Workers,
+    named,
+    source_of,
+)
 
 SHOWN = 5
 
@@ -23,11 +32,13 @@ class Score:
     steps of texts with their scores; the inputs themselves only with --show-inputs.
 
     Example: sonde score probe.sonde sonde:digits sonde:digits/test -o scores.parquet
+
+    Rows that sonde read wrote: sonde score probe.sonde acts -o scores.parquet
     """
 
     probe: ProbeWord
-    model: ModelWord
-    data: DataWord
+    model: SourceWord
+    data: SourceDataWord = ""
     output: Annotated[
         Path | None,
         named("FILE", "table to write: .parquet, .csv or .jsonl; or a page: .html", "-o"),
@@ -49,6 +60,7 @@ class Score:
     show_inputs: Annotated[bool, tyro.conf.arg(help="let the page hold inputs")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows")] = False
     reading: Reading = field(default_factory=Reading)
+    running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -61,11 +73,12 @@ class Score:
             if not self._is_page:
                 check_suffix(self.output)
             check_writable(self.output)
+        self.running.crew()
         fitted = Fitted.load(self.probe)
-        self.reading.check(self.data)
-        model, options = model_and_options(self.model, self.reading)
-        stream = open_for(fitted, model, self.data, **options)
-        how = {"reduction": self.reduction, "explain": self.explain}
+        model, data = source_of("score", self.model, self.data, self.reading)
+        stream = open_for(fitted, model, data, **options_of(self.reading))
+        how: dict[str, Any] = {"reduction": self.reduction, "explain": self.explain}
+        how |= self.running.worker_options()
         table = score(fitted, stream, progress=not self.printing.quiet, **how)
         table = _hashed(table) if self.hash_ids else table
         if self.output is not None:
@@ -93,7 +106,7 @@ class Score:
         from sonde.run.exhibit import Exhibits
 
         looked = Exhibits(fitted, stream, self.show_inputs, self.hash_ids)
-        title = f"{self.data} scored by {self.probe.name}"
+        title = f"{self.data or self.model} scored by {self.probe.name}"
         save_scores(table, path, looked, alpha=self.alpha, title=title, examples=self.examples)
 
     def _most_unusual(self, table: Any) -> str:
@@ -154,6 +167,11 @@ def model_and_options(name: str, reading: Reading) -> tuple[Any, dict[str, Any]]
     from sonde.run.read import ARRAYS
 
     model = name if name == ARRAYS else load(name, **reading.model_options())
+    return model, options_of(reading)
+
+
+def options_of(reading: Reading) -> dict[str, Any]:
+    """Return the options of a reading that do not come from the bundle."""
     options = reading.data_options()
     options.pop("keep_special")
-    return model, options | {k: v for k, v in reading.site_options().items() if v != "auto"}
+    return options | {k: v for k, v in reading.site_options().items() if v != "auto"}

@@ -4,8 +4,14 @@ The command line prints the message of a ``SondeError`` on one line and exits wi
 else is a bug and keeps its traceback.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_NO_MEMORY = re.compile(
+    r"out of memory|can(?:'t|not) allocate memory|not enough memory|unable to allocate|bad_alloc",
+    re.IGNORECASE,
+)
 
 
 class SondeError(Exception):
@@ -32,6 +38,10 @@ class InputError(SondeError, ValueError):
     """A model, a data set, a column or an option is wrong."""
 
 
+class MachineError(InputError):
+    """Memory ran out or a worker died: the machine is at fault, and what is committed is kept."""
+
+
 class CalibrationError(InputError):
     """Too few held-out scores for the false-alarm rate that was asked for.
 
@@ -48,6 +58,18 @@ class CalibrationError(InputError):
 
 class SondeWarning(UserWarning):
     """Something that does not stop the run but that its reader must know."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out, of the machine or of a device.
+
+    Examples
+    --------
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("no such file"))
+    (True, False)
+    """
+    told = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or told
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -73,14 +73,23 @@ class AtomicFile:
 
     closed = False
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._size = descriptor, 0
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor, self._path, self._size = descriptor, path, 0
 
     def write(self, content: Any) -> int:
-        """Append bytes, or anything that shows its bytes, and return how many they were."""
+        """Append bytes, or anything that shows its bytes, and return how many they were.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full.
+        """
         n_bytes = memoryview(content).nbytes
         if n_bytes:
-            write(self._descriptor, memoryview(content))
+            try:
+                write(self._descriptor, memoryview(content))
+            except OSError as error:
+                raise StoreError(_explained("write", self._path, error)) from error
         self._size += n_bytes
         return n_bytes
 
@@ -129,7 +138,7 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
         descriptor = open_new(temporary)
         try:
             try:
-                yield AtomicFile(descriptor)
+                yield AtomicFile(descriptor, path)
                 if durable:
                     fsync(descriptor)
             finally:

@@ -18,7 +18,7 @@ from sonde.core.passes import (
     states_of,
     still_learning,
 )
-from sonde.core.plan import UNIT_SIZE, Split, unit_bounds
+from sonde.core.plan import UNIT_SIZE, Split
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
 from sonde.core.statistic import Learner
@@ -89,16 +89,33 @@ def observe_stream(
     if any(isinstance(r.statistic, Learner) for r in wanted.values()):
         unit_size = UNIT_SIZE
     if stream.grouped or any(r.statistic.whole_groups for r in wanted.values()):
-        bounds = unit_bounds(stream.group_keys, unit_size)
+        bounds = stream.units(unit_size)
     else:
         bounds = [*range(0, len(stream), unit_size), len(stream)]
-    tree: list[tuple[int, States]] = []
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
-    if rest:
-        for start, stop in itertools.pairwise(bounds):
-            tree = grow(rest, tree, (0, observe_unit(stream.batches(start, stop), rest, split)))
-    return {**fold(rest, tree), **_learn(stream, chain, bounds, split)}
+    observed = _observe(stream, rest, bounds, split) if rest else {}
+    return {**observed, **_learn(stream, chain, bounds, split)}
+
+
+def _observe(
+    stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int], split: Split | None
+) -> States:
+    """Return the states over all units: a tree of merges, and one state where that is enough."""
+    tree: list[tuple[int, States]] = []
+    full: States = {}
+    for start, stop in itertools.pairwise(bounds):
+        states = observe_unit(stream.batches(start, stop), wanted, split, states=full)
+        full = {i: states.pop(i) for i in full}
+        tree = grow({i: wanted[i] for i in states}, tree, (0, states))
+        for i in [
+            i for i, s in tree[0][1].items() if s is not None and wanted[i].statistic.absorbs(s)
+        ]:
+            full[i] = fold({i: wanted[i]}, tree)[i]
+            for _, waiting in tree:
+                del waiting[i]
+    rest = {i: r for i, r in wanted.items() if i not in full}
+    return {**fold(rest, tree), **full}
 
 
 def _learn(

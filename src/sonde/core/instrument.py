@@ -1,7 +1,7 @@
 """What answers a question: instruments read statistics and turn them into results."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
@@ -18,6 +18,8 @@ from sonde.core.result import Result, Scorer
 from sonde.core.statistic import Span, Statistic, parameter_names
 
 SAMPLE = 2048
+WIDEST_FULL = 2048
+"""Up to this width the default is a whole ``dim x dim`` matrix, above it the variances alone."""
 
 
 class Where(ABC):
@@ -142,6 +144,14 @@ class Instrument(ABC):
         """Return the instrument of the next pass at the same sites, or None."""
         return None
 
+    def at_width(self, dim: int) -> "Instrument":
+        """Return the instrument for rows of a width: itself, or a frugal one where that is its way.
+
+        What holds ``dim`` squared numbers and has an ``"auto"`` way of holding them is full up to
+        ``WIDEST_FULL`` and keeps variances alone above it.
+        """
+        return self
+
     def reading(self) -> dict[str, Any]:
         """Return the named options of ``sonde.read`` that its rows or columns come by.
 
@@ -213,7 +223,7 @@ class Instrument(ABC):
 
         sites = x if y is None else {"x": x, "y": y}
         return fit_arrays(
-            self,
+            self.at_width(_width(x)) if self.span == "one" else self,
             sites,
             label=label,
             grad=grad,
@@ -228,6 +238,12 @@ class Instrument(ABC):
             head=head,
             seed=seed,
         )
+
+
+def _width(x: Any) -> int:
+    """Return the width of the rows of an array; 0 where it has none."""
+    shape: Sequence[int] = () if isinstance(x, Mapping) else np.shape(x)
+    return int(shape[-1]) if len(shape) > 1 else 0
 
 
 class Detector(Instrument):

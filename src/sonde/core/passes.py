@@ -82,7 +82,7 @@ def observe_unit(
     counters : dict of str to int, optional
         Added to: ``rows|site`` and ``nonfinite|site`` for each kind of rows, and ``examples``.
     states : dict, optional
-        Where learners continue from; all other statistics begin anew.
+        Where learners, and states that absorb rows, continue from; all else begins anew.
 
     Returns
     -------

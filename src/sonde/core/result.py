@@ -26,6 +26,7 @@ FLAGS: dict[str, str] = {
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN or infinity were left out",
     "sampled": "computed from a sample of the rows",
+    "paired": "the same rows on both sides, and no sample of them to compare one by one",
     "se_first_order": "the standard error is first-order and known to be poor here",
 }
 

@@ -56,14 +56,18 @@ class Side(Result):
     shift : Shift
         With every parameter that was found from the data.
     states : dict of str to State
-        By the names of ``shift.reads()``.
+        By the names of ``shift.reads()``; with a ``sample`` beside them where one is at hand, so
+        that the same rows on both sides can be compared one by one.
     groups : int
         Documents, trajectories or other groups that the rows come from; 0 = each row is its own.
+    data : str
+        Names the rows where there is no sample to recognise them by; empty = not known.
     """
 
     shift: "Shift"
     states: dict[str, State] = field(repr=False)
     groups: int = 0
+    data: str = ""
 
     @property
     def independent(self) -> int:

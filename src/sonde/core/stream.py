@@ -4,7 +4,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, cast
@@ -17,7 +17,7 @@ from sonde.core._kinds import is_mapping
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import tensor_key
-from sonde.core.plan import unit_bounds
+from sonde.core.plan import UNIT_SIZE, unit_bounds
 from sonde.core.site import Reducer, Site
 
 ARRAY_BATCH = 2048
@@ -57,11 +57,15 @@ class Stream(ABC):
     def identity(self) -> dict[str, Any]:
         """Return the JSON that names model, data and reading, for plans and headers."""
 
+    def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
+        """Return where units begin, and the end; rows on disk keep the units of their files."""
+        return unit_bounds(self.group_keys, unit_size)
+
     def __len__(self) -> int:
         return len(self.group_keys)
 
     def __iter__(self) -> Iterator[Batch]:
-        bounds = unit_bounds(self.group_keys)
+        bounds = self.units()
         for start, stop in itertools.pairwise(bounds):
             yield from self.batches(start, stop)
 
@@ -87,6 +91,7 @@ class Stream(ABC):
         logits: Any = None,
         perturbed_logits: Any = None,
         ids: Any = None,
+        keys: Any = None,
         group: Any = None,
         position: Any = None,
         pair: Any = None,
@@ -103,6 +108,8 @@ class Stream(ABC):
             Rows of one site (named ``x``), or of several sites over the same examples.
         label, ids, group, position, pair, side, first_error : one entry per row, optional
             ``position`` other than 0 makes rows of equal ``ids`` rows of one example.
+        keys : one entry of bytes per row, optional
+            What is hashed in place of ``ids``, which are then only printed.
         grad : array like ``x``, or mapping, optional
         logits, perturbed_logits : array (row, class), optional
         head : (weight, bias or None), optional
@@ -122,7 +129,7 @@ class Stream(ABC):
         positions = _integers(position, n, "position", 0)
         return ArrayStream(
             rows=sites,
-            who=_who(ids, sites, positions),
+            who=_who(ids, keys, sites, positions),
             label=_integers(label, n, "label", -1),
             groups=None if group is None else tuple(_text(g) for g in _sequence(group, n, "group")),
             positions=positions,
@@ -159,7 +166,7 @@ class ArrayStream(Stream):
         return tuple(
             SiteSchema(
                 key,
-                Site(key, order=i),
+                _array_site(key, i),
                 Reducer("flat"),
                 x.shape[1],
                 str(x.dtype).removeprefix("torch."),
@@ -223,13 +230,18 @@ class ArrayStream(Stream):
             **{f"grad of {key}": grad for key, grad in self.grad.items()},
             **dict(zip(("head weight", "head bias"), self.head or (), strict=False)),
         }
-        texts = {"ids": self.who.given, "group": self.groups}
+        texts = {"ids": self.who.given, "keys": self.who.keys_given, "group": self.groups}
         return {
             "arrays": {key: _named(x) for key, x in self.rows.items()},
             "columns": {name: _named(x) for name, x in columns.items() if x is not None}
             | {name: _joined(t) for name, t in texts.items() if t is not None},
             "seed": self.seed,
         }
+
+
+def _array_site(name: str, order: int) -> Site:
+    """Return the site of an array; a name with a colon is the text of one."""
+    return replace(Site.parse(name), order=order) if ":" in name else Site(name, order=order)
 
 
 def _named(x: Tensor) -> list[Any]:
@@ -247,15 +259,27 @@ def _joined(texts: Sequence[bytes]) -> str:
 class _Identity:
     """Keys and occurrences of array rows, hashed only when something asks for them."""
 
-    def __init__(self, ids: tuple[bytes, ...] | None, x: Tensor, positions: Tensor) -> None:
-        self._ids, self._x, self._positions = ids, x, positions
+    def __init__(
+        self,
+        ids: tuple[bytes, ...] | None,
+        keys: tuple[bytes, ...] | None,
+        x: Tensor,
+        positions: Tensor,
+    ) -> None:
+        self._ids, self._keys, self._x, self._positions = ids, keys, x, positions
 
     @property
     def given(self) -> tuple[bytes, ...] | None:
         return self._ids
 
+    @property
+    def keys_given(self) -> tuple[bytes, ...] | None:
+        return self._keys
+
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
+        if self._keys is not None:
+            return self._keys
         return row_keys(self._x) if self._ids is None else self._ids
 
     @cached_property
@@ -369,12 +393,13 @@ def _hashes(values: Sequence[Any]) -> Tensor:
     )
 
 
-def _who(ids: Any, sites: dict[str, Tensor], positions: Tensor) -> _Identity:
+def _who(ids: Any, keys: Any, sites: dict[str, Tensor], positions: Tensor) -> _Identity:
     first = next(iter(sites.values()))
+    own = None if keys is None else tuple(_text(k) for k in _sequence(keys, len(first), "keys"))
     if ids is None:
         joined = (
             first if len(sites) == 1 else torch.cat([x.double() for x in sites.values()], dim=1)
         )
-        return _Identity(None, joined, positions)
+        return _Identity(None, own, joined, positions)
     texts = tuple(_text(i) for i in _sequence(ids, len(first), "ids"))
-    return _Identity(texts, first, positions)
+    return _Identity(texts, own, first, positions)

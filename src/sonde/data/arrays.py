@@ -17,7 +17,7 @@ from sonde.data.labels import LabelColumn
 from sonde.data.sources import Source
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
-COLUMNS = ("label", "group", "id", "pair", "side")
+COLUMNS = ("label", "group", "group_key", "id", "key", "pair", "side")
 STEP_COLUMNS = ("position", "first_error")
 LABELS = ("labels", "target", "class", "y")
 MAX_HEADER_BYTES = 64 * 2**20
@@ -52,7 +52,7 @@ def open_arrays(
     path : path
         ``.npy``, ``.npz`` or ``.safetensors``; arrays ``label``, ``group``, ``id``, ``pair`` and
         ``side`` are columns, and ``position`` and ``first_error`` where they hold one whole number
-        for each row.
+        for each row. Rows of bytes are texts; ``key`` and ``group_key`` are hashed as they are.
     seed : int, default=0
         Key of the hash of rows.
     limit : int, optional
@@ -93,8 +93,9 @@ def open_arrays(
     return Stream.of(
         chosen,
         label=None if label is None else _labels(arrays[label]),
-        group=_texts(arrays.get("group")),
+        group=_bytes(arrays.get("group_key")) or _texts(arrays.get("group")),
         ids=_texts(arrays.get("id")),
+        keys=_bytes(arrays.get("key")),
         pair=_texts(arrays.get("pair")),
         side=arrays.get("side"),
         position=steps.get("position"),
@@ -153,7 +154,18 @@ def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = _in_order(list(file.keys()), file.metadata())
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _in_order(names: list[str], metadata: Mapping[str, str] | None) -> list[str]:
+    """Return names in the order of execution that an exported store says, else as they are."""
+    try:
+        said = json.loads((metadata or {})["sonde"])["arrays"]
+        place = {str(name): i for i, name in enumerate(said)}
+    except (LookupError, ValueError, TypeError, RecursionError):
+        return names
+    return sorted(names, key=lambda name: place.get(name, -1))
 
 
 def _check_header(path: Path) -> None:
@@ -187,8 +199,16 @@ def _tensor(name: str, x: np.ndarray, path: Path) -> torch.Tensor:
 def _texts(values: Any) -> list[str] | None:
     if values is None:
         return None
-    plain = values.tolist()
+    rows = _bytes(values)
+    plain = values.tolist() if rows is None else [row.rstrip(b"\0") for row in rows]
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in plain]
+
+
+def _bytes(values: Any) -> list[bytes] | None:
+    """Return rows of bytes, or None where an array is something else."""
+    if values is None or values.ndim != 2 or "uint8" not in str(values.dtype):
+        return None
+    return [row.tobytes() for row in np.asarray(values)]
 
 
 def _labels(values: Any) -> np.ndarray:

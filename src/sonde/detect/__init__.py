@@ -38,6 +38,7 @@ from sonde.detect.reranking import rerank, top_majority
 from sonde.detect.scale import SCALE
 from sonde.detect.she import SHE
 from sonde.detect.simple_net import SimpleNet
+from sonde.detect.subspace_shift import SubspaceShift
 from sonde.detect.token_statistics import TokenStatistics
 from sonde.detect.trajectory_verifier import TrajectoryVerifier
 from sonde.detect.unit_shift import UnitShift
@@ -81,6 +82,7 @@ __all__ = [
     "ReconstructionShift",
     "RelativeMahalanobis",
     "SimpleNet",
+    "SubspaceShift",
     "TokenStatistics",
     "TrajectoryVerifier",
     "UnitShift",

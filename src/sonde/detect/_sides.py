@@ -1,9 +1,10 @@
 """What the shifts share: two states of one width, and permutation p-values."""
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import ShapeError
@@ -35,23 +36,92 @@ def two_moments(owner: str, first: Side, second: Side) -> tuple[MomentsState, Mo
     return a, b
 
 
-def two_samples(
-    owner: str, first: Side, second: Side
-) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row2 dim"]]:
+@dataclass(frozen=True)
+class Rows:
+    """Sampled rows of two sides; ``paired`` where row i of both is the same row, read twice."""
+
+    x: Float[Tensor, "row dim"]
+    y: Float[Tensor, "row2 dim"]
+    paired: bool
+
+    def shuffles(self, times: int) -> Bool[Tensor, "time both"]:
+        """Return which of the pooled rows are put on the first side, always the same choices.
+
+        Paired rows change sides with their partner: a coin for each pair.
+        """
+        if not self.paired:
+            return shuffles(len(self.x) + len(self.y), len(self.x), times)
+        coin = torch.rand(times, len(self.x), generator=torch.Generator().manual_seed(0)) < 0.5
+        return torch.cat([coin, ~coin], dim=1)
+
+    def signs(self, times: int) -> Float[Tensor, "time row"]:
+        """Return a sign for the difference of each pair: what changing sides does to it."""
+        return 1.0 - 2.0 * self.shuffles(times)[:, : len(self.x)].double()
+
+    def p_value(self, observed: float, shuffled: Float[Tensor, "time"]) -> float:
+        """Return the permutation p-value; 1 where both sides hold the same numbers."""
+        if self.paired and torch.equal(self.x, self.y):
+            return 1.0
+        return permutation_p(observed, shuffled)
+
+
+def two_samples(owner: str, first: Side, second: Side) -> Rows:
     """Return the sampled rows of both sides in float64, in order of draw; of groups, one row each.
+
+    Rows that are the same on both sides, by their draws or groups, stand in one order.
 
     Raises
     ------
     ShapeError
         If they differ in width.
     """
-    rows: list[Tensor] = []
-    for side in (first, second):
-        sample = state_of(side, "sample", HashSampleState)
-        one_each = sample.rows[sample.first_of_each_group()] if side.groups else sample.rows
-        rows.append(one_each.double())
-    check_widths(owner, rows[0].shape[1], rows[1].shape[1])
-    return rows[0], rows[1]
+    (x, mine), (y, theirs) = (_drawn(side, bool(first.groups)) for side in (first, second))
+    check_widths(owner, x.shape[1], y.shape[1])
+    paired = len(x) > 1 and torch.equal(mine.sort().values, theirs.sort().values)
+    if paired:
+        y = y[theirs.argsort()][mine.argsort().argsort()]
+    return Rows(x, y, paired)
+
+
+def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Tensor, "row"]]:
+    """Return a side's sampled rows, and what each is recognised by."""
+    sample = state_of(side, "sample", HashSampleState)
+    if not side.groups:
+        return sample.rows.double(), sample.draw
+    kept = sample.first_of_each_group()
+    return sample.rows[kept].double(), (sample.group if by_group else sample.draw)[kept]
+
+
+def paired_rows(owner: str, first: Side, second: Side) -> Rows | None:
+    """Return the rows pair by pair where both sides hold a sample of the same ones."""
+    if not all(isinstance(side.states.get("sample"), HashSampleState) for side in (first, second)):
+        return None
+    rows = two_samples(owner, first, second)
+    return rows if rows.paired else None
+
+
+def are_paired(first: Side, second: Side) -> bool:
+    """Return whether two sides without a sample are known to be about the same rows."""
+    return bool(first.data) and first.data == second.data
+
+
+def split_moments(
+    rows: Float[Tensor, "row rank"], chosen: Float[Tensor, "time row"]
+) -> tuple[Float[Tensor, "time rank"], Float[Tensor, "time rank rank"]]:
+    """Return mean and covariance of the chosen rows, for each choice."""
+    count, rank = rows.shape
+    products = (rows[:, :, None] * rows[:, None, :]).reshape(count, -1)
+    n = chosen.sum(1)
+    mean = chosen @ rows / n[:, None]
+    second = (chosen @ products).reshape(-1, rank, rank)
+    outer = mean[:, :, None] * mean[:, None, :]
+    return mean, (second - n[:, None, None] * outer) / (n - 1)[:, None, None]
+
+
+def leading(rows: Float[Tensor, "row dim"], rank: int) -> Float[Tensor, "row _rank"]:
+    """Return centred rows in their ``rank`` leading directions."""
+    centred = rows - rows.mean(0)
+    return centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -rank:]
 
 
 def is_sampled(*sides: Side) -> bool:

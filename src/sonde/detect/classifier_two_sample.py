@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
+from scipy.special import bdtrc
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -30,7 +31,8 @@ class ClassifierTwoSample(Shift):
 
     Both sides give equally many rows: half to train on, half to test. Given how many test rows the
     classifier puts on the second side, the number it puts there rightly is hypergeometric without
-    change: an exact p-value, whatever the rows and the classifier.
+    change: an exact p-value, whatever the rows and the classifier. Where both sides are the same
+    rows, pairs that are put on two sides are so rightly as often as wrongly: a sign test.
 
     Range        [0, 1]; ``null`` is one half.
     Cost         one pass; state the sample; result O(sample dim^2 + dim^3).
@@ -54,7 +56,7 @@ class ClassifierTwoSample(Shift):
 
     References
     ----------
-    lopezpaz2017c2st, chen2010oas
+    lopezpaz2017c2st, chen2010oas, mcnemar1947correlated
     """
 
     m: int = 2048
@@ -74,19 +76,28 @@ class ClassifierTwoSample(Shift):
 
     def compare(self, first: Side, second: Side) -> ClassifierComparison:
         """Train on one half, count on the other."""
-        x, y = two_samples("ClassifierTwoSample", first, second)
+        sampled = two_samples("ClassifierTwoSample", first, second)
+        x, y = sampled.x, sampled.y
         half = min(len(x), len(y)) // 2
         axis, origin, dead = _discriminant(x[:half], y[:half], self.shrinkage)
-        false, right = (int(((rows[half : 2 * half] - origin) @ axis > 0).sum()) for rows in (x, y))
+        called = [(rows[half : 2 * half] - origin) @ axis > 0 for rows in (x, y)]
+        false, right = (int(rows.sum()) for rows in called)
         told = half - false + right
+        if sampled.paired:
+            p = sign_tail(int((called[1] & ~called[0]).sum()), int((called[1] ^ called[0]).sum()))
+        else:
+            p = hypergeometric_tail(right, half, false + right)
         return ClassifierComparison(
             value=told / (2 * half),
             null=0.5,
             n=len(x) + len(y),
             range=(0.0, 1.0),
             flags=("dead",) if dead else (),
-            conventions={"tested": 2 * half, "p": "hypergeometric"},
-            p=hypergeometric_tail(right, half, false + right),
+            conventions={
+                "tested": 2 * half,
+                "p": "sign test of pairs" if sampled.paired else "hypergeometric",
+            },
+            p=p,
             statistic=float(told),
             sides=(len(x), len(y)),
             axis=axis,
@@ -115,3 +126,14 @@ def hypergeometric_tail(right: int, half: int, called: int) -> float:
     """
     ways = sum(comb(half, k) * comb(half, called - k) for k in range(right, min(half, called) + 1))
     return ways / comb(2 * half, called)
+
+
+def sign_tail(right: int, pairs: int) -> float:
+    """Return the chance that ``pairs`` fair coins show ``right`` heads or more.
+
+    Examples
+    --------
+    >>> sign_tail(3, 3)
+    0.125
+    """
+    return float(bdtrc(right - 1, pairs, 0.5)) if right > 0 else 1.0

@@ -26,6 +26,7 @@ from sonde.stats import HashSample, HashSampleState
 from sonde.stats.calibrated import aligned
 
 MOST_SKIPPED = 7
+ROUNDING = 1e-14
 MOST_STEPS = 100
 
 
@@ -352,7 +353,8 @@ def logistic(
         chance = torch.sigmoid(design @ point)
         slope = design.T @ (chance - target) + penalty * point
         bend = (design * (chance * (1 - chance))[:, None]).T @ design + torch.diag(penalty)
-        step = torch.linalg.lstsq(bend, slope[:, None]).solution[:, 0]
+        bend += ROUNDING * bend.diagonal().max() * torch.eye(len(bend), dtype=torch.float64)
+        step = torch.linalg.solve(bend, slope)  # not lstsq: its pivots make other bits each time
         size = 1.0
         while size > 1e-6 and float(loss(point - size * step)) > float(loss(point)):
             size /= 2

@@ -12,7 +12,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import check_widths, state_of, two_moments
+from sonde.detect._sides import are_paired, check_widths, paired_rows, state_of, two_moments
 from sonde.stats import (
     FourierFeatures,
     FourierMoments,
@@ -36,7 +36,8 @@ class FourierMMD(Shift):
 
     Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0.
     Cost         one pass, or two where ``sigma`` is found; state 32 m^2 bytes; result O(m^2).
-    Assumes      tens of rows or more; groups of about one size.
+    Assumes      tens of rows or more; groups of about one size; other rows on each side (flag
+                 ``paired``: no p-value).
     Differs      from the exact kernel distance by the random features, of order 1 / sqrt(m).
 
     Parameters
@@ -103,14 +104,17 @@ class FourierMMD(Shift):
         distance = float((b.mean - a.mean).square().sum())
         trace = float(pooled.diagonal().sum())
         statistic = distance * n[0] * n[1] / sum(n)
+        pairs = are_paired(first, second) or paired_rows("FourierMMD", first, second) is not None
+        blind = pairs and distance > 0
+        flags = ([] if trace > 1e-12 else ["dead"]) + (["paired"] if blind else [])
         return Comparison(
             value=distance - trace * (1 / n[0] + 1 / n[1]),
             null=0.0,
             n=a.n + b.n,
             range=(0.0, 2.0),
-            flags=() if trace > 1e-12 else ("dead",),
+            flags=tuple(flags),
             conventions={"sigma": self.sigma, "p": "two-moment fit of weighted chi-squares"},
-            p=_p_value(statistic, trace, pooled),
+            p=math.nan if blind else _p_value(statistic, trace, pooled),
             statistic=statistic,
             sides=n,
         )

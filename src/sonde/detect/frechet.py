@@ -11,7 +11,14 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import is_sampled, permutation_p, shuffles, two_moments, two_samples
+from sonde.detect._sides import (
+    Rows,
+    is_sampled,
+    leading,
+    split_moments,
+    two_moments,
+    two_samples,
+)
 from sonde.stats import HashSample, Moments, MomentsState
 
 
@@ -76,37 +83,32 @@ class Frechet(Shift):
     def compare(self, first: Side, second: Side) -> FrechetComparison:
         """Return the distance and its p-value."""
         a, b = two_moments("Frechet", first, second)
-        x, y = two_samples("Frechet", first, second)
+        rows = two_samples("Frechet", first, second)
         delta = b.mean - a.mean
         covariances = [m.scatter / (m.n - 1) for m in (a, b)]
         means, n = float(delta.square().sum()), (first.independent, second.independent)
-        observed, shuffled = self._permuted(x, y)
+        observed, shuffled = self._permuted(rows)
         flags = ["sampled"] if is_sampled(first, second) else []
         flags += ["few_rows"] if min(n) <= len(delta) else []
         return FrechetComparison(
             value=means + float(bures(*covariances)),
-            null=_null(a, b, n),
+            null=None if rows.paired else _null(a, b, n),
             n=a.n + b.n,
             range=(0.0, math.inf),
             flags=tuple(flags),
             conventions={"divisor": "n - 1", "p": "permutations of the pooled sample"},
-            p=permutation_p(observed, shuffled),
+            p=rows.p_value(observed, shuffled),
             statistic=observed,
             sides=n,
             means=means,
         )
 
-    def _permuted(
-        self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"]
-    ) -> tuple[float, Float[Tensor, "time"]]:
+    def _permuted(self, rows: Rows) -> tuple[float, Float[Tensor, "time"]]:
         """Return the sample's distance in the leading directions, and those of the shuffles."""
-        pooled = torch.cat([x, y])
-        pooled = pooled - pooled.mean(0)
-        vectors = torch.linalg.eigh(pooled.T @ pooled).eigenvectors
-        rows = pooled @ vectors[:, -self.rank :]
-        own = torch.arange(len(pooled)) < len(x)
-        chosen = torch.cat([own[None], shuffles(len(pooled), len(x), self.permutations)])
-        found = _distances(rows, chosen.double())
+        pooled = leading(torch.cat([rows.x, rows.y]), self.rank)
+        own = torch.arange(len(pooled)) < len(rows.x)
+        chosen = torch.cat([own[None], rows.shuffles(self.permutations)])
+        found = _distances(pooled, chosen.double())
         return float(found[0]), found[1:]
 
 
@@ -123,17 +125,7 @@ def _distances(
     rows: Float[Tensor, "row rank"], chosen: Float[Tensor, "time row"]
 ) -> Float[Tensor, "time"]:
     """Return the distance between the chosen and the other rows, for each choice."""
-    count, rank = rows.shape
-    products = (rows[:, :, None] * rows[:, None, :]).reshape(count, -1)
-    means: list[Tensor] = []
-    covariances: list[Tensor] = []
-    for pick in (chosen, 1 - chosen):
-        n = pick.sum(1)
-        mean = pick @ rows / n[:, None]
-        second = (pick @ products).reshape(-1, rank, rank)
-        outer = mean[:, :, None] * mean[:, None, :]
-        covariances.append((second - n[:, None, None] * outer) / (n - 1)[:, None, None])
-        means.append(mean)
+    means, covariances = zip(*(split_moments(rows, c) for c in (chosen, 1 - chosen)), strict=True)
     return (means[0] - means[1]).square().sum(1) + bures(covariances[0], covariances[1])
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import two_moments
+from sonde.detect._sides import Rows, are_paired, paired_rows, permutation_p, two_moments
 from sonde.stats import Moments, MomentsState, inverse_root
+
+SIGNS = 1999
 
 
 @final
@@ -30,6 +32,10 @@ class Hotelling(Shift):
     ``value = d^T S^-1 d`` with ``S`` the scatter within both sides over ``n1 + n2 - 2``;
     ``statistic = n1 n2 / (n1 + n2) value``, which for normal rows follows an F distribution with
     ``rank`` and ``n1 + n2 - rank - 1`` degrees of freedom. Sees a moved mean and nothing else.
+
+    Where both sides are the same rows and hold a sample of them, ``p`` is about the differences of
+    pairs, by 1,999 changes of their signs: right for every distribution. Without a sample there is
+    none (flag ``paired``).
 
     Range        [0, inf), in standard deviations squared; ``null`` is its mean under no change.
     Cost         one pass; state 8 dim^2 bytes, shared with every Gaussian method; result O(dim^3).
@@ -68,23 +74,49 @@ class Hotelling(Shift):
         hidden = metric.rank < len(delta) and metric.rank >= a.n + b.n - 2
         if not hidden and _moved_without_variance(delta @ metric.null, a, b):
             size = math.inf
+        pairs = paired_rows("Hotelling", first, second)
+        blind = pairs is None and are_paired(first, second) and size > 0
         few = hidden or sum(n) - metric.rank - 1 <= 0
         statistic = size * n[0] * n[1] / sum(n)
         flags = ["rank_deficient"] if metric.rank < len(delta) else []
         flags += ["dead"] if metric.rank == 0 else []
         flags += ["few_rows"] if few else []
+        flags += ["paired"] if blind else []
+        if pairs is not None:
+            p = signs_p_value(pairs)
+        else:
+            p = math.nan if few or blind else _p_value(statistic, metric.rank, n)
         return HotellingComparison(
             value=size,
-            null=_null(n, metric.rank),
+            null=None if pairs is not None or blind else _null(n, metric.rank),
             n=a.n + b.n,
             range=(0.0, math.inf),
             flags=tuple(flags),
-            conventions={"divisor": "n1 + n2 - 2", "p": "F distribution", "rank": metric.rank},
-            p=math.nan if few else _p_value(statistic, metric.rank, n),
+            conventions={
+                "divisor": "n1 + n2 - 2",
+                "p": "F distribution" if pairs is None else "signs of differences of pairs",
+                "rank": metric.rank,
+            },
+            p=p,
             statistic=statistic,
             sides=n,
             axis=metric.root @ white,
         )
+
+
+def signs_p_value(pairs: Rows, times: int = SIGNS) -> float:
+    """Return how often differences of pairs with random signs add up to at least as much.
+
+    Their sum is measured in the metric of their second moments, which signs do not change;
+    Hotelling's statistic for one sample rises with it.
+    """
+    rows = pairs.y - pairs.x
+    metric = inverse_root(rows.T @ rows, len(rows), 0.0)
+    if metric.rank == 0:
+        return 1.0
+    white = rows @ metric.root
+    sums = pairs.signs(times) @ white
+    return permutation_p(float(white.sum(0).square().sum()), sums.square().sum(1))
 
 
 def _moved_without_variance(

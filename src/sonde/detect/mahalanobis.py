@@ -3,19 +3,20 @@
 The baseline for feature detectors: one pass, no bank of rows, exact merging.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import WhitenedPoints, check_width
 from sonde.stats import ClassMoments, ClassMomentsState, Moments, MomentsState
+from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage, inverse_root
 
 
@@ -62,6 +63,7 @@ class Mahalanobis(Detector):
 
     Range        [0, inf), dimensionless; higher = more unusual.
     Cost         one pass; state 8 (dim^2 + classes dim) bytes; result O(dim^3); O(dim^2) per row.
+                 With ``diag`` dim in place of dim^2 and dim^3.
     Assumes      labels known at fit time or none at all; rows with label -1 beside labelled ones
                  are left out (flag ``unlabelled``).
     Differs      from the paper: no input perturbation, no learned sum over layers.
@@ -72,8 +74,9 @@ class Mahalanobis(Detector):
         Weight in [0, 1] of the scaled identity mixed into the covariance; "oas" estimates it.
     classes : bool, default=True
         One mean for each label where there are labels; else one for all rows.
-    scatter : {"full", "diag"}, default="full"
-        The whole covariance, or variances alone (for very wide sites).
+    scatter : {"auto", "full", "diag"}, default="auto"
+        The whole covariance, or variances alone. "auto": whole up to 2,048 dimensions, above that
+        variances.
 
     Examples
     --------
@@ -89,7 +92,7 @@ class Mahalanobis(Detector):
 
     shrinkage: Shrinkage = "oas"
     classes: bool = True
-    scatter: Literal["full", "diag"] = "full"
+    scatter: AnyScatter = "auto"
     paper: ClassVar[str] = "lee2018simple"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
@@ -99,16 +102,17 @@ class Mahalanobis(Detector):
 
     def __post_init__(self) -> None:
         check_shrinkage("Mahalanobis", self.shrinkage)
-        if self.scatter not in ("full", "diag"):
-            raise InputError(
-                f"Mahalanobis: expected scatter 'full' or 'diag', got {self.scatter!r}."
-            )
+        check_scatter("Mahalanobis", self.scatter)
+
+    def at_width(self, dim: int) -> "Mahalanobis":
+        """Return it with variances alone where rows are too wide for more by default."""
+        return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class, or of all rows."""
         if not self.classes:
-            return {"moments": Moments(self.scatter)}
-        return {"by_class": ClassMoments("pooled" if self.scatter == "full" else "diag")}
+            return {"moments": Moments("diag" if self.scatter == "diag" else "full")}
+        return {"by_class": ClassMoments("diag" if self.scatter == "diag" else "pooled")}
 
     def result(
         self, by_class: ClassMomentsState | None = None, moments: MomentsState | None = None
@@ -165,6 +169,7 @@ def _scorer(
         conventions={
             "value": "mean squared distance of the fitted rows to the mean of their own class",
             "classes": len(mean),
+            "covariance": "variances alone" if scatter.ndim == 1 else "whole",
             "divisor": "n",
             "se": "not given for a scorer: calibrate its scores",
         },

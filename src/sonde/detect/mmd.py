@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import is_sampled, permutation_p, shuffles, two_samples
+from sonde.detect._sides import is_sampled, two_samples
 from sonde.stats import HashSample
 from sonde.stats.neighbours import distance_chunks
 
@@ -68,24 +68,24 @@ class MMD(Shift):
 
     def compare(self, first: Side, second: Side) -> Comparison:
         """Return the distance of the samples and its p-value."""
-        x, y = two_samples("MMD", first, second)
-        pooled = torch.cat([x, y])
+        rows = two_samples("MMD", first, second)
+        pooled = torch.cat([rows.x, rows.y])
         squares = torch.cat([part for _, part in distance_chunks(pooled, pooled)]).square_()
         sigma = _median_sigma(squares) if self.sigma is None else self.sigma
-        own = (torch.arange(len(pooled)) < len(x))[None]
-        chosen = torch.cat([own, shuffles(len(pooled), len(x), self.permutations)])
+        own = (torch.arange(len(pooled)) < len(rows.x))[None]
+        chosen = torch.cat([own, rows.shuffles(self.permutations)])
         found = _discrepancies(_kernel(squares, sigma), chosen)
         flags = ["sampled"] if is_sampled(first, second) else []
         return Comparison(
             value=float(found[0]),
-            null=0.0,
+            null=None if rows.paired else 0.0,
             n=len(pooled),
             range=(0.0, 2.0),
             flags=tuple(flags + ["dead"] * (sigma == 0)),
             conventions={"sigma": sigma, "p": "permutations of the pooled sample"},
-            p=permutation_p(float(found[0]), found[1:]),
+            p=rows.p_value(float(found[0]), found[1:]),
             statistic=float(found[0]),
-            sides=(len(x), len(y)),
+            sides=(len(rows.x), len(rows.y)),
         )
 
 

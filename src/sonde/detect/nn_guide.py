@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, final
 
 import torch
@@ -15,7 +14,7 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
 from sonde.detect.energy import energy_of
-from sonde.detect.knn import CHUNK_ENTRIES, unit_rows
+from sonde.detect.knn import CHUNK_ENTRIES, unit_bank, unit_rows
 from sonde.stats import HashSample, HashSampleState
 
 
@@ -31,10 +30,6 @@ class NNGuideScorer(Scorer):
     k: int
     n_classes: int
 
-    @cached_property
-    def _transposed(self) -> Float[Tensor, "dim sample"]:
-        return self.bank.T.contiguous()
-
     def score(
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
@@ -45,7 +40,7 @@ class NNGuideScorer(Scorer):
         guidance = torch.empty(len(x), dtype=self.bank.dtype, device=x.device)
         for start in range(0, len(x), chunk):
             unit = unit_rows(x[start : start + chunk]).to(self.bank)
-            largest = torch.topk(unit @ self._transposed, self.k, dim=1, sorted=False).values
+            largest = torch.topk(unit @ self.bank.T, self.k, dim=1, sorted=False).values
             guidance[start : start + chunk] = largest.mean(1)
         return infinite_where_nonfinite(guidance * energy_of(logits, 1.0), x, logits)
 
@@ -111,11 +106,11 @@ class NNGuide(Detector):
                 SondeWarning,
                 stacklevel=2,
             )
-        unit = unit_rows(sample.rows)
+        n_rows = len(sample.rows)
         flags = [] if sample.is_everything else ["sampled"]
-        flags += ["few_rows"] if len(unit) < self.k else []
+        flags += ["few_rows"] if n_rows < self.k else []
         return NNGuideScorer(
-            value=float(len(unit)),
+            value=float(n_rows),
             n=sample.n,
             unit="squared units of the logits",
             flags=tuple(flags),
@@ -124,7 +119,7 @@ class NNGuide(Detector):
                 "negative_evidence": n_negative,
                 "se": "not given for a scorer: calibrate its scores",
             },
-            bank=unit * evidence[:, None].to(unit),
-            k=min(self.k, len(unit)),
+            bank=unit_bank(sample.rows, evidence),
+            k=min(self.k, n_rows),
             n_classes=logits.rows.shape[1],
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import is_sampled, permutation_p, shuffles, two_moments, two_samples
+from sonde.detect._sides import Rows, is_sampled, two_moments, two_samples
 from sonde.stats import HashSample, Moments, midranks
 
 
@@ -84,11 +84,11 @@ class ReconstructionShift(Shift):
     def compare(self, first: Side, second: Side) -> ReconstructionComparison:
         """Return the share outside and its p-value."""
         a, b = two_moments("ReconstructionShift", first, second)
-        x, y = two_samples("ReconstructionShift", first, second)
+        rows = two_samples("ReconstructionShift", first, second)
         basis = self._basis(a.scatter)
         delta = b.mean - a.mean
         moved = b.scatter / b.n + torch.outer(delta, delta)
-        rank_sum, shuffled = self._permuted(x, y)
+        p, rank_sum = self._permuted(rows)
         flags = ["sampled"] if is_sampled(first, second) else []
         flags += ["few_rows"] if a.n <= len(delta) else []
         flags += ["saturated"] if basis.shape[1] == len(delta) else []
@@ -99,9 +99,9 @@ class ReconstructionShift(Shift):
             range=(0.0, math.inf),
             flags=tuple(flags + ["dead"] * (basis.shape[1] == 0)),
             conventions={"share": self.share, "p": "permutations of ranks of held-out rows"},
-            p=permutation_p(rank_sum, shuffled),
+            p=p,
             statistic=rank_sum,
-            sides=(len(x), len(y)),
+            sides=(len(rows.x), len(rows.y)),
             rank=basis.shape[1],
         )
 
@@ -114,20 +114,21 @@ class ReconstructionShift(Shift):
         held = values.cumsum(0) / values.sum()
         return vectors.flip(1)[:, : int((held < self.share - 1e-12).sum()) + 1]
 
-    def _permuted(
-        self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"]
-    ) -> tuple[float, Float[Tensor, "time"]]:
-        """Return the rank sum of the second side's rows, and those of the shuffles."""
-        half = len(x) // 2
-        known, fresh = x[:half], x[half:]
+    def _permuted(self, rows: Rows) -> tuple[float, float]:
+        """Return the p-value of the second side's rank sum, and the rank sum."""
+        half = len(rows.x) // 2
+        known, fresh = rows.x[:half], rows.x[half:]
+        # A row whose partner helped to find the subspace cannot be judged by it.
+        judged = Rows(rows.y[half:] if rows.paired else rows.y, fresh, rows.paired)
         centred = known - known.mean(0)
         basis = self._basis(centred.T @ centred)
-        rows = torch.cat([y, fresh]) - known.mean(0)
-        outside = (rows - rows @ basis @ basis.T).square().sum(1)
+        pooled = torch.cat([judged.x, judged.y]) - known.mean(0)
+        outside = (pooled - pooled @ basis @ basis.T).square().sum(1)
         # Where the subspace is everything, what is left of a row is rounding.
-        ranks = midranks(outside if basis.shape[1] < rows.shape[1] else torch.zeros_like(outside))
-        chosen = shuffles(len(rows), len(y), self.permutations)
-        return float(ranks[: len(y)].sum()), chosen.double() @ ranks
+        ranks = midranks(outside if basis.shape[1] < pooled.shape[1] else torch.zeros_like(outside))
+        shuffled = judged.shuffles(self.permutations).double() @ ranks
+        rank_sum = float(ranks[: len(judged.x)].sum())
+        return judged.p_value(rank_sum, shuffled), rank_sum
 
 
 def _outside(

@@ -4,7 +4,7 @@ Better than ``Mahalanobis`` for inputs near the training classes, because direct
 nothing about classes cancel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from sonde.core.result import Scorer
 from sonde.core.statistic import Statistic
 from sonde.detect.mahalanobis import MahalanobisScorer, class_scorer, gaussian_scorer
 from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage
 
 
@@ -51,6 +52,9 @@ class RelativeMahalanobis(Detector):
     ----------
     shrinkage : float or "oas", default="oas"
         Weight in [0, 1] of the scaled identity mixed into both covariances.
+    scatter : {"auto", "full", "diag"}, default="auto"
+        Whole covariances, or variances alone. "auto": whole up to 2,048 dimensions, above that
+        variances.
 
     Examples
     --------
@@ -67,15 +71,21 @@ class RelativeMahalanobis(Detector):
     """
 
     shrinkage: Shrinkage = "oas"
+    scatter: AnyScatter = "auto"
     paper: ClassVar[str] = "ren2021simple"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"shrinkage": 0.1})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"shrinkage": 0.1}, {"scatter": "diag"})
 
     def __post_init__(self) -> None:
         check_shrinkage("RelativeMahalanobis", self.shrinkage)
+        check_scatter("RelativeMahalanobis", self.scatter)
+
+    def at_width(self, dim: int) -> "RelativeMahalanobis":
+        """Return it with variances alone where rows are too wide for more by default."""
+        return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class."""
-        return {"by_class": ClassMoments()}
+        return {"by_class": ClassMoments("diag" if self.scatter == "diag" else "pooled")}
 
     def result(self, by_class: ClassMomentsState) -> RelativeMahalanobisScorer:
         """Build both scorers from one state."""

@@ -13,7 +13,9 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import check_widths, state_of
+from sonde.detect._paired_units import paired_means, paired_shares
+from sonde.detect._sides import Rows, are_paired, check_widths, paired_rows, state_of
+from sonde.detect._unit_histograms import chi_squares, wasserstein
 from sonde.stats import LogHistogram, LogHistogramState, Scalars, ScalarsState, adjusted_p
 from sonde.stats.adjusted_p import Correction
 
@@ -21,11 +23,16 @@ from sonde.stats.adjusted_p import Correction
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnitComparison(Comparison):
-    """The largest effect over units, and effect and adjusted p-value of each."""
+    """The largest effect over units, and effect and adjusted p-value of each.
+
+    ``moved_by`` is the Wasserstein distance of a unit's two histograms in pooled standard
+    deviations: how far its mass moved. For ``test="mean"`` it is the effect.
+    """
 
     effect: Float[Tensor, "dim"]
     unit_p: Float[Tensor, "dim"]
     adjusted: Float[Tensor, "dim"]
+    moved_by: Float[Tensor, "dim"]
 
     def moved(self, level: float = 0.05) -> Int[Tensor, "moved"]:
         """Return the units that moved at this level, the largest effect first."""
@@ -38,6 +45,7 @@ class UnitComparison(Comparison):
             {
                 "unit": range(len(self.effect)),
                 "value": self.effect.numpy(),
+                "moved_by": self.moved_by.numpy(),
                 "p": self.unit_p.numpy(),
                 "adjusted": self.adjusted.numpy(),
             }
@@ -51,19 +59,23 @@ class UnitShift(Shift):
 
     "ks": Kolmogorov-Smirnov distance between histograms, the largest difference of the shares
     below a border of bins; it may fall short of that of the rows by the fullest bin's share.
-    "mean": difference of the means in pooled standard deviations, tested by Welch. ``p`` is the
-    smallest adjusted one: whether any unit moved; ``moved(level)`` names them.
+    "js": Jensen-Shannon divergence of the histograms in bits, each unit's bins joined to about
+    equal shares of at least ten rows, tested by chi-square. "mean": difference of the means in
+    pooled standard deviations, tested by Welch. ``p`` is the smallest adjusted one: whether any
+    unit moved; ``moved(level)`` names them. Where both sides are the same rows and hold a sample of
+    them, p-values come from the pairs: 999 exchanges for histograms, Student's t for means.
 
-    Range        [0, 1] for "ks", [0, inf) for "mean"; ``null`` is None.
-    Cost         one pass; state 4 kB ("ks") or 40 B ("mean") for each unit; result O(dim).
+    Range        [0, 1] for "ks" and "js", [0, inf) for "mean"; ``null`` is None.
+    Cost         one pass; state 4 kB (histogram) or 40 B ("mean") for each unit; result O(dim).
     Assumes      groups of about one size; "mean": rows that are many or nearly normal, while "ks"
-                 promises its p-value for every distribution, and is careful for few rows and bins.
+                 promises its p-value for every distribution, and is careful for few rows and bins;
+                 "js": tens of rows.
     Differs      from a test on rows: bins are a quarter of an octave wide, so a unit that moves far
                  less than its mean goes unseen by "ks".
 
     Parameters
     ----------
-    test : {"ks", "mean"}, default="ks"
+    test : {"ks", "js", "mean"}, default="ks"
         What is compared.
     correction : {"holm", "bh"}, default="holm"
         "holm" bounds the chance of a single false alarm, "bh" the share of false ones.
@@ -77,44 +89,54 @@ class UnitShift(Shift):
 
     References
     ----------
-    massey1951ks, welch1947generalization, holm1979simple, benjamini1995fdr
+    massey1951ks, lin1991js, welch1947generalization, westfall1993resampling, holm1979simple,
+    benjamini1995fdr
     """
 
-    test: Literal["ks", "mean"] = "ks"
+    test: Literal["ks", "js", "mean"] = "ks"
     correction: Correction = "holm"
     paper: ClassVar[str] = "massey1951ks"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"test": "mean"},
+        {"test": "js"},
         {"correction": "bh"},
     )
 
     def __post_init__(self) -> None:
-        if self.test not in ("ks", "mean") or self.correction not in ("holm", "bh"):
+        if self.test not in ("ks", "js", "mean") or self.correction not in ("holm", "bh"):
             raise InputError(
-                "UnitShift: expected test 'ks' or 'mean' and correction 'holm' or 'bh', "
+                "UnitShift: expected test 'ks', 'js' or 'mean' and correction 'holm' or 'bh', "
                 f"got {self.test!r} and {self.correction!r}."
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the histogram of each unit, or its mean and spread."""
-        return {"units": LogHistogram() if self.test == "ks" else Scalars()}
+        return {"units": Scalars() if self.test == "mean" else LogHistogram()}
 
     def compare(self, first: Side, second: Side) -> UnitComparison:
         """Return effect and p-value of each unit."""
         n = (first.independent, second.independent)
-        effect, statistic, p = (_by_shares if self.test == "ks" else _by_means)(first, second, n)
-        adjusted = adjusted_p(p, self.correction)
+        effect, statistic, p = _TESTS[self.test](first, second, n)
+        moved_by = effect if self.test == "mean" else wasserstein(*_histograms(first, second))
+        pairs = paired_rows("UnitShift", first, second)
+        blind = pairs is None and are_paired(first, second) and bool((effect > 0).any())
+        if pairs is not None:
+            p, adjusted = self._paired(pairs)
+        else:
+            p = torch.full_like(p, math.nan) if blind else p
+            adjusted = adjusted_p(p, self.correction)
         dead = bool(torch.isinf(effect).any())
+        flags = ["dead"] * dead + ["paired"] * blind
         return UnitComparison(
             value=float(effect.max()),
             n=first.n + second.n,
-            range=(0.0, 1.0 if self.test == "ks" else math.inf),
-            flags=("dead",) if dead else (),
+            range=(0.0, math.inf if self.test == "mean" else 1.0),
+            flags=tuple(flags),
             conventions={
                 "test": self.test,
                 "correction": self.correction,
-                "p": "smallest adjusted",
+                "p": "smallest adjusted" + (", pairs" if pairs is not None else ""),
             },
             p=float(adjusted.min()),
             statistic=float(statistic.max()),
@@ -122,7 +144,16 @@ class UnitShift(Shift):
             effect=effect,
             unit_p=p,
             adjusted=adjusted,
+            moved_by=moved_by,
         )
+
+    def _paired(self, pairs: Rows) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+        """Return p-values of pairs, plain and adjusted."""
+        if self.test == "mean":
+            p = paired_means(pairs)
+            return p, adjusted_p(p, self.correction)
+        p, joint = paired_shares(pairs)
+        return p, joint if self.correction == "holm" else adjusted_p(p, self.correction)
 
 
 Found = tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]
@@ -130,12 +161,22 @@ Found = tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]
 
 def _by_shares(first: Side, second: Side, n: tuple[int, int]) -> Found:
     """Return the largest difference of shares, scaled, and its Kolmogorov tail, of each unit."""
-    a, b = (state_of(side, "units", LogHistogramState) for side in (first, second))
-    check_widths("UnitShift", len(a.counts), len(b.counts))
+    a, b = _histograms(first, second)
     shares = [state.counts.cumsum(1).double() / state.n for state in (a, b)]
     distance = (shares[0] - shares[1]).abs().amax(1).cpu()
     scaled = distance * math.sqrt(n[0] * n[1] / sum(n))
     return distance, scaled, torch.from_numpy(kolmogorov(scaled.numpy()))
+
+
+def _by_divergence(first: Side, second: Side, n: tuple[int, int]) -> Found:
+    """Return the divergence of the histograms, chi-square and its tail, of each unit."""
+    return chi_squares(*_histograms(first, second), n)
+
+
+def _histograms(first: Side, second: Side) -> tuple[LogHistogramState, LogHistogramState]:
+    a, b = (state_of(side, "units", LogHistogramState) for side in (first, second))
+    check_widths("UnitShift", len(a.counts), len(b.counts))
+    return a, b
 
 
 def _by_means(first: Side, second: Side, n: tuple[int, int]) -> Found:
@@ -152,6 +193,9 @@ def _by_means(first: Side, second: Side, n: tuple[int, int]) -> Found:
     freedom = _ratio(total.square(), own[0] + own[1])
     freedom = torch.where(torch.isfinite(freedom) & (freedom > 0), freedom, sum(n) - 2.0)
     return _ratio(delta, pooled), t, torch.from_numpy(2 * stdtr(freedom.numpy(), -t.numpy()))
+
+
+_TESTS = {"ks": _by_shares, "js": _by_divergence, "mean": _by_means}
 
 
 def _ratio(a: Float[Tensor, "dim"], b: Float[Tensor, "dim"]) -> Float[Tensor, "dim"]:

@@ -12,7 +12,7 @@ import torch
 from sonde.core.errors import InputError, SondeError
 from sonde.core.instrument import Detector
 from sonde.core.passes import states_of
-from sonde.core.plan import Plan, Split, groups_are_whole, unit_bounds
+from sonde.core.plan import Plan, Split, groups_are_whole
 from sonde.core.requests import Request, States, Task, requests
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
@@ -115,7 +115,7 @@ def scan_stream(
     evidence = _evidence(gathered, stream, data, settings, model, stop is None)
     second, n_units = None, gathered.plan.n_units
     if other is not None and other_data is not None:
-        n_units += len(unit_bounds(other.group_keys, settings.unit_size)) - 1
+        n_units += len(other.units(settings.unit_size)) - 1
         if stop is None:
             elsewhere = settings.directory / "other" if settings.directory is not None else None
             aside = replace(settings, directory=elsewhere)
@@ -144,7 +144,7 @@ def _model(stream: Stream, seed: int, deep: bool) -> ModelEvidence | None:
 
 def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractContextManager[None]:
     """Hear which parts of the model run in the pass; workers run it out of hearing."""
-    if model is None or model.silent is None or settings.workers:
+    if model is None or model.silent is None or settings.crew.is_apart:
         return nullcontext()
     return model.silent.listening()
 
@@ -209,8 +209,8 @@ def gather(
 ) -> Gathered:
     """Run the one pass of a scan."""
     statistics, wanted, plan = _plan(stream, data, settings, split, tasks)
-    needed = estimate(wanted, stream.schema, plan, settings.workers)
-    check_memory(needed, settings.memory)
+    needed = estimate(wanted, stream.schema, plan, settings.crew.workers_here)
+    check_memory(needed, settings.memory, settings.progress)
     began = time.monotonic()
     label, size = f"scan {data.name}", needed.state_bytes
     with Bar(label, plan.n_examples, settings.progress, state_bytes=size) as bar:
@@ -219,7 +219,7 @@ def gather(
             wanted,
             plan,
             directory=settings.directory,
-            workers=settings.workers,
+            crew=settings.crew,
             fresh=settings.fresh,
             tick=bar.advance,
         )
@@ -233,15 +233,13 @@ def _plan(
     split: Split | None,
     tasks: list[Task],
 ) -> tuple[ScanStatistics, dict[str, Request], Plan]:
-    bounds = unit_bounds(stream.group_keys, settings.unit_size)
+    bounds = stream.units(settings.unit_size)
     whole = not stream.grouped or groups_are_whole(stream.group_keys, bounds)
     statistics = replace(
         scan_statistics(stream, _columns(stream), data.has_labels, split), whole_groups=whole
     )
     wanted = dict(sorted({**statistics.requests(), **requests(tasks, split)}.items()))
-    threads = settings.threads
-    if threads is None:
-        threads = 1 if settings.workers else torch.get_num_threads()
+    threads = settings.crew.threads(settings.threads)
     plan = make_plan(stream, wanted, split, settings.unit_size, threads)
     return statistics, wanted, plan
 

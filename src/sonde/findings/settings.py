@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sonde.core.plan import UNIT_SIZE
+from sonde.run.crew import Crew, Runner
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,13 @@ class ScanSettings:
     unit_size : int, default=256
         Examples in a unit.
     workers : int, default=0
-        Processes.
+        Processes, or actors on Ray.
     threads : int or None, default=None
         Threads of each worker; part of the plan.
+    runner : {"local", "ray"}, default="local"
+        "ray" works on a cluster.
+    address : str or None, default=None
+        The cluster; None starts one on this machine.
     memory : int or None, default=None
         Bytes that the states may take.
     directory : Path or None, default=None
@@ -49,6 +54,8 @@ class ScanSettings:
     unit_size: int = UNIT_SIZE
     workers: int = 0
     threads: int | None = None
+    runner: Runner = "local"
+    address: str | None = None
     memory: int | None = None
     directory: Path | None = None
     fresh: bool = False
@@ -64,3 +71,8 @@ class ScanSettings:
     hash_ids: bool = False
     fail_on: tuple[str, ...] = ()
     command: str = ""
+
+    @property
+    def crew(self) -> Crew:
+        """Who works."""
+        return Crew(self.workers, self.runner, self.address)

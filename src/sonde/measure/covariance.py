@@ -3,8 +3,8 @@
 Not for ranks or shape: see ``spectrum`` and the ranks, which read the same state.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,7 @@ from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import moment_flags
 from sonde.stats import Moments, MomentsState
+from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
 
 
 @final
@@ -42,8 +43,9 @@ class Covariance(Instrument):
 
     Parameters
     ----------
-    scatter : {"full", "diag"}, default="full"
-        The whole covariance, or the variances alone.
+    scatter : {"auto", "full", "diag"}, default="auto"
+        The whole covariance, or the variances alone. "auto": the whole up to 2,048 dimensions,
+        above that the variances; the value is the same.
 
     Examples
     --------
@@ -55,14 +57,21 @@ class Covariance(Instrument):
     chan1983variance
     """
 
-    scatter: Literal["full", "diag"] = "full"
+    scatter: AnyScatter = "auto"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "chan1983variance"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"scatter": "diag"})
 
+    def __post_init__(self) -> None:
+        check_scatter("Covariance", self.scatter)
+
+    def at_width(self, dim: int) -> "Covariance":
+        """Return it with variances alone where rows are too wide for more by default."""
+        return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
+
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments."""
-        return {"moments": Moments(self.scatter)}
+        return {"moments": Moments("diag" if self.scatter == "diag" else "full")}
 
     def result(self, moments: MomentsState) -> CovarianceResult:
         """Sum the variances."""
@@ -79,8 +88,6 @@ class Covariance(Instrument):
         )
 
 
-def covariance(
-    x: Any, *, group: Any = None, scatter: Literal["full", "diag"] = "full"
-) -> CovarianceResult:
+def covariance(x: Any, *, group: Any = None, scatter: AnyScatter = "auto") -> CovarianceResult:
     """Return the total variance of the rows of an array; see ``Covariance``."""
     return Covariance(scatter).fit(x, group=group)

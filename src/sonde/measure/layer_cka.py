@@ -106,16 +106,15 @@ class LayerCKA(Instrument):
 
     def result(self, samples: tuple[HashSampleState, ...]) -> LayerCKAResult:
         """Compare the Gram matrices of the aligned samples."""
-        rows = aligned(samples)
-        n, dims = len(rows[0]), [x.shape[1] for x in rows]
-        centred, spread, flags = [], [], []
+        takes = aligned(samples)
+        n, dims = len(takes[0]), [s.rows.shape[1] for s in samples]
+        layers, flags = [], []
         size = max(1, math.ceil(n / BLOCKS))
-        for x in rows:
-            z, how_far = _unit_rows(x, max(1, math.ceil(n / size)) * size)
-            centred.append(z)
-            spread.append(how_far)
-            flags += precision_flags(how_far, x.dtype) if how_far > 0 else []
-        sums = _PairSums.of(centred, n, size)
+        for sample, take in zip(samples, takes, strict=True):
+            layers.append(_Layer.of(sample.rows, take))
+            how_far = layers[-1].spread
+            flags += precision_flags(how_far, sample.rows.dtype) if how_far > 0 else []
+        sums = _PairSums.of(layers, n, size)
         value = sums.cka(torch.ones(sums.n_blocks, dtype=torch.bool))
         dead = torch.isnan(value.diagonal())
         halves = random_halves(torch.arange(sums.n_blocks))
@@ -139,26 +138,28 @@ class LayerCKA(Instrument):
                 "se": "20 random halves" if enough else "too few rows for halves",
             },
             dead=dead,
-            spread=torch.tensor(spread, dtype=torch.float64),
+            spread=torch.tensor([layer.spread for layer in layers], dtype=torch.float64),
         )
 
 
-def aligned(samples: Sequence[HashSampleState]) -> list[Float[Tensor, "row _dim"]]:
-    """Return the rows that all samples hold, in order of draw, one of each group."""
+def aligned(samples: Sequence[HashSampleState]) -> list[Int[Tensor, "row"]]:
+    """Return where each sample has the rows that all of them hold, in order of draw.
+
+    One row of each group is taken.
+    """
     first = samples[0]
     same = all(torch.equal(s.draw, first.draw) for s in samples[1:])
     take = [
         _one_of_each_group(s) if len(s.draw) else s.draw for s in (samples[:1] if same else samples)
     ]
     if same:
-        return [s.rows[take[0].to(s.rows.device)] for s in samples]
+        return take * len(samples)
     draws = [s.draw[t] for s, t in zip(samples, take, strict=True)]
     shared = set(draws[0].tolist()).intersection(*(set(d.tolist()) for d in draws[1:]))
-    kept = [
+    return [
         t[torch.tensor([d in shared for d in draw.tolist()], dtype=torch.bool)]
         for t, draw in zip(take, draws, strict=True)
     ]
-    return [s.rows[k.to(s.rows.device)] for s, k in zip(samples, kept, strict=True)]
 
 
 def _one_of_each_group(sample: HashSampleState) -> Int[Tensor, "group"]:
@@ -167,22 +168,46 @@ def _one_of_each_group(sample: HashSampleState) -> Int[Tensor, "group"]:
     return torch.argsort(rank_key(sample.draw))
 
 
-def _unit_rows(
-    x: Float[Tensor, "row dim"], n_padded: int
-) -> tuple[Float[Tensor, "padded dim"], float]:
-    """Return centred float32 rows of mean square 1, then zeros, and their spread about the mean."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    rough = wide.mean(0)
-    z = wide - rough
-    residual = z.mean(0)
-    z -= residual
-    mean = rough.double() + residual
-    total = z.square().sum(1).double().sum() / max(len(z), 1)
-    scale = float(total.rsqrt()) if float(total) > 0 else 0.0
-    out = torch.zeros(n_padded, x.shape[1], device=x.device)
-    torch.mul(z, scale, out=z)
-    out[: len(x)] = z
-    return out, spread_of(mean, total[None])
+@dataclass(frozen=True)
+class _Layer:
+    """Rows of a sample that are centred and scaled each time they are asked for, not kept.
+
+    ``rough`` and ``residual`` add up to the mean; ``scale`` makes the mean square of a row 1.
+    """
+
+    rows: Float[Tensor, "_row _dim"]
+    take: Int[Tensor, "row"]
+    rough: Float[Tensor, "_dim"]
+    residual: Float[Tensor, "_dim"]
+    scale: float
+    spread: float
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "_row _dim"], take: Int[Tensor, "row"]) -> "_Layer":
+        """Return a layer with its mean and its spread about the mean."""
+        x = _widened(rows, take)
+        rough = x.mean(0)
+        z = x.sub_(rough)
+        residual = z.mean(0)
+        z -= residual
+        total = z.square().sum(1).double().sum() / max(len(z), 1)
+        scale = float(total.rsqrt()) if float(total) > 0 else 0.0
+        spread = spread_of(rough.double() + residual, total[None])
+        return cls(rows, take, rough, residual, scale, spread)
+
+    def unit(self, start: int, stop: int) -> Float[Tensor, "padded _dim"]:
+        """Return the rows ``start .. stop``, centred, of mean square 1; zeros behind the last."""
+        x = _widened(self.rows, self.take[start:stop])
+        x.sub_(self.rough).sub_(self.residual).mul_(self.scale)
+        out = torch.zeros(stop - start, x.shape[1], device=x.device) if len(x) < stop - start else x
+        out[: len(x)] = x
+        return out.float()
+
+
+def _widened(rows: Float[Tensor, "_row _dim"], take: Int[Tensor, "row"]) -> Tensor:
+    """Return a copy of these rows in single or double precision."""
+    x = rows.index_select(0, take.to(rows.device))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @dataclass(frozen=True)
@@ -206,21 +231,22 @@ class _PairSums:
         return torch.bincount(self.block, minlength=self.n_blocks)
 
     @classmethod
-    def of(cls, layers: Sequence[Float[Tensor, "padded _dim"]], n: int, size: int) -> "_PairSums":
-        """Return the sums for blocks of ``size`` rows; rows from ``n`` on are zeros."""
-        padded, count = len(layers[0]), len(layers[0]) // size
+    def of(cls, layers: Sequence[_Layer], n: int, size: int) -> "_PairSums":
+        """Return the sums for blocks of ``size`` of the ``n`` rows."""
+        count = math.ceil(n / size)
+        padded = count * size
         step = max(1, BUFFER_ENTRIES // (len(layers) * padded * size))
         buffer = torch.empty(min(step, count) * size * padded * len(layers))
         products = torch.zeros(len(layers), len(layers), count, count, dtype=torch.float64)
         for a in range(0, count, step):
             b = min(a + step, count)
-            grams = _gram_blocks(layers, a, b, size, buffer).transpose(0, 1)
+            grams = _gram_blocks(layers, (a, b, count), size, buffer).transpose(0, 1)
             sums = torch.bmm(grams, grams.transpose(1, 2)).double()
             corner = sums.reshape(b - a, count - a, *sums.shape[1:]).permute(2, 3, 0, 1)
             products[:, :, a:b, a:] = corner
             products[:, :, a:, a:b] = corner.transpose(2, 3)
-        rows = torch.stack([_row_sums(z, size)[:n] for z in layers])
-        return cls(products.cpu(), rows.cpu(), torch.arange(n) // size)
+        rows = torch.stack([_row_sums(layer.unit(0, padded), size)[:n].cpu() for layer in layers])
+        return cls(products.cpu(), rows, torch.arange(n) // size)
 
     def cka(self, blocks: Bool[Tensor, "block"]) -> Float[Tensor, "layer layer"]:
         """Return debiased CKA on the rows of these blocks; NaN where a layer has no variance."""
@@ -238,20 +264,23 @@ class _PairSums:
 
 
 def _gram_blocks(
-    layers: Sequence[Float[Tensor, "padded _dim"]],
-    a: int,
-    b: int,
+    layers: Sequence[_Layer],
+    blocks: tuple[int, int, int],
     size: int,
     buffer: Float[Tensor, "_entries"],
 ) -> Float[Tensor, "layer pair entry"]:
-    """Return the Gram entries between each of the blocks ``a .. b`` and all blocks from ``a``."""
-    start, stop = a * size, b * size
-    across = len(layers[0]) // size - a
+    """Return the Gram entries between each of the blocks ``a .. b`` and all from ``a`` to ``end``.
+
+    ``blocks`` is ``(a, b, end)``.
+    """
+    a, b, end = blocks
+    width, across = (b - a) * size, end - a
     shape = (len(layers), b - a, across, size, size)
     out = buffer[: math.prod(shape)].view(shape)
-    for index, z in enumerate(layers):
-        gram = z[start:stop] @ z[start:].T
-        gram[:, : stop - start].fill_diagonal_(0.0)
+    for index, layer in enumerate(layers):
+        z = layer.unit(a * size, end * size)
+        gram = z[:width] @ z.T
+        gram[:, :width].fill_diagonal_(0.0)
         out[index] = gram.view(b - a, size, across, size).transpose(1, 2)
     return out.view(len(layers), (b - a) * across, size * size)
 

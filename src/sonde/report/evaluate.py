@@ -15,7 +15,7 @@ from sonde.report._pictures_scores import (
     roc_picture,
 )
 from sonde.report._standalone import drawn
-from sonde.report.files import write_text
+from sonde.report.files import sealed_page, write_text
 from sonde.report.html import contents, page
 
 SCHEMA: Final = "sonde-evaluate/1"
@@ -82,7 +82,7 @@ def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
     """Write an evaluation as a page (``.html``), or its best detector's pictures as SVG or PNG."""
     path = Path(path)
     if path.suffix.lower() in (".html", ".htm"):
-        write_text(path, evaluation_to_html(found))
+        write_text(path, sealed_page(evaluation_to_html(found)))
         return path
     return drawn(pictures_of(found)).save(path)
 

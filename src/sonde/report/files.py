@@ -1,5 +1,6 @@
 """Reports on disk: HTML or JSON, by the ending of the file's name."""
 
+import hashlib
 import json
 import os
 import re
@@ -56,6 +57,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
     except StateError as error:
         error.add_note(f"in {path}")
         raise
+    report.pop("hash", None)
     return report
 
 
@@ -87,9 +89,46 @@ def save_report(report: dict[str, Any], path: str | Path) -> Path:
         raise InputError(
             f"save_report: expected a name that ends in .html or .json, got {str(path)!r}."
         )
-    text = to_json(report) if kind == ".json" else to_html(report)
-    write_text(path, text)
+    write_text(path, sealed_json(report) if kind == ".json" else sealed_page(to_html(report)))
     return path
+
+
+def sealed_json(report: dict[str, Any]) -> str:
+    """Return the report as JSON text whose last key is a hash of the text without it."""
+    return to_json({**report, "hash": _hash(to_json(report))})
+
+
+def sealed_page(text: str) -> str:
+    """Return a page that ends in a comment with the hash of all before it."""
+    return f"{text}<!-- sonde {_hash(text)} -->\n"
+
+
+def is_sealed(path: Path) -> bool | None:
+    """Return whether a report still has every byte that was written; None where it has no hash.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read.
+    """
+    text = _read(path)
+    if text.lstrip()[:1] == "<":
+        page, mark, _ = text.rpartition("<!-- sonde ")
+        if mark:
+            return sealed_page(page) == text
+        return None if text.rstrip().endswith("</html>") else False
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or "hash" not in found:
+            return None if to_json(found) == text else False
+        found.pop("hash")
+        return sealed_json(found) == text
+    except (ValueError, RecursionError):
+        return False
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def to_json(report: dict[str, Any]) -> str:

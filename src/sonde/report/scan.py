@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.data import check_data, load
@@ -16,7 +16,9 @@ from sonde.findings.settings import ScanSettings
 from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
+from sonde.run.fit import MODEL_FIELDS, READING_FIELDS
 from sonde.run.read import ARRAYS, read
+from sonde.store import is_store
 from sonde.tap import LiveStream
 
 ALL_ROWS = ("tokens", "patches")
@@ -63,7 +65,7 @@ class Report:
 
 def scan(
     model: Any,
-    data: Any,
+    data: Any = None,
     versus: Any = None,
     *,
     settings: ScanSettings | None = None,
@@ -79,7 +81,8 @@ def scan(
     Parameters
     ----------
     model : Model, nn.Module or str
-        What ``sonde.load`` gives or takes; ``"-"`` for feature arrays.
+        What ``sonde.load`` gives or takes; ``"-"`` for feature arrays; or the folder of a store,
+        then without ``data`` and with a store as ``versus``.
     data : str, path or iterable
     versus : str, path, iterable or None, default=None
         A second data set: which layers tell the two apart, and which of its rows are unusual.
@@ -119,7 +122,7 @@ def scan(
 
 def run_scan(
     model: Any,
-    data: Any,
+    data: Any = None,
     versus: Any = None,
     *,
     settings: ScanSettings | None = None,
@@ -129,6 +132,8 @@ def run_scan(
     """Return the evidence and checks of a scan, and the model's name."""
     if isinstance(data, Stream):
         raise InputError("scan: expected data, got a stream. Use sonde.findings.scan_stream.")
+    if isinstance(model, str | Path) and is_store(Path(model)):
+        return _scan_stores(Path(model), data, versus, settings, options | {"processor": processor})
     live: Any = model
     if not (isinstance(model, str) and model == ARRAYS) and not isinstance(model, Model):
         named = [value for name, value in options.items() if name.endswith("_column")]
@@ -151,6 +156,32 @@ def run_scan(
     )
     name = model if isinstance(model, str) else live.name or type(live.module).__name__
     return scanned, name
+
+
+def _scan_stores(
+    place: Path, data: Any, versus: Any, settings: ScanSettings | None, options: dict[str, Any]
+) -> tuple[Scanned, str]:
+    """Return a scan of stored rows; what only a live model can tell is not applicable."""
+    stream = read(place, data, **options)
+    other = None
+    if versus is not None:
+        if not (isinstance(versus, str | Path) and is_store(Path(versus))):
+            raise InputError(
+                f"scan: expected another store to compare {place} with, got {name_of(versus)}. "
+                "Write it with sonde read, or scan the model instead of the store."
+            )
+        other = read(versus, **options)
+        for name in (*MODEL_FIELDS, *READING_FIELDS):
+            mine, its = stream.identity().get(name), other.identity().get(name)
+            if mine != its:
+                raise StateError(
+                    f"scan: {versus} holds rows of another model or reading: {name} is {its!r} "
+                    f"there and {mine!r} in {place}. Read both with one model."
+                )
+    found = scan_stream(
+        stream, str(place), other=other, other_name=name_of(versus), settings=settings
+    )
+    return found, str(place)
 
 
 def name_of(data: Any) -> str:

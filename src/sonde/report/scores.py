@@ -14,7 +14,7 @@ from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import badge, definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_scores import histogram_picture, named
-from sonde.report.files import write_text
+from sonde.report.files import sealed_page, write_text
 from sonde.report.html import contents, page
 from sonde.run.curves import histogram, threshold_of
 from sonde.run.evaluate import keys_of, part_of, scores_of
@@ -85,7 +85,7 @@ def scores_to_html(
 
 def save_scores(scored: pa.Table, path: str | Path, exhibits: Any = None, **options: Any) -> Path:
     """Write the page of a table of scores."""
-    write_text(Path(path), scores_to_html(scored, exhibits, **options))
+    write_text(Path(path), sealed_page(scores_to_html(scored, exhibits, **options)))
     return Path(path)
 
 

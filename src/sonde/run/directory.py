@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sonde.core.errors import SondeError, StoreError
+from sonde.core.errors import MachineError, SondeError, StoreError
 from sonde.run.chain import CHECKPOINT
 from sonde.run.driver import Interrupted
 from sonde.run.ledger import PLAN, STATES
@@ -54,13 +54,13 @@ def check_writable(output: Path) -> None:
 def dropped_on_error(directory: Path | None) -> Iterator[None]:
     """Remove a run directory that this run made, where its data or options turn out to be wrong.
 
-    What is interrupted, or stopped by a full disk, stays: the same command goes on from there;
-    unless no unit of the first pass was done.
+    What is interrupted, or stopped by a full disk, for want of memory or with its workers, stays:
+    the same command goes on from there; unless no unit of the first pass was done.
     """
     existed = directory is not None and directory.exists()
     try:
         yield
-    except StoreError:
+    except (StoreError, MachineError):
         raise
     except Interrupted as stop:
         if stop.partial.done == 0 and stop.first and directory is not None:

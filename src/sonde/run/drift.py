@@ -1,30 +1,63 @@
 """Two fitted bundles compared at every site that both have, from their states alone."""
 
-import importlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
 from sonde.core.errors import InputError, SondeError
-from sonde.core.passes import states_of
-from sonde.core.requests import Task, requests
+from sonde.core.requests import Task
 from sonde.core.shift import Comparison, Shift, Side
-from sonde.run.catalogue import FAMILIES
+from sonde.core.state import equal
+from sonde.detect import (
+    MMD,
+    ClassifierTwoSample,
+    Frechet,
+    Hotelling,
+    ReconstructionShift,
+    SubspaceShift,
+    UnitShift,
+)
+from sonde.detect._sides import Rows, paired_rows
 from sonde.run.entries import Key, names_of
+from sonde.run.evidence import evidence, sample
 from sonde.run.fitted import Fitted
-from sonde.run.stages import next_task
-from sonde.stats import adjusted_p
+from sonde.run.moved_direction import MovedDirection, moved_direction
+from sonde.run.progress import Bar
+from sonde.stats import HashSampleState, adjusted_p
 from sonde.stats.adjusted_p import Correction
+
+LEAST_TIMES, MOST_TIMES = 999, 4999
+DEFAULTS = 7
+Sameness = Literal["same", "some", "other"]
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Comparisons by (method, site), and what could not be compared, with the reason."""
+    """Comparisons by (method, site), and what could not be compared, with the reason.
+
+    Parameters
+    ----------
+    found : dict of (method, site) to Comparison
+    left_out : dict of (method, site) to str
+    basis : dict of (method, site) to (str, str)
+        Which rows of each side a comparison is about.
+    directions : dict of site to MovedDirection
+        Where each mean went.
+    rows : {"same", "some", "other"}
+        Whether both sides are the same rows (p-values come from pairs), share some, or none.
+    identical : bool
+        Whether the bundles hold the same states.
+    """
 
     found: dict[Key, Comparison]
     left_out: dict[Key, str]
+    basis: dict[Key, tuple[str, str]] = field(default_factory=dict[Key, tuple[str, str]])
+    directions: dict[str, MovedDirection] = field(default_factory=dict[str, MovedDirection])
+    rows: Sameness = "other"
+    identical: bool = False
 
     def __iter__(self) -> Iterator[tuple[Key, Comparison]]:
         return iter(self.found.items())
@@ -48,18 +81,32 @@ class Drift:
         return sorted(chosen, key=lambda key: (adjusted[key], key))
 
 
-def drift(first: Fitted, second: Fitted, shifts: Shift | Iterable[Shift] | None = None) -> Drift:
+def drift(
+    first: Fitted,
+    second: Fitted,
+    shifts: Shift | Iterable[Shift] | None = None,
+    *,
+    level: float = 0.05,
+    progress: bool = False,
+) -> Drift:
     """Compare two fitted bundles at every site that both have.
 
-    A shift needs no fit of its own where both bundles hold the states that it reads. Rows of one
-    group count once. The bundles may be of two models: sites are matched by name.
+    A shift needs no fit of its own where both bundles hold the states that it reads, moments of
+    classes, or a sample of rows from which they follow. Rows of one group count once. The bundles
+    may be of two models: sites are matched by name. Rows that are the same on both sides are
+    compared one by one, where a sample of them is held; elsewhere they have no p-value.
 
     Parameters
     ----------
     first, second : Fitted
         The reference and the other.
     shifts : Shift or iterable of Shift, optional
-        Those that both bundles can answer where left out.
+        Those that were fitted, and the default ones that both bundles can answer, where left out.
+    level : float, default=0.05
+        The default shifts permute so often that one of them can be found at this level over all
+        comparisons, 4,999 times at most.
+    progress : bool, default=False
+        A bar on stderr after two seconds.
 
     Returns
     -------
@@ -84,49 +131,80 @@ def drift(first: Fitted, second: Fitted, shifts: Shift | Iterable[Shift] | None 
     [('hotelling', 'x')]
     """
     keys = _shared_sites(first, second)
-    named = _known(first, second) if shifts is None else shifts
+    named = _known(first, second, len(keys), level) if shifts is None else shifts
     chosen = [named] if isinstance(named, Shift) else list(named)
     tasks = [Task(shift, (key,)) for shift in chosen for key in keys]
-    found: dict[Key, Comparison] = {}
-    left_out: dict[Key, str] = {}
-    for name, task in zip(names_of(tasks), tasks, strict=True):
-        try:
-            comparison = _compare(first, second, task)
-        except SondeError as error:
-            left_out[name] = str(error)
-            continue
-        if comparison is not None:
-            found[name] = comparison
-        elif shifts is not None:
-            left_out[name] = "the bundles do not both hold its states; fit both with it"
-    if not found and not left_out:
+    made = Drift({}, {}, rows=_sameness(first, second, keys), identical=_identical(first, second))
+    with Bar("drift", len(tasks), progress) as bar:
+        for name, task in zip(names_of(tasks), tasks, strict=True):
+            _note(made, name, first, second, task, asked=shifts is not None)
+            bar.advance(1)
+    if not made.found and not made.left_out:
         raise InputError(
             "drift: expected bundles that both hold the states of a shift, got none. "
             "Fit both with hotelling, unit_shift or another; `sonde methods detect` lists them."
         )
-    return Drift(found, left_out)
+    for key in keys:
+        sides = [c.sides for (_, site), c in made.found.items() if site == key]
+        where = _direction(first, second, key, sides) if sides else None
+        if where is not None:
+            made.directions[key] = where
+    return made
 
 
-def _compare(first: Fitted, second: Fitted, task: Task) -> Comparison | None:
-    """Return the comparison at one site; None where a bundle lacks the states."""
-    one, other = _side(first, task), _side(second, task)
-    return None if one is None or other is None else one.compare(other)
+def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, asked: bool) -> None:
+    """Add one comparison, or why there is none."""
+    try:
+        one, other = (_side(bundle, task) for bundle in (first, second))
+        if one is not None and other is not None:
+            found = one.side.compare(other.side)
+            made.found[name] = _withheld(found, made, first, second, task.keys[0])
+            made.basis[name] = (one.basis, other.basis)
+        elif asked:
+            made.left_out[name] = "the bundles do not both hold its states; fit both with it"
+    except SondeError as error:
+        made.left_out[name] = str(error)
 
 
-def _side(bundle: Fitted, task: Task) -> Side | None:
+def _withheld(
+    found: Comparison, made: Drift, first: Fitted, second: Fitted, key: str
+) -> Comparison:
+    """Return a comparison without a p-value where the rows are the same and cannot be matched."""
+    if made.rows != "same" or "paired" in found.flags or float(found) == 0:
+        return found
+    if _pairs(first, second, key) is not None:
+        return found
+    return replace(found, p=math.nan, flags=(*found.flags, "paired"))
+
+
+@dataclass(frozen=True)
+class _Found:
+    side: Side
+    basis: str
+
+
+def _side(bundle: Fitted, task: Task) -> _Found | None:
     """Return a bundle's side of the last pass that its states answer."""
-    following: Task | None = task
-    while following is not None:
-        wanted = requests([following], bundle.split)
-        if any(name not in bundle.states for name in wanted):
+    shift, key = task.instrument, task.keys[0]
+    while True:
+        held = {n: evidence(bundle, r.statistic, key) for n, r in shift.all_reads().items()}
+        if any(e is None for e in held.values()):
             return None
-        task = following
-        following = next_task(task, bundle.states, bundle.split)
-    with torch.no_grad():
-        side = task.instrument.result(**states_of(task, bundle.states, bundle.split))
-    task.instrument.require_rows(side, task.keys[0])
-    assert isinstance(side, Side)
-    return replace(side, groups=_groups(bundle, side.n))
+        states = {name: e.state for name, e in held.items() if e is not None}
+        with torch.no_grad():
+            side = shift.result(**states)
+        following = shift.then(side)
+        if following is None:
+            break
+        shift = following
+    shift.require_rows(side, key)
+    if not isinstance(side, Side):
+        raise TypeError(f"drift: expected a side of {shift}, got {type(side).__name__}.")
+    beside = sample(bundle, key)
+    if beside is not None and "sample" not in states:
+        states["sample"] = beside.state
+    side = replace(side, states=states, groups=_groups(bundle, side.n), data=_data(bundle))
+    return _Found(side, " and ".join(dict.fromkeys(e.basis for e in held.values() if e)))
 
 
 def _groups(bundle: Fitted, rows: int) -> int:
@@ -137,14 +215,76 @@ def _groups(bundle: Fitted, rows: int) -> int:
     return int(data["n_examples"]) if rows > int(data["n_examples"]) else 0
 
 
-def _known(first: Fitted, second: Fitted) -> list[Shift]:
-    """Return the shifts that a bundle was fitted with, and all others by their defaults."""
+def _data(bundle: Fitted) -> str:
+    """Name the rows that a bundle has seen: data and how many examples."""
+    data = bundle.header["data"]
+    return f"{data['fingerprint']}|{data['n_examples']}" if data["fingerprint"] else ""
+
+
+def _sampled(first: Fitted, second: Fitted, key: str) -> list[Any]:
+    """Return the samples of both sides at a site, where both have one."""
+    found = [sample(bundle, key) for bundle in (first, second)]
+    return [e.state for e in found if e is not None and isinstance(e.state, HashSampleState)]
+
+
+def _sameness(first: Fitted, second: Fitted, keys: list[str]) -> Sameness:
+    """Return whether both sides are the same rows, by what was read and by the rows' draws."""
+    if _data(first) and _data(first) == _data(second):
+        return "same"
+    shared: Sameness = "other"
+    for key in keys:
+        both = _sampled(first, second, key)
+        if len(both) < 2 or not len(both[0].draw):
+            continue
+        mine, theirs = (set(state.draw.tolist()) for state in both)
+        if mine == theirs:
+            return "same"
+        shared = "some" if mine & theirs else shared
+    return shared
+
+
+def _identical(first: Fitted, second: Fitted) -> bool:
+    same = first.states.keys() == second.states.keys()
+    return same and all(equal(first.states[i], second.states[i]) for i in first.states)
+
+
+def _pairs(first: Fitted, second: Fitted, key: str) -> Rows | None:
+    """Return the sampled rows of a site pair by pair, where both sides hold the same ones."""
+    both = _sampled(first, second, key)
+    if len(both) < 2 or both[0].rows.shape[1] != both[1].rows.shape[1]:
+        return None
+    groups = [_groups(b, s.n) for b, s in zip((first, second), both, strict=True)]
+    sides = [
+        Side(value=float(s.n), n=s.n, shift=MMD(), states={"sample": s}, groups=g)
+        for s, g in zip(both, groups, strict=True)
+    ]
+    return paired_rows("drift", sides[0], sides[1])
+
+
+def _direction(
+    first: Fitted, second: Fitted, key: str, sides: list[tuple[int, int]]
+) -> MovedDirection | None:
+    most = max(n for n, _ in sides), max(n for _, n in sides)
+    return moved_direction(first, second, key, most, _pairs(first, second, key))
+
+
+def _known(first: Fitted, second: Fitted, sites: int, level: float) -> list[Shift]:
+    """Return the shifts that a bundle was fitted with, and the default ones beside them."""
     fitted = [t.instrument for b in (first, second) for t in b.tasks]
     chosen = [i for i in fitted if isinstance(i, Shift)]
-    for family in FAMILIES:
-        package = importlib.import_module(f"sonde.{family}")
-        classes = [getattr(package, name) for name in package.__all__]
-        chosen += [c() for c in classes if isinstance(c, type) and issubclass(c, Shift)]
+    taken = {type(shift) for shift in chosen}
+    wanted = math.ceil(2 * sites * DEFAULTS / level) - 1
+    times = min(max(wanted, LEAST_TIMES), MOST_TIMES)
+    defaults: list[Shift] = [
+        Hotelling(),
+        UnitShift(),
+        SubspaceShift(permutations=times),
+        Frechet(permutations=times),
+        MMD(m=512, permutations=times),
+        ClassifierTwoSample(),
+        ReconstructionShift(permutations=times),
+    ]
+    chosen += [shift for shift in defaults if type(shift) not in taken]
     return list(dict.fromkeys(chosen))
 
 

@@ -5,32 +5,32 @@ added to a state on disk. So a pass can be interrupted or killed anywhere and go
 with the same bits.
 """
 
-import multiprocessing
-import pickle
+import logging
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sonde.core.errors import InputError, SondeError
-from sonde.core.folding import fold, grow
-from sonde.core.passes import observe_unit
+from sonde.core.errors import SondeError, StoreError
+from sonde.core.lock import RunLock
 from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run.chain import walk_chain
+from sonde.run.crew import Crew, hand_out
 from sonde.run.ledger import Ledger
-from sonde.run.lock import RunLock
+from sonde.run.ranges import RangeJob, Tick, commit_range, token_in
 
-Tick = Callable[[int], None]
+ROUNDS = 3
+REST = 5.0
+
+_log = logging.getLogger("sonde")
 
 
 class Interrupted(SondeError):
@@ -93,7 +93,7 @@ def run_pass(
     plan: Plan,
     *,
     directory: Path | None = None,
-    workers: int = 0,
+    crew: Crew = Crew(),  # noqa: B008  frozen
     fresh: bool = False,
     tick: Tick = lambda _: None,
 ) -> Outcome:
@@ -106,8 +106,8 @@ def run_pass(
     plan : Plan
     directory : Path or None, default=None
         The run directory; a temporary one without fsync where None.
-    workers : int, default=0
-        Processes beside this one; 0 works in this process.
+    crew : Crew, default=Crew()
+        Who works: this process, processes beside it, or actors on Ray. The bytes are the same.
     fresh : bool, default=False
         Drop what a run of another plan left in the directory.
     tick : callable
@@ -123,10 +123,11 @@ def run_pass(
     with _directory(directory) as (place, durable), _lock(directory):
         ledger = Ledger(place, plan, rest, durable=durable, fresh=fresh)
         try:
-            if workers > 0:
-                _with_workers(ledger, stream, rest, plan, workers, tick)
+            if crew.is_apart and rest:
+                _with_workers(ledger, stream, rest, plan, crew, tick)
             else:
                 _alone(ledger, stream, rest, plan, tick)
+            _say_where(chain, crew)
             with _threads(plan.threads):
                 learned = walk_chain(place, stream, chain, plan, durable, tick)
         except KeyboardInterrupt:
@@ -161,50 +162,6 @@ def _alone(
             ledger.compact()
 
 
-def commit_range(
-    ledger: Ledger,
-    stream: Stream,
-    wanted: Mapping[str, Request],
-    plan: Plan,
-    start: int,
-    stop: int,
-    tick: Tick = lambda _: None,
-) -> None:
-    """Work on the units ``[start, stop)`` and commit them as aligned ranges, also when stopped."""
-    tree: list[tuple[int, States]] = []
-    counts: list[Counter[str]] = []
-    try:
-        for unit in range(start, stop):
-            first, last = plan.bounds[unit], plan.bounds[unit + 1]
-            counts.append(Counter())
-            states = observe_unit(stream.batches(first, last), wanted, plan.split, counts[-1])
-            tree = grow(wanted, tree, (0, states))
-            tick(last - first)
-    except BaseException:
-        _put_finished(ledger, start, tree, counts)
-        raise
-    ledger.put(start, stop, fold(wanted, tree), dict(_total(counts)))
-
-
-def _put_finished(
-    ledger: Ledger, start: int, tree: list[tuple[int, States]], counts: list[Counter[str]]
-) -> None:
-    """Commit the aligned ranges that were done when a range was stopped."""
-    first = start
-    for level, states in tree:
-        last = first + (1 << level)
-        mine = _total(counts[first - start : last - start])
-        ledger.put(first, last, states, dict(mine))
-        first = last
-
-
-def _total(counts: list[Counter[str]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for counter in counts:
-        total.update(counter)
-    return total
-
-
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -216,23 +173,13 @@ def _threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_JOB: dict[str, Any] = {}
-
-
-def _start_worker(job: dict[str, Any]) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _JOB.update(job)
-    torch.set_num_threads(job["plan"].threads or 1)
-
-
-def _work(start: int, stop: int) -> int:
-    ledger = Ledger(
-        _JOB["directory"], _JOB["plan"], _JOB["wanted"], durable=_JOB["durable"], worker=True
-    )
-    commit_range(ledger, _JOB["stream"], _JOB["wanted"], _JOB["plan"], start, stop)
-    return _JOB["plan"].bounds[stop] - _JOB["plan"].bounds[start]
+def _say_where(chain: Mapping[str, Request], crew: Crew) -> None:
+    if chain and crew.is_apart:
+        names = sorted({type(r.statistic).__name__ for r in chain.values()})
+        _log.warning(
+            "%s: trained in this process, one step after the other; workers do the rest",
+            ", ".join(names),
+        )
 
 
 def _with_workers(
@@ -240,59 +187,33 @@ def _with_workers(
     stream: Stream,
     wanted: Mapping[str, Request],
     plan: Plan,
-    workers: int,
+    crew: Crew,
     tick: Tick,
 ) -> None:
-    """Hand out ranges to processes; only this process compacts."""
-    job = {
-        "directory": ledger.directory,
-        "durable": ledger.durable,
-        "plan": plan,
-        "wanted": dict(wanted),
-        "stream": stream,
-    }
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(job,),
+    """Hand out ranges to workers, who merge what they commit where they share the directory.
+
+    What they hand back instead is merged here, in a small part of the time: what comes in while
+    this process rests is merged together.
+    """
+    resting = 0.0
+    with token_in(ledger.directory) as token:
+        directory = ledger.directory.absolute()
+        job = RangeJob(
+            stream, crew.threads(plan.threads), dict(wanted), plan, directory, token, ledger.durable
+        )
+        for _ in range(ROUNDS):
+            with closing(hand_out(job, ledger.missing(), crew)) as answers:
+                for (start, stop), written in answers:
+                    for name, content in written:
+                        ledger.adopt(name, content)
+                    tick(plan.bounds[stop] - plan.bounds[start])
+                    if written and time.monotonic() >= resting:
+                        began = time.monotonic()
+                        ledger.compact()
+                        resting = time.monotonic() + REST * (time.monotonic() - began)
+            if not ledger.missing():
+                return
+    raise StoreError(
+        f"run: what workers committed to {ledger.directory} is not seen here, or is damaged. Use a "
+        "directory on a file system that all machines share, or one of this machine alone."
     )
-    try:
-        with _sigint_held():
-            futures = _submitted(pool, ledger.missing())
-        for future in as_completed(futures):
-            tick(future.result())
-            ledger.compact()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "run: a worker process died before it could answer. Its model or data may not be "
-            "picklable or its memory ran out; committed units are kept. Run again, or use "
-            "--workers 0."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _sigint_held() -> Iterator[None]:
-    """Hold Ctrl-C back while processes start: they inherit that, so they never see one."""
-    import signal
-
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _submitted(pool: ProcessPoolExecutor, ranges: list[tuple[int, int]]) -> list[Future[int]]:
-    try:
-        return [pool.submit(_work, start, stop) for start, stop in ranges]
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"run: the model or the data cannot be sent to other processes: {error}. Give them as "
-            "files, names or module-level classes, or use --workers 0."
-        ) from error

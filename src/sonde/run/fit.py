@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import (
@@ -15,20 +13,21 @@ from sonde.core.plan import (
     Plan,
     Split,
     groups_are_whole,
-    unit_bounds,
 )
 from sonde.core.reduction import AUTO
-from sonde.core.requests import Request, States
+from sonde.core.requests import Request, States, Task
 from sonde.core.state import canonical_json
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run._asked import check_reading
+from sonde.run.crew import Crew, Runner
 from sonde.run.driver import run_pass
 from sonde.run.fitted import Fitted
 from sonde.run.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.progress import Bar
+from sonde.run.read import read
 from sonde.run.stages import next_tasks
-from sonde.run.tasks import assign, error_sample, requests_of
+from sonde.run.tasks import ErrorSample, assign, error_sample, requests_of
 
 DEFAULT_HELD = 0.2
 MODEL_FIELDS = ("model", "config", "dtype", "attn")
@@ -37,13 +36,15 @@ READING_FIELDS = ("objective", "keep_special", "perturb")
 
 def fit(
     instruments: Instrument | Iterable[Instrument],
-    stream: Stream,
+    stream: Stream | str | Path,
     *,
     calibrate: float | int = DEFAULT_HELD,
     reduction: str = AUTO,
     unit_size: int = UNIT_SIZE,
     workers: int = 0,
     threads: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
     directory: str | Path | None = None,
     fresh: bool = False,
     memory: int | None = None,
@@ -55,8 +56,8 @@ def fit(
     ----------
     instruments : Instrument or iterable of Instrument
         Each is fitted at every site of the stream, at each pair of neighbours, or at all at once.
-    stream : Stream
-        Live, stored, or plain arrays.
+    stream : Stream or path
+        Live, stored, or plain arrays; or the folder of a store.
     calibrate : float, default=0.2
         Share of the groups that is held out where a detector is among the instruments; 0 = none.
     reduction : str, default="auto"
@@ -66,9 +67,13 @@ def fit(
     unit_size : int, default=256
         Examples in a unit.
     workers : int, default=0
-        Processes; the result is the same bits for any number of at least one.
+        Processes, or actors on Ray; the result is the same bits for any number of at least one.
     threads : int or None, default=None
         Threads of each worker (1 with workers); part of the plan.
+    runner : {"local", "ray"}, default="local"
+        "ray" works on a cluster; 0 workers are then as many as it has room for.
+    address : str or None, default=None
+        The cluster, ``host:port`` or ``auto``; None starts one on this machine.
     directory : path, optional
         Run directory: committed work survives a kill, and the same call goes on from it.
     fresh : bool, default=False
@@ -100,29 +105,19 @@ def fit(
     106
     """
     chosen = [instruments] if isinstance(instruments, Instrument) else list(instruments)
+    stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
     check_reading(chosen, stream)
     split = None
     if calibrate and any(isinstance(i, Detector) for i in chosen):
         split = Split(calibrate, stream.seed)
     tasks = assign(chosen, stream.schema, split, reduction)
-    settings = _Settings(split, workers, _threads(workers, threads), fresh, memory, progress)
+    crew = Crew(workers, runner, address)
+    settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
     sample = error_sample(tasks, stream, split)
-    states: States = {}
-    units: list[dict[str, Any]] = []
-    counters: dict[str, int] = {}
-    following, stage = tasks, 0
-    while following:
-        wanted = requests_of(following, sample if stage == 0 else None, split)
-        wanted = {i: r for i, r in wanted.items() if i not in states}
-        if wanted:
-            plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
-            outcome = _one_pass(stream, wanted, plan, settings, _stage(place, stage))
-            states = {**states, **outcome.states}
-            counters = counters or outcome.counters
-            units.append(unit_entry(plan, stream))
-        following, stage = next_tasks(following, states, split), stage + 1
+    with crew.gathered(settings.threads):
+        states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)
     return Fitted(tuple(tasks), states, make_header(stream, units, counters), split, sample)
 
 
@@ -131,17 +126,37 @@ class _Settings:
     """How passes are driven."""
 
     split: Split | None
-    workers: int
+    crew: Crew
     threads: int
     fresh: bool
     memory: int | None
     progress: bool
 
 
-def _threads(workers: int, threads: int | None) -> int:
-    if threads is not None:
-        return threads
-    return 1 if workers > 0 else torch.get_num_threads()
+def _all_passes(
+    tasks: list[Task],
+    stream: Stream,
+    sample: ErrorSample | None,
+    settings: _Settings,
+    unit_size: int,
+    place: Path | None,
+) -> tuple[States, list[dict[str, Any]], dict[str, int]]:
+    """Return the states of all passes, the units of each, and what the first one counted."""
+    states: States = {}
+    units: list[dict[str, Any]] = []
+    counters: dict[str, int] = {}
+    following, stage = tasks, 0
+    while following:
+        wanted = requests_of(following, sample if stage == 0 else None, settings.split)
+        wanted = {i: r for i, r in wanted.items() if i not in states}
+        if wanted:
+            plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
+            outcome = _one_pass(stream, wanted, plan, settings, _stage(place, stage))
+            states = {**states, **outcome.states}
+            counters = counters or outcome.counters
+            units.append(unit_entry(plan, stream))
+        following, stage = next_tasks(following, states, settings.split), stage + 1
+    return states, units, counters
 
 
 def _stage(directory: Path | None, stage: int) -> Path | None:
@@ -172,7 +187,7 @@ def make_plan(
     stage: int = 0,
 ) -> Plan:
     """Return the plan of one pass, after a check that whole groups are where they are needed."""
-    bounds = unit_bounds(stream.group_keys, unit_size)
+    bounds = stream.units(unit_size)
     whole = {type(r.statistic).__name__ for r in wanted.values() if r.statistic.whole_groups}
     if whole and stream.grouped and not groups_are_whole(stream.group_keys, bounds):
         raise InputError(
@@ -197,8 +212,8 @@ def _one_pass(
     settings: _Settings,
     directory: Path | None,
 ) -> Any:
-    needed: Estimate = estimate(wanted, stream.schema, plan, settings.workers)
-    check_memory(needed, settings.memory)
+    needed: Estimate = estimate(wanted, stream.schema, plan, settings.crew.workers_here)
+    check_memory(needed, settings.memory, settings.progress)
     label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
     size = needed.state_bytes
     learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
@@ -210,7 +225,7 @@ def _one_pass(
             wanted,
             plan,
             directory=directory,
-            workers=settings.workers,
+            crew=settings.crew,
             fresh=settings.fresh,
             tick=bar.advance,
         )

@@ -16,7 +16,7 @@ from sonde.core.passes import merge_states, states_of
 from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
-from sonde.core.state import digest
+from sonde.core.state import canonical_json, digest
 from sonde.core.statefile import read_header, read_state, state_type, write_state
 from sonde.run._soundness import check_states
 from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
@@ -126,6 +126,11 @@ class Fitted:
         return self._results[i]
 
     @property
+    def spec(self) -> str:
+        """Return the hash of what was asked for: methods with every parameter, and where."""
+        return digest(sorted(canonical_json(entry_of(task)) for task in self.tasks))
+
+    @property
     def scorers(self) -> dict[Key, Scorer]:
         """The scorers by (method, site), calibrated where the plan held rows out."""
         return {
@@ -215,6 +220,13 @@ class Fitted:
                 "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "
                 "parameters and sites."
             )
+        if self.spec != other.spec:
+            mine, theirs = (_wanted(bundle) for bundle in (self, other))
+            raise StateError(
+                "Fitted.merge: the bundles answer other questions from the same states, "
+                f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
+                "same methods and parameters."
+            )
         if self.split != other.split:
             raise StateError(
                 f"Fitted.merge: the bundles hold out other rows ({self.split} and {other.split}). "
@@ -232,6 +244,11 @@ class Fitted:
         return replace(
             self, states=merge_states(self.requests, self.states, other.states), header=header
         )
+
+
+def _wanted(bundle: Fitted) -> set[str]:
+    """Return each method with its parameters and sites, as text."""
+    return {f"{inner_of(t.instrument)!r} at {' & '.join(t.keys)}" for t in bundle.tasks}
 
 
 _FIELDS = {

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ Units: TypeAlias = list[list[int]]
 
 PLAN = "plan.json"
 STATES = "states"
+FOLD_BYTES = 64 * 2**20
 
 _NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.sonde$")
 _log = logging.getLogger("sonde")
@@ -150,23 +150,44 @@ class Ledger:
         if not any(done.covers(place) for done in self._listed()):
             self._write(place, states, counters)
 
+    def adopt(self, name: str, content: bytes) -> None:
+        """Commit the file of a range as a worker on another machine wrote it.
+
+        Raises
+        ------
+        StateError
+            If it is not the file of a range of this plan.
+        """
+        match = _NAME.match(name)
+        place = None if match is None else Range(int(match[1]), int(match[2]))
+        if place is None or not place.is_node(self.plan.n_units):
+            raise StateError(f"Ledger.adopt: expected the name of a range, got {name!r}.")
+        if any(done.covers(place) for done in self._listed()):
+            return
+        files.atomic_write(self._states / place.name, content, self.durable)
+        self._is_sound(place)
+
     def compact(self) -> None:
-        """Merge every pair of committed neighbours that are aligned, and remove covered files."""
-        while (pair := self._next_pair()) is not None:
-            left, right = pair
+        """Merge committed neighbours as far up the tree as they go, and remove covered files.
+
+        Of small states several levels are merged before one is written: the more commits wait, the
+        less each costs.
+        """
+        while (found := self._next_merge()) is not None:
+            top, parts = found
             try:
-                states, counters = self._joined(left, right)
+                states, counters = self._folded(parts)
             except StateError:
-                if all(self._is_sound(part) for part in pair):
+                if all(self._is_sound(part) for part in parts):
                     raise
                 continue
             except StoreError:
-                if all((self._states / part.name).exists() for part in pair):
+                if all((self._states / part.name).exists() for part in parts):
                     raise
                 continue
-            self._write(Range(left.start, right.stop), states, counters)
-            self._remove(left)
-            self._remove(right)
+            self._write(top, states, counters)
+            for part in parts:
+                self._remove(part)
         for covered in self._covered():
             self._remove(covered)
 
@@ -262,16 +283,52 @@ class Ledger:
         kept = set(self._committed())
         return [place for place in self._listed() if place not in kept]
 
-    def _next_pair(self) -> tuple[Range, Range] | None:
-        ranges = self._committed()
-        for left, right in pairwise(ranges):
-            if left.sibling == right and left.start < right.start:
-                return left, right
-        return None
+    def climb(self, start: int, stop: int) -> None:
+        """Merge a committed range with its neighbour, and on, as long as that is committed too.
 
-    def _joined(self, left: Range, right: Range) -> tuple[States, Counters]:
-        _, states, counters = self._together((left, *self._read(left)), (right, *self._read(right)))
-        return states, counters
+        Any worker may do so: whoever commits the second of two merges both. Where two workers do,
+        they write the same bytes, and a part that comes late is covered and does not count.
+        """
+        place = Range(start, stop)
+        while (sibling := place.sibling) is not None:
+            left, right = sorted((place, sibling))
+            if not all((self._states / part.name).exists() for part in (left, right)):
+                return
+            try:
+                states, counters = self._folded((left, right))
+            except (StateError, StoreError):
+                return  # merged by another meanwhile, or damaged: the driver looks into it
+            place = Range(left.start, right.stop)
+            self._write(place, states, counters)
+            self._remove(left)
+            self._remove(right)
+
+    def _next_merge(self) -> tuple[Range, list[Range]] | None:
+        """Return a node of the tree that is not written, and the committed ranges it is made of."""
+        stack: list[tuple[Range, list[Range], int]] = []
+        for place in self._committed():
+            stack.append((place, [place], self._size(place)))
+            while len(stack) > 1 and stack[-2][0].sibling == stack[-1][0]:
+                (left, before, n), (right, after, m) = stack[-2:]
+                if len(before) + len(after) > 2 and n + m > FOLD_BYTES:
+                    break
+                stack[-2:] = [(Range(left.start, right.stop), before + after, n + m)]
+        return next(((top, parts) for top, parts, _ in stack if len(parts) > 1), None)
+
+    def _size(self, place: Range) -> int:
+        try:
+            return (self._states / place.name).stat().st_size
+        except OSError:
+            return 0
+
+    def _folded(self, parts: Sequence[Range]) -> tuple[States, Counters]:
+        """Return what neighbours make that are one node of the tree together."""
+        stack: list[tuple[Range, States, Counters]] = []
+        for place in parts:
+            stack.append((place, *self._read(place)))
+            while len(stack) > 1 and stack[-2][0].sibling == stack[-1][0]:
+                stack[-2:] = [self._together(stack[-2], stack[-1])]
+        return stack[0][1], stack[0][2]
 
     def _together(
         self, left: tuple[Range, States, Counters], right: tuple[Range, States, Counters]

@@ -1,17 +1,22 @@
 """``sonde.read``: a model and data, as typed by a user, become one lazy stream of hidden states."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.data import check_data, load, open_arrays, open_inputs
-from sonde.tap import live_stream
+from sonde.data.encoding import context_of
+from sonde.data.inputs import ItemInputs
+from sonde.store import Store, is_store
+from sonde.tap import LiveStream, live_stream, replay
+from sonde.tap.replay import ReplayInputs, parse_settings
 
 ARRAYS = "-"
 AUTO = "auto"
@@ -19,8 +24,8 @@ WITH_LOGITS = ("classifier", "image_classifier", "tensor")
 
 
 def read(
-    model: Model | nn.Module | str,
-    data: Any,
+    model: Model | nn.Module | str | Path,
+    data: Any = None,
     sites: str | Site | Sequence[str | Site] = "auto",
     reducer: str | Reducer = "auto",
     batch_size: int | str = "auto",
@@ -32,14 +37,16 @@ def read(
     logits: bool | None = None,
     seed: int = 0,
     perturb: Perturbation | dict[str, Any] | None = None,
+    generate: str | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Stream:
     """Return the stream of a model's hidden states over data. Nothing runs before it is iterated.
 
     Parameters
     ----------
-    model : Model, nn.Module or str
-        What ``sonde.load`` gives or takes; ``"-"`` reads feature arrays from the file ``data``.
+    model : Model, nn.Module, str or path
+        What ``sonde.load`` gives or takes; ``"-"`` reads feature arrays from the file ``data``; the
+        folder of a store reads the rows in it, without ``data``.
     data : str, path or iterable
         A path, a data set's name, ``sonde:digits/test``, or any re-iterable of model inputs.
     sites : str, Site or sequence, default="auto"
@@ -64,6 +71,10 @@ def read(
     perturb : Perturbation, dict of its parameters, or None, default=None
         A small step of floating-point inputs: the logits after it become the column
         ``perturbed_logits``.
+    generate : str, mapping or None, default=None
+        Data are prompts: the model continues them, and prompts are read with what comes after
+        them. What ``generate`` of transformers takes, as ``{"max_new_tokens": 128}`` or
+        ``"max_new_tokens=128,num_beams=4"``; sampling is keyed by ``seed``.
     **options
         Named options of ``sonde.data.open_inputs``: ``max_length``, ``long``, ``limit``,
         ``text_column``, ``label_column`` and so on.
@@ -78,9 +89,20 @@ def read(
     >>> next(iter(stream)).rows[stream.schema[0].key].shape[0]
     64
     """
+    if isinstance(model, str | Path) and is_store(Path(model)):
+        asked = {"objective": objective, "perturb": perturb, "keep_special": keep_special or None}
+        named = {"batch_size": batch_size, "seed": seed, "processor": processor}
+        named |= {"generate": generate, **options}
+        return open_store(model, data, sites, reducer, asked, named)
+    if data is None:
+        raise InputError(f"read: expected data for the model, or a store; {model!s} is no store.")
+    if isinstance(model, Path):
+        model = str(model)
     if isinstance(model, str) and model == ARRAYS:
         if objective is not None or perturb is not None:
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")
+        if generate is not None:
+            raise InputError("read: feature arrays generate nothing. Pass a model, not '-'.")
         patterns = [sites] if isinstance(sites, str | Site) else list(sites)
         names = [] if sites == AUTO else [str(p).removesuffix(":out") for p in patterns]
         return open_arrays(data, seed, limit=options.get("limit"), sites=names)
@@ -89,12 +111,13 @@ def read(
         check_data(data, named, bool(options.get("skip_bad")))
     live = model if isinstance(model, Model) else load(model, processor=processor)
     wants_logits = live.task in WITH_LOGITS if logits is None else logits
+    settings = parse_settings(generate) if isinstance(generate, str) else generate
     inputs = open_inputs(
         live, data, batch_size=batch_size, logits=wants_logits, seed=seed, **options
     )
     return live_stream(
         live,
-        inputs,
+        inputs if settings is None else _continued(live, inputs, settings, seed),
         sites,
         reducer,
         further=further,
@@ -104,3 +127,109 @@ def read(
         seed=seed,
         perturb=Perturbation.from_json(perturb) if isinstance(perturb, dict) else perturb,
     )
+
+
+def _continued(
+    model: Model, prompts: ItemInputs, settings: Mapping[str, Any], seed: int
+) -> ReplayInputs:
+    """Return prompts with what the model generates after them; none may be cut or too long."""
+    if prompts.listing.n_chunked:
+        raise InputError(
+            f"read: {prompts.listing.n_chunked:,} prompts are longer than the context of the "
+            "model, and a piece of one is no prompt. Pass long='truncate' (--long truncate), or "
+            "shorter prompts."
+        )
+    context, new = context_of(model), settings.get("max_new_tokens")
+    longest = int(prompts.listing.length.max(initial=0))
+    if context is not None and isinstance(new, int) and longest + new > context:
+        raise InputError(
+            f"read: expected prompts and {new} new tokens within the context of {context} tokens, "
+            f"got {f'a prompt of {longest}' if longest else 'more'}. "
+            f"Pass max_length={max(1, context - new)} with "
+            "long='truncate' (--max-length, --long), or generate less."
+        )
+    return replay(model, prompts, seed=seed, **settings)
+
+
+AS_IT_IS = ("auto", None, False, 0, "chunk", ())
+
+
+def open_store(
+    place: str | Path,
+    data: Any,
+    sites: str | Site | Sequence[str | Site],
+    reducer: str | Reducer,
+    asked: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Store:
+    """Return the stream of a store, where nothing is asked that only a model could do.
+
+    Parameters
+    ----------
+    place : path
+    data : object
+        Must be None: a store brings its data.
+    sites, reducer
+        Which of its rows.
+    asked : mapping
+        How it must have been read, where that is not None.
+    options : mapping
+        Options of a reading, which must stand at their defaults.
+
+    Raises
+    ------
+    InputError
+        Naming what a store cannot do.
+    StoreError
+        If the store is damaged, unfinished, or lacks a file.
+    """
+    if data is not None and data != "":
+        raise InputError(
+            f"read: {place} is a store of rows and brings its data, got {data!s} besides. Leave "
+            "DATA out, or name the model instead of the store."
+        )
+    store = Store(place)
+    seeds = (0, store.seed)
+    typed = [n for n, v in options.items() if v not in (seeds if n == "seed" else AS_IT_IS)]
+    if typed:
+        raise InputError(
+            f"read: {place} is a store of rows, which are as they were read: leave out "
+            f"{', '.join(typed)}, or read the model again with it."
+        )
+    identity = store.identity()
+    for name, value in asked.items():
+        if value is not None and name in identity and identity[name] != value:
+            raise InputError(
+                f"read: the rows of {place} were read with {name}={identity[name]!r}, and "
+                f"{value!r} is needed. Read the model again with it."
+            )
+    store.check_files()
+    return store.select(sites if isinstance(sites, str | Site) else list(sites), reducer)
+
+
+def chosen_columns(stream: Stream, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return columns of the data behind a live stream, a value for every example in its order.
+
+    Raises
+    ------
+    InputError
+        If the data have no such column.
+    """
+    if not names:
+        return {}
+    if not (isinstance(stream, LiveStream) and isinstance(stream.inputs, ItemInputs)):
+        raise InputError("read: expected a model and a table of data to take columns from.")
+    inputs = stream.inputs
+    wanted = {int(row) for row in inputs.listing.row}
+    found: dict[str, dict[int, Any]] = {name: {} for name in names}
+    for number, row in enumerate(inputs.source.rows()):
+        if number not in wanted:
+            continue
+        for name in names:
+            if name not in row:
+                raise InputError(
+                    f"{inputs.source.where(number)}: expected the column {name!r}, got only "
+                    f"{', '.join(row)}.{near(name, row)}"
+                )
+            found[name][number] = row[name]
+    return {name: [values[int(r)] for r in inputs.listing.row] for name, values in found.items()}

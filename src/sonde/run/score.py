@@ -23,13 +23,16 @@ from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.site import Reducer
 from sonde.core.stream import ArrayStream, Stream
+from sonde.run.crew import Crew, Runner
 from sonde.run.entries import Key, inner_of
 from sonde.run.explain import COLUMNS, Line, layers_of, positions_of, units_of
 from sonde.run.fit import require_same_model
 from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
-from sonde.run.read import read
+from sonde.run.read import open_store, read
+from sonde.run.scoring import can_score_apart, score_apart
 from sonde.stats import Calibrated, CalibratedScorer, ClassCalibration
+from sonde.store import Store, is_store
 
 SCHEMA = pa.schema(
     [
@@ -51,6 +54,10 @@ def score(
     *,
     reduction: str = AUTO,
     explain: int = 0,
+    workers: int = 0,
+    threads: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> pa.Table:
@@ -60,7 +67,8 @@ def score(
     ----------
     fitted : Fitted
     model : Model, nn.Module, str or Stream
-        The model that the bundle was fitted on; or a stream of its states, then without ``data``.
+        The model that the bundle was fitted on; or a stream or a store of its states, then without
+        ``data``.
     data : str, path or iterable
         What to score.
     reduction : str, default="auto"
@@ -68,6 +76,8 @@ def score(
         ``topk_mean(k)``, or each of its ``rows``. "auto" is what the bundle was calibrated for.
     explain : int, default=0
         How many of the most unusual layers, units, and tokens or patches each line names.
+    workers, threads, runner, address
+        As in ``sonde.fit``; plain arrays are scored in this process.
     progress : bool, default=True
     **options
         Named options of ``sonde.read``.
@@ -89,9 +99,15 @@ def score(
         If the bundle was fitted for another model, site or reducer, or holds no detector.
     """
     stream = model if isinstance(model, Stream) else open_for(fitted, model, data, **options)
+    crew = Crew(workers, runner, address)
     batches: list[pa.RecordBatch] = []
+    if crew.is_apart and can_score_apart(stream):
+        check_scoring(fitted, stream, explain)
+        tables = score_apart(fitted, stream, crew, reduction, explain, threads)
+    else:
+        tables = score_batches(fitted, stream, reduction, explain)
     with Bar("score", len(stream), progress) as bar:
-        for table in score_batches(fitted, stream, reduction, explain):
+        for table in tables:
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
     return pa.Table.from_batches(batches, schema=EXPLAINED if explain else SCHEMA)
@@ -99,6 +115,8 @@ def score(
 
 def open_for(fitted: Fitted, model: Any, data: Any, **options: Any) -> Stream:
     """Return the stream that a bundle wants: its sites, its reducer, its objective."""
+    if isinstance(model, str | Path) and is_store(Path(model)):
+        return _stored(fitted, model, data, options)
     reading = fitted.header.get("reading") or {}
     by_site = {s["text"]: s["reducer"] for s in fitted.header["sites"] if "|" not in s["text"]}
     sites, reducers = list(by_site), set(by_site.values())
@@ -122,6 +140,13 @@ def open_for(fitted: Fitted, model: Any, data: Any, **options: Any) -> Stream:
             f"this model ({reason}). Score with the model that it was fitted on."
         ) from error
     return stream
+
+
+def _stored(fitted: Fitted, place: str | Path, data: Any, options: dict[str, Any]) -> Stream:
+    """Return the rows of a store at the sites of a bundle."""
+    store = open_store(place, data, "auto", "auto", {}, options)
+    require_same_model(fitted.header, store)
+    return Store(place, [site["text"] for site in fitted.header["sites"]])
 
 
 def _first(sites: list[str]) -> str:
@@ -152,10 +177,16 @@ def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
     return reduction_at([reducers[key] for key in task.keys], asked, own)
 
 
-def score_batches(
-    fitted: Fitted, stream: Stream, reduction: str = AUTO, explain: int = 0
-) -> Iterator[pa.RecordBatch]:
-    """Yield the table of ``score`` batch by batch; memory does not grow with the data."""
+def check_scoring(fitted: Fitted, stream: Stream, explain: int) -> None:
+    """Refuse a bundle, data or options that cannot give scores.
+
+    Raises
+    ------
+    StateError
+        If the bundle holds no detector, or was fitted for another model.
+    InputError
+        If there is nothing to score.
+    """
     if not fitted.scorers:
         raise StateError("score: the bundle holds no detector. Fit one, e.g. mahalanobis.")
     if len(stream) == 0:
@@ -163,6 +194,13 @@ def score_batches(
     if explain < 0:
         raise InputError(f"score: expected explain of at least 0, got {explain}.")
     require_same_model(fitted.header, stream)
+
+
+def score_batches(
+    fitted: Fitted, stream: Stream, reduction: str = AUTO, explain: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """Yield the table of ``score`` batch by batch; memory does not grow with the data."""
+    check_scoring(fitted, stream, explain)
     tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
     hows = {name: reduction_of(fitted, tasks[name], reduction) for name in fitted.scorers}
     whole, scorers = Whole(stream, hows), fitted.scorers

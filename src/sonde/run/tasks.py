@@ -53,13 +53,14 @@ def assign(
         places = readable
         fitting = [keys for keys in places if _has_one_width(instrument, keys, widths)]
         for keys in fitting:
-            if split is not None and isinstance(instrument, Detector):
+            mine = instrument.at_width(widths[keys[0]]) if len(keys) == 1 else instrument
+            if split is not None and isinstance(mine, Detector):
                 reducers = [str(by_key[key].reducer) for key in keys]
-                how = reduction_at(reducers, reduction, instrument.reduces)
-                _check_reduction(instrument, how)
-                tasks.append(Task(Calibrated.of(instrument, how), keys))
+                how = reduction_at(reducers, reduction, mine.reduces)
+                _check_reduction(mine, how)
+                tasks.append(Task(Calibrated.of(mine, how), keys))
             else:
-                tasks.append(Task(instrument, keys))
+                tasks.append(Task(mine, keys))
         if len(fitting) < max(1, len(places)):
             skipped.append(_skipped(instrument, places, fitting, widths))
     if not tasks:

@@ -146,7 +146,8 @@ class ClassMoments(Statistic[ClassMomentsState]):
         delta = _spread(b.mean, b.labels, labels) - mean
         weight, share = wa + wb, wa * wb / (wa + wb)
         if self.scatter == "pooled":
-            within = a.within + b.within + (delta * share[:, None]).T @ delta
+            within = a.within + b.within
+            within += (delta * share[:, None]).T @ delta
         else:
             within = _spread(a.within, a.labels, labels) + _spread(b.within, b.labels, labels)
             within = within + _outer(delta, self.scatter) * _column(share, within)
@@ -198,7 +199,9 @@ class ClassMoments(Statistic[ClassMomentsState]):
         residual: Float[Tensor, "class dim"],
     ) -> Tensor:
         if self.scatter == "pooled":
-            return gram(centred) - (residual * weight[:, None]).T @ residual
+            within = gram(centred)
+            within -= (residual * weight[:, None]).T @ residual
+            return within
         correction = _outer(residual, self.scatter) * _column(
             weight, _outer(residual, self.scatter)
         )

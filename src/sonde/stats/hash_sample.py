@@ -136,6 +136,10 @@ class HashSample(Statistic[HashSampleState]):
         merged = self.merge(state, small)
         return HashSampleState(n, merged.rows, merged.draw, merged.group, merged.group_draw)
 
+    def absorbs(self, state: HashSampleState) -> bool:
+        """Return whether the sample is full."""
+        return len(state.draw) == self.m
+
     def _smallest(
         self, n: int, rows: Tensor, draw: Tensor, group: Tensor, group_draw: Tensor
     ) -> HashSampleState:

@@ -65,9 +65,10 @@ class Moments(Statistic[MomentsState]):
         mean, centred, residual = centre(x)
         n = x.shape[0]
         if self.scatter == "diag":
-            scatter = column_sum(centred.square()) - n * residual.square()
+            scatter = column_sum(centred.square_()) - n * residual.square()
         else:
-            scatter = gram(centred) - n * torch.outer(residual, residual)
+            scatter = gram(centred)
+            scatter -= n * torch.outer(residual, residual)
         return MomentsState(n, mean, scatter)
 
     def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
@@ -76,7 +77,9 @@ class Moments(Statistic[MomentsState]):
         delta = b.mean - a.mean
         weight = a.n * b.n / n
         shift = delta.square() if self.scatter == "diag" else torch.outer(delta, delta)
-        return MomentsState(n, a.mean + delta * (b.n / n), a.scatter + b.scatter + weight * shift)
+        scatter = a.scatter + b.scatter
+        scatter += shift.mul_(weight)  # in place: these may be the largest things in memory
+        return MomentsState(n, a.mean + delta * (b.n / n), scatter)
 
     def influence(
         self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]

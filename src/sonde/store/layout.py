@@ -2,27 +2,35 @@
 
 A store is a folder with ``store.json``, and for each committed range of units one file per table
 under ``rows/`` and one record under ``ranges/``, written last. The table ``examples`` has a row for
-each example; every other table holds the rows of the sites that share one layout.
+each example; every other table holds the rows of the sites that share one layout. Sites added later
+are stores of their own below ``sites/``, further data sets below ``data/``; the manifest counts
+those that are whole.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import StoreError
 from sonde.core.site import Reducer, Site
+from sonde.core.state import canonical_json
 
 MANIFEST: Final = "store.json"
 ROWS: Final = "rows"
 RANGES: Final = "ranges"
 EXAMPLES: Final = "examples"
+GROUPS: Final = "groups.arrow"
+HEAD: Final = "head.safetensors"
+SITES: Final = "sites"
+DATA: Final = "data"
+MAX_FURTHER: Final = 100_000
 FORMAT: Final = "sonde-store"
 VERSION: Final = 1
 MAX_JSON_BYTES: Final = 64 * 2**20
@@ -71,9 +79,19 @@ class Manifest:
     identity : dict
         What the stream said of model, reading and data.
     tables : dict of str to tuple of Column
-    group_keys : tuple of bytes
+    group_keys : sequence of bytes
+        The group of every example; they stand in a file of their own.
     grouped : bool
     seed : int
+    unit_size : int
+    columns : dict of str to str
+        Columns of the data that the user chose, with their kinds.
+    every : int
+        One row of tokens or patches in so many was kept.
+    files : dict of str to str
+        Hashes of the files beside the manifest.
+    n_sites, n_data : int
+        Stores of more sites, and of further data, that are whole.
     """
 
     plan: str
@@ -81,9 +99,15 @@ class Manifest:
     level: int
     identity: dict[str, Any]
     tables: dict[str, tuple[Column, ...]]
-    group_keys: tuple[bytes, ...]
+    group_keys: Sequence[bytes]
     grouped: bool
     seed: int
+    unit_size: int = 256
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    every: int = 1
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    n_sites: int = 0
+    n_data: int = 0
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return the ranges of units that files hold, in order."""
@@ -103,9 +127,14 @@ class Manifest:
                 name: [{"column": c.name, **_site_json(c.schema)} for c in columns]
                 for name, columns in self.tables.items()
             },
-            "group_keys": [k.hex() for k in self.group_keys],
             "grouped": self.grouped,
             "seed": self.seed,
+            "unit_size": self.unit_size,
+            "columns": self.columns,
+            "every": self.every,
+            "files": self.files,
+            "n_sites": self.n_sites,
+            "n_data": self.n_data,
         }
 
 
@@ -146,6 +175,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def sealed(content: dict[str, Any]) -> bytes:
+    """Return the one JSON text of a manifest or record, with a hash over everything else in it."""
+    rest = {name: value for name, value in content.items() if name != "hash"}
+    found = hashlib.blake2b(canonical_json(rest).encode(), digest_size=16).hexdigest()
+    return (canonical_json({**rest, "hash": found}) + "\n").encode()
+
+
+def is_sealed(path: Path, content: dict[str, Any]) -> bool:
+    """Return whether a file still has every byte that was written; ``content`` is what it holds."""
+    try:
+        return path.read_bytes() == sealed(content)
+    except ValueError:
+        return False
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Return the manifest of a store, every value checked.
 
@@ -155,10 +199,13 @@ def read_manifest(directory: Path) -> Manifest:
         If the folder is no store, of another version, or damaged.
     """
     raw = read_json(directory / MANIFEST)
-    if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+    version = raw.get("version")
+    if raw.get("format") != FORMAT or version != VERSION:
+        later = raw.get("format") == FORMAT and type(version) is int and version > VERSION
+        advice = " A later sonde wrote it: install that version to read it." if later else ""
         raise StoreError(
             f"Store: expected a store of version {VERSION} at {directory}, got "
-            f"{raw.get('format')!r} version {raw.get('version')!r}."
+            f"{raw.get('format')!r} version {version!r}.{advice}"
         )
     try:
         bounds = tuple(int(b) for b in raw["bounds"])
@@ -173,16 +220,83 @@ def read_manifest(directory: Path) -> Manifest:
                 _plain(name): tuple(_column(c) for c in columns)
                 for name, columns in raw["tables"].items()
             },
-            group_keys=tuple(bytes.fromhex(k) for k in raw["group_keys"]),
+            group_keys=_group_keys(directory, raw["files"]),
             grouped=bool(raw["grouped"]),
             seed=int(raw["seed"]),
+            unit_size=int(raw["unit_size"]),
+            columns={str(k): str(v) for k, v in raw["columns"].items()},
+            every=int(raw["every"]),
+            files={str(k): str(v) for k, v in raw["files"].items()},
+            n_sites=_further(raw["n_sites"]),
+            n_data=_further(raw["n_data"]),
         )
         if len(manifest.group_keys) != bounds[-1] or not 0 <= manifest.level < 63:
             raise ValueError("group keys and units do not agree")
+        if manifest.unit_size < 1 or manifest.every < 1:
+            raise ValueError("a unit or share of rows below 1")
         _check_tables(manifest.tables)
+        if not is_sealed(directory / MANIFEST, raw):
+            raise ValueError("the checksum does not match")
+    except StoreError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise StoreError(f"Store: the manifest of {directory} is damaged: {error}.") from error
     return manifest
+
+
+def _further(n: object) -> int:
+    if type(n) is not int or not 0 <= n <= MAX_FURTHER:
+        raise ValueError(f"{n!r} further stores")
+    return n
+
+
+def beside(directory: Path, name: str, files: dict[str, Any]) -> bytes:
+    """Return the bytes of a file beside the manifest, which names their hash.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing or has other bytes.
+    """
+    path = directory / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"Store: {path} is missing or cannot be read: {error}.") from error
+    if hashlib.blake2b(content, digest_size=16).hexdigest() != files.get(name):
+        raise StoreError(f"Store: the bytes of {path} are not those that were committed.")
+    return content
+
+
+def pack_groups(keys: Sequence[bytes]) -> bytes:
+    """Return the file of group keys."""
+    table = pa.table({"group_key": pa.array([bytes(k) for k in keys], pa.large_binary())})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _group_keys(directory: Path, files: dict[str, Any]) -> tuple[bytes, ...]:
+    table = pa.ipc.open_file(pa.py_buffer(beside(directory, GROUPS, files))).read_all()
+    table.validate(full=True)
+    return tuple(table.column("group_key").to_pylist())
+
+
+def row_file(directory: Path, table: str, span: tuple[int, int]) -> Path:
+    """Return the file of a table that holds a range of units."""
+    return directory / ROWS / table / f"{span[0]}-{span[1]}.arrow"
+
+
+def record_file(directory: Path, span: tuple[int, int]) -> Path:
+    """Return the record that commits a range of units."""
+    return directory / RANGES / f"{span[0]}-{span[1]}.json"
+
+
+def further_stores(directory: Path, manifest: Manifest) -> list[Path]:
+    """Return the folders of more sites and of further data that the manifest counts."""
+    sites = [directory / SITES / str(k) for k in range(1, manifest.n_sites + 1)]
+    return sites + [directory / DATA / str(k) for k in range(1, manifest.n_data + 1)]
 
 
 def _check_tables(tables: dict[str, tuple[Column, ...]]) -> None:
@@ -212,24 +326,3 @@ def _column(raw: dict[str, Any]) -> Column:
     kind = (str(raw["dtype"]), str(raw["module"]), str(raw["axes"]), int(raw.get("prefix", 0)))
     schema = SiteSchema(str(raw["key"]), site, reducer, dim, *kind)
     return Column(_plain(raw["column"]), schema)
-
-
-def to_column(x: Tensor) -> pa.Array:
-    """Return rows as an Arrow column, bit for bit; bfloat16 as its 16 bits."""
-    x = x.detach().cpu().contiguous()
-    name = str(x.dtype).removeprefix("torch.")
-    flat = x.reshape(-1)
-    values = flat.view(torch.uint16) if name == "bfloat16" else flat
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(values.numpy(), type=ARROW_TYPES[name]), x.shape[1]
-    )
-
-
-def from_column(column: pa.Array, dtype: str) -> Tensor:
-    """Return the rows of an Arrow column."""
-    width = column.type.list_size
-    values = column.flatten().to_numpy(zero_copy_only=True)
-    tensor = torch.from_numpy(np.array(values))
-    if dtype == "bfloat16":
-        tensor = tensor.view(torch.bfloat16)
-    return tensor.reshape(-1, width)

@@ -1,20 +1,28 @@
 """Rows from disk as a stream: the same batches, bit for bit, as the live one that wrote them."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import fnmatch
+import itertools
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.errors import InputError, StoreError
+from sonde.core.errors import InputError, SiteError, StoreError, near
+from sonde.core.lock import holder_of
+from sonde.core.plan import UNIT_SIZE
+from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
-from sonde.store.layout import EXAMPLES, RANGES, ROWS, Column, from_column, read_json, read_manifest
+from sonde.store._identity import appended, joined, only_sites
+from sonde.store._subset import with_examples
+from sonde.store._take import Shelf
+from sonde.store.dataset import DataSet, common_schema
+from sonde.store.layout import DATA, ROWS
 
 
 class Store(Stream):
@@ -23,6 +31,8 @@ class Store(Stream):
     Parameters
     ----------
     directory : path
+    keys : iterable of str or None, default=None
+        The kinds of rows to read; None is all.
 
     Raises
     ------
@@ -30,229 +40,240 @@ class Store(Stream):
         If the folder is no store, is damaged, or is not written to the end.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, keys: Iterable[str] | None = None) -> None:
         self.directory = Path(directory)
-        self.manifest = read_manifest(self.directory)
+        first = DataSet(self.directory)
+        self.manifest = first.manifest
+        further = [self.directory / DATA / str(k + 1) for k in range(self.manifest.n_data)]
+        self._sets = (first, *(DataSet(folder) for folder in further))
         self.seed = self.manifest.seed
-        missing = [r for r in self.manifest.ranges() if not self._record(r).exists()]
+        self._check_whole()
+        self._keys = None if keys is None else frozenset(keys)
+        self._starts = list(itertools.accumulate((len(s) for s in self._sets), initial=0))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.directory, self._keys)
+
+    def _check_whole(self) -> None:
+        spans = self.manifest.ranges()
+        missing = self._sets[0].missing()
         if missing:
             raise StoreError(
                 f"Store: {self.directory} is not written to the end: {len(missing)} of "
-                f"{len(self.manifest.ranges())} ranges of units are missing. Run the command that "
-                "writes it again."
+                f"{len(spans)} ranges of units are missing. {self._advice()}"
             )
+        for part in self._sets[1:]:
+            if part.missing():
+                raise StoreError(
+                    f"Store: {part.directory} lacks ranges of units that were committed. "
+                    "Run the command that added it again."
+                )
 
-    def _record(self, span: tuple[int, int]) -> Path:
-        return self.directory / RANGES / f"{span[0]}-{span[1]}.json"
+    def _advice(self) -> str:
+        holder = holder_of(self.directory)
+        if holder is None:
+            return "Run the command that writes it again."
+        return f"Process {holder.pid} on {holder.host} is writing it: wait for it."
+
+    def check_files(self) -> None:
+        """Refuse a store that lacks a file, or has one of another size.
+
+        Raises
+        ------
+        StoreError
+            Naming the first such file.
+        """
+        for part in self._sets:
+            part.check_files()
+
+    @cached_property
+    def _every(self) -> tuple[SiteSchema, ...]:
+        """The kinds of rows that every data set has."""
+        return common_schema(self._sets)
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
         """The kinds of rows, in order of execution."""
-        found = [c.schema for columns in self.manifest.tables.values() for c in columns]
-        return tuple(sorted(found, key=lambda s: (s.site.order, s.key)))
+        return tuple(s for s in self._every if self._keys is None or s.key in self._keys)
 
     @property
     def group_keys(self) -> Sequence[bytes]:
         """The group key of every example."""
-        return self.manifest.group_keys
+        return self._group_keys
+
+    @cached_property
+    def _group_keys(self) -> tuple[bytes, ...]:
+        return tuple(itertools.chain.from_iterable(s.manifest.group_keys for s in self._sets))
 
     @property
     def grouped(self) -> bool:
         """Whether groups were given or examples were cut into chunks."""
-        return self.manifest.grouped
+        return any(s.manifest.grouped for s in self._sets)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the stream that wrote it said of itself."""
-        return self.manifest.identity
+        """Return what the streams that wrote it said of themselves."""
+        keys = [s.key for s in self.schema]
+        return appended([only_sites(joined(s.identities), keys) for s in self._sets])
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of one unit as they were written.
+    def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
+        """Return where its units begin, and the end.
 
         Raises
         ------
         InputError
-            If ``[start, stop)`` is no unit of the store, nor its first examples.
+            If another size of units is asked for than it was written with.
         """
-        bounds = self.manifest.bounds
-        if start == 0 and stop in (1, 2) and stop not in bounds:
-            yield from self._first()
-            return
-        if start not in bounds or stop not in bounds:
+        own = self.manifest.unit_size
+        if unit_size not in (own, UNIT_SIZE):
             raise InputError(
-                f"Store.batches: expected units of the store, got examples [{start}, {stop}). "
-                "Use the unit size that it was written with."
+                f"Store.units: expected units of the store, {own} examples, got {unit_size}. Leave "
+                "out --unit-size, or read the model again with that size."
             )
-        for unit in range(bounds.index(start), bounds.index(stop)):
-            yield from self._unit(unit)
+        return self._bounds
 
-    def _first(self) -> Iterator[Batch]:
-        batch = next(iter(self._unit(0)))
-        yield batch
+    @cached_property
+    def _bounds(self) -> list[int]:
+        found = [0]
+        for part, start in zip(self._sets, self._starts, strict=False):
+            found += [start + bound for bound in part.manifest.bounds[1:]]
+        return found
+
+    def select(
+        self, sites: str | Site | Sequence[str | Site] = "auto", reducer: str | Reducer = "auto"
+    ) -> "Store":
+        """Return the store at some of its sites.
+
+        Parameters
+        ----------
+        sites : str, Site or sequence, default="auto"
+            Names, suffixes of them, or patterns such as ``layers.*.mlp``; ``|reducer`` behind one
+            takes the rows of that reducer alone. "auto" is every site.
+        reducer : str or Reducer, default="auto"
+
+        Raises
+        ------
+        SiteError
+            If a pattern names no site of the store.
+        """
+        patterns = [sites] if isinstance(sites, str | Site) else list(sites)
+        chosen = [s for s in self.schema if _is_of(s, reducer)]
+        if not chosen:
+            raise SiteError(
+                f"Store.select: {self.directory} has no rows of the reducer {str(reducer)!r}, only "
+                f"{', '.join(sorted({str(s.reducer) for s in self.schema}))}. Read the model again."
+            )
+        keys: set[str] = set()
+        for pattern in patterns:
+            found = {s.key for s in chosen if _names(str(pattern), s)}
+            if not found:
+                known = [s.key for s in chosen]
+                raise SiteError(
+                    f"Store.select: {self.directory} has no site {str(pattern)!r}."
+                    f"{near(str(pattern), known)} It has {', '.join(known[:6])}"
+                    f"{' and more' if len(known) > 6 else ''}."
+                )
+            keys |= found
+        return Store(self.directory, keys)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of one unit, or of several, as they were written.
+
+        Of a range that is no unit of the store the examples inside it are taken from the batches.
+        """
+        bounds = self._bounds
+        start, stop = max(0, start), min(stop, bounds[-1])
+        first = bisect_right(bounds, start) - 1
+        for unit in range(first, bisect_left(bounds, stop)):
+            for batch in self._unit(unit):
+                if bounds[unit] >= start and bounds[unit + 1] <= stop:
+                    yield batch
+                    continue
+                inside = (batch.order >= start) & (batch.order < stop)
+                if bool(inside.any()):
+                    yield with_examples(batch, inside)
 
     def _unit(self, unit: int) -> Iterator[Batch]:
-        span = next(r for r in self.manifest.ranges() if r[0] <= unit < r[1])
-        record = read_json(self._record(span))
-        counts = record.get("batches")
-        if (
-            not isinstance(counts, list)
-            or not all(type(c) is int and c >= 0 for c in counts)
-            or len(counts) != span[1] - span[0]
-            or record.get("plan") != self.manifest.plan
-        ):
-            raise StoreError(f"Store: the record of units {span} in {self.directory} is damaged.")
-        first = sum(counts[: unit - span[0]])
-        files = {name: self._open(name, span, record) for name in (EXAMPLES, *self.manifest.tables)}
-        for i in range(first, first + counts[unit - span[0]]):
-            try:
-                parts = {name: file.get_batch(i) for name, file in files.items()}
-                for name, part in parts.items():
-                    part.validate(full=name == EXAMPLES)
-                batch = self._batch(parts)
-            except StoreError:
-                raise
-            except _DAMAGE as error:
-                raise StoreError(
-                    f"Store: units {span} in {self.directory} are damaged: {error}. "
-                    "Write the store again."
-                ) from error
-            yield batch
-
-    def _open(
-        self, table: str, span: tuple[int, int], record: dict[str, Any]
-    ) -> pa.ipc.RecordBatchFileReader:
-        path = self.directory / ROWS / table / f"{span[0]}-{span[1]}.arrow"
-        try:
-            size = record["files"][table]["size_bytes"]
-            if path.stat().st_size != size:
-                raise StoreError(f"Store: {path} has not the {size} bytes that were committed.")
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except _DAMAGE as error:
-            if isinstance(error, StoreError):
-                raise
-            raise StoreError(f"Store: {path} cannot be read: {error}.") from error
-        self._check_schema(reader.schema, table, path)
-        return reader
-
-    def _check_schema(self, found: pa.Schema, table: str, path: Path) -> None:
-        for column in self.manifest.tables.get(table, ()):
-            field = column.field()
-            if column.name not in found.names or found.field(column.name).type != field.type:
-                raise StoreError(
-                    f"Store: expected column {column.name} of type {field.type} in {path}."
-                )
-
-    def _batch(self, parts: dict[str, pa.RecordBatch]) -> Batch:
-        examples = parts[EXAMPLES]
-        shared: dict[str, dict[str, Any]] = {
-            name: {} for name in ("rows", "example", "position", "grad", "grid", "special")
-        }
-        for name, columns in self.manifest.tables.items():
-            self._read_table(parts[name], columns, len(examples), shared)
+        k, first = self._set_of(unit)
+        wanted = frozenset(s.key for s in self.schema)
         order = [s.key for s in self.schema]
-        rows = {key: shared["rows"][key] for key in order}
-        names = set(examples.schema.names)
-        extra = {
-            n.removeprefix("extra_"): _numbers(examples, n) for n in names if n.startswith("extra_")
-        }
-        logits = _numbers(examples, "logits") if "logits" in names else None
-        return Batch(
-            ids=examples.column("id").to_pylist(),
-            keys=examples.column("key").to_pylist(),
-            group_keys=examples.column("group_key").to_pylist(),
-            order=_integers(examples, "order"),
-            occurrence=_integers(examples, "occurrence"),
-            label=_integers(examples, "label"),
-            pair=_integers(examples, "pair") if "pair" in names else None,
-            side=_integers(examples, "side") if "side" in names else None,
-            length=_integers(examples, "length") if "length" in names else None,
-            logits=logits,
-            seed=self.seed,
-            extra=extra,
-            rows=rows,
-            example=shared["example"],
-            position=shared["position"],
-            grad=shared["grad"],
-            grid=shared["grid"],
-            special=shared["special"],
-        )
+        for batch in self._sets[k].batches(unit - first, wanted):
+            rows = {key: batch.rows[key] for key in order}
+            yield replace(batch, rows=rows, order=batch.order + self._starts[k])
 
-    def _read_table(
-        self,
-        part: pa.RecordBatch,
-        columns: tuple[Column, ...],
-        n_examples: int,
-        shared: dict[str, dict[str, Any]],
-    ) -> None:
-        example, position = _integers(part, "index"), _integers(part, "position")
-        if len(example) and not 0 <= int(example.min()) <= int(example.max()) < n_examples:
-            raise StoreError(f"Store: a row of {self.directory} points at no example.")
-        names = set(part.schema.names)
-        for column in columns:
-            key = column.schema.key
-            shared["rows"][key] = from_column(part.column(column.name), column.schema.dtype)
-            shared["example"][key], shared["position"][key] = example, position
-            if f"{column.name}_grad" in names:
-                grad = part.column(f"{column.name}_grad")
-                shared["grad"][key] = from_column(grad, column.schema.dtype)
-            if "special" in names:
-                shared["special"][key] = torch.tensor(part.column("special").to_pylist())
-            if "line" in names:
-                grid = [_integers(part, "line"), _integers(part, "column")]
-                shared["grid"][key] = torch.stack(grid, dim=1)
+    def _set_of(self, unit: int) -> tuple[int, int]:
+        """Return which data set a unit is of, and the number of that one's first unit."""
+        firsts = list(
+            itertools.accumulate((len(s.manifest.bounds) - 1 for s in self._sets), initial=0)
+        )
+        k = bisect_right(firsts, unit) - 1
+        return k, firsts[k]
+
+    def n_rows(self, key: str | None = None) -> int:
+        """Return how many rows a site has; the first site if none is named."""
+        return len(self._shelf(key))
+
+    def take(self, rows: Any, key: str | None = None) -> Float[Tensor, "_row _dim"]:
+        """Return some rows of a site, in the order asked for, without reading the others.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Numbers of rows, counted in the order in which they are stored.
+        key : str or None, default=None
+            The kind of rows (``SiteSchema.key``); the first if none is named.
+
+        Raises
+        ------
+        InputError
+            If there is no such row.
+        SiteError
+            If there is no such site.
+        """
+        return self._shelf(key).take(rows)
+
+    def who(self, rows: Any, key: str | None = None) -> list[tuple[str, int, int]]:
+        """Return (id, occurrence, position) of some rows of a site."""
+        return self._shelf(key).who(rows)
+
+    def _shelf(self, key: str | None) -> Shelf:
+        name = self.schema[0].key if key is None else key
+        if name not in self._shelves:
+            if name not in {s.key for s in self.schema}:
+                known = [s.key for s in self.schema]
+                raise SiteError(f"Store: no site {name!r}.{near(name, known)}")
+            self._shelves[name] = Shelf([s.home(name) for s in self._sets], name)
+        return self._shelves[name]
+
+    @cached_property
+    def _shelves(self) -> dict[str, Shelf]:
+        return {}
 
     def verify(self) -> list[str]:
         """Return what is wrong with the files, after reading every byte; empty when all is well."""
-        wrong: list[str] = []
-        for span in self.manifest.ranges():
-            record = read_json(self._record(span))
-            for table in (EXAMPLES, *self.manifest.tables):
-                path = self.directory / ROWS / table / f"{span[0]}-{span[1]}.arrow"
-                try:
-                    said = record["files"][table]["blake2b"]
-                    found = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-                except (OSError, KeyError, TypeError) as error:
-                    wrong.append(f"{path}: {error}")
-                    continue
-                if said != found:
-                    wrong.append(f"{path}: its bytes are not those that were committed")
-        return wrong
+        return [line for part in self._sets for line in part.verify()]
 
     @cached_property
     def n_bytes(self) -> int:
         """Bytes of all its row files."""
-        return sum(p.stat().st_size for p in (self.directory / ROWS).rglob("*.arrow"))
+        return sum(p.stat().st_size for p in self.directory.rglob(f"{ROWS}/*/*.arrow"))
 
 
-_DAMAGE = (
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    pa.ArrowException,
-)
-
-_ARROW_NAMES = {
-    "float": "float32",
-    "double": "float64",
-    "halffloat": "float16",
-    "uint16": "bfloat16",
-}
+def _is_of(schema: SiteSchema, reducer: str | Reducer) -> bool:
+    if isinstance(reducer, str):
+        return reducer in ("auto", str(schema.reducer), schema.reducer.name)
+    return schema.reducer == reducer
 
 
-def _numbers(part: pa.RecordBatch, name: str) -> Tensor:
-    """Return a column with one or several numbers for each example."""
-    column = part.column(name)
-    if not pa.types.is_fixed_size_list(column.type):
-        return torch.from_numpy(np.array(column))
-    kind = str(column.type.value_type)
-    return from_column(column, _ARROW_NAMES.get(kind, kind))
-
-
-def _integers(part: pa.RecordBatch, name: str) -> Tensor:
-    try:
-        return torch.tensor(part.column(name).to_pylist(), dtype=torch.int64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"Store: column {name!r} is missing or damaged: {error}.") from error
+def _names(pattern: str, schema: SiteSchema) -> bool:
+    """Return whether a pattern names a kind of rows."""
+    if pattern in ("auto", schema.key):
+        return True
+    place, _, reducer = pattern.partition("|")
+    if reducer and str(schema.reducer) != reducer:
+        return False
+    site = str(schema.site)
+    forms = {site, site.removesuffix(":out"), schema.key.partition("|")[0]}
+    return any(
+        fnmatch.fnmatchcase(form, place) or fnmatch.fnmatchcase(form, f"*.{place}")
+        for form in forms
+    )

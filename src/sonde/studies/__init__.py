@@ -18,6 +18,7 @@ STUDIES: dict[str, str] = {
     "nac": "NACStudy",
     "nac-me": "NACMEStudy",
     "overview": "OverviewStudy",
+    "pawn": "PAWNStudy",
     "simple-net": "SimpleNetStudy",
     "trajectories": "TrajectoriesStudy",
 }

@@ -13,12 +13,13 @@ from sonde.core.errors import SiteError, SondeError
 from sonde.core.inputs import InputBatch
 from sonde.tap._choose import Kind
 from sonde.tap._hooks import Session
+from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
 from sonde.tap.objectives import Objective, value
 from sonde.tap.outputs import find, find_input, replaced
 from sonde.tap.probe import Probe, find_logits
-from sonde.tap.reduce import Columns, Frame, Shared
+from sonde.tap.reduce import Columns, Frame
 from sonde.tap.sites import last_call
 
 Taken = dict[int, tuple[Tensor, Hashable]]
@@ -99,6 +100,18 @@ class Reader:
         self.taken, self.gradients = {}, {}
         return reading
 
+    def reduced(self, outputs: dict[str, Tensor], frame: Frame) -> Reading:
+        """Return the rows of outputs that are there already, one for each kind."""
+        self.frame, frame.is_careful = frame, True
+        self.taken = {kind.key: {} for kind in self.kinds}
+        self.gradients, self.means = {kind.key: {} for kind in self.kinds}, []
+        for kind in self.kinds:
+            with at_site(kind.key):
+                self.keep(kind, 0, *kind.reduction(outputs[kind.key], frame))
+        reading = self._reading(None)
+        self.taken, self.gradients = {}, {}
+        return reading
+
     def _forward(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch
     ) -> Tensor | None:
@@ -144,7 +157,8 @@ class Reader:
             return None
         if self.causal and logits.ndim == 3:
             with torch.set_grad_enabled(self.objective is not None):
-                return logits[frame.one("pos", logits.shape[1], "last")]
+                one = frame.one("pos", logits.shape[1], "last")
+                return logits[tuple(frame.beside(index, logits) for index in one)]
         return logits if logits.ndim == 2 and logits.shape[0] == frame.n else None
 
     def watch_gradient(self, kinds: Sequence[Kind], leaf: Tensor, call: int) -> Tensor:

@@ -2,16 +2,15 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 
 from sonde.core.batch import Batch, Head, SiteSchema
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, MachineError, SondeError, is_out_of_memory
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
@@ -19,7 +18,8 @@ from sonde.core.stream import Stream
 from sonde.tap._choose import Kind, choose_kinds
 from sonde.tap._forward import forward_on
 from sonde.tap._inputs import right_padded
-from sonde.tap._read import Reader
+from sonde.tap._read import Reader, Reading
+from sonde.tap._record import Spot, may_record
 from sonde.tap._vary import Place, moved, placement
 from sonde.tap.fingerprint import config_hash, fingerprint
 from sonde.tap.heads import layer_of
@@ -27,6 +27,7 @@ from sonde.tap.objectives import Objective, check_objective, name_of
 from sonde.tap.perturb import float_input, perturbed_logits
 from sonde.tap.probe import Probe, probe
 from sonde.tap.reduce import Frame
+from sonde.tap.replay import ReplayInputs, StandIns
 from sonde.tap.sites import Pattern
 
 _log = logging.getLogger("sonde")
@@ -77,6 +78,7 @@ def live_stream(
 
     Examples
     --------
+    >>> import torch
     >>> class Numbers(Inputs):
     ...     group_keys, grouped = (b"a", b"b"), False
     ...     def batches(self, start, stop):
@@ -124,10 +126,15 @@ class LiveStream(Stream):
     def _first(self) -> InputBatch:
         if not len(self.inputs):
             raise InputError("live_stream: expected at least one example, got none.")
-        first = right_padded(next(iter(self.inputs.batches(0, 1))))
+        first = right_padded(next(iter(self._shapes(0, 1))))
         if self.perturb is not None:
             float_input(first.args, first.kwargs)
         return first
+
+    def _shapes(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield inputs of the shapes to expect; nothing is generated for them."""
+        of = StandIns(self.inputs) if isinstance(self.inputs, ReplayInputs) else self.inputs
+        return of.batches(start, stop)
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
@@ -173,25 +180,63 @@ class LiveStream(Stream):
             has_logits=self._gives_logits,
         )
         place = placement(self.model.module)
+        if isinstance(self.inputs, ReplayInputs):
+            yield from self._generated(self.inputs, reader, start, stop)
+            return
         for raw in self.inputs.batches(start, stop):
-            batch = right_padded(raw)
-            yield self._batch(reader, batch, place)
+            yield self._batch(reader, right_padded(raw), place)
+
+    def first_batch(self) -> Batch:
+        """Return two examples where there are two; nothing is generated for it."""
+        if isinstance(self.inputs, ReplayInputs):
+            return replace(self, inputs=StandIns(self.inputs)).first_batch()
+        return super().first_batch()
+
+    def _generated(
+        self, inputs: ReplayInputs, reader: Reader, start: int, stop: int
+    ) -> Iterator[Batch]:
+        """Yield the rows of generated texts: taken while they arise, else by one more forward."""
+        place, modules = placement(self.model.module), self.probe.names.modules
+        spots = {k.key: Spot(modules[k.site.path], k.site.key) for k in self.kinds}
+        for prompts in inputs.prompts.batches(start, stop):
+            if not self._records(inputs, prompts):
+                yield self._batch(reader, right_padded(inputs.continued(prompts)), place)
+                continue
+            batch, outputs = inputs.record(prompts, spots)
+            if outputs is None:
+                yield self._batch(reader, right_padded(batch), place)
+            else:
+                frame = Frame(batch, place[0], reader.shared)
+                yield self._made(batch, reader.reduced(outputs, frame))
+
+    def _records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
+        """Return whether all that is read can be taken while a batch is generated from."""
+        asks = self.objective is not None or self.perturb is not None
+        if asks or (self.with_logits and self._gives_logits) or prompts.segment is not None:
+            return False
+        return may_record(inputs, prompts, self.kinds)
 
     def _batch(self, reader: Reader, batch: InputBatch, place: Place) -> Batch:
         args, kwargs = moved(place, batch.args, batch.kwargs)
         try:
             with forward_on(batch):
                 reading = reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
-        except torch.OutOfMemoryError as error:
-            raise InputError(
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, SondeError) or not is_out_of_memory(error):
+                raise
+            raise MachineError(
                 f"out of memory with {len(batch)} examples in a forward. "
                 f"Try --batch-size {max(1, len(batch) // 2)}."
             ) from error
-        columns, extra = reading.columns, _extra(batch, self.keep_special)
+        perturbed = None
         if self.perturb is not None:
-            extra["perturbed_logits"] = perturbed_logits(
-                self.model.module, args, kwargs, self.perturb
-            )
+            perturbed = perturbed_logits(self.model.module, args, kwargs, self.perturb)
+        return self._made(batch, reading, perturbed)
+
+    def _made(self, batch: InputBatch, reading: Reading, perturbed: Tensor | None = None) -> Batch:
+        columns, extra = reading.columns, _extra(batch, self.keep_special)
+        if perturbed is not None:
+            extra["perturbed_logits"] = perturbed
         return Batch(
             rows=reading.rows,
             ids=batch.ids,

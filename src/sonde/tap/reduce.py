@@ -5,7 +5,7 @@ one layout share the very same column tensors and no selection is built twice.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,12 +19,12 @@ from sonde.core.site import Reducer
 from sonde.stats import token_metrics
 from sonde.tap._nested import padded
 from sonde.tap._patches import averaged
+from sonde.tap._shared import Shared
 from sonde.tap._steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 from sonde.tap._vary import token_ids
 from sonde.tap.axes import FREE, Axes
 
 POOLED = ("pooled",)
-MOST_SHARED = 32
 NARROW = (torch.float16, torch.bfloat16)
 STEPPED = ("steps", "step_ends", "step_deltas", "step_sources")
 FROM_BEFORE = ("step_deltas", "step_sources")
@@ -38,40 +38,6 @@ class Columns:
     position: Int[Tensor, "row"]
     grid: Int[Tensor, "row 2"] | None = None
     special: Bool[Tensor, "row"] | None = None
-
-
-class Shared:
-    """Selections that depend on sizes alone, kept for the forwards to come."""
-
-    def __init__(self) -> None:
-        self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
-
-    def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        if key not in self._kept:
-            if len(self._kept) >= MOST_SHARED:
-                self._kept.clear()
-            self._kept[key] = make()
-        return self._kept[key]
-
-    def weights(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return equal weights of all tokens: (example, 1, pos)."""
-        shape = n, 1, length
-        return self._once(
-            (shape, dtype, device),
-            lambda: (torch.full(shape, 1 / length, dtype=dtype, device=device),),
-        )[0]
-
-    def flat(self, axis: str, n: int, length: int) -> tuple[Tensor, ...]:
-        """Return index, example and place of every token in the flattened (example, pos) order.
-
-        Tokens of another axis get tensors of their own: rows are joined by their columns.
-        """
-
-        def make() -> tuple[Tensor, ...]:
-            example = torch.arange(n).repeat_interleave(length)
-            return torch.arange(n * length), example, torch.arange(length).repeat(n)
-
-        return self._once((axis, n, length), make)
 
 
 class Frame:
@@ -108,6 +74,15 @@ class Frame:
         self._whole: dict[Hashable, bool] = {}
         self._selected: dict[Hashable, Tensor] = {}
         self._columns: dict[Hashable, Columns] = {}
+
+    def beside(self, selection: Tensor, x: Tensor) -> Tensor:
+        """Return a selection on the device of the states that it is used on, copied there once."""
+        if selection.device == x.device:
+            return selection
+        key = ("beside", id(selection), x.device)
+        if key not in self._selected:
+            self._selected[key] = selection.to(x.device, non_blocking=True)
+        return self._selected[key]
 
     def check(self, n: int) -> None:
         """Refuse states of another number of examples."""
@@ -397,15 +372,16 @@ class Reduction:
         if name == "mean":
             return _token_mean(x, frame, self._kind, keep), POOLED
         if name == "tokens":
-            flat = frame.flat(self._kind, length, keep)
+            flat = frame.beside(frame.flat(self._kind, length, keep), x)
             return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
         if name == "predictions":
-            source, ids = frame.predicted(self._kind, length, keep)
+            source, ids = (frame.beside(s, x) for s in frame.predicted(self._kind, length, keep))
             rows = token_metrics(x.flatten(0, 1), ids, source).to(torch.float32)
             return rows, (name, self._kind, length, keep)
         if name in STEPPED:
             return self._over_steps(x, frame)
-        return x[frame.one(self._kind, length, name)], POOLED
+        example, position = frame.one(self._kind, length, name)
+        return x[frame.beside(example, x), frame.beside(position, x)], POOLED
 
     def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         length, name = x.shape[1], self.reducer.name
@@ -417,7 +393,7 @@ class Reduction:
             layout = ("steps", self._kind, length, self.reducer.keep_special)
             flat, row = frame.steps(*layout[1:])
             take = last_of_each if name == "step_ends" else mean_of_each
-        return take(x.flatten(0, 1), flat, row), layout
+        return take(x.flatten(0, 1), frame.beside(flat, x), frame.beside(row, x)), layout
 
     @cached_property
     def can_stack(self) -> bool:
@@ -440,9 +416,9 @@ class Reduction:
         if name == "mean":
             return _token_mean(x, frame, self._kind, keep), POOLED
         if name != "tokens":
-            example, position = frame.one(self._kind, length, name)
+            example, position = (frame.beside(s, x) for s in frame.one(self._kind, length, name))
             return x[:, example, position], POOLED
-        flat, rows = frame.flat(self._kind, length, keep), x.flatten(1, 2)
+        flat, rows = frame.beside(frame.flat(self._kind, length, keep), x), x.flatten(1, 2)
         rows = rows if len(flat) == n * length else rows.index_select(1, flat)
         return rows, ("tokens", self._kind, length, keep)
 
@@ -484,7 +460,7 @@ def possible(axes: Axes) -> tuple[str, ...]:
 
 def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tensor:
     dtype = torch.float32 if x.dtype in NARROW else x.dtype
-    weights = frame.weights(axis, x.shape[-2], keep_special, dtype)
+    weights = frame.beside(frame.weights(axis, x.shape[-2], keep_special, dtype), x)
     wide = x if x.dtype == dtype else x.to(dtype)
     if frame.is_careful:
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)

@@ -1,10 +1,12 @@
 """Generate first, then read: full sequences as inputs for one teacher-forced forward.
 
 This gives the states of prompt and generated tokens for every decoding method (beams, sampling,
-speculation), the last token included, at the cost of one more forward.
+speculation), the last token included, at the cost of one more forward. Where rows stay in their
+place while a model generates (greedy, sampling), ``record`` takes the states as they arise.
 """
 
-from collections.abc import Iterator, Sequence
+import ast
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +17,21 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.tap._hooks import Session
 from sonde.tap._inputs import left_padded
+from sonde.tap._record import Recorder, Spot
 from sonde.tap._vary import moved, placement
 from sonde.tap.fingerprint import fingerprint
 
 NO_PROMPT = frozenset({"labels", "decoder_input_ids", "decoder_attention_mask", "position_ids"})
+NO_TOKEN = -1
+MOVING = (
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "penalty_alpha",
+    "cache_implementation",
+    "prefill_chunk_size",
+    "custom_generate",
+    "past_key_values",
+)
 
 
 def replay(
@@ -26,8 +39,10 @@ def replay(
 ) -> "ReplayInputs":
     """Return inputs whose texts are the prompts with what the model generates after them.
 
-    Positions after the first end-of-text token are masked. The column ``prompt_length`` says where
-    the generated part begins. Sampling is seeded, so that the stream can be read again.
+    Positions after the first end-of-text token are masked. Columns: ``prompt_length``,
+    ``generated_length`` (both in tokens) and, where ``max_new_tokens`` is given, ``generated``: the
+    ids of the generated tokens, -1 behind them. Sampling is seeded, so that the stream can be read
+    again.
 
     Parameters
     ----------
@@ -53,6 +68,44 @@ def replay(
     return ReplayInputs(model, inputs, seed, generate)
 
 
+def parse_settings(text: str) -> dict[str, Any]:
+    """Return the settings of ``generate`` in ``name=value,name=value``.
+
+    Examples
+    --------
+    >>> parse_settings("max_new_tokens=128,num_beams=4,do_sample=False")
+    {'max_new_tokens': 128, 'num_beams': 4, 'do_sample': False}
+
+    Raises
+    ------
+    InputError
+        If the text is anything else, or a number of tokens is below 1.
+    """
+    wrong = InputError(
+        "generate: expected settings such as 'max_new_tokens=128,num_beams=4' (numbers, True, "
+        f"False, None, lists or quoted words), got {text!r}."
+    )
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+    except SyntaxError:
+        raise wrong from None
+    if not isinstance(call, ast.Call) or call.args or not call.keywords:
+        raise wrong
+    settings: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in settings:
+            raise wrong
+        try:
+            settings[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise wrong from None
+    for name in ("max_new_tokens", "num_beams"):
+        value = settings.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"generate: expected {name} of at least 1, got {value!r}.")
+    return settings
+
+
 @dataclass(frozen=True, eq=False)
 class ReplayInputs(Inputs):
     """Prompts with generated continuations; made by ``replay``."""
@@ -72,6 +125,26 @@ class ReplayInputs(Inputs):
         """Whether the prompts are grouped."""
         return self.prompts.grouped
 
+    @property
+    def new_tokens(self) -> int | None:
+        """How many tokens are generated at most, or None where ``max_new_tokens`` is not given."""
+        return self.generate.get("max_new_tokens")
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number of the prompts; empty without labels."""
+        return getattr(self.prompts, "label_names", ())
+
+    @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are the model's own."""
+        return getattr(self.prompts, "own_labels", False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about the prompts."""
+        return getattr(self.prompts, "notes", ())
+
     def identity(self) -> dict[str, Any]:
         """Name prompts, model, seed and settings."""
         return {
@@ -84,42 +157,115 @@ class ReplayInputs(Inputs):
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Generate after each batch of prompts."""
         for batch in self.prompts.batches(start, stop):
-            yield self._continued(batch)
+            yield self.continued(batch)
 
-    def _continued(self, batch: InputBatch) -> InputBatch:
+    def extended(self, prompts: InputBatch) -> InputBatch:
+        """Return prompts followed by their last token as often as tokens may be generated."""
+        prompts = left_padded(prompts)
+        ids = prompts.kwargs["input_ids"]
+        more = ids[:, -1:].expand(-1, self.new_tokens or 1)
+        return self._as_text(prompts, torch.cat((ids, more), dim=1))
+
+    @property
+    def keeps_rows_in_place(self) -> bool:
+        """Whether the rows of a batch stay in their order while it is generated from."""
+        chosen = self.generate
+        config = getattr(self.model.module, "generation_config", None)
+        beams = chosen.get("num_beams", getattr(config, "num_beams", 1))
+        is_moved = any(chosen.get(name) is not None for name in MOVING)
+        plain = beams in (None, 1) and chosen.get("use_cache", True) and not is_moved
+        return bool(plain) and not self.is_pair
+
+    def record(
+        self, prompts: InputBatch, spots: Mapping[str, Spot]
+    ) -> tuple[InputBatch, dict[str, Tensor] | None]:
+        """Return a batch with its continuations, and the outputs at some spots if they align.
+
+        Outputs are (example, pos, dim), in the positions of the batch, which is padded on the left.
+        None where the model did not run over each token once, in order: read the batch instead.
+        """
+        prompts = left_padded(prompts)
+        recorder = Recorder(self.model.module, spots)
+        sequences, cache = self._run(prompts, recorder)
+        batch = self._as_text(prompts, sequences)
+        if cache is not None:
+            recorder.last_token(sequences, batch.kwargs["attention_mask"], cache)
+        return batch, recorder.outputs(sequences)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether an encoder reads the prompts and a decoder generates."""
         config = self.model.config or self.model.module.__dict__.get("config")
-        is_pair = bool(getattr(config, "is_encoder_decoder", False))
-        prompts = batch if is_pair else left_padded(batch)
-        sequences = self._generated(prompts)
-        if is_pair:
+        return bool(getattr(config, "is_encoder_decoder", False))
+
+    def continued(self, batch: InputBatch) -> InputBatch:
+        """Return a batch of prompts with what is generated after them."""
+        prompts = batch if self.is_pair else left_padded(batch)
+        sequences, _ = self._run(prompts, None)
+        if self.is_pair:
             return self._as_target(prompts, sequences)
+        return self._as_text(prompts, sequences)
+
+    def _as_text(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
         n = prompts.kwargs["input_ids"].shape[1]
-        mask = torch.cat((_mask(prompts), self._alive(sequences[:, n:])), dim=1)
+        alive = self._alive(sequences[:, n:])
+        mask = torch.cat((_mask(prompts), alive), dim=1)
         return replace(
             prompts,
             kwargs=_kept(prompts.kwargs) | {"input_ids": sequences, "attention_mask": mask.long()},
             mask=mask,
             special=self._special(prompts, sequences, mask),
             length=mask.sum(dim=1),
-            columns=prompts.columns | {"prompt_length": _mask(prompts).sum(dim=1)},
+            columns=prompts.columns
+            | {"prompt_length": _mask(prompts).sum(dim=1)}
+            | self._generated(sequences[:, n:], alive),
         )
 
     def _as_target(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
         start = torch.ones(len(sequences), 1, dtype=torch.bool)
-        mask = torch.cat((start, self._alive(sequences[:, 1:])), dim=1)
+        alive = self._alive(sequences[:, 1:])
+        mask = torch.cat((start, alive), dim=1)
         target = {"decoder_input_ids": sequences, "decoder_attention_mask": mask.long()}
-        return replace(prompts, kwargs=_kept(prompts.kwargs) | target, decoder_mask=mask)
+        columns = prompts.columns | {"prompt_length": _mask(prompts).sum(dim=1)}
+        return replace(
+            prompts,
+            kwargs=_kept(prompts.kwargs) | target,
+            decoder_mask=mask,
+            columns=columns | self._generated(sequences[:, 1:], alive),
+        )
 
-    def _generated(self, prompts: InputBatch) -> Tensor:
+    def _generated(self, tokens: Tensor, alive: Tensor) -> dict[str, Tensor]:
+        """Return the columns about what was generated, as wide as the most that can be."""
+        columns = {"generated_length": alive.sum(dim=1)}
+        if self.new_tokens is None:
+            return columns
+        ids = torch.full((len(tokens), self.new_tokens), NO_TOKEN)
+        ids[:, : tokens.shape[1]] = tokens.masked_fill(~alive, NO_TOKEN)
+        return columns | {"generated": ids}
+
+    def _run(self, prompts: InputBatch, recorder: Recorder | None) -> tuple[Tensor, Any]:
+        """Return the sequences, and the cache if a recorder asks for it."""
         module = self.model.module
         place = placement(module)
         _, kwargs = moved(place, (), _kept(prompts.kwargs))
         devices = [place[0]] if place[0].type == "cuda" else []
         settings = {"pad_token_id": self._pad()} | self.generate
-        with Session(module), torch.random.fork_rng(devices=devices), torch.no_grad():
+        session = Session(module) if recorder is None else recorder.session
+        with session, torch.random.fork_rng(devices=devices), torch.no_grad():
             torch.manual_seed(self.seed + int(prompts.order[0]))
-            out = module.generate(**kwargs, **settings, return_dict_in_generate=False)  # type: ignore[operator]
-        return out.cpu()
+            try:
+                out = module.generate(  # type: ignore[operator]
+                    **kwargs, **settings, return_dict_in_generate=recorder is not None
+                )
+            except (TypeError, ValueError, IndexError) as error:
+                n = prompts.kwargs["input_ids"].shape[1]
+                raise InputError(
+                    f"replay: {type(module).__name__}.generate does not take {self.generate} "
+                    f"after prompts of up to {n} tokens: {error}"
+                ) from error
+        if recorder is None:
+            return out.cpu(), None
+        return out.sequences.cpu(), out.get("past_key_values")
 
     def _ends(self) -> list[int]:
         config = getattr(self.model.module, "generation_config", None)
@@ -143,6 +289,33 @@ class ReplayInputs(Inputs):
         n = prompts.special.shape[1]
         new = torch.isin(sequences[:, n:], torch.tensor(ids, dtype=sequences.dtype))
         return torch.cat((prompts.special, new), dim=1) & mask
+
+
+@dataclass(frozen=True, eq=False)
+class StandIns(Inputs):
+    """Batches of the shapes to expect of replayed inputs; only decoders generate for them."""
+
+    replayed: ReplayInputs
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The groups of the prompts."""
+        return self.replayed.group_keys
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the prompts are grouped."""
+        return self.replayed.grouped
+
+    def identity(self) -> dict[str, Any]:
+        """Name what is replayed."""
+        return self.replayed.identity()
+
+    def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield prompts as long as they may become."""
+        if self.replayed.is_pair:
+            return self.replayed.batches(start, stop)
+        return map(self.replayed.extended, self.replayed.prompts.batches(start, stop))
 
 
 def _mask(batch: InputBatch) -> Tensor:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from sonde.core.errors import StoreError
 from sonde.core.files import TEMPORARY, make_directory, open_new, remove, unlink, write
@@ -146,16 +147,19 @@ class RunLock:
             return True
 
 
+def holder_of(directory: Path | str) -> Holder | None:
+    """Return the process that holds a directory, unless it is known to have ended."""
+    holder = _read(Path(directory).absolute() / NAME)
+    return None if holder is None or holder.is_gone() else holder
+
+
 def _read(path: Path) -> Holder | None:
     try:
-        found = json.loads(path.read_text()[:4096])
-        holder = Holder(**found)
-    except (OSError, ValueError, TypeError):
+        found: dict[str, Any] = json.loads(path.read_text()[:4096])
+        texts = all(isinstance(found[name], str) for name in ("host", "boot", "started"))
+        return Holder(**found) if texts and isinstance(found["pid"], int) else None
+    except (OSError, ValueError, TypeError, LookupError):
         return None
-    fits = isinstance(holder.pid, int) and all(
-        isinstance(text, str) for text in (holder.host, holder.boot, holder.started)
-    )
-    return holder if fits else None
 
 
 def _boot_id() -> str:

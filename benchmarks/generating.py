@@ -1,0 +1,168 @@
+"""What it costs to read hidden states while a model generates, beyond plain generation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.nets import VOCABULARY
+from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
+from benchmarks.rows import Row
+from benchmarks.size import Size
+from sonde.core.hashing import bytes_key
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.tap import live_stream, replay
+from sonde.tap.live import LiveStream
+
+BUDGET = 1.15
+SHORTEST, LONGEST = 8, 64
+N_BEAMS = 4
+
+
+class Prompts(Inputs):
+    """Random prompts of different lengths in one batch, padded on the left."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.linspace(SHORTEST, LONGEST, n).long().tolist()
+        self.items = [torch.randint(1, VOCABULARY, (k,), generator=generator) for k in lengths]
+
+    @cached_property
+    def group_keys(self) -> Sequence[bytes]:
+        """One key for each prompt."""
+        return [bytes_key(f"prompt {i}".encode()) for i in range(self.n)]
+
+    @property
+    def grouped(self) -> bool:
+        """There are no groups."""
+        return False
+
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Ids and mask of all prompts."""
+        ids = torch.zeros(self.n, LONGEST, dtype=torch.int64)
+        for row, item in zip(ids, self.items, strict=True):
+            row[LONGEST - len(item) :] = item
+        return ids, ids > 0
+
+    def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield one batch."""
+        ids, mask = (x[start:stop] for x in self.padded)
+        order = torch.arange(start, min(stop, self.n))
+        keys = self.group_keys[start:stop]
+        yield InputBatch(
+            args=(),
+            kwargs={"input_ids": ids, "attention_mask": mask.long()},
+            ids=[f"prompt {i}" for i in order.tolist()],
+            keys=keys,
+            order=order,
+            occurrence=torch.zeros_like(order),
+            group_keys=keys,
+            label=torch.full_like(order, -1),
+            mask=mask,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what names the prompts."""
+        return {"random prompts": self.n}
+
+
+class OneMoreForward(LiveStream):
+    """The stream as it is read where rows cannot be taken while the model generates."""
+
+    def _records(self, inputs: Inputs, prompts: InputBatch) -> bool:
+        return False
+
+
+def generation_time(size: Size) -> list[Row]:
+    """Time of generating and reading all blocks at every token, against plain generation."""
+    depth, width, new = size.pick((4, 256, 128), (2, 64, 8))
+    net = _language_model(depth, width)
+    rows = _greedy(net, size.pick(64, 4), new, size)
+    return [*rows, _beams(net, size.pick(16, 2), new, size)]
+
+
+def _language_model(depth: int, width: int) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=depth,
+        n_embd=width,
+        n_head=max(1, width // 64),
+        vocab_size=VOCABULARY,
+        n_positions=256,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def _plain(net: Any, prompts: Prompts, **settings: Any) -> Callable[[], Any]:
+    ids, mask = prompts.padded
+
+    def run() -> Any:
+        with torch.no_grad():
+            return net.generate(input_ids=ids, attention_mask=mask.long(), **settings)
+
+    return run
+
+
+def _stream(net: nn.Module, prompts: Prompts, **settings: Any) -> LiveStream:
+    model = Model(net, config=net.config, name="random", task="causal")
+    return live_stream(model, replay(model, prompts, **settings), "blocks", "tokens", logits=False)
+
+
+def _greedy(net: nn.Module, n: int, new: int, size: Size) -> list[Row]:
+    prompts = Prompts(n)
+    settings = {"max_new_tokens": new, "do_sample": False}
+    stream = _stream(net, prompts, **settings)
+    slow = OneMoreForward(**{f: getattr(stream, f) for f in LiveStream.__dataclass_fields__})
+    plain = _plain(net, prompts, **settings)
+    arms = {
+        PLAIN: plain,
+        "read": lambda: list(stream.batches(0, n)),
+        "forward": lambda: list(slow.batches(0, n)),
+        AGAIN: plain,
+    }
+    taken = interleaved(arms, size.rounds, warm_ups=1)
+    what = f"{n} prompts of {SHORTEST} to {LONGEST} tokens, {new} new ones, all blocks"
+    rows = []
+    for arm, words, budget in (
+        ("read", "greedy", BUDGET),
+        ("forward", "greedy, by one more forward", None),
+    ):
+        ratio = ratio_of(taken, arm)
+        rows.append(
+            Row(
+                "generate",
+                f"read while generating, {words}: {what}",
+                ratio.median,
+                budget=budget,
+                spread=ratio.spread,
+                rounds=ratio.rounds,
+                note=ratio.noise,
+            )
+        )
+    return rows
+
+
+def _beams(net: nn.Module, n: int, new: int, size: Size) -> Row:
+    prompts = Prompts(n)
+    settings = {"max_new_tokens": new, "do_sample": False, "num_beams": N_BEAMS}
+    stream, plain = _stream(net, prompts, **settings), _plain(net, prompts, **settings)
+    arms = {PLAIN: plain, "read": lambda: list(stream.batches(0, n)), AGAIN: plain}
+    ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=1), "read")
+    return Row(
+        "generate",
+        f"the same for {n} prompts and {N_BEAMS} beams, by one more forward",
+        ratio.median,
+        budget=BUDGET,
+        spread=ratio.spread,
+        rounds=ratio.rounds,
+        note=ratio.noise,
+    )

@@ -1,0 +1,128 @@
+"""``sonde drift``: what moved between two fitted bundles, from their states alone."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
+
+PAGES = (".html", ".htm", ".json")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Say which sites, units and directions moved between two fits, with sizes and p-values.
+
+    Two weeks of traffic, two versions of a model on the same data, before and after fine-tuning:
+    the files of sonde fit are enough, rows are not needed again. The same rows on both sides are
+    compared one by one. Most methods leave enough; covariance leaves everything.
+
+    Example: sonde drift a.sonde b.sonde -o drift.html
+    """
+
+    first: Annotated[
+        tyro.conf.Positional[Path], named("FIRST", "the reference, a file that sonde fit wrote")
+    ]
+    second: Annotated[tyro.conf.Positional[Path], named("SECOND", "the other one")]
+    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    level: Annotated[float, tyro.conf.arg(help="chance of a false alarm over all comparisons")] = (
+        0.05
+    )
+    correction: Annotated[
+        Literal["holm", "bh"],
+        tyro.conf.arg(help="holm: no false alarm at all; bh: few among those that are told"),
+    ] = "holm"
+    methods: Annotated[
+        str | None, named("METHODS", "shifts with commas, e.g. hotelling,unit_shift(test='js')")
+    ] = None
+    fail_on: Annotated[
+        Literal["moved", "never"], tyro.conf.arg(help="moved: exit with 1 where something moved")
+    ] = "never"
+    sizes: Annotated[bool, tyro.conf.arg(help="print how large each state is, nothing else")] = (
+        False
+    )
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Compare, print and write."""
+        from sonde.report.drift_terminal import drift_to_text, verdict
+        from sonde.run.drift import drift
+        from sonde.run.drift_document import drift_document
+        from sonde.run.fitted import Fitted
+
+        self._check()
+        first, second = Fitted.load(self.first), Fitted.load(self.second)
+        if self.sizes:
+            return self._print_sizes(first, second)
+        found = drift(
+            first, second, self._shifts(), level=self.level, progress=not self.printing.quiet
+        )
+        document = drift_document(
+            found,
+            first,
+            second,
+            names=(str(self.first), str(self.second)),
+            level=self.level,
+            correction=self.correction,
+        )
+        if self.output is not None:
+            self._write(document, self.output)
+        if self.printing.json:
+            say_json(document)
+        elif self.printing.quiet:
+            say(verdict(document))
+        else:
+            say(drift_to_text(document, self.printing.verbose))
+        if self.output is not None:
+            note(f"wrote {self.output}")
+        return 1 if self.fail_on == "moved" and document["moved"] is not False else 0
+
+    def _check(self) -> None:
+        from sonde.run.directory import check_writable
+
+        if not 0 < self.level < 1:
+            raise InputError(f"--level: expected a rate in (0, 1), got {self.level}.")
+        if self.output is None:
+            return
+        if self.output.suffix.lower() not in PAGES:
+            raise InputError(
+                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
+            )
+        check_writable(self.output)
+
+    def _shifts(self) -> list[Any] | None:
+        from sonde.cli.fit import parse_methods
+        from sonde.core.shift import Shift
+
+        if self.methods is None:
+            return None
+        chosen = parse_methods(self.methods)
+        wrong = [type(i).__name__ for i in chosen if not isinstance(i, Shift)]
+        if wrong:
+            raise InputError(
+                f"--methods: expected methods that compare two data sets, got {', '.join(wrong)}. "
+                "Take hotelling, unit_shift, subspace_shift, frechet, mmd, classifier_two_sample "
+                "or reconstruction_shift."
+            )
+        return chosen
+
+    def _print_sizes(self, first: Any, second: Any) -> int:
+        from sonde.report.drift_terminal import sizes_to_text
+        from sonde.run.state_sizes import state_sizes
+
+        sides = (("first", first), ("second", second))
+        states = [{"side": name, **e} for name, bundle in sides for e in state_sizes(bundle)]
+        if self.printing.json:
+            say_json({"states": states})
+        else:
+            say(sizes_to_text(states))
+        return 0
+
+    def _write(self, document: dict[str, Any], path: Path) -> None:
+        from sonde.report.drift import save_drift
+
+        save_drift(document, path)

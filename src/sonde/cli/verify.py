@@ -1,0 +1,151 @@
+"""``sonde verify``: whether files are as they were written, and what to do where not."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import wrap
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
+
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every byte of a store, a state, a run directory or a report.
+
+    Hashes, counts, gaps, duplicates, and what Arrow thinks of every value. Ends with 0 where all is
+    as it was written, 1 where something is wrong, 2 where the file is none of ours or of a later
+    version. --repair removes damaged ranges and left-over files, never sound ones; then the command
+    that wrote the store, or that runs, writes what is missing again.
+
+    Example: sonde verify acts
+    """
+
+    file: Annotated[
+        tyro.conf.Positional[Path],
+        named("FILE|DIR", "a folder of sonde read, a .sonde file, a .run folder or a report"),
+    ]
+    repair: Annotated[
+        bool, tyro.conf.arg(help="remove damaged ranges of units and left-over files")
+    ] = False
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Check, repair if asked to, and print what was found."""
+        from sonde.core.lock import RunLock
+        from sonde.run.progress import Bar
+        from sonde.store import repair
+
+        if not self.file.exists():
+            raise InputError(f"verify: there is no file {self.file}.")
+        if self.repair and not self.file.is_dir():
+            raise InputError(
+                f"verify: --repair takes a store or a run directory, got the file {self.file}. A "
+                "damaged file comes back from a backup or from the command that wrote it."
+            )
+        removed: list[Path] = []
+        with RunLock(self.file) if self.repair else nullcontext():
+            with Bar("verify", _steps(self.file), not self.printing.quiet) as bar:
+                found = check(self.file, bar.advance)
+            if self.repair:
+                removed = repair(self.file, found)
+        if self.printing.json:
+            gone = [path.relative_to(self.file).as_posix() for path in removed]
+            say_json({"file": str(self.file), **found.json(self.file), "removed": gone})
+        elif not self.printing.quiet:
+            say("\n".join(_lines(found, self.file, removed)))
+        note(_verdict(found, self.file, removed))
+        return 0 if found.is_sound else 1
+
+
+def _steps(path: Path) -> int:
+    """Return how often a check reports progress: examples of a store, states of a run."""
+    from sonde.core.errors import SondeError
+    from sonde.store import describe_store, is_store
+
+    if path.is_dir() and is_store(path):
+        try:
+            return int(describe_store(path)["n_examples"])
+        except SondeError:
+            return 1
+    return sum(1 for _ in path.rglob("*.sonde")) if path.is_dir() else 1
+
+
+def check(path: Path, tick: Tick = lambda _: None) -> Any:
+    """Return the soundness of anything that sonde writes.
+
+    Raises
+    ------
+    InputError
+        If it is of a kind that sonde does not write.
+    """
+    from sonde.run.verify_run import is_run_directory, verify_run
+    from sonde.run.verify_state import verify_state
+    from sonde.store import is_store, verify_store
+
+    if path.is_dir():
+        if is_store(path):
+            return verify_store(path, tick)
+        if is_run_directory(path):
+            return verify_run(path, tick)
+        raise InputError(f"verify: {path} is neither a store of rows nor a run directory.")
+    if path.suffix == ".sonde":
+        return verify_state(path)
+    if path.suffix in (".json", ".html", ".htm"):
+        from sonde.report.verifying import verify_report
+
+        return verify_report(path)
+    raise InputError(
+        f"verify: expected a .sonde file, a store, a run directory or a report, got {path}."
+    )
+
+
+def _lines(found: Any, root: Path, removed: list[Path]) -> list[str]:
+    """Return what was checked and found, at most 80 columns wide."""
+    from sonde.run.progress import gib
+
+    checked = dict(found.checked)
+    size = gib(checked.pop("n_bytes", 0))
+    counts = [f"{n:,} {name.removeprefix('n_').replace('_', ' ')}" for name, n in checked.items()]
+    lines = _line(found.kind, f"{', '.join(counts)}, {size} read")
+    facts = found.json(root)
+    for fault in facts["faults"]:
+        lines += _line("wrong", f"{fault['file']}: {fault['what']}")
+    if facts["left_over"] and not removed:
+        lines += _line("left over", ", ".join(facts["left_over"]))
+    for path in removed:
+        lines += _line("removed", path.relative_to(root).as_posix())
+    for text in found.notes:
+        lines += _line("note", text)
+    return lines
+
+
+def _line(name: str, value: str) -> list[str]:
+    return wrap(value, 80, initial_indent=f"{name:<14} ", subsequent_indent=" " * 15)
+
+
+def _verdict(found: Any, root: Path, removed: list[Path]) -> str:
+    n = len(found.faults)
+    if not n:
+        return f"{root}: sound" + (f"; {len(removed)} left-over files removed" if removed else "")
+    faults = "1 fault" if n == 1 else f"{n} faults"
+    again = (
+        "write what is missing again with the command that wrote it"
+        if found.kind in ("store of rows", "run directory")
+        else "take it from a backup, or write it again"
+    )
+    if removed:
+        return f"{root}: {faults}; {len(removed)} files removed. Now {again}."
+    repairable = any(fault.removes for fault in found.faults)
+    return f"{root}: {faults}. " + (
+        f"`sonde verify {root} --repair` removes what is damaged."
+        if repairable
+        else again.capitalize() + "."
+    )

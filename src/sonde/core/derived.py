@@ -1,0 +1,47 @@
+"""Streams that are made of another one: what they do not change they say as the other does."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.plan import UNIT_SIZE
+from sonde.core.stream import Stream
+
+
+class DerivedStream(Stream):
+    """A stream with other batches, or other units, than the stream ``inner``.
+
+    Attributes
+    ----------
+    inner : Stream
+    """
+
+    inner: Stream
+
+    @property
+    def schema(self) -> tuple[SiteSchema, ...]:
+        """The kinds of rows, in order of execution."""
+        return self.inner.schema
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The group key of every example."""
+        return self.inner.group_keys
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups were given or examples were cut into chunks."""
+        return self.inner.grouped
+
+    def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
+        """Return where units begin, and the end."""
+        return self.inner.units(unit_size)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the inner stream says of itself."""
+        return self.inner.identity()
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of one unit."""

@@ -1,0 +1,193 @@
+"""What moved between two fits, as one page."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from sonde.core.errors import InputError
+from sonde.report._format import plural, shown, size
+from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._parts import badge, definitions, drawer, figure, section, table, tabled
+from sonde.report._picture import Numbers, Picture
+from sonde.report._pictures_drift import (
+    angles_picture,
+    grid_picture,
+    mean_picture,
+    question,
+    units_picture,
+)
+from sonde.report.drift_terminal import verdict
+from sonde.report.files import to_json, write_text
+from sonde.report.html import contents, page
+
+_SECTIONS: Final = {
+    "where": "What moved where",
+    "units": "Units",
+    "directions": "Directions",
+    "comparisons": "All comparisons",
+    "states": "States",
+}
+_ROWS: Final = {
+    "same": "the same on both sides: compared one by one",
+    "some": "some stand on both sides",
+    "other": "others on each side",
+}
+
+
+def drift_to_html(found: dict[str, Any]) -> str:
+    """Return a drift as one self-contained page.
+
+    Parameters
+    ----------
+    found : dict
+        JSON of a drift, ``sonde-drift/1``.
+    """
+    names = Names()
+    body = join(
+        _header(found),
+        contents("toc", _SECTIONS),
+        _where(found, names),
+        _drawn("units", "Units", units_picture(found), names, "No histogram of units was held."),
+        _directions(found, names),
+        _comparisons(found, names),
+        _states(found, names),
+    )
+    return page("What moved: sonde drift", verdict(found), body, found, _SECTIONS)
+
+
+def save_drift(found: dict[str, Any], path: str | Path) -> Path:
+    """Write a drift as a page (``.html``) or as JSON, by the name's ending."""
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in (".html", ".htm", ".json"):
+        raise InputError(
+            f"save_drift: expected a name that ends in .html or .json, got {str(path)!r}."
+        )
+    write_text(path, to_json(found) if kind == ".json" else drift_to_html(found))
+    return path
+
+
+def _header(found: dict[str, Any]) -> Markup:
+    level = "warning" if found["moved"] else "clear" if found["moved"] is False else "withheld"
+    label = {"warning": "moved", "clear": "not moved", "withheld": "not tested"}[level]
+    facts = [
+        ("first, the reference", _side(found["first"])),
+        ("second", _side(found["second"])),
+        ("rows", _ROWS[found["rows"]]),
+        ("model", "the same" if found["same_model"] else _models(found)),
+        ("level", f"{found['level']:g}, corrected ({found['correction']})"),
+    ]
+    notes = [el("p", note, cls="reading") for note in found["notes"]]
+    return el(
+        "header",
+        el("p", "sonde drift", cls="brand"),
+        el("h1", "What moved between two fits"),
+        el("p", badge(level, label), " ", verdict(found), cls="verdict"),
+        definitions(facts),
+        *notes,
+    )
+
+
+def _side(side: dict[str, Any]) -> str:
+    groups = f" in {plural(side['n_groups'], 'group')}" if side["n_groups"] else ""
+    return f"{shown(side['name'], 120)}: {plural(side['n_examples'], 'example')}{groups}"
+
+
+def _models(found: dict[str, Any]) -> str:
+    marks = [found[word]["model"] for word in ("first", "second")]
+    if None in marks:
+        return "not known: the rows are arrays"
+    return f"two: fingerprints {marks[0][:12]} and {marks[1][:12]}"
+
+
+def _where(found: dict[str, Any], names: Names) -> Markup:
+    columns = ("site", "moved", "adjusted p", "clearest in", "moved in", "units moved")
+    rows = tuple(
+        (
+            s["site"],
+            "not tested" if s["moved"] is None else "yes" if s["moved"] else "no",
+            s["adjusted"],
+            None if s["clearest"] is None else question(s["clearest"]),
+            ", ".join(question(method) for method in s["by"]) or None,
+            s["n_units_moved"],
+        )
+        for s in found["sites"]
+    )
+    made = grid_picture(found)
+    parts = [figure(made, names)] if made else []
+    parts.append(tabled(Numbers(columns, rows, "sites"), names, "Sites", opened=len(rows) <= 16))
+    lead = "A site moved where one of its comparisons did. p-values are those of one test."
+    if found["correction"] == "holm":
+        lead = "A site moved where one of its comparisons did, with at most the level's chance of "
+        lead += "a single false alarm over the whole page."
+    return section("where", _SECTIONS["where"], *parts, lead=lead)
+
+
+def _drawn(key: str, title: str, made: Picture | None, names: Names, said: str) -> Markup:
+    body = figure(made, names) if made else el("p", said, cls="empty")
+    return section(key, title, body)
+
+
+def _directions(found: dict[str, Any], names: Names) -> Markup:
+    parts: list[Markup] = [
+        figure(made, names)
+        for made in (mean_picture(found), angles_picture(found))
+        if made is not None
+    ]
+    if found["direction"] is not None:
+        parts.append(_moved_most(found, names))
+    if not parts:
+        parts.append(el("p", "No mean moved.", cls="empty"))
+    return section("directions", _SECTIONS["directions"], *parts)
+
+
+def _moved_most(found: dict[str, Any], names: Names) -> Markup:
+    site, vector = found["direction"]["site"], found["direction"]["vector"]
+    heading = join(el("h3", "The direction that moved most"), el("p", code(site)))
+    if vector is None:
+        return join(heading, el("p", "Too wide for this page.", cls="empty"))
+    order = sorted(range(len(vector)), key=lambda unit: -abs(vector[unit]))
+    rows = tuple((str(unit), vector[unit]) for unit in order)
+    numbers = Numbers(("unit", "component"), rows, "direction")
+    return join(heading, tabled(numbers, names, "Unit vector, the largest components first"))
+
+
+def _comparisons(found: dict[str, Any], names: Names) -> Markup:
+    columns = (
+        "site", "method", "value", "no change", "p", "adjusted", "first", "second", "rows", "flags",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            c["site"],
+            c["method"],
+            c["value"],
+            c["null"],
+            c["p"],
+            c["adjusted"],
+            c["n_first"],
+            c["n_second"],
+            "; ".join(dict.fromkeys(c["basis"])),
+            ", ".join(c["flags"]) or None,
+        )
+        for c in found["comparisons"]
+    )
+    parts = [tabled(Numbers(columns, rows, "comparisons"), names, "Comparisons", opened=True)]
+    if found["left_out"]:
+        left = tuple((e["site"], e["method"], e["reason"]) for e in found["left_out"])
+        numbers = Numbers(("site", "method", "reason"), left, "left out")
+        parts.append(drawer(f"Left out ({len(left)})", table(numbers, names)))
+    lead = "Value: a size, to be read beside what it would be without any change. First and second:"
+    lead += " independent rows, groups where rows come in groups."
+    return section("comparisons", _SECTIONS["comparisons"], *parts, lead=lead)
+
+
+def _states(found: dict[str, Any], names: Names) -> Markup:
+    columns = ("site", "side", "state", "part", "bytes", "read by")
+    rows = tuple(
+        (s["site"], s["side"], s["statistic"], s["part"], s["bytes"], ", ".join(s["read_by"]))
+        for s in found["states"]
+    )
+    total = sum(s["bytes"] for s in found["states"])
+    lead = f"{plural(len(rows), 'state')}, {size(total)} in all."
+    sides = [el("p", code(found[word]["name"])) for word in ("first", "second")]
+    made = tabled(Numbers(columns, rows, "states"), names, "States")
+    return section("states", _SECTIONS["states"], *sides, made, lead=lead)

@@ -1,0 +1,36 @@
+"""How much of a ``dim x dim`` scatter is held: the whole of it, or its diagonal.
+
+Instruments whose parameter this is hold the whole up to ``WIDEST_FULL`` dimensions by default and
+the diagonal above.
+"""
+
+from typing import Literal, get_args
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import WIDEST_FULL
+
+AnyScatter = Literal["auto", "full", "diag"]
+
+
+def check_scatter(name: str, scatter: str) -> None:
+    """Refuse any other word.
+
+    Raises
+    ------
+    InputError
+        With the words that there are.
+    """
+    if scatter not in get_args(AnyScatter):
+        words = ", ".join(map(repr, get_args(AnyScatter)))
+        raise InputError(f"{name}: expected scatter among {words}, got {scatter!r}.")
+
+
+def is_frugal(scatter: str, dim: int) -> bool:
+    """Return whether rows of this width are held by their variances because nobody chose.
+
+    Examples
+    --------
+    >>> is_frugal("auto", 768), is_frugal("auto", 4096), is_frugal("full", 4096)
+    (False, True, False)
+    """
+    return scatter == "auto" and dim > WIDEST_FULL

@@ -1,0 +1,144 @@
+"""Batches as record batches of Arrow: examples with their columns, rows with who they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch
+from sonde.core.errors import InputError, StoreError
+from sonde.store.layout import ARROW_TYPES, Column
+
+EXTRA, CHOSEN = "extra_", "column_"
+SHAPE = b"sonde.shape"
+KINDS = {
+    "bool": pa.bool_(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "text": pa.string(),
+}
+
+
+def to_column(x: Tensor) -> pa.Array:
+    """Return rows as an Arrow column, bit for bit; bfloat16 as its 16 bits."""
+    x = x.detach().cpu().contiguous()
+    name = str(x.dtype).removeprefix("torch.")
+    flat = x.reshape(-1)
+    values = (flat.view(torch.uint16) if name == "bfloat16" else flat).numpy()
+    kind = ARROW_TYPES.get(name) or pa.from_numpy_dtype(values.dtype)
+    if not len(values):
+        return pa.array([], pa.list_(kind, x.shape[1]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values, type=kind), x.shape[1])
+
+
+def examples_of(batch: Batch, chosen: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    """Return a row for each example of a batch, with the columns that the user chose."""
+    columns: dict[str, Any] = {
+        "id": pa.array([str(i) for i in batch.ids], pa.string()),
+        "key": pa.array([bytes(k) for k in batch.keys], pa.binary()),
+        "group_key": pa.array([bytes(k) for k in batch.group_keys], pa.binary()),
+        "order": _integers(batch.order, np.int64),
+        "occurrence": _integers(batch.occurrence, np.int32),
+        "label": _integers(batch.label, np.int64),
+    }
+    for name in ("pair", "side", "length"):
+        values = getattr(batch, name)
+        if values is not None:
+            columns[name] = _integers(values, np.int64)
+    if batch.logits is not None:
+        columns["logits"] = to_column(batch.logits)
+    fields = [pa.field(name, array.type) for name, array in columns.items()]
+    arrays = list(columns.values())
+    for name, values in batch.extra.items():
+        arrays.append(_extra(values, name, len(batch)))
+        meta = {SHAPE: ",".join(map(str, values.shape[1:])).encode()}
+        fields.append(pa.field(EXTRA + name, arrays[-1].type, metadata=meta))
+    for name, array in chosen.items():
+        arrays.append(array)
+        fields.append(pa.field(CHOSEN + name, array.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _extra(values: Tensor, name: str, n: int) -> pa.Array:
+    fits = isinstance(values, Tensor) and values.ndim >= 1 and len(values) == n
+    if not fits or values.is_complex() or values.is_sparse:
+        raise StoreError(
+            f"write_store: the column {name!r} cannot be stored: expected a number, or an array of "
+            "one shape, for each example."
+        )
+    if values.ndim == 1 and values.dtype != torch.bfloat16:
+        return pa.array(values.detach().cpu().numpy())
+    return to_column(values.reshape(n, -1))
+
+
+def rows_of(batch: Batch, columns: Sequence[Column]) -> pa.RecordBatch:
+    """Return a row for each row of the sites of one table, and who it is."""
+    key = columns[0].schema.key
+    example = batch.example[key]
+    words = batch.column("ids", key).contiguous().numpy()
+    found: dict[str, Any] = {
+        "example": pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(16), len(words), [None, pa.py_buffer(words.tobytes())]
+        ),
+        "occurrence": _integers(np.asarray(batch.occurrence)[example.numpy()], np.int32),
+        "position": _integers(batch.position[key], np.int32),
+        "index": _integers(example, np.int32),
+        "label": _integers(batch.column("label", key), np.int64),
+    }
+    if key in batch.special:
+        found["special"] = pa.array(batch.special[key].cpu().numpy().astype(bool))
+    if key in batch.grid:
+        found["line"] = _integers(batch.grid[key][:, 0], np.int32)
+        found["column"] = _integers(batch.grid[key][:, 1], np.int32)
+    arrays = list(found.values())
+    fields = [pa.field(name, array.type) for name, array in found.items()]
+    for column in columns:
+        arrays.append(to_column(batch.rows[column.schema.key]))
+        fields.append(column.field())
+        if column.schema.key in batch.grad:
+            arrays.append(to_column(batch.grad[column.schema.key]))
+            fields.append(pa.field(f"{column.name}_grad", arrays[-1].type))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _integers(values: Any, kind: type[np.integer[Any]]) -> pa.Array:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return pa.array(np.ascontiguousarray(array.astype(kind)))
+
+
+def kind_of(values: Sequence[Any]) -> str:
+    """Return what values of a chosen column are: bool, integer, number or text; null is any.
+
+    Examples
+    --------
+    >>> kind_of([None, 1, 2.5]), kind_of(["a", 1]), kind_of([None])
+    ('number', 'text', 'text')
+    """
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {bool}:
+        return "bool"
+    if kinds == {int}:
+        return "integer"
+    return "number" if kinds and kinds <= {int, float} else "text"
+
+
+def chosen_column(name: str, values: Sequence[Any], n: int) -> pa.Array:
+    """Return a column that the user chose, one value for each example; mixed values as text.
+
+    Raises
+    ------
+    InputError
+        If there are more or fewer values, or a whole number is too large.
+    """
+    if len(values) != n:
+        raise InputError(f"write_store: expected {n} values of {name!r}, got {len(values)}.")
+    kind = kind_of(values)
+    if kind == "text":
+        values = [None if v is None else str(v) for v in values]
+    try:
+        return pa.array(values, KINDS[kind])
+    except (pa.ArrowException, OverflowError) as error:
+        raise InputError(f"write_store: the column {name!r} cannot be stored: {error}.") from error

@@ -1,0 +1,155 @@
+"""The files of one range of units while they are written: all of them, then their record."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sonde.core.errors import StoreError
+from sonde.core.files import AtomicFile, atomic_file, atomic_write, make_directory
+from sonde.store.layout import record_file, row_file, sealed
+
+Span = tuple[int, int]
+HASHED_BYTES = 4 * 2**20
+MOST_HASHING = 8
+
+
+class HashedFile:
+    """A file that is hashed by a thread while it is written; enough of one for Arrow."""
+
+    closed = False
+
+    def __init__(self, file: AtomicFile, hasher: ThreadPoolExecutor) -> None:
+        self._file, self._hasher = file, hasher
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._pieces: list[Any] = []
+        self._n_bytes = 0
+        self._busy: list[Future[None]] = []
+
+    def write(self, content: Any) -> int:
+        """Append bytes, or anything that shows its bytes."""
+        self._pieces.append(content)
+        written = self._file.write(content)
+        self._n_bytes += written
+        if self._n_bytes >= HASHED_BYTES:
+            self._send()
+        return written
+
+    def _send(self) -> None:
+        pieces, self._pieces, self._n_bytes = self._pieces, [], 0
+        while len(self._busy) >= MOST_HASHING:
+            self._busy.pop(0).result()
+        self._busy.append(self._hasher.submit(self._update, pieces))
+
+    def _update(self, pieces: list[Any]) -> None:
+        for piece in pieces:
+            self._hash.update(memoryview(piece).cast("B"))
+
+    def digest(self) -> str:
+        """Return the hash of all that was written."""
+        self._send()
+        for busy in self._busy:
+            busy.result()
+        return self._hash.hexdigest()
+
+    def tell(self) -> int:
+        """Return how many bytes were written."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Do nothing: writes are not buffered here."""
+
+    def close(self) -> None:
+        """Do nothing: the file closes with its range."""
+
+    def readable(self) -> bool:
+        """Return False."""
+        return False
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return False
+
+
+class RangeFiles:
+    """One range of units that is being written: a file for each table, unnamed until all are whole.
+
+    Parameters
+    ----------
+    directory : Path
+    span : (int, int)
+    schemas : mapping of str to pa.Schema
+        The columns of each table.
+    hasher : ThreadPoolExecutor
+        A single thread.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        span: Span,
+        schemas: Mapping[str, pa.Schema],
+        hasher: ThreadPoolExecutor,
+    ) -> None:
+        self._directory, self._span = directory, span
+        self._stack = ExitStack()
+        self._files: dict[str, HashedFile] = {}
+        self._writers: dict[str, Any] = {}
+        self._rows: dict[str, list[int]] = {name: [] for name in schemas}
+        self._counts = [0] * (span[1] - span[0])
+        try:
+            for name, schema in schemas.items():
+                path = row_file(directory, name, span)
+                make_directory(path.parent)
+                file = HashedFile(self._stack.enter_context(atomic_file(path)), hasher)
+                self._files[name] = file
+                self._writers[name] = pa.ipc.new_file(file, schema)
+        except BaseException as error:
+            self.abandon(error)
+            raise
+
+    def add(self, unit: int, parts: Mapping[str, pa.RecordBatch]) -> None:
+        """Append one batch of a unit to every table.
+
+        Raises
+        ------
+        StoreError
+            If it has other columns than the ones before, or the disk is full.
+        """
+        try:
+            for name, part in parts.items():
+                self._writers[name].write_batch(part)
+                self._rows[name].append(part.num_rows)
+        except pa.ArrowException as error:
+            raise StoreError(
+                f"write_store: the batches of {self._directory} differ in their columns: {error}."
+            ) from error
+        self._counts[unit - self._span[0]] += 1
+
+    def commit(self, plan: str) -> None:
+        """Give all files their names, and write the record that makes them count."""
+        written: dict[str, Any] = {}
+        for name, file in self._files.items():
+            self._writers[name].close()
+            written[name] = {
+                "blake2b": file.digest(),
+                "size_bytes": file.tell(),
+                "rows": self._rows[name],
+            }
+        self._stack.close()
+        record = record_file(self._directory, self._span)
+        make_directory(record.parent)
+        atomic_write(record, sealed({"plan": plan, "files": written, "batches": self._counts}))
+
+    def abandon(self, error: BaseException) -> None:
+        """Remove what was written."""
+        with suppress(BaseException):
+            self._stack.__exit__(type(error), error, error.__traceback__)

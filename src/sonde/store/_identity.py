@@ -1,0 +1,55 @@
+"""What stores say of themselves: fewer sites, more sites, further data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+PARALLEL = ("sites", "reducers", "keys")
+DATA = "data"
+
+
+def only_sites(identity: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return what a stream would say of itself that read only these kinds of rows."""
+    if "arrays" in identity:
+        arrays = identity["arrays"]
+        return {**identity, "arrays": {k: arrays[k] for k in keys if k in arrays}}
+    if "keys" not in identity:
+        return identity
+    index = [identity["keys"].index(key) for key in keys]
+    return identity | {n: [identity[n][i] for i in index] for n in PARALLEL if n in identity}
+
+
+def joined(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a stream would say that read the sites of all, over the same data."""
+    first, *others = identities
+    found = dict(first)
+    for other in others:
+        if "arrays" in found:
+            found["arrays"] = found["arrays"] | other["arrays"]
+        else:
+            found |= {n: [*found[n], *other[n]] for n in PARALLEL}
+    return found
+
+
+def without_sites(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return all that does not depend on which sites were read."""
+    return {k: v for k, v in identity.items() if k not in (*PARALLEL, "arrays")}
+
+
+def without_data(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return all that does not depend on the data."""
+    return {k: v for k, v in identity.items() if k not in (DATA, "arrays", "columns")}
+
+
+def appended(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a stream says that holds several data sets, one behind the other."""
+    if len(identities) == 1:
+        return identities[0]
+    parts = [i.get(DATA, {n: i.get(n) for n in ("arrays", "columns")}) for i in identities]
+    return without_data(identities[0]) | {DATA: {"appended": parts}}
+
+
+def difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
+    """Return the first name under which two differ."""
+    names = sorted({*a, *b}, key=lambda name: (name in PARALLEL, name))
+    found = next((name for name in names if a.get(name) != b.get(name)), None)
+    return "sites" if found in PARALLEL else found

@@ -1,0 +1,136 @@
+"""One Arrow file in memory as it lies on disk: its columns as tensors without a copy."""
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from sonde.core.errors import StoreError
+from sonde.store.layout import TORCH_TYPES
+
+DAMAGE = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    pa.ArrowException,
+)
+
+_ARROW_NAMES = {
+    "float": "float32",
+    "double": "float64",
+    "halffloat": "float16",
+    "uint16": "bfloat16",
+}
+
+
+class MappedFile:
+    """A committed file; its pages are private, so nobody who writes into a tensor reaches it.
+
+    Parameters
+    ----------
+    path : Path
+    size : int
+        Bytes that were committed.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing, has another size, or is no Arrow file.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != size:
+                    raise StoreError(f"Store: {path} has not the {size} bytes that were committed.")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            buffer = pa.py_buffer(self._map)
+            self._address = buffer.address
+            self._reader = pa.ipc.open_file(pa.BufferReader(buffer))
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"Store: {path} is missing. Run the command that wrote the store again."
+            ) from error
+        except DAMAGE as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"Store: {path} cannot be read: {error}.") from error
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns."""
+        return self._reader.schema
+
+    @property
+    def n_batches(self) -> int:
+        """Number of record batches."""
+        return self._reader.num_record_batches
+
+    def batch(self, i: int, full: bool = False) -> pa.RecordBatch:
+        """Return a record batch whose buffers lie inside the file."""
+        found = self._reader.get_batch(i)
+        found.validate(full=full)
+        return found
+
+    def tensor(self, column: pa.Array, dtype: str) -> Tensor:
+        """Return the rows of a column as they lie in the file."""
+        width, values = column.type.list_size, column.flatten()
+        if len(values) != len(column) * width or values.null_count:
+            raise ValueError("a column of rows has empty values")
+        kind = TORCH_TYPES[dtype]
+        if not len(values):
+            return torch.empty(0, width, dtype=kind)
+        start = self.start(values, kind.itemsize)
+        flat = torch.frombuffer(self._map, dtype=kind, count=len(values), offset=start)
+        return flat.reshape(-1, width)
+
+    def start(self, values: pa.Array, itemsize: int) -> int:
+        """Return the byte of the file at which values begin."""
+        start = values.buffers()[1].address - self._address + values.offset * itemsize
+        if not 0 <= start <= len(self._map) - len(values) * itemsize or start % itemsize:
+            raise ValueError("a column lies outside of its file")
+        return start
+
+    def elements(self, dtype: str) -> np.ndarray:
+        """Return the whole file as numbers of one type; bfloat16 as its 16 bits."""
+        kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+        return np.frombuffer(self._map, dtype=kind, count=len(self._map) // kind.itemsize)
+
+
+def numbers(file: MappedFile, part: pa.RecordBatch, name: str) -> Tensor:
+    """Return a column with one or several numbers for each example."""
+    column = part.column(name)
+    if not pa.types.is_fixed_size_list(column.type):
+        return torch.from_numpy(np.array(column))
+    kind = str(column.type.value_type)
+    word = _ARROW_NAMES.get(kind, kind)
+    if word in TORCH_TYPES:
+        return file.tensor(column, word)
+    values = np.array(column.flatten())
+    return torch.from_numpy(values).reshape(-1, column.type.list_size)
+
+
+def integers(part: pa.RecordBatch, name: str) -> Tensor:
+    """Return a column of whole numbers.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or it has empty values.
+    """
+    try:
+        column = part.column(name)
+        if column.null_count or not pa.types.is_integer(column.type):
+            raise ValueError(f"expected whole numbers, got {column.type}")
+        return torch.from_numpy(np.asarray(column).astype(np.int64))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"Store: column {name!r} is missing or damaged: {error}.") from error

@@ -1,0 +1,130 @@
+"""One data set of a store: its first volume, and those of sites that were added later."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.errors import StoreError
+from sonde.store.layout import EXAMPLES, SITES, row_file
+from sonde.store.volume import Span, Volume
+
+
+class DataSet:
+    """Rows of one data set; sites added later stand in volumes with the same batches.
+
+    Parameters
+    ----------
+    directory : Path
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        first = Volume(directory)
+        self.manifest = first.manifest
+        added = [directory / SITES / str(k + 1) for k in range(self.manifest.n_sites)]
+        self.volumes = (first, *(Volume(folder) for folder in added))
+        for volume in self.volumes[1:]:
+            if volume.manifest.bounds != self.manifest.bounds:
+                raise StoreError(f"Store: {volume.directory} has other units than {directory}.")
+
+    def __len__(self) -> int:
+        return self.manifest.bounds[-1]
+
+    @cached_property
+    def schema(self) -> dict[str, SiteSchema]:
+        """The kinds of rows by their keys."""
+        return {s.key: s for volume in self.volumes for s in volume.schema}
+
+    @property
+    def identities(self) -> list[dict[str, Any]]:
+        """What the streams that wrote the volumes said of themselves."""
+        return [volume.manifest.identity for volume in self.volumes]
+
+    def missing(self) -> list[Span]:
+        """Return the ranges of units that were not committed."""
+        return [span for volume in self.volumes for span in volume.missing()]
+
+    def check_files(self) -> None:
+        """Refuse a file that is missing or has another size."""
+        for volume in self.volumes:
+            volume.check_files()
+
+    def home(self, key: str) -> Volume:
+        """Return the volume that holds a kind of rows."""
+        for volume in self.volumes:
+            if any(s.key == key for s in volume.schema):
+                return volume
+        raise StoreError(f"Store: {self.directory} has no rows of {key}.")
+
+    def batches(self, unit: int, wanted: frozenset[str]) -> Iterator[Batch]:
+        """Yield the batches of a unit at the wanted sites of all volumes."""
+        first, *others = self.volumes
+        needed = [v for v in others if any(self.home(key) is v for key in wanted)]
+        if not needed:
+            yield from first.batches(unit, wanted)
+            return
+        parts = [v.batches(unit, wanted) for v in (first, *needed)]
+        for batches in zip(*parts, strict=True):
+            yield self._together(list(batches))
+
+    def _together(self, batches: list[Batch]) -> Batch:
+        first = batches[0]
+        if not all(torch.equal(first.order, b.order) for b in batches[1:]):
+            raise StoreError(
+                f"Store: the sites that were added to {self.directory} are of other examples. "
+                "Write the store again."
+            )
+        names = ("rows", "example", "position", "grad", "grid", "special")
+        found = {n: {k: x for b in batches for k, x in getattr(b, n).items()} for n in names}
+        _share(found["example"], found["position"])
+        return replace(first, head=next((b.head for b in batches if b.head), None), **found)
+
+    def verify(self) -> list[str]:
+        """Return what is wrong with the bytes of the files."""
+        wrong: list[str] = []
+        for volume in self.volumes:
+            for span in volume.manifest.ranges():
+                for table in (EXAMPLES, *volume.manifest.tables):
+                    path = row_file(volume.directory, table, span)
+                    try:
+                        said = volume.record(span)["files"][table]["blake2b"]
+                        with path.open("rb") as file:
+                            found = hashlib.file_digest(file, _hasher).hexdigest()
+                    except (OSError, KeyError, TypeError) as error:
+                        wrong.append(f"{path}: {error}")
+                        continue
+                    if said != found:
+                        wrong.append(f"{path}: its bytes are not those that were committed")
+        return wrong
+
+
+def common_schema(sets: Sequence[DataSet]) -> tuple[SiteSchema, ...]:
+    """Return the kinds of rows that every data set has, in order of execution."""
+    common = frozenset.intersection(*(frozenset(s.schema) for s in sets))
+    found = [schema for key, schema in sets[0].schema.items() if key in common]
+    return tuple(sorted(found, key=lambda s: (s.site.order, s.key)))
+
+
+def _hasher() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
+def _share(example: dict[str, torch.Tensor], position: dict[str, torch.Tensor]) -> None:
+    """Make kinds of rows with equal layouts say so: one tensor, as in a live batch."""
+    known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    for key, own in example.items():
+        layout = (id(own), id(position[key]))
+        if layout not in known:
+            same = [k for k in known.values() if _equal(k, (own, position[key]))]
+            known[layout] = same[0] if same else (own, position[key])
+        example[key], position[key] = known[layout]
+
+
+def _equal(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])

@@ -1,0 +1,248 @@
+"""A store as arrays by site: ``.npz`` and ``.safetensors``, as ``sonde fit METHODS -`` reads them.
+
+Each array is written in one walk over the store, so vectors are never held together.
+"""
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.errors import InputError
+from sonde.core.files import atomic_file
+from sonde.store.exporting.parts import column_names, parts_of, text_of
+from sonde.store.reading import Store
+
+Tick = Callable[[int], None]
+Pieces = Callable[[], Iterator[np.ndarray]]
+
+_CODES = {"<f4": "F32", "<f8": "F64", "<f2": "F16", "<i8": "I64", "|u1": "U8"}
+_BFLOAT16 = "BF16"
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array, and how its pieces come.
+
+    Parameters
+    ----------
+    name : str
+    dtype : str
+        NumPy's name of the type.
+    shape : tuple of int
+    pieces : callable
+        Gives the pieces along the first axis, anew at each call.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Pieces
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the whole array."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What must be known of the columns before they are written."""
+
+    n_rows: int
+    id_bytes: int
+    plain_ids: bool
+    labelled: bool
+    placed: bool
+
+
+def write_npz(store: Store, path: Path, tick: Tick) -> int:
+    """Write sites and columns as ``.npz`` and return the number of rows."""
+    facts = _facts(store, tick)
+    with (
+        atomic_file(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,  # type: ignore[call-overload]
+    ):
+        for array in _arrays(store, facts, tick, native=False):
+            entry = zipfile.ZipInfo(f"{array.name}.npy")
+            with archive.open(entry, "w", force_zip64=True) as member:
+                head = {"descr": array.dtype, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_2_0(member, head)
+                for piece in array.pieces():
+                    member.write(_raw(piece))
+    return facts.n_rows
+
+
+def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
+    """Write sites and columns as ``.safetensors``, every type kept, and return the rows."""
+    facts = _facts(store, tick)
+    arrays = sorted(
+        _arrays(store, facts, tick, native=True), key=lambda a: -np.dtype(a.dtype).itemsize
+    )
+    names = array_names([s.key for s in store.schema])
+    said = {"kind": "rows of a store", "n_rows": facts.n_rows, "sites": list(names)}
+    said["arrays"] = list(names.values())
+    head: dict[str, Any] = {"__metadata__": {"sonde": json.dumps(said, sort_keys=True)}}
+    end = 0
+    half = {names[s.key] for s in store.schema if s.dtype == "bfloat16"}
+    for array in arrays:
+        code = _BFLOAT16 if array.name in half else _CODES[np.dtype(array.dtype).str]
+        offsets = [end, end + array.n_bytes]
+        head[array.name] = {"dtype": code, "shape": list(array.shape), "data_offsets": offsets}
+        end += array.n_bytes
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            for piece in array.pieces():
+                file.write(_raw(piece))
+    return facts.n_rows
+
+
+def _raw(piece: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+
+
+def _facts(store: Store, tick: Tick) -> _Facts:
+    n_rows = id_bytes = 0
+    plain, labelled, placed = True, False, False
+    key = store.schema[0].key
+    for part in parts_of(store.select([key]), {}):
+        batch = part.batch
+        ids = [str(i).encode() for i in batch.ids]
+        id_bytes = max([id_bytes, *map(len, ids)])
+        plain = plain and all(i == bytes(k) for i, k in zip(ids, batch.keys, strict=True))
+        labelled = labelled or bool((batch.label >= 0).any())
+        placed = placed or bool((batch.position[key] != 0).any())
+        n_rows += len(part)
+        tick(0)
+    return _Facts(n_rows, max(1, id_bytes), plain, labelled, placed)
+
+
+def _arrays(store: Store, facts: _Facts, tick: Tick, native: bool) -> Iterator[Array]:
+    """Yield the columns and the sites; ``native`` keeps bfloat16 as its 16 bits."""
+    names = array_names([s.key for s in store.schema])
+    n, key = facts.n_rows, store.schema[0].key
+    one = store.select([key])
+    # A dtype of bytes in NumPy's own files; rows of bytes where a format knows only numbers.
+    ids = _texts(one, facts.id_bytes, native, _ids)
+    yield Array("id", *_text_form(n, facts.id_bytes, native), ids)
+    if not facts.plain_ids:
+        yield from _key_array("key", one, n, lambda b: [bytes(k) for k in b.keys])
+    if store.grouped:
+        yield from _groups(one, n, native)
+    if facts.placed:
+        yield Array("position", "<i8", (n,), _walk(one, lambda b, _: b.position[key].numpy()))
+    if facts.labelled:
+        yield Array("label", "<i8", (n,), _walk(one, lambda b, e: b.label.numpy()[e]))
+    for schema in store.schema:
+        yield _site(store, schema, names[schema.key], n, native, tick)
+
+
+def array_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return the name of each site's array: the site without ``:out``, as arrays are read back.
+
+    Raises
+    ------
+    InputError
+        If that is the name of a column.
+
+    Examples
+    --------
+    >>> array_names(["layers.0:out", "layers.0:in", "h"])
+    {'layers.0:out': 'layers.0', 'layers.0:in': 'layers_0_in', 'h': 'h'}
+    """
+    plain = {key: key.removesuffix(":out") for key in keys}
+    names = {key: name for key, name in plain.items() if not set(name) & set(":|/\\")}
+    names |= column_names([k for k in keys if k not in names], tuple(names.values()))
+    for key, name in names.items():
+        if name in RESERVED:
+            raise InputError(
+                f"export: the site {key!r} has the name of a column. Write Parquet instead."
+            )
+    return {key: names[key] for key in keys}
+
+
+RESERVED = ("id", "key", "group", "group_key", "position", "label", "pair", "side", "first_error")
+
+
+def _site(store: Store, schema: SiteSchema, name: str, n: int, native: bool, tick: Tick) -> Array:
+    kind = {"float64": "<f8", "float16": "<f2"}.get(schema.dtype, "<f4")
+    if native and schema.dtype == "bfloat16":
+        kind = "<u2"
+
+    def rows(batch: Batch, _: np.ndarray) -> np.ndarray:
+        tick(len(batch) // max(1, len(store.schema)))
+        return _numpy(batch.rows[schema.key], native)
+
+    return Array(name, kind, (n, schema.dim), _walk(store.select([schema.key]), rows))
+
+
+def _numpy(x: Tensor, native: bool) -> np.ndarray:
+    if x.dtype != torch.bfloat16:
+        return x.numpy()
+    return x.contiguous().view(torch.uint16).numpy() if native else x.float().numpy()
+
+
+def _walk(store: Store, take: Callable[[Batch, np.ndarray], np.ndarray]) -> Pieces:
+    def pieces() -> Iterator[np.ndarray]:
+        for part in parts_of(store, {}):
+            yield take(part.batch, part.example.numpy())
+
+    return pieces
+
+
+def _ids(batch: Batch) -> list[bytes]:
+    return [str(i).encode() for i in batch.ids]
+
+
+def _text_form(n: int, width: int, native: bool) -> tuple[str, tuple[int, ...]]:
+    return ("|u1", (n, width)) if native else (f"|S{width}", (n,))
+
+
+def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[bytes]]) -> Pieces:
+    """Return texts of each row: as byte strings, or as rows of bytes filled up with zeros."""
+
+    def take(batch: Batch, example: np.ndarray) -> np.ndarray:
+        found = np.array(of(batch), dtype=f"S{width}")[example]
+        return found.view(np.uint8).reshape(-1, width) if native else found
+
+    return _walk(store, take)
+
+
+def _key_array(
+    name: str, store: Store, n: int, of: Callable[[Batch], list[bytes]]
+) -> Iterator[Array]:
+    """Yield keys as rows of bytes, where all have one length; else none, so ids stand for them."""
+    lengths = {len(k) for part in parts_of(store, {}) for k in of(part.batch)}
+    if len(lengths) == 1:
+        width = lengths.pop()
+
+        def take(batch: Batch, example: np.ndarray) -> np.ndarray:
+            raw = np.frombuffer(b"".join(of(batch)), dtype=np.uint8)
+            return raw.reshape(-1, width)[example]
+
+        yield Array(name, "|u1", (n, width), _walk(store, take))
+
+
+def _groups(store: Store, n: int, native: bool) -> Iterator[Array]:
+    keys = [bytes(k) for k in store.group_keys]
+    texts = [text_of(k).encode() for k in keys]
+    if all(t == k for t, k in zip(texts, keys, strict=True)) or len({len(k) for k in keys}) > 1:
+        width = max(map(len, texts), default=1)
+
+        def named(batch: Batch) -> list[bytes]:
+            return [text_of(bytes(k)).encode() for k in batch.group_keys]
+
+        yield Array("group", *_text_form(n, width, native), _texts(store, width, native, named))
+        return
+    yield from _key_array("group_key", store, n, lambda b: [bytes(k) for k in b.group_keys])

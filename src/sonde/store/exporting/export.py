@@ -1,0 +1,86 @@
+"""Which file a store becomes: by the ending of its name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE
+from sonde.store.exporting.arrays import write_npz, write_safetensors
+from sonde.store.exporting.parts import chosen_kinds, one_layout
+from sonde.store.exporting.tables import Table, lance_module, write_lance, write_parquet
+from sonde.store.exporting.view import view_of
+from sonde.store.reading import Store
+
+SUFFIXES = (".parquet", ".npz", ".safetensors", ".lance")
+
+
+def export_store(
+    store: Store | str | Path,
+    path: str | Path,
+    *,
+    sites: str | Sequence[str] = "auto",
+    columns: Sequence[str] | None = None,
+    rows: bool = False,
+    neighbors: int = 10,
+    sample: int = SAMPLE,
+    tick: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write a store as one file of another format and return what was written.
+
+    Vectors are never held together; ids and groups are, and Lance's index takes more as rows grow.
+    The file appears whole or not at all.
+
+    Parameters
+    ----------
+    store : Store or path
+    path : path
+        ``.parquet``: ids, columns and where rows stand in a picture of the last site;
+        ``.npz`` and ``.safetensors``: the rows as arrays by site, with id, group, position, label;
+        ``.lance``: a Lance data set of everything, with a vector index on each site.
+    sites : str or sequence, default="auto"
+        Which sites, as ``Store.select`` takes them; all must be read by one reducer.
+    columns : sequence of str or None, default=None
+        Which of the columns that were stored, in tables; None is all.
+    rows : bool, default=False
+        Add the rows themselves to a Parquet file.
+    neighbors : int, default=10
+        Nearest rows of the sample that each row gets in a table; 0 leaves them out.
+    sample : int, default=2048
+        Rows of smallest draw, from which directions and neighbours come.
+    tick : callable
+        Called with the number of examples after each piece.
+
+    Raises
+    ------
+    InputError
+        If the ending is unknown, a column does not exist, or sites differ in their rows.
+    StoreError
+        If the store is not whole, or the file cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise InputError(f"export: expected a name that ends in {', '.join(SUFFIXES)}, got {path}.")
+    if neighbors < 0 or sample < 2:
+        raise InputError(
+            f"export: expected neighbors of at least 0 and a sample of at least 2, got {neighbors} "
+            f"and {sample}."
+        )
+    if kind == ".lance":
+        lance_module()
+    chosen = (store if isinstance(store, Store) else Store(store)).select(sites)
+    schema = one_layout(chosen)
+    if kind in (".npz", ".safetensors"):
+        if columns:
+            raise InputError(f"export: {kind} carries no columns. Write {path.stem}.parquet.")
+        write = write_npz if kind == ".npz" else write_safetensors
+        n_rows = write(chosen, path, tick)
+    else:
+        kinds = chosen_kinds(chosen, columns)
+        view = view_of(chosen, schema[-1].key, sample, neighbors)
+        table = Table(chosen, kinds, view, rows or kind == ".lance")
+        n_rows = (write_parquet if kind == ".parquet" else write_lance)(table, path, tick)
+    size = sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
+    keys = [s.key for s in schema]
+    return {"file": str(path), "sites": keys, "n_rows": n_rows, "size_bytes": size}

@@ -1,0 +1,219 @@
+"""The rows of a store piece by piece, as Arrow tables for people: ids, columns, vectors."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.errors import InputError, StoreError, near
+from sonde.store._columns import CHOSEN
+from sonde.store.dataset import DataSet
+from sonde.store.layout import DATA, EXAMPLES
+from sonde.store.reading import Store
+
+_KINDS = {
+    "bool": pa.bool_(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "text": pa.string(),
+}
+_OWN = ("id", "occurrence", "position", "line", "column", "group", "label", "x", "y")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one batch at the sites of one layout.
+
+    Parameters
+    ----------
+    first : int
+        Number of the first row, counted over the whole export.
+    batch : Batch
+    example : Int[Tensor, "row"]
+        Index into the batch's examples, for each row.
+    chosen : dict of str to pa.Array
+        Columns that the user chose when the store was written, one value for each row.
+    """
+
+    first: int
+    batch: Batch
+    example: Tensor
+    chosen: dict[str, pa.Array]
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+
+def one_layout(store: Store) -> tuple[SiteSchema, ...]:
+    """Return the sites of a store, which must be read by one reducer: a file has one kind of rows.
+
+    Raises
+    ------
+    InputError
+        If they are of several.
+    """
+    kinds = {(str(s.reducer), s.reducer.keep_special): s.key for s in store.schema}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{kind[0]} ({key})" for kind, key in kinds.items())
+        raise InputError(
+            f"export: a file holds one kind of rows, the store has {listed}. Choose with --sites."
+        )
+    return store.schema
+
+
+def chosen_kinds(store: Store, names: Sequence[str] | None) -> dict[str, str]:
+    """Return the columns to carry and their kinds; every one that all data sets have if None.
+
+    Raises
+    ------
+    InputError
+        If the store has no such column.
+    """
+    sets = [part.manifest.columns for part in data_sets(store)]
+    known = {n: k for n, k in sets[0].items() if all(other.get(n) == k for other in sets[1:])}
+    for name in names or ():
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise InputError(
+                f"export: the store has no column {name!r}.{near(name, known)} It has {listed}; "
+                "columns are chosen when the store is written."
+            )
+    return known if names is None else {name: known[name] for name in names}
+
+
+def data_sets(store: Store) -> list[DataSet]:
+    """Return the data sets of a store in order."""
+    further = range(1, store.manifest.n_data + 1)
+    return [
+        DataSet(d) for d in (store.directory, *(store.directory / DATA / str(k) for k in further))
+    ]
+
+
+def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[Part]:
+    """Yield the rows of a store batch by batch; vectors are never held together.
+
+    Raises
+    ------
+    InputError
+        If sites differ in their rows.
+    """
+    first = 0
+    keys = [s.key for s in store.schema]
+    for batch, examples in zip(store, _examples(store, bool(kinds)), strict=not kinds):
+        example, position = batch.example[keys[0]], batch.position[keys[0]]
+        for key in keys[1:]:
+            same = torch.equal(batch.example[key], example)
+            if not (same and torch.equal(batch.position[key], position)):
+                raise InputError(
+                    f"export: {key} has other rows than {keys[0]}. Choose one of them with --sites."
+                )
+        index = pa.array(example.numpy())
+        held = {} if examples is None else {n: examples.column(CHOSEN + n) for n in kinds}
+        chosen = {name: column.take(index) for name, column in held.items()}
+        yield Part(first, batch, example, chosen)
+        first += len(example)
+
+
+def _examples(store: Store, wanted: bool) -> Iterator[pa.RecordBatch | None]:
+    """Yield the table of examples batch by batch, in step with the store's batches."""
+    for part in data_sets(store):
+        volume = part.volumes[0]
+        for span in volume.manifest.ranges():
+            if not wanted:
+                yield from [None] * sum(volume.record(span)["batches"])
+                continue
+            file = volume.file(EXAMPLES, span)
+            for i in range(file.n_batches):
+                try:
+                    yield file.batch(i, full=True)
+                except pa.ArrowException as error:
+                    raise StoreError(
+                        f"export: {file.path} is damaged: {error}. See sonde verify."
+                    ) from error
+
+
+def id_fields(store: Store, kinds: dict[str, str], grid: bool) -> list[pa.Field]:
+    """Return the columns that say which row it is."""
+    fields = [
+        pa.field("id", pa.string()),
+        pa.field("occurrence", pa.int32()),
+        pa.field("position", pa.int32()),
+    ]
+    if grid:
+        fields += [pa.field("line", pa.int32()), pa.field("column", pa.int32())]
+    if store.grouped:
+        fields.append(pa.field("group", pa.string()))
+    fields.append(pa.field("label", pa.int64()))
+    taken = {*_OWN, "neighbors", "neighbor_ids"}
+    names = {name: f"{name}_" if name in taken else name for name in kinds}
+    return fields + [pa.field(names[name], _KINDS[kind]) for name, kind in kinds.items()]
+
+
+def id_columns(store: Store, part: Part, grid: bool) -> list[pa.Array]:
+    """Return those columns of some rows; a label of none is null."""
+    batch, example = part.batch, part.example.numpy()
+    key = store.schema[0].key
+    ids = np.asarray([str(i) for i in batch.ids], dtype=object)[example]
+    label = batch.label.numpy()[example]
+    columns = [
+        pa.array(ids, pa.string()),
+        pa.array(np.asarray(batch.occurrence)[example].astype(np.int32)),
+        pa.array(batch.position[key].numpy().astype(np.int32)),
+    ]
+    if grid:
+        columns += [pa.array(batch.grid[key][:, i].numpy().astype(np.int32)) for i in (0, 1)]
+    if store.grouped:
+        groups = np.asarray([text_of(bytes(k)) for k in batch.group_keys], dtype=object)
+        columns.append(pa.array(groups[example], pa.string()))
+    columns.append(pa.array(label, mask=label < 0))
+    return columns + list(part.chosen.values())
+
+
+def text_of(key: bytes) -> str:
+    """Return a key as text: the text that it is, else hexadecimal digits."""
+    try:
+        found = key.decode("utf-8")
+    except UnicodeDecodeError:
+        return key.hex()
+    return found if found.isprintable() else key.hex()
+
+
+def column_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str]:
+    """Return a column name for each site: letters, digits and underscores, each name once.
+
+    Examples
+    --------
+    >>> column_names(["layers.0:out", "layers_0:out", "1"])
+    {'layers.0:out': 'layers_0_out', 'layers_0:out': 'layers_0_out_2', '1': 'site_1'}
+    """
+    names: dict[str, str] = {}
+    used = set(taken)
+    for key in keys:
+        plain = re.sub(r"\W+", "_", key, flags=re.ASCII).strip("_") or "site"
+        plain = f"site_{plain}" if plain[0].isdigit() else plain
+        name, k = plain, 2
+        while name in used:
+            name, k = f"{plain}_{k}", k + 1
+        names[key] = name
+        used.add(name)
+    return names
+
+
+def vector_field(name: str, schema: SiteSchema) -> pa.Field:
+    """Return the column of a site's rows; bfloat16 widens to float32, which changes no value."""
+    kind = {"float64": pa.float64(), "float16": pa.float16()}.get(schema.dtype, pa.float32())
+    meta = {"sonde.site": schema.key, "sonde.dtype": schema.dtype}
+    return pa.field(name, pa.list_(kind, schema.dim), metadata=meta)
+
+
+def vector_column(rows: Tensor) -> pa.Array:
+    """Return rows as such a column."""
+    wide = rows.float() if rows.dtype == torch.bfloat16 else rows
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(wide.contiguous().reshape(-1).numpy()), rows.shape[1]
+    )

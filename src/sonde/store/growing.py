@@ -1,0 +1,205 @@
+"""A store that grows: further data behind the first, further sites beside those that are there.
+
+Nothing that was written is written again. What is added is a store of its own in a folder below,
+and counts from the moment at which the manifest above it does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sonde.core.batch import SiteSchema
+from sonde.core.errors import StoreError
+from sonde.core.files import atomic_write
+from sonde.core.lock import RunLock
+from sonde.core.stream import Stream
+from sonde.store._identity import appended, difference, without_data, without_sites
+from sonde.store._later import LaterOccurrences
+from sonde.store.dataset import DataSet, common_schema
+from sonde.store.layout import DATA, MANIFEST, SITES, Manifest, read_manifest, sealed
+from sonde.store.writing import StoreWriter, Tick
+
+
+def append_store(
+    stream: Stream,
+    directory: str | Path,
+    *,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    tick: Tick = lambda _: None,
+) -> Path:
+    """Write the rows of further data behind those of a store.
+
+    Examples that the store holds already count as further occurrences, as if all data had been
+    read at once. Data that were appended before are not appended again.
+
+    Parameters
+    ----------
+    stream : Stream
+        The same model, sites and reading over other data.
+    directory : path
+    columns : mapping of str to sequence, optional
+        The columns that the store has, with a value for every example.
+    tick : callable
+        Called with the number of examples as they are read.
+
+    Raises
+    ------
+    StoreError
+        If the store is unfinished, of another model or reading, or cannot be written.
+    """
+    directory = Path(directory)
+    with RunLock(directory):
+        sets = _data_sets(directory)
+        top = sets[0].manifest
+        _require_same_kind(sets, stream, columns or {})
+        mine = _data_of(stream.identity())
+        held = [k for k, part in enumerate(sets) if _data_of(part.identities[0]) == mine]
+        number = held[0] if held else len(sets)
+        if number == 0:
+            tick(len(stream))
+            return directory
+        known = sets[number].volumes[0].schema if held else common_schema(sets)
+        source = LaterOccurrences(stream, sets[:number])
+        folder, keys = directory / DATA / f"{number}", [s.key for s in known]
+        writer = StoreWriter(source, folder, top.unit_size, columns, keys)
+        _continue(writer, "--append", tick)
+        if not held:
+            _commit(directory, replace(top, n_data=number))
+    return directory
+
+
+def add_sites(
+    stream: Stream,
+    directory: str | Path,
+    *,
+    tick: Tick = lambda _: None,
+) -> list[str]:
+    """Write rows of sites that a store does not have, over one of its data sets.
+
+    Sites that are there already are left as they are. Where a store has several data sets, a site
+    counts once every one of them has it.
+
+    Parameters
+    ----------
+    stream : Stream
+        The same model, data and reading at more sites.
+    directory : path
+    tick : callable
+        Called with the number of examples as they are read.
+
+    Returns
+    -------
+    list of str
+        The kinds of rows that were added.
+
+    Raises
+    ------
+    StoreError
+        If the store is unfinished, of another model, data or reading, or cannot be written.
+    """
+    directory = Path(directory)
+    with RunLock(directory):
+        sets = _data_sets(directory)
+        mine = without_sites(stream.identity())
+        place = [k for k, part in enumerate(sets) if without_sites(part.identities[0]) == mine]
+        if not place:
+            what = difference(without_sites(sets[0].identities[0]), mine)
+            raise StoreError(
+                f"add_sites: {directory} holds rows of another model, data or reading (its "
+                f"{what}). Name the data that it was read from."
+            )
+        part, here = sets[place[0]], {s.key for s in stream.schema}
+        source: Stream = stream if place[0] == 0 else LaterOccurrences(stream, sets[: place[0]])
+        for volume in part.volumes[1:]:
+            keys = [s.key for s in volume.schema]
+            if volume.missing() and here.issuperset(keys):
+                _continue(_writer(source, part, volume.directory, keys), "--add-sites", tick)
+        keys = [s.key for s in stream.schema if s.key not in part.schema]
+        if not keys:
+            return []
+        number = part.manifest.n_sites + 1
+        writer = _writer(source, part, part.directory / SITES / f"{number}", keys)
+        _continue(writer, "--add-sites", tick)
+        _commit(part.directory, replace(part.manifest, n_sites=number))
+    return keys
+
+
+def _require_same_reducers(part: DataSet, stream: Stream) -> None:
+    """Refuse a site under a name that rows of another reducer have."""
+    for schema in stream.schema:
+        held = part.schema.get(schema.key)
+        if held is not None and held.reducer != schema.reducer:
+            raise StoreError(
+                f"add_sites: {part.directory} holds {schema.key} read by {held.reducer}, got it "
+                f"read by {schema.reducer}. Read that beside it: further={schema.reducer.name!r} "
+                f"(--further {schema.reducer.name})."
+            )
+
+
+def _data_sets(directory: Path) -> list[DataSet]:
+    """Return the data sets of a store whose first rows are all there."""
+    first = DataSet(directory)
+    missing = first.volumes[0].missing()
+    if missing:
+        raise StoreError(
+            f"write_store: {directory} is not written to the end: {len(missing)} ranges of units "
+            "are missing. Run the command that writes it again before you add to it."
+        )
+    n = first.manifest.n_data
+    return [first, *(DataSet(directory / DATA / f"{k + 1}") for k in range(n))]
+
+
+def _writer(source: Stream, part: DataSet, folder: Path, keys: list[str]) -> StoreWriter:
+    writer = StoreWriter(source, folder, part.manifest.unit_size, keys=keys)
+    if writer.manifest.bounds != part.manifest.bounds:
+        raise StoreError(f"add_sites: expected the units of {part.directory}, got others.")
+    return writer
+
+
+def _commit(directory: Path, manifest: Manifest) -> None:
+    atomic_write(directory / MANIFEST, sealed(manifest.json()))
+
+
+def _continue(writer: StoreWriter, flag: str, tick: Tick) -> None:
+    """Write a store below another, or the rest of it; one of other rows is refused."""
+    path = writer.directory / MANIFEST
+    if path.exists() and read_manifest(writer.directory).plan != writer.manifest.plan:
+        raise StoreError(
+            f"write_store: an interrupted {flag} of other data or sites is in {writer.directory}. "
+            f"Run that command again to finish it, or remove {writer.directory}."
+        )
+    writer.start()
+    writer.write(writer.manifest.ranges(), tick)
+
+
+def _data_of(identity: dict[str, Any]) -> Any:
+    return appended([identity, identity])["data"]["appended"][0]
+
+
+def _require_same_kind(sets: list[DataSet], stream: Stream, columns: Mapping[str, Any]) -> None:
+    """Refuse a stream whose rows are not of the kind that a store holds."""
+    top, schema = sets[0].manifest, common_schema(sets)
+    here = {s.key: s for s in stream.schema}
+    mine = without_data(without_sites(top.identity)) | {"seed": top.seed}
+    its = without_data(without_sites(stream.identity())) | {"seed": stream.seed}
+    what = difference(mine, its) or _other_rows(schema, here)
+    if what is None and set(columns) != set(top.columns):
+        what = "columns"
+    if what is not None:
+        raise StoreError(
+            f"append_store: expected rows of the model and reading of {sets[0].directory}, got "
+            f"others (other {what}). Read with the same options, or write elsewhere."
+        )
+
+
+def _other_rows(schema: tuple[SiteSchema, ...], here: dict[str, SiteSchema]) -> str | None:
+    for mine in schema:
+        its = here.get(mine.key)
+        if its is None or (mine.dim, mine.dtype, str(mine.reducer)) != (
+            its.dim,
+            its.dtype,
+            str(its.reducer),
+        ):
+            return mine.key
+    return None

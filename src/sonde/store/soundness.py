@@ -1,0 +1,106 @@
+"""What a check of files found, and the removal of what a repair takes away."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sonde.core import files
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Parameters
+    ----------
+    path : Path
+        The file that is wrong or missing.
+    what : str
+    removes : tuple of Path
+        What a repair removes, in this order; nothing else depends on these files.
+    """
+
+    path: Path
+    what: str
+    removes: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """What was checked and what was found.
+
+    Parameters
+    ----------
+    kind : str
+        What the file or folder is.
+    checked : dict of str to int
+        How many files, bytes, rows and so on were looked at.
+    faults : tuple of Fault
+    leftovers : tuple of Path
+        Files of interrupted writes: harmless, nobody reads them.
+    notes : tuple of str
+        What is worth knowing and no fault.
+    """
+
+    kind: str
+    checked: dict[str, int]
+    faults: tuple[Fault, ...] = ()
+    leftovers: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def json(self, root: Path) -> dict[str, Any]:
+        """Return it as JSON values, with paths below ``root``."""
+        return {
+            "kind": self.kind,
+            "sound": self.is_sound,
+            "checked": self.checked,
+            "faults": [{"file": below(f.path, root), "what": f.what} for f in self.faults],
+            "left_over": [below(p, root) for p in self.leftovers],
+            "notes": list(self.notes),
+        }
+
+
+def below(path: Path, root: Path) -> str:
+    """Return a path as it is called inside ``root``.
+
+    Examples
+    --------
+    >>> below(Path("acts/rows/x.arrow"), Path("acts")), below(Path("a.sonde"), Path("a.sonde"))
+    ('rows/x.arrow', 'a.sonde')
+    """
+    if path == root or not path.is_relative_to(root):
+        return path.name
+    return path.relative_to(root).as_posix()
+
+
+def removals(root: Path, found: Soundness) -> list[Path]:
+    """Return the files that a repair takes away, in order; only such as lie inside ``root``."""
+    wanted: Iterable[Path] = [p for f in found.faults for p in f.removes] + list(found.leftovers)
+    real = root.resolve()
+    return [
+        path
+        for path in dict.fromkeys(wanted)
+        if (path.is_symlink() or path.is_file()) and path.parent.resolve().is_relative_to(real)
+    ]
+
+
+def repair(root: Path, found: Soundness) -> list[Path]:
+    """Remove what is damaged or left over, and return what was removed.
+
+    What commits a damaged range goes first, so a repair that is stopped leaves nothing that counts.
+
+    Raises
+    ------
+    StoreError
+        If a file cannot be removed.
+    """
+    gone = removals(root, found)
+    for path in gone:
+        files.remove(path)
+    return gone

@@ -1,0 +1,276 @@
+"""Checks of a store: hashes, counts, gaps, duplicates, and whether Arrow accepts every value."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sonde.core.errors import InputError, StoreError
+from sonde.core.files import TEMPORARY
+from sonde.store._content import batch_faults, schema_faults
+from sonde.store.layout import (
+    EXAMPLES,
+    FORMAT,
+    MANIFEST,
+    RANGES,
+    ROWS,
+    VERSION,
+    Manifest,
+    further_stores,
+    is_sealed,
+    read_json,
+    read_manifest,
+)
+from sonde.store.soundness import Fault, Soundness
+
+Span = tuple[int, int]
+
+_NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.(?:json|(?:\d{1,6}\.)?arrow)$")
+
+
+def is_store(directory: Path) -> bool:
+    """Return whether a folder is a store, or what is left of one."""
+    return (directory / MANIFEST).is_file() or (
+        (directory / RANGES).is_dir() and (directory / ROWS).is_dir()
+    )
+
+
+def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
+    """Read every byte of a store and return what is wrong.
+
+    Memory does not grow with the store: one record batch is looked at at a time.
+
+    Parameters
+    ----------
+    directory : path
+    tick : callable
+        Called with the number of examples after each range of units.
+
+    Raises
+    ------
+    InputError
+        If the folder is no store.
+    StoreError
+        If a later version wrote it, or it cannot be read.
+    """
+    directory = Path(directory)
+    if not is_store(directory):
+        raise InputError(f"verify: {directory} is no store.")
+    manifest, faults = _manifest(directory)
+    checked = {"n_files": 1, "n_bytes": 0, "n_ranges": 0, "n_examples": 0, "n_rows": 0}
+    spans = _written(directory) if manifest is None else manifest.ranges()
+    missing: list[Span] = []
+    for span in spans:
+        if not _record(directory, span).exists():
+            missing.append(span)
+            continue
+        check = _Range(directory, manifest, span)
+        faults += check.faults()
+        for name, n in check.checked.items():
+            checked[name] += n
+        tick(0 if manifest is None else manifest.bounds[span[1]] - manifest.bounds[span[0]])
+    if missing:
+        first = _record(directory, missing[0])
+        text = f"{len(missing)} of {len(spans)} ranges of units are not written"
+        faults.append(Fault(first, f"{text}, the first is {_words(missing[0])}"))
+    notes = () if manifest is None else _left_out(manifest, checked["n_examples"], missing)
+    strays = _strays(directory, manifest, faults)
+    own = Soundness("store of rows", checked, tuple(faults), tuple(strays), notes)
+    return own if manifest is None else _with_further(own, directory, manifest, tick)
+
+
+def _with_further(
+    own: Soundness, directory: Path, manifest: Manifest, tick: Callable[[int], None]
+) -> Soundness:
+    """Return what was found in a store, and in those of more sites and further data below it."""
+    found = own
+    found.checked["n_files"] += len(manifest.files)
+    for folder in further_stores(directory, manifest):
+        if not is_store(folder):
+            lost = Fault(folder, "the folder is missing or no store", (directory / MANIFEST,))
+            found = replace(found, faults=(*found.faults, lost))
+            continue
+        more = _counted_above(verify_store(folder, tick), folder, directory)
+        found = Soundness(
+            found.kind,
+            {name: n + more.checked[name] for name, n in found.checked.items()},
+            found.faults + more.faults,
+            tuple(dict.fromkeys(found.leftovers + more.leftovers)),
+            found.notes + more.notes,
+        )
+    return found
+
+
+def _counted_above(found: Soundness, folder: Path, above: Path) -> Soundness:
+    """Return the same, where a manifest that is lost takes with it the one that counts it."""
+    faults = [
+        replace(f, removes=(*f.removes, above / MANIFEST)) if f.path == folder / MANIFEST else f
+        for f in found.faults
+    ]
+    return replace(found, faults=tuple(faults))
+
+
+def _manifest(directory: Path) -> tuple[Manifest | None, list[Fault]]:
+    """Return the manifest, or None and what is wrong with it."""
+    path = directory / MANIFEST
+    if not path.exists():
+        return None, [Fault(path, "the manifest is missing")]
+    try:
+        raw = read_json(path)
+    except StoreError:
+        return None, [Fault(path, "the manifest is damaged: no JSON object", (path,))]
+    version = raw.get("version")
+    if raw.get("format") == FORMAT and type(version) is int and version > VERSION:
+        raise StoreError(
+            f"verify: {directory} was written by a later sonde (version {version} of the store, "
+            f"this one knows {VERSION}). Install the version that wrote it."
+        )
+    if raw.get("format") != FORMAT and not (directory / RANGES).is_dir():
+        raise InputError(f"verify: {path} is not the manifest of a store.")
+    try:
+        return read_manifest(directory), []
+    except StoreError as error:
+        return None, [Fault(path, f"the manifest is damaged: {_reason(error)}", (path,))]
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rpartition("damaged: ")[2].rstrip(".")
+
+
+def _record(directory: Path, span: Span) -> Path:
+    return directory / RANGES / f"{span[0]}-{span[1]}.json"
+
+
+def _words(span: Span) -> str:
+    return f"units {span[0]} to {span[1] - 1}"
+
+
+def _spans(folder: Path) -> list[Span]:
+    names = (_NAME.match(path.name) for path in folder.glob("*"))
+    return sorted({(int(m[1]), int(m[2])) for m in names if m is not None})
+
+
+def _written(directory: Path) -> list[Span]:
+    """Return the ranges that have a record, where no manifest says which there should be."""
+    return _spans(directory / RANGES)
+
+
+def _left_out(manifest: Manifest, n_examples: int, missing: list[Span]) -> tuple[str, ...]:
+    """Say how many planned examples have no row though their ranges were committed."""
+    planned = manifest.bounds[-1] - sum(
+        manifest.bounds[stop] - manifest.bounds[start] for start, stop in missing
+    )
+    n = planned - n_examples
+    return (f"{n:,} planned examples have no row: they could not be read",) if n > 0 else ()
+
+
+def _strays(directory: Path, manifest: Manifest | None, faults: list[Fault]) -> list[Path]:
+    """Return what interrupted or replaced writes left: temporary files, files of no range."""
+    found = [p for p in sorted(directory.rglob(f"*{TEMPORARY}*")) if p.is_file()]
+    if manifest is None:
+        return found
+    gone = {path for fault in faults for path in fault.removes}
+    planned = set(manifest.ranges())
+    for path in sorted([*directory.glob(f"{RANGES}/*"), *directory.glob(f"{ROWS}/*/*")]):
+        match = _NAME.match(path.name)
+        if match is None or path in gone:
+            continue
+        span = (int(match[1]), int(match[2]))
+        if span not in planned or not _record(directory, span).exists():
+            found.append(path)
+    return found
+
+
+class _Range:
+    """The check of one committed range: its record, its files, their rows."""
+
+    def __init__(self, directory: Path, manifest: Manifest | None, span: Span) -> None:
+        self.directory, self.manifest, self.span = directory, manifest, span
+        self.path = _record(directory, span)
+        self.checked = {"n_files": 1, "n_bytes": 0, "n_ranges": 1, "n_examples": 0, "n_rows": 0}
+
+    def faults(self) -> list[Fault]:
+        """Return what is wrong with the range; its removal takes record and files together."""
+        files = [p for p in self.directory.glob(f"{ROWS}/*/{self.span[0]}-{self.span[1]}.*")]
+        removes = (self.path, *(p for p in sorted(files) if _NAME.match(p.name)))
+        try:
+            found = list(self._found())
+        except (OSError, pa.ArrowException, *_HOSTILE) as error:
+            found = [(self.path, f"{_words(self.span)} cannot be read: {error}")]
+        return [Fault(path, what, removes) for path, what in found]
+
+    def _found(self) -> Iterator[tuple[Path, str]]:
+        try:
+            record = read_json(self.path)
+        except StoreError:
+            yield self.path, "the record is damaged: no JSON object"
+            return
+        if not is_sealed(self.path, record):
+            yield self.path, "the record is damaged: the checksum does not match"
+            return
+        if self.manifest is not None and record.get("plan") != self.manifest.plan:
+            yield self.path, "the record is of another plan"
+            return
+        files = record["files"]
+        tables = set(files) if self.manifest is None else {EXAMPLES, *self.manifest.tables}
+        if set(files) != tables or not all(str(name).isidentifier() for name in files):
+            yield self.path, "the record names other tables than the manifest"
+            return
+        wrong = [w for name in sorted(files) for w in self._file(name, files[name])]
+        yield from wrong
+        if not wrong:
+            yield from self._rows(record)
+
+    def _arrow(self, table: str) -> Path:
+        return self.directory / ROWS / table / f"{self.span[0]}-{self.span[1]}.arrow"
+
+    def _file(self, table: str, said: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+        path = self._arrow(table)
+        if not path.is_file():
+            yield path, "the file is missing"
+            return
+        size = path.stat().st_size
+        self.checked["n_files"] += 1
+        self.checked["n_bytes"] += size
+        if size != said["size_bytes"]:
+            yield path, f"has {size:,} bytes, {said['size_bytes']:,} were committed"
+            return
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, _hasher).hexdigest()
+        if found != said["blake2b"]:
+            yield path, "its bytes are not those that were committed"
+
+    def _rows(self, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+        """Compare every value with manifest and record; the hashes are known to be right."""
+        readers = {
+            name: pa.ipc.open_file(pa.memory_map(str(self._arrow(name))))
+            for name in record["files"]
+        }
+        for name, reader in readers.items():
+            counts = record["files"][name]["rows"]
+            if reader.num_record_batches != len(counts) or sum(record["batches"]) != len(counts):
+                yield self._arrow(name), "holds another number of batches than its record says"
+                return
+            yield from (
+                (self._arrow(name), w) for w in schema_faults(reader.schema, name, self.manifest)
+            )
+        seen: set[int] = set()
+        units = [u for u, n in enumerate(record["batches"], self.span[0]) for _ in range(n)]
+        for i, unit in enumerate(units):
+            parts = {name: reader.get_batch(i) for name, reader in readers.items()}
+            self.checked["n_examples"] += parts[EXAMPLES].num_rows
+            self.checked["n_rows"] += sum(p.num_rows for n, p in parts.items() if n != EXAMPLES)
+            said = {name: record["files"][name]["rows"][i] for name in readers}
+            for table, what in batch_faults(parts, said, self.manifest, unit, seen):
+                yield self._arrow(table), what
+
+
+def _hasher() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
+_HOSTILE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)

@@ -1,0 +1,261 @@
+"""One folder of rows: its manifest and records, and the batches of its units as written."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import safetensors.torch
+import torch
+
+from sonde.core.batch import Batch, Head, SiteSchema
+from sonde.core.errors import StoreError
+from sonde.store._columns import EXTRA, SHAPE
+from sonde.store._mapped import DAMAGE, MappedFile, integers, numbers
+from sonde.store.layout import (
+    EXAMPLES,
+    HEAD,
+    Column,
+    Manifest,
+    beside,
+    read_json,
+    read_manifest,
+    record_file,
+    row_file,
+)
+
+Span = tuple[int, int]
+KEPT_OPEN = 1
+
+
+class Volume:
+    """The rows of one data set at some sites, in a folder.
+
+    Parameters
+    ----------
+    directory : Path
+
+    Raises
+    ------
+    StoreError
+        If the folder is no store, or is damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest: Manifest = read_manifest(directory)
+        self._open: dict[Path, MappedFile] = {}
+        self._records: dict[Span, dict[str, Any]] = {}
+
+    @property
+    def schema(self) -> list[SiteSchema]:
+        """The kinds of rows."""
+        return [c.schema for columns in self.manifest.tables.values() for c in columns]
+
+    def missing(self) -> list[Span]:
+        """Return the ranges of units that were not committed."""
+        spans = self.manifest.ranges()
+        return [span for span in spans if not record_file(self.directory, span).exists()]
+
+    def check_files(self) -> None:
+        """Refuse a file that is missing or has another size, before rows are read.
+
+        Raises
+        ------
+        StoreError
+            Naming the first such file.
+        """
+        for span in self.manifest.ranges():
+            for table in (EXAMPLES, *self.manifest.tables):
+                path = row_file(self.directory, table, span)
+                size = self._size(table, span)
+                if not path.is_file():
+                    raise StoreError(
+                        f"Store: {path} is missing. Run the command that wrote the store again."
+                    )
+                if path.stat().st_size != size:
+                    raise StoreError(f"Store: {path} has not the {size} bytes that were committed.")
+
+    def record(self, span: Span) -> dict[str, Any]:
+        """Return the record of a range, checked.
+
+        Raises
+        ------
+        StoreError
+            If it is damaged, or of another plan.
+        """
+        if span not in self._records:
+            record = read_json(record_file(self.directory, span))
+            counts = record.get("batches")
+            if (
+                not isinstance(counts, list)
+                or not all(type(c) is int and c >= 0 for c in counts)
+                or len(counts) != span[1] - span[0]
+                or record.get("plan") != self.manifest.plan
+            ):
+                raise StoreError(
+                    f"Store: the record of units {span} in {self.directory} is damaged."
+                )
+            self._records[span] = record
+        return self._records[span]
+
+    def span_of(self, unit: int) -> Span:
+        """Return the range of units that lies in one file with a unit."""
+        step = 1 << self.manifest.level
+        start = unit // step * step
+        return start, min(start + step, len(self.manifest.bounds) - 1)
+
+    def batches(self, unit: int, wanted: frozenset[str] | None = None) -> Iterator[Batch]:
+        """Yield the batches of a unit as they were written, at some of the sites."""
+        span = self.span_of(unit)
+        counts = self.record(span)["batches"]
+        first = sum(counts[: unit - span[0]])
+        tables = {
+            name: columns
+            for name, columns in self.manifest.tables.items()
+            if wanted is None or any(c.schema.key in wanted for c in columns)
+        }
+        for i in range(first, first + counts[unit - span[0]]):
+            try:
+                files = {name: self.file(name, span) for name in (EXAMPLES, *tables)}
+                yield self._batch(files, i, tables, wanted)
+            except StoreError:
+                raise
+            except DAMAGE as error:
+                raise StoreError(
+                    f"Store: units {span} in {self.directory} are damaged: {error}. "
+                    "Write the store again."
+                ) from error
+
+    def file(self, table: str, span: Span) -> MappedFile:
+        """Return an open file; those of the last range stay open."""
+        path = row_file(self.directory, table, span)
+        if path not in self._open:
+            while len(self._open) >= KEPT_OPEN * (1 + len(self.manifest.tables)):
+                del self._open[next(iter(self._open))]
+            file = MappedFile(path, self._size(table, span))
+            self._check_schema(file.schema, table, path)
+            self._open[path] = file
+        return self._open[path]
+
+    def _size(self, table: str, span: Span) -> int:
+        try:
+            return int(self.record(span)["files"][table]["size_bytes"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"Store: the record of units {span} in {self.directory} is damaged."
+            ) from error
+
+    def _check_schema(self, found: pa.Schema, table: str, path: Path) -> None:
+        for column in self.manifest.tables.get(table, ()):
+            field = column.field()
+            if column.name not in found.names or found.field(column.name).type != field.type:
+                raise StoreError(
+                    f"Store: expected column {column.name} of type {field.type} in {path}."
+                )
+
+    @cached_property
+    def head(self) -> Head | None:
+        """The model's final linear layer, where it was known."""
+        if HEAD not in self.manifest.files:
+            return None
+        try:
+            found = safetensors.torch.load(beside(self.directory, HEAD, self.manifest.files))
+            return found["weight"], found.get("bias")
+        except (safetensors.SafetensorError, LookupError) as error:
+            raise StoreError(f"Store: {self.directory / HEAD} is damaged: {error}.") from error
+
+    def _batch(
+        self,
+        files: dict[str, MappedFile],
+        i: int,
+        tables: dict[str, tuple[Column, ...]],
+        wanted: frozenset[str] | None,
+    ) -> Batch:
+        file = files[EXAMPLES]
+        part = file.batch(i, full=True)
+        shared: dict[str, dict[str, Any]] = {
+            name: {} for name in ("rows", "example", "position", "grad", "grid", "special")
+        }
+        for name, columns in tables.items():
+            chosen = [c for c in columns if wanted is None or c.schema.key in wanted]
+            self._read_table(files[name], i, chosen, len(part), shared)
+        names = set(part.schema.names)
+
+        def optional(name: str) -> torch.Tensor | None:
+            return integers(part, name) if name in names else None
+
+        return Batch(
+            ids=Later(part.column("id")),
+            keys=Later(part.column("key")),
+            group_keys=Later(part.column("group_key")),
+            order=integers(part, "order"),
+            occurrence=integers(part, "occurrence"),
+            label=integers(part, "label"),
+            logits=numbers(file, part, "logits") if "logits" in names else None,
+            head=self.head,
+            seed=self.manifest.seed,
+            extra={
+                n.removeprefix(EXTRA): _extra(file, part, n) for n in names if n.startswith(EXTRA)
+            },
+            pair=optional("pair"),
+            side=optional("side"),
+            length=optional("length"),
+            **shared,
+        )
+
+    def _read_table(
+        self,
+        file: MappedFile,
+        i: int,
+        columns: Sequence[Column],
+        n_examples: int,
+        shared: dict[str, dict[str, Any]],
+    ) -> None:
+        part = file.batch(i)
+        example, position = integers(part, "index"), integers(part, "position")
+        if len(example) and not 0 <= int(example.min()) <= int(example.max()) < n_examples:
+            raise StoreError(f"Store: a row of {self.directory} points at no example.")
+        names = set(part.schema.names)
+        special = (
+            torch.from_numpy(part.column("special").to_numpy(False)) if "special" in names else None
+        )
+        grid = [integers(part, n) for n in ("line", "column")] if "line" in names else None
+        for column in columns:
+            key, dtype = column.schema.key, column.schema.dtype
+            shared["rows"][key] = file.tensor(part.column(column.name), dtype)
+            shared["example"][key], shared["position"][key] = example, position
+            if f"{column.name}_grad" in names:
+                shared["grad"][key] = file.tensor(part.column(f"{column.name}_grad"), dtype)
+            if special is not None:
+                shared["special"][key] = special
+            if grid is not None:
+                shared["grid"][key] = torch.stack(grid, dim=1)
+
+
+def _extra(file: MappedFile, part: pa.RecordBatch, name: str) -> torch.Tensor:
+    values = numbers(file, part, name)
+    meta = part.schema.field(name).metadata or {}
+    shape = [int(n) for n in meta.get(SHAPE, b"").split(b",") if n]
+    return values.reshape(len(part), *shape) if values.ndim > 1 else values
+
+
+class Later(Sequence[Any]):
+    """A column of texts that becomes Python objects when something asks for them."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._column = column
+
+    @cached_property
+    def _items(self) -> list[Any]:
+        return self._column.to_pylist()
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)

@@ -1,0 +1,89 @@
+"""Texts of people, and texts that the shipped language model wrote behind beginnings of theirs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sonde.core.inputs import Model
+from sonde.data.shipped import is_test_file, library_files, library_root
+
+HUMAN, MACHINE = 0, 1
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token ids of texts of one length, and who wrote what stands behind the beginning."""
+
+    ids: list[list[int]]
+    label: list[int]
+
+    def __add__(self, other: "Texts") -> "Texts":
+        return Texts(self.ids + other.ids, self.label + other.label)
+
+    def mixed(self, draw: np.random.Generator) -> "Texts":
+        """Return the texts in another order."""
+        order = draw.permutation(len(self.ids)).tolist()
+        return Texts([self.ids[i] for i in order], [self.label[i] for i in order])
+
+    def of(self, label: int) -> "Texts":
+        """Return the texts of one writer."""
+        chosen = [ids for ids, mine in zip(self.ids, self.label, strict=True) if mine == label]
+        return Texts(chosen, [label] * len(chosen))
+
+
+def code() -> list[bytes]:
+    """Return the files of the standard library that the shipped model was not trained on."""
+    return [(library_root() / f).read_bytes() for f in library_files() if is_test_file(f)]
+
+
+def prose() -> list[bytes]:
+    """Return the descriptions of data sets that scikit-learn ships."""
+    import sklearn.datasets
+
+    folder = Path(sklearn.datasets.__file__).parent / "descr"
+    return [file.read_bytes() for file in sorted(folder.glob("*.rst"))]
+
+
+def pieces(files: list[bytes], n: int, length: int, draw: np.random.Generator) -> list[list[int]]:
+    """Return ``n`` pieces of ``length`` bytes that do not overlap, in an order that is drawn."""
+    starts = [(f, s) for f, text in enumerate(files) for s in range(0, len(text) - length, length)]
+    chosen = draw.permutation(len(starts))[:n]
+    return [list(files[f][s : s + length]) for f, s in (starts[i] for i in chosen)]
+
+
+def written(
+    model: Model,
+    files: list[bytes],
+    n: int,
+    prompt: int,
+    length: int,
+    draw: np.random.Generator,
+) -> Texts:
+    """Return ``n`` pieces that people wrote, and ``n`` others of which the model wrote the end."""
+    found = pieces(files, 2 * n, length, draw)
+    human, begun = found[: len(found) // 2], found[len(found) // 2 :]
+    machine = continued(model, [ids[:prompt] for ids in begun], length - prompt, draw)
+    both = Texts(human, [HUMAN] * len(human)) + Texts(machine, [MACHINE] * len(machine))
+    return both.mixed(draw)
+
+
+@torch.no_grad()
+def continued(
+    model: Model, prompts: list[list[int]], more: int, draw: np.random.Generator
+) -> list[list[int]]:
+    """Return prompts of one length with as many tokens behind each, drawn at temperature 1."""
+    source = torch.Generator().manual_seed(int(draw.integers(2**62)))
+    found: list[list[int]] = []
+    for first in range(0, len(prompts), BATCH):
+        ids = torch.tensor(prompts[first : first + BATCH])
+        past, new = None, ids
+        for _ in range(more):
+            out = model.module(new, past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            new = torch.multinomial(out.logits[:, -1].double().softmax(1), 1, generator=source)
+            ids = torch.cat([ids, new], dim=1)
+        found += ids.tolist()
+    return found

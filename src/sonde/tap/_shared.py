@@ -1,0 +1,42 @@
+"""Selections of rows that depend on sizes alone."""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+MOST_SHARED = 32
+
+
+class Shared:
+    """Selections that depend on sizes alone, kept for the forwards to come."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        if key not in self._kept:
+            if len(self._kept) >= MOST_SHARED:
+                self._kept.clear()
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def weights(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return equal weights of all tokens: (example, 1, pos)."""
+        shape = n, 1, length
+        return self._once(
+            (shape, dtype, device),
+            lambda: (torch.full(shape, 1 / length, dtype=dtype, device=device),),
+        )[0]
+
+    def flat(self, axis: str, n: int, length: int) -> tuple[Tensor, ...]:
+        """Return index, example and place of every token in the flattened (example, pos) order.
+
+        Tokens of another axis get tensors of their own: rows are joined by their columns.
+        """
+
+        def make() -> tuple[Tensor, ...]:
+            example = torch.arange(n).repeat_interleave(length)
+            return torch.arange(n * length), example, torch.arange(length).repeat(n)
+
+        return self._once((axis, n, length), make)

@@ -1,0 +1,115 @@
+"""``sonde info``: every kind of file, from its header, within 80 columns, and rows never opened."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ledger_case import case
+from run_case import stream
+from sonde.core.running import Running
+from sonde.core.stream import Stream
+from sonde.run.ledger import Ledger
+from sonde.stats import Moments
+from sonde.store import write_store
+from sonde.store.exporting import export_store
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory) -> Path:
+    x = {f"a.very.long.module.path.layers.{i}.mlp": torch.randn(120, 4) for i in range(12)}
+    place = tmp_path_factory.mktemp("info") / "acts"
+    kinds = {"kind": ["a"] * 120}
+    return write_store(
+        Stream.of(x, group=[i // 3 for i in range(120)]), place, unit_size=30, columns=kinds
+    )
+
+
+def described(run, path: Path) -> dict:
+    """Return the facts; the text must fit and say the kind."""
+    ran = run("info", path)
+    assert ran.code == 0, ran.err
+    assert max(map(len, ran.out.splitlines())) <= 80
+    facts = run("info", path, "--json").json()
+    assert facts["kind"].split(",")[0] in ran.out
+    return facts
+
+
+@pytest.mark.truth("what was written")
+def test_a_store(run, acts):
+    facts = described(run, acts)
+    assert (facts["n_examples"], facts["n_groups"], facts["n_units"]) == (120, 40, 4)
+    assert facts["size_bytes"] == sum(p.stat().st_size for p in (acts / "rows").rglob("*.arrow"))
+    assert len(facts["sites"]) == 12
+    assert {s["dim"] for s in facts["sites"]} == {4}
+    assert facts["columns"] == {"kind": "text"}
+    assert facts["in_use_by"] is None
+
+
+def test_no_row_is_read(run, tmp_path):
+    place = write_store(stream(90), tmp_path / "a", unit_size=30)
+    before = described(run, place)
+    for path in (place / "rows").rglob("*.arrow"):
+        path.write_bytes(b"\0" * path.stat().st_size)
+    for path in (place / "ranges").glob("*"):
+        path.write_bytes(b"")
+    assert described(run, place) == before
+
+
+@pytest.mark.truth("what was committed")
+def test_a_run_directory(run, tmp_path):
+    job, place = case(0), tmp_path / "a.run"
+    ledger = Ledger(place, job.plan, job.wanted)
+    for unit in (0, 1, 2, 5):
+        ledger.put(unit, unit + 1, *job.leaf(unit))
+    ledger.compact()
+    one = described(run, place)["passes"][0]
+    assert (one["n_done"], one["n_units"], one["n_files"]) == (4, 11, 3)
+    assert one["n_examples"] == job.plan.n_examples
+    facts = described(run, place / "states" / "0-2.sonde")
+    assert (facts["kind"], facts["units"]) == ("state of a run", [[0, 1]])
+    (place / "plan.json").write_text("{")
+    assert "sonde verify" in run("info", place).error()
+
+
+def test_a_running_state(run, tmp_path):
+    running = Running(Moments())
+    running.update(torch.randn(7, 2))
+    running.save(tmp_path / "a.sonde")
+    facts = described(run, tmp_path / "a.sonde")
+    assert (facts["kind"], facts["n_rows"]) == ("running state", 7)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("what was written")
+@pytest.mark.parametrize("suffix", [".parquet", ".npz", ".safetensors", ".lance"])
+def test_an_export(run, acts, tmp_path, suffix):
+    if suffix == ".lance":
+        pytest.importorskip("lance")
+    path = tmp_path / f"b{suffix}"
+    export_store(acts, path)
+    facts = described(run, path)
+    if suffix in (".npz", ".safetensors"):
+        assert facts["kind"] == "arrays"
+        shown = {v.lower() for k, v in facts["arrays"].items() if k.startswith("a.very")}
+        assert shown == {"f4 120 x 4"} or shown == {"f32 120 x 4"}
+    else:
+        assert (facts["kind"], facts["n_rows"]) == ("table of rows of a store", 120)
+        assert len(facts["sites"]) == 12
+        assert ("indexed" in facts) == (suffix == ".lance")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz", ".safetensors"])
+def test_what_is_no_such_file_is_named(run, tmp_path, suffix):
+    path = tmp_path / f"b{suffix}"
+    for content in (b"", b"\xff" * 200, json.dumps({"a": 1}).encode()):
+        path.write_bytes(content)
+        assert "info:" in run("info", path).error()
+
+
+def test_what_is_none_of_ours_is_named(run, tmp_path):
+    assert "no file" in run("info", tmp_path / "none").error()
+    assert "store.json" in run("info", tmp_path).error()
+    (tmp_path / "a.txt").write_text("x")
+    assert "expected a .sonde file" in run("info", tmp_path / "a.txt").error()

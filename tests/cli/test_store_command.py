@@ -1,0 +1,126 @@
+"""Stores on the command line: written, grown, fitted, scored, scanned, and refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cli_case import run_words
+
+pytestmark = pytest.mark.slow
+
+DIGITS = ("sonde:digits", "sonde:digits/test")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(90, 5)).astype("f4")
+    np.savez(folder / "rows.npz", a=x, b=x[:, :3] ** 2)
+    np.savez(folder / "more.npz", a=x[:40] + 1, b=x[:40, :3])
+    read = run_words("read", "-", folder / "rows.npz", "-o", folder / "acts")
+    assert read.code == 0, read.err
+    return folder
+
+
+@pytest.mark.truth("the file that a fit of the arrays wrote")
+def test_a_fit_and_its_scores_are_those_of_the_data(here):
+    for name, source in (("live", ["-", here / "rows.npz"]), ("stored", [here / "acts"])):
+        ran = run_words("fit", "mahalanobis,knn(k=3)", *source, "-o", here / f"{name}.sonde")
+        assert ran.code == 0, ran.err
+        ran = run_words("score", here / "live.sonde", *source, "-o", here / f"{name}.csv")
+        assert ran.code == 0, ran.err
+    assert (here / "live.sonde").read_bytes() == (here / "stored.sonde").read_bytes()
+    assert (here / "live.csv").read_bytes() == (here / "stored.csv").read_bytes()
+    assert not list(here.glob("*.run"))
+
+
+def test_a_store_is_scanned_and_compared(here):
+    other = here / "other"
+    assert run_words("read", "-", here / "more.npz", "-o", other).code == 0
+    ran = run_words("scan", here / "acts", "--versus", other, "-o", here / "r.json")
+    assert ran.code == 0, ran.err
+    assert json.loads((here / "r.json").read_text())["schema"] == "sonde-scan/1"
+
+
+def test_a_store_grows(here):
+    place = here / "grown"
+    assert run_words("read", "-", here / "rows.npz", "--sites", "a", "-o", place).code == 0
+    line = run_words("read", "-", here / "rows.npz", "-o", place).error()
+    assert "--add-sites" in line
+    for _ in range(2):
+        ran = run_words("read", "-", here / "more.npz", "--sites", "a", "-o", place, "--append")
+        assert "130 examples" in ran.err
+    ran = run_words("fit", "knn(k=3)", place, "-o", here / "grown.sonde", "--json")
+    assert ran.json()["results"][0]["n"] + ran.json()["results"][0]["n_held"] == 130
+
+
+def test_columns_and_a_share_of_the_patches(tmp_path):
+    ran = run_words(
+        "read", *DIGITS, "--limit", "40", "--sites", "vit.layers.0", "--further", "patches",
+        "--keep", "1/4", "--columns", "label", "-o", tmp_path / "acts", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    path = next((tmp_path / "acts" / "rows" / "examples").glob("*.arrow"))
+    found = pa.ipc.open_file(path).read_all()
+    assert found["column_label"].to_pylist() == found["label"].to_pylist()
+    patches = pa.ipc.open_file(next((tmp_path / "acts/rows/patches").glob("*.arrow"))).read_all()
+    assert 0 < patches.num_rows < 40 * 16 / 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", "knn", "acts", "rows.npz"], ["is a store of rows", "rows.npz", "Leave DATA out"]),
+        (["fit", "knn", "acts", "--limit", "3"], ["leave out limit"]),
+        (["fit", "knn", "acts", "--device", "cpu"], ["--device", "no model is loaded"]),
+        (["fit", "knn", "acts", "--sites", "c"], ["no site 'c'", "It has a, b"]),
+        (["fit", "knn", "acts", "--unit-size", "7"], ["units of the store", "256"]),
+        (["fit", "knn", "-"], ["expected DATA"]),
+        (["scan", "acts", "--versus", "rows.npz"], ["expected another store"]),
+        (["read", "-", "rows.npz", "-o", "none", "--append"], ["no store in none"]),
+        (["read", "-", "rows.npz", "-o", "acts", "--append", "--add-sites"], ["two runs"]),
+        (["read", "-", "rows.npz", "-o", "acts", "--append", "--fresh"], ["--fresh replaces"]),
+        (["read", "-", "rows.npz", "-o", "acts", "--append", "--workers", "2"], ["--workers"]),
+        (
+            ["read", "-", "more.npz", "-o", "acts", "--add-sites"],
+            ["of another model, data", "read from"],
+        ),
+        (["read", "-", "rows.npz", "-o", "new", "--keep", "0.5"], ["--keep", "1/8", "'0.5'"]),
+        (["read", "-", "rows.npz", "-o", "new", "--keep", "1/8"], ["nothing to choose from"]),
+        (["read", "-", "rows.npz", "-o", "new", "--columns", "a"], ["a table of data"]),
+        (["read", "-", "more.npz", "-o", "acts"], ["of another model, data or reading"]),
+    ],
+)
+def test_what_is_wrong_is_one_line(here, monkeypatch, words, said):
+    monkeypatch.chdir(here)
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
+    line = run_words(*words).error()
+    assert all(text in line for text in said), line
+    folders = {here, here / "acts"}  # a lock comes and goes
+    after = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
+    assert {p: t for p, t in after.items() if p not in folders} == {
+        p: t for p, t in before.items() if p not in folders
+    }
+
+
+@pytest.mark.parametrize("broken", ["range", "file", "version"])
+def test_a_store_that_is_not_whole_is_one_line(here, tmp_path, broken):
+    from sonde.store.layout import read_json, sealed
+
+    place = tmp_path / "acts"
+    assert run_words("read", "-", here / "rows.npz", "-o", place).code == 0
+    if broken == "range":
+        next((place / "ranges").iterdir()).unlink()
+    elif broken == "file":
+        next((place / "rows" / "examples").iterdir()).unlink()
+    else:
+        path = place / "store.json"
+        path.write_bytes(sealed({**read_json(path), "version": 2}))
+    said = {"range": "not written to the end", "file": "is missing", "version": "later sonde"}
+    for words in (["fit", "knn", place, "-o", tmp_path / "p.sonde"], ["scan", place]):
+        assert said[broken] in run_words(*words).error()
+    assert not (tmp_path / "p.sonde").exists()
+    assert not (tmp_path / "p.run").exists()

@@ -1,0 +1,142 @@
+"""The same rows on both sides: p-values come from what changes inside pairs."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from detect.shift_rates import side_of
+from sonde.core.shift import Side
+from sonde.detect import (
+    MMD,
+    ClassifierTwoSample,
+    FourierMMD,
+    Frechet,
+    Hotelling,
+    ReconstructionShift,
+    SubspaceShift,
+    UnitShift,
+)
+from sonde.detect._sides import two_samples
+from sonde.stats import HashSample
+
+SAMPLED = [
+    Frechet(permutations=99),
+    MMD(permutations=99),
+    ClassifierTwoSample(),
+    ReconstructionShift(permutations=99),
+    SubspaceShift(rank=1, permutations=99),
+    Hotelling(),
+    UnitShift(),
+    UnitShift(test="js"),
+    UnitShift(test="mean"),
+]
+
+
+def _rows(seed, n=60, dim=4):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, dim)))
+
+
+def side(shift, x, draw=None, data="", sample=True) -> Side:
+    """Return a side that holds a sample too, as a bundle's does."""
+    draw = torch.arange(len(x)) * 977 if draw is None else draw
+    made = side_of(shift, x, draw)
+    kept = {"sample": HashSample().observe(x, draw, draw, draw)} if sample else {}
+    return replace(made, states={**made.states, **kept}, data=data)
+
+
+@pytest.mark.truth("rows with their ids")
+def test_rows_are_matched_whatever_their_order():
+    x, y = _rows(0), _rows(1)
+    back = torch.arange(len(x)).flip(0)
+    draw = torch.from_numpy(np.random.default_rng(2).permutation(len(x)))
+    rows = two_samples("test", side(MMD(), x, draw), side(MMD(), y[back], draw[back]))
+    assert rows.paired
+    at = {tuple(row): i for i, row in enumerate(x.tolist())}
+    for one, other in zip(rows.x.tolist(), rows.y.tolist(), strict=True):
+        assert other == y[at[tuple(one)]].tolist()
+    assert not two_samples("test", side(MMD(), x, draw), side(MMD(), y[:59], draw[:59])).paired
+
+
+@pytest.mark.truth("the sign test: all 2**10 signs of ten differences")
+def test_hotelling_of_pairs_counts_signs():
+    x = _rows(2, 10, 2)
+    y = x + 0.5 * _rows(3, 10, 2) + 0.3
+    found = side(Hotelling(), x).compare(side(Hotelling(), y))
+    gap = (y - x).numpy()
+    metric = np.linalg.inv(gap.T @ gap)
+
+    def size(signs):
+        total = np.array(signs) @ gap
+        return total @ metric @ total
+
+    values = [size(signs) for signs in product((1, -1), repeat=10)]
+    assert found.p == pytest.approx(np.mean(np.array(values) >= values[0] - 1e-12), abs=0.04)
+    assert found.null is None
+
+
+@pytest.mark.truth("scipy.stats.ttest_rel")
+def test_means_of_pairs_are_students():
+    x = _rows(4)
+    y = x + 0.1 * _rows(5) + torch.tensor([0.0, 0.02, 0.1, 0.0])
+    found: Any = side(UnitShift(test="mean"), x).compare(side(UnitShift(test="mean"), y))
+    want: Any = stats.ttest_rel(y.numpy(), x.numpy())
+    np.testing.assert_allclose(found.unit_p, want.pvalue, rtol=1e-6)
+
+
+@pytest.mark.truth("scipy.stats.binomtest of discordant pairs (McNemar)")
+def test_the_classifier_counts_pairs_that_it_splits():
+    x = _rows(6, 200)
+    y = x + 0.5 * _rows(7, 200) + torch.tensor([0.3, 0.0, 0.0, 0.0])
+    found: Any = side(ClassifierTwoSample(), x).compare(side(ClassifierTwoSample(), y))
+    rows = two_samples("test", side(MMD(), x), side(MMD(), y))
+    origin = (rows.x[:100].mean(0) + rows.y[:100].mean(0)) / 2
+    first, second = ((r[100:] - origin) @ found.axis > 0 for r in (rows.x, rows.y))
+    right, wrong = int((second & ~first).sum()), int((first & ~second).sum())
+    want = stats.binomtest(right, right + wrong, alternative="greater").pvalue
+    assert found.p == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("shift", SAMPLED, ids=repr)
+def test_a_small_change_of_every_row_is_seen_and_none_is_not(shift):
+    x = _rows(8, 120) * torch.tensor([3.0, 1.0, 1.0, 0.2])
+    y = x @ torch.linalg.qr(torch.eye(4, dtype=x.dtype) + 0.15 * _rows(9, 4))[0].abs() + 0.3
+    assert side(shift, x).compare(side(shift, y)).p <= 0.05
+    assert side(shift, x).compare(side(shift, x.clone())).p == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the uniform distribution of p-values where sides are exchanged at random")
+@pytest.mark.parametrize("shift", SAMPLED, ids=repr)
+def test_false_alarms_of_pairs_are_no_more_than_promised(shift):
+    alarms = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        x = torch.from_numpy(rng.standard_t(4, (50, 4)))
+        y = x + torch.from_numpy(rng.standard_t(3, (50, 4))) * x[:, :1].abs() + 0.4
+        coin = torch.from_numpy(rng.random(50) < 0.5)[:, None]
+        one, other = torch.where(coin, x, y), torch.where(coin, y, x)
+        alarms += side(shift, one).compare(side(shift, other)).p <= 0.05
+    assert alarms <= stats.binom.ppf(0.999, 100, 0.05)
+
+
+@pytest.mark.parametrize("shift", [Hotelling(), UnitShift(), UnitShift(test="mean")], ids=repr)
+def test_pairs_without_a_sample_have_no_p_value(shift):
+    x = _rows(10)
+    first, second = (side(shift, rows, data="same", sample=False) for rows in (x, x + 1))
+    found = first.compare(second)
+    assert np.isnan(found.p)
+    assert "paired" in found.flags
+    assert first.compare(first).p == 1.0
+
+
+def test_fourier_features_of_pairs_have_no_p_value():
+    shift = FourierMMD(sigma=2.0, m=16)
+    for data, sample in (("same", False), ("", True)):
+        first, second = (side(shift, _rows(11) + move, None, data, sample) for move in (0, 1))
+        assert first.compare(second).flags == ("paired",)
+        assert first.compare(first).p == 1.0

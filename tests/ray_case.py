@@ -1,0 +1,79 @@
+"""Streams that tests of clusters send to workers."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from run_case import rows
+from sonde.core.batch import Batch
+from sonde.core.derived import DerivedStream
+from sonde.core.errors import InputError
+from sonde.core.stream import ArrayStream, Stream
+
+
+@dataclass(frozen=True, eq=False)
+class Around(DerivedStream):
+    """Another stream with something that happens at each unit; made for workers."""
+
+    inner: ArrayStream
+
+    def happen(self, start: int) -> None:
+        """Do what the test is about."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        if stop - start > 2:
+            self.happen(start)
+        yield from self.inner.batches(start, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Slow(Around):
+    """Writes the ids of the processes that work, and takes its time."""
+
+    place: Path
+    seconds: float = 0.1
+
+    def happen(self, start: int) -> None:
+        (self.place / f"{os.getpid()}.pid").touch()
+        time.sleep(self.seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Broken(Around):
+    """Fails at one unit in a way that is named."""
+
+    how: str
+    at: int = 0
+    driver: int = 0
+
+    def happen(self, start: int) -> None:
+        if start != self.at or os.getpid() == self.driver:
+            return
+        if self.how == "dies":
+            os._exit(137)
+        if self.how == "hangs":
+            time.sleep(3600)
+        raise {
+            "memory": MemoryError("cannot allocate 7 bytes"),
+            "files": FileNotFoundError(2, "No such file or directory", "weights.safetensors"),
+            "input": InputError("item 3 is broken."),
+            "own": ZeroDivisionError("by the user's model"),
+        }[self.how]
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere(Around):
+    """Has data in the process that made it alone."""
+
+    driver: int
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        if os.getpid() == self.driver:
+            yield from self.inner.batches(start, stop)
+
+
+def source(n: int = 640, dim: int = 6) -> ArrayStream:
+    """Return rows of noise at one site."""
+    return Stream.of(rows(n, dim))

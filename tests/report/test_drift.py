@@ -1,0 +1,77 @@
+"""The page of a drift: whole, self-contained, and the JSON that it was made of."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from page_case import Page
+from sonde.core.errors import InputError
+from sonde.core.stream import Stream
+from sonde.detect import Hotelling, UnitShift
+from sonde.measure import Covariance
+from sonde.report.drift import drift_to_html, save_drift
+from sonde.report.drift_terminal import drift_to_text, sizes_to_text, verdict
+from sonde.run.drift import drift
+from sonde.run.drift_document import drift_document
+from sonde.run.fit import fit
+
+pytestmark = pytest.mark.slow
+
+
+def _document(instruments=None, n=200):
+    instruments = instruments or (Covariance(), UnitShift())
+    sides = []
+    for seed in (0, 1):
+        rows = torch.randn(n, 5, generator=torch.Generator().manual_seed(seed))
+        rows[:, 2] += 2.0 * seed
+        sites = {f"layers.{i}.<b>mlp</b>": rows * (i + 1) for i in range(2)}
+        sides.append(fit(instruments, Stream.of(sites), progress=False))
+    return drift_document(drift(*sides), *sides, names=("<i>one</i>.sonde", "two.sonde"))
+
+
+@pytest.fixture(scope="module")
+def moved():
+    return _document()
+
+
+def test_the_page_carries_its_json_and_every_section(moved):
+    text = drift_to_html(moved)
+    page = Page(text)
+    found = re.search(r'<script type="application/json" id="sonde">([^<]*)</script>', text)
+    assert found is not None
+    assert json.loads(found[1]) == moved
+    ids = {attrs.get("id") for attrs in page.all("section")}
+    assert ids == {"where", "units", "directions", "comparisons", "states"}
+    assert not page.open or page.open == []
+    assert "<i>one" not in text
+    assert "<b>mlp" not in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    pictures = [a for a in page.all("svg") if a.get("role") == "img"]
+    assert len(pictures) == 8  # four pictures in two widths
+
+
+def test_the_page_of_nothing_that_could_be_tested():
+    found = _document((Hotelling(),), n=3)
+    text = drift_to_html(found)
+    assert "not tested" in text
+    assert "No histogram of units was held." in text
+    assert verdict(found) == "Nothing could be tested"
+
+
+def test_text_fits_80_columns_and_names_what_moved(moved):
+    for verbose in (False, True):
+        text = drift_to_text(moved, verbose)
+        assert max(map(len, text.splitlines())) <= 80
+        assert "2 of 2 sites moved at level 0.05" in text
+        assert re.search(r"units 2 \(\+\d\.\d\d\)", text)
+    assert max(map(len, sizes_to_text(moved["states"]).splitlines())) <= 80
+
+
+def test_it_is_saved_as_page_or_json(moved, tmp_path):
+    page, plain = (save_drift(moved, tmp_path / f"d.{kind}") for kind in ("html", "json"))
+    assert page.read_text("utf-8") == drift_to_html(moved)
+    assert json.loads(plain.read_text("utf-8")) == moved
+    with pytest.raises(InputError, match=r"ends in \.html or \.json"):
+        save_drift(moved, tmp_path / "d.pdf")

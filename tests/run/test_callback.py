@@ -1,0 +1,190 @@
+"""Records over the steps of a training: curves, resuming, and a training that stays as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from narrow import present
+from sonde.core import InputError, StateError, StoreError
+from sonde.measure import Covariance, ParticipationRatio
+from sonde.run.callback import Recorder, TrackCallback
+from sonde.run.read import read
+from sonde.run.track import Track
+from tap_snapshot import assert_unchanged, snapshot
+
+
+class Rows(torch.utils.data.Dataset):
+    """Random token lists as their own targets."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.ids = torch.randint(1, 40, (n, 8), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[i], "labels": self.ids[i]}
+
+
+def tokens(n: int, seed: int) -> list[dict[str, list[int]]]:
+    return [{"input_ids": row.tolist()} for row in Rows(n, seed).ids]
+
+
+def network() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=16, n_layer=2, n_head=2, n_positions=16, vocab_size=40,
+        bos_token_id=0, eos_token_id=0, resid_pdrop=0.2,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def trainer(folder, callbacks, steps=6, **options) -> Trainer:
+    arguments = TrainingArguments(
+        str(folder), max_steps=steps, per_device_train_batch_size=4, report_to="none", seed=3,
+        use_cpu=True, disable_tqdm=True, logging_strategy="no",
+        **{"save_strategy": "no", **options},
+    )  # fmt: skip
+    return Trainer(network(), arguments, train_dataset=Rows(32, 1), callbacks=callbacks)
+
+
+PROBE = tokens(12, 2)
+
+
+def callback(place, **options) -> TrackCallback:
+    chosen = [ParticipationRatio(), Covariance()]
+    return TrackCallback(chosen, PROBE, place, every=2, reducer="last", **options)
+
+
+@pytest.mark.truth("the same training without the callback, bit for bit")
+def test_training_is_left_as_it_would_be_without(tmp_path):
+    found = {}
+    for name in ("without", "with"):
+        callbacks = [callback(tmp_path / "run.track")] if name == "with" else []
+        run = trainer(tmp_path / name, callbacks)
+        run.train()
+        numbers = np.random.mtrand.random_sample(3)  # what comes next from the global state
+        found[name] = present(run.model).state_dict(), torch.get_rng_state(), numbers
+    plain, tracked = found["without"], found["with"]
+    for key, value in plain[0].items():
+        assert torch.equal(value, tracked[0][key]), key
+    assert torch.equal(plain[1], tracked[1])
+    assert (plain[2] == tracked[2]).all()
+    assert Track(tmp_path / "run.track").steps == (0, 2, 4, 6)
+
+
+def test_a_record_leaves_mode_gradients_and_random_state(tmp_path):
+    model = network().train()
+    model.transformer.h[0].eval()
+    ids = Rows(4, 5).ids
+    model(input_ids=ids, labels=ids).loss.backward()
+    grads = {n: present(p.grad).clone() for n, p in model.named_parameters()}
+    before, state = snapshot(model), torch.get_rng_state()
+    Recorder(Covariance(), PROBE, tmp_path / "t", reducer="last").record(model, 7)
+    assert_unchanged(before, model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    assert not model.transformer.h[0].training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(present(parameter.grad), grads[name])
+
+
+@pytest.mark.truth("numpy over rows read by hand from the model at that step")
+def test_curves_are_those_of_the_model_at_each_step(tmp_path):
+    model, truth = network(), {}
+    recorder = Recorder([Covariance(), ParticipationRatio()], PROBE, tmp_path / "t", reducer="last")
+    for step in (0, 5, 10):
+        recorder.record(model, step)
+        frozen = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            ids = torch.tensor([item["input_ids"] for item in PROBE])
+            states = frozen(input_ids=ids, output_hidden_states=True).hidden_states[1][:, -1]
+            truth[step] = float(np.var(states.double().numpy(), axis=0).sum())
+            for parameter in model.parameters():
+                parameter.mul_(1.3)
+    table = Track(tmp_path / "t").table()
+    rows = [r for r in table.to_pylist() if r["method"] == "covariance" and "h.0" in r["site"]]
+    assert [r["step"] for r in rows] == [0, 5, 10]
+    assert [r["value"] for r in rows] == pytest.approx(list(truth.values()), rel=1e-5)
+    assert len({v for v in truth.values()}) == 3
+    assert {r["method"] for r in table.to_pylist()} == {"covariance", "participation_ratio"}
+    chart = Track(tmp_path / "t").chart(["covariance"])
+    assert {v["method"] for v in chart["data"]["values"]} == {"covariance"}
+    assert len(chart["data"]["values"]) == 3 * 2
+    assert all("low" in v for v in chart["data"]["values"])
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone."""
+
+
+@pytest.mark.slow
+def test_what_is_recorded_survives_a_kill_and_training_goes_on_into_the_same_track(
+    tmp_path, monkeypatch
+):
+    whole = tmp_path / "whole.track"
+    trainer(tmp_path / "a", [callback(whole)], steps=8).train()
+    place = tmp_path / "run.track"
+    dying = callback(place)
+    record = dying.recorder.record
+
+    def die(model, step):
+        if step == 6:
+            raise Killed
+        record(model, step)
+
+    monkeypatch.setattr(dying.recorder, "record", die)
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    with pytest.raises(Killed):
+        trainer(tmp_path / "b", [dying], steps=8, **saving).train()
+    assert Track(place).steps == (0, 2, 4)
+    (place / ".step-0000000006.sonde.half").write_bytes(b"half")
+    run = trainer(tmp_path / "b", [callback(place)], steps=8, **saving)
+    run.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert Track(place).steps == (0, 2, 3, 4, 6, 8)
+    there = {r["step"]: r["value"] for r in Track(whole).table().to_pylist()}
+    again = {r["step"]: r["value"] for r in Track(place).table().to_pylist()}
+    assert {s: again[s] for s in there} == there
+
+
+def test_a_track_of_something_else_is_refused(tmp_path):
+    model = network()
+    Recorder(Covariance(), PROBE, tmp_path / "t", reducer="last").record(model, 0)
+    with pytest.raises(StateError, match="holds steps of other instruments"):
+        Recorder(ParticipationRatio(), PROBE, tmp_path / "t", reducer="last").record(model, 1)
+    with pytest.raises(StateError, match="holds steps of other data"):
+        Recorder(Covariance(), PROBE[:6], tmp_path / "t", reducer="last").record(model, 1)
+    with pytest.raises(StateError, match="holds steps of other sites"):
+        Recorder(Covariance(), PROBE, tmp_path / "t", reducer="mean").record(model, 1)
+    assert Track(tmp_path / "t").steps == (0,)
+
+
+def test_wrong_steps_and_names_are_refused(tmp_path):
+    with pytest.raises(InputError, match="every of at least 1 step, got 0"):
+        TrackCallback(Covariance(), PROBE, tmp_path / "t", every=0)
+    track = Track(tmp_path / "none")
+    assert track.steps == ()
+    with pytest.raises(StoreError, match="has no step 3, nor any other"):
+        track.at(3)
+    with pytest.raises(InputError, match="no curve of anything"):
+        track.chart()
+    recorder = Recorder(Covariance(), PROBE, tmp_path / "t", reducer="last")
+    with pytest.raises(InputError, match="expected a step from 0 on, got -1"):
+        recorder.record(network(), -1)
+    recorder.record(network(), 1)
+    with pytest.raises(InputError, match="no curve of covarianze, only of covariance"):
+        recorder.track.chart(["covarianze"])
+
+
+def test_reading_mid_training_is_reading_in_eval_mode(tmp_path):
+    model = network().train()
+    recorder = Recorder(Covariance(), PROBE, tmp_path / "t", reducer="last")
+    recorder.record(model, 0)
+    stream = read(copy.deepcopy(model).eval(), PROBE, reducer="last", logits=False)
+    truth = Covariance().fit(torch.cat([b.rows["transformer.h.1:out"] for b in stream]))
+    found = recorder.track.at(0).result("covariance", "transformer.h.1:out")
+    assert found.value == pytest.approx(float(truth.value), rel=1e-6)

@@ -1,0 +1,50 @@
+"""Prompts that a model continues, as a user types them."""
+
+import pytest
+
+import sonde
+from sonde.core import InputError
+
+PROMPTS = [{"text": "def main("}, {"text": "import os"}, {"text": "class Reader:"}]
+MODEL = "sonde:stdlib"
+
+
+@pytest.mark.truth("lengths of prompts counted in bytes")
+def test_prompts_are_read_with_what_comes_after_them():
+    stream = sonde.read(
+        MODEL, PROMPTS, reducer="tokens", generate="max_new_tokens=6,do_sample=True", seed=1
+    )
+    (batch,) = stream
+    (again,) = stream
+    prompt, new = batch.extra["prompt_length"], batch.extra["generated_length"]
+    assert sorted(prompt.tolist()) == sorted(len(item["text"]) for item in PROMPTS)
+    key = stream.schema[0].key
+    assert len(batch.rows[key]) == int((prompt + new).sum())
+    assert (batch.rows[key] == again.rows[key]).all()
+    assert ((batch.extra["generated"] >= 0).sum(1) == new).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("max_new_tokens", "expected settings such as"),
+        ("max_new_tokens=0", "max_new_tokens of at least 1, got 0"),
+        ("max_new_tokens=2,max_new_tokens=3", "expected settings such as"),
+        ("max_new_tokens=print(1)", "expected settings such as"),
+        ("max_new_tokens=100000", "new tokens within the context of 256"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_runs(settings, message):
+    with pytest.raises(InputError, match=message):
+        sonde.read(MODEL, PROMPTS, generate=settings)
+
+
+def test_pieces_of_a_text_and_arrays_are_no_prompts():
+    with pytest.raises(InputError, match="longer than the context of the model"):
+        sonde.read(MODEL, [{"text": "x" * 400}], generate={"max_new_tokens": 2})
+    with pytest.raises(InputError, match="arrays generate nothing"):
+        sonde.read("-", "rows.npz", generate="max_new_tokens=2")
+    images = sonde.read("sonde:digits", "sonde:digits/test", limit=2)
+    assert len(images) == 2
+    with pytest.raises(InputError, match="expected a model that generates"):
+        sonde.read("sonde:digits", "sonde:digits/test", limit=2, generate="max_new_tokens=2")

@@ -1,0 +1,253 @@
+"""Stores that grow: more data, more sites, a share of the rows, and columns of the data."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import sonde
+from models import gpt2, mlp
+from run_case import Stopping, rows
+from sonde.core.errors import InputError, StoreError
+from sonde.core.hashing import splitmix64
+from sonde.core.stream import Stream
+from sonde.detect import KNN
+from sonde.run.fit import fit
+from sonde.store import (
+    KeptRows,
+    Store,
+    add_sites,
+    append_store,
+    verify_store,
+    write_store,
+)
+
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def items(n, seed):
+    return list(torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)))
+
+
+def live(data, sites=("0", "2", "4"), seed=0):
+    return sonde.read(mlp(seed=seed), data, sites=list(sites), logits=True)
+
+
+def content(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def all_rows(stream: Stream, key="0:out"):
+    """Return every row with its draw, which holds id, position and occurrence."""
+    batches = list(stream)
+    draws = torch.cat([b.draw(key) for b in batches])
+    return torch.cat([b.rows[key] for b in batches])[draws.argsort()], draws.sort()[0]
+
+
+@pytest.mark.truth("one reading of all data")
+def test_appended_data_are_those_of_one_reading(tmp_path):
+    first, second = items(70, 1), items(50, 2)
+    second += first[:20]  # equal examples become later occurrences
+    place = write_store(live(first), tmp_path / "a", unit_size=32)
+    before = content(place)
+    append_store(live(second), place)
+    after = content(place)
+    assert {n: c for n, c in after.items() if n in before and n != "store.json"} == {
+        n: c for n, c in before.items() if n != "store.json"
+    }
+    store, whole = Store(place), live([*first, *second])
+    assert len(store) == 140
+    assert [k for b in store for k in b.order.tolist()] == list(range(140))
+    x, draws = all_rows(store)
+    wanted, its_draws = all_rows(whole)
+    assert torch.equal(draws, its_draws)
+    torch.testing.assert_close(x, wanted)
+    occurrence = torch.cat([torch.as_tensor(b.occurrence) for b in store])
+    assert occurrence[-20:].tolist() == [1] * 20
+    assert occurrence[:-20].sum() == 0
+    found = fit(KNN(k=3), store, **QUIET)
+    assert found.header["data"]["n_examples"] == 140
+    assert verify_store(place).is_sound
+
+
+def test_the_same_data_are_appended_once(tmp_path):
+    place = write_store(live(items(40, 1)), tmp_path / "a")
+    append_store(live(items(30, 2)), place)
+    before = content(place)
+    append_store(live(items(30, 2)), place)
+    append_store(live(items(40, 1)), place)
+    assert content(place) == before
+    append_store(live(items(20, 3)), place)
+    assert len(Store(place)) == 90
+
+
+@pytest.mark.truth("a fit on the live stream at all sites")
+def test_an_added_site_is_as_if_read_at_once(tmp_path):
+    data = items(150, 1)
+    place = write_store(live(data, ["2"]), tmp_path / "a", unit_size=64)
+    before = content(place)
+    assert add_sites(live(data), place) == ["0:out", "4:out"]
+    assert all(content(place)[n] == c for n, c in before.items() if n != "store.json")
+    store = Store(place)
+    assert store.identity() == live(data).identity()
+    batch = next(iter(store))
+    assert batch.example["0:out"] is batch.example["2:out"]
+    one = fit(KNN(k=3), live(data), unit_size=64, **QUIET).save(tmp_path / "live.sonde")
+    assert fit(KNN(k=3), store, **QUIET).save(tmp_path / "store.sonde") == one
+    assert add_sites(live(data), place) == []
+    assert verify_store(place).is_sound
+
+
+def test_a_site_counts_when_every_data_set_has_it(tmp_path):
+    first, second = items(40, 1), items(30, 2)
+    place = write_store(live(first, ["2"]), tmp_path / "a")
+    append_store(live(second), place)
+    assert [s.key for s in Store(place).schema] == ["2:out"]
+    add_sites(live(first), place)
+    assert [s.key for s in Store(place).schema] == ["2:out"]
+    add_sites(live(second), place)
+    assert [s.key for s in Store(place).schema] == ["0:out", "2:out", "4:out"]
+    wanted = all_rows(live([*first, *second]), "4:out")[0]
+    torch.testing.assert_close(all_rows(Store(place), "4:out")[0], wanted)
+
+
+@pytest.mark.parametrize("grow", [append_store, add_sites])
+@pytest.mark.parametrize("after", [1, 3])
+def test_interrupted_growth_is_unseen_and_goes_on(tmp_path, monkeypatch, grow, after):
+    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    first = items(60, 1)
+    more = live(items(60, 2), ["2"]) if grow is append_store else live(first)
+    base = live(first, ["2"])
+    whole = write_store(base, tmp_path / "whole", unit_size=10)
+    grow(more, whole)
+    place = write_store(base, tmp_path / "a", unit_size=10)
+    seen = [s.key for s in Store(place).schema], len(Store(place))
+    with pytest.raises(KeyboardInterrupt):
+        grow(Stopping(more, after + 1), place)
+    assert ([s.key for s in Store(place).schema], len(Store(place))) == seen
+    assert not [n for n in content(place) if ".tmp-" in n or n == "lock"]
+    other = live(items(60, 9), ["2"]) if grow is append_store else live(first, ["2", "4"])
+    with pytest.raises(StoreError, match=r"an interrupted .* of other data or sites"):
+        grow(other, place)
+    resumed = Stopping(more)
+    grow(resumed, place)
+    assert len(resumed.asked) == 1 + 6 - after
+    assert content(place) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: live(items(9, 2), seed=1), "others .other model."),
+        (lambda: live(items(9, 2), ["0"]), "others .other 2:out."),
+        (lambda: KeptRows(live(items(9, 2)), 1), "others .other keep."),
+        (lambda: Stream.of(rows(9)), "others .other"),
+    ],
+)
+def test_data_of_another_kind_are_not_appended(tmp_path, make, message):
+    place = write_store(live(items(20, 1)), tmp_path / "a")
+    before = content(place)
+    with pytest.raises(StoreError, match=message):
+        append_store(make(), place)
+    assert content(place) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: live(items(20, 1), seed=1), "its model"),
+        (lambda: live(items(20, 2)), "its data"),
+    ],
+)
+def test_sites_of_other_rows_are_not_added(tmp_path, make, message):
+    place = write_store(live(items(20, 1), ["0"]), tmp_path / "a")
+    before = content(place)
+    with pytest.raises(StoreError, match=message):
+        add_sites(make(), place)
+    assert content(place) == before
+
+
+def test_nothing_is_added_to_an_unfinished_store(tmp_path, monkeypatch):
+    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(Stopping(live(items(30, 1)), 2), tmp_path / "a", unit_size=10)
+    for grow in (append_store, add_sites):
+        with pytest.raises(StoreError, match="not written to the end: 2 ranges"):
+            grow(live(items(30, 2)), tmp_path / "a")
+
+
+def texts():
+    ids = torch.randint(1, 60, (40, 12), generator=torch.Generator().manual_seed(0))
+    return [row[: 4 + i % 9] for i, row in enumerate(ids)]
+
+
+def tokens(batch_size=8):
+    return sonde.read(
+        gpt2(), texts(), sites=["transformer.h.0"], further=("tokens",), batch_size=batch_size
+    )
+
+
+@pytest.mark.truth("the hash of rows, computed one by one")
+def test_kept_rows_are_those_of_the_hash(tmp_path):
+    store = Store(write_store(KeptRows(tokens(), 4), tmp_path / "a", unit_size=16))
+    pooled, every = [s.key for s in store.schema]
+    kept = {p for b in store for p in _places(b, every)}
+    wanted = set()
+    for batch in tokens():
+        base = batch._base("subsample")
+        for i, at in zip(batch.example[every], batch.position[every], strict=True):
+            with np.errstate(over="ignore"):
+                z = base[int(i)] + (np.uint64(int(at)) << np.uint64(20))
+            if int(splitmix64(np.asarray([z]))[0]) % 4 == 0:
+                wanted.add((batch.ids[int(i)], int(at)))
+    assert kept == wanted
+    n_all = sum(len(b.rows[every]) for b in tokens())
+    assert 0.1 * n_all < len(kept) < 0.45 * n_all
+    assert sum(len(b.rows[pooled]) for b in store) == 40
+    other = KeptRows(tokens(batch_size=3), 4)
+    assert {p for b in other for p in _places(b, every)} == kept
+
+
+def _places(batch, key):
+    pairs = zip(batch.example[key].tolist(), batch.position[key].tolist(), strict=True)
+    return [(batch.ids[i], at) for i, at in pairs]
+
+
+def test_a_share_of_pooled_rows_is_refused():
+    with pytest.raises(InputError, match="nothing to choose"):
+        KeptRows(live(items(4, 1)), 8)
+    with pytest.raises(InputError, match="one row in 1 or more, got 0"):
+        KeptRows(tokens(), 0)
+
+
+@pytest.mark.truth("the values that were given")
+def test_chosen_columns_stand_beside_the_rows(tmp_path):
+    columns = {
+        "name": [f"n{i}" for i in range(30)],
+        "share": [None if i == 3 else i / 7 for i in range(30)],
+        "count": list(range(30)),
+        "good": [i % 2 == 0 for i in range(30)],
+        "mixed": [i if i % 2 else f"t{i}" for i in range(30)],
+    }
+    place = write_store(live(items(30, 1)), tmp_path / "a", unit_size=10, columns=columns)
+    table = pa.concat_tables(
+        pa.ipc.open_file(p).read_all() for p in (place / "rows" / "examples").glob("*.arrow")
+    ).sort_by("order")
+    for name in ("name", "share", "count", "good"):
+        assert table[f"column_{name}"].to_pylist() == columns[name]
+    assert table["column_mixed"].to_pylist() == [str(v) for v in columns["mixed"]]
+    kinds = json.loads((place / "store.json").read_text())["columns"]
+    assert kinds == {
+        "name": "text", "share": "number", "count": "integer", "good": "bool", "mixed": "text"
+    }  # fmt: skip
+    with pytest.raises(StoreError, match="its columns"):
+        write_store(live(items(30, 1)), place, unit_size=10)
+    with pytest.raises(StoreError, match="other columns"):
+        append_store(live(items(9, 2)), place)
+    with pytest.raises(InputError, match="expected 30 values of 'a', got 2"):
+        write_store(live(items(30, 1)), tmp_path / "b", columns={"a": [1, 2]})

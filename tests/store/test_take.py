@@ -1,0 +1,77 @@
+"""Rows by number, and who they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from run_case import rows, stream
+from sonde.core.errors import InputError, SiteError, StoreError
+from sonde.core.stream import Stream
+from sonde.store import Store, append_store, write_store
+
+
+@pytest.mark.truth("indexing of the whole array")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_rows_are_those_of_the_whole(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 2000)
+    x = rows(500, 5).to(getattr(torch, dtype))
+    y = rows(500, 3, 1).to(getattr(torch, dtype))
+    store = Store(write_store(Stream.of({"x": x, "y": y}), tmp_path / "a", unit_size=20))
+    assert len(list((tmp_path / "a" / "rows" / "examples").glob("*.arrow"))) > 3
+    wanted = np.random.default_rng(0).integers(0, 500, 200)
+    for key, whole in (("x", x), ("y", y)):
+        found = store.take(wanted, key)
+        assert found.dtype == whole.dtype
+        assert torch.equal(found, whole[torch.as_tensor(wanted)])
+    assert torch.equal(store.take([7]), x[7:8])
+    assert store.take([]).shape == (0, 5)
+    assert store.n_rows() == 500
+
+
+@pytest.mark.truth("the ids of the stream")
+def test_rows_say_who_they_are(tmp_path):
+    source = Stream.of(rows(100), ids=[f"{i % 90}" for i in range(100)])
+    store = Store(write_store(source, tmp_path / "a", unit_size=30))
+    batches = list(source)
+    keys = torch.cat([b.column("ids", "x") for b in batches]).numpy()
+    found = store.who([3, 95, 5])
+    assert [w[0] for w in found] == [keys[i].tobytes().hex() for i in (3, 95, 5)]
+    assert [w[1] for w in found] == [0, 1, 0]
+    assert found[1][0] == found[2][0]
+
+
+@pytest.mark.truth("indexing of both arrays")
+def test_rows_count_on_over_data_sets(tmp_path):
+    place = write_store(stream(70), tmp_path / "a", unit_size=16)
+    append_store(stream(40, seed=1), place)
+    both = torch.cat([rows(70), rows(40, seed=1)])
+    wanted = [109, 0, 69, 70, 70]
+    assert torch.equal(Store(place).take(wanted), both[wanted])
+
+
+@pytest.mark.parametrize("wrong", [[-1], [60], [0, 99], [0.5], ["a"], [[1, 2]]])
+def test_rows_that_are_not_there_are_named(tmp_path, wrong):
+    store = Store(write_store(stream(60), tmp_path / "a"))
+    with pytest.raises(InputError, match=r"Store\.take: expected"):
+        store.take(wrong)
+    with pytest.raises(SiteError, match="no site 'z'"):
+        store.take([0], "z")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    place = write_store(stream(60), tmp_path / "a")
+    path = next((place / "rows" / "flat").glob("*.arrow")) if (place / "rows" / "flat").exists() \
+        else next((place / "rows" / "pooled").glob("*.arrow"))  # fmt: skip
+    content = path.read_bytes()
+    at = len(content) - 200
+    path.write_bytes(content[:at] + bytes(100) + content[at + 100 :])
+    with pytest.raises(StoreError, match=path.name):
+        Store(place).take([1])
+
+
+def test_writing_into_a_tensor_changes_no_file(tmp_path):
+    place = write_store(stream(60), tmp_path / "a")
+    batch = next(iter(Store(place)))
+    batch.rows["x"].zero_()
+    assert torch.equal(next(iter(Store(place))).rows["x"], rows(60))
+    assert Store(place).verify() == []

@@ -1,0 +1,1 @@
+"""Faults on purpose: what is left of a run that is killed, starved, damaged or disturbed."""
