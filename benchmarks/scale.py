@@ -228,6 +228,8 @@ def _kill(python: Path, options: dict[str, Any], after_seconds: float) -> None:
             child.kill()
             raise ChildError(f"no model was loaded, exit code {child.wait()}")
         time.sleep(after_seconds)
+        if child.poll() is not None:
+            raise ChildError(f"it had ended before the kill, exit code {child.returncode}")
         child.kill()
 
 

@@ -243,43 +243,39 @@ def memory_rows(size: Size) -> list[Row]:
     """Peak memory of writing and reading few and four times as many rows, of several files."""
     few, many = size.pick((8_000, 32_000), (128, 512))
     depth, width = size.pick((2, 256), (2, 64))
-    found = []
-    for what, target in (("write", "peak_of_write"), ("read", "peak_of_read")):
-        peaks = [
-            run_child(f"benchmarks.storing:{target}", depth=depth, width=width, n=n)
-            for n in (few, many)
-        ]
-        found.append(
-            Row(
-                "store",
-                f"store, {what}, peak memory of {many} against {few} texts of 16 tokens",
-                peaks[1] / peaks[0],
-                budget=MEMORY_BUDGET,
-                note=f"{peaks[0]:.0f} and {peaks[1]:.0f} MiB, Python and torch included",
-            )
+    peaks: dict[str, list[float]] = {"write": [], "read": []}
+    for n in (few, many):
+        with folder() as place:
+            peaks["write"].append(
+                run_child(
+                    "benchmarks.storing:peak_of_write",
+                    place=str(place), depth=depth, width=width, n=n,
+                )
+            )  # fmt: skip
+            peaks["read"].append(run_child("benchmarks.storing:peak_of_read", place=str(place)))
+    return [
+        Row(
+            "store",
+            f"store, {what}, peak memory of {many} against {few} texts of 16 tokens",
+            big / small,
+            budget=MEMORY_BUDGET,
+            note=f"{small:.0f} and {big:.0f} MiB, Python and torch included",
         )
-    return found
+        for what, (small, big) in peaks.items()
+    ]
 
 
-def _tokens_to(place: Path, depth: int, width: int, n: int) -> Path:
+def peak_of_write(place: str, depth: int, width: int, n: int) -> float:
+    """Return the peak memory in MiB of this process after it wrote a store."""
     stream = live_stream(
         encoder(transformer(depth, width)), Tokens(n, 16, 64), "auto", "tokens", logits=False
     )
     with torch.no_grad():
-        return write_store(stream, place / "acts")
-
-
-def peak_of_write(depth: int, width: int, n: int) -> float:
-    """Return the peak memory in MiB of this process after it wrote a store."""
-    with folder() as place:
-        _tokens_to(place, depth, width, n)
+        write_store(stream, Path(place) / "acts")
     return resident()
 
 
-def peak_of_read(depth: int, width: int, n: int) -> float:
-    """Return the peak memory in MiB that this process has while it reads a store."""
-    with folder() as place:
-        store = Store(_tokens_to(place, depth, width, n))
-        Path("/proc/self/clear_refs").write_text("5")
-        read_store(store)
-        return resident()
+def peak_of_read(place: str) -> float:
+    """Return the peak memory in MiB of this process after it read a store."""
+    read_store(Store(Path(place) / "acts"))
+    return resident()

@@ -3,8 +3,11 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from run_case import rows
 from sonde.core.batch import Batch
@@ -13,11 +16,27 @@ from sonde.core.errors import InputError
 from sonde.core.stream import ArrayStream, Stream
 
 
+@contextmanager
+def two_cpus() -> Iterator[None]:
+    """Run Ray with two CPUs, whatever the machine has."""
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
 @dataclass(frozen=True, eq=False)
 class Around(DerivedStream):
     """Another stream with something that happens at each unit; made for workers."""
 
-    inner: ArrayStream
+    inner: Stream
 
     def happen(self, start: int) -> None:
         """Do what the test is about."""

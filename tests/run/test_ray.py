@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_case import Broken, Elsewhere, Slow, source
+from ray_case import Broken, Elsewhere, Slow, source, two_cpus
 from sonde.core.errors import InputError
 from sonde.core.instrument import Every
 from sonde.core.plan import Plan
@@ -42,13 +42,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """Ray with two CPUs, whatever the machine has."""
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-        logging_level="ERROR", object_store_memory=100 * 2**20,
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with two_cpus():
+        yield
 
 
 def saved(path, stream, **options):

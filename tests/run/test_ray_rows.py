@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sonde
-from ray_case import Slow, source
+from ray_case import Slow, source, two_cpus
 from sonde.cli.main import main
 from sonde.core.errors import InputError
 from sonde.detect import KNN, Mahalanobis
@@ -20,7 +20,7 @@ from sonde.run.scoring import _spans
 from sonde.run.storing import StoreJob, write_rows
 from sonde.store import write_store
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 QUIET: dict[str, Any] = {"progress": False}
 
 pytestmark = [
@@ -32,17 +32,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """Ray with two CPUs, whatever the machine has."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=100 * 2**20,
-    )
-    yield
-    ray.shutdown()
+    with two_cpus():
+        yield
 
 
 @pytest.fixture(scope="module")

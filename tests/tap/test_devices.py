@@ -33,7 +33,7 @@ def test_rows_are_made_on_the_device_of_their_layer(reducer):
     elsewhere = torch.empty(2, 5, 8, device="meta")
     here, _ = reduction(torch.ones(2, 5, 8), frame)
     rows, _ = reduction(elsewhere, frame)
-    stacked, _ = reduction.stacked([elsewhere, elsewhere], frame)
+    stacked, _ = reduction.stacked([reduction.held(elsewhere, frame)] * 2, frame)
     assert rows.device.type == stacked.device.type == "meta"
     assert rows.shape == here.shape == stacked.shape[1:]
     assert frame.beside(batch.order, elsewhere) is frame.beside(batch.order, elsewhere)

@@ -68,10 +68,32 @@ def unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-class AtomicFile:
-    """A file that is being written under a temporary name; enough of a file object for Arrow."""
+class WriteOnly:
+    """What Arrow asks of a file object besides ``write`` and ``tell``."""
 
     closed = False
+
+    def flush(self) -> None:
+        """Do nothing: writes are not buffered here."""
+
+    def close(self) -> None:
+        """Do nothing: the file closes when its ``with`` block ends."""
+
+    def readable(self) -> bool:
+        """Return False."""
+        return False
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return False
+
+
+class AtomicFile(WriteOnly):
+    """A file that is being written under a temporary name."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor, self._path, self._size = descriptor, path, 0
@@ -96,24 +118,6 @@ class AtomicFile:
     def tell(self) -> int:
         """Return how many bytes were written."""
         return self._size
-
-    def flush(self) -> None:
-        """Do nothing: writes are not buffered here."""
-
-    def close(self) -> None:
-        """Do nothing: the file closes when its ``with`` block ends."""
-
-    def readable(self) -> bool:
-        """Return False."""
-        return False
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return False."""
-        return False
 
 
 @contextmanager

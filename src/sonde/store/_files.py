@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sonde.core.errors import StoreError
-from sonde.core.files import AtomicFile, atomic_file, atomic_write, make_directory
+from sonde.core.files import AtomicFile, WriteOnly, atomic_file, atomic_write, make_directory
 from sonde.store.layout import record_file, row_file, sealed
 
 Span = tuple[int, int]
@@ -18,10 +18,8 @@ HASHED_BYTES = 4 * 2**20
 MOST_HASHING = 8
 
 
-class HashedFile:
-    """A file that is hashed by a thread while it is written; enough of one for Arrow."""
-
-    closed = False
+class HashedFile(WriteOnly):
+    """A file that is hashed by a thread while it is written."""
 
     def __init__(self, file: AtomicFile, hasher: ThreadPoolExecutor) -> None:
         self._file, self._hasher = file, hasher
@@ -59,24 +57,6 @@ class HashedFile:
     def tell(self) -> int:
         """Return how many bytes were written."""
         return self._file.tell()
-
-    def flush(self) -> None:
-        """Do nothing: writes are not buffered here."""
-
-    def close(self) -> None:
-        """Do nothing: the file closes with its range."""
-
-    def readable(self) -> bool:
-        """Return False."""
-        return False
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return False."""
-        return False
 
 
 class RangeFiles:

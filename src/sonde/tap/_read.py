@@ -267,9 +267,13 @@ class _Slot:
 
     def _take(self, kind: Kind, leaf: Tensor, call: int, copies: dict[int, Tensor]) -> None:
         if Waiting.takes(kind.reduction, leaf):
-            if id(leaf) not in copies:
-                copies[id(leaf)] = leaf.detach().clone()
-            self.reader.waiting.add((kind, call), kind.reduction, copies[id(leaf)])
+            held = copies.get(id(leaf))
+            if held is None or kind.reduction.holds_means:
+                with at_site(kind.key):
+                    held = kind.reduction.held(leaf.detach(), self.reader.frame)
+            if not kind.reduction.holds_means:
+                copies[id(leaf)] = held
+            self.reader.waiting.add((kind, call), kind.reduction, held)
             return
         with at_site(kind.key):
             rows, layout = kind.reduction(leaf.detach(), self.reader.frame)

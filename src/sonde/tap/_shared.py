@@ -24,10 +24,11 @@ class Shared:
     def weights(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return equal weights of all tokens: (example, 1, pos)."""
         shape = n, 1, length
-        return self._once(
-            (shape, dtype, device),
-            lambda: (torch.full(shape, 1 / length, dtype=dtype, device=device),),
-        )[0]
+        found = self._kept.get((shape, dtype, device))
+        if found is None:
+            made = torch.full(shape, 1 / length, dtype=dtype, device=device)
+            found = self._once((shape, dtype, device), lambda: (made,))
+        return found[0]
 
     def flat(self, axis: str, n: int, length: int) -> tuple[Tensor, ...]:
         """Return index, example and place of every token in the flattened (example, pos) order.

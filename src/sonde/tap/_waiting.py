@@ -24,7 +24,7 @@ class Waiting(Generic[Who]):
     @staticmethod
     def takes(reduction: Reduction, x: Tensor) -> bool:
         """Return whether an output is small, and such that sites can be stacked."""
-        return reduction.can_stack and not x.is_nested and x.nbytes <= SMALL_BYTES
+        return reduction.can_wait and not x.is_nested and x.nbytes <= SMALL_BYTES
 
     def add(self, who: Who, reduction: Reduction, copy: Tensor) -> None:
         """Keep a copy of an output."""

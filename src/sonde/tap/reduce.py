@@ -122,7 +122,7 @@ class Frame:
         if key not in self._whole:
             special = self.batch.special if axis == "pos" and not keep_special else None
             mask = self.masks[axis]
-            padded = mask is not None and not (mask.shape[1] == length and bool(mask.all()))
+            padded = mask is not None and not (mask.shape[1] == length and _all_set(mask))
             self._whole[key] = not padded and (special is None or not bool(special.any()))
         return self._whole[key] and length > 0
 
@@ -140,14 +140,18 @@ class Frame:
     def weights(self, axis: str, length: int, keep_special: bool, dtype: torch.dtype) -> Tensor:
         """Return, for each example, the weight of each token in the mean: (example, 1, pos)."""
         key = ("mean", axis, length, keep_special, dtype)
-        if key not in self._selected and self.is_whole(axis, length, keep_special):
-            self._selected[key] = self.shared.weights(self.n, length, dtype, self.device)
-        if key not in self._selected:
+        found = self._selected.get(key)
+        if found is not None:
+            return found
+        if self.is_whole(axis, length, keep_special):
+            weights = self.shared.weights(self.n, length, dtype, self.device)
+        else:
             kept = self._some(self.kept(axis, length, keep_special), "mean", "ordinary")
             self.drops_tokens = True
-            weights = kept.double() / kept.sum(dim=1, keepdim=True)
-            self._selected[key] = weights[:, None].to(dtype=dtype, device=self.device)
-        return self._selected[key]
+            shares = kept.double() / kept.sum(dim=1, keepdim=True)
+            weights = shares[:, None].to(dtype=dtype, device=self.device)
+        self._selected[key] = weights
+        return weights
 
     def one(self, axis: str, length: int, which: str) -> tuple[Tensor, Tensor]:
         """Return the index of the ``last`` or first (``cls``) real token of each example."""
@@ -301,6 +305,11 @@ class Frame:
         return (height, count // height) if height and height * (count // height) == count else None
 
 
+def _all_set(mask: Tensor) -> bool:
+    """Return ``mask.all()``, which takes twice as long."""
+    return int(torch.count_nonzero(mask)) == mask.numel()
+
+
 def image_size(batch: InputBatch) -> tuple[int, int] | None:
     """Return height and width of the images in a batch (NCHW), or None."""
     for x in (*batch.args, *batch.kwargs.values()):
@@ -396,8 +405,8 @@ class Reduction:
         return take(x.flatten(0, 1), frame.beside(flat, x), frame.beside(row, x)), layout
 
     @cached_property
-    def can_stack(self) -> bool:
-        """Whether outputs of one shape from several sites may be reduced by ``stacked``."""
+    def can_wait(self) -> bool:
+        """Whether a small output may be ``held`` until the forward is over, then ``stacked``."""
         return self._in_order and self.reducer.name not in ("predictions", *STEPPED)
 
     @cached_property
@@ -405,16 +414,28 @@ class Reduction:
         """What two reductions must share to be one call of ``stacked``."""
         return self._kind, self.reducer.name, self.reducer.keep_special
 
+    @cached_property
+    def holds_means(self) -> bool:
+        """Whether ``held`` is the mean already, which costs no more than a copy."""
+        return self.reducer.name == "mean"
+
+    def held(self, x: Tensor, frame: Frame) -> Tensor:
+        """Return what must be taken of an output before the model writes into it."""
+        if not self.holds_means:
+            return x.clone()
+        frame.check(x.shape[0])
+        return _token_mean(x, frame, self._kind, self.reducer.keep_special)
+
     def stacked(
-        self, outputs: Sequence[Tensor], frame: Frame
+        self, held: Sequence[Tensor], frame: Frame
     ) -> tuple[Float[Tensor, "_site _row _dim"], Hashable]:
-        """Return the rows of several outputs of one shape, and their common layout."""
-        x = torch.stack(list(outputs))
+        """Return the rows of several held outputs of one shape, and their common layout."""
+        x = torch.stack(list(held))
+        if self.holds_means:
+            return x, POOLED
         _, n, length, _ = x.shape
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
-        if name == "mean":
-            return _token_mean(x, frame, self._kind, keep), POOLED
         if name != "tokens":
             example, position = (frame.beside(s, x) for s in frame.one(self._kind, length, name))
             return x[:, example, position], POOLED
@@ -459,10 +480,11 @@ def possible(axes: Axes) -> tuple[str, ...]:
 
 
 def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tensor:
-    dtype = torch.float32 if x.dtype in NARROW else x.dtype
+    own = x.dtype
+    dtype = torch.float32 if own in NARROW else own
     weights = frame.beside(frame.weights(axis, x.shape[-2], keep_special, dtype), x)
-    wide = x if x.dtype == dtype else x.to(dtype)
+    wide = x if own is dtype else x.to(dtype)
     if frame.is_careful:
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
-    rows = torch.matmul(weights, wide)[..., 0, :]
-    return rows if x.dtype == dtype else rows.to(x.dtype)
+    rows = torch.bmm(weights, wide).squeeze(1)
+    return rows if own is dtype else rows.to(own)

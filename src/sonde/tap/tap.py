@@ -4,8 +4,8 @@ For whole data sets use a stream (``sonde.read``): it finds axes by a probe forw
 and keeps ids. A tap keeps the rows of the last forward only.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -66,30 +66,23 @@ class Tap:
         self.sites = resolve(self.module, sites)
         self._reducer = Reducer(reducer) if isinstance(reducer, str) else reducer
         self._stops = stop
-        names = Names(self.module)
         if any(site.port == "grad" for site in self.sites):
             raise SiteError("Tap: port grad needs an objective. Use sonde.read(objective=...).")
-        watched = {(s.path, s.port): names.modules[s.path] for s in self.sites}
+        names = Names(self.module)
+        doors: dict[tuple[str, str], _Door] = {}
+        for site in self.sites:
+            door = doors.setdefault((site.path, site.port), _Door(site, names.modules[site.path]))
+            door.spots.append(_Spot(site, str(site)))
+        self._doors = list(doors.values())
         self._session = Session(
             self.module,
-            outputs=[
-                (m, partial(self._after, p)) for (p, port), m in watched.items() if port == "out"
-            ],
+            outputs=[(d.module, partial(self._after, d)) for d in self._doors if d.port == "out"],
             inputs=[
                 (self.module, self._begin),
-                *(
-                    (m, partial(self._before, p, m))
-                    for (p, port), m in watched.items()
-                    if port == "in"
-                ),
+                *((d.module, partial(self._before, d)) for d in self._doors if d.port == "in"),
             ],
         )
-        self._modules = names.modules
-        self._keys = {site: str(site) for site in self.sites}
-        self._at: dict[tuple[str, str], list[Site]] = {}
-        for site in self.sites:
-            self._at.setdefault((site.path, site.port), []).append(site)
-        self._reductions: dict[tuple[str, tuple[int, ...]], Reduction] = {}
+        self._names = [str(site) for site in self.sites]
         self._batch: InputBatch | None = None
         self._shared, self._slab = Shared(), Slab()
         self._reset()
@@ -115,16 +108,16 @@ class Tap:
         SiteError
             If a site did not run in it.
         """
-        missing = [key for key in self._keys.values() if key not in self._taken]
-        if missing:
-            calls = {path: n for (path, _), n in self._calls.items()}
+        if self._frame is not None:
+            self._place(self._frame)
+        taken = self._taken
+        if missing := [name for name in self._names if name not in taken]:
+            calls = {door.path: door.calls for door in self._doors if door.calls}
             raise SiteError(
                 f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
                 f"{calls}). Run the model inside the with block, or read a module that runs."
             )
-        if self._frame is not None:
-            self._place(self._frame)
-        return {key: self._joined(self._taken[key]) for key in self._keys.values()}
+        return {name: self._joined(taken[name]) for name in self._names}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model under ``no_grad``; with ``stop``, only up to the last site."""
@@ -142,7 +135,8 @@ class Tap:
     def _reset(self) -> None:
         self._taken: dict[str, list[Tensor]] = {}
         self._waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
-        self._calls: Counter[tuple[str, str]] = Counter()
+        for door in self._doors:
+            door.calls = 0
         self._mask: Tensor | None = None
         self._frame: Frame | None = None
         self._to_come = getattr(self, "_to_come", -1)
@@ -159,68 +153,96 @@ class Tap:
         mask = named.get("attention_mask")
         self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
-    def _after(self, path: str, output: Any) -> None:
-        self._read(path, "out", lambda site: find(output, site.key))
+    def _after(self, door: "_Door", output: Any) -> None:
+        for spot in door.called():
+            self._keep(spot, door.module, find(output, spot.leaf))
 
-    def _before(
-        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self._read(path, "in", lambda site: find_input(module, args, kwargs, site.key)[1])
+    def _before(self, door: "_Door", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for spot in door.called():
+            self._keep(spot, door.module, find_input(door.module, args, kwargs, spot.leaf)[1])
 
-    def _read(self, path: str, port: str, leaf_of: Callable[[Site], Tensor | None]) -> None:
-        call = self._calls[path, port]
-        self._calls[path, port] += 1
-        for site in self._at[path, port]:
-            if isinstance(site.call, int) and site.call != call:
-                continue
-            leaf = leaf_of(site)
-            if leaf is None:
-                raise SiteError(f"Tap: {str(site)!r} returned no such floating-point tensor.")
-            self._keep(site, leaf, call)
-
-    def _keep(self, site: Site, leaf: Tensor, call: int) -> None:
-        key = self._keys[site]
-        if site.call is None and key in self._taken:
+    def _keep(self, spot: "_Spot", module: nn.Module, leaf: Tensor | None) -> None:
+        taken, name = self._taken, spot.name
+        if leaf is None:
+            raise SiteError(f"Tap: {name!r} returned no such floating-point tensor.")
+        if spot.call is None and name in taken:
             raise SiteError(
-                f"Tap: {site.path!r} is called more than once in one forward. "
-                f"Write {site.path}@0, @1, ..., @last or @all."
+                f"Tap: {spot.site.path!r} is called more than once in one forward. "
+                f"Write {spot.site.path}@0, @1, ..., @last or @all."
             )
-        parts = self._taken[key] = self._taken.get(key, []) if site.call == "all" else []
-        parts.append(self._reduced(leaf.detach(), site.path, parts))
-        if len(self._taken) == self._to_come and site.call not in ("last", "all"):
+        parts = taken[name] = taken.get(name, []) if spot.call == "all" else []
+        parts.append(
+            self._reduced(leaf.detach() if leaf.requires_grad else leaf, spot, module, parts)
+        )
+        if len(taken) == self._to_come and spot.call not in ("last", "all"):
             self._session.stop()
 
-    def _reduced(self, x: Tensor, path: str, parts: list[Tensor]) -> Tensor:
-        """Return rows; where they wait for those of other sites, a copy that they will replace."""
+    def _reduced(self, x: Tensor, spot: "_Spot", module: nn.Module, parts: list[Tensor]) -> Tensor:
+        """Return rows; where they wait for those of other sites, what they will replace."""
         if self._reducer is None:
             copy = self._slab.keep(x)
             return x.clone() if copy is x else copy
-        if self._frame is None:
-            if self._batch is None or len(self._batch) != len(x):
-                self._batch = _unnamed(len(x))
-            self._frame = Frame(self._batch, x.device, self._shared)
-            self._frame.masks["pos"] = self._mask
-        known = path, (x.ndim,) if x.is_nested else tuple(x.shape[1:])
-        if known not in self._reductions:
-            axes = guess_axes(x, self._modules[path], self.module, self._reducer.axis)
-            self._reductions[known] = Reduction(self._reducer, axes)
-        reduction = self._reductions[known]
-        if Waiting.takes(reduction, x):
-            copy = x.clone()
-            self._waiting.add((parts, len(parts)), reduction, copy)
-            return copy
-        return self._slab.keep(reduction(x, self._frame)[0])
+        frame = self._frame
+        if frame is None:
+            frame = self._frame = self._framed(x)
+        shape = (x.ndim,) if x.is_nested else x.shape
+        if spot.reduction is None or spot.shape != shape:
+            axes = guess_axes(x, module, self.module, self._reducer.axis)
+            spot.reduction, spot.shape = Reduction(self._reducer, axes), shape
+        if Waiting.takes(spot.reduction, x):
+            held = spot.reduction.held(x, frame)
+            self._waiting.add((parts, len(parts)), spot.reduction, held)
+            return held
+        return self._slab.keep(spot.reduction(x, frame)[0])
+
+    def _framed(self, x: Tensor) -> Frame:
+        if self._batch is None or len(self._batch) != len(x):
+            self._batch = _unnamed(len(x))
+        frame = Frame(self._batch, x.device, self._shared)
+        frame.masks["pos"] = self._mask
+        return frame
 
     def _place(self, frame: Frame) -> None:
-        """Put the rows that waited for those of other sites in the places of their copies."""
-        for reduction, places, outputs in self._waiting.groups():
-            found, _ = reduction.stacked(outputs, frame)
-            for (parts, at), rows in zip(places, self._slab.keep(found).unbind(), strict=True):
+        """Put the rows that waited for those of other sites in the places of what was held."""
+        for reduction, places, held in self._waiting.groups():
+            if reduction.holds_means:
+                found = self._slab.stack(held)
+            else:
+                found = self._slab.keep(reduction.stacked(held, frame)[0])
+            for (parts, at), rows in zip(places, found.unbind(), strict=True):
                 parts[at] = rows
 
     @staticmethod
     def _joined(parts: list[Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass
+class _Spot:
+    """A site, and how its last output was reduced."""
+
+    site: Site
+    name: str
+    shape: Sequence[int] = ()
+    reduction: Reduction | None = None
+
+    def __post_init__(self) -> None:
+        self.call, self.leaf = self.site.call, self.site.key
+        self.any_call = not isinstance(self.call, int)
+
+
+class _Door:
+    """One module and port: its sites, and how often it was called in this forward."""
+
+    def __init__(self, site: Site, module: nn.Module) -> None:
+        self.path, self.port, self.module = site.path, site.port, module
+        self.spots: list[_Spot] = []
+        self.calls = 0
+
+    def called(self) -> list[_Spot]:
+        """Count a call, and return the sites that read it."""
+        call, self.calls = self.calls, self.calls + 1
+        return [spot for spot in self.spots if spot.any_call or spot.call == call]
 
 
 def _unnamed(n: int) -> InputBatch:
