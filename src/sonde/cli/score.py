@@ -87,7 +87,7 @@ class Score:
         if self.printing.json:
             say_json(plain_rows(table))
         elif not self.printing.quiet:
-            say(self._summary(table))
+            say(self._summary(table, fitted))
             if self.explain:
                 say(self._most_unusual(table))
         return 0
@@ -124,7 +124,7 @@ class Score:
             lines.append(f"{said[0]} {'; '.join(said[1:])}")
         return "\n".join(lines)
 
-    def _summary(self, table: Any) -> str:
+    def _summary(self, table: Any, fitted: Any) -> str:
         import pyarrow as pa
         from pyarrow import compute
 
@@ -143,12 +143,34 @@ class Score:
             median = pc.quantile(mine["score"], 0.5)[0].as_py()
             alarms = pc.mean(pc.less_equal(mine["p"], self.alpha).cast(pa.float64())).as_py()
             share = "-" if alarms is None else f"{alarms:.1%}"
+            name = group["instrument"], group["site"]
+            if alarms is not None and self._lacks_rows(fitted.scorers.get(name)):
+                share = "too few"
+            n_broken = mine.num_rows - pc.sum(pc.is_finite(mine["score"])).as_py()
+            if n_broken:
+                note(
+                    f"note: {name[0]} at {name[1]}: {n_broken} of {mine.num_rows} rows are not "
+                    "finite; they score inf."
+                )
             site = str(group["site"])
             site = site if len(site) <= 30 else "..." + site[-27:]
             lines.append(
                 f"{group['instrument']:<22} {site:<30} {mine.num_rows:>7} {median:>9.4g} {share:>8}"
             )
         return "\n".join(lines)
+
+    def _lacks_rows(self, scorer: Any) -> bool:
+        """Return whether no row can raise an alarm, and say so."""
+        from sonde.core.errors import CalibrationError
+
+        if scorer is None or getattr(scorer, "calibration", None) is None:
+            return False
+        try:
+            scorer.calibration.threshold(self.alpha)
+        except CalibrationError as error:
+            note(f"note: {error}")
+            return True
+        return False
 
 
 def _hashed(table: Any) -> Any:

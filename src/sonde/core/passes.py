@@ -171,6 +171,15 @@ def merge_pair(statistic: Statistic[StateT], a: StateT | None, b: StateT | None)
     return statistic.merge(a, b)
 
 
+def _advice(part: str) -> str:
+    if part == "all":
+        return ". Check that the data is not empty and that states are finite."
+    return (
+        f" (part {part!r}). Check that states are finite and that there are enough groups to "
+        "split: rows of one group, and equal rows, stay in one part."
+    )
+
+
 def states_of(task: Task, states: States, split: Split | None = None) -> dict[str, Any]:
     """Return the keyword arguments of ``task.instrument.result``.
 
@@ -190,8 +199,7 @@ def states_of(task: Task, states: States, split: Split | None = None) -> dict[st
                 raise StateError(
                     f"{type(task.instrument).__name__}: no row to fit on at "
                     + " & ".join(group[0].keys)
-                    + ("" if group[0].part == "all" else f" (part {group[0].part!r})")
-                    + ". Check that the data is not empty and that states are finite."
+                    + _advice(group[0].part)
                 )
             values.append(state)
         one_value = task.instrument.span == "one" or len(targets[0][0].keys) > 1

@@ -92,7 +92,7 @@ def open_arrays(
         raise InputError(f"open_arrays: {path} is empty: its arrays have no row.")
     return Stream.of(
         chosen,
-        label=None if label is None else _labels(arrays[label]),
+        label=None if label is None else _labels(arrays[label], label, path),
         group=_bytes(arrays.get("group_key")) or _texts(arrays.get("group")),
         ids=_texts(arrays.get("id")),
         keys=_bytes(arrays.get("key")),
@@ -211,8 +211,14 @@ def _bytes(values: Any) -> list[bytes] | None:
     return [row.tobytes() for row in np.asarray(values)]
 
 
-def _labels(values: Any) -> np.ndarray:
+def _labels(values: Any, name: str, path: Path) -> np.ndarray:
     column = LabelColumn()
     for value in values.tolist():
         column.add(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
-    return column.finish(None, None, "label").values
+    found = column.finish(None, None, name)
+    if found.reason and not found.names and not found.any:
+        raise InputError(
+            f"open_arrays: {path}: {found.reason}. Give each row a class (a whole number or a "
+            "name), or leave the array out."
+        )
+    return found.values

@@ -284,7 +284,7 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
         Naming the first thing that differs.
     """
     identity = stream.identity()
-    for kind, names in (("model", MODEL_FIELDS), ("reading", READING_FIELDS)):
+    for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
         for name in names:
             fitted, here = header[kind].get(name), identity.get(name)
             if fitted != here:

@@ -1,4 +1,4 @@
-"""Errors of a model's own forward about sizes, told as what is wrong with the inputs."""
+"""Errors of a model's own forward about its inputs, told as what is wrong with them."""
 
 import contextlib
 import re
@@ -10,12 +10,16 @@ from torch import Tensor
 from sonde.core.errors import InputError, SondeError
 from sonde.core.inputs import InputBatch
 
-ABOUT_SIZES = re.compile(r"\b(sizes?|shapes?)\b", re.IGNORECASE)
+ABOUT_INPUTS = re.compile(
+    r"\b(sizes?|shapes?|dim|dims|dimensions?|channels?|unpack|out of range|dtype|data types?"
+    r"|scalar type|arguments?)\b",
+    re.IGNORECASE,
+)
 
 
 @contextlib.contextmanager
 def forward_on(batch: InputBatch) -> Iterator[None]:
-    """Say which inputs a model refused for their size, such as images smaller than its patches.
+    """Say which inputs a model refused, such as images smaller than its patches.
 
     Raises
     ------
@@ -26,8 +30,8 @@ def forward_on(batch: InputBatch) -> Iterator[None]:
         yield
     except (SondeError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError) as error:
-        if ABOUT_SIZES.search(str(error)) is None:
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if ABOUT_INPUTS.search(str(error)) is None:
             raise
         shapes = [
             f"{name} {tuple(x.shape)}".strip()
@@ -37,6 +41,6 @@ def forward_on(batch: InputBatch) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
-            f"({len(batch)} examples from {batch.ids[0]} on): {reason}. "
-            "Give inputs of a size that it is made for."
+            f"({len(batch)} examples from {batch.ids[0]} on): {reason.rstrip('.')}. "
+            "Give inputs of the kind and size that it is made for; --debug shows where it failed."
         ) from error
