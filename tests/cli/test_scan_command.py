@@ -257,3 +257,26 @@ def test_gates_are_words_or_codes():
 def test_levels_are_ordered(level, gate, expected):
     report = {"findings": [{"code": "SND011", "level": level, "ignored": False}], "checks": []}
     assert reached(report, (gate,)) is expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--detectors knn", "Name it with --versus OTHER"),
+        ("--versus other.npz --detectors covariance", "expected detectors"),
+        ("--versus other.npz --detectors knn,knn(k=9)", "each detector once"),
+        ("--versus other.npz --detectors knn,msp", "'logits'"),
+    ],
+)
+def test_detectors_that_make_no_sense_are_refused(run, place, monkeypatch, words, said):
+    monkeypatch.chdir(place)
+    assert said in run("scan", "-", "rows.npz", *words.split()).error()
+
+
+def test_chosen_detectors_tell_the_data_apart(run, place):
+    words = ["scan", "-", place / "rows.npz", "--versus", place / "other.npz", "--json"]
+    ran = run(*words, "--detectors", "mahalanobis,knn")
+    found = {(d["method"], d["site"]): d["auroc"] for d in ran.json()["versus"]["detectors"]}
+    assert set(found) == {(m, site) for m in ("Mahalanobis", "KNN") for site in "ab"}
+    assert found["Mahalanobis", "a"] > 0.99
+    assert found["KNN", "b"] > 0.6

@@ -1,3 +1,5 @@
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,8 @@ from torch import Tensor
 
 import sonde
 from scan._zoo import Items, digit_net, digits, quiet
+from sonde.core.errors import InputError
+from sonde.detect import KNN, MSP, NAC, Mahalanobis, SimpleNet
 from sonde.report import Report
 
 pytestmark = pytest.mark.slow
@@ -79,3 +83,41 @@ def test_noise_images_are_unlike_anything_fitted() -> None:
     assert found["level"] == "warning"
     worst = [row["id"] for row in report.json()["versus"]["rows"]]
     assert len(set(worst) & {f"other {i}" for i in range(90)}) >= 0.8 * min(len(worst), 90)
+
+
+@pytest.mark.truth("planted: noise in place of digits, and halves of the same data")
+def test_chosen_detectors_are_shown_at_every_site(tmp_path: Path) -> None:
+    data, other = halves(0)
+    noise = torch.rand(300, 64, generator=torch.Generator().manual_seed(SEED))
+    net = digit_net("relu-mlp", SEED, trained=True)[0]
+    settings = replace(quiet(), detectors=(Mahalanobis(), KNN(k=5), MSP()))
+
+    def section(there: Tensor) -> dict[tuple[str, str], dict[str, Any]]:
+        report = sonde.scan(net, rows(data, "data"), rows(there, "other"), settings=settings)
+        report.save(tmp_path / "report.html")
+        assert "Fitted on half of DATA" in (tmp_path / "report.html").read_text()
+        found = report.json()["versus"]
+        assert found["alarm"]["detector"] == "Mahalanobis, KNN, MSP"
+        return {(row["method"], row["site"]): row for row in found["detectors"]}
+
+    far, near = section(noise), section(other)
+    sites = {site for _, site in far}
+    assert set(far) == set(near) == {
+        *((method, site) for method in ("Mahalanobis", "KNN") for site in sites),
+        ("MSP", max(site for site in sites)),
+    }  # fmt: skip
+    first = [far[method, min(sites)] for method in ("Mahalanobis", "KNN")]
+    assert all(row["auroc"] > 0.99 and row["low"] > 0.95 for row in first)
+    assert all(row["low"] < 0.5 < row["high"] for row in near.values())
+
+
+@pytest.mark.parametrize(
+    ("detector", "why"),
+    [(NAC(), "reads gradients"), (SimpleNet(), "learns in several passes")],
+)
+def test_detectors_that_a_scan_cannot_fit_are_refused(detector: Any, why: str) -> None:
+    net = digit_net("relu-mlp", SEED, trained=False)[0]
+    settings = replace(quiet(), detectors=(detector,))
+    data, other = halves(0)
+    with pytest.raises(InputError, match=why):
+        sonde.scan(net, rows(data[:50], "a"), rows(other[:50], "b"), settings=settings)

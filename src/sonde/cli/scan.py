@@ -63,6 +63,9 @@ class Scan:
     )
     deep: Annotated[bool, tyro.conf.arg(help="also what takes gradients or more forwards")] = False
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate against OTHER")] = 0.01
+    detectors: Annotated[
+        str | None, named("METHODS", "what scores OTHER: mahalanobis,knn(k=5),msp")
+    ] = None
     show_inputs: Annotated[bool, tyro.conf.arg(help="let the report hold inputs")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows in the report")] = False
     reading: Reading = field(default_factory=Reading)
@@ -142,6 +145,7 @@ class Scan:
             stochastic=self.stochastic,
             deep=self.deep,
             alpha=self.alpha,
+            detectors=self._detectors(),
             only=self.only,
             ignore=self.ignore,
             thresholds=parse_thresholds(self.set),
@@ -150,6 +154,22 @@ class Scan:
             fail_on=gate,
             command=shlex.join(["sonde", *typed.get()]),
         )
+
+    def _detectors(self) -> tuple[Any, ...]:
+        if self.detectors is None:
+            return ()
+        from sonde.cli.fit import parse_methods
+        from sonde.core.instrument import Detector
+
+        if self.versus is None:
+            raise InputError("scan: --detectors score OTHER. Name it with --versus OTHER.")
+        methods = parse_methods(self.detectors)
+        if wrong := [type(m).__name__ for m in methods if not isinstance(m, Detector)]:
+            raise InputError(
+                f"scan: expected detectors behind --detectors, got {', '.join(wrong)}. "
+                "`sonde methods` lists them."
+            )
+        return tuple(methods)
 
     def _print(self, report: dict[str, Any]) -> None:
         from sonde.report import to_text

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sonde.core.errors import InputError, SondeError
-from sonde.core.instrument import Detector
+from sonde.core.instrument import Detector, score_needs
 from sonde.core.passes import states_of
 from sonde.core.plan import Plan, Split, groups_are_whole
 from sonde.core.requests import Request, States, Task, requests
@@ -106,7 +106,7 @@ def scan_stream(
     _check_inputs(data, other_data)
     model = _model(stream, data.seed, settings.deep)
     split = Split(HALF, stream.seed) if other is not None else None
-    tasks = _detectors(stream) if other is not None else []
+    tasks = _detectors(stream, settings.detectors) if other is not None else []
     with _listening(model, settings):
         gathered, stop = _gathered(stream, data, settings, split, tasks)
     if gathered is None:
@@ -290,15 +290,41 @@ def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
         )
 
 
-def _detectors(stream: Stream) -> list[Task]:
-    batch = stream.first_batch()
-    methods: list[Detector] = [KNN(m=SCAN_NEIGHBOURS)]
+def _detectors(stream: Stream, chosen: Sequence[Detector]) -> list[Task]:
+    """Return every detector at every pooled site, those that read logits alone at the last."""
+    has_logits = stream.first_batch().logits is not None
     pooled = [s for s in stream.schema if "|" not in s.key]
-    tasks = [Task(Calibrated(m), (s.key,)) for m in methods for s in pooled]
-    tasks += [Task(Calibrated(Mahalanobis()), (s.key,)) for s in pooled if s.dim <= WIDEST_FULL]
-    if batch.logits is not None:
-        tasks.append(Task(Calibrated(Energy()), (pooled[-1].key,)))
+    chosen = chosen or (KNN(m=SCAN_NEIGHBOURS), Mahalanobis(), *([Energy()] if has_logits else []))
+    tasks: list[Task] = []
+    names = [type(method).__name__ for method in chosen]
+    if len(set(names)) < len(names):
+        raise InputError(f"scan: expected each detector once, got {', '.join(names)}.")
+    for method in chosen:
+        _check_alone(method)
+        sites = pooled if "x" in score_needs(method) else pooled[-1:]
+        if isinstance(method, Mahalanobis):
+            sites = [s for s in sites if s.dim <= WIDEST_FULL]
+        tasks += [Task(Calibrated(method), (s.key,)) for s in sites]
     return tasks
+
+
+def _check_alone(method: Detector) -> None:
+    """Refuse a detector that one pass over rows of one site cannot fit."""
+    name = type(method).__name__
+    why = ""
+    if method.span != "one":
+        why = "reads several sites at once"
+    elif "grad" in score_needs(method):
+        why = "reads gradients"
+    elif type(method).then is not Detector.then:
+        why = "is fitted in several passes"
+    elif any(read.statistic.merging == "none" for read in method.all_reads().values()):
+        why = "learns in several passes"
+    if why:
+        raise InputError(
+            f"scan: {name} {why}; a scan fits detectors on rows of one site in its own pass. "
+            "Use sonde fit, then sonde evaluate."
+        )
 
 
 def _evidence(
@@ -351,6 +377,7 @@ def _against(
         other_data=other_data,
         scorers=_scorers(tasks, gathered.outcome.states, split),
         alpha=float(evidence.options["alpha"]),
+        asked=tuple(_name_of(task) for task in tasks),
     )
     return replace(evidence, versus=versus)
 
@@ -369,8 +396,14 @@ def _scorers(
         except SondeError as error:
             _log.info("%s at %s: %s", type(instrument.detector).__name__, task.keys[0], error)
             continue
-        found[type(instrument.detector).__name__, task.keys[0]] = scorer
+        found[_name_of(task)] = scorer
     return found
+
+
+def _name_of(task: Task) -> tuple[str, str]:
+    instrument = task.instrument
+    assert isinstance(instrument, Calibrated)
+    return type(instrument.detector).__name__, task.keys[0]
 
 
 def _chosen(settings: ScanSettings) -> list[Rule]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sonde.core.instrument import Detector
 from sonde.core.plan import UNIT_SIZE
 from sonde.run.crew import Crew, Runner
 
@@ -39,6 +40,9 @@ class ScanSettings:
         Also what takes a gradient or more forwards.
     alpha : float, default=0.01
         False-alarm rate of the detectors against OTHER.
+    detectors : tuple of Detector, default=()
+        What is fitted on half of DATA and scores OTHER, each at every site whose rows it reads;
+        empty is k nearest neighbours, Mahalanobis, and the energy of logits.
     only, ignore : tuples of str
         Codes to keep; codes to silence, as ``CODE`` or ``CODE@site pattern``.
     thresholds : mapping of code to mapping of name to value
@@ -64,6 +68,7 @@ class ScanSettings:
     stochastic: bool = False
     deep: bool = False
     alpha: float = 0.01
+    detectors: tuple[Detector, ...] = ()
     only: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     thresholds: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from sonde.stats.auroc_bounds import auroc_bounds, rank_p_value, separation
 
 LEAST_GROUPS = 50
 LEVEL = 0.001
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,8 @@ class VersusEvidence:
         Promised rate of false alarms.
     held : float, default=0.5
         Share of DATA's groups that was held out.
+    asked : tuple of (method, site key), default=()
+        The detectors that were to be fitted; some may lack rows, labels or logits.
     """
 
     other_sites: Mapping[str, SiteEvidence]
@@ -51,6 +54,7 @@ class VersusEvidence:
     scorers: Mapping[tuple[str, str], Any]
     alpha: float = 0.01
     held: float = 0.5
+    asked: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def other(self) -> Evidence:
@@ -169,9 +173,19 @@ def _length_auroc(mine: SharedRows, theirs: SharedRows) -> float | None:
     return separation(a[one_per_group(mine.group)], b[one_per_group(theirs.group)])
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of every usable detector: of DATA's held-out rows, and of OTHER's."""
+
+    own: Mapping[tuple[str, str], Float[Tensor, "row"]]
+    own_group: Int[Tensor, "row"]
+    other: Mapping[tuple[str, str], Float[Tensor, "row2"]]
+    other_group: Int[Tensor, "row2"]
+
+
 @once
-def alarms(evidence: Evidence) -> Alarm | str:
-    """Return the calibrated alarms on OTHER, or the reason why there are none."""
+def scored(evidence: Evidence) -> Scored | str:
+    """Return the scores of the detectors on both sides, or the reason why there are none."""
     versus = evidence.versus
     if versus is None:
         return "there is no second data set (--versus OTHER)"
@@ -186,7 +200,36 @@ def alarms(evidence: Evidence) -> Alarm | str:
         return "OTHER lacks the sites that the detectors were fitted at"
     own = {name: _scores(versus.scorers[name], mine, name[1])[held] for name in usable}
     other = {name: _scores(versus.scorers[name], theirs, name[1]) for name in usable}
-    return fuse(own, mine.group[held], other, theirs.group, versus.alpha)
+    return Scored(own, mine.group[held], other, theirs.group)
+
+
+@once
+def alarms(evidence: Evidence) -> Alarm | str:
+    """Return the calibrated alarms on OTHER, or the reason why there are none."""
+    found = scored(evidence)
+    if isinstance(found, str):
+        return found
+    return fuse(found.own, found.own_group, found.other, found.other_group, evidence.versus.alpha)
+
+
+def detector_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    """Return how well each detector at each site tells OTHER from held-out rows of DATA.
+
+    One row of each group counts. A detector that could not be fitted has no AUROC.
+    """
+    found = scored(evidence)
+    rows = []
+    for method, key in evidence.versus.asked:
+        row: dict[str, Any] = {"method": method, "site": key}
+        row |= dict.fromkeys(("auroc", "low", "high"))
+        if isinstance(found, Scored) and (method, key) in found.own:
+            own = found.own[method, key][one_per_group(found.own_group)]
+            other = found.other[method, key][one_per_group(found.other_group)]
+            value = auroc(own, other).value
+            low, high = auroc_bounds(value, len(own), len(other), 1 - CONFIDENCE)
+            row |= {"auroc": value, "low": low, "high": high}
+        rows.append(row)
+    return rows
 
 
 def _held_rows(evidence: Evidence, share: float) -> Bool[Tensor, "row"] | None:
@@ -234,6 +277,7 @@ def versus_section(evidence: Evidence) -> dict[str, Any] | None:
         ],
         "length_auroc": None if found is None else found.length_auroc,
         "best": None if found is None else found.best.key,
+        "detectors": detector_rows(evidence),
         "alarm": None,
         "scores": None,
         "rows": [],

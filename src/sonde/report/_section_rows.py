@@ -33,6 +33,11 @@ _LISTS: Final = (
     ),
 )
 
+_FITTED: Final = (
+    "Fitted on half of DATA; how well each tells OTHER from the other half, with a 95 % interval. "
+    "Their scores are added up, and the sum is calibrated: the alarm below."
+)
+
 
 def versus_section(report: dict[str, Any], names: Names) -> Markup:
     """Return which sites tell DATA and OTHER apart, the alarm, the most unusual rows."""
@@ -45,6 +50,12 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
     )
     pictures = [made for made in (shift_picture(versus), scores_picture(versus)) if made]
     parts = [figure(made, names) for made in pictures]
+    if versus.get("detectors"):
+        parts += [el("h3", "Detectors"), el("p", _FITTED, cls="reading")]
+        columns = ("method", "site", "auroc", "low", "high")
+        rows = tuple(tuple(row[key] for key in columns) for row in versus["detectors"])
+        listed = Numbers(columns, rows, "detectors")
+        parts.append(tabled(listed, names, opened=len(rows) <= _SHORT))
     if versus["alarm"]:
         parts.append(_alarm(versus["alarm"]))
     if versus["rows"]:
