@@ -37,6 +37,22 @@ def test_a_fit_and_its_scores_are_those_of_the_data(here):
     assert not list(here.glob("*.run"))
 
 
+@pytest.mark.truth("what the commands give for the arrays")
+def test_calibrations_and_evaluations_are_those_of_the_data(here):
+    probe, more = here / "p.sonde", here / "more_acts"
+    assert run_words("fit", "mahalanobis", here / "acts", "-o", probe).code == 0
+    assert run_words("read", "-", here / "more.npz", "-o", more).code == 0
+    sources = {"live": ["-", here / "more.npz"], "stored": [more]}
+    for name, source in sources.items():
+        assert run_words("calibrate", probe, *source, "-o", here / f"{name}.c.sonde").code == 0
+    assert (here / "live.c.sonde").read_bytes() == (here / "stored.c.sonde").read_bytes()
+    live = run_words("evaluate", probe, "-", here / "rows.npz", here / "more.npz", "--json")
+    stored = run_words("evaluate", probe, here / "acts", more, "--json")
+    assert live.code == 0
+    assert live.out == stored.out
+    assert "folder of rows" in run_words("evaluate", probe, more, here / "more.npz").error()
+
+
 def test_a_store_is_scanned_and_compared(here):
     other = here / "other"
     assert run_words("read", "-", here / "more.npz", "-o", other).code == 0

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, ProbeWord, Reading
+from sonde.cli.options import (
+    Printing,
+    ProbeWord,
+    Reading,
+    SourceDataWord,
+    SourceWord,
+    source_of,
+)
 from sonde.core.errors import CalibrationError
 
 
@@ -18,11 +25,13 @@ class Calibrate:
     What was held out before is replaced; the file holds the detectors alone.
 
     Example: sonde calibrate probe.sonde sonde:digits sonde:digits/test -o calibrated.sonde
+
+    Rows that sonde read wrote: sonde calibrate probe.sonde acts -o calibrated.sonde
     """
 
     probe: ProbeWord
-    model: ModelWord
-    data: DataWord
+    model: SourceWord
+    data: SourceDataWord = ""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="file to write")] = Path(
         "calibrated.sonde"
     )
@@ -46,19 +55,19 @@ class Calibrate:
 
     def run(self) -> int:
         """Calibrate, save, and print the thresholds."""
-        from sonde.cli.score import model_and_options
+        from sonde.cli.score import options_of
         from sonde.run.calibrate import calibrate
         from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
 
         check_writable(self.output)
         fitted = Fitted.load(self.probe)
-        self.reading.check(self.data)
-        model, options = model_and_options(self.model, self.reading)
+        model, data = source_of("calibrate", self.model, self.data, self.reading)
+        options = options_of(self.reading)
         quiet = self.printing.quiet
         options |= {"reduction": self.reduction, "by": self.by}
         options |= {"guarantee": self.guarantee, "delta": self.delta}
-        found = calibrate(fitted, model, self.data, m=self.rows, progress=not quiet, **options)
+        found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
         rows = [
             row for name, scorer in found.scorers.items() for row in self._rows_of(name, scorer)
         ]

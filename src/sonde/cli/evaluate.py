@@ -23,7 +23,8 @@ false   share of usual rows with p <= {alpha:g}; found: of unusual ones
 class Evaluate:
     """Tell how well detectors separate USUAL from UNUSUAL rows, with intervals over groups.
 
-    INPUTS are two tables of `sonde score`, USUAL UNUSUAL; or PROBE MODEL USUAL UNUSUAL.
+    INPUTS are two tables of `sonde score`, USUAL UNUSUAL; or PROBE MODEL USUAL UNUSUAL; or PROBE
+    USUAL UNUSUAL with two folders of rows that `sonde read` wrote.
 
     With -o, histograms with the threshold, the ROC curve and AUROC by site too.
 
@@ -32,7 +33,7 @@ class Evaluate:
 
     inputs: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
-        named("INPUTS", "USUAL UNUSUAL, or PROBE MODEL USUAL UNUSUAL"),
+        named("INPUTS", "USUAL UNUSUAL, PROBE MODEL USUAL UNUSUAL, or PROBE USUAL UNUSUAL"),
     ]
     output: Annotated[
         Path | None, named("FILE", "picture to write: .html (one page), .svg or .png", "-o")
@@ -76,20 +77,27 @@ class Evaluate:
             from sonde.run.evaluate import read_table
 
             return [read_table(path) for path in self.inputs]
-        if len(self.inputs) != 4:
+        if len(self.inputs) not in (3, 4):
             raise InputError(
-                "evaluate: expected USUAL UNUSUAL (two tables of scores) or PROBE MODEL USUAL "
-                f"UNUSUAL, got {len(self.inputs)} words."
+                "evaluate: expected USUAL UNUSUAL (two tables of scores), PROBE MODEL USUAL "
+                f"UNUSUAL, or PROBE and two folders of rows, got {len(self.inputs)} words."
             )
-        from sonde.cli.score import model_and_options
+        from sonde.cli.options import source_of
+        from sonde.cli.score import options_of
         from sonde.run.fitted import Fitted
         from sonde.run.score import score
+        from sonde.store import is_store
 
-        probe, name, *both = self.inputs
-        fitted = Fitted.load(Path(probe))
+        fitted, quiet = Fitted.load(Path(self.inputs[0])), self.printing.quiet
+        options = options_of(self.reading)
+        if len(self.inputs) == 3:
+            for place in self.inputs[1:]:
+                if not is_store(Path(place)):
+                    raise InputError(f"evaluate: expected a folder of rows, got {place}.")
+            return [score(fitted, p, progress=not quiet, **options) for p in self.inputs[1:]]
+        name, *both = self.inputs[1:]
         self.reading.check(*both)
-        model, options = model_and_options(name, self.reading)
-        quiet = self.printing.quiet
+        model, _ = source_of("evaluate", name, both[0], self.reading)
         return [score(fitted, model, data, progress=not quiet, **options) for data in both]
 
 

@@ -183,15 +183,6 @@ def _hashed(table: Any) -> Any:
     return table.set_column(table.schema.get_field_index("id"), "id", ids)
 
 
-def model_and_options(name: str, reading: Reading) -> tuple[Any, dict[str, Any]]:
-    """Return the model that scores rows, and the options that do not come from the bundle."""
-    from sonde.data import load
-    from sonde.run.read import ARRAYS
-
-    model = name if name == ARRAYS else load(name, **reading.model_options())
-    return model, options_of(reading)
-
-
 def options_of(reading: Reading) -> dict[str, Any]:
     """Return the options of a reading that do not come from the bundle."""
     options = reading.data_options()
