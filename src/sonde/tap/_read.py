@@ -266,18 +266,22 @@ class _Slot:
         self._count()
 
     def _take(self, kind: Kind, leaf: Tensor, call: int, copies: dict[int, Tensor]) -> None:
-        if Waiting.takes(kind.reduction, leaf):
-            held = copies.get(id(leaf))
-            if held is None or kind.reduction.holds_means:
-                with at_site(kind.key):
-                    held = kind.reduction.held(leaf.detach(), self.reader.frame)
-            if not kind.reduction.holds_means:
+        reader, reduction = self.reader, kind.reduction
+        x = leaf.detach() if leaf.requires_grad else leaf
+        try:
+            if not Waiting.takes(reduction, x):
+                rows, layout = reduction(x, reader.frame)
+                reader.keep(kind, call, reader.slab.keep(rows), layout)
+                return
+            held = None if reduction.holds_means else copies.get(id(leaf))
+            if held is None:
+                held = reduction.held(x, reader.frame)
+            if not reduction.holds_means:
                 copies[id(leaf)] = held
-            self.reader.waiting.add((kind, call), kind.reduction, held)
-            return
-        with at_site(kind.key):
-            rows, layout = kind.reduction(leaf.detach(), self.reader.frame)
-            self.reader.keep(kind, call, self.reader.slab.keep(rows), layout)
+        except SondeError as error:
+            error.add_note(f"at {kind.key}")
+            raise
+        reader.waiting.add((kind, call), reduction, held)
 
     def _count(self) -> None:
         call, self.calls = self.calls, self.calls + 1
