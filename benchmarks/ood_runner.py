@@ -219,10 +219,11 @@ def ours_of(case: Case, r: Rows, head: nn.Linear) -> Tensor:
     detector = case.ours(len(r.x))
     needs = {"x": r.fresh}
     with torch.no_grad():
-        layer, logits = (head.weight, head.bias), head(r.x)
+        layer = head.weight, head.bias
         read = {
             column for read in detector.all_reads().values() for column in read.statistic.needs()
         }
+        logits = None if read <= {"x", "label", "head"} else head(r.x)
         rows = r.x if "x" in read else logits  # what only reads logits is fitted on them alone
         scorer = detector.fit(rows, r.label, logits=logits, head=layer)
         if "logits" in detect_needs(detector):
