@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sonde.findings.evidence import Evidence
+from sonde.findings.inputs import show_inputs
 from sonde.findings.labels import labels_section
 from sonde.findings.lens import prediction_section
 from sonde.findings.profile import similarity, site_profile, site_units, unit_facts
@@ -60,6 +61,10 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         else {"done": scanned.partial[0], "total": scanned.partial[1]},
         "provenance": provenance(scanned, model, started if started is not None else time.time()),
     }
+    if settings.show_inputs:
+        versus, other = evidence.versus, scanned.other_stream
+        there = None if versus is None or other is None else (other, versus.other_data)
+        show_inputs(found, (scanned.stream, evidence.data), there)
     plain = to_plain(found)
     return hash_ids(plain, evidence) if settings.hash_ids else plain
 

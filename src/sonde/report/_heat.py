@@ -1,7 +1,5 @@
 """Scores of patches over an image: the image, the same in grey under the map, a legend."""
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +7,9 @@ from typing import Any, Final, final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from sonde.data.pixels import as_bytes, as_png
 from sonde.report._format import number
 from sonde.report._markup import Markup, el, join
 from sonde.stats import score_map
@@ -79,7 +77,7 @@ def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Scale
     width, height = (SIDE, SIDE * ratio) if ratio <= 1 else (SIDE / ratio, SIDE)
     size = max(lines, round(height)), max(columns, round(width))
     found = score_map(torch.as_tensor(scores, dtype=torch.float64), places, size=size)
-    grey = None if pixels is None else _bytes(pixels, size)
+    grey = None if pixels is None else as_bytes(pixels, size)
     best = max(range(len(scores)), key=lambda i: scores[i])
     line, column = (int(n) for n in places[best])
     box = (
@@ -87,20 +85,8 @@ def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Scale
     )  # fmt: skip
     said = f"Scores of {lines} x {columns} patches; the most unusual, {number(scores[best])}, lies "
     said += f"in line {line + 1}, column {column + 1}"
-    over = _png(_blended(grey, found.numpy(), scale))
-    return Heat(None if grey is None else _png(grey), over, box, width, height, said)
-
-
-def _bytes(pixels: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Return pixels as bytes, stretched from the darkest to the brightest, enlarged in squares."""
-    x = pixels.double().nan_to_num(0.0, 0.0, 0.0)
-    low, high = float(x.min()), float(x.max())
-    x = (x - low) / (high - low if high > low else 1.0)
-    x = x.expand(3, -1, -1) if len(x) == 1 else x
-    image = Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy())
-    small = image.width <= size[1]
-    how = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
-    return np.asarray(image.resize((size[1], size[0]), how))
+    over = Markup(as_png(_blended(grey, found.numpy(), scale)))
+    return Heat(None if grey is None else Markup(as_png(grey)), over, box, width, height, said)
 
 
 def _blended(image: np.ndarray | None, scores: np.ndarray, scale: Scale) -> np.ndarray:
@@ -111,12 +97,6 @@ def _blended(image: np.ndarray | None, scores: np.ndarray, scale: Scale) -> np.n
         base = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     weight = MOST_OPAQUE * shares
     return np.rint(base * (1 - weight) + np.array(WARM) * weight).astype(np.uint8)
-
-
-def _png(values: np.ndarray) -> Markup:
-    sink = io.BytesIO()
-    Image.fromarray(values).save(sink, format="PNG", optimize=True)
-    return Markup(f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}")
 
 
 def panels(made: Heat, x: float = 0.0) -> list[Markup]:

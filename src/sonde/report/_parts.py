@@ -1,5 +1,6 @@
 """Pieces that sections share: badges, commands, tables, pictures."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,6 +21,7 @@ _SHAPES: Final = {
     "not_applicable": "M4 4l12 12M16 4 4 16",
     "failed": "M10 1 19 10 10 19 1 10z",
 }
+_PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 _OPEN: Final = frozenset({"clear", "withheld", "not_applicable"})
 
 
@@ -84,6 +86,8 @@ def _text(value: Cell, kind: str) -> Markup | str:
         return "–"
     if isinstance(value, int | float):
         return number(value, 4)
+    if _PICTURE.fullmatch(value):
+        return el("img", src=value, alt="the input", cls="thumb")
     return code(value) if kind == "code" else shown(value)
 
 

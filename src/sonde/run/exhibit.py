@@ -118,7 +118,7 @@ class Exhibits:
             zip(batch.position[key].tolist(), range(len(batch.position[key])), strict=True)
         )
         reducer = next(s.reducer for s in self.stream.schema if s.key == key)
-        pixels = None if raw is None else _pixels(raw)
+        pixels = None if raw is None else pixels_of(raw)
         if key in batch.grid:
             lines = batch.grid[key].tolist()
             grid = [(lines[place[i]][0], lines[place[i]][1]) for i in parts["position"]]
@@ -136,7 +136,7 @@ class Exhibits:
                 parts = {k: [] for k in parts}
             return Exhibit("text", **parts, pieces=pieces, first=first)
         at = place.get(line["position"], 0)
-        values = _largest(batch.rows[key][at]) if self.inputs and len(batch.rows[key]) else ()
+        values = largest(batch.rows[key][at]) if self.inputs and len(batch.rows[key]) else ()
         return Exhibit("row", **parts, values=values)
 
     def _tokenizer(self) -> Any:
@@ -169,7 +169,7 @@ def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
     return {name: sorted(known.items()) for name, known in found.items()}
 
 
-def _pixels(raw: InputBatch) -> Tensor | None:
+def pixels_of(raw: InputBatch) -> Tensor | None:
     """Return the image among the arguments of a forward."""
     for value in (*raw.args, *raw.kwargs.values()):
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] in (1, 3):
@@ -177,7 +177,7 @@ def _pixels(raw: InputBatch) -> Tensor | None:
     return None
 
 
-def _largest(row: Tensor) -> list[tuple[int, float]]:
+def largest(row: Tensor) -> list[tuple[int, float]]:
     """Return unit and value of the entries of largest size, those that are not finite first."""
     size = row.detach().double().abs().nan_to_num(torch.inf, torch.inf)
     top = size.topk(min(MOST_VALUES, len(row))).indices.tolist()
