@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.errors import InputError, SiteError, near
+from sonde.core.errors import InputError, SiteError, SondeError, near
 from sonde.core.inputs import InputBatch, Model
 from sonde.tap._backward import Backward
 from sonde.tap._cache import cache_in, cached_length
 from sonde.tap._choose import Kind
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
-from sonde.tap._read import at_site
 from sonde.tap.axes import Axes
 from sonde.tap.outputs import arguments, find, find_input
 from sonde.tap.probe import find_logits
-from sonde.tap.reduce import Columns, Frame, Reduction, Shared
+from sonde.tap.reduce import Columns, Frame, Reduction, Shared, all_set
 
 WHOLE_TEXTS = ("mean", "cls", "predictions")
+MASKS = ("attention_mask", "decoder_attention_mask")
 
 
 class Onlooker:
@@ -107,6 +107,7 @@ class Onlooker:
         named = arguments(self.root, args, kwargs) if args else kwargs
         cache = cache_in(named)
         self._named, self._args, self._kwargs = named, args, kwargs
+        self._masks = {name: _mask(named.get(name)) for name in MASKS}
         self._past = 0 if cache is None else cached_length(cache)
         self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in self.kinds}
         self._frame: Frame | None = None
@@ -124,9 +125,14 @@ class Onlooker:
                 f"Guard: {kind.site.path!r} is called more than once in this forward, once when "
                 "the probe was fitted. Fit at @last or @all."
             )
-        with at_site(kind.key), torch.no_grad():
-            rows, layout = kind.reduction(leaf.detach(), self._frame_of(kind, leaf))
-            columns = self._frame_of(kind, leaf).columns(layout)
+        try:
+            frame = self._frame_of(kind, leaf)
+            x = leaf.detach() if leaf.requires_grad else leaf
+            rows, layout = kind.reduction(x, frame)
+        except SondeError as error:
+            error.add_note(f"at {kind.key}")
+            raise
+        columns = frame.columns(layout)
         if kind.site.call == "all" and kind.reduction.reducer.one_row:
             columns = replace(columns, position=columns.position + call)
         if kind.site.call == "last":
@@ -153,7 +159,7 @@ class Onlooker:
 
     def _inputs(self, n: int) -> InputBatch:
         index, zero = torch.arange(n), torch.zeros(n, dtype=torch.int64)
-        mask, first = self._mask("attention_mask"), None
+        mask, first = self._masks["attention_mask"], None
         if self._past:
             first = torch.full((n,), self._past)
             if mask is not None and mask.shape[1] > self._past:
@@ -169,25 +175,21 @@ class Onlooker:
             group_keys=keys,
             label=torch.full((n,), -1),
             mask=None if mask is None else mask[:, self._past :],
-            decoder_mask=self._mask("decoder_attention_mask"),
+            decoder_mask=self._masks["decoder_attention_mask"],
             special=self._specials(),
             first=first,
         )
 
-    def _mask(self, name: str) -> Tensor | None:
-        mask = self._named.get(name)
-        return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
     def _is_padded(self) -> bool:
-        masks = [self._mask("attention_mask"), self._mask("decoder_attention_mask")]
-        return any(m is not None and not bool(m.all()) for m in masks) or self._special is not None
+        masks = self._masks.values()
+        return self._special is not None or any(m is not None and not all_set(m) for m in masks)
 
     def _specials(self) -> Tensor | None:
         ids = self._named.get("input_ids")
         if self._special is None or not isinstance(ids, Tensor):
             return None
         found = torch.isin(ids.cpu(), self._special)
-        mask = self._mask("attention_mask")
+        mask = self._masks["attention_mask"]
         real = None if mask is None else mask[:, self._past :].cpu()
         return found if real is None or real.shape != found.shape else found & real
 
@@ -215,7 +217,7 @@ class Onlooker:
     def _finish(self) -> None:
         """Leave nothing of a forward behind, also of one that raised."""
         self._open, self._taken, self._frame = False, {}, None
-        self._named, self._args, self._kwargs = {}, (), {}
+        self._named, self._args, self._kwargs, self._masks = {}, (), {}, {}
         if self._backward is not None:
             self._backward.end()
 
@@ -256,6 +258,10 @@ class Onlooker:
             grid={key: c.grid for key, c in columns.items() if c.grid is not None},
             special={key: c.special for key, c in columns.items() if c.special is not None},
         )
+
+
+def _mask(found: Any) -> Tensor | None:
+    return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
 
 
 class _Slot:

@@ -122,7 +122,7 @@ class Frame:
         if key not in self._whole:
             special = self.batch.special if axis == "pos" and not keep_special else None
             mask = self.masks[axis]
-            padded = mask is not None and not (mask.shape[1] == length and _all_set(mask))
+            padded = mask is not None and not (mask.shape[1] == length and all_set(mask))
             self._whole[key] = not padded and (special is None or not bool(special.any()))
         return self._whole[key] and length > 0
 
@@ -305,7 +305,7 @@ class Frame:
         return (height, count // height) if height and height * (count // height) == count else None
 
 
-def _all_set(mask: Tensor) -> bool:
+def all_set(mask: Tensor) -> bool:
     """Return ``mask.all()``, which takes twice as long."""
     return int(torch.count_nonzero(mask)) == mask.numel()
 
@@ -389,6 +389,8 @@ class Reduction:
             return rows, (name, self._kind, length, keep)
         if name in STEPPED:
             return self._over_steps(x, frame)
+        if frame.is_whole(self._kind, length, True):
+            return x[:, 0 if name == "cls" else length - 1].clone(), POOLED
         example, position = frame.one(self._kind, length, name)
         return x[frame.beside(example, x), frame.beside(position, x)], POOLED
 
