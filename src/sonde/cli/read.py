@@ -49,6 +49,7 @@ class Read:
         """Read, write, and print what was written."""
         from sonde.core.errors import InputError
         from sonde.run.progress import Bar
+        from sonde.run.storing import dropped_if_empty
         from sonde.store import Store
 
         self._check()
@@ -57,7 +58,10 @@ class Read:
         self.reading.check(self.data)
         stream, columns = self._stream()
         try:
-            with Bar("read", len(stream), not self.printing.quiet) as bar:
+            with (
+                dropped_if_empty(self.output),
+                Bar("read", len(stream), not self.printing.quiet) as bar,
+            ):
                 self._write(stream, columns, bar.advance)
         except KeyboardInterrupt:
             note(f"interrupted. What is written stays in {self.output}; the same command goes on.")

@@ -1,17 +1,38 @@
 """Rows to disk by workers: each writes whole ranges of units into the folder that all share."""
 
-from contextlib import closing
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, MachineError, SondeError, StoreError
 from sonde.core.lock import RunLock
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
 from sonde.run.crew import Crew, Job, hand_out
 from sonde.run.ranges import Tick, token_in
+from sonde.store.layout import RANGES
 from sonde.store.writing import StoreWriter, write_store
+
+
+@contextmanager
+def dropped_if_empty(directory: Path) -> Iterator[None]:
+    """Remove a store that this run began, where data or options are wrong before any row is kept.
+
+    What is interrupted, or stopped by a full disk or for want of memory, stays: the same command
+    goes on from there.
+    """
+    existed = directory.exists()
+    try:
+        yield
+    except (StoreError, MachineError):
+        raise
+    except SondeError:
+        if not existed and not any((directory / RANGES).glob("*.json")):
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True)

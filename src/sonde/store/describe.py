@@ -6,6 +6,8 @@ from typing import Any
 from sonde.core.lock import holder_of
 from sonde.store.layout import DATA, RANGES, ROWS, Manifest, further_stores, read_manifest
 
+MODEL_FACTS = ("model", "config", "dtype", "attn")
+
 
 def describe_store(directory: str | Path) -> dict[str, Any]:
     """Return the facts of a store as JSON values; a store that is still being written has some too.
@@ -48,7 +50,9 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
         "n_added_sites": len(added),
         "ranges_written": f"{done} of {wanted}",
         "in_use_by": None if holder is None else f"process {holder.pid} on {holder.host}",
-        "model": first.identity.get("model"),
+        "model": None
+        if first.identity.get("model") is None
+        else {name: first.identity.get(name) for name in MODEL_FACTS},
         "plan": first.plan,
         "seed": first.seed,
         "n_files": len(files),
