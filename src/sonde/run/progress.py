@@ -124,7 +124,7 @@ class Bar:
         self._done += n
         if self._first[1] == 0:
             self._first = (self.wall_seconds, self._done)
-        if self._speaks and not self._said:
+        if self._speaks and not self._said and self._done:
             self._say_estimate()
         if not self._shown or self.wall_seconds < self._delay:
             return

@@ -183,6 +183,7 @@ def lance_module() -> Any:
     InputError
         If it is not installed.
     """
+    os.environ.setdefault("LANCE_LOG", "error")  # it tells how long each index took
     try:
         import lance
     except ImportError as error:
