@@ -46,7 +46,7 @@ def in_folder(words, folder):
 
 REFUSED = {
     "one class": ("fit relative_mahalanobis - one_class.npz", "at least two classes, got 1"),
-    "a label that is no class": ("fit mahalanobis - fractions.npz", "not whole"),
+    "no label that is a class": ("fit relative_mahalanobis - fractions.npz", "expected labels"),
     "constant rows": ("fit mahalanobis,knn - constant.npz", "equal rows, stay in one part"),
     "coloured images": ("fit msp sonde:digits coloured.npz", r"(1, 3, 8, 8)"),
     "images without channels": ("fit msp sonde:digits flat.npz", r"(1, 8, 8)"),
@@ -78,6 +78,14 @@ def test_classes_that_were_not_fitted_are_compared_with_all(run, folder, fitted,
     assert all(0 < row["p"] <= 1 for row in scored.json())
 
 
+def test_fractions_are_no_labels_and_that_is_said(run, folder, tmp_path):
+    ran = run("fit", "knn", "-", folder / "fractions.npz", "-o", tmp_path / "p.sonde")
+    assert ran.code == 0
+    assert "column 'label' holds numbers that are not whole: no label" in ran.err
+    np.savez(tmp_path / "f8.npz", a=np.eye(40), label=np.arange(40) % 2 * 1.0)
+    assert run("fit", "class_separability", "-", tmp_path / "f8.npz").code == 0
+
+
 @pytest.mark.slow
 def test_labels_that_are_not_the_models_own_are_said(run, folder, tmp_path):
     ran = run("fit", "mahalanobis", "sonde:digits", folder / "twelve.npz",
@@ -88,7 +96,7 @@ def test_labels_that_are_not_the_models_own_are_said(run, folder, tmp_path):
 
 def test_rows_that_are_not_finite_are_counted(run, folder, fitted):
     ran = run("score", fitted, "-", folder / "nan.npz")
-    assert "note: mahalanobis at a: 1 of 300 rows are not finite; they score inf." in ran.err
+    assert "note: mahalanobis at a: 1 of 300 scores are infinite" in ran.err
 
 
 def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp_path):
@@ -96,7 +104,7 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     ran = run("calibrate", fitted, "-", folder / "few.npz", "--alpha", "0.001", "-o", few)
     assert "too few" in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001")
-    assert "needs at least 999 held-out scores" in ran.err
+    assert "p <= 0.001 needs at least 999 calibrated rows, got 12" in ran.err
     assert "too few" in ran.out
     assert "0.0%" not in ran.out
 

@@ -1,6 +1,7 @@
 """States of what a model generates, on the command line."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -37,9 +38,10 @@ def test_states_of_prompts_and_of_what_follows(tmp_path, prompts):
             mine = batch.example[key] == i
             rows[name], example[name] = batch.rows[key][mine], batch.position[key][mine]
     model = sonde.load("sonde:stdlib")
+    network: Any = model.module
     for i, text in enumerate(texts):
         ids = model.processor(text, return_tensors="pt")["input_ids"]
-        out = model.module.generate(ids, max_new_tokens=NEW, do_sample=False)
+        out = network.generate(ids, max_new_tokens=NEW, do_sample=False)
         with sonde.Tap(model, ["model.layers.2"]) as tap:
             tap.run(out)
             whole = tap.rows["model.layers.2:out"][0]

@@ -76,3 +76,19 @@ def test_plain_rows_show_their_largest_units(tmp_path):
         assert [float(v) for v in shown.values()] == pytest.approx(
             np.sort(np.abs(mine))[::-1][:12], rel=1e-3
         )
+
+
+@pytest.mark.truth("the rows that were written")
+def test_rows_that_share_an_id_show_their_own_input(tmp_path):
+    rng = np.random.default_rng(0)
+    usual, other = (rng.normal(size=(120, 6)).astype("f4") for _ in range(2))
+    other[1::2, 3] = 50 + np.arange(60)
+    np.savez(tmp_path / "a.npz", x=usual)
+    names = np.array([f"p{i // 2}" for i in range(120)])
+    np.savez(tmp_path / "b.npz", x=other, id=names)
+    words = ["-", tmp_path / "a.npz", "--versus", tmp_path / "b.npz", "--show-inputs"]
+    for row in scanned(tmp_path, *words)["versus"]["rows"][:20]:
+        unit, value = row["input"].split(", ")[0].split(": ")
+        assert int(unit) == 3
+        assert float(value) == pytest.approx(50 + int(row["id"][1:]))
+        assert "order" not in row

@@ -10,7 +10,10 @@ from torch import Tensor
 import sonde
 from scan._zoo import Items, digit_net, digits, quiet
 from sonde.core.errors import InputError
-from sonde.detect import KNN, MSP, NAC, Mahalanobis, SimpleNet
+from sonde.core.stream import Stream
+from sonde.detect import KNN, MSP, NAC, Mahalanobis, PaDiM, SimpleNet, ViM
+from sonde.findings.scan import scan_stream
+from sonde.findings.versus import versus_section
 from sonde.report import Report
 
 pytestmark = pytest.mark.slow
@@ -113,7 +116,12 @@ def test_chosen_detectors_are_shown_at_every_site(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("detector", "why"),
-    [(NAC(), "reads gradients"), (SimpleNet(), "learns in several passes")],
+    [
+        (NAC(), "reads gradients"),
+        (SimpleNet(), "learns in several passes"),
+        (ViM(), "reads the input of the model's final layer"),
+        (PaDiM(), "scores by position"),
+    ],
 )
 def test_detectors_that_a_scan_cannot_fit_are_refused(detector: Any, why: str) -> None:
     net = digit_net("relu-mlp", SEED, trained=False)[0]
@@ -121,3 +129,14 @@ def test_detectors_that_a_scan_cannot_fit_are_refused(detector: Any, why: str) -
     data, other = halves(0)
     with pytest.raises(InputError, match=why):
         sonde.scan(net, rows(data[:50], "a"), rows(other[:50], "b"), settings=settings)
+
+
+def test_a_site_too_wide_for_a_full_covariance_is_named_without_a_figure() -> None:
+    x = torch.randn(120, 2100, generator=torch.Generator().manual_seed(0))
+    settings = replace(quiet(), detectors=(Mahalanobis(),))
+    data, other = (Stream.of({"x": half}) for half in x.split(60))
+    scanned = scan_stream(data, other=other, settings=settings)
+    section = versus_section(scanned.evidence)
+    assert section is not None
+    (row,) = section["detectors"]
+    assert (row["method"], row["site"], row["auroc"]) == ("Mahalanobis", "x", None)

@@ -1,6 +1,9 @@
+import os
+
 import pytest
 import torch
 
+from sonde.tap import Tap
 from sonde.tap._slab import SLAB_BYTES, Slab
 
 
@@ -30,3 +33,42 @@ def test_large_and_empty_tensors_are_handed_back():
     slab = Slab()
     for x in (torch.zeros(0, 5), torch.zeros(SLAB_BYTES)):
         assert slab.keep(x) is x
+
+
+def test_inference_mode_leaves_nothing_that_others_may_not_write():
+    slab = Slab()
+    with torch.inference_mode():
+        slab.keep(torch.ones(3))
+        stacked = slab.stack([torch.ones(2), torch.zeros(2)])
+    assert not stacked.is_inference()
+    assert torch.equal(slab.keep(torch.full((3,), 2.0)), torch.full((3,), 2.0))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_writes_into_pages_of_its_own():
+    slab = Slab()
+    kept = slab.keep(torch.ones(5))
+    pid = os.fork()
+    if pid == 0:
+        kept.fill_(-7.0)
+        slab.keep(torch.full((5,), -7.0))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert torch.equal(kept, torch.ones(5))
+
+
+@pytest.mark.truth("autograd")
+def test_rows_of_two_forwards_go_through_one_backward():
+    torch.manual_seed(0)
+    net, probe = torch.nn.Sequential(torch.nn.Linear(4, 8)), torch.nn.Linear(8, 1)
+    x, y = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    with Tap(net, ["0"], "mean") as tap:
+        tap.run(x)
+        a = tap.rows["0:out"]
+        loss = probe(a).sum()
+        tap.run(y)
+        b = tap.rows["0:out"]
+    (loss - probe(b).sum()).backward()
+    want = (net(x).mean(1) - net(y).mean(1)).sum(0)
+    assert probe.weight.grad is not None
+    torch.testing.assert_close(probe.weight.grad[0], want)

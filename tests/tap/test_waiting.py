@@ -66,3 +66,47 @@ def test_an_error_in_the_common_reduction_names_the_site():
     with pytest.raises(SiteError) as caught:
         list(stream.batches(0, 3))
     assert "layers." in str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+
+
+class Auto(nn.Module):
+    """Works in bfloat16 by autocast; what it adds to stays in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.layer = nn.Identity(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.layer(self.block(x))
+
+
+@pytest.mark.truth("the mean in float64")
+def test_means_are_taken_in_the_type_of_the_output_under_autocast():
+    x = 10 + torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    with Tap(Auto().eval(), ["block"], "mean") as tap:
+        tap.run(x)
+        rows = tap.rows["block:out"]
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows.double(), x.double().mean(1), rtol=1e-6, atol=0)
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Embedding(20, 3)
+
+    def forward(self, input_ids, attention_mask):
+        return self.block(input_ids)
+
+
+@pytest.mark.truth("the same mask for each text")
+@pytest.mark.parametrize("reducer", ["mean", "last", "cls", "tokens"])
+def test_one_mask_for_all_texts(reducer):
+    ids, mask = torch.randint(1, 20, (3, 6)), torch.tensor([[0, 0, 1, 1, 1, 1]])
+    found = []
+    with Tap(Embedded().eval(), ["block"], reducer) as tap:
+        for one in (mask, mask.expand(3, -1)):
+            tap.run(input_ids=ids, attention_mask=one)
+            found.append(tap.rows["block:out"])
+    assert torch.equal(*found)
+    assert len(found[0]) == (12 if reducer == "tokens" else 3)

@@ -94,6 +94,7 @@ class Evaluate:
             for place in self.inputs[1:]:
                 if not is_store(Path(place)):
                     raise InputError(f"evaluate: expected a folder of rows, got {place}.")
+                source_of("evaluate", place, "", self.reading)
             return [score(fitted, p, progress=not quiet, **options) for p in self.inputs[1:]]
         name, *both = self.inputs[1:]
         self.reading.check(*both)

@@ -1,5 +1,6 @@
 """``sonde score``: fitted detectors on new inputs, as a table."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from sonde.cli.options import (
     named,
     source_of,
 )
+from sonde.core.errors import InputError
 
 SHOWN = 5
 
@@ -69,6 +71,8 @@ class Score:
         from sonde.run.fitted import Fitted
         from sonde.run.score import check_suffix, open_for, plain_rows, score
 
+        if not 0 < self.alpha < 1:
+            raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
         if self.output is not None:
             if not self._is_page:
                 check_suffix(self.output)
@@ -149,8 +153,8 @@ class Score:
             n_broken = mine.num_rows - pc.sum(pc.is_finite(mine["score"])).as_py()
             if n_broken:
                 note(
-                    f"note: {name[0]} at {name[1]}: {n_broken} of {mine.num_rows} rows are not "
-                    "finite; they score inf."
+                    f"note: {name[0]} at {name[1]}: {n_broken} of {mine.num_rows} scores are "
+                    "infinite: of rows that are not finite, or too large for their type."
                 )
             site = str(group["site"])
             site = site if len(site) <= 30 else "..." + site[-27:]
@@ -160,17 +164,16 @@ class Score:
         return "\n".join(lines)
 
     def _lacks_rows(self, scorer: Any) -> bool:
-        """Return whether no row can raise an alarm, and say so."""
-        from sonde.core.errors import CalibrationError
-
-        if scorer is None or getattr(scorer, "calibration", None) is None:
+        """Return whether no p-value can be as small as alpha, and say so."""
+        calibration = getattr(scorer, "calibration", None)
+        if calibration is None:
             return False
-        try:
-            scorer.calibration.threshold(self.alpha)
-        except CalibrationError as error:
-            note(f"note: {error}")
-            return True
-        return False
+        n = getattr(calibration, "whole", calibration).n
+        if (n + 1) * self.alpha >= 1:
+            return False
+        needed = math.ceil(1 / self.alpha - 1e-9) - 1
+        note(f"note: p <= {self.alpha:g} needs at least {needed} calibrated rows, got {n}.")
+        return True
 
 
 def _hashed(table: Any) -> Any:

@@ -175,13 +175,16 @@ class Scorer(Result):
 def infinite_where_nonfinite(
     score: Float[Tensor, "row"], *columns: Float[Tensor, "row _"]
 ) -> Float[Tensor, "row"]:
-    """Return the scores with ``+inf`` for every row that has a NaN or infinity in a column."""
+    """Return the scores with ``+inf`` for every row that has a NaN or infinity in a column.
+
+    A finite row whose score overflows to NaN is as far out as can be said: ``+inf`` too.
+    """
     for column in columns:
         if bool(torch.isfinite(column.sum(dim=1)).all()):
             continue
         finite = torch.isfinite(column).all(dim=1)
         score = torch.where(finite, score, torch.full_like(score, math.inf))
-    return score
+    return torch.where(score.isnan(), torch.full_like(score, math.inf), score)
 
 
 def tensors_of(result: Result) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sonde.core.errors import InputError, SiteError, near
+from sonde.core.errors import InputError, SiteError, SondeWarning, near
 from sonde.core.stream import Stream
 from sonde.data.iterables import ArrayRows
 from sonde.data.labels import LabelColumn
@@ -211,14 +212,20 @@ def _bytes(values: Any) -> list[bytes] | None:
     return [row.tobytes() for row in np.asarray(values)]
 
 
+def _whole(values: Any) -> Any:
+    """Return classes that are kept as floats as whole numbers; NaN is none."""
+    found = np.asarray(values)
+    if found.dtype.kind != "f":
+        return values
+    known = np.nan_to_num(found, nan=-1.0)
+    return known.astype(np.int64) if (known == np.rint(known)).all() else values
+
+
 def _labels(values: Any, name: str, path: Path) -> np.ndarray:
     column = LabelColumn()
-    for value in values.tolist():
+    for value in _whole(values).tolist():
         column.add(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
     found = column.finish(None, None, name)
     if found.reason and not found.names and not found.any:
-        raise InputError(
-            f"open_arrays: {path}: {found.reason}. Give each row a class (a whole number or a "
-            "name), or leave the array out."
-        )
+        warnings.warn(f"{path}: {found.reason}.", SondeWarning, stacklevel=3)
     return found.values

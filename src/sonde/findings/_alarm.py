@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sonde.alarms import surprise
 from sonde.core.calibration import Calibration
-from sonde.findings._shared import one_per_group
+from sonde.findings._shared import ORDER, one_per_group
 from sonde.stats.intervals import clopper_pearson
 
 BINS = 40
@@ -72,7 +72,7 @@ class Alarm:
         rank = self.calibration.alarms_allowed(self.alpha)
         return float(betabinom.sf(self.n_alarms - 1, self.n, rank, self.calibration.n + 1 - rank))
 
-    def section(self, ids: list[str], sites: list[str]) -> dict[str, Any]:
+    def section(self, ids: list[str], order: list[int], sites: list[str]) -> dict[str, Any]:
         """Return the report's keys ``alarm``, ``scores`` and ``rows``."""
         p = self.calibration.p_value(self.scores)
         worst = torch.argsort(self.scores, descending=True, stable=True)[:NAMED].tolist()
@@ -95,7 +95,12 @@ class Alarm:
             },
             "scores": self._histograms(threshold),
             "rows": [
-                {"id": str(ids[i]), "score": _finite(float(self.scores[i])), "p": float(p[i])}
+                {
+                    "id": str(ids[i]),
+                    ORDER: order[i],
+                    "score": _finite(float(self.scores[i])),
+                    "p": float(p[i]),
+                }
                 for i in worst
             ],
         }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sonde.findings.evidence import Evidence
-from sonde.findings.inputs import show_inputs
+from sonde.findings.inputs import drop_places, show_inputs
 from sonde.findings.labels import labels_section
 from sonde.findings.lens import prediction_section
 from sonde.findings.profile import similarity, site_profile, site_units, unit_facts
@@ -62,9 +62,8 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "provenance": provenance(scanned, model, started if started is not None else time.time()),
     }
     if settings.show_inputs:
-        versus, other = evidence.versus, scanned.other_stream
-        there = None if versus is None or other is None else (other, versus.other_data)
-        show_inputs(found, (scanned.stream, evidence.data), there)
+        show_inputs(found, scanned.stream, scanned.other_stream)
+    drop_places(found)
     plain = to_plain(found)
     return hash_ids(plain, evidence) if settings.hash_ids else plain
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.data.pixels import as_bytes, as_png
-from sonde.findings.evidence import DataEvidence
+from sonde.findings._shared import ORDER
 from sonde.run.exhibit import largest, pixels_of
 from sonde.tap import LiveStream
 
@@ -14,35 +14,36 @@ SIDE: Final = 48
 LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates")
 
 
-def show_inputs(
-    report: dict[str, Any],
-    mine: tuple[Stream, DataEvidence],
-    other: tuple[Stream, DataEvidence] | None,
-) -> None:
+def show_inputs(report: dict[str, Any], mine: Stream, other: Stream | None) -> None:
     """Add ``input`` to every row that a report lists.
 
     Parameters
     ----------
     report : dict
-        A document of ``sonde-scan/1``; changed in place.
-    mine, other : (Stream, DataEvidence)
+        A document of ``sonde-scan/1`` whose rows say their place in the data; changed in place.
+    mine, other : Stream
         Where the rows of DATA and of OTHER lie.
     """
-    if report["rows"] is not None:
-        _fill([row for name in LISTS for row in report["rows"][name]], *mine)
-    if report["versus"] is not None and other is not None:
-        _fill(report["versus"]["rows"], *other)
+    for rows, stream in ((_own(report), mine), (_others(report), other)):
+        for row in rows:
+            place = row[ORDER]
+            row["input"] = None
+            if stream is not None and place is not None:
+                row["input"] = input_of(stream, place)
 
 
-def _fill(rows: list[dict[str, Any]], stream: Stream, data: DataEvidence) -> None:
-    if not rows:
-        return
-    places: dict[str, int] = {}
-    for index, name in enumerate(data.ids):
-        places.setdefault(str(name), index)
-    for row in rows:
-        index = places.get(str(row["id"] if "id" in row else row["ids"][0]))
-        row["input"] = None if index is None else input_of(stream, index)
+def drop_places(report: dict[str, Any]) -> None:
+    """Take the places in the data off the rows that a report lists."""
+    for row in (*_own(report), *_others(report)):
+        row.pop(ORDER, None)
+
+
+def _own(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for name in LISTS for row in (report["rows"] or {}).get(name, ())]
+
+
+def _others(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return list((report["versus"] or {}).get("rows", ()))
 
 
 def input_of(stream: Stream, index: int) -> str | None:

@@ -13,7 +13,7 @@ from sonde.core.hashing import bytes_key
 from sonde.findings._near import FAR, NearPairs, near_pairs
 from sonde.findings._once import once
 from sonde.findings._row_map import row_map
-from sonde.findings._shared import ids_at, shared_rows
+from sonde.findings._shared import ORDER, ids_at, orders_at, shared_rows
 from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.labels import class_name, label_evidence, usable
 from sonde.stats.neighbours import nearest
@@ -211,9 +211,11 @@ def _mislabelled(evidence: Evidence) -> list[dict[str, Any]]:
         return []
     found, doubt = label_evidence(evidence), doubtful_labels(evidence)
     ids = doubtful_ids(evidence)
+    orders = orders_at(evidence, found.where[doubt.row].tolist())
     return [
         {
             "id": ids[i],
+            ORDER: orders[i],
             "label": found.names[int(found.truth[doubt.row[i]])],
             "predicted": found.names[int(doubt.named[i])],
             "share": float(doubt.share[i]),
@@ -228,8 +230,13 @@ def _far(evidence: Evidence) -> list[dict[str, Any]]:
     order = [i for i in order if z[i] >= FAR_Z and math.isfinite(z[i])]
     ids = ids_at(evidence, order)
     return [
-        {"id": name, "site": evidence.sites[int(where[i])].schema.key, "z": round(float(z[i]), 3)}
-        for name, i in zip(ids, order, strict=True)
+        {
+            "id": name,
+            ORDER: at,
+            "site": evidence.sites[int(where[i])].schema.key,
+            "z": round(float(z[i]), 3),
+        }
+        for name, at, i in zip(ids, orders_at(evidence, order), order, strict=True)
     ]
 
 
@@ -239,6 +246,7 @@ def _duplicates(data: DataEvidence) -> list[dict[str, Any]]:
     return [
         {
             "ids": [str(data.ids[i]) for i in found.sets[j][:10]],
+            ORDER: found.sets[j][0],
             "n": len(found.sets[j]),
             "labels": [
                 class_name(data, c)
@@ -261,6 +269,7 @@ def _near(evidence: Evidence) -> list[dict[str, Any]]:
             out[frozenset((row, partner))] = {
                 "id": a,
                 "id2": b,
+                ORDER: orders_at(evidence, (row,))[0],
                 "site": evidence.sites[site].schema.key,
                 "ratio": float(ratio),
             }

@@ -106,7 +106,8 @@ def scan_stream(
     _check_inputs(data, other_data)
     model = _model(stream, data.seed, settings.deep)
     split = Split(HALF, stream.seed) if other is not None else None
-    tasks = _detectors(stream, settings.detectors) if other is not None else []
+    asked = _detectors(stream, settings.detectors) if other is not None else []
+    tasks = [task for task, fits in asked if fits]
     with _listening(model, settings):
         gathered, stop = _gathered(stream, data, settings, split, tasks)
     if gathered is None:
@@ -120,7 +121,8 @@ def scan_stream(
             elsewhere = settings.directory / "other" if settings.directory is not None else None
             aside = replace(settings, directory=elsewhere)
             second, stop = _gathered(other, other_data, aside, None, [])
-        evidence = _against(evidence, gathered, second, other_data, tasks, split)
+        names = tuple(_name_of(task) for task, _ in asked)
+        evidence = _against(evidence, gathered, second, other_data, tasks, split, names)
     checks = _run_all(chosen, evidence)
     n_done = gathered.outcome.done + (0 if second is None else second.outcome.done)
     is_whole = stop is None and not _was_cut(evidence, checks)
@@ -290,40 +292,48 @@ def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
         )
 
 
-def _detectors(stream: Stream, chosen: Sequence[Detector]) -> list[Task]:
-    """Return every detector at every pooled site, those that read logits alone at the last."""
+def _detectors(stream: Stream, chosen: Sequence[Detector]) -> list[tuple[Task, bool]]:
+    """Return every detector at every pooled site, those of logits alone at the last.
+
+    With each, whether it will be fitted: not where a full covariance would be too wide.
+    """
     has_logits = stream.first_batch().logits is not None
     pooled = [s for s in stream.schema if "|" not in s.key]
     chosen = chosen or (KNN(m=SCAN_NEIGHBOURS), Mahalanobis(), *([Energy()] if has_logits else []))
-    tasks: list[Task] = []
     names = [type(method).__name__ for method in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"scan: expected each detector once, got {', '.join(names)}.")
+    found: list[tuple[Task, bool]] = []
     for method in chosen:
         _check_alone(method)
         sites = pooled if "x" in score_needs(method) else pooled[-1:]
-        if isinstance(method, Mahalanobis):
-            sites = [s for s in sites if s.dim <= WIDEST_FULL]
-        tasks += [Task(Calibrated(method), (s.key,)) for s in sites]
-    return tasks
+        for s in sites:
+            fits = s.dim <= WIDEST_FULL or not isinstance(method, Mahalanobis)
+            found.append((Task(Calibrated(method), (s.key,)), fits))
+    return found
 
 
 def _check_alone(method: Detector) -> None:
-    """Refuse a detector that one pass over rows of one site cannot fit."""
-    name = type(method).__name__
+    """Refuse a detector that one pass over rows of one site cannot fit, or cannot score."""
+    reads = method.all_reads().values()
+    needs = {*score_needs(method), *(n for read in reads for n in read.statistic.needs())}
     why = ""
     if method.span != "one":
         why = "reads several sites at once"
-    elif "grad" in score_needs(method):
+    elif "grad" in needs:
         why = "reads gradients"
+    elif "head" in needs:
+        why = "reads the input of the model's final layer"
+    elif not set(score_needs(method)) <= {"x", *SAMPLED_COLUMNS}:
+        why = f"scores by {', '.join(sorted(set(score_needs(method)) - {'x', *SAMPLED_COLUMNS}))}"
     elif type(method).then is not Detector.then:
         why = "is fitted in several passes"
-    elif any(read.statistic.merging == "none" for read in method.all_reads().values()):
+    elif any(read.statistic.merging == "none" for read in reads):
         why = "learns in several passes"
     if why:
         raise InputError(
-            f"scan: {name} {why}; a scan fits detectors on rows of one site in its own pass. "
-            "Use sonde fit, then sonde evaluate."
+            f"scan: {type(method).__name__} {why}; a scan fits detectors on rows of one site in "
+            "its own pass. Use sonde fit, then sonde evaluate."
         )
 
 
@@ -366,6 +376,7 @@ def _against(
     other_data: DataEvidence,
     tasks: list[Task],
     split: Split | None,
+    asked: tuple[tuple[str, str], ...],
 ) -> Evidence:
     """Return the evidence with what is known of OTHER; its checks wait where nothing was read."""
     if second is None:
@@ -377,7 +388,7 @@ def _against(
         other_data=other_data,
         scorers=_scorers(tasks, gathered.outcome.states, split),
         alpha=float(evidence.options["alpha"]),
-        asked=tuple(_name_of(task) for task in tasks),
+        asked=asked,
     )
     return replace(evidence, versus=versus)
 

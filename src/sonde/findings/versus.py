@@ -197,7 +197,7 @@ def scored(evidence: Evidence) -> Scored | str:
         return "the data have no order by which held-out rows could be found"
     usable = [name for name in versus.scorers if _can_score(name, versus, mine, theirs)]
     if not usable:
-        return "OTHER lacks the sites that the detectors were fitted at"
+        return "OTHER, or DATA, lacks the sites or columns that the detectors score"
     own = {name: _scores(versus.scorers[name], mine, name[1])[held] for name in usable}
     other = {name: _scores(versus.scorers[name], theirs, name[1]) for name in usable}
     return Scored(own, mine.group[held], other, theirs.group)
@@ -285,7 +285,8 @@ def versus_section(evidence: Evidence) -> dict[str, Any] | None:
     if isinstance(alarm, Alarm):
         shared = shared_rows(evidence.versus.other)
         assert shared.order is not None
-        section |= alarm.section(evidence.versus.other.ids_of(shared.order), _sites_of(alarm))
+        ids, order = evidence.versus.other.ids_of(shared.order), shared.order.tolist()
+        section |= alarm.section(ids, order, _sites_of(alarm))
     return section
 
 

@@ -52,11 +52,12 @@ def table(
 ) -> Markup:
     """Return a table that scrolls inside its box; numbers stand at the right."""
     key = names.new("table")
+    kinds = {i: n for i, n in enumerate(numbers.columns) if n == "input"} | (kinds or {})
     right = [i > 0 and _numeric(numbers, i) for i in range(len(numbers.columns))]
     heads = zip(numbers.columns, right, strict=True)
     head = el("tr", *(el("th", name, scope="col", cls="n" if n else None) for name, n in heads))
     body = [
-        el("tr", *(_cell(value, i, (kinds or {}).get(i, "")) for i, value in enumerate(row)))
+        el("tr", *(_cell(value, i, kinds.get(i, "")) for i, value in enumerate(row)))
         for row in numbers.rows
     ]
     title = el("caption", caption) if caption else None
@@ -86,7 +87,7 @@ def _text(value: Cell, kind: str) -> Markup | str:
         return "–"
     if isinstance(value, int | float):
         return number(value, 4)
-    if _PICTURE.fullmatch(value):
+    if kind == "input" and _PICTURE.fullmatch(value):
         return el("img", src=value, alt="the input", cls="thumb")
     return code(value) if kind == "code" else shown(value)
 

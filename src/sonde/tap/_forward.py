@@ -2,7 +2,9 @@
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,37 +12,57 @@ from torch import Tensor
 from sonde.core.errors import InputError, SondeError
 from sonde.core.inputs import InputBatch
 
+ABOUT_SIZES = re.compile(r"\b(sizes?|shapes?)\b|index out of range in self", re.IGNORECASE)
 ABOUT_INPUTS = re.compile(
-    r"\b(sizes?|shapes?|dim|dims|dimensions?|channels?|unpack|out of range|dtype|data types?"
-    r"|scalar type|arguments?)\b",
+    r"\b(sizes?|shapes?|dims?|dimensions?|channels?|dtype|data types?|scalar type"
+    r"|values to unpack|out of range)\b|forward\(\) (got|missing|takes)",
     re.IGNORECASE,
 )
+PACKAGE = Path(__file__).parents[1]
+OBJECTIVES = PACKAGE / "tap" / "objectives.py"
 
 
 @contextlib.contextmanager
-def forward_on(batch: InputBatch) -> Iterator[None]:
+def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
     """Say which inputs a model refused, such as images smaller than its patches.
+
+    Parameters
+    ----------
+    batch : InputBatch
+    first : bool, default=False
+        Whether the model has not run before: then inputs of another kind are likely, afterwards
+        only inputs of another size.
 
     Raises
     ------
     InputError
         From the model's own error; all others pass as they are.
     """
+    kinds = (RuntimeError, ValueError, IndexError, *((TypeError,) if first else ()))
     try:
         yield
-    except (SondeError, torch.OutOfMemoryError):
+    except (SondeError, NotImplementedError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        if ABOUT_INPUTS.search(str(error)) is None:
+    except kinds as error:
+        said = str(error)
+        about = (ABOUT_INPUTS if first else ABOUT_SIZES).search(said)
+        if about is None or said.startswith("CUDA error") or _is_ours(error):
             raise
         shapes = [
             f"{name} {tuple(x.shape)}".strip()
             for name, x in (*(("", x) for x in batch.args), *batch.kwargs.items())
             if isinstance(x, Tensor)
         ]
-        reason = str(error).partition("\n")[0]
+        reason = said.partition("\n")[0]
         raise InputError(
             f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
             f"({len(batch)} examples from {batch.ids[0]} on): {reason.rstrip('.')}. "
             "Give inputs of the kind and size that it is made for; --debug shows where it failed."
         ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether an error arose in this package or in an objective, not in the model."""
+    trace = traceback.walk_tb(error.__traceback__)
+    files = [Path(frame.f_code.co_filename) for frame, _ in trace]
+    return OBJECTIVES in files or (bool(files) and PACKAGE in files[-1].parents)

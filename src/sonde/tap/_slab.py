@@ -35,9 +35,19 @@ class Slab:
         return torch.stack(parts, out=self._place((len(parts), *first.shape), first.dtype))
 
     def _place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a place of its own, which autograd takes for a tensor of its own, too."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self._place(shape, dtype)
         n, free = math.prod(shape), self._pieces.get(dtype)
         if free is None or len(free) < n:
-            free = torch.frombuffer(mmap.mmap(-1, SLAB_BYTES), dtype=torch.uint8).view(dtype)
+            free = torch.frombuffer(_pages(), dtype=torch.uint8).view(dtype)
         to_next = -(-n * dtype.itemsize // ALIGNED) * ALIGNED // dtype.itemsize
         self._pieces[dtype] = free[to_next:]
-        return free[:n].view(shape)
+        return free[:n].view(shape).data
+
+
+def _pages() -> mmap.mmap:
+    """Return memory that a forked child does not share."""
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    return mmap.mmap(-1, SLAB_BYTES, flags=private) if private else mmap.mmap(-1, SLAB_BYTES)

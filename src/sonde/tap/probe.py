@@ -136,7 +136,7 @@ def probe(model: Model, batch: InputBatch) -> Probe:
             _log.debug("probe: the model does not run at another size: %s", error)
         else:
             return Probe(names, trace, other, change, output, head)
-    with forward_on(batch):
+    with forward_on(batch, first=True):
         trace, output, head = recorder.run(same, 0)
     try:
         other = recorder.run(same, 1)[0]

@@ -17,6 +17,7 @@ from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer
 from sonde.stats import token_metrics
+from sonde.tap._means import weighted_mean
 from sonde.tap._nested import padded
 from sonde.tap._patches import averaged
 from sonde.tap._shared import Shared
@@ -106,7 +107,7 @@ class Frame:
                 f"expected {mask.shape[1]} tokens as in the attention mask, got {length} states. "
                 "Read a site that keeps the tokens of the inputs."
             )
-        return mask.bool().cpu()
+        return mask.bool().cpu().expand(self.n, -1)
 
     def kept(self, axis: str, length: int, keep_special: bool) -> Bool[Tensor, "example pos"]:
         """Return which tokens count: real, and not special unless these are kept."""
@@ -379,7 +380,7 @@ class Reduction:
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
         if name == "mean":
-            return _token_mean(x, frame, self._kind, keep), POOLED
+            return self._token_mean(x, frame), POOLED
         if name == "tokens":
             flat = frame.beside(frame.flat(self._kind, length, keep), x)
             return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
@@ -393,6 +394,12 @@ class Reduction:
             return x[:, 0 if name == "cls" else length - 1].clone(), POOLED
         example, position = frame.one(self._kind, length, name)
         return x[frame.beside(example, x), frame.beside(position, x)], POOLED
+
+    def _token_mean(self, x: Tensor, frame: Frame) -> Tensor:
+        """Return the mean over the tokens that count; of narrow types in float32."""
+        dtype = torch.float32 if x.dtype in NARROW else x.dtype
+        weights = frame.weights(self._kind, x.shape[-2], self.reducer.keep_special, dtype)
+        return weighted_mean(x, frame.beside(weights, x), frame.is_careful)
 
     def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         length, name = x.shape[1], self.reducer.name
@@ -426,7 +433,7 @@ class Reduction:
         if not self.holds_means:
             return x.clone()
         frame.check(x.shape[0])
-        return _token_mean(x, frame, self._kind, self.reducer.keep_special)
+        return self._token_mean(x, frame)
 
     def stacked(
         self, held: Sequence[Tensor], frame: Frame
@@ -479,14 +486,3 @@ def possible(axes: Axes) -> tuple[str, ...]:
         return ("mean", "last", "cls", "tokens", "predictions", *STEPPED)
     patches = ("patches",) if "t" in axes.words else ("patches", "patches3")
     return ("mean", "cls", *patches, "flat") if axes.prefix else ("mean", *patches, "flat")
-
-
-def _token_mean(x: Tensor, frame: Frame, axis: str, keep_special: bool) -> Tensor:
-    own = x.dtype
-    dtype = torch.float32 if own in NARROW else own
-    weights = frame.beside(frame.weights(axis, x.shape[-2], keep_special, dtype), x)
-    wide = x if own is dtype else x.to(dtype)
-    if frame.is_careful:
-        wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
-    rows = torch.bmm(weights, wide).squeeze(1)
-    return rows if own is dtype else rows.to(own)
