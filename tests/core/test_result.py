@@ -81,4 +81,6 @@ def test_rows_that_are_not_finite_score_infinity():
     assert infinite_where_nonfinite(score, x).tolist() == [1.0, math.inf, math.inf]
     assert infinite_where_nonfinite(score, x, y).tolist() == [math.inf] * 3
     assert infinite_where_nonfinite(score, x.nan_to_num()) is score
+    lost = torch.tensor([math.nan, 2.0, 3.0])
+    assert infinite_where_nonfinite(lost, x.nan_to_num()).tolist() == [math.inf, 2.0, 3.0]
     assert score.tolist() == [1.0, 2.0, 3.0]

@@ -184,7 +184,8 @@ def infinite_where_nonfinite(
             continue
         finite = torch.isfinite(column).all(dim=1)
         score = torch.where(finite, score, torch.full_like(score, math.inf))
-    return torch.where(score.isnan(), torch.full_like(score, math.inf), score)
+    lost = score.isnan()
+    return torch.where(lost, torch.full_like(score, math.inf), score) if bool(lost.any()) else score
 
 
 def tensors_of(result: Result) -> dict[str, Tensor]:
