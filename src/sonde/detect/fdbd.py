@@ -45,7 +45,7 @@ class FDBDScorer(Scorer):
         steepness = self.steepness.to(logits)[winner.flatten()]
         boundary = ((best - logits) * steepness).sum(1)
         length = (x.to(logits) - self.mean.to(logits)).norm(dim=1).clamp(min=self.floor)
-        return infinite_where_nonfinite(-boundary / length, x)
+        return infinite_where_nonfinite(-boundary / length, length[:, None])
 
 
 @final
