@@ -4,7 +4,7 @@ On a GPU the time is that of CUDA events, and the times are counted that a forwa
 GPU; on a CPU it is process time.
 
     python -m benchmarks.large --billions 8         # make bench-gpu
-    python -m benchmarks.large --billions 0.5 --rows 1 --length 16 --rounds 3
+    python -m benchmarks.large --billions 0.5 --rows 1 --length 64 --rounds 5
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sonde.tap import Tap
 
 BUDGET = 1.03
 SHAPES = {
-    0.5: (24, 1280, 3456),
+    0.5: (20, 1536, 4096),
     1.0: (22, 1920, 5120),
     4.0: (32, 3072, 8192),
     8.0: (32, 4096, 14336),
