@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from benchmarks.nets import Tokens, encoder, forward_of, transformer
 from benchmarks.protocol import AGAIN, PLAIN, ratio_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
-from sonde.core.batch import Batch, SiteSchema
-from sonde.core.stream import ArrayStream, Stream
+from sonde.core.batch import Batch
+from sonde.core.derived import DerivedStream
+from sonde.core.stream import Stream
 from sonde.store import Store, write_store
 from sonde.tap import live_stream
 
@@ -66,30 +67,15 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-class Made(Stream):
+class Made(DerivedStream):
     """Rows in memory that are named, not hashed, as those of a model are."""
 
     def __init__(self, n: int, dim: int, sites: int = SITES) -> None:
         generator = torch.Generator().manual_seed(0)
         found = {f"s{k}": torch.randn(n, dim, generator=generator) for k in range(sites)}
-        self.inner: ArrayStream = Stream.of(found, ids=[f"{i:08d}" for i in range(n)])
+        self.inner = Stream.of(found, ids=[f"{i:08d}" for i in range(n)])
         self.shape = (n, dim, sites)
-        _ = self.inner.group_keys[0], self.inner.who.occurrence
-
-    @property
-    def schema(self) -> tuple[SiteSchema, ...]:
-        """One kind of rows for each site."""
-        return self.inner.schema
-
-    @property
-    def group_keys(self) -> Sequence[bytes]:
-        """The ids."""
-        return self.inner.group_keys
-
-    @property
-    def grouped(self) -> bool:
-        """There are no groups."""
-        return False
+        _ = self.inner.group_keys[0], next(iter(self.inner)).occurrence
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the rows of a unit."""

@@ -136,6 +136,7 @@ class Score:
         lines = [
             f"{'instrument':<22} {'site':<30} {'rows':>7} {'median':>9} {f'p<={self.alpha:g}':>8}"
         ]
+        few: int | None = None
         groups = table.group_by(["instrument", "site"]).aggregate([("score", "count")]).to_pylist()
         for group in groups:
             mine = table.filter(
@@ -148,8 +149,9 @@ class Score:
             alarms = pc.mean(pc.less_equal(mine["p"], self.alpha).cast(pa.float64())).as_py()
             share = "-" if alarms is None else f"{alarms:.1%}"
             name = group["instrument"], group["site"]
-            if alarms is not None and self._lacks_rows(fitted.scorers.get(name)):
+            if alarms is not None and (n := self._too_few(fitted.scorers.get(name))) is not None:
                 share = "too few"
+                few = n if few is None else min(few, n)
             n_broken = mine.num_rows - pc.sum(pc.is_finite(mine["score"])).as_py()
             if n_broken:
                 note(
@@ -161,19 +163,18 @@ class Score:
             lines.append(
                 f"{group['instrument']:<22} {site:<30} {mine.num_rows:>7} {median:>9.4g} {share:>8}"
             )
+        if few is not None:
+            needed = math.ceil(1 / self.alpha - 1e-9) - 1
+            note(f"note: p <= {self.alpha:g} needs at least {needed} calibrated rows, got {few}.")
         return "\n".join(lines)
 
-    def _lacks_rows(self, scorer: Any) -> bool:
-        """Return whether no p-value can be as small as alpha, and say so."""
+    def _too_few(self, scorer: Any) -> int | None:
+        """Return the number of calibrated rows where no p-value can be as small as alpha."""
         calibration = getattr(scorer, "calibration", None)
         if calibration is None:
-            return False
+            return None
         n = getattr(calibration, "whole", calibration).n
-        if (n + 1) * self.alpha >= 1:
-            return False
-        needed = math.ceil(1 / self.alpha - 1e-9) - 1
-        note(f"note: p <= {self.alpha:g} needs at least {needed} calibrated rows, got {n}.")
-        return True
+        return n if (n + 1) * self.alpha < 1 else None
 
 
 def _hashed(table: Any) -> Any:
