@@ -19,8 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from jaxtyping import install_import_hook
+
+import shape_checker
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
-install_import_hook("sonde", "shape_checker.check")
+shape_checker.install()

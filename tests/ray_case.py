@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from run_case import rows
+from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
 from sonde.core.derived import DerivedStream
 from sonde.core.errors import InputError
-from sonde.core.stream import ArrayStream, Stream
+from sonde.core.stream import Stream
 
 
 @contextmanager

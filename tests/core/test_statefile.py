@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, jaxtyped
 from safetensors import safe_open
 from torch import Tensor
 
@@ -214,6 +214,14 @@ def test_shapes_and_types_of_the_annotation_are_checked(tmp_path, mean, scatter)
     write_state(path, {}, {"s": Loose(mean, scatter)})
     with pytest.raises(StateError, match=r"s\.(mean|scatter): expected Float"):
         read_state(path, {"s": Square})
+
+
+def test_sizes_of_a_caller_that_uses_jaxtyping_say_nothing(tmp_path):
+    write_state(tmp_path / "a.sonde", {}, {"s": Loose(torch.zeros(3), torch.zeros(3, 3))})
+    with jaxtyped("context"):
+        assert isinstance(torch.zeros(5), Float[Tensor, "dim"])  # pyright: ignore[reportArgumentType]
+        found = read_state(tmp_path / "a.sonde", {"s": Square})[1]["s"]
+    assert expect(Square, found).mean.shape == (3,)
 
 
 def test_a_class_that_refuses_its_values_is_a_state_error(tmp_path):

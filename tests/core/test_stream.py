@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from sonde.core.array_stream import ARRAY_BATCH
 from sonde.core.errors import InputError, ShapeError, SiteError
-from sonde.core.stream import ARRAY_BATCH, Stream
+from sonde.core.stream import Stream
 
 
 def test_columns_line_up_with_rows():
@@ -78,6 +79,10 @@ X = torch.zeros(4, 2)
         ({"x": {"a": X, "b": torch.zeros(3, 2)}}, r"expected 4 rows at every site, got \{'b': 3\}"),
         ({"x": X, "label": [0, 1]}, "expected 4 entries of label, got 2"),
         ({"x": X, "label": [0.5] * 4}, "whole numbers as label"),
+        ({"x": X, "label": torch.zeros(4, 1)}, r"4 entries of label, got shape \(4, 1\)"),
+        ({"x": X, "label": np.zeros(3)}, r"4 entries of label, got shape \(3,\)"),
+        ({"x": X, "label": list("abab")}, "Number the classes"),
+        ({"x": X, "label": [0, None, 1, 0]}, "Number the classes"),
         ({"x": X, "group": "abc"}, "expected 4 entries of group, got 3"),
         ({"x": X, "ids": ["a"]}, "expected 4 entries of ids, got 1"),
     ],
@@ -85,6 +90,28 @@ X = torch.zeros(4, 2)
 def test_what_does_not_fit_is_a_shape_error(arguments, message):
     with pytest.raises(ShapeError, match=message):
         Stream.of(**arguments)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        torch.tensor([3, 2, 1, 0], dtype=torch.int8),
+        np.arange(4)[::-1],
+        np.array([3, 2, 1, 0], dtype=np.uint16),
+        np.array([3, 2, 1, 0], dtype=object),
+        np.array([3.0, 2.0, 1.0, 0.0]),
+        [np.int64(3), 2, True, False],
+    ],
+)
+def test_whole_numbers_of_any_kind_are_labels(label):
+    assert Stream.of(X, label=label).label.tolist() == [3, 2, 1, 0]
+
+
+def test_labels_stay_when_their_array_is_written_to():
+    label = np.arange(4)
+    stream = Stream.of(X, label=label)
+    label[:] = 7
+    assert stream.label.tolist() == [0, 1, 2, 3]
 
 
 def test_no_array_is_an_input_error():

@@ -154,7 +154,8 @@ def _large(report: dict[str, Any], count: int) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(700, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [120, 700])
 def test_the_page_stays_small_whatever_the_model(report, count: int) -> None:
     text = to_html(_large(report, count))
     assert len(text.encode()) < MAX_BYTES

@@ -24,7 +24,7 @@ from models import (
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Reducer
-from sonde.tap import live_stream
+from sonde.tap import Tap, live_stream
 from tap_inputs import Arrays, Texts, images, texts
 
 ITEMS = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14], [1, 15, 16, 17, 18]]
@@ -129,23 +129,36 @@ def test_an_example_without_tokens_is_named(items, reducer, message):
         whole(gpt2(), Texts(items), reducer)
 
 
+class Poisoned(nn.Module):
+    """Embeddings, and something that is no number wherever a token is padded."""
+
+    def __init__(self, poison: float) -> None:
+        super().__init__()
+        self.embed, self.out, self.poison = nn.Embedding(61, 6), nn.Identity(), poison
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        return self.out(x.masked_fill(attention_mask[..., None] == 0, self.poison))
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.truth("the mean of each document alone")
 def test_a_nan_at_a_padded_position_does_not_reach_the_mean(poison):
-    class Poisoned(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Embedding(61, 6)
-            self.out = nn.Identity()
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            x = self.embed(input_ids)
-            return self.out(x.masked_fill(attention_mask[..., None] == 0, poison))
-
-    module = Poisoned()
+    module = Poisoned(poison)
     _, (batch,) = whole(module, Texts(ITEMS), "mean", sites="out")
     expected = torch.stack([module.embed.weight[torch.tensor(i[1:])].mean(0) for i in ITEMS])
     torch.testing.assert_close(batch.rows["out:out"], expected.detach())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.truth("the mean of each document alone")
+def test_nor_does_it_reach_the_mean_of_a_tap(poison):
+    module, ids = Poisoned(poison), torch.tensor([[5, 6, 7], [8, 9, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with Tap(module, ["out"], "mean") as tap:
+        module(ids, mask)
+    expected = torch.stack([module.embed.weight[i].mean(0) for i in (ids[0], ids[1, :2])])
+    torch.testing.assert_close(tap.rows["out:out"], expected.detach())
 
 
 def test_rows_of_states_with_other_tokens_than_the_mask_are_refused():

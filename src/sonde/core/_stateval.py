@@ -153,7 +153,9 @@ def _tensor(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str) -
     if not isinstance(value, str):
         raise StateError(f"{where}: expected a tensor, got {type(value).__name__}.")
     tensor = get(value)
-    if not isinstance(tensor, wanted):
+    with jaxtyped("context"):  # sizes of a caller that checks its own with jaxtyping say nothing
+        fits = isinstance(tensor, wanted)
+    if not fits:
         raise _other_shape(tensor, wanted, where)
     return tensor
 

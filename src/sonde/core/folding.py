@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sonde.core.array_stream import ARRAY_BATCH
 from sonde.core.errorbars import SampleRows, Term, has_influence, result_with_error
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
@@ -22,7 +23,7 @@ from sonde.core.plan import UNIT_SIZE, Split
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
 from sonde.core.statistic import Learner
-from sonde.core.stream import ARRAY_BATCH, Stream
+from sonde.core.stream import Stream
 
 
 def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
@@ -111,7 +112,7 @@ def _observe(
         for i in [
             i for i, s in tree[0][1].items() if s is not None and wanted[i].statistic.absorbs(s)
         ]:
-            full[i] = fold({i: wanted[i]}, tree)[i]
+            full[i] = fold({i: wanted[i]}, [*tree])[i]
             for _, waiting in tree:
                 del waiting[i]
     rest = {i: r for i, r in wanted.items() if i not in full}
@@ -144,11 +145,14 @@ def grow(
     return tree
 
 
-def fold(wanted: Mapping[str, Request], tree: Sequence[tuple[int, States]]) -> States:
-    """Return the merge of what is left, from the right: ``merge(r1, merge(r2, r3))``."""
+def fold(wanted: Mapping[str, Request], tree: list[tuple[int, States]]) -> States:
+    """Return the merge of what is left, from the right: ``merge(r1, merge(r2, r3))``.
+
+    The tree is emptied on the way: large states of one range are let go once they are merged.
+    """
     if not tree:
         return dict.fromkeys(wanted)
-    states = tree[-1][1]
-    for _, left in reversed(tree[:-1]):
-        states = merge_states(wanted, left, states)
+    states = tree.pop()[1]
+    while tree:
+        states = merge_states(wanted, tree.pop()[1], states)
     return states

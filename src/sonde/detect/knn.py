@@ -15,10 +15,10 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
-from sonde.stats import HashSample, HashSampleState
+from sonde.stats import HashSample, HashSampleState, largest_products
 
-CHUNK_ENTRIES = 1 << 22
-BANK_ROWS = 4096
+CHUNK = 2048
+BANK_ROWS = 1024
 
 
 @final
@@ -35,24 +35,18 @@ class KNNScorer(Scorer):
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the Euclidean distance between unit rows to the k-th nearest of the bank."""
         check_width("KNN", x, self.bank.shape[1])
-        chunk = max(1, CHUNK_ENTRIES // len(self.bank))
-        out = torch.empty(len(x), dtype=self.bank.dtype, device=x.device)
-        for start in range(0, len(x), chunk):
-            unit = unit_rows(x[start : start + chunk]).to(self.bank)
-            nearest = torch.topk(unit @ self.bank.T, self.k, dim=1).indices[:, -1]
-            out[start : start + chunk] = (unit - self.bank[nearest]).norm(dim=1)
-        return infinite_where_nonfinite(out, x)
+        parts = [self._gaps(part).norm(dim=1) for part in x.split(CHUNK)]
+        return infinite_where_nonfinite(torch.cat(parts), x)
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return the squared gap of each unit to the k-th nearest row; they add to the score's."""
         check_width("KNN", x, self.bank.shape[1])
-        out = torch.empty(x.shape, dtype=self.bank.dtype, device=x.device)
-        chunk = max(1, CHUNK_ENTRIES // len(self.bank))
-        for start in range(0, len(x), chunk):
-            unit = unit_rows(x[start : start + chunk]).to(self.bank)
-            nearest = torch.topk(unit @ self.bank.T, self.k, dim=1).indices[:, -1]
-            out[start : start + chunk] = (unit - self.bank[nearest]).square()
-        return out
+        return torch.cat([self._gaps(part).square() for part in x.split(CHUNK)])
+
+    def _gaps(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        unit = unit_rows(x).to(self.bank)
+        nearest = largest_products(unit, self.bank, self.k)[1][:, -1]
+        return unit - self.bank[nearest]
 
 
 @final

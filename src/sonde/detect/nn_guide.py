@@ -14,8 +14,8 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
 from sonde.detect.energy import energy_of
-from sonde.detect.knn import CHUNK_ENTRIES, unit_bank, unit_rows
-from sonde.stats import HashSample, HashSampleState
+from sonde.detect.knn import CHUNK, unit_bank, unit_rows
+from sonde.stats import HashSample, HashSampleState, largest_products
 
 
 @final
@@ -36,13 +36,11 @@ class NNGuideScorer(Scorer):
         """Return the guided energy of each row."""
         check_width("NNGuide", x, self.bank.shape[1])
         check_width("NNGuide", logits, self.n_classes, "classes")
-        chunk = max(1, CHUNK_ENTRIES // len(self.bank))
-        guidance = torch.empty(len(x), dtype=self.bank.dtype, device=x.device)
-        for start in range(0, len(x), chunk):
-            unit = unit_rows(x[start : start + chunk]).to(self.bank)
-            largest = torch.topk(unit @ self.bank.T, self.k, dim=1, sorted=False).values
-            guidance[start : start + chunk] = largest.mean(1)
-        return infinite_where_nonfinite(guidance * energy_of(logits, 1.0), x, logits)
+        guidance = [
+            largest_products(unit_rows(part).to(self.bank), self.bank, self.k)[0].mean(1)
+            for part in x.split(CHUNK)
+        ]
+        return infinite_where_nonfinite(torch.cat(guidance) * energy_of(logits, 1.0), x, logits)
 
 
 @final

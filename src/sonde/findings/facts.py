@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from sonde.core.stream import ArrayStream, Stream
+from sonde.core.array_stream import ArrayStream
+from sonde.core.stream import Stream
 from sonde.data import ItemInputs
 from sonde.findings.evidence import DataEvidence
 from sonde.run.fit import data_fingerprint

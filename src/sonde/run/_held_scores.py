@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key, splitmix64
@@ -14,7 +15,7 @@ from sonde.core.passes import merge_pair
 from sonde.core.requests import Task
 from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
-from sonde.core.stream import ArrayStream, Stream
+from sonde.core.stream import Stream
 from sonde.run.entries import Key
 from sonde.run.progress import Bar
 from sonde.run.score import Whole, class_columns, classes_of, in_order_of_arrival, needs_of

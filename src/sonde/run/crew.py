@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from sonde.core.array_stream import ArrayStream
 from sonde.core.errors import InputError
-from sonde.core.stream import ArrayStream, Stream
+from sonde.core.stream import Stream
 from sonde.tap import LiveStream
 
 Runner = Literal["local", "ray"]

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from pyarrow import csv, parquet
 from torch import Tensor
 
+from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.files import atomic_write
@@ -22,7 +23,7 @@ from sonde.core.requests import Task
 from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.site import Reducer
-from sonde.core.stream import ArrayStream, Stream
+from sonde.core.stream import Stream
 from sonde.run.crew import Crew, Runner
 from sonde.run.entries import Key, inner_of
 from sonde.run.explain import COLUMNS, Line, layers_of, positions_of, units_of

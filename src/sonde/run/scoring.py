@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
 from sonde.core.derived import DerivedStream
 from sonde.core.plan import UNIT_SIZE
-from sonde.core.stream import ArrayStream, Stream
+from sonde.core.stream import Stream
 from sonde.run.crew import Crew, Job, Span, hand_out
 from sonde.run.fitted import Fitted
 

@@ -27,7 +27,7 @@ from sonde.stats.log_histogram import LogHistogram, LogHistogramState, log_bins,
 from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.neighbour_average import neighbour_average
 from sonde.stats.neighbour_sums import NeighbourSums, NeighbourSumsState
-from sonde.stats.neighbours import distance_chunks, nearest
+from sonde.stats.neighbours import distance_chunks, largest_products, nearest
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
 from sonde.stats.quantiles import Quantiles, QuantilesState
 from sonde.stats.scalars import Scalars, ScalarsState
@@ -119,6 +119,7 @@ __all__ = [
     "half_error",
     "hsic_triple",
     "inverse_root",
+    "largest_products",
     "log_bins",
     "log_centres",
     "median_sigma",

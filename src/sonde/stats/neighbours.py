@@ -9,6 +9,9 @@ from torch import Tensor
 from sonde.core.errors import InputError
 
 CHUNK = 1024
+PRODUCTS = 1 << 22  # entries of a product that are looked at at once
+TILE = 1 << 14  # rows of the bank in it
+WAYS = 32
 
 
 def distance_chunks(
@@ -67,3 +70,57 @@ def nearest(
     if not values:
         return x.new_zeros(0, k, dtype=torch.float64), torch.zeros(0, k, dtype=torch.int64)
     return torch.cat(values), torch.cat(found)
+
+
+def largest_products(
+    x: Float[Tensor, "row dim"], bank: Float[Tensor, "sample dim"], k: int
+) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
+    """Return the ``k`` largest products of each row with rows of a bank, and which, largest first.
+
+    Products are formed in tiles of one buffer, so that neither many rows nor a large bank need more
+    memory.
+    """
+    x = x.detach()
+    n_tiles = max(1, -(-len(bank) // TILE))
+    tile = -(-len(bank) // n_tiles)
+    step = max(1, PRODUCTS // tile)
+    buffer = x.new_empty(min(len(x), step) * tile)
+    values = x.new_empty(len(x), k)
+    index = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    for first in range(0, len(x), step):
+        part = x[first : first + step]
+        best, at = values.new_empty(len(part), 0), index.new_empty(len(part), 0)
+        for start in range(0, len(bank), tile):
+            rows = bank[start : start + tile]
+            product = buffer[: len(part) * len(rows)].view(len(part), len(rows))
+            torch.mm(part, rows.T, out=product)
+            top, where = _largest(product, min(k, len(rows)))
+            best, at = torch.cat([best, top], 1), torch.cat([at, where + start], 1)
+            best, order = best.topk(min(k, best.shape[1]), dim=1)
+            at = at.gather(1, order)
+        values[first : first + step], index[first : first + step] = best, at
+    return values, index
+
+
+def _largest(
+    x: Float[Tensor, "row column"], k: int
+) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
+    """Return the ``k`` largest entries of each row, and their columns, in any order.
+
+    Of a wide row only the ``k`` groups of columns with the largest maxima are looked into: an entry
+    of another group has ``k`` entries before it.
+    """
+    n_groups = x.shape[1] // WAYS
+    if n_groups < 4 * k:
+        return x.topk(k, dim=1, sorted=False)
+    whole = n_groups * WAYS
+    groups = x[:, :whole].unflatten(1, (WAYS, n_groups))
+    chosen = groups.amax(1).topk(k, dim=1, sorted=False).indices
+    inside = groups.gather(2, chosen[:, None].expand(-1, WAYS, -1)).flatten(1)
+    steps = torch.arange(0, whole, n_groups, device=x.device)[None, :, None]
+    column = (chosen[:, None] + steps).flatten(1)
+    if whole < x.shape[1]:
+        rest = torch.arange(whole, x.shape[1], device=x.device).expand(len(x), -1)
+        inside, column = torch.cat([inside, x[:, whole:]], 1), torch.cat([column, rest], 1)
+    top, where = inside.topk(k, dim=1, sorted=False)
+    return top, column.gather(1, where)
