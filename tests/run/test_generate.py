@@ -25,6 +25,17 @@ def test_prompts_are_read_with_what_comes_after_them():
 
 
 @pytest.mark.parametrize(
+    ("settings", "size"),
+    [(None, 64), ("max_new_tokens=30", 32), ("max_new_tokens=30,num_beams=4", 8)],
+)
+def test_batches_leave_room_for_what_is_generated(monkeypatch, settings, size):
+    a_token = 4 * (4 * 192 + 256)  # bytes: states of width 192 and 256 logits in float32
+    monkeypatch.setattr("sonde.data.encoding.BATCH_BYTES", 64 * 30 * a_token)
+    data = sonde.read(MODEL, PROMPTS, generate=settings).identity()["data"]
+    assert data.get("prompts", data)["batch_size"] == size
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ("max_new_tokens", "expected settings such as"),

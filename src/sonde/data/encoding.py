@@ -133,7 +133,14 @@ def context_of(model: Model) -> int | None:
     return min(found, default=None)
 
 
-def batch_size_for(model: Model, listing: Listing, encoder: Encoder, logits: bool) -> int:
+def batch_size_for(
+    model: Model,
+    listing: Listing,
+    encoder: Encoder,
+    logits: bool,
+    new_tokens: int = 0,
+    beams: int = 1,
+) -> int:
     """Return 64, halved until batch x length x (4 hidden + vocabulary) x bytes is at most 1 GiB.
 
     A text classifier without a padding token finds the last token only in batches of one. The
@@ -145,7 +152,7 @@ def batch_size_for(model: Model, listing: Listing, encoder: Encoder, logits: boo
     hidden = getattr(config, "hidden_size", None)
     if not isinstance(hidden, int):
         return LARGEST_BATCH
-    length = _longest(model, listing, encoder)
+    length = beams * (_longest(model, listing, encoder) + new_tokens)
     vocabulary = getattr(config, "vocab_size", 0) if logits and model.task == "causal" else 0
     width = getattr(_dtype(model.module), "itemsize", 4)
     size = LARGEST_BATCH

@@ -54,6 +54,8 @@ def open_inputs(
     skip_bad: bool = False,
     seed: int = 0,
     logits: bool = False,
+    new_tokens: int = 0,
+    beams: int = 1,
 ) -> ItemInputs:
     """Return the data as inputs of the model, listed in one pass and ready to be read unit by unit.
 
@@ -84,6 +86,8 @@ def open_inputs(
         Key of the draw that chooses the pieces of ``sonde:stdlib``.
     logits : bool
         Whether logits are read, which makes batches larger.
+    new_tokens, beams : int
+        What will be generated after each text, and in how many beams, which makes them larger too.
 
     Raises
     ------
@@ -113,7 +117,9 @@ def open_inputs(
         raise InputError(f"{source.name}: column {label_column!r} gives no label: {reason}.")
     listing = listing if n_picked is None else pick(listing, n_picked, seed)
     size = (
-        batch_size_for(model, listing, encoder, logits) if batch_size == "auto" else int(batch_size)
+        batch_size_for(model, listing, encoder, logits, new_tokens, beams)
+        if batch_size == "auto"
+        else int(batch_size)
     )
     return ItemInputs(source, encoder, found, listing, size, skip_bad)
 

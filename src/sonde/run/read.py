@@ -112,9 +112,8 @@ def read(
     live = model if isinstance(model, Model) else load(model, processor=processor)
     wants_logits = live.task in WITH_LOGITS if logits is None else logits
     settings = parse_settings(generate) if isinstance(generate, str) else generate
-    inputs = open_inputs(
-        live, data, batch_size=batch_size, logits=wants_logits, seed=seed, **options
-    )
+    options |= {"batch_size": batch_size, "logits": wants_logits, "seed": seed}
+    inputs = open_inputs(live, data, **_room(settings or {}), **options)
     return live_stream(
         live,
         inputs if settings is None else _continued(live, inputs, settings, seed),
@@ -127,6 +126,12 @@ def read(
         seed=seed,
         perturb=Perturbation.from_json(perturb) if isinstance(perturb, dict) else perturb,
     )
+
+
+def _room(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return what batches need room for, as far as the settings of generation are sound."""
+    named = {"new_tokens": settings.get("max_new_tokens"), "beams": settings.get("num_beams")}
+    return {name: n for name, n in named.items() if isinstance(n, int) and n > 0}
 
 
 def _continued(

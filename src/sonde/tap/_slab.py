@@ -16,10 +16,11 @@ ALIGNED = 64
 
 
 class Slab:
-    """Copies small tensors of the CPU into pages of their own, many of one type into one piece."""
+    """Copies small tensors of the CPU into pages of their own, many into one piece."""
 
     def __init__(self) -> None:
-        self._pieces: dict[torch.dtype, Tensor] = {}
+        self._piece: mmap.mmap | None = None
+        self._used = SLAB_BYTES
 
     def keep(self, x: Tensor) -> Tensor:
         """Return a copy of a small tensor outside the heap; anything else as it is."""
@@ -35,16 +36,16 @@ class Slab:
         return torch.stack(parts, out=self._place((len(parts), *first.shape), first.dtype))
 
     def _place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return a place of its own, which autograd takes for a tensor of its own, too."""
+        """Return a place of its own: autograd and pickle know of no other in the same piece."""
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self._place(shape, dtype)
-        n, free = math.prod(shape), self._pieces.get(dtype)
-        if free is None or len(free) < n:
-            free = torch.frombuffer(_pages(), dtype=torch.uint8).view(dtype)
-        to_next = -(-n * dtype.itemsize // ALIGNED) * ALIGNED // dtype.itemsize
-        self._pieces[dtype] = free[to_next:]
-        return free[:n].view(shape).data
+        n, piece, start = math.prod(shape), self._piece, self._used
+        if piece is None or start + n * dtype.itemsize > SLAB_BYTES:
+            piece, start = _pages(), 0
+        self._piece = piece
+        self._used = -(-(start + n * dtype.itemsize) // ALIGNED) * ALIGNED
+        return torch.frombuffer(piece, dtype=dtype, count=n, offset=start).view(shape)
 
 
 def _pages() -> mmap.mmap:
