@@ -13,6 +13,10 @@ from sonde.report.html import SECTIONS
 pytestmark = pytest.mark.browser
 
 EXAMPLE = Path(__file__).parents[1] / "report" / "example.json"
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAA"
+    "AABJRU5ErkJggg=="
+)
 HOSTILE = "</script><img src=x onerror=alert(1)><svg onload=alert(2)>"
 
 
@@ -122,6 +126,21 @@ def test_tables_and_commands_are_copied(opened, page_file, report) -> None:
     assert float(cells["spread se"]) == figures["spread"]["se"]
     page.locator("button[data-json]").click()
     assert json.loads(page.evaluate("window.copied")) == report
+
+
+def test_a_picture_is_copied_as_what_it_shows(opened, report, tmp_path) -> None:
+    shown = {**json.loads(json.dumps(report)), "shows_inputs": True}
+    shown["rows"]["far"][0]["input"] = PIXEL
+    path = tmp_path / "report.html"
+    path.write_text(to_html(shown), "utf-8")
+    page = opened(path)
+    page.evaluate("navigator.clipboard.writeText = async (t) => { window.copied = t; }")
+    table = page.evaluate("document.querySelector('img.thumb').closest('table').id")
+    page.evaluate(f"document.querySelector('button[data-csv=\"{table}\"]').click()")
+    page.wait_for_function("window.copied")
+    head, first = page.evaluate("window.copied").split("\n")[:2]
+    cells = dict(zip(head.split(","), first.split(","), strict=True))
+    assert cells["input"] == "the input"
 
 
 def test_tooltips_follow_pointer_and_arrow_keys(opened, page_file) -> None:

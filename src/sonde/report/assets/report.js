@@ -20,7 +20,8 @@
   show();
 
   // Copying: a command, a table as CSV, the JSON of the report.
-  const cell = (td) => td.dataset.v ?? td.textContent.trim();
+  const drawn = (td) => td.querySelector("img")?.alt ?? td.querySelector("svg")?.ariaLabel ?? "";
+  const cell = (td) => td.dataset.v ?? (td.textContent.trim() || drawn(td));
   const quoted = (s) => (/[",\n]/.test(s) ? `"${s.replaceAll('"', '""')}"` : s);
   // A spreadsheet would run a text that begins like a formula.
   const harmless = (s) => (/^[=+@\t\r]|^-(?![\d.])/.test(s) ? `'${s}` : s);
