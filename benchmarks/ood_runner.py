@@ -226,6 +226,7 @@ def ours_of(case: Case, r: Rows, head: nn.Linear) -> Tensor:
         logits = None if read <= {"x", "label", "head"} else head(r.x)
         rows = r.x if "x" in read else logits  # what only reads logits is fitted on them alone
         scorer = detector.fit(rows, r.label, logits=logits, head=layer)
+        del logits, rows  # as the peer's are gone by now
         if "logits" in detect_needs(detector):
             needs["logits"] = head(r.fresh)
         return scorer.score(**{name: needs[name] for name in detect_needs(detector)})

@@ -16,7 +16,8 @@ from sonde.detect._metric import check_width
 from sonde.stats import HeadWeights, HeadWeightsState, Moments, MomentsState
 
 MOST_CLASSES = 8192
-BLOCK = 2048  # rows at a time, so that what lies between stays in the cache
+ENTRIES = 1 << 20  # of logits at a time
+BLOCK = 512  # rows at a time whose distances are in one buffer, which stays in the cache
 
 
 @final
@@ -37,15 +38,24 @@ class FDBDScorer(Scorer):
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return minus the mean boundary distance of each row relative to its own length."""
         check_width("FDBD", x, len(self.mean))
-        return torch.cat([self._scores(part) for part in x.split(BLOCK)])
+        step = max(1, ENTRIES // len(self.steepness))
+        return torch.cat([self._scores(part) for part in x.split(step)])
 
     def _scores(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         logits = head_logits(self.head, x)
         best, winner = logits.max(dim=1, keepdim=True)
         steepness = self.steepness.to(logits)[winner.flatten()]
         boundary = ((best - logits) * steepness).sum(1)
-        length = (x.to(logits) - self.mean.to(logits)).norm(dim=1).clamp(min=self.floor)
+        length = _lengths(x.to(logits), self.mean.to(logits)).clamp(min=self.floor)
         return infinite_where_nonfinite(-boundary / length, length[:, None])
+
+
+def _lengths(x: Float[Tensor, "row dim"], mean: Float[Tensor, "dim"]) -> Float[Tensor, "row"]:
+    """Return the distance of each row to the mean."""
+    found, gap = x.new_empty(len(x)), x.new_empty(min(len(x), BLOCK), x.shape[1])
+    for part, out in zip(x.detach().split(BLOCK), found.split(BLOCK), strict=True):
+        torch.linalg.vector_norm(torch.sub(part, mean, out=gap[: len(part)]), dim=1, out=out)
+    return found
 
 
 @final

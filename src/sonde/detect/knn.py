@@ -19,15 +19,13 @@ from sonde.stats import HashSample, HashSampleState, largest_products
 
 CHUNK = 2048
 BANK_ROWS = 1024
+TRANSPOSED = 1 << 14
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class KNNScorer(Scorer):
-    """Distance to the ``k``-th nearest of the unit rows in ``bank``; ``value`` counts them.
-
-    The bank lies in memory unit by unit: products with a few rows read it faster that way.
-    """
+    """Distance to the ``k``-th nearest of the unit rows in ``bank``; ``value`` counts them."""
 
     bank: Float[Tensor, "sample dim"]
     k: int
@@ -128,11 +126,17 @@ def unit_rows(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
 def unit_bank(
     x: Float[Tensor, "row dim"], weight: Float[Tensor, "row"] | None = None
 ) -> Float[Tensor, "row dim"]:
-    """Return unit rows, times a weight of each, as the transpose of a (dim, row) tensor."""
+    """Return unit rows, times a weight of each.
+
+    A bank of up to ``TRANSPOSED`` rows is the transpose of a (dim, row) tensor, of which products
+    with a few rows read less; in a larger one these would lie too far apart.
+    """
     wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    bank = torch.empty(x.shape[1], len(x), dtype=wide, device=x.device)
+    shape = (x.shape[1], len(x)) if len(x) <= TRANSPOSED else (len(x), x.shape[1])
+    held = torch.empty(shape, dtype=wide, device=x.device)
+    bank = held.T if len(x) <= TRANSPOSED else held
     for start in range(0, len(x), BANK_ROWS):
         part = slice(start, start + BANK_ROWS)
         unit = unit_rows(x[part])
-        bank[:, part] = (unit if weight is None else unit * weight[part, None].to(unit)).T
-    return bank.T
+        bank[part] = unit if weight is None else unit * weight[part, None].to(unit)
+    return bank
