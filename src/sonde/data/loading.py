@@ -179,7 +179,8 @@ def _from_directory(
         _refuse_modality(module, config, directory)
         if processor is None:
             processor = load_processor(directory, module, config, trust_remote_code)
-    return Model(module, processor, config, str(directory), task_of(module))
+    # The module's own configuration says how attention is computed, as that of a live one does.
+    return Model(module, processor, config_of(module) or config, str(directory), task_of(module))
 
 
 def _config(directory: Path, trust_remote_code: bool) -> Any:

@@ -68,7 +68,8 @@ def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
 
 def _sites(scanned: Scanned) -> str:
     """Return how many sites were read, and how many of them have a finite row where not all do."""
-    n_read = len({s.key.split("|")[0] for s in scanned.stream.schema})
+    keys = [s.key for s in scanned.stream.schema if not s.key.endswith(f"|{ENTRY}")]
+    n_read = len({key.split("|")[0] for key in keys})
     n_kept = len(scanned.evidence.sites)
     many = plural(n_read, "site")
     return many if n_kept >= n_read else f"{n_kept:,} of {many} with finite rows"
