@@ -163,6 +163,16 @@ def test_methods_are_the_catalogue(run):
     assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
 
 
+def test_one_method_is_told_with_its_parameters(run):
+    told = run("methods", "knn").out
+    assert "nearest neighbour" in told
+    assert "k : int, default=50" in told
+    assert "Examples" not in told
+    (entry,) = run("methods", "knn", "--json").json()
+    assert entry["parameters"] == {"k": "50", "m": "10000"}
+    assert "Did you mean knn?" in run("methods", "kn").err
+
+
 @pytest.mark.parametrize("width", [60, 100])
 def test_methods_are_whole_in_a_terminal(run, monkeypatch, width):
     monkeypatch.setattr("sonde.cli.methods.terminal_width", lambda: width)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from narrow import present
 from sonde.core import errors
 from sonde.core.hashing import tensor_key
 from sonde.data import load, open_arrays, open_inputs
+from sonde.data.iterables import Iterated
 
 
 def only(inputs):
@@ -253,3 +255,24 @@ def test_hostile_and_wrong_array_files(tmp_path):
         open_arrays(tmp_path / "s.npz")
     with pytest.raises(errors.InputError, match="no such file"):
         open_arrays(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("kind", ["pandas", "arrow"])
+def test_a_table_is_read_row_by_row(kind):
+    rows = [{"text": "one", "label": 0}, {"text": "two", "label": 1}, {"text": "six", "label": 1}]
+    if kind == "pandas":
+        table = pytest.importorskip("pandas").DataFrame(rows)
+    else:
+        table = pa.Table.from_pylist(rows)
+    source = Iterated(table)
+    assert list(source.rows()) == rows
+    assert source.take(1, 3) == rows[1:]
+    assert source.name == type(table).__name__
+
+
+def test_a_table_without_rows_that_can_be_read_is_refused():
+    class Frame:
+        columns = ("text",)
+
+    with pytest.raises(errors.InputError, match="got a Frame with columns"):
+        Iterated(Frame())

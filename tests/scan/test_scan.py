@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,22 @@ def test_a_live_net_gives_a_report(report, tmp_path):
     assert load_report(tmp_path / "r.json") == found
     report.save(tmp_path / "r.html")
     assert "://" not in (tmp_path / "r.html").read_text().split("<body")[0]
+
+
+@pytest.mark.slow
+def test_no_label_is_called_wrong_where_labels_leave_no_trace(tmp_path):
+    rng = np.random.default_rng(3)
+    x, label = rng.normal(size=(400, 8)).astype(np.float32), rng.integers(0, 2, 400)
+    np.savez(tmp_path / "rows.npz", x=x, label=label)
+    found = scan("-", tmp_path / "rows.npz", settings=QUIET).json()
+    assert [c["state"] for c in found["checks"] if c["code"] == "SND034"] == ["withheld"]
+    assert found["rows"]["mislabelled"] == []
+
+
+@pytest.mark.slow
+def test_what_the_first_block_receives_is_no_site_of_its_own():
+    found = scan("sonde:digits", "sonde:digits/test", settings=QUIET, limit=64).json()
+    assert found["provenance"]["sites"] == f"{len(found['sites'])} sites"
 
 
 def test_a_call_is_told_as_a_call(report):

@@ -9,7 +9,7 @@ import tyro
 from sonde.cli._table import terminal_width
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, near
 
 NAME_WIDTH = 22
 LEAST_TEXT = 20
@@ -17,28 +17,35 @@ LEAST_TEXT = 20
 
 @dataclass(frozen=True)
 class Methods:
-    """List the methods that `sonde fit` knows.
+    """List the methods that `sonde fit` knows, or tell all about one.
 
     Example: sonde methods detect
+
+    What knn does, and its parameters, as in `sonde fit 'knn(k=10)'`: sonde methods knn
     """
 
-    family: Annotated[
+    which: Annotated[
         tyro.conf.Positional[str],
-        named("[FAMILY]", "measure or detect; both where left out"),
+        named("[FAMILY|METHOD]", "measure, detect, or the word of a method; all where left out"),
     ] = ""
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Print one line for each method, or JSON."""
+        """Print one line for each method, all about one, or JSON."""
         from sonde.run.catalogue import FAMILIES, methods
 
-        if self.family and self.family not in FAMILIES:
+        known = methods()
+        if self.which and self.which not in (*FAMILIES, *known):
             raise InputError(
-                f"methods: expected one of {', '.join(FAMILIES)}, got {self.family!r}."
+                f"methods: expected one of {', '.join(FAMILIES)}, or a method, got "
+                f"{self.which!r}.{near(self.which, known)} `sonde methods` lists them all."
             )
-        chosen = [m for m in methods().values() if self.family in ("", m.family)]
+        chosen = [m for m in known.values() if self.which in ("", m.family, m.word)]
         if self.printing.json:
             say_json([m.json() for m in chosen])
+            return 0
+        if self.which in known:
+            say(f"{self.which} ({known[self.which].family})\n\n{known[self.which].description}")
             return 0
         for family in FAMILIES:
             mine = [m for m in chosen if m.family == family]

@@ -16,7 +16,7 @@ class Iterated(Source):
 
     def __init__(self, items: Any) -> None:
         self.name = type(items).__name__
-        self._items = _checked(items)
+        items = self._items = _checked(_rows_of_table(items))
         self._by_index = isinstance(items, Sequence) or not isinstance(items, Iterable)
         self._walk = Walk(self.rows)
 
@@ -107,6 +107,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.item() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
+
+
+def _rows_of_table(items: Any) -> Any:
+    """Return the rows of a table of pandas, Polars or Arrow; anything else as it is.
+
+    Iterated over, a table gives the names of its columns, or the columns.
+    """
+    if not hasattr(items, "columns"):
+        return items
+    for rows, options in (("to_pylist", ()), ("to_dicts", ()), ("to_dict", ("records",))):
+        if hasattr(items, rows):
+            return getattr(items, rows)(*options)
+    raise InputError(
+        f"data: expected rows, got a {type(items).__name__} with columns. Pass a list of its rows."
+    )
 
 
 def _checked(items: Any) -> Any:

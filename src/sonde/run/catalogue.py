@@ -4,6 +4,7 @@ The families' ``__all__`` are the only list; this module derives everything else
 """
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -30,6 +31,11 @@ class Method:
     def summary(self) -> str:
         """First line of the class's docstring."""
         return (self.cls.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def description(self) -> str:
+        """The class's docstring: what it does, its range, its cost and its parameters."""
+        return (inspect.getdoc(self.cls) or "").partition("\n\nExamples\n")[0]
 
     def json(self) -> dict[str, Any]:
         """Return the entry of ``sonde methods --json``."""

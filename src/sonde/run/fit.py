@@ -104,7 +104,7 @@ def fit(
     >>> fitted.result("mahalanobis").calibration.n
     106
     """
-    chosen = [instruments] if isinstance(instruments, Instrument) else list(instruments)
+    chosen = [instruments] if isinstance(instruments, Instrument | str) else list(instruments)
     stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
     check_reading(chosen, stream)
@@ -173,6 +173,7 @@ def _check(instruments: Sequence[object], stream: Stream) -> None:
             raise InputError(
                 f"fit: expected instruments such as Mahalanobis(), got {instrument!r}."
                 + (" Call it: add ()." if isinstance(instrument, type) else "")
+                + (" Names are for the command line." if isinstance(instrument, str) else "")
             )
     if len(stream) == 0:
         raise InputError("fit: expected at least one example, got none. The data is empty.")
