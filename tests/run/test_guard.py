@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import sonde
 from models import mlp
 from sonde import Guard
 from sonde.core import CalibrationError, InputError, Model, ShapeError, StateError, Stream
@@ -277,6 +278,19 @@ def test_a_model_in_bfloat16_is_scored_with_a_warning(small):
     wide, short = guard.scores["mahalanobis", "0:out"], narrow.scores["mahalanobis", "0:out"]
     ratio = (short - wide).abs() / wide
     assert 0.0 < float(ratio.median()) < 0.03
+
+
+def test_what_was_fitted_on_a_directory_guards_its_live_model(causal, tmp_path):
+    causal.module.save_pretrained(tmp_path / "model")
+    ids = [{"input_ids": text} for text in TEXTS]
+    stream = sonde.read(str(tmp_path / "model"), ids, sites="transformer.h.1")
+    probe = fit(Mahalanobis(), stream, progress=False)
+    live = GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
+    for module in (sonde.load(live), sonde.load(str(tmp_path / "model")).module):
+        Guard(module, probe)
+    with Guard(live, probe) as guard:
+        live(torch.tensor([TEXTS[0]]))
+    assert list(guard.scores) == [("mahalanobis", "transformer.h.1:out")]
 
 
 def test_another_model_is_refused(small, causal, probes, tmp_path):

@@ -11,6 +11,8 @@ from run_case import rows, stream
 from sonde.core.errors import InputError, SiteError, StateError, StoreError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis, ViM
+from sonde.findings.facts import data_evidence
+from sonde.findings.rows import copies
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.run.fit import fit
@@ -89,6 +91,25 @@ def test_a_scan_is_the_same(tmp_path):
     ]
     assert checks[0] == checks[1]
     assert sonde.scan(place, settings=settings).json()["schema"] == "sonde-scan/1"
+
+
+@pytest.mark.truth("the listing of the data that the store was read from")
+def test_pieces_of_a_text_are_told_from_copies_of_it(tmp_path):
+    texts = [{"text": f"line {i} " * (60 if i < 2 else 3)} for i in range(12)]
+    texts += [{"text": "line 0 " * 60}]
+    stream = sonde.read("sonde:stdlib", texts, sites=["model.layers.1", "model.layers.2"])
+    want, got = (
+        data_evidence(s, "texts") for s in (stream, Store(write_store(stream, tmp_path / "acts")))
+    )
+    assert want.piece is not None
+    assert got.piece is not None
+    assert want.size is not None
+    assert got.size is not None
+    assert want.piece.max() == 1
+    assert got.piece.tolist() == want.piece.tolist()
+    assert got.size.tolist() == want.size.tolist()
+    assert vars(copies(got)) == vars(copies(want))
+    assert copies(got).n_extra == 1
 
 
 def test_a_scan_of_two_stores(store, tmp_path):

@@ -1,10 +1,15 @@
 """What is known of a data set from its listing alone."""
 
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sonde.core.array_stream import ArrayStream
+from sonde.core.batch import Batch
 from sonde.core.stream import Stream
 from sonde.data import ItemInputs
 from sonde.findings.evidence import DataEvidence
@@ -72,22 +77,53 @@ def _of_arrays(stream: ArrayStream, name: str, limited: bool) -> DataEvidence:
 
 def _of_batches(stream: Stream, name: str, limited: bool) -> DataEvidence:
     """Walk a stream of another kind once, keeping its columns and none of its rows."""
-    ids: dict[int, str] = {}
-    keys: dict[int, bytes] = {}
-    labels: dict[int, int] = {}
+    found: dict[int, _Example] = {}
     for batch in stream:
-        for i, order in enumerate(batch.order.tolist()):
-            ids[order], keys[order] = batch.ids[i], batch.keys[i]
-            labels[order] = int(batch.label[i])
-    every: list[Any] = sorted(ids)
+        for i, (order, start) in enumerate(zip(batch.order.tolist(), _starts(batch), strict=True)):
+            size = int(batch.extra["size"][i]) if "size" in batch.extra else 0
+            document = batch.keys[i], int(batch.occurrence[i])
+            found[order] = _Example(batch.ids[i], document, int(batch.label[i]), start, size)
+    examples = [found[order] for order in sorted(found)]
     return DataEvidence(
         name=name,
         fingerprint=data_fingerprint(stream),
-        ids=[ids[i] for i in every],
-        keys=[keys[i] for i in every],
+        ids=[e.id for e in examples],
+        keys=[e.document[0] for e in examples],
         group_keys=stream.group_keys,
         grouped=stream.grouped,
-        label=torch.tensor([labels[i] for i in every], dtype=torch.int64),
+        label=torch.tensor([e.label for e in examples], dtype=torch.int64),
         limited=limited,
         seed=stream.seed,
+        piece=_pieces(examples),
+        size=torch.tensor([e.size for e in examples], dtype=torch.int64),
     )
+
+
+@dataclass(frozen=True)
+class _Example:
+    """What a batch says of an example; ``start`` is its first row's place in its document."""
+
+    id: str
+    document: tuple[bytes, int]
+    label: int
+    start: int
+    size: int
+
+
+def _starts(batch: Batch) -> list[int]:
+    """Return the place in its document of each example's first row."""
+    key = next(iter(batch.rows))
+    far = torch.iinfo(torch.int64).max
+    found = torch.full((len(batch.order),), far, dtype=torch.int64)
+    found.scatter_reduce_(0, batch.example[key], batch.position[key].long(), "amin")
+    return found.tolist()
+
+
+def _pieces(examples: Sequence[_Example]) -> Int[Tensor, "example"]:
+    """Return which piece of its document each example is: they are numbered by their starts."""
+    begun: Counter[tuple[bytes, int]] = Counter()
+    pieces = torch.zeros(len(examples), dtype=torch.int64)
+    for i in sorted(range(len(examples)), key=lambda i: examples[i].start):
+        pieces[i] = begun[examples[i].document]
+        begun[examples[i].document] += 1
+    return pieces

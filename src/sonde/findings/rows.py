@@ -104,7 +104,7 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
 
 
 def _is_last_token(site: SiteEvidence) -> bool:
-    return site.schema.reducer.name == "last" and site.all.key != site.schema.key
+    return site.schema.reducer.name == "last" and "pos" in site.schema.axes.split()
 
 
 @dataclass(frozen=True, eq=False)
