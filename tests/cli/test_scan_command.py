@@ -67,8 +67,11 @@ def half_nan(place):
 
 
 @pytest.mark.parametrize(("gate", "code"), [("error", 1), ("SND005", 0)])
-def test_a_gate_is_an_exit_code(run, place, gate, code):
-    assert run("scan", "-", place / "half_nan.npz", "--fail-on", gate).code == code
+def test_a_gate_is_an_exit_code_and_says_why(run, place, gate, code):
+    ran = run("scan", "-", place / "half_nan.npz", "--fail-on", gate)
+    assert ran.code == code
+    told = "failed by SND001" if code else "passed, nothing that reaches it is found"
+    assert f"gate {gate}: {told}" in ran.err
 
 
 def test_a_silenced_code_does_not_count(run, place):

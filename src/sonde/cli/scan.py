@@ -120,7 +120,10 @@ class Scan:
         if report["partial"] is not None:
             note(_stopped(report["partial"], directory))
             raise Failed(130)
-        return 1 if reached(report, gate, old) else 0
+        codes = reaching(report, gate, old)
+        if gate and not self.printing.json:
+            note(_told(self.fail_on, codes, old is not None))
+        return 1 if codes else 0
 
     def _source(self) -> tuple[Any, str | None]:
         from sonde.store import is_store
@@ -286,7 +289,14 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
 def reached(
     report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
 ) -> bool:
-    """Return whether a report reaches a gate.
+    """Return whether a report reaches a gate: see ``reaching``."""
+    return bool(reaching(report, gate, baseline))
+
+
+def reaching(
+    report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
+) -> list[str]:
+    """Return the codes by which a report reaches a gate, with ``(withheld)`` where one is.
 
     A check that the gate names by its code and that could not look reaches it too: a gate that
     could not look must not pass.
@@ -297,15 +307,17 @@ def reached(
 
         entries = new_or_worse(diff(baseline, report))
         findings = [{"code": e["code"], "level": e["level_b"]} for e in entries if e["level_b"]]
-    for word in gate:
-        if word in LEVELS:
-            if any(LEVELS.index(f["level"]) >= LEVELS.index(word) for f in findings):
-                return True
-            continue
-        if any(f["code"] == word for f in findings):
-            return True
-        if any(
-            c["code"] == word and c["state"] in ("withheld", "failed") for c in report["checks"]
-        ):
-            return True
-    return False
+    levels = [LEVELS.index(word) for word in gate if word in LEVELS]
+    least = min(levels, default=len(LEVELS))
+    found = [f["code"] for f in findings if LEVELS.index(f["level"]) >= least or f["code"] in gate]
+    blind = [c for c in report["checks"] if c["state"] in ("withheld", "failed")]
+    found += [f"{c['code']} ({c['state']})" for c in blind if c["code"] in gate]
+    return list(dict.fromkeys(found))
+
+
+def _told(asked: str | None, codes: list[str], has_baseline: bool) -> str:
+    """Return in one line why a gate was reached or passed."""
+    new = "new or worse since the baseline" if has_baseline else "found"
+    if codes:
+        return f"gate {asked}: failed by {', '.join(codes)}"
+    return f"gate {asked}: passed, nothing that reaches it is {new}"
