@@ -129,4 +129,7 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="limit"):
         Cusum(limit=0)
     with pytest.raises(InputError, match="p-value"):
-        Cusum.z_of(1.0)
+        Cusum.z_of(0.0)
+    with pytest.raises(InputError, match="got NaN"):
+        Cusum(value=4.9).after(float("nan"))
+    assert Cusum.z_of(1.0) == -8.0

@@ -280,8 +280,8 @@ def test_a_model_in_bfloat16_is_scored_with_a_warning(small):
     assert 0.0 < float(ratio.median()) < 0.03
 
 
-def test_what_was_fitted_on_a_directory_guards_its_live_model(causal, tmp_path):
-    causal.module.save_pretrained(tmp_path / "model")
+def test_what_was_fitted_on_a_directory_guards_its_live_model(tmp_path):
+    language_model().module.save_pretrained(tmp_path / "model")
     ids = [{"input_ids": text} for text in TEXTS]
     stream = sonde.read(str(tmp_path / "model"), ids, sites="transformer.h.1")
     probe = fit(Mahalanobis(), stream, progress=False)
@@ -304,8 +304,10 @@ def test_another_model_is_refused(small, causal, probes, tmp_path):
     on_arrays = fit(Mahalanobis(), Stream.of(torch.randn(60, 4)), progress=False)
     with pytest.raises(StateError, match="fitted on arrays, not on a model"):
         Guard(net, on_arrays)
-    with pytest.raises(StateError, match="expected a detector among"):
-        Guard(net, probe, methods=["knn"])
+    for wrong in ("knn", ["knn"], ["mahalanobis", "knn"]):
+        with pytest.raises(StateError, match=r"expected a detector among .*, got 'knn'"):
+            Guard(net, probe, methods=wrong)
+    assert Guard(net, probe, methods="mahalanobis").scores == {}
     with pytest.raises(InputError, match="expected a live module"):
         Guard("sonde:digits", probe)
 

@@ -1,10 +1,13 @@
 """The cumulative sum of z-scores, for streams that are independent and Gaussian."""
 
+import math
 from dataclasses import dataclass
 
 from scipy.special import ndtri
 
 from sonde.core.errors import InputError
+
+LOWEST = -8.0
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,17 @@ class Cusum:
         return self.value >= self.limit
 
     def after(self, z: float) -> "Cusum":
-        """Return the sum after one more z-score."""
+        """Return the sum after one more z-score; infinite ones are evidence, NaN is an error."""
+        if math.isnan(z):
+            raise InputError("Cusum: expected a z-score, got NaN. Score broken rows as +inf.")
         return Cusum(self.slack, self.limit, max(0.0, self.value + z - self.slack))
 
     @staticmethod
     def z_of(p: float) -> float:
-        """Return the z-score of a p-value, high where it is small."""
-        if not 0 < p < 1:
-            raise InputError(f"Cusum.z_of: expected a p-value in (0, 1), got {p}.")
-        return -float(ndtri(p))
+        """Return the z-score of a p-value, high where it is small; of p = 1 it is -8.
+
+        Conformal p-values of the least unusual score are 1, which is no infinite evidence.
+        """
+        if not 0 < p <= 1:
+            raise InputError(f"Cusum.z_of: expected a p-value in (0, 1], got {p}.")
+        return max(LOWEST, -float(ndtri(p)))

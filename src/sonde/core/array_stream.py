@@ -143,7 +143,9 @@ def array_stream(
     uneven = {k: len(v) for k, v in sites.items() if len(v) != n}
     if uneven:
         raise ShapeError(f"Stream.of: expected {n} rows at every site, got {uneven}.")
-    grads = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
+    given = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
+    if unknown := [str(k) for k in given if str(k) not in sites]:
+        raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")
     positions = _integers(position, n, "position", 0)
     return ArrayStream(
         rows=sites,
@@ -151,8 +153,8 @@ def array_stream(
         label=_integers(label, n, "label", -1),
         groups=None if group is None else tuple(_text(g) for g in _sequence(group, n, "group")),
         positions=positions,
-        grad={str(k): _matrix(v, f"grad of {k}") for k, v in grads.items()},
-        logits=None if logits is None else _matrix(logits, "logits"),
+        grad={str(k): _beside(v, n, f"grad of {k}") for k, v in given.items()},
+        logits=None if logits is None else _beside(logits, n, "logits"),
         extra=_extra(n, perturbed_logits, first_error),
         pair=None if pair is None else _hashes(_sequence(pair, n, "pair")),
         side=None if side is None else _integers(side, n, "side", 0),
@@ -277,6 +279,14 @@ def _matrix(x: Any, name: str) -> Tensor:
     return tensor.detach()
 
 
+def _beside(x: Any, n: int, name: str) -> Tensor:
+    """Return a matrix with one line for each row."""
+    found = _matrix(x, name)
+    if len(found) != n:
+        raise ShapeError(f"Stream.of: expected {n} rows of {name}, got {len(found)}.")
+    return found
+
+
 def _sequence(values: Any, n: int, name: str) -> Sequence[Any]:
     array = isinstance(values, Tensor | np.ndarray)
     listed = cast("list[Any]", values.tolist() if array else list(values))  # pyright: ignore[reportUnknownMemberType]
@@ -323,7 +333,7 @@ def _extra(n: int, perturbed_logits: Any, first_error: Any) -> dict[str, Tensor]
     """Return the columns that few methods read, where they are given."""
     found: dict[str, Tensor] = {}
     if perturbed_logits is not None:
-        found["perturbed_logits"] = _matrix(perturbed_logits, "perturbed_logits")
+        found["perturbed_logits"] = _beside(perturbed_logits, n, "perturbed_logits")
     if first_error is not None:
         found["first_error"] = _integers(first_error, n, "first_error", -3)
     return found

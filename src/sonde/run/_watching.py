@@ -19,7 +19,7 @@ from sonde.run.score import class_columns, classes_of, needs_of
 from sonde.stats import CalibratedScorer, ClassCalibration
 
 BROUGHT = ("x", "logits", "grad", "position", "grid", "special")
-Methods = Sequence[str | Key]
+Methods = str | Sequence[str | Key]
 BIGGEST = torch.finfo(torch.float64).max
 
 
@@ -141,6 +141,14 @@ def watches_of(
     fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
 ) -> list[Watch]:
     found = []
+    methods = [methods] if isinstance(methods, str) else methods
+    known = {*fitted.scorers, *(word for word, _ in fitted.scorers)}
+    if unknown := [name for name in methods or () if name not in known]:
+        words = sorted({word for word, _ in fitted.names})
+        raise StateError(
+            f"Guard: expected a detector among {', '.join(words) or 'nothing'}, which the probe "
+            f"holds, got {unknown[0]!r}."
+        )
     for name, scorer in fitted.scorers.items():
         if methods is not None and name not in methods and name[0] not in methods:
             continue
@@ -158,8 +166,8 @@ def watches_of(
     if not found:
         words = sorted({word for word, _ in fitted.names})
         raise StateError(
-            f"Guard: expected a detector{'' if methods is None else f' among {list(methods)}'}, "
-            f"the probe holds {', '.join(words) or 'nothing'}. Fit one, e.g. mahalanobis."
+            f"Guard: expected a detector, the probe holds {', '.join(words) or 'nothing'}. Fit "
+            "one, e.g. mahalanobis."
         )
     return found
 
