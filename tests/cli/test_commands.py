@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -161,6 +162,15 @@ def test_methods_are_the_catalogue(run):
     text = run("methods").out
     assert all(m.word in text and m.summary in text for m in methods().values())
     assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
+
+
+def test_rows_without_a_label_are_said(run, tmp_path):
+    x = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+    for label, said in ((np.arange(80) % 2 * 2 - 1, "note: 40 of 80"), (np.arange(80) % 2, None)):
+        np.savez(tmp_path / "rows.npz", x=x, label=label)
+        ran = run("fit", "covariance", "-", tmp_path / "rows.npz", "-o", tmp_path / "p.sonde")
+        assert ran.code == 0
+        assert (f"{said} examples have no label" in ran.err) == (said is not None)
 
 
 def test_one_method_is_told_with_its_parameters(run):
