@@ -22,6 +22,10 @@ class Slab:
         self._piece: mmap.mmap | None = None
         self._used = SLAB_BYTES
 
+    def __reduce__(self) -> tuple[type["Slab"], tuple[()]]:
+        """Copy and pickle as an empty one: a tapped model may be copied."""
+        return Slab, ()
+
     def keep(self, x: Tensor) -> Tensor:
         """Return a copy of a small tensor outside the heap; anything else as it is."""
         if not x.is_cpu or x.is_nested or not 0 < x.nbytes <= SLAB_BYTES:
