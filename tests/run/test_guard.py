@@ -281,7 +281,9 @@ def test_a_model_in_bfloat16_is_scored_with_a_warning(small):
 
 
 def test_what_was_fitted_on_a_directory_guards_its_live_model(tmp_path):
-    language_model().module.save_pretrained(tmp_path / "model")
+    module = language_model().module
+    assert isinstance(module, GPT2LMHeadModel)
+    module.save_pretrained(tmp_path / "model")
     ids = [{"input_ids": text} for text in TEXTS]
     stream = sonde.read(str(tmp_path / "model"), ids, sites="transformer.h.1")
     probe = fit(Mahalanobis(), stream, progress=False)
