@@ -11,7 +11,7 @@ import tyro
 
 from cli_case import run_words
 from sonde.cli.commands import COMMANDS
-from sonde.cli.scan import parse_gate, parse_thresholds, reached
+from sonde.cli.scan import parse_gate, parse_thresholds, reaching
 from sonde.findings.catalogue import rule_classes
 from sonde.report import to_text
 
@@ -55,7 +55,7 @@ def test_terminal_text_fits_and_has_no_colour_in_a_pipe(run, place, monkeypatch)
     ],
 )
 def test_gates(half_nan, gate, code):
-    assert reached(half_nan, parse_gate(gate)) == bool(code)
+    assert bool(reaching(half_nan, parse_gate(gate))) == bool(code)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_gates_are_words_or_codes():
 )
 def test_levels_are_ordered(level, gate, expected):
     report = {"findings": [{"code": "SND011", "level": level, "ignored": False}], "checks": []}
-    assert reached(report, (gate,)) is expected
+    assert bool(reaching(report, (gate,))) is expected
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,20 @@ def test_a_table_is_read_row_by_row(kind):
 
 def test_a_table_without_rows_that_can_be_read_is_refused():
     class Frame:
-        columns = ("text",)
+        columns, dtypes = ("text",), ("str",)
 
     with pytest.raises(errors.InputError, match="got a Frame with columns"):
         Iterated(Frame())
+
+
+def test_a_data_set_may_call_something_columns():
+    class Named:
+        columns = ("text",)
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> str:
+            return ("one", "two")[index]
+
+    assert list(Iterated(Named()).rows()) == [{"text": "one"}, {"text": "two"}]

@@ -286,13 +286,6 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
     return found
 
 
-def reached(
-    report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
-) -> bool:
-    """Return whether a report reaches a gate: see ``reaching``."""
-    return bool(reaching(report, gate, baseline))
-
-
 def reaching(
     report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
 ) -> list[str]:
@@ -317,7 +310,7 @@ def reaching(
 
 def _told(asked: str | None, codes: list[str], has_baseline: bool) -> str:
     """Return in one line why a gate was reached or passed."""
-    new = "new or worse since the baseline" if has_baseline else "found"
     if codes:
         return f"gate {asked}: failed by {', '.join(codes)}"
+    new = "new or worse since the baseline" if has_baseline else "found"
     return f"gate {asked}: passed, nothing that reaches it is {new}"

@@ -6,6 +6,8 @@ After ``isinstance(value, dict)`` alone the keys and values of a value of any ty
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+import numpy as np
+
 
 def is_tuple(value: object) -> TypeGuard[tuple[Any, ...]]:
     """Return whether ``value`` is a tuple."""
@@ -25,3 +27,8 @@ def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
 def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
     """Return whether ``value`` is a mapping."""
     return isinstance(value, Mapping)
+
+
+def is_array(value: object) -> TypeGuard["np.ndarray[Any, np.dtype[Any]]"]:
+    """Return whether ``value`` is a NumPy array."""
+    return isinstance(value, np.ndarray)

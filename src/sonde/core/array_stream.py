@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.core._kinds import is_mapping
+from sonde.core._kinds import is_array, is_mapping
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import tensor_key
@@ -312,9 +312,8 @@ def _numbers(values: Any, n: int, name: str) -> Tensor:
     """Return a column as a tensor, without a Python object for each entry where it is an array."""
     if isinstance(values, Tensor):
         return values
-    array = cast("np.ndarray[Any, np.dtype[Any]] | None", values if _is_array(values) else None)
-    if array is not None and array.dtype.kind in "iufb":
-        return torch.from_numpy(array.copy())  # pyright: ignore[reportUnknownMemberType]
+    if is_array(values) and values.dtype.kind in "iufb":
+        return torch.from_numpy(values.copy())  # pyright: ignore[reportUnknownMemberType]
     listed = _sequence(values, n, name)
     try:
         return torch.as_tensor(listed)
@@ -323,10 +322,6 @@ def _numbers(values: Any, n: int, name: str) -> Tensor:
             f"Stream.of: expected whole numbers as {name}, got entries like {listed[:1]}. "
             "Number the classes, such as with scikit-learn's LabelEncoder."
         ) from error
-
-
-def _is_array(values: Any) -> bool:
-    return isinstance(values, np.ndarray)
 
 
 def _extra(n: int, perturbed_logits: Any, first_error: Any) -> dict[str, Tensor]:

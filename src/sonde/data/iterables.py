@@ -114,7 +114,7 @@ def _rows_of_table(items: Any) -> Any:
 
     Iterated over, a table gives the names of its columns, or the columns.
     """
-    if not hasattr(items, "columns"):
+    if not (hasattr(items, "columns") and (hasattr(items, "dtypes") or hasattr(items, "schema"))):
         return items
     for rows, options in (("to_pylist", ()), ("to_dicts", ()), ("to_dict", ("records",))):
         if hasattr(items, rows):

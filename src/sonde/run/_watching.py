@@ -142,12 +142,11 @@ def watches_of(
 ) -> list[Watch]:
     found = []
     methods = [methods] if isinstance(methods, str) else methods
+    held = ", ".join(sorted({word for word, _ in fitted.names})) or "nothing"
     known = {*fitted.scorers, *(word for word, _ in fitted.scorers)}
     if unknown := [name for name in methods or () if name not in known]:
-        words = sorted({word for word, _ in fitted.names})
         raise StateError(
-            f"Guard: expected a detector among {', '.join(words) or 'nothing'}, which the probe "
-            f"holds, got {unknown[0]!r}."
+            f"Guard: expected a detector among {held}, which the probe holds, got {unknown[0]!r}."
         )
     for name, scorer in fitted.scorers.items():
         if methods is not None and name not in methods and name[0] not in methods:
@@ -164,10 +163,8 @@ def watches_of(
         limit = _threshold(name, scorer, alpha)
         found.append(Watch(name, in_single(scorer, device), needs, limit, how))
     if not found:
-        words = sorted({word for word, _ in fitted.names})
         raise StateError(
-            f"Guard: expected a detector, the probe holds {', '.join(words) or 'nothing'}. Fit "
-            "one, e.g. mahalanobis."
+            f"Guard: expected a detector, the probe holds {held}. Fit one, e.g. mahalanobis."
         )
     return found
 

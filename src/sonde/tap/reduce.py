@@ -73,6 +73,7 @@ class Frame:
         self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
         self.is_careful, self.drops_tokens = False, False
         self._whole: dict[Hashable, bool] = {}
+        self._padded: dict[str, bool] = {}
         self._selected: dict[Hashable, Tensor] = {}
         self._columns: dict[Hashable, Columns] = {}
 
@@ -117,13 +118,20 @@ class Frame:
             return real & ~special.bool().cpu()
         return real
 
+    def is_padded(self, axis: str) -> bool:
+        """Return whether the mask of an axis leaves out some token; it is looked at once."""
+        if axis not in self._padded:
+            mask = self.masks[axis]
+            self._padded[axis] = mask is not None and not all_set(mask)
+        return self._padded[axis]
+
     def is_whole(self, axis: str, length: int, keep_special: bool) -> bool:
         """Return whether every token counts: nothing is padded or special."""
         key = (axis, length, keep_special)
         if key not in self._whole:
             special = self.batch.special if axis == "pos" and not keep_special else None
             mask = self.masks[axis]
-            padded = mask is not None and not (mask.shape[1] == length and all_set(mask))
+            padded = mask is not None and (mask.shape[1] != length or self.is_padded(axis))
             self._whole[key] = not padded and (special is None or not bool(special.any()))
         return self._whole[key] and length > 0
 

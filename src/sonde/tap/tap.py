@@ -23,7 +23,7 @@ from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
 from sonde.tap.axes import guess_axes
 from sonde.tap.outputs import arguments, find, find_input
-from sonde.tap.reduce import Frame, Reduction, Shared, all_set
+from sonde.tap.reduce import Frame, Reduction, Shared
 from sonde.tap.sites import Pattern, resolve
 
 
@@ -200,7 +200,7 @@ class Tap:
             self._batch = _unnamed(len(x))
         frame = Frame(self._batch, x.device, self._shared)
         frame.masks["pos"] = self._mask
-        frame.is_careful = self._mask is not None and not all_set(self._mask)
+        frame.is_careful = frame.is_padded("pos")
         return frame
 
     def _place(self, frame: Frame) -> None:
