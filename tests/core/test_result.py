@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -54,12 +55,40 @@ def test_a_chart_is_json_whatever_the_numbers():
 def test_a_notebook_gets_text_table_and_picture():
     bundle = Spectrum(value=1.5, eigenvalues=torch.ones(2))._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "text/html", "application/vnd.vegalite.v5+json"}
-    assert bundle["text/html"].startswith("<table>")
+    assert bundle["text/html"].startswith("<table><caption><b>Spectrum</b></caption>")
     assert "1.5" in bundle["text/html"]
     assert bundle["application/vnd.vegalite.v5+json"]["title"] == "Spectrum"
     long = Result(value=torch.arange(30.0))._repr_mimebundle_()["text/html"]
-    assert long.count("<tr>") == 21
+    assert long.partition("</table>")[2].count("<tr>") == 21
     assert "10 more rows" in long
+
+
+def test_a_notebook_gets_name_value_error_rows_unit_and_flags():
+    class Named(Result):
+        title = "Bits < nats"
+
+    result = Named(value=1.25, se=0.125, null=0.0, n=40, unit="nats", direction="higher",
+                   flags=("sampled", "few_rows"), conventions={"rows": "<all>"})  # fmt: skip
+    html = result._repr_mimebundle_()["text/html"]
+    rows = dict(re.findall(r"<th scope='row'>(\w+)</th><td>([^<]*)</td>", html))
+    assert rows["value"] == "1.25 ± 0.125 nats"
+    assert (rows["null"], rows["n"], rows["direction"]) == ("0", "40", "higher means more")
+    assert "<b>Bits &lt; nats</b>" in html
+    assert "sampled: computed from a sample of the rows" in html
+    assert f"few_rows: {FLAGS['few_rows']}" in html
+    assert "&lt;all&gt;" in html
+
+
+def test_a_result_is_told_on_one_line_whatever_it_holds():
+    rows = torch.ones(200, 300)
+    nested = Spectrum(value=rows, eigenvalues=rows, note="x" * 500, n=7, conventions={"a": "b"})
+    assert repr(nested) == (
+        "Spectrum(value=<200 x 300 float32>, n=7, eigenvalues=<200 x 300 float32>, note=<str>)"
+    )
+    assert repr(Result(value=math.nan, flags=("dead",))) == (
+        "Result(value=nan, n=0, flags=('dead',))"
+    )
+    assert repr(Result(value=2 / 3, se=0.01, n=5)) == "Result(value=0.666667, se=0.01, n=5)"
 
 
 def test_values_are_floats_and_flags_are_known():

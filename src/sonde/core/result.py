@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core._shown import as_html, one_line
 from sonde.core.reduction import Reduced, reduce_scores
 
 Direction = Literal["higher", "lower", "none"]
@@ -74,6 +75,14 @@ class Result:
         if unknown:
             raise ValueError(f"{type(self).__name__}: unknown flags {sorted(unknown)}")
 
+    def __init_subclass__(cls) -> None:
+        # A dataclass keeps a ``__repr__`` that is there before it is made, and only that.
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Result.__repr__
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
     def __float__(self) -> float:
         return float(self.value)
 
@@ -130,7 +139,7 @@ class Result:
     ) -> dict[str, Any]:
         return {
             "text/plain": repr(self),
-            "text/html": _html(self.table()),  # pyright: ignore[reportUnknownMemberType]
+            "text/html": as_html(self, self.table(), FLAGS),  # pyright: ignore[reportUnknownMemberType]
             "application/vnd.vegalite.v5+json": self.chart(),
         }
 
@@ -205,14 +214,3 @@ def _column(value: float | Tensor) -> list[float]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _html(table: Any) -> str:
-    head = "".join(f"<th scope='col'>{name}</th>" for name in table.column_names)
-    shown: list[dict[str, float]] = table.slice(0, 20).to_pylist()
-    body = "".join(
-        "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row.values()) + "</tr>"
-        for row in shown
-    )
-    more = f"<p>{table.num_rows - 20} more rows</p>" if table.num_rows > 20 else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

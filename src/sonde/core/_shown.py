@@ -1,0 +1,112 @@
+"""A result as people look at it: one line, or a small table for a notebook."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from html import escape
+from typing import Any, cast
+
+from torch import Tensor
+
+MOST_ROWS = 20
+LONGEST = 40
+"""Letters of a nested value that are still written out."""
+SILENT = (None, "", (), "none", (-math.inf, math.inf))
+
+
+def one_line(result: Any) -> str:
+    """Return the class of a result with its figures; of tensors only their shape.
+
+    What says nothing (no unit, no flag, no error) is left out, and so are the conventions.
+    """
+    facts = [f"{name}={text}" for name, text in _facts(result)]
+    return f"{type(result).__name__}({', '.join(facts)})"
+
+
+def as_html(result: Any, table: Any, flags: Mapping[str, str]) -> str:
+    """Return name, value ± se, null, n, unit, flags and conventions; several values as a table.
+
+    Parameters
+    ----------
+    result : Result
+    table : pyarrow.Table
+        Its numbers.
+    flags : mapping
+        What each flag means.
+    """
+    facts = dict(_facts(result))
+    facts.pop("flags", None)
+    if "value" in facts:
+        error = facts.pop("se", None)
+        pair = [facts["value"], *([] if error is None else [f"± {error}"])]
+        facts["value"] = " ".join([*pair, result.unit]).rstrip()
+    facts.pop("unit", None)
+    if "direction" in facts:
+        facts["direction"] = f"{result.direction} means more"
+    name = escape(result.title or type(result).__name__)
+    parts = [f"<table><caption><b>{name}</b></caption><tbody>"]
+    parts += [_row(key.replace("_", " "), text) for key, text in facts.items()]
+    parts += [_row("flag", f"{flag}: {flags[flag]}") for flag in result.flags]
+    parts.append("</tbody></table>")
+    parts.append(_listed(table) if table.num_rows > 1 else "")
+    parts.append(_conventions(result.conventions))
+    return "".join(parts)
+
+
+def _facts(result: Any) -> Iterator[tuple[str, str]]:
+    """Yield the fields that say something, with their text."""
+    for field in fields(result):
+        value = getattr(result, field.name)
+        lost = field.name == "value" and bool(result.flags)
+        if field.name != "conventions" and (lost or not _is_silent(value)):
+            ends = field.name == "range"
+            text = f"[{_number(value[0])}, {_number(value[1])}]" if ends else _text(value)
+            yield field.name, text
+
+
+def _is_silent(value: Any) -> bool:
+    """Return whether a value stands for nothing; NaN without a flag does."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return not isinstance(value, Tensor) and value in SILENT
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return _number(value.item()) if value.numel() == 1 else _shape(value)
+    if isinstance(value, float):
+        return _number(value)
+    written = repr(value)
+    return written if len(written) <= LONGEST else f"<{type(value).__name__}>"
+
+
+def _shape(value: Tensor) -> str:
+    return f"<{' x '.join(map(str, value.shape))} {str(value.dtype).removeprefix('torch.')}>"
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _row(name: str, text: str) -> str:
+    return f"<tr><th scope='row'>{escape(name)}</th><td>{escape(text)}</td></tr>"
+
+
+def _listed(table: Any) -> str:
+    head = "".join(f"<th scope='col'>{name}</th>" for name in table.column_names)
+    shown = cast("list[dict[str, float]]", table.slice(0, MOST_ROWS).to_pylist())
+    body = "".join(
+        "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row.values()) + "</tr>"
+        for row in shown
+    )
+    left = table.num_rows - MOST_ROWS
+    more = f"<p>{left} more rows</p>" if left > 0 else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _conventions(conventions: Mapping[str, Any]) -> str:
+    if not conventions:
+        return ""
+    rows = "".join(_row(str(k).replace("_", " "), str(v)) for k, v in conventions.items())
+    summary = "<summary>conventions</summary>"
+    return f"<details>{summary}<table><tbody>{rows}</tbody></table></details>"
