@@ -24,6 +24,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
 
 def table(rows):
     columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
+    columns = [columns[0], [None] * len(rows), *columns[1:]]
     return pa.table(
         {f.name: pa.array(c, f.type) for f, c in zip(SCHEMA, columns, strict=True)}, schema=SCHEMA
     )
@@ -57,6 +58,7 @@ def test_the_most_unusual_come_first(scored):
     assert "infinite" in plain[0]
     assert "NaN" in plain[0]
     assert "person 7" in plain[1]
+    assert "row7, counted from 0" in plain[1]
     assert "alarm" in plain[1]
     ids = [attrs["id"] for _, attrs in seen.tags if "id" in attrs]
     assert len(ids) == len(set(ids))

@@ -61,7 +61,8 @@ def test_without_calibration_nothing_is_said_of_alarms():
 
 
 def test_what_is_refused(tables, tmp_path):
-    renamed = tables[1].set_column(3, "instrument", [["other"] * 60])
+    where = tables[1].column_names.index("instrument")
+    renamed = tables[1].set_column(where, "instrument", [["other"] * 60])
     with pytest.raises(InputError, match="no detector at one site in common"):
         evaluate(tables[0], renamed)
     with pytest.raises(InputError, match="there is no file"):

@@ -30,6 +30,8 @@ class Score:
     p-values compare with the rows that calibrated the detectors. Where the model was trained on
     these, p-values of new rows are too small: run `sonde calibrate` on rows it has not seen.
 
+    In a table the column `row` counts the items of DATA from 0; its lines stand in another order.
+
     A page (-o scores.html) shows the most unusual examples first: patches of images, tokens and
     steps of texts with their scores; the inputs themselves only with --show-inputs.
 
@@ -119,7 +121,8 @@ class Score:
         order = sorted(range(len(p)), key=lambda i: (p[i], -table["score"][i].as_py()))
         lines = ["", "most unusual:"]
         for row in table.take(order[:SHOWN]).to_pylist():
-            said = [f"{row['id']} at {row['position']}, {row['instrument']} at {row['site']}:"]
+            who = row["id"] if row["row"] is None else f"row {row['row']} ({row['id']})"
+            said = [f"{who} at {row['position']}, {row['instrument']} at {row['site']}:"]
             said += [f"score {row['score']:.4g}"]
             said += [] if row["p"] is None else [f"p {row['p']:.3g}"]
             for name in ("layers", "units", "positions"):

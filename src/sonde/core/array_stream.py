@@ -64,6 +64,11 @@ class ArrayStream(Stream):
         """Whether groups were given."""
         return self.groups is not None
 
+    @property
+    def source_rows(self) -> np.ndarray:
+        """The number of each row in its array."""
+        return np.arange(len(self))
+
     def __len__(self) -> int:
         return len(self.label)
 

@@ -4,6 +4,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
@@ -33,6 +35,11 @@ class DerivedStream(Stream):
     def grouped(self) -> bool:
         """Whether groups were given or examples were cut into chunks."""
         return self.inner.grouped
+
+    @property
+    def source_rows(self) -> np.ndarray | None:
+        """Which item of the data each example is."""
+        return self.inner.source_rows
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where units begin, and the end."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -101,6 +102,11 @@ class Inputs(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Return the JSON that names the data: fingerprint, examples, order, batch size, chunks."""
+
+    @property
+    def source_rows(self) -> np.ndarray | None:
+        """Which item of the data each example is, or is a piece of, from 0; None if unknown."""
+        return None
 
     def __len__(self) -> int:
         return len(self.group_keys)

@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.plan import UNIT_SIZE, unit_bounds
@@ -46,6 +48,11 @@ class Stream(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Return the JSON that names model, data and reading, for plans and headers."""
+
+    @property
+    def source_rows(self) -> np.ndarray | None:
+        """Which item of the data each example is, or is a piece of, from 0; None if unknown."""
+        return None
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where units begin, and the end; rows on disk keep the units of their files."""

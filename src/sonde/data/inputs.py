@@ -49,6 +49,11 @@ class ItemInputs(Inputs):
         """Whether a group column was given or items were cut into chunks."""
         return self.layout.group is not None or self.listing.n_chunked > 0
 
+    @property
+    def source_rows(self) -> np.ndarray:
+        """Which item of the source each example is, or is a piece of."""
+        return self.listing.row
+
     @cached_property
     def ids(self) -> list[str]:
         """Printable id of every example."""

@@ -150,8 +150,9 @@ def _card(
     score = number(line["score"]) if math.isfinite(line["score"]) else "infinite"
     alarm = badge("warning", "alarm") if p is not None and p <= alpha else None
     top = el("div", el("span", f"{rank}.", cls="code"), code(line["id"]), alarm, cls="top")
-    units = line.get("units")
+    units, row = line.get("units"), line.get("row")
     facts = [
+        ("row", None if row is None else f"{row:,}, counted from 0 in the order of the data"),
         ("score", score + ("" if p is None else f", p {number(p)}")),
         ("where", f"{named(line['instrument'], line['site'])}, position {line['position']}"),
         ("layers", ", ".join(shown(s, 60) for s in line.get("layers") or ()) or None),
@@ -191,7 +192,8 @@ def _rows(scored: pa.Table, names: Names) -> Markup:
     """Return the lines of smallest p-value, then of highest score."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
     order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]
-    columns = ("id", "position", "instrument", "site", "score", "p")
+    known = ("row",) if scored["row"].null_count < scored.num_rows else ()
+    columns = ("id", *known, "position", "instrument", "site", "score", "p")
     rows = tuple(
         tuple("infinite" if k == "score" and not _is_finite(row[k]) else row[k] for k in columns)
         for row in scored.take(order).to_pylist()

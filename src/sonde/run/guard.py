@@ -181,6 +181,7 @@ class Guard:
             n, p = len(found), p_values.get(name)
             columns = {
                 "id": [str(i) for i in example[name].tolist()],
+                "row": example[name].tolist(),
                 "position": position[name].tolist(),
                 "site": [name[1]] * n,
                 "instrument": [name[0]] * n,

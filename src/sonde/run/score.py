@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Int
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
+from sonde.core.classes import with_classes
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.files import atomic_write
 from sonde.core.instrument import Detector, score_needs
@@ -38,6 +40,7 @@ from sonde.store import Store, is_store
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        ("row", pa.int64()),
         ("position", pa.int64()),
         ("site", pa.string()),
         ("instrument", pa.string()),
@@ -86,9 +89,12 @@ def score(
     Returns
     -------
     pyarrow.Table
-        Columns ``id position site instrument score p``: higher score = more unusual; ``p`` is the
-        conformal p-value, null where the bundle was not calibrated for this reduction. The
-        ``position`` of a reduced score is that of its most unusual row. With ``explain``, lists:
+        Columns ``id row position site instrument score p``: higher score = more unusual; ``p`` is
+        the conformal p-value, null where the bundle was not calibrated for this reduction. ``row``
+        is the item's number in the data, from 0 (broken records that ``skip_bad`` left out do not
+        count); null for a store, which does not keep it. Lines stand in the order in which rows
+        were read, for texts by length inside a unit. The ``position`` of a reduced score is that of
+        its most unusual row. With ``explain``, lists:
         ``layers layer_p``, the sites where the detector finds the row most unusual and the p-values
         there (calibrated detectors at several sites); ``units unit_shares``, the units that add
         most to the score (detectors that can tell); ``positions position_scores``, the most unusual
@@ -202,13 +208,14 @@ def score_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the table of ``score`` batch by batch; memory does not grow with the data."""
     check_scoring(fitted, stream, explain)
+    stream = with_classes(stream, fitted.label_names)
     tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
     hows = {name: reduction_of(fitted, tasks[name], reduction) for name in fitted.scorers}
-    whole, scorers = Whole(stream, hows), fitted.scorers
+    whole, scorers, source = Whole(stream, hows), fitted.scorers, stream.source_rows
     for batch in stream:
         whole.check(batch)
         found = {
-            name: record(batch, name, tasks[name], scorer, hows[name], explain)
+            name: record(batch, name, tasks[name], scorer, hows[name], explain, source)
             for name, scorer in scorers.items()
         }
         if explain:
@@ -260,7 +267,13 @@ class Whole:
 
 
 def record(
-    batch: Batch, name: Key, task: Task, scorer: Scorer, how: str | None, explain: int
+    batch: Batch,
+    name: Key,
+    task: Task,
+    scorer: Scorer,
+    how: str | None,
+    explain: int = 0,
+    source: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return the columns of the table for one detector and batch."""
     method, key = name
@@ -282,6 +295,7 @@ def record(
     named = of_row[row].tolist()
     made = {
         "id": [batch.ids[i] for i in named],
+        "row": [None] * len(named) if source is None else source[batch.order[named]].tolist(),
         "position": position[row].tolist(),
         "site": [key] * len(named),
         "instrument": [method] * len(named),

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 from torch import Tensor, nn
 
 from sonde.core.batch import Batch, Head, SiteSchema
@@ -155,6 +156,11 @@ class LiveStream(Stream):
     def grouped(self) -> bool:
         """Whether groups were given or examples were cut into chunks."""
         return self.inputs.grouped
+
+    @property
+    def source_rows(self) -> np.ndarray | None:
+        """Which item of the data each example is, or is a piece of."""
+        return self.inputs.source_rows
 
     @cached_property
     def head(self) -> Head | None:

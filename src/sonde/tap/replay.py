@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,6 +125,11 @@ class ReplayInputs(Inputs):
     def grouped(self) -> bool:
         """Whether the prompts are grouped."""
         return self.prompts.grouped
+
+    @property
+    def source_rows(self) -> np.ndarray | None:
+        """Which item of the data each prompt is."""
+        return self.prompts.source_rows
 
     @property
     def new_tokens(self) -> int | None:

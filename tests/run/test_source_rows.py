@@ -1,0 +1,78 @@
+"""The column ``row`` of scores: which item of the data a line belongs to."""
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sonde
+from models import mlp
+from sonde.core import Stream
+from sonde.detect import Mahalanobis
+from sonde.run.fit import fit
+from sonde.run.read import read
+from sonde.run.score import score
+from sonde.store import Store, write_store
+
+QUIET: dict[str, Any] = {"progress": False}
+TEXTS = [f"x{i} = " + " + ".join(map(str, range(i % 9))) for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def python():
+    model = sonde.load("sonde:stdlib")
+    stream = read(model, TEXTS, sites="model.layers.0", reducer="last")
+    return model, fit(Mahalanobis(), stream, **QUIET)
+
+
+def ids_of(texts):
+    return [blake2b(text.encode(), digest_size=16).hexdigest() for text in texts]
+
+
+@pytest.mark.truth("the hash of each text by hashlib")
+def test_each_line_names_the_text_that_it_belongs_to(python):
+    model, fitted = python
+    table = score(fitted, read(model, TEXTS, sites="model.layers.0", reducer="last"), **QUIET)
+    rows = table["row"].to_pylist()
+    assert rows != sorted(rows)
+    assert sorted(rows) == list(range(60))
+    assert table["id"].to_pylist() == [ids_of(TEXTS)[row] for row in rows]
+
+
+@pytest.mark.truth("the hash of each text by hashlib")
+def test_pieces_of_a_text_name_the_text(python):
+    model, fitted = python
+    texts = ["a = 1\n", "b = 2\n" * 20, "c = 3\n" * 9, "a = 1\n"]
+    stream = read(model, texts, sites="model.layers.0", reducer="last", max_length=32)
+    table = score(fitted, stream, **QUIET)
+    assert table.num_rows > len(texts)
+    rows = table["row"].to_pylist()
+    assert set(rows) == {0, 1, 2, 3}
+    assert table["id"].to_pylist() == [ids_of(texts)[row] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the table of this process")
+def test_workers_name_the_same_items(python):
+    model, fitted = python
+    stream = read(model, TEXTS * 6, sites="model.layers.0", reducer="last")
+    alone = score(fitted, stream, threads=1, **QUIET)
+    assert score(fitted, stream, workers=2, threads=1, **QUIET).equals(alone)
+    assert set(alone["row"].to_pylist()) == set(range(360))
+
+
+def test_rows_of_an_array_are_numbered():
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    fitted = fit(Mahalanobis(), Stream.of(x), **QUIET)
+    assert score(fitted, Stream.of(x[:9]), **QUIET)["row"].to_pylist() == list(range(9))
+
+
+def test_a_store_does_not_know_them(tmp_path):
+    items = list(np.random.default_rng(0).normal(size=(40, 8)).astype("f4"))
+    stream = read(mlp(), items, sites="0")
+    fitted = fit(Mahalanobis(), stream, **QUIET)
+    write_store(stream, tmp_path / "acts")
+    assert score(fitted, stream, **QUIET)["row"].to_pylist() == list(range(40))
+    assert score(fitted, Store(tmp_path / "acts"), **QUIET)["row"].null_count == 40
