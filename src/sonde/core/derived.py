@@ -37,6 +37,11 @@ class DerivedStream(Stream):
         return self.inner.grouped
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number."""
+        return self.inner.label_names
+
+    @property
     def source_rows(self) -> np.ndarray | None:
         """Which item of the data each example is."""
         return self.inner.source_rows

@@ -95,6 +95,11 @@ class Inputs(ABC):
     def grouped(self) -> bool:
         """Whether a group column was given or examples were cut into chunks."""
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number; empty without labels."""
+        return ()
+
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Yield the model inputs of one unit, cut and sorted the same way each time."""

@@ -38,6 +38,11 @@ class Stream(ABC):
     def grouped(self) -> bool:
         """Whether a group column was given or examples were cut into chunks."""
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number; empty where numbers are all that is known."""
+        return ()
+
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of one unit, the examples ``[start, stop)`` of the planned order.

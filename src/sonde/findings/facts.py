@@ -92,6 +92,7 @@ def _of_batches(stream: Stream, name: str, limited: bool) -> DataEvidence:
         group_keys=stream.group_keys,
         grouped=stream.grouped,
         label=torch.tensor([e.label for e in examples], dtype=torch.int64),
+        label_names=stream.label_names or None,
         limited=limited,
         seed=stream.seed,
         piece=_pieces(examples),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from sonde.core.calibration import Guarantee
+from sonde.core.classes import joined_names, with_classes
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector
 from sonde.core.passes import merge_pair
@@ -79,6 +80,7 @@ def calibrate(
         options.setdefault("logits", True)
     stream = model if isinstance(model, Stream) else open_for(fitted, model, data, **options)
     require_same_model(fitted.header, stream)
+    stream = with_classes(stream, fitted.label_names)
     fingerprint = data_fingerprint(stream)
     if len(stream) == 0 or fingerprint in {u["data"] for u in fitted.header["units"]}:
         raise InputError(
@@ -95,6 +97,9 @@ def calibrate(
         states[request] = held[name]
     seen = [{"data": fingerprint, "n_examples": len(stream)}]
     header = {**fitted.header, "calibrations": seen}
+    if by == "label":
+        names = joined_names(fitted.label_names, stream.label_names)
+        header["data"] = {**header["data"], "label_names": list(names or ())}
     found = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
     _ = found.scorers  # a class without scores is told now
     return found
@@ -124,8 +129,15 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
             "merge_calibrations: both bundles were calibrated on the same data (fingerprint "
             f"{min(twice)[:12]}): its scores would count twice."
         )
+    names = joined_names(a.label_names, b.label_names)
+    if names is None:
+        raise StateError(
+            "merge_calibrations: the bundles number classes that the detectors were not fitted on "
+            "in other ways. Calibrate on all rows at once."
+        )
     joined = {i: merge_pair(r.statistic, a.states[i], b.states[i]) for i, r in held.items()}
-    header = {**a.header, "calibrations": [*mine, *theirs]}
+    data = {**a.header["data"], "label_names": [*names]}
+    header = {**a.header, "calibrations": [*mine, *theirs], "data": data}
     return replace(a, states={**a.states, **joined}, header=header)
 
 

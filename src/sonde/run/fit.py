@@ -271,6 +271,7 @@ def make_header(
             "n_examples": len(stream),
             "n_groups": len(set(stream.group_keys)),
             "grouped": stream.grouped,
+            "label_names": list(stream.label_names),
             "seed": stream.seed,
         },
     }

@@ -4,7 +4,7 @@ Only states are stored; results, scorers and later passes are rebuilt from them.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from sonde.core.errorbars import result_with_error
 from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.passes import merge_states, states_of
+from sonde.core.passes import states_of
 from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
@@ -20,7 +20,6 @@ from sonde.core.state import canonical_json, digest
 from sonde.core.statefile import read_header, read_state, state_type, write_state
 from sonde.run._soundness import check_states
 from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
-from sonde.run.ledger import add_counters, join_units
 from sonde.run.stages import has_stages, last_task, next_tasks
 from sonde.run.tasks import ErrorSample, requests_of
 from sonde.stats import Calibrated
@@ -139,6 +138,11 @@ class Fitted:
             if isinstance(self.tasks[i].instrument, Calibrated | Detector)
         }
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number; empty where numbers are all that is known."""
+        return tuple(self.header["data"].get("label_names", ()))
+
     def save(self, path: str | Path) -> str:
         """Write the bundle to one file and return its id (sha256 of the file)."""
         return write_state(Path(path), self._header_for_file(), self.states)
@@ -203,52 +207,11 @@ class Fitted:
         Raises
         ------
         StateError
-            If the bundles are of another model, reading or instruments, or share units.
+            If the bundles are of another model, reading, instruments or classes, or share rows.
         """
-        if any(has_stages(task) for task in (*self.tasks, *other.tasks)):
-            raise StateError(
-                "Fitted.merge: an instrument of two passes is fitted in one run: what its second "
-                "pass counts depends on all rows of the first. Fit it over all data."
-            )
-        if "calibrations" in self.header or "calibrations" in other.header:
-            raise StateError(
-                "Fitted.merge: scores that calibrated one bundle are none of the detectors fitted "
-                "on both. Merge what was fitted first, then calibrate."
-            )
-        if self.requests.keys() != other.requests.keys():
-            raise StateError(
-                "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "
-                "parameters and sites."
-            )
-        if self.spec != other.spec:
-            mine, theirs = (_wanted(bundle) for bundle in (self, other))
-            raise StateError(
-                "Fitted.merge: the bundles answer other questions from the same states, "
-                f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
-                "same methods and parameters."
-            )
-        if self.split != other.split:
-            raise StateError(
-                f"Fitted.merge: the bundles hold out other rows ({self.split} and {other.split}). "
-                "Fit both with the same calibrate and seed."
-            )
-        for name in ("model", "reading", "sites"):
-            if self.header.get(name) != other.header.get(name):
-                raise StateError(f"Fitted.merge: the bundles are of another {name}.")
-        header = {
-            **self.header,
-            "units": merge_units(self.header["units"], other.header["units"]),
-            "counters": add_counters(self.header["counters"], other.header["counters"]),
-            "data": _merge_data(self.header["data"], other.header["data"]),
-        }
-        return replace(
-            self, states=merge_states(self.requests, self.states, other.states), header=header
-        )
+        from sonde.run._joining import join_fitted
 
-
-def _wanted(bundle: Fitted) -> set[str]:
-    """Return each method with its parameters and sites, as text."""
-    return {f"{inner_of(t.instrument)!r} at {' & '.join(t.keys)}" for t in bundle.tasks}
+        return join_fitted(self, other)
 
 
 _FIELDS = {
@@ -275,43 +238,3 @@ def _check_header(header: dict[str, Any], path: Path) -> None:
 
 def _types(wanted: dict[str, Request]) -> dict[str, Any]:
     return {i: state_type(r.statistic) for i, r in wanted.items()}
-
-
-Units = list[dict[str, Any]]
-
-
-def merge_units(a: Units, b: Units) -> Units:
-    """Return which units of which plans both bundles have seen together.
-
-    Raises
-    ------
-    StateError
-        If a unit would be counted twice: the same unit of one plan, or the same data under two
-        plans that differ in their cut.
-    """
-    by_plan = {entry["plan"]: entry for entry in a}
-    merged = {plan: dict(entry) for plan, entry in by_plan.items()}
-    for entry in b:
-        plan = entry["plan"]
-        if plan not in merged:
-            clash = [e for e in a if e["data"] == entry["data"]]
-            if clash:
-                raise StateError(
-                    "Fitted.merge: both bundles have seen the same data "
-                    f"(fingerprint {entry['data'][:12]}) under different plans, units "
-                    f"{clash[0]['units']} and {entry['units']}: rows would count twice."
-                )
-            merged[plan] = dict(entry)
-            continue
-        merged[plan]["units"] = join_units(merged[plan]["units"], entry["units"])
-    return [merged[plan] for plan in sorted(merged)]
-
-
-def _merge_data(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    both = sorted({a["fingerprint"], b["fingerprint"]})
-    return {
-        **a,
-        "fingerprint": "+".join(both),
-        "n_examples": a["n_examples"] + b["n_examples"],
-        "n_groups": a["n_groups"] + b["n_groups"],
-    }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sonde.core.batch import Batch, SiteSchema
+from sonde.core.classes import joined_names
 from sonde.core.errors import StoreError
 from sonde.store.layout import EXAMPLES, SITES, row_file
 from sonde.store.volume import Span, Volume
@@ -109,6 +110,20 @@ def common_schema(sets: Sequence[DataSet]) -> tuple[SiteSchema, ...]:
     common = frozenset.intersection(*(frozenset(s.schema) for s in sets))
     found = [schema for key, schema in sets[0].schema.items() if key in common]
     return tuple(sorted(found, key=lambda s: (s.site.order, s.key)))
+
+
+def class_names(sets: Sequence[DataSet]) -> tuple[str, ...]:
+    """Return the name of each class number, which all data sets of a store share."""
+    found: tuple[str, ...] = ()
+    for part in sets:
+        names = joined_names(found, part.manifest.label_names)
+        if names is None:
+            raise StoreError(
+                f"Store: {part.directory} numbers its classes in another way than the data before "
+                "it. Write the store again."
+            )
+        found = names
+    return found
 
 
 def _hasher() -> Any:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.batch import SiteSchema
+from sonde.core.classes import with_classes
 from sonde.core.errors import StoreError
 from sonde.core.files import atomic_write
 from sonde.core.lock import RunLock
 from sonde.core.stream import Stream
 from sonde.store._identity import appended, difference, without_data, without_sites
 from sonde.store._later import LaterOccurrences
-from sonde.store.dataset import DataSet, common_schema
+from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import DATA, MANIFEST, SITES, Manifest, read_manifest, sealed
 from sonde.store.writing import StoreWriter, Tick
 
@@ -60,7 +61,8 @@ def append_store(
             tick(len(stream))
             return directory
         known = sets[number].volumes[0].schema if held else common_schema(sets)
-        source = LaterOccurrences(stream, sets[:number])
+        named = with_classes(stream, class_names(sets))
+        source = LaterOccurrences(named, sets[:number])
         folder, keys = directory / DATA / f"{number}", [s.key for s in known]
         writer = StoreWriter(source, folder, top.unit_size, columns, keys)
         _continue(writer, "--append", tick)
@@ -110,7 +112,8 @@ def add_sites(
                 f"{what}). Name the data that it was read from."
             )
         part, here = sets[place[0]], {s.key for s in stream.schema}
-        source: Stream = stream if place[0] == 0 else LaterOccurrences(stream, sets[: place[0]])
+        source = with_classes(stream, class_names(sets))
+        source = source if place[0] == 0 else LaterOccurrences(source, sets[: place[0]])
         for volume in part.volumes[1:]:
             keys = [s.key for s in volume.schema]
             if volume.missing() and here.issuperset(keys):

@@ -90,6 +90,8 @@ class Manifest:
         One row of tokens or patches in so many was kept.
     files : dict of str to str
         Hashes of the files beside the manifest.
+    label_names : tuple of str
+        The name of each class number; empty where numbers are all that is known.
     n_sites, n_data : int
         Stores of more sites, and of further data, that are whole.
     """
@@ -106,6 +108,7 @@ class Manifest:
     columns: dict[str, str] = field(default_factory=dict[str, str])
     every: int = 1
     files: dict[str, str] = field(default_factory=dict[str, str])
+    label_names: tuple[str, ...] = ()
     n_sites: int = 0
     n_data: int = 0
 
@@ -133,6 +136,7 @@ class Manifest:
             "columns": self.columns,
             "every": self.every,
             "files": self.files,
+            "label_names": list(self.label_names),
             "n_sites": self.n_sites,
             "n_data": self.n_data,
         }
@@ -227,6 +231,7 @@ def read_manifest(directory: Path) -> Manifest:
             columns={str(k): str(v) for k, v in raw["columns"].items()},
             every=int(raw["every"]),
             files={str(k): str(v) for k, v in raw["files"].items()},
+            label_names=tuple(str(name) for name in raw.get("label_names", ())),
             n_sites=_further(raw["n_sites"]),
             n_data=_further(raw["n_data"]),
         )

@@ -21,7 +21,7 @@ from sonde.core.stream import Stream
 from sonde.store._identity import appended, joined, only_sites
 from sonde.store._subset import with_examples
 from sonde.store._take import Shelf
-from sonde.store.dataset import DataSet, common_schema
+from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import DATA, ROWS
 
 
@@ -109,6 +109,11 @@ class Store(Stream):
     def grouped(self) -> bool:
         """Whether groups were given or examples were cut into chunks."""
         return any(s.manifest.grouped for s in self._sets)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number, the same over all data sets."""
+        return class_names(self._sets)
 
     def identity(self) -> dict[str, Any]:
         """Return what the streams that wrote it said of themselves."""

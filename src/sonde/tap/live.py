@@ -265,6 +265,11 @@ class LiveStream(Stream):
             extra=extra,
         )
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number."""
+        return self.inputs.label_names
+
     def identity(self) -> dict[str, Any]:
         """Return the JSON that names model, data and reading."""
         _, dtype = placement(self.model.module)

@@ -139,7 +139,7 @@ class ReplayInputs(Inputs):
     @property
     def label_names(self) -> tuple[str, ...]:
         """The name of each class number of the prompts; empty without labels."""
-        return getattr(self.prompts, "label_names", ())
+        return self.prompts.label_names
 
     @property
     def own_labels(self) -> bool:

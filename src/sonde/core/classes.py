@@ -1,0 +1,95 @@
+"""Class numbers of data sets that number the same names in other orders."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import final
+
+import torch
+
+from sonde.core.batch import Batch
+from sonde.core.derived import DerivedStream
+from sonde.core.stream import Stream
+
+Names = tuple[str, ...]
+
+
+def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
+    """Return the names that both number alike, with those that one has beyond the other's end.
+
+    A number that stands for itself agrees with any name.
+
+    Parameters
+    ----------
+    a, b : sequence of str
+        The name of each class number.
+
+    Returns
+    -------
+    tuple of str or None
+        None where one number has two names.
+
+    Examples
+    --------
+    >>> joined_names(("cat", "dog"), ("cat", "dog", "fox"))
+    ('cat', 'dog', 'fox')
+    >>> joined_names(("cat", "dog"), ("dog", "cat")) is None
+    True
+    >>> joined_names(("cat", "dog"), ("0", "1", "2"))
+    ('cat', 'dog', '2')
+    """
+    both = min(len(a), len(b))
+    found: list[str] = []
+    for number, (mine, its) in enumerate(zip(a, b, strict=False)):
+        if mine != its and str(number) not in (mine, its):
+            return None
+        found.append(its if mine == str(number) else mine)
+    return (*found, *a[both:], *b[both:])
+
+
+def with_classes(stream: Stream, names: Sequence[str]) -> Stream:
+    """Return a stream whose class numbers are those of ``names``; further names come behind them.
+
+    Parameters
+    ----------
+    stream : Stream
+    names : sequence of str
+        The name of each class number elsewhere; nothing where its names are not known.
+    """
+    if not names or joined_names(names, stream.label_names) is not None:
+        return stream
+    return RenumberedStream(stream, names)
+
+
+@final
+class RenumberedStream(DerivedStream):
+    """A stream whose classes are numbered as elsewhere.
+
+    Parameters
+    ----------
+    inner : Stream
+    names : sequence of str
+        As in ``with_classes``.
+    """
+
+    def __init__(self, inner: Stream, names: Sequence[str]) -> None:
+        self.inner, self.seed = inner, inner.seed
+        more = [name for name in dict.fromkeys(inner.label_names) if name not in names]
+        self._names = (*names, *more)
+        self._number = torch.tensor([*map(self._names.index, inner.label_names), -1])
+
+    @property
+    def label_names(self) -> Names:
+        """The name of each class number."""
+        return self._names
+
+    def first_batch(self) -> Batch:
+        """Return two examples where there are two."""
+        return self._renumbered(self.inner.first_batch())
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of one unit with the numbers of ``names``."""
+        for batch in self.inner.batches(start, stop):
+            yield self._renumbered(batch)
+
+    def _renumbered(self, batch: Batch) -> Batch:
+        return replace(batch, label=self._number[batch.label])

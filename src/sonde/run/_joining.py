@@ -1,0 +1,164 @@
+"""Fitted bundles of different data as one: their states are merged, their headers joined."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sonde.core.classes import joined_names
+from sonde.core.errors import StateError
+from sonde.core.hashing import rank_key
+from sonde.core.passes import merge_states
+from sonde.run.entries import inner_of
+from sonde.run.ledger import add_counters, join_units
+from sonde.run.stages import has_stages
+from sonde.stats import HashSampleState
+
+if TYPE_CHECKING:
+    from sonde.run.fitted import Fitted
+
+Units = list[dict[str, Any]]
+MOST_SHARED = 0.5
+LAST = torch.iinfo(torch.int64).max
+
+
+def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
+    """Return the bundle of both sets of rows; see ``Fitted.merge``."""
+    _require_alike(a, b)
+    units = _merge_units(a.header["units"], b.header["units"])
+    _require_other_rows(a, b)
+    names = joined_names(a.label_names, b.label_names)
+    if names is None and any("label" in r.statistic.needs() for r in a.requests.values()):
+        raise StateError(
+            "Fitted.merge: the bundles number their classes in other ways, "
+            f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data into one store "
+            "(sonde read, then sonde read --append) and fit that."
+        )
+    header = {
+        **a.header,
+        "units": units,
+        "counters": add_counters(a.header["counters"], b.header["counters"]),
+        "data": _merge_data(a.header["data"], b.header["data"])
+        | {"label_names": list(names or ())},
+    }
+    return replace(a, states=merge_states(a.requests, a.states, b.states), header=header)
+
+
+def _require_alike(a: "Fitted", b: "Fitted") -> None:
+    """Refuse bundles whose states do not add up."""
+    if any(has_stages(task) for task in (*a.tasks, *b.tasks)):
+        raise StateError(
+            "Fitted.merge: an instrument of two passes is fitted in one run: what its second "
+            "pass counts depends on all rows of the first. Fit it over all data."
+        )
+    if "calibrations" in a.header or "calibrations" in b.header:
+        raise StateError(
+            "Fitted.merge: scores that calibrated one bundle are none of the detectors fitted "
+            "on both. Merge what was fitted first, then calibrate."
+        )
+    if a.requests.keys() != b.requests.keys():
+        raise StateError(
+            "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "
+            "parameters and sites."
+        )
+    if a.spec != b.spec:
+        mine, theirs = (_wanted(bundle) for bundle in (a, b))
+        raise StateError(
+            "Fitted.merge: the bundles answer other questions from the same states, "
+            f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
+            "same methods and parameters."
+        )
+    if a.split != b.split:
+        raise StateError(
+            f"Fitted.merge: the bundles hold out other rows ({a.split} and {b.split}). "
+            "Fit both with the same calibrate and seed."
+        )
+    for name in ("model", "reading", "sites"):
+        if a.header.get(name) != b.header.get(name):
+            raise StateError(f"Fitted.merge: the bundles are of another {name}.")
+    seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
+    if seeds[0] != seeds[1]:
+        raise StateError(
+            f"Fitted.merge: the bundles sample rows by other seeds, {seeds[0]} and {seeds[1]}. "
+            "Fit both with the same seed."
+        )
+
+
+def _require_other_rows(a: "Fitted", b: "Fitted") -> None:
+    """Refuse bundles of which most sampled rows of one are in the other, by their draws.
+
+    Below the smaller of both largest draws the samples miss no row, so the share is that of all.
+    """
+    for mine, theirs in _samples(a, b):
+        both = [rank_key(s.draw) for s in (mine, theirs)]
+        if not all(map(len, both)):
+            continue
+        ends = [int(d.max()) for s, d in zip((mine, theirs), both, strict=True) if _is_cut(s)]
+        here = [set(d[d <= min(ends, default=LAST)].tolist()) for d in both]
+        fewer, shared = min(map(len, here)), len(here[0] & here[1])
+        if fewer and shared > MOST_SHARED * fewer:
+            raise StateError(
+                f"Fitted.merge: {shared:,} of {fewer:,} sampled rows of one bundle have the ids of "
+                "rows of the other: they would count twice. Fit on data that share no examples, or "
+                "give those of different data different ids."
+            )
+
+
+def _samples(a: "Fitted", b: "Fitted") -> Iterator[tuple[HashSampleState, HashSampleState]]:
+    for request, state in a.states.items():
+        other = b.states.get(request)
+        if isinstance(state, HashSampleState) and isinstance(other, HashSampleState):
+            yield state, other
+
+
+def _is_cut(sample: HashSampleState) -> bool:
+    return not sample.is_everything
+
+
+def _first(names: tuple[str, ...]) -> str:
+    """Return the first classes as text."""
+    shown = ", ".join(f"{i} = {name}" for i, name in enumerate(names[:3]))
+    return f"({shown}{', ...' if len(names) > 3 else ''})"
+
+
+def _wanted(bundle: "Fitted") -> set[str]:
+    """Return each method with its parameters and sites, as text."""
+    return {f"{inner_of(t.instrument)!r} at {' & '.join(t.keys)}" for t in bundle.tasks}
+
+
+def _merge_units(a: Units, b: Units) -> Units:
+    """Return which units of which plans both bundles have seen together.
+
+    Raises
+    ------
+    StateError
+        If a unit would be counted twice: the same unit of one plan, or the same data under two
+        plans that differ in their cut.
+    """
+    by_plan = {entry["plan"]: entry for entry in a}
+    merged = {plan: dict(entry) for plan, entry in by_plan.items()}
+    for entry in b:
+        plan = entry["plan"]
+        if plan not in merged:
+            clash = [e for e in a if e["data"] == entry["data"]]
+            if clash:
+                raise StateError(
+                    "Fitted.merge: both bundles have seen the same data "
+                    f"(fingerprint {entry['data'][:12]}) under different plans, units "
+                    f"{clash[0]['units']} and {entry['units']}: rows would count twice."
+                )
+            merged[plan] = dict(entry)
+            continue
+        merged[plan]["units"] = join_units(merged[plan]["units"], entry["units"])
+    return [merged[plan] for plan in sorted(merged)]
+
+
+def _merge_data(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    both = sorted({a["fingerprint"], b["fingerprint"]})
+    return {
+        **a,
+        "fingerprint": "+".join(both),
+        "n_examples": a["n_examples"] + b["n_examples"],
+        "n_groups": a["n_groups"] + b["n_groups"],
+    }
