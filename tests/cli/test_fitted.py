@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sonde.cli import _table
-from sonde.cli._table import middle, table
+from sonde.cli._table import legend, middle, table
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,42 @@ def test_tables_fill_the_terminal_and_names_are_whole_in_a_pipe(monkeypatch):
     assert max(map(len, text.splitlines())) == 40
     assert "long.name" in text
     assert middle("abcdef", 6) == "abcdef"
+
+
+def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
+    ran = run("fit", "mahalanobis,cka,norms,spectrum", *words[2:], "-o", tmp_path / "a.sonde")
+    meanings = {line[:11].strip(): line for line in ran.out.splitlines() if line[:11].strip()}
+    assert "higher = more unusual" in meanings["alarm at 5%"]
+    assert "calibrate" in meanings["held out"]
+    assert "in units of the rows; higher = more" in " ".join(ran.out.split())
+    assert "standard error" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+    again = run("calibrate", tmp_path / "a.sonde", "-", place / "other.npz", "-o",
+                tmp_path / "b.sonde", "--alpha", "0.1")  # fmt: skip
+    assert "alarm at 10%" in again.out
+    assert "higher = more unusual" in " ".join(again.out.split())
+    assert "true rate     where" in again.out
+    assert max(map(len, again.out.splitlines())) <= 80
+
+
+def test_many_sites_in_one_answer_keep_a_line_short(run, tmp_path):
+    rng = np.random.default_rng(0)
+    sites = {f"model.layers.{i}.mlp.down_proj:out": rng.normal(size=(60, 3)) for i in range(12)}
+    np.savez(tmp_path / "deep.npz", allow_pickle=False, label=np.arange(60) % 2, **sites)
+    words = ("-", tmp_path / "deep.npz", "-o", tmp_path / "a.sonde")
+    ran = run("fit", "layer_cka,cka,clue", *words)
+    assert "model.layers.{0..11}.mlp.down_proj:out (12)" in ran.out
+    assert "model.layers.{10,11}.mlp.down_proj:out" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 100
+
+
+def test_a_legend_is_wrapped(monkeypatch):
+    monkeypatch.setattr(_table, "terminal_width", lambda: 40)
+    lines = legend({"se": "standard error " * 6, "rows": "few"}).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[0].startswith("se    standard")
+    assert lines[1].startswith("      ")
+    assert lines[-1] == "rows  few"
 
 
 @pytest.mark.parametrize("command", ["fit spectrum", "scan"])

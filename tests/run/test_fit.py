@@ -19,7 +19,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.state import equal
 from sonde.core.stream import Stream
-from sonde.detect import KNN, Mahalanobis
+from sonde.detect import KNN, MSP, GradNorm, Mahalanobis
 from sonde.measure import (
     LayerCKA,
     ParticipationRatio,
@@ -29,6 +29,7 @@ from sonde.measure import (
     unit_entropy,
 )
 from sonde.run.driver import Interrupted
+from sonde.run.entries import place_of
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.read import read
@@ -52,6 +53,17 @@ def test_each_span_meets_its_sites():
         ("a", "b"), ("b", "c"),
         ("a", "b", "c"),
     ]  # fmt: skip
+
+
+def test_what_reads_the_logits_alone_stands_once():
+    x, logits = rows(300, 4), rows(300, 3, seed=2)
+    both = Stream.of({"a": x, "b": x * 2 + 1, "c": rows(300, 4, seed=1)}, logits=logits)
+    fitted = fit([MSP(), GradNorm(), Mahalanobis()], both, **QUIET)
+    places = [(place_of(*name), name[1]) for name in fitted.names]
+    assert places == [("logits", "c"), *[(site, site) for site in "abc"] * 2]
+    mine = fitted.result("msp")
+    scores = -torch.softmax(logits[:5].double(), dim=1).max(dim=1).values
+    assert torch.allclose(mine.score(logits[:5]).double(), scores)
 
 
 def test_a_pair_needs_two_sites():

@@ -8,12 +8,27 @@ from typing import Any
 
 from torch import Tensor
 
-from sonde.cli._table import table
+from sonde.cli._table import legend, table
 from sonde.core.errors import CalibrationError
 from sonde.core.result import Result, Scorer
+from sonde.run.catalogue import methods
+from sonde.run.entries import place_of
 from sonde.stats import CalibratedScorer
 
 ALPHA = 0.05
+CLASSES = "classes of the labels, each with a mean of its own"
+HELD = "rows that were kept apart: their scores calibrate the detector"
+SE = "standard error of the value"
+SEVERAL = "several numbers: fitted.result(METHOD, SITE) in Python holds them"
+
+
+def alarm(alpha: float) -> tuple[str, str]:
+    """Return the title of a column of thresholds and what it says."""
+    rate = f"{100 * alpha:.3g}%"
+    return f"alarm at {rate}", (
+        "a row that scores above it raises an alarm (higher = more unusual), which at most "
+        f"{rate} of rows like the calibrating ones do"
+    )
 
 
 def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
@@ -30,6 +45,8 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
             "value": _number(result.value),
             "se": _number(result.se),
             "n_values": result.value.numel() if isinstance(result.value, Tensor) else 1,
+            "unit": result.unit,
+            "direction": result.direction,
             "n": result.n,
             "n_classes": _n_classes(result),
             "detector": isinstance(result, Scorer),
@@ -40,17 +57,27 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
 
 
 def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table of the detectors and one of the measures."""
+    """Return a table of the detectors and one of the measures, each with what its words mean."""
     detectors = [row for row in rows if row["detector"]]
     measures = [row for row in rows if not row["detector"]]
     parts = []
     if detectors:
-        titles = ("detector", "site", "rows", "classes", "held out", f"alarm at {ALPHA:.0%}")
+        title, meaning = alarm(ALPHA)
+        titles = ("detector", "site", "rows", "classes", "held out", title)
         parts.append(table(titles, [_detector_cells(row) for row in detectors]))
+        has_classes = any(row["n_classes"] is not None for row in detectors)
+        is_calibrated = any(row["n_held"] for row in detectors)
+        meanings = {"classes": CLASSES} if has_classes else {}
+        meanings |= {"held out": HELD, title: meaning} if is_calibrated else {}
+        parts.append(legend(meanings))
     if measures:
         titles = ("measure", "site", "rows", "value", "se")
         parts.append(table(titles, [_measure_cells(row) for row in measures]))
-    return "\n\n".join(parts)
+        meanings = {row["method"]: _measure_meaning(row) for row in measures}
+        meanings |= {"se": SE} if any(row["se"] is not None for row in measures) else {}
+        meanings |= {"values": SEVERAL} if any(row["n_values"] != 1 for row in measures) else {}
+        parts.append(legend(meanings))
+    return "\n\n".join(filter(None, parts))
 
 
 def remarks(rows: Sequence[dict[str, Any]], output: Path, model: str, data: str) -> list[str]:
@@ -76,12 +103,23 @@ def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:
     held = "none" if row["n_held"] is None else f"{row['n_held']:,}"
     limit = "" if row["n_held"] is None else "too few"
     limit = limit if row["threshold"] is None else f"> {row['threshold']:.4g}"
-    return row["method"], row["site"], f"{row['n']:,}", classes, held, limit
+    place = place_of(row["method"], row["site"])
+    return row["method"], place, f"{row['n']:,}", classes, held, limit
 
 
 def _measure_cells(row: dict[str, Any]) -> tuple[str, ...]:
     value = f"{row['n_values']:,} values" if row["n_values"] != 1 else _short(row["value"])
-    return row["method"], row["site"], f"{row['n']:,}", value, _short(row["se"])
+    place = place_of(row["method"], row["site"])
+    return row["method"], place, f"{row['n']:,}", value, _short(row["se"])
+
+
+def _measure_meaning(row: dict[str, Any]) -> str:
+    """Return what a measure is, its unit, and which end means more of it."""
+    known = methods().get(row["method"].partition("(")[0])
+    parts = ["a method of your own" if known is None else known.summary.rstrip(".")]
+    parts += [f"in {row['unit']}"] if row["unit"] else []
+    parts += [f"{row['direction']} = more"] if row["direction"] != "none" else []
+    return "; ".join(parts)
 
 
 def _n_classes(result: Result) -> int | None:

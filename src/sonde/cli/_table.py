@@ -2,9 +2,12 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 LEAST_NAME = 12
+LEAST_TEXT = 20
+PIPE_WIDTH = 80
 
 
 def terminal_width() -> int | None:
@@ -29,6 +32,17 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], shrinks: int = 1
         rest = sum(widths) - widths[shrinks] + 2 * (len(widths) - 1)
         widths[shrinks] = min(widths[shrinks], max(LEAST_NAME, room - rest))
     return "\n".join(_line(line, widths, shrinks) for line in lines)
+
+
+def legend(meanings: Mapping[str, str]) -> str:
+    """Return what the words of a table mean, wrapped to the terminal; to 80 columns in a pipe."""
+    first = max(map(len, meanings), default=0) + 2
+    width = max(terminal_width() or PIPE_WIDTH, first + LEAST_TEXT)
+    lines: list[str] = []
+    for word, text in meanings.items():
+        head, rest = word.ljust(first), " " * first
+        lines += wrap(text, width, initial_indent=head, subsequent_indent=rest)
+    return "\n".join(lines)
 
 
 def middle(text: str, width: int) -> str:

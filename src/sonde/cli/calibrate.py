@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sonde.cli._fitted import alarm
+from sonde.cli._table import legend, table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
     Printing,
@@ -16,6 +18,11 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import CalibrationError
+from sonde.run.entries import place_of
+
+CLASS = "rows that calibrate their own class; all: every row"
+ROWS = "rows whose scores calibrate"
+TRUE_RATE = "where the rate of false alarms lies with these rows, nine times in ten"
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,17 @@ class Calibrate:
 
 
 def _text(rows: list[dict[str, Any]], alpha: float) -> str:
-    lines = [f"{'method':<22} {'site':<26} {'rows':>6} {f'> at {alpha:g}':>10} {'true rate':>11}"]
-    for r in rows:
-        site = str(r["site"])
-        site = site if r["class"] is None else f"{site} class {r['class']}"
-        site = site if len(site) <= 26 else "..." + site[-23:]
-        limit = "too few" if r["threshold"] is None else f"{r['threshold']:.4g}"
-        rate = f"{r['rate_low']:.1%}-{r['rate_high']:.1%}"
-        lines.append(f"{r['method']:<22} {site:<26} {r['n']:>6} {limit:>10} {rate:>11}")
-    return "\n".join(lines)
+    title, meaning = alarm(alpha)
+    has_classes = any(r["class"] is not None for r in rows)
+    titles = ("detector", "site", *(("class",) if has_classes else ()), "rows", title, "true rate")
+    meanings = {"class": CLASS} if has_classes else {}
+    meanings |= {"rows": ROWS, title: meaning, "true rate": TRUE_RATE}
+    return f"{table(titles, [_cells(r, has_classes) for r in rows])}\n\n{legend(meanings)}"
+
+
+def _cells(row: dict[str, Any], has_classes: bool) -> tuple[str, ...]:
+    label = ("all" if row["class"] is None else str(row["class"]),) if has_classes else ()
+    limit = "too few" if row["threshold"] is None else f"> {row['threshold']:.4g}"
+    rate = f"{row['rate_low']:.1%}-{row['rate_high']:.1%}"
+    place = place_of(row["method"], row["site"])
+    return row["method"], place, *label, f"{row['n']:,}", limit, rate

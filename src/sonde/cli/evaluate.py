@@ -10,6 +10,7 @@ from sonde.cli._table import table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, named
 from sonde.core.errors import InputError
+from sonde.run.entries import place_of
 
 PAGES = (".html", ".htm", ".svg", ".png")
 LEGEND = """AUROC   chance that an unusual row scores higher than a usual one (0.5 = blind)
@@ -116,7 +117,7 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
     cells = [
         (
             str(r["instrument"]),
-            str(r["site"]).removesuffix(":out"),
+            place_of(str(r["instrument"]), str(r["site"])).removesuffix(":out"),
             _share(r["auroc"]),
             f"{_share(r['auroc_low'])}-{_share(r['auroc_high'])}",
             _share(r["fpr_at_95tpr_unusual"]),

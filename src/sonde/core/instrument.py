@@ -285,3 +285,11 @@ def score_needs(detector: Detector | Scorer) -> tuple[str, ...]:
         return parameter_names(type(detector).score)
     scorer = get_type_hints(type(detector).result)["return"]
     return parameter_names(scorer.score)
+
+
+def reads_rows(instrument: Instrument) -> bool:
+    """Return whether a site's rows enter the answer; logits alone are the same at every site."""
+    needs = {n for read in instrument.all_reads().values() for n in read.statistic.needs()}
+    if isinstance(instrument, Detector):
+        needs.update(score_needs(instrument))
+    return not needs.isdisjoint(("x", "y", "grad"))

@@ -3,22 +3,25 @@
 A bundle names its instruments by their words in the catalogue, never by an importable path.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import StateError
-from sonde.core.instrument import Detector, Instrument
+from sonde.core.instrument import Detector, Instrument, reads_rows
 from sonde.core.plan import Split
 from sonde.core.requests import Task
 from sonde.core.state import canonical, digest
-from sonde.run.catalogue import find, snake_case
+from sonde.run.catalogue import find, methods, snake_case
 from sonde.run.tasks import ErrorSample
 from sonde.stats import Calibrated, Kept
 
 Key = tuple[str, str]
+MOST_NAMED = 3
 
 
 def inner_of(instrument: Instrument) -> Instrument:
@@ -49,6 +52,47 @@ def names_of(tasks: Sequence[Task]) -> list[Key]:
         (f"{w}({_parameters(t, varying[w])})" if w in mixed else w, place)
         for t, w, place in zip(tasks, words, places, strict=True)
     ]
+
+
+def place_of(method: str, site: str) -> str:
+    """Return where a method looks, as people are told: what its sites share stands once.
+
+    Where it reads no rows of the site, that is the logits.
+
+    Examples
+    --------
+    >>> place_of("msp", "layers.3:out"), place_of("knn(k=5)", "layers.3:out")
+    ('logits', 'layers.3:out')
+    >>> place_of("cka", "layers.0.mlp:out & layers.1.mlp:out")
+    'layers.{0,1}.mlp:out'
+    >>> place_of("clue", " & ".join(f"layers.{i}:out" for i in range(12)))
+    'layers.{0..11}:out (12)'
+    """
+    word, keys = method.partition("(")[0], site.split(" & ")
+    known = methods().get(word)
+    if known is not None and not reads_rows(known.cls(**known.cls.examples[0])):
+        return "logits"
+    return site if len(keys) == 1 else _shared_once(keys)
+
+
+def _shared_once(keys: Sequence[str]) -> str:
+    """Return several sites with the parts of their path that they share outside braces."""
+    parts = [re.split(r"(?<=[.:@|])|(?=[.:@|])", key) for key in keys]
+    head = _shared(parts)
+    tail = _shared([part[head:][::-1] for part in parts])
+    names = ["".join(part[head : len(part) - tail]) for part in parts]
+    if not all(names):
+        head, tail, names = 0, 0, list(keys)
+    few = len(names) <= MOST_NAMED
+    listed = ",".join(names) if few else f"{names[0]}..{names[-1]}"
+    end = "".join(parts[0][len(parts[0]) - tail :]) + ("" if few else f" ({len(keys)})")
+    return "".join(parts[0][:head]) + "{" + listed + "}" + end
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """Return how many first entries are the same in all."""
+    alike = (len(set(column)) == 1 for column in zip(*parts, strict=False))
+    return sum(1 for _ in takewhile(bool, alike))
 
 
 def _varying(tasks: Sequence[Task]) -> list[str]:

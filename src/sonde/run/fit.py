@@ -55,7 +55,8 @@ def fit(
     Parameters
     ----------
     instruments : Instrument or iterable of Instrument
-        Each is fitted at every site of the stream, at each pair of neighbours, or at all at once.
+        Each is fitted at every site of the stream, at each pair of neighbours, or at all at once;
+        what reads the logits alone is the same at every site and is fitted once, at the last.
     stream : Stream or path
         Live, stored, or plain arrays; or the folder of a store.
     calibrate : float, default=0.2

@@ -8,7 +8,7 @@ from itertools import pairwise
 from sonde.core.batch import SiteSchema
 from sonde.core.errorbars import SampleRows
 from sonde.core.errors import InputError, SondeWarning
-from sonde.core.instrument import SAMPLE, Detector, Every, Instrument
+from sonde.core.instrument import SAMPLE, Detector, Every, Instrument, reads_rows
 from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
 from sonde.core.reduction import AUTO, reduction_at
@@ -30,6 +30,7 @@ def assign(
 ) -> list[Task]:
     """Return each instrument at each site, each pair of neighbours, or all sites at once.
 
+    What reads the logits alone is the same at every site and stands once, at the last one.
     Detectors are calibrated where the plan holds rows out, on one score for each example where
     ``reduction`` says so. Equal instruments count once. What cannot be computed at some sites is
     left out and named in one warning.
@@ -82,7 +83,7 @@ def _check_reduction(detector: Detector, how: str | None) -> None:
 def _places(instrument: Instrument, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return the rows of each result: each site, each pair of neighbours, or all sites."""
     if instrument.span == "one":
-        return [(key,) for key in keys]
+        return [(key,) for key in (keys if reads_rows(instrument) else keys[-1:])]
     if instrument.span == "pair":
         return list(pairwise(keys))
     return [keys] if len(keys) >= instrument.least_sites else []
