@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -21,9 +22,11 @@ from sonde.store import (
     Store,
     add_sites,
     append_store,
+    repair,
     verify_store,
     write_store,
 )
+from sonde.store.exporting import export_store
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -170,6 +173,73 @@ def test_sites_of_other_rows_are_not_added(tmp_path, make, message):
     with pytest.raises(StoreError, match=message):
         add_sites(make(), place)
     assert content(place) == before
+
+
+class TestArrays:
+    """Rows of plain arrays, which no model and no file names."""
+
+    def test_sites_are_matched_by_ids_alone(self, tmp_path):
+        place = write_store(Stream.of({"a": rows(30)}), tmp_path / "a")
+        with pytest.raises(StoreError, match="matched by their ids, got none"):
+            add_sites(Stream.of({"b": rows(30, seed=1)}), place)
+        ids = [f"r{i}" for i in range(30)]
+        place = write_store(Stream.of({"a": rows(30)}, ids=ids), tmp_path / "b")
+        with pytest.raises(StoreError, match="its columns"):
+            add_sites(Stream.of({"b": rows(30)}, ids=ids[::-1]), place)
+        assert add_sites(Stream.of({"b": rows(30, seed=1)}, ids=ids), place) == ["b"]
+
+    def test_two_data_sets_of_the_same_ids_are_not_told_apart(self, tmp_path):
+        ids = [f"r{i}" for i in range(30)]
+        place = write_store(Stream.of({"a": rows(30)}, ids=ids), tmp_path / "a")
+        append_store(Stream.of({"a": rows(30, seed=1)}, ids=ids), place)
+        with pytest.raises(StoreError, match=r"2 data sets of .* have these ids"):
+            add_sites(Stream.of({"b": rows(30)}, ids=ids), place)
+
+    def test_the_same_rows_beside_further_arrays_are_appended_once(self, tmp_path):
+        place = write_store(Stream.of({"a": rows(30)}), tmp_path / "a")
+        more = {"a": rows(20, seed=1), "b": rows(20, seed=2)}
+        for stream in (Stream.of(more), Stream.of(more), Stream.of({"a": more["a"]})):
+            append_store(stream, place)
+        append_store(Stream.of({"a": rows(30), "b": rows(30)}), place)
+        assert len(Store(place)) == 50
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "kept"),
+    [
+        ([1, 2], [3, None], [1, 2, 3, None]),
+        ([1.5, 2.0], [3, 4], [1.5, 2.0, 3.0, 4.0]),
+        (["x", "y"], [3, 4], ["x", "y", "3", "4"]),
+        ([True, False], [None, None], [True, False, None, None]),
+        ([1, 2], [2.5, 3], None),
+        ([1, 2], ["x", "y"], None),
+        ([1, 2], [True, False], None),
+    ],
+)
+def test_a_column_keeps_its_kind(tmp_path, first, later, kept):
+    place = write_store(live(items(2, 1)), tmp_path / "a", columns={"c": first})
+    if kept is None:
+        with pytest.raises(StoreError, match=r"column 'c' .* kind integer, got"):
+            append_store(live(items(2, 2)), place, columns={"c": later})
+        return
+    append_store(live(items(2, 2)), place, columns={"c": later})
+    export_store(Store(place), tmp_path / "a.parquet")
+    assert pq.read_table(tmp_path / "a.parquet").column("c").to_pylist() == kept
+
+
+def test_lost_data_are_appended_again_where_sites_were_added(tmp_path):
+    first, second = items(40, 1), items(30, 2)
+    whole = write_store(live(first, ["2"]), tmp_path / "a")
+    append_store(live(second, ["2"]), whole)
+    for data in (first, second):
+        add_sites(live(data), whole)
+    before = content(whole)
+    next((whole / "data" / "1" / "rows" / "pooled").iterdir()).write_bytes(b"")
+    assert repair(whole, verify_store(whole))
+    with pytest.raises(StoreError, match="lacks ranges"):
+        Store(whole)
+    append_store(live(second, ["2"]), whole)
+    assert content(whole) == before
 
 
 def test_nothing_is_added_to_an_unfinished_store(tmp_path, monkeypatch):

@@ -125,7 +125,20 @@ def kind_of(values: Sequence[Any]) -> str:
     return "number" if kinds and kinds <= {int, float} else "text"
 
 
-def chosen_column(name: str, values: Sequence[Any], n: int) -> pa.Array:
+def fits(values: Sequence[Any], kind: str) -> bool:
+    """Return whether a column of a kind holds these values without a loss.
+
+    Examples
+    --------
+    >>> fits([1, 2], "number"), fits([1.5], "integer"), fits([None], "bool")
+    (True, False, True)
+    """
+    own = kind_of(values)
+    empty = all(v is None for v in values)
+    return empty or kind in (own, "text") or (own, kind) == ("integer", "number")
+
+
+def chosen_column(name: str, values: Sequence[Any], n: int, kind: str) -> pa.Array:
     """Return a column that the user chose, one value for each example; mixed values as text.
 
     Raises
@@ -135,7 +148,6 @@ def chosen_column(name: str, values: Sequence[Any], n: int) -> pa.Array:
     """
     if len(values) != n:
         raise InputError(f"write_store: expected {n} values of {name!r}, got {len(values)}.")
-    kind = kind_of(values)
     if kind == "text":
         values = [None if v is None else str(v) for v in values]
     try:

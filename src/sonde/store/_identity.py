@@ -18,6 +18,12 @@ def only_sites(identity: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return identity | {n: [identity[n][i] for i in index] for n in PARALLEL if n in identity}
 
 
+def only_arrays(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return what a stream of arrays says of those that another one has too."""
+    both = "arrays" in identity and "arrays" in other
+    return only_sites(identity, list(other["arrays"])) if both else identity
+
+
 def joined(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what a stream would say that read the sites of all, over the same data."""
     first, *others = identities
@@ -44,8 +50,18 @@ def appended(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what a stream says that holds several data sets, one behind the other."""
     if len(identities) == 1:
         return identities[0]
-    parts = [i.get(DATA, {n: i.get(n) for n in ("arrays", "columns")}) for i in identities]
+    parts = [data_of(identity) for identity in identities]
     return without_data(identities[0]) | {DATA: {"appended": parts}}
+
+
+def data_of(identity: dict[str, Any]) -> Any:
+    """Return what a stream says of its data alone."""
+    return identity.get(DATA, {name: identity.get(name) for name in ("arrays", "columns")})
+
+
+def names_rows(identity: dict[str, Any]) -> bool:
+    """Return whether it says which rows they are, whatever sites were read."""
+    return "arrays" not in identity or not {"ids", "keys"}.isdisjoint(identity["columns"])
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:

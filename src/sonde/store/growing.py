@@ -4,7 +4,7 @@ Nothing that was written is written again. What is added is a store of its own i
 and counts from the moment at which the manifest above it does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from sonde.core.errors import StoreError
 from sonde.core.files import atomic_write
 from sonde.core.lock import RunLock
 from sonde.core.stream import Stream
-from sonde.store._identity import appended, difference, without_data, without_sites
+from sonde.store._columns import fits, kind_of
+from sonde.store._identity import (
+    data_of,
+    difference,
+    names_rows,
+    only_arrays,
+    without_data,
+    without_sites,
+)
 from sonde.store._later import LaterOccurrences
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import DATA, MANIFEST, SITES, Manifest, read_manifest, sealed
@@ -52,19 +60,17 @@ def append_store(
     directory = Path(directory)
     with RunLock(directory):
         sets = _data_sets(directory)
-        top = sets[0].manifest
-        _require_same_kind(sets, stream, columns or {})
-        mine = _data_of(stream.identity())
-        held = [k for k, part in enumerate(sets) if _data_of(part.identities[0]) == mine]
-        number = held[0] if held else len(sets)
-        if number == 0:
+        top, number = sets[0].manifest, _number_of(stream, sets)
+        held = number < len(sets)
+        known = sets[number].volumes[0].schema if held else common_schema(sets)
+        _require_same_kind(sets[0], known, stream, columns or {})
+        if held and not sets[number].volumes[0].missing():
             tick(len(stream))
             return directory
-        known = sets[number].volumes[0].schema if held else common_schema(sets)
         named = with_classes(stream, class_names(sets))
         source = LaterOccurrences(named, sets[:number])
         folder, keys = directory / DATA / f"{number}", [s.key for s in known]
-        writer = StoreWriter(source, folder, top.unit_size, columns, keys)
+        writer = StoreWriter(source, folder, top.unit_size, columns, keys, top.columns)
         _continue(writer, "--append", tick)
         if not held:
             _commit(directory, replace(top, n_data=number))
@@ -103,17 +109,10 @@ def add_sites(
     directory = Path(directory)
     with RunLock(directory):
         sets = _data_sets(directory)
-        mine = without_sites(stream.identity())
-        place = [k for k, part in enumerate(sets) if without_sites(part.identities[0]) == mine]
-        if not place:
-            what = difference(without_sites(sets[0].identities[0]), mine)
-            raise StoreError(
-                f"add_sites: {directory} holds rows of another model, data or reading (its "
-                f"{what}). Name the data that it was read from."
-            )
-        part, here = sets[place[0]], {s.key for s in stream.schema}
+        number, here = _same_rows(stream, sets), {s.key for s in stream.schema}
+        part = sets[number]
         source = with_classes(stream, class_names(sets))
-        source = source if place[0] == 0 else LaterOccurrences(source, sets[: place[0]])
+        source = source if number == 0 else LaterOccurrences(source, sets[:number])
         for volume in part.volumes[1:]:
             keys = [s.key for s in volume.schema]
             if volume.missing() and here.issuperset(keys):
@@ -121,23 +120,11 @@ def add_sites(
         keys = [s.key for s in stream.schema if s.key not in part.schema]
         if not keys:
             return []
-        number = part.manifest.n_sites + 1
-        writer = _writer(source, part, part.directory / SITES / f"{number}", keys)
+        n_sites = part.manifest.n_sites + 1
+        writer = _writer(source, part, part.directory / SITES / f"{n_sites}", keys)
         _continue(writer, "--add-sites", tick)
-        _commit(part.directory, replace(part.manifest, n_sites=number))
+        _commit(part.directory, replace(part.manifest, n_sites=n_sites))
     return keys
-
-
-def _require_same_reducers(part: DataSet, stream: Stream) -> None:
-    """Refuse a site under a name that rows of another reducer have."""
-    for schema in stream.schema:
-        held = part.schema.get(schema.key)
-        if held is not None and held.reducer != schema.reducer:
-            raise StoreError(
-                f"add_sites: {part.directory} holds {schema.key} read by {held.reducer}, got it "
-                f"read by {schema.reducer}. Read that beside it: further={schema.reducer.name!r} "
-                f"(--further {schema.reducer.name})."
-            )
 
 
 def _data_sets(directory: Path) -> list[DataSet]:
@@ -176,27 +163,68 @@ def _continue(writer: StoreWriter, flag: str, tick: Tick) -> None:
     writer.write(writer.manifest.ranges(), tick)
 
 
-def _data_of(identity: dict[str, Any]) -> Any:
-    return appended([identity, identity])["data"]["appended"][0]
+def _number_of(stream: Stream, sets: list[DataSet]) -> int:
+    """Return which data set of a store a stream is, or how many there are."""
+    mine = stream.identity()
+    for number, part in enumerate(sets):
+        held = part.identities[0]
+        if data_of(held) == data_of(only_arrays(mine, held)):
+            return number
+    return len(sets)
 
 
-def _require_same_kind(sets: list[DataSet], stream: Stream, columns: Mapping[str, Any]) -> None:
+def _same_rows(stream: Stream, sets: list[DataSet]) -> int:
+    """Return which data set of a store has the rows of a stream at other sites."""
+    identity = stream.identity()
+    if not names_rows(identity):
+        raise StoreError(
+            "add_sites: rows of plain arrays are matched by their ids, got none. Give both the "
+            "same ids, or write all arrays at once."
+        )
+    mine = without_sites(identity)
+    found = [k for k, part in enumerate(sets) if without_sites(part.identities[0]) == mine]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        what = difference(without_sites(sets[0].identities[0]), mine)
+        raise StoreError(
+            f"add_sites: {sets[0].directory} holds rows of another model, data or reading (its "
+            f"{what}). Name the data that it was read from."
+        )
+    raise StoreError(
+        f"add_sites: {len(found)} data sets of {sets[0].directory} have these ids. Write a store "
+        "with all sites, and ids that differ."
+    )
+
+
+def _require_same_kind(
+    first: DataSet,
+    known: Iterable[SiteSchema],
+    stream: Stream,
+    columns: Mapping[str, Sequence[Any]],
+) -> None:
     """Refuse a stream whose rows are not of the kind that a store holds."""
-    top, schema = sets[0].manifest, common_schema(sets)
-    here = {s.key: s for s in stream.schema}
+    top, here = first.manifest, {s.key: s for s in stream.schema}
     mine = without_data(without_sites(top.identity)) | {"seed": top.seed}
     its = without_data(without_sites(stream.identity())) | {"seed": stream.seed}
-    what = difference(mine, its) or _other_rows(schema, here)
+    what = difference(mine, its) or _other_rows(known, here)
     if what is None and set(columns) != set(top.columns):
         what = "columns"
     if what is not None:
         raise StoreError(
-            f"append_store: expected rows of the model and reading of {sets[0].directory}, got "
+            f"append_store: expected rows of the model and reading of {first.directory}, got "
             f"others (other {what}). Read with the same options, or write elsewhere."
         )
+    for name, kind in top.columns.items():
+        if not fits(columns[name], kind):
+            raise StoreError(
+                f"append_store: the column {name!r} of {first.directory} holds values of the kind "
+                f"{kind}, got {kind_of(columns[name])}. Leave out these data, or write a store of "
+                "all data."
+            )
 
 
-def _other_rows(schema: tuple[SiteSchema, ...], here: dict[str, SiteSchema]) -> str | None:
+def _other_rows(schema: Iterable[SiteSchema], here: dict[str, SiteSchema]) -> str | None:
     for mine in schema:
         its = here.get(mine.key)
         if its is None or (mine.dim, mine.dtype, str(mine.reducer)) != (

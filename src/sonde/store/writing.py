@@ -109,6 +109,8 @@ class StoreWriter:
         As in ``write_store``.
     keys : sequence of str, optional
         Write only these kinds of rows.
+    kinds : mapping of str to str, optional
+        What the values of each column are; found from them where left out.
     """
 
     def __init__(
@@ -118,15 +120,16 @@ class StoreWriter:
         unit_size: int = UNIT_SIZE,
         columns: Mapping[str, Sequence[Any]] | None = None,
         keys: Sequence[str] | None = None,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
         if len(stream) == 0:
             raise InputError("write_store: expected at least one example, got none.")
         self.stream, self.directory = stream, Path(directory)
         chosen = {} if columns is None else columns
-        self._chosen = {n: chosen_column(n, v, len(stream)) for n, v in chosen.items()}
+        kinds = kinds or {name: kind_of(values) for name, values in chosen.items()}
+        self._chosen = {n: chosen_column(n, v, len(stream), kinds[n]) for n, v in chosen.items()}
         first = stream.first_batch()
         self._beside = _beside(stream, first)
-        kinds = {name: kind_of(values) for name, values in chosen.items()}
         self.manifest = _manifest(stream, first, unit_size, kinds, keys, self._beside)
         self._schemas = {name: part.schema for name, part in self._parts(first).items()}
 
@@ -294,7 +297,7 @@ def _manifest(
     stream: Stream,
     first: Batch,
     unit_size: int,
-    columns: dict[str, str],
+    columns: Mapping[str, str],
     keys: Sequence[str] | None,
     beside: Mapping[str, bytes],
 ) -> Manifest:
@@ -315,7 +318,7 @@ def _manifest(
         grouped=stream.grouped,
         seed=stream.seed,
         unit_size=unit_size,
-        columns=columns,
+        columns=dict(columns),
         every=int(identity.get(KEEP, 1)),
         files={n: hashlib.blake2b(c, digest_size=16).hexdigest() for n, c in beside.items()},
         label_names=stream.label_names,
