@@ -38,7 +38,10 @@ class Guard:
     Only calls made by the thread that opened the guard count. The model keeps its mode: in training
     mode, with dropout, usual inputs look unusual. A detector that needs gradients turns them on for
     the forward and runs a backward after it. With beams or assisted decoding the tokens that were
-    rejected later are scored too. A probe that is calibrated by label is used with the threshold
+    rejected later are scored too. Of a sequence that has ended while ``generate`` goes on with
+    others of its batch no more is scored, if ``generation_config`` names the end token, and the
+    token that pads behind it, with which ``generate`` is called; without a cache the padding is
+    scored. A probe that is calibrated by label is used with the threshold
     of all classes together: a running model brings no labels.
 
     Parameters
@@ -56,6 +59,9 @@ class Guard:
     processor : object, optional
         The tokenizer of a live module: special tokens are left out of ``mean`` and ``tokens`` as
         when the probe was fitted. Without it they count.
+    generation_config : object, optional
+        Its ``eos_token_id`` and ``pad_token_id`` are those that ``generate`` is called with; by
+        default ``model.generation_config``.
 
     Attributes
     ----------
@@ -92,6 +98,7 @@ class Guard:
         *,
         methods: Methods | None = None,
         processor: Any = None,
+        generation_config: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module | Model):
             raise InputError(
@@ -114,6 +121,7 @@ class Guard:
                 objective=reading.get("objective") if "grad" in needs else None,
                 logits="logits" in needs or any(w.by == "predicted" for w in self._watches),
                 special=special_ids(live.processor),
+                generation_config=generation_config,
             )
         except SiteError as error:
             raise StateError(

@@ -19,6 +19,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.tap._backward import Backward
 from sonde.tap._cache import cache_in, cached_length
 from sonde.tap._choose import Kind
+from sonde.tap._ends import Ends
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
 from sonde.tap.axes import Axes
@@ -34,7 +35,8 @@ class Onlooker:
     """Hands the rows of each forward of a live model to a function; changes no output.
 
     Only calls made by the thread that opened it count. A forward that goes on from a filled
-    key-value cache brings the rows of its new tokens alone.
+    key-value cache brings the rows of its new tokens alone, and none of a sequence that is over
+    while ``generate`` goes on with others of its batch.
 
     Parameters
     ----------
@@ -49,6 +51,8 @@ class Onlooker:
         Bring the model's logits.
     special : collection of int, default=()
         Ids of tokens that are left out of ``mean`` and ``tokens``.
+    generation_config : object, optional
+        Says the end and padding tokens; by default the model's own does.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Onlooker:
         objective: str | None = None,
         logits: bool = False,
         special: Collection[int] = (),
+        generation_config: Any = None,
     ) -> None:
         check_readable(model.module)
         names = Names(model.module)
@@ -68,6 +73,7 @@ class Onlooker:
         self._task, self._seen, self._logits = model.task, seen, logits
         self._special = torch.tensor(sorted(special), dtype=torch.int64) if special else None
         self._backward = None if objective is None else Backward(self.root, objective)
+        self._ends = Ends(self.root, generation_config, special)
         self._slots = _slots(self, names.modules)
         self._shared = Shared()
         self._open = False
@@ -109,6 +115,7 @@ class Onlooker:
         self._named, self._args, self._kwargs = named, args, kwargs
         self._masks = {name: _mask(named.get(name)) for name in MASKS}
         self._past = 0 if cache is None else cached_length(cache)
+        self._over = self._ends.after(_fed(named), self._past)
         self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in self.kinds}
         self._frame: Frame | None = None
         for slot in self._slots:
@@ -218,6 +225,7 @@ class Onlooker:
         """Leave nothing of a forward behind, also of one that raised."""
         self._open, self._taken, self._frame = False, {}, None
         self._named, self._args, self._kwargs, self._masks = {}, (), {}, {}
+        self._over = None
         if self._backward is not None:
             self._backward.end()
 
@@ -242,6 +250,12 @@ class Onlooker:
         columns: dict[str, Columns] = {}
         for key, taken in self._taken.items():
             rows[key], columns[key] = taken[0] if len(taken) == 1 else _joined(taken)
+            if self._over is not None:
+                kept = torch.nonzero(~self._over[columns[key].example]).flatten()
+                columns[key] = _at(kept, columns[key])
+                for part in (rows, grad):
+                    if key in part:
+                        part[key] = part[key][kept.to(part[key].device)]
         own = frame.batch
         return Batch(
             rows=rows,
@@ -262,6 +276,11 @@ class Onlooker:
 
 def _mask(found: Any) -> Tensor | None:
     return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
+
+
+def _fed(named: dict[str, Any]) -> Tensor | None:
+    found = (named.get(name) for name in ("decoder_input_ids", "input_ids"))
+    return next((ids for ids in found if isinstance(ids, Tensor)), None)
 
 
 class _Slot:
@@ -325,3 +344,13 @@ def _joined(taken: Sequence[tuple[Tensor, Columns]]) -> tuple[Tensor, Columns]:
         torch.cat([c.example for _, c in taken]), torch.cat([c.position for _, c in taken])
     )
     return torch.cat([rows for rows, _ in taken]), columns
+
+
+def _at(index: Tensor, columns: Columns) -> Columns:
+    grid, special = columns.grid, columns.special
+    return Columns(
+        columns.example[index],
+        columns.position[index],
+        None if grid is None else grid[index],
+        None if special is None else special[index],
+    )

@@ -1,0 +1,63 @@
+"""Which sequences of a batch are over while ``generate`` goes on with the others.
+
+``generate`` feeds the end token of such a sequence and then padding, and says in the attention mask
+that both count. A sequence alone in its batch is never fed its end token.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+
+class Ends:
+    """Follows the sequences of a batch through the cached steps of one generation.
+
+    A sequence is over from the end token that a step feeds until something other than padding
+    follows. A forward without a cache or with several tokens begins anew, and where all sequences
+    would be over none is: ``generate`` makes no such step, so somebody else feeds these tokens.
+
+    Parameters
+    ----------
+    root : nn.Module
+        Its generation config, or else its config, says the end and padding tokens, read at every
+        step.
+    config : object, optional
+        Says them instead.
+    padding : collection of int, default=()
+        Further tokens that may stand behind an end.
+    """
+
+    def __init__(self, root: nn.Module, config: Any = None, padding: Collection[int] = ()) -> None:
+        self.root, self.config, self.padding = root, config, frozenset(padding)
+        self._over: Tensor | None = None
+
+    def after(self, ids: Tensor | None, past: int) -> Bool[Tensor, "example"] | None:
+        """Return which sequences are over in a forward of these tokens; None where none is."""
+        before, self._over = self._over, None
+        if not past or ids is None or ids.ndim != 2 or ids.shape[1] != 1 or len(ids) == 1:
+            return None
+        ends, padding = self._tokens()
+        if not ends:
+            return None
+        fed = ids[:, 0].cpu()
+        over = torch.isin(fed, torch.tensor(sorted(ends)))
+        if before is not None and len(before) == len(over):
+            over |= before & torch.isin(fed, torch.tensor(sorted(padding)))
+        if bool(over.any()) and not bool(over.all()):
+            self._over = over
+        return self._over
+
+    def _tokens(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the end tokens, and those that may stand behind one."""
+        said = self.config
+        for name in ("generation_config", "config"):
+            said = getattr(self.root, name, None) if said is None else said
+        ends = _ids(getattr(said, "eos_token_id", None))
+        return ends, ends | self.padding | _ids(getattr(said, "pad_token_id", None))
+
+
+def _ids(said: Any) -> frozenset[int]:
+    return frozenset(() if said is None else torch.as_tensor(said).flatten().tolist())
