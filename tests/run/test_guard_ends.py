@@ -5,10 +5,10 @@ import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor
 
 from sonde import Guard
-from sonde.core import Model
+from sonde.core import InputError, Model
 from sonde.detect import MSP, NAC, Mahalanobis
 from sonde.run.fit import fit
-from sonde.tap import live_stream
+from sonde.tap import Tap, live_stream
 from tap_inputs import Texts, padded
 
 END, PAD, NEW = 1, 0, 8
@@ -127,3 +127,14 @@ def test_beams_lose_no_row(model, probe):
         model.module.generate(**call)
     for name, found in guard.scores.items():
         assert len(found) == len(other.scores[name])
+
+
+def test_a_guard_or_tap_inside_itself_is_refused(model, probe):
+    guard, tap = Guard(model, probe), Tap(model, "blocks")
+    for one, name in ((guard, "Guard"), (tap, "Tap")):
+        refused = pytest.raises(InputError, match=f"^{name}: expected one with block at a time")
+        with one, refused, one:
+            pass
+        with one, torch.no_grad():
+            model.module(input_ids=torch.tensor([ITEMS[0]]))
+    assert guard.n_forwards == 1

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from sonde.core.errors import SiteError
+from sonde.core.errors import InputError, SiteError
 from sonde.tap._eager import hold_eager, release_eager
 
 GUARDS = "_guards_fn"
@@ -63,6 +63,8 @@ class Session:
         With ``reading``, put the model in eval mode; without, leave its mode as it is.
     finish : callable, optional
         Runs after each call of ``root``, also after one that raises.
+    owner : str, default="Tap"
+        Who opens it, for messages.
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class Session:
         parameters: Sequence[nn.Parameter] | None = None,
         in_eval: bool = True,
         finish: Callable[[], None] | None = None,
+        owner: str = "Tap",
     ) -> None:
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
         self.reading, self.with_grad = reading, with_grad
-        self._in_eval, self._finish = in_eval, finish
+        self._in_eval, self._finish, self._owner = in_eval, finish, owner
         self._modules, self._parameters = modules, parameters
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
@@ -88,6 +91,11 @@ class Session:
         self._running = False
 
     def __enter__(self) -> "Session":
+        if self in _ACTIVE.get():
+            raise InputError(
+                f"{self._owner}: expected one with block at a time, got a second one while the "
+                f"first is open. Make another {self._owner} for the second."
+            )
         try:
             if self.reading and self._in_eval:
                 self._to_eval()

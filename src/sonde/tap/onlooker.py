@@ -89,6 +89,7 @@ class Onlooker:
             ],
             in_eval=False,
             finish=self._finish,
+            owner="Guard",
         )
 
     def __enter__(self) -> "Onlooker":
