@@ -14,7 +14,7 @@ from sonde.detect import Mahalanobis
 from sonde.run.fit import fit
 from sonde.run.read import read
 from sonde.run.score import score
-from sonde.store import Store, write_store
+from sonde.store import Store, append_store, write_store
 
 QUIET: dict[str, Any] = {"progress": False}
 TEXTS = [f"x{i} = " + " + ".join(map(str, range(i % 9))) for i in range(60)]
@@ -55,6 +55,7 @@ def test_pieces_of_a_text_name_the_text(python):
 
 @pytest.mark.slow
 @pytest.mark.truth("the table of this process")
+@pytest.mark.slow
 def test_workers_name_the_same_items(python):
     model, fitted = python
     stream = read(model, TEXTS * 6, sites="model.layers.0", reducer="last")
@@ -69,10 +70,13 @@ def test_rows_of_an_array_are_numbered():
     assert score(fitted, Stream.of(x[:9]), **QUIET)["row"].to_pylist() == list(range(9))
 
 
-def test_a_store_does_not_know_them(tmp_path):
+def test_a_store_keeps_them_until_data_are_appended(tmp_path):
     items = list(np.random.default_rng(0).normal(size=(40, 8)).astype("f4"))
     stream = read(mlp(), items, sites="0")
     fitted = fit(Mahalanobis(), stream, **QUIET)
     write_store(stream, tmp_path / "acts")
     assert score(fitted, stream, **QUIET)["row"].to_pylist() == list(range(40))
-    assert score(fitted, Store(tmp_path / "acts"), **QUIET)["row"].null_count == 40
+    stored = score(fitted, Store(tmp_path / "acts"), **QUIET)
+    assert stored["row"].to_pylist() == list(range(40))
+    append_store(read(mlp(), [x + 1 for x in items[:9]], sites="0"), tmp_path / "acts")
+    assert score(fitted, Store(tmp_path / "acts"), **QUIET)["row"].null_count == 49

@@ -92,7 +92,7 @@ def score(
         Columns ``id row position site instrument score p``: higher score = more unusual; ``p`` is
         the conformal p-value, null where the bundle was not calibrated for this reduction. ``row``
         is the item's number in the data, from 0 (broken records that ``skip_bad`` left out do not
-        count); null for a store, which does not keep it. Lines stand in the order in which rows
+        count); null for a store to which data were appended. Lines stand in the order in which rows
         were read, for texts by length inside a unit. The ``position`` of a reduced score is that of
         its most unusual row. With ``explain``, lists:
         ``layers layer_p``, the sites where the detector finds the row most unusual and the p-values

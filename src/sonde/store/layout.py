@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Int
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import StoreError
@@ -80,7 +82,7 @@ class Manifest:
         What the stream said of model, reading and data.
     tables : dict of str to tuple of Column
     group_keys : sequence of bytes
-        The group of every example; they stand in a file of their own.
+        The group of every example; they stand in a file of their own, with ``source_rows``.
     grouped : bool
     seed : int
     unit_size : int
@@ -90,6 +92,8 @@ class Manifest:
         One row of tokens or patches in so many was kept.
     files : dict of str to str
         Hashes of the files beside the manifest.
+    source_rows : Int[np.ndarray, "example"] or None
+        Which item of the data each example is, or is a piece of.
     label_names : tuple of str
         The name of each class number; empty where numbers are all that is known.
     n_sites, n_data : int
@@ -108,6 +112,7 @@ class Manifest:
     columns: dict[str, str] = field(default_factory=dict[str, str])
     every: int = 1
     files: dict[str, str] = field(default_factory=dict[str, str])
+    source_rows: Int[np.ndarray, "_example"] | None = None
     label_names: tuple[str, ...] = ()
     n_sites: int = 0
     n_data: int = 0
@@ -215,6 +220,7 @@ def read_manifest(directory: Path) -> Manifest:
         bounds = tuple(int(b) for b in raw["bounds"])
         if list(bounds) != sorted(set(bounds)) or bounds[:1] != (0,):
             raise ValueError("units are not in order")
+        groups = _beside_examples(directory, raw["files"])
         manifest = Manifest(
             plan=str(raw["plan"]),
             bounds=bounds,
@@ -224,7 +230,8 @@ def read_manifest(directory: Path) -> Manifest:
                 _plain(name): tuple(_column(c) for c in columns)
                 for name, columns in raw["tables"].items()
             },
-            group_keys=_group_keys(directory, raw["files"]),
+            group_keys=tuple(groups.column("group_key").to_pylist()),
+            source_rows=_source_rows(groups),
             grouped=bool(raw["grouped"]),
             seed=int(raw["seed"]),
             unit_size=int(raw["unit_size"]),
@@ -273,19 +280,24 @@ def beside(directory: Path, name: str, files: dict[str, Any]) -> bytes:
     return content
 
 
-def pack_groups(keys: Sequence[bytes]) -> bytes:
-    """Return the file of group keys."""
-    table = pa.table({"group_key": pa.array([bytes(k) for k in keys], pa.large_binary())})
+def pack_groups(keys: Sequence[bytes], rows: Int[np.ndarray, "_example"] | None) -> bytes:
+    """Return the file of group keys and of the items that examples are."""
+    columns = {"group_key": pa.array([bytes(k) for k in keys], pa.large_binary())}
+    table = pa.table(columns if rows is None else columns | {"row": pa.array(rows, pa.int64())})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
 
-def _group_keys(directory: Path, files: dict[str, Any]) -> tuple[bytes, ...]:
+def _beside_examples(directory: Path, files: dict[str, Any]) -> pa.Table:
     table = pa.ipc.open_file(pa.py_buffer(beside(directory, GROUPS, files))).read_all()
     table.validate(full=True)
-    return tuple(table.column("group_key").to_pylist())
+    return table
+
+
+def _source_rows(table: pa.Table) -> Int[np.ndarray, "_example"] | None:
+    return table.column("row").to_numpy() if "row" in table.column_names else None
 
 
 def row_file(directory: Path, table: str, span: tuple[int, int]) -> Path:

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
@@ -104,6 +105,11 @@ class Store(Stream):
     @cached_property
     def _group_keys(self) -> tuple[bytes, ...]:
         return tuple(itertools.chain.from_iterable(s.manifest.group_keys for s in self._sets))
+
+    @property
+    def source_rows(self) -> Int[np.ndarray, "_example"] | None:
+        """Which item of the data each example is; None where data were appended."""
+        return self.manifest.source_rows if len(self._sets) == 1 else None
 
     @property
     def grouped(self) -> bool:

@@ -284,7 +284,7 @@ def _drop(directory: Path) -> None:
 
 def _beside(stream: Stream, first: Batch) -> dict[str, bytes]:
     """Return the files beside the manifest."""
-    found = {GROUPS: pack_groups(stream.group_keys)}
+    found = {GROUPS: pack_groups(stream.group_keys, stream.source_rows)}
     if first.head is not None:
         weight, bias = first.head
         tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
@@ -315,6 +315,7 @@ def _manifest(
         identity=identity,
         tables=_tables(schema, first),
         group_keys=tuple(stream.group_keys),
+        source_rows=stream.source_rows,
         grouped=stream.grouped,
         seed=stream.seed,
         unit_size=unit_size,
