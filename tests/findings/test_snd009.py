@@ -11,6 +11,7 @@ from sonde.findings.snd009 import LARGER, SND009
 from sonde.findings.snd011 import SND011
 from sonde.findings.snd014 import SND014
 from sonde.findings.snd022 import SND022
+from sonde.findings.step import Step
 
 
 def check(n: int, rules: tuple[Rule, ...] = (SND011(), SND014(), SND022()), **options) -> Check:
@@ -53,14 +54,14 @@ def test_a_limit_over_a_sorted_file() -> None:
 def test_the_next_step_gives_more_rows() -> None:
     limited = check(20, limited=True, name="big.jsonl").finding
     assert limited is not None
-    assert limited.next == "sonde scan {model} {data}"
+    assert limited.next == Step("scan", {"limit": None})
     whole = check(20, name="small.jsonl").finding
     assert whole is not None
-    assert whole.next == "sonde scan {model} MORE_DATA"
+    assert whole.next == Step("scan", data="MORE_DATA")
     assert whole.sentence.endswith("All of the data was read.")
     shipped = check(20, name="sonde:stdlib/test").finding
     assert shipped is not None
-    assert shipped.next == "sonde scan {model} sonde:stdlib/test-all"
+    assert shipped.next == Step("scan", data="sonde:stdlib/test-all")
     assert "All of the data" not in shipped.sentence
 
 

@@ -1,7 +1,7 @@
 """The flags that commands share: dataclass fields, one group each, without prefixes."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -204,6 +204,12 @@ class Reading:
             "image_size": _numbers("--image-size", self.image_size, int),
             "image_mean": _numbers("--image-mean", self.image_mean, float),
             "image_std": _numbers("--image-std", self.image_std, float),
+        }
+
+    def typed(self) -> dict[str, Any]:
+        """Return the flags that do not stand at their defaults."""
+        return {
+            f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default
         }
 
     def site_options(self) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Scan:
         return self._scan()
 
     def _scan(self) -> int:
+        from sonde.findings.step import Again
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
         from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
@@ -101,12 +102,14 @@ class Scan:
             directory = beside(self.output)
         self.running.check(directory)
         model, data = self._source()
+        again = Again(self.model, self.data or None, self.reading.typed(), is_command=True)
         with dropped_on_error(directory):
             scanned, _ = run_scan(
                 model,
                 data,
                 self.versus,
                 settings=self._settings(directory, gate),
+                again=again,
                 **self.reading.site_options(),
                 **self.reading.data_options(),
             )

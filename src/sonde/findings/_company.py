@@ -10,6 +10,7 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Finding, Level, Rule
 from sonde.findings.self_check import Deltas, SelfCheck
+from sonde.findings.step import Step
 
 NARROW_HINT = "in 16 bit only faults above 3 % are seen; rerun with --dtype float32 to be sure"
 
@@ -75,7 +76,7 @@ class Comparison(Rule):
         *,
         level: Level,
         sentence: str,
-        next: str,
+        next: Step,
         because_of: str | None = None,
     ) -> Check:
         """Return a finding at the sites where the readings differ."""

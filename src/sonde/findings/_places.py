@@ -2,12 +2,13 @@
 
 import math
 import re
-import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from sonde.findings._text import LONGEST, listed, plural, shortened
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Level, Rule
+from sonde.findings.step import Step
 
 _NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$")
 
@@ -114,14 +115,14 @@ def counted_as(evidence: Evidence) -> str:
     return "groups" if evidence.data.grouped else "rows"
 
 
-def read_command(site: str) -> str:
-    """Return the command that reads a site; ``{model}`` and ``{data}`` are filled in later."""
-    return f"sonde read {{model}} {{data}} --sites {shlex.quote(site)}"
+def read_command(site: str) -> Step:
+    """Return the step that reads a site."""
+    return Step("read", {"sites": site})
 
 
-def scan_command(*flags: str) -> str:
-    """Return the command that scans again with further flags."""
-    return " ".join(("sonde scan {model} {data}", *flags))
+def scan_command(**options: Any) -> Step:
+    """Return the step that scans again with some options changed."""
+    return Step("scan", options)
 
 
 def least_groups_for_silence(dim: int) -> int:

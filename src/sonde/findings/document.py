@@ -37,10 +37,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         Seconds since the epoch at which the command began.
     """
     evidence, settings = scanned.evidence, scanned.settings
-    place = _Place(model, evidence.data.name)
-    findings = [
-        _finding(c, scanned.rules[c.code], settings.ignore, place) for c in _raised(scanned)
-    ]
+    findings = [_finding(c, scanned.rules[c.code], scanned) for c in _raised(scanned)]
     findings.sort(key=_first_page)
     found = {
         "schema": SCHEMA,
@@ -75,22 +72,12 @@ def _rows(scanned: Scanned) -> dict[str, Any]:
     return found | {"mislabelled": []} if "SND034" in withheld else found
 
 
-class _Place:
-    """The model and data that commands of findings name."""
-
-    def __init__(self, model: str, data: str) -> None:
-        self.model, self.data = model or "MODEL", data
-
-    def fill(self, text: str) -> str:
-        return text.replace("{model}", self.model).replace("{data}", self.data)
-
-
 def _raised(scanned: Scanned) -> list[Check]:
     return [c for c in scanned.checks if c.finding is not None]
 
 
-def _finding(check: Check, rule: Rule, ignore: Sequence[str], place: _Place) -> dict[str, Any]:
-    finding = check.finding
+def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
+    finding, again = check.finding, scanned.again
     assert finding is not None
     return {
         "code": finding.code,
@@ -98,7 +85,7 @@ def _finding(check: Check, rule: Rule, ignore: Sequence[str], place: _Place) -> 
         "title": rule.title,
         "sentence": finding.sentence,
         "why": rule.why,
-        "next": place.fill(finding.next),
+        "next": "" if again is None else again.text(finding.next),
         "theme": rule.theme,
         "effect": float(min(1.0, max(0.0, finding.effect))),
         "because_of": finding.because_of,
@@ -110,7 +97,7 @@ def _finding(check: Check, rule: Rule, ignore: Sequence[str], place: _Place) -> 
         "classes": list(finding.classes),
         "figure": _figure(finding.figure),
         "how": _how(rule),
-        "ignored": is_ignored(finding, ignore),
+        "ignored": is_ignored(finding, scanned.settings.ignore),
     }
 
 

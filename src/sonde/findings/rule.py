@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from sonde.findings.evidence import Evidence
+from sonde.findings.step import Step
 
 Level = Literal["note", "warning", "error"]
 CheckState = Literal["raised", "clear", "withheld", "not_applicable", "failed"]
@@ -52,8 +53,8 @@ class Finding:
         Where it was seen; ids for rows.
     effect : float
         Size in [0, 1], for the order within a level.
-    next : str
-        A command or step that looks closer or mends it.
+    next : Step or None
+        What looks closer, or mends it.
     borderline, common : bool
         The interval contains the threshold; many good models show it.
     because_of : str or None
@@ -69,7 +70,7 @@ class Finding:
     rows: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     effect: float = 0.0
-    next: str = ""
+    next: Step | None = None
     borderline: bool = False
     common: bool = False
     because_of: str | None = None

@@ -25,6 +25,7 @@ from sonde.findings.lens import LensEvidence, lens_evidence
 from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
+from sonde.findings.step import Again
 from sonde.findings.versus import VersusEvidence
 from sonde.run.driver import Interrupted, Outcome, run_pass
 from sonde.run.fit import make_plan
@@ -68,6 +69,7 @@ class Scanned:
     wall_seconds: float = 0.0
     partial: tuple[int, int] | None = None
     notes: tuple[str, ...] = field(default=())
+    again: Again | None = None
 
 
 def scan_stream(

@@ -86,7 +86,7 @@ class SND002(Rule):
                 figure=self._figure(name, value, limit, site, evidence),
                 sites=tuple(names),
                 effect=min(1.0, value),
-                next=scan_command("--dtype float32"),
+                next=scan_command(dtype="float32"),
             )
         )
 

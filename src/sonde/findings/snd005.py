@@ -62,7 +62,7 @@ class SND005(Rule):
                 figure=figure,
                 sites=tuple(wrong),
                 effect=1.0 if harm else 0.5,
-                next=scan_command("--deep"),
+                next=scan_command(deep=True),
             )
         )
 

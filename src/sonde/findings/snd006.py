@@ -52,7 +52,7 @@ class SND006(Comparison):
             sites,
             level=level_of(deltas.worst, tau, self.error),
             sentence=sentence(text, _reason(evidence)),
-            next=scan_command("--batch-size 1"),
+            next=scan_command(batch_size=1),
             because_of=_cause(evidence, found),
         )
 

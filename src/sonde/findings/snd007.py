@@ -57,7 +57,7 @@ class SND007(Comparison):
             sites,
             level=level_of(deltas.worst, tau, self.error),
             sentence=sentence(text, advice),
-            next=scan_command("--batch-size 1"),
+            next=scan_command(batch_size=1),
             because_of="SND008" if side == "left" and positions_cure(found, tau) else None,
         )
 

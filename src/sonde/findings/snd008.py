@@ -55,5 +55,5 @@ class SND008(Comparison):
             sites,
             level="error",
             sentence=sentence(text, "This report reads rows at their true positions."),
-            next=scan_command("--batch-size 1"),
+            next=scan_command(batch_size=1),
         )

@@ -10,6 +10,7 @@ from sonde.findings._places import counted_as, scan_command, sentence
 from sonde.findings._text import listed, plural
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.step import MORE_DATA, Step
 
 LARGER = {
     "sonde:digits": "sonde:digits/train",
@@ -111,11 +112,11 @@ class SND009(Rule):
         )
 
 
-def _more(data: DataEvidence) -> str:
-    """Return a command that reads more rows; where all were read the user has to name others."""
+def _more(data: DataEvidence) -> Step:
+    """Return the step that reads more rows; where all were read the user has to name others."""
     if data.limited:
-        return scan_command()
-    return f"sonde scan {{model}} {LARGER.get(data.name, 'MORE_DATA')}"
+        return scan_command(limit=None)
+    return Step("scan", data=LARGER.get(data.name, MORE_DATA))
 
 
 def _rest(data: DataEvidence) -> str:

@@ -79,7 +79,7 @@ class SND010(Rule):
                 figure=figure,
                 sites=tuple(names),
                 effect=min(1.0, share),
-                next=scan_command("--deep"),
+                next=scan_command(deep=True),
             )
         )
 

@@ -78,7 +78,7 @@ class SND017(Rule):
                 figure=figure,
                 sites=tuple(dict.fromkeys(s.name for s, _, _ in hits)),
                 effect=min(1.0, math.log10(ratio) / 3),
-                next=scan_command("--reducer last"),
+                next=scan_command(reducer="last"),
                 common=not drowned,
             )
         )

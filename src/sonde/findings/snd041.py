@@ -8,6 +8,7 @@ from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rows import Copies, copies
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.step import Step
 
 
 @final
@@ -75,5 +76,5 @@ class SND041(Rule):
         return " ".join(parts)
 
 
-def _look(evidence: Evidence) -> str:
+def _look(evidence: Evidence) -> Step:
     return read_command(evidence.sites[0].schema.key)

@@ -52,6 +52,6 @@ class SND043(Rule):
                 sentence,
                 figure,
                 effect=max(share, lost),
-                next=scan_command("--long", "chunk"),
+                next=scan_command(long="chunk"),
             )
         )

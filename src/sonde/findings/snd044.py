@@ -87,7 +87,7 @@ class SND044(Rule):
                 figure,
                 sites=sites,
                 effect=max(0.0, min(1.0, 1 - worst.value)),
-                next=scan_command("--group-column", "COLUMN"),
+                next=scan_command(group_column="COLUMN"),
             )
         )
 

@@ -134,8 +134,7 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
         _named(finding, sites),
         el("h4", "Why it matters"),
         el("p", tied(finding["why"])),
-        el("h4", "Look closer"),
-        command(finding["next"]),
+        *_closer(finding["next"], el("h4", "Look closer")),
         cls="words",
     )
     side = [bullet(figure, level)] if figure else []
@@ -146,6 +145,11 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
     parts = [head, el("h3", finding["title"]), el("div", body, shown_side, cls="cols"), *after]
     key = None if finding["ignored"] else f"finding-{finding['code']}"
     return el("article", *parts, cls=f"card {level}", id=key)
+
+
+def _closer(step: str, *before: Markup) -> list[Markup]:
+    """Return the command that looks closer; nothing where there is none."""
+    return [*before, command(step)] if step else []
 
 
 def _named(finding: dict[str, Any], sites: list[str]) -> Markup | None:
@@ -169,7 +173,7 @@ def _folded(findings: tuple[dict[str, Any], ...]) -> Markup:
     for finding in findings:
         tag = el("span", finding["code"], cls="code")
         head = el("p", badge(finding["level"]), " ", tag, " ", el("b", finding["title"]))
-        parts = head, el("p", tied(finding["sentence"])), command(finding["next"])
+        parts = head, el("p", tied(finding["sentence"])), *_closer(finding["next"])
         items.append(el("div", *parts, cls="child", id=f"finding-{finding['code']}"))
     return drawer(f"{plural(len(items), 'consequence')} of this", *items, cls="how")
 

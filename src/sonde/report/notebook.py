@@ -42,7 +42,7 @@ def _item(finding: dict[str, Any], sites: list[str]) -> Markup:
     body = (
         el("p", finding["sentence"]),
         el("p", finding["why"]),
-        el("p", el("code", finding["next"])),
+        el("p", el("code", finding["next"])) if finding["next"] else None,
     )
     return el("details", head, *body, open=finding["level"] != "note")
 

@@ -13,11 +13,12 @@ from sonde.data import check_data, load
 from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream
 from sonde.findings.settings import ScanSettings
+from sonde.findings.step import Again
 from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.fit import MODEL_FIELDS, READING_FIELDS
-from sonde.run.read import ARRAYS, read
+from sonde.run.read import ARRAYS, AS_IT_IS, read
 from sonde.store import is_store
 from sonde.tap import LiveStream
 
@@ -105,6 +106,9 @@ def scan(
     'sonde-scan/1'
     """
     started = time.time()
+    how = {"sites": sites, "reducer": reducer, "processor": processor}
+    how |= {"keep_special": keep_special, "seed": seed, **options}
+    chosen = {name: value for name, value in how.items() if value not in AS_IT_IS}
     scanned, name = run_scan(
         model,
         data,
@@ -115,6 +119,7 @@ def scan(
         processor=processor,
         keep_special=keep_special,
         seed=seed,
+        again=Again(_typed(model), _typed(data), chosen),
         **options,
     )
     return Report(document(scanned, name, started))
@@ -127,13 +132,20 @@ def run_scan(
     *,
     settings: ScanSettings | None = None,
     processor: Any = None,
+    again: Again | None = None,
     **options: Any,
 ) -> tuple[Scanned, str]:
-    """Return the evidence and checks of a scan, and the model's name."""
+    """Return the evidence and checks of a scan, and the model's name.
+
+    ``again`` says how the scan was asked for, in the words of the command or of the call.
+    """
     if isinstance(data, Stream):
         raise InputError("scan: expected data, got a stream. Use sonde.findings.scan_stream.")
     if isinstance(model, str | Path) and is_store(Path(model)):
-        return _scan_stores(Path(model), data, versus, settings, options | {"processor": processor})
+        more = options | {"processor": processor}
+        scanned, name = _scan_stores(Path(model), data, versus, settings, more)
+        stored = None if again is None else replace(again, is_stored=True)
+        return replace(scanned, again=stored), name
     live: Any = model
     if not (isinstance(model, str) and model == ARRAYS) and not isinstance(model, Model):
         named = [value for name, value in options.items() if name.endswith("_column")]
@@ -155,7 +167,7 @@ def run_scan(
         limited=limited,
     )
     name = model if isinstance(model, str) else live.name or type(live.module).__name__
-    return scanned, name
+    return replace(scanned, again=again), name
 
 
 def _scan_stores(
@@ -182,6 +194,11 @@ def _scan_stores(
         stream, str(place), other=other, other_name=name_of(versus), settings=settings
     )
     return found, str(place)
+
+
+def _typed(thing: Any) -> str | None:
+    """Return a path or a name as typed; None for an object."""
+    return str(thing) if isinstance(thing, str | Path) else None
 
 
 def name_of(data: Any) -> str:

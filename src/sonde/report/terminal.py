@@ -180,7 +180,8 @@ def _finding(
         listed = ", ".join(shown(site, 60) for site in named[:3])
         rest = f" and {len(named) - 3} more" if len(named) > 3 else ""
         yield from _wrapped(f"at {listed}{rest}", width, indent, indent)
-    yield from _command(shown(finding["next"], 1000), width)
+    if finding["next"]:
+        yield from _command(shown(finding["next"], 1000), width)
     for child in folded:
         text = f"+ {child['level']} {child['code']} {shown(child['title'])} (because of this)"
         yield from _wrapped(text, width, indent, indent + "  ")

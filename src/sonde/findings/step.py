@@ -1,0 +1,108 @@
+"""What a finding says to do next, as the command or the call that reads the same rows again."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, final
+
+MORE_DATA: Final = "MORE_DATA"
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """Read a site, or scan again, with some options changed.
+
+    Parameters
+    ----------
+    word : {"read", "scan"}
+    options : mapping of str to value
+        Named options that differ from those of the scan; None takes one back to its default.
+    data : str, default=""
+        Data in place of those of the scan; ``MORE_DATA`` where the user has to name them.
+    """
+
+    word: Literal["read", "scan"]
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    data: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Again:
+    """How a scan asked for its rows, so that a step can ask for them in the same way.
+
+    Parameters
+    ----------
+    model, data : str or None
+        As typed; None is an object of a call from Python, or no data beside a store.
+    options : mapping of str to value
+        Named options of the reading that are not their defaults.
+    is_command : bool, default=False
+        Whether the scan was a command; else it was a call from Python.
+    is_stored : bool, default=False
+        Whether ``model`` is a store: its rows are there already, and none can be read otherwise.
+
+    Examples
+    --------
+    >>> again = Again("net", "a b.csv", {"text_column": "body", "limit": 9}, is_command=True)
+    >>> again.text(Step("read", {"sites": "layers.3"}))
+    "sonde read net 'a b.csv' --sites layers.3 --text-column body --limit 9"
+    >>> again.text(Step("scan", {"deep": True, "limit": None}))
+    "sonde scan net 'a b.csv' --deep --text-column body"
+    >>> Again(None, "a.csv", {"text_column": "body"}).text(Step("read", {"sites": "layers.3"}))
+    "sonde.read(model, 'a.csv', sites='layers.3', text_column='body')"
+    """
+
+    model: str | None
+    data: str | None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    is_command: bool = False
+    is_stored: bool = False
+
+    def text(self, step: Step | None) -> str:
+        """Return a step as what can be run; empty where nothing can."""
+        if step is None or (self.is_stored and step.word == "scan"):
+            return ""
+        kept = {k: v for k, v in self.options.items() if k not in step.options}
+        options = {k: v for k, v in (dict(step.options) | kept).items() if v is not None}
+        if not self.is_command:
+            return self._call(step, options)
+        if self.is_stored:
+            file = ("-o", "rows.parquet", "--rows")
+            return shlex.join(("sonde", "export", str(self.model), *_flags(step.options), *file))
+        data = step.data or str(self.data)
+        return shlex.join(("sonde", step.word, str(self.model), data, *_flags(options)))
+
+    def _call(self, step: Step, options: dict[str, Any]) -> str:
+        model = "model" if self.model is None else repr(self.model)
+        dtype, deep = options.pop("dtype", None), options.pop("deep", False)
+        if dtype is not None and self.model is None:
+            return ""
+        model = model if dtype is None else f"sonde.load({model}, dtype={dtype!r})"
+        name = "data" if step.data == "" else "more_data"
+        data = step.data or self.data
+        data = name if data in (None, MORE_DATA) else repr(data)
+        words = [model, *([] if self.is_stored else [data])]
+        words += [f"{name}={_expression(name, value)}" for name, value in options.items()]
+        words += ["settings=ScanSettings(deep=True)"] if deep else []
+        return f"sonde.{step.word}({', '.join(words)})"
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    """Return options as the command line takes them."""
+    found: list[str] = []
+    for name, value in options.items():
+        found.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, list | tuple):
+            found += map(str, value)
+        elif value is not True:
+            found.append(str(value))
+    return found
+
+
+def _expression(name: str, value: Any) -> str:
+    """Return a plain value as Python writes it, the option's name for an object."""
+    parts = value if isinstance(value, list | tuple) else (value,)
+    plain = all(isinstance(part, str | int | float) for part in parts)
+    return repr(value) if plain else name

@@ -1,0 +1,89 @@
+"""The next step of a finding, in the words of the scan that found it."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import sonde
+from models import mlp
+from sonde.cli.options import Reading
+from sonde.findings.settings import ScanSettings
+from sonde.findings.step import MORE_DATA, Again, Step
+
+COMMAND = {
+    "sites": ("blocks", "head"), "reducer": "mean", "text_column": "my text", "long": "truncate",
+    "batch_size": "8", "keep_special": True,
+}  # fmt: skip
+
+
+def test_flags_are_those_that_were_typed():
+    assert Reading(**COMMAND).typed() == COMMAND
+    assert Reading().typed() == {}
+
+
+@pytest.mark.truth("by hand")
+def test_a_command_keeps_the_reading_and_changes_what_the_step_says():
+    again = Again("my net", "a.csv", COMMAND, is_command=True)
+    rest = "--reducer mean --text-column 'my text' --long truncate --batch-size 8 --keep-special"
+    assert again.text(Step("read", {"sites": "layers.3:out|tokens"})) == (
+        f"sonde read 'my net' a.csv --sites 'layers.3:out|tokens' {rest}"
+    )
+    assert again.text(Step("scan", {"batch_size": 1, "long": "chunk"}, MORE_DATA)) == (
+        "sonde scan 'my net' MORE_DATA --batch-size 1 --long chunk --sites blocks head "
+        "--reducer mean --text-column 'my text' --keep-special"
+    )
+
+
+def test_a_store_is_exported_and_not_read_otherwise():
+    stored = Again("acts", None, {"reducer": "mean"}, is_command=True, is_stored=True)
+    assert stored.text(Step("scan", {"deep": True})) == ""
+    assert stored.text(Step("read", {"sites": "x"})) == (
+        "sonde export acts --sites x -o rows.parquet --rows"
+    )
+
+
+@pytest.mark.truth("the call itself, evaluated")
+def test_a_call_from_python_runs(monkeypatch):
+    model, data = mlp(), list(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
+    data += data[:20]
+    seen = {"sonde": sonde, "model": model, "data": data}
+    report = sonde.scan(model, data, settings=ScanSettings(progress=False), sites="0", seed=3)
+    steps = {f["code"]: f["next"] for f in report.findings}
+    assert steps["SND041"] == "sonde.read(model, data, sites='0:out', seed=3)"
+    assert len(eval(steps["SND041"], seen)) == 60
+    assert steps["SND009"] == "sonde.scan(model, more_data, sites='0', seed=3)"
+
+
+@pytest.mark.truth("by hand")
+def test_objects_are_named_and_what_cannot_be_said_is_left_out():
+    again = Again(None, "a.csv", {"processor": object(), "sites": ["a", "b"]})
+    text = again.text(Step("scan", {"deep": True}))
+    assert text == (
+        "sonde.scan(model, 'a.csv', processor=processor, sites=['a', 'b'], "
+        "settings=ScanSettings(deep=True))"
+    )
+    wide = Step("scan", {"dtype": "float32"})
+    assert again.text(wide) == ""
+    loaded = Again("net", "a.csv").text(wide)
+    assert loaded == "sonde.scan(sonde.load('net', dtype='float32'), 'a.csv')"
+    assert again.text(None) == ""
+
+
+def test_what_a_command_says_next_runs(tmp_path, monkeypatch):
+    from cli_case import run_words
+
+    monkeypatch.chdir(tmp_path)
+    lines = [f'{{"body": "x = {i % 30}", "kind": "{i % 2}"}}' for i in range(60)]
+    Path("a.jsonl").write_text("\n".join(lines))
+    words = ("sonde:stdlib", "a.jsonl", "--text-column", "body", "--sites", "model.layers.0")
+    found = run_words("scan", *words, "--only", "SND041", "--json").json()["findings"]
+    (step,) = [f["next"] for f in found]
+    ran = run_words(*shlex.split(step)[1:])
+    assert ran.code == 0, ran.err
+    found = run_words("scan", "acts", "--only", "SND041", "--json").json()["findings"]
+    (step,) = [f["next"] for f in found]
+    ran = run_words(*shlex.split(step)[1:])
+    assert ran.code == 0, ran.err
+    assert Path("rows.parquet").exists()
