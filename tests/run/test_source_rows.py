@@ -41,6 +41,13 @@ def test_each_line_names_the_text_that_it_belongs_to(python):
     assert table["id"].to_pylist() == [ids_of(TEXTS)[row] for row in rows]
 
 
+def test_a_batch_of_one_row_is_scored_too(python):
+    model, fitted = python
+    stream = read(model, TEXTS[:3], sites="model.layers.0", reducer="last", batch_size=1)
+    table = score(fitted, stream, explain=2, **QUIET)
+    assert sorted(table["row"].to_pylist()) == [0, 1, 2]
+
+
 @pytest.mark.truth("the hash of each text by hashlib")
 def test_pieces_of_a_text_name_the_text(python):
     model, fitted = python

@@ -1,6 +1,5 @@
 """``sonde score``: fitted detectors on new inputs, as a table."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +18,6 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import InputError
-
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Score:
 
     def run(self) -> int:
         """Score, write the table, and print how many rows raise an alarm."""
+        from sonde.cli._scored import oddest_text, scored_text
         from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
         from sonde.run.score import check_suffix, open_for, plain_rows, score
@@ -93,9 +91,9 @@ class Score:
         if self.printing.json:
             say_json(plain_rows(table))
         elif not self.printing.quiet:
-            say(self._summary(table, fitted))
+            say(scored_text(table, fitted, self.alpha))
             if self.explain:
-                say(self._most_unusual(table))
+                say(oddest_text(table, fitted))
         return 0
 
     @property
@@ -114,70 +112,6 @@ class Score:
         looked = Exhibits(fitted, stream, self.show_inputs, self.hash_ids)
         title = f"{self.data or self.model} scored by {self.probe.name}"
         save_scores(table, path, looked, alpha=self.alpha, title=title, examples=self.examples)
-
-    def _most_unusual(self, table: Any) -> str:
-        """Return the lines of the smallest p-values with what makes them unusual."""
-        p = [1.0 if v is None else v for v in table["p"].to_pylist()]
-        order = sorted(range(len(p)), key=lambda i: (p[i], -table["score"][i].as_py()))
-        lines = ["", "most unusual:"]
-        for row in table.take(order[:SHOWN]).to_pylist():
-            who = row["id"] if row["row"] is None else f"row {row['row']} ({row['id']})"
-            said = [f"{who} at {row['position']}, {row['instrument']} at {row['site']}:"]
-            said += [f"score {row['score']:.4g}"]
-            said += [] if row["p"] is None else [f"p {row['p']:.3g}"]
-            for name in ("layers", "units", "positions"):
-                if row[name]:
-                    said.append(f"{name} {', '.join(map(str, row[name]))}")
-            lines.append(f"{said[0]} {'; '.join(said[1:])}")
-        return "\n".join(lines)
-
-    def _summary(self, table: Any, fitted: Any) -> str:
-        import pyarrow as pa
-        from pyarrow import compute
-
-        pc: Any = compute  # its functions are made when it is imported
-        lines = [
-            f"{'instrument':<22} {'site':<30} {'rows':>7} {'median':>9} {f'p<={self.alpha:g}':>8}"
-        ]
-        few: int | None = None
-        groups = table.group_by(["instrument", "site"]).aggregate([("score", "count")]).to_pylist()
-        for group in groups:
-            mine = table.filter(
-                pc.and_(
-                    pc.equal(table["instrument"], group["instrument"]),
-                    pc.equal(table["site"], group["site"]),
-                )
-            )
-            median = pc.quantile(mine["score"], 0.5)[0].as_py()
-            alarms = pc.mean(pc.less_equal(mine["p"], self.alpha).cast(pa.float64())).as_py()
-            share = "-" if alarms is None else f"{alarms:.1%}"
-            name = group["instrument"], group["site"]
-            if alarms is not None and (n := self._too_few(fitted.scorers.get(name))) is not None:
-                share = "too few"
-                few = n if few is None else min(few, n)
-            n_broken = mine.num_rows - pc.sum(pc.is_finite(mine["score"])).as_py()
-            if n_broken:
-                note(
-                    f"note: {name[0]} at {name[1]}: {n_broken} of {mine.num_rows} scores are "
-                    "infinite: of rows that are not finite, or too large for their type."
-                )
-            site = str(group["site"])
-            site = site if len(site) <= 30 else "..." + site[-27:]
-            lines.append(
-                f"{group['instrument']:<22} {site:<30} {mine.num_rows:>7} {median:>9.4g} {share:>8}"
-            )
-        if few is not None:
-            needed = math.ceil(1 / self.alpha - 1e-9) - 1
-            note(f"note: p <= {self.alpha:g} needs at least {needed} calibrated rows, got {few}.")
-        return "\n".join(lines)
-
-    def _too_few(self, scorer: Any) -> int | None:
-        """Return the number of calibrated rows where no p-value can be as small as alpha."""
-        calibration = getattr(scorer, "calibration", None)
-        if calibration is None:
-            return None
-        n = getattr(calibration, "whole", calibration).n
-        return n if (n + 1) * self.alpha < 1 else None
 
 
 def _hashed(table: Any) -> Any:

@@ -184,6 +184,17 @@ def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
     return reduction_at([reducers[key] for key in task.keys], asked, own)
 
 
+def spot(line: dict[str, Any], fitted: Fitted) -> str:
+    """Return which row of its example a line of the table is about, in words.
+
+    Nothing where an example has one row; of a text in pieces, where its piece begins.
+    """
+    reducers = {s["text"]: Reducer.parse(s["reducer"]) for s in fitted.header["sites"]}
+    if not all(reducers[key].one_row for key in line["site"].split(" & ")):
+        return f"position {line['position']:,}"
+    return f"piece from position {line['position']:,}" if line["position"] else ""
+
+
 def check_scoring(fitted: Fitted, stream: Stream, explain: int) -> None:
     """Refuse a bundle, data or options that cannot give scores.
 
@@ -295,7 +306,9 @@ def record(
     named = of_row[row].tolist()
     made = {
         "id": [batch.ids[i] for i in named],
-        "row": [None] * len(named) if source is None else source[batch.order[named]].tolist(),
+        "row": [None] * len(named)
+        if source is None
+        else source[batch.order[named].numpy()].tolist(),
         "position": position[row].tolist(),
         "site": [key] * len(named),
         "instrument": [method] * len(named),

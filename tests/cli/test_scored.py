@@ -1,0 +1,57 @@
+"""What ``sonde score`` prints: medians, alarms, what words mean, and the oddest rows."""
+
+import numpy as np
+import pytest
+
+from sonde.cli import _table
+
+
+@pytest.mark.truth("numpy on the lines of --json")
+def test_a_table_of_scores_says_what_its_numbers_are(run, place):
+    words = ("score", place / "probe.sonde", "-", place / "other.npz", "--alpha", "0.1")
+    lines, text = run(*words, "--json").json(), run(*words).out
+    mine = [r for r in lines if (r["instrument"], r["site"]) == ("knn", "a")]
+    median = np.quantile([r["score"] for r in mine], 0.5, method="inverted_cdf")
+    alarms = np.mean([r["p"] <= 0.1 for r in mine])
+    assert f"{median:.4g}" in text
+    assert f"{alarms:.1%}" in text
+    assert "higher = more unusual" in " ".join(text.split())
+    assert "of rows like those that calibrated about 10% raise one" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_explains_a_row_is_wrapped_and_tells_no_position_of_whole_rows(
+    run, place, monkeypatch
+):
+    words = ("score", place / "probe.sonde", "-", place / "other.npz", "--explain", "5")
+    text = run(*words).out.partition("most unusual:")[2]
+    assert "units" in text
+    assert "layers" in text
+    assert "position" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    monkeypatch.setattr(_table, "terminal_width", lambda: 45)
+    monkeypatch.setattr("sonde.cli._scored.terminal_width", lambda: 45)
+    text = run(*words).out.partition("most unusual:")[2]
+    assert max(map(len, text.splitlines())) <= 45
+
+
+@pytest.mark.truth("the line of least p-value and highest score in --json")
+def test_the_position_is_told_where_an_example_has_several_rows(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "patch_net.py").write_text(NET)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(60, 1, 4, 4)).astype("f4"))
+    words, probe = ("patch_net:make", tmp_path / "x.npz"), tmp_path / "p.sonde"
+    ran = run("fit", "knn(k=2)", *words, "--reducer", "patches", "-o", probe)
+    assert ran.code == 0, ran.err
+    best = min(run("score", probe, *words, "--json").json(), key=lambda r: (r["p"], -r["score"]))
+    text = run("score", probe, *words, "--explain", "1").out
+    assert f"position {best['position']}:" in text
+
+
+NET = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 3, 2), torch.nn.ReLU()).eval()
+"""
