@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sonde.core.finite import finite_rows
 from sonde.core.hashing import fraction
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.result import Result, Scorer
@@ -374,7 +375,7 @@ class DistanceScorer(Scorer):
             out = -out
         if self.fault == "nan":
             return out
-        return out.masked_fill(~torch.isfinite(x).all(1), math.inf)
+        return out.masked_fill(~finite_rows(x), math.inf)
 
 
 @final

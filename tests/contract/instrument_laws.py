@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import SondeError
+from sonde.core.finite import finite_rows
 from sonde.core.folding import fit_arrays, observe_stream
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.passes import states_of
@@ -109,7 +110,7 @@ def rows_at(instrument: Instrument, x: Tensor, site: int = 0) -> Tensor:
     asked = instrument.reading()
     reducer = asked["sites"][site].partition("|")[2] if "sites" in asked else asked.get("reducer")
     if reducer == "predictions":
-        broken = ~torch.isfinite(x).all(dim=1, keepdim=True)
+        broken = ~finite_rows(x)[:, None]
         return token_metrics(x, x.argmax(1)).double().masked_fill(broken, math.nan)
     return x
 
@@ -239,23 +240,30 @@ def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> Non
 
 
 def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """Finite rows score finitely; a row with NaN or infinity scores +inf and changes no other."""
+    """Finite rows score finitely; one that is not scores +inf and changes no other.
+
+    Not finite are NaN, infinity and, but for logits, numbers too large to square.
+    """
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
     plain = score(detector, scorer, inputs)
     assert plain.shape == (len(inputs["label"]),), f"shape {tuple(plain.shape)}"
     assert bool(torch.isfinite(plain).all()), "not finite for finite rows"
-    broken = dict(inputs)
-    for i, bad in enumerate((math.nan, math.inf, -math.inf)):
+    broken, n_bad = dict(inputs), 3
+    for i, bad in enumerate((math.nan, math.inf, -math.inf, 1e61)):
         needs = parameter_names(type(scorer).score)
         sites = sites_of(detector) if detector.span != "one" and "x" in needs else ()
         for name in (*needs, *sites):
+            if i == 3 and "logits" in name:
+                continue
             if isinstance(values := broken.get(name), Tensor) and values.is_floating_point():
                 broken[name] = broken[name].clone()
                 broken[name][i, 0] = bad
+                n_bad = i + 1
     found = score(detector, scorer, broken)
-    assert bool((found[:3] == math.inf).all()), f"scores of non-finite rows: {found[:3].tolist()}"
-    others = slice(max(3, size_of_example(detector)), None)
+    lost = found[:n_bad]
+    assert bool((lost == math.inf).all()), f"scores of non-finite rows: {lost.tolist()}"
+    others = slice(max(n_bad, size_of_example(detector)), None)
     torch.testing.assert_close(found[others], plain[others], rtol=1e-9, atol=1e-9)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from narrow import expect, present
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, StateError
+from sonde.core.finite import largest
 from sonde.core.folding import fold, grow, observe_stream
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
@@ -298,8 +299,8 @@ def test_a_clean_batch_has_no_masks():
     assert [finite.kept(k) for k in "atub"] == [None] * 4
 
 
-def test_a_huge_sum_of_finite_numbers_is_finite():
-    x = torch.full((4, 2), torch.finfo(torch.float64).max, dtype=torch.float64)
+def test_many_numbers_of_the_largest_size_are_finite():
+    x = torch.full((4, 2), largest(torch.float64), dtype=torch.float64)
     assert len(rows_of(Stream.of(x), Keep(), "x")) == 4
 
 

@@ -9,7 +9,7 @@ from sonde.detect import Entropy
 
 
 def _score(logits):
-    return Entropy().fit(logits, logits=logits).score(logits)
+    return Entropy().fit(torch.zeros(len(logits), 1), logits=logits).score(logits)
 
 
 def _entropy(p):

@@ -9,7 +9,7 @@ from sonde.detect import GEN
 
 
 def _score(logits, **parameters):
-    return GEN(**parameters).fit(logits, logits=logits).score(logits)
+    return GEN(**parameters).fit(torch.zeros(len(logits), 1), logits=logits).score(logits)
 
 
 def _generalised(gamma, m):

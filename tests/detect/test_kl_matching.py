@@ -20,7 +20,7 @@ FRESH = torch.tensor([[0.2, 4.0, 0.1, 0.3, 0.2], [0.5, 0.1, 2.0, 0.3, 0.2]])
 
 
 def _fit(logits, **parameters):
-    return KLMatching(**parameters).fit(logits, logits=logits)
+    return KLMatching(**parameters).fit(torch.zeros(len(logits), 1), logits=logits)
 
 
 def _brute_force(fit, fresh):

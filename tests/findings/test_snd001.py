@@ -38,7 +38,10 @@ def test_logarithms_of_negatives_are_counted_by_row() -> None:
     assert_raised(check, "error")
     assert check.figure is not None
     assert check.figure.value == 3
-    assert "3 of 40 rows hold NaN or infinity at 0" in present(check.finding).sentence
+    assert (
+        "3 of 40 rows hold NaN, infinity or a number too large to square at 0"
+        in present(check.finding).sentence
+    )
 
 
 def test_when_no_row_is_finite_the_site_is_still_named() -> None:

@@ -3,13 +3,14 @@
 import json
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from pyarrow import csv, parquet
+from torch import Tensor
 
 from contract.laws import state_of
 from contract.rows import make_columns
@@ -19,7 +20,9 @@ from run_case import Stopping, rows, stream
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
+from sonde.core.running import Running
 from sonde.core.statefile import read_header, read_state, write_state
+from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.measure import ParticipationRatio, StableRank
@@ -49,6 +52,31 @@ class Spread(Instrument):
 
     def result(self, moments) -> Result:
         return Result(value=moments.scatter.trace() / moments.n, n=moments.n)
+
+
+@final
+@dataclass(frozen=True)
+class TooLarge(Statistic[MomentsState]):
+    """Sums that leave their type."""
+
+    def observe(self, x: Tensor) -> MomentsState:
+        return MomentsState(len(x), x[0] + math.inf, x[0])
+
+    def merge(self, a, b):
+        return a
+
+
+@dataclass(frozen=True)
+class Overflowing(Instrument):
+    """Reads it."""
+
+    examples: ClassVar = ({},)
+
+    def reads(self):
+        return {"moments": TooLarge()}
+
+    def result(self, moments) -> Result:
+        return Result(n=moments.n)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +365,8 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_a_whole_file_of_nonsense_is_refused(tmp_path, name):
+def test_a_whole_file_of_nonsense_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("sonde.run.fitted.require_finite", lambda _: None)
     path = tmp_path / "a.sonde"
     fitted = fit(ParticipationRatio(), stream(300), **QUIET)
     damage, said = NONSENSE[name]
@@ -345,6 +374,22 @@ def test_a_whole_file_of_nonsense_is_refused(tmp_path, name):
     replace(fitted, states=states).save(path)
     with pytest.raises(StateError, match=rf"a\.sonde holds an impossible state .*: {said}"):
         Fitted.load(path)
+
+
+def test_what_is_not_finite_is_not_written(tmp_path):
+    path, x = tmp_path / "a.sonde", torch.zeros(8, 2)
+    said = r"write_state: expected a finite state .*, got NaN or infinity in mean, which no finite"
+    with pytest.raises(StateError, match=said):
+        fit(Overflowing(), Stream.of(x), **QUIET)
+    running = Running(Overflowing())
+    running.update(x)
+    with pytest.raises(StateError, match=said):
+        running.save(path)
+    fitted = fit(ParticipationRatio(), stream(300), **QUIET)
+    states = {i: TooLarge().observe(torch.zeros(8, 2)) for i in fitted.states}
+    with pytest.raises(StateError, match=said):
+        replace(fitted, states=states).save(path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)

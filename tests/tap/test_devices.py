@@ -8,14 +8,14 @@ import torch
 
 from models import gpt2, llama
 from sonde.core.inputs import Model
-from sonde.core.selection import all_finite, fetched
 from sonde.core.site import Reducer
 from sonde.core.state import leaves
 from sonde.detect import Mahalanobis
 from sonde.run.fit import fit
 from sonde.tap import live_stream, replay
 from sonde.tap.axes import Axes
-from sonde.tap.reduce import Frame, Reduction
+from sonde.tap.frame import Frame
+from sonde.tap.reduce import Reduction
 from tap_inputs import Texts, texts
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -70,16 +70,6 @@ def test_states_of_bfloat16_rows_are_summed_in_float64():
     assert all(t.dtype == torch.float64 for t in leaves(state))
     z = rows - rows.mean(0)
     torch.testing.assert_close(getattr(state, "scatter"), z.T @ z, rtol=1e-5, atol=1e-7)  # noqa: B009
-
-
-@pytest.mark.truth("math.isfinite, number by number")
-def test_numbers_are_fetched_in_their_order():
-    numbers = [torch.tensor(float(v)) for v in (3, float("inf"), -1)]
-    assert fetched(numbers) == [3.0, float("inf"), -1.0]
-    assert fetched([]) == []
-    bad = torch.ones(3, 2)
-    bad[1, 0] = float("nan")
-    assert all_finite([torch.ones(3, 2), bad, torch.ones(0, 2)]) == [True, False, True]
 
 
 @gpu

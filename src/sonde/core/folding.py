@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.array_stream import ARRAY_BATCH
 from sonde.core.errorbars import SampleRows, Term, has_influence, result_with_error
 from sonde.core.errors import InputError
+from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument
 from sonde.core.passes import (
@@ -61,9 +62,9 @@ def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
     keys = sorted({k for t in terms for k in t.keys})
     group = torch.cat([b.column("group", keys[0]) for b in batches])
     draw = torch.cat([b.column("group_draw", keys[0]) for b in batches])
-    finite = torch.stack(
-        [torch.cat([torch.isfinite(b.rows[k]).all(dim=1) for b in batches]) for k in keys]
-    ).all(dim=0)
+    finite = torch.stack([torch.cat([finite_rows(b.rows[k]) for b in batches]) for k in keys]).all(
+        dim=0
+    )
     order = torch.argsort(rank_key(draw), stable=True)
     order = order[finite[order]]
     if len(order) > SAMPLE:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core._shown import as_html, one_line
+from sonde.core.finite import finite_rows, is_finite
 from sonde.core.reduction import Reduced, reduce_scores
 
 Direction = Literal["higher", "lower", "none"]
@@ -25,7 +26,7 @@ FLAGS: dict[str, str] = {
     "clipped": "part of the data lay outside the estimator's range",
     "dead": "constant rows or units: the value is not defined",
     "unlabelled": "rows without a label were left out",
-    "nonfinite": "rows with NaN or infinity were left out",
+    "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
     "sampled": "computed from a sample of the rows",
     "paired": "the same rows on both sides, and no sample of them to compare one by one",
     "se_first_order": "the standard error is first-order and known to be poor here",
@@ -182,19 +183,23 @@ class Scorer(Result):
 
 
 def infinite_where_nonfinite(
-    score: Float[Tensor, "row"], *columns: Float[Tensor, "row _"]
+    score: Float[Tensor, "row"],
+    *columns: Float[Tensor, "row _"],
+    logits: Float[Tensor, "row _"] | None = None,
 ) -> Float[Tensor, "row"]:
-    """Return the scores with ``+inf`` for every row that has a NaN or infinity in a column.
+    """Return the scores with ``+inf`` for every row that is not finite in a column.
 
-    A finite row whose score overflows to NaN is as far out as can be said: ``+inf`` too.
+    Logits are masked by the lowest number of their type and never squared: only a NaN or infinity
+    counts in them. A finite row whose score overflows to NaN is as far out as can be said: ``+inf``
+    too.
     """
-    for column in columns:
-        if bool(torch.isfinite(column.sum(dim=1)).all()):
-            continue
-        finite = torch.isfinite(column).all(dim=1)
-        score = torch.where(finite, score, torch.full_like(score, math.inf))
     lost = score.isnan()
-    return torch.where(lost, torch.full_like(score, math.inf), score) if bool(lost.any()) else score
+    for column in columns:
+        if not is_finite(column):
+            lost = lost | ~finite_rows(column)
+    if logits is not None and not bool(torch.isfinite(logits.sum(dim=1)).all()):
+        lost = lost | ~torch.isfinite(logits).all(dim=1)
+    return score.masked_fill(lost, math.inf) if bool(lost.any()) else score
 
 
 def tensors_of(result: Result) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from sonde.core.instrument import Every, Instrument
 from sonde.core.passes import merge_states, observe_unit, states_of
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
-from sonde.core.state import State, digest
+from sonde.core.state import State, digest, require_finite
 from sonde.core.statefile import read_state, state_type, write_state
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
@@ -135,7 +135,14 @@ class Running:
         return result_with_error(self.what, arguments, terms_of(self._task), None)
 
     def save(self, path: str | Path) -> str:
-        """Write the states to one file and return its id."""
+        """Write the states to one file and return its id.
+
+        Raises
+        ------
+        StateError
+            If a state is not finite.
+        """
+        require_finite(self._states)
         keys = [] if self._task is None else list(self._task.keys)
         header = {"format": "sonde-running", "digest": digest(self.what), "n_rows": self.n_rows}
         return write_state(Path(path), {**header, "sites": keys}, self._states)

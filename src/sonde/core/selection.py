@@ -1,6 +1,5 @@
 """Which rows of a batch a request sees: finite, of its part, kept by its filter, or joined."""
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.batch import Batch
+from sonde.core.finite import all_finite, finite_rows
 from sonde.core.requests import Request
 from sonde.core.statistic import Span
 
@@ -32,7 +32,7 @@ class FiniteRows:
         for (key, x), fine in zip(batch.rows.items(), whole, strict=True):
             example = batch.example[key]
             layout = (id(example), id(batch.position[key]))
-            own = None if fine else ~torch.isfinite(x).all(dim=1).cpu()
+            own = None if fine else ~finite_rows(x).cpu()
             self.n_bad[key] = 0 if own is None else int(own.sum())
             if own is not None:
                 bad_rows[layout] = own | bad_rows.get(layout, torch.zeros_like(own))
@@ -52,40 +52,6 @@ class FiniteRows:
         if choice not in self._chosen:
             self._chosen[choice] = make()
         return self._chosen[choice]
-
-
-def is_finite(x: Tensor) -> bool:
-    """Return whether no entry is NaN or infinite; one sum where all is well."""
-    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
-    if bool(torch.isfinite(x.sum(dtype=wide))):
-        return True
-    return bool(torch.isfinite(x).all())
-
-
-def all_finite(rows: Sequence[Tensor]) -> list[bool]:
-    """Return for each tensor whether no entry is NaN or infinite.
-
-    Where some are not on the CPU, their sums are fetched together: one wait for each device.
-    """
-    if all(x.device.type == "cpu" for x in rows):
-        return [is_finite(x) for x in rows]
-    sums = fetched([x.sum(dtype=torch.float32) for x in rows])
-    return [
-        math.isfinite(s) or bool(torch.isfinite(x).all()) for s, x in zip(sums, rows, strict=True)
-    ]
-
-
-def fetched(numbers: Sequence[Tensor]) -> list[float]:
-    """Return numbers that lie on any devices, with one wait for each device."""
-    by_device: dict[torch.device, list[int]] = {}
-    for i, number in enumerate(numbers):
-        by_device.setdefault(number.device, []).append(i)
-    found = [0.0] * len(numbers)
-    for places in by_device.values():
-        values = torch.stack([numbers[i] for i in places]).cpu()
-        for i, value in zip(places, values, strict=True):
-            found[i] = float(value)
-    return found
 
 
 def row_indices(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 
 from sonde.core._kinds import is_dict, is_list, is_tuple
+from sonde.core.errors import StateError
+
+FINITE = {
+    "mean", "mean_x", "mean_y", "sum_x", "sum_y", "reference_x", "reference_y", "scatter",
+    "within", "cross", "low", "high", "diagonal",
+}  # fmt: skip
+"""Fields that finite rows leave finite. Logits that are not, and scores, may stand in others."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,36 @@ def leaves(value: Any) -> Iterator[Tensor]:
 def size_bytes(value: Any) -> int:
     """Return the bytes that the tensors of a state take."""
     return sum(t.numel() * t.element_size() for t in leaves(value))
+
+
+def nonfinite_field(value: Any, name: str = "") -> str | None:
+    """Return the first field of ``FINITE`` in a state that is not finite, or None."""
+    if isinstance(value, Tensor):
+        wrong = name.rpartition(".")[2] in FINITE and not bool(torch.isfinite(value).all())
+        return name if wrong else None
+    inner: dict[str, Any] = {}
+    if is_tuple(value):
+        inner = {f"{name}[{i}]": item for i, item in enumerate(value)}
+    elif is_dataclass(value) and not isinstance(value, type):
+        inner = {f"{name}.{f.name}".lstrip("."): getattr(value, f.name) for f in fields(value)}
+    return next((found for n, v in inner.items() if (found := nonfinite_field(v, n))), None)
+
+
+def require_finite(states: Mapping[str, State | None]) -> None:
+    """Refuse to write what could not be read again.
+
+    Raises
+    ------
+    StateError
+        Naming the state and the field.
+    """
+    for name, state in states.items():
+        if lost := nonfinite_field(state):
+            raise StateError(
+                f"write_state: expected a finite state {name}, got NaN or infinity in {lost}, "
+                "which no finite rows lead to. Look for them in the columns beside the rows, or "
+                "leave the method out."
+            )
 
 
 def equal(a: Any, b: Any) -> bool:

@@ -116,7 +116,9 @@ class LogitScorer(Scorer):
     def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the score of each row."""
         check_width(type(self.detector).__name__, logits, self.n_classes, "classes")
-        return infinite_where_nonfinite(self.detector.scores(at_least_single(logits)), logits)
+        return infinite_where_nonfinite(
+            self.detector.scores(at_least_single(logits)), logits=logits
+        )
 
 
 @dataclass(frozen=True)

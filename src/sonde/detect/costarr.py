@@ -127,7 +127,7 @@ class COSTARRScorer(Scorer):
             for i in range(0, len(x), step)
         ]
         found = torch.cat(parts) if parts else at_least_single(x[:0]).sum(1)
-        return infinite_where_nonfinite(0.0 - found, x, logits)  # 0, not -0
+        return infinite_where_nonfinite(0.0 - found, x, logits=logits)  # 0, not -0
 
     def _familiarity(self, x: Tensor, logits: Tensor) -> Tensor:
         logits = logits.to(x)

@@ -73,7 +73,7 @@ class EnergyScorer(Scorer):
     def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the energy of each row."""
         check_width("Energy", logits, self.n_classes, "classes")
-        return infinite_where_nonfinite(energy_of(logits, self.temperature), logits)
+        return infinite_where_nonfinite(energy_of(logits, self.temperature), logits=logits)
 
 
 @final

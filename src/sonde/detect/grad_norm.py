@@ -94,7 +94,7 @@ class GradNormScorer(Scorer):
         check_width("GradNorm", x, self.dim)
         check_width("GradNorm", logits, self.n_classes, "classes")
         wide, f = at_least_single(x), at_least_single(logits)
-        return infinite_where_nonfinite(grad_norm(wide, f, self.temperature), x, logits)
+        return infinite_where_nonfinite(grad_norm(wide, f, self.temperature), x, logits=logits)
 
 
 @final

@@ -111,7 +111,7 @@ class KLMatchingScorer(Scorer):
         for part in blocks(logits):
             p, own = posteriors(part)
             found.append(own - (table @ p).amax(0))
-        return infinite_where_nonfinite(torch.cat(found).clamp(min=0.0), logits)
+        return infinite_where_nonfinite(torch.cat(found).clamp(min=0.0), logits=logits)
 
 
 @final

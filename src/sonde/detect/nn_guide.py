@@ -40,7 +40,9 @@ class NNGuideScorer(Scorer):
             largest_products(unit_rows(part).to(self.bank), self.bank, self.k)[0].mean(1)
             for part in x.split(CHUNK)
         ]
-        return infinite_where_nonfinite(torch.cat(guidance) * energy_of(logits, 1.0), x, logits)
+        return infinite_where_nonfinite(
+            torch.cat(guidance) * energy_of(logits, 1.0), x, logits=logits
+        )
 
 
 @final

@@ -31,7 +31,7 @@ class ODINScorer(Scorer):
         """Return the score of each row."""
         check_width("ODIN", perturbed_logits, self.n_classes, "classes")
         scores = MSP(self.temperature).scores(at_least_single(perturbed_logits))
-        return infinite_where_nonfinite(scores, perturbed_logits)
+        return infinite_where_nonfinite(scores, logits=perturbed_logits)
 
 
 @final

@@ -82,7 +82,7 @@ class SHEScorer(Scorer):
         for start in range(0, len(x), CHUNK):
             rows = slice(start, start + CHUNK)
             out[rows] = -(x[rows].to(pattern) * pattern[predicted[rows]]).sum(1)
-        return infinite_where_nonfinite(out, x, logits)
+        return infinite_where_nonfinite(out, x, logits=logits)
 
 
 @final

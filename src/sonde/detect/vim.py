@@ -53,7 +53,7 @@ class ViMScorer(Scorer):
         check_width("ViM", x, len(self.origin))
         check_width("ViM", logits, self.n_classes, "classes")
         virtual = self.alpha * _residual(x, self.origin, self.basis)
-        return infinite_where_nonfinite(virtual + energy_of(logits, 1.0), x, logits)
+        return infinite_where_nonfinite(virtual + energy_of(logits, 1.0), x, logits=logits)
 
 
 @final

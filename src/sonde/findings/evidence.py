@@ -67,7 +67,7 @@ class SiteEvidence:
     ----------
     schema : SiteSchema
     n_rows, n_nonfinite : int
-        Pooled rows that arrived, and those with NaN or infinity (over pooled and all rows).
+        Pooled rows that arrived, and those not finite (over pooled and all rows).
     moments : MomentsState
         Pooled rows; diagonal above dim 2,048.
     classes : ClassMomentsState or None

@@ -1,4 +1,4 @@
-"""SND001: states that are NaN or infinite."""
+"""SND001: states that are NaN, infinite or too large to square."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,7 +14,7 @@ from sonde.tap.sites import ENTRY
 @final
 @dataclass(frozen=True)
 class SND001(Rule):
-    """Rows with NaN or infinity; the first site in order of execution is named.
+    """Rows with NaN, infinity or huge numbers; the first site in order of execution is named.
 
     Parameters
     ----------
@@ -30,9 +30,10 @@ class SND001(Rule):
         "Everything computed from such a row is void; the row is left out of all other figures."
     )
     how: ClassVar[str] = (
-        "Rows of real tokens that hold a NaN or an infinity are counted at every site; one is "
-        "enough. Padded positions are no rows: the pass does not look at them, but for a note the "
-        "self-check does, in the one batch of up to eight texts that it pads."
+        "Rows of real tokens that hold a NaN, an infinity, or a number too large to square (above "
+        "1e15, in float64 1e60) are counted at every site; one is enough. Padded positions are no "
+        "rows: the pass does not look at them, but for a note the self-check does, in the one "
+        "batch of up to eight texts that it pads."
     )
     false_positives: ClassVar[str] = (
         "None known: masks are read at ports that may hold -inf only. Attention over nothing "
@@ -52,8 +53,8 @@ class SND001(Rule):
         first = hit[0]
         count, n = bad[first], total[first]
         text = (
-            f"{count:,} of {plural(n, 'row')} {'holds' if count == 1 else 'hold'} NaN or infinity "
-            f"at {shortened(first)}"
+            f"{count:,} of {plural(n, 'row')} {'holds' if count == 1 else 'hold'} NaN, "
+            f"infinity or a number too large to square at {shortened(first)}"
         )
         more = "" if len(hit) == 1 else f", the first of {len(hit)} such sites"
         figure = Figure(

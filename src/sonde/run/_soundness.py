@@ -7,20 +7,16 @@ bundle is loaded, never while rows are observed.
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sonde.core.errors import StateError
-from sonde.core.state import State
+from sonde.core.state import State, nonfinite_field
 
 COUNTS = {
     "n", "n_classes", "n_examples", "n_nan", "count", "counts", "zeros", "pairs", "saturated",
     "skipped", "compactions", "cover", "apart",
 }  # fmt: skip
-FINITE = {
-    "mean", "mean_x", "mean_y", "sum_x", "sum_y", "reference_x", "reference_y", "scatter",
-    "within", "cross", "low", "high", "diagonal",
-}  # fmt: skip
+SPREADS = {"scatter", "within", "diagonal"}
 SQUARE_KINDS = ("pooled", "full")
 ROUNDING = 1e-5
 
@@ -51,6 +47,9 @@ def flaw_of(state: State) -> str | None:
     'n is negative'
     """
     assert is_dataclass(state)  # every state is
+    lost = nonfinite_field(state)
+    if lost is not None:
+        return f"{lost} is not finite"
     for f in fields(state):
         value = getattr(state, f.name)
         if isinstance(value, State):
@@ -59,8 +58,8 @@ def flaw_of(state: State) -> str | None:
                 return f"{f.name}.{inner}"
         elif f.name in COUNTS and _is_negative(value):
             return f"{f.name} is negative"
-        elif isinstance(value, Tensor) and f.name in FINITE:
-            flaw = _flaw_of_tensor(value, f.name, getattr(state, "scatter", None))
+        elif isinstance(value, Tensor) and f.name in SPREADS:
+            flaw = _flaw_of_spread(value, f.name, getattr(state, "scatter", None))
             if flaw is not None:
                 return f"{f.name} {flaw}"
     return None
@@ -72,10 +71,8 @@ def _is_negative(value: Any) -> bool:
     return isinstance(value, int | float) and not value >= 0
 
 
-def _flaw_of_tensor(value: Tensor, name: str, kind: Any) -> str | None:
-    if not bool(torch.isfinite(value).all()):
-        return "is not finite"
-    if name not in ("scatter", "within", "diagonal") or value.numel() == 0:
+def _flaw_of_spread(value: Tensor, name: str, kind: Any) -> str | None:
+    if value.numel() == 0:
         return None
     square = name != "diagonal" and value.ndim >= 2 and value.shape[-1] == value.shape[-2]
     if isinstance(kind, str):

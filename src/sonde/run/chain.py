@@ -7,6 +7,7 @@ from sonde.core.errors import StateError
 from sonde.core.passes import close_pass, observe_unit, still_learning
 from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
+from sonde.core.state import require_finite
 from sonde.core.statefile import read_state, state_type, write_state
 from sonde.core.stream import Stream
 
@@ -44,6 +45,7 @@ def walk_chain(
 
 
 def _write(path: Path, plan: Plan, n_done: int, units: int, states: States, durable: bool) -> None:
+    require_finite(states)
     header = {"plan": plan.id, "passes": n_done, "units": units}
     write_state(path, header, states, durable=durable)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.calibration import Calibration
+from sonde.core.finite import finite_entries
 from sonde.core.result import Scorer
 from sonde.run.entries import Key
 from sonde.stats import CalibratedScorer, ClassCalibration, SampledCalibration
@@ -50,7 +51,7 @@ def units_of(
     if not len(row) or not isinstance(x, Tensor):
         return nothing
     chosen = {name: column[row.to(column.device)] for name, column in columns.items()}
-    strange = ~torch.isfinite(chosen["x"]).cpu()
+    strange = ~finite_entries(chosen["x"]).cpu()
     with torch.no_grad():
         found = scorer.contributions(*chosen.values())
     if found is None:

@@ -16,7 +16,7 @@ from sonde.core.passes import states_of
 from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
-from sonde.core.state import canonical_json, digest
+from sonde.core.state import canonical_json, digest, require_finite
 from sonde.core.statefile import read_header, read_state, state_type, write_state
 from sonde.run._soundness import check_states
 from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
@@ -144,7 +144,14 @@ class Fitted:
         return tuple(self.header["data"].get("label_names", ()))
 
     def save(self, path: str | Path) -> str:
-        """Write the bundle to one file and return its id (sha256 of the file)."""
+        """Write the bundle to one file and return its id (sha256 of the file).
+
+        Raises
+        ------
+        StateError
+            If a state is not finite.
+        """
+        require_finite(self.states)
         return write_state(Path(path), self._header_for_file(), self.states)
 
     def _header_for_file(self) -> dict[str, Any]:

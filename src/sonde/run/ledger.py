@@ -17,7 +17,7 @@ from sonde.core.errors import StateError, StoreError
 from sonde.core.passes import merge_states
 from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
-from sonde.core.state import canonical_json
+from sonde.core.state import canonical_json, require_finite
 from sonde.core.statefile import check_state, read_state, state_type, write_state
 
 Counters = dict[str, Any]
@@ -340,6 +340,7 @@ class Ledger:
         )
 
     def _write(self, place: Range, states: States, counters: Counters) -> None:
+        require_finite(states)
         header = {"plan": self.plan.id, "units": _units(place), "counters": counters}
         write_state(self._states / place.name, header, states, self.durable)
 

@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from sonde.core.errors import InputError
+from sonde.core.finite import finite_rows
 from sonde.core.instrument import Detector, score_needs
 from sonde.core.result import Scorer
 from sonde.core.stream import Stream
@@ -29,9 +30,10 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
     """A detector that scikit-learn's pipelines, searches and metrics can use.
 
     The signs are those of scikit-learn: ``score_samples`` is minus the detector's score, so *lower*
-    is more unusual; ``predict`` gives -1 for unusual rows and 1 for all others. Rows with NaN or
-    infinity are left out of the fit and score ``-inf``. Detectors that read logits alone take them
-    as ``X``; those that need rows and logits, or gradients, cannot be used here.
+    is more unusual; ``predict`` gives -1 for unusual rows and 1 for all others. Rows with NaN,
+    infinity or numbers too large to square (above 1e15 in float32, 1e60 in float64) are left out of
+    the fit and score ``-inf``. Detectors that read logits alone take them as ``X``; those that need
+    rows and logits, or gradients, cannot be used here.
 
     Parameters
     ----------
@@ -92,7 +94,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
         """
         detector = self._detector()
         found = self._rows(X, reset=True, least=2)
-        finite = np.isfinite(found).all(axis=1)
+        finite = finite_rows(torch.from_numpy(found)).numpy()
         if finite.sum() < 2:
             raise InputError(
                 f"OutlierDetector.fit: expected at least 2 finite rows, got {finite.sum()}."

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.batch import Batch
+from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
 from sonde.store.exporting.parts import Part, text_of
 from sonde.store.reading import Store
@@ -61,8 +62,8 @@ class View:
 
     def columns(self, part: Part) -> list[pa.Array]:
         """Return those columns of some rows; rows that are not finite have none."""
-        x = part.batch.rows[self.key].double()
-        finite = torch.isfinite(x).all(1)
+        x = part.batch.rows[self.key]
+        finite, x = finite_rows(x), x.double()
         place = (x - self.mean) @ self.plane
         lost = (~finite).numpy()
         found = [pa.array(place[:, i].numpy(), mask=lost) for i in (0, 1)]
@@ -119,9 +120,9 @@ def view_of(store: Store, key: str, m: int, neighbors: int) -> View:
 
 def _finite(batch: Batch, key: str, first: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the finite rows of a batch in float64, their ranks and their numbers."""
-    x = batch.rows[key].double()
-    kept = torch.isfinite(x).all(1)
-    return x[kept], rank_key(batch.draw(key))[kept], first + torch.nonzero(kept)[:, 0]
+    x = batch.rows[key]
+    kept = finite_rows(x)
+    return x[kept].double(), rank_key(batch.draw(key))[kept], first + torch.nonzero(kept)[:, 0]
 
 
 def _ids(batch: Batch, key: str, at: Tensor) -> Iterator[str]:

@@ -1,0 +1,78 @@
+"""Which rows are finite, everywhere in sonde: free of NaN and infinity, and small enough to square.
+
+A float32 row of length 1e20 is made of finite numbers, but its square, and with it every distance,
+covariance and unit vector, is infinite. So a number beyond ``largest`` counts as infinite too; see
+``docs/decisions/finite-rows.md``.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def largest(dtype: torch.dtype) -> float:
+    """Return the largest size of a finite entry: 1e60 in float64, 1e15 in types below.
+
+    Half-precision rows are widened to float32 before anything is computed. There 4,096 squares of
+    1e15 in 65,536 units still have a finite sum; in float64 so have fourth powers of 1e60.
+    """
+    return 1e60 if dtype == torch.float64 else min(1e15, torch.finfo(dtype).max)
+
+
+def finite_entries(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Return which entries are finite.
+
+    Examples
+    --------
+    >>> finite_entries(torch.tensor([1e14, 1e16, torch.nan])).tolist()
+    [True, False, False]
+    """
+    return x.abs() <= largest(x.dtype)
+
+
+def finite_rows(x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
+    """Return which rows have finite entries only."""
+    return finite_entries(x).all(dim=1)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Return whether every entry is finite; one norm where all is well."""
+    return all_finite([x])[0]
+
+
+def all_finite(rows: Sequence[Tensor]) -> list[bool]:
+    """Return for each tensor whether every entry is finite.
+
+    Their norms are fetched together: one wait for each device.
+    """
+    lengths = fetched([_length(x) for x in rows])
+    return [
+        length <= 0.5 * largest(x.dtype) or bool(finite_entries(x).all())
+        for length, x in zip(lengths, rows, strict=True)
+    ]
+
+
+def fetched(numbers: Sequence[Tensor]) -> list[float]:
+    """Return numbers that lie on any devices, with one wait for each device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for i, number in enumerate(numbers):
+        by_device.setdefault(number.device, []).append(i)
+    found = [math.nan] * len(numbers)
+    for device, places in by_device.items():
+        if device.type == "cpu":
+            values = [numbers[i] for i in places]
+        else:
+            values = torch.stack([numbers[i].float() for i in places]).cpu()
+        for i, value in zip(places, values, strict=True):
+            found[i] = float(value)
+    return found
+
+
+def _length(x: Tensor) -> Float[Tensor, ""]:
+    wide = torch.float32 if x.dtype in HALVES else None
+    return torch.linalg.vector_norm(x, dtype=wide)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
