@@ -14,7 +14,8 @@ from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer, Site
 from sonde.findings._silent import Silent
 from sonde.tap import LiveStream
-from sonde.tap.reduce import Frame, Reduction, possible
+from sonde.tap.frame import Frame
+from sonde.tap.reduce import Reduction, possible
 from sonde.tap.watch import watch
 
 

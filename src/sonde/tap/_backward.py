@@ -11,9 +11,9 @@ from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import InputBatch
 from sonde.tap._cache import cache_in, detach_cache
 from sonde.tap._choose import Kind
+from sonde.tap.frame import Frame
 from sonde.tap.objectives import check_objective, value
 from sonde.tap.outputs import find, leaves, replaced
-from sonde.tap.reduce import Frame
 
 
 class Backward:

@@ -16,10 +16,10 @@ from sonde.tap._hooks import Session
 from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
+from sonde.tap.frame import Columns, Frame
 from sonde.tap.objectives import Objective, value
 from sonde.tap.outputs import find, find_input, replaced
 from sonde.tap.probe import Probe, find_logits
-from sonde.tap.reduce import Columns, Frame
 from sonde.tap.sites import last_call
 
 Taken = dict[int, tuple[Tensor, Hashable]]

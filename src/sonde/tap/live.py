@@ -27,7 +27,7 @@ from sonde.tap.heads import layer_of
 from sonde.tap.objectives import Objective, check_objective, name_of
 from sonde.tap.perturb import float_input, perturbed_logits
 from sonde.tap.probe import Probe, probe
-from sonde.tap.reduce import Frame
+from sonde.tap.frame import Frame
 from sonde.tap.replay import ReplayInputs, StandIns
 from sonde.tap.sites import Pattern
 

@@ -22,10 +22,12 @@ from sonde.tap._choose import Kind
 from sonde.tap._ends import Ends
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
+from sonde.tap._shared import Shared
 from sonde.tap.axes import Axes
+from sonde.tap.frame import Columns, Frame, all_set
 from sonde.tap.outputs import arguments, find, find_input
 from sonde.tap.probe import find_logits
-from sonde.tap.reduce import Columns, Frame, Reduction, Shared, all_set
+from sonde.tap.reduce import Reduction
 
 WHOLE_TEXTS = ("mean", "cls", "predictions")
 MASKS = ("attention_mask", "decoder_attention_mask")

@@ -19,11 +19,13 @@ from sonde.core.site import Reducer, Site
 from sonde.tap._cache import cache_in, cached_length
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
+from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
 from sonde.tap.axes import guess_axes
+from sonde.tap.frame import Frame
 from sonde.tap.outputs import arguments, find, find_input
-from sonde.tap.reduce import Frame, Reduction, Shared
+from sonde.tap.reduce import Reduction
 from sonde.tap.sites import Pattern, resolve
 
 
