@@ -24,11 +24,39 @@ def test_printed_numbers(rule, want):
 
 @pytest.mark.truth("scipy.stats.cauchy; Simes as the smallest Benjamini-Hochberg value")
 def test_against_scipy():
-    p = np.random.default_rng(0).random((50, 7))
+    p = 0.99 * np.random.default_rng(0).random((50, 7))
     t = np.tan((0.5 - p) * np.pi).mean(1)
     np.testing.assert_allclose(cauchy(p), scipy.stats.cauchy.sf(t), rtol=1e-9)
     want = [scipy.stats.false_discovery_control(row).min() for row in p]
     np.testing.assert_allclose(simes(p), want, rtol=1e-12)
+
+
+@pytest.mark.truth("the smallest of m p-values times m, to which the rule comes close")
+@pytest.mark.parametrize("m", [2, 12, 50])
+def test_one_site_that_sees_nothing_does_not_blind_the_others(m):
+    p = np.full((3, m), 0.5)
+    p[:, 0] = 1e-6
+    p[1, 1], p[2, 1] = 1 - 1e-6, 1.0
+    without, near, at_one = cauchy(p).tolist()
+    assert without == pytest.approx(m * 1e-6, rel=1e-3)
+    assert without < near == at_one < 1.01 * without
+    assert float(cauchy([[1.0] * m])) > 0.95
+
+
+@pytest.mark.truth("simulation: uniform and conformal p-values of m sites with a common part")
+@pytest.mark.parametrize("m", [2, 5, 12, 50])
+@pytest.mark.parametrize(("share", "most"), [(0.0, 1.02), (0.5, 1.5), (0.9, 1.1)])
+def test_rates_of_cauchy(m, share, most):
+    rng, n = np.random.default_rng(m), 60_000
+    common, own = rng.standard_normal((n, 1)), rng.standard_normal((n, m))
+    uniform = scipy.stats.norm.sf(share**0.5 * common + (1 - share) ** 0.5 * own)
+    conformal = np.ceil(200 * uniform) / 200
+    plain = scipy.stats.cauchy.sf(np.tan((0.5 - uniform) * np.pi).mean(1))
+    for alpha in (0.01, 0.05, 0.1):
+        rate, error = float((cauchy(uniform) <= alpha).double().mean()), (alpha / n) ** 0.5
+        assert rate < most * alpha + 3 * error
+        assert rate < 1.02 * (plain <= alpha).mean() + error
+        assert float((cauchy(conformal) <= alpha).double().mean()) < rate + error
 
 
 def test_fisher_is_not_offered():
