@@ -107,3 +107,46 @@ def test_texts_that_end_in_the_same_tokens_are_no_copies() -> None:
     assert SND042().check(evidence).state == "clear"
     pooled = tokens(Ending().eval(), [14] * 240, reducer="mean")
     assert list(near_duplicates(stream_evidence(pooled))) == [0, 1]
+
+
+class Places(nn.Module):
+    """Where a token stands and what it is say almost all; the text before it says little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.place = nn.Embedding(61, 16), nn.Embedding(64, 16)
+        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        n = x.shape[1]
+        mean = x.cumsum(1) / torch.arange(1, n + 1)[:, None]
+        return self.blocks[1](self.blocks[0](self.place(torch.arange(n)) + 0.02 * mean))
+
+
+def test_few_texts_of_one_length_and_ending_are_no_copies() -> None:
+    lengths = [*(6 + i % 8 for i in range(200)), *(20 + i % 10 for i in range(20))]
+    stream = tokens(Places().eval(), lengths, reducer="last")
+    for text in stream.inputs.items:  # type: ignore[attr-defined]
+        text[-1] = 7
+    evidence = stream_evidence(stream)
+    rows = evidence.sites[-1].sample.rows.double()
+    pairs = near_pairs(rows, torch.arange(220))
+    assert (len(pairs), pairs.p < 1e-9) == (20, True)
+    check = SND042().check(evidence)
+    assert check.state == "withheld"
+    assert "20 rows are near another of its length" in check.reason
+    assert rows_section(evidence)["near_duplicates"] == []
+
+
+def test_copies_of_another_length_are_still_found() -> None:
+    x = torch.randn(220, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:6] = x[100:106] + 1e-5
+    row = torch.arange(220)
+    pairs = near_pairs(x, row, lengths=(row, row))
+    assert set(pairs.row.tolist()) == {*range(6), *range(100, 106)}
+    one = torch.full((220,), 9)
+    alike = near_pairs(x, row, lengths=(one, one))
+    assert (len(alike), alike.n_alike, alike.p) == (0, 12, 1.0)
+    assert alike.chance(12) == pairs.p

@@ -26,6 +26,8 @@ class NearPairs:
     eps, dim, expected, p : float
         The limit; dimension of the rows around one; how many rows a smooth
         density would put below the limit, and the chance of as many as were seen.
+    n_alike : int, default=0
+        Rows below the limit that were left out: they have the length of their partner.
     """
 
     row: Int[Tensor, "pair"]
@@ -35,9 +37,14 @@ class NearPairs:
     dim: float
     expected: float
     p: float
+    n_alike: int = 0
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def chance(self, n: int) -> float:
+        """Return the chance of at least ``n`` rows below the limit."""
+        return float(poisson.sf(n - 1, self.expected))
 
 
 def near_pairs(
@@ -46,6 +53,7 @@ def near_pairs(
     y: Float[Tensor, "row2 dim"] | None = None,
     group2: Int[Tensor, "row2"] | None = None,
     *,
+    lengths: tuple[Tensor, Tensor] | None = None,
     dim: float | None = None,
     limit: float = 0.1,
     chance: float = 0.01,
@@ -55,7 +63,8 @@ def near_pairs(
     Where the density is even around a row, its four nearest neighbours lie uniformly inside the
     fifth's ball, so the nearest of them is inside ``eps`` of its radius with chance
     ``1 - (1 - eps^d)^4 < 4 eps^d``. ``eps`` is ``limit``, or less, so that ``chance`` rows are
-    expected below it.
+    expected below it. With the ``lengths`` of both sides, pairs of one length are left out and
+    counted: their density is not even, but that of all texts of this length.
     """
     other = x if y is None else y
     other_group = group if group2 is None else group2
@@ -68,9 +77,14 @@ def near_pairs(
     eps = min(limit, (chance / (4 * max(n, 1))) ** (1 / dim))
     below = torch.nonzero(ratio < eps).flatten()
     below = below[torch.argsort(ratio[below], stable=True)]
+    partner, n_below = index[below, 0], len(below)
+    if lengths is not None:
+        told = lengths[0][below] != lengths[1][partner]
+        below, partner = below[told], partner[told]
     expected = 4 * n * eps**dim
     p = float(poisson.sf(len(below) - 1, expected))
-    return NearPairs(below, index[below, 0], ratio[below], eps, dim, expected, p)
+    n_alike = n_below - len(below)
+    return NearPairs(below, partner, ratio[below], eps, dim, expected, p, n_alike)
 
 
 def local_dimension(distance: Float[Tensor, "row 5"]) -> float:

@@ -13,8 +13,8 @@ from sonde.core.hashing import bytes_key
 from sonde.findings._near import FAR, NearPairs, near_pairs
 from sonde.findings._once import once
 from sonde.findings._row_map import row_map
-from sonde.findings._shared import ORDER, ids_at, orders_at, shared_rows
-from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
+from sonde.findings._shared import ORDER, SharedRows, ids_at, orders_at, shared_rows
+from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.labels import class_name, label_evidence, usable
 from sonde.stats.neighbours import nearest
 
@@ -93,18 +93,29 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
     """Return the near pairs at the first and the last site, by index of the site.
 
     Where a text's row is its last token, the first block's rows are alike for all texts that end in
-    the same few tokens, whatever stands before: then only the last site is looked at.
+    the same few tokens, whatever stands before: then only the last site is looked at. There too
+    texts of one length and ending may be alike, so pairs of one length are left out.
     """
     shared, group = shared_rows(evidence), content_groups(evidence)
     if len(group) < NEAR_NEEDS:
         return {}
     last = len(evidence.sites) - 1
-    ends = dict.fromkeys((last,) if _is_last_token(evidence.sites[0]) else (0, last))
-    return {i: near_pairs(shared.x(i), group) for i in ends}
+    lengths = last_token_lengths(shared)
+    ends = dict.fromkeys((0, last) if lengths is None else (last,))
+    both = None if lengths is None else (lengths, lengths)
+    return {i: near_pairs(shared.x(i), group, lengths=both) for i in ends}
 
 
-def _is_last_token(site: SiteEvidence) -> bool:
-    return site.schema.reducer.name == "last" and "pos" in site.schema.axes.split()
+def last_token_lengths(shared: SharedRows) -> Tensor | None:
+    """Return the tokens of each row's text where a row is a text's last token; None elsewhere.
+
+    Zeros where the lengths are not known: then no two texts are known to differ in it.
+    """
+    site = shared.evidence.sites[0]
+    if site.schema.reducer.name != "last" or "pos" not in site.schema.axes.split():
+        return None
+    found = shared.column("length")
+    return torch.zeros(len(shared.group), dtype=torch.int64) if found is None else found
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,11 +30,12 @@ class SND042(Rule):
         "scores look better than they are."
     )
     how: ClassVar[str] = (
-        "Sampled rows at the first and the last site (at the last alone where a row is a text's "
-        "last token) whose nearest row of another group and content is nearer than eps times their "
-        "fifth. With d the dimension from the second and fifth neighbour, an even density puts "
-        "4 n eps^d rows there; eps is 0.1, or less so that 0.01 rows are expected. At least 3 rows "
-        "and a Poisson chance below 0.001 over these sites."
+        "Sampled rows at the first and the last site whose nearest row of another group and "
+        "content is nearer than eps times their fifth; where a row is a text's last token, at the "
+        "last site alone and between texts of different length. With d the dimension from the "
+        "second and fifth neighbour, an even density puts 4 n eps^d rows there; eps is 0.1, or "
+        "less so that 0.01 rows are expected. At least 3 rows and a Poisson chance below 0.001 "
+        "over these sites."
     )
     false_positives: ClassVar[str] = (
         "Rows of very heavy tails or of few distinct values; saturated states, which share corners."
@@ -63,6 +64,9 @@ class SND042(Rule):
             n_groups=n,
         )
         if len(pairs) < self.least or p >= self.level:
+            n_near = len(pairs) + pairs.n_alike
+            if n_near >= self.least and pairs.chance(n_near) * len(found) < self.level:
+                return self.withheld(_alike(pairs.n_alike))
             return self.clear(figure, _unseen(evidence, n))
         raised = [
             i for i, q in found.items() if len(q) >= self.least and q.p * len(found) < self.level
@@ -88,6 +92,14 @@ class SND042(Rule):
             f"row at {near} % of the distance of their fifth nearest (middle one; below "
             f"{percent(pairs.eps)} counts); by chance {number(pairs.expected, 1)} would."
         )
+
+
+def _alike(n: int) -> str:
+    return (
+        f"{plural(n, 'row')} {'is' if n == 1 else 'are'} near another of its length, and the last "
+        "tokens of texts of one length and ending can be alike whatever stands before; "
+        "--reducer mean can tell"
+    )
 
 
 def _names(evidence: Evidence, pairs: NearPairs) -> list[str]:

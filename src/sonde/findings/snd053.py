@@ -10,7 +10,7 @@ from sonde.findings._places import read_command
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import DataEvidence, Evidence
-from sonde.findings.rows import NEAR_NEEDS, first_pieces, near_duplicates
+from sonde.findings.rows import NEAR_NEEDS, first_pieces, last_token_lengths, near_duplicates
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 
 SHORT_BYTES = 16
@@ -147,12 +147,15 @@ def _near(evidence: Evidence, mine: set[bytes]) -> tuple[str, NearPairs | None]:
     if not bool(fresh.any()):
         return "", None
     there = [s.schema.key for s in theirs.evidence.sites]
+    lengths = last_token_lengths(theirs)
     found: list[tuple[str, NearPairs]] = []
     for i, within in near_duplicates(evidence).items():
         key = evidence.sites[i].schema.key
         if key in there:
             y = theirs.x(there.index(key))[fresh]
-            pairs = near_pairs(y, theirs.group[fresh], own.x(i), own.group, dim=within.dim)
+            both = None if lengths is None else (lengths[fresh], last_token_lengths(own))
+            how = {"dim": within.dim, "lengths": both}
+            pairs = near_pairs(y, theirs.group[fresh], own.x(i), own.group, **how)
             rows = torch.nonzero(fresh).flatten()[pairs.row]
             found.append((key, NearPairs(**{**vars(pairs), "row": rows})))
     return min(found, key=lambda f: (f[1].p, -len(f[1]))) if found else ("", None)
