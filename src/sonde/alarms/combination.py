@@ -73,10 +73,10 @@ def twice_mean(p: Any) -> Float[Tensor, "row"]:
 def cauchy(p: Any) -> Float[Tensor, "row"]:
     """Return the tail of a Cauchy variable at ``mean tan((1/2 - p) pi)``: nearly valid, small p.
 
-    p-values above ``1 - min(1/100, 1/m^2)`` count as that: one site that sees nothing unusual, whose
-    conformal p-value may be 1, would else outweigh all others. That adds at most 2 % to the rate of
-    false alarms. On sites of middling correlation this rate is up to half above ``alpha`` with or
-    without it: use ``fuse`` where it has to hold.
+    p-values above ``1 - min(1/100, 1/m^2)`` count as that: one site that sees nothing unusual,
+    whose conformal p-value may be 1, would else outweigh all others. That adds at most 2 % to the
+    rate of false alarms. On sites of middling correlation this rate is up to half above ``alpha``
+    with or without it: use ``fuse`` where it has to hold.
 
     Parameters
     ----------
