@@ -27,6 +27,7 @@ from sonde.store import (
     write_store,
 )
 from sonde.store.exporting import export_store
+from sonde.tap import LiveStream
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -173,6 +174,31 @@ def test_sites_of_other_rows_are_not_added(tmp_path, make, message):
     with pytest.raises(StoreError, match=message):
         add_sites(make(), place)
     assert content(place) == before
+
+
+def read_texts(module, first, sites):
+    return sonde.read(module, texts()[first : first + 20], sites=sites)
+
+
+def test_a_store_that_does_not_know_the_attention_kernel_grows(tmp_path, monkeypatch):
+    known = LiveStream.identity
+    module, more = gpt2(), ["transformer.h.0", "transformer.h.1"]
+    with monkeypatch.context() as before:
+        before.setattr(
+            LiveStream, "identity", lambda s: {k: v for k, v in known(s).items() if k != "attn"}
+        )
+        place = write_store(read_texts(module, 0, more[:1]), tmp_path / "a", unit_size=8)
+    append_store(read_texts(module, 20, more[:1]), place)
+    for first in (0, 20):
+        assert add_sites(read_texts(module, first, more), place) == ["transformer.h.1:out"]
+    assert len(Store(place)) == 40
+    assert [s.key for s in Store(place).schema] == [f"{site}:out" for site in more]
+    place = write_store(read_texts(module, 0, more[:1]), tmp_path / "b", unit_size=8)
+    module.config._attn_implementation = "eager"
+    with pytest.raises(StoreError, match="other attn"):
+        append_store(read_texts(module, 20, more[:1]), place)
+    with pytest.raises(StoreError, match="its attn"):
+        add_sites(read_texts(module, 0, more), place)
 
 
 class TestArrays:

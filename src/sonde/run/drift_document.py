@@ -3,6 +3,7 @@
 import math
 from typing import Any, Final
 
+from sonde.core.identity import agree
 from sonde.detect.subspace_shift import SubspaceComparison
 from sonde.detect.unit_shift import UnitComparison
 from sonde.run.drift import MOST_TIMES, Drift
@@ -107,7 +108,7 @@ def _notes(
         )
     for what in ("reading", "model"):
         one, other = first.header[what], second.header[what]
-        differ = sorted(k for k in one if k != "model" and one[k] != other.get(k))
+        differ = sorted(k for k in one if k != "model" and not agree(k, one[k], other.get(k)))
         if differ:
             notes.append(f"The sides were read with another {', '.join(differ)}.")
     blind = sum("paired" in c.flags for _, c in found)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sonde.core.identity import agree
+
 PARALLEL = ("sites", "reducers", "keys")
 DATA = "data"
 
@@ -66,6 +68,14 @@ def names_rows(identity: dict[str, Any]) -> bool:
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
     """Return the first name under which two differ."""
-    names = sorted({*a, *b}, key=lambda name: (name in PARALLEL, name))
-    found = next((name for name in names if a.get(name) != b.get(name)), None)
+    return _first_name([n for n in {*a, *b} if a.get(n) != b.get(n)])
+
+
+def contradiction(a: dict[str, Any], b: dict[str, Any]) -> str | None:
+    """Return the first name under which two differ, as far as both know it."""
+    return _first_name([n for n in {*a, *b} if not agree(n, a.get(n), b.get(n))])
+
+
+def _first_name(names: list[str]) -> str | None:
+    found = min(names, key=lambda name: (name in PARALLEL, name), default=None)
     return "sites" if found in PARALLEL else found

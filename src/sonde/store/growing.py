@@ -17,8 +17,8 @@ from sonde.core.lock import RunLock
 from sonde.core.stream import Stream
 from sonde.store._columns import fits, kind_of
 from sonde.store._identity import (
+    contradiction,
     data_of,
-    difference,
     names_rows,
     only_arrays,
     without_data,
@@ -182,14 +182,14 @@ def _same_rows(stream: Stream, sets: list[DataSet]) -> int:
             "same ids, or write all arrays at once."
         )
     mine = without_sites(identity)
-    found = [k for k, part in enumerate(sets) if without_sites(part.identities[0]) == mine]
+    held = [without_sites(part.identities[0]) for part in sets]
+    found = [k for k, its in enumerate(held) if contradiction(its, mine) is None]
     if len(found) == 1:
         return found[0]
     if not found:
-        what = difference(without_sites(sets[0].identities[0]), mine)
         raise StoreError(
             f"add_sites: {sets[0].directory} holds rows of another model, data or reading (its "
-            f"{what}). Name the data that it was read from."
+            f"{contradiction(held[0], mine)}). Name the data that it was read from."
         )
     raise StoreError(
         f"add_sites: {len(found)} data sets of {sets[0].directory} have these ids. Write a store "
@@ -207,7 +207,7 @@ def _require_same_kind(
     top, here = first.manifest, {s.key: s for s in stream.schema}
     mine = without_data(without_sites(top.identity)) | {"seed": top.seed}
     its = without_data(without_sites(stream.identity())) | {"seed": stream.seed}
-    what = difference(mine, its) or _other_rows(known, here)
+    what = contradiction(mine, its) or _other_rows(known, here)
     if what is None and set(columns) != set(top.columns):
         what = "columns"
     if what is not None:
