@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from sonde.core.errors import SondeWarning, StateError
+from sonde.core.identity import agree
 from sonde.core.inputs import Model
-from sonde.tap import config_hash, fingerprint, placement
+from sonde.tap import fingerprint, known_config_hash, placement
 
 
 def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
@@ -28,7 +29,7 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
         )
     device, dtype = placement(live.module)
     here = {
-        "config": config_hash(live.config),
+        "config": known_config_hash(live.config, live.module, fitted.get("config")),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
     }
     here["attn"] = getattr(live.config, "_attn_implementation", None)
@@ -43,7 +44,7 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
             stacklevel=3,
         )
     for name, value in here.items():
-        if fitted.get(name) != value:
+        if not agree(name, fitted.get(name), value):
             raise StateError(
                 f"Guard: the probe was fitted on another model: {name} is {value!r} here and was "
                 f"{fitted.get(name)!r}. Guard the model that it was fitted on, or fit again."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, StateError
+from sonde.core.identity import agree
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import (
     UNIT_SIZE,
@@ -28,6 +29,7 @@ from sonde.run.progress import Bar
 from sonde.run.read import read
 from sonde.run.stages import next_tasks
 from sonde.run.tasks import ErrorSample, assign, error_sample, requests_of
+from sonde.tap import LiveStream, known_config_hash
 
 DEFAULT_HELD = 0.2
 MODEL_FIELDS = ("model", "config", "dtype", "attn")
@@ -287,10 +289,13 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
         Naming the first thing that differs.
     """
     identity = stream.identity()
+    if isinstance(stream, LiveStream):
+        live, known = stream.model, header["model"].get("config")
+        identity["config"] = known_config_hash(live.config, live.module, known)
     for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
         for name in names:
             fitted, here = header[kind].get(name), identity.get(name)
-            if fitted != here:
+            if not agree(name, fitted, here):
                 raise StateError(
                     f"score: the state was fitted for another {kind}: {name} is {here!r} here and "
                     f"was {fitted!r}. Fit again."

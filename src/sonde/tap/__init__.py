@@ -2,7 +2,7 @@
 
 from sonde.tap._vary import placement
 from sonde.tap.editing import editing
-from sonde.tap.fingerprint import config_hash, fingerprint
+from sonde.tap.fingerprint import config_hash, fingerprint, known_config_hash
 from sonde.tap.heads import find_head
 from sonde.tap.live import LiveStream, live_stream
 from sonde.tap.onlooker import Onlooker
@@ -20,6 +20,7 @@ __all__ = [
     "editing",
     "find_head",
     "fingerprint",
+    "known_config_hash",
     "live_stream",
     "placement",
     "probe",

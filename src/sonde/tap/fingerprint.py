@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sonde.tap._names import Names
 
 SAMPLES = 64
+ARCHITECTURES = "architectures"
 UNHASHED = frozenset(
     {
         "_name_or_path",
@@ -97,14 +98,36 @@ def _xor(flat: Tensor) -> int:
     return int(torch.hash_tensor(flat).item()) & (2**64 - 1)
 
 
-def config_hash(config: Any) -> str:
+def config_hash(config: Any, module: nn.Module | None = None) -> str:
     """Return a hash of a configuration without its name, type, versions and attention kernel.
 
+    ``architectures`` counts as the class of ``module``, which is what saving the model makes of it.
     An object without ``to_dict`` hashes as empty.
     """
+    values = _values(config)
+    if module is not None and ARCHITECTURES in values:
+        name = type(Names(module).modules[""]).__name__
+        values[ARCHITECTURES] = [name.removeprefix("FSDP")]
+    return _hash(values)
+
+
+def known_config_hash(config: Any, module: nn.Module, known: str | None) -> str:
+    """Return the hash of a configuration, in the form in which a state of before may know it.
+
+    Earlier versions took ``architectures`` as recorded: none before the model was saved.
+    """
+    values = _values(config)
+    before = [_hash(values | {ARCHITECTURES: a}) for a in (values.get(ARCHITECTURES), None)]
+    return known if known in before else config_hash(config, module)
+
+
+def _values(config: Any) -> dict[str, Any]:
     to_dict = getattr(config, "to_dict", None)
-    values = to_dict() if callable(to_dict) else {}
-    text = json.dumps(_clean(values), sort_keys=True, default=str)
+    return _clean(to_dict()) if callable(to_dict) else {}
+
+
+def _hash(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -23,11 +23,11 @@ from sonde.tap._read import Reader, Reading
 from sonde.tap._record import Spot, may_record
 from sonde.tap._vary import Place, moved, placement
 from sonde.tap.fingerprint import config_hash, fingerprint
+from sonde.tap.frame import Frame
 from sonde.tap.heads import layer_of
 from sonde.tap.objectives import Objective, check_objective, name_of
 from sonde.tap.perturb import float_input, perturbed_logits
 from sonde.tap.probe import Probe, probe
-from sonde.tap.frame import Frame
 from sonde.tap.replay import ReplayInputs, StandIns
 from sonde.tap.sites import Pattern
 
@@ -276,7 +276,7 @@ class LiveStream(Stream):
         config = self.model.config
         return {
             "model": fingerprint(self.model.module),
-            "config": config_hash(config),
+            "config": config_hash(config, self.model.module),
             "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
             "attn": getattr(config, "_attn_implementation", None),
             "sites": [str(kind.site) for kind in self.kinds],

@@ -1,0 +1,106 @@
+"""Which models a state takes for the one that it was fitted on, and which it does not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+import sonde
+from sonde import Guard
+from sonde.core import Model, StateError
+from sonde.detect import Mahalanobis
+from sonde.run.calibrate import calibrate
+from sonde.run.fit import fit
+from sonde.run.score import score
+from sonde.tap import config_hash, live_stream
+from tap_inputs import Texts
+
+DRAW = torch.Generator().manual_seed(0)
+ITEMS = [torch.randint(3, 64, (6,), generator=DRAW).tolist() for _ in range(60)]
+MORE = [item[::-1] for item in ITEMS]
+
+
+def built(kind=GPT2LMHeadModel, **settings):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=1, n_embd=16, n_head=2, vocab_size=64, n_positions=16, bos_token_id=1,
+        eos_token_id=1, pad_token_id=0, **settings,
+    )  # fmt: skip
+    return kind(config).eval()
+
+
+def texts(module, items):
+    task = "causal" if isinstance(module, GPT2LMHeadModel) else "sequence"
+    live = Model(module, config=module.config, task=task)
+    return live_stream(live, Texts(items, special=False), "transformer.h.0", "last")
+
+
+def probe_of(module):
+    return fit(Mahalanobis(), texts(module, ITEMS), calibrate=0, progress=False)
+
+
+def with_model(probe, **facts):
+    return replace(probe, header=probe.header | {"model": probe.header["model"] | facts})
+
+
+def assert_taken(probe, module):
+    assert score(probe, texts(module, MORE), progress=False).num_rows == len(MORE)
+    Guard(module, probe, alpha=None)
+    calibrate(probe, texts(module, MORE), progress=False)
+
+
+def assert_refused(probe, module, match):
+    with pytest.raises(StateError, match=match):
+        score(probe, texts(module, MORE), progress=False)
+    with pytest.raises(StateError, match=match):
+        Guard(module, probe, alpha=None)
+
+
+def test_a_state_that_does_not_know_the_attention_kernel_takes_any():
+    module = built()
+    probe = probe_of(module)
+    assert probe.header["model"]["attn"] == "sdpa"
+    assert_taken(with_model(probe, attn=None), module)
+    facts = {k: v for k, v in probe.header["model"].items() if k != "attn"}
+    assert_taken(replace(probe, header=probe.header | {"model": facts}), module)
+    assert_refused(with_model(probe, attn="eager"), module, "attn is 'sdpa' here and was 'eager'")
+
+
+@pytest.mark.parametrize("kind", [GPT2LMHeadModel, GPT2ForSequenceClassification])
+def test_saving_a_model_leaves_it_the_same(kind, tmp_path):
+    tuned = built(kind)
+    tuned.config.architectures = ["GPT2LMHeadModel"]  # as of a checkpoint with another head
+    for module in (built(kind), tuned):
+        probe = probe_of(module)
+        module.save_pretrained(tmp_path / "saved")
+        assert_taken(probe, module)
+        assert_taken(probe, kind.from_pretrained(tmp_path / "saved").eval())
+
+
+@pytest.mark.truth("the hash of the configuration as it was recorded, which states held before")
+def test_states_of_before_take_the_model_that_they_took(tmp_path):
+    module = built()
+    probe = probe_of(module)
+    for recorded in (None, ["GPT2LMHeadModel"], ["Another"]):
+        module.config.architectures = recorded
+        before = with_model(probe, config=config_hash(module.config))
+        assert_taken(before, module)
+    module.config.architectures = None
+    before = with_model(probe, config=config_hash(module.config))
+    module.save_pretrained(tmp_path)
+    assert_taken(before, module)
+
+
+def test_another_configuration_over_the_same_weights_is_refused():
+    probe = probe_of(built())
+    assert_refused(probe, built(layer_norm_epsilon=0.1), "config is")
+    assert_refused(probe, built(scale_attn_weights=False), "config is")
+
+
+@pytest.mark.truth("the hash of the configuration as it was recorded")
+@pytest.mark.parametrize("name", ["sonde:digits", "sonde:stdlib"])
+def test_shipped_models_keep_their_hash(name):
+    model = sonde.load(name)
+    stream = sonde.read(model, f"{name}/test", sites="auto", limit=4)
+    assert stream.identity()["config"] == config_hash(model.config)
