@@ -74,6 +74,16 @@ def test_help_shows_the_example(run, word):
         assert flag in ran.out
 
 
+@pytest.mark.parametrize("columns", [60, 80, 100])
+@pytest.mark.parametrize(
+    "words", ["scan --help", "fit -h", "calibrate -h", "scan --explain SND042"]
+)
+def test_help_is_as_wide_as_the_terminal(run, monkeypatch, words, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run(*words.split()).out
+    assert max(map(len, text.splitlines())) <= columns
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
 def test_the_overview(run, words):
     ran = run(*words)

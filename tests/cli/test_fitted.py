@@ -1,10 +1,12 @@
 """What ``sonde fit`` prints: figures of every site, missing labels, and how p-values mislead."""
 
+import shlex
+
 import numpy as np
 import pytest
 
 from sonde.cli import _table
-from sonde.cli._table import legend, middle, table
+from sonde.cli._table import filled, legend, middle, table
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,15 @@ def test_a_legend_is_wrapped(monkeypatch):
     assert lines[0].startswith("se    standard")
     assert lines[1].startswith("      ")
     assert lines[-1] == "rows  few"
+
+
+def test_a_broken_command_can_be_copied(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    command = "sonde fit mahalanobis,knn model data -o probe.sonde"
+    text = filled(f"Example: {command}")
+    assert max(map(len, text.splitlines())) <= 30
+    assert shlex.split(text.removeprefix("Example: ")) == shlex.split(command)
+    assert "\\" not in filled(f"More: {command}; and further words")
 
 
 @pytest.mark.parametrize("command", ["fit spectrum", "scan"])

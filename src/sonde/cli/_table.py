@@ -1,5 +1,6 @@
 """Tables of a command: aligned, as wide as the terminal, whole names in a pipe."""
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from textwrap import wrap
 LEAST_NAME = 12
 LEAST_TEXT = 20
 PIPE_WIDTH = 80
+_DRAWN = re.compile("[\u2500-\u257f\x1b]")
 
 
 def terminal_width() -> int | None:
@@ -43,6 +45,34 @@ def legend(meanings: Mapping[str, str]) -> str:
         head, rest = word.ljust(first), " " * first
         lines += wrap(text, width, initial_indent=head, subsequent_indent=rest)
     return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    r"""Return a text whose long lines are wrapped to the terminal; commands end in a backslash.
+
+    Examples
+    --------
+    >>> filled("one two three " * 8).splitlines()[1]
+    'one two three one two three'
+    """
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        line if len(line) <= width or _DRAWN.search(line) else _filled(line, width)
+        for line in text.splitlines()
+    )
+
+
+def _filled(line: str, width: int) -> str:
+    end = " \\" if re.search(": sonde [^;]*$", line) else ""
+    room = max(width - len(end), LEAST_TEXT)
+    rows = wrap(
+        line,
+        room,
+        subsequent_indent="  " if end else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"{end}\n".join(rows)
 
 
 def middle(text: str, width: int) -> str:

@@ -5,15 +5,16 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from sonde.cli._table import filled
 from sonde.cli._usage import wrong_usage
 from sonde.cli.calibrate import Calibrate
-from sonde.cli.console import Failed, error_line, note_interrupted
+from sonde.cli.console import Failed, error_line, note_interrupted, say
 from sonde.cli.drift import Drift
 from sonde.cli.evaluate import Evaluate
 from sonde.cli.export import Export
@@ -82,9 +83,9 @@ def run_command(word: str, arguments: list[str]) -> int:
 def _parsed(word: str, arguments: list[str]) -> Any:
     """Return the command with its flags, or the exit code if there is nothing to run."""
     form: Any = Annotated[COMMANDS[word], tyro.conf.arg(name=word)]
-    box = io.StringIO()
+    box, help_text = io.StringIO(), _Help()
     try:
-        with redirect_stderr(box):
+        with redirect_stderr(box), redirect_stdout(help_text):
             parsed: Any = tyro.cli(
                 form,
                 prog=f"sonde {word}",
@@ -93,10 +94,26 @@ def _parsed(word: str, arguments: list[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code in (0, None):
+            say(filled(help_text.text()))
             return 0
         error_line(wrong_usage(COMMANDS[word], word, arguments, box.getvalue()))
         return 2
     return parsed
+
+
+class _Help(io.TextIOWrapper):
+    """What the parser prints, with the colours and the letters that stdout can show."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), sys.stdout.encoding or "ascii", "replace")
+        self.is_terminal = sys.stdout.isatty()
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def text(self) -> str:
+        self.seek(0)
+        return self.read()
 
 
 def _kept(command: Any) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._notes import say_notes
+from sonde.cli._table import filled
 from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_color
 from sonde.cli.options import (
     Printing,
@@ -77,7 +78,7 @@ class Scan:
         if self.explain is not None:
             from sonde.findings.catalogue import explain
 
-            say(explain(self.explain))
+            say(filled(explain(self.explain)))
             return 0
         if self.diff is not None:
             return self._compare(*self.diff)
