@@ -41,9 +41,14 @@ def test_a_side_that_harms_beside_one_that_does_not() -> None:
 
 
 @pytest.mark.slow
-def test_learned_positions_padded_right_are_clear_unless_deep() -> None:
+def test_a_side_that_the_processor_does_not_use_is_a_note_if_deep() -> None:
     assert_clear(SND007().check(padded(gpt2(), "right")))
-    assert_raised(SND007().check(padded(gpt2(), "right", deep=True)), "error")
+    check = SND007().check(padded(gpt2(), "right", deep=True))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    said = "Padding on the left, which the processor does not do, would change real tokens at"
+    assert check.finding.sentence.startswith(said)
+    assert_raised(SND007().check(padded(gpt2(), "left", deep=True)), "error")
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._company import Comparison, amount, level_of, where
-from sonde.findings._places import scan_command, sentence
+from sonde.findings._places import read_command, scan_command, sentence
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Theme
 from sonde.findings.self_check import Deltas, SelfCheck
@@ -30,8 +30,8 @@ class SND007(Comparison):
     why: ClassVar[str] = "The answer to a text depends on the longest text beside it."
     how: ClassVar[str] = (
         "Up to eight texts, all but one cut to half, run by length without padding and together "
-        "with it, on the side that the processor uses (both with --deep). Per site, over real "
-        "tokens: rms difference over the rms spread between rows."
+        "with it, on the side that the processor uses; with --deep on the other side too, which "
+        "is a note. Per site, over real tokens: rms difference over the rms spread between rows."
     )
     false_positives: ClassVar[str] = "Small leaks in 16 bit are missed rather than reported."
     plant: ClassVar[str] = "A model that ignores its attention mask."
@@ -39,13 +39,17 @@ class SND007(Comparison):
 
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
         """Compare without padding with padded."""
-        known = self._sides(found, evidence)
-        if not known:
-            return self._unable(found)
-        side = max(known, key=lambda s: known[s].worst)
-        deltas = known[side]
-        if deltas.worst <= tau:
-            return self.alike(found, deltas, tau)
+        both = {"left": found.left, "right": found.right}
+        side = evidence.model.padding_side
+        other = "left" if side == "right" else "right"
+        used, unused = both[side], both[other] if evidence.options.get("deep") else None
+        if used is not None and used.worst > tau:
+            return self._harmful(found, used, tau, side)
+        if unused is not None and unused.worst > tau:
+            return self._unused(unused, tau, other)
+        return self._unable(found) if used is None else self.alike(found, used, tau)
+
+    def _harmful(self, found: SelfCheck, deltas: Deltas, tau: float, side: str) -> Check:
         sites = deltas.beyond(tau)
         advice = "Padded on the right it is stable." if _right_is_fine(found, tau, side) else ""
         text = (
@@ -61,12 +65,17 @@ class SND007(Comparison):
             because_of="SND008" if side == "left" and positions_cure(found, tau) else None,
         )
 
-    @staticmethod
-    def _sides(found: SelfCheck, evidence: Evidence) -> dict[str, Deltas]:
-        deep = bool(evidence.options.get("deep"))
-        sides = ["left", "right"] if deep else [evidence.model.padding_side]
-        both = {"left": found.left, "right": found.right}
-        return {s: d for s in sides if (d := both[s]) is not None}
+    def _unused(self, deltas: Deltas, tau: float, side: str) -> Check:
+        """Say what the side would do that neither this run nor the processor pads on."""
+        sites = deltas.beyond(tau)
+        text = (
+            f"Padding on the {side}, which the processor does not do, would change real tokens at "
+            f"{where(sites)}: {amount(deltas, tau)}."
+        )
+        closer = read_command(sites[0].removesuffix(":out"))
+        return self.differing(
+            deltas, tau, sites, level="note", sentence=sentence(text), next=closer
+        )
 
     def _unable(self, found: SelfCheck) -> Check:
         known = [found.reasons[name] for name in REASONS if name in found.reasons]
