@@ -18,6 +18,7 @@ from sonde.findings.settings import ScanSettings
 from sonde.run.fit import fit
 from sonde.run.score import open_for, score
 from sonde.store import Store, write_store
+from sonde.tap import LiveStream
 
 QUIET: dict[str, Any] = {"progress": False}
 SITES = ["0", "2", "4"]
@@ -110,6 +111,16 @@ def test_pieces_of_a_text_are_told_from_copies_of_it(tmp_path):
     assert got.size.tolist() == want.size.tolist()
     assert vars(copies(got)) == vars(copies(want))
     assert copies(got).n_extra == 1
+
+
+def test_a_scan_of_two_stores_of_which_one_knows_no_attention_kernel(store, tmp_path, monkeypatch):
+    known, settings = LiveStream.identity, ScanSettings(progress=False)
+    for kernel in ("eager", "sdpa"):
+        monkeypatch.setattr(LiveStream, "identity", lambda s, k=kernel: known(s) | {"attn": k})
+        write_store(live(items=4), tmp_path / kernel, unit_size=64)
+    sonde.scan(store, versus=tmp_path / "sdpa", settings=settings)
+    with pytest.raises(StateError, match="another model or reading: attn is 'sdpa' there"):
+        sonde.scan(tmp_path / "eager", versus=tmp_path / "sdpa", settings=settings)
 
 
 def test_a_scan_of_two_stores(store, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, StateError
+from sonde.core.identity import agree
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.data import check_data, load
@@ -185,7 +186,7 @@ def _scan_stores(
         other = read(versus, **options)
         for name in (*MODEL_FIELDS, *READING_FIELDS):
             mine, its = stream.identity().get(name), other.identity().get(name)
-            if mine != its:
+            if not agree(name, mine, its):
                 raise StateError(
                     f"scan: {versus} holds rows of another model or reading: {name} is {its!r} "
                     f"there and {mine!r} in {place}. Read both with one model."
