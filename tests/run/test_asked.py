@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from sonde.cli.fit import reading_of
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import ODIN, PAWN, Energy, Mahalanobis, TokenStatistics
+from sonde.measure import LayerCKA
 from sonde.run._asked import asked, check_reading
 from sonde.run.fit import fit
 from sonde.run.read import read
@@ -49,3 +51,13 @@ def test_a_bundle_of_several_reducers_reads_them_again():
     assert {site for _, site in fitted.names} == {"lm_head:in", "lm_head:out"}
     places = [site for method, site in fitted.names if method == "token_statistics"]
     assert places == ["lm_head:out"]
+
+
+def test_patches_on_other_grids_are_not_joined():
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.Tanh()).eval()
+    images = list(torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    stream = read(net, images, sites=["0", "2", "3"], reducer="patches")
+    with pytest.raises(InputError, match="8 x 8 at 0:out and 4 x 4 at 2:out"):
+        fit(LayerCKA(), stream, progress=False)
+    fitted = fit(LayerCKA(), read(net, images, sites=["2", "3"], reducer="patches"), progress=False)
+    assert len(fitted) == 1

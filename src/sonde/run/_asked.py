@@ -5,9 +5,11 @@ from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.requests import Task
 from sonde.core.stream import Stream
 
 BY_VALUE = ("objective", "perturb")
+PATCHES = frozenset(("patches", "patches3"))
 
 
 def asked(instruments: Iterable[Instrument]) -> dict[str, Any]:
@@ -47,3 +49,30 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
                     f"fit: {type(instrument).__name__} expects a stream that was read with "
                     f"{name}={value!r}, got {identity[name]!r}. Pass it to sonde.read."
                 )
+
+
+def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
+    """Refuse to join patches that lie on other grids: there equal positions are other places.
+
+    Raises
+    ------
+    InputError
+        Naming two sites and their grids.
+    """
+    reducers = {s.key: s.reducer.name for s in stream.schema}
+    joint = [t.keys for t in tasks if len(t.keys) > 1 and PATCHES & {reducers[k] for k in t.keys}]
+    if not joint:
+        return
+    grids = {
+        key: tuple((places.amax(0) + 1).tolist())
+        for key, places in stream.first_batch().grid.items()
+        if len(places)
+    }
+    for keys in joint:
+        sizes = {grids[key]: key for key in reversed(keys) if key in grids}
+        if len(sizes) > 1:
+            found = " and ".join(f"{h} x {w} at {key}" for (h, w), key in list(sizes.items())[::-1])
+            raise InputError(
+                f"fit: expected patches on one grid at sites that are read together, got {found}. "
+                "Read sites of one grid, or the reducer 'mean'."
+            )

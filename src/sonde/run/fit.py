@@ -20,7 +20,7 @@ from sonde.core.requests import Request, States, Task
 from sonde.core.state import canonical_json
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
-from sonde.run._asked import check_reading
+from sonde.run._asked import check_grids, check_reading
 from sonde.run.crew import Crew, Runner
 from sonde.run.driver import run_pass
 from sonde.run.fitted import Fitted
@@ -115,6 +115,7 @@ def fit(
     if calibrate and any(isinstance(i, Detector) for i in chosen):
         split = Split(calibrate, stream.seed)
     tasks = assign(chosen, stream.schema, split, reduction)
+    check_grids(tasks, stream)
     crew = Crew(workers, runner, address)
     settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
