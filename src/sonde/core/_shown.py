@@ -1,7 +1,7 @@
-"""A result as people look at it: one line, or a small table for a notebook."""
+"""What people look at: a line for what holds much; for a result in a notebook, a small table."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from typing import Any, cast
@@ -11,7 +11,30 @@ from torch import Tensor
 MOST_ROWS = 20
 LONGEST = 40
 """Letters of a nested value that are still written out."""
+MOST_SITES = 3
 SILENT = (None, "", (), "none", (-math.inf, math.inf))
+
+
+class OneLine:
+    """A base whose ``__repr__`` its dataclasses keep: they write one only where there is none."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__repr__
+
+
+def places(names: Sequence[str]) -> str:
+    """Return how many sites there are, and at most three of their names.
+
+    Examples
+    --------
+    >>> places([f"layers.{i}:out" for i in range(12)]), places(["x"])
+    ('12 sites: layers.0:out, layers.1:out ... layers.11:out', '1 site: x')
+    """
+    few = len(names) <= MOST_SITES
+    listed = ", ".join(names) if few else f"{', '.join(names[:2])} ... {names[-1]}"
+    return f"{len(names)} site{'' if len(names) == 1 else 's'}: {listed}"
 
 
 def one_line(result: Any) -> str:

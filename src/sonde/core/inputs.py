@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from sonde.core._shown import OneLine
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -32,6 +34,13 @@ class Model:
     config: Any = None
     name: str = ""
     task: str = "tensor"
+
+    def __repr__(self) -> str:
+        name = repr(self.name) + ", " if self.name else ""
+        n_parameters = sum(p.numel() for p in self.module.parameters())
+        return (
+            f"Model({name}{type(self.module).__name__}, {self.task}, {n_parameters:,} parameters)"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class InputBatch:
         return len(self.order)
 
 
-class Inputs(ABC):
+class Inputs(OneLine, ABC):
     """A re-iterable source of model inputs in a planned order, listed once before anything runs."""
 
     @property
@@ -115,3 +124,6 @@ class Inputs(ABC):
 
     def __len__(self) -> int:
         return len(self.group_keys)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self):,} examples)"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core._shown import as_html, one_line
+from sonde.core._shown import OneLine, as_html, one_line
 from sonde.core.finite import finite_rows, is_finite
 from sonde.core.reduction import Reduced, reduce_scores
 
@@ -34,7 +34,7 @@ FLAGS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(OneLine):
     """A fitted answer.
 
     Parameters
@@ -75,11 +75,6 @@ class Result:
         unknown = set(self.flags) - set(FLAGS)
         if unknown:
             raise ValueError(f"{type(self).__name__}: unknown flags {sorted(unknown)}")
-
-    def __init_subclass__(cls) -> None:
-        # A dataclass keeps a ``__repr__`` that is there before it is made, and only that.
-        if "__repr__" not in vars(cls):
-            cls.__repr__ = Result.__repr__
 
     def __repr__(self) -> str:
         return one_line(self)

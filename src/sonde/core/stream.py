@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sonde.core._shown import OneLine, places
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.plan import UNIT_SIZE, unit_bounds
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sonde.core.array_stream import ArrayStream
 
 
-class Stream(ABC):
+class Stream(OneLine, ABC):
     """A re-iterable source of batches: a live model, rows on disk, or plain arrays.
 
     Instruments cannot tell which. A stream is lazy: nothing runs before it is iterated.
@@ -65,6 +66,10 @@ class Stream(ABC):
 
     def __len__(self) -> int:
         return len(self.group_keys)
+
+    def __repr__(self) -> str:
+        sites = places([f"{site.key} ({site.dim})" for site in self.schema])
+        return f"{type(self).__name__}({len(self):,} examples, {sites})"
 
     def __iter__(self) -> Iterator[Batch]:
         bounds = self.units()

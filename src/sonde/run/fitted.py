@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sonde.core._shown import places
 from sonde.core.errorbars import result_with_error
 from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument
@@ -23,6 +24,8 @@ from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_
 from sonde.run.stages import has_stages, last_task, next_tasks
 from sonde.run.tasks import ErrorSample, requests_of
 from sonde.stats import Calibrated
+
+MOST_NAMED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,14 @@ class Fitted:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def __repr__(self) -> str:
+        words = list(dict.fromkeys(word for word, _ in self.names))
+        words = words if len(words) <= MOST_NAMED else [*words[:MOST_NAMED], "..."]
+        held = "" if self.split is None else f", {self.split.held:.0%} held out"
+        where = places([site["text"] for site in self.header["sites"]])
+        data = f"{self.header['data']['n_examples']:,} examples{held}"
+        return f"Fitted({', '.join(words)} at {where}; {data})"
 
     @cached_property
     def names(self) -> list[Key]:

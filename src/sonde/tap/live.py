@@ -10,6 +10,7 @@ from weakref import WeakSet
 import numpy as np
 from torch import Tensor, nn
 
+from sonde.core._shown import places
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError, MachineError, SondeError, is_out_of_memory
 from sonde.core.inputs import InputBatch, Inputs, Model
@@ -116,6 +117,14 @@ class LiveStream(Stream):
     seed: int = 0
     entry: bool = False
     perturb: Perturbation | None = None
+
+    def __repr__(self) -> str:
+        # Only a forward tells which sites there are.
+        asked = "sites auto" if self.sites == ("auto",) else places([*map(str, self.sites)])
+        known = "kinds" in vars(self)
+        sites = places([f"{s.key} ({s.dim})" for s in self.schema]) if known else asked
+        name = self.model.name or type(self.model.module).__name__
+        return f"LiveStream({name} on {len(self):,} examples, {sites}, reducer {self.reducer})"
 
     @cached_property
     def probe(self) -> Probe:

@@ -1,0 +1,72 @@
+"""What models, streams, inputs and bundles print: what they are, on one line, and nothing runs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from narrow import expect
+from run_case import rows
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.core.stream import Stream
+from sonde.detect import KNN, Mahalanobis
+from sonde.measure import Norms
+from sonde.run.fit import fit
+from sonde.run.read import read
+from sonde.tap import LiveStream
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(5)])
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        for block in self.layers:
+            x = block(x)
+        return x
+
+
+def test_a_stream_of_a_model_names_model_data_and_sites_without_a_forward():
+    net = Counted().eval()
+    model = Model(net, name="my/net")
+    stream = expect(LiveStream, read(model, list(rows(40, 4)), sites="blocks", reducer="mean"))
+    assert repr(stream) == "LiveStream(my/net on 40 examples, 1 site: blocks, reducer mean)"
+    assert net.calls == 0
+    assert len(stream.schema) == 5
+    assert repr(stream) == (
+        "LiveStream(my/net on 40 examples, 5 sites: layers.0:out (4), layers.1:out (4) ... "
+        "layers.4:out (4), reducer mean)"
+    )
+    assert repr(stream.inputs) == "ItemInputs(40 examples)"
+    assert repr(stream.model) == "Model('my/net', Counted, tensor, 100 parameters)"
+
+
+def test_rows_name_their_sites():
+    both = Stream.of({"a": rows(300, 4), "b": rows(300, 6)})
+    assert repr(both) == "ArrayStream(300 examples, 2 sites: a (4), b (6))"
+
+
+def test_a_bundle_names_methods_sites_and_examples():
+    both = Stream.of({"a": rows(300, 4), "b": rows(300, 6)})
+    fitted = fit([Mahalanobis(), KNN(k=3), Norms()], both, progress=False)
+    assert repr(fitted) == (
+        "Fitted(mahalanobis, knn, norms at 2 sites: a, b; 300 examples, 20% held out)"
+    )
+    assert all(len(repr(result)) < 300 for _, result in fitted)
+
+
+def test_a_repr_of_ones_own_is_kept():
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Result):
+        def __repr__(self) -> str:
+            return "mine"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Below(Mine):
+        rows: torch.Tensor
+
+    assert repr(Mine()) == repr(Below(rows=torch.ones(3))) == "mine"
