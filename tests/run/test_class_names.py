@@ -105,6 +105,16 @@ def test_scores_by_class_follow_the_names():
         )  # fmt: skip
 
 
+def test_a_bundle_that_does_not_know_the_attention_kernel_merges():
+    one, other = (fit(Covariance(), live(items("ab", seed=s)), **QUIET) for s in (1, 2))
+    one.header["model"]["attn"], other.header["model"]["attn"] = None, "sdpa"
+    assert merge(one, other).header["model"] == merge(other, one).header["model"]
+    assert merge(one, other).header["model"]["attn"] == "sdpa"
+    one.header["model"]["attn"] = "eager"
+    with pytest.raises(StateError, match="another model"):
+        merge(one, other)
+
+
 class TestSharedRows:
     """Bundles of data that overlap do not merge: their rows would count twice."""
 

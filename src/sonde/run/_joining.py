@@ -9,6 +9,7 @@ import torch
 from sonde.core.classes import joined_names
 from sonde.core.errors import StateError
 from sonde.core.hashing import rank_key
+from sonde.core.identity import agree
 from sonde.core.passes import merge_states
 from sonde.run.entries import inner_of
 from sonde.run.ledger import add_counters, join_units
@@ -37,6 +38,7 @@ def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
         )
     header = {
         **a.header,
+        "model": b.header["model"] | {k: v for k, v in a.header["model"].items() if v is not None},
         "units": units,
         "counters": add_counters(a.header["counters"], b.header["counters"]),
         "data": _merge_data(a.header["data"], b.header["data"])
@@ -74,9 +76,12 @@ def _require_alike(a: "Fitted", b: "Fitted") -> None:
             f"Fitted.merge: the bundles hold out other rows ({a.split} and {b.split}). "
             "Fit both with the same calibrate and seed."
         )
-    for name in ("model", "reading", "sites"):
-        if a.header.get(name) != b.header.get(name):
-            raise StateError(f"Fitted.merge: the bundles are of another {name}.")
+    mine, its = a.header["model"], b.header["model"]
+    others = [name for name in ("reading", "sites") if a.header.get(name) != b.header.get(name)]
+    if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its}):
+        others.insert(0, "model")
+    if others:
+        raise StateError(f"Fitted.merge: the bundles are of another {others[0]}.")
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
     if seeds[0] != seeds[1]:
         raise StateError(
