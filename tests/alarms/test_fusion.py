@@ -88,3 +88,10 @@ def test_what_is_refused():
         fuse(rows(30, g)).score([[1.0, 2.0]])
     with pytest.raises(InputError, match="nothing to"):
         fuse(rows(300, g), rule="learned", unusual=rows(300, g) - 5)
+
+
+@pytest.mark.parametrize("shape", [(20, 2), (20, 4), (20,), (0, 3)])
+def test_unusual_rows_have_a_score_at_every_site(shape):
+    scores = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"fuse: expected unusual scores \(row, 3\)"):
+        fuse(scores, rule="learned", unusual=torch.full(shape, 3.0))

@@ -39,6 +39,18 @@ def test_pictures_are_written(run, place, tmp_path, monkeypatch):
     assert "there is no folder" in run(*words, "none/e.html").error()
 
 
+def test_quiet_prints_only_what_was_written(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"r{i},s,knn,{i % 7},0.5" for i in range(30)]
+    Path("a.csv").write_text("\n".join(["id,site,instrument,score,p", *lines]))
+    words = ("evaluate", "a.csv", "a.csv", "--resamples", "10", "--quiet")
+    ran = run(*words)
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    ran = run(*words, "-o", "e.svg")
+    assert (ran.code, ran.out, ran.err) == (0, "", "wrote e.svg\n")
+    assert run(*words, "--json").json()["rows"][0]["site"] == "s"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -148,3 +148,23 @@ def test_what_is_refused():
         fpr_at_tpr([1, 2], [0, 1], rate=0)
     with pytest.raises(InputError, match="at least one row"):
         auroc([], [])
+
+
+@pytest.mark.truth("the same groups as numbers")
+def test_groups_may_be_texts():
+    scores, unusual = range(20), [0] * 10 + [1] * 10
+    numbers = [i // 4 for i in range(20)]
+    want = auroc(scores, unusual, numbers, resamples=20)
+    names = [f"document {i}" for i in numbers]
+    for groups in (
+        names,
+        np.array(names),
+        np.array(names, dtype=object),
+        [n.encode() for n in names],
+    ):
+        found = auroc(scores, unusual, groups, resamples=20)
+        assert (found.low, found.high, found.n) == (want.low, want.high, 5)
+    with pytest.raises(InputError, match="expected numbers or texts as groups, got None"):
+        auroc(scores, unusual, [None] * 20)
+    with pytest.raises(InputError, match="a ragged list"):
+        auroc(scores, unusual, [[1], [1, 2]])

@@ -1,6 +1,7 @@
 """Tables of scores as figures: scikit-learn, exact intervals, what is refused."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.stats
 import sklearn.metrics
@@ -58,6 +59,45 @@ def test_without_calibration_nothing_is_said_of_alarms():
     (found,) = evaluate(*both, resamples=20)
     assert found["false_alarms"] is None
     assert found["found"] is None
+
+
+ROWS = {"id": ["a", "b"], "site": ["s", "s"], "instrument": ["k", "k"], "score": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"score": ["high", "low"]}, "expected numbers as score in the unusual rows, got string"),
+        ({"score": [[1.0], [2.0]]}, "expected numbers as score"),
+        ({"p": ["0.5", "low"]}, "expected numbers as p in the unusual rows, got string, such as"),
+        ({"p": [0.5, 3.0]}, r"expected p-values in \[0, 1\] as p in the unusual rows, got 3.0"),
+        ({"p": [0.5, float("nan")]}, r"expected p-values in \[0, 1\]"),
+        ({"site": ["s", None]}, "expected a site in every row of the unusual rows, got 1 rows"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(columns, said):
+    usual = pa.table(ROWS)
+    with pytest.raises(InputError, match=said):
+        evaluate(usual, pa.table({**ROWS, **columns}))
+
+
+def test_columns_that_stand_twice_and_empty_tables_are_refused(tmp_path):
+    usual = pa.table(ROWS)
+    path = tmp_path / "twice.csv"
+    path.write_text("id,site,instrument,score,score\na,s,k,1,2\n")
+    with pytest.raises(InputError, match=r"each column once in .*twice\.csv, got score again"):
+        read_table(path)
+    with pytest.raises(InputError, match="0 rows without"):
+        evaluate(usual, usual.slice(0, 0))
+    with pytest.raises(InputError, match=r"alpha in \(0, 1\)"):
+        evaluate(usual, usual, alpha=3.0)
+
+
+@pytest.mark.truth("the same places as texts")
+def test_places_may_be_numbers():
+    numbers = pa.table({**ROWS, "site": [1, 1], "instrument": [2, 2]})
+    texts = pa.table({**ROWS, "site": ["1", "1"], "instrument": ["2", "2"]})
+    assert evaluate(numbers, texts, resamples=5) == evaluate(texts, texts, resamples=5)
 
 
 def test_what_is_refused(tables, tmp_path):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.tensors import as_tensor
 
 
 def bonferroni(p: Any) -> Float[Tensor, "row"]:
@@ -98,7 +99,7 @@ def cauchy(p: Any) -> Float[Tensor, "row"]:
 
 
 def _checked(name: str, p: Any) -> Float[Tensor, "row m"]:
-    values = torch.as_tensor(p, dtype=torch.float64)
+    values = as_tensor(name, p, "p-values").double()
     if values.ndim != 2 or values.shape[1] == 0 or not bool(((values > 0) & (values <= 1)).all()):
         raise InputError(
             f"{name}: expected p-values in (0, 1] as (row, m), got shape {tuple(values.shape)}."

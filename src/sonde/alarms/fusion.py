@@ -19,6 +19,7 @@ from sonde.core.errors import CalibrationError, InputError
 from sonde.core.hashing import base_hashes
 from sonde.core.plan import Split
 from sonde.core.state import State
+from sonde.core.tensors import as_tensor
 
 Rule = Literal["sum", "max", "learned"]
 TAIL = 0.1
@@ -64,7 +65,7 @@ class FusedScore(State):
         return torch.stack(columns, dim=1)
 
     def _checked(self, scores: Any) -> Float[Tensor, "row site"]:
-        values = torch.as_tensor(scores, dtype=torch.float64)
+        values = as_tensor("FusedScore", scores, "scores").double()
         if values.ndim != 2 or values.shape[1] != len(self.reference):
             raise InputError(
                 f"FusedScore: expected scores (row, {len(self.reference)}), one column for each "
@@ -114,7 +115,7 @@ def fuse(
     ----------
     vovk2005alrw
     """
-    values = torch.as_tensor(scores, dtype=torch.float64)
+    values = as_tensor("fuse", scores, "scores").double()
     if values.ndim != 2 or 0 in values.shape or bool(values.isnan().any()):
         raise InputError(
             f"fuse: expected scores without NaN (row, site), got {tuple(values.shape)}."
@@ -127,7 +128,12 @@ def fuse(
     surprises = _surprises(values, reference)
     weights = torch.ones(values.shape[1], dtype=torch.float64)
     if rule == "learned":
-        known = torch.as_tensor(unusual, dtype=torch.float64)
+        known = as_tensor("fuse", unusual, "unusual scores").double()
+        if known.ndim != 2 or known.shape[1] != len(reference) or len(known) == 0:
+            raise InputError(
+                f"fuse: expected unusual scores (row, {len(reference)}), one column for each site, "
+                f"got {tuple(known.shape)}. Score the unusual rows at the same sites."
+            )
         weights = _learned(surprises[first], _surprises(known, reference))
     fused = _combined(surprises[second], weights, rule)
     return FusedScore(reference, weights, rule, Calibration.from_scores(fused, guarantee, delta))

@@ -60,7 +60,7 @@ class Evaluate:
             self._draw(self.output, rows, usual, unusual)
         if self.printing.json:
             say_json({"alpha": self.alpha, "resamples": self.resamples, "rows": rows})
-        else:
+        elif not self.printing.quiet:
             say(_text(rows, self.alpha))
         return 0
 

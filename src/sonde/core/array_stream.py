@@ -17,6 +17,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import tensor_key
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
+from sonde.core.tensors import as_tensor
 
 ARRAY_BATCH = 2048
 
@@ -272,7 +273,7 @@ def occurrences(keys: Sequence[Hashable]) -> Tensor:
 
 
 def _matrix(x: Any, name: str) -> Tensor:
-    tensor = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
+    tensor = as_tensor("Stream.of", x, name, ShapeError)
     if tensor.ndim == 1:
         tensor = tensor[:, None]
     if tensor.ndim != 2:

@@ -1,7 +1,7 @@
 """What answers a question: instruments read statistics and turn them into results."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
@@ -11,11 +11,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sonde.core.batch import Batch, Head
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import rank_key
 from sonde.core.plan import Part
 from sonde.core.result import Result, Scorer
 from sonde.core.statistic import Span, Statistic, parameter_names
+from sonde.core.tensors import as_tensor
 
 SAMPLE = 2048
 WIDEST_FULL = 2048
@@ -242,7 +243,7 @@ class Instrument(ABC):
 
 def _width(x: Any) -> int:
     """Return the width of the rows of an array; 0 where it has none."""
-    shape: Sequence[int] = () if isinstance(x, Mapping) else np.shape(x)
+    shape = () if isinstance(x, Mapping) else as_tensor("Stream.of", x, "x", ShapeError).shape
     return int(shape[-1]) if len(shape) > 1 else 0
 
 

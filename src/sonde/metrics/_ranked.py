@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.tensors import as_tensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
     InputError
         If there is none, or a NaN.
     """
-    found = torch.as_tensor(values, dtype=torch.float64).detach().cpu().flatten()
+    found = as_tensor(name, values, what).detach().to("cpu", torch.float64).flatten()
     if len(found) == 0:
         raise InputError(f"{name}: expected at least one row of {what}, got none.")
     if bool(found.isnan().any()):
@@ -62,7 +63,7 @@ def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
     InputError
         If there is not one value of 0 or 1 for each row.
     """
-    found = torch.as_tensor(values).detach().cpu().flatten()
+    found = as_tensor(name, values, "labels").detach().cpu().flatten()
     if len(found) != n_rows:
         raise InputError(f"{name}: expected a label for each of {n_rows} rows, got {len(found)}.")
     if not bool(((found == 0) | (found == 1)).all()):

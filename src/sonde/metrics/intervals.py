@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -81,13 +82,29 @@ class Bootstrap:
 
 
 def members(group: Any, n_rows: int) -> Int[Tensor, "row"]:
-    """Return the index of each row's group; without groups every row is its own."""
+    """Return the index of each row's group, a number or a text; without groups each is its own."""
     if group is None:
         return torch.arange(n_rows)
-    found = torch.as_tensor(group).flatten()
+    found = group.detach().cpu().flatten() if isinstance(group, Tensor) else _flat(group)
     if len(found) != n_rows:
         raise InputError(f"metrics: expected a group for each of {n_rows} rows, got {len(found)}.")
-    return torch.unique(found, return_inverse=True)[1]
+    if isinstance(found, Tensor):
+        return torch.unique(found, return_inverse=True)[1]
+    try:
+        return torch.as_tensor(np.unique(found, return_inverse=True)[1])
+    except TypeError as error:
+        raise InputError(
+            f"metrics: expected numbers or texts as groups, got {found[0]!r}. Name every row's."
+        ) from error
+
+
+def _flat(group: Any) -> Tensor | np.ndarray:
+    try:
+        found = np.asarray(group).ravel()
+    except ValueError as error:
+        raise InputError("metrics: expected one group for each row, got a ragged list.") from error
+    numeric = found.dtype.kind in "fiub" and found.dtype.isnative
+    return torch.as_tensor(found.copy()) if numeric else found
 
 
 def measured(

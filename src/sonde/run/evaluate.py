@@ -40,14 +40,52 @@ def read_table(path: str | Path) -> pa.Table:
             table = json.read_json(source)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"evaluate: {path} is no table of scores: {error}.") from error
-    missing = [name for name in NEEDED if name not in table.column_names]
+    return _checked(table, str(path))
+
+
+def _checked(table: pa.Table, where: str) -> pa.Table:
+    """Return a table of scores, its places as texts."""
+    names = table.column_names
+    missing = [name for name in NEEDED if name not in names]
     if missing or table.num_rows == 0:
         raise InputError(
-            f"evaluate: expected rows with the columns {', '.join(NEEDED)} in {path}, got "
+            f"evaluate: expected rows with the columns {', '.join(NEEDED)} in {where}, got "
             f"{table.num_rows} rows without {', '.join(missing) or 'any missing column'}. Write "
             "the table with `sonde score`."
         )
+    if twice := [name for name in (*NEEDED, "p") if names.count(name) > 1]:
+        raise InputError(
+            f"evaluate: expected each column once in {where}, got {', '.join(twice)} again. Rename "
+            "or drop the copies."
+        )
+    _check_numbers(table, where)
+    for name in ("site", "instrument"):
+        if table[name].null_count:
+            raise InputError(
+                f"evaluate: expected a {name} in every row of {where}, got "
+                f"{table[name].null_count} rows without. Write the table with `sonde score`."
+            )
+        table = table.set_column(names.index(name), name, table[name].cast(pa.string()))
     return table
+
+
+def _check_numbers(table: pa.Table, where: str) -> None:
+    """Refuse scores and p-values that are no numbers, and p-values that are none."""
+    types: Any = pa.types
+    for name in ("score", "p"):
+        kind = table[name].type if name in table.column_names else pa.null()
+        if not (types.is_floating(kind) or types.is_integer(kind) or types.is_null(kind)):
+            raise InputError(
+                f"evaluate: expected numbers as {name} in {where}, got {kind}, such as "
+                f"{table[name][0].as_py()!r:.40}. Write the table with `sonde score`."
+            )
+    if "p" in table.column_names:
+        wrong = [p for p in table["p"].to_pylist() if p is not None and not 0 <= p <= 1]
+        if wrong:
+            raise InputError(
+                f"evaluate: expected p-values in [0, 1] as p in {where}, got {wrong[0]}. Write the "
+                "table with `sonde score`."
+            )
 
 
 def evaluate(
@@ -79,8 +117,10 @@ def evaluate(
     Raises
     ------
     InputError
-        If the two tables have no instrument and site in common.
+        If the two tables have no instrument and site in common, or a column holds no numbers.
     """
+    if not 0 < alpha < 1:
+        raise InputError(f"evaluate: expected alpha in (0, 1), got {alpha}.")
     return [
         {"instrument": k[0], "site": k[1], **_figures(a, b, alpha, resamples, seed)}
         for k, a, b in pairs_of(usual, unusual)
@@ -97,6 +137,7 @@ def pairs_of(
     InputError
         If there is none.
     """
+    usual, unusual = _checked(usual, "the usual rows"), _checked(unusual, "the unusual rows")
     known = set(keys_of(unusual))
     both = [(k, part_of(usual, k), part_of(unusual, k)) for k in keys_of(usual) if k in known]
     if not both:

@@ -1,0 +1,59 @@
+"""Numbers as people hand them in, as a tensor: the border where ragged lists and text stop."""
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError, ShapeError
+
+
+def as_tensor(
+    owner: str, values: Any, what: str, error: type[InputError | ShapeError] = InputError
+) -> Tensor:
+    """Return a tensor, an array or nested lists of real numbers as a tensor.
+
+    Parameters
+    ----------
+    owner, what : str
+        Who asks and for what, as the error says it.
+    values : Tensor, array, or anything that numpy makes an array of
+    error : type, default=InputError
+
+    Raises
+    ------
+    InputError or ShapeError
+        If there is anything but real numbers, or lists of unequal length.
+
+    Examples
+    --------
+    >>> as_tensor("f", [[1, 2], [3, 4]], "rows").shape
+    torch.Size([2, 2])
+    """
+    if isinstance(values, Tensor):
+        if not values.is_complex():
+            return values
+        raise _refusal(owner, what, str(values.dtype), error)
+    try:
+        found = np.asarray(values)
+    except ValueError as reason:
+        raise _refusal(owner, what, "lists of unequal length", error) from reason
+    if found.dtype.kind == "O" and all(isinstance(v, Real) for v in found.flat):
+        found = found.astype(np.float64)
+    if found.dtype.kind not in "fiub":
+        entry = f", such as {found.flat[0]!r:.40}" if found.size else ""
+        raise _refusal(owner, what, f"{type(values).__name__} of {found.dtype}{entry}", error)
+    if not found.dtype.isnative or any(step < 0 for step in found.strides):
+        found = found.astype(found.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(found)
+
+
+def _refusal(
+    owner: str, what: str, got: str, error: type[InputError | ShapeError]
+) -> InputError | ShapeError:
+    return error(
+        f"{owner}: expected {what} as numbers in an array without gaps, got {got}. Give a tensor, "
+        "a numeric array, or lists of equal length."
+    )
