@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from sonde.core.running import Running
 from sonde.core.stream import Stream
 from sonde.run.ledger import Ledger
 from sonde.stats import Moments
-from sonde.store import write_store
+from sonde.store import Store, write_store
 from sonde.store.exporting import export_store
 
 
@@ -45,6 +46,31 @@ def test_a_store(run, acts):
     assert {s["dim"] for s in facts["sites"]} == {4}
     assert facts["columns"] == {"kind": "text"}
     assert facts["in_use_by"] is None
+
+
+@pytest.mark.truth("the stream of the store")
+def test_sites_count_once_every_data_set_has_them(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, n in (("a", 60), ("b", 50)):
+        x = rng.normal(size=(n, 4)).astype("f4")
+        np.savez(tmp_path / f"{name}.npz", p=x, q=x[:, :3], id=[f"{name}{i}" for i in range(n)])
+    acts, first, second = tmp_path / "acts", tmp_path / "a.npz", tmp_path / "b.npz"
+    assert run("read", "-", first, "-o", acts, "--sites", "p").code == 0
+    assert run("read", "-", second, "-o", acts, "--sites", "p", "--append").code == 0
+
+    def said_by(ran):
+        assert ran.code == 0, ran.err
+        found = described(run, acts)
+        assert [s["key"] for s in found["sites"]] == [s.key for s in Store(acts).schema]
+        assert [line.split()[0] for line in ran.out.splitlines()] == [
+            s["key"] for s in found["sites"]
+        ]
+        return [(s["key"], s["n_data_sets"]) for s in found["partial_sites"]]
+
+    ran = run("read", "-", second, "-o", acts, "--sites", "q", "--add-sites")
+    assert said_by(ran) == [("q:out", 1)]
+    assert "q:out (1 of 2 data sets). Add them to the others with --add-sites" in ran.err
+    assert said_by(run("read", "-", first, "-o", acts, "--sites", "q", "--add-sites")) == []
 
 
 def test_no_row_is_read(run, tmp_path):

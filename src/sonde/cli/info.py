@@ -163,6 +163,7 @@ def _store_words(facts: dict[str, Any]) -> dict[str, str]:
     return {
         "kind": f"store of rows, {facts['n_files']:,} files, {_size(facts['size_bytes'])}",
         "sites": f"{len(sites)}: {listed}",
+        "not in all": partial_sites(facts),
         "data": f"{facts['n_examples']:,} examples{groups}, {units}{sets}",
         "columns": ", ".join(f"{name} ({kind})" for name, kind in facts["columns"].items()),
         "kept": part,
@@ -171,6 +172,12 @@ def _store_words(facts: dict[str, Any]) -> dict[str, str]:
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
         "more": "--json prints fingerprints, plans and tables",
     }
+
+
+def partial_sites(facts: dict[str, Any]) -> str:
+    """Return the sites that not all data sets of a store have, with how many have them."""
+    of = f"of {facts['n_data_sets']} data sets"
+    return ", ".join(f"{s['key']} ({s['n_data_sets']} {of})" for s in facts["partial_sites"])
 
 
 def _plain_words(facts: dict[str, Any]) -> dict[str, str]:

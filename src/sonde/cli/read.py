@@ -66,7 +66,7 @@ class Read:
         except KeyboardInterrupt:
             note(f"interrupted. What is written stays in {self.output}; the same command goes on.")
             raise Failed(130) from None
-        self._say(Store(self.output))
+        self._say()
         say_notes(stream, self.printing.quiet)
         note(f"wrote {self.output}: {len(Store(self.output))} examples")
         return 0
@@ -139,14 +139,20 @@ class Read:
                 tick=tick,
             )
 
-    def _say(self, store: Any) -> None:
+    def _say(self) -> None:
+        from sonde.cli.info import partial_sites
         from sonde.store import describe_store
 
+        facts = describe_store(self.output)
         if self.printing.json:
-            say_json(describe_store(self.output))
+            say_json(facts)
         elif not self.printing.quiet:
-            lines = [f"{s.key:<40} {s.dim:>6} {s.dtype}" for s in store.schema]
-            say("\n".join(lines))
+            say("\n".join(f"{s['key']:<40} {s['dim']:>6} {s['dtype']}" for s in facts["sites"]))
+            if facts["partial_sites"]:
+                note(
+                    f"note: not in all data sets, and not counted: {partial_sites(facts)}. "
+                    "Add them to the others with --add-sites too."
+                )
 
 
 def _words(text: str | None) -> list[str]:

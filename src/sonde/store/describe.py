@@ -1,10 +1,13 @@
 """What a store holds, from its manifests and the names of its files alone."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from sonde.core.lock import holder_of
-from sonde.store.layout import DATA, RANGES, ROWS, Manifest, further_stores, read_manifest
+from sonde.store.dataset import DataSet, common_schema
+from sonde.store.layout import DATA, RANGES, ROWS
+from sonde.store.volume import Volume
 
 MODEL_FACTS = ("model", "config", "dtype", "attn")
 
@@ -12,7 +15,8 @@ MODEL_FACTS = ("model", "config", "dtype", "attn")
 def describe_store(directory: str | Path) -> dict[str, Any]:
     """Return the facts of a store as JSON values; a store that is still being written has some too.
 
-    No file of rows is opened.
+    No file of rows is opened. ``sites`` are those of ``Store.schema``; ``partial_sites`` were added
+    to some of its data sets, and do not count before all have them.
 
     Raises
     ------
@@ -20,24 +24,21 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
         If the folder is no store.
     """
     directory = Path(directory)
-    first = read_manifest(directory)
-    folders = [directory, *further_stores(directory, first)]
-    manifests = [first, *map(read_manifest, folders[1:])]
-    is_data = [folder == directory or folder.parent.name == DATA for folder in folders]
-    sets = [m for m, data in zip(manifests, is_data, strict=True) if data]
-    added = [m for m, data in zip(manifests, is_data, strict=True) if not data]
-    wanted = sum(len(m.ranges()) for m in manifests)
-    done = sum(map(_n_written, folders, manifests))
+    top = DataSet(directory)
+    parts = [top, *(DataSet(directory / DATA / f"{k + 1}") for k in range(top.manifest.n_data))]
+    volumes = [volume for part in parts for volume in part.volumes]
+    first, sets, sites = top.manifest, [part.manifest for part in parts], common_schema(parts)
+    has = Counter(key for part in parts for key in part.schema)
+    wanted = sum(len(volume.manifest.ranges()) for volume in volumes)
+    done = sum(map(_n_written, volumes))
     holder = holder_of(directory)
-    files = [p for folder in folders for p in (folder / ROWS).rglob("*.arrow")]
+    files = [p for volume in volumes for p in (volume.directory / ROWS).rglob("*.arrow")]
     return {
         "kind": "store of rows",
         "tables": {name: [c.schema.key for c in cols] for name, cols in first.tables.items()},
-        "sites": [
-            {"key": c.schema.key, "dim": c.schema.dim, "dtype": c.schema.dtype}
-            for m in (first, *added)
-            for columns in m.tables.values()
-            for c in columns
+        "sites": [{"key": s.key, "dim": s.dim, "dtype": s.dtype} for s in sites],
+        "partial_sites": [
+            {"key": key, "n_data_sets": n} for key, n in has.items() if n < len(parts)
         ],
         "n_examples": sum(m.bounds[-1] for m in sets),
         "n_groups": len({k for m in sets for k in m.group_keys}),
@@ -47,7 +48,7 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
         "columns": first.columns,
         "every": first.every,
         "n_data_sets": len(sets),
-        "n_added_sites": len(added),
+        "n_added_sites": sum(len(part.volumes) - 1 for part in parts),
         "ranges_written": f"{done} of {wanted}",
         "in_use_by": None if holder is None else f"process {holder.pid} on {holder.host}",
         "model": None
@@ -60,7 +61,7 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
     }
 
 
-def _n_written(folder: Path, manifest: Manifest) -> int:
+def _n_written(volume: Volume) -> int:
     """Return how many of the planned ranges are committed: one listing, no file opened."""
-    there = {path.name for path in (folder / RANGES).glob("*.json")}
-    return sum(f"{start}-{stop}.json" in there for start, stop in manifest.ranges())
+    there = {path.name for path in (volume.directory / RANGES).glob("*.json")}
+    return sum(f"{start}-{stop}.json" in there for start, stop in volume.manifest.ranges())
