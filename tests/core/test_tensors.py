@@ -30,7 +30,8 @@ def test_numbers_in_any_container():
     array = want.numpy()
     given = [
         want, array, array.tolist(), tuple(map(tuple, array)), list(want),
-        np.array(array[::-1])[::-1], array.astype(">f8"), array.astype(object), array.astype(int), array.astype("u2"),
+        np.array(array[::-1])[::-1], array.astype(">f8"), array.astype(object),
+        array.astype(int), array.astype("u2"),
     ]  # fmt: skip
     for values in given:
         assert torch.equal(as_tensor("f", values, "rows").double(), want)
