@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sonde.core.array_stream import ARRAY_BATCH
-from sonde.core.errors import InputError, ShapeError, SiteError
+from sonde.core.errors import InputError, ShapeError, SiteError, SondeWarning
 from sonde.core.stream import Stream
 
 
@@ -158,3 +158,14 @@ def test_an_array_named_as_a_site_is_that_site():
     assert [s.site.order for s in stream.schema] == [0, 1]
     with pytest.raises(SiteError, match="expected a port among"):
         _ = Stream.of({"layers.0:off": torch.zeros(2, 1)}).schema
+
+
+def test_classes_written_as_signs_are_told_apart_from_rows_without_a_label():
+    x = torch.zeros(4, 2)
+    said = r"Stream\.of: 2 of 4 labels are -1, .* all others are 1.* Number the classes 0 and 1"
+    for label in ([-1, 1, 1, -1], np.array([-1.0, 1.0, 1.0, -1.0])):
+        with pytest.warns(SondeWarning, match=said):
+            stream = Stream.of(x, label=label)
+        assert next(stream.batches(0, 4)).label.tolist() == [-1, 1, 1, -1]
+    for label in ([0, 1, 1, -1], [1, 1, 1, 1], [-1] * 4, [0, 1, 0, 1], None):
+        Stream.of(x, label=label)

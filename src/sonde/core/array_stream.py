@@ -1,5 +1,6 @@
 """Plain arrays as a stream: every row an example, named by its content or by given ids."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sonde.core._kinds import is_array, is_mapping
 from sonde.core.batch import Batch, Head, SiteSchema
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import InputError, ShapeError, SondeWarning
 from sonde.core.hashing import tensor_key
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
@@ -156,7 +157,7 @@ def array_stream(
     return ArrayStream(
         rows=sites,
         who=_who(ids, keys, sites, positions),
-        label=_integers(label, n, "label", -1),
+        label=_labels(label, n),
         groups=None if group is None else tuple(_text(g) for g in _sequence(group, n, "group")),
         positions=positions,
         grad={str(k): _beside(v, n, f"grad of {k}") for k, v in given.items()},
@@ -312,6 +313,21 @@ def _integers(values: Any, n: int, name: str, default: int) -> Tensor:
     if tensor.is_floating_point() and not bool((tensor == tensor.round()).all()):
         raise ShapeError(f"Stream.of: expected whole numbers as {name}, got {tensor.dtype}.")
     return tensor.detach().to("cpu", torch.int64)
+
+
+def _labels(values: Any, n: int) -> Tensor:
+    """Return class numbers, and warn of two classes that are written as -1 and 1."""
+    label = _integers(values, n, "label", -1)
+    missing = int((label == -1).sum())
+    if 0 < missing < n and bool((label.abs() == 1).all()):
+        warnings.warn(
+            f"Stream.of: {missing:,} of {n:,} labels are -1, which means 'none', and all others "
+            "are 1, so that one class is left. Number the classes 0 and 1, unless the rest have no "
+            "label.",
+            SondeWarning,
+            stacklevel=4,
+        )
+    return label
 
 
 def _numbers(values: Any, n: int, name: str) -> Tensor:
