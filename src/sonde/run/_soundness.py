@@ -42,6 +42,7 @@ def flaw_of(state: State) -> str | None:
 
     Examples
     --------
+    >>> import torch
     >>> from sonde.stats import MomentsState
     >>> flaw_of(MomentsState(-1, torch.zeros(2), torch.zeros(2)))
     'n is negative'
