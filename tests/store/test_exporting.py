@@ -12,6 +12,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 
+from models import cnn
 from sonde.core.errors import InputError, StoreError
 from sonde.core.state import equal
 from sonde.core.stream import Stream
@@ -238,3 +239,37 @@ def test_names_of_columns_never_meet():
         "label_": "label",
     }
     assert plane_of(torch.zeros(0, 3)).tolist() == [[0.0, 0.0]] * 3
+
+
+@pytest.fixture(scope="module")
+def two_reducers(tmp_path_factory) -> Path:
+    """Means of images, and beside them all their patches."""
+    images = list(torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    stream = read(cnn(), images, sites=["conv1", "conv2"], reducer="mean", further=["patches"])
+    return write_store(stream, tmp_path_factory.mktemp("two") / "a")
+
+
+@pytest.mark.truth("images, and their patches")
+@pytest.mark.parametrize(
+    ("sites", "keys", "n"),
+    [
+        ("conv1:out", ["conv1:out"], 20),
+        ("conv1", ["conv1:out"], 20),
+        (["conv1", "conv2"], ["conv1:out", "conv2:out"], 20),
+        ("conv1:out|patches", ["conv1:out|patches"], 20 * 64),
+        ("conv1|patches", ["conv1:out|patches"], 20 * 64),
+    ],
+)
+def test_a_whole_name_is_one_kind_of_rows(two_reducers, tmp_path, sites, keys, n):
+    facts = export_store(two_reducers, tmp_path / "a.npz", sites=sites)
+    assert (facts["sites"], facts["n_rows"]) == (keys, n)
+
+
+def test_a_pattern_of_several_kinds_of_rows_is_refused(two_reducers, tmp_path):
+    with pytest.raises(InputError, match=r"got mean \(conv2:out\), patches .* by its whole name"):
+        export_store(two_reducers, tmp_path / "a.npz", sites="conv?")
+
+
+def test_rows_beside_others_are_not_fitted(two_reducers):
+    with pytest.raises(InputError, match=r"only what was read further .*conv1:out\|patches"):
+        fit(KNN(), Store(two_reducers).select(reducer="patches"), progress=False)

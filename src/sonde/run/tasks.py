@@ -38,10 +38,12 @@ def assign(
     Raises
     ------
     InputError
-        If nothing is left.
+        If nothing is left, or there are only rows that were read beside others (``site|reducer``).
     """
     widths = {s.key: s.dim for s in schema if "|" not in s.key}
     by_key = {s.key: s for s in schema}
+    if not widths:
+        raise InputError(_only_further(schema))
     tasks: list[Task] = []
     skipped: list[str] = []
     distinct = {digest(instrument): instrument for instrument in instruments}
@@ -69,6 +71,16 @@ def assign(
     if skipped:
         warnings.warn(f"left out: {' '.join(skipped)}", SondeWarning, stacklevel=3)
     return tasks
+
+
+def _only_further(schema: Sequence[SiteSchema]) -> str:
+    reducer = next((str(s.reducer) for s in schema), "tokens")
+    named = ", ".join(s.key for s in schema[:MOST_NAMED])
+    return (
+        f"fit: expected rows of the reducer of a reading, got only what was read further beside "
+        f"them ({named or 'nothing'}). Read the model with reducer={reducer!r} "
+        f"(--reducer {reducer}) and fit that."
+    )
 
 
 def _check_reduction(detector: Detector, how: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE
 from sonde.store.exporting.arrays import write_npz, write_safetensors
-from sonde.store.exporting.parts import chosen_kinds, one_layout
+from sonde.store.exporting.parts import chosen_kinds, chosen_sites, one_layout
 from sonde.store.exporting.tables import Table, lance_module, write_lance, write_parquet
 from sonde.store.exporting.view import view_of
 from sonde.store.reading import Store
@@ -39,7 +39,8 @@ def export_store(
         ``.npz`` and ``.safetensors``: the rows as arrays by site, with id, group, position, label;
         ``.lance``: a Lance data set of everything, with a vector index on each site.
     sites : str or sequence, default="auto"
-        Which sites, as ``Store.select`` takes them; all must be read by one reducer.
+        Which sites, as ``Store.select`` takes them, but that a whole name is that kind of rows
+        alone: ``layers.3`` is not ``layers.3|tokens``. All must be read by one reducer.
     columns : sequence of str or None, default=None
         Which of the columns that were stored, in tables; None is all.
     rows : bool, default=False
@@ -69,7 +70,7 @@ def export_store(
         )
     if kind == ".lance":
         lance_module()
-    chosen = (store if isinstance(store, Store) else Store(store)).select(sites)
+    chosen = chosen_sites(store if isinstance(store, Store) else Store(store), sites)
     schema = one_layout(chosen)
     if kind in (".npz", ".safetensors"):
         if columns:

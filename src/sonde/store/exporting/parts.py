@@ -49,6 +49,15 @@ class Part:
         return len(self.example)
 
 
+def chosen_sites(store: Store, sites: str | Sequence[str]) -> Store:
+    """Return a store at some of its sites; a whole name is that kind of rows alone."""
+    own = [s for s in store.schema if "|" not in s.key]
+    whole = {
+        name: f"{s.key}|{s.reducer}" for s in own for name in (s.key, s.key.removesuffix(":out"))
+    }
+    return store.select([whole.get(p, p) for p in ([sites] if isinstance(sites, str) else sites)])
+
+
 def one_layout(store: Store) -> tuple[SiteSchema, ...]:
     """Return the sites of a store, which must be read by one reducer: a file has one kind of rows.
 
@@ -61,7 +70,8 @@ def one_layout(store: Store) -> tuple[SiteSchema, ...]:
     if len(kinds) > 1:
         listed = ", ".join(f"{kind[0]} ({key})" for kind, key in kinds.items())
         raise InputError(
-            f"export: a file holds one kind of rows, the store has {listed}. Choose with --sites."
+            f"export: a file holds one kind of rows, got {listed}. Choose one by its whole name "
+            "(--sites)."
         )
     return store.schema
 
