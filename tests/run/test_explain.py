@@ -54,13 +54,13 @@ def test_a_planted_fault_is_named(planted, method):
 
 @pytest.mark.truth("the distance from a fit without that unit")
 def test_the_share_of_a_unit_is_what_the_distance_loses_without_it():
-    x, new = rows(300, 1), rows(5, 2)
+    x, new = rows(300, 1).double(), rows(5, 2).double()
     scorer = Mahalanobis(shrinkage=0.0).fit(x)
-    found = scorer.contributions(new.double())
+    found = scorer.contributions(new)
     for j in range(6):
         rest = [k for k in range(6) if k != j]
-        without = Mahalanobis(shrinkage=0.0).fit(x[:, rest]).score(new[:, rest].double())
-        assert torch.allclose(found[:, j], scorer.score(new.double()) - without, rtol=1e-6)
+        without = Mahalanobis(shrinkage=0.0).fit(x[:, rest]).score(new[:, rest])
+        assert torch.allclose(found[:, j], scorer.score(new) - without, rtol=1e-6)
 
 
 @pytest.mark.truth("the variance of each unit alone")
