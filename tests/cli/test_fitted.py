@@ -1,11 +1,13 @@
 """What ``sonde fit`` prints: figures of every site, missing labels, and how p-values mislead."""
 
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sonde.cli import _table
+from sonde.cli._fitted import remarks
 from sonde.cli._table import filled, legend, middle, table
 
 
@@ -121,6 +123,30 @@ def test_a_broken_command_can_be_copied(monkeypatch):
     pasted = subprocess.run(["sh", "-c", f"echo {text[9:]}"], capture_output=True, text=True)
     assert pasted.stdout == f"{command}\n"
     assert "\\" not in filled(f"More: {command}; and further words")
+
+
+def test_what_is_replaced_is_said(run, place, tmp_path):
+    data, probe = place / "rows.npz", tmp_path / "p.sonde"
+    first = run("fit", "mahalanobis", "-", data, "-o", probe, "--limit", "200")
+    assert "in place of" not in first.err
+    second = run("fit", "knn(k=5)", "-", data, "-o", probe)
+    assert "p.sonde (0.0 MiB), in place of mahalanobis on 200 examples" in second.err
+    again = run("calibrate", probe, "-", place / "other.npz", "-o", probe)
+    assert "in place of knn on 240 examples" in again.err
+    (tmp_path / "m.sonde").write_text("notes")
+    parts = [tmp_path / "a.sonde", tmp_path / "b.sonde"]
+    for part, source in zip(parts, ("plain.npz", "more.npz"), strict=True):
+        assert run("fit", "spectrum", "-", place / source, "-o", part).code == 0
+    merged = run("merge", *parts, "-o", tmp_path / "m.sonde")
+    assert merged.code == 0, merged.err
+    assert "240 examples, in place of another file" in merged.err
+
+
+def test_the_command_to_calibrate_keeps_how_data_are_read():
+    rows = [{"method": "knn", "n_classes": None, "n_held": 9}]
+    typed = {"text_column": "body", "sites": ("a", "b"), "limit": 9, "dtype": "bfloat16"}
+    (said,) = remarks(rows, Path("p.sonde"), "net", "a.csv", typed)
+    assert "run sonde calibrate p.sonde net UNSEEN --text-column body --dtype bfloat16, " in said
 
 
 @pytest.mark.parametrize("command", ["fit spectrum", "scan"])

@@ -9,13 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from sonde.cli._table import legend, table
-from sonde.core.errors import CalibrationError
+from sonde.core.errors import CalibrationError, SondeError
 from sonde.core.result import Result, Scorer
+from sonde.findings.step import flags_of
 from sonde.run.catalogue import methods
 from sonde.run.entries import place_of
 from sonde.stats import CalibratedScorer
 
 ALPHA = 0.05
+HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit")
 CLASSES = "classes of the labels, each with a mean of its own"
 HELD = "rows that were kept apart: their scores calibrate the detector"
 SE = "standard error of the value"
@@ -80,8 +82,17 @@ def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def remarks(rows: Sequence[dict[str, Any]], output: Path, model: str, data: str) -> list[str]:
-    """Return what a user must know of what was fitted, one sentence each."""
+def remarks(
+    rows: Sequence[dict[str, Any]],
+    output: Path,
+    model: str,
+    data: str,
+    typed: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Return what a user must know of what was fitted, one sentence each.
+
+    ``typed`` are the flags of the reading; those that the file does not hold are said again.
+    """
     found = []
     unlabelled = list(dict.fromkeys(row["method"] for row in rows if row["n_classes"] == 0))
     if unlabelled:
@@ -90,12 +101,31 @@ def remarks(rows: Sequence[dict[str, Any]], output: Path, model: str, data: str)
             "the labels of a table)"
         )
     if any(row["n_held"] for row in rows):
-        again = shlex.join(["sonde", "calibrate", str(output), model, "UNSEEN"])
+        kept = {k: v for k, v in (typed or {}).items() if k not in HELD_BY_A_PROBE}
+        words = ["sonde", "calibrate", str(output), model, "UNSEEN", *flags_of(kept)]
+        again = shlex.join(words)
         found.append(
             f"p-values are too small where the model was trained on {data}: then run {again}, with "
             "rows that the model has not seen"
         )
     return found
+
+
+def in_place_of(path: Path) -> str:
+    """Return what a file holds that is going to be replaced, as the end of a sentence.
+
+    Empty where there is no such file.
+    """
+    from sonde.cli.info import describe
+
+    if not path.exists():
+        return ""
+    try:
+        facts = describe(path)
+        what, n = ", ".join(facts["methods"]), facts["data"]["n_examples"]
+    except (SondeError, LookupError, TypeError):
+        return ", in place of another file"
+    return f", in place of {what} on {n:,} examples"
 
 
 def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:

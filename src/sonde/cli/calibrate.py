@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sonde.cli._fitted import alarm
+from sonde.cli._fitted import alarm, in_place_of
 from sonde.cli._table import legend, table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
@@ -78,12 +78,13 @@ class Calibrate:
         rows = [
             row for name, scorer in found.scorers.items() for row in self._rows_of(name, scorer)
         ]
+        replaced = in_place_of(self.output)
         identity = found.save(self.output)
         if self.printing.json:
             say_json({"file": str(self.output), "id": identity, "alpha": self.alpha, "rows": rows})
         elif not quiet:
             say(_text(rows, self.alpha))
-        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")
+        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB){replaced}")
         return 0
 
     def _rows_of(self, name: tuple[str, str], scorer: Any) -> list[dict[str, Any]]:

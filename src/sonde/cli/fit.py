@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli._fitted import fitted_rows, fitted_text, remarks
+from sonde.cli._fitted import fitted_rows, fitted_text, in_place_of, remarks
 from sonde.cli._notes import say_notes
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
@@ -94,6 +94,7 @@ class Fit:
                 progress=not self.printing.quiet,
             )
             results = dict(fitted)
+        replaced = in_place_of(self.output)
         identity = fitted.save(self.output)
         remove_run(directory)
         rows = fitted_rows(results)
@@ -103,9 +104,9 @@ class Fit:
             say(fitted_text(rows))
             say_notes(stream, self.printing.quiet)
             named_as = (self.model, data) if data is not None else ("MODEL", self.model)
-            for remark in remarks(rows, self.output, *named_as):
+            for remark in remarks(rows, self.output, *named_as, self.reading.typed()):
                 note(f"note: {remark}.")
-        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB)")
+        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB){replaced}")
         return 0
 
 

@@ -28,14 +28,16 @@ class Merge:
 
     def run(self) -> int:
         """Load, merge, save."""
+        from sonde.cli._fitted import in_place_of
         from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
         from sonde.run.merge import merge
 
         check_writable(self.output)
         merged = merge(*(Fitted.load(path) for path in self.bundles))
+        replaced = in_place_of(self.output)
         identity = merged.save(self.output)
         if self.printing.json:
             say_json({"file": str(self.output), "id": identity, "data": merged.header["data"]})
-        note(f"wrote {self.output}: {merged.header['data']['n_examples']} examples")
+        note(f"wrote {self.output}: {merged.header['data']['n_examples']} examples{replaced}")
         return 0

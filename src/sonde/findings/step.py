@@ -70,9 +70,9 @@ class Again:
             return self._call(step, options)
         if self.is_stored:
             file = ("-o", "rows.parquet", "--rows")
-            return shlex.join(("sonde", "export", str(self.model), *_flags(step.options), *file))
+            return shlex.join(("sonde", "export", str(self.model), *flags_of(step.options), *file))
         data = step.data or str(self.data)
-        return shlex.join(("sonde", step.word, str(self.model), data, *_flags(options)))
+        return shlex.join(("sonde", step.word, str(self.model), data, *flags_of(options)))
 
     def _call(self, step: Step, options: dict[str, Any]) -> str:
         model = "model" if self.model is None else repr(self.model)
@@ -89,7 +89,7 @@ class Again:
         return f"sonde.{step.word}({', '.join(words)})"
 
 
-def _flags(options: Mapping[str, Any]) -> list[str]:
+def flags_of(options: Mapping[str, Any]) -> list[str]:
     """Return options as the command line takes them."""
     found: list[str] = []
     for name, value in options.items():
