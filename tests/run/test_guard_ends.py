@@ -87,6 +87,14 @@ def test_a_batch_scores_each_sequence_as_it_does_alone(model, probe, pad):
 
 
 @pytest.mark.truth("each prompt in a batch of its own")
+def test_a_cache_of_fixed_size_changes_nothing(model, probe):
+    guard, alone = Guard(model, probe, alpha=0.1), Guard(model, probe, alpha=0.1)
+    fixed = {"cache_implementation": "static", "disable_compile": True}
+    generated(model, PROMPTS, LENGTHS, guard, **fixed)
+    assert_as_alone(model, guard, alone)
+
+
+@pytest.mark.truth("each prompt in a batch of its own")
 def test_ends_that_only_the_call_names_are_said_to_the_guard(model, probe):
     own = {"eos_token_id": [60, 61], "pad_token_id": 5}
     config = GenerationConfig(**own)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sonde.core._kinds import is_dict
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError, SondeError, near
 from sonde.core.inputs import InputBatch, Model
@@ -116,9 +117,11 @@ class Onlooker:
         named = arguments(self.root, args, kwargs) if args else kwargs
         cache = cache_in(named)
         self._named, self._args, self._kwargs = named, args, kwargs
-        self._masks = {name: _mask(named.get(name)) for name in MASKS}
         self._past = 0 if cache is None else cached_length(cache)
-        self._over = self._ends.after(_fed(named), self._past)
+        fed = _fed(named)
+        length = None if fed is None else self._past + fed.shape[-1]
+        self._masks = {name: _mask(named.get(name), length) for name in MASKS}
+        self._over = self._ends.after(fed, self._past)
         self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in self.kinds}
         self._frame: Frame | None = None
         for slot in self._slots:
@@ -277,7 +280,15 @@ class Onlooker:
         )
 
 
-def _mask(found: Any) -> Tensor | None:
+def _mask(found: Any, length: int | None) -> Tensor | None:
+    """Return which tokens are real; of a mask for each query, what the last one may look at.
+
+    ``generate`` makes such masks, true or 0 where a query may look, for caches of a fixed size.
+    """
+    found = found.get("full_attention") if is_dict(found) else found
+    if isinstance(found, Tensor) and found.ndim == 4:
+        last = found[:, 0, -1, :length]
+        return last if last.dtype == torch.bool else last == 0
     return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
 
 
