@@ -258,3 +258,18 @@ def test_short_names_of_sites_are_distinct() -> None:
         names = Axis.of(sites).names
         assert len(set(names.values())) == len(sites)
         assert all(names.values())
+
+
+def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> None:
+    versus = report["versus"]
+    row = {"site": "h.3:out", "auroc": 0.8, "low": 0.7, "high": 0.9}
+    changed = {
+        **versus,
+        "detectors": [{**row, "method": "MSP"}, {**row, "method": "KNN"}],
+        "alarm": {**versus["alarm"], "p": 0.0},
+    }
+    page = to_html({**report, "versus": changed})
+    words = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "MSP logits 0.8" in words
+    assert "KNN h.3:out 0.8" in words
+    assert "p-value below 1e-300" in words

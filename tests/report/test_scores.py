@@ -64,6 +64,38 @@ def test_the_most_unusual_come_first(scored):
     assert len(ids) == len(set(ids))
 
 
+def test_the_whole_has_no_position_and_marks_are_explained(scored):
+    fitted, stream, found = scored
+    page = scores_to_html(found, Exhibits(fitted, stream, inputs=True), alpha=0.2)
+    words = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "position" not in words.partition("Rows #")[0].partition("Most unusual examples")[2]
+    assert "The sign alarm stands where p is at most 0.2." in words
+    heads = [re.sub("<[^>]*>", " ", t).split() for t in re.findall("<thead>.*?</thead>", page)]
+    assert ["id", "row", "instrument", "site", "score", "p"] in heads
+
+
+@pytest.mark.truth("the position of the patch in the line")
+def test_a_patch_has_a_position():
+    page = scores_to_html(table([("a", 3, "s", "knn", 1.0, None), ("b", 0, "s", "knn", 0.5, None)]))
+    words = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "knn at s, position 3" in words
+    assert "id position instrument" in words
+
+
+def test_what_reads_the_logits_alone_is_at_the_logits():
+    page = scores_to_html(table([("a", 0, "h.3:out", "msp", -0.5, 0.2)]))
+    words = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "msp at logits" in words
+    assert "h.3" not in words.partition("</main>")[0].split("sonde-scores")[0]
+
+
+def test_a_text_with_one_score_promises_no_marks():
+    whole = drawn(Exhibit("text", [], [], [], pieces=["a ", "cat"], first=4))
+    assert "no token has one of its own" in whole
+    assert "underlined" not in whole
+    assert "underlined" in drawn(Exhibit("text", [4], [1.0], [None], pieces=["a "], first=4))
+
+
 def test_inputs_stand_there_only_if_asked_for(scored):
     fitted, stream, found = scored
     bare = scores_to_html(found, Exhibits(fitted, stream))
@@ -144,6 +176,7 @@ def test_an_image_and_its_map():
         "The image as the model reads it",
         "Scores of 1 x 2 patches; the most unusual, 2, lies in line 1, column 2",
     ]
+    assert "Box: the most unusual patch of the example" in drawn(whole)
     images = [str(a["href"]) for a in made.all("image")]
     assert len(images) == 2
     assert all(href.startswith("data:image/png;base64,") for href in images)

@@ -13,6 +13,11 @@ from sonde.report._picture import Numbers
 MARKED: Final = 3
 MOST_LISTED: Final = 30
 MOST_PIECES: Final = 1500
+_WHOLE: Final = "One score for the whole: no token has one of its own, so none is marked."
+_PATCHES: Final = (
+    "Colour: the score of a patch, from the median of all patches shown here to the highest. Box: "
+    "the most unusual patch of the example."
+)
 
 
 def exhibit(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
@@ -62,7 +67,8 @@ def _image(found: Any, scale: Scale, names: Names) -> Markup:
     table = tuple((f"{r + 1}, {c + 1}", _finite(s), ) for (r, c), s in rows)  # fmt: skip
     numbers = Numbers(("line, column", "score"), table, "patches")
     side = el("div", *shown, cls="panels")
-    return join(side, bar, tabled(numbers, names, "Most unusual patches"))
+    key_of_marks = el("p", _PATCHES, cls="reading")
+    return join(side, bar, key_of_marks, tabled(numbers, names, "Most unusual patches"))
 
 
 def _apart(made: Any) -> list[Markup]:
@@ -103,7 +109,7 @@ def _text(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
         if len(found.pieces) > MOST_PIECES:
             said = f"{MOST_PIECES:,} of {len(found.pieces):,} tokens are shown."
             parts.append(el("p", said, cls="reading"))
-        parts.append(_key_of_colours(what))
+        parts.append(_key_of_colours(what) if scores else el("p", _WHOLE, cls="reading"))
     order = sorted(range(len(found.score)), key=lambda i: -found.score[i])[:MOST_LISTED]
     texts = dict(enumerate(found.pieces, found.first))
     has_text = ("text",) if found.pieces else ()

@@ -20,6 +20,7 @@ from sonde.report._axes import (
 )
 from sonde.report._format import Real, number, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
+from sonde.run.entries import place_of
 
 _KINDS: Final = ("usual", "unusual")
 _HEIGHT: Final = 220
@@ -28,7 +29,8 @@ _MOST_ROWS: Final = 60
 
 def named(instrument: str, site: str) -> str:
     """Return a method and its site as a sentence names them."""
-    return f"{shown(instrument, 40)} at {shown(site, 60).removesuffix(':out')}"
+    place = shown(place_of(instrument, site), 60).removesuffix(":out")
+    return f"{shown(instrument, 40)} at {place}"
 
 
 def histogram_picture(

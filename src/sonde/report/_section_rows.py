@@ -7,6 +7,8 @@ from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
+from sonde.run.catalogue import snake_case
+from sonde.run.entries import place_of
 
 _SHORT: Final = 12
 
@@ -53,7 +55,8 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
     if versus.get("detectors"):
         parts += [el("h3", "Detectors"), el("p", _FITTED, cls="reading")]
         columns = ("method", "site", "auroc", "low", "high")
-        rows = tuple(tuple(row[key] for key in columns) for row in versus["detectors"])
+        placed = [{**row, "site": _place(row)} for row in versus["detectors"]]
+        rows = tuple(tuple(row[key] for key in columns) for row in placed)
         listed = Numbers(columns, rows, "detectors")
         parts.append(tabled(listed, names, opened=len(rows) <= _SHORT))
     if versus["alarm"]:
@@ -63,6 +66,10 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
         parts.append(el("h3", "Most unusual rows of OTHER"))
         parts.append(tabled(rows, names, opened=len(versus["rows"]) <= _SHORT))
     return section("versus", "Against OTHER", *parts, lead=lead)
+
+
+def _place(row: dict[str, Any]) -> str:
+    return place_of(snake_case(row["method"]), row["site"])
 
 
 def _alarm(alarm: dict[str, Any]) -> Markup:
@@ -75,9 +82,14 @@ def _alarm(alarm: dict[str, Any]) -> Markup:
         ("alarms on OTHER", rate),
         ("threshold", number(alarm["threshold"])),
         ("calibrated on", plural(alarm["n_cal"], "row")),
-        ("p-value", None if alarm.get("p") is None else number(alarm["p"], 2)),
+        ("p-value", None if alarm.get("p") is None else _p_value(alarm["p"])),
         ("guarantee", alarm.get("guarantee")),
     ])  # fmt: skip
+
+
+def _p_value(p: float) -> str:
+    """Return a p-value; one that is too small for a float is not zero."""
+    return number(p, 2) if p > 0 else "below 1e-300"
 
 
 def rows_section(report: dict[str, Any], names: Names) -> Markup:
@@ -124,9 +136,9 @@ def checks_section(report: dict[str, Any], names: Names) -> Markup:
         state = levels.get(check["code"], "note") if check["state"] == "raised" else check["state"]
         value = None if figure_ is None else figure_["value"]
         rows.append(
-            (check["code"], check["title"], state, value, check["threshold"], check["reason"])
+            (check["code"], check["title"], state, value, check["reason"], check["threshold"])
         )
-    columns = ("code", "check", "state", "figure", "limits", "reason")
+    columns = ("code", "check", "state", "figure", "reason", "limits")
     lead = "Every check of the catalogue and how it ended. Silence here is never ambiguous."
     made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", {2: "state"})
     return section("checks", "All checks", made, lead=lead)

@@ -17,6 +17,7 @@ from sonde.report._pictures_scores import (
 from sonde.report._standalone import drawn
 from sonde.report.files import sealed_page, write_text
 from sonde.report.html import contents, page
+from sonde.run.entries import place_of
 
 SCHEMA: Final = "sonde-evaluate/1"
 MOST_DRAWN: Final = 4
@@ -34,11 +35,14 @@ _COLUMNS: Final = {
     "auroc_high": "high",
     "fpr_at_95tpr_unusual": "FPR@95",
     "aupr": "AUPR",
-    "false_alarms": "false alarms",
+    "false_alarms": "false",
     "found": "found",
     "n_usual": "usual",
     "n_unusual": "unusual",
 }
+
+# They stand in the header too.
+_COUNTS: Final = ("n_usual", "n_unusual")
 
 
 def evaluation(
@@ -187,12 +191,19 @@ def _key(row: dict[str, Any]) -> tuple[str, str]:
     return row["instrument"], row["site"]
 
 
+def _place(row: dict[str, Any]) -> str:
+    return place_of(row["instrument"], row["site"]).removesuffix(":out")
+
+
 def _figures(found: dict[str, Any], names: Names) -> Markup:
-    rows = tuple(tuple(row[key] for key in _COLUMNS) for row in found["rows"])
+    placed = [{**r, "site": _place(r)} for r in found["rows"]]
+    told = [name for name in _COUNTS if len({row[name] for row in placed}) == 1]
+    kept = {key: title for key, title in _COLUMNS.items() if key not in told}
+    rows = tuple(tuple(row[key] for key in kept) for row in placed)
     lead = (
         "FPR@95: share of usual rows above the score that catches 95 % of unusual ones. AUPR: "
-        "average precision, unusual rows as positives. False alarms and found: shares of usual and "
+        "average precision, unusual rows as positives. False and found: shares of usual and "
         f"unusual rows with p at most {number(found['alpha'])}."
     )
-    made = table(Numbers(tuple(_COLUMNS.values()), rows, "figures"), names, "All figures")
+    made = table(Numbers(tuple(kept.values()), rows, "figures"), names, "All figures")
     return section("figures", "All figures", made, lead=shown(lead, 400))

@@ -17,7 +17,9 @@ from sonde.report._pictures_scores import histogram_picture, named
 from sonde.report.files import sealed_page, write_text
 from sonde.report.html import contents, page
 from sonde.run.curves import histogram, threshold_of
+from sonde.run.entries import place_of
 from sonde.run.evaluate import keys_of, part_of, scores_of
+from sonde.run.score import spot
 from sonde.run.unusual import most_unusual
 
 SCHEMA: Final = "sonde-scores/1"
@@ -67,7 +69,7 @@ def scores_to_html(
         _drawn(scored, alpha, names),
         section(
             "summary", "Detectors and sites",
-            table(Numbers(_SUMMARY, tuple(summary), "detectors"), names),
+            table(Numbers(_SUMMARY, tuple(map(_placed, summary)), "detectors"), names),
         ),
         _rows(scored, names),
     )  # fmt: skip
@@ -123,16 +125,24 @@ def _unusual(
         if len(lines) > 1:
             parts.append(el("h3", shown(instrument, 60)))
         parts += [
-            _card(rank, line, found, scales[line["site"]], alpha, names)
+            _card(rank, line, _spot(line, exhibits), found, scales[line["site"]], alpha, names)
             for rank, (line, found) in enumerate(zip(mine, made, strict=True), 1)
         ]
     lead = (
         "Ordered by p-value, then by how far the score lies above the others of its site. Colour "
-        "and marks compare the parts of the examples on this page."
+        "and marks compare the parts of the examples on this page. The sign alarm stands where p "
+        f"is at most {alpha:g}."
     )
     if not parts:
         parts.append(el("p", "No rows were scored.", cls="empty"))
     return section("unusual", "Most unusual examples", *parts, lead=lead)
+
+
+def _spot(line: dict[str, Any], exhibits: Any) -> str:
+    """Return which row of its example a line is about; nothing where it is the whole."""
+    if exhibits is not None:
+        return spot(line, exhibits.fitted)
+    return f"position {line['position']:,}" if line["position"] else ""
 
 
 def _scales(lines: list[dict[str, Any]], made: list[Any]) -> dict[str, Scale]:
@@ -144,17 +154,18 @@ def _scales(lines: list[dict[str, Any]], made: list[Any]) -> dict[str, Scale]:
 
 
 def _card(
-    rank: int, line: dict[str, Any], found: Any, scale: Scale, alpha: float, names: Names
+    rank: int, line: dict[str, Any], spot: str, found: Any, scale: Scale, alpha: float, names: Names
 ) -> Markup:
     p = line["p"]
     score = number(line["score"]) if math.isfinite(line["score"]) else "infinite"
     alarm = badge("warning", "alarm") if p is not None and p <= alpha else None
     top = el("div", el("span", f"{rank}.", cls="code"), code(line["id"]), alarm, cls="top")
     units, row = line.get("units"), line.get("row")
+    where = [named(line["instrument"], line["site"]), spot]
     facts = [
         ("row", None if row is None else f"{row:,}, counted from 0 in the order of the data"),
         ("score", score + ("" if p is None else f", p {number(p)}")),
-        ("where", f"{named(line['instrument'], line['site'])}, position {line['position']}"),
+        ("where", ", ".join(filter(None, where))),
         ("layers", ", ".join(shown(s, 60) for s in line.get("layers") or ()) or None),
         ("units", ", ".join(map(str, units)) if units else None),
     ]
@@ -188,19 +199,30 @@ def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any,
     return (*key, len(scores), *ends, said, len(scores) - len(finite))
 
 
+def _placed(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return row[0], place_of(row[0], row[1]), *row[2:]
+
+
 def _rows(scored: pa.Table, names: Names) -> Markup:
     """Return the lines of smallest p-value, then of highest score."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
     order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]
     known = ("row",) if scored["row"].null_count < scored.num_rows else ()
-    columns = ("id", *known, "position", "instrument", "site", "score", "p")
+    known += ("position",) if any(scored["position"].to_pylist()) else ()
+    columns = ("id", *known, "instrument", "site", "score", "p")
     rows = tuple(
-        tuple("infinite" if k == "score" and not _is_finite(row[k]) else row[k] for k in columns)
-        for row in scored.take(order).to_pylist()
+        tuple(_value(row, name) for name in columns) for row in scored.take(order).to_pylist()
     )
     lead = f"{plural(len(rows), 'line')} of {scored.num_rows:,}, smallest p-values first."
     made = tabled(Numbers(columns, rows, "rows"), names, "Lines")
     return section("rows", "Rows", made, lead=lead)
+
+
+def _value(row: dict[str, Any], name: str) -> Any:
+    """Return a cell: an infinite score in words, the place where the detector looks."""
+    if name == "score" and not _is_finite(row[name]):
+        return "infinite"
+    return place_of(row["instrument"], row["site"]) if name == "site" else row[name]
 
 
 def _is_finite(value: float | None) -> bool:
