@@ -1,6 +1,7 @@
 """Alarms over time: printed numbers, exact means of bets, and the promise over many streams."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -133,3 +134,10 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="got NaN"):
         Cusum(value=4.9).after(float("nan"))
     assert Cusum.z_of(1.0) == -8.0
+
+
+def test_memory_grows_by_eight_bytes_for_each_score():
+    watch = EProcess(range(1000))
+    for score in range(9000):
+        watch.update(score)
+    assert sys.getsizeof(watch._ranks.scores) < 1.3 * 8 * 10_000

@@ -66,3 +66,10 @@ def test_errors_say_what_to_do():
         KNN(k=5, m=2)
     with pytest.raises(ShapeError, match=r"KNN.score: expected dim=8 \(as fitted\), got dim=3"):
         KNN(k=1).fit(_rows()).score(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("scale", [1e-14, 1e-20, 1e-30, 1e-44])
+def test_rows_too_short_to_square_stay_in_range(scale):
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    scores = KNN(k=3).fit(x * scale).score(x * scale)
+    assert bool(((scores >= 0) & (scores <= 2)).all())

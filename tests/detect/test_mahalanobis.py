@@ -125,3 +125,14 @@ def test_errors_say_what_to_do():
         RelativeMahalanobis().fit(x)
     with pytest.raises(InputError, match="Mahalanobis: expected shrinkage"):
         Mahalanobis(shrinkage=2.0)
+
+
+@pytest.mark.truth("the same rows scored in float64")
+@pytest.mark.parametrize("gap", [1e3, 1e4])
+def test_distances_to_classes_far_apart_keep_their_digits(gap):
+    draw = torch.Generator().manual_seed(0)
+    label = torch.arange(500) % 10
+    x = gap * torch.randn(10, 16, generator=draw)[label] + torch.randn(500, 16, generator=draw)
+    found = Mahalanobis().fit(x, label).score(x)
+    exact = Mahalanobis().fit(x.double(), label).score(x.double())
+    assert torch.allclose(found.double(), exact, rtol=1e-6 * gap, atol=0.0)

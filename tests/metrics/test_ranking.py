@@ -1,5 +1,6 @@
 """AUROC, AUPR both ways, FPR at a TPR: printed numbers, scikit-learn, ties, intervals."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,22 @@ def test_groups_may_be_texts():
         auroc(scores, unusual, [None] * 20)
     with pytest.raises(InputError, match="a ragged list"):
         auroc(scores, unusual, [[1], [1, 2]])
+
+
+@pytest.mark.truth("every order of the labels, one by one")
+@pytest.mark.parametrize(
+    "scores", [range(7), [0, 1, 1, 2, 3, 3, 3], [5] * 7, [0, 0, 1, 2, 3, 4, 5]]
+)
+@pytest.mark.parametrize("n_unusual", [1, 3, 6])
+def test_the_null_is_the_mean_over_all_labels(scores, n_unusual):
+    wanted = [
+        [int(i in chosen) for i in range(7)]
+        for chosen in itertools.combinations(range(7), n_unusual)
+    ]
+    for options in ({}, {"interpolation": "trapezoid"}, {"positive": "usual"}):
+        found = [aupr(scores, labels, resamples=0, **options) for labels in wanted]
+        assert found[0].null == pytest.approx(np.mean([f.value for f in found]), abs=1e-12)
+    if len(set(scores)) == 7:
+        for rate in (0.5, 0.95):
+            passed = [fpr_at_tpr(scores, labels, resamples=0, rate=rate) for labels in wanted]
+            assert passed[0].null == pytest.approx(np.mean([f.value for f in passed]), abs=1e-12)

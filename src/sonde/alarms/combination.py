@@ -76,8 +76,8 @@ def cauchy(p: Any) -> Float[Tensor, "row"]:
 
     p-values above ``1 - min(1/100, 1/m^2)`` count as that: one site that sees nothing unusual,
     whose conformal p-value may be 1, would else outweigh all others. That adds at most 2 % to the
-    rate of false alarms. On sites of middling correlation this rate is up to half above ``alpha``
-    with or without it: use ``fuse`` where it has to hold.
+    rate of false alarms. On sites of middling correlation this rate is up to twice ``alpha``, more
+    the more sites there are, with or without it: use ``fuse`` where it has to hold.
 
     Parameters
     ----------

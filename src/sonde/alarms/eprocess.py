@@ -8,6 +8,7 @@ Against a fixed calibration set the p-values share its luck and the promise brea
 
 import bisect
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -85,7 +86,7 @@ class Ranks:
     """Sorted scores, and the randomised rank of the next one among them."""
 
     def __init__(self, calibration: Iterable[Any], seed: int) -> None:
-        self.scores = sorted(_finite_or_infinite(s) for s in calibration)
+        self.scores = array("d", sorted(_finite_or_infinite(s) for s in calibration))
         self.generator = np.random.default_rng(seed)
 
     def p_value(self, score: Any) -> float:

@@ -39,11 +39,10 @@ class WhitenedPoints:
         out = x.new_empty(len(x))
         for start in range(0, len(x), CHUNK):
             white = self.metric.whiten(x[start : start + CHUNK] - origin)
-            if len(points) == 1:
-                out[start : start + CHUNK] = (white - points).square().sum(1)
-                continue
-            gap = torch.addmm(squares, white, points.T, alpha=-2.0).amin(1)
-            out[start : start + CHUNK] = (white.square().sum(1) + gap).clamp(min=0.0)
+            own = points
+            if len(points) > 1:  # products choose the point; as a distance they would lose digits
+                own = points[torch.addmm(squares, white, points.T, alpha=-2.0).argmin(1)]
+            out[start : start + CHUNK] = (white - own).square_().sum(1)
         return out
 
     def drops(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
+from sonde.core.finite import largest
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
@@ -116,11 +117,13 @@ class KNN(Detector):
 
 
 def unit_rows(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-    """Return rows of length 1 in a float type of at least 32 bits; zeros stay zero."""
+    """Return rows of length 1 in a float type of at least 32 bits; zeros stay zero.
+
+    Rows so short that their squares vanish (1e-15 in float32) stay shorter than 1.
+    """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     length = wide.norm(dim=1, keepdim=True)
-    tiny = torch.finfo(wide.dtype).tiny
-    return wide / length.clamp(min=tiny)
+    return wide / length.clamp(min=1 / largest(wide.dtype))
 
 
 def unit_bank(

@@ -3,6 +3,7 @@
 Rows of equal score are taken in one step everywhere, so no figure depends on the order of rows.
 """
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -118,9 +119,9 @@ def aupr(
             height = (precision + before) / 2
         return (steps(hits) * height).sum(1) / hits[:, -1]
 
-    share = float(wanted.double().mean())
+    null = _expected_precision(ranked, wanted, interpolation == "trapezoid")
     return measured(
-        figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=share,
+        figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=null,
         range=(0.0, 1.0), **_counts(unusual_rows),
         conventions={"positive": positive, "interpolation": interpolation},
     )  # fmt: skip
@@ -166,11 +167,31 @@ def fpr_at_tpr(
         found = false.gather(1, short.clamp_max(false.shape[1] - 1))[:, 0] / false[:, -1]
         return torch.where(hits[:, -1] > 0, found, torch.full_like(found, torch.nan))
 
+    n_wanted = int(wanted.sum())
+    null = math.ceil(rate * n_wanted - 1e-9) / (n_wanted + 1)
     return measured(
-        figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=rate,
+        figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=null,
         range=(0.0, 1.0), direction="lower", **_counts(unusual_rows),
         conventions={"positive": positive, "tpr": rate},
     )  # fmt: skip
+
+
+def _expected_precision(ranked: Ranked, wanted: Tensor, joined: bool) -> float:
+    """Return the mean average precision over all orders of the rows, ties as they are.
+
+    Two rows are both wanted with the chance ``p2``, so a block of ``m`` rows, ``s`` with all before
+    it, brings on average ``m (p + (s - 1) p2)`` pairs of a hit in it and a hit up to it.
+    """
+    n, hits = len(wanted), int(wanted.sum())
+    p, p2 = hits / n, hits * (hits - 1) / (n * max(n - 1, 1))
+    seen = (ranked.ends + 1).double()
+    block = torch.diff(seen, prepend=seen.new_zeros(1))
+    gain = block * (p + (seen - 1) * p2) / seen
+    if joined:
+        before = block * p2
+        before[0] = block[0] * p
+        gain = (gain + before) / 2
+    return float(gain.sum()) / hits
 
 
 def _rows(name: str, scores: Any, unusual: Any) -> tuple[Tensor, Tensor]:
