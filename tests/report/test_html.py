@@ -272,4 +272,4 @@ def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> No
     words = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "MSP logits 0.8" in words
     assert "KNN h.3:out 0.8" in words
-    assert "p-value below 1e-300" in words
+    assert "p-value &lt; 1e-300" in words

@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from sonde.report._format import Real, number, plural, quantity, words
+from sonde.report._format import Real, p_text, plural, quantity, words
 from sonde.report._markup import Markup, el, join
 from sonde.report._select import drawn
 
@@ -46,7 +46,7 @@ def _caption(figure: dict[str, Any]) -> str:
     if figure["null"] is not None:
         parts.append(f"nothing to see: {quantity(figure['null'], figure['unit'])}")
     if figure["p"] is not None:
-        parts.append(f"p = {number(figure['p'], 1)}")
+        parts.append(f"p {p_text(figure['p'])}")
     if rows is not None:
         parts.append(plural(rows, kind))
     return " · ".join(parts)

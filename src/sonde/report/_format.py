@@ -62,6 +62,17 @@ def quantity(value: Real | None, unit: str = "", digits: int = 3) -> str:
     return number(value, digits) + suffix
 
 
+def p_text(p: Real, digits: int = 1) -> str:
+    """Return how a p-value stands behind its letter; what is too small for a float is not zero.
+
+    Examples
+    --------
+    >>> p_text(0.0123), p_text(0.0)
+    ('= 0.01', '< 1e-300')
+    """
+    return f"= {number(p, digits)}" if p > 0 else "< 1e-300"
+
+
 def interval(figure: dict[str, Any]) -> str:
     """Return ``value (low to high)`` of a figure."""
     text = quantity(figure["value"], figure["unit"])

@@ -19,7 +19,7 @@ from sonde.report._axes import (
     x_sites,
     y_axis,
 )
-from sonde.report._format import Real, number, share, shown
+from sonde.report._format import Real, number, p_text, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
 _RULES: Final = ((0.5, "no difference"), (0.6, "a note above"), (0.75, "a warning above"))
@@ -52,8 +52,12 @@ def _shift_point(row: dict[str, Any], axis: Axis) -> dict[str, Any]:
     value = row["auroc"]
     low, high = (value if row[end] is None else row[end] for end in ("low", "high"))
     ends = f"{number(low)} to {number(high)}"
-    text = tip(row["site"], f"AUROC {number(value)}", ends, f"p = {number(row['p'], 1)}")
+    text = tip(row["site"], f"AUROC {number(value)}", ends, *_p(row))
     return {"s": axis.names[row["site"]], "v": value, "lo": low, "hi": high, "t": text}
+
+
+def _p(row: dict[str, Any]) -> list[str]:
+    return [] if row["p"] is None else [f"p {p_text(row['p'])}"]
 
 
 def _shift_message(rows: Rows, axis: Axis) -> str:

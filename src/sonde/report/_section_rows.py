@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sonde.report._format import number, plural, share, shown
+from sonde.report._format import number, p_text, plural, share, shown
 from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
@@ -82,14 +82,9 @@ def _alarm(alarm: dict[str, Any]) -> Markup:
         ("alarms on OTHER", rate),
         ("threshold", number(alarm["threshold"])),
         ("calibrated on", plural(alarm["n_cal"], "row")),
-        ("p-value", None if alarm.get("p") is None else _p_value(alarm["p"])),
+        ("p-value", None if alarm.get("p") is None else p_text(alarm["p"], 2).removeprefix("= ")),
         ("guarantee", alarm.get("guarantee")),
     ])  # fmt: skip
-
-
-def _p_value(p: float) -> str:
-    """Return a p-value; one that is too small for a float is not zero."""
-    return number(p, 2) if p > 0 else "below 1e-300"
 
 
 def rows_section(report: dict[str, Any], names: Names) -> Markup:
