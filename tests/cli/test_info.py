@@ -134,6 +134,15 @@ def test_what_is_no_such_file_is_named(run, tmp_path, suffix):
         assert "info:" in run("info", path).error()
 
 
+def test_a_model_is_no_file_of_ours(run, tmp_path):
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    said = run("info", folder).error()
+    assert "my model is a model" in said
+    assert f"sonde scan '{folder}' DATA" in said
+
+
 def test_what_is_none_of_ours_is_named(run, tmp_path):
     assert "no file" in run("info", tmp_path / "none").error()
     assert "store.json" in run("info", tmp_path).error()

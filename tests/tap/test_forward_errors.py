@@ -1,11 +1,12 @@
 """What a model raises: told as a fault of the inputs only where it is likely one."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import sonde
-from sonde.core.errors import InputError
+from sonde.core.errors import ForwardError, InputError
 
 
 class Faulty(nn.Module):
@@ -37,9 +38,10 @@ def read(net):
     ids=lambda error: type(error).__name__,
 )
 def test_a_model_that_refuses_the_first_inputs_is_told_with_their_shape(error):
-    with pytest.raises(InputError, match=r"failed on inputs of shape x \(\d+, 4\)") as caught:
+    with pytest.raises(ForwardError, match=r"failed on inputs of shape x \(\d+, 4\)") as caught:
         read(Faulty(error))
     assert caught.value.__cause__ is error
+    assert "--debug" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,21 @@ def test_errors_of_an_objective_are_not_told_as_bad_inputs():
     with pytest.raises((ValueError, InputError)) as caught:
         list(sonde.read(nn.Linear(4, 3), list(torch.randn(20, 4)), sites=[""], objective=objective))
     assert "inputs of shape" not in str(caught.value)
+
+
+def test_the_command_line_says_how_to_see_where_it_failed(tmp_path, monkeypatch):
+    from cli_case import run_words
+
+    (tmp_path / "narrow_net.py").write_text(NARROW)
+    np.savez(tmp_path / "wide.npz", x=np.zeros((4, 5), "f4"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ("read", "narrow_net:make", tmp_path / "wide.npz", "-o", tmp_path / "acts")
+    assert run_words(*words).error().endswith(" (--debug shows where it failed)")
+
+
+NARROW = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+"""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import ARCHITECTURES, albert, cnn, llama, mlp, model_of, resnet18, t5
+from models import ARCHITECTURES, albert, cnn, gpt2, llama, mlp, model_of, resnet18, t5
 from narrow import expect
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
@@ -143,6 +143,22 @@ def test_rows_of_all_calls_have_the_call_as_position(toy):
 def test_refused_sites_say_what_to_do(toy, site, message):
     with pytest.raises(SiteError, match=message):
         _ = live_stream(Model(toy), Arrays(X), site).schema
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("layers.*", r"Did you mean transformer\.h\.\*\?"),
+        ("layers.*.mlp", r"Did you mean h\.\*\.mlp\?"),
+        ("transformer.h.*.mpl", r"Did you mean transformer\.h\.\*\.mlp,"),
+        ("layers.3", r"Patterns here: .*transformer\.h, transformer\.h\.\*, "),
+    ],
+)
+def test_a_pattern_of_another_model_is_told_the_patterns_of_this_one(pattern, message):
+    with pytest.raises(SiteError, match=message) as caught:
+        resolve(gpt2(), pattern)
+    named = str(caught.value).partition("Did you mean ")[2].rstrip("?")
+    assert all(resolve(gpt2(), name) for name in named.split(", ") if name)
 
 
 def test_an_alias_is_the_module_under_its_first_name(toy):

@@ -27,7 +27,7 @@ from sonde.cli.scan import Scan
 from sonde.cli.score import Score
 from sonde.cli.study import Study
 from sonde.cli.verify import Verify
-from sonde.core.errors import SondeError, SondeWarning, is_out_of_memory, near
+from sonde.core.errors import ForwardError, SondeError, SondeWarning, is_out_of_memory, near
 
 COMMANDS: dict[str, type[Any]] = {
     "scan": Scan,
@@ -65,7 +65,9 @@ def run_command(word: str, arguments: list[str]) -> int:
     except SondeError as error:
         if debug:
             raise
-        error_line(str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ())))
+        notes = [*getattr(error, "__notes__", ())]
+        notes += ["--debug shows where it failed"] if isinstance(error, ForwardError) else []
+        error_line(str(error) + "".join(f" ({note})" for note in notes))
         return 130 if type(error).__name__ == "Interrupted" else 2
     except (MemoryError, RuntimeError) as error:
         if debug or not is_out_of_memory(error):

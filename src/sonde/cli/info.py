@@ -1,5 +1,6 @@
 """``sonde info``: what a file holds, from its header alone."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -66,8 +67,13 @@ def describe(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     from sonde.run.describe_run import describe_run
     from sonde.run.verify_run import is_run_directory
-    from sonde.store import describe_store
+    from sonde.store import describe_store, is_store
 
+    if not is_store(path) and (path / "config.json").is_file():
+        raise InputError(
+            f"info: {path} is a model, which sonde did not write. To look inside it: "
+            f"sonde scan {shlex.quote(str(path))} DATA."
+        )
     return describe_run(path) if is_run_directory(path) else describe_store(path)
 
 

@@ -42,6 +42,10 @@ class MachineError(InputError):
     """Memory ran out or a worker died: the machine is at fault, and what is committed is kept."""
 
 
+class ForwardError(InputError):
+    """The model's own forward refused its inputs; what it raised is the cause."""
+
+
 class CalibrationError(InputError):
     """Too few held-out scores for the false-alarm rate that was asked for.
 

@@ -8,7 +8,13 @@ from typing import Any
 
 from sonde.core.errors import InputError
 
-LIVE = "Build it yourself and pass a live module (sonde.read(module, ..., processor=...))."
+FACTORY = (
+    "on the command line, name a factory that returns module and processor (package.module:factory)"
+)
+LIVE = (
+    "Build it yourself: pass a live module in Python (sonde.read(module, ..., processor=...)); "
+    f"{FACTORY}."
+)
 MAX_CONFIG_BYTES = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")

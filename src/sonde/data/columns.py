@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sonde.core.errors import InputError, near
+from sonde.data._checkpoints import FACTORY
 from sonde.data.folders import IMAGE_SUFFIXES
 from sonde.data.numbers import are_numbers
 from sonde.data.processors import no_recipe
@@ -252,7 +253,7 @@ def _refuse_items(name: str, model: str, source: str) -> None:
         raise no_recipe(model, ("mean", "std"))
     raise InputError(
         f"{model} takes tensors, and {source} has {name!r}. Pass processor= with a tokenizer or a "
-        "function that turns one item into a tensor (a factory may return module and processor)."
+        f"function that turns one item into a tensor in Python; {FACTORY}."
     )
 
 

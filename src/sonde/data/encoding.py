@@ -11,6 +11,7 @@ from torch import nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.data._checkpoints import FACTORY
 from sonde.data.columns import Layout, Reads
 from sonde.data.encoder import Encoder, forward_names
 from sonde.data.images import ImageEncoder
@@ -185,7 +186,8 @@ def _text_encoder(
         raise InputError(
             f"{model.name or 'the model'} came without a tokenizer, and column "
             f"{layout.inputs[0]!r} holds "
-            "texts. Pass processor= with its tokenizer, or rows with input_ids."
+            "texts. Give rows with input_ids, put its tokenizer beside it, or pass processor= in "
+            f"Python; {FACTORY}."
         )
     if layout.kind == "messages" and not getattr(tokenizer, "chat_template", None):
         raise InputError(

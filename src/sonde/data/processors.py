@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
-from sonde.data._checkpoints import json_object
+from sonde.data._checkpoints import FACTORY, json_object
 
 IMAGE_FLAGS = (
     "Pass image_size=, image_mean= and image_std= (--image-size --image-mean --image-std)."
@@ -21,8 +21,8 @@ RECIPE = (
     "Pass --image-size --image-mean --image-std as in training, e.g. --image-size 224 "
     "--image-mean 0.5 --image-std 0.5 (image_size=224, image_mean=0.5, image_std=0.5); "
     "--image-mean 0 --image-std 1 leaves pixels in 0..1, and without --image-size images keep "
-    "their size. Or pass processor= with a function of one image (a factory may return module and "
-    "processor)."
+    "their size. Or pass processor= with a function of one image in Python; "
+    f"{FACTORY}."
 )
 BILINEAR = 2
 TOKENIZER_FILES = (
@@ -136,7 +136,7 @@ def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote
     except Exception as error:
         raise InputError(
             f"load: the tokenizer in {directory} does not load: {type(error).__name__}: {error}. "
-            "Pass processor= with a tokenizer."
+            f"Mend its files, or pass processor= with a tokenizer in Python; {FACTORY}."
         ) from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sonde.core.errors import InputError, SondeError
+from sonde.core.errors import ForwardError, SondeError
 from sonde.core.inputs import InputBatch
 
 ABOUT_SIZES = re.compile(r"\b(sizes?|shapes?)\b|index out of range in self", re.IGNORECASE)
@@ -35,7 +35,7 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
 
     Raises
     ------
-    InputError
+    ForwardError
         From the model's own error; all others pass as they are.
     """
     kinds = (RuntimeError, ValueError, IndexError, *((TypeError,) if first else ()))
@@ -54,10 +54,10 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
             if isinstance(x, Tensor)
         ]
         reason = said.partition("\n")[0]
-        raise InputError(
+        raise ForwardError(
             f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
             f"({len(batch)} examples from {batch.ids[0]} on): {reason.rstrip('.')}. "
-            "Give inputs of the kind and size that it is made for; --debug shows where it failed."
+            "Give inputs of the kind and size that it is made for."
         ) from error
 
 

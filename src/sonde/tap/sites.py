@@ -1,5 +1,6 @@
 """From what a user writes (``layers.*.mlp``, ``blocks``, ``layers.-1``, a suffix) to sites."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ LOGITS = "logits"
 ENTRY = "entry"
 MOST_LEAVES = 64
 SHOWN = 8
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 SILENT = (nn.Dropout, nn.Identity, nn.modules.dropout._DropoutNd)
 
 Pattern = str | Site
@@ -157,12 +159,17 @@ def match(pattern: str, names: Names) -> list[str]:
 
 
 def _near(pattern: str, names: Names) -> str:
+    """Return near paths, or near patterns where the pattern has a ``*``; else what there is."""
     paths = [n for n in names.modules if n]
-    advice = near(pattern, paths)
-    if not advice:
-        ends = {".".join(n.split(".")[-(pattern.count(".") + 1) :]): n for n in paths}
-        advice = near(pattern, ends)
-    return advice or f" Modules here: {', '.join(paths[:SHOWN])}."
+    patterns = list(dict.fromkeys(_NUMBER.sub("*", n) for n in paths))
+    known = patterns if "*" in pattern else paths
+    size, last = pattern.count(".") + 1, pattern.rpartition(".")[2]
+    ends = [".".join(n.split(".")[-size:]) for n in known]
+    advice = near(pattern, known) or near(pattern, ends)
+    alike = [p for p in patterns if "*" in p and p.rpartition(".")[2] == last]
+    if not advice and "*" in pattern and alike:
+        advice = f" Did you mean {', '.join(alike[:3])}?"
+    return advice or f" Patterns here: {', '.join(patterns[:SHOWN])}."
 
 
 def _canonical(name: str, names: Names) -> str:
