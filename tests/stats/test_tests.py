@@ -15,6 +15,7 @@ from sonde.stats import (
     benjamini_hochberg,
     clopper_pearson,
     distance_chunks,
+    grouped_share,
     midranks,
     nearest,
     wilson,
@@ -136,3 +137,25 @@ def test_equal_rows_have_distance_zero():
     assert distance.flatten().tolist() == [0.0, 0.0, 0.0]
     with pytest.raises(InputError, match="between 1 and 3 rows"):
         nearest(x, x, 4)
+
+
+@pytest.mark.truth("the share that was drawn from, over 400 samples")
+@pytest.mark.parametrize(
+    ("n_groups", "size", "share"), [(60, 50, 0.05), (200, 10, 0.05), (30, 3, 0.3)]
+)
+def test_the_interval_of_grouped_rows_covers(n_groups, size, share):
+    draw = np.random.default_rng(0)
+    group = np.repeat(np.arange(n_groups), size)
+    covered = 0
+    for _ in range(400):
+        chance = draw.beta(share * 0.2, (1 - share) * 0.2, n_groups)  # rows of a group are alike
+        low, high = grouped_share(draw.random(len(group)) < chance[group], group)
+        covered += low <= share <= high
+    assert covered >= 400 * 0.92
+
+
+def test_rows_of_their_own_have_the_exact_interval():
+    hits = np.arange(40) < 7
+    assert grouped_share(hits, np.arange(40)[::-1]) == clopper_pearson(7, 40)
+    assert grouped_share(np.zeros(40, bool), np.arange(40) // 4) == clopper_pearson(0, 10)
+    assert grouped_share(hits, np.zeros(40, int)) == (0.0, 1.0)

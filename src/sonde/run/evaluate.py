@@ -12,7 +12,7 @@ from pyarrow import compute, csv, json, parquet
 from sonde.core.errors import InputError
 from sonde.metrics import Metric, aupr, auroc, fpr_at_tpr
 from sonde.run.score import check_suffix
-from sonde.stats.intervals import clopper_pearson
+from sonde.stats.intervals import grouped_share
 
 RESAMPLES = 1000
 NEEDED = ("id", "site", "instrument", "score")
@@ -112,7 +112,8 @@ def evaluate(
     list of dict
         For each instrument and site ``n_usual n_unusual``, ``auroc aupr aupr_usual
         fpr_at_95tpr_unusual fpr_at_95tpr_usual`` each with ``_low`` and ``_high``, and
-        ``false_alarms`` with its exact interval and ``found``, the alarms on unusual rows.
+        ``false_alarms`` with its interval, exact where every row has an id of its own, and
+        ``found``, the alarms on unusual rows.
 
     Raises
     ------
@@ -198,10 +199,11 @@ def _alarms(usual: pa.Table, unusual: pa.Table, alpha: float) -> dict[str, Any]:
     names = ("false_alarms", "false_alarms_low", "false_alarms_high", "found")
     if any("p" not in t.column_names or t["p"].null_count for t in (usual, unusual)):
         return dict.fromkeys(names)
-    false = sum(p <= alpha for p in usual["p"].to_pylist())
+    false = np.array([p <= alpha for p in usual["p"].to_pylist()])
     seen = sum(p <= alpha for p in unusual["p"].to_pylist())
-    low, high = clopper_pearson(false, usual.num_rows)
-    values = (false / usual.num_rows, low, high, seen / unusual.num_rows)
+    member = np.unique(np.array(usual["id"].to_pylist(), dtype=str), return_inverse=True)[1]
+    low, high = grouped_share(false, member)
+    values = (float(false.mean()), low, high, seen / unusual.num_rows)
     return dict(zip(names, values, strict=True))
 
 

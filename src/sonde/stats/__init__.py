@@ -22,7 +22,7 @@ from sonde.stats.head_weights import HeadWeights, HeadWeightsState
 from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibration
 from sonde.stats.histogram import Histogram, HistogramState
 from sonde.stats.hsic_sums import HsicSums, HsicSumsState
-from sonde.stats.intervals import clopper_pearson, wilson
+from sonde.stats.intervals import clopper_pearson, grouped_share, wilson
 from sonde.stats.log_histogram import LogHistogram, LogHistogramState, log_bins, log_centres
 from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.neighbour_average import neighbour_average
@@ -116,6 +116,7 @@ __all__ = [
     "check_shrinkage",
     "clopper_pearson",
     "distance_chunks",
+    "grouped_share",
     "half_error",
     "hsic_triple",
     "inverse_root",

@@ -1,6 +1,8 @@
 """Intervals for a share of successes."""
 
-from scipy.special import betaincinv, ndtri
+import numpy as np
+from jaxtyping import Bool, Int
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from sonde.core.errors import InputError
 
@@ -38,6 +40,50 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
     tail = (1 - level) / 2
     low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
     high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
+    return low, high
+
+
+def grouped_share(
+    hits: Bool[np.ndarray, "row"], group: Int[np.ndarray, "row"], level: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of a share of rows that come in groups, as if there were fewer rows.
+
+    The exact interval at the number of independent rows whose share varies as much as this one does
+    between groups; of rows without groups it is the exact interval. Where no row or every row is a
+    hit, a group counts as one row.
+
+    Parameters
+    ----------
+    hits : Bool[np.ndarray, "row"]
+    group : Int[np.ndarray, "row"]
+        0 to G - 1, each of which has rows.
+    level : float, default=0.95
+
+    Examples
+    --------
+    >>> one, alike = np.arange(100), np.arange(100) // 10
+    >>> rows = np.arange(100) < 10
+    >>> [round(end, 2) for end in (*grouped_share(rows, one), *grouped_share(rows, alike))]
+    [0.05, 0.18, 0.0, 0.54]
+
+    References
+    ----------
+    korn1998confidence
+    """
+    n, n_hits = len(hits), int(hits.sum())
+    each, sizes = np.bincount(group, hits), np.bincount(group)
+    n_groups, share, tail = len(sizes), n_hits / n, (1 - level) / 2
+    if n_groups == n:
+        return clopper_pearson(n_hits, n, level)
+    if n_groups == 1:
+        return 0.0, 1.0
+    if n_hits in (0, n):
+        return clopper_pearson(n_groups if n_hits else 0, n_groups, level)
+    variance = n_groups / (n_groups - 1) * float(np.square(each - share * sizes).sum()) / n**2
+    heavier = (float(stdtrit(n - 1, tail)) / float(stdtrit(n_groups - 1, tail))) ** 2
+    worth = n if variance == 0 else min(n, heavier * share * (1 - share) / variance)
+    low = float(betaincinv(share * worth, worth - share * worth + 1, tail))
+    high = float(betaincinv(share * worth + 1, worth - share * worth, 1 - tail))
     return low, high
 
 
