@@ -22,6 +22,7 @@ from sonde.detect import (
     UnitShift,
 )
 from sonde.detect._sides import two_samples
+from sonde.detect._tails import signs_tail
 from sonde.stats import HashSample
 
 SAMPLED = [
@@ -79,6 +80,48 @@ def test_hotelling_of_pairs_counts_signs():
     assert found.null is None
 
 
+@pytest.mark.truth("all 2**10 signs, and the shrunk metric from its formula")
+def test_fewer_pairs_than_dimensions_are_compared_in_a_shrunk_metric():
+    x = _rows(12, 10, 15)
+    y = x + _rows(13, 10, 15) * torch.logspace(0, 3, 15) + 0.3
+    found = side(Hotelling(), x).compare(side(Hotelling(), y))
+    gap = (y - x).numpy()
+    gap /= np.sqrt((gap**2).mean(0))
+    second = gap.T @ gap / 10
+    square = (second**2).mean()
+    weight = min(1.0, (square + 1) / (11 * (square - 1 / 15)))
+    metric = np.linalg.inv((1 - weight) * second + weight * np.eye(15))
+    sums = np.array(list(product((1, -1), repeat=10))) @ gap
+    values = (sums @ metric * sums).sum(1)
+    assert found.p == pytest.approx(np.mean(values >= values[0] - 1e-9), abs=0.04)
+    assert "few_rows" in found.flags
+
+
+@pytest.mark.truth("planted moves of the mean, and pairs exchanged at random")
+def test_fewer_pairs_than_dimensions_have_power_and_no_false_alarms():
+    seen, alarms = 0, []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x, noise = (torch.from_numpy(rng.standard_normal((20, 30))) for _ in range(2))
+        far = x + noise + 0.4
+        seen += side(Hotelling(), x).compare(side(Hotelling(), far)).p <= 0.05
+        coin = torch.from_numpy(rng.random((20, 1)) < 0.5)
+        one, other = torch.where(coin, x, far), torch.where(coin, far, x)
+        alarms.append(side(Hotelling(), one).compare(side(Hotelling(), other)).p)
+    assert seen == 60
+    assert sum(p <= 0.2 for p in alarms) <= stats.binom.ppf(0.999, 60, 0.2)
+
+
+@pytest.mark.truth("all 2**12 signs: no level is exceeded")
+@pytest.mark.parametrize("dim", [1, 3, 20])
+def test_the_bound_under_signs_is_one(dim):
+    white = _rows(14, 12, dim)
+    signs = torch.tensor(list(product((1.0, -1.0), repeat=12)), dtype=torch.float64)
+    p = np.sort([signs_tail(white * s[:, None]) for s in signs])
+    assert (p * len(p) >= np.arange(1, len(p) + 1)).all()
+    assert signs_tail(white + 9) < 0.1
+
+
 @pytest.mark.truth("scipy.stats.ttest_rel")
 def test_means_of_pairs_are_students():
     x = _rows(4)
@@ -86,6 +129,24 @@ def test_means_of_pairs_are_students():
     found: Any = side(UnitShift(test="mean"), x).compare(side(UnitShift(test="mean"), y))
     want: Any = stats.ttest_rel(y.numpy(), x.numpy())
     np.testing.assert_allclose(found.unit_p, want.pvalue, rtol=1e-6)
+
+
+@pytest.mark.truth("scipy.stats.binomtest of discordant pairs (McNemar) at numpy's quantiles")
+def test_units_of_pairs_go_on_where_no_exchange_reaches():
+    x = _rows(15, 100)
+    y = x + 0.1 * _rows(16, 100)
+    y[:, 2] = y[:, 2].sign()
+    found: Any = side(UnitShift(), x).compare(side(UnitShift(), y))
+    one, other = x[:, 2].numpy(), y[:, 2].numpy()
+    best = 1.0
+    for border in np.quantile(np.concatenate([one, other]), np.arange(1, 16) / 16):
+        up = int(((other <= border) & (one > border)).sum())
+        down = int(((other > border) & (one <= border)).sum())
+        best = min(best, stats.binomtest(up, up + down).pvalue if up + down else 1.0)
+    assert float(found.unit_p[2]) == pytest.approx(15 * best, rel=1e-6)
+    assert found.p == pytest.approx(4 * 15 * best, rel=1e-6)
+    assert found.p < 1e-5
+    assert min(found.unit_p[[0, 1, 3]]) >= 1 / 1000
 
 
 @pytest.mark.truth("scipy.stats.binomtest of discordant pairs (McNemar)")

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import Rows, are_paired, paired_rows, permutation_p, two_moments
+from sonde.detect._paired_mean import paired_mean
+from sonde.detect._sides import are_paired, paired_rows, two_moments
 from sonde.stats import Moments, MomentsState, inverse_root
-
-SIGNS = 1999
 
 
 @final
@@ -34,13 +33,16 @@ class Hotelling(Shift):
     ``rank`` and ``n1 + n2 - rank - 1`` degrees of freedom. Sees a moved mean and nothing else.
 
     Where both sides are the same rows and hold a sample of them, ``p`` is about the differences of
-    pairs, by 1,999 changes of their signs: right for every distribution. Without a sample there is
-    none (flag ``paired``).
+    pairs, by 1,999 changes of their signs and, where none of these reaches, a bound of the tail:
+    right for every distribution. With fewer than two pairs a direction their metric is shrunk,
+    since the plain one would give every choice of signs the same sum. Without a sample there is no
+    p-value (flag ``paired``).
 
     Range        [0, inf), in standard deviations squared; ``null`` is its mean under no change.
     Cost         one pass; state 8 dim^2 bytes, shared with every Gaussian method; result O(dim^3).
     Assumes      equal covariances; rows that are normal, or many more than ``dim``; groups of about
-                 one size. Fewer rows than dimensions say nothing (flag ``few_rows``).
+                 one size. Fewer rows than dimensions say nothing, fewer pairs than dimensions
+                 little (flag ``few_rows``).
     Differs      from the textbook: directions without variance are left out (``rank_deficient``);
                  if the means differ there, the value is infinite.
 
@@ -77,24 +79,25 @@ class Hotelling(Shift):
         pairs = paired_rows("Hotelling", first, second)
         blind = pairs is None and are_paired(first, second) and size > 0
         few = hidden or sum(n) - metric.rank - 1 <= 0
+        paired = None if pairs is None else paired_mean(pairs)
         statistic = size * n[0] * n[1] / sum(n)
         flags = ["rank_deficient"] if metric.rank < len(delta) else []
         flags += ["dead"] if metric.rank == 0 else []
-        flags += ["few_rows"] if few else []
+        flags += ["few_rows"] if few or (paired and paired.few) else []
         flags += ["paired"] if blind else []
-        if pairs is not None:
-            p = signs_p_value(pairs)
+        if paired:
+            p = paired.p
         else:
             p = math.nan if few or blind else _p_value(statistic, metric.rank, n)
         return HotellingComparison(
             value=size,
-            null=None if pairs is not None or blind else _null(n, metric.rank),
+            null=None if paired or blind else _null(n, metric.rank),
             n=a.n + b.n,
             range=(0.0, math.inf),
             flags=tuple(flags),
             conventions={
                 "divisor": "n1 + n2 - 2",
-                "p": "F distribution" if pairs is None else "signs of differences of pairs",
+                "p": "signs of differences of pairs" if paired else "F distribution",
                 "rank": metric.rank,
             },
             p=p,
@@ -102,21 +105,6 @@ class Hotelling(Shift):
             sides=n,
             axis=metric.root @ white,
         )
-
-
-def signs_p_value(pairs: Rows, times: int = SIGNS) -> float:
-    """Return how often differences of pairs with random signs add up to at least as much.
-
-    Their sum is measured in the metric of their second moments, which signs do not change;
-    Hotelling's statistic for one sample rises with it.
-    """
-    rows = pairs.y - pairs.x
-    metric = inverse_root(rows.T @ rows, len(rows), 0.0)
-    if metric.rank == 0:
-        return 1.0
-    white = rows @ metric.root
-    sums = pairs.signs(times) @ white
-    return permutation_p(float(white.sum(0).square().sum()), sums.square().sum(1))
 
 
 def _moved_without_variance(

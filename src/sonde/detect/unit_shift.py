@@ -63,7 +63,8 @@ class UnitShift(Shift):
     equal shares of at least ten rows, tested by chi-square. "mean": difference of the means in
     pooled standard deviations, tested by Welch. ``p`` is the smallest adjusted one: whether any
     unit moved; ``moved(level)`` names them. Where both sides are the same rows and hold a sample of
-    them, p-values come from the pairs: 999 exchanges for histograms, Student's t for means.
+    them, p-values come from the pairs: for histograms 999 exchanges and, where none of these
+    reaches, an exact test of shares; for means Student's t.
 
     Range        [0, 1] for "ks" and "js", [0, inf) for "mean"; ``null`` is None.
     Cost         one pass; state 4 kB (histogram) or 40 B ("mean") for each unit; result O(dim).
