@@ -96,16 +96,18 @@ def test_what_cannot_be_iterated_twice_is_refused():
 
 def test_a_source_that_shuffles_is_noticed(gpt2):
     class Shuffled:
-        step = 1
+        def __init__(self, rows):
+            self.rows, self.step = rows, 1
 
         def __iter__(self):
-            return iter(["a", "b"][:: self.step])
+            return iter(self.rows[:: self.step])
 
-    items = Shuffled()
-    inputs = open_inputs(load(gpt2), items)
-    items.step = -1
-    with pytest.raises(errors.InputError, match="item 0 of Shuffled: the content is not what"):
-        list(inputs.batches(0, 2))
+    for rows in (["a", "b"], [{"text": "a", "id": 1}, {"text": "b", "id": 2}]):
+        items = Shuffled(rows)
+        inputs = open_inputs(load(gpt2), items)
+        items.step = -1
+        with pytest.raises(errors.InputError, match="item 0 of Shuffled: the content is not what"):
+            list(inputs.batches(0, 2))
     shrinking = Again(["a", "b"])
     inputs = open_inputs(load(gpt2), shrinking)
     shrinking.items = ["a"]

@@ -193,11 +193,12 @@ def test_long_csv_fields_are_read_and_the_limit_is_put_back(tmp_path):
     assert csv.field_size_limit() == before
 
 
-def test_a_file_that_changes_after_the_listing_is_noticed(gpt2, tmp_path):
+@pytest.mark.parametrize("id_column", [None, "id"])
+def test_a_file_that_changes_after_the_listing_is_noticed(id_column, gpt2, tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text('{"text": "aaa"}\n{"text": "bbb"}\n')
-    inputs = open_inputs(load(gpt2), path)
-    path.write_text('{"text": "aaa"}\n{"text": "bxb"}\n')
+    path.write_text('{"text": "aaa", "id": 1}\n{"text": "bbb", "id": 2}\n')
+    inputs = open_inputs(load(gpt2), path, id_column=id_column)
+    path.write_text('{"text": "aaa", "id": 1}\n{"text": "bxb", "id": 2}\n')
     with pytest.raises(errors.InputError, match=r"line 2: the content is not what it was"):
         list(inputs.batches(0, 2))
 

@@ -143,12 +143,11 @@ class ItemInputs(Inputs):
         rows: list[Row] = []
         for run in np.split(numbers, np.nonzero(np.diff(numbers) > 1)[0] + 1):
             rows += self.source.take(int(run[0]), int(run[-1]) + 1)
-        if self.layout.id is None:
-            self._check_unchanged(rows, numbers, index)
+        self._check_unchanged(rows, numbers, index)
         return rows
 
     def _check_unchanged(self, rows: Sequence[Row], numbers: np.ndarray, index: np.ndarray) -> None:
-        listed = {int(self.listing.row[i]): self.listing.keys[i] for i in index}
+        listed = {int(self.listing.row[i]): self.listing.contents[i] for i in index}
         for row, number in zip(rows, numbers, strict=True):
             if self.encoder.key(row) != listed[int(number)]:
                 raise InputError(
