@@ -14,6 +14,7 @@ from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Reducer, Site, row_key
 from sonde.stats import TOKEN_METRICS
+from sonde.tap._vary import token_ids
 from sonde.tap.axes import Axes, config_grid, find_axes, with_prefix
 from sonde.tap.probe import Leaf, Probe
 from sonde.tap.reduce import Reduction, possible
@@ -196,10 +197,20 @@ def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
     if axes.kind == "space":
         return "cls" if axes.prefix else "mean"
     is_encoder = model.task in ("classifier", "encoder") and axes.kind == "pos"
-    return "cls" if is_encoder and _has_cls(model, batch) else "mean"
+    return _place_of_cls(model, batch) if is_encoder else "mean"
 
 
-def _has_cls(model: Model, batch: InputBatch) -> bool:
-    if model.processor is not None:
-        return getattr(model.processor, "cls_token_id", None) is not None
-    return batch.special is not None and bool(batch.special[:, 0].all())
+def _place_of_cls(model: Model, batch: InputBatch) -> str:
+    """Return the reducer that takes the class token: some models have it at the end of a text."""
+    if model.processor is None:
+        first = batch.special is not None and bool(batch.special[:, 0].all())
+        return "cls" if first else "mean"
+    own, ids = getattr(model.processor, "cls_token_id", None), token_ids(batch)
+    if own is None or ids is None:
+        return "mean" if own is None else "cls"
+    real = torch.ones_like(ids) if batch.mask is None else batch.mask.to(ids)
+    ends = ids.shape[1] - 1 - real.flip(1).argmax(1, keepdim=True)
+    for name, place in (("cls", real.argmax(1, keepdim=True)), ("last", ends)):
+        if bool((ids.gather(1, place) == own).all()):
+            return name
+    return "mean"

@@ -7,7 +7,7 @@ opened it: other threads may run the model meanwhile and pass through.
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -18,8 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from sonde.core.errors import InputError, SiteError
 from sonde.tap._eager import hold_eager, release_eager
+from sonde.tap._holding import Holding
 
 GUARDS = "_guards_fn"
+# The flags themselves: user classes override train() and eval() to merge or to freeze weights.
+TRAINING, REQUIRES_GRAD = Holding("training"), Holding("requires_grad")
 OutputHook = Callable[[Any], Any]
 InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
@@ -162,16 +165,11 @@ class Session:
 
     def _to_eval(self) -> None:
         modules = self._modules if self._modules is not None else list(self.root.modules())
-        training = [m for m in modules if m.training]
-        if training:
-            self._stack.callback(_set_training, training, True)
-            _set_training(training, False)
+        self._stack.callback(TRAINING.give, TRAINING.take(modules))
 
     def _freeze(self) -> None:
         known = self._parameters if self._parameters is not None else list(self.root.parameters())
-        trainable = [p for p in known if p.requires_grad]
-        self._stack.callback(_set_requires_grad, trainable, True)
-        _set_requires_grad(trainable, False)
+        self._stack.callback(REQUIRES_GRAD.give, REQUIRES_GRAD.take(known))
 
 
 def _after(session: Session, hook: OutputHook, module: nn.Module, args: Any, output: Any) -> Any:
@@ -199,21 +197,16 @@ def _leave(session: Session) -> None:
     _ACTIVE.set(tuple(s for s in _ACTIVE.get() if s is not session))
 
 
-def _set_training(modules: Iterable[nn.Module], mode: bool) -> None:
-    # The flag itself: user classes override train() and eval() to merge or to freeze weights.
-    for module in modules:
-        module.training = mode
-
-
-def _set_requires_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad = value
-
-
 def check_readable(root: nn.Module) -> None:
     """Refuse models whose modules hooks cannot see, or see in several replicas at once."""
     for module in root.modules():
         name = type(module).__name__
+        if getattr(module, "attention_type", None) == "block_sparse":
+            raise SiteError(
+                f"Tap: {name} turns itself to full attention at the first short text, for good, so "
+                "its rows would depend on what was read before. Turn it before: "
+                "model.set_attention_type('original_full')."
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise SiteError(
                 f"Tap: {name} is scripted or traced: its inner modules run without hooks. "

@@ -75,8 +75,20 @@ def find_axes(
         words[chosen] = "dim"
     elif words.count("row") != len(words):
         raise SiteError(f"Site: expected a feature axis at {where}, got shape {first.shape}.")
+    if others and probe.change.kind == "tokens" and _pads_itself(probe.names.modules[""]):
+        raise SiteError(
+            f"Site: expected outputs as long as the texts at {where}, got {first.shape}: the model "
+            "pads texts itself there, to whole windows. Read a module behind which they are cut "
+            "again, such as 'encoder', or the model itself ('')."
+        )
     _name_space(words, others)
     return Axes(tuple(words))
+
+
+def _pads_itself(root: nn.Module) -> bool:
+    """Return whether a model fills texts up to whole windows of attention."""
+    config = root.__dict__.get("config")
+    return any(hasattr(config, name) for name in ("attention_window", "local_attn_chunk_length"))
 
 
 def _varying(first: Leaf, second: Leaf | None, probe: Probe) -> list[str]:

@@ -26,7 +26,7 @@ from sonde.tap._names import Names
 from sonde.tap._shared import Shared
 from sonde.tap.axes import Axes
 from sonde.tap.frame import Columns, Frame, all_set
-from sonde.tap.outputs import arguments, find, find_input
+from sonde.tap.outputs import arguments, decodes, find, find_input
 from sonde.tap.probe import find_logits
 from sonde.tap.reduce import Reduction
 
@@ -119,6 +119,7 @@ class Onlooker:
         self._named, self._args, self._kwargs = named, args, kwargs
         self._past = 0 if cache is None else cached_length(cache)
         fed = _fed(named)
+        self._has_target = decodes(self.root, named)
         length = None if fed is None else self._past + fed.shape[-1]
         self._masks = {name: _mask(named.get(name), length) for name in MASKS}
         self._over = self._ends.after(fed, self._past)
@@ -172,11 +173,13 @@ class Onlooker:
 
     def _inputs(self, n: int) -> InputBatch:
         index, zero = torch.arange(n), torch.zeros(n, dtype=torch.int64)
-        mask, first = self._masks["attention_mask"], None
+        masks, own = dict(self._masks), MASKS[self._has_target]
+        mask, first = masks[own], None
         if self._past:
             first = torch.full((n,), self._past)
             if mask is not None and mask.shape[1] > self._past:
                 first = mask[:, : self._past].sum(dim=1).cpu()
+            masks[own] = None if mask is None else mask[:, self._past :]
         keys = [b""] * n
         return InputBatch(
             args=self._args,
@@ -187,8 +190,8 @@ class Onlooker:
             occurrence=zero,
             group_keys=keys,
             label=torch.full((n,), -1),
-            mask=None if mask is None else mask[:, self._past :],
-            decoder_mask=self._masks["decoder_attention_mask"],
+            mask=masks["attention_mask"],
+            decoder_mask=masks["decoder_attention_mask"],
             special=self._specials(),
             first=first,
         )
@@ -203,7 +206,8 @@ class Onlooker:
             return None
         found = torch.isin(ids.cpu(), self._special)
         mask = self._masks["attention_mask"]
-        real = None if mask is None else mask[:, self._past :].cpu()
+        past = 0 if self._has_target else self._past
+        real = None if mask is None else mask[:, past:].cpu()
         return found if real is None or real.shape != found.shape else found & real
 
     def _end(self, output: Any) -> Any:

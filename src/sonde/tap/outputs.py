@@ -118,3 +118,9 @@ def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) | kwargs
     except (TypeError, ValueError):
         return dict(kwargs)
+
+
+def decodes(root: nn.Module, named: Mapping[str, Any]) -> bool:
+    """Return whether a call runs a decoder, over tokens of its own, beside an encoder."""
+    own = any(named.get(f"decoder_{name}") is not None for name in ("input_ids", "inputs_embeds"))
+    return own or bool(getattr(root.__dict__.get("config"), "is_encoder_decoder", False))

@@ -22,11 +22,13 @@ from sonde.tap._names import Names
 from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
-from sonde.tap.axes import guess_axes
+from sonde.tap.axes import Axes, guess_axes
 from sonde.tap.frame import Frame
-from sonde.tap.outputs import arguments, find, find_input
+from sonde.tap.outputs import arguments, decodes, find, find_input
 from sonde.tap.reduce import Reduction
 from sonde.tap.sites import Pattern, resolve
+
+MASKS = {"pos": "attention_mask", "pos2": "decoder_attention_mask"}
 
 
 class Tap:
@@ -139,7 +141,8 @@ class Tap:
         self._waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
         for door in self._doors:
             door.calls = 0
-        self._mask: Tensor | None = None
+        self._masks: dict[str, Tensor | None] = {}
+        self._has_target = False
         self._frame: Frame | None = None
         self._to_come = getattr(self, "_to_come", -1)
 
@@ -152,8 +155,8 @@ class Tap:
                 "sonde.tap.replay(model, inputs)."
             )
         self._reset()
-        mask = named.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._masks = {axis: _plain(named.get(name)) for axis, name in MASKS.items()}
+        self._has_target = decodes(self.module, named)
 
     def _after(self, door: "_Door", output: Any) -> None:
         for spot in door.called():
@@ -190,6 +193,8 @@ class Tap:
         shape = (x.ndim,) if x.is_nested else x.shape
         if spot.reduction is None or spot.shape != shape:
             axes = guess_axes(x, module, self.module, self._reducer.axis)
+            if self._has_target and "encoder" not in spot.site.path.split("."):
+                axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
             spot.reduction, spot.shape = Reduction(self._reducer, axes), shape
         if Waiting.takes(spot.reduction, x):
             held = spot.reduction.held(x, frame)
@@ -201,8 +206,8 @@ class Tap:
         if self._batch is None or len(self._batch) != len(x):
             self._batch = _unnamed(len(x))
         frame = Frame(self._batch, x.device, self._shared)
-        frame.masks["pos"] = self._mask
-        frame.is_careful = frame.is_padded("pos")
+        frame.masks |= self._masks
+        frame.is_careful = any(frame.is_padded(axis) for axis in self._masks)
         return frame
 
     def _place(self, frame: Frame) -> None:
@@ -218,6 +223,10 @@ class Tap:
     @staticmethod
     def _joined(parts: list[Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _plain(mask: Any) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 @dataclass

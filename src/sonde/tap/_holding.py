@@ -1,0 +1,42 @@
+"""Flags of a model's parts held at False while somebody reads, whatever thread does.
+
+The first reader changes a flag, the last gives it back: until then it is False for all.
+"""
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+
+class Holding:
+    """Holds one flag of any objects at False; each ``take`` needs one ``give``.
+
+    Parameters
+    ----------
+    name : str
+        The attribute, True on some objects.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._readers: dict[int, int] = {}
+
+    def take(self, objects: Iterable[Any]) -> list[Any]:
+        """Hold the flag of those objects that have it True, or had before another reader came."""
+        with self._lock:
+            held = self._readers
+            mine = [o for o in objects if getattr(o, self.name) or (held and id(o) in held)]
+            for o in mine:
+                self._readers[id(o)] = self._readers.get(id(o), 0) + 1
+                setattr(o, self.name, False)
+        return mine
+
+    def give(self, mine: Iterable[Any]) -> None:
+        """Take back what ``take`` returned."""
+        with self._lock:
+            for o in mine:
+                self._readers[id(o)] -= 1
+                if self._readers[id(o)] == 0:
+                    del self._readers[id(o)]
+                    setattr(o, self.name, True)

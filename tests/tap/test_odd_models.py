@@ -1,0 +1,165 @@
+"""Models with habits of their own: class tokens at the end, windows, decoders, switches."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BigBirdConfig,
+    BigBirdModel,
+    LongformerConfig,
+    LongformerModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import Model
+from sonde.detect import Mahalanobis
+from sonde.run.fit import fit
+from sonde.run.guard import Guard
+from sonde.tap import Tap, live_stream
+from tap_inputs import Texts, padded
+
+CLS = 2
+DRAW = torch.Generator().manual_seed(0)
+WORDS = [torch.randint(3, 30, (2 + i % 6,), generator=DRAW).tolist() for i in range(40)]
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 30}
+
+
+def longformer():
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        **SMALL, intermediate_size=32, attention_window=8, max_position_embeddings=80,
+        pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    return Model(LongformerModel(config).eval(), config=config, task="encoder")
+
+
+def t5():
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.truth("the states of single texts")
+def test_a_class_token_at_the_end_is_read_there():
+    torch.manual_seed(0)
+    config = XLNetConfig(
+        vocab_size=30, d_model=16, n_layer=2, n_head=2, d_inner=32, initializer_range=0.3
+    )
+    net = XLNetForSequenceClassification(config).eval()
+    items = [[*words, CLS] for words in WORDS[:6]]
+    model = Model(
+        net, config=config, task="classifier", processor=SimpleNamespace(cls_token_id=CLS)
+    )
+    stream = live_stream(model, Texts(items), "transformer.layer.1")
+    assert str(stream.schema[0].reducer) == "last"
+    batch = next(iter(stream))
+    for row, at in zip(batch.rows["transformer.layer.1:out"], batch.order.tolist(), strict=True):
+        with Tap(net, "transformer.layer.1") as tap:
+            net(input_ids=torch.tensor([items[at]]))
+        torch.testing.assert_close(row, tap.rows["transformer.layer.1:out"][-1, 0])
+
+
+def test_no_class_token_where_none_stands():
+    model = longformer()
+    model = Model(
+        model.module,
+        config=model.config,
+        task="encoder",
+        processor=SimpleNamespace(cls_token_id=CLS),
+    )
+    for items, name in ((WORDS[:6], "mean"), ([[CLS, *words] for words in WORDS[:6]], "cls")):
+        assert str(live_stream(model, Texts(items), "encoder").schema[0].reducer) == name
+
+
+@pytest.mark.truth("the model's outputs for single texts")
+def test_windows_that_a_model_fills_itself_are_no_tokens():
+    model = longformer()
+    with pytest.raises(SiteError, match="pads texts itself there, to whole windows"):
+        _ = live_stream(model, Texts(WORDS[:6]), "encoder.layer.0").schema
+    batch = next(iter(live_stream(model, Texts(WORDS[:6], special=False), "encoder", "mean")))
+    for row, at in zip(batch.rows["encoder:out"], batch.order.tolist(), strict=True):
+        with torch.no_grad():
+            alone = model.module(input_ids=torch.tensor([WORDS[at]])).last_hidden_state[0]
+        torch.testing.assert_close(row, alone.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_switches_its_attention_is_refused():
+    config = BigBirdConfig(
+        **SMALL, intermediate_size=32, block_size=2, num_random_blocks=1, max_position_embeddings=80
+    )
+    net = BigBirdModel(config).eval()
+    with pytest.raises(SiteError, match="turns itself to full attention"):
+        _ = live_stream(net, Texts(WORDS[:6]), "encoder.layer.0").schema
+    assert net.attention_type == "block_sparse"
+    net.set_attention_type("original_full")
+    assert len(live_stream(net, Texts(WORDS[:6]), "encoder.layer.0").schema) == 1
+
+
+@pytest.mark.truth("the states of the decoder by a plain hook")
+@pytest.mark.parametrize("reducer", ["mean", "last"])
+def test_a_tap_masks_a_decoder_by_its_own_mask(reducer):
+    net = t5()
+    ids, mask = padded([WORDS[3], WORDS[0]])
+    made, real = padded([WORDS[1], WORDS[5]])
+    call = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": made}
+    for own, masked in (
+        (torch.ones_like(real), call),
+        (real, call | {"decoder_attention_mask": real}),
+    ):
+        with Tap(net, "decoder.block.1", reducer) as tap, Tap(net, "decoder.block.1") as plain:
+            net(**masked)
+        states, rows = plain.rows["decoder.block.1:out"], tap.rows["decoder.block.1:out"]
+        for row, state, kept in zip(rows, states, own, strict=True):
+            wanted = state[kept].mean(0) if reducer == "mean" else state[kept][-1]
+            torch.testing.assert_close(row, wanted)
+    with Tap(net, "encoder.block.1", "mean") as tap, Tap(net, "encoder.block.1") as plain:
+        net(**call)
+    state = plain.rows["encoder.block.1:out"][1][mask[1]]
+    torch.testing.assert_close(tap.rows["encoder.block.1:out"][1], state.mean(0))
+
+
+def test_a_guard_counts_the_tokens_of_a_decoder_alone():
+    net = t5()
+    texts = Texts(WORDS, targets=WORDS[::-1], special=False)
+    model = Model(net, config=net.config, task="seq2seq")
+    probe = fit(
+        Mahalanobis(), live_stream(model, texts, "decoder.block.1", "tokens"), progress=False
+    )
+    ids, mask = padded(WORDS[:4])
+    with Guard(model, probe, alpha=None) as guard:
+        net.generate(input_ids=ids, attention_mask=mask, min_new_tokens=6, max_new_tokens=6)
+    ((name, position),) = guard.position.items()
+    for i in range(4):
+        assert position[guard.example[name] == i].tolist() == list(range(6))
+
+
+def test_dropout_stays_off_until_the_last_reader_has_left():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
+    first, second = threading.Event(), threading.Event()
+    modes = []
+
+    def slow():
+        with Tap(net, "1"):
+            first.set()
+            second.wait(10)
+            modes.append(net[1].training)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    first.wait(10)
+    with Tap(net, "1"):
+        pass
+    second.set()
+    thread.join()
+    assert modes == [False]
+    assert all(module.training for module in net.modules())
