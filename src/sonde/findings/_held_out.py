@@ -49,7 +49,7 @@ def _fit(
     held: Tensor,
     whole: bool,
 ) -> ClassMomentsState:
-    wide = site.moments.scatter.ndim == 1
+    wide = site.is_wide
     labelled = label >= 0
     if whole and site.classes is not None:
         mine = held & labelled

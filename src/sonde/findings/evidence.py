@@ -101,6 +101,11 @@ class SiteEvidence:
         """Width of a row."""
         return self.schema.dim
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the moments are variances alone: what needs directions reads the sample."""
+        return self.moments.scatter.ndim == 1
+
     @cached_property
     def alive(self) -> Bool[Tensor, "dim"]:
         """Units that vary over pooled rows."""

@@ -13,11 +13,17 @@ from sonde.measure import (
     EffectiveRank,
     LayerCKA,
     ParticipationRatio,
+    Spectrum,
     StableRank,
 )
 from sonde.stats import Moments, MomentsState
 
 CURVE_POINTS = 64
+RANKS = {
+    "participation_ratio": ParticipationRatio,
+    "stable_rank": StableRank,
+    "effective_rank": EffectiveRank,
+}
 
 Number = dict[str, float | None]
 
@@ -59,7 +65,6 @@ def site_profile(site: SiteEvidence, evidence: Evidence, error_bars: bool = True
 
 
 def _values(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> dict[str, Number]:
-    moments = site.moments
     values: dict[str, Number] = {
         "median_norm": number(site.all.norms.median_all),
         "spread": number(_spread(site.all.moments)),
@@ -68,27 +73,26 @@ def _values(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> dict[st
     if site.all.update is not None and site.all.received is not None:
         change = update_per_spread(site.all.update, site.all.received)
         values["update_per_spread"] = number(change)
-    if moments.scatter.ndim == 2 and moments.n > 1:
-        values |= _ranks(moments, site, evidence, error_bars)
+    if site.moments.n > 1:
+        found = _ranks(site, evidence, error_bars)
+        values |= {name: of_result(result) for name, result in zip(RANKS, found, strict=True)}
     return values
 
 
-def _ranks(
-    moments: MomentsState, site: SiteEvidence, evidence: Evidence, error_bars: bool
-) -> dict[str, Number]:
-    """Return the ranks of moments that are there already, with error bars from the sample."""
-    ranks = {
-        "participation_ratio": ParticipationRatio(),
-        "stable_rank": StableRank(),
-        "effective_rank": EffectiveRank(),
-    }
+def _ranks(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> list[Result]:
+    """Return the ranks of moments that are there already, with error bars from the sample.
+
+    A wide site, whose moments are variances alone, has those of its sampled rows.
+    """
+    if site.is_wide:
+        return [kind(source="sample").result(site.sample) for kind in RANKS.values()]
     sample = None
     if error_bars:
         rows = {site.schema.key: {"x": site.sample.rows}}
         sample = SampleRows(rows, site.sample.group, evidence.n_groups)
     terms = [Term("rows", None, Moments(), (site.schema.key,))]
-    found = results_with_error(list(ranks.values()), {"rows": moments}, terms, sample)
-    return {name: of_result(result) for name, result in zip(ranks, found, strict=True)}
+    ranks = [kind() for kind in RANKS.values()]
+    return results_with_error(ranks, {"rows": site.moments}, terms, sample)
 
 
 def _spread(moments: MomentsState) -> float:
@@ -102,12 +106,11 @@ def _dead_share(site: SiteEvidence) -> float:
 
 
 def _curves(site: SiteEvidence) -> dict[str, Any]:
-    values = site.moments.eigenvalues.clamp(min=0)
-    total = float(values.sum())
-    if total <= 0:
+    found = Spectrum().result(site.sample if site.is_wide else site.moments)
+    if "dead" in found.flags:
         return {}
-    index = _log_points(len(values))
-    share = (values / total)[[i - 1 for i in index]]
+    index = _log_points(len(found.share))
+    share = found.share[[i - 1 for i in index]]
     return {"spectrum": {"x": [float(i) for i in index], "y": share.tolist(), "null": None}}
 
 

@@ -163,11 +163,11 @@ def _instruments(gathered: Gathered) -> list[dict[str, Any]]:
 def limits(scanned: Scanned) -> list[str]:
     """Return what this scan cannot see, and what it left out for size."""
     said: list[str] = list(CANNOT_SEE)
-    wide = [s.name for s in scanned.evidence.sites if s.moments.scatter.ndim == 1]
-    if wide:
+    n_wide = sum(s.is_wide for s in scanned.evidence.sites)
+    if n_wide:
         said.append(
-            f"At {len(wide)} sites wider than 2,048 units only variances were kept; ranks and "
-            "similarity there come from the sampled rows."
+            f"At {plural(n_wide, 'site')} wider than 2,048 units only variances were kept; "
+            "spectra, ranks and similarity there come from the sampled rows."
         )
     withheld = [c.code for c in scanned.checks if c.state in ("withheld", "failed")]
     if withheld:

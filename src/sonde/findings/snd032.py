@@ -54,7 +54,7 @@ class SND032(Rule):
         stop = blocked(self, evidence)
         if evidence.data.has_labels and stop is not None:
             return stop
-        wide = site.moments.scatter.ndim == 1
+        wide = site.is_wide
         x = shared.x(len(evidence.sites) - 1)
         of_labels = site.classes is not None and stop is None
         if site.classes is not None and label is not None and stop is None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.errors import StateError
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 
@@ -34,9 +35,18 @@ class MomentsState(State):
 
     @cached_property
     def eigenvalues(self) -> Float[Tensor, "dim"]:
-        """Eigenvalues of the covariance in descending order."""
+        """Eigenvalues of the covariance in descending order.
+
+        Raises
+        ------
+        StateError
+            Where only variances were kept: they say nothing about directions.
+        """
         if self.scatter.ndim == 1:
-            return self.variance.sort(descending=True).values
+            raise StateError(
+                "MomentsState.eigenvalues: expected a whole scatter, got its diagonal. "
+                'Fit Moments("full"), or take the spectrum of a HashSample.'
+            )
         return torch.linalg.eigvalsh(self.covariance).flip(0)
 
 
