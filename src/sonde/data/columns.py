@@ -12,6 +12,7 @@ from sonde.data._checkpoints import FACTORY
 from sonde.data.folders import IMAGE_SUFFIXES
 from sonde.data.numbers import are_numbers
 from sonde.data.processors import no_recipe
+from sonde.data.sources import is_missing
 
 Reads = Literal["text", "image", "tensor", "callable"]
 Kind = Literal[
@@ -118,7 +119,7 @@ def are_pairs(sample: Sample) -> bool:
     """Return whether there are both columns, and every side that is there is a whole number."""
     if any(name not in sample for name in PAIRED):
         return False
-    return all(_is_whole(v) for v in sample[PAIRED[1]] if v is not None and v != "")
+    return all(_is_whole(v) for v in sample[PAIRED[1]] if not is_missing(v))
 
 
 def _is_whole(value: Any) -> bool:

@@ -16,7 +16,7 @@ from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.data.columns import PAIRED, Layout
 from sonde.data.encoder import Encoder, Piece
 from sonde.data.labels import LabelColumn, Labels
-from sonde.data.sources import Row, Source
+from sonde.data.sources import Row, Source, is_missing
 
 LISTED_AT_ONCE = 256
 MOST_SIDES = 2**31
@@ -218,12 +218,11 @@ def _list_block(
     ):
         if pieces is None:
             continue
-        key = content if layout.id is None else _id(row, layout.id, content)
-        group = (
-            key
-            if layout.group is None or row.get(layout.group) is None
-            else _word(row[layout.group])
-        )
+        named = None if layout.id is None else row.get(layout.id)
+        none = content if layout.id is None else content.hex().encode()
+        key = none if is_missing(named) else _word(named)
+        together = None if layout.group is None else row.get(layout.group)
+        group = key if is_missing(together) else _word(together)
         lists.content.update(content + key + b"|" + group + b"|" + more)
         lists.labels.add(row.get(layout.label) if layout.label else None)
         lists.add(index, key, group, content, size, pieces, member)
@@ -262,9 +261,9 @@ def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad
 def _member(row: Row, layout: Layout) -> tuple[int, int]:
     """Return the hash of an item's pair and its side; -1 for one that has none."""
     pair, side = (row.get(name) for name in PAIRED) if layout.paired else (None, None)
-    if side is None or side == "":
+    if is_missing(side):
         return 0, -1
-    if pair is None or pair == "":
+    if is_missing(pair):
         raise InputError("expected a value in column 'pair' beside its 'side'")
     try:
         whole = int(side)
@@ -274,11 +273,6 @@ def _member(row: Row, layout: Layout) -> tuple[int, int]:
     if not fits or not -1 <= whole < MOST_SIDES:
         raise InputError(f"expected a whole number of at least -1 in column 'side', got {side!r}")
     return word_of(_word(pair)), whole
-
-
-def _id(row: Row, column: str, content: bytes) -> bytes:
-    value = row.get(column)
-    return content.hex().encode() if value is None or value == "" else _word(value)
 
 
 def _word(value: Any) -> bytes:

@@ -5,10 +5,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from sonde.core.errors import InputError
 
 Row = Mapping[str, Any]
 SAMPLE_ROWS = 20
+MISSING_TYPES = ("NAType", "NaTType")
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell holds nothing: None, an empty text, NaN, or the NA and NaT of pandas.
+
+    Examples
+    --------
+    >>> is_missing(None), is_missing(""), is_missing(float("nan")), is_missing(0)
+    (True, True, True, False)
+    """
+    if value is None or type(value).__name__ in MISSING_TYPES:
+        return True
+    if isinstance(value, float | np.floating):
+        return bool(np.isnan(value))
+    return isinstance(value, str) and not value
 
 
 class Source(ABC):
