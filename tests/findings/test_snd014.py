@@ -1,10 +1,12 @@
+import pytest
 import torch
 from torch import nn
 
-from findings._nets import assert_clear, assert_raised, checked, noise, tensors
+from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
 from narrow import expect
 from sonde.core.stream import Stream
 from sonde.findings.snd014 import SND014
+from sonde.findings.snd022 import SND022
 
 
 def test_copied_rows_of_a_weight() -> None:
@@ -50,3 +52,24 @@ def test_withheld_below_256_rows() -> None:
     check = checked(SND014(), Stream.of(noise(100, 8)))
     assert check.state == "withheld"
     assert (check.tables["present"], check.tables["needed"]) == (100, 256)
+
+
+@pytest.mark.truth("the same rows without labels")
+def test_labels_do_not_bring_constant_units_to_life() -> None:
+    x = noise(1500, 40).double()
+    x[:, :32] = torch.rand(32, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3
+    label = torch.randint(0, 100, (1500,), generator=torch.Generator().manual_seed(3))
+    for rows in (x, x.float()):
+        for stream in (Stream.of(rows), Stream.of(rows, label=label)):
+            evidence = evidence_of(stream)
+            assert int(evidence.sites[0].alive.sum()) == 8
+            assert_clear(checked(SND014(), evidence))
+            assert_clear(checked(SND022(), evidence))
+
+
+@pytest.mark.truth("units that are constant but in one row, which the second look leaves out")
+def test_units_that_are_constant_without_the_largest_rows_are_no_copies() -> None:
+    x = noise(500, 40).double()
+    x[:, :20] = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3
+    x[7, :20] += 1e3
+    assert_clear(checked(SND014(), Stream.of(x)))

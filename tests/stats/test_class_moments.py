@@ -84,3 +84,18 @@ def test_too_many_classes():
     a, b = statistic.observe(X, LABEL.clamp(max=7)), statistic.observe(X[:1], LABEL[:1] * 0 + 9)
     with pytest.raises(InputError, match="got 3"):
         statistic.merge(a, b)
+
+
+@pytest.mark.truth("a constant has no variance and is its own mean")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_constant_units_do_not_vary(dtype):
+    value = (torch.rand(200, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
+    x, label = value.expand(1000, 200).clone(), torch.arange(1000) % 7 - 1
+    for scatter in ("pooled", "diag", "full"):
+        statistic = ClassMoments(scatter)
+        state = statistic.merge(
+            statistic.observe(x[:300], label[:300]), statistic.observe(x[300:], label[300:])
+        )
+        assert not state.total.variance.any()
+        assert not state.between.any()
+        assert torch.equal(state.grand_mean, value.double())

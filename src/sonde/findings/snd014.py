@@ -125,9 +125,8 @@ class SND014(Rule):
 
 def _of_rows(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "unit unit"]:
     """Return correlations; 0 with a unit that is constant on these rows."""
-    z = rows - rows.mean(0)
-    norm = z.norm(dim=0)
-    z = torch.where(norm > 0, z / norm.clamp(min=torch.finfo(z.dtype).tiny), 0.0)
+    z = torch.where(rows.amax(0) > rows.amin(0), rows - rows.mean(0), 0.0)
+    z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
     return z.T @ z
 
 

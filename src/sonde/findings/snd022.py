@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -117,9 +118,9 @@ def directions(site: SiteEvidence) -> float:
 
 def _correlations_of(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "a a"]:
     """Return a matrix with the trace and sum of squares of the correlations; the smaller Gram."""
+    rows = rows[:, rows.amax(0) > rows.amin(0)]
     z = rows - rows.mean(0)
-    norm = z.norm(dim=0)
-    z = z[:, norm > 0] / norm[norm > 0]
+    z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
     return z @ z.T if z.shape[0] < z.shape[1] else z.T @ z
 
 

@@ -64,7 +64,7 @@ class ClassMomentsState(State):
     @property
     def grand_mean(self) -> Float[Tensor, "dim"]:
         """Mean of the labelled rows."""
-        return (self.weight / self.weight.sum()) @ self.mean
+        return _average(self.weight, self.mean)
 
     @property
     def between(self) -> Float[Tensor, "dim dim"]:
@@ -90,7 +90,7 @@ class ClassMomentsState(State):
             weight = torch.cat([weight, self.unlabelled.weight[None]])
             mean = torch.cat([mean, self.unlabelled.mean[None]])
             scatter = scatter + self.unlabelled.scatter
-        grand = (weight / weight.sum()) @ mean
+        grand = _average(weight, mean)
         z = mean - grand
         shift = weight @ z.square() if scatter.ndim == 1 else (z * weight[:, None]).T @ z
         return MomentsState(self.n_rows, grand, scatter + shift)
@@ -223,6 +223,12 @@ class ClassMoments(Statistic[ClassMomentsState]):
             )
         squares = centred.double().square().sum(0) - weight * residual.square()
         return UnlabelledState(weight, mean, squares.sum() if self.scatter == "trace" else squares)
+
+
+def _average(weight: Float[Tensor, "class"], mean: Float[Tensor, "class dim"]) -> Tensor:
+    """Return the mean of all rows; that of a unit with equal means is theirs to the last bit."""
+    first = mean[:1].sum(0)
+    return first + (weight / weight.sum()) @ (mean - first)
 
 
 def _sums(values: Tensor, member: Int[Tensor, "row"], n_classes: int) -> Tensor:
