@@ -260,9 +260,10 @@ def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad
 
 def _member(row: Row, layout: Layout) -> tuple[int, int]:
     """Return the hash of an item's pair and its side; -1 for one that has none."""
-    pair, side = (row.get(name) for name in PAIRED) if layout.paired else (None, None)
-    if is_missing(side):
+    side: Any = row.get(PAIRED[1])
+    if not layout.paired or is_missing(side):
         return 0, -1
+    pair = row.get(PAIRED[0])
     if is_missing(pair):
         raise InputError("expected a value in column 'pair' beside its 'side'")
     try:
