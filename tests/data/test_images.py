@@ -137,10 +137,66 @@ def test_orientation_transparency_and_modes():
     palette.info["transparency"] = 0
     assert np.asarray(with_channels(palette, 1)).tolist() == [[255]]
 
-    sixteen = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
-    assert np.asarray(with_channels(sixteen, 1)).tolist() == [[0, 100, 255]]
     assert with_channels(Image.new("CMYK", (1, 1)), 3).mode == "RGB"
     assert with_channels(Image.new("1", (1, 1)), 1).mode == "L"
+
+
+@pytest.mark.truth("65,535 is white in 16 bits, 1.0 in floating point: by hand")
+@pytest.mark.parametrize("brightest", [100, 255, 256, 65535])
+def test_white_does_not_depend_on_the_brightest_pixel(brightest):
+    sixteen = np.array([[0, brightest]], dtype=np.uint16)
+    expected = [[0, round(brightest / 257)]]
+    for kind in ("PNG", "TIFF"):
+        found = decode(encoded(Image.fromarray(sixteen), kind))
+        assert np.asarray(with_channels(found, 1)).tolist() == expected
+    grey_map = b"P5 2 1 65535\n" + sixteen.astype(">u2").tobytes()
+    assert np.asarray(with_channels(decode(grey_map), 1)).tolist() == expected
+    floats = Image.fromarray(sixteen.astype(np.float32) / 65535)
+    assert np.asarray(with_channels(floats, 1)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (np.array([[0, 200]], dtype=np.int32), "whole numbers of 32 bits, which do not say what"),
+        (np.array([[0, 200]], dtype=np.float32), "pixels from 0 to 1, got 0 to 200. Divide"),
+        (np.array([[0, np.nan]], dtype=np.float32), "pixels from 0 to 1, got nan to nan"),
+        (np.array([[-0.1, 1]], dtype=np.float32), "pixels from 0 to 1, got -0.1 to 1"),
+    ],
+)
+def test_pixels_without_a_known_white_are_refused(vit, tmp_path, pixels, said):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(errors.InputError, match=rf"a.tif: .*{said}.*--skip-bad"):
+        list(open_inputs(load(vit), tmp_path).batches(0, 1))
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "LA",
+        "PA",
+        "La",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+        "LAB",
+        "I;16",
+        "I;16B",
+        "I;16L",
+        "F",
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_of_pillow_is_read(mode, channels):
+    image = with_channels(Image.new(mode, (2, 3)), channels)
+    assert (image.mode, image.size) == ({1: "L", 3: "RGB"}[channels], (2, 3))
 
 
 def test_broken_and_missing_images_are_named_or_counted(vit, folder, tmp_path):

@@ -1,4 +1,7 @@
-"""Images: opened safely, turned upright, put on white, brought to the model's channels."""
+"""Images: opened safely, turned upright, put on white, brought to the model's channels.
+
+What white is follows from how an image is stored, never from its own brightest pixel.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,8 @@ from sonde.data.sources import Row
 
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
+SIXTEEN_BITS = ("PNG", "PPM")  # formats that Pillow opens as "I" where they hold 16 bits
+VIA = {"La": "LA", "LAB": "RGB"}  # modes that Pillow brings to no other one
 
 
 @final
@@ -145,6 +150,8 @@ def decode(found: Any) -> Any:
                 f"the image has {image.width} x {image.height} pixels, more than is safe"
             )
         image.load()
+        if image.mode == "I" and image.format in SIXTEEN_BITS:
+            image = image.convert("I;16")
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise InputError("the file is not an image that Pillow can read") from None
@@ -157,12 +164,21 @@ def decode(found: Any) -> Any:
 
 
 def with_channels(image: Any, channels: int) -> Any:
-    """Return an image as grey (1) or RGB (3), transparent parts on white."""
+    """Return an image as grey (1) or RGB (3), transparent parts on white.
+
+    16 bits end at 65,535, floating-point numbers at 1.
+
+    Raises
+    ------
+    InputError
+        If it holds whole numbers of 32 bits, or floating-point numbers outside 0 to 1.
+    """
     from PIL import Image
 
-    if image.mode.startswith(("I", "F")):
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    image = image.convert(VIA[image.mode]) if image.mode in VIA else image
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
@@ -196,10 +212,19 @@ def _bytes_in(path: Path) -> int:
 def _eight_bits(image: Any) -> Any:
     from PIL import Image
 
+    if image.mode == "I":
+        raise InputError(
+            "expected an image of 8 or 16 bits, or floating-point numbers from 0 to 1, got whole "
+            "numbers of 32 bits, which do not say what white is. Convert it to one of these"
+        )
     x = np.asarray(image, dtype=np.float64)
-    scale = 255.0 if image.mode == "F" and x.max(initial=0.0) <= 1.0 else 1.0
-    scale = 1 / 257 if x.max(initial=0.0) > 255 else scale
-    return Image.fromarray(np.clip(np.rint(x * scale), 0, 255).astype(np.uint8))
+    if image.mode == "F" and not (x.min(initial=0.0) >= 0.0 and x.max(initial=0.0) <= 1.0):
+        raise InputError(
+            "expected floating-point pixels from 0 to 1, got "
+            f"{x.min():.4g} to {x.max():.4g}. Divide them by what white is in these images"
+        )
+    white = 1.0 if image.mode == "F" else 65535.0
+    return Image.fromarray(np.rint(x * (255.0 / white)).astype(np.uint8))
 
 
 def _pixels(image: Any) -> torch.Tensor:
