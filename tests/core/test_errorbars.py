@@ -177,3 +177,25 @@ def test_group_error():
     sums = torch.stack([centred[group == g].sum() for g in range(7)])
     assert group_error(effect, group, 70) == pytest.approx(float(sums.std()) * math.sqrt(70))
     assert math.isnan(group_error(effect, torch.zeros(40, dtype=torch.int64), 70))
+
+
+@pytest.mark.truth("spread over 400 data sets of the mean of all rows")
+@pytest.mark.parametrize(("together", "rel"), [(1.0, 0.1), (0.2, 0.1), (0.0, 0.3)])
+def test_group_error_of_a_sample_of_rows(together: float, rel: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    group = torch.arange(100).repeat_interleave(40)
+    means, squares = [], []
+    for _ in range(400):
+        x = math.sqrt(together) * torch.randn(100, dtype=torch.float64, generator=generator)[group]
+        x += math.sqrt(1 - together) * torch.randn(4000, dtype=x.dtype, generator=generator)
+        kept = torch.randperm(4000, generator=generator)[:500]
+        means.append(float(x.mean()))
+        squares.append(group_error(x[kept] / 4000, group[kept], 100, n_rows=4000) ** 2)
+    truth = float(torch.tensor(means).std())
+    assert math.sqrt(sum(squares) / 400) == pytest.approx(truth, rel=rel)
+
+
+def test_group_error_of_every_row_is_that_of_whole_groups() -> None:
+    effect = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    group = torch.arange(40) // 4
+    assert group_error(effect, group, 10, n_rows=40) == group_error(effect, group, 10)

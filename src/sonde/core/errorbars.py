@@ -1,8 +1,8 @@
-"""Standard errors without shards: the influence function of a result on a sample of whole groups.
+"""Standard errors without shards: the influence function of a result on a sample of rows.
 
 One backward pass through ``result`` gives the derivative of the value with respect to every state;
-each statistic says what one more row does to its state. The spread of these effects over a sample
-of whole groups is the standard error of the value.
+each statistic says what one more row does to its state. The spread of these effects over groups,
+in a sample of whole groups or of rows, is the standard error of the value.
 """
 
 import math
@@ -22,7 +22,7 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Rows of whole groups at the sites of one task.
+    """Sampled rows at the sites of one task.
 
     Parameters
     ----------
@@ -32,11 +32,14 @@ class SampleRows:
         Group of each row.
     n_groups : int
         Number of groups in the data.
+    n_rows : int or None, default=None
+        Number of rows in the data, where rows were drawn one by one; None: these are whole groups.
     """
 
     columns: Mapping[str, Mapping[str, Any]]
     group: Int[Tensor, "row"]
     n_groups: int
+    n_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,26 @@ def _with_error(
     if not bool(torch.isfinite(value)):
         return _explained(_detached(result), "the value is not finite")
     effect = _effects(tracked, _gradients(value, tracked), terms, sample)
-    return replace(_detached(result), se=group_error(effect, sample.group, sample.n_groups))
+    se = group_error(effect, sample.group, sample.n_groups, sample.n_rows)
+    return replace(_detached(result), se=se)
 
 
-def group_error(effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_groups: int) -> float:
-    """Return the standard error of a value from each sampled row's first-order effect on it."""
+def group_error(
+    effect: Float[Tensor, "row"],
+    group: Int[Tensor, "row"],
+    n_groups: int,
+    n_rows: int | None = None,
+) -> float:
+    """Return the standard error of a value from each sampled row's first-order effect on it.
+
+    The rows are those of whole groups, or ``n_rows`` rows were there and these are drawn from them
+    one by one: then squares, and products of rows of one group, are each divided by the chance
+    that they are drawn. Their sum is without bias, and never taken below that of single rows.
+
+    References
+    ----------
+    horvitz1952sampling
+    """
     centred = effect.double() - effect.double().mean()
     unique = torch.unique(group, return_inverse=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     member = cast(Tensor, unique[1])
@@ -107,7 +125,13 @@ def group_error(effect: Float[Tensor, "row"], group: Int[Tensor, "row"], n_group
     if count < 2:
         return math.nan
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, member, centred)
-    return float(sums.std(correction=1)) * math.sqrt(n_groups)
+    drawn = len(effect)
+    if n_rows is None or n_rows <= drawn:
+        return float(sums.std(correction=1)) * math.sqrt(n_groups)
+    squares = float(centred.square().sum())
+    products = (float(sums.square().sum()) - squares) * (n_rows - 1) / (drawn - 1)
+    total = (squares + max(0.0, products)) * n_rows / drawn
+    return math.sqrt(total * n_groups / (n_groups - 1))
 
 
 def has_influence(statistic: Statistic[Any]) -> bool:

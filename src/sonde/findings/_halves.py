@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.findings.evidence import SiteEvidence, rows_as_float
@@ -14,11 +14,15 @@ Z = 1.959964
 
 
 def interval(
-    value: float, site: SiteEvidence, figure: Callable[[Float[Tensor, "row dim"]], float]
+    value: float,
+    site: SiteEvidence,
+    n_groups: int,
+    figure: Callable[[Float[Tensor, "row dim"]], float],
 ) -> tuple[float | None, float | None]:
     """Return a 95 % interval about ``value``: the spread of a figure over random halves.
 
-    The spread is that of the sample; where more rows were seen, it shrinks by their root.
+    The spread is that of the sample; where the data have more groups, ``n_groups``, it shrinks by
+    their root.
     """
     rows = rows_as_float(site.sample)
     if len(rows) < 8:
@@ -28,5 +32,13 @@ def interval(
     values = values[torch.isfinite(values)]
     if len(values) < 2:
         return None, None
-    se = float(half_error(values)) * math.sqrt(len(rows) / max(site.sample.n, len(rows)))
+    return ends(value, values, site.sample.group, n_groups)
+
+
+def ends(
+    value: float, halves: Float[Tensor, "half"], group: Int[Tensor, "row"], n_groups: int
+) -> tuple[float, float]:
+    """Return a 95 % interval about ``value`` from the figures of random halves of the groups."""
+    present = len(torch.unique(group))
+    se = float(half_error(halves)) * math.sqrt(present / max(n_groups, present))
     return value - Z * se, value + Z * se

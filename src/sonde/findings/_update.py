@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.findings._halves import Z
+from sonde.findings._halves import ends
 from sonde.findings.evidence import SiteEvidence, rows_as_float
 from sonde.stats import MomentsState
-from sonde.stats.halves import half_error, random_halves
+from sonde.stats.halves import random_halves
 
 
 def update_per_spread(update: MomentsState, received: MomentsState) -> float | None:
@@ -26,7 +26,7 @@ def _median(square: Float[Tensor, "dim"], variance: Float[Tensor, "dim"]) -> flo
 
 
 def sampled_ends(
-    before: SiteEvidence, site: SiteEvidence, value: float
+    before: SiteEvidence, site: SiteEvidence, value: float, n_groups: int
 ) -> tuple[float | None, float | None]:
     """Return a 95 % interval from random halves; None where the rows of the figure are tokens."""
     if site.all.key != site.schema.key or not torch.equal(before.sample.draw, site.sample.draw):
@@ -39,5 +39,4 @@ def sampled_ends(
             values.append(found)
     if len(values) < 2:
         return None, None
-    se = float(half_error(torch.tensor(values))) * (len(x) / max(site.sample.n, len(x))) ** 0.5
-    return value - Z * se, value + Z * se
+    return ends(value, torch.tensor(values, dtype=torch.float64), site.sample.group, n_groups)

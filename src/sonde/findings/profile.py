@@ -89,7 +89,7 @@ def _ranks(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> list[Res
     sample = None
     if error_bars:
         rows = {site.schema.key: {"x": site.sample.rows}}
-        sample = SampleRows(rows, site.sample.group, evidence.n_groups)
+        sample = SampleRows(rows, site.sample.group, evidence.n_groups, site.sample.n)
     terms = [Term("rows", None, Moments(), (site.schema.key,))]
     ranks = [kind() for kind in RANKS.values()]
     return results_with_error(ranks, {"rows": site.moments}, terms, sample)

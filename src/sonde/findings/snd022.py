@@ -70,7 +70,7 @@ class SND022(Rule):
         value = values[worst.name]
         level = reached(value, None, self.warning, self.error, below=True)
         limit = level[1] if level else self.warning
-        ends = interval(value, worst, lambda x: _ratio(_correlations_of(x)))
+        ends = interval(value, worst, evidence.n_groups, lambda x: _ratio(_correlations_of(x)))
         figure = Figure(
             "directions", value, *ends, unit="", threshold=limit, direction="below",
             n_rows=worst.moments.n, n_groups=evidence.n_groups,

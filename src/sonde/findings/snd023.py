@@ -64,7 +64,7 @@ class SND023(Rule):
         value = values[worst.name]
         level = reached(value, self.note, self.warning, self.error, below=True)
         figure = Figure(
-            "spread_per_mean", value, *self._ends(worst, value), unit="ratio",
+            "spread_per_mean", value, *self._ends(worst, value, evidence.n_groups), unit="ratio",
             threshold=level[1] if level else self.note, direction="below",
             n_rows=worst.all.scalars.n, n_groups=evidence.n_groups,
         )  # fmt: skip
@@ -91,11 +91,17 @@ class SND023(Rule):
             values=values,
         )
 
-    def _ends(self, site: SiteEvidence, value: float) -> tuple[float | None, float | None]:
+    def _ends(
+        self, site: SiteEvidence, value: float, n_groups: int
+    ) -> tuple[float | None, float | None]:
         if site.all.key != site.schema.key:
             return None, None
         kept = _kept(site.all.moments.mean).cpu()
-        return interval(value, site, lambda x: _spread(x[:, kept].mean(0), x[:, kept].var(0)))
+
+        def figure(x: Float[Tensor, "row dim"]) -> float:
+            return _spread(x[:, kept].mean(0), x[:, kept].var(0))
+
+        return interval(value, site, n_groups, figure)
 
 
 def spread_per_mean(site: SiteEvidence) -> float | None:

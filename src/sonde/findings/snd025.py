@@ -61,7 +61,10 @@ class SND025(Rule):
             return too_few(self, evidence.n_groups, GROUPS)
         worst = min((s for s in blocks if s.name in values), key=lambda s: values[s.name])
         value, place = values[worst.name], evidence.sites.index(worst)
-        ends = sampled_ends(evidence.sites[place - 1], worst, value) if place else (None, None)
+        ends = (None, None)
+        if place:
+            before = evidence.sites[place - 1]
+            ends = sampled_ends(before, worst, value, evidence.n_groups)
         figure = Figure(
             "update_per_spread", value, *ends, unit="ratio", threshold=self.note,
             direction="below", n_rows=worst.all.scalars.n, n_groups=evidence.n_groups,
