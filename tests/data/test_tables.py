@@ -58,6 +58,20 @@ def test_all_formats_give_one_listing(tables, gpt2):
     assert len(open_inputs(model, tables / "t.csv", limit=7).listing.labels.values) == 7
 
 
+@pytest.mark.truth("the rows that were written")
+@pytest.mark.parametrize("names", [("label", "text"), ("text", "label"), ("a, b", "text")])
+def test_a_byte_order_mark_before_a_quoted_header_is_no_part_of_it(names, tmp_path):
+    path = tmp_path / "t.csv"
+    rows = [dict(zip(names, values, strict=True)) for values in (("1", "the cat"), ("\ufeff", "2"))]
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, names, quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
+    source = CsvFile(path, False)
+    assert list(source.rows()) == rows
+    assert [source.take(i, i + 1) for i in range(2)] == [rows[:1], rows[1:]]
+
+
 def test_parquet_reads_only_the_row_groups_that_it_needs(tables, monkeypatch):
     opened = []
     real = pq.ParquetFile.iter_batches

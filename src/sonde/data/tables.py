@@ -6,6 +6,7 @@ import json
 import threading
 from array import array
 from bisect import bisect_right
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,8 @@ class CsvFile(_Lines):
         self._forget()
         self._header = []
         with self.path.open("rb") as file:
+            if file.read(len(BOM_UTF8)) != BOM_UTF8:
+                file.seek(0)
             lines = _Counted(file, self.path)
             while (record := self._next(lines)) is not None:
                 values, start, number = record
@@ -141,7 +144,7 @@ class CsvFile(_Lines):
             return [], start, number
 
     def _set_header(self, values: list[str]) -> None:
-        names = [v.removeprefix("\ufeff").strip() for v in values]
+        names = [v.strip() for v in values]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise InputError(
@@ -204,7 +207,7 @@ class _Counted:
     """Lines of a file as text, counting bytes and lines."""
 
     def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
-        self._lines, self.offset, self.number = _bounded(file, path), 0, 0
+        self._lines, self.offset, self.number = _bounded(file, path), file.tell(), 0
 
     def __iter__(self) -> "_Counted":
         return self
