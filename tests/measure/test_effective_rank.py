@@ -7,7 +7,8 @@ from sklearn.utils import Bunch
 
 from fixture_rows import X
 from narrow import expect
-from sonde.measure import effective_rank
+from sonde.measure import EffectiveRank, effective_rank
+from sonde.stats import HashSampleState, random_halves
 
 DIGITS = expect(Bunch, load_digits()).data
 
@@ -26,6 +27,31 @@ def test_formula(n, dim):
     want = np.exp(scipy.stats.entropy(np.linalg.svd(x, compute_uv=False)))
     assert effective_rank(x).value == pytest.approx(want, rel=1e-7)
     assert effective_rank(x, source="sample").value == pytest.approx(want, rel=1e-7)
+
+
+@pytest.mark.truth("numpy and scipy in float64")
+def test_float32_rows_keep_small_directions():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(150, 3, generator=g) @ torch.randn(3, 400, generator=g)
+    x = x + 1e-5 * torch.randn(150, 400, generator=g)
+    want = np.exp(scipy.stats.entropy(np.linalg.svd(x.double().numpy(), compute_uv=False)))
+    assert effective_rank(x).value == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.truth("halves of the rows by numpy and scipy")
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("dim", [6, 50])
+def test_error_from_halves(centered, dim):
+    x = torch.randn(40, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+    row = torch.arange(40)
+    state = HashSampleState(40, x, row, row // 2, row // 2)
+    result = EffectiveRank(centered, "sample").result(state)
+    values = []
+    for mask in random_halves(state.group):
+        z = x[mask].numpy()
+        z = z - z.mean(0) if centered else z
+        values.append(np.exp(scipy.stats.entropy(np.linalg.svd(z, compute_uv=False))))
+    assert result.se == pytest.approx(np.std(values, ddof=1), rel=1e-6)
 
 
 @pytest.mark.truth("simulated white rows")

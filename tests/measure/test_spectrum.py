@@ -29,6 +29,32 @@ def test_fewer_rows_than_dimensions():
     np.testing.assert_allclose(spectrum(x, source="sample").value, want, rtol=1e-9)
 
 
+@pytest.mark.truth("numpy.linalg.svd in float64, and of simulated white rows")
+def test_float32_rows_fewer_than_dimensions():
+    g = torch.Generator().manual_seed(0)
+    x, white = torch.randn(2, 50, 400, generator=g)
+    result = spectrum(x)
+    value, null = expect(Tensor, result.value), expect(Tensor, result.null)
+    rows, other = (v.double().numpy() - v.double().numpy().mean(0) for v in (x, white))
+    want = np.linalg.svd(rows, compute_uv=False)[:49] ** 2 / 50
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    noise = np.linalg.svd(other, compute_uv=False)[:49] ** 2
+    np.testing.assert_allclose(null, noise * want.sum() / noise.sum(), rtol=0.1)
+
+
+@pytest.mark.truth("the number of directions, and the edge of the Marchenko-Pastur law")
+@pytest.mark.parametrize("source", ["moments", "sample"])
+def test_float32_rows_of_three_directions(source):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 3, generator=g) @ torch.randn(3, 60, generator=g)
+    result = spectrum(x, source=source)
+    value, null = expect(Tensor, result.value), expect(Tensor, result.null)
+    assert len(value) == 3
+    assert "rank_deficient" in result.flags
+    edge = float(value.sum()) / 60 * (1 + math.sqrt(60 / 600)) ** 2
+    assert float(null[0]) == pytest.approx(edge, rel=0.05)
+
+
 def test_missing_directions_are_left_out_and_flagged():
     x = torch.cat([X, X[:, :2]], dim=1)
     assert len(expect(Tensor, spectrum(x).value)) == 5

@@ -81,31 +81,50 @@ def spectral(rows: Rows, centered: bool = True) -> Spectral:
         matrix = rows.covariance + torch.outer(rows.mean, rows.mean)
         every = torch.linalg.eigvalsh(matrix).flip(0)
         flags = [f for f in flags if f != "dead" or not bool(rows.mean.detach().any())]
-    values = _positive(every, dim)
-    if len(values) < min(dim, rows.n - 1):
+    values = _positive(every, dim, _most(rows.n, dim, centered))
+    if len(values) < _most(rows.n, dim, centered):
         flags.append("rank_deficient")
     return Spectral(values, rows.n, dim, tuple(flags))
 
 
 def _sampled(sample: HashSampleState, centered: bool) -> Spectral:
     x = sample.rows.double()
+    n, dim = x.shape
     mean = x.mean(0)
-    z = x - mean if centered else x
-    gram = z @ z.T / len(z) if len(z) < z.shape[1] else z.T @ z / len(z)
-    values = _positive(torch.linalg.eigvalsh(gram).flip(0), max(z.shape))
+    values = _of_rows(x, centered)
     flags = precision_flags(spread_of(mean, (x - mean).square().mean(0)), sample.rows.dtype)
     if len(values) == 0:
         flags = ["dead"]
-    elif len(x) <= x.shape[1]:
+    elif n <= dim:
         flags.append("few_rows")
+    if len(values) < _most(n, dim, centered):
+        flags.append("rank_deficient")
     if not sample.is_everything:
         flags.append("sampled")
-    return Spectral(values, len(x), x.shape[1], tuple(flags))
+    return Spectral(values, n, dim, tuple(flags))
 
 
-def _positive(values: Float[Tensor, "dim"], size: int) -> Float[Tensor, "rank"]:
-    """Return the eigenvalues that are more than the rounding of the largest one."""
+def _of_rows(x: Float[Tensor, "row dim"], centered: bool) -> Float[Tensor, "rank"]:
+    z = x - x.mean(0) if centered else x
+    return _of_gram(z @ z.T if len(z) < z.shape[1] else z.T @ z, *z.shape, centered)
+
+
+def _of_gram(
+    gram: Float[Tensor, "side side"], n: int, dim: int, centered: bool
+) -> Float[Tensor, "rank"]:
+    values = torch.linalg.eigvalsh(gram / n).flip(0)
+    return _positive(values, max(n, dim), _most(n, dim, centered))
+
+
+def _most(n: int, dim: int, centered: bool) -> int:
+    """Return how many eigenvalues of ``n`` rows can be positive."""
+    return min(dim, n - 1 if centered else n)
+
+
+def _positive(values: Float[Tensor, "dim"], size: int, most: int) -> Float[Tensor, "rank"]:
+    """Return at most ``most`` eigenvalues that are more than the rounding of the largest one."""
     top = values[:1].detach().clamp(min=0.0)
+    values = values[:most]
     return values[values.detach() > size * torch.finfo(values.dtype).eps * top]
 
 
@@ -141,16 +160,31 @@ def rank_result(
     )
 
 
-def _half_error(rows: HashSampleState, figure: Figure, centered: bool) -> float | None:
-    values = []
-    for mask in random_halves(rows.group):
-        z = rows.rows[mask.to(rows.rows.device)]
-        half = HashSampleState(len(z), z, rows.draw[mask], rows.group[mask], rows.group_draw[mask])
-        eigenvalues = _sampled(half, centered).values
-        if len(eigenvalues) == 0:
+def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> float | None:
+    """Return the spread over random halves, None where a half has no spectrum.
+
+    Halves of wide rows are parts of one Gram matrix.
+    """
+    x = sample.rows.double()
+    x = x - x.mean(0) if centered else x
+    dim = x.shape[1]
+    gram = x @ x.T if len(x) < dim else None
+    values: list[Tensor] = []
+    for mask in random_halves(sample.group).to(x.device):
+        if gram is None:
+            half = _of_rows(x[mask], centered)
+        else:
+            part = gram[mask][:, mask]
+            half = _of_gram(_centred(part) if centered else part, len(part), dim, centered)
+        if len(half) == 0:
             return None
-        values.append(figure(eigenvalues))
+        values.append(figure(half))
     return float(half_error(torch.stack(values)))
+
+
+def _centred(gram: Float[Tensor, "row row"]) -> Float[Tensor, "row row"]:
+    """Return the Gram matrix of rows minus their mean."""
+    return gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
 
 
 @dataclass(frozen=True, kw_only=True)

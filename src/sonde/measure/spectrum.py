@@ -82,11 +82,11 @@ class Spectrum(SpectrumInstrument):
 
 
 def _white(count: int, dim: int, n: int) -> Float[Tensor, "count"]:
-    """Return shares of ``count`` directions in descending order, for white rows."""
-    _, nodes, weights = white_eigenvalues(dim, n)
-    middle = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    """Return the shares of the first ``count`` of all directions of white rows."""
+    rank, nodes, weights = white_eigenvalues(dim, n)
+    middle = (torch.arange(rank, dtype=torch.float64) + 0.5) / rank
     at = torch.searchsorted(weights.cumsum(0), middle).clamp(max=len(nodes) - 1)
-    return nodes[at] / nodes[at].sum()
+    return (nodes[at] / nodes[at].sum())[:count]
 
 
 def spectrum(x: Any, *, group: Any = None, source: Source = "moments") -> SpectrumResult:
