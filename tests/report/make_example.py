@@ -44,7 +44,8 @@ CATALOGUE = {
 
 def figure(name: str, value: float, unit: str, threshold: float, **more: Any) -> dict[str, Any]:
     """Return a figure with everything else at its usual value."""
-    base = {"low": None, "high": None, "null": None, "direction": "above", "p": None}
+    base = {"low": None, "high": None, "confidence": 0.95 if "low" in more else None}
+    base |= {"null": None, "direction": "above", "p": None}
     base |= {"n_rows": N, "n_groups": GROUPS, "flags": []}
     head = {"name": name, "value": value, "unit": unit, "threshold": threshold}
     return {**head, **{key: more.get(key, base[key]) for key in base}}
@@ -161,7 +162,7 @@ def notes() -> list[dict[str, Any]]:
             "SND051", "note", "versus", 0.1, sites=[SITES[5]], ignored=True,
             sentence="DATA and OTHER differ at layers.5: AUROC 0.66 (0.61 to 0.71); 0.5 is no difference.",
             why="The two data sets are not exchangeable.", next="sonde read my-model other.jsonl",
-            figure=figure("auroc", 0.66, "", 0.6, low=0.61, high=0.71, null=0.5, p=3e-6),
+            figure=figure("auroc", 0.66, "", 0.6, low=0.61, high=0.71, confidence=0.998, null=0.5, p=3e-6),
             how="Closed-form direction fitted on half of the groups, AUROC on the other half.",
         ),
     ]  # fmt: skip

@@ -41,6 +41,24 @@ def test_a_figure_moves_at_three_combined_standard_errors(report, steps: float, 
     assert _states(diff(report, other))["SND025"] == [state]
 
 
+@pytest.mark.truth("quantile of the normal distribution from a printed table: 3.2905 at 99.9 %")
+@pytest.mark.parametrize(("steps", "state"), [(2.9, "same"), (3.1, "better"), (-3.1, "worse")])
+def test_a_wider_interval_is_read_at_its_own_confidence(report, steps: float, state: str) -> None:
+    other = copy.deepcopy(report)
+    old, new = (_find(r, "SND025")["figure"] for r in (report, other))
+    old["confidence"] = new["confidence"] = 0.999
+    for end in ("value", "low", "high"):
+        new[end] += steps * math.sqrt(2) * (0.010 - 0.008) / (2 * 3.2905)
+    assert _states(diff(report, other))["SND025"] == [state]
+
+
+@pytest.mark.parametrize(("share", "state"), [(0.09, "same"), (0.12, "worse"), (-0.12, "better")])
+def test_a_figure_without_an_interval_moves_by_a_tenth(report, share: float, state: str) -> None:
+    other = copy.deepcopy(report)
+    _find(other, "SND016")["figure"]["value"] *= 1 + share
+    assert _states(diff(report, other))["SND016"] == [state]
+
+
 def test_the_level_decides_before_the_figure(report) -> None:
     other = copy.deepcopy(report)
     _find(other, "SND016")["level"] = "warning"

@@ -131,6 +131,7 @@ def _figure(figure: Figure | None) -> dict[str, Any] | None:
         "value": figure.value,
         "low": figure.low,
         "high": figure.high,
+        "confidence": None if figure.low is None else figure.confidence,
         "unit": figure.unit,
         "null": figure.null,
         "threshold": figure.threshold,

@@ -16,7 +16,10 @@ LEVELS: tuple[Level, ...] = ("note", "warning", "error")
 
 @dataclass(frozen=True)
 class Figure:
-    """The number that a check turned on, its interval and its threshold."""
+    """The number that a check turned on, its interval and its threshold.
+
+    ``confidence`` is that of the interval: how often one like it holds the true value.
+    """
 
     name: str
     value: float
@@ -30,6 +33,7 @@ class Figure:
     n_rows: int = 0
     n_groups: int = 0
     flags: tuple[str, ...] = ()
+    confidence: float = 0.95
 
     def crosses(self) -> bool:
         """Return whether the interval contains the threshold, so that the level is borderline."""

@@ -42,7 +42,8 @@ class SND033(Rule):
         if stop is not None:
             return stop
         found = label_evidence(evidence)
-        judged = recalls(found, found.best, self.level / len(found.names))
+        tail = self.level / len(found.names)
+        judged = recalls(found, found.best, tail)
         known = [(k, *r) for k, r in enumerate(judged) if not math.isnan(r[0])]
         middle = statistics.median(recall for _, recall, *_ in known)
         limit = middle - self.below
@@ -59,6 +60,7 @@ class SND033(Rule):
             direction="below",
             n_rows=n,
             n_groups=n,
+            confidence=1 - 2 * tail,
         )
         if not poor:
             return self.clear(figure, _small(found))

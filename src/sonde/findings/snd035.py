@@ -70,7 +70,8 @@ class SND035(Rule):
         values = {n: v for n, v in values.items() if len(torch.unique(v)) > 1}
         if not values:
             return self.not_applicable("no length, size or brightness is known, or all are equal")
-        told = self._told(values, found.truth[one], len(found.names))
+        tail = self.level / (2 * len(values) * len(found.names))
+        told = self._told(values, found.truth[one], len(found.names), tail)
         worst = max(told, key=lambda t: t.low)
         severe = worst.low > self.warning
         figure = Figure(
@@ -82,6 +83,7 @@ class SND035(Rule):
             threshold=self.warning if severe else self.note,
             n_rows=len(one),
             n_groups=len(one),
+            confidence=1 - 2 * tail,
         )
         table = [vars(t) | {"label": found.names[t.label]} for t in told]
         if worst.low <= self.note:
@@ -90,9 +92,8 @@ class SND035(Rule):
         return self.raised(finding, nuisances=table)
 
     def _told(
-        self, values: dict[str, Tensor], truth: Int[Tensor, "row"], n_classes: int
+        self, values: dict[str, Tensor], truth: Int[Tensor, "row"], n_classes: int, tail: float
     ) -> list[_Told]:
-        tail = self.level / (2 * len(values) * n_classes)
         found = []
         for nuisance, value in values.items():
             for k in range(n_classes):

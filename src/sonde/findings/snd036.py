@@ -62,6 +62,7 @@ class SND036(Rule):
             direction="below",
             n_rows=found.n_rows,
             n_groups=n,
+            confidence=0.99,
         )
         n_classes = len(found.names) + len(found.small)
         rows = evidence.n_groups if evidence.data.grouped else self._labelled(evidence)

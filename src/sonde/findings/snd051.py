@@ -56,6 +56,7 @@ class SND051(Rule):
             p=worst.p,
             n_rows=found.n_data + found.n_other,
             n_groups=found.n_data + found.n_other,
+            confidence=1 - 2 * LEVEL / len(found.sites),
         )
         first = found.first(self.note)
         if first is None:

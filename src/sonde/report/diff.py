@@ -5,6 +5,7 @@ themselves rather than their reports, compare the saved states.
 """
 
 import math
+from statistics import NormalDist
 from typing import Any, Final
 
 from sonde.report._format import LEVELS, Real
@@ -14,8 +15,8 @@ Entry = dict[str, Any]
 
 STATES: Final = ("new", "worse", "gone", "better", "same", "unjudged")
 _MOVED: Final = 3.0
-_Z: Final = 1.96
 _ROUNDING: Final = 1e-3
+_UNKNOWN: Final = 0.1
 _MUST_AGREE: Final = ("reducer", "dtype")
 
 
@@ -35,9 +36,9 @@ def diff(a: Report, b: Report) -> dict[str, Any]:
         called better or worse; ``findings``: code, title, state, level_a, level_b, sites, figure_a,
         figure_b, before (state of the check in ``a``), after; ``figures``: name, site, a, b, se,
         moved; ``only_a``, ``only_b``: sites in one of them; ``counts``: findings by state.
-        States: new, gone, worse, better (the level or the figure moved by more than three combined
-        standard errors), same, unjudged (the site or the figure is in one report only, or not
-        comparable).
+        States: new, gone, worse, better (the level moved, or the figure by more than three combined
+        standard errors, and by more than a tenth where a figure has no interval), same, unjudged
+        (the site or the figure is in one report only, or not comparable).
     """
     differs = _provenance(a, b)
     comparable = not any(row["key"].rpartition(".")[2] in _MUST_AGREE for row in differs)
@@ -179,17 +180,21 @@ def _moved(x: dict[str, Any], y: dict[str, Any], comparable: bool) -> str:
         return "unjudged"
     change = after["value"] - before["value"]
     size = max(abs(before["value"]), abs(after["value"]))
-    se = math.hypot(_error(before), _error(after))
-    if abs(change) <= max(_MOVED * se, _ROUNDING * size):
+    errors = [_error(before), _error(after)]
+    known = [e for e in errors if e is not None]
+    least = _ROUNDING if len(known) == 2 else _UNKNOWN
+    if abs(change) <= max(_MOVED * math.hypot(*known), least * size):
         return "same"
     worse = change > 0 if after["direction"] != "below" else change < 0
     return "worse" if worse else "better"
 
 
-def _error(figure: dict[str, Any]) -> Real:
+def _error(figure: dict[str, Any]) -> Real | None:
+    """Return the standard error behind an interval; None without one."""
     if figure["low"] is None or figure["high"] is None:
-        return 0.0
-    return (figure["high"] - figure["low"]) / (2 * _Z)
+        return None
+    confidence = figure.get("confidence") or 0.95  # reports of earlier versions do not say
+    return (figure["high"] - figure["low"]) / (2 * NormalDist().inv_cdf((1 + confidence) / 2))
 
 
 def _figures(a: Report, b: Report) -> list[dict[str, Any]]:
