@@ -33,6 +33,18 @@ CASES = {
     "no classifier, names": (["b", "a"], None, None, [1, 0], False),
     "sorted as numbers": (["10", "9", "-7"], None, None, [2, 1, 0], False),
     "booleans": ([True, False], None, None, [1, 0], True),
+    "whole numbers kept as floats": (
+        [1.0, 0.0, float("nan"), -1.0],
+        None,
+        None,
+        [1, 0, -1, -1],
+        True,
+    ),
+    "the same as text": (["1.0", "0.", "", "-1.0"], None, None, [1, 0, -1, -1], True),
+    "floats of a classifier": (["1.0", 0.0], NAMED, None, [1, 0], True),
+    "names that are floats": (["1.0", "2.0"], {0: "1.0", 1: "2.0"}, None, [0, 1], True),
+    "names that are floats, none of them": (["1.0", "3.0"], {0: "2.0"}, None, [0, 1], False),
+    "codes with an underscore": (["1_0", "1_1"], None, None, [0, 1], False),
     "numpy": ([np.int64(1), np.str_("cat")], NAMED, None, [1, 0], True),
 }
 
@@ -51,14 +63,28 @@ def test_names_follow_the_numbers():
     assert labels([3, 5]).names == ("0", "1", "2", "3", "4", "5")
     assert labels(["b", "a"]).names == ("a", "b")
     assert labels([1], NAMED).names == ("Cat", "dog, hound")
+    assert labels(["1.0", "0.0"]).names == labels([1.0, 0.0]).names == ("0", "1")
     assert labels([0, 1], None, ["x", "y", "z"]).names == ("x", "y", "z")
 
 
-@pytest.mark.parametrize("values", [[0.5, 1.0], ["0.5", "1"], [1.0, 2.0]])
+@pytest.mark.parametrize("values", [[0.5, 1.0], ["0.5", "1"], [1.0, "1.5"]])
 def test_a_column_of_fractions_is_no_label(values):
     found = labels(values)
     assert not found.any
     assert "not whole" in found.reason
+
+
+@pytest.mark.truth("the rows as they were written")
+def test_labels_of_a_table_with_holes(gpt2, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": list("abcd"), "label": [1, 0, None, 1]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    tables = (frame, frame.astype({"label": "Int64"}), tmp_path / "t.csv", tmp_path / "t.jsonl")
+    for data in tables:
+        inputs = open_inputs(load(gpt2), data)
+        assert (inputs.listing.label.tolist(), inputs.notes) == ([1, 0, -1, 1], ())
+        assert inputs.label_names == ("0", "1")
 
 
 def test_more_than_1024_values_are_no_label():

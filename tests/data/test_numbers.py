@@ -86,6 +86,24 @@ def test_what_is_no_number_is_named(tmp_path, table, said):
         open_inputs(load(mlp()), tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", "a,b\n1,2\n1,2\n1_000,2\n", r"line 4: expected a number .*'a'.*got '1_000'\."),
+        (
+            "t.jsonl",
+            f'{{"a": 1}}\n{{"a": 1}}\n{{"a": {10**400}}}\n',
+            "line 3:.*got one of 1,329 bits",
+        ),
+        ("t.jsonl", f'{{"a": 1}}\n{{"a": 1{"0" * 5000}}}\n', "line 2: not valid JSON"),
+    ],
+)
+def test_numbers_that_python_alone_would_read_are_named(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=said):
+        open_inputs(load(mlp()), tmp_path / name)
+
+
 def test_rows_without_a_value_can_be_left_out(tmp_path):
     (tmp_path / "t.csv").write_text("a,b,c\n1,2,3\n4,NA,6\n7,8,9\n")
     inputs = open_inputs(load(mlp()), tmp_path / "t.csv", skip_bad=True)

@@ -212,18 +212,9 @@ def _bytes(values: Any) -> list[bytes] | None:
     return [row.tobytes() for row in np.asarray(values)]
 
 
-def _whole(values: Any) -> Any:
-    """Return classes that are kept as floats as whole numbers; NaN is none."""
-    found = np.asarray(values)
-    if found.dtype.kind != "f":
-        return values
-    known = np.nan_to_num(found, nan=-1.0)
-    return known.astype(np.int64) if (known == np.rint(known)).all() else values
-
-
 def _labels(values: Any, name: str, path: Path) -> np.ndarray:
     column = LabelColumn()
-    for value in _whole(values).tolist():
+    for value in values.tolist():
         column.add(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
     found = column.finish(None, None, name)
     if found.reason and not found.names and not found.any:

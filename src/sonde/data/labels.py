@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from sonde.data.numbers import as_number
+from sonde.data.sources import is_missing
+
 MAX_LABELS = 1024
 NONE = -1
 
 _GENERIC = re.compile(r"^LABEL_\d+$")
+_WHOLE = re.compile(r"^([+-]?\d{1,18})(\.0*)?$")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class LabelColumn:
             return Labels(
                 empty, reason=f"column {column!r} has more than {MAX_LABELS:,} values: no label"
             )
-        if any(_is_fraction(v) for v in values) and all(_is_number(v) for v in values):
+        if any(map(_is_fraction, values)) and all(as_number(v) is not None for v in values):
             return Labels(
                 empty, reason=f"column {column!r} holds numbers that are not whole: no label"
             )
@@ -92,14 +96,14 @@ class LabelColumn:
 def _numbered(
     values: list[Any], id2label: Mapping[int, str] | None, names: Sequence[str] | None
 ) -> tuple[list[int], tuple[str, ...], bool]:
-    shown = [_shown(v, names) for v in values]
     if id2label is not None:
         own = tuple(str(id2label[i]) for i in sorted(id2label))
-        matched = _matched(values, shown, id2label, named=names is not None)
+        matched = _matched(values, id2label, names)
         if matched is not None:
             return matched, own, True
-    elif all(_whole(v) is not None and 0 <= int(v) < MAX_LABELS for v in values):
-        numbers = [int(v) for v in values]
+    shown = [_shown(v, names) for v in values]
+    numbers = [n for n in map(_whole, values) if n is not None and 0 <= n < MAX_LABELS]
+    if id2label is None and len(numbers) == len(values):
         known = {n: s for n, s in zip(numbers, shown, strict=True)}
         width = max([*numbers, len(names or ()) - 1], default=-1) + 1
         return numbers, tuple(known.get(i) or _shown(i, names) for i in range(width)), True
@@ -108,12 +112,14 @@ def _numbered(
 
 
 def _matched(
-    values: list[Any], shown: list[str], id2label: Mapping[int, str], named: bool
+    values: list[Any], id2label: Mapping[int, str], names: Sequence[str] | None
 ) -> list[int] | None:
     by_name = {str(name).strip().casefold(): int(i) for i, name in id2label.items()}
+    named = names is not None
     generic = all(_GENERIC.match(str(name)) for name in id2label.values())
     found: list[int] = []
-    for value, text in zip(values, shown, strict=True):
+    for value in values:
+        text = _shown(value, names) if named else str(value)
         number = by_name.get(text.casefold()) if named or isinstance(value, str) else None
         if number is None and (generic or not named):
             whole = _whole(value)
@@ -129,38 +135,28 @@ def _clean(value: Any) -> Any:
         value = value.item()
     if isinstance(value, str):
         value = value.strip()
-        return None if value in ("", "-1") else value
-    if isinstance(value, bool):
-        return int(value)
-    if value is None or value == NONE or (isinstance(value, float) and np.isnan(value)):
+    if is_missing(value):
         return None
-    return value if isinstance(value, int | float) else str(value)
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    value = value if isinstance(value, int | float) else str(value)
+    return None if _whole(value) == NONE else value
 
 
 def _whole(value: Any) -> int | None:
     if isinstance(value, int):
         return value
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value):
-        return int(value)
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return False
-        return True
-    return isinstance(value, int | float)
+    found = _WHOLE.match(value) if isinstance(value, str) else None
+    return int(found[1]) if found else None
 
 
 def _is_fraction(value: Any) -> bool:
-    return isinstance(value, float) or (_is_number(value) and _whole(value) is None)
+    return _whole(value) is None and as_number(value) is not None
 
 
 def _shown(value: Any, names: Sequence[str] | None) -> str:
     whole = _whole(value)
     if names is not None and whole is not None and 0 <= whole < len(names):
         return str(names[whole])
-    return str(value)
+    found = _WHOLE.match(value) if isinstance(value, str) else None
+    return found[1] if found else str(value)

@@ -84,15 +84,16 @@ def are_numbers(values: Sequence[Any]) -> bool:
     (True, False, False)
     """
     found = [v for v in values if not _is_missing(v)]
-    return sum(_parsed(v) is not None for v in found) > len(found) / 2
+    return sum(as_number(v) is not None for v in found) > len(found) / 2
 
 
 def _number(value: Any, column: str) -> float:
     if _is_missing(value):
         raise InputError(f"no value in column {column!r}")
-    found = _parsed(value)
+    found = as_number(value)
     if found is None:
-        raise InputError(f"expected a number in column {column!r}, got {value!r}")
+        got = f"one of {value.bit_length():,} bits" if isinstance(value, int) else repr(value)
+        raise InputError(f"expected a number in column {column!r} (float64), got {got}")
     return found
 
 
@@ -100,12 +101,19 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.strip().upper() in MISSING)
 
 
-def _parsed(value: Any) -> float | None:
-    if isinstance(value, int | float | np.integer | np.floating):
-        return float(value)
-    if not isinstance(value, str):
+def as_number(value: Any) -> float | None:
+    """Return a number, or the number that a text is, as float64; None where it is none.
+
+    Examples
+    --------
+    >>> as_number(" 1.5"), as_number(2), as_number("1_000"), as_number(10**400)
+    (1.5, 2.0, None, None)
+    """
+    if not isinstance(value, str | int | float | np.integer | np.floating):
+        return None
+    if isinstance(value, str) and "_" in value:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

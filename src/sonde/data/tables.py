@@ -231,7 +231,7 @@ def _bounded(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
 def _parsed(line: bytes) -> tuple[Row | None, str]:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return None, f"not valid JSON ({error})"
     if not isinstance(row, dict):
         return None, f"expected a JSON object, got {type(row).__name__}"
