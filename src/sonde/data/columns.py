@@ -33,6 +33,7 @@ Sample = Mapping[str, Sequence[Any]]
 TEXT_NAMES = ("text", "content", "sentence", "prompt")
 IMAGE_NAMES = ("image", "img", "file", "path")
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
+LOSS_ONLY = "labels"
 TENSOR_NAMES = ("x", "pixel_values")
 STEPS = "steps"
 PAIRED = ("pair", "side")
@@ -72,6 +73,8 @@ class Layout:
         Columns or delimiters of the part of a text that counts.
     span_columns : bool
         Whether ``span`` names columns.
+    beside : tuple of str
+        Other columns of numbers, which are arguments where the model's ``forward`` has their name.
     """
 
     kind: Kind
@@ -84,6 +87,7 @@ class Layout:
     paired: bool = False
     span: tuple[str, str] | None = None
     span_columns: bool = False
+    beside: tuple[str, ...] = ()
 
 
 def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) -> Layout:
@@ -110,7 +114,8 @@ def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) 
     free = {n: v for n, v in sample.items() if n not in taken}
     kind, inputs, image = _input(free, reads, flags, model, source)
     if flags.span is None:
-        return Layout(kind, inputs, image=image, paired=paired, **named)
+        beside = tuple(n for n in free if n not in (*inputs, LOSS_ONLY, *_strings(free)))
+        return Layout(kind, inputs, image=image, paired=paired, beside=beside, **named)
     by_columns = _check_span(flags.span, kind, sample, source)
     return Layout("span", inputs, paired=paired, span=flags.span, span_columns=by_columns, **named)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sonde.data.sources import Row
 
+ANY = "**"
 _WRAPPED = ("_orig_mod", "module", "base_model", "model")
 
 
@@ -65,6 +66,11 @@ class Encoder(ABC):
 
     kind: str
 
+    @property
+    def even(self) -> bool:
+        """Whether a batch holds only examples of one length, because nothing may be padded."""
+        return False
+
     @abstractmethod
     def key(self, row: Row) -> bytes:
         """Return the 16-byte id of the input alone, as stored."""
@@ -99,14 +105,26 @@ class Encoder(ABC):
 
 
 def forward_names(module: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters of a module's ``forward``, or of the one that it wraps."""
+    """Return the names of the parameters of a module's ``forward``, or of the one that it wraps.
+
+    ``ANY`` is among them where ``forward`` hands on whatever else it is given: its ``**kwargs``
+    are of no declared type, and it does not deal with the attention mask itself.
+    """
     found = inspect.signature(module.forward).parameters
     if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
         for name in _WRAPPED:
             inner = getattr(module, name, None)
             if isinstance(inner, nn.Module):
                 return forward_names(inner)
-    return frozenset(found)
+    hands_on = any(
+        p.kind is p.VAR_KEYWORD and "Unpack" not in str(p.annotation) for p in found.values()
+    )
+    return frozenset(found) | ({ANY} if hands_on and "attention_mask" not in found else set())
+
+
+def takes(name: str, names: frozenset[str]) -> bool:
+    """Return whether a ``forward`` of these names can be given an argument."""
+    return name in names or ANY in names
 
 
 def called(main: str, x: Any, names: frozenset[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import FACTORY
 from sonde.data.columns import Layout, Reads
-from sonde.data.encoder import Encoder, forward_names
+from sonde.data.encoder import ANY, Encoder, forward_names, takes
 from sonde.data.images import ImageEncoder
 from sonde.data.listing import Listing
 from sonde.data.numbers import NumbersEncoder
@@ -106,6 +106,10 @@ def encoder_for(
         _known_arguments(layout.inputs, names, model)
         return FeatureEncoder(layout.inputs, _dtype(model.module))
     if layout.kind == "tensor":
+        more = tuple(n for n in layout.beside if n in names)
+        if more:
+            _known_arguments(layout.inputs, names, model)
+            return FeatureEncoder((*layout.inputs, *more), _dtype(model.module))
         main = _main_input(model.module) if model.config is not None else "x"
         return TensorEncoder(layout.inputs[0], main, names, _dtype(model.module))
     if layout.kind == "image":
@@ -198,6 +202,7 @@ def _text_encoder(
     if max_length is not None:
         context = max_length if context is None else min(context, max_length)
     vocabulary = _vocabulary(model, tokenizer)
+    others, unread = _beside_tokens(layout, names) if layout.kind == "tokens" else ((), ())
     around = len(vocabulary.before) + len(vocabulary.after)
     if context is not None and context <= around:
         raise InputError(
@@ -212,6 +217,9 @@ def _text_encoder(
         max_length=context,
         long=long,
         decoder=_decoder(model, layout, names),
+        others=others,
+        unread=unread,
+        dtype=_dtype(model.module),
         origin={"tokenizer": None if tokenizer is None else _hash_of(tokenizer)},
     )
 
@@ -222,8 +230,9 @@ def _vocabulary(model: Model, tokenizer: Any) -> Vocabulary:
     pad = given if isinstance(given, int) and given >= 0 else 0
     if tokenizer is None:
         return Vocabulary(pad=pad, size=size)
-    first = (tokenizer.pad_token_id, given, tokenizer.eos_token_id)
-    pad = next((i for i in first if isinstance(i, int) and i >= 0), 0)
+    own = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    candidates = (given, *own) if model.task == "classifier" else (own[0], given, own[1])
+    pad = next((i for i in candidates if isinstance(i, int) and i >= 0), 0)
     special = set(tokenizer.all_special_ids)
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         special.discard(tokenizer.unk_token_id)
@@ -240,6 +249,17 @@ def _vocabulary(model: Model, tokenizer: Any) -> Vocabulary:
     )
 
 
+def _beside_tokens(
+    layout: Layout, names: frozenset[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the columns beside token ids that ``forward`` takes, and those that it does not."""
+    beside = [name for name in layout.beside if name != "attention_mask"]
+    return (
+        tuple(name for name in beside if takes(name, names)),
+        tuple(name for name in beside if not takes(name, names)),
+    )
+
+
 def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | None:
     if model.task != "seq2seq" or "decoder_input_ids" not in names:
         if layout.target is not None:
@@ -248,6 +268,12 @@ def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | N
                 "target_column."
             )
         return None
+    if layout.kind == "tokens" and "decoder_input_ids" in layout.beside:
+        raise InputError(
+            f"{model.name or 'the model'}: the column 'decoder_input_ids' is not read, the decoder "
+            "gets a target text or its start token. Leave it out, and name the column of the "
+            "target (--target-column)."
+        )
     names_of_start = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
     candidates = (getattr(model.config, name, None) for name in names_of_start)
     start = next((i for i in candidates if isinstance(i, int)), None)
@@ -343,7 +369,7 @@ def _hash_of(tokenizer: Any) -> str:
 
 def _known_arguments(inputs: Sequence[str], names: frozenset[str], model: Model) -> None:
     strange = [n for n in inputs if n not in names]
-    if strange and "kwargs" not in names:
+    if strange and ANY not in names and "kwargs" not in names:
         raise InputError(
             f"{model.name or 'the model'}.forward has no argument {strange[0]!r}, only "
             f"{', '.join(sorted(names))}. Name the items' entries after its arguments."

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any, final
 
 import numpy as np
@@ -116,6 +117,7 @@ class ItemInputs(Inputs):
             "order": "stored",
             "batch_size": self.batch_size,
             "skip_bad": self.skip_bad,
+            **({"even": True} if self.encoder.even else {}),
             "encoding": self.encoder.identity(),
         }
 
@@ -126,11 +128,18 @@ class ItemInputs(Inputs):
             return
         items = self._prepared(index)
         order = sorted(range(len(items)), key=lambda i: (items[i].length, i))
-        for first in range(0, len(order), self.batch_size):
-            chosen = order[first : first + self.batch_size]
-            batch = self._batch(index[chosen], [items[i] for i in chosen])
-            if batch is not None:
-                yield batch
+        for run in self._runs(order, items):
+            for first in range(0, len(run), self.batch_size):
+                chosen = run[first : first + self.batch_size]
+                batch = self._batch(index[chosen], [items[i] for i in chosen])
+                if batch is not None:
+                    yield batch
+
+    def _runs(self, order: list[int], items: list[Prepared]) -> list[list[int]]:
+        """Return what batches are cut from: the whole unit, or its examples of each length."""
+        if not self.encoder.even:
+            return [order]
+        return [list(run) for _, run in groupby(order, key=lambda i: items[i].length)]
 
     def _prepared(self, index: np.ndarray) -> list[Prepared]:
         numbers, inverse = np.unique(self.listing.row[index], return_inverse=True)
@@ -164,7 +173,8 @@ class ItemInputs(Inputs):
             if not items:
                 return None
         listing = self.listing
-        length = torch.tensor([item.length for item in items])
+        known = torch.tensor([item.length for item in items])
+        length = known if made.mask is None else made.mask.sum(1)
         return InputBatch(
             args=made.args,
             kwargs=made.kwargs,

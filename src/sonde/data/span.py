@@ -38,6 +38,11 @@ class SpanEncoder(Encoder):
     def __post_init__(self) -> None:
         check_locates(self.text, "span")
 
+    @property
+    def even(self) -> bool:
+        """Whether nothing may be padded."""
+        return self.text.even
+
     def key(self, row: Row) -> bytes:
         """Hash the UTF-8 of the text."""
         return self.text.key(row)

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -15,6 +15,7 @@ from sonde.core.hashing import bytes_key, tensor_key
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.images import decode, stored
 from sonde.data.sources import Row
+from sonde.data.special import special_ids
 
 
 @final
@@ -90,9 +91,8 @@ class FeatureEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack each along a new first axis."""
-        return Collated(
-            kwargs={n: stacked([i.value[n] for i in items], n, self.dtype) for n in self.inputs}
-        )
+        kwargs = {n: stacked([i.value[n] for i in items], n, self.dtype) for n in self.inputs}
+        return Collated(kwargs=kwargs, mask=token_mask(kwargs))
 
     def identity(self) -> dict[str, Any]:
         """Name the arguments."""
@@ -154,15 +154,36 @@ class CallableEncoder(Encoder):
         if all(isinstance(m, Mapping) for m in made):
             names = sorted(made[0])
             kwargs = {n: stacked([as_tensor(m.get(n), n) for m in made], n, None) for n in names}
-            return Collated(kwargs=kwargs, bad=bad)
+            mask = token_mask(kwargs)
+            return Collated(kwargs=kwargs, mask=mask, special=self._special(kwargs, mask), bad=bad)
         return Collated(
             (stacked([as_tensor(m, "processor") for m in made], "processor", None),), bad=bad
         )
+
+    def _special(
+        self, kwargs: Mapping[str, Tensor], mask: Bool[Tensor, "_row _pos"] | None
+    ) -> Bool[Tensor, "_row _pos"] | None:
+        declared, ids = special_ids(self.processor), kwargs.get("input_ids")
+        if mask is None or ids is None or ids.shape != mask.shape or not declared:
+            return None
+        return torch.isin(ids, torch.tensor(sorted(declared))) & mask
 
     def identity(self) -> dict[str, Any]:
         """Name the column and the processor."""
         name = getattr(self.processor, "__qualname__", type(self.processor).__qualname__)
         return {"kind": self.kind, "inputs": [self.column], "processor": name}
+
+
+def token_mask(kwargs: Mapping[str, Tensor]) -> Bool[Tensor, "_row _pos"] | None:
+    """Return which tokens are real, by the ``attention_mask`` beside token ids or embeddings."""
+    mask = kwargs.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return None
+    for name, x in kwargs.items():
+        ids = x.ndim == 2 and not x.is_floating_point() and name != "attention_mask"
+        if (ids or x.ndim == 3) and x.shape[:2] == mask.shape:
+            return mask.cpu() != 0
+    return None
 
 
 def as_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key
 from sonde.core.state import canonical_json
-from sonde.data.encoder import Collated, Encoder, Piece, Prepared, called
+from sonde.data._arguments import TOKEN_TYPES, arguments, batched, content, cut
+from sonde.data.encoder import Collated, Encoder, Piece, Prepared, called, takes
 from sonde.data.sources import Row
 
 Long = Literal["chunk", "truncate", "error"]
@@ -86,6 +87,10 @@ class TextEncoder(Encoder):
         Most tokens of one example; None = no limit.
     long : {"chunk", "truncate", "error"}
         What happens to a longer text.
+    others, unread : tuple of str
+        Columns beside token ids that ``forward`` takes, and those that it does not.
+    dtype : torch.dtype or None
+        Type of the model's weights, which floating values of ``others`` are brought to.
     """
 
     tokenizer: Any
@@ -96,15 +101,24 @@ class TextEncoder(Encoder):
     max_length: int | None = None
     long: Long = "chunk"
     decoder: Decoder | None = None
+    others: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def even(self) -> bool:
+        """Whether ``forward`` can be given no mask, so that it would read padding as text."""
+        return not takes("attention_mask", self.names)
+
     def key(self, row: Row) -> bytes:
-        """Hash the UTF-8 of the text, the chat as JSON, or the token ids."""
-        return bytes_key(self._content(row))
+        """Hash the UTF-8 of the text, the chat as JSON, or the token ids and what is with them."""
+        return bytes_key(self._content(row) + content(row, self._others(row)))
 
     def size(self, row: Row) -> int:
-        """Return the bytes of the text."""
-        return len(self._content(row))
+        """Return the bytes of the text, or of the token ids and what is with them."""
+        found = self._others(row).values()
+        return len(self._content(row)) + sum(x.numel() * x.element_size() for x in found)
 
     def _content(self, row: Row) -> bytes:
         if self.kind == "tokens":
@@ -191,10 +205,12 @@ class TextEncoder(Encoder):
         if self.kind == "pair":
             return [self._pair(rows[r], targets[r]) for r, _ in wanted]
         tokens = self._tokens(rows)
+        others = [self._others(row) for row in rows]
         out: list[Prepared] = []
         for row, number in wanted:
             ids = self._piece(tokens[row], number)
-            extra = self._extra(rows[row], number)
+            start = number * (self.max_length or 0)
+            extra = cut(others[row], len(tokens[row]), start, start + len(ids))
             out.append(Prepared((ids, extra, targets[row]), len(ids)))
         return out
 
@@ -207,17 +223,12 @@ class TextEncoder(Encoder):
             ids = ids[number * room : (number + 1) * room]
         return [*before, *ids, *after]
 
-    def _extra(self, row: Row, number: int) -> dict[str, list[int]]:
-        if self.kind != "tokens" or "token_type_ids" not in row:
-            return {}
-        kinds = _integers(row["token_type_ids"], "token_type_ids")
-        if self.max_length is not None:
-            kinds = kinds[number * self.max_length : (number + 1) * self.max_length]
-        return {"token_type_ids": kinds}
+    def _others(self, row: Row) -> dict[str, Tensor]:
+        return arguments(row, self.others, self._kept(row)) if self.others else {}
 
     def _pair(self, row: Row, target: list[int] | None) -> Prepared:
         found = self._encode_pair(row, cut=self.long == "truncate")
-        extra = {k: v for k, v in found.items() if k == "token_type_ids"}
+        extra = {k: torch.tensor(v) for k, v in found.items() if k == TOKEN_TYPES}
         return Prepared((found["input_ids"], extra, target), len(found["input_ids"]))
 
     def _encode_pair(self, row: Row, cut: bool) -> dict[str, list[int]]:
@@ -252,10 +263,20 @@ class TextEncoder(Encoder):
         size = self.vocabulary.size
         if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
             raise InputError(f"expected token ids in [0, {size}), got {min(ids)} to {max(ids)}")
-        if row.get("attention_mask") is not None:
-            kept = _integers(row["attention_mask"], "attention_mask")
-            ids = [i for i, k in zip(ids, kept, strict=True) if k]
-        return ids
+        return [i for i, k in zip(ids, self._kept(row).tolist(), strict=True) if k]
+
+    def _kept(self, row: Row) -> Bool[Tensor, "pos"]:
+        """Return which token ids an item's own mask keeps."""
+        size = len(_integers(_value(row, self.inputs[0]), self.inputs[0]))
+        if row.get("attention_mask") is None:
+            return torch.ones(size, dtype=torch.bool)
+        kept = _integers(row["attention_mask"], "attention_mask")
+        if len(kept) != size:
+            raise InputError(
+                f"expected {size} numbers in column 'attention_mask', one for each of "
+                f"{self.inputs[0]}, got {len(kept)}"
+            )
+        return torch.tensor(kept) != 0
 
     def _targets(self, rows: Sequence[Row]) -> list[list[int] | None]:
         if self.decoder is None or self.decoder.column is None:
@@ -274,10 +295,12 @@ class TextEncoder(Encoder):
                 "Pass the tokenizer that belongs to the model."
             )
         args, kwargs = called("input_ids", ids, self.names)
-        if "attention_mask" in self.names:
+        if not self.even:
             kwargs["attention_mask"] = mask.long()
-        if "token_type_ids" in self.names and all(i.value[1] for i in items):
-            kwargs["token_type_ids"] = _padded([i.value[1]["token_type_ids"] for i in items], 0)[0]
+        for name in items[0].value[1]:
+            if takes(name, self.names):
+                values = [item.value[1][name] for item in items]
+                kwargs[name] = batched(values, [i.length for i in items], name, self.dtype)
         decoder_mask = None
         if self.decoder is not None:
             starts = [[self.decoder.start, *(i.value[2] or [0])[:-1]] for i in items]
@@ -305,17 +328,28 @@ class TextEncoder(Encoder):
             "target": target,
             "max_length": self.max_length,
             "long": self.long,
+            **({"others": list(self.others)} if self.others else {}),
             **self.origin,
         }
 
     def notes(self) -> list[str]:
-        """Say what the decoder reads."""
+        """Say what the decoder reads, what is not read, and that nothing is padded."""
+        found: list[str] = []
         if self.decoder is not None and self.decoder.column is None:
-            return [
+            found.append(
                 "The decoder reads its start token alone: no target column was given "
                 "(--target-column)."
-            ]
-        return []
+            )
+        if self.unread:
+            found.append(
+                f"Not read, because forward has no argument of that name: {', '.join(self.unread)}."
+            )
+        if self.even:
+            found.append(
+                "The model's forward takes no attention_mask, so a batch holds texts of one "
+                "length and nothing is padded."
+            )
+        return found
 
 
 def _value(row: Row, name: str) -> Any:

@@ -48,6 +48,11 @@ class TrajectoryEncoder(Encoder):
     def __post_init__(self) -> None:
         check_locates(self.text, "trajectories")
 
+    @property
+    def even(self) -> bool:
+        """Whether nothing may be padded."""
+        return self.text.even
+
     def key(self, row: Row) -> bytes:
         """Hash the UTF-8 of the prompt and the steps."""
         return bytes_key("\0".join(self._parts(row)).encode("utf-8", "surrogatepass"))
