@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from findings._evidence import digits, evidence_of, shuffled, states, versus_of
 from sonde.core.calibration import Calibration
 from sonde.findings._alarm import Alarm, fuse, surprise
 from sonde.findings.snd052 import SND052
-from sonde.findings.versus import alarms, versus_section
+from sonde.findings.versus import alarms, scored, versus_section
 
 
 @pytest.mark.slow
@@ -96,3 +99,20 @@ def test_alarms_use_only_rows_that_no_detector_was_fitted_on() -> None:
     assert isinstance(found, Alarm)
     held = 1200 - int(evidence.versus.scorers["Mahalanobis", "x"].scorer.n)
     assert 0.6 * held < found.calibration.n < 0.9 * held
+
+
+@pytest.mark.truth("Hanley and McNeil's error at both ends, times 1.96")
+def test_detectors_are_listed_with_an_interval_of_95_percent() -> None:
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    evidence = versus_of(x[:200], 1.2 * x[200:])
+    found = replace(evidence.versus, asked=(("KNN", "x"),))
+    evidence = replace(evidence, versus=found)
+    section, scores = versus_section(evidence), scored(evidence)
+    assert section is not None
+    assert not isinstance(scores, str)
+    row, n, m = section["detectors"][0], len(scores.own["KNN", "x"]), 100
+    for end in (row["low"], row["high"]):
+        pairs = (n + m) / 2 - 1
+        spread = 1 + pairs * ((1 - end) / (2 - end) + end / (1 + end))
+        se = math.sqrt(end * (1 - end) * spread / (n * m))
+        assert abs(row["auroc"] - end) / se == pytest.approx(1.959964, rel=1e-4)

@@ -282,7 +282,13 @@ def versus(rng: np.random.Generator) -> dict[str, Any]:
         {"id": f"ticket-{311 + 37 * i:04d}", "score": 58.1 - 1.3 * i, "p": 1 / 900}
         for i in range(12)
     ]
-    head = {"n_data": N, "n_other": 600, "sites": shift, "length_auroc": 0.53, "best": SITES[6]}
+    head = {
+        "n_data": GROUPS,
+        "n_other": 600,
+        "sites": shift,
+        "length_auroc": 0.53,
+        "best": SITES[6],
+    }
     return head | {"alarm": alarm, "scores": scores, "rows": rows}
 
 

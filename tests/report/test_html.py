@@ -30,6 +30,13 @@ def test_every_section_is_there_and_every_element_is_closed(page) -> None:
     assert [s["id"] for s in seen.all("section")] == list(SECTIONS)
 
 
+def test_sides_are_counted_in_groups_where_groups_were_given(report, page) -> None:
+    assert "412 groups (1,797 rows) of DATA, 600 rows of OTHER." in page
+    single = copy.deepcopy(report)
+    single["provenance"]["data"]["group_column"] = None
+    assert "412 rows of DATA, 600 rows of OTHER." in to_html(single)
+
+
 def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
     page = Page(to_html(bare))
     assert [s["id"] for s in page.all("section")] == list(SECTIONS)

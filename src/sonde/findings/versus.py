@@ -226,7 +226,7 @@ def detector_rows(evidence: Evidence) -> list[dict[str, Any]]:
             own = found.own[method, key][one_per_group(found.own_group)]
             other = found.other[method, key][one_per_group(found.other_group)]
             value = auroc(own, other).value
-            low, high = auroc_bounds(value, len(own), len(other), 1 - CONFIDENCE)
+            low, high = auroc_bounds(value, len(own), len(other), (1 - CONFIDENCE) / 2)
             row |= {"auroc": value, "low": low, "high": high}
         rows.append(row)
     return rows

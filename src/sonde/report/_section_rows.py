@@ -47,9 +47,12 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
     if versus is None:
         text = "No second data set was given (--versus OTHER)."
         return section("versus", "Against OTHER", el("p", text, cls="empty"))
-    lead = (
-        f"{plural(versus['n_data'], 'row')} of DATA, {plural(versus['n_other'], 'row')} of OTHER."
+    where = report["provenance"]
+    mine, theirs = (
+        _counted(versus["n_data"], where["data"]),
+        _counted(versus["n_other"], where["other"]),
     )
+    lead = f"{mine} of DATA, {theirs} of OTHER."
     pictures = [made for made in (shift_picture(versus), scores_picture(versus)) if made]
     parts = [figure(made, names) for made in pictures]
     if versus.get("detectors"):
@@ -66,6 +69,13 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
         parts.append(el("h3", "Most unusual rows of OTHER"))
         parts.append(tabled(rows, names, opened=len(versus["rows"]) <= _SHORT))
     return section("versus", "Against OTHER", *parts, lead=lead)
+
+
+def _counted(n_groups: int, where: dict[str, Any] | None) -> str:
+    """Return how many independent rows one side has: groups, where groups were given."""
+    if where is None or not where.get("group_column"):
+        return plural(n_groups, "row")
+    return f"{plural(n_groups, 'group')} ({plural(where['n_rows'], 'row')})"
 
 
 def _place(row: dict[str, Any]) -> str:
