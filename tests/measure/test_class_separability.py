@@ -55,6 +55,34 @@ def test_lda_ratio_is_unchanged_by_invertible_maps():
     assert class_separability(x @ q + 3.0, NAMES).lda_ratio == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.truth("the same rows before the unit grew, in float64")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_massive_unit_hides_no_other(dtype):
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = (x[:, 1] > 0).long()
+    want = class_separability(x, label)
+    x[:, 0] *= 2e5
+    result = class_separability(x.to(dtype), label)
+    assert result.lda_ratio == pytest.approx(want.lda_ratio, rel=1e-5)
+    assert result.lda_null == pytest.approx(want.lda_null, rel=1e-12)
+
+
+@pytest.mark.truth("directions that the rows reach")
+def test_fewer_float32_rows_than_units():
+    x = torch.randn(50, 400, generator=torch.Generator().manual_seed(0))
+    result = class_separability(x, torch.arange(50) % 3)
+    assert result.lda_null == pytest.approx(1.0)
+    assert result.lda_ratio == pytest.approx(1.0)
+
+
+@pytest.mark.truth("the same rows before they shrank")
+def test_short_rows_are_not_separated():
+    x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(100) % 3
+    want = class_separability(x, label).value
+    assert class_separability(x * 1e-24, label).value == pytest.approx(want, rel=1e-5)
+
+
 def test_unlabelled_rows_are_left_out_and_flagged():
     want = class_separability(A, [0, 0, 1, 1]).value
     result = class_separability([*A, [99.0, 99.0]], [0, 0, 1, 1, -1])

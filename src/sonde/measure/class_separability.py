@@ -108,10 +108,18 @@ def _over(top: float, bottom: float) -> float:
 def _lda(
     between: Float[Tensor, "dim dim"], within: Float[Tensor, "dim dim"], n: int
 ) -> tuple[float, float]:
-    """Return ``tr(S_T^+ S_B)`` and its null, the rank of the total scatter over ``n - 1``."""
-    values, vectors = torch.linalg.eigh(between + within)
+    """Return ``tr(S_T^+ S_B)`` and its null, the rank of the total scatter over ``n - 1``.
+
+    Both are taken between standardised units, so that one of huge variance hides no other.
+    """
+    total = between + within
+    scale = total.diagonal().clamp(min=0.0).sqrt()
+    inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
+    values, vectors = torch.linalg.eigh(inverse[:, None] * total * inverse)
+    most = min(len(values), n - 1)
+    values, vectors = values[-most:], vectors[:, -most:]
     keep = values > 1e-10 * values[-1].clamp(min=0.0)
-    basis = vectors[:, keep]
+    basis = inverse[:, None] * vectors[:, keep]
     trace = ((basis.T @ between @ basis).diagonal() / values[keep]).sum()
     return float(trace), int(keep.sum()) / max(n - 1, 1)
 

@@ -37,12 +37,12 @@ class Regression(Instrument):
     Range        [0, 1]; higher = more is explained. Not symmetric.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3).
     Assumes      more rows than ``dim`` (flag ``few_rows``).
-    Differs      from textbooks: a ridge of ``ridge`` times the mean eigenvalue of ``S_x``.
+    Differs      from textbooks: a ridge of ``ridge`` on the correlations of the units of ``x``.
 
     Parameters
     ----------
     ridge : float, default=1e-8
-        Relative ridge.
+        Added to the variance of each standardised unit.
 
     Examples
     --------
@@ -77,13 +77,11 @@ class Regression(Instrument):
         dim, n = len(x.mean), cross.n
         total = y.variance.sum() * y.n
         flags = tuple(dict.fromkeys(moment_flags(x) + moment_flags(y)))
-        scale = x.scatter.diagonal().mean()
         if "dead" in flags:
             weight = torch.zeros_like(cross.cross)
             value: Tensor | float = float("nan")
         else:
-            ridge = torch.eye(dim, dtype=scale.dtype, device=scale.device) * (self.ridge * scale)
-            weight = torch.linalg.solve(x.scatter + ridge, cross.cross)
+            weight = _solved(x.scatter, cross.cross, self.ridge)
             value = (weight * cross.cross).sum() / total
         freedom = n - dim - 1
         adjusted = (
@@ -97,11 +95,23 @@ class Regression(Instrument):
             n=n,
             range=(0.0, 1.0),
             flags=flags,
-            conventions={"ridge": f"{self.ridge:g} of the mean eigenvalue"},
+            conventions={"ridge": f"{self.ridge:g}, between standardised units"},
             weight=weight.detach(),
             bias=(cross.mean_y - cross.mean_x @ weight).detach(),
             adjusted=adjusted,
         )
+
+
+def _solved(
+    scatter: Float[Tensor, "dim dim"], cross: Float[Tensor, "dim dim2"], ridge: float
+) -> Float[Tensor, "dim dim2"]:
+    """Return the weights, solved between standardised units; constant units have none."""
+    square = scatter.diagonal().detach()
+    live = square > 0
+    scale = torch.where(live, square, 1.0).sqrt()
+    matrix = scatter / (scale[:, None] * scale)
+    matrix = matrix + torch.diag(torch.where(live, ridge, torch.ones_like(scale)))
+    return torch.linalg.solve(matrix, cross / scale[:, None]) / scale[:, None]
 
 
 def regression(x: Any, y: Any, *, group: Any = None, ridge: float = 1e-8) -> RegressionResult:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
-from sonde.stats.moments import centre
+from sonde.stats.moments import centre, product_type
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class CrossMoments(Statistic[CrossMomentsState]):
         """Return the cross moments of a batch of paired rows."""
         mean_x, zx, rx = centre(x)
         mean_y, zy, ry = centre(y)
-        kind = torch.promote_types(zx.dtype, zy.dtype)
+        kind = torch.promote_types(product_type(zx), product_type(zy))
         cross = torch.zeros(len(rx), len(ry), dtype=torch.float64, device=zx.device)
-        for a, b in zip(zx.to(kind).split(4096), zy.to(kind).split(4096), strict=True):
-            cross += (a.T @ b).double()
+        for a, b in zip(zx.split(4096), zy.split(4096), strict=True):
+            cross += (a.to(kind).T @ b.to(kind)).double()
         return CrossMomentsState(len(x), mean_x, mean_y, cross - len(x) * torch.outer(rx, ry))
 
     def merge(self, a: CrossMomentsState, b: CrossMomentsState) -> CrossMomentsState:
