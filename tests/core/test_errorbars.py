@@ -158,6 +158,12 @@ def test_where_there_is_no_valid_error_the_reason_is_given(kind, reason):
     assert reason in result.conventions["se"]
 
 
+def test_rows_of_one_group_have_no_error():
+    result = Participation().fit(torch.randn(20, 2), group=[0] * 20)
+    assert result.se is None
+    assert "one group" in result.conventions["se"]
+
+
 def test_an_error_of_the_instruments_own_is_kept():
     result = Other("own").fit(torch.randn(20, 2))
     assert result.se == 0.5

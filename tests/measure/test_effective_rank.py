@@ -86,3 +86,10 @@ def test_centered_values():
     want = np.exp(scipy.stats.entropy(want))
     assert effective_rank(DIGITS, centered=True).value == pytest.approx(want, rel=1e-9)
     assert want == pytest.approx(39.7074005665, rel=1e-8)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_too_few_groups_for_halves_give_a_reason(n):
+    result = effective_rank(X[:n], source="sample")
+    assert result.se is None
+    assert "four groups" in result.conventions["se"]

@@ -36,6 +36,18 @@ def test_null_is_that_of_white_rows():
     assert participation_ratio(draws[0]).null == pytest.approx(seen, rel=0.03)
 
 
+@pytest.mark.truth("moments of the sums over simulated white rows")
+@pytest.mark.parametrize(("n", "dim"), [(2, 5), (3, 5), (4, 2)])
+def test_null_of_few_rows(n, dim):
+    x = np.random.default_rng(n).standard_normal((20_000, n, dim))
+    z = x - x.mean(1, keepdims=True)
+    s = np.einsum("kna,knb->kab", z, z)
+    total, square = np.trace(s, axis1=1, axis2=2), np.square(s).sum((1, 2))
+    null = expect(float, participation_ratio(x[0]).null)
+    assert null == pytest.approx(np.square(total).mean() / square.mean(), rel=0.02)
+    assert null >= 1.0
+
+
 def test_unchanged_by_rotation_and_scale():
     q = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double())[0]
     want = participation_ratio(X).value

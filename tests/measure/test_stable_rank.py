@@ -36,6 +36,10 @@ def test_null_is_that_of_white_rows():
     assert stable_rank(draws[0]).null == pytest.approx(seen, rel=0.03)
 
 
+def test_null_of_two_rows_is_one_direction():
+    assert stable_rank(np.random.default_rng(0).standard_normal((2, 5))).null == 1.0
+
+
 def test_unchanged_by_rotation_and_scale():
     q = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double())[0]
     want = stable_rank(X).value

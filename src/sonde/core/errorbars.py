@@ -97,8 +97,12 @@ def _with_error(
         return _explained(_detached(result), "the value is no differentiable scalar of its states")
     if not bool(torch.isfinite(value)):
         return _explained(_detached(result), "the value is not finite")
+    if bool((sample.group == sample.group[:1]).all()):
+        return _explained(_detached(result), "the sampled rows are of one group")
     effect = _effects(tracked, _gradients(value, tracked), terms, sample)
     se = group_error(effect, sample.group, sample.n_groups, sample.n_rows)
+    if not math.isfinite(se):
+        return _explained(_detached(result), "the effect of single rows is not finite")
     return replace(_detached(result), se=se)
 
 

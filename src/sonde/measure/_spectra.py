@@ -19,6 +19,8 @@ from sonde.stats.halves import half_error, random_halves
 Source = Literal["moments", "sample"]
 Rows = MomentsState | HashSampleState
 Figure = Callable[[Float[Tensor, "rank"]], Float[Tensor, ""]]
+_HALVES = "20 random halves of the sampled groups"
+_NO_HALVES = "halves of the sample need four groups, and a spectrum of their own"
 
 
 def check_source(owner: str, source: str) -> None:
@@ -106,7 +108,8 @@ def _sampled(sample: HashSampleState, centered: bool) -> Spectral:
 
 def _of_rows(x: Float[Tensor, "row dim"], centered: bool) -> Float[Tensor, "rank"]:
     z = x - x.mean(0) if centered else x
-    return _of_gram(z @ z.T if len(z) < z.shape[1] else z.T @ z, *z.shape, centered)
+    n, dim = z.shape
+    return _of_gram(z @ z.T if n < dim else z.T @ z, n, dim, centered)
 
 
 def _of_gram(
@@ -141,10 +144,10 @@ def rank_result(
     dead = len(found.values) == 0
     se = None
     if isinstance(rows, HashSampleState):
-        conventions["se"] = "20 random halves of the sampled groups"
         se = None if dead else _half_error(rows, figure, centered)
+        conventions["se"] = _HALVES if se is not None else _NO_HALVES
     value: float | Tensor = float("nan") if dead else figure(found.values)
-    white = null(found.dim, max(found.n - 1, 1) if centered else found.n)
+    white = max(1.0, null(found.dim, max(found.n - 1, 1) if centered else found.n))
     flags = found.flags
     if not dead and float(torch.as_tensor(value).detach()) > 0.95 * white:
         flags = (*flags, "se_first_order")
@@ -161,10 +164,12 @@ def rank_result(
 
 
 def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> float | None:
-    """Return the spread over random halves, None where a half has no spectrum.
+    """Return the spread over random halves, None where a half is one group or has no spectrum.
 
     Halves of wide rows are parts of one Gram matrix.
     """
+    if len(sample.group.unique()) < 4:
+        return None
     x = sample.rows.double()
     x = x - x.mean(0) if centered else x
     dim = x.shape[1]

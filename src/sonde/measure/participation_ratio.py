@@ -20,7 +20,8 @@ class ParticipationRatio(SpectrumInstrument):
     """Number of directions that share the variance: squared sum over sum of squares.
 
     ``(sum l)^2 / sum l^2`` over the eigenvalues ``l`` of the covariance: ``d`` equal directions
-    give ``d``. White rows give ``dim / (1 + dim / n)``, which is the null.
+    give ``d``. The null, that of white rows with ``m = n - 1`` degrees of freedom,
+    is ``(dim m + 2) / (dim + m + 1)``.
 
     Range        [1, dim]; higher = more directions.
     Cost         one pass; state 8 dim^2 bytes; result O(dim^3).
@@ -46,11 +47,15 @@ class ParticipationRatio(SpectrumInstrument):
 
     def result(self, rows: Rows) -> RankResult:
         """Compare the sum of the eigenvalues with that of their squares."""
-        return rank_result(rows, _participation, lambda dim, n: dim / (1.0 + dim / n), {})
+        return rank_result(rows, _participation, _white, {})
 
 
 def _participation(values: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
     return torch.square(values.sum()) / values.square().sum()
+
+
+def _white(dim: int, n: int) -> float:
+    return (dim * n + 2.0) / (dim + n + 1.0)
 
 
 def participation_ratio(x: Any, *, group: Any = None, source: Source = "moments") -> RankResult:
