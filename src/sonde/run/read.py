@@ -103,9 +103,7 @@ def read(
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")
         if generate is not None:
             raise InputError("read: feature arrays generate nothing. Pass a model, not '-'.")
-        patterns = [sites] if isinstance(sites, str | Site) else list(sites)
-        names = [] if sites == AUTO else [str(p).removesuffix(":out") for p in patterns]
-        return open_arrays(data, seed, limit=options.get("limit"), sites=names)
+        return _arrays(data, sites, seed, **options)
     if isinstance(model, str):
         named = [value for name, value in options.items() if name.endswith("_column")]
         check_data(data, named, bool(options.get("skip_bad")))
@@ -126,6 +124,26 @@ def read(
         seed=seed,
         perturb=Perturbation.from_json(perturb) if isinstance(perturb, dict) else perturb,
     )
+
+
+def _arrays(
+    path: str | Path,
+    sites: str | Site | Sequence[str | Site],
+    seed: int,
+    limit: int | None = None,
+    **options: Any,
+) -> Stream:
+    """Return the rows of a file of feature arrays, where no option is typed that it cannot heed."""
+    typed = _typed(options)
+    if typed:
+        raise InputError(
+            f"read: {path} is a file of feature arrays, which are as they are: leave out "
+            f"{', '.join(typed)}. Its labels, groups and ids are the arrays called label, group "
+            "and id."
+        )
+    patterns = [sites] if isinstance(sites, str | Site) else list(sites)
+    names = [] if sites == AUTO else [str(p).removesuffix(":out") for p in patterns]
+    return open_arrays(path, seed, limit=limit, sites=names)
 
 
 def _room(settings: Mapping[str, Any]) -> dict[str, int]:
@@ -157,6 +175,10 @@ def _continued(
 
 
 AS_IT_IS = ("auto", None, False, 0, "chunk", ())
+
+
+def _typed(options: Mapping[str, Any], seeds: tuple[int, ...] = (0,)) -> list[str]:
+    return [n for n, v in options.items() if v not in (seeds if n == "seed" else AS_IT_IS)]
 
 
 def open_store(
@@ -194,8 +216,7 @@ def open_store(
             "DATA out, or name the model instead of the store."
         )
     store = Store(place)
-    seeds = (0, store.seed)
-    typed = [n for n, v in options.items() if v not in (seeds if n == "seed" else AS_IT_IS)]
+    typed = _typed(options, (0, store.seed))
     if typed:
         raise InputError(
             f"read: {place} is a store of rows, which are as they were read: leave out "

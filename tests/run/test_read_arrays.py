@@ -1,0 +1,44 @@
+"""``sonde.read`` of feature arrays heeds every option that it takes, and refuses the others."""
+
+import numpy as np
+import pytest
+
+from cli_case import run_words
+from sonde.core.errors import InputError
+from sonde.run.read import read
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "f.npz"
+    np.savez(path, a=np.arange(60.0).reshape(20, 3), b=np.ones((20, 2)), kind=np.arange(20) % 2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"label_column": "kind", "group_column": "kind"}, "leave out label_column, group_column"),
+        ({"max_length": 3}, "leave out max_length"),
+        ({"skip_bad": True}, r"leave out skip_bad\. Its labels, groups and ids are the arrays"),
+        ({"nonsense": 1}, "leave out nonsense"),
+    ],
+)
+def test_options_that_arrays_cannot_heed_are_refused(file, options, said):
+    with pytest.raises(InputError, match=said):
+        read("-", file, **options)
+
+
+@pytest.mark.truth("the arrays that were written")
+def test_the_others_are_heeded(file):
+    stream = read("-", file, sites="a", limit=7, label_column=None, skip_bad=False, long="chunk")
+    (batch,) = stream
+    assert {key: rows.tolist() for key, rows in batch.rows.items()} == {
+        "a": np.arange(21.0).reshape(7, 3).tolist()
+    }
+
+
+def test_the_command_line_says_it_too(file):
+    ran = run_words("scan", "-", file, "--label-column", "kind", "--json")
+    assert ran.code == 2
+    assert "leave out label_column" in ran.err
