@@ -185,7 +185,7 @@ def test_false_alarms_of_pairs_are_no_more_than_promised(shift):
     assert alarms <= stats.binom.ppf(0.999, 100, 0.05)
 
 
-@pytest.mark.parametrize("shift", [Hotelling(), UnitShift(), UnitShift(test="mean")], ids=repr)
+@pytest.mark.parametrize("shift", [Hotelling(), UnitShift(), UnitShift(test="js")], ids=repr)
 def test_pairs_without_a_sample_have_no_p_value(shift):
     x = _rows(10)
     first, second = (side(shift, rows, data="same", sample=False) for rows in (x, x + 1))

@@ -39,8 +39,8 @@ def test_bundles_say_what_plain_arrays_say(tmp_path):
             got = found[word, key]
             assert float(got) == pytest.approx(float(want), rel=1e-9)
             assert got.sides == (200, 200)
-            if word != "frechet":
-                assert got.p == pytest.approx(want.p, rel=1e-6)
+            exact = 1e-9 if word == "hotelling" else 0.08  # the others shuffle rows, in any order
+            assert got.p == pytest.approx(want.p, rel=1e-6, abs=exact)
     assert {site for _, site in found.moved()} == {"b"}
     p = torch.tensor([c.p for _, c in found], dtype=torch.float64)
     assert list(found.adjusted().values()) == adjusted_p(p).tolist()

@@ -44,6 +44,20 @@ def test_a_unit_counts_only_where_the_units_moved_after_all_corrections():
     assert not any(u["moved"] for s in found["sites"] for u in s["units"])
 
 
+def test_units_that_a_histogram_cannot_tell_apart_are_unknown():
+    sides = [torch.randn(200, 3, generator=torch.Generator().manual_seed(s)) for s in (5, 6)]
+    for k, rows in enumerate(sides):
+        rows[:, 1] = 10 + 0.2 * k + 0.1 * rows[:, 1]
+    first, second = (fit(UnitShift(), Stream.of(rows), progress=False) for rows in sides)
+    found = drift_document(drift(first, second), first, second)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    units = {u["unit"]: u for u in found["sites"][0]["units"]}
+    assert (units[1]["effect"], units[1]["moved_by"], units[1]["p"]) == (None, None, None)
+    assert list(units)[-1] == 1
+    assert found["comparisons"][0]["flags"] == ["coarse"]
+    assert any("spread less than a bin" in note for note in found["notes"])
+
+
 def test_the_notes_say_what_p_values_are_about():
     first = _bundle(4)
     same = drift_document(drift(first, first), first, first)

@@ -24,6 +24,7 @@ FLAGS: dict[str, str] = {
     "high_dim": "more dimensions than the estimator is known to bear",
     "saturated": "the estimator is at its upper limit",
     "clipped": "part of the data lay outside the estimator's range",
+    "coarse": "the spread is below the width of a bin: what moves inside one goes unseen",
     "dead": "constant rows or units: the value is not defined",
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",

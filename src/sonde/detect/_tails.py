@@ -9,6 +9,7 @@ import math
 
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import binom
 from torch import Tensor
 
 TILTS = 999
@@ -52,3 +53,38 @@ def _by_halves(white: Float[Tensor, "row dim"]) -> float:
     along = white[1::2] @ white[::2].sum(0)
     total, square = float(along.sum()), float(along.square().sum())
     return math.exp(-total * total / (2 * square)) if total > 0 else 1.0
+
+
+def bennett_exponent(
+    total: Float[Tensor, "*time dim"], variance: Float[Tensor, "dim"], reach: Float[Tensor, "dim"]
+) -> Float[Tensor, "*time dim"]:
+    """Return ``-log`` of Bennett's bound of the chance that a sum reaches ``total``.
+
+    The sum is of independent terms of mean 0, at most ``reach``, with the sum of variances
+    ``variance``; 0 where nothing varies.
+    """
+    u = total * reach / variance
+    exponent = variance / reach.square() * ((1 + u) * torch.log1p(u) - u)
+    return torch.where(variance * reach > 0, exponent, torch.zeros_like(exponent))
+
+
+def subset_tail(
+    gap: Float[Tensor, "dim"],
+    spread: Float[Tensor, "dim"],
+    reach: Float[Tensor, "dim"],
+    n: tuple[int, int],
+) -> Float[Tensor, "dim"]:
+    """Return a bound of the chance that two random parts' means differ by ``gap`` or more.
+
+    All values are known: they have that ``spread``, none is farther than ``reach`` from their mean,
+    and ``n`` of them are in each part. The smaller of two, each for both tails: the smaller part as
+    if drawn with replacement (Hoeffding), and every value put into a part by a coin of its own,
+    over the chance that the parts are then of these sizes.
+    """
+    total = gap * (n[0] * n[1] / sum(n))
+    larger = max(n) / sum(n)
+    drawn = bennett_exponent(total, min(n) * spread.square(), reach)
+    coins = bennett_exponent(total, n[0] * n[1] / sum(n) * spread.square(), larger * reach) + float(
+        binom.logpmf(n[0], sum(n), n[0] / sum(n))
+    )
+    return (2 * torch.exp(-torch.maximum(drawn, coins))).clamp(max=1.0)

@@ -1,44 +1,57 @@
 """Distances of two histograms of each unit: chi-square with its tail, divergence, Wasserstein."""
 
+import math
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import chdtrc
 from torch import Tensor
 
 from sonde.stats import LogHistogramState, log_centres
+from sonde.stats.log_histogram import SUB
 
 LEAST, MOST = 10, 24
+LOG_2 = math.log(2)
+BIN_WIDTH = 2 ** (1 / (2 * SUB)) - 2 ** (-1 / (2 * SUB))
 
 
 def chi_squares(
     a: LogHistogramState, b: LogHistogramState, n: tuple[int, int]
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return divergence in bits, chi-square of homogeneity and its p-value, of each unit.
+    """Return divergence in bits, statistic of homogeneity and its p-value, of each unit.
 
-    Bins of the pooled rows are joined, from the lowest on, to cells of about equal shares, so that
-    the smaller side expects at least ``LEAST`` rows in each but for the widths of bins.
+    Bins are joined, from the lowest on, to cells in which the smaller side expects at least
+    ``LEAST`` rows, at most ``MOST`` of about equal shares; where one is left, p is 1.
     """
-    cells = max(2, min(MOST, min(n) // LEAST))
     counts = [state.counts.double().cpu() for state in (a, b)]
-    joined = _joined(counts, cells)
-    shares = [c / c.sum(1, keepdim=True) for c in joined]
-    middle = (shares[0] + shares[1]) / 2
-    bits = (_relative(shares[0], middle) + _relative(shares[1], middle)) / 2
-    weight = n[0] * n[1] / sum(n)
-    pooled = (n[0] * shares[0] + n[1] * shares[1]) / sum(n)
-    gap = (shares[0] - shares[1]).square()
-    chi = weight * torch.where(pooled > 0, gap / pooled, torch.zeros_like(gap)).sum(1)
-    freedom = ((pooled > 0).sum(1) - 1).clamp(min=1)
-    return bits, chi, torch.from_numpy(chdtrc(freedom.numpy(), chi.numpy()))
-
-
-def _joined(counts: list[Float[Tensor, "dim bin"]], cells: int) -> list[Float[Tensor, "dim cell"]]:
-    """Return the counts in ``cells`` cells of about equal shares of the pooled rows."""
     shares = [c / c.sum(1, keepdim=True) for c in counts]
-    pooled = (shares[0] + shares[1]) / 2
-    centre = pooled.cumsum(1) - pooled / 2
-    cell: Int[Tensor, "dim bin"] = (centre * cells).long().clamp(0, cells - 1)
-    return [c.new_zeros(len(c), cells).scatter_add_(1, cell, c) for c in counts]
+    cell = _cells((n[0] * shares[0] + n[1] * shares[1]) / sum(n), min(n))
+    joined = [torch.zeros(len(s), MOST + 1, dtype=s.dtype).scatter_add_(1, cell, s) for s in shares]
+    middle = (joined[0] + joined[1]) / 2
+    bits = (_relative(joined[0], middle) + _relative(joined[1], middle)) / 2
+    pooled = (n[0] * joined[0] + n[1] * joined[1]) / sum(n)
+    gap = (joined[0] - joined[1]).square()
+    weight = n[0] * n[1] / sum(n)
+    chi = weight * torch.where(pooled > 0, gap / pooled, torch.zeros_like(gap)).sum(1)
+    bits_of = [m * _relative(s, pooled) for m, s in zip(n, joined, strict=True)]
+    likelihood = 2 * LOG_2 * (bits_of[0] + bits_of[1])
+    statistic = torch.minimum(chi, likelihood)
+    freedom = (pooled > 0).sum(1) - 1
+    p = torch.from_numpy(chdtrc(freedom.clamp(min=1).numpy(), statistic.numpy()))
+    return bits, statistic, torch.where(freedom > 0, p, torch.ones_like(p))
+
+
+def _cells(pooled: Float[Tensor, "dim bin"], n: int) -> Int[Tensor, "dim bin"]:
+    """Return the cell of each bin: full from a share on, and the last with what is left over."""
+    full = max(LEAST / n, 1 / MOST) - 1e-12
+    cell = torch.zeros(pooled.shape, dtype=torch.int64)
+    held, at = torch.zeros(len(pooled), dtype=pooled.dtype), cell[:, 0].clone()
+    for i in range(pooled.shape[1]):
+        cell[:, i] = at
+        held += pooled[:, i]
+        at += held >= full
+        held = torch.where(held >= full, torch.zeros_like(held), held)
+    return torch.minimum(cell, (at - 1).clamp(min=0)[:, None])
 
 
 def _relative(p: Float[Tensor, "dim cell"], q: Float[Tensor, "dim cell"]) -> Float[Tensor, "dim"]:
@@ -48,7 +61,10 @@ def _relative(p: Float[Tensor, "dim cell"], q: Float[Tensor, "dim cell"]) -> Flo
 
 
 def wasserstein(a: LogHistogramState, b: LogHistogramState) -> Float[Tensor, "dim"]:
-    """Return how far each unit's mass moved, in pooled standard deviations of the bins' centres."""
+    """Return how far each unit's mass moved, in pooled standard deviations of the bins' centres.
+
+    NaN where these are below the width of the unit's fullest bin.
+    """
     centres = log_centres()
     shares = [s.counts.double().cpu() / s.n for s in (a, b)]
     gap = (shares[0] - shares[1]).cumsum(1)[:, :-1].abs()
@@ -57,4 +73,13 @@ def wasserstein(a: LogHistogramState, b: LogHistogramState) -> Float[Tensor, "di
     pooled = weight * shares[0] + (1 - weight) * shares[1]
     mean = pooled @ centres
     spread = (pooled @ centres.square() - mean.square()).clamp(min=0).sqrt()
-    return torch.where(spread > 0, moved / spread, torch.zeros_like(moved))
+    width = BIN_WIDTH * centres[pooled.argmax(1)].abs()
+    moved = torch.where(spread > 0, moved / spread, torch.zeros_like(moved))
+    return torch.where(spread < width, torch.full_like(moved, math.nan), moved)
+
+
+def in_one_bin(a: LogHistogramState, b: LogHistogramState) -> Bool[Tensor, "dim"]:
+    """Return which units have all rows of both sides in one bin, and not in that of zeros."""
+    fullest = (a.counts + b.counts).max(1)
+    is_zero = log_centres()[fullest.indices.cpu()] == 0
+    return (fullest.values.cpu() == a.n + b.n) & ~is_zero

@@ -56,7 +56,7 @@ class Hotelling(Shift):
 
     References
     ----------
-    hotelling1931
+    hotelling1931, hoeffding1963probability
     """
 
     paper: ClassVar[str] = "hotelling1931"

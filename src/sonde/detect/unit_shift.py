@@ -7,16 +7,32 @@ from typing import Any, ClassVar, Literal, final
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from jaxtyping import Float, Int
-from scipy.special import kolmogorov, stdtr
+from scipy.special import kolmogorov
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._paired_units import paired_means, paired_shares
-from sonde.detect._sides import Rows, are_paired, check_widths, paired_rows, state_of
-from sonde.detect._unit_histograms import chi_squares, wasserstein
-from sonde.stats import LogHistogram, LogHistogramState, Scalars, ScalarsState, adjusted_p
+from sonde.detect._shuffled_means import shuffled_means, shuffled_tail
+from sonde.detect._sides import (
+    Rows,
+    are_paired,
+    check_widths,
+    is_sampled,
+    paired_rows,
+    state_of,
+    two_samples,
+)
+from sonde.detect._unit_histograms import chi_squares, in_one_bin, wasserstein
+from sonde.stats import (
+    HashSample,
+    LogHistogram,
+    LogHistogramState,
+    Scalars,
+    ScalarsState,
+    adjusted_p,
+)
 from sonde.stats.adjusted_p import Correction
 
 
@@ -26,7 +42,8 @@ class UnitComparison(Comparison):
     """The largest effect over units, and effect and adjusted p-value of each.
 
     ``moved_by`` is the Wasserstein distance of a unit's two histograms in pooled standard
-    deviations: how far its mass moved. For ``test="mean"`` it is the effect.
+    deviations: how far its mass moved; NaN where these are smaller than a bin (flag ``coarse``).
+    For ``test="mean"`` it is the effect.
     """
 
     effect: Float[Tensor, "dim"]
@@ -37,7 +54,8 @@ class UnitComparison(Comparison):
     def moved(self, level: float = 0.05) -> Int[Tensor, "moved"]:
         """Return the units that moved at this level, the largest effect first."""
         chosen = torch.nonzero(self.adjusted <= level).flatten()
-        return chosen[self.effect[chosen].argsort(descending=True, stable=True)]
+        known = self.effect[chosen].nan_to_num(nan=0.0, posinf=math.inf)
+        return chosen[known.argsort(descending=True, stable=True)]
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
         """Return one row for each unit."""
@@ -59,20 +77,25 @@ class UnitShift(Shift):
 
     "ks": Kolmogorov-Smirnov distance between histograms, the largest difference of the shares
     below a border of bins; it may fall short of that of the rows by the fullest bin's share.
-    "js": Jensen-Shannon divergence of the histograms in bits, each unit's bins joined to about
-    equal shares of at least ten rows, tested by chi-square. "mean": difference of the means in
-    pooled standard deviations, tested by Welch. ``p`` is the smallest adjusted one: whether any
-    unit moved; ``moved(level)`` names them. Where both sides are the same rows and hold a sample of
-    them, p-values come from the pairs: for histograms 999 exchanges and, where none of these
-    reaches, an exact test of shares; for means Student's t.
+    "js": Jensen-Shannon divergence of the histograms in bits, each unit's bins joined to cells in
+    which the smaller side expects ten rows or more, tested by the smaller of Pearson's statistic
+    and the likelihood ratio; 0 where one cell is left. "mean": difference of the means in pooled
+    standard deviations, tested by 999 shuffles of the sample and, where none of these reaches, a
+    bound over all rows.
+
+    ``p`` is the smallest adjusted one: whether any unit moved; ``moved(level)`` names them. Where
+    both sides are the same rows and hold a sample of them, p-values come from the pairs: for
+    histograms 999 exchanges and, where none of these reaches, an exact test of shares; for means
+    Student's t.
 
     Range        [0, 1] for "ks" and "js", [0, inf) for "mean"; ``null`` is None.
-    Cost         one pass; state 4 kB (histogram) or 40 B ("mean") for each unit; result O(dim).
-    Assumes      groups of about one size; "mean": rows that are many or nearly normal, while "ks"
-                 promises its p-value for every distribution, and is careful for few rows and bins;
-                 "js": tens of rows.
+    Cost         one pass; state 4 kB (histogram) or 40 B and the sample ("mean") for each unit;
+                 result O(dim), for "mean" O(dim sample).
+    Assumes      groups of about one size; nothing for the p-values of "ks" and "mean", of which
+                 "ks" is careful for few rows and bins; "js": tens of rows.
     Differs      from a test on rows: bins are a quarter of an octave wide, so a unit that moves far
-                 less than its mean goes unseen by "ks".
+                 less than its mean goes unseen by "ks" and "js"; where all its rows fill one bin,
+                 its effect and p-value are NaN (flag ``coarse``).
 
     Parameters
     ----------
@@ -90,8 +113,8 @@ class UnitShift(Shift):
 
     References
     ----------
-    massey1951ks, lin1991js, welch1947generalization, westfall1993resampling, holm1979simple,
-    benjamini1995fdr
+    massey1951ks, lin1991js, bennett1962probability, hoeffding1963probability,
+    westfall1993resampling, holm1979simple, benjamini1995fdr
     """
 
     test: Literal["ks", "js", "mean"] = "ks"
@@ -112,8 +135,10 @@ class UnitShift(Shift):
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the histogram of each unit, or its mean and spread."""
-        return {"units": Scalars() if self.test == "mean" else LogHistogram()}
+        """Read the histogram of each unit, or its mean and spread with the sample."""
+        if self.test == "mean":
+            return {"units": Scalars(), "sample": HashSample()}
+        return {"units": LogHistogram()}
 
     def compare(self, first: Side, second: Side) -> UnitComparison:
         """Return effect and p-value of each unit."""
@@ -121,16 +146,15 @@ class UnitShift(Shift):
         effect, statistic, p = _TESTS[self.test](first, second, n)
         moved_by = effect if self.test == "mean" else wasserstein(*_histograms(first, second))
         pairs = paired_rows("UnitShift", first, second)
-        blind = pairs is None and are_paired(first, second) and bool((effect > 0).any())
-        if pairs is not None:
-            p, adjusted = self._paired(pairs)
+        blind = pairs is None and are_paired(first, second) and bool((effect != 0).any())
+        if blind:
+            p = adjusted = torch.full_like(p, math.nan)
         else:
-            p = torch.full_like(p, math.nan) if blind else p
-            adjusted = adjusted_p(p, self.correction)
-        dead = bool(torch.isinf(effect).any())
-        flags = ["dead"] * dead + ["paired"] * blind
+            p, adjusted = self._p_values(first, second, pairs, p)
+        flags = ["dead"] * bool(torch.isinf(effect).any()) + ["paired"] * blind
+        flags += ["coarse"] * bool(torch.isnan(moved_by).any())
         return UnitComparison(
-            value=float(effect.max()),
+            value=_largest(effect),
             n=first.n + second.n,
             range=(0.0, math.inf if self.test == "mean" else 1.0),
             flags=tuple(flags),
@@ -139,8 +163,8 @@ class UnitShift(Shift):
                 "correction": self.correction,
                 "p": "smallest adjusted" + (", pairs" if pairs is not None else ""),
             },
-            p=float(adjusted.min()),
-            statistic=float(statistic.max()),
+            p=-_largest(-adjusted),
+            statistic=_largest(statistic),
             sides=n,
             effect=effect,
             unit_p=p,
@@ -148,13 +172,21 @@ class UnitShift(Shift):
             moved_by=moved_by,
         )
 
-    def _paired(self, pairs: Rows) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-        """Return p-values of pairs, plain and adjusted."""
-        if self.test == "mean":
+    def _p_values(
+        self, first: Side, second: Side, pairs: Rows | None, p: Float[Tensor, "dim"]
+    ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+        """Return p-values, plain and adjusted; ``p`` are those of the states alone."""
+        joint = None
+        if pairs is not None and self.test == "mean":
             p = paired_means(pairs)
-            return p, adjusted_p(p, self.correction)
-        p, joint = paired_shares(pairs)
-        return p, joint if self.correction == "holm" else adjusted_p(p, self.correction)
+        elif pairs is not None:
+            p, joint = paired_shares(pairs)
+        elif self.test == "mean":
+            rows = two_samples("UnitShift", first, second)
+            p, joint = shuffled_means(rows, p, is_sampled(first, second))
+        if joint is not None and self.correction == "holm":
+            return p, joint
+        return p, adjusted_p(p, self.correction)
 
 
 Found = tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]
@@ -165,13 +197,18 @@ def _by_shares(first: Side, second: Side, n: tuple[int, int]) -> Found:
     a, b = _histograms(first, second)
     shares = [state.counts.cumsum(1).double() / state.n for state in (a, b)]
     distance = (shares[0] - shares[1]).abs().amax(1).cpu()
+    distance[in_one_bin(a, b)] = math.nan
     scaled = distance * math.sqrt(n[0] * n[1] / sum(n))
     return distance, scaled, torch.from_numpy(kolmogorov(scaled.numpy()))
 
 
 def _by_divergence(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return the divergence of the histograms, chi-square and its tail, of each unit."""
-    return chi_squares(*_histograms(first, second), n)
+    """Return the divergence of the histograms, its statistic and its tail, of each unit."""
+    a, b = _histograms(first, second)
+    found = chi_squares(a, b, n)
+    for part in found:
+        part[in_one_bin(a, b)] = math.nan
+    return found
 
 
 def _histograms(first: Side, second: Side) -> tuple[LogHistogramState, LogHistogramState]:
@@ -181,19 +218,12 @@ def _histograms(first: Side, second: Side) -> tuple[LogHistogramState, LogHistog
 
 
 def _by_means(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return the standardised difference of means, Welch's t and its two tails, of each unit."""
+    """Return the difference of means in standard deviations and in its errors, and its bound."""
     a, b = (state_of(side, "units", ScalarsState) for side in (first, second))
     check_widths("UnitShift", len(a.mean), len(b.mean))
-    delta = (b.mean - a.mean).abs().cpu()
-    variances = [(s.scatter / (s.n - 1)).cpu() for s in (a, b)]
-    spreads = [v / m for v, m in zip(variances, n, strict=True)]
-    total = spreads[0] + spreads[1]
-    pooled = ((a.scatter + b.scatter) / (a.n + b.n - 2)).cpu().sqrt()
-    t = _ratio(delta, total.sqrt())
-    own = [s.square() / (m - 1) for s, m in zip(spreads, n, strict=True)]
-    freedom = _ratio(total.square(), own[0] + own[1])
-    freedom = torch.where(torch.isfinite(freedom) & (freedom > 0), freedom, sum(n) - 2.0)
-    return _ratio(delta, pooled), t, torch.from_numpy(2 * stdtr(freedom.numpy(), -t.numpy()))
+    within = ((a.scatter + b.scatter) / (a.n + b.n - 2)).cpu().sqrt()
+    effect = _ratio((b.mean - a.mean).abs().cpu(), within)
+    return effect, *shuffled_tail(a, b, n)
 
 
 _TESTS = {"ks": _by_shares, "js": _by_divergence, "mean": _by_means}
@@ -202,3 +232,9 @@ _TESTS = {"ks": _by_shares, "js": _by_divergence, "mean": _by_means}
 def _ratio(a: Float[Tensor, "dim"], b: Float[Tensor, "dim"]) -> Float[Tensor, "dim"]:
     """Return the quotient; 0 / 0 is 0, and anything else over 0 infinite."""
     return torch.where(a == 0, torch.zeros_like(a), a / b)
+
+
+def _largest(values: Float[Tensor, "dim"]) -> float:
+    """Return the largest number that is known; NaN where none is."""
+    known = values[~torch.isnan(values)]
+    return float(known.max()) if len(known) else math.nan

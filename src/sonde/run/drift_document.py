@@ -117,6 +117,12 @@ def _notes(
             f"{blind} comparisons have no p-value: the rows are the same and a side holds no "
             "sample of them. Fit covariance beside it, which keeps one."
         )
+    coarse = sum("coarse" in c.flags for _, c in found)
+    if coarse:
+        notes.append(
+            f"In {coarse} of {len(found)} comparisons units spread less than a bin of their "
+            "histograms: what they do inside one is not known. unit_shift(test='mean') sees it."
+        )
     known = sum(not math.isnan(p) for p in adjusted.values())
     if known / (MOST_TIMES + 1) > level:
         notes.append(
@@ -188,7 +194,8 @@ def _units(units: Any, found_moved: bool, level: float) -> dict[str, Any]:
     if not isinstance(units, UnitComparison):
         return {"units": [], "n_units": None, "n_units_moved": None}
     low = units.adjusted <= level if found_moved else units.adjusted < 0
-    keys = list(zip(units.adjusted.tolist(), (-units.effect).tolist(), strict=True))
+    effect = units.effect.nan_to_num(nan=0.0, posinf=math.inf)
+    keys = list(zip(units.adjusted.tolist(), (-effect).tolist(), strict=True))
     order = sorted(range(len(keys)), key=lambda i: (math.isnan(keys[i][0]), keys[i]))
     named = [
         {
