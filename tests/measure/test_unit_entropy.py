@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StateError
 from sonde.measure import UnitEntropy, unit_entropy
 
 
@@ -52,3 +52,7 @@ def test_errors_say_what_to_do():
         UnitEntropy(n_bins=1)
     with pytest.raises(InputError, match=r"UnitEntropy: expected trim in \[0, 0.5\), got 0.5"):
         UnitEntropy(trim=0.5)
+    with pytest.raises(
+        StateError, match=r"no row to fit on at x.*too large to square: above 1e\+15"
+    ):
+        unit_entropy(torch.full((50, 2), 1e17))

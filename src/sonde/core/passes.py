@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, Head
 from sonde.core.errors import InputError, StateError
+from sonde.core.finite import largest
 from sonde.core.joining import is_full, joined_batches
 from sonde.core.plan import Split
 from sonde.core.requests import Request, States, Task, reads_of
@@ -172,10 +173,14 @@ def merge_pair(statistic: Statistic[StateT], a: StateT | None, b: StateT | None)
 
 
 def _advice(part: str) -> str:
+    finite = (
+        "that states are finite (no NaN, and nothing too large to square: above "
+        f"{largest(torch.float32):g}, in float64 {largest(torch.float64):g})"
+    )
     if part == "all":
-        return ". Check that the data is not empty and that states are finite."
+        return f". Check that the data is not empty and {finite}."
     return (
-        f" (part {part!r}). Check that states are finite and that there are enough groups to "
+        f" (part {part!r}). Check {finite} and that there are enough groups to "
         "split: rows of one group, and equal rows, stay in one part."
     )
 
