@@ -60,6 +60,26 @@ def test_pieces_of_a_text_name_the_text(python):
     assert table["id"].to_pylist() == [ids_of(texts)[row] for row in rows]
 
 
+LINES = {
+    "t.jsonl": ['{"text": "a = 1"}', "{", '{"text": null}', '{"text": "b"}', "[]", '{"text": "c"}'],
+    "t.csv": ["n,text", "0,a = 1", "1", "", '2,"b\n"', "3,\udcff", "4,5,6", "5,c"],
+}
+PLACES = {"t.jsonl": {"a = 1": 0, "b": 3, "c": 5}, "t.csv": {"a = 1": 0, "b\n": 2, "c": 5}}
+
+
+@pytest.mark.truth("the places of the texts in the file, by hand")
+@pytest.mark.parametrize("name", LINES)
+def test_broken_records_keep_their_numbers(python, tmp_path, name):
+    model, fitted = python
+    path = tmp_path / name
+    path.write_bytes("\n".join(LINES[name]).encode("utf-8", "surrogateescape"))
+    options = {"text_column": "text", "skip_bad": True, "sites": "model.layers.0"}
+    table = score(fitted, read(model, path, reducer="last", **options), **QUIET)
+    found = dict(zip(table["id"].to_pylist(), table["row"].to_pylist(), strict=True))
+    expected = PLACES[name]
+    assert found == dict(zip(ids_of(expected), expected.values(), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.truth("the table of this process")
 @pytest.mark.slow

@@ -52,8 +52,8 @@ class ItemInputs(Inputs):
 
     @property
     def source_rows(self) -> np.ndarray:
-        """Which item of the source each example is, or is a piece of."""
-        return self.listing.row
+        """Which item of the source each example is, or is a piece of; skipped ones count."""
+        return self.source.numbers(self.listing.row)
 
     @cached_property
     def ids(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from jaxtyping import Int
 
 from sonde.core.errors import InputError
 
@@ -32,8 +33,8 @@ def is_missing(value: Any) -> bool:
 class Source(ABC):
     """Rows of named values: streamed once for the listing, then reached by number.
 
-    ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); numbers
-    count the rows that it yields.
+    ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); ``take``
+    and ``where`` count the rows that it yields, ``numbers`` says which items these are.
     """
 
     name: str = ""
@@ -55,6 +56,10 @@ class Source(ABC):
     def where(self, index: int) -> str:
         """Return how a message names a row."""
         return f"item {index} of {self.name}"
+
+    def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
+        """Return the place of rows among all items as they lie, broken ones included, from 0."""
+        return rows
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the names of the columns with the values of the first rows."""

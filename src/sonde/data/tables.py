@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+from jaxtyping import Int
+
 from sonde.core.errors import InputError
 from sonde.data.sources import Row, Source, Walk
 
@@ -25,7 +28,7 @@ class _Lines(Source):
 
     def __init__(self, path: Path, skip_bad: bool) -> None:
         self.path, self.name, self.skip_bad = path, path.name, skip_bad
-        self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
+        self._forget()
 
     @property
     def base(self) -> Path:
@@ -36,13 +39,19 @@ class _Lines(Source):
         """Name the line."""
         return f"{self.name} line {self._lines[index]}"
 
+    def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
+        """Return which records of the file rows are, broken ones included, from 0."""
+        return np.array(self._numbers, dtype=np.int64)[rows]
+
     def _note(self, start: int, end: int, line: int) -> None:
+        self._numbers.append(len(self._numbers) + self.n_bad)
         self._starts.append(start)
         self._ends.append(end)
         self._lines.append(line)
 
     def _forget(self) -> None:
-        self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
+        self._starts, self._ends = array("q"), array("q")
+        self._lines, self._numbers = array("q"), array("q")
         self.n_bad = 0
 
     def _bad(self, line: int, why: str) -> None:

@@ -91,10 +91,10 @@ def score(
     pyarrow.Table
         Columns ``id row position site instrument score p``: higher score = more unusual; ``p`` is
         the conformal p-value, null where the bundle was not calibrated for this reduction. ``row``
-        is the item's number in the data, from 0 (broken records that ``skip_bad`` left out do not
-        count); null for a store to which data were appended. Lines stand in the order in which rows
-        were read, for texts by length inside a unit. The ``position`` of a reduced score is that of
-        its most unusual row. With ``explain``, lists:
+        is the item's number in the data as they lie, from 0 (items that ``skip_bad`` left out
+        count, empty lines do not); null for a store to which data were appended. Lines stand in
+        the order in which rows were read, for texts by length inside a unit. The ``position`` of a
+        reduced score is that of its most unusual row. With ``explain``, lists:
         ``layers layer_p``, the sites where the detector finds the row most unusual and the p-values
         there (calibrated detectors at several sites); ``units unit_shares``, the units that add
         most to the score (detectors that can tell); ``positions position_scores``, the most unusual
