@@ -8,6 +8,8 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
+    FNetConfig,
+    FNetModel,
     LlamaConfig,
     LlamaForSequenceClassification,
     ViTConfig,
@@ -191,6 +193,18 @@ def test_padding_does_not_leak_where_the_mask_has_no_name(encoder, bert, wrapper
         with torch.no_grad():
             made = encoder(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state
         torch.testing.assert_close(rows, made[0, 1:-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.truth("the model itself on each text")
+def test_a_model_without_a_mask_that_swallows_any_argument_sees_no_padding(bert):
+    torch.manual_seed(0)
+    model = FNetModel(FNetConfig(**SMALL)).eval()
+    tokenizer, texts = load(bert).processor, ["cat", "a b c d", "dog sat"]
+    stream = sonde.read(model, texts, sites=":out", reducer="cls", processor=tokenizer)
+    for text, row in zip(texts, rows_of(stream), strict=True):
+        with torch.no_grad():
+            made = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[:, 0]
+        torch.testing.assert_close(row, made, rtol=1e-5, atol=1e-5)
 
 
 def test_batches_of_one_length_are_said_and_named(encoder, bert):

@@ -107,8 +107,8 @@ class Encoder(ABC):
 def forward_names(module: nn.Module) -> frozenset[str]:
     """Return the names of the parameters of a module's ``forward``, or of the one that it wraps.
 
-    ``ANY`` is among them where ``forward`` hands on whatever else it is given: its ``**kwargs``
-    are of no declared type, and it does not deal with the attention mask itself.
+    ``ANY`` is among them where ``forward`` seems to hand on whatever else it is given: it has
+    ``**kwargs`` and does not name the attention mask. A transformers model names all that it reads.
     """
     found = inspect.signature(module.forward).parameters
     if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
@@ -116,10 +116,9 @@ def forward_names(module: nn.Module) -> frozenset[str]:
             inner = getattr(module, name, None)
             if isinstance(inner, nn.Module):
                 return forward_names(inner)
-    hands_on = any(
-        p.kind is p.VAR_KEYWORD and "Unpack" not in str(p.annotation) for p in found.values()
-    )
-    return frozenset(found) | ({ANY} if hands_on and "attention_mask" not in found else set())
+    names_all = hasattr(module, "main_input_name") or "attention_mask" in found
+    hands_on = not names_all and any(p.kind is p.VAR_KEYWORD for p in found.values())
+    return frozenset(found) | ({ANY} if hands_on else set())
 
 
 def takes(name: str, names: frozenset[str]) -> bool:
