@@ -61,6 +61,7 @@ CASES: tuple[Case, ...] = (
     Case(GroupedHsicSums("yy"), "group"),
     Case(HashSample(8)),
     Case(HashSample(8, "label", groups=True)),
+    Case(HashSample(8, groups="one")),
     Case(HeadWeights()),
     Case(HeldScores(8, 4)),
     Case(Histogram(EDGES)),

@@ -70,7 +70,7 @@ def test_power():
 
 
 def test_rows_are_split_by_draw_and_not_by_place():
-    assert ClassifierTwoSample().reads() == {"sample": HashSample(2048)}
+    assert ClassifierTwoSample().reads()["sample"] == HashSample(2048)
     x = torch.cat([_rows(0, 50), _rows(1, 50) + 50])
     found = ClassifierTwoSample().between(x, x.flip(0))
     assert found.p > 0.05

@@ -51,6 +51,23 @@ def test_sample_of_whole_groups():
     assert len(whole) == 18
 
 
+@pytest.mark.truth("sorting the rows of each group by hand")
+def test_sample_of_one_row_of_each_group():
+    generator = torch.Generator().manual_seed(1)
+    draw = torch.randperm(500, generator=generator)
+    group = torch.randint(60, (500,), generator=generator) ** 2 // 60
+    group_draw = torch.randperm(60, generator=generator)[group]
+    statistic, x = HashSample(20, groups="one"), torch.arange(500.0)[:, None]
+    state = statistic.observe(x[:99], draw[:99], group[:99], group_draw[:99])
+    for part in (slice(99, 150), slice(150, 500)):
+        state = statistic.update(state, x[part], draw[part], group[part], group_draw[part])
+    first: dict[int, int] = {}
+    for i in draw.argsort().tolist():
+        first.setdefault(int(group_draw[i]), i)
+    assert state.rows[:, 0].int().tolist() == [first[k] for k in sorted(first)[:20]]
+    assert state.n == 500
+
+
 def test_rows_that_come_twice_count_once_in_the_sample():
     x, draw = torch.ones(3, 1), torch.tensor([1, 2, 2])
     state = HashSample(5).observe(x, draw, draw, draw)

@@ -1,7 +1,7 @@
 """What the shifts share: two states of one width, and permutation p-values."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,8 @@ from torch import Tensor
 from sonde.core.errors import ShapeError
 from sonde.core.shift import Side
 from sonde.core.state import State
-from sonde.stats import HashSampleState, MomentsState
+from sonde.core.statistic import Statistic
+from sonde.stats import HashSample, HashSampleState, MomentsState
 
 S = TypeVar("S", bound=State)
 
@@ -21,6 +22,11 @@ def state_of(side: Side, name: str, kind: type[S]) -> S:
     if not isinstance(state, kind):
         raise TypeError(f"state_of: expected {kind.__name__}, got {type(state).__name__}.")
     return state
+
+
+def samples(m: int = HashSample().m) -> dict[str, Statistic[Any]]:
+    """Return what ``two_samples`` reads: rows, and of groups, where there are any, one row each."""
+    return {"sample": HashSample(m), "each": HashSample(m, groups="one")}
 
 
 def two_moments(owner: str, first: Side, second: Side) -> tuple[MomentsState, MomentsState]:
@@ -68,7 +74,9 @@ class Rows:
 def two_samples(owner: str, first: Side, second: Side) -> Rows:
     """Return the sampled rows of both sides in float64, in order of draw; of groups, one row each.
 
-    Rows that are the same on both sides, by their draws or groups, stand in one order.
+    The groups are those of smallest draw, whatever their sizes: were they those of sampled rows,
+    the larger of two sides would show more of its long texts. Rows that are the same on both sides,
+    by their draws or groups, stand in one order.
 
     Raises
     ------
@@ -84,10 +92,15 @@ def two_samples(owner: str, first: Side, second: Side) -> Rows:
 
 
 def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Tensor, "row"]]:
-    """Return a side's sampled rows, and what each is recognised by."""
+    """Return a side's sampled rows, and what each is recognised by.
+
+    Without ``each`` the rows are good for pairs alone, whichever groups these are of.
+    """
     sample = state_of(side, "sample", HashSampleState)
     if not side.groups:
         return sample.rows.double(), sample.draw
+    if "each" in side.states:
+        sample = state_of(side, "each", HashSampleState)
     kept = sample.first_of_each_group()
     return sample.rows[kept].double(), (sample.group if by_group else sample.draw)[kept]
 

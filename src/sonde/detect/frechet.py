@@ -15,11 +15,12 @@ from sonde.detect._sides import (
     Rows,
     is_sampled,
     leading,
+    samples,
     split_moments,
     two_moments,
     two_samples,
 )
-from sonde.stats import HashSample, Moments, MomentsState
+from sonde.stats import Moments, MomentsState
 
 
 @final
@@ -78,7 +79,7 @@ class Frechet(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""
-        return {"moments": Moments(), "sample": HashSample()}
+        return {"moments": Moments(), **samples()}
 
     def compare(self, first: Side, second: Side) -> FrechetComparison:
         """Return the distance and its p-value."""

@@ -10,8 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import is_sampled, two_samples
-from sonde.stats import HashSample
+from sonde.detect._sides import is_sampled, samples, two_samples
 from sonde.stats.neighbours import distance_chunks
 
 
@@ -64,7 +63,7 @@ class MMD(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample."""
-        return {"sample": HashSample(self.m)}
+        return samples(self.m)
 
     def compare(self, first: Side, second: Side) -> Comparison:
         """Return the distance of the samples and its p-value."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import Rows, is_sampled, two_moments, two_samples
-from sonde.stats import HashSample, Moments, midranks
+from sonde.detect._sides import Rows, is_sampled, samples, two_moments, two_samples
+from sonde.stats import Moments, midranks
 
 
 @final
@@ -79,7 +79,7 @@ class ReconstructionShift(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""
-        return {"moments": Moments(), "sample": HashSample()}
+        return {"moments": Moments(), **samples()}
 
     def compare(self, first: Side, second: Side) -> ReconstructionComparison:
         """Return the share outside and its p-value."""

@@ -15,11 +15,12 @@ from sonde.detect._sides import (
     Rows,
     is_sampled,
     leading,
+    samples,
     split_moments,
     two_moments,
     two_samples,
 )
-from sonde.stats import HashSample, Moments, MomentsState
+from sonde.stats import Moments, MomentsState
 
 WIDE = 32
 
@@ -89,7 +90,7 @@ class SubspaceShift(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""
-        return {"moments": Moments(), "sample": HashSample()}
+        return {"moments": Moments(), **samples()}
 
     def compare(self, first: Side, second: Side) -> SubspaceComparison:
         """Return the angles and their p-value."""

@@ -22,7 +22,7 @@ from sonde.detect import (
 )
 from sonde.detect._sides import Rows, paired_rows
 from sonde.run.entries import Key, names_of
-from sonde.run.evidence import evidence, sample
+from sonde.run.evidence import evidence, groups_of, sample
 from sonde.run.fitted import Fitted
 from sonde.run.moved_direction import MovedDirection, moved_direction
 from sonde.run.progress import Bar
@@ -203,16 +203,8 @@ def _side(bundle: Fitted, task: Task) -> _Found | None:
     beside = sample(bundle, key)
     if beside is not None and "sample" not in states:
         states["sample"] = beside.state
-    side = replace(side, states=states, groups=_groups(bundle, side.n), data=_data(bundle))
+    side = replace(side, states=states, groups=groups_of(bundle, side.n), data=_data(bundle))
     return _Found(side, " and ".join(dict.fromkeys(e.basis for e in held.values() if e)))
-
-
-def _groups(bundle: Fitted, rows: int) -> int:
-    """Return how many groups the rows come from; 0 where each row stands for itself."""
-    data = bundle.header["data"]
-    if data.get("grouped"):
-        return int(data["n_groups"])
-    return int(data["n_examples"]) if rows > int(data["n_examples"]) else 0
 
 
 def _data(bundle: Fitted) -> str:
@@ -253,7 +245,7 @@ def _pairs(first: Fitted, second: Fitted, key: str) -> Rows | None:
     both = _sampled(first, second, key)
     if len(both) < 2 or both[0].rows.shape[1] != both[1].rows.shape[1]:
         return None
-    groups = [_groups(b, s.n) for b, s in zip((first, second), both, strict=True)]
+    groups = [groups_of(b, s.n) for b, s in zip((first, second), both, strict=True)]
     sides = [
         Side(value=float(s.n), n=s.n, shift=MMD(), states={"sample": s}, groups=g)
         for s, g in zip(both, groups, strict=True)

@@ -1,6 +1,6 @@
 """What a bundle holds that a comparison can read: stored states, or what follows from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | 
     """
     found = stored(bundle, statistic, key)
     if found is None and isinstance(statistic, HashSample):
-        return sample(bundle, key, statistic.m) if statistic.column == "x" else None
+        return _sampled(bundle, statistic, key)
     if found is None and statistic == Moments():
         found = _from_classes(bundle, key)
     return _from_sample(bundle, statistic, key) if found is None else found
@@ -62,29 +62,70 @@ def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | No
 
 
 def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> Evidence | None:
-    """Return the largest sample of rows at a site, cut to the ``m`` of smallest draw."""
+    """Return the largest sample of rows at a site, or of one row of each group; to find pairs by.
+
+    It is cut to the ``m`` of smallest draw.
+    """
+    found = _largest(bundle, key, HashSample(m))
+    return _largest(bundle, key, HashSample(m, groups="one")) if found is None else found
+
+
+def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> Evidence | None:
+    """Return a sample of rows, where they come in groups one row of each, or what is wanted."""
+    if wanted.column != "x":
+        return None
+    found = _largest(bundle, key, wanted)
+    if found is not None or wanted.groups:
+        return found
+    each = _largest(bundle, key, replace(wanted, groups="one"))
+    return each if each is not None and groups_of(bundle, _state_of(each).n) else None
+
+
+def _state_of(sample: Evidence) -> HashSampleState:
+    assert isinstance(sample.state, HashSampleState)  # as ``_largest`` returns it
+    return sample.state
+
+
+def _largest(bundle: Fitted, key: str, wanted: HashSample) -> Evidence | None:
+    """Return the largest of the stored samples that hold what is wanted."""
     kinds = {
         request.statistic: None
         for request in bundle.requests.values()
         if isinstance(request.statistic, HashSample)
         and (request.statistic.column, request.keys, request.where) == ("x", (key,), Every())
     }
-    made = [found for kind in kinds if (found := _cut(bundle, kind, key, m)) is not None]
-    return max(made, key=lambda e: len(e.state.draw), default=None)  # type: ignore[attr-defined]
+    made = [found for kind in kinds if (found := _cut(bundle, kind, key, wanted)) is not None]
+    return max(made, key=lambda e: len(_state_of(e).draw), default=None)
 
 
-def _cut(bundle: Fitted, kind: Statistic[Any], key: str, m: int) -> Evidence | None:
+def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> Evidence | None:
+    """Return a stored sample as the one that is wanted; None where that would prefer some rows."""
     found = stored(bundle, kind, key)
     if found is None or not isinstance(found.state, HashSampleState):
         return None
     state = found.state
-    kept = state.whole_groups() if isinstance(kind, HashSample) and kind.groups else slice(None)
+    if not (kind.groups in (wanted.groups, True) or _is_alike(bundle, state, kind)):
+        return None
+    kept = state.whole_groups() if kind.groups is True else slice(None)
     columns = (state.rows[kept], state.draw[kept], state.group[kept], state.group_draw[kept])
-    smaller = HashSample(m).observe(*columns)
-    return Evidence(
-        HashSampleState(state.n, smaller.rows, smaller.draw, smaller.group, smaller.group_draw),
-        found.basis,
-    )
+    return Evidence(replace(wanted.observe(*columns), n=state.n), found.basis)
+
+
+def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample) -> bool:
+    """Return whether a sample of rows is one of groups, or one of groups one of rows."""
+    data = bundle.header["data"]
+    each = not groups_of(bundle, state.n)
+    if kind.groups == "one":  # equal examples are one group
+        each = each and data["n_groups"] == data["n_examples"]
+    return each or state.is_everything
+
+
+def groups_of(bundle: Fitted, rows: int) -> int:
+    """Return how many groups the rows come from; 0 where each row stands for itself."""
+    data = bundle.header["data"]
+    if data.get("grouped"):
+        return int(data["n_groups"])
+    return int(data["n_examples"]) if rows > int(data["n_examples"]) else 0
 
 
 def _from_classes(bundle: Fitted, key: str) -> Evidence | None:
@@ -101,11 +142,10 @@ def _from_classes(bundle: Fitted, key: str) -> Evidence | None:
 
 def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | None:
     """Return the state of the sampled rows, where a statistic asks for nothing else."""
-    held = sample(bundle, key)
+    held = _largest(bundle, key, HashSample())
     if held is None or not {"x"} >= set(statistic.needs()):
         return None
-    state = held.state
-    assert isinstance(state, HashSampleState)  # as ``sample`` returns it
+    state = _state_of(held)
     if len(state.draw) == 0 or (statistic == Moments() and state.rows.shape[1] > WIDEST_FULL):
         return None
     with torch.no_grad():

@@ -121,9 +121,10 @@ class Calibrated(Instrument):
     """A detector on the fit part, calibrated on a hash sample of the held part, in the same pass.
 
     Where rows come in groups, one row of each group (that of smallest draw) enters the calibration,
-    so that the held-out scores are exchangeable. With a ``reduction`` an example's rows make one
-    score, whole groups are sampled, and one example of each enters. Rows that the detector's labels
-    know as unusual do not enter. Where a score is about all sites, their rows are joined.
+    and of many groups those of smallest draw, whatever their sizes, so that the held-out scores are
+    exchangeable. With a ``reduction`` an example's rows make one score, whole groups are sampled,
+    and one example of each enters. Rows that the detector's labels know as unusual do not enter.
+    Where a score is about all sites, their rows are joined.
 
     With ``kept``, the detector was calibrated later on other rows, of which scores are kept.
     """
@@ -155,10 +156,10 @@ class Calibrated(Instrument):
         if self.kept is not None:
             scores = _ScoresOf(self.detector, self.kept, self.reduction)
             return {**self.detector.all_reads(), "held_scores": Read(scores, part="held")}
-        whole = self.reduction is not None
+        groups = "one" if self.reduction is None else True
         held = {
             f"held_{c}": Read(
-                HashSample(self.m, column=c, groups=whole), self.detector.usual, "held"
+                HashSample(self.m, column=c, groups=groups), self.detector.usual, "held"
             )
             for c in self.held_columns
         }

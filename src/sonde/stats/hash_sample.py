@@ -1,7 +1,7 @@
 """The rows of smallest draw: a uniform sample that merges exactly and lines up over sites."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Int, Shaped
@@ -30,7 +30,11 @@ class HashSampleState(State):
         return self.n == len(self.draw)
 
     def first_of_each_group(self) -> Int[Tensor, "group"]:
-        """Return the indices of the row of smallest draw in each group, in order of draw."""
+        """Return the indices of the row of smallest draw in each group, in order of draw.
+
+        In a cut sample of rows a group with many of them is found more often than one with few: a
+        sample with ``groups="one"`` holds every group alike.
+        """
         order = torch.argsort(rank_key(self.draw))
         seen: set[int] = set()
         keep = [
@@ -63,9 +67,10 @@ class HashSample(Statistic[HashSampleState]):
         Most rows that are kept.
     column : str, default="x"
         Which column is kept.
-    groups : bool, default=False
+    groups : bool or "one", default=False
         Sample whole groups: rows of the groups of smallest draw. The last group may be cut; see
-        ``HashSampleState.whole_groups``.
+        ``HashSampleState.whole_groups``. ``"one"`` keeps, of each of the ``m`` groups of smallest
+        draw, its row of smallest draw: one row at random of groups at random.
 
     References
     ----------
@@ -74,11 +79,15 @@ class HashSample(Statistic[HashSampleState]):
 
     m: int = SAMPLE
     column: str = "x"
-    groups: bool = False
+    groups: bool | Literal["one"] = False
 
     def __post_init__(self) -> None:
         if self.m < 1:
             raise InputError(f"HashSample: expected m of at least 1, got {self.m}.")
+        if self.groups not in (False, True, "one"):
+            raise InputError(
+                f"HashSample: expected groups of False, True or 'one', got {self.groups!r}."
+            )
         if self.column not in COLUMNS or self.column == "head":
             raise InputError(f"HashSample: expected a column of rows, got {self.column!r}.")
 
@@ -151,7 +160,7 @@ class HashSample(Statistic[HashSampleState]):
         order = torch.argsort(rank_key(draw), stable=True)
         if self.groups:
             order = order[torch.argsort(rank_key(group_draw[order]), stable=True)]
-        ordered = draw[order]
+        ordered = (group_draw if self.groups == "one" else draw)[order]
         fresh = torch.ones(len(order), dtype=torch.bool)
         fresh[1:] = ordered[1:] != ordered[:-1]
         return order[fresh][: self.m]
