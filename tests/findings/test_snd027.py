@@ -43,3 +43,24 @@ def test_withheld_below_twice_the_width() -> None:
     check = checked(SND027(), tensors(net(12), noise(50, 8)))
     assert check.state == "withheld"
     assert check.tables["needed"] == 80
+
+
+@pytest.mark.truth("number of singular values that were kept")
+@pytest.mark.parametrize("bias", [0.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_mean_hides_neither_a_whole_layer_nor_a_cut_one(dtype: torch.dtype, bias: float) -> None:
+    for kept in (64, 12):
+        module = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for layer in (expect(nn.Linear, child) for child in module):
+                nn.init.orthogonal_(layer.weight)
+                layer.bias.zero_()
+            last = expect(nn.Linear, module[1])
+            last.weight[kept:] = 0
+            last.weight.copy_(torch.linalg.qr(noise(64, 64, seed=4)).Q @ last.weight)
+            last.weight.mul_(torch.linspace(0.2, 1, 64)[:, None])
+            last.bias.fill_(bias)
+        check = checked(SND027(), tensors(module.to(dtype), noise(300, 64).to(dtype)))
+        assert check.state == ("clear" if kept == 64 else "raised")
+        assert check.tables["ranks"]["1"] == (kept, 64)

@@ -1,9 +1,12 @@
 """SND027: linear layers whose outputs lie in fewer dimensions than they could."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sonde.core.instrument import SAMPLE
 from sonde.findings._places import counted_as, places, read_command, sentence, too_few
@@ -12,6 +15,7 @@ from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.findings.self_check import ROUNDING
+from sonde.findings.snd002 import spacing
 
 Pair = tuple[SiteEvidence, SiteEvidence]
 
@@ -36,10 +40,12 @@ class SND027(Rule):
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "The layer can be replaced by two smaller ones that give the same numbers."
     how: ClassVar[str] = (
-        "Eigenvalues of the covariance of rows above (16 u)^2 times their mean square, u the unit "
-        "roundoff, at linear layers that work on exactly what the site before returned. Possible "
-        "is the least of units that vary, rank of that input, and rows - 1. Low-rank weights "
-        "behind a residual stream do not show."
+        "Eigenvalues of the covariance of rows, in units of the rounding of each unit, above 1, at "
+        "linear layers that work on exactly what the site before returned. Rounding: that of the "
+        "states (s^2 / 12, s the spacing of numbers), of the weights ((16 u)^2 times the mean "
+        "variance, u the unit roundoff) and of sums in float32. Possible is the least of units "
+        "that vary, rank of that input, and rows - 1. Low-rank weights behind a residual stream "
+        "do not show."
     )
     false_positives: ClassVar[str] = "Layers built as low rank on purpose."
     plant: ClassVar[str] = "A weight cut to its twelve largest singular values."
@@ -115,8 +121,21 @@ def rank(site: SiteEvidence, noise: float = 16.0) -> int:
     larger than the directions that are looked for.
     """
     rows = rows_as_float(site.sample)
-    unit = ROUNDING.get(site.schema.dtype, ROUNDING["float32"])
-    centred = rows - rows.mean(0)
+    centred = (rows - rows.mean(0)) / _rounding(rows, site.schema.dtype, noise).sqrt()
     product = centred @ centred.T if len(rows) < site.dim else centred.T @ centred
-    values = torch.linalg.eigvalsh(product) / len(rows)
-    return int((values > (noise * unit) ** 2 * float(rows.square().mean())).sum())
+    return int((torch.linalg.eigvalsh(product) / len(rows) > 1).sum())
+
+
+def _rounding(rows: Float[Tensor, "row dim"], dtype: str, noise: float) -> Float[Tensor, "dim"]:
+    """Return the largest variance that rounding gives a direction, in the scale of each unit.
+
+    That of states is independent: over directions it spreads up to the edge of Marchenko and
+    Pastur. That of weights acts on what varies; that of sums, in float32 or better, on means too.
+    """
+    unit = ROUNDING.get(dtype, ROUNDING["float32"])
+    edge = (1 + math.sqrt(rows.shape[1] / len(rows))) ** 2
+    states = spacing(rows.flatten(), dtype).reshape(rows.shape).square().mean(0) / 12
+    weights = unit**2 * rows.var(0, correction=0).mean()
+    sums = min(unit, ROUNDING["float32"]) ** 2 * rows.square().mean()
+    tiny = torch.finfo(rows.dtype).tiny
+    return (edge * states + noise**2 * (weights + sums)).clamp(min=tiny)
