@@ -200,6 +200,33 @@ def test_array_files_need_an_x(tmp_path):
         open_inputs(load(mlp()), tmp_path / "a.npz")
 
 
+def test_arrays_beside_the_input_may_be_of_any_shape(tmp_path):
+    x, label = np.ones((6, 8), np.float32), np.arange(6)
+    np.savez(tmp_path / "a.npz", x=x, label=label, emb=np.ones((6, 5)), seed=np.array(5))
+    assert only(open_inputs(load(mlp()), tmp_path / "a.npz")).label.tolist() == label.tolist()
+
+
+def test_a_single_number_is_no_input(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array(1.0), label=np.arange(3))
+    with pytest.raises(errors.InputError, match="one row per item, got a single number"):
+        open_inputs(load(mlp()), tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "shape"),
+    [
+        ("label", np.eye(6), r"\(6, 6\)"),
+        ("y", np.arange(5), r"\(5,\)"),
+        ("id", np.array(3), r"\(\)"),
+    ],
+)
+def test_columns_of_array_files_hold_one_value_for_each_row(tmp_path, name, values, shape):
+    np.savez(tmp_path / "a.npz", x=np.ones((6, 8), np.float32), **{name: values})
+    said = f"expected one value for each of 6 rows in array '{name}', got the shape {shape}"
+    with pytest.raises(errors.InputError, match=said):
+        open_inputs(load(mlp()), tmp_path / "a.npz")
+
+
 @pytest.mark.truth("the arrays that were written")
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 def test_feature_arrays_are_sites(kind, tmp_path):

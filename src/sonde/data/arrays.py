@@ -21,6 +21,7 @@ ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 COLUMNS = ("label", "group", "group_key", "id", "key", "pair", "side")
 STEP_COLUMNS = ("position", "first_error")
 LABELS = ("labels", "target", "class", "y")
+NAMED = ("label", "group", "id", "pair", "side", *LABELS)
 MAX_HEADER_BYTES = 64 * 2**20
 
 
@@ -30,7 +31,7 @@ def array_source(path: Path) -> Source:
     Raises
     ------
     InputError
-        If there is no such array, or columns differ from it in length.
+        If there is no such array, or one that a column is called holds no value for each row.
     """
     arrays = load_arrays(path)
     name = "x" if "x" in arrays else next(iter(arrays)) if path.suffix == ".npy" else None
@@ -39,8 +40,15 @@ def array_source(path: Path) -> Source:
             f"{path}: expected an array 'x' (one row an item), got {', '.join(arrays) or 'none'}. "
             "Rename it, or read the file as features (MODEL '-')."
         )
-    columns = {k: v for k, v in arrays.items() if k != name and len(v) == len(arrays[name])}
-    return ArrayRows(arrays[name], path.name, columns)
+    x = arrays.pop(name)
+    columns = {k: v for k, v in arrays.items() if v.ndim == 1 and v.shape[:1] == x.shape[:1]}
+    wrong = next((k for k in arrays if k in NAMED and k not in columns), None)
+    if wrong is not None and x.ndim:
+        raise InputError(
+            f"{path}: expected one value for each of {len(x):,} rows in array {wrong!r}, got the "
+            f"shape {tuple(arrays[wrong].shape)}. Mend it, or give it another name."
+        )
+    return ArrayRows(x, path.name, columns)
 
 
 def open_arrays(
