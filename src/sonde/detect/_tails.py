@@ -42,7 +42,8 @@ def _by_moments(white: Float[Tensor, "row dim"]) -> float:
     With ``g`` the eigenvalues of the second moments: the sum has no larger exponential moments than
     a normal one of that covariance.
     """
-    g = torch.linalg.eigvalsh(white.T @ white).clamp(min=0.0)
+    tall = white if len(white) >= white.shape[1] else white.T
+    g = torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0.0)
     a = torch.arange(1, TILTS + 1, dtype=g.dtype) / (TILTS + 1) / g[-1]
     log = -a * white.sum(0).square().sum() / 2 - torch.log1p(-a[:, None] * g).sum(1) / 2
     return math.exp(min(float(log.min()), 0.0))
