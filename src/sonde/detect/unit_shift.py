@@ -21,12 +21,12 @@ from sonde.detect._sides import (
     check_widths,
     is_sampled,
     paired_rows,
+    samples,
     state_of,
     two_samples,
 )
 from sonde.detect._unit_histograms import chi_squares, in_one_bin, wasserstein
 from sonde.stats import (
-    HashSample,
     LogHistogram,
     LogHistogramState,
     Scalars,
@@ -137,7 +137,7 @@ class UnitShift(Shift):
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the histogram of each unit, or its mean and spread with the sample."""
         if self.test == "mean":
-            return {"units": Scalars(), "sample": HashSample()}
+            return {"units": Scalars(), **samples()}
         return {"units": LogHistogram()}
 
     def compare(self, first: Side, second: Side) -> UnitComparison:
