@@ -41,8 +41,9 @@ def array_source(path: Path) -> Source:
             "Rename it, or read the file as features (MODEL '-')."
         )
     x = arrays.pop(name)
-    columns = {k: v for k, v in arrays.items() if v.ndim == 1 and v.shape[:1] == x.shape[:1]}
-    wrong = next((k for k in arrays if k in NAMED and k not in columns), None)
+    columns = {k: v for k, v in arrays.items() if v.ndim and v.shape[:1] == x.shape[:1]}
+    plain = {k for k, v in columns.items() if v.ndim == 1}
+    wrong = next((k for k in arrays if k in NAMED and k not in plain), None)
     if wrong is not None and x.ndim:
         raise InputError(
             f"{path}: expected one value for each of {len(x):,} rows in array {wrong!r}, got the "

@@ -106,7 +106,8 @@ def _is_label(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value.item() if isinstance(value, torch.Tensor | np.ndarray | np.generic) else value
+    number = isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0
+    return value.item() if number else value
 
 
 def _rows_of_table(items: Any) -> Any:
