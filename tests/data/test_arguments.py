@@ -30,6 +30,15 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 16,
 }
 
+VIT = ViTConfig(
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=8,
+    image_size=8,
+    patch_size=4,
+)
+
 
 @pytest.fixture
 def encoder():
@@ -123,6 +132,20 @@ def test_a_decoder_input_is_refused(t5):
         open_inputs(load(t5), items)
 
 
+def test_arguments_beside_texts_and_images_are_refused(encoder, bert, vit):
+    model = load(encoder, processor=load(bert).processor)
+    pixels = load(ViTModel(VIT), processor=load(vit).processor)
+    items = [{"text": "a b", "position_ids": [0, 1, 2, 3], "attention_mask": [1], "scores": [1.0]}]
+    with pytest.raises(errors.InputError, match=r"argument 'position_ids'.* beside 'text'.*input_"):
+        open_inputs(model, items)
+    with pytest.raises(errors.InputError, match=r"argument 'bool_masked_pos'.* beside 'image'"):
+        open_inputs(pixels, [{"image": "a.png", "bool_masked_pos": [True] * 4}])
+    with pytest.raises(errors.InputError, match=r"argument 'position_ids'.* beside 'text'"):
+        open_inputs(load(encoder, processor=Letters("left")), items)
+    del items[0]["position_ids"]
+    assert open_inputs(model, items).notes == ()
+
+
 @pytest.mark.truth("the model itself on the unpadded item")
 def test_token_types_are_cut_by_the_mask_and_0_where_missing(encoder):
     full = {"input_ids": [2, 4, 5, 3, 6], "token_type_ids": [0, 0, 0, 1, 1]}
@@ -162,16 +185,8 @@ def test_lengths_that_differ_are_named(encoder, name):
 
 @pytest.mark.truth("the model itself on each item")
 def test_pixels_come_with_their_other_arguments():
-    config = ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        image_size=8,
-        patch_size=4,
-    )
     torch.manual_seed(0)
-    model = ViTModel(config, use_mask_token=True).eval()
+    model = ViTModel(VIT, use_mask_token=True).eval()
     pixels = torch.randn(3, 8, 8)
     masks = torch.tensor([[True, False, False, True], [False, False, True, False]])
     items = [{"pixel_values": pixels, "bool_masked_pos": m} for m in masks]

@@ -34,6 +34,7 @@ TEXT_NAMES = ("text", "content", "sentence", "prompt")
 IMAGE_NAMES = ("image", "img", "file", "path")
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
 LOSS_ONLY = "labels"
+TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
 TENSOR_NAMES = ("x", "pixel_values")
 STEPS = "steps"
 PAIRED = ("pair", "side")
@@ -74,7 +75,8 @@ class Layout:
     span_columns : bool
         Whether ``span`` names columns.
     beside : tuple of str
-        Other columns of numbers, which are arguments where the model's ``forward`` has their name.
+        Other columns but those of texts, which are arguments where ``forward`` has their name;
+        beside items that are no tensors only those of arrays.
     """
 
     kind: Kind
@@ -113,11 +115,24 @@ def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) 
     taken = {*named.values(), *(PAIRED if paired else ())}
     free = {n: v for n, v in sample.items() if n not in taken}
     kind, inputs, image = _input(free, reads, flags, model, source)
+    named["beside"] = _beside({n: v for n, v in free.items() if n not in inputs}, kind)
     if flags.span is None:
-        beside = tuple(n for n in free if n not in (*inputs, LOSS_ONLY, *_strings(free)))
-        return Layout(kind, inputs, image=image, paired=paired, beside=beside, **named)
+        return Layout(kind, inputs, image=image, paired=paired, **named)
     by_columns = _check_span(flags.span, kind, sample, source)
     return Layout("span", inputs, paired=paired, span=flags.span, span_columns=by_columns, **named)
+
+
+def _beside(free: Sample, kind: Kind) -> tuple[str, ...]:
+    names = [n for n in free if n not in (LOSS_ONLY, *_strings(free))]
+    if kind in ("tokens", "tensor"):
+        return tuple(names)
+    return tuple(n for n in names if n not in TOKENIZED and any(map(_is_array, free[n])))
+
+
+def _is_array(value: Any) -> bool:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim > 0
+    return isinstance(value, list | tuple)
 
 
 def are_pairs(sample: Sample) -> bool:

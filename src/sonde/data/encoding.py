@@ -98,6 +98,8 @@ def encoder_for(
         If the model lacks a tokenizer or a recipe for images.
     """
     names = forward_names(model.module)
+    if layout.kind not in ("tokens", "tensor", "features", "numbers"):
+        _refuse_beside(layout, names, model)
     if layout.kind == "item":
         return CallableEncoder(model.processor, layout.inputs[0], base, layout.image)
     if layout.kind == "numbers" and not ("kwargs" in names or set(layout.inputs) <= names):
@@ -373,6 +375,17 @@ def _known_arguments(inputs: Sequence[str], names: frozenset[str], model: Model)
         raise InputError(
             f"{model.name or 'the model'}.forward has no argument {strange[0]!r}, only "
             f"{', '.join(sorted(names))}. Name the items' entries after its arguments."
+        )
+
+
+def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
+    found = next((name for name in layout.beside if name in names), None)
+    if found is not None:
+        raise InputError(
+            f"{model.name or 'the model'}.forward has an argument {found!r}, and the data have a "
+            f"column of that name beside {layout.inputs[0]!r}, with which it cannot be read. "
+            f"Give items of tensors (input_ids or pixel_values, and {found!r}), or leave the "
+            "column out."
         )
 
 
