@@ -44,3 +44,23 @@ def test_explained_share_is_one_minus_within_over_total() -> None:
         for s in range(8)
     ]
     assert torch.tensor(drawn).mean() == pytest.approx(9 / 1796, rel=0.2)
+
+
+@pytest.mark.truth("labels drawn without a look at the rows")
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+def test_few_classes_without_meaning_are_raised_as_many_are(n_classes: int) -> None:
+    found = []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1500, 12, generator=generator) * torch.logspace(0, -1, 12)
+        label = torch.randint(0, n_classes, (1500,), generator=generator)
+        found.append(SND036().check(evidence_of(x, label=label)).state)
+    assert found == ["raised"] * 20
+
+
+def test_a_small_shift_of_one_class_is_a_trace() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 12, generator=generator)
+    label = torch.randint(0, 2, (2000,), generator=generator)
+    x[label == 1] += 0.3
+    assert SND036().check(evidence_of(x, label=label)).state == "clear"

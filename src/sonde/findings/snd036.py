@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from scipy.stats import binom
+from scipy.stats import binom, chi2
 
 from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
-from sonde.findings.evidence import Evidence
+from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.labels import LabelEvidence, blocked, label_evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.stats.intervals import wilson
@@ -19,7 +19,6 @@ class SND036(Rule):
     """Held-out accuracy no better than naming the largest class, at every site."""
 
     level: float = 0.001
-    times_null: float = 2.0
     hidden: float = 0.1
 
     code: ClassVar[str] = "SND036"
@@ -31,9 +30,10 @@ class SND036(Rule):
     )
     how: ClassVar[str] = (
         "At every site the held-out accuracy lies below what naming the largest class reaches with "
-        "luck (binomial, 99.9 %), and the variance between classes is less than twice what labels "
-        "without meaning explain, (classes - 1) / (n - 1). Withheld where the rows cannot exclude "
-        "an accuracy 10 points above the largest class."
+        "luck (binomial, 99.9 %), and the variance between classes is less than labels without "
+        "meaning explain with luck: (classes - 1) / (n - 1) times chi2 / df at 99.9 % over all "
+        "sites, df = (classes - 1) times the participation ratio of the site. Withheld where the "
+        "rows cannot exclude an accuracy 10 points above the largest class."
     )
     false_positives: ClassVar[str] = (
         "Labels of something that shows only at sites or in directions that a mean over tokens "
@@ -67,15 +67,23 @@ class SND036(Rule):
         n_classes = len(found.names) + len(found.small)
         rows = evidence.n_groups if evidence.data.grouped else self._labelled(evidence)
         null = (n_classes - 1) / max(rows - 1, 1)
-        explained = max(s.eta2 for s in found.sites)
-        if best.accuracy > bound or explained >= self.times_null * null:
+        explained = [s.eta2 for s in found.sites]
+        luck = [self._luck(s, n_classes, len(found.sites)) for s in evidence.sites]
+        if best.accuracy > bound or any(
+            share >= null * times for share, times in zip(explained, luck, strict=True)
+        ):
             return self.clear(figure)
         if high > found.majority + self.hidden:
             return self.withheld(
                 f"no trace seen, but {plural(n, 'row')} do not exclude an accuracy "
                 f"{number(100 * self.hidden)} points above the largest class"
             )
-        return self.raised(self._finding(found, figure, explained, null))
+        return self.raised(self._finding(found, figure, max(explained), null))
+
+    def _luck(self, site: SiteEvidence, n_classes: int, n_sites: int) -> float:
+        """Return how far above its mean the share of labels without meaning comes with luck."""
+        freedom = (n_classes - 1) * _participation(site)
+        return float(chi2.isf(self.level / n_sites, freedom)) / freedom
 
     @staticmethod
     def _labelled(evidence: Evidence) -> int:
@@ -102,3 +110,14 @@ class SND036(Rule):
             effect=1.0,
             next=read_command(best.key),
         )
+
+
+def _participation(site: SiteEvidence) -> float:
+    """Return in how many directions of equal variance rows would spread alike; 1 where none do."""
+    scatter = site.moments.scatter
+    if scatter.ndim == 1:
+        rows = rows_as_float(site.sample)
+        z = rows - rows.mean(0)
+        scatter = z @ z.T if len(z) < z.shape[1] else z.T @ z
+    square = float(scatter.square().sum())
+    return float(scatter.trace().square()) / square if square > 0 else 1.0
