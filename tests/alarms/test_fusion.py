@@ -68,6 +68,19 @@ def test_groups_stay_whole_and_count_once():
     assert all(equal(a, b) for a, b in zip(fused.reference, other.reference, strict=True))
 
 
+@pytest.mark.truth("scores that rise along a document: the rate of a row at random of a new one")
+def test_a_row_at_random_of_each_group_calibrates():
+    g = torch.Generator().manual_seed(6)
+    rates = []
+    for seed in range(10):
+        rise = 0.3 * torch.arange(10)[:, None]
+        held, new = (rise + torch.randn(n, 10, 3, generator=g) for n in (400, 2000))
+        fused = fuse(held.flatten(0, 1), np.repeat(np.arange(400), 10), seed=seed)
+        one = new[torch.arange(2000), torch.randint(10, (2000,), generator=g)]
+        rates.append(float((fused.p_value(one) <= 0.05).double().mean()))
+    assert 0.03 < np.mean(rates) < 0.07
+
+
 def test_far_rows_keep_their_order():
     reference = torch.arange(100).double()
     found = surprise(torch.tensor([50.0, 99.0, 200.0, 400.0, math.inf]).double(), reference)

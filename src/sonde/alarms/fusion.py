@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sonde.core.calibration import Calibration, Guarantee
 from sonde.core.errors import CalibrationError, InputError
-from sonde.core.hashing import base_hashes
+from sonde.core.hashing import base_hashes, splitmix64
 from sonde.core.plan import Split
 from sonde.core.state import State
 from sonde.core.tensors import as_tensor
@@ -91,7 +91,7 @@ def fuse(
     scores : array (row, site)
         Of held-out rows that are as usual as those to come.
     group : array (row,), optional
-        Groups stay whole in one half, and one row of each calibrates.
+        Groups stay whole in one half, and one row of each, at random, calibrates.
     rule : {"sum", "max", "learned"}, default="sum"
         ``sum`` and ``max`` of the surprises ``-log p``; ``learned`` weighs them by a logistic
         regression of the first half against ``unusual``, no weight below 0.
@@ -101,7 +101,7 @@ def fuse(
     guarantee, delta
         As in ``Calibration``.
     seed : int, default=0
-        Of the halves.
+        Of the halves, and of the row of each group.
 
     Examples
     --------
@@ -169,13 +169,20 @@ def _combined(surprises: Tensor, weights: Tensor, rule: str) -> Float[Tensor, "r
 
 
 def _halves(group: np.ndarray, n_rows: int, seed: int) -> tuple[Bool[Tensor, "row"], Tensor]:
-    """Return the rows of half A, and one row of each group of half B, by a hash of the groups."""
+    """Return the rows of half A, and one row of each group of half B, by a hash of the groups.
+
+    The row is that of smallest hash of its place: the first would be the start of a document.
+    """
     if len(group) != n_rows:
         raise InputError(f"fuse: expected a group for each of {n_rows} rows, got {len(group)}.")
-    names, index, member = np.unique(group, return_index=True, return_inverse=True)
-    base = base_hashes([str(name).encode() for name in names.tolist()], "split", seed)
+    names, member = np.unique(group, return_inverse=True)
+    keys = [str(name).encode() for name in names.tolist()]
+    base = base_hashes(keys, "split", seed)
     in_first = Split(0.5, seed).is_held(torch.as_tensor(base.view(np.int64)))
-    second = torch.as_tensor(index)[~in_first]
+    place = np.arange(n_rows, dtype=np.uint64)
+    drawn = splitmix64(base_hashes(keys, "sample", seed)[member] ^ place)
+    order = np.lexsort((drawn, member))
+    second = torch.as_tensor(order[np.unique(member[order], return_index=True)[1]])[~in_first]
     if int(in_first.sum()) < LEAST_EACH or len(second) < LEAST_EACH:
         raise CalibrationError(
             f"fuse: expected at least {LEAST_EACH} groups in each half, got {int(in_first.sum())} "
