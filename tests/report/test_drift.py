@@ -56,8 +56,24 @@ def test_the_page_of_nothing_that_could_be_tested():
     found = _document((Hotelling(),), n=3)
     text = drift_to_html(found)
     assert "not tested" in text
-    assert "No histogram of units was held." in text
+    assert "No histogram of units was held" in text
     assert verdict(found) == "Nothing could be tested"
+
+
+def test_units_of_unknown_moves_are_listed_and_not_drawn():
+    sides = []
+    for seed in (0, 1):
+        rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(seed))
+        rows[:, 1:] = 10 + 0.1 * rows[:, 1:]
+        rows[:, 0] += 2 * seed
+        sides.append(fit(UnitShift(), Stream.of({"a": rows, "b": rows[:, 1:]}), progress=False))
+    found = drift_document(drift(*sides), *sides)
+    text = drift_to_html(found)
+    assert "unit 0" in text
+    assert "unit 1" not in text
+    assert "1 of 4 units moved at a" in text
+    only = {**found, "sites": found["sites"][1:]}
+    assert "No histogram of units was held" in drift_to_html(only)
 
 
 def test_text_fits_80_columns_and_names_what_moved(moved):

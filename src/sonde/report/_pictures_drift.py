@@ -161,15 +161,18 @@ def _units(axis: list[list[Real]] | None) -> str:
 
 
 def units_picture(found: dict[str, Any]) -> Picture | None:
-    """Return the units that moved farthest at the site where units moved most clearly."""
-    sites = [s for s in found["sites"] if s["units"]]
+    """Return the units that moved farthest at the site where units moved most clearly.
+
+    Units of which the histogram cannot tell how far stand in the table alone.
+    """
+    sites = [s for s in found["sites"] if any(u["moved_by"] is not None for u in s["units"])]
     if not sites:
         return None
     site = max(sites, key=lambda s: (s["n_units_moved"] or 0, s["units"][0]["effect"] or 0.0))
     rows = [
         {
             "s": str(u["unit"]),
-            "v": u["moved_by"] or 0.0,
+            "v": u["moved_by"],
             "k": "moved" if u["moved"] else "not moved",
             "t": tip(
                 f"unit {u['unit']}",
@@ -179,13 +182,14 @@ def units_picture(found: dict[str, Any]) -> Picture | None:
             ),
         }
         for u in site["units"]
+        if u["moved_by"] is not None
     ]
     name = shown(site["site"].removesuffix(":out"), 60)
     count = site["n_units_moved"] or 0
     message = f"{count} of {plural(site['n_units'], 'unit')} moved at {name}"
     table = tuple(
         (s["site"], u["unit"], u["effect"], u["moved_by"], u["p"], u["adjusted"])
-        for s in sites
+        for s in found["sites"]
         for u in s["units"]
     )
     columns = ("site", "unit", "effect", "moved by", "p", "adjusted")

@@ -19,6 +19,7 @@ from sonde.report.drift_terminal import verdict
 from sonde.report.files import to_json, write_text
 from sonde.report.html import contents, page
 
+_NO_UNITS: Final = "No histogram of units was held that tells their values apart."
 _SECTIONS: Final = {
     "where": "What moved where",
     "units": "Units",
@@ -46,7 +47,7 @@ def drift_to_html(found: dict[str, Any]) -> str:
         _header(found),
         contents("toc", _SECTIONS),
         _where(found, names),
-        _drawn("units", "Units", units_picture(found), names, "No histogram of units was held."),
+        _drawn("units", "Units", units_picture(found), names, _NO_UNITS),
         _directions(found, names),
         _comparisons(found, names),
         _states(found, names),
