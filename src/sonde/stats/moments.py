@@ -13,7 +13,7 @@ from sonde.core.state import State
 from sonde.core.statistic import Statistic
 
 BLOCK = 64
-NARROW = 256
+STRIP = 128
 
 
 @dataclass(frozen=True)
@@ -132,26 +132,31 @@ def column_sum(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
 
 
 def gram(centred: Float[Tensor, "row dim"]) -> Float[Tensor, "dim dim"]:
-    """Return ``z^T z`` in float64: chunks of 4,096 rows, each a product in ``product_type``."""
-    kind = product_type(centred)
-    if centred.shape[0] <= 4096:
-        centred = centred.to(kind)
-        return (centred.T @ centred).double()
-    total = torch.zeros(
-        centred.shape[1], centred.shape[1], dtype=torch.float64, device=centred.device
-    )
-    for chunk in centred.split(4096):
-        chunk = chunk.to(kind)
-        total += (chunk.T @ chunk).double()
+    """Return ``z^T z`` in float64, from products in ``product_type``, 2,048 rows at a time.
+
+    On the CPU only strips above the diagonal are multiplied, which wins back most of what float64
+    costs; they are mirrored at the end.
+    """
+    dim, kind = centred.shape[1], product_type(centred)
+    total = torch.zeros(dim, dim, dtype=torch.float64, device=centred.device)
+    width = STRIP if centred.device.type == "cpu" else max(dim, 1)
+    for rows in centred.split(2048):
+        z = rows.to(kind)
+        for i in range(0, dim, width):
+            left, right, strip = z[:, i : i + width], z[:, i:], total[i : i + width, i:]
+            if kind == torch.float64:
+                strip.addmm_(left.T, right)
+            else:
+                strip += left.T @ right
+    for i in range(width, dim, width):
+        total[i:, i - width : i] = total[i - width : i, i:].T
     return total
 
 
 def product_type(rows: Float[Tensor, "row dim"]) -> torch.dtype:
-    """Return float64 where such products cost little, else the rows' own type.
+    """Return the type of products of rows: float64 on the CPU, else their own.
 
-    Rounding of float32 products fills directions that the rows do not reach. On the CPU float64
-    takes twice the time, which few rows or few units bear; on other devices up to 64 times.
+    Rounding of float32 products fills directions that the rows do not reach. Other devices may
+    take up to 64 times as long for float64.
     """
-    n, dim = rows.shape
-    free = rows.device.type == "cpu" and (n <= dim or dim <= NARROW)
-    return torch.float64 if free else rows.dtype
+    return torch.float64 if rows.device.type == "cpu" else rows.dtype
