@@ -53,6 +53,12 @@ class Flags:
     target: str | None = None
     span: tuple[str, str] | None = None
 
+    def names(self) -> set[str]:
+        """Return every column that was named, but for those of a span, which may be delimiters."""
+        whole = (self.image, self.label, self.id, self.group, self.target)
+        texts = (self.text or "").split(",")
+        return {n.strip() for n in (*texts, *whole) if n is not None and n.strip()}
+
 
 @dataclass(frozen=True)
 class Layout:

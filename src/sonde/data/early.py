@@ -42,11 +42,11 @@ def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = F
             raise InputError(f"{path} is empty. Pass a folder of images, or a file.")
         return
     source = open_file(path, skip_bad)
-    sample = source.columns()
-    for names in columns:
-        for name in (names or "").split(","):
-            if name.strip() and name.strip() not in sample:
-                raise InputError(
-                    f"{source.name} has no column {name.strip()!r}, only "
-                    f"{', '.join(sample) or 'none'}.{near(name.strip(), sample)}"
-                )
+    named = [n.strip() for names in columns for n in (names or "").split(",") if n.strip()]
+    sample = source.columns(named)
+    for name in named:
+        if name not in sample:
+            raise InputError(
+                f"{source.name} has no column {name!r}, only "
+                f"{', '.join(sample) or 'none'}.{near(name, sample)}"
+            )

@@ -14,6 +14,8 @@ from sonde.data.sources import Row, Source, Walk
 class Iterated(Source):
     """The items of a re-iterable: one item is one example without a batch axis."""
 
+    rows_differ = True
+
     def __init__(self, items: Any) -> None:
         self.name = type(items).__name__
         items = self._items = _checked(_rows_of_table(items))

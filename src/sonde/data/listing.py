@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -13,7 +13,7 @@ import numpy as np
 from sonde.core.batch import word_of
 from sonde.core.errors import InputError
 from sonde.core.hashing import base_hashes, draws, rank_key
-from sonde.data.columns import PAIRED, Layout
+from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
 from sonde.data.encoder import Encoder, Piece
 from sonde.data.labels import LabelColumn, Labels
 from sonde.data.sources import Row, Source, is_missing
@@ -45,6 +45,8 @@ class Listing:
         Items that were cut into chunks, or short.
     skipped : tuple of str
         Why rows were left out (the first few).
+    late : frozenset of str
+        Columns with a meaning that the layout does not know, for the first rows lack them.
     """
 
     keys: list[bytes]
@@ -67,6 +69,7 @@ class Listing:
     n_chunked: int
     n_truncated: int
     skipped: tuple[str, ...]
+    late: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -122,8 +125,21 @@ def list_source(
     id2label: Mapping[int, str] | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
+    known: Container[str] = (),
 ) -> Listing:
     """Return the listing of a source: one streamed pass, nothing decoded.
+
+    Parameters
+    ----------
+    source, encoder, layout
+    id2label : mapping or None
+        The names of the model's classes.
+    limit : int or None
+        Only the first rows.
+    skip_bad : bool
+        Leave out broken items and count them.
+    known : container of str
+        The columns that the layout was made from.
 
     Raises
     ------
@@ -132,7 +148,10 @@ def list_source(
     """
     lists = _Lists()
     rows = enumerate(source.rows())
+    watched = {name for name in _meanings(layout) if name not in known}
+    late: set[str] = set()
     for block in _blocks(islice(rows, limit) if limit is not None else rows):
+        late.update(*(watched & row.keys() for _, row in block))
         _list_block(block, lists, source, encoder, layout, skip_bad)
     if not lists.keys:
         left_out = (
@@ -158,6 +177,7 @@ def list_source(
         n_chunked=lists.n_chunked,
         n_truncated=lists.n_truncated,
         skipped=tuple(lists.skipped),
+        late=frozenset(late),
     )
 
 
@@ -184,6 +204,13 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
         n_chunked=len(np.intersect1d(rows, listing.row[listing.piece > 0])),
         n_truncated=len(np.unique(rows[listing.truncated[kept] > 0])),
     )
+
+
+def _meanings(layout: Layout) -> set[str]:
+    """Return the names that mean something by default and that a layout has not given to any."""
+    labels = LABEL_NAMES if layout.label is None else ()
+    own = [name for name in ("id", "group") if getattr(layout, name) is None]
+    return {*labels, *own, *(() if layout.paired else PAIRED)}
 
 
 def _blocks(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:

@@ -11,12 +11,13 @@ from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
 from sonde.data import hub
 from sonde.data.arrays import ARRAY_SUFFIXES, array_source
-from sonde.data.columns import Flags, layout
+from sonde.data.columns import Flags, Layout, Sample, layout
+from sonde.data.encoder import Encoder
 from sonde.data.encoding import ImageFlags, batch_size_for, encoder_for, reads_of
 from sonde.data.folders import ImageFolder
 from sonde.data.inputs import ItemInputs
 from sonde.data.iterables import ArrayRows, Iterated
-from sonde.data.listing import list_source, pick
+from sonde.data.listing import Listing, list_source, pick
 from sonde.data.shipped import is_shipped, shipped_source
 from sonde.data.sources import Source
 from sonde.data.span import span_of
@@ -99,19 +100,20 @@ def open_inputs(
     columns = (text_column, image_column, label_column, id_column, group_column, target_column)
     flags = Flags(*columns, span_of(span))
     images = ImageFlags.of(image_size, image_mean, image_std)
-    sample = source.columns()
+    sample = source.columns(flags.names())
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
-    found = layout(sample, reads_of(model, images), flags, model.name or "the model", source.name)
-    encoder = encoder_for(model, found, source.base, images, max_length, chosen)
-    listing = list_source(
-        source,
-        encoder,
-        found,
-        id2label=_id2label(model),
-        limit=limit,
-        skip_bad=skip_bad,
-    )
+    reads, id2label = reads_of(model, images), _id2label(model)
+
+    def listed(sample: Sample) -> tuple[Layout, Encoder, Listing]:
+        found = layout(sample, reads, flags, model.name or "the model", source.name)
+        encoder = encoder_for(model, found, source.base, images, max_length, chosen)
+        asked = {"id2label": id2label, "limit": limit, "skip_bad": skip_bad, "known": sample}
+        return found, encoder, list_source(source, encoder, found, **asked)
+
+    found, encoder, listing = listed(sample)
+    if listing.late:
+        found, encoder, listing = listed({**sample, **source.columns(listing.late)})
     if label_column is not None and not listing.labels.any:
         reason = listing.labels.reason or "every value is empty, null or -1"
         raise InputError(f"{source.name}: column {label_column!r} gives no label: {reason}.")

@@ -1,7 +1,7 @@
 """Where items come from, one row of named values after another, and how to reach a row again."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -34,11 +34,13 @@ class Source(ABC):
     """Rows of named values: streamed once for the listing, then reached by number.
 
     ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); ``take``
-    and ``where`` count the rows that it yields, ``numbers`` says which items these are.
+    and ``where`` count the rows that it yields, ``numbers`` says which items these are. All rows
+    have the same columns, unless ``rows_differ``.
     """
 
     name: str = ""
     n_bad: int = 0
+    rows_differ: bool = False
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
@@ -61,13 +63,20 @@ class Source(ABC):
         """Return the place of rows among all items as they lie, broken ones included, from 0."""
         return rows
 
-    def columns(self) -> dict[str, list[Any]]:
-        """Return the names of the columns with the values of the first rows."""
+    def columns(self, wanted: Iterable[str] = ()) -> dict[str, list[Any]]:
+        """Return the names of the columns with the values of the first rows.
+
+        Where rows may differ, those that are wanted are looked for in all of them.
+        """
         found: dict[str, list[Any]] = {}
-        rows = self.rows()
-        for row, _ in zip(rows, range(SAMPLE_ROWS), strict=False):
-            for name, value in row.items():
-                found.setdefault(name, []).append(value)
+        missing = set(wanted)
+        for number, row in enumerate(self.rows()):
+            if number >= SAMPLE_ROWS and not (self.rows_differ and missing):
+                break
+            names = row if number < SAMPLE_ROWS else missing & row.keys()
+            for name in names:
+                found.setdefault(name, []).append(row[name])
+            missing -= found.keys()
         return found
 
     def names_of(self, column: str) -> Sequence[str] | None:

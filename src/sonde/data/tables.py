@@ -74,6 +74,8 @@ class _Lines(Source):
 class JsonLines(_Lines):
     """One JSON object per line."""
 
+    rows_differ = True
+
     def rows(self) -> Iterator[Row]:
         """Yield the object of each line; empty lines are passed over."""
         self._forget()
