@@ -166,6 +166,26 @@ def test_merge_joins_calibrations_and_refuses_what_cannot_be(fitted):
         merge(parts[0], fitted)
 
 
+@pytest.mark.truth("the rate of new rows; one calibration on all rows that differ")
+def test_rows_known_to_both_calibrations_count_once(fitted):
+    ids = [str(i) for i in range(301)]
+    held = rows(301, 4)
+    most, all_of_it = (
+        calibrate(fitted, Stream.of(held[:n], ids=ids[:n]), progress=False) for n in (300, 301)
+    )
+    with pytest.raises(StateError, match="300 of 300 kept rows of one bundle"):
+        merge_calibrations(most, all_of_it)
+    few = calibrate(fitted, Stream.of(held[100:], ids=ids[100:]), m=150, progress=False)
+    first = calibrate(fitted, Stream.of(held[:150], ids=ids[:150]), m=150, progress=False)
+    assert merge_calibrations(first, few).result("knn").calibration.n == 351  # not all is kept
+    some = calibrate(fitted, Stream.of(held[100:], ids=ids[100:]), progress=False)
+    start = calibrate(fitted, Stream.of(held[:150], ids=ids[:150]), progress=False)
+    merged = merge_calibrations(start, some).result("knn").calibration
+    whole = all_of_it.result("knn").calibration
+    assert merged.n == whole.n == 301
+    assert merged.threshold(0.05) == whole.threshold(0.05)
+
+
 def test_what_is_refused(fitted):
     with pytest.raises(InputError, match="not fitted on"):
         calibrate(fitted, Stream.of(rows(300, 0)), progress=False)

@@ -113,6 +113,17 @@ def test_ten_million_scores_take_constant_memory():
     assert found.threshold(0.05) == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.truth("the calibration of the rows themselves")
+def test_rows_that_come_twice_count_once_where_all_are_kept():
+    statistic, scores = HeldScores(500, 30), torch.randn(400, dtype=torch.float64)
+    state = statistic.merge(observed(scores, statistic), observed(scores, statistic))
+    whole = Calibration.from_scores(scores)
+    assert state.calibration().n == 400
+    assert state.calibration().p_value(scores).tolist() == pytest.approx(
+        whole.p_value(scores).tolist()
+    )
+
+
 def test_what_is_refused():
     statistic = HeldScores(10, 5, max_classes=3)
     with pytest.raises(ShapeError, match="expected a column 2"):

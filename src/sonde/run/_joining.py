@@ -1,10 +1,12 @@
 """Fitted bundles of different data as one: their states are merged, their headers joined."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sonde.core.classes import joined_names
 from sonde.core.errors import StateError
@@ -14,7 +16,7 @@ from sonde.core.passes import merge_states
 from sonde.run.entries import inner_of
 from sonde.run.ledger import add_counters, join_units
 from sonde.run.stages import has_stages
-from sonde.stats import HashSampleState
+from sonde.stats import HashSample, HashSampleState
 
 if TYPE_CHECKING:
     from sonde.run.fitted import Fitted
@@ -91,34 +93,53 @@ def _require_alike(a: "Fitted", b: "Fitted") -> None:
 
 
 def _require_other_rows(a: "Fitted", b: "Fitted") -> None:
-    """Refuse bundles of which most sampled rows of one are in the other, by their draws.
-
-    Below the smaller of both largest draws the samples miss no row, so the share is that of all.
-    """
-    for mine, theirs in _samples(a, b):
-        both = [rank_key(s.draw) for s in (mine, theirs)]
-        if not all(map(len, both)):
-            continue
-        ends = [int(d.max()) for s, d in zip((mine, theirs), both, strict=True) if _is_cut(s)]
-        here = [set(d[d <= min(ends, default=LAST)].tolist()) for d in both]
-        fewer, shared = min(map(len, here)), len(here[0] & here[1])
-        if fewer and shared > MOST_SHARED * fewer:
+    """Refuse bundles of which most sampled rows of one are in the other, by their draws."""
+    for kind, both in _samples(a, b):
+        found = most_shared(*(Drawn.of(kind, sample) for sample in both))
+        if found is not None:
             raise StateError(
-                f"Fitted.merge: {shared:,} of {fewer:,} sampled rows of one bundle have the ids of "
-                "rows of the other: they would count twice. Fit on data that share no examples, or "
-                "give those of different data different ids."
+                f"Fitted.merge: {found[0]:,} of {found[1]:,} sampled rows of one bundle have the "
+                "ids of rows of the other: they would count twice. Fit on data that share no "
+                "examples, or give those of different data different ids."
             )
 
 
-def _samples(a: "Fitted", b: "Fitted") -> Iterator[tuple[HashSampleState, HashSampleState]]:
-    for request, state in a.states.items():
-        other = b.states.get(request)
-        if isinstance(state, HashSampleState) and isinstance(other, HashSampleState):
-            yield state, other
+@dataclass(frozen=True)
+class Drawn:
+    """The rows of a sample: their draws, by what it is ordered, and whether it is cut there."""
+
+    draw: Int[Tensor, "sample"]
+    order: Int[Tensor, "sample"]
+    is_cut: bool
+
+    @classmethod
+    def of(cls, kind: HashSample, sample: HashSampleState) -> "Drawn":
+        """Return the rows of a hash sample."""
+        is_cut = len(sample.draw) == kind.m and not sample.is_everything
+        return cls(sample.draw, sample.group_draw if kind.groups else sample.draw, is_cut)
 
 
-def _is_cut(sample: HashSampleState) -> bool:
-    return not sample.is_everything
+def most_shared(*samples: Drawn) -> tuple[int, int] | None:
+    """Return how many rows of how many two samples share, where that is most of one of them.
+
+    Before the nearer of both ends the samples miss no row, so the share is that of all.
+    """
+    orders = [rank_key(s.order) for s in samples]
+    ends = [int(o[-1]) for o, s in zip(orders, samples, strict=True) if s.is_cut]
+    end = min(ends, default=LAST)
+    here = [set(s.draw[o <= end].tolist()) for s, o in zip(samples, orders, strict=True)]
+    fewer, shared = min(map(len, here)), len(here[0] & here[1])
+    return (shared, fewer) if shared > MOST_SHARED * fewer else None
+
+
+def _samples(
+    a: "Fitted", b: "Fitted"
+) -> Iterator[tuple[HashSample, tuple[HashSampleState, HashSampleState]]]:
+    for name, request in a.requests.items():
+        both = a.states.get(name), b.states.get(name)
+        kind = request.statistic
+        if isinstance(kind, HashSample) and all(isinstance(s, HashSampleState) for s in both):
+            yield kind, both  # type: ignore[misc]
 
 
 def _first(names: tuple[str, ...]) -> str:

@@ -14,12 +14,13 @@ from sonde.core.requests import Request, States, Task, reads_of, requests
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.run._held_scores import held_scores
+from sonde.run._joining import Drawn, most_shared
 from sonde.run.entries import Key, inner_of
 from sonde.run.fit import data_fingerprint, require_same_model
 from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
 from sonde.run.score import open_for, reduction_of
-from sonde.stats import By, Calibrated, Kept
+from sonde.stats import By, Calibrated, HeldScoresState, Kept
 
 ROWS = 10_000
 
@@ -112,7 +113,7 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
     ------
     StateError
         If the two are not the same detectors fitted on the same rows, or were calibrated on the
-        same data: its scores would count twice.
+        same data or mostly the same rows: their scores would count twice.
     """
     held = _held(list(a.tasks), a.split)
     fit = [i for i in a.states if i not in held]
@@ -129,6 +130,7 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
             "merge_calibrations: both bundles were calibrated on the same data (fingerprint "
             f"{min(twice)[:12]}): its scores would count twice."
         )
+    _require_other_rows(held, a, b)
     names = joined_names(a.label_names, b.label_names)
     if names is None:
         raise StateError(
@@ -139,6 +141,20 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
     data = {**a.header["data"], "label_names": [*names]}
     header = {**a.header, "calibrations": [*mine, *theirs], "data": data}
     return replace(a, states={**a.states, **joined}, header=header)
+
+
+def _require_other_rows(held: dict[str, Request], a: Fitted, b: Fitted) -> None:
+    """Refuse calibrations of which most rows of one are in the other."""
+    for name in held:
+        states = a.states[name], b.states[name]
+        both = [s.drawn() for s in states if isinstance(s, HeldScoresState)]
+        found = most_shared(*(Drawn(draw, draw, is_cut) for draw, is_cut in both))
+        if found is not None:
+            raise StateError(
+                f"merge_calibrations: {found[0]:,} of {found[1]:,} kept rows of one bundle have "
+                "the ids of rows of the other: their scores would count twice. Calibrate on data "
+                "that share no examples, or give those of different data different ids."
+            )
 
 
 def are_calibrations(a: Fitted, b: Fitted) -> bool:

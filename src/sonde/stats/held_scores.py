@@ -66,10 +66,14 @@ class HeldScoresState(State):
                 1,
             )
         c = _smallest(NO_LABEL, _joined(parts), self.m, self.top)
+        n = c.n if len(c.draw) == self.m else len(c.draw)
         spare = ~torch.isin(c.draw, c.top_draw)
-        return SampledCalibration(
-            c.top.flip(0), c.scores[spare].sort().values, c.n, guarantee, delta
-        )
+        return SampledCalibration(c.top.flip(0), c.scores[spare].sort().values, n, guarantee, delta)
+
+    def drawn(self) -> tuple[Int[Tensor, "sample"], bool]:
+        """Return the draws of the sampled scores, ascending, and whether there are others."""
+        c = _smallest(NO_LABEL, _joined(list(self.classes)), self.m, self.top)
+        return c.draw, len(c.draw) == self.m and c.n > self.m
 
 
 @final
@@ -77,8 +81,8 @@ class HeldScoresState(State):
 class HeldScores(Statistic[HeldScoresState]):
     """Scores of held-out rows: a hash sample and the largest ones, by class. Exact.
 
-    Give it one score for each group: a p-value of a document needs
-    scores of documents. A row that arrives twice is kept once, but counts twice in ``n``.
+    Give it one score for each group: a p-value of a document needs scores of documents. A row that
+    arrives twice is kept once; where more scores arrive than are kept it counts twice in ``n``.
 
     Parameters
     ----------
