@@ -56,3 +56,19 @@ def test_value_is_the_ratio_of_steps_to_spread() -> None:
 
 def test_few_pairs_are_withheld() -> None:
     assert SND044().check(evidence_of(digits()[0][:100])).state == "withheld"
+
+
+@pytest.mark.truth("steps between the last row of a group and the first of the next, in numpy")
+def test_rows_of_one_group_are_no_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(300, 8, generator=generator).double()
+    x = means.repeat_interleave(5, 0) + 0.3 * torch.randn(1500, 8, generator=generator)
+    check = SND044().check(evidence_of(x, group=torch.arange(1500) // 5))
+    assert check.state == "clear"
+    assert check.figure is not None
+    first = np.arange(1499)
+    kept = first[(first + 1) % 5 == 0]
+    step = (x[kept + 1] - x[kept]).square().sum(1).numpy()
+    spread = 2 * x.numpy().var(0, ddof=1).sum()
+    assert check.figure.value == pytest.approx(step.mean() / spread, rel=0.03)
+    assert SND044().check(evidence_of(x)).state == "raised"

@@ -23,7 +23,9 @@ def test_neighbours():
     x = torch.randn(40, 3, generator=GENERATOR)
     order = torch.arange(40)
     shuffle = torch.randperm(40, generator=GENERATOR)
-    state = NeighbourSums().observe(x[shuffle], order[shuffle], torch.zeros(40).long())
+    state = NeighbourSums().observe(
+        x[shuffle], order[shuffle], order[shuffle], torch.zeros(40).long()
+    )
     want = (x[1:] - x[:-1]).double().square().sum(1)
     assert float(state.mean) == pytest.approx(float(want.mean()))
     assert state.pairs[:3].tolist() == [16, 16, 7]
@@ -33,18 +35,17 @@ def test_neighbours():
 @pytest.mark.truth("1 for exchangeable rows; sorted rows are close to their neighbours")
 def test_neighbour_ratio():
     x = torch.randn(1000, 2, generator=GENERATOR)
-    zero = torch.zeros(1000, dtype=torch.int64)
+    order, zero = torch.arange(1000), torch.zeros(1000, dtype=torch.int64)
     double = 2 * float(x.var(0, correction=0).sum())
-    state = NeighbourSums().observe(x, torch.arange(1000), zero)
+    state = NeighbourSums().observe(x, order, order, zero)
     assert abs(float(state.mean) / double - 1) < 4 * state.se / double
-    near = NeighbourSums().observe(x[x[:, 0].argsort()], torch.arange(1000), zero)
+    near = NeighbourSums().observe(x[x[:, 0].argsort()], order, order, zero)
     assert float(near.mean) / double < 0.6
 
 
-def test_neighbours_of_one_example_do_not_count():
-    state = NeighbourSums().observe(
-        torch.ones(4, 1), torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
-    )
+def test_neighbours_of_one_group_do_not_count():
+    order, group, position = torch.tensor([[0, 0, 1, 2], [7, 7, 7, 4], [0, 1, 0, 0]])
+    state = NeighbourSums().observe(torch.ones(4, 1), order, group, position)
     assert int(state.pairs.sum()) == 1
     assert state.se != state.se
 

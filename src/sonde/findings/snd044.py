@@ -45,9 +45,10 @@ class SND044(Rule):
         "too small."
     )
     how: ClassVar[str] = (
-        "Mean of |x_i - x_(i+1)|^2 over consecutive examples, divided by twice the total variance: "
-        "1 for rows in random order. Standard error by leaving out one of 16 interleaved blocks. A "
-        "warning where no groups are given and p-values against OTHER are printed."
+        "Mean of |x_i - x_(i+1)|^2 over consecutive rows of different groups, divided by twice the "
+        "total variance: 1 for groups in random order. Standard error by leaving out one of 16 "
+        "interleaved blocks. A warning where no groups are given and p-values against OTHER are "
+        "printed."
     )
     false_positives: ClassVar[str] = "Files sorted by label or by source, though rows differ."
     plant: ClassVar[str] = "Rows sorted by label."
@@ -83,7 +84,7 @@ class SND044(Rule):
             Finding(
                 self.code,
                 "warning" if severe else "note",
-                self._sentence(worst),
+                self._sentence(worst, " of different groups" if evidence.data.grouped else ""),
                 figure,
                 sites=sites,
                 effect=max(0.0, min(1.0, 1 - worst.value)),
@@ -91,10 +92,10 @@ class SND044(Rule):
             )
         )
 
-    def _sentence(self, worst: _Steps) -> str:
+    def _sentence(self, worst: _Steps, whose: str) -> str:
         return (
-            f"Rows that follow one another in the file are alike at {worst.site.name}: their "
-            f"squared distance is {percent(worst.value)} of that of any two rows "
+            f"Rows{whose} that follow one another in the file are alike at {worst.site.name}: "
+            f"their squared distance is {percent(worst.value)} of that of any two rows "
             f"({percent(max(0.0, worst.value - 2.13 * worst.se))} to "
             f"{percent(worst.value + 2.13 * worst.se)}; 100 % in random order). "
             f"{plural(worst.pairs, 'pair')}."

@@ -1,4 +1,4 @@
-"""How far apart neighbouring examples of the planned order are."""
+"""How far apart neighbouring groups of the planned order are."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -39,7 +39,7 @@ class NeighbourSumsState(State):
 @final
 @dataclass(frozen=True)
 class NeighbourSums(Statistic[NeighbourSumsState]):
-    """Sums of ``|x_i - x_(i+1)|^2`` over consecutive rows of different examples. Exact.
+    """Sums of ``|x_i - x_(i+1)|^2`` over consecutive rows of different groups. Exact.
 
     Pairs inside one ``observe`` call count, so a unit comes whole; a pair across units is left out.
     A pair belongs to block ``(order // 16) mod 16`` of its first row.
@@ -51,13 +51,14 @@ class NeighbourSums(Statistic[NeighbourSumsState]):
         self,
         x: Float[Tensor, "row dim"],
         order: Int[Tensor, "row"],
+        group: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> NeighbourSumsState:
         """Return the sums over neighbours among these rows."""
         by_position = torch.argsort(position, stable=True)
         rows = by_position[torch.argsort(order[by_position], stable=True)]
         first, second = rows[:-1], rows[1:]
-        apart = order[first] != order[second]
+        apart = group[first] != group[second]
         first, second = first[apart], second[apart]
         wide = x.detach().double()
         gap = wide[second.to(x.device)] - wide[first.to(x.device)]
