@@ -47,7 +47,8 @@ def test_collapse_equals_the_trace_with_a_pseudo_inverse() -> None:
     rows, label = points(0.7)
     classes = fitted_on(rows, label)
     value = collapse(classes, classes.labels, rows, label)
-    assert value == pytest.approx(class_separability(rows, label).nc1, rel=1e-6)
+    one = class_separability(rows, label).nc1
+    assert value * (len(rows) - 10) / len(rows) == pytest.approx(one, rel=1e-6)
 
 
 @pytest.mark.truth("the full covariance within classes")
@@ -57,3 +58,20 @@ def test_wide_sites_take_the_spread_from_sampled_rows() -> None:
     assert collapse(diagonal, full.labels, rows, label) == pytest.approx(
         collapse(full, full.labels, rows, label), rel=1e-9
     )
+
+
+@pytest.mark.truth("the two large classes alone")
+@pytest.mark.parametrize("far", [1.0, 6.0])
+def test_classes_of_one_row_change_nothing(far: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.cat([torch.arange(120) % 2, torch.arange(2, 902)])
+    x = torch.randn(1020, 8, generator=generator)
+    x[:120] += 6 * label[:120, None] - 3
+    x[120:] *= far
+    alone = SND032().check(evidence_of(x[:120], label=label[:120]))
+    check = SND032().check(evidence_of(x, label=label))
+    assert alone.figure is not None
+    assert check.figure is not None
+    assert check.state == alone.state
+    assert check.figure.value == pytest.approx(alone.figure.value, rel=1e-4)
+    assert check.figure.n_rows == 120

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.findings._held_out import eta_squared
 from sonde.findings._linear import fitted_on
 from sonde.findings._places import read_command, too_few
 from sonde.findings._shared import shared_rows
@@ -67,7 +66,7 @@ class SND032(Rule):
         large = every.labels[every.n >= LEAST_ROWS]
         if len(large) < 2:
             return too_few(self, len(large), 2, f"classes of {LEAST_ROWS} rows")
-        value, explained = collapse(every, large, x, label), eta_squared(every)
+        value, explained = collapse(every, large, x, label), _explained(every, large)
         if not math.isfinite(value):
             return self.withheld("the class means coincide")
         figure = self._figure(value, every, large, x, label, shared.group, wide)
@@ -120,7 +119,7 @@ class SND032(Rule):
             "ratio",
             threshold=self.nc1,
             direction="below",
-            n_rows=every.n_labelled,
+            n_rows=int(every.n[torch.isin(every.labels, large)].sum()),
             n_groups=len(torch.unique(group)),
         )
 
@@ -133,8 +132,9 @@ def collapse(
 ) -> float:
     """Return ``tr(S_W S_B^+) / classes``; NaN where the means of the kept classes coincide.
 
-    Where only variances are kept, the spread inside classes along the directions between them comes
-    from the rows ``x``.
+    ``S_W`` has the divisor rows - classes, for a class of one row says nothing of its spread. Where
+    only variances are kept, the spread inside classes along the directions between them comes from
+    the rows ``x``.
     """
     at = torch.isin(classes.labels, kept)
     means = classes.mean[at]
@@ -144,9 +144,25 @@ def collapse(
         return math.nan
     singular, directions = singular[real], directions[real]
     if classes.scatter == "pooled":
-        along = ((directions @ classes.pooled) * directions).sum(1) / classes.n_labelled
+        along = ((directions @ classes.pooled) * directions).sum(1) / _freedom(classes)
     else:
         inside = torch.isin(label, classes.labels)
         own = classes.mean[torch.searchsorted(classes.labels, label[inside])]
         along = ((x[inside] - own) @ directions.T).square().mean(0)
+        along = along * classes.n_labelled / _freedom(classes)
     return float((along / singular.square()).sum())
+
+
+def _explained(classes: ClassMomentsState, kept: Int[Tensor, "kept"]) -> float:
+    """Return the share of the variance of rows of the kept classes that lies between these."""
+    at = torch.isin(classes.labels, kept)
+    share = classes.weight[at] / classes.weight[at].sum()
+    means = classes.mean[at]
+    between = float(share @ (means - share @ means).square().sum(1))
+    pooled = classes.pooled
+    inside = float(pooled.sum() if pooled.ndim == 1 else pooled.trace()) / _freedom(classes)
+    return between / (between + inside) if between + inside > 0 else 0.0
+
+
+def _freedom(classes: ClassMomentsState) -> int:
+    return max(classes.n_labelled - len(classes.labels), 1)
