@@ -11,7 +11,7 @@ from sonde.core.calibration import Calibration
 from sonde.core.errors import CalibrationError, InputError, ShapeError
 from sonde.core.hashing import splitmix64
 from sonde.core.state import equal, size_bytes
-from sonde.stats import HeldScores
+from sonde.stats import HeldScores, SampledCalibration
 
 
 def draws(n, start=0):
@@ -140,3 +140,20 @@ def test_what_is_refused():
     assert caught.value.needed == 19
     with pytest.raises(InputError, match="NaN"):
         found.p_value([math.nan])
+
+
+@pytest.mark.truth("the true rate of the threshold, in nine of ten calibrations")
+@pytest.mark.parametrize(("m", "top", "alpha"), [(100, 20, 0.03), (100, 20, 0.04), (10, 10, 0.05)])
+def test_the_interval_of_the_rate_covers_it(m, top, alpha):
+    rng = np.random.default_rng(0)
+    n, hits = 1000, 0
+    for _ in range(300):
+        highest = rng.beta(top, n + 1 - top)  # how much lies above the smallest of the largest
+        tail = 1 - np.r_[highest, highest * rng.random(top - 1)]
+        rest = rng.random(m) * (1 - highest)
+        found = SampledCalibration(
+            torch.tensor(tail).sort().values, torch.tensor(rest).sort().values, n
+        )
+        low, high = found.rate_interval(alpha, 0.9)
+        hits += low <= 1 - found.threshold(alpha) <= high
+    assert hits >= scipy.stats.binom.ppf(1e-3, 300, 0.9)

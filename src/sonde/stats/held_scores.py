@@ -210,11 +210,7 @@ class SampledCalibration(State):
             )
         if rank <= top:
             return float(self.tail[top - rank])
-        rest, half = top / (self.n + 1), self.delta / 2
-        if self.guarantee == "pac":
-            rest = float(betaincinv(top, self.n + 1 - top, 1 - half))
-        lower = (alpha - rest) / (1 - rest)
-        found = self._rank(lower, len(self.scores), half) if lower > 0 else 0
+        found = self._rank_below(alpha)
         return float(self.scores[-found] if found else self.tail[0])
 
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
@@ -228,13 +224,21 @@ class SampledCalibration(State):
             return 0.0, 0.0
         if rank <= top:
             return _ends(tail, rank, n + 1 - rank)
-        limit = self.threshold(alpha)
-        above = int((self.scores > limit).sum())
+        found = self._rank_below(alpha)
         low, high = _ends(tail / 2, top, n + 1 - top)
-        if above == 0:
+        if found == 0:
             return low, high
-        more = _ends(tail / 2, above, len(self.scores) + 1 - above)
+        more = _ends(tail / 2, found, len(self.scores) + 1 - found)
         return low + (1 - low) * more[0], high + (1 - high) * more[1]
+
+    def _rank_below(self, alpha: float) -> int:
+        """Return which of the sample's largest scores is the threshold; 0 = the tail's smallest."""
+        top, half = len(self.tail), self.delta / 2
+        rest = top / (self.n + 1)
+        if self.guarantee == "pac":
+            rest = float(betaincinv(top, self.n + 1 - top, 1 - half))
+        lower = (alpha - rest) / (1 - rest)
+        return self._rank(lower, len(self.scores), half) if lower > 0 else 0
 
     def _rank(self, alpha: float, n: int, delta: float) -> int:
         """Return how many of ``n`` scores may lie above a threshold."""
