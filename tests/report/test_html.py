@@ -280,3 +280,18 @@ def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> No
     assert "MSP logits 0.8" in words
     assert "KNN h.3:out 0.8" in words
     assert "p-value &lt; 1e-300" in words
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.01, "1 site of 12 differs from the one before by less than 5 % of its spread; least "),
+        (0.5, "Every site differs from the one before; least, relative to its spread, "),
+    ],
+)
+def test_small_changes_are_counted_by_site_not_by_block(report, value: float, said: str) -> None:
+    other = copy.deepcopy(report)
+    for i, row in enumerate(other["sites"]):
+        row["values"]["update_per_spread"] = {"value": 0.6 if i else value, "se": None}
+    made = next(p for p in depth_pictures(other) if p.key == "depth-update_per_spread")
+    assert made.message.startswith(said)

@@ -166,9 +166,7 @@ def _message(panel: Panel, points: Rows, axis: Axis) -> str:
 def _update_message(panel: Panel, points: Rows, least: str) -> str:
     small = sum(point["value"] < (panel.limit or 0.0) for point in points)
     if not small:
-        return f"Every block changes what it receives; least, relative to its spread, {least}"
-    what = (
-        f"change{'s' if small == 1 else ''} what {'it receives' if small == 1 else 'they receive'}"
-    )
-    head = f"{plural(small, 'block')} of {len(points)} {what} by less than {share(panel.limit)}"
-    return f"{head} of its spread; least {least}"
+        return f"Every site differs from the one before; least, relative to its spread, {least}"
+    what = f"{plural(small, 'site')} of {len(points)} {'differs' if small == 1 else 'differ'}"
+    limit = f"by less than {share(panel.limit)} of its spread"
+    return f"{what} from the one before {limit}; least {least}"
