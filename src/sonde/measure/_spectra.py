@@ -1,8 +1,10 @@
 """Eigenvalues of the rows of a site, from all rows or from a sample, for all ranks."""
 
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,7 @@ from sonde.measure._flags import moment_flags, precision_flags, spread_of
 from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
 from sonde.stats.halves import half_error, random_halves
 
+S = TypeVar("S")
 Source = Literal["moments", "sample"]
 Rows = MomentsState | HashSampleState
 Figure = Callable[[Float[Tensor, "rank"]], Float[Tensor, ""]]
@@ -93,7 +96,7 @@ def _sampled(sample: HashSampleState, centered: bool) -> Spectral:
     x = sample.rows.double()
     n, dim = x.shape
     mean = x.mean(0)
-    values = _of_rows(x, centered)
+    values = _last.get(sample, ("all", centered), lambda: _of_rows(x, centered))
     flags = precision_flags(spread_of(mean, (x - mean).square().mean(0)), sample.rows.dtype)
     if len(values) == 0:
         flags = ["dead"]
@@ -164,27 +167,51 @@ def rank_result(
 
 
 def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> float | None:
-    """Return the spread over random halves, None where a half is one group or has no spectrum.
-
-    Halves of wide rows are parts of one Gram matrix.
-    """
+    """Return the spread over random halves, None where a half is one group or has no spectrum."""
     if len(sample.group.unique()) < 4:
         return None
+    halves = _last.get(sample, ("halves", centered), lambda: _spectra_of_halves(sample, centered))
+    if any(len(half) == 0 for half in halves):
+        return None
+    return float(half_error(torch.stack([figure(half) for half in halves])))
+
+
+def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Tensor, "_rank"]]:
+    """Return the eigenvalues of random halves; those of wide rows are parts of one Gram matrix."""
     x = sample.rows.double()
     x = x - x.mean(0) if centered else x
     dim = x.shape[1]
     gram = x @ x.T if len(x) < dim else None
-    values: list[Tensor] = []
+    found: list[Tensor] = []
     for mask in random_halves(sample.group).to(x.device):
         if gram is None:
-            half = _of_rows(x[mask], centered)
+            found.append(_of_rows(x[mask], centered))
         else:
             part = gram[mask][:, mask]
-            half = _of_gram(_centred(part) if centered else part, len(part), dim, centered)
-        if len(half) == 0:
-            return None
-        values.append(figure(half))
-    return float(half_error(torch.stack(values)))
+            part = _centred(part) if centered else part
+            found.append(_of_gram(part, len(part), dim, centered))
+    return found
+
+
+class _Last(threading.local):
+    """Spectra of the sample that was asked for last: all ranks of a site need the same ones."""
+
+    def __init__(self) -> None:
+        self._sample: Callable[[], HashSampleState | None] = lambda: None
+        self._found: dict[Hashable, Any] = {}
+
+    def get(self, sample: HashSampleState, name: Hashable, make: Callable[[], S]) -> S:
+        """Return what ``make`` gives; a graph of gradients is not kept."""
+        if sample.rows.requires_grad:
+            return make()
+        if self._sample() is not sample:
+            self._sample, self._found = weakref.ref(sample), {}
+        if name not in self._found:
+            self._found[name] = make()
+        return self._found[name]
+
+
+_last = _Last()
 
 
 def _centred(gram: Float[Tensor, "row row"]) -> Float[Tensor, "row row"]:
