@@ -107,6 +107,9 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     assert "p <= 0.001 needs at least 999 calibrated rows, got 12" in ran.err
     assert "too few" in ran.out
     assert "0.0%" not in ran.out
+    run("calibrate", fitted, "-", folder / "few.npz", "--guarantee", "pac", "-o", few)
+    ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.1")
+    assert "p <= 0.1 needs at least 29 calibrated rows, got 12" in ran.err
 
 
 def test_features_of_another_model_are_refused(run, folder, fitted):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy.stats import beta
+from scipy.stats import beta, binom
 
 from sonde.core.calibration import Calibration, Guarantee
 from sonde.core.errors import CalibrationError, InputError
@@ -58,12 +58,31 @@ def test_the_interval_of_the_true_rate():
 
 @pytest.mark.truth("definition: alarm if and only if p <= alpha")
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.29, 0.5])
-def test_threshold_and_p_value_decide_alike_also_with_ties(alpha):
+@pytest.mark.parametrize(("guarantee", "delta"), [("marginal", 0.05), ("pac", 0.05), ("pac", 0.8)])
+def test_threshold_and_p_value_decide_alike_also_with_ties(alpha, guarantee, delta):
     g = torch.Generator().manual_seed(1)
-    calibration = Calibration.from_scores(torch.randint(0, 20, (99,), generator=g))
+    held = torch.randint(0, 20, (99,), generator=g)
+    calibration = Calibration.from_scores(held, guarantee, delta)
     scores = torch.randint(-1, 22, (500,), generator=g).double()
     alarm = scores > calibration.threshold(alpha)
     assert torch.equal(alarm, calibration.p_value(scores) <= alpha + 1e-12)
+
+
+@pytest.mark.truth("the beta distribution of the mass above an order statistic, by simulation")
+@pytest.mark.parametrize("n", [60, 300])
+def test_pac_p_values_alarm_too_often_in_few_calibrations_only(n):
+    g = torch.Generator().manual_seed(n)
+    alpha, delta, repeats, broken = 0.05, 0.1, 1000, 0
+    grid = torch.linspace(0.0, 1.0, 2001, dtype=torch.float64)
+    for _ in range(repeats):
+        held = torch.rand(n, generator=g, dtype=torch.float64)
+        p = Calibration.from_scores(held, "pac", delta).p_value(grid)
+        assert bool((p.diff() <= 0).all())
+        broken += 1 - float(grid[p <= alpha].min()) > alpha
+    assert broken <= binom.ppf(0.999, repeats, delta)
+    one = uniform(n, guarantee="pac", delta=delta)
+    assert float(one.p_value([2.0])) == pytest.approx(1 - delta ** (1 / n))  # above every score
+    assert float(one.p_value([-1.0])) == 1.0
 
 
 @pytest.mark.truth("simulation: normal scores, the exact rate of each threshold")

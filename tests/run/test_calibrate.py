@@ -138,6 +138,9 @@ def test_the_guarantee_for_this_calibration(tmp_path):
         calibration = bundle.result("mahalanobis").calibration
         assert calibration.threshold(0.05) == pytest.approx(whole.threshold(0.05))
         assert calibration.rate_interval(0.05) == pytest.approx(whole.rate_interval(0.05))
+        table = score(bundle, Stream.of(3 * rows(50, 2)), progress=False)
+        alarms = [p <= 0.05 for p in table["p"].to_pylist()]
+        assert alarms == [s > whole.threshold(0.05) for s in table["score"].to_pylist()]
 
 
 @pytest.mark.truth("one row of each group, scored by hand")

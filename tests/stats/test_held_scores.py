@@ -73,6 +73,21 @@ def test_pac_thresholds_keep_their_promise(alpha):
     assert broken <= scipy.stats.binom.ppf(0.999, 200, 0.1)
 
 
+@pytest.mark.truth("definition: alarm if and only if p <= alpha; the calibration of all scores")
+@pytest.mark.parametrize("alpha", [0.01, 0.04, 0.09, 0.2, 0.6])
+def test_pac_p_values_and_thresholds_decide_alike(alpha):
+    g = torch.Generator().manual_seed(5)
+    scores = torch.randint(0, 700, (900,), generator=g)
+    found = observed(scores, HeldScores(150, 60)).calibration(guarantee="pac", delta=0.1)
+    new = torch.arange(-1, 703).double()
+    p = found.p_value(new)
+    assert torch.equal(new > found.threshold(alpha), p <= alpha)
+    assert bool((p.diff() <= 0).all())
+    high = new > float(scores.sort().values[-60])
+    whole = Calibration.from_scores(scores, "pac", 0.1).p_value(new)
+    assert p[high].tolist() == pytest.approx(whole[high].tolist())
+
+
 @pytest.mark.truth("one pass over all shards; calibrations of each class alone")
 def test_shards_merge_and_classes_stay_apart():
     g = torch.Generator().manual_seed(1)

@@ -24,22 +24,21 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
 
     Notes say where scores are infinite, and where too few rows calibrated.
     """
-    rows, calibrated = [], []
+    rows, few = [], []
     names = scored.group_by(["instrument", "site"], use_threads=False).aggregate([])
     for name in [(line["instrument"], line["site"]) for line in names.to_pylist()]:
         part = part_of(scored, name)
         scores, p = part["score"].to_numpy(), part["p"].drop_null().to_numpy()
         _say_infinite(name, scores)
-        n = _n_calibrated(fitted, name) if len(p) else None
-        calibrated += [] if n is None else [n]
+        lacking = _lacking(fitted, name, alpha) if len(p) else None
+        few += [] if lacking is None else [lacking]
         median = f"{np.quantile(scores, 0.5, method='inverted_cdf'):.4g}"
         alarms = f"{np.mean(p <= alpha):.1%}" if len(p) else "-"
-        alarms = alarms if n is None or _reaches(n, alpha) else "too few"
+        alarms = alarms if lacking is None else "too few"
         rows.append((name[0], place_of(*name), f"{part.num_rows:,}", median, alarms))
-    few = [n for n in calibrated if not _reaches(n, alpha)]
     if few:
-        needed = math.ceil(1 / alpha - 1e-9) - 1
-        note(f"note: p <= {alpha:g} needs at least {needed} calibrated rows, got {min(few)}.")
+        n, needed = min(few)
+        note(f"note: p <= {alpha:g} needs at least {needed} calibrated rows, got {n}.")
     title = f"p<={alpha:g}"
     meanings = {"median": MEDIAN}
     if any(row[-1] != "-" for row in rows):
@@ -90,11 +89,10 @@ def _say_infinite(name: tuple[str, str], scores: np.ndarray) -> None:
         )
 
 
-def _n_calibrated(fitted: Fitted, name: tuple[str, str]) -> int | None:
+def _lacking(fitted: Fitted, name: tuple[str, str], alpha: float) -> tuple[int, int] | None:
+    """Return how many rows calibrated and how many it takes, where no p can be ``alpha``."""
     calibration = getattr(fitted.scorers.get(name), "calibration", None)
-    return None if calibration is None else getattr(calibration, "whole", calibration).n
-
-
-def _reaches(n: int, alpha: float) -> bool:
-    """Return whether a p-value over so many calibrated rows can be as small as alpha."""
-    return (n + 1) * alpha >= 1
+    whole = getattr(calibration, "whole", calibration)
+    if whole is None or whole.n >= whole.needed(alpha):
+        return None
+    return whole.n, whole.needed(alpha)

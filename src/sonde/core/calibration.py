@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import betainc, betaincinv  # pyright: ignore
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Calibration(State):
     If calibration and new rows are exchangeable, a row raises a false alarm at level ``alpha`` with
     probability at most ``alpha``, whatever the detector and with ties. ``marginal`` promises that
     on average over calibration sets; ``pac`` promises it for the one set at hand with probability
-    ``1 - delta``.
+    ``1 - delta``, of each level by itself. Thresholds and p-values decide alike.
 
     Parameters
     ----------
@@ -83,15 +84,17 @@ class Calibration(State):
         return self.scores.numel()
 
     def p_value(self, scores: Any) -> Float[Tensor, "row"]:
-        """Return ``(1 + #{held-out >= score}) / (n + 1)`` for each score; in (0, 1].
+        """Return the smallest level at which each score alarms; in (0, 1].
 
-        A NaN score has no p-value: it is an error.
+        With ``k = 1 + #{held-out >= score}``, ``marginal`` says ``k / (n + 1)``, and ``pac`` the
+        ``1 - delta`` quantile of ``Beta(k, n + 1 - k)``: how much may lie above the score. A NaN
+        score has no p-value: it is an error.
         """
         values = torch.as_tensor(scores, dtype=torch.float64).flatten()
         if bool(values.isnan().any()):
             raise InputError("Calibration.p_value: a score is NaN.")
         below = torch.searchsorted(self.scores, values.to(self.scores.device).contiguous())
-        return (1 + self.n - below).double() / (self.n + 1)
+        return least_levels(1 + self.n - below, self.n, self.guarantee, self.delta)
 
     def alarms_allowed(self, alpha: float) -> int:
         """Return how many held-out scores may lie above the threshold for level ``alpha``."""
@@ -106,9 +109,7 @@ class Calibration(State):
 
     def needed(self, alpha: float) -> int:
         """Return the smallest number of held-out scores with which level ``alpha`` is possible."""
-        if self.guarantee == "marginal":
-            return math.ceil(1.0 / alpha - 1e-9) - 1
-        return math.ceil(math.log(self.delta) / math.log1p(-alpha))
+        return needed_scores(alpha, self.guarantee, self.delta)
 
     def threshold(self, alpha: float) -> float:
         """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.
@@ -136,6 +137,29 @@ class Calibration(State):
             return 0.0, 0.0
         a, b = rank, self.n + 1 - rank
         return _quantile(tail, a, b), _quantile(1.0 - tail, a, b)
+
+
+def needed_scores(alpha: float, guarantee: Guarantee, delta: float) -> int:
+    """Return the smallest number of held-out scores with which level ``alpha`` is possible."""
+    if guarantee == "marginal":
+        return math.ceil(1.0 / alpha - 1e-9) - 1
+    return math.ceil(math.log(delta) / math.log1p(-alpha))
+
+
+def least_levels(
+    rank: Int[Tensor, "row"], n: int, guarantee: Guarantee, delta: float
+) -> Float[Tensor, "row"]:
+    """Return the smallest level at which ``rank - 1`` of ``n`` scores may lie above a threshold.
+
+    Ranks are 1 to ``n + 1``; the last, below every score, has level 1.
+    """
+    marginal = rank.double() / (n + 1)
+    if guarantee == "marginal":
+        return marginal
+    distinct, place = np.unique(rank.cpu().numpy(), return_inverse=True)
+    inside = np.minimum(distinct, n)
+    level = np.where(distinct > n, 1.0, betaincinv(inside, n + 1 - inside, 1.0 - delta))
+    return torch.maximum(torch.as_tensor(level[place], device=rank.device), marginal)
 
 
 def _below(x: float, a: int, b: int) -> float:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy.special import betainc, betaincinv  # pyright: ignore
 from torch import Tensor
 
-from sonde.core.calibration import Guarantee
+from sonde.core.calibration import Guarantee, least_levels, needed_scores
 from sonde.core.errors import CalibrationError, InputError, ShapeError
 from sonde.core.hashing import rank_key
 from sonde.core.state import State
@@ -145,6 +145,7 @@ class SampledCalibration(State):
     A score above the smallest of the ``T`` largest has the p-value of all ``n`` scores. Any other
     one lies among the ``n + 1 - T`` lower ones, of which the sample is uniform; with its p-value
     ``q`` there, ``(T + (n + 1 - T) q) / (n + 1)`` is one: exact at every level, ties included.
+    Under ``pac`` both parts hold with ``1 - delta / 2``, and thresholds and p-values decide alike.
 
     Parameters
     ----------
@@ -177,15 +178,18 @@ class SampledCalibration(State):
     delta: float = 0.05
 
     def p_value(self, scores: Any) -> Float[Tensor, "row"]:
-        """Return a p-value for each score; in (0, 1]."""
+        """Return the smallest level at which each score alarms; in (0, 1]."""
         values = torch.as_tensor(scores, dtype=torch.float64).flatten().contiguous()
         if bool(values.isnan().any()):
             raise InputError("SampledCalibration.p_value: a score is NaN.")
-        top, total = len(self.tail), self.n + 1
+        top, m = len(self.tail), len(self.scores)
         above = top - torch.searchsorted(self.tail, values)
         below = torch.searchsorted(self.scores, values)
-        q = (1 + len(self.scores) - below).double() / (len(self.scores) + 1)
-        return torch.where(above < top, (1 + above) / total, (top + (total - top) * q) / total)
+        rest = self._mass_above()
+        q = least_levels(1 + m - below, m, self.guarantee, self.delta / 2)
+        rank = (1 + above).clamp(max=top + 1)
+        level = least_levels(rank, self.n, self.guarantee, self.delta)
+        return torch.where(above < top, level, torch.maximum(level, rest + (1 - rest) * q))
 
     def threshold(self, alpha: float) -> float:
         """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.
@@ -200,9 +204,7 @@ class SampledCalibration(State):
         top = len(self.tail)
         rank = self._rank(alpha, self.n, self.delta)
         if rank == 0:
-            needed = math.ceil(1 / alpha - 1e-9) - 1
-            if self.guarantee == "pac":
-                needed = math.ceil(math.log(self.delta) / math.log1p(-alpha))
+            needed = self.needed(alpha)
             raise CalibrationError(
                 f"SampledCalibration.threshold: level {alpha:g} needs at least {needed} held-out "
                 f"scores ({self.guarantee}), got {self.n}. Hold out more rows or raise the level.",
@@ -212,6 +214,10 @@ class SampledCalibration(State):
             return float(self.tail[top - rank])
         found = self._rank_below(alpha)
         return float(self.scores[-found] if found else self.tail[0])
+
+    def needed(self, alpha: float) -> int:
+        """Return the smallest number of held-out scores with which level ``alpha`` is possible."""
+        return needed_scores(alpha, self.guarantee, self.delta)
 
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
         """Return where the true false-alarm rate lies, given this one calibration set.
@@ -233,12 +239,14 @@ class SampledCalibration(State):
 
     def _rank_below(self, alpha: float) -> int:
         """Return which of the sample's largest scores is the threshold; 0 = the tail's smallest."""
-        top, half = len(self.tail), self.delta / 2
-        rest = top / (self.n + 1)
-        if self.guarantee == "pac":
-            rest = float(betaincinv(top, self.n + 1 - top, 1 - half))
+        rest = self._mass_above()
         lower = (alpha - rest) / (1 - rest)
-        return self._rank(lower, len(self.scores), half) if lower > 0 else 0
+        return self._rank(lower, len(self.scores), self.delta / 2) if lower > 0 else 0
+
+    def _mass_above(self) -> float:
+        """Return how much lies above the smallest of the tail, at most where ``pac`` promises."""
+        top = torch.tensor([len(self.tail)])
+        return float(least_levels(top, self.n, self.guarantee, self.delta / 2))
 
     def _rank(self, alpha: float, n: int, delta: float) -> int:
         """Return how many of ``n`` scores may lie above a threshold."""
