@@ -181,10 +181,13 @@ def test_the_null_is_the_mean_over_all_labels(scores, n_unusual):
         [int(i in chosen) for i in range(7)]
         for chosen in itertools.combinations(range(7), n_unusual)
     ]
-    for options in ({}, {"interpolation": "trapezoid"}, {"positive": "usual"}):
+    every: list[dict[str, Any]] = [{}, {"interpolation": "trapezoid"}, {"positive": "usual"}]
+    for options in every:
         found = [aupr(scores, labels, resamples=0, **options) for labels in wanted]
-        assert found[0].null == pytest.approx(np.mean([f.value for f in found]), abs=1e-12)
+        assert found[0].null == pytest.approx(np.mean([float(f.value) for f in found]), abs=1e-12)
     if len(set(scores)) == 7:
         for rate in (0.5, 0.95):
             passed = [fpr_at_tpr(scores, labels, resamples=0, rate=rate) for labels in wanted]
-            assert passed[0].null == pytest.approx(np.mean([f.value for f in passed]), abs=1e-12)
+            assert passed[0].null == pytest.approx(
+                np.mean([float(f.value) for f in passed]), abs=1e-12
+            )

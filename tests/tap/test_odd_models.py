@@ -2,6 +2,7 @@
 
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,12 @@ from tap_inputs import Texts, padded
 CLS = 2
 DRAW = torch.Generator().manual_seed(0)
 WORDS = [torch.randint(3, 30, (2 + i % 6,), generator=DRAW).tolist() for i in range(40)]
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 30}
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 30,
+}
 
 
 def longformer():
@@ -40,12 +46,13 @@ def longformer():
     return Model(LongformerModel(config).eval(), config=config, task="encoder")
 
 
-def t5():
+def t5() -> Any:
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
+    config.decoder_start_token_id = 0
     return T5ForConditionalGeneration(config).eval()
 
 
