@@ -102,7 +102,7 @@ def test_columns_and_a_share_of_the_patches(tmp_path):
         (["read", "-", "rows.npz", "-o", "acts", "--append", "--workers", "2"], ["--workers"]),
         (
             ["read", "-", "more.npz", "-o", "acts", "--add-sites"],
-            ["of another model, data", "read from"],
+            ["matched by their ids", "the same ids"],
         ),
         (["read", "-", "rows.npz", "-o", "new", "--keep", "0.5"], ["--keep", "1/8", "'0.5'"]),
         (["read", "-", "rows.npz", "-o", "new", "--keep", "1/8"], ["nothing to choose from"]),

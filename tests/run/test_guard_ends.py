@@ -88,7 +88,7 @@ def test_a_batch_scores_each_sequence_as_it_does_alone(model, probe, pad):
 
 @pytest.mark.truth("each prompt in a batch of its own")
 def test_a_cache_of_fixed_size_changes_nothing(model, probe):
-    guard, alone = Guard(model, probe, alpha=0.1), Guard(model, probe, alpha=0.1)
+    guard, alone = Guard(model, probe, alpha=None), Guard(model, probe, alpha=None)
     fixed = {"cache_implementation": "static", "disable_compile": True}
     generated(model, PROMPTS, LENGTHS, guard, **fixed)
     assert_as_alone(model, guard, alone)
