@@ -31,6 +31,9 @@ class Stopping(DerivedStream):
         self.inner, self.after, self.seed = inner, after, inner.seed
         self.asked: list[tuple[int, int]] = []
 
+    def first_batch(self) -> Batch:
+        return next(self.batches(0, 2))
+
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         if self.after is not None and len(self.asked) >= self.after:
             raise KeyboardInterrupt

@@ -169,3 +169,23 @@ from torch import nn
 def make():
     return nn.Sequential(nn.Linear(2, 3), nn.ReLU()).eval()
 """
+
+
+@pytest.mark.truth("the rows of the file: a method without a state is calibrated on a fifth")
+def test_methods_of_logits_ask_a_language_model_for_them(run, tmp_path):
+    data = tmp_path / "t.jsonl"
+    data.write_text("".join(f'{{"text": "x = {i}"}}\n' for i in range(40)))
+    ran = run("fit", "msp,energy", "sonde:stdlib", data, "-o", tmp_path / "p.sonde", "--json")
+    assert ran.code == 0, ran.err
+    rows = ran.json()["results"]
+    assert [r["method"] for r in rows] == ["msp", "energy"]
+    assert {r["n"] + r["n_held"] for r in rows} == {40}
+    scored = run("score", tmp_path / "p.sonde", "sonde:stdlib", data, "--json").json()
+    assert len(scored) == 80
+
+
+def test_missing_logits_are_named(run, place, tmp_path):
+    ran = run("fit", "msp", "-", place / "rows.npz", "-o", tmp_path / "p.sonde")
+    assert ran.code == 2
+    assert "logits" in ran.err
+    assert not (tmp_path / "p.sonde").exists()

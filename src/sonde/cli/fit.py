@@ -20,7 +20,7 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
+from sonde.core.instrument import Detector, Instrument, score_needs
 from sonde.run.catalogue import find
 
 
@@ -76,7 +76,8 @@ class Fit:
         stream = read(
             model,
             data,
-            objective=self.objective or objective_of(instruments),
+            objective=self.objective or ("kl_uniform" if need(instruments, "grad") else None),
+            **({"logits": True} if data is not None and need(instruments, "logits") else {}),
             **reading_of(instruments if self.model != ARRAYS else [], self.reading.site_options()),
             **self.reading.data_options(),
         )
@@ -110,13 +111,11 @@ class Fit:
         return 0
 
 
-def objective_of(instruments: list[Instrument]) -> str | None:
-    """Return the objective that the methods need where the user names none."""
-    for instrument in instruments:
-        for read in instrument.all_reads().values():
-            if "grad" in read.statistic.needs():
-                return "kl_uniform"
-    return None
+def need(instruments: list[Instrument], column: str) -> bool:
+    """Return whether a method is fitted on a column, or scores by it."""
+    reads = [read for i in instruments for read in i.all_reads().values()]
+    scored = [name for i in instruments if isinstance(i, Detector) for name in score_needs(i)]
+    return column in scored or any(column in read.statistic.needs() for read in reads)
 
 
 def reading_of(instruments: list[Instrument], chosen: dict[str, Any]) -> dict[str, Any]:

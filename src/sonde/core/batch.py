@@ -202,7 +202,10 @@ class Batch:
             return torch.as_tensor(values)
         computed = {"ids": "_words", "group": "group", "group_draw": "group_draw"}
         values = getattr(self, computed[name]) if name in computed else per_example[name]
-        return self._require(values, name, "the data has no such column")
+        advice = "the model returns none, or they were not read (logits=True)"
+        return self._require(
+            values, name, advice if name == "logits" else "the data has no such column"
+        )
 
     @staticmethod
     def _require(value: Any, name: str, advice: str) -> Any:

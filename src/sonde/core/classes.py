@@ -1,6 +1,6 @@
 """Class numbers of data sets that number the same names in other orders."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -82,14 +82,6 @@ class RenumberedStream(DerivedStream):
         """The name of each class number."""
         return self._names
 
-    def first_batch(self) -> Batch:
-        """Return two examples where there are two."""
-        return self._renumbered(self.inner.first_batch())
-
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of one unit with the numbers of ``names``."""
-        for batch in self.inner.batches(start, stop):
-            yield self._renumbered(batch)
-
-    def _renumbered(self, batch: Batch) -> Batch:
+    def changed(self, batch: Batch) -> Batch:
+        """Return a batch with the numbers of ``names``."""
         return replace(batch, label=self._number[batch.label])

@@ -136,10 +136,11 @@ def _samples(
     a: "Fitted", b: "Fitted"
 ) -> Iterator[tuple[HashSample, tuple[HashSampleState, HashSampleState]]]:
     for name, request in a.requests.items():
-        both = a.states.get(name), b.states.get(name)
-        kind = request.statistic
-        if isinstance(kind, HashSample) and all(isinstance(s, HashSampleState) for s in both):
-            yield kind, both  # type: ignore[misc]
+        kind, mine, its = request.statistic, a.states.get(name), b.states.get(name)
+        if not isinstance(mine, HashSampleState) or not isinstance(its, HashSampleState):
+            continue
+        if isinstance(kind, HashSample):
+            yield kind, (mine, its)
 
 
 def _first(names: tuple[str, ...]) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from sonde.core.array_stream import ArrayStream
-from sonde.core.batch import Batch
 from sonde.core.derived import DerivedStream
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
@@ -26,10 +25,6 @@ class Part(DerivedStream):
     inner: Stream
     bounds: tuple[int, ...]
     seed: int = 0
-
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of one unit."""
-        return self.inner.batches(start, stop)
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where the units begin that this part has."""

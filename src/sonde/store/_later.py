@@ -1,7 +1,6 @@
 """Examples of data that were added later, counted on from equal ones that were there before."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import final
 
@@ -31,15 +30,7 @@ class LaterOccurrences(DerivedStream):
                 for batch in part.batches(unit, frozenset()):
                     self._counts.update(bytes(key) for key in batch.keys)
 
-    def first_batch(self) -> Batch:
-        """Return two examples where there are two."""
-        return self._later(self.inner.first_batch())
-
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of one unit with later occurrences."""
-        for batch in self.inner.batches(start, stop):
-            yield self._later(batch)
-
-    def _later(self, batch: Batch) -> Batch:
+    def changed(self, batch: Batch) -> Batch:
+        """Return a batch with later occurrences."""
         added = torch.tensor([self._counts[bytes(key)] for key in batch.keys], dtype=torch.int64)
         return replace(batch, occurrence=torch.as_tensor(batch.occurrence) + added)

@@ -1,6 +1,5 @@
 """A share of the rows of tokens or patches, chosen by their hash: the same whoever reads them."""
 
-from collections.abc import Iterator
 from typing import Any, final
 
 import numpy as np
@@ -53,16 +52,8 @@ class KeptRows(DerivedStream):
         """Return what the whole stream says of itself, and the share."""
         return {**self.inner.identity(), "keep": self.every}
 
-    def first_batch(self) -> Batch:
-        """Return the kept rows of two examples where there are two."""
-        return self._kept(self.inner.first_batch())
-
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the kept rows of the batches of one unit."""
-        for batch in self.inner.batches(start, stop):
-            yield self._kept(batch)
-
-    def _kept(self, batch: Batch) -> Batch:
+    def changed(self, batch: Batch) -> Batch:
+        """Return the kept rows of a batch."""
         pooled = {s.key for s in self.schema if _is_pooled(s)}
 
         def mask(key: str) -> Bool[Tensor, "_row"] | None:
