@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch
+from sonde.tap.frame import all_set
 
 
 def right_padded(batch: InputBatch) -> InputBatch:
@@ -17,7 +18,7 @@ def right_padded(batch: InputBatch) -> InputBatch:
     offset); all of them count right from the left edge.
     """
     mask = batch.mask
-    if mask is None or not bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+    if mask is None or all_set(mask) or not bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         return batch
     return _reordered(batch, mask, (~mask).to(torch.uint8).argsort(dim=1, stable=True))
 
