@@ -12,7 +12,8 @@ from sonde.core.errors import StateError, StoreError
 from sonde.core.files import atomic_write
 from sonde.core.plan import Plan
 from sonde.core.statefile import write_state
-from sonde.run.ledger import Ledger, Range, add_counters, join_units, nodes
+from sonde.run.ledger import Ledger
+from sonde.run.units import Range, add_counters, join_units, nodes
 from sonde.stats.moments import MomentsState
 
 

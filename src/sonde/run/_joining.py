@@ -14,8 +14,8 @@ from sonde.core.hashing import rank_key
 from sonde.core.identity import agree
 from sonde.core.passes import merge_states
 from sonde.run.entries import inner_of
-from sonde.run.ledger import add_counters, join_units
 from sonde.run.stages import has_stages
+from sonde.run.units import add_counters, join_units
 from sonde.stats import HashSample, HashSampleState
 
 if TYPE_CHECKING:

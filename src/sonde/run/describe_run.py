@@ -7,8 +7,9 @@ from typing import Any
 from sonde.core.errors import InputError, StoreError
 from sonde.core.files import TEMPORARY
 from sonde.core.lock import holder_of
-from sonde.run.ledger import PLAN, STATES, Range
-from sonde.run.verify_run import is_run_directory, passes_in, range_of
+from sonde.run.ledger import PLAN, STATES
+from sonde.run.units import Range
+from sonde.run.verify_run import is_run_directory, passes_in
 
 MAX_PLAN_BYTES = 64 * 2**20
 
@@ -50,7 +51,7 @@ def _pass(directory: Path) -> dict[str, Any]:
         ) from error
     folder = directory / STATES
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    ranges = [r for r in map(range_of, names) if r is not None]
+    ranges = [r for r in map(Range.named, names) if r is not None]
     return {
         "name": directory.name,
         **facts,

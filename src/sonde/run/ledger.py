@@ -6,11 +6,9 @@ of merges is fixed by the units' indices, so the bits do not depend on workers, 
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from sonde.core import files
 from sonde.core.errors import StateError, StoreError
@@ -19,50 +17,15 @@ from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json, require_finite
 from sonde.core.statefile import check_state, read_state, state_type, write_state
+from sonde.run.units import Counters, Range, Units, add_counters, gaps, join_units, nodes, units_of
 
-Counters = dict[str, Any]
 Merge = Callable[[Mapping[str, Request], States, States], States]
-Units: TypeAlias = list[list[int]]
 
 PLAN = "plan.json"
 STATES = "states"
 FOLD_BYTES = 64 * 2**20
 
-_NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.sonde$")
 _log = logging.getLogger("sonde")
-
-
-@dataclass(frozen=True, order=True)
-class Range:
-    """The units ``[start, stop)``."""
-
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """Name of the file that commits this range."""
-        return f"{self.start}-{self.stop}.sonde"
-
-    def covers(self, other: "Range") -> bool:
-        """Return whether ``other`` lies inside and is smaller."""
-        return self != other and self.start <= other.start and other.stop <= self.stop
-
-    def is_node(self, n_units: int) -> bool:
-        """Return whether the merge tree has this node: aligned, or such a range cut at the end."""
-        length = 1 << max(self.stop - self.start - 1, 0).bit_length()
-        whole = self.stop - self.start == length or self.stop == n_units
-        inside = 0 <= self.start < self.stop <= n_units
-        return inside and whole and self.start % length == 0
-
-    @property
-    def sibling(self) -> "Range | None":
-        """The full range that this one pairs with; None if this one is cut at the end."""
-        length = self.stop - self.start
-        if length & (length - 1) or self.start % length:
-            return None
-        start = self.start ^ length
-        return Range(start, start + length)
 
 
 class Ledger:
@@ -124,8 +87,10 @@ class Ledger:
         done = self._committed()
         todo: list[tuple[int, int]] = []
         for start, stop in self.plan.commits():
-            gaps = _gaps(start, stop, done)
-            todo += [(r.start, r.stop) for a, b in gaps for r in nodes(a, b, self.plan.n_units)]
+            open_ends = gaps(start, stop, done)
+            todo += [
+                (r.start, r.stop) for a, b in open_ends for r in nodes(a, b, self.plan.n_units)
+            ]
         return todo
 
     @property
@@ -158,8 +123,7 @@ class Ledger:
         StateError
             If it is not the file of a range of this plan.
         """
-        match = _NAME.match(name)
-        place = None if match is None else Range(int(match[1]), int(match[2]))
+        place = Range.named(name)
         if place is None or not place.is_node(self.plan.n_units):
             raise StateError(f"Ledger.adopt: expected the name of a range, got {name!r}.")
         if any(done.covers(place) for done in self._listed()):
@@ -223,7 +187,7 @@ class Ledger:
         units: Units = []
         for place in self._committed():
             stack.append((place, *self._read(place)))
-            units = join_units(units, _units(place))
+            units = join_units(units, units_of(place))
             while len(stack) > 1 and stack[-2][0].sibling == stack[-1][0]:
                 stack[-2:] = [self._together(stack[-2], stack[-1])]
         while len(stack) > 1:
@@ -266,9 +230,8 @@ class Ledger:
 
     def _listed(self) -> list[Range]:
         """Return every range that has a file, in order; a longer one before those it covers."""
-        matches = (_NAME.match(path.name) for path in self._states.iterdir())
-        found = [Range(int(m[1]), int(m[2])) for m in matches if m is not None]
-        nodes_only = (r for r in found if r.is_node(self.plan.n_units))
+        found = (Range.named(path.name) for path in self._states.iterdir())
+        nodes_only = (r for r in found if r is not None and r.is_node(self.plan.n_units))
         return sorted(nodes_only, key=lambda r: (r.start, -r.stop))
 
     def _committed(self) -> list[Range]:
@@ -341,7 +304,7 @@ class Ledger:
 
     def _write(self, place: Range, states: States, counters: Counters) -> None:
         require_finite(states)
-        header = {"plan": self.plan.id, "units": _units(place), "counters": counters}
+        header = {"plan": self.plan.id, "units": units_of(place), "counters": counters}
         write_state(self._states / place.name, header, states, self.durable)
 
     def _read(self, place: Range) -> tuple[States, Counters]:
@@ -360,7 +323,7 @@ class Ledger:
         return True
 
     def _check(self, place: Range, header: dict[str, Any]) -> None:
-        if header.get("plan") != self.plan.id or header.get("units") != _units(place):
+        if header.get("plan") != self.plan.id or header.get("units") != units_of(place):
             raise StateError(
                 f"Ledger: {place.name} holds units {header.get('units')} of plan "
                 f"{header.get('plan')!r}. Remove the file."
@@ -372,70 +335,6 @@ class Ledger:
         files.remove(self._states / place.name)
 
 
-def nodes(start: int, stop: int, n_units: int) -> list[Range]:
-    """Return the largest nodes of the merge tree that make up ``[start, stop)``.
-
-    Examples
-    --------
-    >>> [(r.start, r.stop) for r in nodes(3, 11, 11)]
-    [(3, 4), (4, 8), (8, 11)]
-    """
-    found: list[Range] = []
-    while start < stop:
-        length = start & -start if start else 1 << n_units.bit_length()
-        while not Range(start, min(start + length, n_units)).is_node(n_units) or (
-            min(start + length, n_units) > stop
-        ):
-            length >>= 1
-        found.append(Range(start, min(start + length, n_units)))
-        start = found[-1].stop
-    return found
-
-
-def join_units(a: Units, b: Units) -> Units:
-    """Return the union of two sets of units, given as sorted intervals with both ends.
-
-    Raises
-    ------
-    StateError
-        If they overlap: their rows would count twice.
-
-    Examples
-    --------
-    >>> join_units([[0, 3], [8, 9]], [[4, 7]])
-    [[0, 9]]
-    """
-    joined: Units = []
-    for first, last in sorted([*a, *b]):
-        if joined and first <= joined[-1][1]:
-            raise StateError(
-                f"merge: both have seen the same part of the data: units {_spans(a)} and "
-                f"{_spans(b)} overlap, so rows would count twice. Merge what was fitted on "
-                "different data."
-            )
-        if joined and first == joined[-1][1] + 1:
-            joined[-1][1] = last
-        else:
-            joined.append([first, last])
-    return joined
-
-
-def _spans(units: Units) -> str:
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in units)
-
-
-def add_counters(a: Counters, b: Counters) -> Counters:
-    """Return the sums of two trees of counts; a count that only one has is kept."""
-    total = dict(a)
-    for name, value in b.items():
-        old = total.get(name)
-        if isinstance(value, dict):
-            total[name] = add_counters(old or {}, value)
-        else:
-            total[name] = value + (old or 0)
-    return total
-
-
 def _head_of(path: Path, n_bytes: int) -> bytes | None:
     """Return the first bytes of a file, or None if there is none."""
     try:
@@ -445,20 +344,3 @@ def _head_of(path: Path, n_bytes: int) -> bytes | None:
         return None
     except OSError as error:
         raise StoreError(f"could not read {path}: {error.strerror}. Check the path.") from error
-
-
-def _units(place: Range) -> Units:
-    return [[place.start, place.stop - 1]]
-
-
-def _gaps(start: int, stop: int, done: Sequence[Range]) -> list[tuple[int, int]]:
-    gaps: list[tuple[int, int]] = []
-    for place in done:
-        if place.stop <= start or place.start >= stop:
-            continue
-        if place.start > start:
-            gaps.append((start, place.start))
-        start = max(start, place.stop)
-    if start < stop:
-        gaps.append((start, stop))
-    return gaps

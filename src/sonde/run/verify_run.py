@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from sonde.core.plan import STATE_VERSION
 from sonde.core.state import canonical_json
 from sonde.core.statefile import check_state
 from sonde.run.chain import CHECKPOINT
-from sonde.run.ledger import PLAN, STATES, Range
+from sonde.run.ledger import PLAN, STATES
+from sonde.run.units import Range
 from sonde.run.verify_state import reason, refuse_future
 from sonde.store import Fault, Soundness
-
-_NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.sonde$")
 
 
 def is_run_directory(directory: Path) -> bool:
@@ -30,12 +28,6 @@ def is_run_directory(directory: Path) -> bool:
 def passes_in(directory: Path) -> list[Path]:
     """Return the folders of the passes inside a run directory."""
     return sorted(d for d in directory.iterdir() if d.is_dir() and (d / PLAN).is_file())
-
-
-def range_of(name: str) -> Range | None:
-    """Return the range of units that a file's name says, or None."""
-    match = _NAME.match(name)
-    return None if match is None else Range(int(match[1]), int(match[2]))
 
 
 def verify_run(directory: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
@@ -126,7 +118,7 @@ class _Pass:
         found: list[tuple[Path, Range]] = []
         folder = self.directory / STATES
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            place = range_of(path.name)
+            place = Range.named(path.name)
             if place is not None and path.is_file():
                 found.append((path, place))
         return found
