@@ -2,25 +2,23 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from sonde.core.errors import InputError, SondeError
-from sonde.core.instrument import Detector, score_needs
-from sonde.core.passes import states_of
+from sonde.core.errors import InputError
 from sonde.core.plan import Plan, Split, groups_are_whole
-from sonde.core.requests import Request, States, Task, requests
+from sonde.core.requests import Request, Task, requests
 from sonde.core.stream import Stream
-from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.findings.catalogue import check_code, rules
 from sonde.findings.causes import settle
+from sonde.findings.detectors import chosen_detectors, fitted_scorers, name_of
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.facts import data_evidence
-from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL, ScanStatistics, scan_statistics
+from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.lens import LensEvidence, lens_evidence
 from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
@@ -31,13 +29,11 @@ from sonde.run.driver import Interrupted, Outcome, run_pass
 from sonde.run.fit import make_plan
 from sonde.run.memory import check_memory, estimate
 from sonde.run.progress import Bar
-from sonde.stats import Calibrated, CalibratedScorer
 from sonde.tap import LiveStream
 
 _log = logging.getLogger("sonde")
 
 HALF = 0.5
-SCAN_NEIGHBOURS = 2048
 COUNTS_WITHHELD = "SND009"
 STOPPED = "stopped by Ctrl-C before it was looked at"
 OTHER_AWAITED = "stopped by Ctrl-C before OTHER was read"
@@ -108,7 +104,7 @@ def scan_stream(
     _check_inputs(data, other_data)
     model = _model(stream, data.seed, settings.deep)
     split = Split(HALF, stream.seed) if other is not None else None
-    asked = _detectors(stream, settings.detectors) if other is not None else []
+    asked = chosen_detectors(stream, settings.detectors) if other is not None else []
     tasks = [task for task, fits in asked if fits]
     with _listening(model, settings):
         gathered, stop = _gathered(stream, data, settings, split, tasks)
@@ -123,7 +119,7 @@ def scan_stream(
             elsewhere = settings.directory / "other" if settings.directory is not None else None
             aside = replace(settings, directory=elsewhere)
             second, stop = _gathered(other, other_data, aside, None, [])
-        names = tuple(_name_of(task) for task, _ in asked)
+        names = tuple(name_of(task) for task, _ in asked)
         evidence = _against(evidence, gathered, second, other_data, tasks, split, names)
     checks = _run_all(chosen, evidence)
     n_done = gathered.outcome.done + (0 if second is None else second.outcome.done)
@@ -294,51 +290,6 @@ def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
         )
 
 
-def _detectors(stream: Stream, chosen: Sequence[Detector]) -> list[tuple[Task, bool]]:
-    """Return every detector at every pooled site, those of logits alone at the last.
-
-    With each, whether it will be fitted: not where a full covariance would be too wide.
-    """
-    has_logits = stream.first_batch().logits is not None
-    pooled = [s for s in stream.schema if "|" not in s.key]
-    chosen = chosen or (KNN(m=SCAN_NEIGHBOURS), Mahalanobis(), *([Energy()] if has_logits else []))
-    names = [type(method).__name__ for method in chosen]
-    if len(set(names)) < len(names):
-        raise InputError(f"scan: expected each detector once, got {', '.join(names)}.")
-    found: list[tuple[Task, bool]] = []
-    for method in chosen:
-        _check_alone(method)
-        sites = pooled if "x" in score_needs(method) else pooled[-1:]
-        for s in sites:
-            fits = s.dim <= WIDEST_FULL or not isinstance(method, Mahalanobis)
-            found.append((Task(Calibrated(method), (s.key,)), fits))
-    return found
-
-
-def _check_alone(method: Detector) -> None:
-    """Refuse a detector that one pass over rows of one site cannot fit, or cannot score."""
-    reads = method.all_reads().values()
-    needs = {*score_needs(method), *(n for read in reads for n in read.statistic.needs())}
-    why = ""
-    if method.span != "one":
-        why = "reads several sites at once"
-    elif "grad" in needs:
-        why = "reads gradients"
-    elif "head" in needs:
-        why = "reads the input of the model's final layer"
-    elif not set(score_needs(method)) <= {"x", *SAMPLED_COLUMNS}:
-        why = f"scores by {', '.join(sorted(set(score_needs(method)) - {'x', *SAMPLED_COLUMNS}))}"
-    elif type(method).then is not Detector.then:
-        why = "is fitted in several passes"
-    elif any(read.statistic.merging == "none" for read in reads):
-        why = "learns in several passes"
-    if why:
-        raise InputError(
-            f"scan: {type(method).__name__} {why}; a scan fits detectors on rows of one site in "
-            "its own pass. Use sonde fit, then sonde evaluate."
-        )
-
-
 def _evidence(
     gathered: Gathered,
     stream: Stream,
@@ -388,35 +339,11 @@ def _against(
         other_sites={s.schema.key: s for s in second.statistics.sites(states, counters)},
         other_columns=second.statistics.sampled_columns(states),
         other_data=other_data,
-        scorers=_scorers(tasks, gathered.outcome.states, split),
+        scorers=fitted_scorers(tasks, gathered.outcome.states, split),
         alpha=float(evidence.options["alpha"]),
         asked=asked,
     )
     return replace(evidence, versus=versus)
-
-
-def _scorers(
-    tasks: list[Task], states: States, split: Split | None
-) -> dict[tuple[str, str], CalibratedScorer]:
-    found: dict[tuple[str, str], CalibratedScorer] = {}
-    for task in tasks:
-        instrument = task.instrument
-        if not isinstance(instrument, Calibrated):
-            continue
-        try:
-            with torch.no_grad():
-                scorer = instrument.result(**states_of(task, states, split))
-        except SondeError as error:
-            _log.info("%s at %s: %s", type(instrument.detector).__name__, task.keys[0], error)
-            continue
-        found[_name_of(task)] = scorer
-    return found
-
-
-def _name_of(task: Task) -> tuple[str, str]:
-    instrument = task.instrument
-    assert isinstance(instrument, Calibrated)
-    return type(instrument.detector).__name__, task.keys[0]
 
 
 def _chosen(settings: ScanSettings) -> list[Rule]:
