@@ -34,7 +34,8 @@ from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.merge import merge
 from sonde.run.read import read
-from sonde.run.score import SCHEMA, score, write_table
+from sonde.run.score import SCHEMA, score
+from sonde.run.tables import write_table
 from sonde.stats import Moments
 from sonde.stats.moments import MomentsState
 

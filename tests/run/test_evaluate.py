@@ -12,7 +12,8 @@ from sonde.core.errors import InputError
 from sonde.detect import Mahalanobis
 from sonde.run.evaluate import evaluate, read_table
 from sonde.run.fit import fit
-from sonde.run.score import score, write_table
+from sonde.run.score import score
+from sonde.run.tables import write_table
 
 
 def rows(n, seed, shift=0.0):

@@ -11,7 +11,8 @@ from sonde.core import InputError, Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.run.evaluate import read_table
 from sonde.run.fit import fit
-from sonde.run.score import score, write_table
+from sonde.run.score import score
+from sonde.run.tables import write_table
 
 SITES = ("first", "second", "third")
 

@@ -69,7 +69,8 @@ class Score:
         from sonde.cli._scored import oddest_text, scored_text
         from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
-        from sonde.run.score import check_suffix, open_for, plain_rows, score
+        from sonde.run.score import open_for, score
+        from sonde.run.tables import check_suffix, plain_rows
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
@@ -102,7 +103,7 @@ class Score:
 
     def _write(self, table: Any, fitted: Any, stream: Any, path: Path) -> None:
         if not self._is_page:
-            from sonde.run.score import write_table
+            from sonde.run.tables import write_table
 
             write_table(table, path)
             return

@@ -1,8 +1,5 @@
 """``sonde.score``: fitted detectors on new rows, a line for each row, site and detector."""
 
-import io
-import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +8,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Int
-from pyarrow import csv, parquet
 from torch import Tensor
 
 from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
 from sonde.core.classes import with_classes
 from sonde.core.errors import InputError, SiteError, StateError
-from sonde.core.files import atomic_write
 from sonde.core.instrument import Detector, score_needs
 from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Task
@@ -350,62 +345,3 @@ def classes_of(by: str | None, columns: Sequence[Tensor], n: int) -> Int[Tensor,
     if by is None:
         return torch.full((n,), -1)
     return (columns[0] if by == "label" else columns[0].argmax(dim=1)).cpu()
-
-
-SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
-
-
-def check_suffix(path: Path) -> None:
-    """Refuse a table's path whose suffix names no format.
-
-    Raises
-    ------
-    InputError
-        With the suffixes that do.
-    """
-    if path.suffix not in SUFFIXES:
-        raise InputError(
-            f"write_table: expected a path that ends in .parquet, .csv or .jsonl, got {path.name}."
-        )
-
-
-def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table as JSON values; the score of a row that is not finite is None."""
-    return [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in table.to_pylist()
-    ]
-
-
-def write_table(table: pa.Table, path: str | Path) -> None:
-    """Write a table as Parquet, CSV or JSON lines, by the path's suffix.
-
-    CSV has no lists: their members stand with blanks between them.
-    JSON has no infinity: there the score of a row that is not finite is null.
-
-    Raises
-    ------
-    InputError
-        If the suffix is none of these.
-    """
-    path = Path(path)
-    check_suffix(path)
-    sink = io.BytesIO()
-    if path.suffix == ".parquet":
-        parquet.write_table(table, sink)
-    elif path.suffix == ".csv":
-        csv.write_csv(_flat(table), sink)
-    else:
-        lines = (json.dumps(row, allow_nan=False) for row in plain_rows(table))
-        sink.write("".join(f"{line}\n" for line in lines).encode())
-    atomic_write(path, sink.getvalue())
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """Return a table whose lists are texts."""
-    for i, field in enumerate(table.schema):
-        if pa.types.is_list(field.type):
-            values = table[field.name].to_pylist()
-            texts = [None if v is None else " ".join(map(str, v)) for v in values]
-            table = table.set_column(i, field.name, pa.array(texts, pa.string()))
-    return table
