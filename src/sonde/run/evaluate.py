@@ -11,7 +11,7 @@ from pyarrow import compute, csv, json, parquet
 
 from sonde.core.errors import InputError
 from sonde.metrics import Metric, aupr, auroc, fpr_at_tpr
-from sonde.run.score import check_suffix
+from sonde.run.tables import check_suffix
 from sonde.stats.intervals import grouped_share
 
 RESAMPLES = 1000
