@@ -81,6 +81,12 @@ def test_a_sound_store_is_sound_and_counted(whole):
     assert repair(whole, found) == []
 
 
+@pytest.mark.parametrize("values", [["t", None, "u"], [1, None, 2], [None, None, None]])
+def test_a_column_of_the_user_may_be_empty(tmp_path, values):
+    place = write_store(Stream.of(rows(3)), tmp_path / "a", columns={"note": values})
+    assert verify_store(place).is_sound
+
+
 @pytest.mark.parametrize("kind", ["store.json", "ranges/*.json", "rows/examples/*", "rows/[!e]*/*"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
 def test_a_truncated_file_is_found_and_written_again(whole, place, monkeypatch, kind, keep):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from sonde.store._columns import CHOSEN
 from sonde.store.layout import EXAMPLES, Manifest
 
 _IDS = {
@@ -62,7 +63,8 @@ def _values(part: pa.RecordBatch, n_rows: int) -> Iterator[str]:
         return
     if part.num_rows != n_rows:
         yield f"a batch has {part.num_rows} rows, its record says {n_rows}"
-    nulls = [name for name in part.schema.names if part.column(name).null_count]
+    known = [name for name in part.schema.names if not name.startswith(CHOSEN)]
+    nulls = [name for name in known if part.column(name).null_count]
     if nulls:
         yield f"has empty values in {', '.join(nulls)}"
 
