@@ -15,6 +15,7 @@ from sonde.run.fitted import Fitted
 from sonde.run.read import read
 from sonde.run.score import score
 from sonde.stats import Calibrated
+from sonde.store import KeptRows
 
 
 def images(n, seed):
@@ -98,6 +99,22 @@ def test_calibration_on_other_images(net):
     new = torch.stack([s.amax() for s in patch_scores(scorer, net, images(40, 2))])
     assert scorer.calibration.n == 30
     torch.testing.assert_close(scorer.calibration.p_value(new), by_hand.p_value(new))
+
+
+@pytest.mark.truth("the same rows in one batch")
+@pytest.mark.parametrize("reduction", ["rows", "max"])
+def test_batches_of_which_no_row_was_kept(net, reduction):
+    bare = fit(Mahalanobis(), stream_of(net, images(40, 0)), calibrate=0, progress=False)
+    one = read(net, images(30, 1), sites="conv2", reducer="patches", batch_size=1)
+    many = read(net, images(30, 1), sites="conv2", reducer="patches", batch_size=30)
+    one, many = KeptRows(one, 16), KeptRows(many, 16)
+    assert 0 in {len(batch.rows["conv2:out"]) for batch in one}
+    found = [calibrate(bare, s, reduction=reduction, progress=False) for s in (one, many)]
+    for table in (score(c, one, explain=1, progress=False) for c in found):
+        assert table["p"].null_count == 0
+    a, b = (c.result("mahalanobis").calibration for c in found)
+    assert a.n == b.n
+    torch.testing.assert_close(a.tail, b.tail, rtol=1e-5, atol=0)
 
 
 @pytest.mark.truth("exact binomial band of the promised rate")

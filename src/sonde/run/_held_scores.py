@@ -62,6 +62,8 @@ def _of_batch(
     needs, classes = needs_of(scorer), class_columns(kept.by)
     names = (*needs, *WHO, *classes)
     joined = JoinedRows.of(batch, task.keys, names, instrument.span)
+    if len(joined.example) == 0:
+        return None
     columns, rest = joined.columns[: len(needs)], joined.columns[len(needs) :]
     ids, occurrence, draw, position, *further = rest
     example = in_order_of_arrival(torch.column_stack((ids, occurrence)))
