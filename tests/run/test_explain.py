@@ -101,6 +101,21 @@ def test_units_that_are_not_finite_are_named(fitted):
     assert line["layers"][0] == "first"
 
 
+def test_scores_that_are_not_finite_are_null_in_json(tmp_path):
+    fitted = fit(Mahalanobis(), Stream.of(rows(400, 0)), progress=False)
+    new = rows(4, 9)
+    new[1, 1] = float("nan")
+    stream = Stream.of(new, ids=["t"] * 4, position=torch.arange(4))
+    table = score(fitted, stream, explain=2, reduction="max", progress=False)
+    write_table(table, tmp_path / "t.jsonl")
+    (line,) = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
+    assert line["score"] is None
+    assert line["positions"][0] == 1
+    first, second = line["position_scores"]
+    assert first is None
+    assert second == table["position_scores"].to_pylist()[0][1]
+
+
 def test_without_calibration_layers_are_not_compared():
     bare = fit(Mahalanobis(), Stream.of(sites(100, 0)), calibrate=0, progress=False)
     table = score(bare, Stream.of(sites(4, 9)), explain=1, progress=False)

@@ -30,18 +30,21 @@ def check_suffix(path: Path) -> None:
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table as JSON values; the score of a row that is not finite is None."""
-    return [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in table.to_pylist()
-    ]
+    """Return the rows of a table as JSON values; a number that is not finite is None."""
+    return [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_table(table: pa.Table, path: str | Path) -> None:
     """Write a table as Parquet, CSV or JSON lines, by the path's suffix.
 
     CSV has no lists: their members stand with blanks between them.
-    JSON has no infinity: there the score of a row that is not finite is null.
+    JSON has no infinity: there a number that is not finite is null, also within a list.
 
     Raises
     ------
