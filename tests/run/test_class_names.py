@@ -19,7 +19,7 @@ from sonde.run.score import score
 from sonde.store import Store, add_sites, append_store, verify_store, write_store
 
 QUIET: dict[str, Any] = {"progress": False}
-NAMES = {"a": 0.0, "b": 6.0, "c": -6.0, "d": 12.0}
+NAMES = {"a": 0.0, "b": 6.0, "c": -6.0, "d": 12.0, "0": 0.0, "1": 6.0, "2": -6.0}
 
 
 def items(names, each=40, seed=0):
@@ -70,6 +70,19 @@ def test_appended_data_keep_the_numbers_of_a_store(tmp_path, later):
     assert verify_store(place).is_sound
     found = fit(Covariance(), store, **QUIET)
     assert found.label_names == store.label_names
+
+
+@pytest.mark.truth("class means by the model alone")
+@pytest.mark.parametrize(("first", "later"), [("12a", "01a"), ("01a", "12a"), ("2a", "12")])
+def test_names_that_are_numbers_are_no_class_numbers(tmp_path, first, later):
+    parts = items(first, seed=1), items(later, seed=2)
+    place = write_store(live(parts[0]), tmp_path / "a")
+    append_store(live(parts[1]), place)
+    store = Store(place)
+    for name, mean in means([*parts[0], *parts[1]]).items():
+        torch.testing.assert_close(mean_of(store, name), mean)
+    with pytest.raises(StateError, match="number their classes in other ways"):
+        merge(*(fit(Mahalanobis(), live(part), **QUIET) for part in parts))
 
 
 def test_bundles_of_other_class_numbers_do_not_merge(tmp_path):

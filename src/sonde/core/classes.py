@@ -16,7 +16,7 @@ Names = tuple[str, ...]
 def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
     """Return the names that both number alike, with those that one has beyond the other's end.
 
-    A number that stands for itself agrees with any name.
+    A number that stands for itself agrees with any name that is no number.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
     Returns
     -------
     tuple of str or None
-        None where one number has two names.
+        None where one number has two names, or one name two numbers.
 
     Examples
     --------
@@ -36,14 +36,33 @@ def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
     True
     >>> joined_names(("cat", "dog"), ("0", "1", "2"))
     ('cat', 'dog', '2')
+    >>> joined_names(("7", "9"), ("0", "1")) is None
+    True
     """
     both = min(len(a), len(b))
+    number_in_b = _numbers(b)
+    if any(number_in_b.get(name, number) != number for name, number in _numbers(a).items()):
+        return None
     found: list[str] = []
     for number, (mine, its) in enumerate(zip(a, b, strict=False)):
-        if mine != its and str(number) not in (mine, its):
+        if mine != its and not _stands_for(number, mine, its):
             return None
         found.append(its if mine == str(number) else mine)
     return (*found, *a[both:], *b[both:])
+
+
+def _numbers(names: Sequence[str]) -> dict[str, int]:
+    """Return the first number of each name."""
+    return {name: number for number, name in reversed([*enumerate(names)])}
+
+
+def _stands_for(number: int, mine: str, its: str) -> bool:
+    """Return whether one is the number itself and the other a name that is no number."""
+    return str(number) in (mine, its) and not (_is_number(mine) and _is_number(its))
+
+
+def _is_number(name: str) -> bool:
+    return name.lstrip("+-").isdecimal()
 
 
 def with_classes(stream: Stream, names: Sequence[str]) -> Stream:
