@@ -5,12 +5,14 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from narrow import expect
-from sonde.core.result import FLAGS, Result, infinite_where_nonfinite, tensors_of
+from sonde.core.errors import ShapeError
+from sonde.core.result import FLAGS, Result, Scorer, infinite_where_nonfinite, tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +116,43 @@ def test_rows_that_are_not_finite_score_infinity():
     lost = torch.tensor([math.nan, 2.0, 3.0])
     assert infinite_where_nonfinite(lost, finite).tolist() == [math.inf, 2.0, 3.0]
     assert score.tolist() == [1.0, 2.0, 3.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums(Scorer):
+    def score(self, x: Tensor) -> Tensor:
+        return x.sum(dim=1)
+
+
+class Frame:
+    """A table of another library: all that it promises is an array."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array([[1.0, 2.0], [3.0, 4.0]])
+
+
+@pytest.mark.truth("sums by hand")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1, 2], [3, 4]],
+        np.array([[1.0, 2.0], [3.0, 4.0]], dtype=">f4"),
+        np.broadcast_to(np.array([[1.0], [3.0]]), (2, 2)) + np.array([0, 1]),
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        Frame(),
+    ],
+)
+def test_scores_of_what_fit_takes(rows):
+    assert Sums().score(rows).tolist() == [3.0, 7.0]
+    assert Sums().score(x=rows).tolist() == [3.0, 7.0]
+
+
+@pytest.mark.parametrize("row", [[1.0, 2.0], np.zeros(2), torch.zeros(2), torch.zeros(2, 2, 2)])
+def test_one_row_alone_is_told_its_shape(row):
+    with pytest.raises(ShapeError, match=r"Sums.score: expected rows \(row, dim\)"):
+        Sums().score(row)
+
+
+def test_words_are_no_rows():
+    with pytest.raises(ShapeError, match="numbers"):
+        Sums().score([["a"]])  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Answers: a number with its error, null, unit and conventions, as value, table and picture."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -11,8 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core._shown import OneLine, as_html, one_line
+from sonde.core.errors import ShapeError
 from sonde.core.finite import finite_rows, is_finite
 from sonde.core.reduction import Reduced, reduce_scores
+from sonde.core.statistic import parameter_names
+from sonde.core.tensors import as_tensor
 
 Direction = Literal["higher", "lower", "none"]
 
@@ -145,11 +149,17 @@ class Result(OneLine):
 class Scorer(Result):
     """The result of a detector: scores rows, higher = more unusual.
 
-    The parameter names of ``score`` are the columns that scoring needs. A row's score never depends
-    on the other rows of its batch; a row that is not finite scores ``+inf``.
+    The parameter names of ``score`` are the columns that scoring needs: tensors, arrays, frames or
+    nested lists. A row's score never depends on the other rows of its batch; a row that is not
+    finite scores ``+inf``.
     """
 
     direction: Direction = "higher"
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "score" in cls.__dict__:
+            cls.score = _of_arrays(cls.__dict__["score"])
 
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
         """Return one score for each row."""
@@ -176,6 +186,34 @@ class Scorer(Result):
         None where the method cannot say. ``columns`` are those that ``score`` takes.
         """
         return None
+
+
+def _of_arrays(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a method ``score`` that takes what ``fit`` takes, and refuses a row alone."""
+    first = next(iter(parameter_names(score)), "")
+
+    @functools.wraps(score)
+    def scored(self: Scorer, *columns: Any, **named: Any) -> Tensor:
+        owner = f"{type(self).__name__}.score"
+        columns = tuple(_as_column(owner, c) for c in columns)
+        named = {name: _as_column(owner, c) for name, c in named.items()}
+        x = columns[0] if columns else named.get(first)
+        if first == "x" and isinstance(x, Tensor) and x.ndim != 2:
+            raise ShapeError(
+                f"{owner}: expected rows (row, dim), got shape "
+                f"{tuple(x.shape)}. Write x[None] for one row."
+            )
+        return score(self, *columns, **named)
+
+    return scored
+
+
+def _as_column(owner: str, values: Any) -> Any:
+    """Return an array, a frame or a list as a tensor; anything else as it is."""
+    if isinstance(values, Tensor) or not (isinstance(values, list) or hasattr(values, "__array__")):
+        return values
+    found: Any = values
+    return as_tensor(owner, found, "rows", ShapeError)
 
 
 def infinite_where_nonfinite(

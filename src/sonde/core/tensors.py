@@ -45,7 +45,8 @@ def as_tensor(
     if found.dtype.kind not in "fiub":
         entry = f", such as {found.flat[0]!r:.40}" if found.size else ""
         raise _refusal(owner, what, f"{type(values).__name__} of {found.dtype}{entry}", error)
-    if not found.dtype.isnative or any(step < 0 for step in found.strides):
+    backwards = any(step < 0 for step in found.strides)
+    if backwards or not (found.dtype.isnative and found.flags.writeable):
         found = found.astype(found.dtype.newbyteorder("="), order="C")
     return torch.as_tensor(found)
 
