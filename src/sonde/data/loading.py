@@ -307,7 +307,7 @@ def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
 
 def _need_accelerate() -> None:
     if importlib.util.find_spec("accelerate") is None:
-        raise InputError("load: device 'map' needs accelerate. Run: pip install 'sonde[hf]'")
+        raise InputError("load: device 'map' needs accelerate. Run: pip install 'accelerate>=1.10'")
 
 
 def _device(name: str) -> torch.device:

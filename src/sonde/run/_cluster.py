@@ -55,7 +55,7 @@ def import_ray() -> Any:
     except ImportError as error:
         raise InputError(
             "--runner ray: expected the package ray, which is not installed "
-            f"({error}). Install it: pip install 'sonde[ray]'."
+            f"({error}). Install it: pip install 'ray>=2.60'."
         ) from error
     return ray
 

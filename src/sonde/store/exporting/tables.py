@@ -188,7 +188,7 @@ def lance_module() -> Any:
         import lance
     except ImportError as error:
         raise InputError(
-            "export: Lance files need the package pylance. Run pip install 'sonde[lance]'."
+            "export: Lance files need the package pylance. Run: pip install 'pylance>=14'."
         ) from error
     return lance
 
