@@ -19,7 +19,7 @@ from sonde.stats import CalibratedScorer
 ALPHA = 0.05
 HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit")
 CLASSES = "classes of the labels, each with a mean of its own"
-HELD = "rows that were kept apart: their scores calibrate the detector"
+HELD = "usual rows that were kept apart: their scores calibrate the detector"
 SE = "standard error of the value"
 SEVERAL = "several numbers: fitted.result(METHOD, SITE) in Python holds them"
 

@@ -181,7 +181,8 @@ def _advice(part: str) -> str:
         return f". Check that the data is not empty and {finite}."
     return (
         f" (part {part!r}). Check {finite} and that there are enough groups to "
-        "split: rows of one group, and equal rows, stay in one part."
+        "split: rows of one group, and equal rows, stay in one part"
+        + (", and rows labelled as unusual calibrate nothing." if part == "held" else ".")
     )
 
 

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from sonde.core.batch import Batch
 from sonde.core.errors import InputError
+from sonde.core.instrument import Where
 from sonde.core.state import State
 from sonde.core.statistic import Learner, Statistic
 from sonde.stats import ClassMoments, ClassMomentsState, Moments, MomentsState
@@ -30,6 +32,19 @@ def features(
     """Return rows with ``log(1 + position)`` beside them, in float64."""
     index = torch.log1p(position.to(x.device, torch.float64))
     return torch.cat([x.double(), index[:, None]], dim=1)
+
+
+@final
+@dataclass(frozen=True)
+class UsualTrajectories(Where):
+    """Rows of trajectories that are not known as wrong; all where nothing is known of any."""
+
+    def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
+        """Keep trajectories without a wrong step, and those of which nothing is known."""
+        if "first_error" not in batch.extra:
+            return None
+        first_error = batch.column("first_error", key)
+        return (first_error == NONE) | (first_error < SOMEWHERE)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scipy.optimize import minimize  # pyright: ignore[reportUnknownVariableType
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import Detector
+from sonde.core.instrument import Detector, NotLabelled, Where
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
@@ -130,6 +130,11 @@ class ContrastProbe(Detector):
                 "ContrastProbe: expected restarts of at least 1, m of at least 2 and l2 of at "
                 f"least 0, got {self.restarts}, {self.m} and {self.l2}."
             )
+
+    @property
+    def usual(self) -> Where:
+        """Rows that are not known as ``positive``."""
+        return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample of pairs."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
-from sonde.core.instrument import Detector, Read
+from sonde.core.instrument import Detector, NotLabelled, Read, Where
 from sonde.core.statistic import Statistic
 from sonde.detect._probe import Labelled, ProbeScorer, TwoGroups
 from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState
@@ -88,6 +88,11 @@ class LinearProbe(Detector):
             raise InputError(f"LinearProbe: expected m of at least 2, got {self.m}.")
         if self.l2 != "auto" if isinstance(self.l2, str) else not self.l2 > 0.0:
             raise InputError(f"LinearProbe: expected l2 'auto' or a number > 0, got {self.l2!r}.")
+
+    @property
+    def usual(self) -> Where:
+        """Rows that are not known as ``positive``."""
+        return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
         """Read the moments of each class, and for ``logistic`` a sample of labelled rows."""

@@ -7,7 +7,7 @@ for a direction tuned to the border use ``LinearProbe``.
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from sonde.core.instrument import Detector
+from sonde.core.instrument import Detector, NotLabelled, Where
 from sonde.core.statistic import Statistic
 from sonde.detect._probe import ProbeScorer, TwoGroups
 from sonde.stats import ClassMoments, ClassMomentsState
@@ -58,6 +58,11 @@ class MassMean(Detector):
 
     def __post_init__(self) -> None:
         check_shrinkage("MassMean", self.shrinkage)
+
+    @property
+    def usual(self) -> Where:
+        """Rows that are not known as ``positive``."""
+        return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class."""

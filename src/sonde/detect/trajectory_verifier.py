@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import Detector
+from sonde.core.instrument import Detector, Where
 from sonde.core.reduction import OWN, Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
@@ -22,6 +22,7 @@ from sonde.detect._hazard_head import (
     HazardWalks,
     StepMoments,
     StepMomentsState,
+    UsualTrajectories,
     features,
 )
 from sonde.detect._hazards import StepChances, step_chances
@@ -137,6 +138,11 @@ class TrajectoryVerifier(Detector):
         check_shrinkage("TrajectoryVerifier", self.shrinkage)
         if not self.l2 > 0.0:
             raise InputError(f"TrajectoryVerifier: expected l2 > 0, got {self.l2}.")
+
+    @property
+    def usual(self) -> Where:
+        """Trajectories that are not known as wrong."""
+        return UsualTrajectories()
 
     def reading(self) -> dict[str, Any]:
         """Read a row for each step."""
