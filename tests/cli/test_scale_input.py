@@ -93,7 +93,7 @@ SIZES = ["-1", "-8GiB", "0", "0GiB", "nan", "inf", "lots", "8 apples", "1e30", "
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("command", ["fit covariance", "scan"])
+@pytest.mark.parametrize("command", ["fit covariance", "scan", "read"])
 def test_absurd_memory_is_refused_before_the_work(run, place, tmp_path, command, size, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suffix = ".json" if command == "scan" else ".sonde"

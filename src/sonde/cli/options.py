@@ -59,7 +59,7 @@ _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes of a size such as ``8GiB``, ``500MB`` or ``1e9``.
+    """Return the bytes of a size such as ``8GiB``, ``500MB`` or ``4096``.
 
     Examples
     --------
@@ -309,7 +309,10 @@ class Running(Workers):
         InputError
             With what is wrong.
         """
+        from sonde.run.memory import check_limit
+
         self.crew()
+        check_limit(self.memory_bytes())
         if self.unit_size < 1:
             raise InputError(f"--unit-size: expected at least 1, got {self.unit_size}.")
         if self.resume and (directory is None or not (directory / started).exists()):

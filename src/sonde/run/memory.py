@@ -142,6 +142,22 @@ def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
         return 2**60
 
 
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit that this machine does not have.
+
+    Raises
+    ------
+    InputError
+        With what it has.
+    """
+    whole = whole_memory_bytes()
+    if limit is not None and not 0 < limit <= whole:
+        raise InputError(
+            f"--memory: expected more than 0 and at most the {gib(whole)} of this machine, got "
+            f"{gib(limit)}."
+        )
+
+
 def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None:
     """Refuse a pass that would not fit; with ``say``, write what a large one takes to stderr.
 
@@ -150,12 +166,7 @@ def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None
     InputError
         With what it takes, what there is, and how to need less; or if the limit is absurd.
     """
-    whole = whole_memory_bytes()
-    if limit is not None and not 0 < limit <= whole:
-        raise InputError(
-            f"--memory: expected more than 0 and at most the {gib(whole)} of this machine, got "
-            f"{gib(limit)}."
-        )
+    check_limit(limit)
     allowed = int(0.8 * free_memory_bytes()) if limit is None else limit
     if needed.total_bytes > allowed:
         raise InputError(
