@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,6 +146,20 @@ class Frame:
 def test_scores_of_what_fit_takes(rows):
     assert Sums().score(rows).tolist() == [3.0, 7.0]
     assert Sums().score(x=rows).tolist() == [3.0, 7.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumsOfSites(Scorer):
+    def score(self, x: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(x), dim=1).sum(dim=1)
+
+
+@pytest.mark.truth("sums by hand")
+@pytest.mark.parametrize("array", [torch.tensor, np.array])
+@pytest.mark.parametrize("second", [[[10.0, 20.0], [30.0, 40.0]], [[30.0], [70.0]]])
+def test_scores_of_rows_at_several_sites(array, second):
+    sites = [array([[1.0, 2.0], [3.0, 4.0]]), array(second)]
+    assert SumsOfSites().score(sites).tolist() == [33.0, 77.0]
 
 
 @pytest.mark.parametrize("row", [[1.0, 2.0], np.zeros(2), torch.zeros(2), torch.zeros(2, 2, 2)])

@@ -209,10 +209,12 @@ def _of_arrays(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _as_column(owner: str, values: Any) -> Any:
-    """Return an array, a frame or a list as a tensor; anything else as it is."""
+    """Return an array, a frame or a list as a tensor, rows of many sites one by one."""
     if isinstance(values, Tensor) or not (isinstance(values, list) or hasattr(values, "__array__")):
         return values
-    found: Any = values
+    found = cast("list[Any]", values)
+    if isinstance(values, list) and found and all(getattr(v, "ndim", 0) > 1 for v in found):
+        return [as_tensor(owner, rows, "rows", ShapeError) for rows in found]
     return as_tensor(owner, found, "rows", ShapeError)
 
 
