@@ -79,7 +79,7 @@ def test_workers_killed_at_random_moments_change_no_byte(tmp_path, caplog):
             break
         place = tmp_path / f"pids{turn}"
         place.mkdir()
-        killer = Killer(place, min(4, KILLS - killed), seed=turn)
+        killer = Killer(place, min(_ray.MOST_DEATHS - 1, KILLS - killed), seed=turn)
         killer.start()
         name = f"{turn}.sonde"
         options = {"runner": "ray", "workers": 2, "directory": tmp_path / f"{turn}.run"}

@@ -159,7 +159,8 @@ class _Floor:
             "%s was lost; its %d ranges go to others: %s", hand.name, len(spans), reason[:200]
         )
         self._hands.remove(hand)
-        self._waiting.extendleft(reversed(spans))
+        self._waiting.extend(spans[:1])  # it may be what kills: others first
+        self._waiting.extendleft(reversed(spans[1:]))
         idle = [h for h in self._hands if h.started is None and not h.flying]
         for other in idle:
             self._give(other)
