@@ -314,6 +314,52 @@ def _places(batch, key):
     return [(batch.ids[i], at) for i, at in pairs]
 
 
+def in_pieces(data):
+    """Return the tokens of texts of up to three contexts."""
+    long = [torch.cat([text] * 12) for text in data]
+    return sonde.read(gpt2(), long, sites=["transformer.h.0"], reducer="tokens", batch_size=8)
+
+
+def named(stream):
+    """Return every row as its id, occurrence, position and draw."""
+    found = []
+    for batch in stream:
+        (key,) = batch.rows
+        which = np.asarray(batch.occurrence)[batch.example[key]].tolist()
+        places = zip(_places(batch, key), which, batch.draw(key).tolist(), strict=True)
+        found += [(*place, n, draw) for place, n, draw in places]
+    return sorted(found)
+
+
+@pytest.mark.truth("one reading of all data")
+@pytest.mark.parametrize("every", [1, 3])
+def test_pieces_of_equal_texts_count_as_texts(tmp_path, every):
+    first, second = texts()[:10], [*texts()[5:15], *texts()[:3]]
+    place = write_store(KeptRows(in_pieces(first), every), tmp_path / "a", unit_size=8)
+    append_store(KeptRows(in_pieces(second), every), place)
+    append_store(KeptRows(in_pieces(first[4:]), every), place)
+    whole = KeptRows(in_pieces([*first, *second, *first[4:]]), every)
+    assert len(whole) > 29  # texts
+    assert named(Store(place)) == named(whole)
+    assert verify_store(place).is_sound
+
+
+@pytest.mark.truth("one array of all rows")
+def test_rows_of_one_example_count_by_their_position(tmp_path):
+    parts = [("aaab", [0, 1, 2, 0]), ("aaac", [2, 3, 3, 0]), ("aabc", [3, 3, 0, 0])]
+    ids, position = "".join(p[0] for p in parts), [at for p in parts for at in p[1]]
+    x = rows(12)
+    split = [Stream.of(x[4 * k : 4 * k + 4], ids=list(i), position=at)
+             for k, (i, at) in enumerate(parts)]  # fmt: skip
+    place = write_store(split[0], tmp_path / "a")
+    for part in split[1:]:
+        append_store(part, place)
+    assert named(Store(place)) == named(Stream.of(x, ids=list(ids), position=position))
+    again = write_store(Store(place), tmp_path / "b")
+    append_store(Stream.of(x[:4] + 1, ids=list("aaab"), position=parts[0][1]), again)
+    assert [n for *_, at, n, _ in named(Store(again)) if at == 2] == [0, 1, 2]
+
+
 def test_a_share_of_pooled_rows_is_refused():
     with pytest.raises(InputError, match="nothing to choose"):
         KeptRows(live(items(4, 1)), 8)

@@ -61,6 +61,15 @@ def data_of(identity: dict[str, Any]) -> Any:
     return identity.get(DATA, {name: identity.get(name) for name in ("arrays", "columns")})
 
 
+def is_of_arrays(identity: dict[str, Any]) -> bool:
+    """Return whether every row is an example of its own, named by arrays and columns."""
+    found = data_of(identity)
+    parts = found.get("appended") if isinstance(found, dict) else None
+    if parts is not None:
+        return all(is_of_arrays({DATA: part}) for part in parts)
+    return isinstance(found, dict) and found.get("arrays") is not None
+
+
 def names_rows(identity: dict[str, Any]) -> bool:
     """Return whether it says which rows they are, whatever sites were read."""
     return "arrays" not in identity or not {"ids", "keys"}.isdisjoint(identity["columns"])

@@ -1,6 +1,7 @@
 """Examples of data that were added later, counted on from equal ones that were there before."""
 
-from collections import Counter
+import copy
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -9,7 +10,22 @@ import torch
 from sonde.core.batch import Batch
 from sonde.core.derived import DerivedStream
 from sonde.core.stream import Stream
+from sonde.store._identity import is_of_arrays
 from sonde.store.dataset import DataSet
+
+
+def counted_on(stream: Stream, earlier: Sequence[DataSet]) -> Stream:
+    """Return a stream whose examples count on from those of earlier data sets with the same ids.
+
+    What a derived stream chooses by the hash of rows it chooses by their later occurrences.
+    """
+    if not earlier:
+        return stream
+    if not isinstance(stream, DerivedStream):
+        return LaterOccurrences(stream, earlier)
+    found = copy.copy(stream)
+    found.inner = counted_on(stream.inner, earlier)
+    return found
 
 
 @final
@@ -19,18 +35,36 @@ class LaterOccurrences(DerivedStream):
     Parameters
     ----------
     inner : Stream
-    earlier : list of DataSet
+    earlier : sequence of DataSet
     """
 
-    def __init__(self, inner: Stream, earlier: list[DataSet]) -> None:
+    def __init__(self, inner: Stream, earlier: Sequence[DataSet]) -> None:
         self.inner, self.seed = inner, inner.seed
-        self._counts: Counter[bytes] = Counter()
+        self._by_position = is_of_arrays(earlier[0].manifest.identity)
+        self._counts: dict[Hashable, int] = {}
         for part in earlier:
+            sites = frozenset(s.key for s in part.volumes[0].schema[:1])
             for unit in range(len(part.manifest.bounds) - 1):
-                for batch in part.batches(unit, frozenset()):
-                    self._counts.update(bytes(key) for key in batch.keys)
+                for batch in part.batches(unit, sites if self._by_position else frozenset()):
+                    self._add(batch)
+
+    def _add(self, batch: Batch) -> None:
+        occurrence = torch.as_tensor(batch.occurrence).tolist()
+        for key, n in zip(self._counted(batch), occurrence, strict=True):
+            self._counts[key] = max(n + 1, self._counts.get(key, 0))
+
+    def _counted(self, batch: Batch) -> Sequence[Hashable]:
+        """Return what equal examples have in common; arrays also count rows of one example."""
+        keys = [bytes(key) for key in batch.keys]
+        if not self._by_position:
+            return keys
+        site = next(iter(batch.rows))
+        position = torch.zeros(len(batch), dtype=torch.int64)
+        position[batch.example[site]] = batch.position[site].long()
+        return list(zip(keys, position.tolist(), strict=True))
 
     def changed(self, batch: Batch) -> Batch:
         """Return a batch with later occurrences."""
-        added = torch.tensor([self._counts[bytes(key)] for key in batch.keys], dtype=torch.int64)
+        earlier = [self._counts.get(key, 0) for key in self._counted(batch)]
+        added = torch.tensor(earlier, dtype=torch.int64)
         return replace(batch, occurrence=torch.as_tensor(batch.occurrence) + added)

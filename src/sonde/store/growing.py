@@ -24,7 +24,7 @@ from sonde.store._identity import (
     without_data,
     without_sites,
 )
-from sonde.store._later import LaterOccurrences
+from sonde.store._later import counted_on
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import DATA, MANIFEST, SITES, Manifest, read_manifest, sealed
 from sonde.store.writing import StoreWriter, Tick
@@ -67,8 +67,7 @@ def append_store(
         if held and not sets[number].volumes[0].missing():
             tick(len(stream))
             return directory
-        named = with_classes(stream, class_names(sets))
-        source = LaterOccurrences(named, sets[:number])
+        source = with_classes(counted_on(stream, sets[:number]), class_names(sets))
         folder, keys = directory / DATA / f"{number}", [s.key for s in known]
         writer = StoreWriter(source, folder, top.unit_size, columns, keys, top.columns)
         _continue(writer, "--append", tick)
@@ -111,8 +110,7 @@ def add_sites(
         sets = _data_sets(directory)
         number, here = _same_rows(stream, sets), {s.key for s in stream.schema}
         part = sets[number]
-        source = with_classes(stream, class_names(sets))
-        source = source if number == 0 else LaterOccurrences(source, sets[:number])
+        source = with_classes(counted_on(stream, sets[:number]), class_names(sets))
         for volume in part.volumes[1:]:
             keys = [s.key for s in volume.schema]
             if volume.missing() and here.issuperset(keys):
