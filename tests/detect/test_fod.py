@@ -269,6 +269,11 @@ def test_images_of_several_sizes_are_refused():
         )
 
 
+def test_one_row_for_each_image_is_refused():
+    with pytest.raises(InputError, match=r"at least 2 patches in an image, got one row for each"):
+        FOD(**TINY).fit(torch.randn(32, 4))
+
+
 @pytest.mark.parametrize("bad", [{"heads": 3}, {"passes": 0}, {"rate": 0.0}, {"divergence": -1.0}])
 def test_parameters_out_of_range_are_refused(bad):
     with pytest.raises(InputError, match="FOD: expected width, heads"):

@@ -195,8 +195,13 @@ def columns_of(n: int, columns: int | None) -> int:
     Raises
     ------
     InputError
-        If there is no such grid.
+        If there is no such grid, or it is one patch, which has nothing to be compared with.
     """
+    if n < 2:
+        raise InputError(
+            "FOD: expected at least 2 patches in an image, got one row for each: nothing lies "
+            "beside it. Read images with the reducer 'patches', or give position= for each patch."
+        )
     found = math.isqrt(n) if columns is None else columns
     if n % found or (columns is None and found * found != n):
         shape = "a square number of patches" if columns is None else f"lines of {columns} patches"

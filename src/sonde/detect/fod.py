@@ -199,6 +199,10 @@ class FOD(Detector):
                 f"{self}."
             )
 
+    def reading(self) -> dict[str, Any]:
+        """Read a row for each patch."""
+        return {"reducer": "patches"}
+
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read a training."""
         training = GridTraining(

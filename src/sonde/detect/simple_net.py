@@ -1,7 +1,7 @@
 """Usual rows told from their own noisy copies by a small net that is trained by steps.
 
-For patches of images, and any rows of which only usual ones are at hand. It is trained, so it walks
-over the rows many times: read a model's states to disk first.
+For patches of images, and plain arrays of which only usual rows are at hand. It is trained, so it
+walks over the rows many times: read a model's states to disk first.
 """
 
 import math
@@ -74,7 +74,8 @@ class SimpleNet(Detector):
     Range        (-inf, inf), dimensionless; higher = more unusual, 0 = as likely a copy.
     Cost         1 + ``passes`` walks over the rows; state 12 (dim^2 + hidden dim) bytes;
                  O(hidden dim) per row.
-    Assumes      what is unusual lies off the usual rows by about ``sigma`` spreads or more.
+    Assumes      reducer ``patches``; what is unusual lies off the usual rows by about ``sigma``
+                 spreads or more.
     Differs      from the paper: rows are scaled first, so ``sigma`` does not depend on the
                  backbone; normalisation in the net takes its centre and spread from usual rows
                  alone, in training as in use; never stopped by unusual data; shuffled within the
@@ -138,6 +139,10 @@ class SimpleNet(Detector):
                 "SimpleNet: expected sigma, margin, rate, adapter_rate above 0, passes and hidden "
                 f"of at least 1, batch of at least 2, patience of at least 0, got {self}."
             )
+
+    def reading(self) -> dict[str, Any]:
+        """Read a row for each patch."""
+        return {"reducer": "patches"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read a training."""
