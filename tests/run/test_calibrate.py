@@ -1,5 +1,6 @@
 """Detectors calibrated on other rows: equal to plain arrays, mergeable, refused on fit rows."""
 
+import math
 from typing import Any
 
 import pytest
@@ -42,6 +43,25 @@ def test_p_values_come_from_the_new_rows_alone(fitted, tmp_path):
             want = Calibration.from_scores(scorer.score(held)).p_value(scorer.score(new))
             assert mine["p"].to_pylist() == pytest.approx(want.tolist())
             assert mine["score"].to_pylist() == pytest.approx(scorer.score(new).tolist())
+
+
+@pytest.mark.truth("the same detectors fitted without a calibration")
+def test_a_calibrated_scorer_says_what_the_fitted_one_says(fitted):
+    new = calibrate(fitted, Stream.of(rows(200, 1)), progress=False)
+    held = torch.zeros(300, dtype=torch.bool)
+    if fitted.split is not None:
+        whole = Stream.of(rows(300, 0))
+        held = torch.cat([fitted.split.is_held(b.split_draw) for b in whole])
+    for name, detector in (("mahalanobis", Mahalanobis()), ("knn", KNN(k=5))):
+        want = detector.fit(rows(300, 0)[~held])
+        assert math.isfinite(want.value)
+        for bundle in (fitted, new):
+            found = bundle.result(name)
+            assert found.value == pytest.approx(want.value, rel=1e-6)
+            assert found.table()["value"].to_pylist() == pytest.approx([want.value], rel=1e-6)
+            for said in ("unit", "range", "flags", "null", "direction", "n"):
+                assert getattr(found, said) == getattr(want, said)
+            assert found.conventions.keys() >= want.conventions.keys()
 
 
 @pytest.mark.truth("one calibration on all rows")

@@ -1,7 +1,7 @@
 """A detector with its calibration, fitted in the same pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -13,7 +13,7 @@ from sonde.core.errors import CalibrationError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument, Read, score_needs
 from sonde.core.reduction import Reduced
-from sonde.core.result import Scorer
+from sonde.core.result import Result, Scorer
 from sonde.core.selection import SITE_COLUMNS
 from sonde.core.statistic import Span, Statistic
 from sonde.stats.class_calibration import By, ClassCalibration
@@ -29,11 +29,22 @@ Held = dict[str, tuple[HashSampleState, ...]]
 @final
 @dataclass(frozen=True, kw_only=True)
 class CalibratedScorer(Scorer):
-    """A scorer with the scores of held-out rows, which turn scores into p-values."""
+    """A scorer with the scores of held-out rows, which turn scores into p-values.
+
+    What it says of itself (``value``, ``unit``, ``flags``, ...) is what the fitted scorer says.
+    """
 
     scorer: Scorer
     calibration: AnyCalibration
     reduction: str | None = None
+
+    @classmethod
+    def of(
+        cls, scorer: Scorer, calibration: AnyCalibration, reduction: str | None
+    ) -> "CalibratedScorer":
+        """Return a fitted scorer with its calibration."""
+        said: dict[str, Any] = {f.name: getattr(scorer, f.name) for f in fields(Result)}
+        return cls(scorer=scorer, calibration=calibration, reduction=reduction, **said)
 
     def score(self, *columns: Any, **_: Any) -> Tensor:
         """Return the scores of the fitted scorer."""
@@ -169,22 +180,13 @@ class Calibrated(Instrument):
         """Fit the scorer, and score the held-out rows or take their scores."""
         if self.kept is not None:
             scores = states.pop("held_scores")
-            return CalibratedScorer(
-                scorer=(scorer := self.detector.result(**states)),
-                calibration=self.kept.calibration(_only(scores)),
-                reduction=self.reduction,
-                n=scorer.n,
-            )
+            calibration = self.kept.calibration(_only(scores))
+            return CalibratedScorer.of(self.detector.result(**states), calibration, self.reduction)
         held = self._held({c: states.pop(f"held_{c}") for c in self.held_columns})
         scorer = self.detector.result(**states)
         scores = _row_scores if self.reduction is None else _example_scores
         found = scores(scorer, held, score_needs(self.detector), self.reduction, self.span)
-        return CalibratedScorer(
-            scorer=scorer,
-            calibration=Calibration.from_scores(found),
-            reduction=self.reduction,
-            n=scorer.n,
-        )
+        return CalibratedScorer.of(scorer, Calibration.from_scores(found), self.reduction)
 
     def _held(self, samples: dict[str, Any]) -> Held:
         """Return the samples of each column, at every site where it differs from site to site."""
