@@ -14,6 +14,7 @@ from sonde.core.errors import InputError, StoreError
 from sonde.core.files import TEMPORARY
 from sonde.core.stream import Stream
 from sonde.store import (
+    Store,
     add_sites,
     append_store,
     is_store,
@@ -287,11 +288,11 @@ def test_an_unfinished_store_has_gaps_and_no_damage(tmp_path, monkeypatch):
 def grown(place: Path) -> Path:
     """Write a store, add a site, append further data; or do again what is missing of that."""
     ids = [f"r{i}" for i in range(60)]
-    a, b = rows(60, 3), rows(60, 2, seed=1)
-    write_store(Stream.of({"a": a}, ids=ids), place, unit_size=UNIT)
-    add_sites(Stream.of({"b": b}, ids=ids), place)
-    more = Stream.of({"a": a[:30] + 1, "b": b[:30]}, ids=[f"s{i}" for i in range(30)])
-    return append_store(more, place)
+    more = [f"s{i}" for i in range(30)]
+    a, b, head = rows(60, 3), rows(60, 2, seed=1), (rows(4, 3, seed=2), None)
+    write_store(Stream.of({"a": a}, ids=ids, head=head), place, unit_size=UNIT)
+    add_sites(Stream.of({"b": b}, ids=ids, head=head), place)
+    return append_store(Stream.of({"a": a[:30] + 1, "b": b[:30]}, ids=more, head=head), place)
 
 
 def test_a_store_that_grew_is_checked_and_repaired_as_a_whole(tmp_path):
@@ -310,6 +311,20 @@ def test_a_store_that_grew_is_checked_and_repaired_as_a_whole(tmp_path):
         assert content(grown(place)) == content(whole), name
         assert verify_store(place).is_sound
         shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("place", [".", "sites/1", "data/1"])
+def test_a_lost_head_is_found(tmp_path, place):
+    whole = grown(tmp_path / "a")
+    store, before = Store(whole), content(whole)
+    assert store.verify() == []
+    path = whole / place / "head.safetensors"
+    path.unlink()
+    assert [str(path) in line for line in store.verify()] == [True]
+    found = verify_store(whole)
+    assert [(f.path, f.what) for f in found.faults] == [(path, "the file is missing")]
+    assert not [p for p in repair(whole, found) if p.suffix == ".arrow"]
+    assert content(grown(whole)) == before
 
 
 def test_nothing_outside_is_removed(place, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.classes import joined_names
 from sonde.core.errors import StoreError
-from sonde.store.layout import EXAMPLES, SITES, row_file
+from sonde.store.layout import EXAMPLES, GROUPS, HEAD, SITES, beside, row_file
 from sonde.store.volume import Span, Volume
 
 
@@ -90,6 +90,11 @@ class DataSet:
         """Return what is wrong with the bytes of the files."""
         wrong: list[str] = []
         for volume in self.volumes:
+            for name in sorted({GROUPS, HEAD} & volume.manifest.files.keys()):
+                try:
+                    beside(volume.directory, name, volume.manifest.files)
+                except StoreError as error:
+                    wrong.append(str(error))
             for span in volume.manifest.ranges():
                 for table in (EXAMPLES, *volume.manifest.tables):
                     path = row_file(volume.directory, table, span)

@@ -15,11 +15,13 @@ from sonde.store._content import batch_faults, schema_faults
 from sonde.store.layout import (
     EXAMPLES,
     FORMAT,
+    HEAD,
     MANIFEST,
     RANGES,
     ROWS,
     VERSION,
     Manifest,
+    beside,
     further_stores,
     is_sealed,
     read_json,
@@ -108,14 +110,16 @@ def _with_further(
 def _counted_above(found: Soundness, folder: Path, above: Path) -> Soundness:
     """Return the same, where a manifest that is lost takes with it the one that counts it."""
     faults = [
-        replace(f, removes=(*f.removes, above / MANIFEST)) if f.path == folder / MANIFEST else f
+        replace(f, removes=(*f.removes, above / MANIFEST))
+        if folder / MANIFEST in (f.path, *f.removes)
+        else f
         for f in found.faults
     ]
     return replace(found, faults=tuple(faults))
 
 
 def _manifest(directory: Path) -> tuple[Manifest | None, list[Fault]]:
-    """Return the manifest, or None and what is wrong with it."""
+    """Return the manifest, or None, and what is wrong with it and the files that it names."""
     path = directory / MANIFEST
     if not path.exists():
         return None, [Fault(path, "the manifest is missing")]
@@ -132,9 +136,23 @@ def _manifest(directory: Path) -> tuple[Manifest | None, list[Fault]]:
     if raw.get("format") != FORMAT and not (directory / RANGES).is_dir():
         raise InputError(f"verify: {path} is not the manifest of a store.")
     try:
-        return read_manifest(directory), []
+        manifest = read_manifest(directory)
     except StoreError as error:
         return None, [Fault(path, f"the manifest is damaged: {_reason(error)}", (path,))]
+    return manifest, _head(directory, manifest)
+
+
+def _head(directory: Path, manifest: Manifest) -> list[Fault]:
+    """Return what is wrong with the head's file, which is written again with the manifest."""
+    path = directory / HEAD
+    try:
+        if HEAD in manifest.files:
+            beside(directory, HEAD, manifest.files)
+    except StoreError:
+        what = "its bytes are not those that were committed"
+        what = what if path.is_file() else "the file is missing"
+        return [Fault(path, what, (directory / MANIFEST, path))]
+    return []
 
 
 def _reason(error: Exception) -> str:
