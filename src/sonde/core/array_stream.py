@@ -63,8 +63,8 @@ class ArrayStream(Stream):
 
     @property
     def grouped(self) -> bool:
-        """Whether groups were given."""
-        return self.groups is not None
+        """Whether groups were given, or rows at several positions are one example."""
+        return self.groups is not None or self.who.has_examples_of_rows
 
     @property
     def source_rows(self) -> np.ndarray:
@@ -218,6 +218,15 @@ class _Identity:
         if self._ids is None:
             return tuple(key.hex() for key in self.keys)
         return tuple(key.decode("utf-8", "replace") for key in self._ids)
+
+    @cached_property
+    def has_examples_of_rows(self) -> bool:
+        """Whether some example that was given a name has rows at several positions."""
+        named = self._ids is not None or self._keys is not None
+        if not named or bool((self._positions == 0).all()):
+            return False
+        places = set(zip(self.keys, self._positions.numpy().tolist(), strict=True))
+        return len(places) > len(set(self.keys))
 
     @cached_property
     def occurrence(self) -> Tensor:

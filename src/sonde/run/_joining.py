@@ -13,6 +13,7 @@ from sonde.core.errors import StateError
 from sonde.core.hashing import rank_key
 from sonde.core.identity import agree
 from sonde.core.passes import merge_states
+from sonde.run._group_counts import joined_counts
 from sonde.run.entries import inner_of
 from sonde.run.stages import has_stages
 from sonde.run.units import add_counters, join_units
@@ -38,13 +39,15 @@ def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
             f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data into one store "
             "(sonde read, then sonde read --append) and fit that."
         )
+    data, draws = joined_counts(a, b)
     header = {
-        **a.header,
+        **{name: value for name, value in a.header.items() if name != "group_draws"},
+        **draws,
         "model": b.header["model"] | {k: v for k, v in a.header["model"].items() if v is not None},
         "units": units,
         "counters": add_counters(a.header["counters"], b.header["counters"]),
         "data": _merge_data(a.header["data"], b.header["data"])
-        | {"label_names": list(names or ())},
+        | {**data, "label_names": list(names or ())},
     }
     return replace(a, states=merge_states(a.requests, a.states, b.states), header=header)
 
@@ -184,8 +187,7 @@ def _merge_units(a: Units, b: Units) -> Units:
 def _merge_data(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     both = sorted({a["fingerprint"], b["fingerprint"]})
     return {
-        **a,
+        **{name: value for name, value in a.items() if name != "held"},
         "fingerprint": "+".join(both),
-        "n_examples": a["n_examples"] + b["n_examples"],
-        "n_groups": a["n_groups"] + b["n_groups"],
+        "grouped": bool(a.get("grouped") or b.get("grouped")),
     }

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -203,8 +203,10 @@ def _side(bundle: Fitted, task: Task) -> _Found | None:
     beside = sample(bundle, key)
     if beside is not None and "sample" not in states:
         states["sample"] = beside.state
-    side = replace(side, states=states, groups=groups_of(bundle, side.n), data=_data(bundle))
-    return _Found(side, " and ".join(dict.fromkeys(e.basis for e in held.values() if e)))
+    found = [e for e in held.values() if e is not None]
+    groups = groups_of(bundle, side.n, found[0].part)  # the side counts the rows of its first state
+    side = replace(side, states=states, groups=groups, data=_data(bundle))
+    return _Found(side, " and ".join(dict.fromkeys(e.basis for e in found)))
 
 
 def _data(bundle: Fitted) -> str:
@@ -213,10 +215,14 @@ def _data(bundle: Fitted) -> str:
     return f"{data['fingerprint']}|{data['n_examples']}" if data["fingerprint"] else ""
 
 
-def _sampled(first: Fitted, second: Fitted, key: str) -> list[Any]:
-    """Return the samples of both sides at a site, where both have one."""
-    found = [sample(bundle, key) for bundle in (first, second)]
-    return [e.state for e in found if e is not None and isinstance(e.state, HashSampleState)]
+def _sampled(first: Fitted, second: Fitted, key: str) -> list[tuple[HashSampleState, int]]:
+    """Return the samples of both sides at a site, where there is one, and of how many groups."""
+    found = [(bundle, sample(bundle, key)) for bundle in (first, second)]
+    return [
+        (e.state, groups_of(bundle, e.state.n, e.part))
+        for bundle, e in found
+        if e is not None and isinstance(e.state, HashSampleState)
+    ]
 
 
 def _sameness(first: Fitted, second: Fitted, keys: list[str]) -> Sameness:
@@ -225,7 +231,7 @@ def _sameness(first: Fitted, second: Fitted, keys: list[str]) -> Sameness:
         return "same"
     shared: Sameness = "other"
     for key in keys:
-        both = _sampled(first, second, key)
+        both = [state for state, _ in _sampled(first, second, key)]
         if len(both) < 2 or not len(both[0].draw):
             continue
         mine, theirs = (set(state.draw.tolist()) for state in both)
@@ -243,12 +249,11 @@ def _identical(first: Fitted, second: Fitted) -> bool:
 def _pairs(first: Fitted, second: Fitted, key: str) -> Rows | None:
     """Return the sampled rows of a site pair by pair, where both sides hold the same ones."""
     both = _sampled(first, second, key)
-    if len(both) < 2 or both[0].rows.shape[1] != both[1].rows.shape[1]:
+    if len(both) < 2 or both[0][0].rows.shape[1] != both[1][0].rows.shape[1]:
         return None
-    groups = [groups_of(b, s.n) for b, s in zip((first, second), both, strict=True)]
     sides = [
-        Side(value=float(s.n), n=s.n, shift=MMD(), states={"sample": s}, groups=g)
-        for s, g in zip(both, groups, strict=True)
+        Side(value=float(s.n), n=s.n, shift=MMD(), states={"sample": s}, groups=groups)
+        for s, groups in both
     ]
     return paired_rows("drift", sides[0], sides[1])
 

@@ -7,9 +7,11 @@ import torch
 
 from sonde.core.instrument import WIDEST_FULL, Every
 from sonde.core.passes import merge_pair
+from sonde.core.plan import Part
 from sonde.core.requests import Request
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.run._group_counts import counts_in
 from sonde.run.fitted import Fitted
 from sonde.stats import (
     ClassMoments,
@@ -20,8 +22,8 @@ from sonde.stats import (
     MomentsState,
 )
 
-PARTS = (("all",), ("fit", "held"), ("fit",), ("held",))
-WORDS = {"fit": "rows not held out", "held": "rows held out"}
+PARTS: tuple[tuple[Part, ...], ...] = (("all",), ("fit", "held"), ("fit",), ("held",))
+WORDS: dict[Part, str] = {"fit": "rows not held out", "held": "rows held out"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Evidence:
 
     state: State
     basis: str = "all rows"
+    part: Part = "all"
 
 
 def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | None:
@@ -49,15 +52,14 @@ def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | 
 def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | None:
     """Return the stored state of a statistic over every row of a site, or of the part there is."""
     for parts in PARTS:
-        ids = [Request(statistic, (key,), Every(), part).id for part in parts]  # pyright: ignore[reportArgumentType]
+        ids = [Request(statistic, (key,), Every(), part).id for part in parts]
         if all(bundle.states.get(i) is not None for i in ids):
             merged: State | None = None
             for i in ids:
                 merged = merge_pair(statistic, merged, bundle.states[i])
             assert merged is not None  # every one of them is there
-            return Evidence(
-                merged, WORDS.get(parts[0], "all rows") if len(parts) == 1 else "all rows"
-            )
+            part = parts[0] if len(parts) == 1 else "all"
+            return Evidence(merged, WORDS.get(part, "all rows"), part)
     return None
 
 
@@ -78,7 +80,9 @@ def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> Evidence | None:
     if found is not None or wanted.groups:
         return found
     each = _largest(bundle, key, replace(wanted, groups="one"))
-    return each if each is not None and groups_of(bundle, _state_of(each).n) else None
+    if each is None or not groups_of(bundle, _state_of(each).n, each.part):
+        return None
+    return each
 
 
 def _state_of(sample: Evidence) -> HashSampleState:
@@ -104,28 +108,28 @@ def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> Evid
     if found is None or not isinstance(found.state, HashSampleState):
         return None
     state = found.state
-    if not (kind.groups in (wanted.groups, True) or _is_alike(bundle, state, kind)):
+    if not (kind.groups in (wanted.groups, True) or _is_alike(bundle, state, kind, found.part)):
         return None
     kept = state.whole_groups() if kind.groups is True else slice(None)
     columns = (state.rows[kept], state.draw[kept], state.group[kept], state.group_draw[kept])
-    return Evidence(replace(wanted.observe(*columns), n=state.n), found.basis)
+    return replace(found, state=replace(wanted.observe(*columns), n=state.n))
 
 
-def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample) -> bool:
+def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample, part: Part) -> bool:
     """Return whether a sample of rows is one of groups, or one of groups one of rows."""
-    data = bundle.header["data"]
-    each = not groups_of(bundle, state.n)
+    each = not groups_of(bundle, state.n, part)
     if kind.groups == "one":  # equal examples are one group
-        each = each and data["n_groups"] == data["n_examples"]
+        n_examples, n_groups = counts_in(bundle, part)
+        each = each and n_groups == n_examples
     return each or state.is_everything
 
 
-def groups_of(bundle: Fitted, rows: int) -> int:
-    """Return how many groups the rows come from; 0 where each row stands for itself."""
-    data = bundle.header["data"]
-    if data.get("grouped"):
-        return int(data["n_groups"])
-    return int(data["n_examples"]) if rows > int(data["n_examples"]) else 0
+def groups_of(bundle: Fitted, rows: int, part: Part = "all") -> int:
+    """Return how many groups the rows of a part come from; 0 where each row stands for itself."""
+    n_examples, n_groups = counts_in(bundle, part)
+    if bundle.header["data"].get("grouped"):
+        return n_groups
+    return n_examples if rows > n_examples else 0
 
 
 def _from_classes(bundle: Fitted, key: str) -> Evidence | None:
@@ -136,7 +140,7 @@ def _from_classes(bundle: Fitted, key: str) -> Evidence | None:
         if full and (request.keys, request.where) == ((key,), Every()):
             found = stored(bundle, kind, key)
             if found is not None and isinstance(found.state, ClassMomentsState):
-                return Evidence(found.state.total, found.basis)
+                return replace(found, state=found.state.total)
     return None
 
 
@@ -150,7 +154,7 @@ def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidenc
         return None
     with torch.no_grad():
         made = statistic.observe(state.rows)
-    return Evidence(made, f"{held.basis}, {len(state.draw):,} sampled")
+    return Evidence(made, f"{held.basis}, {len(state.draw):,} sampled", held.part)
 
 
 def moments(bundle: Fitted, key: str) -> MomentsState | None:

@@ -20,7 +20,8 @@ from sonde.core.requests import Request, States, Task
 from sonde.core.state import canonical_json
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
-from sonde.run._asked import check_grids, check_reading
+from sonde.run._asked import check_grids, check_reading, head_sites
+from sonde.run._group_counts import counts_of, group_draws
 from sonde.run.crew import Crew, Runner
 from sonde.run.driver import run_pass
 from sonde.run.fitted import Fitted
@@ -114,7 +115,7 @@ def fit(
     split = None
     if calibrate and any(isinstance(i, Detector) for i in chosen):
         split = Split(calibrate, stream.seed)
-    tasks = assign(chosen, stream.schema, split, reduction)
+    tasks = assign(chosen, stream.schema, split, reduction, head_sites(chosen, stream))
     check_grids(tasks, stream)
     crew = Crew(workers, runner, address)
     settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
@@ -122,7 +123,8 @@ def fit(
     sample = error_sample(tasks, stream, split)
     with crew.gathered(settings.threads):
         states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)
-    return Fitted(tuple(tasks), states, make_header(stream, units, counters), split, sample)
+    header = make_header(stream, units, counters, split)
+    return Fitted(tuple(tasks), states, header, split, sample)
 
 
 @dataclass(frozen=True)
@@ -249,11 +251,16 @@ def data_fingerprint(stream: Stream) -> str:
 
 
 def make_header(
-    stream: Stream, units: list[dict[str, Any]], counters: dict[str, int]
+    stream: Stream,
+    units: list[dict[str, Any]],
+    counters: dict[str, int],
+    split: Split | None = None,
 ) -> dict[str, Any]:
     """Return what a bundle says about its model, sites and data."""
     identity = stream.identity()
+    draws = {"group_draws": group_draws(stream)} if stream.grouped else {}
     return {
+        **draws,
         "model": {name: identity.get(name) for name in MODEL_FIELDS},
         "reading": {name: identity.get(name) for name in READING_FIELDS},
         "sites": [
@@ -272,8 +279,7 @@ def make_header(
         "counters": dict(sorted(counters.items())),
         "data": {
             "fingerprint": units[0]["data"] if units else "",
-            "n_examples": len(stream),
-            "n_groups": len(set(stream.group_keys)),
+            **counts_of(stream, split),
             "grouped": stream.grouped,
             "label_names": list(stream.label_names),
             "seed": stream.seed,

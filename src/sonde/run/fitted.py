@@ -19,6 +19,7 @@ from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
 from sonde.core.state import canonical_json, digest, require_finite
 from sonde.core.statefile import read_header, read_state, state_type, write_state
+from sonde.run._group_counts import damaged_counts
 from sonde.run._soundness import check_states
 from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
 from sonde.run.stages import has_stages, last_task, next_tasks
@@ -248,8 +249,7 @@ def _check_header(header: dict[str, Any], path: Path) -> None:
         if not isinstance(site, dict)
         or any(not isinstance(site.get(n), k) for n, k in _SITE_FIELDS.items())
     ]
-    if not wrong and not isinstance(header["data"].get("n_groups"), int):
-        wrong.append("data.n_groups")
+    wrong = wrong or damaged_counts(header)
     if wrong:
         raise StateError(f"Fitted.load: the header of {path} is damaged at {', '.join(wrong)}.")
 
