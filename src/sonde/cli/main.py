@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 fine; 1 a gate was reached; 2 an error that the user can mend; 130 interrupted.
     """
+    # Threads of OpenMP that spin while they wait take the cores from whoever works.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         say(USAGE)
