@@ -10,9 +10,10 @@ from sonde.core.stream import Stream
 from sonde.detect import ODIN, PAWN, Energy, Mahalanobis, TokenStatistics
 from sonde.measure import LayerCKA
 from sonde.run._asked import asked, check_reading
+from sonde.run.calibrate import calibrate
 from sonde.run.fit import fit
 from sonde.run.read import read
-from sonde.run.score import open_for
+from sonde.run.score import open_for, score
 
 AUTO = {"sites": "auto", "reducer": "auto"}
 
@@ -35,6 +36,25 @@ def test_what_a_user_types_goes_first():
 
 def test_plain_arrays_do_not_say_how_they_were_read():
     check_reading([ODIN(), TokenStatistics(), PAWN()], Stream.of(torch.zeros(3, 7)))
+
+
+@pytest.mark.parametrize("command", [score, calibrate])
+@pytest.mark.parametrize(
+    ("besides", "said"),
+    [
+        ({"data": "sonde:digits/train"}, "brings its data, got sonde:digits/train besides"),
+        ({"data": [torch.zeros(7)]}, "brings its data, got list besides"),
+        ({"limit": 5, "nonsense": 1}, "leave out limit, nonsense, or read the model again"),
+    ],
+)
+def test_nothing_is_asked_beside_a_stream(command, besides, said):
+    fitted = fit(Mahalanobis(), Stream.of(torch.randn(40, 3)), calibrate=0, progress=False)
+    other = Stream.of(torch.randn(20, 3))
+    with pytest.raises(InputError, match=said):
+        command(fitted, other, progress=False, **besides)
+    assert command(fitted, other, progress=False, limit=None) is not None
+    with pytest.raises(InputError, match="leave out by"):
+        score(fitted, other, progress=False, by="predicted")
 
 
 def test_a_bundle_of_several_reducers_reads_them_again():

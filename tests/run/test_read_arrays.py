@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cli_case import run_words
+from sonde.core import Stream
 from sonde.core.errors import InputError
+from sonde.detect import Energy, Mahalanobis
+from sonde.run.calibrate import calibrate
+from sonde.run.fit import fit
 from sonde.run.read import read
 
 
@@ -22,6 +27,9 @@ def file(tmp_path):
         ({"max_length": 3}, "leave out max_length"),
         ({"skip_bad": True}, r"leave out skip_bad\. Its labels, groups and ids are the arrays"),
         ({"nonsense": 1}, "leave out nonsense"),
+        ({"reducer": "tokens", "further": ["patches"]}, r"leave out reducer, further\."),
+        ({"batch_size": 7, "processor": object()}, r"leave out batch_size, processor\."),
+        ({"keep_special": True, "logits": True}, r"leave out keep_special, logits\."),
     ],
 )
 def test_options_that_arrays_cannot_heed_are_refused(file, options, said):
@@ -36,6 +44,14 @@ def test_the_others_are_heeded(file):
     assert {key: rows.tolist() for key, rows in batch.rows.items()} == {
         "a": np.arange(21.0).reshape(7, 3).tolist()
     }
+
+
+@pytest.mark.parametrize("by", [None, "predicted"])
+def test_what_a_bundle_was_read_with_is_not_asked_of_arrays(file, by):
+    method = Energy() if by is None else Mahalanobis()
+    fitted = fit(method, Stream.of({"a": x}, logits=x), calibrate=0, progress=False)
+    with pytest.raises(InputError, match="needs the column 'logits'"):
+        calibrate(fitted, "-", file, by=by, progress=False)
 
 
 def test_the_command_line_says_it_too(file):

@@ -15,6 +15,7 @@ from sonde.findings.facts import data_evidence
 from sonde.findings.rows import copies
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
+from sonde.run.calibrate import calibrate
 from sonde.run.fit import fit
 from sonde.run.score import open_for, score
 from sonde.store import Store, write_store
@@ -59,6 +60,14 @@ def test_a_state_scores_stored_and_live_rows_alike(store):
     for fitted in (on_live, on_store):
         assert score(fitted, store, **QUIET).equals(wanted)
         assert score(fitted, mlp(), list(x), **QUIET).equals(wanted)
+
+
+@pytest.mark.truth("a calibration on the live stream")
+def test_a_state_is_calibrated_by_prediction_on_stored_rows(store, tmp_path):
+    fitted = fit(Mahalanobis(), live(items=4), calibrate=0, **QUIET)
+    want = calibrate(fitted, live(), by="predicted", **QUIET).save(tmp_path / "live.sonde")
+    found = calibrate(fitted, store, by="predicted", **QUIET)
+    assert found.save(tmp_path / "store.sonde") == want
 
 
 def test_only_the_sites_of_the_state_are_read(store):
@@ -140,6 +149,7 @@ def test_a_scan_of_two_stores(store, tmp_path):
         ({"data": "x.npz"}, "brings its data, got x.npz besides"),
         ({"limit": 3}, "leave out limit"),
         ({"batch_size": 3}, "leave out batch_size"),
+        ({"further": ["tokens"]}, "leave out further"),
         ({"seed": 3}, "leave out seed"),
         ({"objective": "nll"}, "read with objective=None, and 'nll' is needed"),
         ({"keep_special": True}, "keep_special=False"),
@@ -148,6 +158,14 @@ def test_a_scan_of_two_stores(store, tmp_path):
 def test_what_only_a_model_does_is_refused(store, options, message):
     with pytest.raises(InputError, match=message):
         sonde.read(store, **options)
+
+
+def test_logits_that_were_not_read_are_refused(tmp_path):
+    net, items = mlp(), list(torch.zeros(4, 8))
+    place = write_store(sonde.read(net, items, sites="0", logits=False), tmp_path / "a")
+    with pytest.raises(InputError, match="read with logits=False, and True is needed"):
+        sonde.read(place, logits=True)
+    assert len(sonde.read(place, logits=False)) == 4
 
 
 def test_sites_and_reducers_that_are_not_there_are_named(store):

@@ -154,9 +154,10 @@ def run_scan(
             check_data(where, named, bool(options.get("skip_bad")))
         live = load(model, processor=processor)
     limited = options.get("limit") is not None
+    further = () if model == ARRAYS else ALL_ROWS
 
     def stream(where: Any) -> Stream:
-        found = read(live, where, further=ALL_ROWS, **options)
+        found = read(live, where, further=further, **options)
         return replace(found, entry=True) if isinstance(found, LiveStream) else found
 
     scanned = scan_stream(

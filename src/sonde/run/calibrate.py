@@ -12,7 +12,6 @@ from sonde.core.plan import Split
 from sonde.core.reduction import AUTO
 from sonde.core.requests import Request, States, Task, reads_of, requests
 from sonde.core.state import equal
-from sonde.core.stream import Stream
 from sonde.run._held_scores import held_scores
 from sonde.run._joining import Drawn, most_shared
 from sonde.run.entries import Key, inner_of
@@ -77,9 +76,7 @@ def calibrate(
     """
     kept = Kept(m=m, by=by, guarantee=guarantee, delta=delta)
     tasks = _calibrated_tasks(fitted, kept, reduction)
-    if by == "predicted":
-        options.setdefault("logits", True)
-    stream = model if isinstance(model, Stream) else open_for(fitted, model, data, **options)
+    stream = open_for(fitted, model, data, by, **options)
     require_same_model(fitted.header, stream)
     stream = with_classes(stream, fitted.label_names)
     fingerprint = data_fingerprint(stream)

@@ -91,8 +91,9 @@ def read(
     """
     if isinstance(model, str | Path) and is_store(Path(model)):
         asked = {"objective": objective, "perturb": perturb, "keep_special": keep_special or None}
+        asked |= {"logits": logits or None}
         named = {"batch_size": batch_size, "seed": seed, "processor": processor}
-        named |= {"generate": generate, **options}
+        named |= {"further": tuple(further), "generate": generate, **options}
         return open_store(model, data, sites, reducer, asked, named)
     if data is None:
         raise InputError(f"read: expected data for the model, or a store; {model!s} is no store.")
@@ -103,6 +104,8 @@ def read(
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")
         if generate is not None:
             raise InputError("read: feature arrays generate nothing. Pass a model, not '-'.")
+        options |= {"reducer": reducer, "further": tuple(further), "batch_size": batch_size}
+        options |= {"processor": processor, "keep_special": keep_special, "logits": logits}
         return _arrays(data, sites, seed, **options)
     if isinstance(model, str):
         named = [value for name, value in options.items() if name.endswith("_column")]
@@ -210,18 +213,8 @@ def open_store(
     StoreError
         If the store is damaged, unfinished, or lacks a file.
     """
-    if data is not None and data != "":
-        raise InputError(
-            f"read: {place} is a store of rows and brings its data, got {data!s} besides. Leave "
-            "DATA out, or name the model instead of the store."
-        )
     store = Store(place)
-    typed = _typed(options, (0, store.seed))
-    if typed:
-        raise InputError(
-            f"read: {place} is a store of rows, which are as they were read: leave out "
-            f"{', '.join(typed)}, or read the model again with it."
-        )
+    require_alone(store, str(place), data, options)
     identity = store.identity()
     for name, value in asked.items():
         if value is not None and name in identity and identity[name] != value:
@@ -231,6 +224,29 @@ def open_store(
             )
     store.check_files()
     return store.select(sites if isinstance(sites, str | Site) else list(sites), reducer)
+
+
+def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, Any]) -> None:
+    """Refuse data and options of a reading beside rows that have been read.
+
+    Raises
+    ------
+    InputError
+        Naming what stands there besides.
+    """
+    kind = "store" if isinstance(stream, Store) else "stream"
+    if data is not None and not (isinstance(data, str) and not data):
+        got = data if isinstance(data, str | Path) else type(data).__name__
+        raise InputError(
+            f"read: {name} is a {kind} of rows and brings its data, got {got} besides. Leave "
+            f"DATA out, or name the model instead of the {kind}."
+        )
+    typed = _typed(options, (0, stream.seed))
+    if typed:
+        raise InputError(
+            f"read: {name} is a {kind} of rows, which are as they were read: leave out "
+            f"{', '.join(typed)}, or read the model again with it."
+        )
 
 
 def chosen_columns(stream: Stream, names: Sequence[str]) -> dict[str, list[Any]]:
