@@ -1,6 +1,5 @@
 """Rows from disk as a stream: the same batches, bit for bit, as the live one that wrote them."""
 
-import fnmatch
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.store._identity import appended, joined, only_sites
+from sonde.store._select import keys_of
 from sonde.store._subset import with_examples
 from sonde.store._take import Shelf
 from sonde.store.dataset import DataSet, class_names, common_schema
@@ -157,14 +157,14 @@ class Store(Stream):
         Parameters
         ----------
         sites : str, Site or sequence, default="auto"
-            Names, suffixes of them, or patterns such as ``layers.*.mlp``; ``|reducer`` behind one
-            takes the rows of that reducer alone. "auto" is every site.
+            Names, suffixes that name one site, or patterns such as ``layers.*.mlp``; ``|reducer``
+            behind one takes the rows of that reducer alone. "auto" is every site.
         reducer : str or Reducer, default="auto"
 
         Raises
         ------
         SiteError
-            If a pattern names no site of the store.
+            If a pattern names no site of the store, or is a suffix of several.
         """
         patterns = [sites] if isinstance(sites, str | Site) else list(sites)
         chosen = [s for s in self.schema if _is_of(s, reducer)]
@@ -173,18 +173,8 @@ class Store(Stream):
                 f"Store.select: {self.directory} has no rows of the reducer {str(reducer)!r}, only "
                 f"{', '.join(sorted({str(s.reducer) for s in self.schema}))}. Read the model again."
             )
-        keys: set[str] = set()
-        for pattern in patterns:
-            found = {s.key for s in chosen if _names(str(pattern), s)}
-            if not found:
-                known = [s.key for s in chosen]
-                raise SiteError(
-                    f"Store.select: {self.directory} has no site {str(pattern)!r}."
-                    f"{near(str(pattern), known)} It has {', '.join(known[:6])}"
-                    f"{' and more' if len(known) > 6 else ''}."
-                )
-            keys |= found
-        return Store(self.directory, keys)
+        found = [keys_of(str(pattern), chosen, str(self.directory)) for pattern in patterns]
+        return Store(self.directory, set().union(*found))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of one unit, or of several, as they were written.
@@ -273,18 +263,3 @@ def _is_of(schema: SiteSchema, reducer: str | Reducer) -> bool:
     if isinstance(reducer, str):
         return reducer in ("auto", str(schema.reducer), schema.reducer.name)
     return schema.reducer == reducer
-
-
-def _names(pattern: str, schema: SiteSchema) -> bool:
-    """Return whether a pattern names a kind of rows."""
-    if pattern in ("auto", schema.key):
-        return True
-    place, _, reducer = pattern.partition("|")
-    if reducer and str(schema.reducer) != reducer:
-        return False
-    site = str(schema.site)
-    forms = {site, site.removesuffix(":out"), schema.key.partition("|")[0]}
-    return any(
-        fnmatch.fnmatchcase(form, place) or fnmatch.fnmatchcase(form, f"*.{place}")
-        for form in forms
-    )
