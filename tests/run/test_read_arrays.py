@@ -48,6 +48,7 @@ def test_the_others_are_heeded(file):
 
 @pytest.mark.parametrize("by", [None, "predicted"])
 def test_what_a_bundle_was_read_with_is_not_asked_of_arrays(file, by):
+    x = torch.arange(60.0).reshape(20, 3)
     method = Energy() if by is None else Mahalanobis()
     fitted = fit(method, Stream.of({"a": x}, logits=x), calibrate=0, progress=False)
     with pytest.raises(InputError, match="needs the column 'logits'"):
