@@ -253,6 +253,35 @@ def test_a_column_keeps_its_kind(tmp_path, first, later, kept):
     assert pq.read_table(tmp_path / "a.parquet").column("c").to_pylist() == kept
 
 
+@pytest.mark.truth("the store before the loss")
+@pytest.mark.parametrize("place", ["data/1", "sites/1", "data/1/sites/1"])
+@pytest.mark.parametrize("kept", [None, 100])
+def test_the_command_that_wrote_it_writes_a_lost_file_again(tmp_path, place, kept):
+    first, second = items(40, 1), items(30, 2)
+    store = write_store(live(first, ["2"]), tmp_path / "a")
+    append_store(live(second, ["2"]), store)
+    for data in (first, second):
+        add_sites(live(data), store)
+    before = content(store)
+    lost = next((store / place / "rows" / "pooled").iterdir())
+    lost.unlink() if kept is None else lost.write_bytes(lost.read_bytes()[:kept])
+    data = second if "data" in place else first
+    if place == "data/1":
+        append_store(live(data, ["2"]), store)
+    else:
+        add_sites(live(data), store)
+    assert content(store) == before
+
+
+def test_nothing_is_added_to_a_store_that_lost_a_file(tmp_path):
+    store = write_store(live(items(30, 1)), tmp_path / "a")
+    next((store / "rows" / "pooled").iterdir()).unlink()
+    for grow in (append_store, add_sites):
+        with pytest.raises(StoreError, match="not written to the end: 1 ranges"):
+            grow(live(items(30, 1)), store)
+    assert not (store / "data").exists()
+
+
 def test_lost_data_are_appended_again_where_sites_were_added(tmp_path):
     first, second = items(40, 1), items(30, 2)
     whole = write_store(live(first, ["2"]), tmp_path / "a")

@@ -162,6 +162,39 @@ def test_a_truncated_file_is_named(tmp_path):
     assert len(Store(place).verify()) == 1
 
 
+LOSSES = {
+    "rows/pooled missing": ("rows/pooled/1-2.arrow", None),
+    "rows/examples missing": ("rows/examples/1-2.arrow", None),
+    "rows truncated": ("rows/pooled/1-2.arrow", 100),
+    "record truncated": ("ranges/1-2.json", 50),
+    "record empty": ("ranges/1-2.json", 0),
+    "record missing": ("ranges/1-2.json", None),
+}
+
+
+def lose(path, kept):
+    if kept is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:kept])
+
+
+@pytest.mark.truth("the store before the loss")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_same_call_writes_what_is_lost_again(tmp_path, monkeypatch, loss):
+    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    place = write_store(stream(90), tmp_path / "a", unit_size=30)
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    name, kept = LOSSES[loss]
+    lose(place / name, kept)
+    with pytest.raises(StoreError, match=r"Run the command that wr[a-z]+ it again"):
+        Store(place).check_files()
+    again = Stopping(stream(90))
+    write_store(again, place, unit_size=30)
+    assert again.asked[1:] == [(30, 60)]  # the first example is asked for once
+    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize("table", ["examples", "rows"])
 def test_a_flipped_byte_is_found_and_never_ends_in_another_error(tmp_path, table):
     place = write_store(stream(60), tmp_path / "a")

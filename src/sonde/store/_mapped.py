@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import StoreError
-from sonde.store.layout import TORCH_TYPES
+from sonde.store.layout import AGAIN, MENDING, TORCH_TYPES
 
 DAMAGE = (
     OSError,
@@ -51,19 +51,19 @@ class MappedFile:
         try:
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size != size:
-                    raise StoreError(f"Store: {path} has not the {size} bytes that were committed.")
+                    raise StoreError(
+                        f"Store: {path} has not the {size} bytes that were committed. {AGAIN}"
+                    )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             buffer = pa.py_buffer(self._map)
             self._address = buffer.address
             self._reader = pa.ipc.open_file(pa.BufferReader(buffer))
         except FileNotFoundError as error:
-            raise StoreError(
-                f"Store: {path} is missing. Run the command that wrote the store again."
-            ) from error
+            raise StoreError(f"Store: {path} is missing. {AGAIN}") from error
         except DAMAGE as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"Store: {path} cannot be read: {error}.") from error
+            raise StoreError(f"Store: {path} cannot be read: {error}. {MENDING}") from error
 
     @property
     def schema(self) -> pa.Schema:

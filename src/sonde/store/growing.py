@@ -64,7 +64,7 @@ def append_store(
         held = number < len(sets)
         known = sets[number].volumes[0].schema if held else common_schema(sets)
         _require_same_kind(sets[0], known, stream, columns or {})
-        if held and not sets[number].volumes[0].missing():
+        if held and not sets[number].volumes[0].to_write():
             tick(len(stream))
             return directory
         source = with_classes(counted_on(stream, sets[:number]), class_names(sets))
@@ -113,7 +113,7 @@ def add_sites(
         source = with_classes(counted_on(stream, sets[:number]), class_names(sets))
         for volume in part.volumes[1:]:
             keys = [s.key for s in volume.schema]
-            if volume.missing() and here.issuperset(keys):
+            if volume.to_write() and here.issuperset(keys):
                 _continue(_writer(source, part, volume.directory, keys), "--add-sites", tick)
         keys = [s.key for s in stream.schema if s.key not in part.schema]
         if not keys:
@@ -128,7 +128,7 @@ def add_sites(
 def _data_sets(directory: Path) -> list[DataSet]:
     """Return the data sets of a store whose first rows are all there."""
     first = DataSet(directory)
-    missing = first.volumes[0].missing()
+    missing = first.volumes[0].to_write()
     if missing:
         raise StoreError(
             f"write_store: {directory} is not written to the end: {len(missing)} ranges of units "

@@ -35,6 +35,8 @@ DATA: Final = "data"
 MAX_FURTHER: Final = 100_000
 FORMAT: Final = "sonde-store"
 VERSION: Final = 1
+AGAIN: Final = "Run the command that wrote it again."
+MENDING: Final = "Run `sonde verify --repair` on the store, then the command that wrote it."
 MAX_JSON_BYTES: Final = 64 * 2**20
 MAX_WIDTH: Final = 1 << 24
 
@@ -308,6 +310,23 @@ def row_file(directory: Path, table: str, span: tuple[int, int]) -> Path:
 def record_file(directory: Path, span: tuple[int, int]) -> Path:
     """Return the record that commits a range of units."""
     return directory / RANGES / f"{span[0]}-{span[1]}.json"
+
+
+def is_whole(directory: Path, manifest: Manifest, span: tuple[int, int]) -> bool:
+    """Return whether a range was committed by this plan, and record and files are still there.
+
+    Files are known by their sizes: a byte that is wrong is for ``verify_store`` to find.
+    """
+    path = record_file(directory, span)
+    try:
+        record = read_json(path)
+        for table in (EXAMPLES, *manifest.tables):
+            size = row_file(directory, table, span).stat().st_size
+            if record["files"][table]["size_bytes"] != size:
+                return False
+    except (OSError, LookupError, TypeError):
+        return False
+    return record.get("plan") == manifest.plan and is_sealed(path, record)
 
 
 def further_stores(directory: Path, manifest: Manifest) -> list[Path]:

@@ -14,11 +14,14 @@ from sonde.core.errors import StoreError
 from sonde.store._columns import EXTRA, SHAPE
 from sonde.store._mapped import DAMAGE, MappedFile, integers, numbers
 from sonde.store.layout import (
+    AGAIN,
     EXAMPLES,
     HEAD,
+    MENDING,
     Column,
     Manifest,
     beside,
+    is_whole,
     read_json,
     read_manifest,
     record_file,
@@ -58,6 +61,11 @@ class Volume:
         spans = self.manifest.ranges()
         return [span for span in spans if not record_file(self.directory, span).exists()]
 
+    def to_write(self) -> list[Span]:
+        """Return the ranges of units that were not committed, or have lost a file."""
+        spans = self.manifest.ranges()
+        return [span for span in spans if not is_whole(self.directory, self.manifest, span)]
+
     def check_files(self) -> None:
         """Refuse a file that is missing or has another size, before rows are read.
 
@@ -71,11 +79,11 @@ class Volume:
                 path = row_file(self.directory, table, span)
                 size = self._size(table, span)
                 if not path.is_file():
-                    raise StoreError(
-                        f"Store: {path} is missing. Run the command that wrote the store again."
-                    )
+                    raise StoreError(f"Store: {path} is missing. {AGAIN}")
                 if path.stat().st_size != size:
-                    raise StoreError(f"Store: {path} has not the {size} bytes that were committed.")
+                    raise StoreError(
+                        f"Store: {path} has not the {size} bytes that were committed. {AGAIN}"
+                    )
 
     def record(self, span: Span) -> dict[str, Any]:
         """Return the record of a range, checked.
@@ -86,7 +94,11 @@ class Volume:
             If it is damaged, or of another plan.
         """
         if span not in self._records:
-            record = read_json(record_file(self.directory, span))
+            path = record_file(self.directory, span)
+            try:
+                record = read_json(path)
+            except StoreError as error:
+                raise StoreError(f"{error} {AGAIN}") from error
             counts = record.get("batches")
             if (
                 not isinstance(counts, list)
@@ -94,9 +106,7 @@ class Volume:
                 or len(counts) != span[1] - span[0]
                 or record.get("plan") != self.manifest.plan
             ):
-                raise StoreError(
-                    f"Store: the record of units {span} in {self.directory} is damaged."
-                )
+                raise StoreError(f"Store: {path} is damaged. {AGAIN}")
             self._records[span] = record
         return self._records[span]
 
@@ -124,8 +134,7 @@ class Volume:
                 raise
             except DAMAGE as error:
                 raise StoreError(
-                    f"Store: units {span} in {self.directory} are damaged: {error}. "
-                    "Write the store again."
+                    f"Store: units {span} in {self.directory} are damaged: {error}. {MENDING}"
                 ) from error
 
     def file(self, table: str, span: Span) -> MappedFile:
@@ -143,9 +152,8 @@ class Volume:
         try:
             return int(self.record(span)["files"][table]["size_bytes"])
         except (LookupError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"Store: the record of units {span} in {self.directory} is damaged."
-            ) from error
+            path = record_file(self.directory, span)
+            raise StoreError(f"Store: {path} is damaged. {AGAIN}") from error
 
     def _check_schema(self, found: pa.Schema, table: str, path: Path) -> None:
         for column in self.manifest.tables.get(table, ()):
@@ -202,6 +210,7 @@ class Volume:
             pair=optional("pair"),
             side=optional("side"),
             length=optional("length"),
+            scattered="arrays" in self.manifest.identity,
             **shared,
         )
 

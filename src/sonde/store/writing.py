@@ -40,11 +40,9 @@ from sonde.store.layout import (
     SITES,
     Column,
     Manifest,
-    is_sealed,
+    is_whole,
     pack_groups,
-    read_json,
     read_manifest,
-    record_file,
     sealed,
 )
 
@@ -155,19 +153,14 @@ class StoreWriter:
         atomic_write(path, sealed(self.manifest.json()))
 
     def missing(self) -> list[Span]:
-        """Return the ranges of units that are not committed."""
+        """Return the ranges of units that are not committed, or have lost a file."""
         return [span for span in self.manifest.ranges() if not self._is_written(span)]
 
     def _is_written(self, span: Span) -> bool:
-        """Return whether a range was committed by this plan, and its record is what was written."""
-        path = record_file(self.directory, span)
-        if not path.exists():
-            return False
-        record = read_json(path)
-        return is_sealed(path, record) and record.get("plan") == self.manifest.plan
+        return is_whole(self.directory, self.manifest, span)
 
     def write(self, spans: Sequence[Span], tick: Tick = lambda _: None) -> None:
-        """Write ranges that are not committed yet, in this order.
+        """Write ranges that are not committed yet, or have lost a file, in this order.
 
         An exception, Ctrl-C too, leaves whole ranges committed and nothing else behind.
         """
