@@ -36,6 +36,18 @@ def test_a_coreset_costs_at_most_its_radius():
     assert np.corrcoef(scorer.score(new), full)[0, 1] > 0.9
 
 
+@pytest.mark.truth("scipy.spatial.distance.cdist in double precision")
+@pytest.mark.parametrize("apart", [1e3, 1e4])
+def test_near_rows_keep_their_digits_beside_a_far_mode(apart):
+    x, new = _normal(1000, 16, 0), _normal(200, 16, 1)
+    x[:500] += apart
+    x, new = x.float(), new.float()
+    scorer = PatchCore().fit(x)
+    want = cdist(new.double(), x.double()).min(1)
+    np.testing.assert_allclose(scorer.score(new).numpy(), want, rtol=1e-5)
+    assert float(scorer.score(x).max()) == 0.0
+
+
 @pytest.mark.truth("the formula of the paper in numpy, one image at a time")
 def test_score_of_an_image_is_weighed():
     x, new = _normal(150, 3, 0), _normal(30, 3, 1) * 2

@@ -20,6 +20,7 @@ from sonde.stats import Coreset, CoresetState
 
 CHUNK_ENTRIES = 1 << 22
 CLOSE = 3
+ROUNDING = 8 * torch.finfo(torch.float32).eps
 READERS = {1: "patches", 3: "patches3"}
 
 
@@ -155,7 +156,8 @@ def nearest_of(
     """Return the ``k`` nearest rows of a bank and their distances, nearest first.
 
     Found by products in the rows' own type; the distances of a few more than ``k`` candidates are
-    then computed from differences, so that near rows keep their digits.
+    then computed from differences, so that near rows keep their digits. Where rounding of the
+    products may hide a nearer row among the others, they are formed in double precision.
     """
     origin = bank.mean(0)
     centred = (bank - origin).T.contiguous()
@@ -163,14 +165,22 @@ def nearest_of(
     wide = min(len(bank), k + CLOSE - 1)
     distance = x.new_empty(len(x), k)
     index = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    unsure = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     step = max(1, CHUNK_ENTRIES // max(len(bank), wide * bank.shape[1]))
     for start in range(0, len(x), step):
         part = x[start : start + step]
         rough = torch.addmm(square, part - origin, centred, alpha=-2.0)
         rough = rough.nan_to_num(nan=torch.inf)
-        near = rough.topk(wide, largest=False).indices.sort(dim=1).values
+        best, near = rough.topk(min(len(bank), wide + 1), largest=False)
+        if x.dtype == torch.float32 and wide < len(bank):
+            scale = (part - origin).square().sum(1) + square.max()
+            unsure[start : start + step] = best[:, wide] - best[:, k - 1] <= ROUNDING * scale
+        near = near[:, :wide].sort(dim=1).values
         exact = (part[:, None] - bank[near]).norm(dim=2)
         order = exact.argsort(dim=1, stable=True)[:, :k]
         distance[start : start + step] = exact.gather(1, order)
         index[start : start + step] = near.gather(1, order)
+    if bool(unsure.any()):
+        exact, index[unsure] = nearest_of(x[unsure].double(), bank.double(), k)
+        distance[unsure] = exact.to(distance)
     return distance, index
