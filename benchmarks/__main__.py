@@ -28,6 +28,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.generating import generation_time
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
+    from benchmarks.large import large_rows
     from benchmarks.layer_cka import layer_cka_rows
     from benchmarks.merging import merge_rows
     from benchmarks.sampling import sample_rows
@@ -43,6 +44,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "tap": tap_time,
         "tap-memory": tap_memory,
         "stop": early_stop,
+        "large": large_rows,
         "scan-small": scan_small,
         "nac": nac_rows,
         "detect": detector_rows,

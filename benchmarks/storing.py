@@ -190,7 +190,8 @@ def overlap_rows(size: Size) -> list[Row]:
     depth, width, n, length, per_batch = size.pick((12, 768, 96, 64, 16), (2, 64, 32, 16, 8))
     module, rounds = transformer(depth, width), min(3, size.rounds)
     inputs = Tokens(n, length, per_batch)
-    sites = [f"h.{k * depth // SITES}" for k in range(SITES)] if depth >= SITES else ["h.0", "h.1"]
+    sites = [f"h.{(k + 1) * depth // SITES - 1}" for k in range(SITES)]
+    sites = sites if depth >= SITES else ["h.0", "h.1"]  # the last block runs in both arms
     stream = live_stream(encoder(module), inputs, sites, "tokens", logits=False)
     _ = inputs.group_keys, stream.identity(), stream.schema
     forwards = [forward_of(module, **b.kwargs) for b in inputs.batches(0, n)]
