@@ -131,6 +131,16 @@ def test_the_stream_brings_the_column_and_names_its_parameters(tmp_path):
     assert stored.identity()["perturb"] == how.json()
 
 
+def test_a_store_is_read_with_its_own_step_alone(tmp_path):
+    how = Perturbation(std=(0.5, 0.25, 0.5, 1.0, 2.0))
+    write_store(read(linear(), list(X), perturb=how, logits=True), tmp_path / "rows")
+    for same in (None, how, how.json()):
+        assert len(read(tmp_path / "rows", perturb=same)) == len(X)
+    for other in (Perturbation(), Perturbation().json()):
+        with pytest.raises(InputError, match=r"read with perturb=.*'std': 1.0} is needed"):
+            read(tmp_path / "rows", perturb=other)
+
+
 # refusals ----------------------------------------------------------------------------------------
 
 

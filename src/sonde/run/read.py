@@ -89,9 +89,10 @@ def read(
     >>> next(iter(stream)).rows[stream.schema[0].key].shape[0]
     64
     """
+    step = Perturbation.from_json(perturb) if isinstance(perturb, dict) else perturb
     if isinstance(model, str | Path) and is_store(Path(model)):
-        asked = {"objective": objective, "perturb": perturb, "keep_special": keep_special or None}
-        asked |= {"logits": logits or None}
+        asked = {"objective": objective, "keep_special": keep_special or None}
+        asked |= {"logits": logits or None, "perturb": None if step is None else step.json()}
         named = {"batch_size": batch_size, "seed": seed, "processor": processor}
         named |= {"further": tuple(further), "generate": generate, **options}
         return open_store(model, data, sites, reducer, asked, named)
@@ -125,7 +126,7 @@ def read(
         keep_special=keep_special,
         logits=wants_logits,
         seed=seed,
-        perturb=Perturbation.from_json(perturb) if isinstance(perturb, dict) else perturb,
+        perturb=step,
     )
 
 
