@@ -1,6 +1,9 @@
 """Detectors fitted by their bare words read what their definitions speak of."""
 
 import pytest
+import torch
+
+import sonde
 
 DIGITS = ("sonde:digits", "sonde:digits/train", "--limit", 60)
 TRAINED = {
@@ -26,3 +29,47 @@ def test_patches_of_images_are_read_where_a_method_asks_for_them(run, tmp_path, 
     assert all(row["score"] != 0 for row in found)
     line = run("fit", TRAINED[name], *DIGITS, "--reducer", "cls", "-o", probe).error()
     assert "expected rows of the reducer 'patches', got cls" in line
+
+
+@pytest.mark.truth("plain torch: the states that enter the classifier, clipped, and its logits")
+def test_react_reads_what_the_classifier_takes_in(run, tmp_path):
+    probe = tmp_path / "probe.sonde"
+    assert run("fit", "react", *DIGITS, "--calibrate", 0, "-o", probe).code == 0
+    model = sonde.load("sonde:digits")
+    head = model.module.get_submodule("classifier")
+    assert isinstance(head, torch.nn.Linear)
+    taken: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: taken.append(args[0].detach()))
+    for part in ("train", "test"):
+        list(sonde.read(model, f"sonde:digits/{part}", limit=60 if part == "train" else 4))
+    hook.remove()
+    x = torch.cat(taken)[-64:]
+    clipped = x[60:].clamp(max=float(x[:60].quantile(0.9)))
+    want = -(clipped @ head.weight.T + head.bias).logsumexp(1)
+    found = scored(run, probe)
+    assert {row["site"] for row in found} == {"classifier:in"}
+    assert [row["score"] for row in found] == pytest.approx(want.tolist(), rel=1e-2)
+
+
+def test_methods_that_want_other_readings_are_fitted_together(run, tmp_path):
+    probe = tmp_path / "probe.sonde"
+    ran = run("fit", "vim,mahalanobis,padim", *DIGITS, "-o", probe, "--json")
+    assert ran.code == 0, ran.err
+    places = {(row["method"], row["site"]) for row in ran.json()["results"]}
+    blocks = [f"vit.layers.{i}:out" for i in range(4)]
+    assert places == {
+        ("vim", "classifier:in"),
+        ("mahalanobis", "classifier:in"),
+        *((method, block) for method in ("mahalanobis", "padim") for block in blocks),
+    }
+    line = run("fit", "vim", *DIGITS, "--sites", "blocks", "-o", probe).error()
+    assert "ViM: expected rows from which the model's final linear layer makes its logits" in line
+
+
+def test_rows_on_disk_are_taken_with_the_sites_that_they_have(run, tmp_path):
+    acts = tmp_path / "acts"
+    assert run("read", *DIGITS, "--sites", "blocks", "logits:in", "-o", acts).code == 0
+    ran = run("fit", "vim,mahalanobis", acts, "-o", tmp_path / "probe.sonde", "--json")
+    assert ran.code == 0, ran.err
+    found = [row["site"] for row in ran.json()["results"] if row["method"] == "vim"]
+    assert found == ["classifier:in"]

@@ -11,7 +11,7 @@ import sonde
 from scan._zoo import Items, digit_net, digits, quiet
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
-from sonde.detect import KNN, MSP, NAC, Mahalanobis, PaDiM, SimpleNet, ViM
+from sonde.detect import KNN, MSP, NAC, SHE, Mahalanobis, PaDiM, SimpleNet, ViM
 from sonde.findings.scan import scan_stream
 from sonde.findings.versus import versus_section
 from sonde.report import Report
@@ -120,6 +120,7 @@ def test_chosen_detectors_are_shown_at_every_site(tmp_path: Path) -> None:
         (NAC(), "reads gradients"),
         (SimpleNet(), "learns in several passes"),
         (ViM(), "reads the input of the model's final layer"),
+        (SHE(), "reads the input of the model's final layer"),
         (PaDiM(), "scores by position"),
     ],
 )

@@ -22,7 +22,7 @@ from sonde.store import Store, write_store
 from sonde.tap import LiveStream
 
 QUIET: dict[str, Any] = {"progress": False}
-SITES = ["0", "2", "4"]
+SITES = ["0", "2", "3", "4"]
 
 
 def live(n=150, sites=SITES, seed=0, n_in=8, items=3):
@@ -169,8 +169,8 @@ def test_logits_that_were_not_read_are_refused(tmp_path):
 
 
 def test_sites_and_reducers_that_are_not_there_are_named(store):
-    with pytest.raises(SiteError, match=r"has no site '3'. It has 0:out, 2:out, 4:out"):
-        sonde.read(store, sites="3")
+    with pytest.raises(SiteError, match=r"has no site '1'. It has 0:out, 2:out, 3:out"):
+        sonde.read(store, sites="1")
     with pytest.raises(SiteError, match="no rows of the reducer 'tokens', only"):
         sonde.read(store, reducer="tokens")
 

@@ -79,7 +79,11 @@ class Fit:
             data,
             objective=self.objective or ("kl_uniform" if need(instruments, "grad") else None),
             **({"logits": True} if wants_logits else {}),
-            **reading_of(instruments if self.model != ARRAYS else [], self.reading.site_options()),
+            **reading_of(
+                instruments if self.model != ARRAYS else [],
+                self.reading.site_options(),
+                stored=data is None,
+            ),
             **self.reading.data_options(),
         )
         with dropped_on_error(directory):
@@ -119,12 +123,18 @@ def need(instruments: list[Instrument], column: str) -> bool:
     return column in scored or any(column in read.statistic.needs() for read in reads)
 
 
-def reading_of(instruments: list[Instrument], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return what the user chose to read, what the methods ask for where that is "auto"."""
+def reading_of(
+    instruments: list[Instrument], chosen: dict[str, Any], stored: bool = False
+) -> dict[str, Any]:
+    """Return what the user chose to read, what the methods ask for where that is "auto".
+
+    Rows that are ``stored`` have the sites that they have.
+    """
     from sonde.run._asked import asked
 
     typed = {name: value for name, value in chosen.items() if value != "auto"}
-    return {**chosen, **asked(instruments), **typed}
+    wanted = {n: v for n, v in asked(instruments).items() if not (stored and n == "sites")}
+    return {**chosen, **wanted, **typed}
 
 
 def parse_methods(text: str) -> list[Instrument]:

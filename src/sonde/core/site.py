@@ -9,6 +9,8 @@ from sonde.core.errors import SiteError, near
 
 Port = Literal["out", "in", "grad"]
 PORTS: tuple[str, ...] = get_args(Port)
+HEAD_INPUT = "logits:in"
+"""The pattern of what the model's final linear layer takes in."""
 LATER_PORTS = ("probs", "keys", "values", "queries", "heads", "scores", "weight")
 
 _GRAMMAR = re.compile(

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, final
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
+from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._shaping import Shape, ShapedScorer, check_share, shaped_scorer
 from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
@@ -59,6 +60,10 @@ class ASH(Detector):
         check_share("ASH", "share", self.share)
         if self.variant not in ("s", "b", "p"):
             raise InputError(f"ASH: expected variant 's', 'b' or 'p', got {self.variant!r}.")
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the range of every unit, and the head."""

@@ -13,6 +13,7 @@ from sonde.core.batch import Head
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
@@ -232,6 +233,10 @@ class COSTARR(Detector):
         ends = self.logit_range
         if ends is not None and (len(ends) != 2 or not ends[0] < ends[1]):
             raise InputError(f"COSTARR: expected logit_range as (low, high), got {ends!r}.")
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sums of both kinds of features, and the head."""

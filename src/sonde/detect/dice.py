@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head, head_energy
 from sonde.detect._metric import check_width
@@ -69,6 +70,10 @@ class DICE(Detector):
 
     def __post_init__(self) -> None:
         check_share("DICE", "share", self.share)
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the mean of every unit, and the head."""

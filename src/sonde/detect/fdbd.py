@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head, head_logits
 from sonde.detect._metric import check_width
@@ -89,6 +90,10 @@ class FDBD(Detector):
 
     paper: ClassVar[str] = "liu2024fdbd"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read mean and variance of every unit, and the head."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._logits import CHUNK_ENTRIES, at_least_single
@@ -108,8 +109,7 @@ class GradNorm(Detector):
 
     Range        (-inf, 0], in units of the rows; higher = more unusual.
     Cost         one pass; state 32 bytes; O(dim + classes) per row.
-    Assumes      ``x`` is what the final linear layer takes in; at other sites the number is a score
-                 still, but no gradient.
+    Assumes      rows are the input of the model's final linear layer.
     Differs      the target's entries sum to 1; published code with entries of 1 gives ``classes``
                  times as much.
 
@@ -136,6 +136,10 @@ class GradNorm(Detector):
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
             raise InputError(f"GradNorm: expected a positive temperature, got {self.temperature}.")
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the mean score."""

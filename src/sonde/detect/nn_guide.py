@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
 from sonde.detect.energy import energy_of
@@ -56,8 +57,9 @@ class NNGuide(Detector):
 
     Range        (-inf, inf), squared units of the logits; higher = more unusual.
     Cost         one pass; state 4 m (dim + classes) bytes; O(m dim) per row.
-    Assumes      positive log evidence; where fitted rows have less, the guidance turns round, which
-                 is counted in ``conventions`` and warned of.
+    Assumes      rows are the input of the model's final linear layer; positive log evidence; where
+                 fitted rows have less, the guidance turns round, which is counted in
+                 ``conventions`` and warned of.
     Differs      from the paper: a hash sample instead of a random one.
 
     Parameters
@@ -88,6 +90,10 @@ class NNGuide(Detector):
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.m:
             raise InputError(f"NNGuide: expected 1 <= k <= m, got k={self.k} and m={self.m}.")
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read a sample of rows, and the logits of the same rows."""

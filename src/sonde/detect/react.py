@@ -8,6 +8,7 @@ from typing import Any, ClassVar, final
 
 from sonde.core.edit import Clamp
 from sonde.core.instrument import Detector
+from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
 from sonde.detect._shaping import ShapedScorer, check_share
@@ -58,6 +59,10 @@ class ReAct(Detector):
 
     def __post_init__(self) -> None:
         check_share("ReAct", "quantile", self.quantile)
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read counts of all activations, and the head."""

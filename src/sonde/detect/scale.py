@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.core.instrument import Detector
+from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._shaping import Shape, ShapedScorer, check_share, shaped_scorer
 from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
@@ -47,6 +48,10 @@ class SCALE(Detector):
 
     def __post_init__(self) -> None:
         check_share("SCALE", "share", self.share)
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the range of every unit, and the head."""

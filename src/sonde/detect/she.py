@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._logits import at_least_single
@@ -96,7 +97,8 @@ class SHE(Detector):
 
     Range        (-inf, inf), in squared units of the rows; higher = more unusual.
     Cost         one pass; state 8 classes dim bytes; O(dim + classes) per row.
-    Assumes      a classifier, labels that are its classes, each class predicted rightly once.
+    Assumes      rows are the input of a classifier's final linear layer, labels that are its
+                 classes, each class predicted rightly once.
     Differs      nothing.
 
     Examples
@@ -113,6 +115,10 @@ class SHE(Detector):
 
     paper: ClassVar[str] = "zhang2023she"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sums of the rightly predicted rows."""

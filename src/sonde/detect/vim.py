@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
 from sonde.detect._logits import LogitScoreSum, LogitScoreSumState
@@ -113,6 +114,10 @@ class ViM(Detector):
             raise InputError(f"ViM: expected alpha 'rms' or 'paper', got {self.alpha!r}.")
         if self.m < 1:
             raise InputError(f"ViM: expected m of at least 1, got {self.m}.")
+
+    def reading(self) -> dict[str, Any]:
+        """Read what the final linear layer takes in."""
+        return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read moments, the mean largest logit and the head; for ``alpha="paper"`` a sample."""

@@ -10,6 +10,7 @@ from sonde.core.instrument import Detector, score_needs
 from sonde.core.passes import states_of
 from sonde.core.plan import Split
 from sonde.core.requests import States, Task
+from sonde.core.site import HEAD_INPUT
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL
@@ -50,7 +51,7 @@ def _check_alone(method: Detector) -> None:
         why = "reads several sites at once"
     elif "grad" in needs:
         why = "reads gradients"
-    elif "head" in needs:
+    elif "head" in needs or method.reading().get("sites") == HEAD_INPUT:
         why = "reads the input of the model's final layer"
     elif not set(score_needs(method)) <= {"x", *SAMPLED_COLUMNS}:
         why = f"scores by {', '.join(sorted(set(score_needs(method)) - {'x', *SAMPLED_COLUMNS}))}"

@@ -1,19 +1,30 @@
 """What methods ask of a reading: options of ``sonde.read`` that their rows or columns come by."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
-from sonde.core.requests import Task
-from sonde.core.stream import Stream
+from torch import Tensor
 
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument, reads_rows
+from sonde.core.requests import Task
+from sonde.core.site import HEAD_INPUT
+from sonde.core.stream import Stream
+from sonde.stats import HeadWeightsState
+from sonde.tap import LiveStream
+
+CLOSE = 0.05
+AUTO = "auto"
 BY_VALUE = ("objective", "perturb")
 PATCHES = frozenset(("patches", "patches3"))
 
 
-def asked(instruments: Iterable[Instrument]) -> dict[str, Any]:
+def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
     """Return the options that some methods ask for together.
+
+    Where some ask for the input of the final linear layer, the others are read as without them.
 
     Raises
     ------
@@ -28,7 +39,47 @@ def asked(instruments: Iterable[Instrument]) -> dict[str, Any]:
                     f"{type(instrument).__name__}: expected {name}={value!r}, and another method "
                     f"asks for {found[name]!r}. Fit them one after the other."
                 )
+    others = [i for i in instruments if "sites" not in i.reading() and reads_rows(i)]
+    if others and found.get("sites") == HEAD_INPUT:
+        reducer = found.pop("reducer", None)
+        found["sites"] = [AUTO if reducer is None else f"{AUTO}|{reducer}", HEAD_INPUT]
     return found
+
+
+def at_head(instrument: Instrument) -> bool:
+    """Return whether a method asks for what the model's final linear layer takes in."""
+    return instrument.reading().get("sites") == HEAD_INPUT
+
+
+def head_sites(instruments: Iterable[Instrument], stream: Stream) -> frozenset[str] | None:
+    """Return where the final linear layer makes the logits of the rows; None if nobody asks.
+
+    Other sites have the layer's width as well, so it is tried on the first rows. Plain arrays, and
+    streams without the layer or the logits, are taken at their word.
+    """
+    if not any(map(at_head, instruments)) or all(s.module == "" for s in stream.schema):
+        return None
+    batch = stream.first_batch()
+    if batch.head is not None and batch.logits is None and isinstance(stream, LiveStream):
+        batch = replace(stream, with_logits=True).first_batch()
+    if batch.head is None or batch.logits is None:
+        return None
+    return frozenset(s.key for s in stream.schema if _enters_head(s, batch, *batch.head))
+
+
+def _enters_head(site: SiteSchema, batch: Batch, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether a row of every example gives its logits, or the site is a layer's input."""
+    if site.dim != weight.shape[1]:
+        return False
+    if site.site.port == "in" and site.module == "Linear":
+        return True
+    assert batch.logits is not None
+    made = HeadWeightsState(weight, bias).logits(batch.rows[site.key].to(weight.device).float())
+    for i, logits in enumerate(batch.logits.to(made)):
+        error = (made[(batch.example[site.key] == i).to(made.device)] - logits).abs().amax(1)
+        if len(error) and bool(error.min() > CLOSE * (logits.max() - logits.min())):
+            return False
+    return True
 
 
 def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:

@@ -14,9 +14,11 @@ from sonde.core.plan import Split
 from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.shift import Shift
+from sonde.core.site import HEAD_INPUT
 from sonde.core.state import digest
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
+from sonde.run._asked import at_head
 from sonde.stats import Calibrated, HashSample, HashSampleState
 
 MOST_NAMED = 8
@@ -27,13 +29,15 @@ def assign(
     schema: Sequence[SiteSchema],
     split: Split | None,
     reduction: str = AUTO,
+    heads: frozenset[str] | None = None,
 ) -> list[Task]:
     """Return each instrument at each site, each pair of neighbours, or all sites at once.
 
     What reads the logits alone is the same at every site and stands once, at the last one.
     Detectors are calibrated where the plan holds rows out, on one score for each example where
     ``reduction`` says so. Equal instruments count once. What cannot be computed at some sites is
-    left out and named in one warning.
+    left out and named in one warning. ``heads`` are the sites for methods that ask for the input of
+    the final linear layer, None where it is not known.
 
     Raises
     ------
@@ -49,6 +53,11 @@ def assign(
     distinct = {digest(instrument): instrument for instrument in instruments}
     for instrument in distinct.values():
         places = _places(instrument, tuple(widths))
+        if heads is not None and at_head(instrument):
+            places = [keys for keys in places if heads.issuperset(keys)]
+            if not places:
+                skipped.append(_not_at_head(instrument, tuple(widths)))
+                continue
         readable = [keys for keys in places if _has_reducer(instrument, [by_key[k] for k in keys])]
         if places and not readable:
             skipped.append(_unreadable(instrument, schema))
@@ -122,6 +131,15 @@ def _unreadable(instrument: Instrument, schema: Sequence[SiteSchema]) -> str:
     return (
         f"{type(instrument).__name__}: expected rows of the reducer {asked!r}, got "
         f"{', '.join(found)}. Read with reducer={asked!r}."
+    )
+
+
+def _not_at_head(instrument: Instrument, keys: tuple[str, ...]) -> str:
+    more = "" if len(keys) <= MOST_NAMED else f" and {len(keys) - MOST_NAMED} more"
+    return (
+        f"{type(instrument).__name__}: expected rows from which the model's final linear layer "
+        f"makes its logits, got {', '.join(keys[:MOST_NAMED])}{more}. Read with "
+        f"sites={HEAD_INPUT!r}."
     )
 
 

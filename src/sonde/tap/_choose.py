@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from sonde.tap._vary import token_ids
 from sonde.tap.axes import Axes, config_grid, find_axes, with_prefix
 from sonde.tap.probe import Leaf, Probe
 from sonde.tap.reduce import Reduction, possible
-from sonde.tap.sites import ENTRY, LOGITS, Pattern, default_sites, last_call, resolve
+from sonde.tap.sites import AUTO, ENTRY, LOGITS, Pattern, default_sites, last_call, resolve
 
 if TYPE_CHECKING:
     from sonde.tap.live import LiveStream
@@ -41,17 +41,19 @@ class Kind:
 def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
     """Return the kinds of rows of a stream, in order of execution."""
     probe = stream.probe
-    is_auto = stream.sites == ("auto",) and not _predicts(stream.reducer)
-    sites = [(s, None) for s in default_sites(probe)] if is_auto else _named(stream)
+    predicts = stream.sites == (AUTO,) and _predicts(stream.reducer)
+    patterns = (LOGITS,) if predicts else stream.sites
+    places = {p.partition("|")[0] for p in patterns if isinstance(p, str)}
+    unnamed = default_sites(probe) if AUTO in places else []
     kinds: list[Kind] = []
     refused: SiteError | None = None
-    for site, reducer in sites:
+    for site, reducer in _named(stream, patterns):
         if site.port == "grad" and stream.objective is None:
             raise InputError(f"live_stream: port grad needs objective=, got {str(site)!r}.")
         try:
             kinds.extend(_kinds_of(site, reducer or stream.reducer, stream, batch))
         except SiteError as error:
-            if not is_auto:
+            if site not in unnamed:
                 raise
             refused = error
             _log.info("not read: %s", error)
@@ -61,10 +63,9 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
     return (*entry, *kinds)
 
 
-def _named(stream: "LiveStream") -> list[tuple[Site, Reducer | None]]:
+def _named(stream: "LiveStream", patterns: Sequence[Pattern]) -> list[tuple[Site, Reducer | None]]:
     """Return the sites that patterns name, each with the reducer behind a ``|``, if any."""
     by_reducer: dict[str, list[Pattern]] = {}
-    patterns = (LOGITS,) if stream.sites == ("auto",) else stream.sites
     for pattern in patterns:
         place, _, name = pattern.partition("|") if isinstance(pattern, str) else (pattern, "", "")
         by_reducer.setdefault(name, []).append(place)

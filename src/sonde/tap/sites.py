@@ -12,6 +12,7 @@ from sonde.core.site import Site
 from sonde.tap._names import Names
 from sonde.tap.probe import Probe, executed
 
+AUTO = "auto"
 BLOCKS = "blocks"
 LOGITS = "logits"
 ENTRY = "entry"
@@ -30,7 +31,8 @@ def resolve(
 
     A pattern is a path, any dotted suffix that names one module, a path with ``*`` or negative
     indices for whole segments, ``blocks``, or ``logits`` for the module whose output is the logits
-    (or the model itself); ``@call``, ``:port`` and ``.key`` may follow.
+    (or the model itself); ``@call``, ``:port`` and ``.key`` may follow. ``auto`` stands for the
+    sites that are read where none is named.
 
     Parameters
     ----------
@@ -58,6 +60,8 @@ def resolve(
 
 def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]:
     site = Site.parse(pattern) if isinstance(pattern, str) else pattern
+    if pattern == AUTO and probe is not None:
+        return default_sites(probe)
     if site.path == BLOCKS and BLOCKS not in names.modules:
         every = block_paths(names, probe)
         if not every:
