@@ -11,7 +11,10 @@ from ledger_case import case
 from run_case import stream
 from sonde.core.running import Running
 from sonde.core.stream import Stream
+from sonde.measure import Covariance, UnitEntropy
+from sonde.run.fit import fit
 from sonde.run.ledger import Ledger
+from sonde.run.merge import merge
 from sonde.stats import Moments
 from sonde.store import Store, write_store
 from sonde.store.exporting import export_store
@@ -105,6 +108,17 @@ def test_a_running_state(run, tmp_path):
     running.save(tmp_path / "a.sonde")
     facts = described(run, tmp_path / "a.sonde")
     assert (facts["kind"], facts["n_rows"]) == ("running state", 7)
+
+
+@pytest.mark.truth("the units of the data")
+@pytest.mark.parametrize("instrument", [Covariance(), UnitEntropy()])
+def test_units_count_once_for_all_passes(run, tmp_path, instrument):
+    parts = [fit(instrument, Stream.of(torch.randn(n, 3)), progress=False) for n in (600, 300)]
+    parts[0].save(tmp_path / "a.sonde")
+    assert described(run, tmp_path / "a.sonde")["n_units"] == 3
+    if isinstance(instrument, Covariance):
+        merge(*parts).save(tmp_path / "b.sonde")
+        assert described(run, tmp_path / "b.sonde")["n_units"] == 5
 
 
 @pytest.mark.slow

@@ -126,11 +126,20 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
         "sites": [s["text"] for s in header.get("sites", [])],
         "model": header.get("model"),
         "data": header.get("data"),
-        "n_units": sum(b - a + 1 for e in units for a, b in e["units"]) if units else 0,
+        "n_units": _n_units(units),
         "units": units,
         "counters": header.get("counters"),
         "size_bytes": path.stat().st_size,
     }
+
+
+def _n_units(entries: list[dict[str, Any]]) -> int:
+    """Return how many units of data were read; every pass over the same data lists them again."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        n = sum(b - a + 1 for a, b in entry["units"])
+        found[entry["data"]] = max(n, found.get(entry["data"], 0))
+    return sum(found.values())
 
 
 def _text(facts: dict[str, Any]) -> str:
