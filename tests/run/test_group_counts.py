@@ -52,7 +52,7 @@ def test_a_part_counts_its_own_groups(calibrate):
         (batch,) = stream.batches(0, len(stream))
         held = bundles[-1].split.is_held(batch.split_draw).tolist()
         wanted.append(len({g for g, out in zip(group, held, strict=True) if not out}))
-    assert drift(*bundles, Hotelling())["hotelling", "x"].sides == tuple(wanted)
+    assert drift(bundles[0], bundles[1], Hotelling())["hotelling", "x"].sides == tuple(wanted)
 
 
 @pytest.mark.truth("no change: p-values are uniform")
@@ -61,7 +61,7 @@ def test_a_part_alarms_as_often_as_promised():
     for seed in range(20):
         sides = (Stream.of(x, group=g) for x, g in (_side(2 * seed), _side(2 * seed + 1)))
         bundles = [fit(Mahalanobis(), s, calibrate=0.8, progress=False) for s in sides]
-        alarms += drift(*bundles, Hotelling())["hotelling", "x"].p <= 0.05
+        alarms += drift(bundles[0], bundles[1], Hotelling())["hotelling", "x"].p <= 0.05
     assert alarms <= 5, f"{alarms} alarms of 20 at 5 %"
 
 
@@ -109,7 +109,7 @@ def test_rows_of_one_example_are_a_group(calibrate):
             fit(Mahalanobis(), Stream.of(x, **o), calibrate=calibrate, progress=False)
             for (x, _), o in zip(sides, own, strict=True)
         ]
-        found.append(drift(*bundles, Hotelling())["hotelling", "x"])
+        found.append(drift(bundles[0], bundles[1], Hotelling())["hotelling", "x"])
     assert found[0].sides == found[1].sides
     assert max(found[0].sides) <= GROUPS
     assert found[0].p == found[1].p

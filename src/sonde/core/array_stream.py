@@ -101,6 +101,7 @@ class ArrayStream(Stream):
             head=self.head,
             seed=self.seed,
             extra={name: values[part] for name, values in self.extra.items()},
+            scattered=True,
         )
 
     def identity(self) -> dict[str, Any]:

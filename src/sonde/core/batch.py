@@ -68,6 +68,9 @@ class Batch:
         What is hashed for each example: 16 bytes of content, or the UTF-8 text of the id column.
     order : Int[Tensor, "example"]
         Index of each example in the planned order.
+    scattered : bool, default=False
+        Whether rows of one id and occurrence are one example, as in plain arrays, though each is an
+        entry of its own.
     """
 
     rows: dict[str, Float[Tensor, "_row _dim"]]
@@ -89,6 +92,7 @@ class Batch:
     head: Head | None = None
     seed: int = 0
     extra: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    scattered: bool = False
 
     def __len__(self) -> int:
         return len(self.order)
@@ -190,6 +194,7 @@ class Batch:
             "group": None,
             "group_draw": None,
             "order": self.order,
+            "piece": torch.zeros_like(self.order) if self.scattered else self.order,
             "occurrence": torch.as_tensor(np.asarray(self.occurrence))
             if name == "occurrence"
             else None,

@@ -91,6 +91,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         head=first.head,
         seed=first.seed,
         extra=_by_key([b.extra for b in batches]),
+        scattered=first.scattered,
     )
 
 

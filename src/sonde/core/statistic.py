@@ -33,6 +33,8 @@ COLUMNS: dict[str, str] = {
     "position": "position of the row in its document or image, Int[row]",
     "occurrence": "which of several equal examples, Int[row]",
     "order": "index of the row's example in the planned order, Int[row]",
+    "piece": "the same, by which pieces of one text differ, Int[row]; 0 where each row of an "
+    "example is an entry of its own, as in plain arrays",
     "draw": "keyed 64-bit hash of the row, purpose 'sample', Int[row]",
     "group_draw": "the same of the row's group, Int[row]",
     "pair": "64-bit hash of the pair that the row's example belongs to, Int[row]",

@@ -20,8 +20,9 @@ from sonde.run.entries import Key
 from sonde.run.progress import Bar
 from sonde.run.score import Whole, class_columns, classes_of, in_order_of_arrival, needs_of
 from sonde.stats import Calibrated, HeldScoresState, Kept
+from sonde.stats.calibrated import EXAMPLE
 
-WHO = ("ids", "occurrence", "draw", "position")
+WHO = (*EXAMPLE, "draw", "position")
 
 
 def held_scores(
@@ -34,7 +35,7 @@ def held_scores(
     """
     chosen = _one_of_each_group(stream)
     hows = {name: _calibrated(task).reduction for name, task in tasks.items()}
-    whole = Whole(stream, hows)
+    whole = Whole(hows)
     found: dict[Key, HeldScoresState | None] = dict.fromkeys(tasks)
     for batch in stream:
         whole.check(batch)
@@ -65,8 +66,8 @@ def _of_batch(
     if len(joined.example) == 0:
         return None
     columns, rest = joined.columns[: len(needs)], joined.columns[len(needs) :]
-    ids, occurrence, draw, position, *further = rest
-    example = in_order_of_arrival(torch.column_stack((ids, occurrence)))
+    who, (draw, position, *further) = rest[: len(EXAMPLE)], rest[len(EXAMPLE) :]
+    example = in_order_of_arrival(torch.column_stack(who))
     keep = _kept_rows(batch, task, joined, chosen)
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()

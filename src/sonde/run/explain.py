@@ -29,8 +29,8 @@ COLUMNS = [
 class Line:
     """What one record of the table says, before layers are compared.
 
-    ``where`` names the row: id, occurrence and position, without the position where an example's
-    rows make one score.
+    ``where`` names the row: id, occurrence and position, or which piece of the text in place of the
+    position where an example's rows make one score.
     """
 
     where: tuple[str | int, ...]

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
 from sonde.core.classes import with_classes
 from sonde.core.errors import InputError, SiteError, StateError
@@ -30,6 +29,7 @@ from sonde.run.progress import Bar
 from sonde.run.read import ARRAYS, open_store, read, require_alone
 from sonde.run.scoring import can_score_apart, score_apart
 from sonde.stats import By, Calibrated, CalibratedScorer, ClassCalibration
+from sonde.stats.calibrated import EXAMPLE
 from sonde.store import Store, is_store
 
 SCHEMA = pa.schema(
@@ -71,8 +71,9 @@ def score(
     data : str, path or iterable
         What to score.
     reduction : str, default="auto"
-        Where an example has several rows: one score of the example by ``max``, ``mean`` or
-        ``topk_mean(k)``, or each of its ``rows``. "auto" is what the bundle was calibrated for.
+        Where an example has several rows: one score of the example (of a long text: of each piece)
+        by ``max``, ``mean`` or ``topk_mean(k)``, or each of its ``rows``. "auto" is what the bundle
+        was calibrated for.
     explain : int, default=0
         How many of the most unusual layers, units, and tokens or patches each line names.
     workers, threads, runner, address
@@ -219,7 +220,7 @@ def score_batches(
     stream = with_classes(stream, fitted.label_names)
     tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
     hows = {name: reduction_of(fitted, tasks[name], reduction) for name in fitted.scorers}
-    whole, scorers, source = Whole(stream, hows), fitted.scorers, stream.source_rows
+    whole, scorers, source = Whole(hows), fitted.scorers, stream.source_rows
     for batch in stream:
         whole.check(batch)
         found = {
@@ -241,8 +242,8 @@ def _with_layers(
     """Return the columns of a batch with its most unusual layers."""
     lines = {}
     for name, columns in found.items():
-        places = zip(columns["id"], columns["_occurrence"], columns["position"], strict=True)
-        where = [(p if hows[name] is None else p[:2]) for p in places]
+        last = columns["position" if hows[name] is None else "_piece"]
+        where = zip(columns["id"], columns["_occurrence"], last, strict=True)
         values = zip(where, columns["score"], columns["p"], strict=True)
         lines[name] = [Line(*value) for value in values]
     layers = layers_of(lines, scorers, n)
@@ -256,14 +257,13 @@ def _with_layers(
 class Whole:
     """A check that examples of plain arrays, whose rows may lie apart, arrive whole."""
 
-    def __init__(self, stream: Stream, hows: dict[Key, str | None]) -> None:
-        self.keys = {k for (_, k), how in hows.items() if how is not None}
-        self.keys = self.keys if isinstance(stream, ArrayStream) else set()
+    def __init__(self, hows: dict[Key, str | None]) -> None:
+        self.reduces = any(how is not None for how in hows.values())
         self.seen: set[tuple[str, int]] = set()
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch whose examples have rows in an earlier one."""
-        if not self.keys:
+        if not self.reduces or not batch.scattered:
             return
         here = set(zip(batch.ids, torch.as_tensor(batch.occurrence).tolist(), strict=True))
         if not here.isdisjoint(self.seen):
@@ -286,7 +286,7 @@ def record(
     """Return the columns of the table for one detector and batch."""
     method, key = name
     needs = needs_of(scorer)
-    whose = () if how is None and not explain else ("ids", "occurrence")
+    whose = () if how is None and not explain else EXAMPLE
     by = scorer.by if isinstance(scorer, CalibratedScorer) else None
     names = (*needs, *whose, *class_columns(by))
     joined = JoinedRows.of(batch, task.keys, names, task.instrument.span)
@@ -313,13 +313,13 @@ def record(
         "p": _p_values(scorer, scores, how, label[row]),
     }
     if explain:
-        made["_occurrence"] = who[1][row].tolist()
+        made |= {f"_{c}": who[EXAMPLE.index(c)][row].tolist() for c in ("occurrence", "piece")}
         made |= units_of(scorer, dict(zip(needs, columns, strict=True)), row, explain)
         made |= positions_of(every, example, position, row, explain)
     return made
 
 
-def in_order_of_arrival(who: Int[Tensor, "row 3"]) -> Int[Tensor, "row"]:
+def in_order_of_arrival(who: Int[Tensor, "row 4"]) -> Int[Tensor, "row"]:
     """Return 0, 1, ... for each distinct row, numbered as they first come."""
     which = torch.unique(who, dim=0, return_inverse=True)[1]
     first = torch.full((int(which.max()) + 1,), len(who))

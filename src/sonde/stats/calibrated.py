@@ -21,7 +21,8 @@ from sonde.stats.hash_sample import HashSample, HashSampleState
 from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibration
 
 REDUCED_SAMPLE = 32_768
-WHOSE = ("ids", "occurrence", "position")
+EXAMPLE = ("ids", "occurrence", "piece")
+WHOSE = (*EXAMPLE, "position")
 AnyCalibration = Calibration | SampledCalibration | ClassCalibration
 Held = dict[str, tuple[HashSampleState, ...]]
 
@@ -247,7 +248,7 @@ def _example_scores(
             1,
         )
     columns = [_taken(held, c, whole, span) for c in needs]
-    who = torch.column_stack([held[c][0].rows[whole] for c in ("ids", "occurrence")])
+    who = torch.column_stack([held[c][0].rows[whole] for c in EXAMPLE])
     example = torch.unique(who, dim=0, return_inverse=True)[1]
     found = scorer.reduced(scorer.score(*columns), example, how, *columns)
     order = torch.argsort(rank_key(ids.draw[whole]), stable=True)
