@@ -112,10 +112,15 @@ def test_a_baseline_lets_only_new_findings_count(run, place, tmp_path):
     old = tmp_path / "old.json"
     words = ["scan", "-", place / "half_nan.npz", "--fail-on", "error"]
     assert run(*words, "-o", old).code == 1
-    assert run(*words, "--baseline", old).code == 0
+    same = run(*words, "--baseline", old)
+    assert same.code == 0
+    assert f"since {old}: no finding is new, worse or gone" in " ".join(same.err.split())
     fine = tmp_path / "fine.json"
     assert run("scan", "-", place / "rows.npz", "-o", fine).code == 0
     assert run(*words, "--baseline", fine).code == 1
+    without_gate = run(*words[:3], "--baseline", fine)
+    assert without_gate.code == 0
+    assert re.search(r"since \S+: new: (\S+, )*SND001", " ".join(without_gate.err.split()))
     assert "old" in run(*words, "--baseline", tmp_path / "old2.json").error()
 
 

@@ -46,6 +46,19 @@ def test_a_bare_report_says_that_nothing_was_found(bare) -> None:
     assert to_text(bare, quiet=True) == "nothing found: m on m\n"
 
 
+def test_a_comparison_says_where_how_many_and_which(report) -> None:
+    versus = report["versus"]
+    text = " ".join(to_text(report).split())
+    best = max(versus["sites"], key=lambda row: row["auroc"] or 0.0)
+    assert f"told apart best at {best['site']}: AUROC" in text
+    assert "of OTHER lie beyond the threshold" in text
+    assert f"most unusual of OTHER: {versus['rows'][0]['id']}" in text
+    for row in versus["sites"]:
+        row["low"] = 0.4
+    assert "No site surely tells DATA and OTHER apart" in " ".join(to_text(report).split())
+    assert "against " not in to_text(report | {"versus": None}).partition("----")[2]
+
+
 def test_quiet_is_one_line(report) -> None:
     text = to_text(report, quiet=True)
     assert text.count("\n") == 1

@@ -124,6 +124,8 @@ class Scan:
         if report["partial"] is not None:
             note(_stopped(report["partial"], directory))
             raise Failed(130)
+        if old is not None and not self.printing.json:
+            note(_since(self.baseline, old, report))
         codes = reaching(report, gate, old)
         if gate and not self.printing.json:
             note(_told(self.fail_on, codes, old is not None))
@@ -310,6 +312,18 @@ def reaching(
     blind = [c for c in report["checks"] if c["state"] in ("withheld", "failed")]
     found += [f"{c['code']} ({c['state']})" for c in blind if c["code"] in gate]
     return list(dict.fromkeys(found))
+
+
+def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -> str:
+    """Return in one line what is new, worse or gone since another report."""
+    from sonde.report import diff
+
+    entries = diff(old, report)["findings"]
+    said = []
+    for state in ("new", "worse", "better", "gone", "unjudged"):
+        codes = dict.fromkeys(e["code"] for e in entries if e["state"] == state)
+        said += [f"{state}: {', '.join(codes)}"] if codes else []
+    return f"since {baseline}: {'; '.join(said) or 'no finding is new, worse or gone'}"
 
 
 def _told(asked: str | None, codes: list[str], has_baseline: bool) -> str:

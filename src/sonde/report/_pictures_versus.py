@@ -21,10 +21,10 @@ from sonde.report._axes import (
 )
 from sonde.report._format import Real, number, p_text, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
+from sonde.report._versus_words import beyond_threshold, told_apart
 
 _RULES: Final = ((0.5, "no difference"), (0.6, "a note above"), (0.75, "a warning above"))
 _CATEGORIES: Final = 7
-_NOTE_FLOOR: Final = 0.6
 
 
 def shift_picture(versus: dict[str, Any]) -> Picture | None:
@@ -44,7 +44,7 @@ def shift_picture(versus: dict[str, Any]) -> Picture | None:
         return _shift(points, length, axis, width)
 
     return Picture(
-        "shift", _shift_message(rows, axis), draw, Numbers(columns, table, "shift"), note
+        "shift", told_apart(rows, axis.say), draw, Numbers(columns, table, "shift"), note
     )
 
 
@@ -58,18 +58,6 @@ def _shift_point(row: dict[str, Any], axis: Axis) -> dict[str, Any]:
 
 def _p(row: dict[str, Any]) -> list[str]:
     return [] if row["p"] is None else [f"p {p_text(row['p'])}"]
-
-
-def _shift_message(rows: Rows, axis: Axis) -> str:
-    best = max(rows, key=lambda row: row["auroc"])
-    value = f"AUROC {number(best['auroc'])}"
-    if best["low"] is not None:
-        value += f" ({number(best['low'])} to {number(best['high'])})"
-        if best["low"] <= _NOTE_FLOOR:
-            return (
-                f"No site surely tells DATA and OTHER apart; best {axis.say(best['site'])}, {value}"
-            )
-    return f"DATA and OTHER are told apart best at {axis.say(best['site'])}: {value}"
 
 
 def _shift(points: Rows, length: Real | None, axis: Axis, width: int) -> Any:
@@ -103,8 +91,7 @@ def scores_picture(versus: dict[str, Any]) -> Picture | None:
     )
     message = "Scores of DATA and OTHER, higher = more unusual"
     if alarm is not None and alarm["rate"] is not None:
-        message = f"{share(alarm['rate'])} of OTHER lie beyond the threshold that "
-        message += f"{share(alarm['alpha'])} of rows like DATA exceed"
+        message = beyond_threshold(alarm)
 
     def draw(width: int) -> Any:
         return _scores(bars, scores["threshold"], width)

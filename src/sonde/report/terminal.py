@@ -19,6 +19,7 @@ from sonde.report._format import (
     words,
 )
 from sonde.report._select import runs, select
+from sonde.report._versus_words import sentences
 
 _INDENT: Final = 18
 _COLOR: Final = {"error": "1;31", "warning": "33", "note": "36", "dim": "2", "bold": "1"}
@@ -89,6 +90,8 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     if chosen.more:
         codes = ", ".join(f["code"] for f in chosen.more)
         yield from _block("more", f"{plural(len(chosen.more), 'more finding')}: {codes}", width)
+    for i, sentence in enumerate(sentences(report.get("versus") or {})):
+        yield from _block("" if i else "against", sentence, width)
     if chosen.ignored:
         codes = ", ".join(dict.fromkeys(f["code"] for f in chosen.ignored))
         yield from _block("ignored", f"{codes} (by you)", width)

@@ -1,0 +1,42 @@
+"""DATA against OTHER in words: where they are told apart, how many alarms, which rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from sonde.report._format import number, share, shown
+
+NOTE_FLOOR: Final = 0.6
+MOST_IDS: Final = 3
+
+
+def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str]) -> str:
+    """Return which site tells the two data sets apart best, or that none surely does."""
+    best = max(rows, key=lambda row: row["auroc"])
+    value = f"AUROC {number(best['auroc'])}"
+    if best["low"] is not None:
+        value += f" ({number(best['low'])} to {number(best['high'])})"
+        if best["low"] <= NOTE_FLOOR:
+            return f"No site surely tells DATA and OTHER apart; best {say(best['site'])}, {value}"
+    return f"DATA and OTHER are told apart best at {say(best['site'])}: {value}"
+
+
+def beyond_threshold(alarm: dict[str, Any]) -> str:
+    """Return how many of OTHER lie beyond the threshold, and what it promises of DATA."""
+    return (
+        f"{share(alarm['rate'])} of OTHER lie beyond the threshold that {share(alarm['alpha'])} of "
+        "rows like DATA exceed"
+    )
+
+
+def sentences(versus: dict[str, Any]) -> Iterator[str]:
+    """Yield what a terminal says of the comparison; nothing where there is none."""
+    if not versus:
+        return
+    rows = [row for row in versus["sites"] if row["auroc"] is not None]
+    if rows:
+        yield told_apart(rows, lambda site: shown(site, 60))
+    if versus["alarm"] is not None and versus["alarm"]["rate"] is not None:
+        yield beyond_threshold(versus["alarm"])
+    if versus["rows"]:
+        ids = ", ".join(shown(row["id"], 40) for row in versus["rows"][:MOST_IDS])
+        yield f"most unusual of OTHER: {ids}"
