@@ -1,6 +1,7 @@
 """Prompts that a model continues, as a user types them."""
 
 import pytest
+from transformers import GenerationConfig
 
 import sonde
 from sonde.core import InputError
@@ -33,6 +34,19 @@ def test_batches_leave_room_for_what_is_generated(monkeypatch, settings, size):
     monkeypatch.setattr("sonde.data.encoding.BATCH_BYTES", 64 * 30 * a_token)
     data = sonde.read(MODEL, PROMPTS, generate=settings).identity()["data"]
     assert data.get("prompts", data)["batch_size"] == size
+
+
+@pytest.mark.truth("the same settings by keyword")
+def test_a_generation_config_is_taken_apart():
+    config = GenerationConfig(max_new_tokens=100_000)
+    with pytest.raises(InputError, match="new tokens within the context of 256"):
+        sonde.read(MODEL, PROMPTS, generate={"generation_config": config})
+    small = {"max_new_tokens": 4, "do_sample": False}
+    want, found = (
+        sonde.read(MODEL, PROMPTS, generate=how).identity()
+        for how in (small, {"generation_config": GenerationConfig(**small)})
+    )
+    assert want == found
 
 
 @pytest.mark.parametrize(

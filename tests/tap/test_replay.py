@@ -1,7 +1,10 @@
 """States of generated text: generate first, then read the whole."""
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import sonde.tap.live
 from models import gpt2, llama, mamba, mlp, opt, qwen2, t5
@@ -100,6 +103,53 @@ def test_positions_after_the_first_end_are_masked():
     assert mask[:4].tolist() == [False, False, True, True]
     assert mask[4:].tolist() == [i <= first_end for i in range(len(generated))]
     assert int(present(batch.length)[1]) == 2 + first_end + 1
+
+
+def end_of_the_first(module):
+    """The third token that greedy decoding puts behind the first prompt."""
+    free = next(replay(causal(module), PROMPTS, max_new_tokens=6, do_sample=False).batches(0, 3))
+    return int(free.columns["generated"][0, 2])
+
+
+@pytest.mark.truth("the same settings by keyword")
+@pytest.mark.parametrize("beams", [1, 2])
+def test_settings_of_a_generation_config_are_heeded(beams):
+    model = causal(gpt2())
+    how = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
+    how |= {"eos_token_id": end_of_the_first(model.module), "pad_token_id": 0}
+    config = GenerationConfig(**how | {"max_new_tokens": 9})
+    both = (
+        replay(model, PROMPTS, **how),
+        replay(model, PROMPTS, generation_config=config, max_new_tokens=6),
+    )
+    assert both[0].identity() == both[1].identity()
+    for name in ("new_tokens", "keeps_rows_in_place"):
+        assert len({getattr(inputs, name) for inputs in both}) == 1
+    want, found = (next(inputs.batches(0, 3)) for inputs in both)
+    assert torch.equal(want.kwargs["input_ids"], found.kwargs["input_ids"])
+    assert beams > 1 or found.columns["generated_length"].min() < 6
+    assert torch.equal(present(want.mask), present(found.mask))
+
+
+@pytest.mark.truth("the same end as a token")
+def test_texts_that_no_token_ends_come_one_by_one():
+    module = gpt2()
+    end, how = end_of_the_first(module), {"max_new_tokens": 6, "do_sample": False}
+
+    class IsEnd(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs) -> Any:
+            return input_ids[:, -1] == end
+
+    def lengths(size, **more):
+        prompts = Texts(PROMPTS.items, batch_size=size, special=False)
+        batches = replay(causal(module), prompts, **how, **more).batches(0, 3)
+        return [n for batch in batches for n in batch.columns["generated_length"].tolist()]
+
+    criteria = StoppingCriteriaList([IsEnd()])
+    assert lengths(1, stopping_criteria=criteria) == lengths(3, eos_token_id=end)
+    for more in ({"stopping_criteria": criteria}, {"stop_strings": ["x"]}):
+        with pytest.raises(InputError, match=f"one by one where texts end by {next(iter(more))}"):
+            lengths(3, **more)
 
 
 def test_an_encoder_decoder_reads_the_generated_target():

@@ -16,7 +16,7 @@ from sonde.data.encoding import context_of
 from sonde.data.inputs import ItemInputs
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay
-from sonde.tap.replay import ReplayInputs, parse_settings
+from sonde.tap.replay import ReplayInputs, parse_settings, settings_of
 
 ARRAYS = "-"
 AUTO = "auto"
@@ -113,7 +113,9 @@ def read(
         check_data(data, named, bool(options.get("skip_bad")))
     live = model if isinstance(model, Model) else load(model, processor=processor)
     wants_logits = live.task in WITH_LOGITS if logits is None else logits
-    settings = parse_settings(generate) if isinstance(generate, str) else generate
+    if isinstance(generate, str):
+        generate = parse_settings(generate)
+    settings = None if generate is None else settings_of(generate)
     options |= {"batch_size": batch_size, "logits": wants_logits, "seed": seed}
     inputs = open_inputs(live, data, **_room(settings or {}), **options)
     return live_stream(

@@ -24,6 +24,7 @@ from sonde.tap.fingerprint import fingerprint
 
 NO_PROMPT = frozenset({"labels", "decoder_input_ids", "decoder_attention_mask", "position_ids"})
 NO_TOKEN = -1
+STOPPING = ("stop_strings", "stopping_criteria")
 MOVING = (
     "assistant_model",
     "prompt_lookup_num_tokens",
@@ -54,8 +55,10 @@ def replay(
     seed : int, default=0
         Seed of sampling; the global random state is left alone.
     **generate
-        What ``generate`` takes, e.g. ``max_new_tokens=20, num_beams=4``.
+        What ``generate`` takes, e.g. ``max_new_tokens=20, num_beams=4``. Where ``stop_strings`` or
+        ``stopping_criteria`` end texts, prompts come one by one (``batch_size=1``).
     """
+    generate = settings_of(generate)
     model = Model(model) if isinstance(model, nn.Module) else model
     if not callable(getattr(model.module, "generate", None)):
         raise InputError(
@@ -67,6 +70,16 @@ def replay(
             "replay: expected one sequence for each prompt. Repeat the prompts instead."
         )
     return ReplayInputs(model, inputs, seed, generate)
+
+
+def settings_of(generate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of ``generate`` with those of a ``generation_config`` among them."""
+    settings = dict(generate)
+    config = settings.pop("generation_config", None)
+    named = {} if config is None else vars(config)
+    chosen = {n: v for n, v in named.items() if v is not None and not n.startswith("_")}
+    chosen.pop("transformers_version", None)
+    return chosen | settings
 
 
 def parse_settings(text: str) -> dict[str, Any]:
@@ -176,8 +189,7 @@ class ReplayInputs(Inputs):
     def keeps_rows_in_place(self) -> bool:
         """Whether the rows of a batch stay in their order while it is generated from."""
         chosen = self.generate
-        config = getattr(self.model.module, "generation_config", None)
-        beams = chosen.get("num_beams", getattr(config, "num_beams", 1))
+        beams = self._setting("num_beams")
         is_moved = any(chosen.get(name) is not None for name in MOVING)
         plain = beams in (None, 1) and chosen.get("use_cache", True) and not is_moved
         return bool(plain) and not self.is_pair
@@ -251,6 +263,7 @@ class ReplayInputs(Inputs):
 
     def _run(self, prompts: InputBatch, recorder: Recorder | None) -> tuple[Tensor, Any]:
         """Return the sequences, and the cache if a recorder asks for it."""
+        self._check_ends(prompts)
         module = self.model.module
         place = placement(module)
         _, kwargs = moved(place, (), _kept(prompts.kwargs))
@@ -273,14 +286,27 @@ class ReplayInputs(Inputs):
             return out.cpu(), None
         return out.sequences.cpu(), out.get("past_key_values")
 
-    def _ends(self) -> list[int]:
+    def _setting(self, name: str) -> Any:
+        """Return what was asked of ``generate``, else what the model does by itself."""
         config = getattr(self.model.module, "generation_config", None)
-        ends = self.generate.get("eos_token_id", getattr(config, "eos_token_id", None))
+        return self.generate.get(name, getattr(config, name, None))
+
+    def _check_ends(self, prompts: InputBatch) -> None:
+        """Refuse several prompts where no token marks the end: padding looks like text there."""
+        names = [name for name in STOPPING if self._setting(name)]
+        if names and len(prompts) > 1:
+            raise InputError(
+                f"replay: expected prompts one by one where texts end by {' and '.join(names)}, as "
+                f"nothing tells the padding behind such an end, got {len(prompts)} in a batch. "
+                "Pass batch_size=1 (--batch-size 1), or name the end by eos_token_id."
+            )
+
+    def _ends(self) -> list[int]:
+        ends = self._setting("eos_token_id")
         return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     def _pad(self) -> int:
-        config = getattr(self.model.module, "generation_config", None)
-        pad = getattr(config, "pad_token_id", None)
+        pad = self._setting("pad_token_id")
         return pad if pad is not None else next(iter(self._ends()), 0)
 
     def _alive(self, generated: Tensor) -> Tensor:
