@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from narrow import expect
+from sonde.core._statelayout import head_of, read_contents
 from sonde.core.calibration import Calibration
 from sonde.core.errors import StateError, StoreError
 from sonde.core.state import State, equal, map_tensors
@@ -166,6 +167,28 @@ def test_a_limit_on_the_header_and_on_the_payload(tmp_path):
     with pytest.raises(StateError, match="4000 bytes, more than the limit 3999"):
         read_state(path, {"s": Box}, limit_bytes=3999)
     read_state(path, {"s": Box}, limit_bytes=4000)
+
+
+def test_a_payload_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.sonde"
+    write_state(path, {}, {"s": Box(torch.zeros(1000))})
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")  # a reader of the payload would say so
+    monkeypatch.setattr("sonde.core.statefile.whole_memory_bytes", lambda: 3999)
+    with pytest.raises(StateError, match="4000 bytes, more than the memory of this machine, 3999"):
+        read_state(path, {"s": Box})
+
+
+def test_a_file_above_4_gib_is_opened(tmp_path):
+    path, n = tmp_path / "a.sonde", 2**32 + 8  # a file with holes: nothing lies on the disk
+    table = f',"t0":{{"dtype":"U8","shape":[{n}],"data_offsets":[0,{n}]}}'
+    said = {"header": {"of": 1}, "states": {}, "hash": ""}
+    head = head_of({"format": "sonde-state", "version": 1, **said}, table)
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    with path.open("r+b") as file:
+        file.truncate(8 + len(head) + n)
+    assert read_header(path) == {"of": 1}
+    with path.open("rb") as file:
+        assert read_contents(file, path).slots[0].end == n
 
 
 def test_only_the_expected_states_are_read(tmp_path):

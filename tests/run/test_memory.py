@@ -10,12 +10,13 @@ import torch
 from sonde import detect, measure
 from sonde.core import InputError, Stream
 from sonde.core.instrument import WIDEST_FULL, Instrument
+from sonde.core.machine import whole_memory_bytes
 from sonde.core.state import size_bytes
 from sonde.core.statistic import Learner
 from sonde.detect import Mahalanobis, RelativeMahalanobis
 from sonde.measure import Covariance
 from sonde.run.fit import fit
-from sonde.run.memory import Estimate, _free_in_group, check_memory, whole_memory_bytes
+from sonde.run.memory import Estimate, _free_in_group, check_memory
 from sonde.stats import ClassMoments, Coreset, CrossMoments, Moments, Quantiles
 
 GIB = 2**30

@@ -26,7 +26,6 @@ from sonde.core.state import canonical_json
 FORMAT = "sonde-state"
 VERSION = 1
 HEADER_LIMIT = 8 << 20
-TOTAL_LIMIT = 4 << 30
 MOST_TENSORS = 50_000
 MOST_VALUES = 400_000
 MOST_AXES = 16
@@ -139,7 +138,7 @@ def _count_values(text: str) -> int:
     return sum(text.count(mark) for mark in ",:[{")
 
 
-def read_contents(file: BufferedReader, path: Path, limit: int, total: int) -> Contents:
+def read_contents(file: BufferedReader, path: Path, limit: int = HEADER_LIMIT) -> Contents:
     """Return the head of a file, checked against its size but not against its hash."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
@@ -154,8 +153,6 @@ def read_contents(file: BufferedReader, path: Path, limit: int, total: int) -> C
     payload = slots[-1].end if slots else 0
     if payload != size - 8 - length:
         raise damaged(path, f"{payload} bytes of tensors announced, {size - 8 - length} there")
-    if payload > total:
-        raise StateError(f"read_state: {path} holds {payload} bytes, more than the limit {total}.")
     table = "".join(slot.entry(i) for i, slot in enumerate(slots))
     envelope = _envelope(inner, path)
     if head_of(envelope, table).decode() != head:

@@ -25,7 +25,6 @@ from sonde.core._statelayout import (
     FORMAT,
     HEADER_LIMIT,
     NUMBER,
-    TOTAL_LIMIT,
     VERSION,
     Contents,
     damaged,
@@ -40,6 +39,7 @@ from sonde.core._statelayout import (
 )
 from sonde.core.errors import StateError, StoreError
 from sonde.core.files import atomic_file
+from sonde.core.machine import whole_memory_bytes
 from sonde.core.state import State, canonical_json
 from sonde.core.statistic import Learner, Statistic
 
@@ -122,10 +122,10 @@ def read_header(path: Path | str, limit: int = HEADER_LIMIT) -> dict[str, Any]:
         If the head is not that of a state file. Tensors are not looked at.
     """
     with _opened(path) as file:
-        return read_contents(file, Path(path), limit, TOTAL_LIMIT).envelope["header"]
+        return read_contents(file, Path(path), limit).envelope["header"]
 
 
-def check_state(path: Path | str, limit_bytes: int = TOTAL_LIMIT) -> dict[str, Any]:
+def check_state(path: Path | str) -> dict[str, Any]:
     """Return the header of a file whose every byte was verified against the hash it holds.
 
     Raises
@@ -134,13 +134,13 @@ def check_state(path: Path | str, limit_bytes: int = TOTAL_LIMIT) -> dict[str, A
         If any byte differs from what was written.
     """
     with _opened(path) as file:
-        contents = read_contents(file, Path(path), HEADER_LIMIT, limit_bytes)
+        contents = read_contents(file, Path(path))
         verify(file, contents, Path(path))
         return contents.envelope["header"]
 
 
 def read_state(
-    path: Path | str, types: Types, limit_bytes: int = TOTAL_LIMIT, *, partial: bool = False
+    path: Path | str, types: Types, limit_bytes: int | None = None, *, partial: bool = False
 ) -> tuple[dict[str, Any], dict[str, State | None]]:
     """Return the header and the states of a file.
 
@@ -149,8 +149,8 @@ def read_state(
     path : path
     types : mapping of id to State class, or callable from id to State class
         What to build. With a mapping the file must hold exactly its ids.
-    limit_bytes : int, default=4 GiB
-        Largest payload that is accepted.
+    limit_bytes : int or None, default=None
+        Largest payload that is accepted; None is the memory of this machine.
     partial : bool, default=False
         Read only the states that a mapping of ``types`` names.
 
@@ -163,7 +163,8 @@ def read_state(
     """
     path = Path(path)
     with _opened(path) as file:
-        contents = read_contents(file, path, HEADER_LIMIT, limit_bytes)
+        contents = read_contents(file, path)
+        _refuse_larger(contents, path, limit_bytes)
         verify(file, contents, path)
         trees: dict[str, Any] = contents.envelope["states"]
         named = cast("Mapping[str, Any]", types) if isinstance(types, Mapping) else None
@@ -191,6 +192,15 @@ def read_state(
         if not partial:
             load.finish(path)
         return contents.envelope["header"], states
+
+
+def _refuse_larger(contents: Contents, path: Path, limit: int | None) -> None:
+    """Refuse a payload before it is read, for the memory that it takes once its hash is right."""
+    most = whole_memory_bytes() if limit is None else limit
+    n_bytes = contents.slots[-1].end if contents.slots else 0
+    if n_bytes > most:
+        kind = "memory of this machine," if limit is None else "limit"
+        raise StateError(f"read_state: {path} holds {n_bytes} bytes, more than the {kind} {most}.")
 
 
 class _Shelf:

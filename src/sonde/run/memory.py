@@ -9,6 +9,7 @@ from pathlib import Path
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE
+from sonde.core.machine import in_meminfo, whole_memory_bytes
 from sonde.core.plan import Plan
 from sonde.core.requests import Request
 from sonde.run.progress import gib
@@ -114,21 +115,7 @@ def _waiting_rows(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -
 
 def free_memory_bytes() -> int:
     """Return the memory that is free now, as the system or the container's limit tells it."""
-    return min(_in_meminfo("MemAvailable", 8 * 2**30), _free_in_group())
-
-
-def whole_memory_bytes() -> int:
-    """Return the memory of this machine; a very large number where it cannot be told."""
-    return _in_meminfo("MemTotal", 2**60) + _in_meminfo("SwapTotal", 0)
-
-
-def _in_meminfo(field: str, otherwise: int) -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return otherwise
+    return min(in_meminfo("MemAvailable", 8 * 2**30), _free_in_group())
 
 
 def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:

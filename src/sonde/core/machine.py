@@ -1,0 +1,18 @@
+"""The memory of the machine on which sonde runs, as the system tells it."""
+
+from pathlib import Path
+
+
+def whole_memory_bytes() -> int:
+    """Return the memory of this machine; a very large number where it cannot be told."""
+    return in_meminfo("MemTotal", 2**60) + in_meminfo("SwapTotal", 0)
+
+
+def in_meminfo(field: str, otherwise: int) -> int:
+    """Return a line of the system's report in bytes, or ``otherwise`` where there is none."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return otherwise
