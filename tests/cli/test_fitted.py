@@ -145,8 +145,9 @@ def test_what_is_replaced_is_said(run, place, tmp_path):
 def test_the_command_to_calibrate_keeps_how_data_are_read():
     rows = [{"method": "knn", "n_classes": None, "n_held": 9}]
     typed = {"text_column": "body", "sites": ("a", "b"), "limit": 9, "dtype": "bfloat16"}
+    typed |= {"max_length": 9, "id_column": "key"}
     (said,) = remarks(rows, Path("p.sonde"), "net", "a.csv", typed)
-    assert "run sonde calibrate p.sonde net UNSEEN --text-column body --dtype bfloat16, " in said
+    assert "run sonde calibrate p.sonde net UNSEEN --dtype bfloat16 --id-column key, " in said
 
 
 @pytest.mark.parametrize("command", ["fit spectrum", "scan"])

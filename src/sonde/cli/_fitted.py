@@ -12,12 +12,13 @@ from sonde.cli._table import legend, table
 from sonde.core.errors import CalibrationError, SondeError
 from sonde.core.result import Result, Scorer
 from sonde.findings.step import flags_of
+from sonde.run._recipe import OPTIONS
 from sonde.run.catalogue import methods
 from sonde.run.entries import place_of
 from sonde.stats import CalibratedScorer
 
 ALPHA = 0.05
-HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit")
+HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit", *OPTIONS)
 CLASSES = "classes of the labels, each with a mean of its own"
 HELD = "usual rows that were kept apart: their scores calibrate the detector"
 SE = "standard error of the value"

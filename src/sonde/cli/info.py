@@ -125,6 +125,7 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
         "n_results": len(entries),
         "sites": [s["text"] for s in header.get("sites", [])],
         "model": header.get("model"),
+        "recipe": header.get("recipe"),
         "data": header.get("data"),
         "n_units": _n_units(units),
         "units": units,
@@ -155,12 +156,14 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
     dropped = [k.partition("|")[2] for k, v in counters.items() if k.startswith("nonfinite|") and v]
     groups = f" in {data.get('n_groups'):,} groups" if data.get("grouped") else ""
     model, n_units = facts["model"] or {}, facts["n_units"]
+    options = (facts["recipe"] or {}).get("options", {})
     units = "1 unit" if n_units == 1 else f"{n_units:,} units"
     return {
         "kind": f"fitted state, version {facts['version']}, {_size(facts['size_bytes'])}",
         "methods": ", ".join(facts["methods"]),
         "sites": f"{len(facts['sites'])}: {', '.join(facts['sites'])}",
         "data": f"{data.get('n_examples', 0):,} examples{groups}, {units}",
+        "read with": ", ".join(f"{name}={value}" for name, value in options.items()),
         "not finite": f"rows were left out at {', '.join(dropped)}" if dropped else "",
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
         "more": "--json prints fingerprints, plans and counts",

@@ -127,6 +127,11 @@ def _hashed(table: Any) -> Any:
 
 def options_of(reading: Reading) -> dict[str, Any]:
     """Return the options of a reading that do not come from the bundle."""
+    from sonde.run._recipe import OPTIONS
+
+    typed = reading.typed()
     options = reading.data_options()
-    options.pop("keep_special")
+    held = [name for name in OPTIONS if name not in typed]
+    for name in ("keep_special", *held):
+        options.pop(name)
     return options | {k: v for k, v in reading.site_options().items() if v != "auto"}

@@ -7,6 +7,7 @@ feature arrays without a model.
 from sonde.data.arrays import open_arrays
 from sonde.data.early import check_data
 from sonde.data.inputs import ItemInputs
+from sonde.data.kept import kept_for
 from sonde.data.labels import Labels
 from sonde.data.listing import Listing
 from sonde.data.loading import load, task_of
@@ -20,6 +21,7 @@ __all__ = [
     "Listing",
     "PillowProcessor",
     "check_data",
+    "kept_for",
     "load",
     "open_arrays",
     "open_inputs",

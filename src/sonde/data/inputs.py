@@ -30,6 +30,8 @@ class ItemInputs(Inputs):
         Most examples of one forward; fixed, so that a unit's rounding can be repeated.
     skip_bad : bool
         Leave out items that cannot be decoded, and count them.
+    typed : dict
+        The options that say how items are encoded, as they were given, in JSON.
     """
 
     source: Source
@@ -38,6 +40,7 @@ class ItemInputs(Inputs):
     listing: Listing
     batch_size: int
     skip_bad: bool = False
+    typed: dict[str, Any] = field(default_factory=dict[str, Any])
     _broken: dict[int, str] = field(default_factory=dict)
 
     @property

@@ -123,7 +123,24 @@ def open_inputs(
         if batch_size == "auto"
         else int(batch_size)
     )
-    return ItemInputs(source, encoder, found, listing, size, skip_bad)
+    typed = {
+        "text_column": text_column,
+        "image_column": image_column,
+        "target_column": target_column,
+        "max_length": max_length,
+        "long": None if long == LONG[0] else long,
+        "span": flags.span,
+        "image_size": images.size,
+        "image_mean": images.mean,
+        "image_std": images.std,
+    }
+    return ItemInputs(source, encoder, found, listing, size, skip_bad, _as_json(typed))
+
+
+def _as_json(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, tuples as lists."""
+    given = {name: value for name, value in typed.items() if value is not None}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
 
 
 def open_source(data: Any, skip_bad: bool = False) -> tuple[Source, int | None]:

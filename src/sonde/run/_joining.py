@@ -14,6 +14,7 @@ from sonde.core.hashing import rank_key
 from sonde.core.identity import agree
 from sonde.core.passes import merge_states
 from sonde.run._group_counts import joined_counts
+from sonde.run._recipe import common, recipe_in, require_same_recipe
 from sonde.run.entries import inner_of
 from sonde.run.stages import has_stages
 from sonde.run.units import add_counters, join_units
@@ -44,6 +45,7 @@ def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
         **{name: value for name, value in a.header.items() if name != "group_draws"},
         **draws,
         "model": b.header["model"] | {k: v for k, v in a.header["model"].items() if v is not None},
+        "recipe": common(recipe_in(a.header), recipe_in(b.header)),
         "units": units,
         "counters": add_counters(a.header["counters"], b.header["counters"]),
         "data": _merge_data(a.header["data"], b.header["data"])
@@ -87,6 +89,7 @@ def _require_alike(a: "Fitted", b: "Fitted") -> None:
         others.insert(0, "model")
     if others:
         raise StateError(f"Fitted.merge: the bundles are of another {others[0]}.")
+    require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
     if seeds[0] != seeds[1]:
         raise StateError(

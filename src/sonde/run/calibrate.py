@@ -14,6 +14,7 @@ from sonde.core.requests import Request, States, Task, reads_of, requests
 from sonde.core.state import equal
 from sonde.run._held_scores import held_scores
 from sonde.run._joining import Drawn, most_shared
+from sonde.run._recipe import recipe_in, recipe_of
 from sonde.run.entries import Key, inner_of
 from sonde.run.fit import data_fingerprint, require_same_model
 from sonde.run.fitted import Fitted
@@ -94,7 +95,8 @@ def calibrate(
         (request,) = _held([task], fitted.split)
         states[request] = held[name]
     seen = [{"data": fingerprint, "n_examples": len(stream)}]
-    header = {**fitted.header, "calibrations": seen}
+    recipe = recipe_of(stream) or recipe_in(fitted.header)
+    header = {**fitted.header, "recipe": recipe, "calibrations": seen}
     if by == "label":
         names = joined_names(fitted.label_names, stream.label_names)
         header["data"] = {**header["data"], "label_names": list(names or ())}

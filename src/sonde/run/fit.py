@@ -22,6 +22,7 @@ from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run._asked import check_grids, check_reading, head_sites
 from sonde.run._group_counts import counts_of, group_draws
+from sonde.run._recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.run.crew import Crew, Runner
 from sonde.run.driver import run_pass
 from sonde.run.fitted import Fitted
@@ -263,6 +264,7 @@ def make_header(
         **draws,
         "model": {name: identity.get(name) for name in MODEL_FIELDS},
         "reading": {name: identity.get(name) for name in READING_FIELDS},
+        "recipe": recipe_of(stream),
         "sites": [
             {
                 "text": s.key,
@@ -307,6 +309,7 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
                     f"score: the state was fitted for another {kind}: {name} is {here!r} here and "
                     f"was {fitted!r}. Fit again."
                 )
+    require_same_recipe(recipe_in(header), recipe_of(stream))
     schema = {s.key: s for s in stream.schema}
     for site in header["sites"]:
         mine = schema.get(site["text"])

@@ -20,6 +20,7 @@ from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
+from sonde.run._recipe import default_options
 from sonde.run.crew import Crew, Runner
 from sonde.run.entries import Key, inner_of
 from sonde.run.explain import COLUMNS, Line, layers_of, positions_of, units_of
@@ -136,7 +137,8 @@ def open_for(
         wants |= {"reducer": one, "keep_special": bool(reading.get("keep_special", False))}
         wants |= {"logits": _needs_logits(fitted) or by == "predicted" or None}
     try:
-        stream = read(model, data, **{**wants, **options})
+        kept = default_options(fitted.header, model, data, options)
+        stream = read(model, data, **{**wants, **kept, **options})
         _ = stream.schema  # sites are looked up here
     except SiteError as error:
         reason = str(error).partition(": ")[2].partition(". ")[0].rstrip(".")
