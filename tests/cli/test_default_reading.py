@@ -73,3 +73,12 @@ def test_rows_on_disk_are_taken_with_the_sites_that_they_have(run, tmp_path):
     assert ran.code == 0, ran.err
     found = [row["site"] for row in ran.json()["results"] if row["method"] == "vim"]
     assert found == ["classifier:in"]
+
+
+def test_nac_is_fitted_beside_detectors_of_the_last_layer_and_at_their_place(run, tmp_path):
+    ran = run("fit", "nac,react", *DIGITS, "-o", tmp_path / "probe.sonde", "--json")
+    assert ran.code == 0, ran.err
+    found = [row["site"] for row in ran.json()["results"] if row["method"] == "nac"]
+    assert found == [*(f"vit.layers.{i}:out" for i in range(4)), "classifier:in"]
+    words = ["--sites", "logits:in", "-o", tmp_path / "one.sonde"]
+    assert run("fit", "nac", *DIGITS, *words).code == 0

@@ -131,12 +131,34 @@ def test_gradients_equal_finite_differences(objective):
 
 
 @pytest.mark.truth("W^T (softmax - uniform), the closed form at the head's input")
-def test_gradient_of_kl_uniform_in_closed_form():
+@pytest.mark.parametrize("sites", [["3"], ["4:in"], ["1", "3", "4:in"]])
+def test_gradient_of_kl_uniform_in_closed_form(sites):
     net = mlp().double()
-    batch = only(live_stream(Model(net), Arrays(X.double()), ["3"], objective="kl_uniform"))
+    batch = only(live_stream(Model(net), Arrays(X.double()), sites, objective="kl_uniform"))
     probabilities = present(batch.logits).softmax(1)
     expected = (probabilities - 0.25) @ present(batch.head)[0].double()
-    torch.testing.assert_close(batch.grad["3:out"], expected)
+    for site in {"3:out", "4:in"} & set(batch.rows):
+        torch.testing.assert_close(batch.grad[site], expected)
+
+
+@pytest.mark.parametrize("sites", [["left:in"], ["body", "left:in", "right:in"]])
+@pytest.mark.truth("the weight of one of two layers that read the same tensor")
+def test_the_gradient_at_an_input_is_that_through_its_module(sites):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.left, self.right = nn.Linear(8, 3), nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x):
+            x = self.body(x)
+            return self.left(input=x) + 2 * self.right(x)
+
+    net = Two().eval()
+    batch = only(live_stream(Model(net), Arrays(X), sites, objective=lambda out, _: out.sum()))
+    wanted = {"left:in": net.left.weight, "right:in": 2 * net.right.weight}
+    wanted["body:out"] = wanted["left:in"] + wanted["right:in"]
+    for site in batch.rows:
+        torch.testing.assert_close(batch.grad[site], wanted[site].detach().expand(len(X), -1))
 
 
 @pytest.mark.slow

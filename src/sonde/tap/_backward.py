@@ -13,7 +13,7 @@ from sonde.tap._cache import cache_in, detach_cache
 from sonde.tap._choose import Kind
 from sonde.tap.frame import Frame
 from sonde.tap.objectives import check_objective, value
-from sonde.tap.outputs import find, leaves, replaced
+from sonde.tap.outputs import find, find_input, leaves, replaced, with_input
 
 
 class Backward:
@@ -61,6 +61,16 @@ class Backward:
                 output, leaf = replaced(output, leaf, watched), watched
             self._edges.setdefault(kind.key, []).append(get_gradient_edge(leaf))
         return output
+
+    def watch_input(
+        self, kind: Kind, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a site, one of them a copy of the same values with a gradient."""
+        leaf = find_input(module, args, kwargs, kind.site.key)[1]
+        source = leaf if leaf.requires_grad else leaf.detach().requires_grad_(True)
+        watched = source.clone()
+        self._edges.setdefault(kind.key, []).append(get_gradient_edge(watched))
+        return with_input(args, kwargs, leaf, watched)
 
     def gradients(
         self,

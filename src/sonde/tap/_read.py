@@ -18,7 +18,7 @@ from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
 from sonde.tap.frame import Columns, Frame
 from sonde.tap.objectives import Objective, value
-from sonde.tap.outputs import find, find_input, replaced
+from sonde.tap.outputs import find, find_input, replaced, with_input
 from sonde.tap.probe import Probe, find_logits
 from sonde.tap.sites import last_call
 
@@ -180,7 +180,7 @@ class Reader:
             source = self.gradients if is_grad else self.taken
             rows, columns = self._joined(kind, source[kind.key])
             reading.rows[kind.key], reading.columns[kind.key] = rows, columns
-            if self.objective is not None and kind.site.port == "out":
+            if self.objective is not None and not is_grad:
                 reading.grad[kind.key] = self._joined(kind, self.gradients[kind.key])[0]
         return reading
 
@@ -223,7 +223,7 @@ class _Slot:
         self.reader, self.path, self.port, self.kinds = reader, path, port, tuple(kinds)
         self.module = reader.probe.names.modules[path]
         self.calls, self.stop_at = 0, -1
-        self.differentiates = reader.objective is not None and port == "out"
+        self.differentiates = reader.objective is not None
         self.plan = [(k, k.site.key, k.site.call if _is_number(k) else None) for k in self.kinds]
 
     def reset(self, last: Kind | None) -> None:
@@ -256,14 +256,26 @@ class _Slot:
             output = replaced(output, leaf, watched) if watched is not leaf else output
         return output
 
-    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take from the inputs."""
+    def before(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Take from the inputs; return some in their place if gradients are needed.
+
+        What else reads the same tensor takes no part in the gradient.
+        """
         copies: dict[int, Tensor] = {}
-        for kind, key, wanted in self.plan:
-            if wanted is None or wanted == self.calls:
-                leaf = find_input(self.module, args, kwargs, key)[1]
-                self._take(kind, leaf, self.calls, copies)
+        mine = [(k, key) for k, key, wanted in self.plan if wanted is None or wanted == self.calls]
+        for kind, key in mine:
+            leaf = find_input(self.module, args, kwargs, key)[1]
+            self._take(kind, leaf, self.calls, copies)
+        for kind, key in mine if self.differentiates else ():
+            leaf = find_input(self.module, args, kwargs, key)[1]
+            own = leaf.clone() if leaf.requires_grad else leaf
+            args, kwargs = with_input(
+                args, kwargs, leaf, self.reader.watch_gradient([kind], own, self.calls)
+            )
         self._count()
+        return (args, kwargs) if self.differentiates and mine else None
 
     def _take(self, kind: Kind, leaf: Tensor, call: int, copies: dict[int, Tensor]) -> None:
         reader, reduction = self.reader, kind.reduction

@@ -157,6 +157,20 @@ class Onlooker:
         """Return an output, or one in its place, whose gradient at the sites can be taken."""
         return output if self._backward is None else self._backward.watch(kinds, output)
 
+    def watched_input(
+        self,
+        kinds: Sequence[Kind],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return arguments whose gradient at the sites can be taken, or None to leave them."""
+        if self._backward is None or not kinds:
+            return None
+        for kind in kinds:
+            args, kwargs = self._backward.watch_input(kind, module, args, kwargs)
+        return args, kwargs
+
     def _frame_of(self, kind: Kind, leaf: Tensor) -> Frame:
         name = kind.reduction.reducer.name
         if self._past and name in WHOLE_TEXTS and kind.reduction.is_over_tokens:
@@ -247,7 +261,8 @@ class Onlooker:
             return None
         mask = frame.masks["pos"]
         if mask is None or mask.shape[1] == logits.shape[1]:
-            return logits[frame.one("pos", logits.shape[1], "last")]
+            last = frame.one("pos", logits.shape[1], "last")
+            return logits[tuple(frame.beside(index, logits) for index in last)]
         if not bool(mask[:, -1].all()):
             raise InputError(
                 "Guard: expected logits for every token, or padding on the left, got logits of "
@@ -324,13 +339,18 @@ class _Slot:
         changed = self.onlooker.watched(mine, output)
         return None if changed is output else changed
 
-    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take from the inputs."""
-        if self.onlooker.is_open:
-            for kind in self._mine():
-                leaf = find_input(self.module, args, kwargs, kind.site.key)[1]
-                self.onlooker.take(kind, leaf, self.calls)
-            self.calls += 1
+    def before(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Take from the inputs; return some in their place only where a gradient is wanted."""
+        if not self.onlooker.is_open:
+            return None
+        mine = self._mine()
+        for kind in mine:
+            leaf = find_input(self.module, args, kwargs, kind.site.key)[1]
+            self.onlooker.take(kind, leaf, self.calls)
+        self.calls += 1
+        return self.onlooker.watched_input(mine, self.module, args, kwargs)
 
     def _mine(self) -> list[Kind]:
         return [

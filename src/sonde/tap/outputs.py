@@ -104,6 +104,18 @@ def find_input(
     )
 
 
+def with_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with one tensor exchanged; those that lack it are the same."""
+
+    def exchanged(value: Any) -> Any:
+        has = any(leaf is old for leaf in leaves(value).values())
+        return replaced(value, old, new) if has else value
+
+    return tuple(map(exchanged, args)), {name: exchanged(v) for name, v in kwargs.items()}
+
+
 def _named_arguments(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
