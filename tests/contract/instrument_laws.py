@@ -26,7 +26,9 @@ EXAMPLE = 4
 SITES = {"one": ("x",), "pair": ("a", "b"), "all": ("a", "b", "c")}
 
 
-def make_inputs(n: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+def make_inputs(
+    n: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64, width: int = WIDTH
+) -> dict[str, Any]:
     """Return rows of three classes at three sites, and every column that plain arrays can bring."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -34,17 +36,17 @@ def make_inputs(n: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64) 
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     label = torch.arange(n) % CLASSES
-    weight, bias = torch.eye(CLASSES, WIDTH, dtype=torch.float64) * 2, torch.zeros(CLASSES)
-    x = normal(n, WIDTH) + 3 * torch.eye(WIDTH, dtype=torch.float64)[label]
+    weight, bias = torch.eye(CLASSES, width, dtype=torch.float64) * 2, torch.zeros(CLASSES)
+    x = normal(n, width) + 3 * torch.eye(CLASSES, width, dtype=torch.float64)[label]
     return {
         "x": x.to(dtype),
         "a": x.to(dtype),
-        "b": (x @ normal(WIDTH, WIDTH) + normal(n, WIDTH)).to(dtype),
-        "c": normal(n, WIDTH).to(dtype),
+        "b": (x @ normal(width, width) + normal(n, width)).to(dtype),
+        "c": normal(n, width).to(dtype),
         "label": label,
         "logits": x @ weight.T,
         "perturbed_logits": x @ weight.T * 1.1,
-        "grad": normal(n, WIDTH).to(dtype),
+        "grad": normal(n, width).to(dtype),
         "first_error": torch.tensor([-1, 0, -2])[label],
         "ids": [f"row {i}" for i in range(n)],
         "group": [f"group {i // 2}" for i in range(n)],
@@ -182,6 +184,22 @@ def law_degenerate(instrument: Instrument, make: Callable[..., dict[str, Any]]) 
             continue
         if not isinstance(result, Scorer):
             assert_defined(result, name)
+
+
+def law_sizes(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
+    """Any number of rows of any width gives an error of ours, or defined figures and scores."""
+    for width in (1, 3, 64):
+        for n in {0, 1, 2, width - 1, 10 * width}:
+            inputs = make(n, dtype=torch.float16 if n == 10 * width else torch.float64, width=width)
+            try:
+                result = fit(instrument, inputs)
+                if not isinstance(result, Scorer):
+                    assert_defined(result, f"{n} rows of {width}")
+                else:
+                    scores = score(instrument, result, inputs)
+                    assert not scores.isnan().any(), f"{n} rows of {width}: a score is NaN"
+            except SondeError:
+                continue
 
 
 def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:

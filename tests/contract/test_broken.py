@@ -137,6 +137,11 @@ def test_degenerate():
         instrument_laws.law_degenerate(broken.SwallowsNan(), instrument_laws.make_inputs)
 
 
+def test_sizes_of_instruments():
+    with pytest.raises(AssertionError, match="rows of 1: value"):
+        instrument_laws.law_sizes(broken.SwallowsNan(), instrument_laws.make_inputs)
+
+
 def test_company(inputs):
     with pytest.raises(AssertionError, match=r"not close|not equal"):
         instrument_laws.law_company(broken.HearsOthers(), [broken.HearsOthers(1)], inputs)
@@ -152,3 +157,4 @@ def test_good_detector_passes(inputs):
     for name in ("value", "order", "again", "score_finite", "score_alone", "score_direction"):
         getattr(instrument_laws, f"law_{name}")(good, inputs)
     instrument_laws.law_degenerate(good, instrument_laws.make_inputs)
+    instrument_laws.law_sizes(good, instrument_laws.make_inputs)

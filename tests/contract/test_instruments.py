@@ -94,6 +94,11 @@ def test_degenerate(instrument):
     laws.law_degenerate(instrument, laws.make_inputs)
 
 
+@each(RUNNABLE)
+def test_sizes(instrument):
+    laws.law_sizes(instrument, laws.make_inputs)
+
+
 def learns(instrument: Instrument) -> bool:
     """Whether its state is trained by steps in plan order, so that the order of rows matters."""
     return any(isinstance(r.statistic, Learner) for r in instrument.all_reads().values())
