@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import nn
 
 from narrow import expect
@@ -106,6 +107,29 @@ def test_the_boundary_is_the_quadric_between_rows_and_noisy_rows():
     assert float(agreement) >= 0.95
 
 
+@pytest.mark.truth("overlap of the Gaussian densities by scipy.stats.chi2; the order of norms")
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("constant", [0, 2])
+def test_nothing_gives_the_copies_away(adapter, constant):
+    sigma, dim, source = 0.5, 8, torch.Generator().manual_seed(0)
+    x, y = torch.randn(4000, dim, generator=source), torch.randn(1000, dim, generator=source)
+    plain, far = (nn.functional.pad(rows, (0, constant), value=7.0) for rows in (y, 2 * y.flip(0)))
+    x = nn.functional.pad(x, (0, constant), value=7.0)
+    rates = {"rate": 1e-2, "adapter_rate": 1e-2, "batch": 128}
+    scorer = SimpleNet(sigma=sigma, adapter=adapter, hidden=32, passes=8, **rates).fit(x)
+    wide = 1 + sigma**2
+    edge = dim * math.log(wide) * wide / sigma**2
+    overlap = 1 - (chi2.cdf(edge, dim) - chi2.cdf(edge / wide, dim))
+    share = 0.75 if constant else 1.0  # of the copies that differ only in units that vary
+    assert scorer.value > 0.95 * share * overlap
+    order = torch.cat([plain, far]).norm(dim=1)
+    best, found = (
+        float((s[1000:, None] > s[:1000]).double().mean())
+        for s in (order, scorer.score(torch.cat([plain, far])))
+    )
+    assert found > best - 0.1
+
+
 def _patches(n_images, seed):
     """Images of 3 x 3 patches of 8 units on a plane."""
     return _rows(n_images * 9, 8, seed).reshape(n_images, 9, 8)
@@ -163,9 +187,10 @@ def test_training_stops_by_usual_rows_alone_and_keeps_the_best_net():
     assert (result.value, result.conventions["passes"]) == (losses[best], len(losses))
 
 
-def test_constant_units_neither_hide_nor_blow_up():
+@pytest.mark.parametrize("adapter", [True, False])
+def test_constant_units_neither_hide_nor_blow_up(adapter):
     x = torch.cat([_rows(300), torch.full((300, 1), 7.0)], 1)
-    scorer = SimpleNet(passes=20, **SMALL).fit(x)
+    scorer = SimpleNet(passes=20, adapter=adapter, **SMALL).fit(x)
     moved = x[:50].clone()
     moved[:, 4] += 5
     assert float(scorer.score(moved).median()) > float(scorer.score(x).quantile(0.9))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +22,7 @@ MOMENTUM = 0.1
 DISCRIMINATOR_DECAY = 1e-5
 ADAPTER_DECAY = 1e-2
 HELD = 0.1
+EVERYWHERE = 4
 
 
 @dataclass(frozen=True)
@@ -106,19 +107,20 @@ class NoiseTraining(Learner[NoiseTrainingState]):
     ) -> NoiseTrainingState:
         if len(x) < 2:
             return state
-        net, loss = state.net, state.loss
+        net, loss, varies = state.net, state.loss, state.moments.scatter > 0
         order = generator("order", self.seed, net.discriminator.steps)
         for rows in minibatches(len(x), self.batch, order):
-            net, found = self._step(net, x[rows.to(x.device)])
+            net, found = self._step(net, x[rows.to(x.device)], varies)
             loss = loss.plus(found * len(rows), len(rows))
         return replace(state, net=net, loss=loss)
 
-    def _step(self, net: Net, x: Float[Tensor, "row dim"]) -> tuple[Net, float]:
-        noise = self._noise(x, "noise", net.discriminator.steps)
+    def _step(
+        self, net: Net, x: Float[Tensor, "row dim"], varies: Bool[Tensor, "dim"]
+    ) -> tuple[Net, float]:
+        copies = self._noisy(x, varies, "noise", net.discriminator.steps)
         with torch.enable_grad():
             adapter, judge = net.adapter.live(), net.discriminator.live()
-            true = adapted(x, adapter)
-            hidden = functional.linear(torch.cat([true, true + noise]), judge[0], judge[1])
+            hidden = functional.linear(adapted(torch.cat([x, copies]), adapter), *judge[:2])
             spread, centre = torch.var_mean(hidden[: len(x)], dim=0, correction=0)
             given = judged(hidden, centre, spread, judge)
             loss = hinge(given[: len(x)], given[len(x) :], self.margin)
@@ -135,14 +137,21 @@ class NoiseTraining(Learner[NoiseTrainingState]):
         if len(x) == 0:
             return state
         net, seen = state.net, state.held.n
-        true = adapted(x, net.adapter.values)
-        fake = true + self._noise(x, "held", state.walks, seen)
-        loss = hinge(normality(true, net), normality(fake, net), self.margin)
+        copies = self._noisy(x, state.moments.scatter > 0, "held", state.walks, seen)
+        loss = hinge(normality(x, net), normality(copies, net), self.margin)
         return replace(state, held=state.held.plus(float(loss) * len(x), len(x)))
 
-    def _noise(self, x: Float[Tensor, "row dim"], *key: int | str) -> Float[Tensor, "row dim"]:
-        noise = torch.randn(x.shape, generator=generator(self.seed, *key))
-        return self.sigma * noise.to(x.device)
+    def _noisy(
+        self, x: Float[Tensor, "row dim"], varies: Bool[Tensor, "dim"], *key: int | str
+    ) -> Float[Tensor, "row dim"]:
+        """Return copies of scaled rows with noise, most of them only in the units that vary.
+
+        In a unit that does not vary any noise gives a copy away, and no other unit would be learned
+        from.
+        """
+        noise = torch.randn(x.shape, generator=generator(self.seed, *key)).to(x.device)
+        everywhere = torch.arange(len(x), device=x.device) % EVERYWHERE == 0
+        return x + self.sigma * noise * (varies | everywhere[:, None])
 
     def close_pass(self, state: NoiseTrainingState) -> NoiseTrainingState:
         """Keep the net of the least loss on held-out rows, where training stops by that."""
@@ -200,10 +209,10 @@ def judged(
     return (functional.leaky_relu(normal, SLOPE) @ judge[4].T)[:, 0]
 
 
-def normality(adapted_rows: Float[Tensor, "row dim"], net: Net) -> Float[Tensor, "row"]:
-    """Return the discriminator's answer with the running centre and spread: above 0 = usual."""
+def normality(x: Float[Tensor, "row dim"], net: Net) -> Float[Tensor, "row"]:
+    """Return the answer to scaled rows by the running centre and spread: above 0 = usual."""
     judge = net.discriminator.values
-    hidden = functional.linear(adapted_rows, judge[0], judge[1])
+    hidden = functional.linear(adapted(x, net.adapter.values), *judge[:2])
     return judged(hidden, net.centre, net.spread, judge)
 
 

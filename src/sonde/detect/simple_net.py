@@ -68,8 +68,9 @@ class SimpleNet(Detector):
 
     Usual rows and their copies with normal noise are told apart by one hidden layer; what lies off
     the usual rows in any direction falls to the side of the copies. Rows are scaled to variance 1
-    in each unit and pass a linear adapter, ``a = W z + b``; the score is ``-D(a)``, and the loss
-    averages ``max(0, margin - D(a)) + max(0, margin + D(a + sigma e))``, ``e`` fresh in each step.
+    in each unit and pass a linear adapter, ``a(z) = W z + b``; the score is ``-D(a(z))``, and the
+    loss averages ``max(0, margin - D(a(z))) + max(0, margin + D(a(z + sigma e)))``, ``e`` fresh in
+    each step.
 
     Range        (-inf, inf), dimensionless; higher = more unusual, 0 = as likely a copy.
     Cost         1 + ``passes`` walks over the rows; state 12 (dim^2 + hidden dim) bytes;
@@ -77,9 +78,11 @@ class SimpleNet(Detector):
     Assumes      reducer ``patches``; what is unusual lies off the usual rows by about ``sigma``
                  spreads or more.
     Differs      from the paper: rows are scaled first, so ``sigma`` does not depend on the
-                 backbone; normalisation in the net takes its centre and spread from usual rows
-                 alone, in training as in use; never stopped by unusual data; shuffled within the
-                 rows at hand, not over all.
+                 backbone; noise is added before the adapter, which could else map all rows to a
+                 plane and know copies by leaving it, and a quarter of the copies alone has noise in
+                 units that never varied; normalisation in the net takes its centre and spread from
+                 usual rows alone, in training as in use; never stopped by unusual data; shuffled
+                 within the rows at hand, not over all.
 
     Parameters
     ----------
