@@ -192,7 +192,7 @@ class _Recorder:
         if logits is None:
             return None
         for name, value in reversed(self.linear.items()):
-            if value.shape == logits.shape and torch.equal(value, logits):
+            if value.shape == logits.shape and torch.equal(value.to(logits.device), logits):
                 return name
         return None
 
