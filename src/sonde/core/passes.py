@@ -20,6 +20,7 @@ from sonde.core.requests import Request, States, Task, reads_of
 from sonde.core.selection import FiniteRows, row_indices
 from sonde.core.state import State
 from sonde.core.statistic import Learner, StateT, Statistic
+from sonde.core.tensors import beside
 
 
 class _Buffer:
@@ -146,7 +147,8 @@ def _fill(buffer: _Buffer, batch: Batch, finite: FiniteRows, held: Tensor | None
     for name in buffer.names:
         which = 1 if name == "y" else 0
         column = batch.column("x" if name == "y" else name, request.keys[which])
-        rows[name] = column if index is None else column[index[which].to(column.device)]
+        column = column if index is None else column[index[which].to(column.device)]
+        rows[name] = beside(column, batch.rows[request.keys[0]].device)
     head = batch.column("head", request.keys[0]) if buffer.needs_head else None
     buffer.add(rows, head, n)
 

@@ -1,4 +1,4 @@
-"""Numbers as people hand them in, as a tensor: the border where ragged lists and text stop."""
+"""Numbers as people hand them in, as a tensor (ragged lists and text stop here), on one device."""
 
 from numbers import Real
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sonde.core._kinds import is_list, is_tuple
 from sonde.core.errors import InputError, ShapeError
 
 
@@ -49,6 +50,30 @@ def as_tensor(
     if backwards or not (found.dtype.isnative and found.flags.writeable):
         found = found.astype(found.dtype.newbyteorder("="), order="C")
     return torch.as_tensor(found)
+
+
+def beside(values: Any, device: torch.device) -> Any:
+    """Return a column on the device of the rows that it goes with, at every site where it is many.
+
+    Only floats move: whole numbers say which row is whose, and stay where they were counted.
+
+    Examples
+    --------
+    >>> beside((torch.ones(2), torch.arange(2)), torch.device("meta"))[0].device.type
+    'meta'
+    """
+    if is_tuple(values) or is_list(values):
+        return type(values)(beside(value, device) for value in values)
+    if isinstance(values, Tensor) and values.device != device and values.is_floating_point():
+        return values.to(device)
+    return values
+
+
+def device_of(values: Any) -> torch.device | None:
+    """Return where a column lies, the first where there is one for each site; None of no tensor."""
+    if is_tuple(values) or is_list(values):
+        return next((found for value in values if (found := device_of(value))), None)
+    return values.device if isinstance(values, Tensor) else None
 
 
 def _refusal(

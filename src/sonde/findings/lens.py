@@ -126,7 +126,8 @@ def _measured(
         watched = watch(stream.model.module, text, blocks)
         ids = _ids(text)
         target = ids[positions + 1]
-        states = [watched.tensors[str(b)][0, positions.to(weight.device)] for b in blocks]
+        every = [watched.tensors[str(b)][0] for b in blocks]
+        states = [tokens[positions.to(tokens.device)] for tokens in every]
         losses.append(torch.stack([_loss(decode(s), target) for s in states], dim=1))
         logits = find_logits(watched.output)
         assert logits is not None
@@ -237,7 +238,7 @@ def _decoder(
         return None
 
     def decode(states: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
-        states = states[None]
+        states = states[None].to(usual.device)
         with _reading([*between, head]):
             for module in between:
                 states = module(states)
@@ -247,8 +248,9 @@ def _decoder(
     logits = find_logits(watched.output)
     if logits is None or logits.ndim != 3 or str(last) not in watched.tensors:
         return None
+    usual = watched.tensors[str(last)][0]
     try:
-        again = decode(watched.tensors[str(last)][0])
+        again = decode(usual).to(logits.device)
     except Exception:  # what ran between takes more than states
         return None
     gap = (again - logits[0]).abs().max() if again.shape == logits[0].shape else math.inf

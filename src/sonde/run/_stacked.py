@@ -49,7 +49,7 @@ class Stacked:
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Float[Tensor, "row"]]:
         """Return the scores at each site; none where sites differ in their rows."""
-        x = [rows[key] for key in self.keys]
+        x = [rows[key].to(self.root.device) for key in self.keys]
         if any(one.shape != x[0].shape or one.shape[1] != self.root.shape[1] for one in x):
             return {}
         wide = torch.stack(x).to(self.root)

@@ -215,7 +215,8 @@ class Guard:
             for w in self._watches
         ]
         counts = tuple(len(p.scores) for p in parts)
-        scores = torch.cat([p.scores for p in parts]).double().cpu()
+        place = parts[0].scores.device
+        scores = torch.cat([p.scores.to(place) for p in parts]).double().cpu()
         scores = scores.nan_to_num_(torch.inf, torch.inf, -torch.inf)
         columns = [tuple(getattr(p, n) for p in parts) for n in ("example", "position", "label")]
         step = Step(scores, counts, *columns)
