@@ -10,8 +10,11 @@ from models import gpt2, llama
 from sonde.core.inputs import Model
 from sonde.core.site import Reducer
 from sonde.core.state import leaves
-from sonde.detect import Mahalanobis
+from sonde.detect import KNN, Energy, Mahalanobis, ViM
+from sonde.run.calibrate import calibrate
 from sonde.run.fit import fit
+from sonde.run.guard import Guard
+from sonde.run.score import score
 from sonde.tap import live_stream, replay
 from sonde.tap.axes import Axes
 from sonde.tap.frame import Frame
@@ -90,6 +93,30 @@ def test_rows_and_states_on_a_gpu_equal_those_on_the_cpu(reducer):
         torch.testing.assert_close(rows, found["cuda"][0][key], rtol=1e-4, atol=1e-5)
     for name, result in found["cpu"][1].items():
         assert float(result.value) == pytest.approx(float(found["cuda"][1][name].value), rel=1e-3)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.truth("the same model on the CPU")
+@pytest.mark.parametrize("reducer", ["last", "tokens"])
+def test_scores_and_calibrations_on_a_gpu_equal_those_on_the_cpu(reducer):
+    network, methods = gpt2(), [Mahalanobis(classes=False), KNN(), ViM(), Energy()]
+    found = {}
+    for device in ("cpu", "cuda"):
+        model = causal(copy.deepcopy(network).to(device))
+        streams = [
+            live_stream(model, texts(lengths * 10), "blocks", reducer)
+            for lengths in ([5, 3, 7, 6], [4, 6, 5, 8])
+        ]
+        fitted = fit(methods, streams[0], progress=False)
+        tables = [score(fitted, streams[1], explain=2, progress=False)]
+        tables.append(score(calibrate(fitted, streams[1], progress=False), streams[0]))
+        with Guard(model.module, fitted, alpha=None) as guard, torch.no_grad():
+            model.module(input_ids=torch.tensor([[5, 6, 7], [8, 9, 4]], device=device))
+        found[device] = [torch.tensor(t[c].to_pylist()) for t in tables for c in ("score", "p")]
+        found[device] += guard.scores.values()
+    for here, there in zip(found["cpu"], found["cuda"], strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-2, atol=1e-2)
 
 
 @gpu

@@ -15,8 +15,9 @@ from sonde.core._shown import OneLine, as_html, one_line
 from sonde.core.errors import ShapeError
 from sonde.core.finite import finite_rows, is_finite
 from sonde.core.reduction import Reduced, reduce_scores
+from sonde.core.state import leaves, map_tensors
 from sonde.core.statistic import parameter_names
-from sonde.core.tensors import as_tensor
+from sonde.core.tensors import as_tensor, beside, device_of
 
 Direction = Literal["higher", "lower", "none"]
 
@@ -151,15 +152,21 @@ class Scorer(Result):
 
     The parameter names of ``score`` are the columns that scoring needs: tensors, arrays, frames or
     nested lists. A row's score never depends on the other rows of its batch; a row that is not
-    finite scores ``+inf``.
+    finite scores ``+inf``. Scores are made, and lie, on the device of the first column.
     """
 
     direction: Direction = "higher"
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        if "score" in cls.__dict__:
-            cls.score = _of_arrays(cls.__dict__["score"])
+        for name in ("score", "contributions"):
+            if name in cls.__dict__:
+                setattr(cls, name, _of_arrays(cls.__dict__[name]))
+
+    @functools.cached_property
+    def devices(self) -> frozenset[torch.device]:
+        """Where its tensors lie."""
+        return frozenset(tensor.device for tensor in leaves(self))
 
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
         """Return one score for each row."""
@@ -188,13 +195,16 @@ class Scorer(Result):
         return None
 
 
-def _of_arrays(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a method ``score`` that takes what ``fit`` takes, and refuses a row alone."""
+def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of a scorer that takes what ``fit`` takes, and refuses a row alone.
+
+    Rows, other columns of floats and the scorer are brought to one device, that of the rows.
+    """
     first = next(iter(parameter_names(score)), "")
 
     @functools.wraps(score)
-    def scored(self: Scorer, *columns: Any, **named: Any) -> Tensor:
-        owner = f"{type(self).__name__}.score"
+    def scored(self: Scorer, *columns: Any, **named: Any) -> Any:
+        owner = f"{type(self).__name__}.{score.__name__}"
         columns = tuple(_as_column(owner, c) for c in columns)
         named = {name: _as_column(owner, c) for name, c in named.items()}
         x = columns[0] if columns else named.get(first)
@@ -203,9 +213,21 @@ def _of_arrays(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 f"{owner}: expected rows (row, dim), got shape "
                 f"{tuple(x.shape)}. Write x[None] for one row."
             )
-        return score(self, *columns, **named)
+        device = device_of(x) if first else None
+        if device is None:
+            return score(self, *columns, **named)
+        columns = tuple(beside(c, device) for c in columns)
+        named = {name: beside(c, device) for name, c in named.items()}
+        return score(_placed(self, device), *columns, **named)
 
     return scored
+
+
+def _placed(scorer: Scorer, device: torch.device) -> Scorer:
+    """Return a scorer with its tensors on a device: itself, or a copy that is not kept."""
+    if scorer.devices <= {device}:
+        return scorer
+    return map_tensors(scorer, lambda tensor: tensor.to(device))
 
 
 def _as_column(owner: str, values: Any) -> Any:

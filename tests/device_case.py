@@ -1,0 +1,178 @@
+"""Runs on two devices that are not there, each part of it as a program: a line for each fault."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from torch import Tensor, nn
+
+from contract import instrument_laws as laws
+from contract.test_instruments import DETECTORS, RUNNABLE
+from models import llama
+from pretend_devices import Pretending, moved
+from sonde.core.batch import Batch
+from sonde.core.derived import DerivedStream
+from sonde.core.inputs import Model
+from sonde.core.stream import Stream
+from sonde.detect import Energy, Mahalanobis
+from sonde.findings.lens import lens_evidence
+from sonde.measure import LayerCKA
+from sonde.run.fit import fit
+from sonde.run.guard import Guard
+from sonde.run.score import score
+from sonde.tap import live_stream
+from tap_inputs import texts
+
+FIRST, SECOND = "far:0", "far:1"
+
+
+@dataclass(frozen=True)
+class Spread(DerivedStream):
+    """Rows of neighbouring sites on two devices; logits and the head on the second."""
+
+    inner: Stream
+    seed: int = 0
+
+    def changed(self, batch: Batch) -> Batch:
+        places = {key: (FIRST, SECOND)[i % 2] for i, key in enumerate(batch.rows)}
+        head = batch.head
+        return replace(
+            batch,
+            rows={key: x.to(places[key]) for key, x in batch.rows.items()},
+            grad={key: x.to(places[key]) for key, x in batch.grad.items()},
+            logits=None if batch.logits is None else batch.logits.to(SECOND),
+            head=None if head is None else tuple(t if t is None else t.to(SECOND) for t in head),
+        )
+
+
+def scores() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every detector, fitted in memory, on rows of other devices."""
+    inputs = laws.make_inputs(dtype=torch.float32)
+    for detector in DETECTORS:
+        yield repr(detector), lambda d=detector: _scores_alike(d, laws.stream_of(d, inputs))
+
+
+def _scores_alike(detector: Any, stream: Stream) -> None:
+    fitted = fit(detector, stream, calibrate=0, progress=False)
+    here = score(fitted, stream, explain=2, progress=False)
+    there = score(fitted, Spread(stream, stream.seed), explain=2, progress=False)
+    _close(*(torch.tensor(table["score"].to_pylist()) for table in (here, there)))
+
+
+def pairs() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every instrument that reads two sites at once, with these on two devices."""
+    inputs = laws.make_inputs(dtype=torch.float32)
+    for instrument in RUNNABLE:
+        if instrument.span != "one" or "y" in laws.split_inputs(instrument, inputs)[0]:
+            yield repr(instrument), lambda i=instrument: _fits_alike(i, laws.stream_of(i, inputs))
+
+
+def _fits_alike(instrument: Any, stream: Stream) -> None:
+    results = [
+        dict(fit(instrument, s, calibrate=0, progress=False))
+        for s in (stream, Spread(stream, stream.seed))
+    ]
+    for name, result in results[0].items():
+        _close(*(torch.as_tensor(r.value).double() for r in (result, results[1][name])))
+
+
+def model() -> Iterator[tuple[str, Callable[[], None]]]:
+    """A model whose last block and head, which is not tied, lie on a second device."""
+    plain, spread = _model(llama()), _model(_dispatched(llama()))
+    with torch.no_grad():
+        streams = [
+            live_stream(m, texts([14, 12, 13] * 16), "blocks", "mean") for m in (plain, spread)
+        ]
+        methods = [Mahalanobis(classes=False), Energy()]
+        yield "rows", lambda: _rows_alike(*streams)
+        yield "fit of all layers", lambda: _fits_alike_on(LayerCKA(), *streams)
+        yield "lens", lambda: _close(*(_value(lens_evidence(s).loss) for s in streams))
+        yield (
+            "guard",
+            lambda: _guards_alike(
+                fit(methods, streams[0], calibrate=0, progress=False), plain.module, spread.module
+            ),
+        )
+
+
+def _model(network: Any) -> Model:
+    network.set_attn_implementation("eager")
+    return Model(network, config=network.config, task="causal")
+
+
+def _dispatched(network: Any) -> Any:
+    """Return a model as ``accelerate.dispatch_model`` spreads it."""
+    places = {"model.embed_tokens": FIRST, "model.rotary_emb": FIRST, "model.norm": SECOND}
+    places |= {f"model.layers.{i}": FIRST if i == 0 else SECOND for i in range(3)}
+    for name, place in {**places, "lm_head": SECOND}.items():
+        part = moved(network.get_submodule(name), place)
+        hook = AlignDevicesHook(torch.device(place), skip_keys="past_key_values")
+        add_hook_to_module(part, hook)
+    add_hook_to_module(network, AlignDevicesHook(torch.device(FIRST), io_same_device=True))
+    return network
+
+
+def _rows_alike(here: Stream, there: Stream) -> None:
+    devices = set()
+    for mine, theirs in zip(here, there, strict=True):
+        for key, rows in mine.rows.items():
+            devices.add(str(theirs.rows[key].device))
+            _close(rows, theirs.rows[key])
+    assert devices == {FIRST, SECOND}, devices
+
+
+def _fits_alike_on(instrument: Any, *streams: Stream) -> None:
+    _close(*(_value(dict(fit(instrument, s, progress=False))) for s in streams))
+
+
+def _value(found: Any) -> Tensor:
+    if isinstance(found, dict):
+        (found,) = (torch.as_tensor(r.value) for r in found.values())
+    return found
+
+
+def _guards_alike(fitted: Any, here: nn.Module, there: nn.Module) -> None:
+    ids, found = torch.tensor([[5, 6, 7, 8], [9, 8, 3, 2]]), []
+    for network, place in ((here, "cpu"), (there, FIRST)):
+        with Guard(network, fitted, alpha=None) as guard:
+            network(input_ids=ids.to(place))
+        found.append(guard.scores)
+    for name, scores in found[0].items():
+        _close(scores, found[1][name])
+
+
+def _close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(
+        a.cpu().double(), b.cpu().double(), rtol=1e-3, atol=1e-4, equal_nan=True
+    )
+
+
+def _said(error: Exception) -> str:
+    """Return an error on one line, with the place in sonde where it came up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [f for f in frames if "/sonde/" in f.filename]
+    at = f" at {inside[-1].filename}:{inside[-1].lineno}" if inside else ""
+    return " ".join(str(error).split())[:300] + at
+
+
+def main(part: str) -> None:
+    """Print what fails, and at last how many cases there were."""
+    warnings.simplefilter("ignore")
+    n = 0
+    with Pretending():
+        for name, attempt in {"scores": scores, "pairs": pairs, "model": model}[part]():
+            n += 1
+            try:
+                attempt()
+            except Exception as error:
+                print(f"{name}: {_said(error)}")
+    print(f"{n} cases")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
