@@ -1,8 +1,13 @@
-"""When what two streams say of their models agrees: not to know something is no difference."""
+"""When what two streams say of their models agrees, and which rows their data are.
 
-from typing import Any
+Not to know something is no difference, nor is how rows are cut into batches.
+"""
+
+from typing import Any, cast
 
 UNKNOWN_TO_SOME = ("attn",)
+HOW_READ = ("batch_size", "skip_bad", "even")
+NESTED = ("prompts", "appended")
 
 
 def agree(name: str, a: Any, b: Any) -> bool:
@@ -16,3 +21,24 @@ def agree(name: str, a: Any, b: Any) -> bool:
     (True, False, False)
     """
     return a == b or (name in UNKNOWN_TO_SOME and None in (a, b))
+
+
+def which_rows(said: Any) -> Any:
+    """Return what a stream says of its data, as far as that tells which rows these are.
+
+    How they are cut into batches, and whether items that cannot be read are passed over, does not.
+
+    Examples
+    --------
+    >>> which_rows({"prompts": {"fingerprint": "3f", "batch_size": 8}})
+    {'prompts': {'fingerprint': '3f'}}
+    """
+    if isinstance(said, list):
+        return [which_rows(part) for part in cast("list[Any]", said)]
+    if not isinstance(said, dict):
+        return said
+    return {
+        name: which_rows(value) if name in NESTED else value
+        for name, value in cast("dict[str, Any]", said).items()
+        if name not in HOW_READ
+    }

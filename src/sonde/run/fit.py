@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, StateError
-from sonde.core.identity import agree
+from sonde.core.identity import agree, which_rows
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import (
     UNIT_SIZE,
@@ -246,8 +246,8 @@ def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
 
 
 def data_fingerprint(stream: Stream) -> str:
-    """Return the hash of what a stream says of its data."""
-    data = stream.identity().get("data", stream.identity())
+    """Return the hash of what a stream says of its data: of which rows they are."""
+    data = which_rows(stream.identity().get("data", stream.identity()))
     return hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
 
 

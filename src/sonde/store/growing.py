@@ -13,6 +13,7 @@ from sonde.core.batch import SiteSchema
 from sonde.core.classes import with_classes
 from sonde.core.errors import StoreError
 from sonde.core.files import atomic_write
+from sonde.core.identity import which_rows
 from sonde.core.lock import RunLock
 from sonde.core.stream import Stream
 from sonde.store._columns import fits, kind_of
@@ -166,7 +167,7 @@ def _number_of(stream: Stream, sets: list[DataSet]) -> int:
     mine = stream.identity()
     for number, part in enumerate(sets):
         held = part.identities[0]
-        if data_of(held) == data_of(only_arrays(mine, held)):
+        if which_rows(data_of(held)) == which_rows(data_of(only_arrays(mine, held))):
             return number
     return len(sets)
 
