@@ -13,11 +13,11 @@ class Clock:
         return self.now
 
 
-def said(monkeypatch, capsys, steps, total):
+def said(monkeypatch, capsys, steps, total, keeps=True):
     """Return what is said when steps of so many seconds do 100 examples each."""
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
-    with Bar("scan", total) as bar:
+    with Bar("scan", total, keeps=keeps) as bar:
         for seconds in steps:
             clock.now += seconds
             bar.advance(100)
@@ -36,3 +36,8 @@ def test_the_first_step_warms_up(monkeypatch, capsys):
 def test_what_takes_minutes_is_said_after_the_first_step(monkeypatch, capsys):
     text = said(monkeypatch, capsys, [30, 30], 900)
     assert text == "scan: up to 4 min more for 900 examples; Ctrl-C keeps what is done.\n"
+
+
+def test_work_that_is_lost_by_an_interrupt_does_not_say_that_it_is_kept(monkeypatch, capsys):
+    text = said(monkeypatch, capsys, [30, 30], 900, keeps=False)
+    assert text == "scan: up to 4 min more for 900 examples.\n"

@@ -60,7 +60,7 @@ class Read:
         try:
             with (
                 dropped_if_empty(self.output),
-                Bar("read", len(stream), not self.printing.quiet) as bar,
+                Bar("read", len(stream), not self.printing.quiet, keeps=True) as bar,
             ):
                 self._write(stream, columns, bar.advance)
         except KeyboardInterrupt:

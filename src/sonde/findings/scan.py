@@ -213,7 +213,7 @@ def gather(
     check_memory(needed, settings.memory, settings.progress)
     began = time.monotonic()
     label, size = f"scan {data.name}", needed.state_bytes
-    with Bar(label, plan.n_examples, settings.progress, state_bytes=size) as bar:
+    with Bar(label, plan.n_examples, settings.progress, state_bytes=size, keeps=True) as bar:
         outcome = run_pass(
             stream,
             wanted,

@@ -227,7 +227,8 @@ def _one_pass(
     learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
     n_walks = 1 + max((learner.n_passes() for learner in learners), default=0)
     label += f", {n_walks} walks at most" if learners else ""
-    with Bar(label, n_walks * plan.n_examples, settings.progress, state_bytes=size) as bar:
+    total, keeps = n_walks * plan.n_examples, directory is not None
+    with Bar(label, total, settings.progress, state_bytes=size, keeps=keeps) as bar:
         return run_pass(
             stream,
             wanted,

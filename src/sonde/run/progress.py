@@ -59,6 +59,8 @@ class Bar:
     delay_seconds : float, default=2.0
     state_bytes : int, default=0
         Memory of the states, for the estimate.
+    keeps : bool, default=False
+        Whether Ctrl-C leaves what is done, for the same work to go on from.
 
     One line says early how long a long run will take and in how much memory, also where stderr is
     no terminal: by the rate after the first step, which also warms up, or after it where that alone
@@ -72,9 +74,10 @@ class Bar:
         shown: bool = True,
         delay_seconds: float = 2.0,
         state_bytes: int = 0,
+        keeps: bool = False,
     ) -> None:
         self._label, self._total, self._delay = label, total, delay_seconds
-        self._speaks, self._state_bytes = shown, state_bytes
+        self._speaks, self._state_bytes, self._keeps = shown, state_bytes, keeps
         self._shown = shown and sys.stderr.isatty()
         self._began = time.monotonic()
         self._done, self._first, self._said = 0, (0.0, 0), False
@@ -116,7 +119,7 @@ class Bar:
             about = "up to" if first else "about"
             sys.stderr.write(
                 f"{self._label}: {about} {duration(left)} more for {self._total:,} examples"
-                f"{memory}; Ctrl-C keeps what is done.\n"
+                f"{memory}{'; Ctrl-C keeps what is done' if self._keeps else ''}.\n"
             )
 
     def advance(self, n: int) -> None:
