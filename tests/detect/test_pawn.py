@@ -337,6 +337,25 @@ def test_texts_of_one_kind_are_refused():
         PAWN(**SMALL).fit({"a": x, "b": y}, ids=ids, position=position)
 
 
+def test_texts_whose_tokens_lie_apart_are_refused():
+    text, place = torch.arange(600) // 10, torch.arange(600) % 10
+    rows = {"states": torch.zeros(600, 3), "metrics": torch.randn(600, 7)}
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+
+    def columns(rows_in: Tensor) -> dict[str, Any]:
+        names = [str(t) for t in text[rows_in].tolist()]
+        return {"label": text[rows_in] % 2, "ids": names, "position": place[rows_in]}
+
+    small = PAWN(features=4, gates=2, hidden=8, depth=1, epochs=1)
+    assert small.fit(rows, **columns(torch.arange(600))).n == 60
+    apart = {name: x[order] for name, x in rows.items()}
+    with pytest.raises(InputError, match="Sort the rows by their ids"):
+        small.fit(apart, **columns(order))
+    stream = sonde.Stream.of(apart, **columns(order))
+    with pytest.raises(InputError, match="Sort the rows by their ids"):
+        sonde.fit(small, stream, calibrate=0, progress=False)
+
+
 def test_rows_seen_once_are_not_enough():
     _, (x, y, text, position) = made_up([5, 3])
     running = Running(PAWN(**SMALL))

@@ -164,6 +164,19 @@ def test_what_is_not_known_changes_nothing():
         assert a.n == b.n
 
 
+def test_trajectories_whose_steps_lie_apart_are_refused():
+    who, step = torch.arange(900) // 3, torch.arange(900) % 3
+    x = torch.randn(900, 2, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(900, generator=torch.Generator().manual_seed(1))
+    names = [str(w) for w in who[order].tolist()]
+    first = torch.where(who % 2 == 1, 1, -1)
+    given: dict[str, Any] = {"first_error": first[order], "position": step[order], "ids": names}
+    groups: tuple[dict[str, Any], ...] = ({}, {"group": names})
+    for more in groups:
+        with pytest.raises(InputError, match="rows of a group together"):
+            TrajectoryVerifier().fit(x[order], **given, **more)
+
+
 def test_errors():
     x, columns, _ = _trajectories(8, n=10)
     with pytest.raises(InputError, match="needs the column 'first_error'"):

@@ -67,6 +67,13 @@ class ArrayStream(Stream):
         return self.groups is not None or self.who.has_examples_of_rows
 
     @property
+    def examples_of_rows(self) -> Sequence[Hashable] | None:
+        """The id and occurrence of each row where examples have several; None else."""
+        if not self.who.has_examples_of_rows:
+            return None
+        return list(zip(self.who.keys, self.who.occurrence.tolist(), strict=True))
+
+    @property
     def source_rows(self) -> np.ndarray:
         """The number of each row in its array."""
         return np.arange(len(self))

@@ -1,6 +1,6 @@
 """Streams that are made of another one: what they do not change they say as the other does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ class DerivedStream(Stream):
     def grouped(self) -> bool:
         """Whether groups were given or examples were cut into chunks."""
         return self.inner.grouped
+
+    @property
+    def examples_of_rows(self) -> Sequence[Hashable] | None:
+        """The example of each entry where entries are rows that may lie apart; None else."""
+        return self.inner.examples_of_rows
 
     @property
     def label_names(self) -> tuple[str, ...]:

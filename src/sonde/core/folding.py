@@ -20,7 +20,7 @@ from sonde.core.passes import (
     states_of,
     still_learning,
 )
-from sonde.core.plan import UNIT_SIZE, Split
+from sonde.core.plan import UNIT_SIZE, Split, groups_are_whole
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
 from sonde.core.statistic import Learner
@@ -94,10 +94,35 @@ def observe_stream(
         bounds = stream.units(unit_size)
     else:
         bounds = [*range(0, len(stream), unit_size), len(stream)]
+    check_whole(stream, wanted, bounds)
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
     observed = _observe(stream, rest, bounds, split) if rest else {}
     return {**observed, **_learn(stream, chain, bounds, split)}
+
+
+def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int]) -> None:
+    """Refuse units that cut groups, or examples, which a statistic needs whole.
+
+    Raises
+    ------
+    InputError
+        Naming the statistics, and what to sort.
+    """
+    statistics = [r.statistic for r in wanted.values()]
+    groups = {type(s).__name__ for s in statistics if s.whole_groups}
+    if groups and stream.grouped and not groups_are_whole(stream.group_keys, bounds):
+        raise InputError(
+            f"fit: {', '.join(sorted(groups))} needs the rows of a group together, and some groups "
+            "are spread over the data. Sort the data by its group column, or leave it out."
+        )
+    examples = {type(s).__name__ for s in statistics if s.whole_examples}
+    members = stream.examples_of_rows if examples else None
+    if members is not None and not groups_are_whole(members, bounds):
+        raise InputError(
+            f"fit: {', '.join(sorted(examples))} needs the rows of an example together, and some "
+            "are spread over the data, or are more than a unit holds. Sort the rows by their ids."
+        )
 
 
 def _observe(

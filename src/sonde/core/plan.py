@@ -6,7 +6,7 @@ and sixty-four make the same bits.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,9 +43,9 @@ def unit_bounds(group_keys: Sequence[bytes], unit_size: int = UNIT_SIZE) -> list
     return bounds
 
 
-def groups_are_whole(group_keys: Sequence[bytes], bounds: Sequence[int]) -> bool:
+def groups_are_whole(group_keys: Sequence[Hashable], bounds: Sequence[int]) -> bool:
     """Return whether every group lies inside one unit."""
-    seen: set[bytes] = set()
+    seen: set[Hashable] = set()
     for start, stop in itertools.pairwise(bounds):
         here = set(group_keys[start:stop])
         if seen & here:

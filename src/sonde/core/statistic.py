@@ -74,11 +74,14 @@ class Statistic(ABC, Generic[StateT]):
         state carries the number that bounds the difference. ``none``: trained by steps.
     whole_groups : bool
         Whether every group must arrive whole inside one ``observe`` call.
+    whole_examples : bool
+        Whether every example must, of which a group may hold several.
     """
 
     span: ClassVar[Span] = "one"
     merging: ClassVar[Merging] = "exact"
     whole_groups: ClassVar[bool] = False
+    whole_examples: ClassVar[bool] = False
 
     def needs(self) -> tuple[str, ...]:
         """Return the columns that ``observe`` takes, in its order."""

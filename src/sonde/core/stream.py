@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class Stream(OneLine, ABC):
     @abstractmethod
     def grouped(self) -> bool:
         """Whether a group column was given or examples were cut into chunks."""
+
+    @property
+    def examples_of_rows(self) -> Sequence[Hashable] | None:
+        """The example of each entry where entries are rows that may lie apart; None else."""
+        return None
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class PAWNTraining(Learner[PAWNState]):
     positive: int
     seed: int
     span: ClassVar[Span] = "pair"
+    whole_examples: ClassVar[bool] = True
 
     def start(self, dim: int) -> PAWNState:
         """Return the network before the first step."""

@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, StateError
-from sonde.core.identity import agree, which_rows
+from sonde.core.folding import check_whole
+from sonde.core.identity import agree
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.plan import (
-    UNIT_SIZE,
-    Plan,
-    Split,
-    groups_are_whole,
-)
+from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
 from sonde.core.requests import Request, States, Task
 from sonde.core.state import canonical_json
@@ -194,14 +190,9 @@ def make_plan(
     threads: int | None,
     stage: int = 0,
 ) -> Plan:
-    """Return the plan of one pass, after a check that whole groups are where they are needed."""
+    """Return the plan of one pass; groups and examples are whole where they need to be."""
     bounds = stream.units(unit_size)
-    whole = {type(r.statistic).__name__ for r in wanted.values() if r.statistic.whole_groups}
-    if whole and stream.grouped and not groups_are_whole(stream.group_keys, bounds):
-        raise InputError(
-            f"fit: {', '.join(sorted(whole))} needs the rows of a group together, and some groups "
-            "are spread over the data. Sort the data by its group column, or leave it out."
-        )
+    check_whole(stream, wanted, bounds)
     return Plan(
         stream=stream.identity(),
         requests=tuple(wanted),
@@ -227,8 +218,7 @@ def _one_pass(
     learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
     n_walks = 1 + max((learner.n_passes() for learner in learners), default=0)
     label += f", {n_walks} walks at most" if learners else ""
-    total, keeps = n_walks * plan.n_examples, directory is not None
-    with Bar(label, total, settings.progress, state_bytes=size, keeps=keeps) as bar:
+    with Bar(label, n_walks * plan.n_examples, settings.progress, state_bytes=size) as bar:
         return run_pass(
             stream,
             wanted,
@@ -247,8 +237,8 @@ def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
 
 
 def data_fingerprint(stream: Stream) -> str:
-    """Return the hash of what a stream says of its data: of which rows they are."""
-    data = which_rows(stream.identity().get("data", stream.identity()))
+    """Return the hash of what a stream says of its data."""
+    data = stream.identity().get("data", stream.identity())
     return hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
 
 
