@@ -8,7 +8,7 @@ from typing import Any
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.folding import check_whole
-from sonde.core.identity import agree
+from sonde.core.identity import agree, which_rows
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
@@ -218,7 +218,8 @@ def _one_pass(
     learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
     n_walks = 1 + max((learner.n_passes() for learner in learners), default=0)
     label += f", {n_walks} walks at most" if learners else ""
-    with Bar(label, n_walks * plan.n_examples, settings.progress, state_bytes=size) as bar:
+    total, keeps = n_walks * plan.n_examples, directory is not None
+    with Bar(label, total, settings.progress, state_bytes=size, keeps=keeps) as bar:
         return run_pass(
             stream,
             wanted,
@@ -237,8 +238,8 @@ def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
 
 
 def data_fingerprint(stream: Stream) -> str:
-    """Return the hash of what a stream says of its data."""
-    data = stream.identity().get("data", stream.identity())
+    """Return the hash of what a stream says of its data: of which rows they are."""
+    data = which_rows(stream.identity().get("data", stream.identity()))
     return hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
 
 
