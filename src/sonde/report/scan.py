@@ -76,6 +76,7 @@ def scan(
     processor: Any = None,
     keep_special: bool = False,
     seed: int = 0,
+    progress: bool = True,
     **options: Any,
 ) -> Report:
     """Read a model's hidden states over data in one pass and say what is going on inside.
@@ -92,6 +93,8 @@ def scan(
         How the scan is run, thresholds, gates, privacy.
     sites, reducer, processor, keep_special, seed
         As in ``sonde.read``.
+    progress : bool, default=True
+        False keeps silent, as ``ScanSettings(progress=False)`` does.
     **options
         Named options of ``sonde.data.open_inputs``.
 
@@ -101,12 +104,11 @@ def scan(
 
     Examples
     --------
-    >>> from sonde.findings.settings import ScanSettings
-    >>> quiet = ScanSettings(progress=False)
-    >>> scan("sonde:digits", "sonde:digits/test", settings=quiet, limit=64).json()["schema"]
+    >>> scan("sonde:digits", "sonde:digits/test", limit=64, progress=False).json()["schema"]
     'sonde-scan/1'
     """
     started = time.time()
+    settings = settings or ScanSettings()
     how = {"sites": sites, "reducer": reducer, "processor": processor}
     how |= {"keep_special": keep_special, "seed": seed, **options}
     chosen = {name: value for name, value in how.items() if value not in AS_IT_IS}
@@ -114,7 +116,7 @@ def scan(
         model,
         data,
         versus,
-        settings=settings,
+        settings=replace(settings, progress=settings.progress and progress),
         sites=sites,
         reducer=reducer,
         processor=processor,

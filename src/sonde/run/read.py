@@ -1,5 +1,6 @@
 """``sonde.read``: a model and data, as typed by a user, become one lazy stream of hidden states."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ from sonde.tap.replay import ReplayInputs, parse_settings, settings_of
 
 ARRAYS = "-"
 AUTO = "auto"
+OF_GENERATION = ("new_tokens", "beams")
+SAID_ELSEWHERE = {
+    "tokenizer": " Give the tokenizer as processor=.",
+    "device": " Load the model there: sonde.load(name, device=...), or move it before.",
+    "dtype": " Load the model so: sonde.load(name, dtype=...), or convert it before.",
+    "trust_remote_code": " It is an option of sonde.load.",
+}
 WITH_LOGITS = ("classifier", "image_classifier", "tensor")
 
 
@@ -53,7 +61,8 @@ def read(
         Patterns such as ``"layers.*.mlp"`` or ``"blocks"``; "auto" is the stream after every block.
         ``|reducer`` behind a pattern reads its sites by another reducer.
     reducer : str or Reducer, default="auto"
-        How outputs become rows: mean, last, cls, tokens, patches or flat.
+        How outputs become rows: mean, last, cls, tokens, patches or flat; "positions" is a row for
+        each token (special ones too) or patch where a site has any, else as "auto".
     batch_size : int or "auto", default="auto"
     objective : str, callable or None, default=None
         ``kl_uniform``, ``max_logit``, ``nll`` or ``(outputs, batch) -> scalar``: its gradient at
@@ -111,6 +120,7 @@ def read(
     if isinstance(model, str):
         named = [value for name, value in options.items() if name.endswith("_column")]
         check_data(data, named, bool(options.get("skip_bad")))
+    _check_options(options)
     live = model if isinstance(model, Model) else load(model, processor=processor)
     wants_logits = live.task in WITH_LOGITS if logits is None else logits
     if isinstance(generate, str):
@@ -130,6 +140,22 @@ def read(
         seed=seed,
         perturb=step,
     )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options that no kind of data knows.
+
+    Raises
+    ------
+    InputError
+        With near names, or where such a thing is said.
+    """
+    known = [*inspect.signature(open_inputs).parameters][2:]
+    of_this = [*inspect.signature(read).parameters]
+    for name in options:
+        if name not in known or name in OF_GENERATION:
+            elsewhere = SAID_ELSEWHERE.get(name) or near(name, [*of_this, *known])
+            raise InputError(f"read: there is no option {name!r}.{elsewhere}")
 
 
 def _arrays(
