@@ -15,6 +15,7 @@ from sonde.measure import Covariance, UnitEntropy
 from sonde.run.fit import fit
 from sonde.run.ledger import Ledger
 from sonde.run.merge import merge
+from sonde.run.track import Track
 from sonde.stats import Moments
 from sonde.store import Store, write_store
 from sonde.store.exporting import export_store
@@ -108,6 +109,31 @@ def test_a_running_state(run, tmp_path):
     running.save(tmp_path / "a.sonde")
     facts = described(run, tmp_path / "a.sonde")
     assert (facts["kind"], facts["n_rows"]) == ("running state", 7)
+
+
+@pytest.mark.truth("what was written")
+def test_the_pages_of_other_commands(run, tmp_path):
+    for seed, name in enumerate(("a", "b")):
+        found = fit(Covariance(), stream(60, seed=seed), progress=False)
+        found.save(tmp_path / f"{name}.sonde")
+    pages = [tmp_path / "d.html", tmp_path / "d.json"]
+    for page in pages:
+        assert run("drift", tmp_path / "a.sonde", tmp_path / "b.sonde", "-o", page).code == 0
+        facts = described(run, page)
+        assert (facts["kind"], facts["schema"]) == ("drift", "sonde-drift/1")
+        assert (facts["n_sites"], facts["level"]) == (1, 0.05)
+        assert run("verify", page).code == 0
+
+
+@pytest.mark.truth("what was written")
+def test_a_track(run, tmp_path):
+    track = Track(tmp_path / "run.track")
+    for step in (0, 10):
+        track.add(step, fit(Covariance(), stream(60), progress=False))
+    facts = described(run, tmp_path / "run.track")
+    assert facts["kind"] == "track of a training"
+    assert [facts[f"{name}_step"] for name in ("first", "last")] == [0, 10]
+    assert (facts["n_steps"], facts["methods"], facts["sites"]) == (2, ["covariance"], ["x"])
 
 
 @pytest.mark.truth("the units of the data")

@@ -13,6 +13,7 @@ from sonde.detect import Hotelling, UnitShift
 from sonde.measure import Covariance
 from sonde.report.drift import drift_to_html, save_drift
 from sonde.report.drift_terminal import drift_to_text, sizes_to_text, verdict
+from sonde.report.files import sealed_page
 from sonde.run.drift import drift
 from sonde.run.drift_document import drift_document
 from sonde.run.fit import fit
@@ -87,7 +88,9 @@ def test_text_fits_80_columns_and_names_what_moved(moved):
 
 def test_it_is_saved_as_page_or_json(moved, tmp_path):
     page, plain = (save_drift(moved, tmp_path / f"d.{kind}") for kind in ("html", "json"))
-    assert page.read_text("utf-8") == drift_to_html(moved)
-    assert json.loads(plain.read_text("utf-8")) == moved
+    assert page.read_text("utf-8") == sealed_page(drift_to_html(moved))
+    found = json.loads(plain.read_text("utf-8"))
+    assert len(found.pop("hash")) == 32
+    assert found == moved
     with pytest.raises(InputError, match=r"ends in \.html or \.json"):
         save_drift(moved, tmp_path / "d.pdf")

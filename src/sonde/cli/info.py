@@ -67,6 +67,7 @@ def describe(path: Path) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     from sonde.run.describe_run import describe_run
     from sonde.run.verify_run import is_run_directory
+    from sonde.run.verify_track import is_track
     from sonde.store import describe_store, is_store
 
     if not is_store(path) and (path / "config.json").is_file():
@@ -74,12 +75,33 @@ def _folder(path: Path) -> dict[str, Any]:
             f"info: {path} is a model, which sonde did not write. To look inside it: "
             f"sonde scan {shlex.quote(str(path))} DATA."
         )
+    if is_track(path):
+        return _track(path)
     return describe_run(path) if is_run_directory(path) else describe_store(path)
+
+
+def _track(path: Path) -> dict[str, Any]:
+    from sonde.run.track import Track
+
+    track = Track(path)
+    steps, first = track.steps, _state(track.file(track.steps[0]))
+    return {
+        "kind": "track of a training",
+        "n_steps": len(steps),
+        "first_step": steps[0],
+        "last_step": steps[-1],
+        **{name: first[name] for name in ("methods", "sites")},
+        "size_bytes": sum(track.file(step).stat().st_size for step in steps),
+    }
 
 
 def _report(path: Path) -> dict[str, Any]:
     from sonde.report import load_report
+    from sonde.report.other_pages import describe_page, other_page
 
+    other = other_page(path)
+    if other is not None:
+        return describe_page(path, other)
     report = load_report(path)
     return {
         "kind": "report",

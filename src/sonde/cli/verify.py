@@ -88,6 +88,7 @@ def check(path: Path, tick: Tick = lambda _: None) -> Any:
     """
     from sonde.run.verify_run import is_run_directory, verify_run
     from sonde.run.verify_state import verify_state
+    from sonde.run.verify_track import is_track, verify_track
     from sonde.store import is_store, verify_store
 
     if path.is_dir():
@@ -95,7 +96,12 @@ def check(path: Path, tick: Tick = lambda _: None) -> Any:
             return verify_store(path, tick)
         if is_run_directory(path):
             return verify_run(path, tick)
-        raise InputError(f"verify: {path} is neither a store of rows nor a run directory.")
+        if is_track(path):
+            return verify_track(path, tick)
+        raise InputError(
+            f"verify: {path} is neither a store of rows, a run directory nor the steps of a "
+            "training."
+        )
     if path.suffix == ".sonde":
         return verify_state(path)
     if path.suffix in (".json", ".html", ".htm"):

@@ -16,7 +16,7 @@ from sonde.report._pictures_drift import (
     units_picture,
 )
 from sonde.report.drift_terminal import verdict
-from sonde.report.files import to_json, write_text
+from sonde.report.files import sealed_json, sealed_page, write_text
 from sonde.report.html import contents, page
 
 _NO_UNITS: Final = "No histogram of units was held that tells their values apart."
@@ -63,7 +63,8 @@ def save_drift(found: dict[str, Any], path: str | Path) -> Path:
         raise InputError(
             f"save_drift: expected a name that ends in .html or .json, got {str(path)!r}."
         )
-    write_text(path, to_json(found) if kind == ".json" else drift_to_html(found))
+    sealed = sealed_json(found) if kind == ".json" else sealed_page(drift_to_html(found))
+    write_text(path, sealed)
     return path
 
 

@@ -35,19 +35,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
     StateError
         If what it holds is not a report.
     """
-    text = _read(Path(path))
-    if text.lstrip()[:1] == "<":
-        match = _EMBEDDED.search(text)
-        if match is None:
-            raise StoreError(
-                f"load_report: expected a page that carries the JSON of a scan, got {path}. "
-                "Give a report that sonde wrote."
-            )
-        text = match[1]
-    try:
-        report = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"load_report: expected JSON, got {path}: {error}.") from error
+    report = carried(path)
     try:
         check_report(report, strict=False)
     except RecursionError as error:
@@ -59,6 +47,29 @@ def load_report(path: str | Path) -> dict[str, Any]:
         raise
     report.pop("hash", None)
     return report
+
+
+def carried(path: str | Path) -> Any:
+    """Return the JSON of a file, or that which a page carries, of whatever schema.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be read, is too large, or is neither JSON nor such a page.
+    """
+    text = _read(Path(path))
+    if text.lstrip()[:1] == "<":
+        match = _EMBEDDED.search(text)
+        if match is None:
+            raise StoreError(
+                f"load_report: expected a page that carries the JSON of a scan, got {path}. "
+                "Give a report that sonde wrote."
+            )
+        text = match[1]
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"load_report: expected JSON, got {path}: {error}.") from error
 
 
 def save_report(report: dict[str, Any], path: str | Path) -> Path:
@@ -119,7 +130,9 @@ def is_sealed(path: Path) -> bool | None:
         return None if text.rstrip().endswith("</html>") else False
     try:
         found = json.loads(text)
-        if not isinstance(found, dict) or "hash" not in found:
+        if not isinstance(found, dict):
+            return False
+        if "hash" not in found:
             return None if to_json(found) == text else False
         found.pop("hash")
         return sealed_json(found) == text

@@ -78,7 +78,7 @@ class Track:
             raise InputError(f"Track.add: expected a step from 0 on, got {step}.")
         self.check(fitted)
         make_directory(self.directory)
-        fitted.save(self._file(step))
+        fitted.save(self.file(step))
 
     def check(self, fitted: Fitted) -> None:
         """Refuse states that are not of the instruments, sites and data recorded before.
@@ -91,7 +91,7 @@ class Track:
         if not self.steps:
             return
         mine = {**fitted.header, "entries": [entry_of(task) for task in fitted.tasks]}
-        there = read_header(self._file(self.steps[0]))
+        there = read_header(self.file(self.steps[0]))
         for name in ALIKE:
             if mine.get(name) != there.get(name):
                 what = "instruments" if name == "entries" else name
@@ -115,7 +115,7 @@ class Track:
                 f"{f'only {len(known)} others' if known else 'nor any other'}."
                 f"{near(str(step), known)}"
             )
-        return Fitted.load(self._file(step), self.instruments)
+        return Fitted.load(self.file(step), self.instruments)
 
     def table(self) -> pa.Table:
         """Return every number over the steps.
@@ -166,7 +166,8 @@ class Track:
             )
         return _curves([r for r in rows if r["method"] in chosen])
 
-    def _file(self, step: int) -> Path:
+    def file(self, step: int) -> Path:
+        """Return the file of one step."""
         return Path(self.directory) / f"step-{step:010d}.sonde"
 
 
