@@ -142,3 +142,17 @@ def test_a_probe_of_float32_for_a_model_in_bfloat16_is_refused(run, tmp_path):
     assert run("fit", "mahalanobis", *data, "-o", probe).code == 0
     line = run("score", probe, *data, "--dtype", "bfloat16").error()
     assert "dtype is 'bfloat16' here and was 'float32'" in line
+
+
+@pytest.mark.parametrize("method", ["costarr", "she"])
+@pytest.mark.parametrize("labels", [[12], [0, 1, 12], [0, 1, -5]])
+def test_labels_that_are_no_classes_of_the_model_are_refused_where_they_are_compared(
+    run, tmp_path, method, labels
+):
+    x = np.random.default_rng(0).random((30, 1, 8, 8)).astype("f4")
+    np.savez(tmp_path / "x.npz", x=x, label=np.resize(labels, 30))
+    words = ["sonde:digits", tmp_path / "x.npz", "-o", tmp_path / "probe.sonde"]
+    line = run("fit", method, *words).error()
+    assert "expected labels that are the model's classes" in line
+    assert str(labels[-1]) in line
+    assert run("fit", "msp", *words).code == 0

@@ -17,6 +17,7 @@ from sonde.core.state import canonical_json
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run._asked import check_grids, check_reading, head_sites
+from sonde.run._classes import check_classes
 from sonde.run._group_counts import counts_of, group_draws
 from sonde.run._recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.run.crew import Crew, Runner
@@ -109,6 +110,7 @@ def fit(
     stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
     check_reading(chosen, stream)
+    check_classes(chosen, stream)
     split = None
     if calibrate and any(isinstance(i, Detector) for i in chosen):
         split = Split(calibrate, stream.seed)
