@@ -5,6 +5,10 @@ from sklearn.covariance import OAS
 
 from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.detect import PaDiM
+from sonde.run.calibrate import calibrate
+from sonde.run.fit import fit
+from sonde.run.read import read
+from sonde.run.score import score
 
 
 def _images(n, places=4, dim=5, seed=0):
@@ -92,3 +96,20 @@ def test_refuses_images_of_another_size():
         PaDiM(shrinkage=2.0)
     with pytest.raises(InputError, match="at least 1"):
         PaDiM(coordinates=0)
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_images_of_another_size_are_refused_where_they_are_read(side):
+    net = torch.nn.Conv2d(1, 3, 2, 2).eval()
+    draw = torch.Generator().manual_seed(0)
+    usual = [torch.randn(1, 8, 8, generator=draw) for _ in range(20)]
+    fitted = fit(PaDiM(), read(net, usual, reducer="patches"), progress=False)
+    assert score(fitted, net, usual, progress=False).num_rows == 20
+    other = [torch.randn(1, side, side, generator=draw) for _ in range(20)]
+    refused = rf"expected 16 patches of every image \(as fitted\), got {side**2 // 4} of"
+    with pytest.raises(InputError, match=refused):
+        score(fitted, net, other, progress=False)
+    with pytest.raises(InputError, match=refused):
+        score(fitted, net, other, reduction="rows", progress=False)
+    with pytest.raises(InputError, match=refused):
+        calibrate(fitted, net, other, progress=False)

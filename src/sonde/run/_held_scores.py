@@ -16,6 +16,7 @@ from sonde.core.requests import Task
 from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
+from sonde.run._places import check_places
 from sonde.run.entries import Key
 from sonde.run.progress import Bar
 from sonde.run.score import Whole, class_columns, classes_of, in_order_of_arrival, needs_of
@@ -39,6 +40,7 @@ def held_scores(
     found: dict[Key, HeldScoresState | None] = dict.fromkeys(tasks)
     for batch in stream:
         whole.check(batch)
+        check_places(batch, tasks, scorers)
         for name, task in tasks.items():
             held = _of_batch(batch, task, scorers[name], kept, chosen)
             state = None if held is None else kept.statistic.observe(*held)

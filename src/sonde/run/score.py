@@ -20,6 +20,7 @@ from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
+from sonde.run._places import check_places
 from sonde.run._recipe import default_options
 from sonde.run.crew import Crew, Runner
 from sonde.run.entries import Key, inner_of
@@ -225,6 +226,7 @@ def score_batches(
     whole, scorers, source = Whole(hows), fitted.scorers, stream.source_rows
     for batch in stream:
         whole.check(batch)
+        check_places(batch, tasks, scorers)
         found = {
             name: record(batch, name, tasks[name], scorer, hows[name], explain, source)
             for name, scorer in scorers.items()
