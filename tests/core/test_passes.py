@@ -107,6 +107,23 @@ class Squares(Statistic[Rows]):
         return Rows(torch.cat([a.x, b.x]))
 
 
+@dataclass(frozen=True)
+class Products(Keep):
+    def observe(self, x: Tensor) -> Rows:
+        return Rows(x @ x.T)
+
+
+@pytest.mark.truth("the products in float64")
+def test_products_are_made_in_the_type_of_the_rows_under_autocast():
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    request = Request(Products(), ("x",), Every(), "all")
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = observe_stream(Stream.of(x), {request.id: request}).values()
+    products = expect(Rows, found).x
+    assert products.dtype == torch.float32
+    torch.testing.assert_close(products.double(), x.double() @ x.double().T, rtol=1e-5, atol=1e-5)
+
+
 class Layouts(Stream):
     """Examples with a pooled row and a number of token rows; positions as given."""
 

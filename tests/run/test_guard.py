@@ -1,6 +1,7 @@
 """A guard scores what a user's own calls bring, and leaves the calls as they are."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -292,6 +293,27 @@ def test_a_model_in_bfloat16_is_scored_with_a_warning(small):
     wide, short = guard.scores["mahalanobis", "0:out"], narrow.scores["mahalanobis", "0:out"]
     ratio = (short - wide).abs() / wide
     assert 0.0 < float(ratio.median()) < 0.03
+
+
+@pytest.mark.truth("the same rows scored without autocast, in float64")
+def test_scores_under_autocast_are_made_in_float32():
+    layers = (nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16))
+    net, seen = nn.Sequential(*layers).eval(), {}
+    draw = torch.Generator().manual_seed(5)
+    rows, x = torch.randn(400, 8, generator=draw), torch.randn(64, 8, generator=draw)
+    stream = live_stream(Model(net), Arrays(rows), ["0", "2"], logits=True)
+    probe = fit([Mahalanobis(), KNN()], stream, progress=False)
+    for key in ("0", "2"):
+        keep = partial(seen.__setitem__, f"{key}:out")
+        net.get_submodule(key).register_forward_hook(lambda m, a, out, keep=keep: keep(out))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), Guard(net, probe) as guard:
+        net(x)
+        direct = {n: s.score(seen[n[1]]) for n, s in probe.scorers.items()}
+    assert guard._stacked is not None
+    for name, scorer in probe.scorers.items():
+        truth = scorer.score(seen[name[1]].double()).double()
+        torch.testing.assert_close(guard.scores[name].double(), truth, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(direct[name].double(), truth, rtol=1e-3, atol=1e-3)
 
 
 def test_what_was_fitted_on_a_directory_guards_its_live_model(tmp_path):

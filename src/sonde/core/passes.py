@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sonde.core.autocast import without_autocast
 from sonde.core.batch import Batch, Head
 from sonde.core.errors import InputError, StateError
 from sonde.core.finite import largest
@@ -52,7 +53,9 @@ class _Buffer:
         joined = {n: c[0] if len(c) == 1 else torch.cat(c) for n, c in self.columns.items()}
         for request in self.readers:
             columns = [self.head if n == "head" else joined[n] for n in request.statistic.needs()]
-            states[request.id] = _updated(request.statistic, states[request.id], columns, joined)
+            with without_autocast(*{column.device for column in joined.values()}):
+                found = _updated(request.statistic, states[request.id], columns, joined)
+            states[request.id] = found
         self.columns.clear()
         self.n_rows = 0
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core._shown import OneLine, as_html, one_line
+from sonde.core.autocast import without_autocast
 from sonde.core.errors import ShapeError
 from sonde.core.finite import finite_rows, is_finite
 from sonde.core.reduction import Reduced, reduce_scores
@@ -198,7 +199,8 @@ class Scorer(Result):
 def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method of a scorer that takes what ``fit`` takes, and refuses a row alone.
 
-    Rows, other columns of floats and the scorer are brought to one device, that of the rows.
+    Rows, other columns of floats and the scorer are brought to one device, that of the rows; inside
+    autocast they keep their types.
     """
     first = next(iter(parameter_names(score)), "")
 
@@ -218,7 +220,8 @@ def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
             return score(self, *columns, **named)
         columns = tuple(beside(c, device) for c in columns)
         named = {name: beside(c, device) for name, c in named.items()}
-        return score(_placed(self, device), *columns, **named)
+        with without_autocast(device):
+            return score(_placed(self, device), *columns, **named)
 
     return scored
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.autocast import without_autocast
 from sonde.core.result import Scorer
 from sonde.detect.mahalanobis import MahalanobisScorer
 from sonde.stats import CalibratedScorer
@@ -53,7 +54,8 @@ class Stacked:
         if any(one.shape != x[0].shape or one.shape[1] != self.root.shape[1] for one in x):
             return {}
         wide = torch.stack(x).to(self.root)
-        found = torch.baddbmm(-self.point, wide - self.origin, self.root).square().sum(2)
+        with without_autocast(wide.device):
+            found = torch.baddbmm(-self.point, wide - self.origin, self.root).square().sum(2)
         return dict(zip(self.keys, found.unbind(), strict=True))
 
 

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.autocast import is_autocast
+
 
 def weighted_mean(
     x: Float[Tensor, "row pos dim"], weights: Float[Tensor, "row 1 pos"], careful: bool = False
@@ -21,16 +23,9 @@ def weighted_mean(
     wide = x if own is dtype else x.to(dtype)
     if careful:
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
-    if _is_autocast(x):
+    if is_autocast(x.device):
         with torch.autocast(x.device.type, enabled=False):
             rows = torch.bmm(weights, wide).squeeze(1)
     else:
         rows = torch.bmm(weights, wide).squeeze(1)
     return rows if own is dtype else rows.to(own)
-
-
-def _is_autocast(x: Tensor) -> bool:
-    if x.is_cpu:
-        return torch.is_autocast_enabled("cpu")
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
