@@ -259,13 +259,16 @@ def test_without_calibration_there_is_no_p():
 @pytest.mark.truth("pyarrow and json read what was written")
 def test_formats_of_tables(tmp_path, bundle):
     table = score(bundle, stream(10, seed=2), **QUIET)
-    for suffix in ("parquet", "csv", "jsonl"):
+    for suffix in ("parquet", "csv", "json", "jsonl"):
         write_table(table, tmp_path / f"t.{suffix}")
     assert parquet.read_table(tmp_path / "t.parquet").equals(table)
     assert csv.read_csv(tmp_path / "t.csv")["score"].to_pylist() == table["score"].to_pylist()
     lines = (tmp_path / "t.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == table.to_pylist()
-    with pytest.raises(InputError, match=r"ends in .parquet, .csv or .jsonl, got t.xls"):
+    assert json.loads((tmp_path / "t.json").read_text()) == table.to_pylist()
+    write_table(table[:0], tmp_path / "none.json")
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+    with pytest.raises(InputError, match=r"ends in .parquet, .csv, .json or .jsonl, got t.xls"):
         write_table(table, tmp_path / "t.xls")
     assert not (tmp_path / "t.xls").exists()
 

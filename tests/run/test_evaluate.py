@@ -45,7 +45,7 @@ def test_figures(tables):
     assert (found["n_usual"], found["n_unusual"]) == (80, 60)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json", ".jsonl"])
 def test_files_give_the_same_figures(tables, tmp_path, suffix):
     again = []
     for i, table in enumerate(tables):

@@ -42,7 +42,7 @@ class Score:
     data: SourceDataWord = ""
     output: Annotated[
         Path | None,
-        named("FILE", "table to write: .parquet, .csv or .jsonl; or a page: .html", "-o"),
+        named("FILE", "table to write: .parquet, .csv, .json or .jsonl; or a page: .html", "-o"),
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the summary")] = 0.05
     reduction: Annotated[

@@ -11,7 +11,7 @@ from pyarrow import compute, csv, json, parquet
 
 from sonde.core.errors import InputError
 from sonde.metrics import Metric, aupr, auroc, fpr_at_tpr
-from sonde.run.tables import check_suffix
+from sonde.run.tables import check_suffix, json_lines
 from sonde.stats.intervals import grouped_share
 
 RESAMPLES = 1000
@@ -37,7 +37,7 @@ def read_table(path: str | Path) -> pa.Table:
         elif path.suffix == ".csv":
             table = csv.read_csv(source)
         else:
-            table = json.read_json(source)
+            table = json.read_json(io.BytesIO(json_lines(source.getvalue())))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"evaluate: {path} is no table of scores: {error}.") from error
     return _checked(table, str(path))

@@ -25,7 +25,8 @@ def check_suffix(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise InputError(
-            f"write_table: expected a path that ends in .parquet, .csv or .jsonl, got {path.name}."
+            f"write_table: expected a path that ends in .parquet, .csv, .json or .jsonl, got "
+            f"{path.name}."
         )
 
 
@@ -41,7 +42,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_table(table: pa.Table, path: str | Path) -> None:
-    """Write a table as Parquet, CSV or JSON lines, by the path's suffix.
+    """Write a table as Parquet, CSV, one JSON array or JSON lines, by the path's suffix.
 
     CSV has no lists: their members stand with blanks between them.
     JSON has no infinity: there a number that is not finite is null, also within a list.
@@ -59,9 +60,18 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     elif path.suffix == ".csv":
         csv.write_csv(_flat(table), sink)
     else:
-        lines = (json.dumps(row, allow_nan=False) for row in plain_rows(table))
+        lines = [json.dumps(row, allow_nan=False) for row in plain_rows(table)]
+        if path.suffix == ".json":
+            lines = ["[" + ",\n ".join(lines) + "]"]
         sink.write("".join(f"{line}\n" for line in lines).encode())
     atomic_write(path, sink.getvalue())
+
+
+def json_lines(content: bytes) -> bytes:
+    """Return JSON of rows as lines, where it is one array."""
+    if not content.lstrip().startswith(b"["):
+        return content
+    return "".join(f"{json.dumps(row)}\n" for row in json.loads(content)).encode()
 
 
 def _flat(table: pa.Table) -> pa.Table:
