@@ -75,7 +75,8 @@ def _map(similarity: dict[str, Any], axis: Axis, at: dict[str, int], width: int)
     faint = [cell for cell in cells if cell["f"]]
     if faint:
         layers.append(layer(faint).mark_rect(color="var(--off)").encode(x=x, y=y, description=said))
-    return alt.layer(*layers).properties(width=side, height=side)
+    # A page draws letters wider than the renderer that left room for the names of lines.
+    return alt.layer(*layers).properties(width=side, height=side, padding={"left": 20, "right": 5})
 
 
 def _map_axis(field: str, kind: Any, axis: Axis, side: int) -> Any:

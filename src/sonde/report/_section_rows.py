@@ -30,8 +30,8 @@ _LISTS: Final = (
         "far",
         "Far from all others",
         ("id", "site", "z"),
-        "Without clean reference data nobody can say that these are unusual: for that, compare "
-        "with another data set (--versus).",
+        "Far from the other rows of DATA. Whether these are unusual nobody can say without clean "
+        "reference data: for that, compare with data that you trust (--versus).",
     ),
 )
 
@@ -65,8 +65,12 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
     if versus["alarm"]:
         parts.append(_alarm(versus["alarm"]))
     if versus["rows"]:
+        n_other = where["other"]["n_rows"] if where["other"] else None
         rows = _rows(versus["rows"], ("id", "score", "p"), report["shows_inputs"])
         parts.append(el("h3", "Most unusual rows of OTHER"))
+        if n_other is not None and n_other > len(versus["rows"]):
+            first = f"The first {len(versus['rows'])} of {plural(n_other, 'row')}, by score."
+            parts.append(el("p", first, cls="reading"))
         parts.append(tabled(rows, names, opened=len(versus["rows"]) <= _SHORT))
     return section("versus", "Against OTHER", *parts, lead=lead)
 
@@ -140,10 +144,10 @@ def checks_section(report: dict[str, Any], names: Names) -> Markup:
         figure_ = check["figure"]
         state = levels.get(check["code"], "note") if check["state"] == "raised" else check["state"]
         value = None if figure_ is None else figure_["value"]
-        rows.append(
-            (check["code"], check["title"], state, value, check["reason"], check["threshold"])
-        )
-    columns = ("code", "check", "state", "figure", "reason", "limits")
+        limits = f"limits: {check['threshold']}" if check["threshold"] else None
+        said = "; ".join(text for text in (check["reason"], limits) if text)
+        rows.append((check["code"], check["title"], state, value, said))
+    columns = ("code", "check", "state", "figure", "reason and limits")
     lead = "Every check of the catalogue and how it ended. Silence here is never ambiguous."
     made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", {2: "state"})
     return section("checks", "All checks", made, lead=lead)
