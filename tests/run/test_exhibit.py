@@ -9,16 +9,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from narrow import present
 from sonde.core import Stream
 from sonde.data import load
 from sonde.data.pieces import texts_of
 from sonde.data.shipped import model_directory
 from sonde.detect import Mahalanobis, PaDiM
+from sonde.findings.inputs import input_of
 from sonde.run.exhibit import Exhibits, hashed_id, places
 from sonde.run.fit import fit
 from sonde.run.read import read
 from sonde.run.score import score
 from sonde.run.unusual import most_unusual
+from sonde.tap.live import LiveStream
 
 QUIET: Any = {"progress": False}
 
@@ -102,6 +105,27 @@ def test_tokens_of_the_right_chunk(words, tokenizer):
     bare = Exhibits(fitted, stream).of(line)
     assert bare.pieces == ()
     assert bare.score == pytest.approx(found.score)
+
+
+@pytest.mark.truth("the scores of sonde.score and the texts of its batches")
+def test_sampled_texts_are_those_that_were_scored(words, tokenizer):
+    model, _, _ = words
+    prompts = [{"text": f"{'a' * (i % 3)}{i}"} for i in range(12)]
+    stream = read(model, prompts, sites="model.layers.0", reducer="tokens", batch_size=5,
+                  text_column="text", generate="max_new_tokens=6,do_sample=True")  # fmt: skip
+    assert isinstance(stream, LiveStream)
+    fitted = fit(Mahalanobis(), stream, reduction="max", **QUIET)
+    texts = {}
+    for raw in stream.inputs.batches(0, len(stream)):
+        given = raw.kwargs["input_ids"], present(raw.mask)
+        for name, ids, mask in zip(raw.ids, *given, strict=True):
+            texts[name] = "".join(texts_of(ids[mask].tolist(), tokenizer))
+    looked = Exhibits(fitted, stream, inputs=True)
+    for line in score(fitted, stream, **QUIET).to_pylist():
+        found = looked.of(line)
+        assert max(found.score) == pytest.approx(line["score"], rel=1e-4)
+        assert "".join(found.pieces) == texts[line["id"]]
+        assert input_of(stream, line["row"]) == texts[line["id"]]
 
 
 @pytest.mark.truth("the steps of the data")

@@ -10,8 +10,10 @@ BROKEN: Final = "\ufffd"
 LONGEST: Final = 8
 
 
-def pieces_of(batch: InputBatch, tokenizer: Any, by_segment: bool = False) -> list[str]:
-    """Return the text of each token of the first example, or of each of its steps.
+def pieces_of(
+    batch: InputBatch, tokenizer: Any, by_segment: bool = False, example: int = 0
+) -> list[str]:
+    """Return the text of each token of an example, or of each of its steps.
 
     A sign that several tokens make stands with the last of them. Without a tokenizer a token is
     its id. Nothing where a model reads no token ids, or its decoder's positions are others.
@@ -23,15 +25,19 @@ def pieces_of(batch: InputBatch, tokenizer: Any, by_segment: bool = False) -> li
     tokenizer : tokenizer or None
     by_segment : bool, default=False
         Join the tokens of each step.
+    example : int, default=0
+        Which of the batch.
     """
     ids = _ids(batch)
     if ids is None or "decoder_input_ids" in batch.kwargs:
         return []
-    row = ids[0] if batch.mask is None else ids[0][batch.mask[0].to(ids.device)]
+    row = ids[example]
+    if batch.mask is not None:
+        row = row[batch.mask[example].to(ids.device)]
     found = texts_of(row.tolist(), tokenizer)
     if not by_segment or batch.segment is None:
         return found
-    segment = batch.segment[0].tolist()[: len(found)]
+    segment = batch.segment[example].tolist()[: len(found)]
     steps = [""] * (max(segment, default=-1) + 1)
     for place, text in zip(segment, found, strict=True):
         if place >= 0:

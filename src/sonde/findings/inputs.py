@@ -6,7 +6,7 @@ from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.data.pixels import as_bytes, as_png
 from sonde.findings._shared import ORDER
-from sonde.run.exhibit import largest, pixels_of
+from sonde.run.exhibit import in_whole_batches, largest, pixels_of
 from sonde.tap import LiveStream
 
 MOST_SIGNS: Final = 400
@@ -55,6 +55,7 @@ def input_of(stream: Stream, index: int) -> str | None:
     index : int
         In the planned order.
     """
+    stream = in_whole_batches(stream)
     if not isinstance(stream, LiveStream):
         batch = next(iter(stream.batches(index, index + 1)), None)
         rows = next(iter(batch.rows.values()), None) if batch is not None else None
@@ -69,5 +70,6 @@ def input_of(stream: Stream, index: int) -> str | None:
         scale = SIDE / max(lines, columns)
         size = max(1, round(lines * scale)), max(1, round(columns * scale))
         return as_png(as_bytes(pixels, size))
-    text = "".join(pieces_of(raw, stream.model.processor))
+    at = raw.order.tolist().index(index)
+    text = "".join(pieces_of(raw, stream.model.processor, example=at))
     return (text if len(text) <= MOST_SIGNS else f"{text[:MOST_SIGNS]}...") or None

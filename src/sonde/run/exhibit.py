@@ -1,7 +1,8 @@
 """Examples as people look at them: every part of one with its score, and its input if asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final, final
 
@@ -14,7 +15,9 @@ from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.run.fitted import Fitted
 from sonde.run.score import record
+from sonde.store._subset import with_examples
 from sonde.tap.live import LiveStream
+from sonde.tap.replay import ReplayInputs
 
 MOST_VALUES: Final = 12
 PER_TOKEN: Final = ("tokens", "predictions")
@@ -89,19 +92,24 @@ class Exhibits:
         if not known:
             return None
         index = max(known)[1]
-        batch = next(iter(self.stream.batches(index, index + 1)), None)
+        batch = next(iter(self._source.batches(index, index + 1)), None)
         name = (line["instrument"], line["site"])
         task = dict(zip(self.fitted.names, self.fitted.tasks, strict=True))[name]
         if batch is None:
             return None
+        batch = with_examples(batch, torch.as_tensor(batch.order) == index)
         found = record(batch, name, task, self.fitted.scorers[name], None, 0)
         raw = self._raw(index) if self.inputs else None
         return self._exhibit(found, batch, task.keys[0], raw, line)
 
+    @cached_property
+    def _source(self) -> Stream:
+        return in_whole_batches(self.stream)
+
     def _raw(self, index: int) -> InputBatch | None:
-        if not isinstance(self.stream, LiveStream):
+        if not isinstance(self._source, LiveStream):
             return None
-        return next(iter(self.stream.inputs.batches(index, index + 1)), None)
+        return next(iter(self._source.inputs.batches(index, index + 1)), None)
 
     def _exhibit(
         self,
@@ -126,21 +134,29 @@ class Exhibits:
         if pixels is not None:
             return Exhibit("image", **parts, pixels=pixels)
         task = self.stream.model.task if isinstance(self.stream, LiveStream) else ""
+        at = 0 if raw is None else raw.order.tolist().index(int(batch.order[0]))
         if reducer.name.startswith("step"):
-            pieces = () if raw is None else pieces_of(raw, self._tokenizer(), by_segment=True)
+            pieces = () if raw is None else pieces_of(raw, self._tokenizer(), True, at)
             return Exhibit("steps", **parts, pieces=pieces)
         if reducer.name in PER_TOKEN or task in ("causal", "classifier", "encoder", "seq2seq"):
-            pieces = () if raw is None else pieces_of(raw, self._tokenizer())
-            first = 0 if raw is None or raw.first is None else int(raw.first[0])
+            pieces = () if raw is None else pieces_of(raw, self._tokenizer(), example=at)
+            first = 0 if raw is None or raw.first is None else int(raw.first[at])
             if reducer.name not in PER_TOKEN:
                 parts = {k: [] for k in parts}
             return Exhibit("text", **parts, pieces=pieces, first=first)
-        at = place.get(line["position"], 0)
-        values = largest(batch.rows[key][at]) if self.inputs and len(batch.rows[key]) else ()
+        row = place.get(line["position"], 0)
+        values = largest(batch.rows[key][row]) if self.inputs and len(batch.rows[key]) else ()
         return Exhibit("row", **parts, values=values)
 
     def _tokenizer(self) -> Any:
         return self.stream.model.processor if isinstance(self.stream, LiveStream) else None
+
+
+def in_whole_batches(stream: Stream) -> Stream:
+    """Return a stream whose parts hold the generated texts of a walk over all of it."""
+    if not (isinstance(stream, LiveStream) and isinstance(stream.inputs, ReplayInputs)):
+        return stream
+    return replace(stream, inputs=replace(stream.inputs, units=tuple(stream.units())))
 
 
 def hashed_id(name: str) -> str:
@@ -155,7 +171,9 @@ def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
     """
     found: dict[str, dict[int, int]] = {}
     if isinstance(stream, LiveStream):
-        for raw in stream.inputs.batches(0, len(stream)):
+        inputs = stream.inputs
+        inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+        for raw in inputs.batches(0, len(stream)):
             first = [0] * len(raw) if raw.first is None else raw.first.tolist()
             for name, index, at in zip(raw.ids, raw.order.tolist(), first, strict=True):
                 found.setdefault(name, {}).setdefault(at, index)

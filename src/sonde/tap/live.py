@@ -213,7 +213,7 @@ class LiveStream(Stream):
         """Yield the rows of generated texts: taken while they arise, else by one more forward."""
         place, modules = placement(self.model.module), self.probe.names.modules
         spots = {k.key: Spot(modules[k.site.path], k.site.key) for k in self.kinds}
-        for prompts in inputs.prompts.batches(start, stop):
+        for prompts in inputs.prompt_batches(start, stop):
             if not self._records(inputs, prompts):
                 yield self._batch(reader, right_padded(inputs.continued(prompts)), place)
                 continue

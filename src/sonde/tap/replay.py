@@ -6,8 +6,10 @@ place while a model generates (greedy, sampling), ``record`` takes the states as
 """
 
 import ast
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -122,13 +124,18 @@ def parse_settings(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class ReplayInputs(Inputs):
-    """Prompts with generated continuations; made by ``replay``."""
+    """Prompts with generated continuations; made by ``replay``.
+
+    What is sampled depends on the batch. With ``units``, where they begin and the end, any range of
+    examples comes in whole batches of these, with the texts of a walk over all of them.
+    """
 
     model: Model
     prompts: Inputs
     seed: int
     generate: dict[str, Any]
 
+    units: tuple[int, ...] = ()
     @property
     def group_keys(self) -> Sequence[bytes]:
         """The groups of the prompts."""
@@ -175,10 +182,21 @@ class ReplayInputs(Inputs):
 
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Generate after each batch of prompts."""
-        for batch in self.prompts.batches(start, stop):
+        for batch in self.prompt_batches(start, stop):
             yield self.continued(batch)
 
     def extended(self, prompts: InputBatch) -> InputBatch:
+    def prompt_batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield the prompts of a range; with ``units`` every batch that holds one of them."""
+        if not self.units:
+            yield from self.prompts.batches(start, stop)
+            return
+        bounds = self.units[bisect_right(self.units, start) - 1 : bisect_left(self.units, stop) + 1]
+        for low, high in pairwise(bounds):
+            for batch in self.prompts.batches(low, high):
+                if bool(((batch.order >= start) & (batch.order < stop)).any()):
+                    yield batch
+
         """Return prompts followed by their last token as often as tokens may be generated."""
         prompts = left_padded(prompts)
         ids = prompts.kwargs["input_ids"]
