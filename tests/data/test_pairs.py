@@ -12,9 +12,12 @@ from cli_case import run_words
 from sonde.core.batch import word_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.stream import Stream
 from sonde.data import load, open_arrays, open_inputs
 from sonde.data.columns import are_pairs
 from sonde.data.listing import pick
+from sonde.detect import ContrastProbe
+from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.read import read
 
@@ -43,6 +46,37 @@ def test_items_know_their_pair_and_side(gpt2, tmp_path):
     stream = read(str(gpt2), path)
     (rows,) = stream
     assert sorted(rows.column("side", stream.schema[0].key).tolist()) == [-1, 0, 1, 4]
+
+
+@pytest.mark.truth("the pairs as they stand")
+def test_pairs_are_groups_where_none_are_given(gpt2):
+    items = [*ITEMS, {"text": "i", "pair": 7, "side": None}, {"text": "jk", "pair": 7, "side": -1}]
+    inputs = open_inputs(load(gpt2), items)
+    batch, order = only(inputs)
+    groups = [batch.group_keys[i] for i in order.tolist()]
+    assert groups[:3] == [b"x", b"x", b"7"]
+    assert groups[4] == b"7"
+    assert len({groups[3], groups[5], b"x", b"7"}) == 4
+    assert inputs.grouped
+    named = open_inputs(load(gpt2), [{**item, "group": i} for i, item in enumerate(items)])
+    assert list(named.group_keys) == [str(i).encode() for i in range(len(items))]
+
+
+@pytest.mark.truth("counts of the pairs on each side of the split")
+def test_no_pair_is_split_between_fit_and_held():
+    n = 200
+    pair, side = torch.arange(2 * n) % n, torch.arange(2 * n) // n
+    x = torch.randn(2 * n, 3, generator=torch.Generator().manual_seed(0))
+    stream = Stream.of(x, pair=pair, side=side)
+    found = fit(ContrastProbe(method="crc"), stream, progress=False)
+    assert found.split is not None
+    held = torch.cat([found.split.is_held(b.split_draw) for b in stream])
+    assert torch.equal(held[:n], held[n:])
+    result = found.result("contrast_probe")
+    assert result.n == int((~held[:n]).sum())
+    assert result.calibration.n == int(held[:n].sum())
+    alone = Stream.of(x, pair=torch.zeros(2 * n), side=torch.full((2 * n,), -1))
+    assert len(set(alone.group_keys)) == 2 * n
 
 
 def test_other_columns_of_these_names_are_left_alone(gpt2):

@@ -71,7 +71,7 @@ class ArrayStream(Stream):
         """The id and occurrence of each row where examples have several; None else."""
         if not self.who.has_examples_of_rows:
             return None
-        return list(zip(self.who.keys, self.who.occurrence.tolist(), strict=True))
+        return list(zip(self.who.keys, self.who.occurrence.numpy().tolist(), strict=True))
 
     @property
     def source_rows(self) -> np.ndarray:
@@ -162,20 +162,35 @@ def array_stream(
     if unknown := [str(k) for k in given if str(k) not in sites]:
         raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")
     positions = _integers(position, n, "position", 0)
+    who = _who(ids, keys, sites, positions)
+    sides = None if side is None else _integers(side, n, "side", 0)
     return ArrayStream(
         rows=sites,
-        who=_who(ids, keys, sites, positions),
+        who=who,
         label=_labels(label, n),
-        groups=None if group is None else tuple(_text(g) for g in _sequence(group, n, "group")),
+        groups=_groups(group, n) or _pairs_as_groups(pair, sides, who),
         positions=positions,
         grad={str(k): _beside(v, n, f"grad of {k}") for k, v in given.items()},
         logits=None if logits is None else _beside(logits, n, "logits"),
         extra=_extra(n, perturbed_logits, first_error),
         pair=None if pair is None else _hashes(_sequence(pair, n, "pair")),
-        side=None if side is None else _integers(side, n, "side", 0),
+        side=sides,
         head=head,
         seed=seed,
     )
+
+
+def _groups(group: Any, n: int) -> tuple[bytes, ...] | None:
+    return None if group is None else tuple(_text(g) for g in _sequence(group, n, "group"))
+
+
+def _pairs_as_groups(pair: Any, side: Tensor | None, who: "_Identity") -> tuple[bytes, ...] | None:
+    """Return the pair of each row that is a side of one, and the key of every other row."""
+    if pair is None or side is None:
+        return None
+    pairs = map(_text, _sequence(pair, len(side), "pair"))
+    sided = zip(side.numpy().tolist(), pairs, who.keys, strict=True)
+    return tuple(named if which >= 0 else own for which, named, own in sided)
 
 
 def _array_site(name: str, order: int) -> Site:

@@ -37,7 +37,7 @@ class Stream(OneLine, ABC):
     @property
     @abstractmethod
     def grouped(self) -> bool:
-        """Whether a group column was given or examples were cut into chunks."""
+        """Whether a group column was given, or examples are in pairs or were cut into chunks."""
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
@@ -119,7 +119,8 @@ class Stream(OneLine, ABC):
         x : array (row, dim), or mapping of name to array
             Rows of one site (named ``x``), or of several sites over the same examples.
         label, ids, group, position, pair, side, first_error : one entry per row, optional
-            ``position`` other than 0 makes rows of equal ``ids`` rows of one example.
+            ``position`` other than 0 makes rows of equal ``ids`` rows of one example. Without
+            ``group``, a pair whose rows have sides is a group.
         keys : one entry of bytes per row, optional
             What is hashed in place of ``ids``, which are then only printed.
         grad : array like ``x``, or mapping, optional

@@ -50,8 +50,9 @@ class ItemInputs(Inputs):
 
     @property
     def grouped(self) -> bool:
-        """Whether a group column was given or items were cut into chunks."""
-        return self.layout.group is not None or self.listing.n_chunked > 0
+        """Whether a group column was given, or items are in pairs or were cut into chunks."""
+        of_items = self.layout.group is not None or self.layout.paired
+        return of_items or self.listing.n_chunked > 0
 
     @property
     def source_rows(self) -> np.ndarray:

@@ -248,8 +248,7 @@ def _list_block(
         named = None if layout.id is None else row.get(layout.id)
         none = content if layout.id is None else content.hex().encode()
         key = none if is_missing(named) else _word(named)
-        together = None if layout.group is None else row.get(layout.group)
-        group = key if is_missing(together) else _word(together)
+        group = _group(row, layout, key)
         lists.content.update(content + key + b"|" + group + b"|" + more)
         lists.labels.add(row.get(layout.label) if layout.label else None)
         lists.add(index, key, group, content, size, pieces, member)
@@ -283,6 +282,17 @@ def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad
     lists.n_skipped += 1
     if len(lists.skipped) < 5:
         lists.skipped.append(message)
+
+
+def _group(row: Row, layout: Layout, key: bytes) -> bytes:
+    """Return what an item belongs to: its group, else the pair it is in, else itself."""
+    side: Any = row.get(PAIRED[1])
+    together: Any = None
+    if layout.group is not None:
+        together = row.get(layout.group)
+    elif layout.paired and (is_missing(side) or int(side) >= 0):
+        together = row.get(PAIRED[0])
+    return key if is_missing(together) else _word(together)
 
 
 def _member(row: Row, layout: Layout) -> tuple[int, int]:
