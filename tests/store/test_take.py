@@ -69,6 +69,20 @@ def test_a_damaged_file_is_named(tmp_path):
         Store(place).take([1])
 
 
+def test_who_of_a_damaged_file_is_named_and_never_another_error(tmp_path):
+    place = write_store(stream(40), tmp_path / "a")
+    path = next((place / "rows" / "pooled").glob("*.arrow"))
+    raw, refused = path.read_bytes(), list[str]()
+    for at in range(0, len(raw), 37):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        try:
+            Store(place).who([0, 39])
+        except StoreError as error:
+            refused.append(str(error))
+    assert len(refused) > 3
+    assert all(path.name in said for said in refused)
+
+
 def test_writing_into_a_tensor_changes_no_file(tmp_path):
     place = write_store(stream(60), tmp_path / "a")
     batch = next(iter(Store(place)))

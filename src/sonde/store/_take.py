@@ -12,7 +12,7 @@ from torch import Tensor
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, StoreError
 from sonde.store._mapped import DAMAGE, MappedFile
-from sonde.store.layout import TORCH_TYPES, Column, row_file
+from sonde.store.layout import AGAIN, MENDING, TORCH_TYPES, Column, row_file
 from sonde.store.volume import Volume
 
 FILES_OPEN = 256
@@ -74,10 +74,13 @@ class Shelf:
         found = []
         for row, chunk in zip(index, np.searchsorted(self._ends, index, "right"), strict=True):
             file, at = self._file(int(self._file_of[chunk])), int(row - self._firsts[chunk])
-            part = file.batch(self._places[chunk].number)
-            names = ("example", "occurrence", "position")
-            example, occurrence, position = (part.column(n)[at].as_py() for n in names)
-            found.append((example.hex(), occurrence, position))
+            try:
+                part = file.batch(self._places[chunk].number)
+                names = ("example", "occurrence", "position")
+                example, occurrence, position = (part.column(n)[at].as_py() for n in names)
+                found.append((bytes.hex(example), int(occurrence), int(position)))
+            except DAMAGE as error:
+                raise _damaged(file, error) from error
         return found
 
     def _checked(self, rows: Any) -> np.ndarray:
@@ -117,8 +120,12 @@ class Shelf:
                     self._starts[chunk] = file.start(column.flatten(), width) // width
             except DAMAGE as error:
                 self._starts[mine] = -1
-                raise StoreError(f"Store: {file.path} is damaged: {error}.") from error
+                raise _damaged(file, error) from error
         return file.elements(self._schema.dtype)
+
+
+def _damaged(file: MappedFile, error: Exception) -> StoreError:
+    return StoreError(f"Store: {file.path} is damaged: {error}. {MENDING}")
 
 
 def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], list[int]]:
@@ -135,7 +142,7 @@ def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], 
                     said = volume.record(span)["files"][table]
                     rows, size = [int(n) for n in said["rows"]], int(said["size_bytes"])
                 except (LookupError, TypeError, ValueError) as error:
-                    raise StoreError(f"Store: the record of {path} is damaged.") from error
+                    raise StoreError(f"Store: the record of {path} is damaged. {AGAIN}") from error
                 for number, n in enumerate(rows):
                     if n > 0:
                         places.append(_Place(path, size, number, column.name))
