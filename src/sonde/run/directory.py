@@ -61,6 +61,8 @@ def dropped_on_error(directory: Path | None) -> Iterator[None]:
     try:
         yield
     except (StoreError, MachineError):
+        if directory is not None and not existed and not _holds_units(directory):
+            remove_run(directory)
         raise
     except Interrupted as stop:
         if stop.partial.done == 0 and stop.first and directory is not None:
@@ -70,6 +72,11 @@ def dropped_on_error(directory: Path | None) -> Iterator[None]:
         if directory is not None and not existed:
             remove_run(directory)
         raise
+
+
+def _holds_units(directory: Path) -> bool:
+    """Return whether something of any pass was committed."""
+    return any(directory.rglob("*.sonde"))
 
 
 def is_run(directory: Path) -> bool:
