@@ -226,7 +226,7 @@ def test_scores_belong_to_the_model_site_and_reducer_of_the_fit():
     net = mlp()
     fitted = fit(Mahalanobis(), read(net, x, sites=["0", "2"]), **QUIET)
     assert score(fitted, net, x, **QUIET).num_rows == 120
-    with pytest.raises(StateError, match=r"fitted for another model: model is"):
+    with pytest.raises(StateError, match=r"fitted for another model: its weights differ"):
         score(fitted, mlp(seed=3), x, **QUIET)
     with pytest.raises(StateError, match=r"not all of these are sites of this model"):
         score(fitted, torch.nn.Linear(8, 4).eval(), x, **QUIET)

@@ -335,7 +335,7 @@ def test_another_model_is_refused(small, causal, probes, tmp_path):
     net, probe = small
     probe.save(tmp_path / "p.sonde")
     Guard(net, tmp_path / "p.sonde")
-    with pytest.raises(StateError, match="fitted on another model: model is"):
+    with pytest.raises(StateError, match="fitted on another model: its weights differ"):
         Guard(mlp(seed=1), probe)
     with pytest.raises(StateError, match="another model"):
         Guard(causal, probe)

@@ -6,6 +6,7 @@ Not to know something is no difference, nor is how rows are cut into batches.
 from typing import Any, cast
 
 UNKNOWN_TO_SOME = ("attn",)
+HASHED = {"model": "weights differ", "config": "configuration differs"}
 HOW_READ = ("batch_size", "skip_bad", "even")
 NESTED = ("prompts", "appended")
 
@@ -21,6 +22,22 @@ def agree(name: str, a: Any, b: Any) -> bool:
     (True, False, False)
     """
     return a == b or (name in UNKNOWN_TO_SOME and None in (a, b))
+
+
+def difference(name: str, here: Any, fitted: Any) -> str:
+    """Return in words how a fact of a model or a reading differs from that of the fit.
+
+    Examples
+    --------
+    >>> difference("model", "ce72ca0d66", "726eeafada")
+    'its weights differ (ce72ca0d here, 726eeafa fitted)'
+    >>> difference("dtype", "float32", "bfloat16")
+    "dtype is 'float32' here and was 'bfloat16'"
+    """
+    what = HASHED.get(name)
+    if what is None or not isinstance(here, str) or not isinstance(fitted, str):
+        return f"{name} is {here!r} here and was {fitted!r}"
+    return f"its {what} ({here[:8]} here, {fitted[:8]} fitted)"
 
 
 def which_rows(said: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sonde.core.errors import SondeWarning, StateError
-from sonde.core.identity import agree
+from sonde.core.identity import agree, difference
 from sonde.core.inputs import Model
 from sonde.tap import fingerprint, known_config_hash, placement
 
@@ -46,7 +46,8 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
     for name, value in here.items():
         if not agree(name, fitted.get(name), value):
             raise StateError(
-                f"Guard: the probe was fitted on another model: {name} is {value!r} here and was "
-                f"{fitted.get(name)!r}. Guard the model that it was fitted on, or fit again."
+                "Guard: the probe was fitted on another model: "
+                f"{difference(name, value, fitted.get(name))}. Guard the model that it was fitted "
+                "on, or fit again."
             )
     return device

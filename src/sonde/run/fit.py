@@ -8,7 +8,7 @@ from typing import Any
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.folding import check_whole
-from sonde.core.identity import agree, which_rows
+from sonde.core.identity import agree, difference, which_rows
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
@@ -299,9 +299,10 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
         for name in names:
             fitted, here = header[kind].get(name), identity.get(name)
             if not agree(name, fitted, here):
+                more = " What moved between two models says sonde drift." if kind == "model" else ""
                 raise StateError(
-                    f"score: the state was fitted for another {kind}: {name} is {here!r} here and "
-                    f"was {fitted!r}. Fit again."
+                    f"score: the state was fitted for another {kind}: "
+                    f"{difference(name, here, fitted)}. Fit again.{more}"
                 )
     require_same_recipe(recipe_in(header), recipe_of(stream))
     schema = {s.key: s for s in stream.schema}
