@@ -1,10 +1,17 @@
 import math
+from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from sonde.core.errors import InputError
-from sonde.measure import MassiveActivations, massive_activations
+import sonde
+from sonde.core.errors import InputError, SondeWarning
+from sonde.core.running import Running
+from sonde.detect import MSP, PaDiM
+from sonde.measure import MassiveActivations, Spectrum, massive_activations
+from sonde.measure.massive_activations import MassiveActivationsResult
+from sonde.run._asked import asked
 
 
 def _rows():
@@ -54,3 +61,67 @@ def test_all_zero_is_nan_and_dead():
 def test_wrong_threshold_is_named():
     with pytest.raises(InputError, match="MassiveActivations: expected a positive threshold"):
         MassiveActivations(threshold=0.0)
+
+
+@pytest.mark.truth("argmax over all rows in memory; the first of equal values by hand")
+def test_where_the_largest_values_stand():
+    x = _rows()
+    position = torch.arange(1000) % 50
+    x[7, 3], x[57, 5], x[30, 5] = 9000.0, 8000.0, -8000.0
+    result = MassiveActivations().fit(x, position=position)
+    assert torch.equal(result.position[:3], position[x.abs().argmax(0)][:3])
+    places = [(row["unit"], row["position"]) for row in result.table().to_pylist()]
+    assert places == [(3, 7), (5, 7)]
+    assert massive_activations(_rows()).table().num_rows == 1
+    halves = [Running(MassiveActivations()), Running(MassiveActivations())]
+    for running, part in zip(halves, (slice(500, None), slice(0, 500)), strict=True):
+        running.update(x[part], position=position[part])
+    halves[0].merge(halves[1])
+    merged = halves[0].result()
+    assert isinstance(merged, MassiveActivationsResult)
+    assert torch.equal(merged.position, result.position)
+    assert merged.value == pytest.approx(result.value)
+
+
+@pytest.mark.truth("where it was planted")
+def test_rows_of_single_positions_show_what_pooled_ones_hide():
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 50,
+        "n_positions": 16,
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+    }
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    with torch.no_grad():
+        model.transformer.wpe.weight[2, 17] = 5000.0
+    items = [{"input_ids": [(i * k) % 50 for k in range(8)]} for i in range(1, 30)]
+    site = "transformer.h.0"
+    with pytest.warns(SondeWarning, match="rows of the reducer 'last' do not show what one token"):
+        pooled = sonde.fit(
+            MassiveActivations(), sonde.read(model, items, sites=site), progress=False
+        )
+    assert pooled.result("massive_activations").value < 100.0
+    each = sonde.read(model, items, site, **MassiveActivations().reading())
+    found = sonde.fit(MassiveActivations(), each, progress=False).result("massive_activations")
+    assert found.value > 1000.0
+    assert found.table().select(["unit", "position"]).to_pylist() == [{"unit": 17, "position": 2}]
+
+
+def test_positions_are_tokens_patches_or_what_is_usual():
+    reading = MassiveActivations().reading()
+    rows = list(torch.randn(4, 3))
+    vectors = sonde.read(torch.nn.Sequential(torch.nn.Linear(3, 4)), rows, **reading)
+    assert [str(s.reducer) for s in vectors.schema] == ["mean"]
+    images = sonde.read("sonde:digits", "sonde:digits/test", limit=4, **reading)
+    assert {str(s.reducer) for s in images.schema} == {"patches"}
+    texts = sonde.read("sonde:stdlib", ["x = 1\n", "y = 2\n"], **reading)
+    assert {str(s.reducer) for s in texts.schema} == {"tokens+special"}
+
+
+def test_the_wish_for_positions_yields_to_other_methods():
+    assert asked([MassiveActivations()]) == {"reducer": "positions"}
+    assert asked([MassiveActivations(), MSP()]) == {"reducer": "positions"}
+    assert asked([MassiveActivations(), Spectrum()]) == {}
+    assert asked([MassiveActivations(), PaDiM()]) == {"reducer": "patches"}

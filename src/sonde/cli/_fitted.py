@@ -21,6 +21,8 @@ ALPHA = 0.05
 HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit", *OPTIONS)
 CLASSES = "classes of the labels, each with a mean of its own"
 HELD = "usual rows that were kept apart: their scores calibrate the detector"
+AT = "where the value is, and others like it"
+MOST_PLACES = 3
 SE = "standard error of the value"
 SEVERAL = "several numbers: fitted.result(METHOD, SITE) in Python holds them"
 
@@ -50,6 +52,7 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
             "n_values": result.value.numel() if isinstance(result.value, Tensor) else 1,
             "unit": result.unit,
             "direction": result.direction,
+            "at": _places(result),
             "n": result.n,
             "n_classes": _n_classes(result),
             "detector": isinstance(result, Scorer),
@@ -74,10 +77,13 @@ def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
         meanings |= {"held out": HELD, title: meaning} if is_calibrated else {}
         parts.append(legend(meanings))
     if measures:
-        titles = ("measure", "site", "rows", "value", "se")
-        parts.append(table(titles, [_measure_cells(row) for row in measures]))
+        shown = [
+            name for name in ("at", "se") if any(row[name] not in (None, []) for row in measures)
+        ]
+        titles = ("measure", "site", "rows", "value", *shown)
+        parts.append(table(titles, [_measure_cells(row, shown) for row in measures]))
         meanings = {row["method"]: _measure_meaning(row) for row in measures}
-        meanings |= {"se": SE} if any(row["se"] is not None for row in measures) else {}
+        meanings |= {name: {"at": AT, "se": SE}[name] for name in shown}
         meanings |= {"values": SEVERAL} if any(row["n_values"] != 1 for row in measures) else {}
         parts.append(legend(meanings))
     return "\n\n".join(filter(None, parts))
@@ -138,10 +144,26 @@ def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return row["method"], place, f"{row['n']:,}", classes, held, limit
 
 
-def _measure_cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _measure_cells(row: dict[str, Any], shown: Sequence[str]) -> tuple[str, ...]:
     value = f"{row['n_values']:,} values" if row["n_values"] != 1 else _short(row["value"])
     place = place_of(row["method"], row["site"])
-    return row["method"], place, f"{row['n']:,}", value, _short(row["se"])
+    further = {"at": _listed(row["at"]), "se": _short(row["se"])}
+    return row["method"], place, f"{row['n']:,}", value, *(further[name] for name in shown)
+
+
+def _places(result: Result) -> list[dict[str, Any]]:
+    """Return what the table of a measure says beside its numbers, e.g. unit and position."""
+    if isinstance(result, Scorer) or (isinstance(result.value, Tensor) and result.value.ndim):
+        return []
+    found = result.table()
+    names = [name for name in found.column_names if name not in ("value", "se", "null")]
+    return found.select(names).to_pylist() if names else []
+
+
+def _listed(places: Sequence[dict[str, Any]]) -> str:
+    words = [", ".join(f"{name} {value}" for name, value in p.items()) for p in places]
+    more = len(words) - MOST_PLACES
+    return "; ".join(words[:MOST_PLACES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _measure_meaning(row: dict[str, Any]) -> str:

@@ -128,12 +128,15 @@ def reading_of(
 ) -> dict[str, Any]:
     """Return what the user chose to read, what the methods ask for where that is "auto".
 
-    Rows that are ``stored`` have the sites that they have.
+    Rows that are ``stored`` have the sites and reducers that they have.
     """
+    from sonde.core.site import POSITIONS
     from sonde.run._asked import asked
 
     typed = {name: value for name, value in chosen.items() if value != "auto"}
-    wanted = {n: v for n, v in asked(instruments).items() if not (stored and n == "sites")}
+    wanted = asked(instruments)
+    if stored:
+        wanted = {n: v for n, v in wanted.items() if n != "sites" and v != POSITIONS}
     return {**chosen, **wanted, **typed}
 
 

@@ -99,7 +99,9 @@ class Reading:
     ] = ("auto",)
     reducer: Annotated[
         str,
-        tyro.conf.arg(help="mean, last, cls, tokens, predictions, patches, patches3, flat, auto"),
+        tyro.conf.arg(
+            help="mean, last, cls, tokens, predictions, patches, patches3, positions, flat, auto"
+        ),
     ] = "auto"
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
     dtype: Annotated[

@@ -11,6 +11,8 @@ Port = Literal["out", "in", "grad"]
 PORTS: tuple[str, ...] = get_args(Port)
 HEAD_INPUT = "logits:in"
 """The pattern of what the model's final linear layer takes in."""
+POSITIONS = "positions"
+"""In place of a reducer: a row for each token or patch where there are any, else as by default."""
 LATER_PORTS = ("probs", "keys", "values", "queries", "heads", "scores", "weight")
 
 _GRAMMAR = re.compile(

@@ -4,13 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
+from sonde.core.site import POSITIONS
+from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.stats import Scalars, ScalarsState
 
@@ -20,7 +23,8 @@ from sonde.stats import Scalars, ScalarsState
 class MassiveActivationsResult(Result):
     """Largest ratio, that of every unit, and how much of the energy a few units hold.
 
-    ``massive`` marks units at or above the threshold, ``constant`` those of them that vary by less
+    ``position`` says where in its text or image each unit's largest value stood. ``massive`` marks
+    units at or above the threshold, ``constant`` those of them that vary by less
     than a tenth of their mean and so act as a bias. ``share`` is the part of the mean square that
     the largest 1 % of the units (at least one) hold, ``fair`` what they would hold if all were
     equal.
@@ -28,6 +32,7 @@ class MassiveActivationsResult(Result):
 
     direction: Direction = "higher"
     ratio: Float[Tensor, "dim"]
+    position: Int[Tensor, "dim"]
     massive: Bool[Tensor, "dim"]
     constant: Bool[Tensor, "dim"]
     share: float
@@ -37,6 +42,52 @@ class MassiveActivationsResult(Result):
     def outlier_units(self) -> bool:
         """Whether a few units hold half of the energy, and twenty times their fair share."""
         return self.share >= 0.5 and self.share >= 20.0 * self.fair
+
+    def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
+        """Return ratio, null, unit and position of the massive units, else of the largest one."""
+        order = self.ratio.argsort(descending=True, stable=True)
+        units = order[: max(1, int(self.massive.sum()))]
+        columns = {
+            "value": self.ratio[units].double().tolist(),  # pyright: ignore[reportUnknownMemberType]
+            "null": [self.null] * len(units),
+            "unit": units.tolist(),  # pyright: ignore[reportUnknownMemberType]
+            "position": self.position[units].tolist(),  # pyright: ignore[reportUnknownMemberType]
+        }
+        return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+@dataclass(frozen=True)
+class PeaksState(State):
+    """The largest magnitude of each unit, and the position of its row."""
+
+    value: Float[Tensor, "dim"]
+    position: Int[Tensor, "dim"]
+
+
+@final
+@dataclass(frozen=True)
+class Peaks(Statistic[PeaksState]):
+    """Where each unit is largest, exact under any split: of equal values the first position."""
+
+    def observe(self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]) -> PeaksState:
+        """Return the peaks of a batch."""
+        order = position.argsort(stable=True)
+        size = x.detach()[order.to(x.device)].abs_()
+        row = size.argmax(0)
+        value = size.gather(0, row[None])[0].double()
+        return PeaksState(value, position[order].to(x.device)[row])
+
+    def merge(self, a: PeaksState, b: PeaksState) -> PeaksState:
+        """Return the larger one of each unit."""
+        equal = b.value == a.value
+        second = (b.value > a.value) | (equal & (b.position < a.position))
+        return PeaksState(
+            torch.maximum(a.value, b.value), torch.where(second, b.position, a.position)
+        )
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of a number and a position for each unit."""
+        return 16 * dims[0]
 
 
 @final
@@ -50,8 +101,9 @@ class MassiveActivations(Instrument):
     is the expected largest of as many normal values, about ``sqrt(2 ln(n dim))``.
 
     Range        [1, inf); higher = more massive.
-    Cost         one pass; state 48 dim bytes; result O(dim log dim).
-    Assumes      nothing; units that are always zero are left out of the median.
+    Cost         one pass; state 64 dim bytes; result O(dim log dim).
+    Assumes      rows of single tokens or patches where there are any (``positions``); units that
+                 are always zero are left out of the median.
     Differs      from the paper: median over units of the rms, not median of absolute values.
 
     Parameters
@@ -79,11 +131,15 @@ class MassiveActivations(Instrument):
                 f"MassiveActivations: expected a positive threshold, got {self.threshold}."
             )
 
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read range and mean square of each unit."""
-        return {"scalars": Scalars()}
+    def reading(self) -> dict[str, Any]:
+        """Wish for a row for each token or patch: means and last tokens do not show one of many."""
+        return {"reducer": POSITIONS}
 
-    def result(self, scalars: ScalarsState) -> MassiveActivationsResult:
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read range and mean square of each unit, and where it is largest."""
+        return {"scalars": Scalars(), "peaks": Peaks()}
+
+    def result(self, scalars: ScalarsState, peaks: PeaksState) -> MassiveActivationsResult:
         """Compare each unit's largest value with the median unit."""
         square = scalars.mean_square.detach()
         living = square[square > 0]
@@ -105,6 +161,7 @@ class MassiveActivations(Instrument):
                 "median": "over units that are not always zero",
             },
             ratio=ratio,
+            position=peaks.position,
             massive=massive,
             constant=massive & steady,
             share=float(top / square.sum()) if len(living) else math.nan,

@@ -1,5 +1,6 @@
 """What methods ask of a reading: options of ``sonde.read`` that their rows or columns come by."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import Instrument, reads_rows
 from sonde.core.requests import Task
-from sonde.core.site import HEAD_INPUT
+from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.stream import Stream
 from sonde.stats import HeadWeightsState
 from sonde.tap import LiveStream
@@ -24,7 +25,8 @@ PATCHES = frozenset(("patches", "patches3"))
 def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
     """Return the options that some methods ask for together.
 
-    Where some ask for the input of the final linear layer, the others are read as without them.
+    Where some ask for the input of the final linear layer, the others are read as without them. A
+    row for each position is a wish, which counts where all that read rows have it.
 
     Raises
     ------
@@ -34,16 +36,26 @@ def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for instrument in instruments:
         for name, value in instrument.reading().items():
+            if value == POSITIONS:
+                continue
             if found.setdefault(name, value) != value:
                 raise InputError(
                     f"{type(instrument).__name__}: expected {name}={value!r}, and another method "
                     f"asks for {found[name]!r}. Fit them one after the other."
                 )
+    wishes = [wants_positions(i) for i in instruments if reads_rows(i)]
+    if wishes and all(wishes):
+        found.setdefault("reducer", POSITIONS)
     others = [i for i in instruments if "sites" not in i.reading() and reads_rows(i)]
     if others and found.get("sites") == HEAD_INPUT:
         reducer = found.pop("reducer", None)
         found["sites"] = [AUTO if reducer is None else f"{AUTO}|{reducer}", HEAD_INPUT]
     return found
+
+
+def wants_positions(instrument: Instrument) -> bool:
+    """Return whether a method looks for what only one token or patch of many may have."""
+    return instrument.reading().get("reducer") == POSITIONS
 
 
 def at_head(instrument: Instrument) -> bool:
@@ -93,7 +105,16 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
         With what to pass to ``sonde.read``.
     """
     identity = stream.identity()
+    pooled = [s for s in stream.schema if s.reducer.one_row and s.axes != "row dim"]
     for instrument in instruments:
+        if pooled and wants_positions(instrument):
+            warnings.warn(
+                f"{type(instrument).__name__}: rows of the reducer {str(pooled[0].reducer)!r} do "
+                f"not show what one token or patch of many has (at {pooled[0].key}). Read with "
+                f"reducer={POSITIONS!r} (--reducer {POSITIONS}).",
+                SondeWarning,
+                stacklevel=3,
+            )
         for name, value in instrument.reading().items():
             if name in BY_VALUE and identity.get(name, value) != value:
                 raise InputError(

@@ -14,7 +14,7 @@ from sonde.core.plan import Split
 from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.shift import Shift
-from sonde.core.site import HEAD_INPUT
+from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.state import digest
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
@@ -122,7 +122,7 @@ def _has_reducer(instrument: Instrument, sites: Sequence[SiteSchema]) -> bool:
     Plain arrays, which no module made, are taken at their word.
     """
     asked = instrument.reading().get("reducer")
-    return all(asked in (None, s.reducer.name) or s.module == "" for s in sites)
+    return all(asked in (None, POSITIONS, s.reducer.name) or s.module == "" for s in sites)
 
 
 def _unreadable(instrument: Instrument, schema: Sequence[SiteSchema]) -> str:

@@ -16,7 +16,7 @@ from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError, StoreError, near
 from sonde.core.lock import holder_of
 from sonde.core.plan import UNIT_SIZE
-from sonde.core.site import Reducer, Site
+from sonde.core.site import POSITIONS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.store._identity import appended, joined, only_sites
 from sonde.store._select import keys_of
@@ -261,5 +261,5 @@ class Store(Stream):
 
 def _is_of(schema: SiteSchema, reducer: str | Reducer) -> bool:
     if isinstance(reducer, str):
-        return reducer in ("auto", str(schema.reducer), schema.reducer.name)
+        return reducer in ("auto", POSITIONS, str(schema.reducer), schema.reducer.name)
     return schema.reducer == reducer

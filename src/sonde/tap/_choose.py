@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import InputBatch, Model
-from sonde.core.site import Reducer, Site, row_key
+from sonde.core.site import POSITIONS, Reducer, Site, row_key
 from sonde.stats import TOKEN_METRICS
 from sonde.tap._vary import token_ids
 from sonde.tap.axes import Axes, config_grid, find_axes, with_prefix
@@ -109,7 +109,8 @@ def _kinds_of(
     leaf, _ = probe.leaf(site.path, call, port, site.key)
     axes = find_axes(probe, site.path, call, port, site.key, axis)
     axes = _checked_prefix(axes, leaf, patch_grid(stream.model, probe, batch))
-    reducer = Reducer(asked) if isinstance(asked, str) and asked != "auto" else asked
+    reducer = each_position(axes) if asked == POSITIONS else asked
+    reducer = Reducer(reducer) if isinstance(reducer, str) and reducer != AUTO else reducer
     if not isinstance(reducer, Reducer):
         reducer = Reducer(default_reducer(stream.model, axes, batch))
     if _predicts(reducer):
@@ -184,6 +185,13 @@ def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int]
             shape = calls[0].outputs[""].shape
             return shape[2], shape[3]
     return None
+
+
+def each_position(axes: Axes) -> Reducer | None:
+    """Return the reducer with a row for each token, special ones too, or patch; None without."""
+    if "tokens" in possible(axes):
+        return Reducer("tokens", keep_special=True)
+    return Reducer("patches") if "patches" in possible(axes) else None
 
 
 def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
