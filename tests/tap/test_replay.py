@@ -11,7 +11,9 @@ from models import gpt2, llama, mamba, mlp, opt, qwen2, t5
 from narrow import present
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
+from sonde.findings._trials import Trials
 from sonde.tap import Tap, live_stream, replay
+from sonde.tap.seeding import seed_devices
 from tap_inputs import Arrays, Texts, padded
 from tap_snapshot import assert_unchanged, snapshot
 
@@ -81,6 +83,26 @@ def test_sampling_differs_by_seed_and_leaves_the_global_state():
     ]
     assert not torch.equal(found[0].kwargs["input_ids"], found[1].kwargs["input_ids"])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_devices_without_a_part_of_the_model_are_not_seeded(monkeypatch):
+    model, seeded = causal(llama()), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(3)
+    assert seeded == [3]
+    next(replay(model, PROMPTS, max_new_tokens=2, do_sample=True, seed=7).batches(0, 3))
+    trial = Trials(live_stream(model, PROMPTS, "blocks", "tokens"))
+    trial.read(next(iter(PROMPTS.batches(0, 3))), range(3), seed=7)
+    assert seeded == [3]
+
+
+@pytest.mark.truth("what torch.manual_seed draws")
+def test_seeded_devices_draw_what_torch_draws():
+    model = llama()
+    torch.manual_seed(5)
+    truth = torch.rand(3)
+    seed_devices(model, 5)
+    assert torch.equal(torch.rand(3), truth)
 
 
 @pytest.mark.truth("the mask counted by hand")

@@ -16,6 +16,7 @@ from sonde.findings._silent import Silent
 from sonde.tap import LiveStream
 from sonde.tap.frame import Frame
 from sonde.tap.reduce import Reduction, possible
+from sonde.tap.seeding import gpus_of, seed_devices
 from sonde.tap.watch import watch
 
 
@@ -71,7 +72,7 @@ class Trials:
 
     def read(self, batch: InputBatch, which: Sequence[int], seed: int) -> Taken:
         """Run a batch of the examples ``which`` under a random seed and return rows by site."""
-        torch.manual_seed(seed)
+        seed_devices(self.module, seed)
         np.random.seed(seed)  # noqa: NPY002 - the global generator is what a model may draw from
         random.seed(seed)
         tensors = self._run(batch)
@@ -140,7 +141,7 @@ def untouched(module: nn.Module) -> Iterator[list[str]]:
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     changed: list[str] = []
     try:
-        with torch.random.fork_rng(devices=_devices(module)):
+        with torch.random.fork_rng(devices=gpus_of(module)):
             yield changed
     finally:
         random.setstate(states[0])
@@ -155,8 +156,3 @@ def untouched(module: nn.Module) -> Iterator[list[str]]:
 
 def _both_nan(a: Tensor, b: Tensor) -> bool:
     return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def _devices(module: nn.Module) -> list[int]:
-    found = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    return sorted(d.index or 0 for d in found)

@@ -19,6 +19,7 @@ from sonde.core.stream import Stream
 from sonde.run.fit import fit
 from sonde.run.read import read
 from sonde.run.track import Track
+from sonde.tap.seeding import gpus_of
 
 EVERY = 200
 
@@ -141,10 +142,17 @@ class TrackCallback(TrainerCallback):
         if state.global_step % self.every == 0:
             self._record(state, kwargs["model"])
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the model of the last step, before the best one is loaded in its place."""
+        if "train_runtime" in (kwargs.get("logs") or {}):
+            self._record(state, kwargs["model"])
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the model as it is in the end."""
+        """Record the model as it is in the end, where it was not yet."""
         self._record(state, kwargs["model"])
 
     def _record(self, state: TrainerState, model: nn.Module) -> None:
@@ -157,11 +165,10 @@ class TrackCallback(TrainerCallback):
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode meanwhile, and leave the random state of torch alone."""
     training = [m for m in model.modules() if m.training]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
         for module in training:
             module.training = False
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=gpus_of(model)):
             yield
     finally:
         for module in training:

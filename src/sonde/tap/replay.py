@@ -23,6 +23,7 @@ from sonde.tap._inputs import left_padded
 from sonde.tap._record import Recorder, Spot
 from sonde.tap._vary import moved, placement
 from sonde.tap.fingerprint import fingerprint
+from sonde.tap.seeding import gpus_of, seed_devices
 
 NO_PROMPT = frozenset({"labels", "decoder_input_ids", "decoder_attention_mask", "position_ids"})
 NO_TOKEN = -1
@@ -134,8 +135,8 @@ class ReplayInputs(Inputs):
     prompts: Inputs
     seed: int
     generate: dict[str, Any]
-
     units: tuple[int, ...] = ()
+
     @property
     def group_keys(self) -> Sequence[bytes]:
         """The groups of the prompts."""
@@ -185,7 +186,6 @@ class ReplayInputs(Inputs):
         for batch in self.prompt_batches(start, stop):
             yield self.continued(batch)
 
-    def extended(self, prompts: InputBatch) -> InputBatch:
     def prompt_batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Yield the prompts of a range; with ``units`` every batch that holds one of them."""
         if not self.units:
@@ -197,6 +197,7 @@ class ReplayInputs(Inputs):
                 if bool(((batch.order >= start) & (batch.order < stop)).any()):
                     yield batch
 
+    def extended(self, prompts: InputBatch) -> InputBatch:
         """Return prompts followed by their last token as often as tokens may be generated."""
         prompts = left_padded(prompts)
         ids = prompts.kwargs["input_ids"]
@@ -285,11 +286,10 @@ class ReplayInputs(Inputs):
         module = self.model.module
         place = placement(module)
         _, kwargs = moved(place, (), _kept(prompts.kwargs))
-        devices = [place[0]] if place[0].type == "cuda" else []
         settings = {"pad_token_id": self._pad()} | self.generate
         session = Session(module) if recorder is None else recorder.session
-        with session, torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(self.seed + int(prompts.order[0]))
+        with session, torch.random.fork_rng(devices=gpus_of(module)), torch.no_grad():
+            seed_devices(module, self.seed + int(prompts.order[0]))
             try:
                 out = module.generate(  # type: ignore[operator]
                     **kwargs, **settings, return_dict_in_generate=recorder is not None
