@@ -79,10 +79,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def near(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean ...?"`` with up to three near names, or an empty text.
 
+    Names that begin with what was typed come first.
+
     Examples
     --------
     >>> near("layer.0", ["layers.0", "layers.1", "head"])
     ' Did you mean layers.0, layers.1?'
+    >>> near("mass", ["msp", "massive_activations"])
+    ' Did you mean massive_activations?'
     """
-    matches = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    names = list(known)
+    begun = [k for k in names if name and k.startswith(name)]
+    matches = list(dict.fromkeys([*begun, *get_close_matches(name, names, n=3, cutoff=0.6)]))[:3]
     return f" Did you mean {', '.join(matches)}?" if matches else ""

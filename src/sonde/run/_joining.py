@@ -88,7 +88,7 @@ def _require_alike(a: "Fitted", b: "Fitted") -> None:
     if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its}):
         others.insert(0, "model")
     if others:
-        raise StateError(f"Fitted.merge: the bundles are of another {others[0]}.")
+        raise StateError(f"Fitted.merge: the bundles are not of the same {others[0]}.")
     require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
     if seeds[0] != seeds[1]:
