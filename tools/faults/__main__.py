@@ -96,6 +96,7 @@ class Trials:
         yield from damaged_files(bench, merged, faults)
         yield from damaged_run(*self.undisturbed("fit", forked=True), faults)
         yield from damaged_store(*self.undisturbed("read", forked=True), faults)
+        yield from damaged_store(*self.undisturbed("read --append", forked=True), faults, "data/1")
 
     def _writers(self) -> Iterator[Trial]:
         for name in ("fit", "read") if self.quick else ("fit", "read", "merge"):

@@ -15,6 +15,17 @@ from tools.faults.trial import Trial, judged, unclear
 FLIPPED, TRUNCATED = "a flipped byte", "a truncated file"
 
 
+TRACK = "run.track"
+PAGES = (
+    ("report", "json", "scan - {source}/scan.npz"),
+    ("report", "html", "scan - {source}/scan.npz"),
+    ("difference", "html", "scan --diff report.json report.json"),
+    ("drift", "json", "drift left.sonde right.sonde"),
+    ("drift", "html", "drift left.sonde right.sonde"),
+    ("scores", "html", "score left.sonde nets:make {source}/right.npz"),
+)
+
+
 @dataclass
 class Faults:
     """Which faults each kind of file gets: both, or each in its turn where it must be quick."""
@@ -49,24 +60,21 @@ def damaged_files(bench: Bench, merged: Undisturbed, faults: Faults) -> Iterator
     shutil.copyfile(merged.folder / "m.sonde", folder / "merged.sonde")
     for name in ("left.sonde", "right.sonde"):
         shutil.copyfile(bench.source / name, folder / name)
-    data = bench.source / "scan.npz"
-    for kind in ("json", "html"):
-        done = bench.commands.run(("scan", "-", str(data), "-o", f"report.{kind}"), folder)
-        if done.code:
-            raise BenchError(f"scan: {done.said}")
     some = bench.source / "right.npz"
+    _pages(bench, folder)
+    _track(folder)
     readers = {
         "state": ("left.sonde", "merge left.sonde right.sonde -o out.sonde"),
         "merged state": ("merged.sonde", f"score merged.sonde nets:make {some} -o out.csv"),
-        "report, JSON": ("report.json", ""),
-        "report, HTML": ("report.html", ""),
+        "step of a training": (f"{TRACK}/step-0000000005.sonde", ""),
+        **{f"{name}, {kind.upper()}": (f"{name}.{kind}", "") for name, kind, _ in PAGES},
     }
     for where, (name, words) in readers.items():
         for fault in faults:
             place = bench.top / f"{fault} {where}"
             linked(folder, place)
             seen = damage(place / name, fault, faults.rng)
-            checked = bench.commands.run(("verify", name), place)
+            checked = bench.commands.run(("verify", name.partition("/")[0]), place)
             ends = [bench.commands.run(words.split(), place)] if words else []
             wrong = unclear([checked, *ends])
             if checked.code == 0 or any(e.code == 0 for e in ends):
@@ -76,6 +84,22 @@ def damaged_files(bench: Bench, merged: Undisturbed, faults: Faults) -> Iterator
             ok = not wrong
             yield Trial(fault, where, Count(), False, ok, wrong, f"{seen}; {checked.said}")
             shutil.rmtree(place)
+
+
+def _pages(bench: Bench, folder: Path) -> None:
+    """Write what commands say for people and machines."""
+    for name, kind, words in PAGES:
+        typed = words.format(source=bench.source).split()
+        done = bench.commands.run((*typed, "-o", f"{name}.{kind}"), folder)
+        if done.code:
+            raise BenchError(f"{words}: {done.said}")
+
+
+def _track(folder: Path) -> None:
+    """Make a folder as a training leaves it."""
+    (folder / TRACK).mkdir()
+    for step in (0, 5):
+        shutil.copyfile(folder / "left.sonde", folder / TRACK / f"step-{step:010d}.sonde")
 
 
 def damaged_run(bench: Bench, job: Job, whole: Undisturbed, faults: Faults) -> Iterator[Trial]:
@@ -108,17 +132,23 @@ class _Repaired:
     again: Ended
 
 
-def damaged_store(bench: Bench, job: Job, whole: Undisturbed, faults: Faults) -> Iterator[Trial]:
-    """Yield trials in which a file of a store is damaged, found, removed and written again."""
+def damaged_store(
+    bench: Bench, job: Job, whole: Undisturbed, faults: Faults, below: str = ""
+) -> Iterator[Trial]:
+    """Yield trials in which a file of a store is damaged, found, removed and written again.
+
+    ``below`` is the folder of data that were appended: there the command that appended them writes
+    the rows again, while their manifest goes with that of the whole store.
+    """
     store = whole.folder / job.output
+    places = {"record": "ranges/*", "examples": "rows/examples/*", "rows": "rows/pooled/*"}
+    if not below:
+        places = {"manifest": "store.json", "groups": "groups.arrow", **places}
     kinds = {
-        "store: manifest": ["store.json"],
-        "store: groups": ["groups.arrow"],
-        "store: record": sorted(p.relative_to(store).as_posix() for p in store.glob("ranges/*")),
-        "store: examples": sorted(
-            p.relative_to(store).as_posix() for p in store.glob("rows/examples/*")
-        ),
-        "store: rows": sorted(p.relative_to(store).as_posix() for p in store.glob("rows/pooled/*")),
+        f"store{', appended' if below else ''}: {name}": sorted(
+            p.relative_to(store).as_posix() for p in (store / below).glob(pattern)
+        )
+        for name, pattern in places.items()
     }
     for where, names in kinds.items():
         for fault in faults:
