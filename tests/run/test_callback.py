@@ -13,6 +13,7 @@ from sonde.measure import Covariance, ParticipationRatio
 from sonde.run.callback import Recorder, TrackCallback
 from sonde.run.read import read
 from sonde.run.track import Track
+from sonde.tap import fingerprint
 from tap_snapshot import assert_unchanged, snapshot
 
 
@@ -75,6 +76,28 @@ def test_training_is_left_as_it_would_be_without(tmp_path):
     assert torch.equal(plain[1], tracked[1])
     assert (plain[2] == tracked[2]).all()
     assert Track(tmp_path / "run.track").steps == (0, 2, 4, 6)
+
+
+@pytest.mark.truth("the checkpoint of the last step")
+def test_the_last_record_is_of_the_last_step_where_the_best_is_loaded(tmp_path):
+    how = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    how |= {"load_best_model_at_end": True, "greater_is_better": True, "learning_rate": 0.3}
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=3, per_device_train_batch_size=4, report_to="none",
+        use_cpu=True, disable_tqdm=True, metric_for_best_model="eval_rank", **how,
+    )  # fmt: skip
+    tracked = callback(tmp_path / "t")
+    run = Trainer(
+        network(), arguments, train_dataset=Rows(32, 1), eval_dataset=Rows(4, 7),
+        callbacks=[tracked], compute_metrics=lambda _: {"rank": -run.state.global_step},
+    )  # fmt: skip
+    run.train()
+    assert present(run.state.best_model_checkpoint).endswith("checkpoint-1")
+    assert tracked.track.steps == (0, 2, 3)
+    last = GPT2LMHeadModel.from_pretrained(tmp_path / "out" / "checkpoint-3")
+    found = dict(tracked.track)[3].header["model"]["model"]
+    assert found == fingerprint(last)
+    assert found != fingerprint(present(run.model))
 
 
 def test_a_record_leaves_mode_gradients_and_random_state(tmp_path):
