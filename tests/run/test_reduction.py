@@ -159,6 +159,21 @@ def test_refuses_what_cannot_be_reduced(net):
         small.fit(torch.randn(300, 3), ids=["a"] * 300, position=torch.arange(300))
 
 
+def test_documents_too_long_to_be_held_are_calibrated_afterwards():
+    n, chunk, document = 99_072, 64, 33_024
+
+    def texts(name):
+        ids, group = ([f"{name}{i // size}" for i in range(n)] for size in (chunk, document))
+        return Stream.of(torch.randn(n, 2), ids=ids, position=torch.arange(n) % chunk, group=group)
+
+    fitted = fit(Mahalanobis(), texts("a"), reduction="max", calibrate=0.5, progress=False)
+    with pytest.raises(CalibrationError, match=r"at most 32,768 held-out rows .*--calibrate 0"):
+        fitted.result("mahalanobis")
+    bare = fit(Mahalanobis(), texts("a"), calibrate=0, progress=False)
+    found = calibrate(bare, texts("b"), reduction="max", progress=False)
+    assert found.result("mahalanobis").calibration.n == n // document
+
+
 def test_calibration_of_examples_is_a_calibration(net):
     fitted = fit(Mahalanobis(), stream_of(net, images(30, 0)), progress=False)
     assert isinstance(fitted.result("mahalanobis").calibration, Calibration)

@@ -243,8 +243,10 @@ def _example_scores(
     whole = ids.whole_groups()
     if len(whole) == 0:
         raise CalibrationError(
-            f"Calibrated: expected a group of at most {len(ids.draw)} held-out rows, got "
-            "none. Keep more rows (m), or calibrate rows (reduction 'rows').",
+            f"fit: expected groups (documents) of at most {len(ids.draw):,} held-out rows to "
+            "calibrate scores of examples, got a longer one first. Fit with calibrate=0 "
+            "(--calibrate 0) and calibrate afterwards (sonde calibrate), which keeps no rows; or "
+            "calibrate rows (reduction 'rows').",
             1,
         )
     columns = [_taken(held, c, whole, span) for c in needs]
