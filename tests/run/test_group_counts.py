@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from sonde.core import Stream
+from sonde.core.batch import Batch
+from sonde.core.derived import DerivedStream
 from sonde.core.errors import StateError
 from sonde.core.statefile import read_state, state_type, write_state
 from sonde.detect import Hotelling, Mahalanobis
@@ -132,3 +134,31 @@ def test_damaged_counts_are_refused(tmp_path, change):
     write_state(path, {**header, **change}, states)
     with pytest.raises(StateError, match="damaged at"):
         Fitted.load(path)
+
+
+@pytest.mark.truth("spread of the value over 24 simulated data sets")
+def test_error_bars_of_several_rows_an_example_count_examples():
+    """Examples without a group column, of more rows together than a sample holds."""
+    errors, values, wide = [], [], torch.tensor([1.0, 2.0, 3.0, 5.0])
+    for seed in range(24):
+        x, group = _side(seed, 200, 30)
+        rows = Stream.of(x * wide, ids=group, position=[i % 30 for i in range(len(x))])
+        found = fit(ParticipationRatio(), _Ungrouped(rows), progress=False)
+        errors.append(found.result("participation_ratio").se)
+        values.append(float(found.result("participation_ratio").value))
+    spread = float(torch.tensor(values).std())
+    assert sum(errors) / 24 == pytest.approx(spread, rel=0.4)
+
+
+class _Ungrouped(DerivedStream):
+    """Rows as a model gives them that reads each token of short texts."""
+
+    @property
+    def grouped(self) -> bool:
+        return False
+
+    def __init__(self, inner: Stream) -> None:
+        self.inner = inner
+
+    def changed(self, batch: Batch) -> Batch:
+        return batch

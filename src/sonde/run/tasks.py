@@ -182,24 +182,30 @@ class ErrorSample:
         return merged  # type: ignore[return-value]
 
     def rows(self, keys: Sequence[str], states: States, n_groups: int) -> SampleRows | None:
-        """Return the sampled rows of whole groups at some sites, joined on their draws."""
+        """Return the sampled rows at some sites, joined on their draws.
+
+        They are those of whole groups, or drawn one by one where an example has several rows.
+        """
         samples = {k: {c: self.state(k, c, states) for c in self.columns} for k in keys}
         if any(s is None for by_column in samples.values() for s in by_column.values()):
             return None
         firsts = [next(iter(by_column.values())) for by_column in samples.values()]
         shared = set.intersection(*({*s.draw.tolist()} for s in firsts if s is not None))
+        n_rows = min(s.n for s in firsts if s is not None)
+        one_by_one = not self.groups and n_rows > n_groups
         columns: dict[str, dict[str, object]] = {}
         group = None
         for key, by_column in samples.items():
             columns[key] = {}
             for name, sample in by_column.items():
                 assert sample is not None
-                keep = [i for i in sample.whole_groups().tolist() if int(sample.draw[i]) in shared]
+                whole = range(len(sample.draw)) if one_by_one else sample.whole_groups().tolist()
+                keep = [i for i in whole if int(sample.draw[i]) in shared]
                 columns[key][name] = sample.rows[keep]
                 group = sample.group[keep]
         if group is None or len(group) < 2:
             return None
-        return SampleRows(columns, group, n_groups)
+        return SampleRows(columns, group, n_groups, n_rows if one_by_one else None)
 
 
 def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> ErrorSample | None:
