@@ -73,7 +73,7 @@ class Trials:
     def undisturbed(self, name: str, forked: bool = False) -> tuple[Bench, Job, Undisturbed]:
         """Return a job with what it gives; ``forked`` spares the imports where none is killed."""
         bench = self.bench.forked() if forked else self.bench
-        if name == "read --append":
+        if name in ("read --append", "read --add-sites"):
             self.undisturbed("read", forked)
         key = name, bench.commands.forked
         if key not in self.wholes:
@@ -96,7 +96,8 @@ class Trials:
         yield from damaged_files(bench, merged, faults)
         yield from damaged_run(*self.undisturbed("fit", forked=True), faults)
         yield from damaged_store(*self.undisturbed("read", forked=True), faults)
-        yield from damaged_store(*self.undisturbed("read --append", forked=True), faults, "data/1")
+        for name, below in (("read --append", "data/1"), ("read --add-sites", "sites/1")):
+            yield from damaged_store(*self.undisturbed(name, forked=True), faults, below)
 
     def _writers(self) -> Iterator[Trial]:
         for name in ("fit", "read") if self.quick else ("fit", "read", "merge"):

@@ -137,15 +137,15 @@ def damaged_store(
 ) -> Iterator[Trial]:
     """Yield trials in which a file of a store is damaged, found, removed and written again.
 
-    ``below`` is the folder of data that were appended: there the command that appended them writes
-    the rows again, while their manifest goes with that of the whole store.
+    ``below`` is the folder of data or sites that were added: the command that added them writes
+    their rows again, while their manifest goes with that of the whole store.
     """
     store = whole.folder / job.output
     places = {"record": "ranges/*", "examples": "rows/examples/*", "rows": "rows/pooled/*"}
     if not below:
         places = {"manifest": "store.json", "groups": "groups.arrow", **places}
     kinds = {
-        f"store{', appended' if below else ''}: {name}": sorted(
+        f"store{', ' if below else ''}{below}: {name}": sorted(
             p.relative_to(store).as_posix() for p in (store / below).glob(pattern)
         )
         for name, pattern in places.items()

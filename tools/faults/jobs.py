@@ -141,9 +141,9 @@ def fit_words(
     return (*words.split(), "--unit-size", str(unit_size), *further)
 
 
-def read_words(data: Path, *further: str) -> tuple[str, ...]:
+def read_words(data: Path, *further: str, sites: str = WIDE) -> tuple[str, ...]:
     """Return a ``sonde read`` of this data."""
-    words = f"read nets:make {data} -o acts --sites {WIDE} --unit-size 64"
+    words = f"read nets:make {data} -o acts --sites {sites} --unit-size 64"
     return (*words.split(), *further)
 
 
@@ -163,6 +163,14 @@ def _jobs(source: Path, sizes: Sizes) -> list[Job]:
             "acts",
             "acts/data/1/store.json",
             sizes.read + sizes.read // 2,
+            source / "read",
+        ),
+        Job(
+            "read --add-sites",
+            read_words(read, "--add-sites", sites=f"{NARROW} {WIDE}"),
+            "acts",
+            "acts/sites/1/store.json",
+            sizes.read,
             source / "read",
         ),
         Job("merge", ("merge", *pair, "-o", "m.sonde"), "m.sonde", "<left.sonde", n_merged),
