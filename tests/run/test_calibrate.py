@@ -8,7 +8,7 @@ import torch
 
 from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, StateError
-from sonde.detect import KNN, Mahalanobis
+from sonde.detect import CLUE, KNN, Mahalanobis
 from sonde.measure import Spectrum
 from sonde.run.calibrate import calibrate, merge_calibrations
 from sonde.run.fit import fit
@@ -173,6 +173,25 @@ def test_one_score_for_each_group(fitted):
     scores = found.result("knn").scorer.score(held).double().reshape(40, 5)
     kept = calibration.tail
     assert all(bool(torch.isin(kept, row).sum() >= 1) for row in scores)
+
+
+@pytest.mark.truth("the usual rows of each group, scored one by one")
+@pytest.mark.parametrize("spread", [True, False])
+def test_a_usual_example_stands_for_each_group_that_has_one(spread):
+    n = 600
+    x, fitted_on = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)), rows(300, 1)
+    group = torch.arange(n) % 100 if spread else torch.arange(n) // 6
+    label = (torch.arange(n) * 7 % 100 < group).long()
+    known = Stream.of({"a": fitted_on[:, :3]}, label=torch.arange(300) % 2)
+    found = fit(CLUE(), known, calibrate=0, progress=False)
+    stream = Stream.of({"a": x}, label=label, group=group.tolist())
+    ready = calibrate(found, stream, progress=False).result("clue")
+    scores = found.result("clue").score([x]).double()
+    usual = [scores[(group == g) & (label == 0)] for g in range(100)]
+    usual = [of_group for of_group in usual if len(of_group)]
+    kept = sample_of(ready.calibration).tail
+    assert ready.calibration.n == len(usual) == len(kept) > 50
+    assert all(int(torch.isin(of_group, kept).sum()) == 1 for of_group in usual)
 
 
 @pytest.mark.truth("one calibration on all rows, through the file and the merge of the commands")

@@ -1,10 +1,11 @@
 """Scores of held-out rows, batch by batch, in memory that does not grow with their number."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.array_stream import ArrayStream
@@ -32,24 +33,96 @@ def held_scores(
     """Return the kept scores of every detector: one for each group.
 
     Where an example has several rows that stand for themselves, the row of smallest draw is scored;
-    where groups hold several examples, one of them, chosen by a hash of its place.
+    where groups hold several usual examples, one of them, chosen by a hash of its place.
     """
-    chosen = _one_of_each_group(stream)
-    hows = {name: _calibrated(task).reduction for name, task in tasks.items()}
-    whole = Whole(hows)
-    found: dict[Key, HeldScoresState | None] = dict.fromkeys(tasks)
+    groups = _Groups.of(stream)
+    whole = Whole({name: _calibrated(task).reduction for name, task in tasks.items()})
+    states: dict[Key, HeldScoresState | None] = dict.fromkeys(tasks)
+    waiting: dict[Key, _Found] = {}
+
+    def keep(name: Key, found: _Found) -> None:
+        if len(found.score):
+            columns = found.score[:, None], found.label, found.draw
+            state = kept.statistic.observe(*columns)
+            states[name] = merge_pair(kept.statistic, states[name], state)
+
     for batch in stream:
         whole.check(batch)
         check_places(batch, tasks, scorers)
+        if groups is not None:
+            groups.see(batch)
         for name, task in tasks.items():
-            held = _of_batch(batch, task, scorers[name], kept, chosen)
-            state = None if held is None else kept.statistic.observe(*held)
-            found[name] = merge_pair(kept.statistic, found[name], state)
+            found = _of_batch(batch, task, scorers[name], kept, groups)
+            if groups is not None:
+                found, waiting[name] = groups.complete(found.after(waiting.get(name)))
+            keep(name, found)
         bar.advance(len(batch))
-    empty = [f"{word} at {site}" for (word, site), state in found.items() if state is None]
+    for name, found in waiting.items():
+        keep(name, found)
+    empty = [f"{word} at {site}" for (word, site), state in states.items() if state is None]
     if empty:
         raise InputError(f"calibrate: expected usual rows, got none for {empty[0]}.")
-    return {name: state for name, state in found.items() if state is not None}
+    return {name: state for name, state in states.items() if state is not None}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Scores of usual examples; ``entry`` is the number of each in the planned order."""
+
+    score: Float[Tensor, "example"]
+    label: Int[Tensor, "example"]
+    draw: Int[Tensor, "example"]
+    entry: Int[Tensor, "example"]
+
+    def at(self, index: Tensor) -> "_Found":
+        """Return some of them."""
+        return _Found(self.score[index], self.label[index], self.draw[index], self.entry[index])
+
+    def after(self, other: "_Found | None") -> "_Found":
+        """Return those of ``other`` and these."""
+        if other is None:
+            return self
+        pairs = zip(_parts(other), _parts(self), strict=True)
+        return _Found(*(torch.cat(pair) for pair in pairs))
+
+
+def _parts(found: _Found) -> tuple[Tensor, ...]:
+    return found.score, found.label, found.draw, found.entry
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The groups of a stream; ``missing`` counts the examples of each that were not seen yet."""
+
+    rank: Int[Tensor, "example"]
+    member: Int[Tensor, "example"]
+    missing: Int[Tensor, "group"]
+
+    @classmethod
+    def of(cls, stream: Stream) -> "_Groups | None":
+        """Return the groups; None where each example is a group of its own."""
+        ids = isinstance(stream, ArrayStream) and stream.who.given is not None
+        if not stream.grouped and not ids:
+            return None
+        numbers: dict[bytes, int] = {}
+        listed = [numbers.setdefault(key, len(numbers)) for key in stream.group_keys]
+        places = np.arange(len(listed), dtype=np.uint64)
+        drawn = splitmix64(places ^ np.uint64(stream.seed + 2**32))
+        rank = np.argsort(np.argsort(drawn, kind="stable"), kind="stable")
+        member = torch.tensor(listed, dtype=torch.int64)
+        return cls(torch.from_numpy(rank), member, torch.bincount(member))
+
+    def see(self, batch: Batch) -> None:
+        """Count the examples of a batch as seen."""
+        members = self.member[batch.order]
+        self.missing.index_add_(0, members, torch.full_like(members, -1))
+
+    def complete(self, found: _Found) -> tuple[_Found, _Found]:
+        """Return the example that stands for each group, of groups that are over and of others."""
+        rank, member = self.rank[found.entry], self.member[found.entry]
+        first = found.at(_least(rank, rank, member))
+        over = self.missing[self.member[first.entry]] == 0
+        return first.at(over), first.at(~over)
 
 
 def _calibrated(task: Task) -> Calibrated:
@@ -58,50 +131,40 @@ def _calibrated(task: Task) -> Calibrated:
 
 
 def _of_batch(
-    batch: Batch, task: Task, scorer: Scorer, kept: Kept, chosen: Bool[Tensor, "example"] | None
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return scores as a column, and the label and draw of each; None where no row counts."""
+    batch: Batch, task: Task, scorer: Scorer, kept: Kept, groups: _Groups | None
+) -> _Found:
+    """Return the score of each usual example."""
     instrument = _calibrated(task)
     needs, classes = needs_of(scorer), class_columns(kept.by)
     names = (*needs, *WHO, *classes)
     joined = JoinedRows.of(batch, task.keys, names, instrument.span)
-    if len(joined.example) == 0:
-        return None
     columns, rest = joined.columns[: len(needs)], joined.columns[len(needs) :]
     who, (draw, position, *further) = rest[: len(EXAMPLE)], rest[len(EXAMPLE) :]
+    entry = torch.as_tensor(batch.order)[joined.example]
+    if len(entry) == 0:
+        return _Found(torch.zeros(0, dtype=torch.float64), entry, entry, entry)
     example = in_order_of_arrival(torch.column_stack(who))
-    keep = _kept_rows(batch, task, joined, chosen)
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()
-    first = _least(position, draw, example)
-    if instrument.reduction is None:
-        row = torch.nonzero(keep).flatten()
-        row = row[_least(draw[row], draw[row], example[row])]
-        scores = scores[row]
-    else:
+    rank = torch.zeros_like(entry) if groups is None else groups.rank[entry]
+    of = torch.nonzero(_usual_rows(batch, task, joined)).flatten()
+    of = row = of[_least(rank[of], draw[of], example[of])]
+    scored = scores[row]
+    if instrument.reduction is not None:
         made = scorer.reduced(scores, example, instrument.reduction, *columns)
-        inside = torch.zeros(int(example.max()) + 1, dtype=torch.bool)
-        inside[example[keep]] = True
-        scores, row = made.score[inside[made.example]], made.row[inside[made.example]]
-    if len(row) == 0:
-        return None
+        inside = torch.isin(made.example, example[of])
+        scored, row = made.score[inside], made.row[inside]
     label = classes_of(kept.by, further, len(example))[row]
-    return scores[:, None], label, draw[first[example[row]]]
+    first = _least(position, draw, example)[example[of]]
+    return _Found(scored, label, draw[first], entry[of])
 
 
-def _kept_rows(
-    batch: Batch, task: Task, joined: JoinedRows, chosen: Bool[Tensor, "example"] | None
-) -> Bool[Tensor, "row"]:
-    """Return the rows that are usual, and of examples that stand for their group."""
-    keep = torch.ones(len(joined.example), dtype=torch.bool)
-    if chosen is not None:
-        keep &= chosen[torch.as_tensor(batch.order)][joined.example]
+def _usual_rows(batch: Batch, task: Task, joined: JoinedRows) -> Bool[Tensor, "row"]:
+    """Return which rows are not known as unusual."""
     mask = _calibrated(task).detector.usual.mask(batch, task.keys[0])
     if mask is None:
-        return keep
-    if len(task.keys) > 1:
-        mask = mask.cpu()[_rows_at(batch, task.keys[0], joined)]
-    return keep & mask.cpu()
+        return torch.ones(len(joined.example), dtype=torch.bool)
+    return mask.cpu() if len(task.keys) == 1 else mask.cpu()[_rows_at(batch, task.keys[0], joined)]
 
 
 def _rows_at(batch: Batch, key: str, joined: JoinedRows) -> Int[Tensor, "row"]:
@@ -123,18 +186,3 @@ def _least(
     fresh = torch.ones(len(order), dtype=torch.bool)
     fresh[1:] = example[order][1:] != example[order][:-1]
     return order[fresh]
-
-
-def _one_of_each_group(stream: Stream) -> Bool[Tensor, "example"] | None:
-    """Return which examples stand for their groups; None where each is a group of its own."""
-    ids = isinstance(stream, ArrayStream) and stream.who.given is not None
-    if not stream.grouped and not ids:
-        return None
-    keys = stream.group_keys
-    drawn = splitmix64(np.arange(len(keys), dtype=np.uint64) ^ np.uint64(stream.seed + 2**32))
-    chosen, seen = torch.zeros(len(keys), dtype=torch.bool), set[bytes]()
-    for i in np.argsort(drawn, kind="stable").tolist():
-        if keys[i] not in seen:
-            seen.add(keys[i])
-            chosen[i] = True
-    return chosen
