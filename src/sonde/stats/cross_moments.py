@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
+from sonde.stats._product import transposed_product
 from sonde.stats.moments import centre, product_type
 
 
@@ -51,7 +52,7 @@ class CrossMoments(Statistic[CrossMomentsState]):
         kind = torch.promote_types(product_type(zx), product_type(zy))
         cross = torch.zeros(len(rx), len(ry), dtype=torch.float64, device=zx.device)
         for a, b in zip(zx.split(4096), zy.split(4096), strict=True):
-            cross += (a.to(kind).T @ b.to(kind)).double()
+            cross += transposed_product(a.to(kind), b.to(kind)).double()
         return CrossMomentsState(len(x), mean_x, mean_y, cross - len(x) * torch.outer(rx, ry))
 
     def merge(self, a: CrossMomentsState, b: CrossMomentsState) -> CrossMomentsState:

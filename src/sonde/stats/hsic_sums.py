@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
+from sonde.stats._product import transposed_product
 from sonde.stats.fourier import FourierFeatures
 
 Terms = Literal["xy", "xx", "yy"]
@@ -195,7 +196,7 @@ def cross_gram(
     kind = torch.promote_types(u.dtype, v.dtype)
     total = torch.zeros(u.shape[1], v.shape[1], dtype=torch.float64, device=u.device)
     for a, b in zip(u.to(kind).split(4096), v.to(kind).split(4096), strict=True):
-        total += (a.T @ b).double()
+        total += transposed_product(a, b).double()
     return total
 
 

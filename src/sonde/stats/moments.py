@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core.errors import StateError
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.stats._product import transposed_product
 
 BLOCK = 64
 STRIP = 128
@@ -147,7 +148,7 @@ def gram(centred: Float[Tensor, "row dim"]) -> Float[Tensor, "dim dim"]:
             if kind == torch.float64:
                 strip.addmm_(left.T, right)
             else:
-                strip += left.T @ right
+                strip += transposed_product(left, right)
     for i in range(width, dim, width):
         total[i:, i - width : i] = total[i - width : i, i:].T
     return total

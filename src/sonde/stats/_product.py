@@ -1,0 +1,34 @@
+"""Products of float32 rows where the user lets the GPU round factors to TF32.
+
+The setting is one for the whole process and its threads, so it is left alone. Factors are split in
+two parts of which TF32 loses nothing that float32 would keep.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LOST_BITS = 13
+"""By how much the fraction of float32 is longer than that of TF32."""
+
+
+def transposed_product(
+    a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim2"]
+) -> Float[Tensor, "dim dim2"]:
+    """Return ``a^T b`` with the digits of its type."""
+    if a.dtype != torch.float32 or not rounds_factors(a.device):
+        return a.T @ b
+    (high, low), (high2, low2) = split(a), split(b)
+    return high.T @ high2 + (high.T @ low2 + low.T @ high2)
+
+
+def rounds_factors(device: torch.device) -> bool:
+    """Return whether products of float32 are made from factors of 11 significant bits."""
+    return device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def split(x: Float[Tensor, "row dim"]) -> tuple[Tensor, Tensor]:
+    """Return the nearest numbers of TF32, and what is left: they add up to ``x`` exactly."""
+    bits = x.contiguous().view(torch.int32)
+    high = ((bits + (1 << (LOST_BITS - 1))) & -(1 << LOST_BITS)).view(torch.float32)
+    return high, x - high
