@@ -1,6 +1,8 @@
 """Fuse, then calibrate: the exact band of the rate, learned weights, groups, refusals."""
 
+import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +97,9 @@ def test_what_is_refused():
         fuse(rows(30, g), rule="learned")
     with pytest.raises(InputError, match="learned"):
         fuse(rows(30, g), unusual=rows(3, g))
+    untyped: Any = inspect.unwrap(fuse)  # tests check types, users' calls do not
+    with pytest.raises(InputError, match=r"a rule of sum, max, learned, got 'simes'.*function"):
+        untyped(rows(30, g), rule="simes")
     with pytest.raises(InputError, match="without NaN"):
         fuse([[math.nan, 1.0]])
     with pytest.raises(InputError, match=r"\(row, 4\)"):

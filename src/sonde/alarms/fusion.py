@@ -120,7 +120,13 @@ def fuse(
         raise InputError(
             f"fuse: expected scores without NaN (row, site), got {tuple(values.shape)}."
         )
-    if rule not in get_args(Rule) or (rule == "learned") != (unusual is not None):
+    if rule not in get_args(Rule):
+        raise InputError(
+            f"fuse: expected a rule of {', '.join(get_args(Rule))}, got {rule!r}. What combines "
+            "p-values without held-out scores is a function of sonde.alarms: bonferroni, simes, "
+            "twice_mean, cauchy."
+        )
+    if (rule == "learned") != (unusual is not None):
         raise InputError("fuse: expected unusual scores with rule 'learned', and only there.")
     names = np.arange(len(values)) if group is None else np.asarray(group).ravel()
     first, second = _halves(names, len(values), seed)
