@@ -12,6 +12,7 @@ from narrow import present
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.findings._trials import Trials
+from sonde.run.read import read
 from sonde.tap import Tap, live_stream, replay
 from sonde.tap.seeding import seed_devices
 from tap_inputs import Arrays, Texts, padded
@@ -217,14 +218,14 @@ WAYS = {
 }
 
 
-def alone(network, tokens: list[int], place: str) -> torch.Tensor:
+def alone(network, tokens: list[int], place: str, **more: torch.Tensor) -> torch.Tensor:
     """Return the outputs of one module over one text without padding, by a hook of our own."""
     kept: list[torch.Tensor] = []
     handle = network.get_submodule(place).register_forward_hook(
         lambda m, a, o: kept.append((o if isinstance(o, torch.Tensor) else o[0])[0].clone())
     )
     with torch.no_grad():
-        network(torch.tensor([tokens]))
+        network(torch.tensor([tokens]), **more)
     handle.remove()
     return kept[0]
 
@@ -280,6 +281,34 @@ def test_rows_of_generated_texts_are_those_of_each_text_alone(way, build, side):
             assert len(truth) == int(lengths[i]) == int(mine.sum())
             assert batch.position[key][mine].tolist() == list(range(len(truth)))
             torch.testing.assert_close(x[mine], truth, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.truth("each generated text alone in a plain forward, with the types of generate")
+def test_new_tokens_have_the_type_of_the_last_one(logits):
+    network = gpt2()
+    types = {3: [0, 0, 1], 2: [0, 2]}
+    items = [{"input_ids": list(range(5, 5 + n)), "token_type_ids": t} for n, t in types.items()]
+    how = {"max_new_tokens": 4, "do_sample": False}
+    stream = read(network, items, "h.1", "tokens", generate=how, logits=logits)
+    (batch,) = stream
+    assert len(batch) == 2
+    for i in range(2):
+        mine = batch.example["transformer.h.1:out"] == i
+        n = int(batch.extra["prompt_length"][i])
+        ids = [*range(5, 5 + n), *batch.extra["generated"][i].tolist()]
+        of_prompt = torch.tensor([types[n]])
+        with torch.no_grad():
+            again = network.generate(
+                torch.tensor([ids[:n]]), attention_mask=torch.ones(1, n).long(), pad_token_id=0,
+                token_type_ids=of_prompt, **how,
+            )  # fmt: skip
+        assert again[0].tolist() == ids
+        whole = torch.cat((of_prompt, of_prompt[:, -1:].expand(1, 4)), dim=1)
+        truth = alone(network, ids, "transformer.h.1", token_type_ids=whole)
+        torch.testing.assert_close(
+            batch.rows["transformer.h.1:out"][mine], truth, rtol=1e-4, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("reducer", ["mean", "last", "tokens"])

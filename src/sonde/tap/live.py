@@ -29,7 +29,7 @@ from sonde.tap.heads import layer_of
 from sonde.tap.objectives import Objective, check_objective, name_of
 from sonde.tap.perturb import float_input, perturbed_logits
 from sonde.tap.probe import Probe, probe
-from sonde.tap.replay import ReplayInputs, StandIns
+from sonde.tap.replay import ReplayInputs, StandIns, token_arguments
 from sonde.tap.sites import Pattern
 
 _log = logging.getLogger("sonde")
@@ -229,7 +229,7 @@ class LiveStream(Stream):
         asks = self.objective is not None or self.perturb is not None
         if asks or (self.with_logits and self._gives_logits) or prompts.segment is not None:
             return False
-        return may_record(inputs, prompts, self.kinds)
+        return may_record(inputs, prompts, self.kinds) and not token_arguments(prompts)
 
     def _batch(self, reader: Reader, batch: InputBatch, place: Place) -> Batch:
         args, kwargs = moved(place, batch.args, batch.kwargs)

@@ -247,9 +247,14 @@ class ReplayInputs(Inputs):
         n = prompts.kwargs["input_ids"].shape[1]
         alive = self._alive(sequences[:, n:])
         mask = torch.cat((_mask(prompts), alive), dim=1)
+        further = {
+            name: torch.cat((x, *[x[:, -1:]] * alive.shape[1]), dim=1)
+            for name, x in token_arguments(prompts).items()
+        }
+        whole = {"input_ids": sequences, "attention_mask": mask.long()}
         return replace(
             prompts,
-            kwargs=_kept(prompts.kwargs) | {"input_ids": sequences, "attention_mask": mask.long()},
+            kwargs=_kept(prompts.kwargs) | further | whole,
             mask=mask,
             special=self._special(prompts, sequences, mask),
             length=mask.sum(dim=1),
@@ -366,6 +371,21 @@ class StandIns(Inputs):
         if self.replayed.is_pair:
             return self.replayed.batches(start, stop)
         return map(self.replayed.extended, self.replayed.prompts.batches(start, stop))
+
+
+def token_arguments(prompts: InputBatch) -> dict[str, Tensor]:
+    """Return what prompts say of each token beside its id; a new token has what the last one has.
+
+    So does ``generate`` with ``token_type_ids``.
+    """
+    shape = prompts.kwargs["input_ids"].shape
+    return {
+        name: x
+        for name, x in _kept(prompts.kwargs).items()
+        if name not in ("input_ids", "attention_mask")
+        and isinstance(x, Tensor)
+        and x.shape[:2] == shape
+    }
 
 
 def _mask(batch: InputBatch) -> Tensor:
