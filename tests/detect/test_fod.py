@@ -292,3 +292,26 @@ def test_errors_say_what_to_do(tiny):
         running.result()
     with pytest.raises(InputError, match=r"expected positions in \[0, 9\)"):
         _fit(FOD(max_positions=9, **TINY), _images(4, 0))
+
+
+@pytest.mark.truth("the scores of the whole held-out images, and infinity for the others")
+def test_held_out_images_with_a_patch_that_is_not_finite_are_infinitely_unusual():
+    images = _images(120, 11)
+    images[::15, 3, 0] = torch.nan
+    ids, _, position = _columns(120)
+    names = ids[:, 0].tolist()
+    stream = Stream.of(images.flatten(0, 1), ids=names, group=names, position=position)
+    found = fit(FOD(**TINY), stream, progress=False)
+    assert found.split is not None
+    held = torch.cat([found.split.is_held(b.split_draw) for b in stream])[::PLACES]
+    bad = torch.arange(120) % 15 == 0
+    assert 0 < int((held & bad).sum()) < int(held.sum())
+    result = found.result("fod")
+    whole = images[held & ~bad]
+    scores = result.score(whole.flatten(0, 1), *_columns(len(whole))).reshape(-1, PLACES).amax(1)
+    calibration = result.calibration
+    assert calibration.n == int(held.sum())
+    want = (1 + int((held & bad).sum()) + int((scores >= scores.median()).sum())) / (
+        1 + calibration.n
+    )
+    assert float(calibration.p_value([float(scores.median())])[0]) == pytest.approx(want)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -185,7 +186,8 @@ class Calibrated(Instrument):
             return CalibratedScorer.of(self.detector.result(**states), calibration, self.reduction)
         held = self._held({c: states.pop(f"held_{c}") for c in self.held_columns})
         scorer = self.detector.result(**states)
-        scores = _row_scores if self.reduction is None else _example_scores
+        by_example = partial(_example_scores, whole_only=self.detector.whole_examples)
+        scores = _row_scores if self.reduction is None else by_example
         found = scores(scorer, held, score_needs(self.detector), self.reduction, self.span)
         return CalibratedScorer.of(scorer, Calibration.from_scores(found), self.reduction)
 
@@ -232,11 +234,18 @@ def _row_scores(
 
 
 def _example_scores(
-    scorer: Scorer, held: Held, needs: tuple[str, ...], how: str | None, span: Span
+    scorer: Scorer,
+    held: Held,
+    needs: tuple[str, ...],
+    how: str | None,
+    span: Span,
+    whole_only: bool = False,
 ) -> Float[Tensor, "group"]:
     """Return the score of one example of each group that is whole.
 
     It is the example whose first row has the smallest draw, so that long ones are not preferred.
+    With ``whole_only`` an example of which rows are missing, because they were not finite, is
+    infinitely unusual.
     """
     assert how is not None
     (ids,) = held["ids"]
@@ -249,16 +258,21 @@ def _example_scores(
             "calibrate rows (reduction 'rows').",
             1,
         )
-    columns = [_taken(held, c, whole, span) for c in needs]
     who = torch.column_stack([held[c][0].rows[whole] for c in EXAMPLE])
     example = torch.unique(who, dim=0, return_inverse=True)[1]
-    found = scorer.reduced(scorer.score(*columns), example, how, *columns)
+    size = torch.bincount(example)
+    scored = size == size.max() if whole_only else size > 0
+    rows = torch.nonzero(scored[example]).flatten()
+    columns = [_taken(held, c, whole[rows], span) for c in needs]
+    made = scorer.reduced(scorer.score(*columns), example[rows], how, *columns)
+    found = made.score.new_full((len(size),), torch.inf)
+    found[made.example.to(found.device)] = made.score
     order = torch.argsort(rank_key(ids.draw[whole]), stable=True)
     order = order[torch.argsort(held["position"][0].rows[whole][order], stable=True)]
     first = _first_of(example[order], order)
     group = ids.group[whole][first]
     by_draw = torch.argsort(rank_key(ids.draw[whole][first]), stable=True)
-    return found.score[_first_of(group[by_draw], by_draw)]
+    return found[_first_of(group[by_draw], by_draw)]
 
 
 def _first_of(values: Int[Tensor, "n"], items: Int[Tensor, "n"]) -> Int[Tensor, "distinct"]:
