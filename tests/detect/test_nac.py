@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.detect import NAC
 from sonde.detect.nac import InfluenceCounts
 from sonde.stats.influence_bins import thresholds
@@ -94,3 +94,12 @@ def test_errors_say_what_to_do():
         NAC().fit(Z)
     with pytest.raises(ShapeError, match=r"NAC.score: expected dim=2"):
         NAC().fit(Z, grad=Z).score(Z[:, :1], Z[:, :1])
+
+
+def test_products_too_small_for_the_histogram_are_said():
+    x, grad = _rows(n=2000, dim=32)
+    assert NAC().fit(x, grad=grad * 1e-8).flags == ()
+    assert NAC().fit(x, grad=grad * 1e-11).flags == ("clipped",)
+    with pytest.raises(StateError, match="Give a number as alpha"):
+        NAC().fit(x, grad=grad * 1e-14)
+    assert float(NAC(alpha=2e14).fit(x, grad=grad * 1e-14).value) > 0.1

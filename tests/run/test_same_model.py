@@ -94,8 +94,8 @@ def test_states_of_before_take_the_model_that_they_took(tmp_path):
 
 def test_another_configuration_over_the_same_weights_is_refused():
     probe = probe_of(built())
-    assert_refused(probe, built(layer_norm_epsilon=0.1), "config is")
-    assert_refused(probe, built(scale_attn_weights=False), "config is")
+    assert_refused(probe, built(layer_norm_epsilon=0.1), "configuration differs")
+    assert_refused(probe, built(scale_attn_weights=False), "configuration differs")
 
 
 @pytest.mark.truth("the hash of the configuration as it was recorded")

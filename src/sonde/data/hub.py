@@ -112,7 +112,9 @@ def is_live_dataset(items: Any) -> bool:
 
 def _library(name: str) -> Any:
     if importlib.util.find_spec("datasets") is None:
-        raise InputError(f"data: {name} needs the package datasets. Run: pip install 'datasets>=4.0'")
+        raise InputError(
+            f"data: {name} needs the package datasets. Run: pip install 'datasets>=4.0'"
+        )
     with quiet():
         import datasets
     return datasets

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
@@ -24,6 +24,11 @@ from sonde.stats.influence_bins import (
     row_blocks,
 )
 from sonde.stats.log_histogram import LogHistogram, LogHistogramState
+
+LEAST_INFLUENCE = 2.0**-39.5
+"""Sizes up to here share the first bin of the histogram, or the one beside it."""
+CLIPPED_BELOW = 2.0**-33
+"""At a typical size up to here the finest bins of the grid lie below the histogram."""
 
 
 @dataclass(frozen=True)
@@ -180,5 +185,12 @@ def _steepness(influence: LogHistogramState) -> tuple[float, tuple[str, ...]]:
         reach = influence.quantile(share, absolute=True)
         living = reach[varies & (reach > 0)]
         if len(living):
-            return 2.0 / float(living.median()), ()
+            typical = float(living.median())
+            if typical <= LEAST_INFLUENCE:
+                raise StateError(
+                    "NAC: expected output times gradient of a size that alpha='auto' can see, got "
+                    f"at most {LEAST_INFLUENCE:.0e} in most units. Give a number as alpha, such as "
+                    "2 over the size of nine of ten of these products."
+                )
+            return 2.0 / typical, ("clipped",) if typical <= CLIPPED_BELOW else ()
     return 1.0, ("dead",)
