@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
         ({"site": "0"}, "Did you mean sites"),
         ({"tokenizer": object()}, "processor="),
         ({"device": "cpu"}, r"sonde\.load"),
-        ({"label_colum": "y"}, "label_column"),
+        ({"label_columns": "y"}, "label_column"),
         ({"beams": 2}, "no option 'beams'"),
         ({"banana": 1}, "no option 'banana'"),
     ],
