@@ -10,7 +10,7 @@ import torch
 import sonde
 from models import mlp
 from sonde.core import SondeWarning, Stream
-from sonde.detect import Mahalanobis
+from sonde.detect import Mahalanobis, TokenStatistics
 from sonde.run.fit import fit
 from sonde.run.read import read
 from sonde.run.score import score
@@ -108,3 +108,16 @@ def test_a_store_keeps_them_until_data_are_appended(tmp_path):
     assert stored["row"].to_pylist() == list(range(40))
     append_store(read(mlp(), [x + 1 for x in items[:9]], sites="0"), tmp_path / "acts")
     assert score(fitted, Store(tmp_path / "acts"), **QUIET)["row"].null_count == 49
+
+
+def test_items_without_a_line_are_told(python, recwarn):
+    model, _ = python
+    reading: dict[str, Any] = {"sites": "lm_head", "reducer": "predictions"}
+    fitted = fit(TokenStatistics(), read(model, TEXTS, **reading), calibrate=0, **QUIET)
+    texts = ["a = 1\n", "x", "b = 2\n", "y"]
+    with pytest.warns(SondeWarning, match="2 of 4 items have no line, the first is item 1"):
+        table = score(fitted, read(model, texts, **reading), **QUIET)
+    assert set(table["row"].to_pylist()) == {0, 2}
+    recwarn.clear()
+    score(fitted, read(model, texts[::2], **reading), **QUIET)
+    assert not [w for w in recwarn if "no line" in str(w.message)]

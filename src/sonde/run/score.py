@@ -1,5 +1,6 @@
 """``sonde.score``: fitted detectors on new rows, a line for each row, site and detector."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.classes import with_classes
-from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
 from sonde.core.instrument import Detector, score_needs
 from sonde.core.reduction import AUTO, reduction_at
 from sonde.core.requests import Task
@@ -115,7 +116,25 @@ def score(
         for table in tables:
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
-    return pa.Table.from_batches(batches, schema=EXPLAINED if explain else SCHEMA)
+    made = pa.Table.from_batches(batches, schema=EXPLAINED if explain else SCHEMA)
+    _say_without_row(made, stream)
+    return made
+
+
+def _say_without_row(table: pa.Table, stream: Stream) -> None:
+    """Warn of items that have no line, because no row of theirs is read at any site."""
+    source = stream.source_rows
+    if source is None:
+        return
+    lost = np.setdiff1d(source, table["row"].drop_null().to_numpy())
+    if len(lost):
+        warnings.warn(
+            f"score: {len(lost):,} of {len(np.unique(source)):,} items have no line, the first is "
+            f"item {lost[0]:,}: nothing of them is read at the scored sites, as of texts with one "
+            "token where predictions are, or with special tokens alone.",
+            SondeWarning,
+            stacklevel=3,
+        )
 
 
 def open_for(
