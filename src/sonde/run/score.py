@@ -122,12 +122,15 @@ def score(
 
 
 def _say_without_row(table: pa.Table, stream: Stream) -> None:
-    """Warn of items that have no line, because no row of theirs is read at any site."""
+    """Warn of items that have no line, because no row of theirs is read at any site.
+
+    An item of plain arrays is a row, of which several may be one example.
+    """
     source = stream.source_rows
     if source is None:
         return
     lost = np.setdiff1d(source, table["row"].drop_null().to_numpy())
-    if len(lost):
+    if len(lost) and stream.identity().get("model") is not None:
         warnings.warn(
             f"score: {len(lost):,} of {len(np.unique(source)):,} items have no line, the first is "
             f"item {lost[0]:,}: nothing of them is read at the scored sites, as of texts with one "
