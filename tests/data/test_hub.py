@@ -90,9 +90,7 @@ def test_names_that_cannot_be_had(gpt2):
 def test_without_the_extra_the_command_is_named(gpt2, saved, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "datasets")
-    with pytest.raises(
-        errors.InputError, match="needs the package datasets"
-    ):
+    with pytest.raises(errors.InputError, match="needs the package datasets"):
         open_inputs(load(gpt2), saved / "one")
 
 

@@ -63,4 +63,7 @@ def test_traces_of_a_model_from_the_command_line(gpt2, tmp_path):
     want = by_hand(gpt2, old, new, fitted.split)
     assert got == pytest.approx(want, rel=1e-3, abs=1e-5)
     assert {r["site"] for r in rows} == {" & ".join(fitted.tasks[0].keys)}
-    assert "say which part of a text counts" in run_words("score", probe, gpt2, new).error()
+    again = tmp_path / "again.csv"  # a span is kept with the probe
+    assert run_words("score", probe, gpt2, new, "-o", again).code == 0
+    assert again.read_text() == table.read_text()
+    assert "say which part of a text counts" in run_words("fit", "clue", gpt2, old).error()

@@ -28,7 +28,7 @@ def bench(*words: str) -> tuple[int, dict[tuple[str, str], list[int]], str]:
     )
     lines = [re.split(r" *\| *", line.strip("| ")) for line in done.stdout.splitlines()]
     figures = {(line[0], line[1]): [int(n) for n in line[2:]] for line in lines[2:]}
-    return done.returncode, figures, done.stderr[-6000:]
+    return done.returncode, figures, done.stderr[-20000:]
 
 
 @pytest.mark.slow
