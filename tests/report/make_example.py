@@ -358,7 +358,7 @@ def provenance() -> dict[str, Any]:
         ],
         "versions": {"python": "3.11.2", "sonde": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
         "started": "2026-11-20T09:15:02Z", "wall_seconds": 84.2, "peak_memory_bytes": 2_310_000_000,
-        "forward_ratio": 1.09, "state_id": "b2:77e1",
+        "state_id": "b2:77e1",
         "command": "sonde scan my-model support.jsonl --label-column topic --group customer --versus other.jsonl",
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ from sonde.core.stream import Stream
 from sonde.findings.document import document
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
-from sonde.report import Report, check_report, load_report, scan
+from sonde.report import Report, check_report, load_report, scan, schema
 from sonde.run.driver import Interrupted
 
 QUIET = ScanSettings(progress=False)
@@ -58,7 +58,10 @@ def test_no_label_is_called_wrong_where_labels_leave_no_trace(tmp_path):
 @pytest.mark.slow
 def test_what_the_first_block_receives_is_no_site_of_its_own():
     found = scan("sonde:digits", "sonde:digits/test", settings=QUIET, limit=64).json()
-    assert found["provenance"]["sites"] == f"{len(found['sites'])} sites"
+    where = found["provenance"]
+    assert where["sites"] == f"{len(found['sites'])} sites"
+    named = schema()["$defs"]["provenance"]["properties"]
+    assert {name for name in named if where.get(name) is None} == {"other"}
 
 
 def test_a_call_is_told_as_a_call(report):

@@ -60,7 +60,6 @@ def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.time() - started, 2),
         "peak_memory_bytes": peak_memory_bytes(),
-        "forward_ratio": None,
         "command": settings.command or _call(scanned, model),
         "state_id": scanned.gathered.plan.id,
     }

@@ -77,8 +77,6 @@ def _facts(report: dict[str, Any]) -> list[str]:
     facts.append(plural(len(report["sites"]), "site"))
     if where.get("wall_seconds") is not None:
         facts.append(seconds(where["wall_seconds"]))
-    if where.get("forward_ratio") is not None:
-        facts.append(f"{number(where['forward_ratio'])} times the plain forward")
     if where.get("peak_memory_bytes") is not None:
         facts.append(f"peak memory {size(where['peak_memory_bytes'])}")
     if where.get("started"):

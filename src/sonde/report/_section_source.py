@@ -53,9 +53,6 @@ def _run(where: dict[str, Any]) -> list[tuple[str, str | None]]:
         "peak memory": None
         if where.get("peak_memory_bytes") is None
         else size(where["peak_memory_bytes"]),
-        "time over the plain forward": None
-        if where.get("forward_ratio") is None
-        else number(where["forward_ratio"]),
     }
     keys = (
         "sites",
