@@ -8,8 +8,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 import sonde
 from sonde import Guard
-from sonde.core import Model, StateError
-from sonde.detect import Mahalanobis
+from sonde.core import Model, StateError, Stream
+from sonde.detect import DICE, Mahalanobis
 from sonde.run.calibrate import calibrate
 from sonde.run.fit import fit
 from sonde.run.score import score
@@ -104,3 +104,23 @@ def test_shipped_models_keep_their_hash(name):
     model = sonde.load(name)
     stream = sonde.read(model, f"{name}/test", sites="auto", limit=4)
     assert stream.identity()["config"] == config_hash(model.config)
+
+
+@pytest.mark.truth("law 4: a state refuses a head that it was not fitted for")
+def test_rows_under_another_head_are_refused():
+    x, weight, bias = torch.randn(60, 4, generator=DRAW), torch.eye(3, 4), torch.ones(3)
+
+    def under(*head, rows=x):
+        return Stream.of(rows, head=head or None, logits=rows @ weight.T + bias)
+
+    probe = fit(DICE(), under(weight, bias), calibrate=0, progress=False)
+    assert len(probe.header["model"]["head"]) == 32
+    for same in (under(weight, bias), under(weight.clone(), bias.clone()), under()):
+        assert score(probe, same, progress=False).num_rows == 60
+    for other in (under(weight * 2, bias), under(weight, bias + 1), under(weight, None)):
+        with pytest.raises(StateError, match=r"another model: its head differs \(\w+ here, \w+ f"):
+            score(probe, other, progress=False)
+    plain = fit(Mahalanobis(), under(weight, bias), calibrate=0, progress=False)
+    others = fit(Mahalanobis(), under(weight * 2, bias, rows=x + 1), calibrate=0, progress=False)
+    with pytest.raises(StateError, match="not of the same model"):
+        plain.merge(others)

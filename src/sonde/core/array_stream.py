@@ -112,7 +112,7 @@ class ArrayStream(Stream):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Name arrays and columns by shape, type and a hash of their bytes."""
+        """Name arrays and columns by shape, type and a hash of their bytes; a head by its hash."""
         columns = {
             "label": self.label,
             "position": self.positions,
@@ -121,7 +121,6 @@ class ArrayStream(Stream):
             "pair": self.pair,
             "side": self.side,
             **{f"grad of {key}": grad for key, grad in self.grad.items()},
-            **dict(zip(("head weight", "head bias"), self.head or (), strict=False)),
         }
         texts = {"ids": self.who.given, "keys": self.who.keys_given, "group": self.groups}
         return {
@@ -129,6 +128,7 @@ class ArrayStream(Stream):
             "columns": {name: _named(x) for name, x in columns.items() if x is not None}
             | {name: _joined(t) for name, t in texts.items() if t is not None},
             "seed": self.seed,
+            **({} if self.head is None else {"head": _head_key(self.head)}),
         }
 
 
@@ -200,6 +200,11 @@ def _array_site(name: str, order: int) -> Site:
 
 def _named(x: Tensor) -> list[Any]:
     return [list(x.shape), str(x.dtype), tensor_key(x).hex()]
+
+
+def _head_key(head: Head) -> str:
+    weight, bias = head
+    return _joined([tensor_key(weight), b"" if bias is None else tensor_key(bias)])
 
 
 def _joined(texts: Sequence[bytes]) -> str:

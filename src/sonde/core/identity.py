@@ -5,8 +5,8 @@ Not to know something is no difference, nor is how rows are cut into batches.
 
 from typing import Any, cast
 
-UNKNOWN_TO_SOME = ("attn",)
-HASHED = {"model": "weights differ", "config": "configuration differs"}
+UNKNOWN_TO_SOME = ("attn", "head")
+HASHED = {"model": "weights differ", "config": "configuration differs", "head": "head differs"}
 HOW_READ = ("batch_size", "skip_bad", "even")
 NESTED = ("prompts", "appended")
 
@@ -14,7 +14,8 @@ NESTED = ("prompts", "appended")
 def agree(name: str, a: Any, b: Any) -> bool:
     """Return whether two values of a fact are the same, as far as both are known.
 
-    States and stores of earlier versions do not know the attention kernel.
+    States and stores of earlier versions do not know the attention kernel; the head is named where
+    rows came without a model, and with one its weights hold it.
 
     Examples
     --------

@@ -31,7 +31,7 @@ from sonde.run.tasks import ErrorSample, assign, error_sample, requests_of
 from sonde.tap import LiveStream, known_config_hash
 
 DEFAULT_HELD = 0.2
-MODEL_FIELDS = ("model", "config", "dtype", "attn")
+MODEL_FIELDS = ("model", "config", "dtype", "attn", "head")
 READING_FIELDS = ("objective", "keep_special", "perturb")
 
 
