@@ -106,7 +106,7 @@ class KLMatchingScorer(Scorer):
         """Return the smallest divergence of each row, in nats and double precision."""
         check_width("KLMatching", logits, self.typical.shape[1], "classes")
         floor = torch.finfo(torch.float64).tiny
-        table = self.typical.to(logits.device).clamp(min=floor).log()
+        table = self.typical.to(logits.device).double().clamp(min=floor).log()
         found = [logits.new_empty(0, dtype=torch.float64)]
         for part in blocks(logits):
             p, own = posteriors(part)

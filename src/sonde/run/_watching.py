@@ -10,15 +10,28 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import CalibrationError, InputError, StateError
+from sonde.core.requests import Task
 from sonde.core.result import Scorer
+from sonde.core.selection import JoinedRows
 from sonde.core.site import Reducer, Site
 from sonde.core.state import map_tensors
+from sonde.core.statistic import Span
 from sonde.run.entries import Key
 from sonde.run.fitted import Fitted
 from sonde.run.score import class_columns, classes_of, needs_of
 from sonde.stats import CalibratedScorer, ClassCalibration
 
-BROUGHT = ("x", "logits", "grad", "position", "grid", "special")
+BROUGHT = (
+    "x",
+    "logits",
+    "perturbed_logits",
+    "grad",
+    "ids",
+    "occurrence",
+    "position",
+    "grid",
+    "special",
+)
 Methods = str | Sequence[str | Key]
 BIGGEST = torch.finfo(torch.float64).max
 
@@ -51,9 +64,11 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Watch:
-    """One detector at one site, its tensors in float32."""
+    """One detector at one site, or over the sites ``keys``, its tensors in float32."""
 
     name: Key
+    keys: tuple[str, ...]
+    span: Span
     scorer: Scorer
     needs: tuple[str, ...]
     threshold: float
@@ -148,25 +163,33 @@ def watches_of(
         raise StateError(
             f"Guard: expected a detector among {held}, which the probe holds, got {unknown[0]!r}."
         )
+    tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
     for name, scorer in fitted.scorers.items():
         if methods is not None and name not in methods and name[0] not in methods:
             continue
-        needs = needs_of(scorer)
-        strange = [n for n in needs if n not in BROUGHT]
-        if strange or "&" in name[1]:
-            what = f"the column {strange[0]!r}" if strange else f"the sites {name[1]} at once"
-            raise InputError(
-                f"Guard: {name[0]} needs {what}, which one forward does not bring. Guard with "
-                "other detectors (methods=[...]), or score whole data with sonde.score."
-            )
+        task, needs = tasks[name], needs_of(scorer)
+        _check_live(name[0], task, needs, fitted.header)
         how = scorer.reduction if isinstance(scorer, CalibratedScorer) else None
         limit = _threshold(name, scorer, alpha)
-        found.append(Watch(name, in_single(scorer, device), needs, limit, how))
+        single = in_single(scorer, device)
+        found.append(Watch(name, task.keys, task.instrument.span, single, needs, limit, how))
     if not found:
         raise StateError(
             f"Guard: expected a detector, the probe holds {held}. Fit one, e.g. mahalanobis."
         )
     return found
+
+
+def _check_live(method: str, task: Task, needs: tuple[str, ...], header: dict[str, Any]) -> None:
+    """Refuse a detector of what comes with the data: columns, or where steps begin and end."""
+    reducers = {s["text"]: Reducer.parse(s["reducer"]).name for s in header["sites"]}
+    spans = [f"the span of each step ({n})" for key in task.keys if "step" in (n := reducers[key])]
+    if missing := [*(f"the column {n!r}" for n in needs if n not in BROUGHT), *spans]:
+        raise InputError(
+            f"Guard: {method} needs {missing[0]}, which comes with the data, not with a forward. "
+            "Score whole items with `sonde score PROBE MODEL DATA` (sonde.score), or guard with "
+            "other detectors (methods=[...])."
+        )
 
 
 def _threshold(name: Key, scorer: Scorer, alpha: float | None) -> float:
@@ -193,14 +216,12 @@ def scored(
     watch: Watch, batch: Batch, goes_on: bool, known: Float[Tensor, "row"] | None = None
 ) -> Scored:
     """Return what a detector says of the rows of a forward; ``known`` are scores made before."""
-    key = watch.name[1]
-    columns = [batch.column(c, key) for c in watch.needs]
+    names = (*watch.needs, *class_columns(watch.by))
+    joined = JoinedRows.of(batch, watch.keys, names, watch.span)
+    columns, classes = joined.columns[: len(watch.needs)], joined.columns[len(watch.needs) :]
     scores = watch.scorer.score(*columns) if known is None else known
-    example, position = batch.example[key], batch.position[key]
-    label = None
-    if watch.by is not None:
-        classes = [batch.column(c, key) for c in class_columns(watch.by)]
-        label = classes_of(watch.by, classes, len(example))
+    example, position = joined.example, joined.position
+    label = None if watch.by is None else classes_of(watch.by, classes, len(example))
     if watch.reduction is None:
         return Scored(scores, example, position, label)
     if goes_on and watch.reduction != "max":

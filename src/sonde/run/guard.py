@@ -111,7 +111,7 @@ class Guard:
         self.alpha, self.on_alarm = alpha, on_alarm
         self._watches = watches_of(fitted, alpha, methods, device)
         needs = {n for watch in self._watches for n in watch.needs}
-        wanted = {watch.name[1] for watch in self._watches}
+        wanted = {key for watch in self._watches for key in watch.keys}
         reading = fitted.header.get("reading") or {}
         try:
             self._onlooker = Onlooker(
@@ -119,6 +119,7 @@ class Guard:
                 [schema_of(s) for s in fitted.header["sites"] if s["text"] in wanted],
                 self._see,
                 objective=reading.get("objective") if "grad" in needs else None,
+                perturb=reading.get("perturb") if "perturbed_logits" in needs else None,
                 logits="logits" in needs or any(w.by == "predicted" for w in self._watches),
                 special=special_ids(live.processor),
                 generation_config=generation_config,

@@ -41,11 +41,7 @@ class Backward:
 
     def begin(self, named: dict[str, Any]) -> None:
         """Turn gradients on."""
-        if torch.is_inference_mode_enabled():
-            raise InputError(
-                "Guard: a detector needs the gradient of the model, which inference_mode forbids. "
-                "Call the model under torch.no_grad(), or guard it without that detector."
-            )
+        require_gradients()
         self._before = torch.is_grad_enabled()
         self._keeps = self._before and any(_trainable(self.root, named))
         self._named, self._edges = named, {}
@@ -115,6 +111,15 @@ class Backward:
         if self._before is not None:
             torch.set_grad_enabled(self._before)
         self._before, self._edges, self._named = None, {}, {}
+
+
+def require_gradients() -> None:
+    """Refuse a call in which no gradient can be taken."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "Guard: a detector needs the gradient of the model, which inference_mode forbids. "
+            "Call the model under torch.no_grad(), or guard it without that detector."
+        )
 
 
 def _trainable(root: nn.Module, named: dict[str, Any]) -> Iterator[bool]:

@@ -17,6 +17,8 @@ from sonde.core._kinds import is_dict
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError, SondeError, near
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.perturbation import Perturbation
+from sonde.tap._aside import is_aside, moved_logits
 from sonde.tap._backward import Backward
 from sonde.tap._cache import cache_in, cached_length
 from sonde.tap._choose import Kind
@@ -50,6 +52,9 @@ class Onlooker:
         ``seen(batch, goes_on)`` after each forward; what it raises leaves the forward.
     objective : str or None, default=None
         Named objective whose gradient at the sites is read too.
+    perturb : dict or None, default=None
+        Parameters of a ``Perturbation``: the logits after this step of the inputs are read too, by
+        two forwards and a backward after each forward.
     logits : bool, default=False
         Bring the model's logits.
     special : collection of int, default=()
@@ -65,6 +70,7 @@ class Onlooker:
         seen: Callable[[Batch, bool], None],
         *,
         objective: str | None = None,
+        perturb: dict[str, Any] | None = None,
         logits: bool = False,
         special: Collection[int] = (),
         generation_config: Any = None,
@@ -76,6 +82,7 @@ class Onlooker:
         self._task, self._seen, self._logits = model.task, seen, logits
         self._special = torch.tensor(sorted(special), dtype=torch.int64) if special else None
         self._backward = None if objective is None else Backward(self.root, objective)
+        self._step = None if perturb is None else Perturbation.from_json(perturb)
         self._ends = Ends(self.root, generation_config, special)
         self._slots = _slots(self, names.modules)
         self._shared = Shared()
@@ -111,14 +118,16 @@ class Onlooker:
     @property
     def is_open(self) -> bool:
         """Whether a forward of the whole model is under way."""
-        return self._open
+        return self._open and not is_aside()
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_aside():
+            return
         named = arguments(self.root, args, kwargs) if args else kwargs
         cache = cache_in(named)
         self._named, self._args, self._kwargs = named, args, kwargs
         self._past = 0 if cache is None else cached_length(cache)
-        fed = _fed(named)
+        self._fed = fed = _fed(named)
         self._has_target = decodes(self.root, named)
         length = None if fed is None else self._past + fed.shape[-1]
         self._masks = {name: _mask(named.get(name), length) for name in MASKS}
@@ -172,21 +181,31 @@ class Onlooker:
         return args, kwargs
 
     def _frame_of(self, kind: Kind, leaf: Tensor) -> Frame:
-        name = kind.reduction.reducer.name
-        if self._past and name in WHOLE_TEXTS and kind.reduction.is_over_tokens:
-            raise InputError(
-                f"Guard: the reducer {name!r} needs the whole text, got a forward that goes on "
-                f"after {self._past} cached tokens. Fit with the reducer last or tokens to guard "
-                "generation."
-            )
+        self._require_whole(kind, leaf)
         if self._frame is None:
             n = leaf.shape[kind.reduction.axes.words.index("row")]
             self._frame = Frame(self._inputs(n), leaf.device, self._shared)
             self._frame.is_careful = self._is_padded()
         return self._frame
 
+    def _require_whole(self, kind: Kind, leaf: Tensor) -> None:
+        """Refuse a part of a text where a reducer needs all of it."""
+        name, got = kind.reduction.reducer.name, ""
+        if name not in WHOLE_TEXTS or not kind.reduction.is_over_tokens:
+            return
+        n_fed = 0 if self._fed is None else self._fed.shape[-1]
+        if self._past:
+            got = f"a forward that goes on after {self._past} cached tokens"
+        elif name == "predictions" and leaf.ndim == 3 and leaf.shape[1] < n_fed:
+            got = f"the logits of {leaf.shape[1]} of {n_fed} tokens, as generate makes them"
+        if got:
+            raise InputError(
+                f"Guard: the reducer {name!r} needs the whole text, got {got}. Call the model on "
+                "the finished text, or fit with the reducer last or tokens to guard generation."
+            )
+
     def _inputs(self, n: int) -> InputBatch:
-        index, zero = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+        index = torch.arange(n)
         masks, own = dict(self._masks), MASKS[self._has_target]
         mask, first = masks[own], None
         if self._past:
@@ -194,14 +213,14 @@ class Onlooker:
             if mask is not None and mask.shape[1] > self._past:
                 first = mask[:, : self._past].sum(dim=1).cpu()
             masks[own] = None if mask is None else mask[:, self._past :]
-        keys = [b""] * n
+        keys = [b""] * n  # rows of a call are told apart by their number, not by their content
         return InputBatch(
             args=self._args,
             kwargs=self._kwargs,
             ids=[str(i) for i in range(n)],
             keys=keys,
             order=index,
-            occurrence=zero,
+            occurrence=index,
             group_keys=keys,
             label=torch.full((n,), -1),
             mask=masks["attention_mask"],
@@ -225,6 +244,8 @@ class Onlooker:
         return found if real is None or real.shape != found.shape else found & real
 
     def _end(self, output: Any) -> Any:
+        if is_aside():
+            return None
         self._open = False
         missing = [key for key, taken in self._taken.items() if not taken]
         if missing or self._frame is None:
@@ -240,16 +261,22 @@ class Onlooker:
             output, changed = self._backward.released(output), True
         else:
             changed = False
-        batch = self._batch(self._frame, None if logits is None else logits.detach(), grad)
+        moved: dict[str, Tensor] = {}
+        if self._step is not None:
+            found = moved_logits(self.root, self._args, self._kwargs, self._step)
+            moved["perturbed_logits"] = found
+        batch = self._batch(self._frame, None if logits is None else logits.detach(), grad, moved)
         with torch.no_grad():
             self._seen(batch, self._past > 0)
         return output if changed else None
 
     def _finish(self) -> None:
         """Leave nothing of a forward behind, also of one that raised."""
+        if is_aside():
+            return
         self._open, self._taken, self._frame = False, {}, None
         self._named, self._args, self._kwargs, self._masks = {}, (), {}, {}
-        self._over = None
+        self._over = self._fed = None
         if self._backward is not None:
             self._backward.end()
 
@@ -270,7 +297,13 @@ class Onlooker:
             )
         return logits[:, -1]
 
-    def _batch(self, frame: Frame, logits: Tensor | None, grad: dict[str, Tensor]) -> Batch:
+    def _batch(
+        self,
+        frame: Frame,
+        logits: Tensor | None,
+        grad: dict[str, Tensor],
+        extra: dict[str, Tensor],
+    ) -> Batch:
         rows: dict[str, Tensor] = {}
         columns: dict[str, Columns] = {}
         for key, taken in self._taken.items():
@@ -296,6 +329,7 @@ class Onlooker:
             grad=grad,
             grid={key: c.grid for key, c in columns.items() if c.grid is not None},
             special={key: c.special for key, c in columns.items() if c.special is not None},
+            extra=extra,
         )
 
 
