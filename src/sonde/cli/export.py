@@ -58,7 +58,7 @@ class Export:
             from sonde.run.directory import check_writable
 
             check_writable(self.output)
-        store = Store(self.store)
+        store = Store(self.store, checked=True)
         with Bar("export", len(store), not self.printing.quiet) as bar:
             facts = export_store(
                 store,

@@ -242,7 +242,7 @@ def open_store(
     StoreError
         If the store is damaged, unfinished, or lacks a file.
     """
-    store = Store(place)
+    store = Store(place, checked=True)
     require_alone(store, str(place), data, options)
     identity = store.identity()
     for name, value in asked.items():

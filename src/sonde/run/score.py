@@ -176,7 +176,7 @@ def _stored(fitted: Fitted, place: str | Path, data: Any, options: dict[str, Any
     """Return the rows of a store at the sites of a bundle."""
     store = open_store(place, data, "auto", "auto", {}, options)
     require_same_model(fitted.header, store)
-    return Store(place, [site["text"] for site in fitted.header["sites"]])
+    return Store(place, [site["text"] for site in fitted.header["sites"]], checked=True)
 
 
 def _first(sites: list[str]) -> str:

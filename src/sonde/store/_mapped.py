@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,16 @@ class MappedFile:
     path : Path
     size : int
         Bytes that were committed.
+    crc32 : int or None, default=None
+        Their checksum; None does not look, for it takes longer than reading.
 
     Raises
     ------
     StoreError
-        If the file is missing, has another size, or is no Arrow file.
+        If the file is missing, has another size or other bytes, or is no Arrow file.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, crc32: int | None = None) -> None:
         self.path = path
         try:
             with path.open("rb") as file:
@@ -55,6 +58,8 @@ class MappedFile:
                         f"Store: {path} has not the {size} bytes that were committed. {AGAIN}"
                     )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if crc32 is not None and zlib.crc32(self._map) != crc32:
+                raise StoreError(f"Store: {path} has other bytes than were committed. {MENDING}")
             buffer = pa.py_buffer(self._map)
             self._address = buffer.address
             self._reader = pa.ipc.open_file(pa.BufferReader(buffer))

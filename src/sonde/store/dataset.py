@@ -22,14 +22,16 @@ class DataSet:
     Parameters
     ----------
     directory : Path
+    checked : bool, default=False
+        Check the bytes of each file of rows when it is opened.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, checked: bool = False) -> None:
         self.directory = directory
-        first = Volume(directory)
+        first = Volume(directory, checked)
         self.manifest = first.manifest
         added = [directory / SITES / str(k + 1) for k in range(self.manifest.n_sites)]
-        self.volumes = (first, *(Volume(folder) for folder in added))
+        self.volumes = (first, *(Volume(folder, checked) for folder in added))
         for volume in self.volumes[1:]:
             if volume.manifest.bounds != self.manifest.bounds:
                 raise StoreError(f"Store: {volume.directory} has other units than {directory}.")

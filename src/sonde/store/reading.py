@@ -34,6 +34,9 @@ class Store(Stream):
     directory : path
     keys : iterable of str or None, default=None
         The kinds of rows to read; None is all.
+    checked : bool, default=False
+        Check the bytes of each file when ``batches`` opens it, as every command does: small beside
+        a fit, but more than reading alone takes.
 
     Raises
     ------
@@ -41,19 +44,21 @@ class Store(Stream):
         If the folder is no store, is damaged, or is not written to the end.
     """
 
-    def __init__(self, directory: str | Path, keys: Iterable[str] | None = None) -> None:
-        self.directory = Path(directory)
-        first = DataSet(self.directory)
+    def __init__(
+        self, directory: str | Path, keys: Iterable[str] | None = None, checked: bool = False
+    ) -> None:
+        self.directory, self.checked = Path(directory), checked
+        first = DataSet(self.directory, checked)
         self.manifest = first.manifest
         further = [self.directory / DATA / str(k + 1) for k in range(self.manifest.n_data)]
-        self._sets = (first, *(DataSet(folder) for folder in further))
+        self._sets = (first, *(DataSet(folder, checked) for folder in further))
         self.seed = self.manifest.seed
         self._check_whole()
         self._keys = None if keys is None else frozenset(keys)
         self._starts = list(itertools.accumulate((len(s) for s in self._sets), initial=0))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.directory, self._keys)
+        return Store, (self.directory, self._keys, self.checked)
 
     def _check_whole(self) -> None:
         spans = self.manifest.ranges()
@@ -174,7 +179,7 @@ class Store(Stream):
                 f"{', '.join(sorted({str(s.reducer) for s in self.schema}))}. Read the model again."
             )
         found = [keys_of(str(pattern), chosen, str(self.directory)) for pattern in patterns]
-        return Store(self.directory, set().union(*found))
+        return Store(self.directory, set().union(*found), self.checked)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of one unit, or of several, as they were written.

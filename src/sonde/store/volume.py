@@ -38,6 +38,8 @@ class Volume:
     Parameters
     ----------
     directory : Path
+    checked : bool, default=False
+        Check the bytes of each file of rows when it is opened.
 
     Raises
     ------
@@ -45,8 +47,8 @@ class Volume:
         If the folder is no store, or is damaged.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, checked: bool = False) -> None:
+        self.directory, self._checked = directory, checked
         self.manifest: Manifest = read_manifest(directory)
         self._open: dict[Path, MappedFile] = {}
         self._records: dict[Span, dict[str, Any]] = {}
@@ -143,10 +145,14 @@ class Volume:
         if path not in self._open:
             while len(self._open) >= KEPT_OPEN * (1 + len(self.manifest.tables)):
                 del self._open[next(iter(self._open))]
-            file = MappedFile(path, self._size(table, span))
+            file = MappedFile(path, self._size(table, span), self._crc32(table, span))
             self._check_schema(file.schema, table, path)
             self._open[path] = file
         return self._open[path]
+
+    def _crc32(self, table: str, span: Span) -> int | None:
+        """Return what the bytes of a file must sum to; early stores did not say."""
+        return self.record(span)["files"][table].get("crc32") if self._checked else None
 
     def _size(self, table: str, span: Span) -> int:
         try:

@@ -70,7 +70,7 @@ def export_store(
         )
     if kind == ".lance":
         lance_module()
-    chosen = chosen_sites(store if isinstance(store, Store) else Store(store), sites)
+    chosen = chosen_sites(store if isinstance(store, Store) else Store(store, checked=True), sites)
     schema = one_layout(chosen)
     if kind in (".npz", ".safetensors"):
         if columns:
