@@ -8,8 +8,9 @@ from torch import Tensor
 def sparsemax(z: Float[Tensor, "row entry"]) -> Float[Tensor, "row entry"]:
     """Return the point of the probability simplex that is nearest to each row.
 
-    ``max(z - t, 0)`` with the ``t`` at which it sums to 1, found by sorting. Adding a constant to a
-    row changes nothing; where the largest entry leads by 1 or more, it gets all the weight.
+    ``max(z - t, 0)`` with the ``t`` at which it sums to 1, found by sorting the entries within 1 of
+    the largest: ``t`` is never lower. Adding a constant to a row changes nothing; where the largest
+    entry leads by 1 or more, it gets all the weight.
     Differentiable almost everywhere.
 
     Parameters
@@ -27,8 +28,9 @@ def sparsemax(z: Float[Tensor, "row entry"]) -> Float[Tensor, "row entry"]:
     martins2016sparsemax
     """
     centred = z - z.detach().amax(1, keepdim=True)
-    ordered = centred.sort(dim=1, descending=True).values
-    count = torch.arange(1, z.shape[1] + 1, dtype=z.dtype, device=z.device)
+    most = int((centred > -1).sum(1).max())
+    ordered = centred.topk(most, dim=1).values
+    count = torch.arange(1, most + 1, dtype=z.dtype, device=z.device)
     excess = ordered.cumsum(1) - 1
     kept = (count * ordered > excess).sum(1, keepdim=True)
     threshold = excess.gather(1, kept - 1) / kept
