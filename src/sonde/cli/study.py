@@ -49,6 +49,7 @@ class Study:
         return 0
 
     def _one(self, study: Any) -> dict[str, Any]:
+        from sonde.core.files import atomic_write, make_directory
         from sonde.studies import as_text, run_study
 
         quiet = self.printing.quiet or self.printing.json
@@ -57,8 +58,8 @@ class Study:
         if not self.printing.json:
             say(as_text(table) + "\n")
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_directory(self.out)
             text = json.dumps(table.json(), indent=1) + "\n"
-            (self.out / f"{study.name}.json").write_text(text, encoding="utf-8")
-            (self.out / f"{study.name}.txt").write_text(as_text(table) + "\n", encoding="utf-8")
+            atomic_write(self.out / f"{study.name}.json", text.encode())
+            atomic_write(self.out / f"{study.name}.txt", f"{as_text(table)}\n".encode())
         return table.json()

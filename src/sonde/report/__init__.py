@@ -6,7 +6,7 @@ Everything here is a pure function of the dict that ``schema.json`` describes; n
 from sonde.report._schema import check_report, schema
 from sonde.report.diff import diff, new_or_worse
 from sonde.report.diff_view import diff_to_html, diff_to_text
-from sonde.report.files import load_report, save_report, to_json, write_text
+from sonde.report.files import load_report, save_report, to_json
 from sonde.report.html import to_html
 from sonde.report.notebook import to_mime
 from sonde.report.scan import Report, scan
@@ -27,5 +27,4 @@ __all__ = [
     "to_json",
     "to_mime",
     "to_text",
-    "write_text",
 ]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde.core.errors import InputError
+from sonde.core.files import atomic_write
 from sonde.report._format import plural, shown, size
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import badge, definitions, drawer, figure, section, table, tabled
@@ -16,7 +17,7 @@ from sonde.report._pictures_drift import (
     units_picture,
 )
 from sonde.report.drift_terminal import verdict
-from sonde.report.files import sealed_json, sealed_page, write_text
+from sonde.report.files import sealed_json, sealed_page
 from sonde.report.html import contents, page
 
 _NO_UNITS: Final = "No histogram of units was held that tells their values apart."
@@ -64,7 +65,7 @@ def save_drift(found: dict[str, Any], path: str | Path) -> Path:
             f"save_drift: expected a name that ends in .html or .json, got {str(path)!r}."
         )
     sealed = sealed_json(found) if kind == ".json" else sealed_page(drift_to_html(found))
-    write_text(path, sealed)
+    atomic_write(path, sealed.encode())
     return path
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
+from sonde.core.files import atomic_write
 from sonde.report._format import number, plural, share, shown
 from sonde.report._markup import Markup, Names, el, join
 from sonde.report._parts import definitions, figure, section, table
@@ -15,7 +16,7 @@ from sonde.report._pictures_scores import (
     roc_picture,
 )
 from sonde.report._standalone import drawn
-from sonde.report.files import sealed_page, write_text
+from sonde.report.files import sealed_page
 from sonde.report.html import contents, page
 from sonde.run.entries import place_of
 
@@ -86,7 +87,7 @@ def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
     """Write an evaluation as a page (``.html``), or its best detector's pictures as SVG or PNG."""
     path = Path(path)
     if path.suffix.lower() in (".html", ".htm"):
-        write_text(path, sealed_page(evaluation_to_html(found)))
+        atomic_write(path, sealed_page(evaluation_to_html(found)).encode())
         return path
     return drawn(pictures_of(found)).save(path)
 

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 from sonde.core.errors import InputError, StateError, StoreError
+from sonde.core.files import atomic_write
 from sonde.report._schema import check_report
 from sonde.report.html import to_html
 
@@ -100,7 +99,8 @@ def save_report(report: dict[str, Any], path: str | Path) -> Path:
         raise InputError(
             f"save_report: expected a name that ends in .html or .json, got {str(path)!r}."
         )
-    write_text(path, sealed_json(report) if kind == ".json" else sealed_page(to_html(report)))
+    text = sealed_json(report) if kind == ".json" else sealed_page(to_html(report))
+    atomic_write(path, text.encode())
     return path
 
 
@@ -147,38 +147,6 @@ def _hash(text: str) -> str:
 def to_json(report: dict[str, Any]) -> str:
     """Return the report as JSON text with a fixed layout; what is not finite is an error."""
     return json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by a text, so that a reader sees the old or the new one and never a part.
-
-    Raises
-    ------
-    StoreError
-        If the folder does not exist, is not writable, or the disk is full.
-    """
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".part", dir=path.parent
-        )
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        why = error.strerror or str(error)
-        raise StoreError(
-            f"write_text: expected a writable file, got {path}: {why}. Choose another with -o."
-        ) from error
 
 
 def _read(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from sonde.core.files import atomic_write
 from sonde.report._exhibits import exhibit
 from sonde.report._format import number, plural, share, shown
 from sonde.report._heat import Scale
@@ -14,7 +15,7 @@ from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import badge, definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_scores import histogram_picture, named
-from sonde.report.files import sealed_page, write_text
+from sonde.report.files import sealed_page
 from sonde.report.html import contents, page
 from sonde.run.curves import histogram, threshold_of
 from sonde.run.entries import place_of
@@ -87,7 +88,8 @@ def scores_to_html(
 
 def save_scores(scored: pa.Table, path: str | Path, exhibits: Any = None, **options: Any) -> Path:
     """Write the page of a table of scores."""
-    write_text(Path(path), sealed_page(scores_to_html(scored, exhibits, **options)))
+    sealed = sealed_page(scores_to_html(scored, exhibits, **options))
+    atomic_write(path, sealed.encode())
     return Path(path)
 
 
