@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -55,6 +55,13 @@ class Score:
             help="name so many of the most unusual layers, units, tokens or patches in each line"
         ),
     ] = 0
+    fuse: Annotated[
+        Literal["sum", "max", "learned", "bonferroni", "simes", "twice_mean"] | None,
+        tyro.conf.arg(help="add lines for all detectors and sites together: their rule"),
+    ] = None
+    unusual: Annotated[
+        Path | None, named("TABLE", "scores of known unusual rows, for --fuse learned")
+    ] = None
     examples: Annotated[
         int, named("N", "most unusual examples of each detector on the page (.html)")
     ] = 8
@@ -68,7 +75,9 @@ class Score:
         """Score, write the table, and print how many rows raise an alarm."""
         from sonde.cli._scored import oddest_text, scored_text
         from sonde.run.directory import check_writable
+        from sonde.run.evaluate import read_table
         from sonde.run.fitted import Fitted
+        from sonde.run.fuse import with_fused
         from sonde.run.score import open_for, score
         from sonde.run.tables import check_suffix, plain_rows
 
@@ -79,12 +88,17 @@ class Score:
                 check_suffix(self.output)
             check_writable(self.output)
         self.running.crew()
+        if (self.fuse == "learned") != (self.unusual is not None):
+            raise InputError("--unusual: expected a table with --fuse learned, and only there.")
+        known = None if self.unusual is None else read_table(self.unusual)
         fitted = Fitted.load(self.probe)
         model, data = source_of("score", self.model, self.data, self.reading)
         stream = open_for(fitted, model, data, **options_of(self.reading))
         how: dict[str, Any] = {"reduction": self.reduction, "explain": self.explain}
         how |= self.running.worker_options()
         table = score(fitted, stream, progress=not self.printing.quiet, **how)
+        if self.fuse is not None:
+            table = with_fused(table, fitted, self.fuse, unusual=known)
         table = _hashed(table) if self.hash_ids else table
         if self.output is not None:
             self._write(table, fitted, stream, self.output)

@@ -81,7 +81,14 @@ class Exhibits:
     _places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def of(self, line: dict[str, Any]) -> Exhibit | None:
-        """Return the exhibit of a line of the table; None where its example is not found again."""
+        """Return the exhibit of a line of the table.
+
+        None where its example is not found again, and for several detectors together.
+        """
+        name = (line["instrument"], line["site"])
+        task = dict(zip(self.fitted.names, self.fitted.tasks, strict=True)).get(name)
+        if task is None:
+            return None
         if not self._places:
             known_places = places(self.stream)
             change = hashed_id if self.hashed else str
@@ -93,8 +100,6 @@ class Exhibits:
             return None
         index = max(known)[1]
         batch = next(iter(self._source.batches(index, index + 1)), None)
-        name = (line["instrument"], line["site"])
-        task = dict(zip(self.fitted.names, self.fitted.tasks, strict=True))[name]
         if batch is None:
             return None
         batch = with_examples(batch, torch.as_tensor(batch.order) == index)
