@@ -37,14 +37,16 @@ def test_nearest_point_of_the_simplex(seed):
 
 @pytest.mark.truth("the published formula over all sorted entries, in numpy")
 def test_entries_that_are_left_out_would_get_nothing():
-    """Rows with one entry near the largest and with all of them, in one call."""
+    """Rows with one entry near the largest and with all of them, each by itself and together."""
     z = np.random.default_rng(0).normal(size=(40, 200)) * np.geomspace(1e-4, 10, 40)[:, None]
     u = -np.sort(-z, axis=1)
     sums, count = u.cumsum(1) - 1, np.arange(1, 201)
     kept = (count * u > sums).sum(1)
     want = np.maximum(z - (sums[np.arange(40), kept - 1] / kept)[:, None], 0)
     assert (want > 0).sum(1).min() < 3 < 150 < (want > 0).sum(1).max()
-    np.testing.assert_allclose(sparsemax(torch.from_numpy(z)).numpy(), want, atol=1e-12)
+    rows = torch.from_numpy(z)
+    for found in (sparsemax(rows), torch.cat([sparsemax(row[None]) for row in rows])):
+        np.testing.assert_allclose(found.numpy(), want, atol=1e-12)
 
 
 def test_sums_to_one_at_any_size_and_shift():
