@@ -68,8 +68,8 @@ def test_inference_mode_leaves_nothing_that_others_may_not_write():
     slab = Slab()
     with torch.inference_mode():
         slab.keep(torch.ones(3))
-        stacked = slab.stack([torch.ones(2), torch.zeros(2)])
-    assert not stacked.is_inference()
+        place = slab.place((2, 3), torch.float32)
+    assert not place.is_inference()
     assert torch.equal(slab.keep(torch.full((3,), 2.0)), torch.full((3,), 2.0))
 
 

@@ -13,10 +13,11 @@ from sonde.core.errors import SiteError, SondeError
 from sonde.core.inputs import InputBatch
 from sonde.tap._choose import Kind
 from sonde.tap._hooks import Session
+from sonde.tap._rack import Rack
 from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
-from sonde.tap.frame import Columns, Frame
+from sonde.tap.frame import POOLED, Columns, Frame
 from sonde.tap.objectives import Objective, value
 from sonde.tap.outputs import find, find_input, replaced, with_input
 from sonde.tap.probe import Probe, find_logits
@@ -55,7 +56,7 @@ class Reader:
         self.taken: dict[str, Taken] = {}
         self.gradients: dict[str, Taken] = {}
         self.slots = self._make_slots()
-        self.shared, self.slab = Shared(), Slab()
+        self.shared, self.rack = Shared(), Rack(Slab())
         modules = probe.names.modules
         self.session = Session(
             root,
@@ -88,6 +89,7 @@ class Reader:
         self.gradients = {kind.key: {} for kind in self.kinds}
         self.means: list[Tensor] = []
         self.waiting: Waiting[tuple[Kind, int]] = Waiting()
+        self.rack.begin()
         may_stop = self.may_stop and kwargs.get("past_key_values") is None
         last = max(self.kinds, key=lambda k: k.site.order) if may_stop else None
         for slot in self.slots:
@@ -281,19 +283,18 @@ class _Slot:
         reader, reduction = self.reader, kind.reduction
         x = leaf.detach() if leaf.requires_grad else leaf
         try:
-            if not Waiting.takes(reduction, x):
+            if reduction.is_token_mean and not x.is_nested:
+                reader.keep(kind, call, reduction.token_mean(x, reader.frame, reader.rack), POOLED)
+            elif Waiting.takes(reduction, x):
+                if id(leaf) not in copies:
+                    copies[id(leaf)] = x.clone()
+                reader.waiting.add((kind, call), reduction, copies[id(leaf)])
+            else:
                 rows, layout = reduction(x, reader.frame)
-                reader.keep(kind, call, reader.slab.keep(rows), layout)
-                return
-            held = None if reduction.holds_means else copies.get(id(leaf))
-            if held is None:
-                held = reduction.held(x, reader.frame)
-            if not reduction.holds_means:
-                copies[id(leaf)] = held
+                reader.keep(kind, call, reader.rack.slab.keep(rows), layout)
         except SondeError as error:
             error.add_note(f"at {kind.key}")
             raise
-        reader.waiting.add((kind, call), reduction, held)
 
     def _count(self) -> None:
         call, self.calls = self.calls, self.calls + 1

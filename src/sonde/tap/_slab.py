@@ -30,20 +30,16 @@ class Slab:
         """Return a copy of a small tensor outside the heap; anything else as it is."""
         if not x.is_cpu or x.is_nested or not 0 < x.nbytes <= SLAB_BYTES:
             return x
-        return self._place(x.shape, x.dtype).copy_(x)
+        return self.place(x.shape, x.dtype).copy_(x)
 
-    def stack(self, parts: list[Tensor]) -> Tensor:
-        """Return tensors of one shape stacked, outside the heap where they are small."""
-        first = parts[0]
-        if not first.is_cpu or not 0 < len(parts) * first.nbytes <= SLAB_BYTES:
-            return torch.stack(parts)
-        return torch.stack(parts, out=self._place((len(parts), *first.shape), first.dtype))
+    def place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a place of its own, unfilled, of at most ``SLAB_BYTES``.
 
-    def _place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return a place of its own: autograd and pickle know of no other in the same piece."""
+        Autograd and pickle know of no other in the same piece.
+        """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                return self._place(shape, dtype)
+                return self.place(shape, dtype)
         n, piece, start = math.prod(shape), self._piece, self._used
         if piece is None or start + n * dtype.itemsize > SLAB_BYTES:
             piece, start = _pages(), 0

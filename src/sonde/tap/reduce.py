@@ -14,6 +14,7 @@ from sonde.stats import token_metrics
 from sonde.tap._means import weighted_mean
 from sonde.tap._nested import padded
 from sonde.tap._patches import averaged
+from sonde.tap._rack import Rack
 from sonde.tap._steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 from sonde.tap.axes import FREE, Axes
 from sonde.tap.frame import FROM_BEFORE, POOLED, Frame
@@ -83,7 +84,7 @@ class Reduction:
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
         if name == "mean":
-            return self._token_mean(x, frame), POOLED
+            return self.token_mean(x, frame), POOLED
         if name == "tokens":
             flat = frame.beside(frame.flat(self._kind, length, keep), x)
             return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
@@ -98,11 +99,26 @@ class Reduction:
         example, position = frame.one(self._kind, length, name)
         return x[frame.beside(example, x), frame.beside(position, x)], POOLED
 
-    def _token_mean(self, x: Tensor, frame: Frame) -> Tensor:
-        """Return the mean over the tokens that count; of narrow types in float32."""
+    @cached_property
+    def is_token_mean(self) -> bool:
+        """Whether ``token_mean`` takes an output as it comes."""
+        return self._in_order and self.reducer.name == "mean"
+
+    def token_mean(
+        self, x: Float[Tensor, "row pos dim"], frame: Frame, rack: Rack | None = None
+    ) -> Float[Tensor, "row dim"]:
+        """Return the mean over the tokens that count; of narrow types in float32.
+
+        It is put in a place of the rack, if there is one and the mean is a small one of the CPU.
+        """
+        n, length, dim = x.shape
+        frame.check(n)
         dtype = torch.float32 if x.dtype in NARROW else x.dtype
-        weights = frame.weights(self._kind, x.shape[-2], self.reducer.keep_special, dtype)
-        return weighted_mean(x, frame.beside(weights, x), frame.is_careful)
+        weights = frame.weights(self._kind, length, self.reducer.keep_special, dtype)
+        place = None
+        if rack is not None and x.dtype is dtype and x.is_cpu:
+            place = rack.place(n, dim, dtype)
+        return weighted_mean(x, frame.beside(weights, x), frame.is_careful, place)
 
     def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         length, name = x.shape[1], self.reducer.name
@@ -118,33 +134,19 @@ class Reduction:
 
     @cached_property
     def can_wait(self) -> bool:
-        """Whether a small output may be ``held`` until the forward is over, then ``stacked``."""
-        return self._in_order and self.reducer.name not in ("predictions", *STEPPED)
+        """Whether copies of small outputs may wait until the forward is over, then ``stacked``."""
+        return self._in_order and self.reducer.name not in ("mean", "predictions", *STEPPED)
 
     @cached_property
     def stack_key(self) -> Hashable:
         """What two reductions must share to be one call of ``stacked``."""
         return self._kind, self.reducer.name, self.reducer.keep_special
 
-    @cached_property
-    def holds_means(self) -> bool:
-        """Whether ``held`` is the mean already, which costs no more than a copy."""
-        return self.reducer.name == "mean"
-
-    def held(self, x: Tensor, frame: Frame) -> Tensor:
-        """Return what must be taken of an output before the model writes into it."""
-        if not self.holds_means:
-            return x.clone()
-        frame.check(x.shape[0])
-        return self._token_mean(x, frame)
-
     def stacked(
-        self, held: Sequence[Tensor], frame: Frame
+        self, copies: Sequence[Tensor], frame: Frame
     ) -> tuple[Float[Tensor, "_site _row _dim"], Hashable]:
-        """Return the rows of several held outputs of one shape, and their common layout."""
-        x = torch.stack(list(held))
-        if self.holds_means:
-            return x, POOLED
+        """Return the rows of several outputs of one shape, and their common layout."""
+        x = torch.stack(list(copies))
         _, n, length, _ = x.shape
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special

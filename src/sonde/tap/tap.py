@@ -19,6 +19,7 @@ from sonde.core.site import Reducer, Site
 from sonde.tap._cache import cache_in, cached_length
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
+from sonde.tap._rack import Rack
 from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
@@ -88,7 +89,7 @@ class Tap:
         )
         self._names = [str(site) for site in self.sites]
         self._batch: InputBatch | None = None
-        self._shared, self._slab = Shared(), Slab()
+        self._shared, self._rack = Shared(), Rack(Slab())
         self._reset()
 
     def __enter__(self) -> "Tap":
@@ -139,6 +140,7 @@ class Tap:
     def _reset(self) -> None:
         self._taken: dict[str, list[Tensor]] = {}
         self._waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
+        self._rack.begin()
         for door in self._doors:
             door.calls = 0
         self._masks: dict[str, Tensor | None] = {}
@@ -185,7 +187,7 @@ class Tap:
     def _reduced(self, x: Tensor, spot: "_Spot", module: nn.Module, parts: list[Tensor]) -> Tensor:
         """Return rows; where they wait for those of other sites, what they will replace."""
         if self._reducer is None:
-            copy = self._slab.keep(x)
+            copy = self._rack.slab.keep(x)
             return x.clone() if copy is x else copy
         frame = self._frame
         if frame is None:
@@ -196,11 +198,13 @@ class Tap:
             if self._has_target and "encoder" not in spot.site.path.split("."):
                 axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
             spot.reduction, spot.shape = Reduction(self._reducer, axes), shape
+        if spot.reduction.is_token_mean and not x.is_nested:
+            return spot.reduction.token_mean(x, frame, self._rack)
         if Waiting.takes(spot.reduction, x):
-            held = spot.reduction.held(x, frame)
-            self._waiting.add((parts, len(parts)), spot.reduction, held)
-            return held
-        return self._slab.keep(spot.reduction(x, frame)[0])
+            copy = x.clone()
+            self._waiting.add((parts, len(parts)), spot.reduction, copy)
+            return copy
+        return self._rack.slab.keep(spot.reduction(x, frame)[0])
 
     def _framed(self, x: Tensor) -> Frame:
         if self._batch is None or len(self._batch) != len(x):
@@ -213,10 +217,7 @@ class Tap:
     def _place(self, frame: Frame) -> None:
         """Put the rows that waited for those of other sites in the places of what was held."""
         for reduction, places, held in self._waiting.groups():
-            if reduction.holds_means:
-                found = self._slab.stack(held)
-            else:
-                found = self._slab.keep(reduction.stacked(held, frame)[0])
+            found = self._rack.slab.keep(reduction.stacked(held, frame)[0])
             for (parts, at), rows in zip(places, found.unbind(), strict=True):
                 parts[at] = rows
 
