@@ -27,10 +27,12 @@ class Where(ABC):
     """Which rows a statistic sees: a frozen dataclass of parameters.
 
     ``by_layout`` says that the mask follows from example and position alone, so that sites whose
-    rows correspond share it.
+    rows correspond share it. ``finite`` says that rows which are not finite are left out, as every
+    fit needs it.
     """
 
     by_layout: ClassVar[bool] = False
+    finite: ClassVar[bool] = True
 
     @abstractmethod
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
@@ -91,6 +93,24 @@ class NotLabelled(Where):
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
         """Keep the rows of other labels."""
         return batch.column("label", key) != self.label
+
+
+@dataclass(frozen=True)
+class AsScored(Where):
+    """Rows to be scored: as in use, those that are not finite are among them.
+
+    Parameters
+    ----------
+    among : Where, default=Every()
+        Which rows are kept.
+    """
+
+    among: Where = field(default_factory=Every)
+    finite: ClassVar[bool] = False
+
+    def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
+        """Keep the rows that ``among`` keeps."""
+        return self.among.mask(batch, key)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def _chosen(
 ) -> list[Tensor] | None:
     masks: list[Tensor | None] = []
     for key in request.keys:
-        parts = [finite.kept(key), request.where.mask(batch, key)]
+        whole = finite.kept(key) if request.where.finite else None
+        parts = [whole, request.where.mask(batch, key)]
         if held is not None and request.part != "all":
             mine = held if request.part == "held" else ~held
             parts.append(mine[batch.example[key]])

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from sonde.core.instrument import WIDEST_FULL, Every
+from sonde.core.finite import finite_rows
+from sonde.core.instrument import WIDEST_FULL, AsScored, Every, Where
 from sonde.core.passes import merge_pair
 from sonde.core.plan import Part
 from sonde.core.requests import Request
@@ -23,6 +24,10 @@ from sonde.stats import (
 )
 
 PARTS: tuple[tuple[Part, ...], ...] = (("all",), ("fit", "held"), ("fit",), ("held",))
+READINGS: tuple[tuple[Where, tuple[Part, ...]], ...] = (
+    *((Every(), parts) for parts in PARTS),
+    (AsScored(), ("held",)),
+)
 WORDS: dict[Part, str] = {"fit": "rows not held out", "held": "rows held out"}
 
 
@@ -51,16 +56,25 @@ def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | 
 
 def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | None:
     """Return the stored state of a statistic over every row of a site, or of the part there is."""
-    for parts in PARTS:
-        ids = [Request(statistic, (key,), Every(), part).id for part in parts]
+    for where, parts in READINGS:
+        ids = [Request(statistic, (key,), where, part).id for part in parts]
         if all(bundle.states.get(i) is not None for i in ids):
             merged: State | None = None
             for i in ids:
                 merged = merge_pair(statistic, merged, bundle.states[i])
             assert merged is not None  # every one of them is there
             part = parts[0] if len(parts) == 1 else "all"
+            merged = merged if where.finite else _finite(merged)
             return Evidence(merged, WORDS.get(part, "all rows"), part)
     return None
+
+
+def _finite(held: State) -> State:
+    """Return the finite rows of those that calibrate."""
+    assert isinstance(held, HashSampleState)  # nothing else is read as it is scored
+    keep = torch.nonzero(finite_rows(held.rows).cpu()).flatten()
+    columns = (held.draw[keep], held.group[keep], held.group_draw[keep])
+    return HashSampleState(held.n - len(held.draw) + len(keep), held.rows[keep], *columns)
 
 
 def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> Evidence | None:
@@ -96,7 +110,8 @@ def _largest(bundle: Fitted, key: str, wanted: HashSample) -> Evidence | None:
         request.statistic: None
         for request in bundle.requests.values()
         if isinstance(request.statistic, HashSample)
-        and (request.statistic.column, request.keys, request.where) == ("x", (key,), Every())
+        and (request.statistic.column, request.keys) == ("x", (key,))
+        and request.where in (Every(), AsScored())
     }
     made = [found for kind in kinds if (found := _cut(bundle, kind, key, wanted)) is not None]
     return max(made, key=lambda e: len(_state_of(e).draw), default=None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from sonde.core.calibration import Calibration, Guarantee
 from sonde.core.errors import CalibrationError
 from sonde.core.hashing import rank_key
-from sonde.core.instrument import SAMPLE, Detector, Instrument, Read, score_needs
+from sonde.core.instrument import SAMPLE, AsScored, Detector, Instrument, Read, score_needs
 from sonde.core.reduction import Reduced
 from sonde.core.result import Result, Scorer
 from sonde.core.selection import SITE_COLUMNS
@@ -136,7 +135,8 @@ class Calibrated(Instrument):
     Where rows come in groups, one row of each group (that of smallest draw) enters the calibration,
     and of many groups those of smallest draw, whatever their sizes, so that the held-out scores are
     exchangeable. With a ``reduction`` an example's rows make one score, whole groups are sampled,
-    and one example of each enters. Rows that the detector's labels know as unusual do not enter.
+    and one example of each enters. Rows that are not finite enter, as in use, where they score
+    ``+inf``; rows that the detector's labels know as unusual do not.
     Where a score is about all sites, their rows are joined.
 
     With ``kept``, the detector was calibrated later on other rows, of which scores are kept.
@@ -170,10 +170,9 @@ class Calibrated(Instrument):
             scores = _ScoresOf(self.detector, self.kept, self.reduction)
             return {**self.detector.all_reads(), "held_scores": Read(scores, part="held")}
         groups = "one" if self.reduction is None else True
+        where = AsScored(self.detector.usual)
         held = {
-            f"held_{c}": Read(
-                HashSample(self.m, column=c, groups=groups), self.detector.usual, "held"
-            )
+            f"held_{c}": Read(HashSample(self.m, column=c, groups=groups), where, "held")
             for c in self.held_columns
         }
         return {**self.detector.all_reads(), **held}
@@ -186,8 +185,7 @@ class Calibrated(Instrument):
             return CalibratedScorer.of(self.detector.result(**states), calibration, self.reduction)
         held = self._held({c: states.pop(f"held_{c}") for c in self.held_columns})
         scorer = self.detector.result(**states)
-        by_example = partial(_example_scores, whole_only=self.detector.whole_examples)
-        scores = _row_scores if self.reduction is None else by_example
+        scores = _row_scores if self.reduction is None else _example_scores
         found = scores(scorer, held, score_needs(self.detector), self.reduction, self.span)
         return CalibratedScorer.of(scorer, Calibration.from_scores(found), self.reduction)
 
@@ -239,13 +237,10 @@ def _example_scores(
     needs: tuple[str, ...],
     how: str | None,
     span: Span,
-    whole_only: bool = False,
 ) -> Float[Tensor, "group"]:
     """Return the score of one example of each group that is whole.
 
     It is the example whose first row has the smallest draw, so that long ones are not preferred.
-    With ``whole_only`` an example of which rows are missing, because they were not finite, is
-    infinitely unusual.
     """
     assert how is not None
     (ids,) = held["ids"]
@@ -260,12 +255,9 @@ def _example_scores(
         )
     who = torch.column_stack([held[c][0].rows[whole] for c in EXAMPLE])
     example = torch.unique(who, dim=0, return_inverse=True)[1]
-    size = torch.bincount(example)
-    scored = size == size.max() if whole_only else size > 0
-    rows = torch.nonzero(scored[example]).flatten()
-    columns = [_taken(held, c, whole[rows], span) for c in needs]
-    made = scorer.reduced(scorer.score(*columns), example[rows], how, *columns)
-    found = made.score.new_full((len(size),), torch.inf)
+    columns = [_taken(held, c, whole, span) for c in needs]
+    made = scorer.reduced(scorer.score(*columns), example, how, *columns)
+    found = torch.empty_like(made.score)
     found[made.example.to(found.device)] = made.score
     order = torch.argsort(rank_key(ids.draw[whole]), stable=True)
     order = order[torch.argsort(held["position"][0].rows[whole][order], stable=True)]
