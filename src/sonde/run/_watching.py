@@ -219,10 +219,12 @@ def scored(
     names = (*watch.needs, *class_columns(watch.by))
     joined = JoinedRows.of(batch, watch.keys, names, watch.span)
     columns, classes = joined.columns[: len(watch.needs)], joined.columns[len(watch.needs) :]
-    scores = watch.scorer.score(*columns) if known is None else known
     example, position = joined.example, joined.position
+    scores = known
+    if scores is None:
+        scores = watch.scorer.score(*columns) if len(example) else torch.zeros(0)
     label = None if watch.by is None else classes_of(watch.by, classes, len(example))
-    if watch.reduction is None:
+    if watch.reduction is None or not len(example):
         return Scored(scores, example, position, label)
     if goes_on and watch.reduction != "max":
         raise InputError(

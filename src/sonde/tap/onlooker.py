@@ -18,6 +18,7 @@ from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError, SondeError, near
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.perturbation import Perturbation
+from sonde.tap._apart import Apart
 from sonde.tap._aside import is_aside, moved_logits
 from sonde.tap._backward import Backward
 from sonde.tap._cache import cache_in, cached_length
@@ -41,7 +42,8 @@ class Onlooker:
 
     Only calls made by the thread that opened it count. A forward that goes on from a filled
     key-value cache brings the rows of its new tokens alone, and none of a sequence that is over
-    while ``generate`` goes on with others of its batch.
+    while ``generate`` goes on with others of its batch. An encoder that ``generate`` runs by itself
+    brings its rows with the first step that follows.
 
     Parameters
     ----------
@@ -85,16 +87,19 @@ class Onlooker:
         self._step = None if perturb is None else Perturbation.from_json(perturb)
         self._ends = Ends(self.root, generation_config, special)
         self._slots = _slots(self, names.modules)
+        self._apart = Apart(self.root)
         self._shared = Shared()
         self._open = False
         self.session = Session(
             self.root,
             outputs=[
                 *((s.module, s.after) for s in self._slots if s.port == "out"),
+                *((encoder, self._end_apart) for encoder in self._apart.encoder),
                 (self.root, self._end),
             ],
             inputs=[
                 (self.root, self._begin),
+                *((encoder, self._begin_apart) for encoder in self._apart.encoder),
                 *((s.module, s.before) for s in self._slots if s.port == "in"),
             ],
             in_eval=False,
@@ -114,11 +119,12 @@ class Onlooker:
     ) -> None:
         self.session.__exit__(kind, error, trace)
         self._finish()
+        self._apart.clear()
 
     @property
     def is_open(self) -> bool:
-        """Whether a forward of the whole model is under way."""
-        return self._open and not is_aside()
+        """Whether a forward of the whole model, or of its encoder alone, is under way."""
+        return (self._open or self._apart.is_running) and not is_aside()
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_aside():
@@ -139,9 +145,42 @@ class Onlooker:
         if self._backward is not None:
             self._backward.begin(named)
         self._open = True
+        self._take_apart(self._apart.times(named))
+
+    def _begin_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._open or is_aside():
+            return
+        self._apart.begin(args, kwargs)
+        for slot in self._slots:
+            slot.calls = 0
+
+    def _end_apart(self, output: Any) -> None:
+        if self._apart.is_running and not is_aside():
+            self._apart.end(output)
+
+    def _take_apart(self, times: int) -> None:
+        """Take the rows of the encoder that ran alone: at the first step, none at later ones."""
+        if times and self._backward is not None and self._apart.taken:
+            raise InputError(
+                f"Guard: no gradient reaches {self._apart.taken[0][0].key} where the encoder runs "
+                "alone, as in generate. Leave the detector that needs it out (methods=[...])."
+            )
+        self._ids_apart = self._apart.repeated_ids(times)
+        for kind, leaf, call in self._apart.taken if times else ():
+            row = kind.reduction.axes.words.index("row")
+            leaf = leaf if times == 1 else leaf.repeat_interleave(times, dim=row)
+            if not self._past:
+                self.take(kind, leaf, call)
+                continue
+            self._framed(leaf.shape[row], leaf.device)
+            none = torch.zeros(0, dtype=torch.int64)
+            self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), Columns(none, none))]
 
     def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
         """Keep the rows of one call of a site."""
+        if self._apart.is_running:
+            self._apart.taken.append((kind, leaf.detach(), call))
+            return
         taken = self._taken[kind.key]
         if kind.site.call is None and taken:
             raise SiteError(
@@ -164,7 +203,9 @@ class Onlooker:
 
     def watched(self, kinds: Sequence[Kind], output: Any) -> Any:
         """Return an output, or one in its place, whose gradient at the sites can be taken."""
-        return output if self._backward is None else self._backward.watch(kinds, output)
+        if self._backward is None or self._apart.is_running:
+            return output
+        return self._backward.watch(kinds, output)
 
     def watched_input(
         self,
@@ -174,7 +215,7 @@ class Onlooker:
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return arguments whose gradient at the sites can be taken, or None to leave them."""
-        if self._backward is None or not kinds:
+        if self._backward is None or self._apart.is_running or not kinds:
             return None
         for kind in kinds:
             args, kwargs = self._backward.watch_input(kind, module, args, kwargs)
@@ -182,9 +223,11 @@ class Onlooker:
 
     def _frame_of(self, kind: Kind, leaf: Tensor) -> Frame:
         self._require_whole(kind, leaf)
+        return self._framed(leaf.shape[kind.reduction.axes.words.index("row")], leaf.device)
+
+    def _framed(self, n: int, device: torch.device) -> Frame:
         if self._frame is None:
-            n = leaf.shape[kind.reduction.axes.words.index("row")]
-            self._frame = Frame(self._inputs(n), leaf.device, self._shared)
+            self._frame = Frame(self._inputs(n), device, self._shared)
             self._frame.is_careful = self._is_padded()
         return self._frame
 
@@ -234,7 +277,7 @@ class Onlooker:
         return self._special is not None or any(m is not None and not all_set(m) for m in masks)
 
     def _specials(self) -> Tensor | None:
-        ids = self._named.get("input_ids")
+        ids = self._named.get("input_ids", self._ids_apart)
         if self._special is None or not isinstance(ids, Tensor):
             return None
         found = torch.isin(ids.cpu(), self._special)
@@ -249,9 +292,15 @@ class Onlooker:
         self._open = False
         missing = [key for key, taken in self._taken.items() if not taken]
         if missing or self._frame is None:
+            given = self._named.get("encoder_outputs") is not None
+            advice = (
+                "Open the guard before the encoder runs"
+                if given
+                else ("Fit at modules that run for every input")
+            )
             raise SiteError(
                 f"Guard: {', '.join(missing)} did not run in this forward, though it did when the "
-                "probe was fitted. Fit at modules that run for every input."
+                f"probe was fitted. {advice}."
             )
         logits = self._found_logits(output, self._frame)
         grad: dict[str, Tensor] = {}
@@ -276,7 +325,7 @@ class Onlooker:
             return
         self._open, self._taken, self._frame = False, {}, None
         self._named, self._args, self._kwargs, self._masks = {}, (), {}, {}
-        self._over = self._fed = None
+        self._over = self._fed = self._ids_apart = None
         if self._backward is not None:
             self._backward.end()
 
