@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
+from pyarrow import parquet
 
 from sonde.core import Stream
 from sonde.core.errors import InputError
@@ -99,6 +100,22 @@ def test_places_may_be_numbers():
     numbers = pa.table({**ROWS, "site": [1, 1], "instrument": [2, 2]})
     texts = pa.table({**ROWS, "site": ["1", "1"], "instrument": ["2", "2"]})
     assert evaluate(numbers, texts, resamples=5) == evaluate(texts, texts, resamples=5)
+
+
+def test_a_score_whose_bytes_changed_is_refused(tables, tmp_path):
+    path = tmp_path / "scores.parquet"
+    write_table(tables[0], path)
+    content = path.read_bytes()
+    found = parquet.read_metadata(path).row_group(0)
+    for k in range(found.num_columns):
+        column = bytearray(content)
+        start = found.column(k).dictionary_page_offset or found.column(k).data_page_offset
+        column[start + found.column(k).total_compressed_size - 1] ^= 1
+        path.write_bytes(column)
+        with pytest.raises(InputError, match=r"no table of scores.*CRC"):
+            read_table(path)
+    path.write_bytes(content)
+    assert read_table(path).num_rows == tables[0].num_rows
 
 
 def test_what_is_refused(tables, tmp_path):

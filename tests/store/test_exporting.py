@@ -200,6 +200,20 @@ def test_lance_that_is_not_installed_is_named(store, tmp_path, monkeypatch):
         export_store(store, tmp_path / "b.lance")
 
 
+@pytest.mark.truth("pyarrow checks the pages")
+def test_parquet_tells_bytes_that_changed(store, tmp_path):
+    path = tmp_path / "b.parquet"
+    export_store(store, path, rows=True, neighbors=0)
+    content = bytearray(path.read_bytes())
+    group = parquet.read_metadata(path).row_group(0)
+    last = group.column(group.num_columns - 1)
+    start = last.dictionary_page_offset or last.data_page_offset
+    content[start + last.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC"):
+        parquet.read_table(path, page_checksum_verification=True)
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".safetensors", ".lance"])
 def test_a_damaged_store_leaves_nothing(place, tmp_path, suffix):
     import shutil

@@ -33,7 +33,7 @@ def read_table(path: str | Path) -> pa.Table:
     source = io.BytesIO(path.read_bytes())
     try:
         if path.suffix == ".parquet":
-            table = parquet.read_table(source)
+            table = parquet.read_table(source, page_checksum_verification=True)
         elif path.suffix == ".csv":
             table = csv.read_csv(source)
         else:
@@ -178,7 +178,7 @@ def _figures(
     }
     row: dict[str, Any] = {"n_usual": usual.num_rows, "n_unusual": unusual.num_rows}
     for name, metric in found.items():
-        row |= _ends(name, metric)
+        row |= ends(name, metric)
     return row | _alarms(usual, unusual, alpha)
 
 
@@ -189,7 +189,8 @@ def groups_of(usual: pa.Table, unusual: pa.Table) -> np.ndarray:
     return np.unique(np.array(names), return_inverse=True)[1]
 
 
-def _ends(name: str, metric: Metric) -> dict[str, float | None]:
+def ends(name: str, metric: Metric) -> dict[str, float | None]:
+    """Return a figure and the ends of its interval; None where one is not defined."""
     values = {name: float(metric.value), f"{name}_low": metric.low, f"{name}_high": metric.high}
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 

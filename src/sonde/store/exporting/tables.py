@@ -114,7 +114,8 @@ def write_parquet(table: Table, path: Path, tick: Tick) -> int:
     n_rows = 0
     with atomic_file(path) as file:
         sink = pa.PythonFile(file, mode="w")
-        with parquet.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        options = {"compression": "zstd", "write_page_checksum": True}
+        with parquet.ParquetWriter(sink, table.schema, **options) as writer:
             for batch in table.batches(tick):
                 writer.write_batch(batch)
                 n_rows += len(batch)
