@@ -30,6 +30,10 @@ class Shared:
             found = self._once((shape, dtype, device), lambda: (made,))
         return found[0]
 
+    def pooled(self, n: int) -> tuple[Tensor, ...]:
+        """Return example and place of one row for each example, the first of its document."""
+        return self._once(("pooled", n), lambda: (torch.arange(n), torch.zeros(n).long()))
+
     def flat(self, axis: str, n: int, length: int) -> tuple[Tensor, ...]:
         """Return index, example and place of every token in the flattened (example, pos) order.
 

@@ -264,7 +264,8 @@ class Frame:
 
     def _built(self, layout: Hashable) -> Columns:
         if layout == POOLED:
-            return Columns(torch.arange(self.n), self.first)
+            example, position = self.shared.pooled(self.n)
+            return Columns(example, position if self.batch.first is None else self.first)
         _, sizes = layout  # type: ignore[misc]  # the only other kind: ("space", sizes)
         count = math.prod(sizes)
         example = torch.arange(self.n).repeat_interleave(count)
