@@ -99,7 +99,6 @@ def test_columns_and_a_share_of_the_patches(tmp_path):
         (["read", "-", "rows.npz", "-o", "none", "--append"], ["no store in none"]),
         (["read", "-", "rows.npz", "-o", "acts", "--append", "--add-sites"], ["two runs"]),
         (["read", "-", "rows.npz", "-o", "acts", "--append", "--fresh"], ["--fresh replaces"]),
-        (["read", "-", "rows.npz", "-o", "acts", "--append", "--workers", "2"], ["--workers"]),
         (
             ["read", "-", "more.npz", "-o", "acts", "--add-sites"],
             ["matched by their ids", "the same ids"],

@@ -9,9 +9,7 @@ from run_case import stream
 from sonde.core import files
 from sonde.core.errors import StoreError
 from sonde.core.files import TEMPORARY
-from sonde.run.crew import Crew
 from sonde.run.ranges import token_in
-from sonde.run.storing import write_rows
 from sonde.store import Store, write_store
 
 N_BEFORE = 3  # the lock, the groups, the manifest
@@ -40,7 +38,7 @@ def test_a_folder_of_another_store_is_left_alone(tmp_path):
     write_store(stream(40), tmp_path, unit_size=20)
     (tmp_path / f"ranges/0-1.json{TEMPORARY}00").write_bytes(b"half")
     with pytest.raises(OSError, match="another model, data or reading"):
-        write_rows(stream(60), tmp_path, Crew(), unit_size=20)
+        write_store(stream(60), tmp_path, unit_size=20)
     assert len(half_written(tmp_path)) == 1
 
 

@@ -12,13 +12,12 @@ import torch
 import sonde
 from ray_case import Slow, source, two_cpus
 from sonde.cli.main import main
-from sonde.core.errors import InputError
 from sonde.detect import KNN, Mahalanobis
 from sonde.findings.settings import ScanSettings
 from sonde.run.crew import Crew
 from sonde.run.scoring import _spans
-from sonde.run.storing import StoreJob, write_rows
-from sonde.store import write_store
+from sonde.run.storing import filled_by
+from sonde.store import KeptRows, add_sites, append_store, write_store
 
 pytest.importorskip("ray")
 QUIET: dict[str, Any] = {"progress": False}
@@ -69,25 +68,31 @@ def test_rows_written_by_workers_of_which_one_is_killed_are_the_same_files(tmp_p
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     slow = Slow(source(), pids, 0.05)
-    write_rows(slow, tmp_path / "ray", Crew(2, "ray"), unit_size=16)
+    write_store(slow, tmp_path / "ray", unit_size=16, fill=filled_by(Crew(2, "ray")))
     thread.join(5)
     assert not thread.is_alive()
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
 
 
-def test_rows_by_processes_are_the_same_files_and_are_gone_on_with(tmp_path):
-    write_store(source(), tmp_path / "alone", unit_size=16)
-    done: list[int] = []
-    for _ in range(2):
-        write_rows(source(), tmp_path / "a", Crew(1), unit_size=16, tick=done.append)
-    assert contents(tmp_path / "a") == contents(tmp_path / "alone")
-    assert sum(done) == 2 * len(source())
+@pytest.mark.truth("the files of one process")
+def test_a_store_grows_on_ray_into_the_same_files(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 20_000)
+    model = digits[0]
 
+    def stream(data, sites, reducer="patches"):
+        return KeptRows(sonde.read(model, data, sites=sites, reducer=reducer, limit=64), 4)
 
-def test_a_worker_that_does_not_see_the_folder_is_refused(tmp_path):
-    job = StoreJob(source(), 1, tmp_path, 16, "shared.tmp-nowhere")
-    with pytest.raises(InputError, match=r"a worker does not see .*machines share"):
-        job.begin()
+    for name, crew in (("alone", Crew()), ("ray", Crew(2, "ray"))):
+        fill = filled_by(crew, 1)
+        test, train = "sonde:digits/test", "sonde:digits/train"
+        columns = {"n": list(range(64))}
+        place = write_store(
+            stream(test, "vit.layers.0"), tmp_path / name, unit_size=16, columns=columns, fill=fill
+        )
+        append_store(stream(train, "vit.layers.0"), place, columns=columns, fill=fill)
+        assert add_sites(stream(test, "blocks"), place, fill=fill)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
+    assert len([n for n in contents(tmp_path / "ray") if n.startswith("data/1/ranges/")]) > 1
 
 
 @pytest.mark.truth("the table of one process")

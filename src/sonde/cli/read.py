@@ -87,10 +87,6 @@ class Read:
             raise InputError(
                 f"read: there is no store in {self.output} to add to. Leave out the flag."
             )
-        if (grows or self.columns is not None) and self.running.crew().is_apart:
-            raise InputError(
-                "read: --append, --add-sites and --columns work without --workers or --runner."
-            )
         if self.add_sites and self.columns is not None:
             raise InputError("read: --columns belong to the data, not to the sites that are added.")
 
@@ -115,29 +111,17 @@ class Read:
         return (stream if every == 1 else KeptRows(stream, every)), columns
 
     def _write(self, stream: Any, columns: dict[str, list[Any]], tick: Any) -> None:
-        from sonde.run.storing import write_rows
+        from sonde.run.storing import filled_by
         from sonde.store import add_sites, append_store, write_store
 
-        unit_size, fresh = self.running.unit_size, self.running.fresh
+        how = {"tick": tick, "fill": filled_by(self.running.crew(), self.running.threads)}
         if self.append:
-            append_store(stream, self.output, columns=columns, tick=tick)
+            append_store(stream, self.output, columns=columns, **how)
         elif self.add_sites:
-            add_sites(stream, self.output, tick=tick)
-        elif columns:
-            write_store(
-                stream, self.output, unit_size=unit_size, columns=columns, fresh=fresh, tick=tick
-            )
+            add_sites(stream, self.output, **how)
         else:
-            crew, threads = self.running.crew(), self.running.threads
-            write_rows(
-                stream,
-                self.output,
-                crew,
-                unit_size=unit_size,
-                threads=threads,
-                fresh=fresh,
-                tick=tick,
-            )
+            size, fresh = self.running.unit_size, self.running.fresh
+            write_store(stream, self.output, unit_size=size, columns=columns, fresh=fresh, **how)
 
     def _say(self) -> None:
         from sonde.cli.info import partial_sites

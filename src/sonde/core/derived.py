@@ -70,3 +70,10 @@ class DerivedStream(Stream):
     def changed(self, batch: Batch) -> Batch:
         """Return what stands for a batch of the inner stream."""
         return batch
+
+
+def innermost(stream: Stream) -> Stream:
+    """Return the stream that all others are made of."""
+    while isinstance(stream, DerivedStream):
+        stream = stream.inner
+    return stream

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from sonde.core.derived import DerivedStream
+from sonde.core.derived import innermost
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.stream import Stream
 from sonde.data import kept_for
@@ -64,9 +64,8 @@ def _encoded(data: Any) -> Recipe:
 
 def _options(stream: Stream) -> dict[str, Any]:
     """Return the options of ``sonde.read`` that a live stream was opened with."""
-    while isinstance(stream, DerivedStream):
-        stream = stream.inner
-    inputs = stream.inputs if isinstance(stream, LiveStream) else None
+    live = innermost(stream)
+    inputs = live.inputs if isinstance(live, LiveStream) else None
     found: dict[str, Any] = {}
     if isinstance(inputs, ReplayInputs):
         if all(isinstance(value, PLAIN) for value in inputs.generate.values()):

@@ -8,14 +8,15 @@ bytes under the same name each time, and nothing is added to anything.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 
 from sonde.core.array_stream import ArrayStream
+from sonde.core.derived import innermost
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.tap import LiveStream
@@ -122,9 +123,10 @@ class Job(ABC):
 
     def devices(self) -> int:
         """Return how many accelerators one worker needs."""
-        if not isinstance(self.stream, LiveStream):
+        live = innermost(self.stream)
+        if not isinstance(live, LiveStream):
             return 0
-        found = {p.device for p in self.stream.model.module.parameters()}
+        found = {p.device for p in live.model.module.parameters()}
         return len({device for device in found if device.type not in ("cpu", "meta")})
 
     def begin(self, readable: bool = True) -> None:
@@ -147,8 +149,9 @@ def can_read(stream: Stream) -> bool:
     """Return whether the first example is there; no model runs for that."""
     if isinstance(stream, ArrayStream) or not len(stream):
         return True
-    if isinstance(stream, LiveStream):
-        return next(iter(stream.inputs.batches(0, 1)), None) is not None
+    live = innermost(stream)
+    if isinstance(live, LiveStream):
+        return next(iter(live.inputs.batches(0, 1)), None) is not None
     return next(iter(stream.batches(0, 1)), None) is not None
 
 
@@ -177,3 +180,15 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def using_threads(n: int | None) -> Iterator[None]:
+    """Compute in ``n`` threads for one block; None leaves them as they are."""
+    before = torch.get_num_threads()
+    if n is not None:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sonde.core.errors import SondeError, StoreError
 from sonde.core.lock import RunLock
 from sonde.core.plan import Plan
@@ -23,7 +21,7 @@ from sonde.core.requests import Request, States
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run.chain import walk_chain
-from sonde.run.crew import Crew, hand_out
+from sonde.run.crew import Crew, hand_out, using_threads
 from sonde.run.ledger import Ledger
 from sonde.run.ranges import RangeJob, Tick, commit_range, token_in
 
@@ -128,7 +126,7 @@ def run_pass(
             else:
                 _alone(ledger, stream, rest, plan, tick)
             _say_where(chain, crew)
-            with _threads(plan.threads):
+            with using_threads(plan.threads):
                 learned = walk_chain(place, stream, chain, plan, durable, tick)
         except KeyboardInterrupt:
             ledger.compact()
@@ -156,21 +154,10 @@ def _lock(directory: Path | None) -> AbstractContextManager[Any]:
 def _alone(
     ledger: Ledger, stream: Stream, wanted: Mapping[str, Request], plan: Plan, tick: Tick
 ) -> None:
-    with _threads(plan.threads):
+    with using_threads(plan.threads):
         for start, stop in ledger.missing():
             commit_range(ledger, stream, wanted, plan, start, stop, tick)
             ledger.compact()
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if n is not None:
-        torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _say_where(chain: Mapping[str, Request], crew: Crew) -> None:

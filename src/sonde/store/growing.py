@@ -28,7 +28,7 @@ from sonde.store._identity import (
 from sonde.store._later import counted_on
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import DATA, MANIFEST, SITES, Manifest, read_manifest, sealed
-from sonde.store.writing import StoreWriter, Tick
+from sonde.store.writing import Fill, StoreWriter, Tick, fill
 
 
 def append_store(
@@ -37,6 +37,7 @@ def append_store(
     *,
     columns: Mapping[str, Sequence[Any]] | None = None,
     tick: Tick = lambda _: None,
+    fill: Fill = fill,
 ) -> Path:
     """Write the rows of further data behind those of a store.
 
@@ -52,6 +53,8 @@ def append_store(
         The columns that the store has, with a value for every example.
     tick : callable
         Called with the number of examples as they are read.
+    fill : callable
+        Who writes the ranges; the same bytes whoever does.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def append_store(
         source = with_classes(counted_on(stream, sets[:number]), class_names(sets))
         folder, keys = directory / DATA / f"{number}", [s.key for s in known]
         writer = StoreWriter(source, folder, top.unit_size, columns, keys, top.columns)
-        _continue(writer, "--append", tick)
+        _continue(writer, "--append", tick, fill)
         if not held:
             _commit(directory, replace(top, n_data=number))
     return directory
@@ -82,6 +85,7 @@ def add_sites(
     directory: str | Path,
     *,
     tick: Tick = lambda _: None,
+    fill: Fill = fill,
 ) -> list[str]:
     """Write rows of sites that a store does not have, over one of its data sets.
 
@@ -95,6 +99,8 @@ def add_sites(
     directory : path
     tick : callable
         Called with the number of examples as they are read.
+    fill : callable
+        Who writes the ranges; the same bytes whoever does.
 
     Returns
     -------
@@ -115,13 +121,13 @@ def add_sites(
         for volume in part.volumes[1:]:
             keys = [s.key for s in volume.schema]
             if volume.to_write() and here.issuperset(keys):
-                _continue(_writer(source, part, volume.directory, keys), "--add-sites", tick)
+                _continue(_writer(source, part, volume.directory, keys), "--add-sites", tick, fill)
         keys = [s.key for s in stream.schema if s.key not in part.schema]
         if not keys:
             return []
         n_sites = part.manifest.n_sites + 1
         writer = _writer(source, part, part.directory / SITES / f"{n_sites}", keys)
-        _continue(writer, "--add-sites", tick)
+        _continue(writer, "--add-sites", tick, fill)
         _commit(part.directory, replace(part.manifest, n_sites=n_sites))
     return keys
 
@@ -150,7 +156,7 @@ def _commit(directory: Path, manifest: Manifest) -> None:
     atomic_write(directory / MANIFEST, sealed(manifest.json()))
 
 
-def _continue(writer: StoreWriter, flag: str, tick: Tick) -> None:
+def _continue(writer: StoreWriter, flag: str, tick: Tick, fill: Fill) -> None:
     """Write a store below another, or the rest of it; one of other rows is refused."""
     path = writer.directory / MANIFEST
     if path.exists() and read_manifest(writer.directory).plan != writer.manifest.plan:
@@ -159,7 +165,7 @@ def _continue(writer: StoreWriter, flag: str, tick: Tick) -> None:
             f"Run that command again to finish it, or remove {writer.directory}."
         )
     writer.start()
-    writer.write(writer.manifest.ranges(), tick)
+    fill(writer, tick)
 
 
 def _number_of(stream: Stream, sets: list[DataSet]) -> int:

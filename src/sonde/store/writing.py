@@ -3,9 +3,6 @@
 The rows are written by a thread while the next ones are made; memory does not grow with the data.
 """
 
-import hashlib
-import itertools
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +12,20 @@ from pathlib import Path
 from typing import Any, final
 
 import pyarrow as pa
-import safetensors.torch
 
-from sonde.core.batch import Batch, SiteSchema
+from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StoreError
 from sonde.core.files import TEMPORARY, atomic_write, make_directory, remove
 from sonde.core.lock import RunLock
-from sonde.core.plan import UNIT_SIZE, Plan
+from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
 from sonde.store._background import Background
 from sonde.store._columns import chosen_column, examples_of, kind_of, rows_of
 from sonde.store._copies import Coming, to_host
 from sonde.store._files import RangeFiles, Span
-from sonde.store._identity import difference, only_sites
+from sonde.store._identity import difference
+from sonde.store._planned import files_beside, planned
 from sonde.store.layout import (
-    ARROW_TYPES,
     DATA,
     EXAMPLES,
     GROUPS,
@@ -38,19 +34,22 @@ from sonde.store.layout import (
     RANGES,
     ROWS,
     SITES,
-    Column,
     Manifest,
     is_whole,
-    pack_groups,
     read_manifest,
     sealed,
 )
 
-FILE_BYTES = 64 * 2**20
 WAITING_BYTES = 64 * 2**20
-KEEP = "keep"
 
 Tick = Callable[[int], None]
+Fill = Callable[["StoreWriter", Tick], None]
+"""Writes the ranges that a store lacks: this process, or others."""
+
+
+def fill(writer: "StoreWriter", tick: Tick) -> None:
+    """Write what is missing, in this process."""
+    writer.write(writer.manifest.ranges(), tick)
 
 
 def write_store(
@@ -61,6 +60,7 @@ def write_store(
     columns: Mapping[str, Sequence[Any]] | None = None,
     fresh: bool = False,
     tick: Tick = lambda _: None,
+    fill: Fill = fill,
 ) -> Path:
     """Write every row of a stream; what an interrupted call has committed is not written again.
 
@@ -76,6 +76,8 @@ def write_store(
         Overwrite a store of another plan.
     tick : callable
         Called with the number of examples as they are read.
+    fill : callable
+        Who writes the ranges; the same bytes whoever does.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def write_store(
     with RunLock(directory):
         writer = StoreWriter(stream, directory, unit_size, columns)
         writer.start(fresh)
-        writer.write(writer.manifest.ranges(), tick)
+        fill(writer, tick)
     return directory
 
 
@@ -122,13 +124,13 @@ class StoreWriter:
     ) -> None:
         if len(stream) == 0:
             raise InputError("write_store: expected at least one example, got none.")
-        self.stream, self.directory = stream, Path(directory)
+        self.stream, self.directory = stream, Path(directory).absolute()
         chosen = {} if columns is None else columns
         kinds = kinds or {name: kind_of(values) for name, values in chosen.items()}
         self._chosen = {n: chosen_column(n, v, len(stream), kinds[n]) for n, v in chosen.items()}
         first = stream.first_batch()
-        self._beside = _beside(stream, first)
-        self.manifest = _manifest(stream, first, unit_size, kinds, keys, self._beside)
+        self._beside = files_beside(stream, first)
+        self.manifest = planned(stream, first, unit_size, kinds, keys, self._beside)
         self._schemas = {name: part.schema for name, part in self._parts(first).items()}
 
     def start(self, fresh: bool = False) -> None:
@@ -273,71 +275,3 @@ def _drop(directory: Path) -> None:
         remove(record)
     for name in (ROWS, SITES, DATA):
         shutil.rmtree(directory / name, ignore_errors=True)
-
-
-def _beside(stream: Stream, first: Batch) -> dict[str, bytes]:
-    """Return the files beside the manifest."""
-    found = {GROUPS: pack_groups(stream.group_keys, stream.source_rows)}
-    if first.head is not None:
-        weight, bias = first.head
-        tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
-        plain = {k: x.detach().cpu().contiguous().clone() for k, x in tensors.items()}
-        found[HEAD] = safetensors.torch.save(plain)
-    return found
-
-
-def _manifest(
-    stream: Stream,
-    first: Batch,
-    unit_size: int,
-    columns: Mapping[str, str],
-    keys: Sequence[str] | None,
-    beside: Mapping[str, bytes],
-) -> Manifest:
-    schema = tuple(s for s in stream.schema if keys is None or s.key in keys)
-    unknown = sorted({s.dtype for s in schema} - set(ARROW_TYPES))
-    if unknown:
-        raise StoreError(f"write_store: rows of type {', '.join(unknown)} cannot be stored.")
-    bounds = tuple(stream.units(unit_size))
-    identity = only_sites(stream.identity(), [s.key for s in schema])
-    wanted = ("store", *(f"{name}: {kind}" for name, kind in sorted(columns.items())))
-    return Manifest(
-        plan=Plan(identity, wanted, bounds).id,
-        bounds=bounds,
-        level=_level(schema, first, len(bounds) - 1, unit_size),
-        identity=identity,
-        tables=_tables(schema, first),
-        group_keys=tuple(stream.group_keys),
-        source_rows=stream.source_rows,
-        grouped=stream.grouped,
-        seed=stream.seed,
-        unit_size=unit_size,
-        columns=dict(columns),
-        every=int(identity.get(KEEP, 1)),
-        files={n: hashlib.blake2b(c, digest_size=16).hexdigest() for n, c in beside.items()},
-        label_names=stream.label_names,
-    )
-
-
-def _tables(schema: tuple[SiteSchema, ...], batch: Batch) -> dict[str, tuple[Column, ...]]:
-    """Return the sites by row layout; sites share one where a batch says so."""
-    layouts: dict[tuple[int, int], list[SiteSchema]] = {}
-    for site in schema:
-        layout = (id(batch.example[site.key]), id(batch.position[site.key]))
-        layouts.setdefault(layout, []).append(site)
-    tables: dict[str, tuple[Column, ...]] = {}
-    numbers = itertools.count()
-    for sites in layouts.values():
-        name = "pooled" if sites[0].reducer.one_row else sites[0].reducer.name
-        while name in tables:
-            name += "_"
-        tables[name] = tuple(Column(f"s{next(numbers):03d}", site) for site in sites)
-    return tables
-
-
-def _level(schema: tuple[SiteSchema, ...], batch: Batch, n_units: int, unit_size: int) -> int:
-    """Return j so that the files of ``2**j`` units hold about 64 MB, from sizes alone."""
-    per_example = sum(batch.rows[s.key].nbytes for s in schema) / len(batch)
-    units = FILE_BYTES / max(1.0, per_example * unit_size)
-    most = max(0, math.ceil(math.log2(max(1, n_units))))
-    return min(most, max(0, round(math.log2(max(1.0, units)))))

@@ -1,0 +1,78 @@
+"""Rows written by processes beside this one: the files are those of one process."""
+
+import pytest
+
+from cli_case import run_words
+from ray_case import source
+from run_case import rows
+from sonde.core.errors import InputError
+from sonde.core.stream import Stream
+from sonde.run.crew import Crew
+from sonde.run.storing import StoreJob, filled_by
+from sonde.store import append_store, verify_store, write_store
+from sonde.store.writing import StoreWriter
+
+pytestmark = pytest.mark.slow
+
+DIGITS, MORE = ("sonde:digits", "sonde:digits/test"), ("sonde:digits", "sonde:digits/train")
+GROWING = {
+    "first": (*DIGITS, "--sites", "vit.layers.0", "--columns", "label", "--unit-size", "16"),
+    "append": (*MORE, "--sites", "vit.layers.0", "--columns", "label", "--append"),
+    "sites": (*DIGITS, "--sites", "vit.layers.0", "vit.layers.2", "--add-sites"),
+}
+
+
+def contents(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Ranges of one or two units, so that there is something to hand out."""
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 20_000)
+
+
+@pytest.mark.truth("the files of one process")
+def test_a_store_grows_by_workers_into_the_same_files(tmp_path, small_files):
+    for name, words in GROWING.items():
+        for folder, workers in (("alone", 0), ("apart", 2)):
+            ran = run_words(
+                "read", *words, "--limit", "64", "--further", "patches", "--keep", "1/4",
+                "--threads", "1", "--workers", workers, "-o", tmp_path / folder, "--quiet",
+            )  # fmt: skip
+            assert ran.code == 0, ran.err
+        assert contents(tmp_path / "apart") == contents(tmp_path / "alone"), name
+    names = list(contents(tmp_path / "alone"))
+    for folder in ("", "data/1/", "sites/1/"):
+        assert sum(name.startswith(f"{folder}ranges/") for name in names) > 1
+    assert verify_store(tmp_path / "apart").is_sound
+
+
+@pytest.mark.truth("the files of one process")
+def test_equal_examples_count_on_in_workers(tmp_path, small_files):
+    x, ids = rows(600), [str(k % 150) for k in range(600)]
+    for name, crew in (("alone", Crew()), ("apart", Crew(2))):
+        first, second = Stream.of(x[:400], ids=ids[:400]), Stream.of(x[400:], ids=ids[400:])
+        place = write_store(first, tmp_path / name, unit_size=32, fill=filled_by(crew, 1))
+        append_store(second, place, fill=filled_by(crew, 1))
+    assert contents(tmp_path / "apart") == contents(tmp_path / "alone")
+
+
+def test_what_workers_have_written_is_not_written_again(tmp_path, small_files):
+    done: list[int] = []
+    for _ in range(2):
+        how = {"unit_size": 16, "tick": done.append, "fill": filled_by(Crew(1))}
+        write_store(source(), tmp_path / "a", **how)
+    assert sum(done) == 2 * len(source())
+    assert done[0] == 0
+    assert done[-1] == len(source())
+
+
+def test_a_worker_that_does_not_see_the_folder_is_refused(tmp_path):
+    writer = StoreWriter(source(), tmp_path, 16)
+    with pytest.raises(InputError, match=r"a worker does not see .*machines share"):
+        StoreJob(writer.stream, 1, writer, "shared.tmp-nowhere").begin()
