@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.cli._table import legend, table
 from sonde.core.errors import CalibrationError, SondeError
 from sonde.core.result import Result, Scorer
+from sonde.core.wording import plural
 from sonde.findings.step import flags_of
 from sonde.run._recipe import OPTIONS
 from sonde.run.catalogue import methods
@@ -132,7 +133,7 @@ def in_place_of(path: Path) -> str:
         what, n = ", ".join(facts["methods"]), facts["data"]["n_examples"]
     except (SondeError, LookupError, TypeError):
         return ", in place of another file"
-    return f", in place of {what} on {n:,} examples"
+    return f", in place of {what} on {plural(n, 'example')}"
 
 
 def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:

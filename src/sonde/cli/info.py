@@ -11,6 +11,7 @@ import tyro
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, StateError
+from sonde.core.wording import plural
 
 TABLES = (".parquet", ".npz", ".safetensors", ".lance")
 
@@ -128,12 +129,19 @@ def _state(path: Path) -> dict[str, Any]:
         raise StateError(f"info: the header of {path} is not one of ours: {error!r}.") from error
 
 
+_BARE: dict[Any, tuple[str, tuple[str, ...]]] = {
+    "sonde-running": ("running state", ("sites", "n_rows", "digest")),
+    "sonde-watch": ("alarms on a stream", ("kind",)),
+}
+
+
 def _bare(header: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the facts of a state that is no bundle: of a run, or saved by ``Running``."""
-    running = header.get("format") == "sonde-running"
-    names = ("sites", "n_rows", "digest") if running else ("plan", "units", "passes", "counters")
+    """Return the facts of a state that is no bundle: of a run, a stream, or ``Running``."""
+    kind, names = _BARE.get(
+        header.get("format"), ("state of a run", ("plan", "units", "passes", "counters"))
+    )
     return {
-        "kind": "running state" if running else "state of a run",
+        "kind": kind,
         **{name: header[name] for name in names if name in header},
         "size_bytes": path.stat().st_size,
     }
@@ -176,15 +184,15 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
     """Return what a fitted state is, without fingerprints and raw lists."""
     data, counters = facts["data"] or {}, facts["counters"] or {}
     dropped = [k.partition("|")[2] for k, v in counters.items() if k.startswith("nonfinite|") and v]
-    groups = f" in {data.get('n_groups'):,} groups" if data.get("grouped") else ""
+    groups = f" in {plural(data.get('n_groups') or 0, 'group')}" if data.get("grouped") else ""
     model, n_units = facts["model"] or {}, facts["n_units"]
     options = (facts["recipe"] or {}).get("options", {})
-    units = "1 unit" if n_units == 1 else f"{n_units:,} units"
+    examples, units = plural(data.get("n_examples") or 0, "example"), plural(n_units, "unit")
     return {
         "kind": f"fitted state, version {facts['version']}, {_size(facts['size_bytes'])}",
         "methods": ", ".join(facts["methods"]),
         "sites": f"{len(facts['sites'])}: {', '.join(facts['sites'])}",
-        "data": f"{data.get('n_examples', 0):,} examples{groups}, {units}",
+        "data": f"{examples}{groups}, {units}",
         "read with": ", ".join(f"{name}={value}" for name, value in options.items()),
         "not finite": f"rows were left out at {', '.join(dropped)}" if dropped else "",
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
@@ -195,19 +203,20 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
 def _store_words(facts: dict[str, Any]) -> dict[str, str]:
     """Return what a store holds, without fingerprints and tables."""
     model, sites = facts["model"] or {}, facts["sites"]
-    groups = f" in {facts['n_groups']:,} groups" if facts["grouped"] else ""
-    sets = f", {facts['n_data_sets']} data sets" if facts["n_data_sets"] > 1 else ""
-    units = f"{facts['n_units']:,} units of {facts['unit_size']}"
+    groups = f" in {plural(facts['n_groups'], 'group')}" if facts["grouped"] else ""
+    sets = f", {plural(facts['n_data_sets'], 'data set')}" if facts["n_data_sets"] > 1 else ""
+    units = f"{plural(facts['n_units'], 'unit')} of {facts['unit_size']}"
+    files = plural(facts["n_files"], "file")
     listed = ", ".join(f"{s['key']} ({s['dim']} {s['dtype']})" for s in sites)
     part = f"1 row of tokens or patches in {facts['every']}" if facts["every"] > 1 else ""
     return {
-        "kind": f"store of rows, {facts['n_files']:,} files, {_size(facts['size_bytes'])}",
+        "kind": f"store of rows, {files}, {_size(facts['size_bytes'])}",
         "sites": f"{len(sites)}: {listed}",
         "not in all": partial_sites(facts),
-        "data": f"{facts['n_examples']:,} examples{groups}, {units}{sets}",
+        "data": f"{plural(facts['n_examples'], 'example')}{groups}, {units}{sets}",
         "columns": ", ".join(f"{name} ({kind})" for name, kind in facts["columns"].items()),
         "kept": part,
-        "written": f"{facts['ranges_written']} ranges of units",
+        "written": f"{plural(facts['ranges_written'], 'range')} of units",
         "in use by": facts["in_use_by"] or "",
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
         "more": "--json prints fingerprints, plans and tables",

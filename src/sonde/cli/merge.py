@@ -8,6 +8,7 @@ import tyro
 
 from sonde.cli.console import note, say_json
 from sonde.cli.options import Printing, named
+from sonde.core.wording import plural
 
 
 @dataclass(frozen=True)
@@ -39,5 +40,6 @@ class Merge:
         identity = merged.save(self.output)
         if self.printing.json:
             say_json({"file": str(self.output), "id": identity, "data": merged.header["data"]})
-        note(f"wrote {self.output}: {merged.header['data']['n_examples']} examples{replaced}")
+        examples = plural(merged.header["data"]["n_examples"], "example")
+        note(f"wrote {self.output}: {examples}{replaced}")
         return 0

@@ -12,6 +12,7 @@ import tyro
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 
 Tick = Callable[[int], None]
 
@@ -140,15 +141,17 @@ def _line(name: str, value: str) -> list[str]:
 def _verdict(found: Any, root: Path, removed: list[Path]) -> str:
     n = len(found.faults)
     if not n:
-        return f"{root}: sound" + (f"; {len(removed)} left-over files removed" if removed else "")
-    faults = "1 fault" if n == 1 else f"{n} faults"
+        return f"{root}: sound" + (
+            f"; {plural(len(removed), 'left-over file')} removed" if removed else ""
+        )
+    faults = plural(n, "fault")
     again = (
         "write what is missing again with the command that wrote it"
         if found.kind in ("store of rows", "run directory")
         else "take it from a backup, or write it again"
     )
     if removed:
-        return f"{root}: {faults}; {len(removed)} files removed. Now {again}."
+        return f"{root}: {faults}; {plural(len(removed), 'file')} removed. Now {again}."
     repairable = any(fault.removes for fault in found.faults)
     return f"{root}: {faults}. " + (
         f"`sonde verify {root} --repair` removes what is damaged."

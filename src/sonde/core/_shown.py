@@ -8,6 +8,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from sonde.core.wording import plural
+
 MOST_ROWS = 20
 LONGEST = 40
 """Letters of a nested value that are still written out."""
@@ -34,7 +36,7 @@ def places(names: Sequence[str]) -> str:
     """
     few = len(names) <= MOST_SITES
     listed = ", ".join(names) if few else f"{', '.join(names[:2])} ... {names[-1]}"
-    return f"{len(names)} site{'' if len(names) == 1 else 's'}: {listed}"
+    return f"{plural(len(names), 'site')}: {listed}"
 
 
 def one_line(result: Any) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from sonde.core._shown import OneLine
+from sonde.core.wording import plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,4 +127,4 @@ class Inputs(OneLine, ABC):
         return len(self.group_keys)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self):,} examples)"
+        return f"{type(self).__name__}({plural(len(self), 'example')})"

@@ -11,6 +11,7 @@ from sonde.core._shown import OneLine, places
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.plan import UNIT_SIZE, unit_bounds
+from sonde.core.wording import plural
 
 if TYPE_CHECKING:
     from sonde.core.array_stream import ArrayStream
@@ -74,7 +75,7 @@ class Stream(OneLine, ABC):
 
     def __repr__(self) -> str:
         sites = places([f"{site.key} ({site.dim})" for site in self.schema])
-        return f"{type(self).__name__}({len(self):,} examples, {sites})"
+        return f"{type(self).__name__}({plural(len(self), 'example')}, {sites})"
 
     def __iter__(self) -> Iterator[Batch]:
         bounds = self.units()

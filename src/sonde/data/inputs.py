@@ -11,6 +11,7 @@ import torch
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs
+from sonde.core.wording import plural
 from sonde.data.columns import Layout
 from sonde.data.encoder import Collated, Encoder, Prepared
 from sonde.data.listing import Listing
@@ -96,18 +97,20 @@ class ItemInputs(Inputs):
         listing = self.listing
         if listing.n_chunked:
             found.append(
-                f"{listing.n_chunked:,} of {listing.n_items:,} texts are longer than the "
-                "context and were "
-                "cut into chunks of one group (--long chunk)."
+                f"{listing.n_chunked:,} of {plural(listing.n_items, 'text')} "
+                f"{'is' if listing.n_chunked == 1 else 'are'} longer than the context, cut into "
+                "chunks of one group (--long chunk)."
             )
         if listing.n_truncated:
             found.append(
-                f"{listing.n_truncated:,} of {listing.n_items:,} texts were cut off at the context."
+                f"{listing.n_truncated:,} of {plural(listing.n_items, 'text')} "
+                f"{'was' if listing.n_truncated == 1 else 'were'} cut off at the context."
             )
         if self.n_skipped:
             reasons = "; ".join([*listing.skipped, *self._broken.values()][:3])
             found.append(
-                f"{self.n_skipped:,} items were skipped{': ' + reasons if reasons else ''}."
+                f"{plural(self.n_skipped, 'item was', 'items were')} skipped"
+                f"{': ' + reasons if reasons else ''}."
             )
         if listing.labels.reason:
             found.append(f"{listing.labels.reason[0].upper()}{listing.labels.reason[1:]}.")

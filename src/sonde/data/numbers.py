@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import tensor_key
+from sonde.core.wording import plural
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.sources import Row
 from sonde.data.tensors import stacked
@@ -67,7 +68,8 @@ class NumbersEncoder(Encoder):
         shown = ", ".join(self.columns[:SHOWN_COLUMNS])
         more = len(self.columns) - SHOWN_COLUMNS
         rest = f" and {more} more" if more > 0 else ""
-        return [f"{len(self.columns)} columns of numbers are one vector: {shown}{rest}."]
+        many = plural(len(self.columns), "column of numbers is", "columns of numbers are")
+        return [f"{many} one vector: {shown}{rest}."]
 
     def _vector(self, row: Row) -> Float[Tensor, "dim"]:
         return torch.tensor([_number(row.get(n), n) for n in self.columns], dtype=torch.float64)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from sonde.core.wording import plural as plural
+
 LONGEST = 240
 
 
@@ -36,17 +38,6 @@ def percent(share: float, digits: int = 2) -> str:
     ('0.92 %', '99 %', '99.9 %', '100 %')
     """
     return f"{number(100 * share, digits)} %"
-
-
-def plural(count: int, noun: str, many: str = "") -> str:
-    """Return a count with its noun.
-
-    Examples
-    --------
-    >>> plural(1, "row"), plural(1797, "row"), plural(2, "class", "classes")
-    ('1 row', '1,797 rows', '2 classes')
-    """
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def listed(names: Sequence[str], at_most: int = 3) -> str:

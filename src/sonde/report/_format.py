@@ -5,6 +5,8 @@ import re
 import unicodedata
 from typing import Any
 
+from sonde.core.wording import plural as plural
+
 # Figures come from JSON, where 1 and 1.0 are one number.
 Real = float | int
 
@@ -80,17 +82,6 @@ def interval(figure: dict[str, Any]) -> str:
         return text
     low, high = (quantity(figure[end], figure["unit"]) for end in ("low", "high"))
     return f"{text} ({low} to {high})"
-
-
-def plural(count: int, noun: str, many: str = "") -> str:
-    """Return a count with its noun.
-
-    Examples
-    --------
-    >>> plural(1, "row"), plural(1797, "row"), plural(2, "box", "boxes")
-    ('1 row', '1,797 rows', '2 boxes')
-    """
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def size(n_bytes: int | None) -> str:

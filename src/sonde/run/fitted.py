@@ -3,6 +3,7 @@
 Only states are stored; results, scorers and later passes are rebuilt from them.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,12 +20,15 @@ from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
 from sonde.core.state import canonical_json, digest, require_finite
 from sonde.core.statefile import read_header, read_state, state_type, write_state
+from sonde.core.wording import plural
 from sonde.run._group_counts import damaged_counts
 from sonde.run._soundness import check_states
 from sonde.run.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
 from sonde.run.stages import has_stages, last_task, next_tasks
 from sonde.run.tasks import ErrorSample, requests_of
 from sonde.stats import Calibrated
+
+_log = logging.getLogger("sonde")
 
 MOST_NAMED = 8
 
@@ -80,7 +84,7 @@ class Fitted:
         words = words if len(words) <= MOST_NAMED else [*words[:MOST_NAMED], "..."]
         held = "" if self.split is None else f", {self.split.held:.0%} held out"
         where = places([site["text"] for site in self.header["sites"]])
-        data = f"{self.header['data']['n_examples']:,} examples{held}"
+        data = f"{plural(self.header['data']['n_examples'], 'example')}{held}"
         return f"Fitted({', '.join(words)} at {where}; {data})"
 
     @cached_property
@@ -218,7 +222,9 @@ class Fitted:
         _, states = read_state(path, _types(wanted))
         check_states(states, path)
         kept = {k: v for k, v in header.items() if k not in ("entries", "split", "sample")}
-        return cls(tuple(tasks), states, kept, split, sample, further)
+        found = cls(tuple(tasks), states, kept, split, sample, further)
+        _log.info("%s: %r", path, found)
+        return found
 
     def merge(self, other: "Fitted") -> "Fitted":
         """Return the bundle of both sets of units.

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from sonde.core.wording import plural
+
 LONG_SECONDS = 20.0
 VERY_LONG_SECONDS = 60.0
 
@@ -118,7 +120,7 @@ class Bar:
             memory = f", states take {gib(self._state_bytes)}" if self._state_bytes else ""
             about = "up to" if first else "about"
             sys.stderr.write(
-                f"{self._label}: {about} {duration(left)} more for {self._total:,} examples"
+                f"{self._label}: {about} {duration(left)} more for {plural(self._total, 'example')}"
                 f"{memory}{'; Ctrl-C keeps what is done' if self._keeps else ''}.\n"
             )
 
