@@ -125,6 +125,18 @@ def test_a_factory_is_called(tmp_path, monkeypatch):
         load("my_nots:net")
     with pytest.raises(errors.InputError, match=r"expected my_nets:wrong\(\) to return"):
         load("my_nets:wrong")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(errors.InputError, match=r"file my_nets.py:net. Start with my_nets:"):
+        load("my_nets.py:net")
+    with pytest.raises(errors.InputError, match=r"Start in sub/ with my_nets:net\."):
+        load("sub/my_nets.py:net")
+    with pytest.raises(errors.InputError, match=r"got the file my_nets.py. Add :FACTORY"):
+        load("my_nets.py")
+    (tmp_path / "net.pt").write_bytes(b"x")
+    with pytest.raises(errors.InputError, match=r"pickle.*safetensors beside a config.*factory"):
+        load("net.pt")
+    with pytest.raises(errors.InputError, match=r"no such file: nat.pt. Did you mean net.pt"):
+        load("nat.pt")
 
 
 def test_nothing_is_written_to_the_terminal(bert, capfd):

@@ -54,8 +54,8 @@ def run_command(word: str, arguments: list[str]) -> int:
     command = _parsed(word, arguments)
     if isinstance(command, int):
         return command
-    debug = bool(getattr(command.printing, "debug", False))
-    _configure(debug)
+    debug = bool(command.printing.debug)
+    _configure(debug, command.printing.verbose)
     try:
         code = int(command.run())
         sys.stdout.flush()
@@ -128,12 +128,13 @@ def _kept(command: Any) -> Path | None:
     return directory if is_run(directory) else None
 
 
-def _configure(debug: bool) -> None:
-    """Log warnings of ours on one line each; everything with ``--debug``."""
+def _configure(debug: bool, verbose: bool) -> None:
+    """Log warnings of ours on one line each; what is read with ``-v``, all with ``--debug``."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("sonde").setLevel(logging.DEBUG if debug else logging.WARNING)
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.getLogger("sonde").setLevel(level)
     if not debug:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", SondeWarning)

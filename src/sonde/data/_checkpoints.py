@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, near
 
 FACTORY = (
     "on the command line, name a factory that returns module and processor (package.module:factory)"
@@ -17,6 +17,7 @@ LIVE = (
 )
 MAX_CONFIG_BYTES = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MODEL_FILES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".onnx", ".safetensors")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 HUB_LEFT_OUT = ("*/*", "consolidated*")
 
@@ -34,6 +35,9 @@ def checkpoint_directory(name: str, trust_remote_code: bool) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         raise InputError(_about_file(path))
+    if path.suffix in MODEL_FILES and not path.exists():
+        known = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"load: no such file: {name}.{near(path.name, known)}")
     if not path.is_dir():
         path = _fetch(name, trust_remote_code)
     _refuse(path, name)
@@ -72,9 +76,11 @@ def _about_file(path: Path) -> str:
     if any(path.match(p) for p in PICKLES):
         return (
             f"load: {path} is a pickle, which can run any code when it is opened; it is not "
-            "loaded. "
-            "Save the model with save_pretrained (safetensors), or pass a live module."
+            "loaded. Save its weights as safetensors beside a config.json (save_pretrained), or "
+            f"{FACTORY}."
         )
+    if path.suffix == ".py":
+        return f"load: expected package.module:factory, got the file {path}. Add :FACTORY to it."
     return (
         f"load: expected a model directory, got the file {path}. Pass the directory that holds it."
     )

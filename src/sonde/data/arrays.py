@@ -1,6 +1,7 @@
 """Arrays in ``.npy``, ``.npz`` and ``.safetensors`` files: a model's input, or features."""
 
 import json
+import logging
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,12 @@ import torch
 
 from sonde.core.errors import InputError, SiteError, SondeWarning, near
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.data.iterables import ArrayRows
 from sonde.data.labels import LabelColumn
 from sonde.data.sources import Source
+
+_log = logging.getLogger("sonde")
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 COLUMNS = ("label", "group", "group_key", "id", "key", "pair", "side")
@@ -100,6 +104,8 @@ def open_arrays(
         )
     if not next(iter(rows.values())):
         raise InputError(f"open_arrays: {path} is empty: its arrays have no row.")
+    n_rows = plural(len(next(iter(chosen.values()))), "row")
+    _log.info("data %s: %s of %s", path, n_rows, ", ".join(chosen))
     return Stream.of(
         chosen,
         label=None if label is None else _labels(arrays[label], label, path),

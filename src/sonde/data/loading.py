@@ -6,6 +6,7 @@ for this call, and a checkpoint that does not fill every parameter is an error.
 
 import importlib
 import importlib.util
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -23,9 +24,12 @@ from sonde.data._quiet import quiet
 from sonde.data.processors import load_processor
 from sonde.data.shipped import is_shipped, model_directory
 
+_log = logging.getLogger("sonde")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+_CODE_FILE = re.compile(r"^(?P<folder>.*/)?(?P<stem>[A-Za-z_]\w*)\.py:(?P<factory>[A-Za-z_]\w*)$")
 _LATER_INPUTS = {
     "input_values": "audio",
     "input_features": "audio",
@@ -69,17 +73,43 @@ def load(
         )
     if isinstance(model, Model | nn.Module):
         return _live(model, device, dtype, processor)
-    name = str(model)
+    found = _named(str(model), device, dtype, trust_remote_code, processor)
+    _log.info("model %s: %s", found.name, _described(found.module))
+    return found
+
+
+def _named(name: str, device: str, dtype: str, trust_remote_code: bool, processor: Any) -> Model:
     if is_shipped(name):
         directory = model_directory(name)
         return replace(_from_directory(directory, device, dtype, False, processor), name=name)
-    if isinstance(model, str) and _FACTORY.match(name) and not Path(name).exists():
-        return _from_factory(name, device, dtype, processor)
+    if not Path(name).exists():
+        _refuse_file_of_code(name)
+        if _FACTORY.match(name):
+            return _from_factory(name, device, dtype, processor)
     with quiet():
         directory = checkpoint_directory(name, trust_remote_code)
     return replace(
         _from_directory(directory, device, dtype, trust_remote_code, processor), name=name
     )
+
+
+def _described(module: nn.Module) -> str:
+    """Return class, number of parameters, type and place of a module."""
+    first = next(module.parameters(), None)
+    where = "" if first is None else f", {str(first.dtype)[6:]} on {first.device}"
+    size = sum(p.numel() for p in module.parameters())
+    return f"{type(module).__name__}, {size:,} parameters{where}"
+
+
+def _refuse_file_of_code(name: str) -> None:
+    """Refuse ``nets.py:make`` with the word that means it."""
+    found = _CODE_FILE.match(name)
+    if found is not None:
+        folder = f"in {found['folder']} " if found["folder"] else ""
+        raise InputError(
+            f"load: expected package.module:factory, got the file {name}. Start {folder}with "
+            f"{found['stem']}:{found['factory']}."
+        )
 
 
 def task_of(module: nn.Module) -> str:

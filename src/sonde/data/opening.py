@@ -1,5 +1,6 @@
 """From a user's word for data to ``Inputs`` for one model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +10,7 @@ import torch
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
+from sonde.core.wording import plural
 from sonde.data import hub
 from sonde.data.arrays import ARRAY_SUFFIXES, array_source
 from sonde.data.columns import Flags, Layout, Sample, layout
@@ -23,6 +25,8 @@ from sonde.data.sources import Source
 from sonde.data.span import span_of
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
 from sonde.data.text import Long
+
+_log = logging.getLogger("sonde")
 
 LONG: tuple[Long, ...] = get_args(Long)
 TABLES = {
@@ -122,6 +126,9 @@ def open_inputs(
         batch_size_for(model, listing, encoder, logits, new_tokens, beams)
         if batch_size == "auto"
         else int(batch_size)
+    )
+    _log.info(
+        "data %s: %s, %s in a forward", source.name, plural(len(listing.label), "example"), size
     )
     typed = {
         "text_column": text_column,

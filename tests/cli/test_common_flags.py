@@ -1,0 +1,65 @@
+"""Flags that all commands share, and what is read, told with -v."""
+
+import logging
+import re
+from dataclasses import fields
+from typing import get_type_hints
+
+import pytest
+
+from sonde.cli._usage import _flags
+from sonde.cli.commands import COMMANDS
+from sonde.cli.options import Reading
+
+PRINTED = {"--json", "--quiet", "--verbose", "-v", "--no-color", "--debug"}
+READ = {
+    "--device", "--dtype", "--batch-size", "--limit", "--max-length", "--text-column", "--seed",
+    "--label-column", "--image-column", "--sites", "--reducer", "--trust-remote-code",
+    "--threads", "--workers",
+}  # fmt: skip
+LACKING = {"calibrate": {"--threads", "--workers"}, "evaluate": {"--threads", "--workers"}}
+
+
+def reads(word: str) -> bool:
+    return Reading in get_type_hints(COMMANDS[word]).values()
+
+
+@pytest.mark.parametrize("word", COMMANDS)
+def test_every_command_has_the_common_flags(word):
+    wanted = PRINTED | (READ - LACKING.get(word, set()) if reads(word) else set())
+    assert wanted - dict(_flags(COMMANDS[word])).keys() == set()
+    assert "printing" in {f.name for f in fields(COMMANDS[word])}
+
+
+def test_what_reads_a_model_is_known():
+    assert {word for word in COMMANDS if reads(word)} == {
+        "scan", "read", "fit", "calibrate", "score", "evaluate",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_is_read_is_told_with_v(run, place, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    probe, more = place / "probe.sonde", place / "plain.npz"
+    both = place / "rows.npz", place / "other.npz"
+    told = {
+        f"scan - {more}": "data .*plain.npz: 120 rows of a",
+        f"read - {more} -o acts": "data .*plain.npz: 120 rows of a",
+        f"fit covariance - {more} -o a.sonde": "data .*plain.npz: 120 rows of a",
+        f"fit covariance - {place / 'more.npz'} -o b.sonde": "data .*more.npz: 120 rows of a",
+        f"score {probe} - {both[1]}": "probe.sonde: Fitted.mahalanobis",
+        f"calibrate {probe} - {both[1]} -o c.sonde": "data .*other.npz: 90 rows of a, b",
+        f"evaluate {probe} - {both[0]} {both[1]}": "data .*rows.npz: 240 rows of a, b",
+        "merge a.sonde b.sonde -o both.sonde": "b.sonde: Fitted.covariance",
+        "drift a.sonde b.sonde --methods hotelling": "b.sonde: Fitted.covariance",
+        "fit mahalanobis sonde:digits sonde:digits/test --limit 40 -o d.sonde": (
+            "model sonde:digits: ViTForImageClassification, .* parameters, float32 on cpu"
+        ),
+    }
+    for words, line in told.items():
+        for flag, is_told in (("-v", True), ("--quiet", False)):
+            caplog.clear()
+            ran = run(*words.split(), flag)
+            assert ran.code == 0, ran.err
+            found = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+            assert any(re.search(line, text) for text in found) == is_told, found
