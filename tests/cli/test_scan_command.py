@@ -98,6 +98,24 @@ def test_moved_thresholds_change_the_verdict_and_are_printed(run, place):
     assert found["provenance"]["thresholds"] == {"SND009.warning": 1000}
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "knn.kk=3"], "no finding has the code 'KNN'"),
+        (["--set", "SND009.warnin=3"], "SND009 has no threshold 'warnin'. Did you mean warning"),
+        (["--ignore", "SND900"], "no finding has the code 'SND900'"),
+        (["--only", "SND900"], "no finding has the code 'SND900'"),
+        (["--detectors", "nac", "--versus", "sonde:digits/test", "--set", "A.b=1"], "code 'A'"),
+    ],
+)
+def test_codes_and_thresholds_are_checked_before_a_model_is_loaded(run, monkeypatch, words, said):
+    def loads(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("sonde.data.load", loads)
+    assert said in run("scan", "sonde:digits", "sonde:digits/test", *words).error()
+
+
 def test_what_is_withheld_is_counted_once_causes_are_settled(half_nan):
     found = half_nan
     finding = next(f for f in found["findings"] if f["code"] == "SND009")

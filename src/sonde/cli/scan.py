@@ -102,6 +102,7 @@ class Scan:
             check_writable(self.output)
             directory = beside(self.output)
         self.running.check(directory)
+        settings = self._settings(directory, gate)
         model, data = self._source()
         again = Again(self.model, self.data or None, self.reading.typed(), is_command=True)
         with dropped_on_error(directory):
@@ -109,7 +110,7 @@ class Scan:
                 model,
                 data,
                 self.versus,
-                settings=self._settings(directory, gate),
+                settings=settings,
                 again=again,
                 **self.reading.site_options(),
                 **self.reading.data_options(),

@@ -13,7 +13,6 @@ from sonde.core.errors import InputError
 from sonde.core.plan import Plan, Split, groups_are_whole
 from sonde.core.requests import Request, Task, requests
 from sonde.core.stream import Stream
-from sonde.findings.catalogue import check_code, rules
 from sonde.findings.causes import settle
 from sonde.findings.detectors import chosen_detectors, fitted_scorers, name_of
 from sonde.findings.evidence import DataEvidence, Evidence
@@ -97,7 +96,7 @@ def scan_stream(
         If a data set is empty, or both are the same.
     """
     settings = settings or ScanSettings()
-    chosen = _chosen(settings)
+    chosen = settings.rules()
     began = time.monotonic()
     data = data_evidence(stream, name, limited)
     other_data = None if other is None else data_evidence(other, other_name, limited)
@@ -344,13 +343,3 @@ def _against(
         asked=asked,
     )
     return replace(evidence, versus=versus)
-
-
-def _chosen(settings: ScanSettings) -> list[Rule]:
-    every = rules(settings.thresholds)
-    for entry in settings.ignore:
-        check_code(entry.partition("@")[0])
-    if not settings.only:
-        return every
-    only = {check_code(code) for code in settings.only}
-    return [rule for rule in every if rule.code in only]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sonde.core.instrument import Detector
 from sonde.core.plan import UNIT_SIZE
+from sonde.findings.catalogue import check_code, rules
+from sonde.findings.rule import Rule
 from sonde.run.crew import Crew, Runner
 
 
@@ -76,6 +78,23 @@ class ScanSettings:
     hash_ids: bool = False
     fail_on: tuple[str, ...] = ()
     command: str = ""
+
+    def __post_init__(self) -> None:
+        self.rules()
+
+    def rules(self) -> list[Rule]:
+        """Return the rules that look, with the thresholds that were moved.
+
+        Raises
+        ------
+        InputError
+            If a code or a threshold does not exist.
+        """
+        every = rules(self.thresholds)
+        for entry in self.ignore:
+            check_code(entry.partition("@")[0])
+        only = {check_code(code) for code in self.only}
+        return [rule for rule in every if not only or rule.code in only]
 
     @property
     def crew(self) -> Crew:
