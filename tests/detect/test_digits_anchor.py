@@ -12,6 +12,7 @@ from sonde.core.instrument import score_needs
 from sonde.detect import COSTARR, KNN, NAC, Energy, Mahalanobis, RelativeMahalanobis, ViM
 from sonde.stats.auroc import auroc
 
+pytestmark = pytest.mark.filterwarnings("ignore:NAC. in .* cover an outer bin")
 SEEDS, FIT, HELD = 5, 500, 250
 BAND = 0.05
 

@@ -84,7 +84,19 @@ def test_rebinned():
     edges = torch.tensor([-2.0, -0.5, 0.25, 1.0])
     state = LogHistogram().observe(X)
     want = Histogram(edges.double()).observe(X).counts
-    assert torch.equal(state.rebinned(edges), want)
+    assert torch.equal(state.rebinned(edges), want.double())
+
+
+@pytest.mark.truth("counted from the rows")
+def test_rebinned_shares_the_bins_that_an_edge_cuts():
+    x = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x[:500] = 0.0
+    edges = torch.tensor([-0.9, -0.55, -1e-20, 0.0, 1e-20, 0.31, 0.33, 0.35, 5.0])
+    found = LogHistogram().observe(x).rebinned(edges)
+    want = torch.diff((x[:, :, None] < edges).sum(0), prepend=torch.zeros(2, 1).long())
+    torch.testing.assert_close(found[:, :-1], want.double(), atol=12, rtol=0)
+    assert found[:, 4].tolist() == pytest.approx([500.0, 500.0])
+    assert found.sum(1).tolist() == pytest.approx([4000.0, 4000.0])
 
 
 @pytest.mark.truth("collections of tuples")

@@ -4,6 +4,7 @@ A unit's state is its output times its influence on the decision, so it needs gr
 with ``objective="kl_uniform"``. Fit and score cost a forward and a backward pass.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
@@ -97,12 +98,15 @@ class NAC(Detector):
     State of a unit: ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
     of the prediction from uniform. Coverage of a bin: rows in it over ``fill`` of all rows, at
     most 1. Score: ``1 - mean_u coverage``. Seen from ``o g`` the bins are ``logit(t) / alpha``;
-    ``"auto"`` chooses ``alpha`` so that they span the bulk, ``2 / median_u q90(|o g|)`` over
-    living units.
+    The outer bins are open: where these are covered, a state beyond all that was fitted counts as
+    usual. ``"auto"`` chooses ``alpha`` so that the typical unit's hold ``fill / n_bins`` of the
+    rows: ``2 / median_u q(|o g|)`` over living units, ``q`` at ``1 - fill / n_bins``.
 
     Range        [0, 1]; higher = more unusual. Few distinct values where there are few units.
     Cost         forward and backward; state 4 KB per unit (auto) or 8 n_bins bytes; O(dim) per row.
-    Assumes      a gradient that sums over rows (never a mean), the model in eval mode.
+    Assumes      a gradient that sums over rows (never a mean), the model in eval mode. A number as
+                 ``alpha`` must suit the size of ``o g``: flag ``saturated`` where the outer bins of
+                 most units are covered, ``coarse`` where only the two in the middle are used.
     Differs      from the paper: ``fill`` is a share of the rows, ``alpha`` needs no unusual data.
 
     Parameters
@@ -112,7 +116,7 @@ class NAC(Detector):
     fill : float, default=0.05
         Share of the rows from which on a bin counts as fully covered.
     alpha : float or "auto", default="auto"
-        Steepness. "auto" re-bins a logarithmic histogram, off by at most a factor 2^(1/4) per edge.
+        Steepness. "auto" re-bins a logarithmic histogram, whose bins are a factor 2^(1/4) wide.
 
     Examples
     --------
@@ -131,7 +135,7 @@ class NAC(Detector):
     fill: float = 0.05
     alpha: float | Literal["auto"] = "auto"
     paper: ClassVar[str] = "liu2024nac"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 10, "alpha": 1.0})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 10, "alpha": 0.1})
 
     def __post_init__(self) -> None:
         if self.n_bins < 4 or self.n_bins % 2:
@@ -151,15 +155,15 @@ class NAC(Detector):
 
     def result(self, influence: LogHistogramState | InfluenceCountsState) -> NACScorer:
         """Choose the steepness, count on the grid, cap the counts."""
-        alpha, flags = self.alpha, ()
+        full = max(1, round(self.fill * influence.n))
         if isinstance(influence, LogHistogramState):
-            alpha, flags = _steepness(influence)
+            alpha, flags = _steepness(influence, 1.0 - self.fill / self.n_bins)
             edges = influence_edges(alpha, self.n_bins)
             counts = influence.rebinned(edges)
         else:
-            assert not isinstance(alpha, str)  # reads takes the other state then
-            edges, counts = influence_edges(alpha, self.n_bins), influence.counts
-        full = max(1, round(self.fill * influence.n))
+            assert not isinstance(self.alpha, str)  # reads takes the other state then
+            alpha, counts = self.alpha, influence.counts
+            edges, flags = influence_edges(alpha, self.n_bins), _unfit(counts, full)
         coverage = (counts.float() / full).clamp(max=1.0)
         return NACScorer(
             value=float(coverage.mean()),
@@ -178,11 +182,11 @@ class NAC(Detector):
         )
 
 
-def _steepness(influence: LogHistogramState) -> tuple[float, tuple[str, ...]]:
-    """Return the steepness at which the grid spans the bulk, and a flag where nothing varies."""
+def _steepness(influence: LogHistogramState, share: float) -> tuple[float, tuple[str, ...]]:
+    """Return the steepness at which the grid spans a share, and a flag where nothing varies."""
     varies = influence.counts.amax(1) < influence.n
-    for share in (0.9, 0.99, 1.0):
-        reach = influence.quantile(share, absolute=True)
+    for reached in (share, 1.0):
+        reach = influence.quantile(reached, absolute=True)
         living = reach[varies & (reach > 0)]
         if len(living):
             typical = float(living.median())
@@ -190,7 +194,24 @@ def _steepness(influence: LogHistogramState) -> tuple[float, tuple[str, ...]]:
                 raise StateError(
                     "NAC: expected output times gradient of a size that alpha='auto' can see, got "
                     f"at most {LEAST_INFLUENCE:.0e} in most units. Give a number as alpha, such as "
-                    "2 over the size of nine of ten of these products."
+                    "2 over the largest of these products in most units."
                 )
             return 2.0 / typical, ("clipped",) if typical <= CLIPPED_BELOW else ()
     return 1.0, ("dead",)
+
+
+def _unfit(counts: Int[Tensor, "dim bin"], full: int) -> tuple[str, ...]:
+    """Return a flag where the given steepness does not suit most units."""
+    middle = counts.shape[1] // 2
+    is_covered = counts[:, [0, -1]].amax(1) >= max(full, 2)  # one row is no evidence
+    if is_covered.double().mean() > 0.5:
+        warnings.warn(
+            f"NAC: in {int(is_covered.sum())} of {len(counts)} units the fitted rows cover an "
+            "outer bin, and with it all that lies beyond: unusual rows may score as usual. Lower "
+            "alpha, or use 'auto'.",
+            SondeWarning,
+            stacklevel=3,
+        )
+        return ("saturated",)
+    in_middle = counts[:, middle - 1 : middle + 1].sum(1) == counts.sum(1)
+    return ("coarse",) if in_middle.double().mean() > 0.5 else ()

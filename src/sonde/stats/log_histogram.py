@@ -67,14 +67,20 @@ class LogHistogramState(State):
         reached = counts.cumsum(1) >= max(q * self.n, 1)
         return centres.to(counts.device)[reached.int().argmax(1)]
 
-    def rebinned(self, edges: Float[Tensor, "edge"]) -> Int[Tensor, "dim bin2"]:
-        """Return the counts between other edges, each bin moved whole by its centre.
-
-        An edge is off by at most one bin, a factor of ``2**(1/4)``.
-        """
-        to = torch.bucketize(log_centres(), edges.double().cpu(), right=True).to(self.counts.device)
-        out = self.counts.new_zeros(len(self.counts), len(edges) + 1)
-        return out.index_add_(1, to, self.counts)
+    def rebinned(self, edges: Float[Tensor, "edge"]) -> Float[Tensor, "dim bin2"]:
+        """Return the counts between other edges, as if the rows of a bin lay evenly in it."""
+        up = 2.0 ** (LOW + torch.arange(_SIDE + 1, dtype=torch.float64) / SUB)
+        left = torch.cat([-up[1:].flip(0), up.new_zeros(1), up[:-1]])
+        nothing = up.new_full((1,), torch.finfo(up.dtype).tiny)  # zeros have a bin without a width
+        right = torch.cat([-up[:-1].flip(0), nothing, up[1:]])
+        edges = edges.double().cpu()
+        cut = torch.bucketize(edges, right, right=True).clamp(max=BINS - 1)
+        above = ((right[cut] - edges) / (right[cut] - left[cut])).clamp(0.0, 1.0)
+        counts = self.counts.double()
+        cut, above = cut.to(counts.device), above.to(counts.device)
+        below = counts.cumsum(1)[:, cut] - counts[:, cut] * above
+        none = counts.new_zeros(len(counts), 1)
+        return torch.diff(below, prepend=none, append=none + self.n)
 
 
 @final
