@@ -1,5 +1,7 @@
 """A guard at the encoder of an encoder-decoder, which ``generate`` runs once and by itself."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import BartConfig, BartForSequenceClassification
@@ -99,7 +101,7 @@ def test_only_the_output_of_the_run_that_was_seen_counts(model, probes):
 
 def test_no_gradient_reaches_an_encoder_that_ran_alone():
     torch.manual_seed(0)
-    sides = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    sides: dict[str, Any] = dict.fromkeys(("encoder_layers", "encoder_attention_heads"), 2)
     sides |= {name.replace("encoder", "decoder"): size for name, size in sides.items()}
     config = BartConfig(vocab_size=61, d_model=16, eos_token_id=2, **sides)
     module = BartForSequenceClassification(config).eval()

@@ -9,9 +9,8 @@ from torch import Tensor
 
 import sonde
 from scan._zoo import Items, digit_net, digits, quiet
-from sonde.core.errors import InputError
 from sonde.core.stream import Stream
-from sonde.detect import KNN, MSP, NAC, SHE, Mahalanobis, PaDiM, SimpleNet, ViM
+from sonde.detect import KNN, MSP, Mahalanobis
 from sonde.findings.scan import scan_stream
 from sonde.findings.versus import versus_section
 from sonde.report import Report
@@ -112,24 +111,6 @@ def test_chosen_detectors_are_shown_at_every_site(tmp_path: Path) -> None:
     first = [far[method, min(sites)] for method in ("Mahalanobis", "KNN")]
     assert all(row["auroc"] > 0.99 and row["low"] > 0.95 for row in first)
     assert all(row["low"] < 0.5 < row["high"] for row in near.values())
-
-
-@pytest.mark.parametrize(
-    ("detector", "why"),
-    [
-        (NAC(), "reads gradients"),
-        (SimpleNet(), "learns in several passes"),
-        (ViM(), "reads the input of the model's final layer"),
-        (SHE(), "reads the input of the model's final layer"),
-        (PaDiM(), "scores by position"),
-    ],
-)
-def test_detectors_that_a_scan_cannot_fit_are_refused(detector: Any, why: str) -> None:
-    net = digit_net("relu-mlp", SEED, trained=False)[0]
-    settings = replace(quiet(), detectors=(detector,))
-    data, other = halves(0)
-    with pytest.raises(InputError, match=why):
-        sonde.scan(net, rows(data[:50], "a"), rows(other[:50], "b"), settings=settings)
 
 
 def test_a_site_too_wide_for_a_full_covariance_is_named_without_a_figure() -> None:

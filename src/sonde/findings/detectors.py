@@ -2,19 +2,25 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SondeError
 from sonde.core.instrument import Detector, score_needs
 from sonde.core.passes import states_of
+from sonde.core.perturbation import Perturbation
 from sonde.core.plan import Split
 from sonde.core.requests import States, Task
 from sonde.core.site import HEAD_INPUT
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL
+from sonde.run._asked import at_head, head_sites
+from sonde.run.catalogue import snake_case
 from sonde.stats import Calibrated, CalibratedScorer
+from sonde.tap import LiveStream
 
 _log = logging.getLogger("sonde")
 
@@ -23,6 +29,8 @@ SCAN_NEIGHBOURS = 2048
 
 def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> list[tuple[Task, bool]]:
     """Return every detector at every pooled site, those of logits alone at the last.
+
+    Those of the final linear layer stand where its input was read.
 
     With each, whether it will be fitted: not where a full covariance would be too wide.
     """
@@ -33,36 +41,67 @@ def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> list[tuple[T
     if len(set(names)) < len(names):
         raise InputError(f"scan: expected each detector once, got {', '.join(names)}.")
     found: list[tuple[Task, bool]] = []
+    heads = _heads(chosen, stream)
     for method in chosen:
-        _check_alone(method)
-        sites = pooled if "x" in score_needs(method) else pooled[-1:]
-        for s in sites:
+        _check_single_pass(method)
+        for s in _sites_of(method, pooled, heads):
             fits = s.dim <= WIDEST_FULL or not isinstance(method, Mahalanobis)
             found.append((Task(Calibrated(method), (s.key,)), fits))
     return found
 
 
-def _check_alone(method: Detector) -> None:
-    """Refuse a detector that one pass over rows of one site cannot fit, or cannot score."""
+def with_columns_of(stream: LiveStream, chosen: Sequence[Detector]) -> LiveStream:
+    """Return a stream that also brings what detectors score: moved inputs, the head's input."""
+    steps = [method.reading()["perturb"] for method in chosen if "perturb" in method.reading()]
+    if steps:
+        stream = replace(stream, perturb=Perturbation.from_json(steps[0]))
+    if any(map(at_head, chosen)) and not _heads(chosen, stream):
+        stream = replace(stream, sites=(*stream.sites, HEAD_INPUT))
+    return stream
+
+
+def _heads(chosen: Sequence[Detector], stream: Stream) -> set[str]:
+    """Return the sites of pooled rows that enter the final linear layer."""
+    return {key for key in head_sites(chosen, stream) or () if "|" not in key}
+
+
+def _sites_of(method: Detector, pooled: list[SiteSchema], heads: set[str]) -> list[SiteSchema]:
+    """Return where a detector is fitted: everywhere, at the final layer, or once for the logits."""
+    if not at_head(method):
+        return pooled if "x" in score_needs(method) else pooled[-1:]
+    if not heads:
+        raise InputError(
+            f"scan: {type(method).__name__} reads the input of the model's final linear layer, of "
+            "which these rows know none. Scan a live classifier, or leave the detector out."
+        )
+    return [s for s in pooled if s.key in heads][-1:]
+
+
+def _check_single_pass(method: Detector) -> None:
+    """Refuse a detector that one forward pass over rows of one site cannot fit, or cannot score."""
     reads = method.all_reads().values()
     needs = {*score_needs(method), *(n for read in reads for n in read.statistic.needs())}
+    strange = sorted(set(score_needs(method)) - {"x", *SAMPLED_COLUMNS})
+    reducer = method.reading().get("reducer", "")
     why = ""
     if method.span != "one":
         why = "reads several sites at once"
     elif "grad" in needs:
-        why = "reads gradients"
-    elif "head" in needs or method.reading().get("sites") == HEAD_INPUT:
-        why = "reads the input of the model's final layer"
-    elif not set(score_needs(method)) <= {"x", *SAMPLED_COLUMNS}:
-        why = f"scores by {', '.join(sorted(set(score_needs(method)) - {'x', *SAMPLED_COLUMNS}))}"
-    elif type(method).then is not Detector.then:
-        why = "is fitted in several passes"
+        why = "takes gradients"
     elif any(read.statistic.merging == "none" for read in reads):
         why = "learns in several passes"
+    elif strange:
+        why = f"scores by {', '.join(strange)}"
+    elif reducer == "predictions":
+        why = "scores tokens by how they were predicted"
+    elif type(method).then is not Detector.then:
+        why = "is fitted in several passes"
     if why:
+        word = snake_case(type(method).__name__)
         raise InputError(
-            f"scan: {type(method).__name__} {why}; a scan fits detectors on rows of one site in "
-            "its own pass. Use sonde fit, then sonde evaluate."
+            f"scan: {type(method).__name__} {why}; a scan fits detectors in its own pass, on one "
+            f"row of each example at one site. Use `sonde fit {word} MODEL DATA -o probe.sonde`, "
+            "then `sonde score probe.sonde MODEL OTHER`."
         )
 
 

@@ -38,6 +38,7 @@ SAMPLED_COLUMNS = (
     "label",
     "order",
     "logits",
+    "perturbed_logits",
     "length",
     "padding",
     "truncated",

@@ -11,6 +11,7 @@ from sonde.core.identity import agree
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.data import check_data, load
+from sonde.findings.detectors import with_columns_of
 from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream
 from sonde.findings.settings import ScanSettings
@@ -162,10 +163,14 @@ def run_scan(
         found = read(live, where, further=further, **options)
         return replace(found, entry=True) if isinstance(found, LiveStream) else found
 
+    mine, other = stream(data), None if versus is None else stream(versus)
+    if settings is not None and isinstance(mine, LiveStream) and isinstance(other, LiveStream):
+        mine = with_columns_of(mine, settings.detectors)
+        other = replace(other, sites=mine.sites, perturb=mine.perturb)
     scanned = scan_stream(
-        stream(data),
+        mine,
         name_of(data),
-        other=None if versus is None else stream(versus),
+        other=other,
         other_name=name_of(versus),
         settings=settings,
         limited=limited,
