@@ -146,10 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind in typed.only:
             for trial in every.of(kind, typed.kills):
                 trials.append(trial)
-                state = "survived" if trial.survived else f"NOT survived: {trial.wrong}"
+                state = "survived" if trial.survived else f"NOT survived: {trial.wrong or 'taken'}"
                 say(f"{trial.fault} in {trial.where}: {state}; {trial.seen}")
     print(table(trials))
-    return int(not all(trial.survived for trial in trials))
+    return int(any(trial.is_fault_of_ours for trial in trials))
 
 
 if __name__ == "__main__":

@@ -6,24 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from tools.faults.commands import Ended
 from tools.faults.counting import Count
 from tools.faults.disturbing import interrupted
 from tools.faults.jobs import Bench, BenchError, Job, Undisturbed, finish, linked
+from tools.faults.kinds import FINISHED, OF_A_RUN, OF_A_STORE, TRACK, Kind
 from tools.faults.trial import Trial, judged, unclear
 
+from sonde.core.running import Running
+from sonde.measure import Norms
+
 FLIPPED, TRUNCATED = "a flipped byte", "a truncated file"
-
-
-TRACK = "run.track"
-PAGES = (
-    ("report", "json", "scan - {source}/scan.npz"),
-    ("report", "html", "scan - {source}/scan.npz"),
-    ("difference", "html", "scan --diff report.json report.json"),
-    ("drift", "json", "drift left.sonde right.sonde"),
-    ("drift", "html", "drift left.sonde right.sonde"),
-    ("scores", "html", "score left.sonde nets:make {source}/right.npz"),
-)
+NO_CHECKSUM = " (no checksum)"
 
 
 @dataclass
@@ -54,69 +49,83 @@ def damage(path: Path, fault: str, rng: random.Random) -> str:
 
 
 def damaged_files(bench: Bench, merged: Undisturbed, faults: Faults) -> Iterator[Trial]:
-    """Yield trials of finished files: every command that reads one must refuse it."""
+    """Yield trials of finished files: what reads one must refuse it, or say what it said before."""
     folder = bench.top / "finished"
-    folder.mkdir()
-    shutil.copyfile(merged.folder / "m.sonde", folder / "merged.sonde")
-    for name in ("left.sonde", "right.sonde"):
-        shutil.copyfile(bench.source / name, folder / name)
-    some = bench.source / "right.npz"
-    _pages(bench, folder)
-    _track(folder)
-    readers = {
-        "state": ("left.sonde", "merge left.sonde right.sonde -o out.sonde"),
-        "merged state": ("merged.sonde", f"score merged.sonde nets:make {some} -o out.csv"),
-        "step of a training": (f"{TRACK}/step-0000000005.sonde", ""),
-        **{f"{name}, {kind.upper()}": (f"{name}.{kind}", "") for name, kind, _ in PAGES},
-    }
-    for where, (name, words) in readers.items():
+    _finished(bench, merged, folder)
+    for where, kind in FINISHED.items():
+        sound = _said(bench, kind, folder) if kind.says else None
         for fault in faults:
             place = bench.top / f"{fault} {where}"
             linked(folder, place)
-            seen = damage(place / name, fault, faults.rng)
-            checked = bench.commands.run(("verify", name.partition("/")[0]), place)
-            ends = [bench.commands.run(words.split(), place)] if words else []
-            wrong = unclear([checked, *ends])
-            if checked.code == 0 or any(e.code == 0 for e in ends):
+            seen = damage(place / kind.file, fault, faults.rng)
+            ends = [bench.commands.run(_typed(bench, w), place) for w in kind.refused_by]
+            said = _said(bench, kind, place) if sound else None
+            same = said is not None and sound is not None and said.out == sound.out
+            ends += [said] if said else []
+            wrong = unclear(ends)
+            if kind.hashed and any(e.code == 0 and not (same and e is said) for e in ends):
                 wrong = "not noticed"
             if (place / "out.sonde").exists():
                 wrong = "merged all the same"
-            ok = not wrong
-            yield Trial(fault, where, Count(), False, ok, wrong, f"{seen}; {checked.said}")
+            clear = all(e.code for e in ends)
+            note = f"{seen}; {ends[0].said}"
+            name = where if kind.hashed else f"{where}{NO_CHECKSUM}"
+            yield Trial(fault, name, Count(), same, clear, wrong, note, not kind.hashed)
             shutil.rmtree(place)
 
 
-def _pages(bench: Bench, folder: Path) -> None:
-    """Write what commands say for people and machines."""
-    for name, kind, words in PAGES:
-        typed = words.format(source=bench.source).split()
-        done = bench.commands.run((*typed, "-o", f"{name}.{kind}"), folder)
-        if done.code:
-            raise BenchError(f"{words}: {done.said}")
+def _typed(bench: Bench, words: str) -> list[str]:
+    return words.format(source=bench.source).split()
 
 
-def _track(folder: Path) -> None:
-    """Make a folder as a training leaves it."""
-    (folder / TRACK).mkdir()
-    for step in (0, 5):
-        shutil.copyfile(folder / "left.sonde", folder / TRACK / f"step-{step:010d}.sonde")
+def _said(bench: Bench, kind: Kind, folder: Path) -> Ended:
+    """Return what the command that reads a file of this kind says."""
+    ended = bench.commands.run(_typed(bench, kind.says), folder)
+    (folder / "used.sonde").unlink(missing_ok=True)
+    return ended
+
+
+def _finished(bench: Bench, merged: Undisturbed, folder: Path) -> None:
+    """Write one file of every kind."""
+    (folder / TRACK).mkdir(parents=True)
+    for name in ("left.sonde", "right.sonde"):
+        shutil.copyfile(bench.source / name, folder / name)
+    for name in ("merged.sonde", *(f"{TRACK}/step-{step:010d}.sonde" for step in (0, 5))):
+        shutil.copyfile(merged.folder / "m.sonde", folder / name)
+    running = Running(Norms())
+    running.update(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
+    running.save(folder / "running.sonde")
+    data = bench.source / "left.npz"
+    _make(bench, folder, f"read nets:make {bench.source / 'right.npz'} --sites 2 -o acts")
+    _make(bench, folder, f"score left.sonde nets:make {data} --limit 200 -o usual.csv")
+    for kind in FINISHED.values():
+        if kind.made:
+            _make(bench, folder, f"{kind.made} -o {kind.file}")
+
+
+def _make(bench: Bench, folder: Path, words: str) -> None:
+    done = bench.sound.run(_typed(bench, words), folder)
+    if done.code:
+        raise BenchError(f"{words}: {done.said}")
 
 
 def damaged_run(bench: Bench, job: Job, whole: Undisturbed, faults: Faults) -> Iterator[Trial]:
     """Yield trials in which a file of an interrupted run is damaged before it goes on."""
     begun = interrupted(bench, job, bench.top / f"begun {job.name}", whole, faults.rng)
-    states = sorted(begun.rglob("states/*.sonde"))
-    victims = {
-        "run: plan": next(begun.rglob("plan.json")),
-        "run: states": faults.rng.choice(states),
-    }
-    for where, victim in victims.items():
+    for where, part in OF_A_RUN.items():
+        victim = faults.rng.choice(sorted(begun.rglob(part.pattern)))
         for fault in faults:
             folder = bench.top / f"{fault} {where}"
             linked(begun, folder)
-            seen = damage(folder / victim.relative_to(begun), fault, faults.rng)
+            damaged = folder / victim.relative_to(begun)
+            seen = damage(damaged, fault, faults.rng)
             first = finish(bench, job, folder)
-            ends = [first] if first.code == 0 else [first, finish(bench, job, folder, "--fresh")]
+            ends = [first]
+            if first.code and where == "run: lock":
+                damaged.unlink()  # as the error says
+                ends.append(finish(bench, job, folder))
+            elif first.code:
+                ends.append(finish(bench, job, folder, "--fresh"))
             trial = judged(fault, job, folder, whole, ends, f"{seen}; {first.said}")
             yield replace(trial, where=where)
             shutil.rmtree(folder)
@@ -141,14 +150,12 @@ def damaged_store(
     their rows again, while their manifest goes with that of the whole store.
     """
     store = whole.folder / job.output
-    places = {"record": "ranges/*", "examples": "rows/examples/*", "rows": "rows/pooled/*"}
-    if not below:
-        places = {"manifest": "store.json", "groups": "groups.arrow", **places}
     kinds = {
         f"store{', ' if below else ''}{below}: {name}": sorted(
-            p.relative_to(store).as_posix() for p in (store / below).glob(pattern)
+            p.relative_to(store).as_posix() for p in (store / below).glob(part.pattern)
         )
-        for name, pattern in places.items()
+        for name, part in OF_A_STORE.items()
+        if not below or "/" in part.pattern
     }
     for where, names in kinds.items():
         for fault in faults:
@@ -158,8 +165,10 @@ def damaged_store(
             found = _repaired(bench, job, folder)
             ends = [found.used, found.checked, found.repaired, found.again]
             trial = judged(fault, job, folder, whole, ends, f"{seen}; {found.checked.said}")
-            trial = replace(trial, where=where)
-            yield trial if found.checked.code else replace(trial, wrong="not noticed by verify")
+            wrong = trial.wrong if found.checked.code else "not noticed by verify"
+            if found.used.code == 0 and not below.startswith("sites/") and "rows/" in names[0]:
+                wrong = "rows of other bytes were fitted"
+            yield replace(trial, where=where, wrong=wrong)
             shutil.rmtree(folder)
 
 

@@ -31,6 +31,8 @@ class Trial:
         What is not as it must be; empty where the fault was survived.
     seen : str
         What the fault met.
+    unchecked : bool
+        The format holds no checksum, so that damage may pass for a value.
     """
 
     fault: str
@@ -40,11 +42,17 @@ class Trial:
     clear: bool
     wrong: str = ""
     seen: str = ""
+    unchecked: bool = False
 
     @property
     def survived(self) -> bool:
         """Whether the output is right, or an error said why not and nothing was lost."""
         return not self.wrong and self.count == Count() and (self.same or self.clear)
+
+    @property
+    def is_fault_of_ours(self) -> bool:
+        """Whether it was not survived though the format would have let it be noticed."""
+        return not self.survived and (bool(self.wrong) or not self.unchecked)
 
 
 def judged(

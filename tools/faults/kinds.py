@@ -1,0 +1,138 @@
+"""Every kind of file that sonde writes, how one is made, and what must notice that it is damaged.
+
+``tests/faults/test_kinds.py`` compares what stands here with the functions that write files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TRACK = "run.track"
+_SCORED = "score left.sonde nets:make {source}/right.npz"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finished file.
+
+    Parameters
+    ----------
+    file : str
+        Its place in the folder of finished files.
+    writer : str
+        The function that writes it.
+    made : str
+        The command that does, without ``-o``; empty where it is there already.
+    refused_by : tuple of str
+        Commands that must refuse it once it is damaged.
+    says : str
+        A command that must refuse it then, or say what it said before.
+    hashed : bool
+        Whether the format holds a checksum; else a digit that changed is another digit.
+    """
+
+    file: str
+    writer: str
+    made: str = ""
+    refused_by: tuple[str, ...] = ()
+    says: str = ""
+    hashed: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind of file inside a folder: where it lies, and the function that writes it."""
+
+    pattern: str
+    writer: str
+
+
+def _page(file: str, writer: str, made: str) -> Kind:
+    return Kind(file, writer, made, (f"verify {file}",))
+
+
+def _table(kind: str, hashed: bool = False) -> Kind:
+    """Return a table of scores, which is evaluated against a sound one."""
+    against = "usual.csv" if kind == "parquet" else "scores.parquet"
+    says = f"evaluate scores.{kind} {against} --resamples 10 --json"
+    return Kind(f"scores.{kind}", "run.tables:write_table", _SCORED, says=says, hashed=hashed)
+
+
+def _arrays(kind: str, hashed: bool = False) -> Kind:
+    """Return exported rows, which come back as arrays of features."""
+    says = f"fit norms - rows.{kind} -o used.sonde --json"
+    writer = f"store.exporting.arrays:write_{kind}"
+    return Kind(f"rows.{kind}", writer, "export acts", says=says, hashed=hashed)
+
+
+FINISHED: Mapping[str, Kind] = {
+    "state": Kind(
+        "left.sonde",
+        "run.fitted:Fitted.save",
+        refused_by=("verify left.sonde", "merge left.sonde right.sonde -o out.sonde"),
+    ),
+    "merged state": Kind(
+        "merged.sonde",
+        "run.fitted:Fitted.save",
+        refused_by=("verify merged.sonde", _SCORED.replace("left", "merged") + " -o out.csv"),
+    ),
+    "running state": Kind(
+        "running.sonde", "core.running:Running.save", refused_by=("verify running.sonde",)
+    ),
+    "step of a training": Kind(
+        f"{TRACK}/step-0000000005.sonde", "run.fitted:Fitted.save", refused_by=(f"verify {TRACK}",)
+    ),
+    "report, JSON": _page("report.json", "report.files:save_report", "scan - {source}/scan.npz"),
+    "report, HTML": _page("report.html", "report.files:save_report", "scan - {source}/scan.npz"),
+    "difference, HTML": _page(
+        "difference.html", "cli.scan:Scan._compare", "scan --diff report.json report.json"
+    ),
+    "drift, JSON": _page("drift.json", "report.drift:save_drift", "drift left.sonde right.sonde"),
+    "drift, HTML": _page("drift.html", "report.drift:save_drift", "drift left.sonde right.sonde"),
+    "scores, HTML": _page("scores.html", "report.scores:save_scores", _SCORED),
+    "scores, Parquet": _table("parquet", hashed=True),
+    "scores, CSV": _table("csv"),
+    "scores, JSON": _table("json"),
+    "scores, JSON lines": _table("jsonl"),
+    "evaluation, HTML": _page(
+        "evaluation.html",
+        "report.evaluate:save_evaluation",
+        "evaluate usual.csv scores.parquet --resamples 10",
+    ),
+    "exported rows, npz": _arrays("npz", hashed=True),
+    "exported rows, safetensors": _arrays("safetensors"),
+}
+
+OF_A_RUN: Mapping[str, Part] = {
+    "run: plan": Part("plan.json", "run.ledger:Ledger._start"),
+    "run: states": Part("states/*.sonde", "run.ledger:Ledger._write"),
+    "run: lock": Part("lock", "core.lock:RunLock._create"),
+}
+
+OF_A_STORE: Mapping[str, Part] = {
+    "manifest": Part("store.json", "store.writing:StoreWriter.start"),
+    "groups": Part("groups.arrow", "store.writing:StoreWriter.start"),
+    "record": Part("ranges/*", "store._files:RangeFiles.commit"),
+    "examples": Part("rows/examples/*", "store._files:RangeFiles.__init__"),
+    "rows": Part("rows/pooled/*", "store._files:RangeFiles.__init__"),
+}
+
+NOT_TRIED: Mapping[str, str] = {
+    "core.files:atomic_write": "writes for all others",
+    "core.statefile:write_state": "writes for all others",
+    "core.lock:RunLock._create_without_links": "the lock where there are no hard links",
+    "cli.study:Study._one": "for people and other programs: no command reads it",
+    "data.trajectories.building:write_trajectories": "data, whose ids are hashes of their content",
+    "report._standalone:Svg.save": "for people: no command reads it",
+    "run.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
+    "run.ledger:Ledger.adopt": "a state of the run that another machine wrote",
+    "run.ranges:token_in": "an empty file that goes with the run",
+    "store.growing:_commit": "the manifest once more, with what was added",
+    "store.exporting.tables:write_lance": "for other programs: no command reads it",
+    "store.exporting.tables:write_parquet": "for other programs, which check its pages",
+}
+
+
+def writers() -> set[str]:
+    """Return every function that is named here."""
+    parts = (*FINISHED.values(), *OF_A_RUN.values(), *OF_A_STORE.values())
+    return {part.writer for part in parts} | NOT_TRIED.keys()
