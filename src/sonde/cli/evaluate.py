@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._table import table
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import Printing, Reading, named
+from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 from sonde.run.entries import place_of
 
@@ -29,19 +29,43 @@ class Evaluate:
 
     With -o, histograms with the threshold, the ROC curve and AUROC by site too.
 
+    With --errors, --steps or --masks, INPUTS are SCORES DATA: one table, and the data that were
+    scored, which say what is wrong, or where.
+
     Example: sonde evaluate usual.parquet unusual.parquet -o evaluate.html
     """
 
     inputs: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
-        named("INPUTS", "USUAL UNUSUAL, PROBE MODEL USUAL UNUSUAL, or PROBE USUAL UNUSUAL"),
+        named(
+            "INPUTS",
+            "USUAL UNUSUAL, PROBE MODEL USUAL UNUSUAL, or PROBE USUAL UNUSUAL; or SCORES DATA",
+        ),
     ]
     output: Annotated[
         Path | None, named("FILE", "picture to write: .html (one page), .svg or .png", "-o")
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
     resamples: Annotated[int, tyro.conf.arg(help="resamples behind the intervals")] = 1000
+    errors: Annotated[
+        str | None, named("COLUMN", "of DATA: 1 where an answer is wrong, 0 where it is right")
+    ] = None
+    steps: Annotated[
+        bool, tyro.conf.arg(help="DATA are trajectories: find the first wrong step")
+    ] = False
+    masks: Annotated[
+        str | None,
+        named("COLUMN|DIR", "of DATA or a folder: masks of the pixels that are unusual"),
+    ] = None
+    grid: Annotated[
+        tuple[int, int] | None,
+        named("LINES COLUMNS", "how the patches of an image lie, for --masks"),
+    ] = None
+    sigma: Annotated[float, tyro.conf.arg(help="smooth the maps of --masks by so many pixels")] = (
+        0.0
+    )
     reading: Reading = field(default_factory=Reading)
+    running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -50,6 +74,11 @@ class Evaluate:
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
+        self.running.crew()
+        if self.errors is not None or self.steps or self.masks is not None:
+            return self._known()
+        if self.grid is not None or self.sigma:
+            raise InputError("--grid, --sigma: expected --masks with them.")
         if self.output is not None:
             check_picture(self.output, PAGES)
         usual, unusual = self._tables()
@@ -62,6 +91,25 @@ class Evaluate:
             say_json({"alpha": self.alpha, "resamples": self.resamples, "rows": rows})
         elif not self.printing.quiet:
             say(_text(rows, self.alpha))
+        return 0
+
+    def _known(self) -> int:
+        """Hold one table against what is known of its items."""
+        from sonde.cli import _known
+        from sonde.run.evaluate import read_table
+
+        kinds = (self.errors is not None, self.steps, self.masks is not None)
+        if sum(kinds) > 1 or len(self.inputs) != 2 or self.output is not None:
+            raise InputError(
+                "evaluate: expected one of --errors, --steps and --masks with SCORES DATA, without "
+                "-o, which draws usual against unusual rows."
+            )
+        scored, data = read_table(self.inputs[0]), self.inputs[1]
+        rows, text = _known.judged(self, scored, data)
+        if self.printing.json:
+            say_json({"resamples": self.resamples, "rows": rows})
+        elif not self.printing.quiet:
+            say(text)
         return 0
 
     def _draw(self, path: Path, rows: list[dict[str, Any]], usual: Any, unusual: Any) -> None:
@@ -89,18 +137,19 @@ class Evaluate:
         from sonde.run.score import score
         from sonde.store import is_store
 
-        fitted, quiet = Fitted.load(Path(self.inputs[0])), self.printing.quiet
-        options = options_of(self.reading)
+        fitted = Fitted.load(Path(self.inputs[0]))
+        options = options_of(self.reading) | self.running.worker_options()
+        options["progress"] = not self.printing.quiet
         if len(self.inputs) == 3:
             for place in self.inputs[1:]:
                 if not is_store(Path(place)):
                     raise InputError(f"evaluate: expected a folder of rows, got {place}.")
                 source_of("evaluate", place, "", self.reading)
-            return [score(fitted, p, progress=not quiet, **options) for p in self.inputs[1:]]
+            return [score(fitted, place, **options) for place in self.inputs[1:]]
         name, *both = self.inputs[1:]
         self.reading.check(*both)
         model, _ = source_of("evaluate", name, both[0], self.reading)
-        return [score(fitted, model, data, progress=not quiet, **options) for data in both]
+        return [score(fitted, model, data, **options) for data in both]
 
 
 def check_picture(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -1,0 +1,83 @@
+"""What ``sonde evaluate`` says of one table that is held against what is known of its items."""
+
+from typing import TYPE_CHECKING, Any
+
+from sonde.cli._table import legend, table
+from sonde.run.entries import place_of
+
+if TYPE_CHECKING:
+    from sonde.cli.evaluate import Evaluate
+
+WHO = ("method", "site")
+INTERVAL = "95% interval"
+ERRORS = {
+    "PRR": "gain of leaving out the highest scores first: 1 = as good as knowing, 0 = chance",
+    "AUROC": "chance that a wrong answer scores higher than a right one (0.5 = blind)",
+    "within": "the same for two answers of one group; - where no group holds both kinds",
+    "rows": "answers of which it is known",
+}
+STEPS = {
+    "top-1": "share of wrong trajectories whose highest step is the first wrong one",
+    "AUROC": "chance that a first wrong step scores higher than a right one; of lines of steps",
+    "F1": "of the steps with p <= {alpha:g} against first wrong ones (- without p-values)",
+    "joint": "share of trajectories with the right verdict and the right step",
+    "rows": "trajectories of which the first wrong step is known, or that none is",
+}
+PIXELS = {
+    "AUROC": "chance that an unusual pixel scores higher than a usual one (0.5 = blind)",
+    "PRO": "mean share found of each unusual region, up to 30 % of usual pixels, over 0.3",
+    "masked": "images with an unusual pixel, of all scored",
+}
+
+
+def judged(asked: "Evaluate", scored: Any, data: str) -> tuple[list[dict[str, Any]], str]:
+    """Return the figures that were asked for, and their table."""
+    reading = asked.reading
+    options: dict[str, Any] = {"resamples": asked.resamples, "seed": reading.seed}
+    if asked.errors is not None:
+        from sonde.run.known_errors import evaluate_errors
+
+        rows = evaluate_errors(
+            scored, data, asked.errors, group_column=reading.group_column, **options
+        )
+        return rows, _text(rows, ("PRR", "prr"), ("AUROC", "auroc"), ("within", "within"), ERRORS)
+    if asked.steps:
+        from sonde.run.known_steps import evaluate_steps
+
+        options |= {"label_column": reading.label_column, "alpha": asked.alpha}
+        rows = evaluate_steps(scored, data, **options)
+        meanings = {word: text.format(alpha=asked.alpha) for word, text in STEPS.items()}
+        pairs = (("top-1", "localised"), ("AUROC", "auroc"), ("F1", "f1"), ("joint", "joint"))
+        return rows, _text(rows, *pairs, meanings)
+    from sonde.run.known_pixels import evaluate_pixels
+
+    assert asked.masks is not None  # one of the three was asked for
+    options |= {"image_column": reading.image_column, "grid": asked.grid, "sigma": asked.sigma}
+    rows = evaluate_pixels(scored, data, asked.masks, **options)
+    return rows, _text(rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS)
+
+
+def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
+    """Return a table: the first figure with its interval, the others alone, then the counts."""
+    *figures, meanings = columns
+    (first, key), *others = figures
+    count = next(word for word in ("masked", "rows") if word in meanings)
+    titles = (*WHO, first, INTERVAL, *(word for word, _ in others), count)
+    cells = [
+        (
+            str(row["instrument"]),
+            place_of(str(row["instrument"]), str(row["site"])).removesuffix(":out"),
+            _share(row[key]),
+            f"{_share(row[f'{key}_low'])}-{_share(row[f'{key}_high'])}",
+            *(_share(row[name]) for _, name in others),
+            f"{row['n_masked']:,}/{row['n']:,}" if count == "masked" else f"{row['n']:,}",
+        )
+        for row in rows
+    ]
+    left = max(row.get("left_out", 0) for row in rows)
+    note = f"\n{left:,} left out: nothing is known of them." if left else ""
+    return f"{table(titles, cells)}{note}\n\n{legend(meanings)}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
