@@ -41,7 +41,7 @@ PRUNES = ASH(variant="p")  # what it keeps of a row with large entries is large 
 DETECTORS = [
     KNN(k=5),
     NAC(),
-    NAC(alpha=1.0),
+    NAC(alpha=0.2),
     Energy(),
     Entropy(),
     GEN(),
