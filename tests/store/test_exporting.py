@@ -12,7 +12,8 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-from models import cnn
+import sonde
+from models import cnn, mlp
 from sonde.core.errors import InputError, StoreError
 from sonde.core.state import equal
 from sonde.core.stream import Stream
@@ -21,7 +22,7 @@ from sonde.run.fit import fit
 from sonde.run.read import read
 from sonde.stats import HashSample
 from sonde.store import Store, write_store
-from sonde.store.exporting import export_store
+from sonde.store.exporting import describe_export, export_store
 from sonde.store.exporting.parts import column_names
 from sonde.store.exporting.view import plane_of, view_of
 
@@ -76,6 +77,37 @@ def test_parquet_holds_ids_columns_and_rows(sheet):
         assert sheet.schema.field(name).metadata[b"sonde.site"] == key.encode()
     said = json.loads(sheet.schema.metadata[b"sonde"])
     assert (said["n_rows"], said["columns"], said["view"]["site"]) == (N, names, "z")
+
+
+@pytest.mark.truth("the header of a fit on the store")
+@pytest.mark.parametrize("suffix", [".parquet", ".npz", ".safetensors"])
+def test_a_file_says_of_which_model_and_data_its_rows_are(tmp_path, suffix):
+    generator = torch.Generator().manual_seed(0)
+    data = list(torch.randn(20, 8, generator=generator))
+    stream = sonde.read(mlp(), data, sites=["0", "2"])
+    store = Store(write_store(stream, tmp_path / "acts"))
+    export_store(store, tmp_path / f"a{suffix}", neighbors=2)
+    told = describe_export(tmp_path / f"a{suffix}")
+    header = fit(Mahalanobis(), store, calibrate=0, progress=False).header
+    assert told["sites"] == ["0:out", "2:out"]
+    assert told["data"] == header["data"]["fingerprint"]
+    for name in ("model", "config", "dtype"):
+        assert told.get(name) == header["model"][name]
+    export_store(store, tmp_path / f"b{suffix}", sites=["2"], neighbors=2)
+    fewer = describe_export(tmp_path / f"b{suffix}")
+    assert fewer["data"] == told["data"]
+    assert fewer["spec"] != told["spec"]
+    export_store(Store(tmp_path / "acts"), tmp_path / f"c{suffix}", neighbors=2)
+    assert describe_export(tmp_path / f"c{suffix}")["spec"] == told["spec"]
+
+
+def test_more_sites_than_an_archive_has_room_for_are_not_named(store, tmp_path, monkeypatch):
+    export_store(store, tmp_path / "a.npz")
+    monkeypatch.setattr("sonde.store.exporting.arrays.MAX_COMMENT", 100)
+    export_store(store, tmp_path / "b.npz")
+    all_told, told = (describe_export(tmp_path / f"{name}.npz") for name in "ab")
+    assert all_told["sites"] == ["early", "mid.0", "z"]
+    assert told == {**all_told, "sites": [], "size_bytes": told["size_bytes"]}
 
 
 @pytest.mark.truth("numpy: eigenvectors of the covariance")

@@ -3,7 +3,10 @@
 Not to know something is no difference, nor is how rows are cut into batches.
 """
 
+import hashlib
 from typing import Any, cast
+
+from sonde.core.state import canonical_json
 
 UNKNOWN_TO_SOME = ("attn", "head")
 HASHED = {"model": "weights differ", "config": "configuration differs", "head": "head differs"}
@@ -39,6 +42,16 @@ def difference(name: str, here: Any, fitted: Any) -> str:
     if what is None or not isinstance(here, str) or not isinstance(fitted, str):
         return f"{name} is {here!r} here and was {fitted!r}"
     return f"its {what} ({here[:8]} here, {fitted[:8]} fitted)"
+
+
+def hashed(said: Any) -> str:
+    """Return the hash of what a stream says."""
+    return hashlib.blake2b(canonical_json(said).encode(), digest_size=16).hexdigest()
+
+
+def data_hash(identity: dict[str, Any]) -> str:
+    """Return the hash of what a stream says of its data: of which rows they are."""
+    return hashed(which_rows(identity.get("data", identity)))
 
 
 def which_rows(said: Any) -> Any:

@@ -1,6 +1,5 @@
 """``sonde.fit``: all instruments at all sites in one pass, a second one where they ask for it."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import Any
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.folding import check_whole
-from sonde.core.identity import agree, difference, which_rows
+from sonde.core.identity import agree, data_hash, difference
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
 from sonde.core.requests import Request, States, Task
-from sonde.core.state import canonical_json
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.run._asked import check_grids, check_reading, head_sites
@@ -241,8 +239,7 @@ def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
 
 def data_fingerprint(stream: Stream) -> str:
     """Return the hash of what a stream says of its data: of which rows they are."""
-    data = which_rows(stream.identity().get("data", stream.identity()))
-    return hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
+    return data_hash(stream.identity())
 
 
 def make_header(

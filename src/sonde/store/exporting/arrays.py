@@ -18,6 +18,7 @@ from torch import Tensor
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.files import atomic_file
+from sonde.store.exporting.facts import KEY, facts_of, written
 from sonde.store.exporting.parts import column_names, parts_of, text_of
 from sonde.store.reading import Store
 
@@ -26,6 +27,7 @@ Pieces = Callable[[], Iterator[np.ndarray]]
 
 _CODES = {"<f4": "F32", "<f8": "F64", "<f2": "F16", "<i8": "I64", "|u1": "U8"}
 _BFLOAT16 = "BF16"
+MAX_COMMENT = 65_535
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def write_npz(store: Store, path: Path, tick: Tick) -> int:
                 np.lib.format.write_array_header_2_0(member, head)
                 for piece in array.pieces():
                     member.write(_raw(piece))
+        archive.comment = _comment(facts_of(store, facts.n_rows))
     return facts.n_rows
 
 
@@ -88,9 +91,8 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
         _arrays(store, facts, tick, native=True), key=lambda a: -np.dtype(a.dtype).itemsize
     )
     names = array_names([s.key for s in store.schema])
-    said = {"kind": "rows of a store", "n_rows": facts.n_rows, "sites": list(names)}
-    said["arrays"] = list(names.values())
-    head: dict[str, Any] = {"__metadata__": {"sonde": json.dumps(said, sort_keys=True)}}
+    said = {**facts_of(store, facts.n_rows), "arrays": list(names.values())}
+    head: dict[str, Any] = {"__metadata__": {KEY: written(said)}}
     end = 0
     half = {names[s.key] for s in store.schema if s.dtype == "bfloat16"}
     for array in arrays:
@@ -106,6 +108,12 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
             for piece in array.pieces():
                 file.write(_raw(piece))
     return facts.n_rows
+
+
+def _comment(facts: dict[str, Any]) -> bytes:
+    """Return facts as the comment of an archive, which NumPy passes over; it has little room."""
+    text = written(facts).encode()
+    return text if len(text) <= MAX_COMMENT else written(facts | {"sites": []}).encode()
 
 
 def _raw(piece: np.ndarray) -> memoryview:

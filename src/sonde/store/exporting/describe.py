@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from sonde.core.errors import InputError
+from sonde.store.exporting.facts import KEY, TOLD, said
 from sonde.store.exporting.tables import lance_module
 
 MAX_HEADER_BYTES = 64 * 2**20
@@ -50,27 +51,24 @@ def _lance(path: Path) -> dict[str, Any]:
 
 
 def _table(schema: pa.Schema, n_rows: int, size: int) -> dict[str, Any]:
-    said = _said((schema.metadata or {}).get(b"sonde", b"{}"))
+    found = said((schema.metadata or {}).get(KEY.encode(), b""))
     return {
-        "kind": "table of rows of a store" if said else "table",
+        "kind": "table of rows of a store" if found else "table",
         "n_rows": n_rows,
         "columns": {field.name: str(field.type) for field in schema},
-        **{name: said[name] for name in ("sites", "view", "model") if name in said},
+        **_told(found),
         "size_bytes": size,
     }
 
 
-def _said(text: bytes | str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _told(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in TOLD if name in found}
 
 
 def _npz(path: Path) -> dict[str, Any]:
     arrays: dict[str, str] = {}
     with zipfile.ZipFile(path) as archive:
+        found = said(archive.comment)
         for entry in archive.infolist():
             with archive.open(entry) as member:
                 version = np.lib.format.read_magic(member)
@@ -78,7 +76,7 @@ def _npz(path: Path) -> dict[str, Any]:
                 read = read if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(member)
             arrays[entry.filename.removesuffix(".npy")] = _shown(dtype.str.lstrip("<|="), shape)
-    return {"kind": "arrays", "arrays": arrays, "size_bytes": path.stat().st_size}
+    return {"kind": "arrays", "arrays": arrays, **_told(found), "size_bytes": path.stat().st_size}
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -89,10 +87,9 @@ def _safetensors(path: Path) -> dict[str, Any]:
             raise InputError(f"info: {path} is no safetensors file.")
         head = json.loads(file.read(length))
     metadata = head.pop("__metadata__", {})
-    said = _said(metadata.get("sonde", "{}"))
+    found = said(metadata.get(KEY, ""))
     arrays = {name: _shown(e["dtype"], e["shape"]) for name, e in head.items()}
-    facts = {"kind": "arrays", "arrays": arrays}
-    return {**facts, **({"sites": said["sites"]} if "sites" in said else {}), "size_bytes": size}
+    return {"kind": "arrays", "arrays": arrays, **_told(found), "size_bytes": size}
 
 
 def _shown(dtype: str, shape: Any) -> str:

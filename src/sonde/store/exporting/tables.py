@@ -1,6 +1,5 @@
 """A store as one table: Parquet, or Lance with a vector index."""
 
-import json
 import math
 import os
 import secrets
@@ -16,6 +15,7 @@ from pyarrow import parquet
 
 from sonde.core.errors import InputError, SondeError, StoreError
 from sonde.core.files import TEMPORARY, atomic_file, replace, sync_directory
+from sonde.store.exporting.facts import KEY, facts_of, written
 from sonde.store.exporting.parts import (
     Part,
     column_names,
@@ -65,19 +65,14 @@ class Table:
         """The columns, and in the metadata what they are."""
         fields = id_fields(self.store, self.kinds, self.grid)
         fields += [] if self.view is None else self.view.fields()
-        facts: dict[str, Any] = {
-            "kind": "rows of a store",
-            "sites": [s.key for s in self.store.schema],
-            "n_rows": self.store.n_rows(),
-            "model": self.store.manifest.identity.get("model"),
-        }
+        facts = facts_of(self.store, self.store.n_rows())
         if self.view is not None:
             facts["view"] = {"site": self.view.key, "sample": len(self.view.rows)}
         if self.vectors:
             facts["columns"] = self.vector_names([f.name for f in fields])
             for schema in self.store.schema:
                 fields.append(vector_field(facts["columns"][schema.key], schema))
-        return pa.schema(fields, metadata={"sonde": json.dumps(facts, sort_keys=True)})
+        return pa.schema(fields, metadata={KEY: written(facts)})
 
     def vector_names(self, taken: list[str]) -> dict[str, str]:
         """Return the column of each site."""
