@@ -22,9 +22,11 @@ from sonde.core.stream import Stream
 from sonde.detect import Energy, Mahalanobis
 from sonde.findings.lens import lens_evidence
 from sonde.measure import LayerCKA
+from sonde.run.crew import Job
 from sonde.run.fit import fit
 from sonde.run.guard import Guard
 from sonde.run.score import score
+from sonde.store import KeptRows
 from sonde.tap import live_stream
 from tap_inputs import texts
 
@@ -91,6 +93,7 @@ def model() -> Iterator[tuple[str, Callable[[], None]]]:
         methods = [Mahalanobis(classes=False), Energy()]
         yield "rows", lambda: _rows_alike(*streams)
         yield "fit of all layers", lambda: _fits_alike_on(LayerCKA(), *streams)
+        yield "devices of a worker", lambda: _asked(KeptRows(streams[1], 1))
         yield "lens", lambda: _close(*(_value(lens_evidence(s).loss) for s in streams))
         yield (
             "guard",
@@ -128,6 +131,16 @@ def _rows_alike(here: Stream, there: Stream) -> None:
 
 def _fits_alike_on(instrument: Any, *streams: Stream) -> None:
     _close(*(_value(dict(fit(instrument, s, progress=False))) for s in streams))
+
+
+class _Nothing(Job):
+    def work(self, start: int, stop: int) -> None:
+        """Do nothing."""
+
+
+def _asked(stream: Stream) -> None:
+    found = [str(device) for device in _Nothing(stream, 1).devices()]
+    assert found == [FIRST, SECOND], found
 
 
 def _value(found: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Who works: what contradicts itself or cannot be had is refused before anything starts."""
 
 import os
+import pickle
 import secrets
 import shutil
 import socket
@@ -11,13 +12,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from ray_case import source
 from run_case import rows
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
-from sonde.run._actors import Failed
+from sonde.run._actors import Failed, unpacked
 from sonde.run._cluster import Needs, _require_reachable, check_room
 from sonde.run.crew import Crew, Job, can_read
 from sonde.run.fit import fit
@@ -147,7 +149,19 @@ def test_a_job_on_plain_arrays_needs_no_device():
         def work(self, start, stop):
             return None
 
-    assert Nothing(source(), 1).devices() == 0
+    assert Nothing(source(), 1).devices() == []
+
+
+@pytest.mark.truth("where torch puts tensors of a named device")
+def test_tensors_are_unpacked_on_the_devices_of_the_worker():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    packed = pickle.dumps((net, torch.device("cuda", 1), torch.device("cpu")))
+    moved, device, stays = unpacked(memoryview(packed), {"cpu": "meta", "cuda:1": "cuda:0"})
+    assert {p.device.type for p in moved.parameters()} == {"meta"}
+    assert (str(device), str(stays)) == ("cuda:0", "meta")
+    kept, *devices = unpacked(memoryview(packed), {})
+    assert all(torch.equal(x, net.state_dict()[n]) for n, x in kept.state_dict().items())
+    assert devices == [torch.device("cuda", 1), torch.device("cpu")]
 
 
 def test_memory_is_counted_for_the_workers_of_this_machine(monkeypatch):

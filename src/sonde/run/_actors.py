@@ -1,15 +1,17 @@
 """What runs inside a Ray actor, and how what goes wrong there reaches the driver."""
 
+import io
 import os
 import pickle
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sonde.core.errors import InputError, MachineError, SondeError, is_out_of_memory
 from sonde.run.crew import Job
@@ -75,17 +77,62 @@ class Failed:
         return error
 
 
+def renumbered(devices: Sequence[torch.device]) -> dict[str, str]:
+    """Return what the devices of the driver are called in a worker, which sees only its own.
+
+    Examples
+    --------
+    >>> renumbered([torch.device("cuda:1"), torch.device("cuda:3")])
+    {'cuda:1': 'cuda:0', 'cuda:3': 'cuda:1'}
+    """
+    return {str(device): f"{device.type}:{i}" for i, device in enumerate(devices)}
+
+
+def unpacked(payload: memoryview, devices: Mapping[str, str]) -> Any:
+    """Return what was pickled, its tensors on other devices where these are named."""
+    return _Unpickler(io.BytesIO(payload), devices).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts the storage of each tensor where ``devices`` says, else where it was."""
+
+    def __init__(self, file: io.BytesIO, devices: Mapping[str, str]) -> None:
+        super().__init__(file)
+        self._devices = dict(devices)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return self._storage
+        if (module, name) == ("torch", "device"):
+            return self._device
+        return super().find_class(module, name)
+
+    def _storage(self, content: bytes) -> Any:
+        where = self._devices
+        return torch.load(io.BytesIO(content), map_location=where, weights_only=False)
+
+    def _device(self, kind: str, index: int | None = None) -> torch.device:
+        named = kind if index is None else f"{kind}:{index}"
+        return torch.device(self._devices.get(named, named))
+
+
 class Worker:
     """Holds a job, with its model, in a Ray actor and works through the ranges it is given."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
 
-    def begin(self, payload: np.ndarray, readable: bool, places: Sequence[str]) -> Failed | int:
+    def begin(
+        self,
+        payload: np.ndarray,
+        readable: bool,
+        folders: Sequence[str],
+        devices: Mapping[str, str],
+    ) -> Failed | int:
         """Unpack the job, with modules from where the driver has them; return this process's id."""
-        sys.path += [p for p in places if p not in sys.path and Path(p).exists()]
+        sys.path += [f for f in folders if f not in sys.path and Path(f).exists()]
         try:
-            job: Job = pickle.loads(payload.data)
+            job: Job = unpacked(payload.data, devices)
             job.begin(readable)
             self._job = job
         except Exception as error:  # told by the driver, which ends the run

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sonde.core.errors import InputError, MachineError
-from sonde.run._actors import Failed, Worker
+from sonde.run._actors import Failed, Worker, renumbered
 from sonde.run._cluster import Needs, connected, n_actors, state_of
 from sonde.run.crew import Crew, Job, Span, can_read
 
@@ -32,7 +32,7 @@ _log = logging.getLogger("sonde")
 def hand_out_on_ray(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Span, Any]]:
     """Yield each range with its answer; see ``hand_out``."""
     with connected(crew, job.threads) as ray:
-        needs = Needs(job.threads, job.devices())
+        needs = Needs(job.threads, len(job.devices()))
         asked = min(crew.workers, len(spans))
         n = min(n_actors(ray, needs, asked), len(spans))
         floor = _Floor(ray, needs, crew.patience_seconds, deque(spans), job)
@@ -71,6 +71,7 @@ class _Floor:
         self._patience = patience_seconds
         self._payload = ray.put(_packed(ray, job))
         self._readable = can_read(job.stream)
+        self._places = renumbered(job.devices())
         self._hands: list[_Hand] = []
         self._deaths: Counter[Span | None] = Counter()
         self._taken: list[float] = []
@@ -86,7 +87,7 @@ class _Floor:
         options = {"num_cpus": self._needs.cpus, "num_gpus": self._needs.gpus}
         kind = self._ray.remote(Worker).options(max_restarts=0, max_task_retries=0, **options)
         actor = kind.remote()
-        started = actor.begin.remote(self._payload, self._readable, sys.path)
+        started = actor.begin.remote(self._payload, self._readable, sys.path, self._places)
         self._n_hired += 1
         self._hands.append(_Hand(actor, f"worker {self._n_hired}", started))
 

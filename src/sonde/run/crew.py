@@ -121,13 +121,14 @@ class Job(ABC):
     def work(self, start: int, stop: int) -> Any:
         """Do the units ``[start, stop)`` in a worker; what it returns goes to the driver."""
 
-    def devices(self) -> int:
-        """Return how many accelerators one worker needs."""
+    def devices(self) -> list[torch.device]:
+        """Return the accelerators that one worker needs, in the order of their numbers."""
         live = innermost(self.stream)
         if not isinstance(live, LiveStream):
-            return 0
+            return []
         found = {p.device for p in live.model.module.parameters()}
-        return len({device for device in found if device.type not in ("cpu", "meta")})
+        real = [device for device in found if device.type not in ("cpu", "meta")]
+        return sorted(real, key=lambda device: (device.type, device.index or 0))
 
     def begin(self, readable: bool = True) -> None:
         """Make a worker ready, and see whether it can read what the driver can.
