@@ -216,7 +216,7 @@ def _store_words(facts: dict[str, Any]) -> dict[str, str]:
         "data": f"{plural(facts['n_examples'], 'example')}{groups}, {units}{sets}",
         "columns": ", ".join(f"{name} ({kind})" for name, kind in facts["columns"].items()),
         "kept": part,
-        "written": f"{plural(facts['ranges_written'], 'range')} of units",
+        "written": f"{facts['ranges_written']} ranges of units",
         "in use by": facts["in_use_by"] or "",
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
         "more": "--json prints fingerprints, plans and tables",
