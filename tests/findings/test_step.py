@@ -87,3 +87,54 @@ def test_what_a_command_says_next_runs(tmp_path, monkeypatch):
     ran = run_words(*shlex.split(step)[1:])
     assert ran.code == 0, ran.err
     assert Path("rows.parquet").exists()
+
+
+def test_what_a_comparison_says_next_shows_rows_of_other(tmp_path, monkeypatch):
+    from cli_case import run_words
+
+    monkeypatch.chdir(tmp_path)
+    for name, line in {"a": "x = {0}\\nprint(x)", "b": "Call me {0}, or so."}.items():
+        lines = [f'{{"body": "{line.format(i)}", "id": "{name}{i}"}}' for i in range(120)]
+        Path(f"{name}.jsonl").write_text("\n".join(lines))
+    words = ("a.jsonl", "--text-column", "body", "--sites", "model.layers.0")
+    only = ("--only", "SND051", "SND052", "--alpha", "0.05")
+    scanned = run_words("scan", "sonde:stdlib", *words, "--versus", "b.jsonl", *only, "--json")
+    found = {f["code"]: f["next"] for f in scanned.json()["findings"]}
+    assert set(found) == {"SND051", "SND052"}
+    for step in set(found.values()):
+        assert "sonde:stdlib a.jsonl" in step
+        assert "sonde:stdlib b.jsonl" in step
+        assert_commands_show(step, "b1")
+    for name in ("a", "b"):
+        read = ("sonde:stdlib", f"{name}.jsonl", *words[1:], "-o", f"{name}-acts")
+        assert run_words("read", *read).code == 0
+    scanned = run_words("scan", "a-acts", "--versus", "b-acts", *only, "--json")
+    for step in {f["next"] for f in scanned.json()["findings"]}:
+        assert_commands_show(step, "b1")
+
+
+def assert_commands_show(steps: str, name: str) -> None:
+    from cli_case import run_words
+
+    page = Path("other.html")
+    page.unlink(missing_ok=True)
+    for step in steps.split(" && "):
+        ran = run_words(*shlex.split(step)[1:])
+        assert ran.code == 0, ran.err
+    assert f">{name}" in page.read_text()
+    assert ">a1" not in page.read_text()
+
+
+@pytest.mark.truth("the call itself, evaluated")
+def test_a_comparison_from_python_says_a_call_that_scores_other():
+    model, draw = mlp(), torch.Generator().manual_seed(0)
+    seen = {"sonde": sonde, "model": model}
+    seen |= {"data": list(torch.randn(200, 8, generator=draw))}
+    seen |= {"other": [row + 6 for row in torch.randn(200, 8, generator=draw)]}
+    settings = ScanSettings(progress=False, only=("SND051",))
+    report = sonde.scan(model, seen["data"], seen["other"], settings=settings, sites="0")
+    (step,) = [f["next"] for f in report.findings]
+    table = eval(step, seen)
+    assert set(table["site"].to_pylist()) == {"0:out"}
+    assert table.num_rows == 200
+    assert min(table["p"].to_pylist()) < 0.05

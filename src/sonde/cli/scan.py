@@ -104,7 +104,9 @@ class Scan:
         self.running.check(directory)
         settings = self._settings(directory, gate)
         model, data = self._source()
-        again = Again(self.model, self.data or None, self.reading.typed(), is_command=True)
+        again = Again(
+            self.model, self.data or None, self.reading.typed(), is_command=True, other=self.versus
+        )
         with dropped_on_error(directory):
             scanned, _ = run_scan(
                 model,

@@ -120,6 +120,11 @@ def read_command(site: str) -> Step:
     return Step("read", {"sites": site})
 
 
+def score_command(site: str) -> Step:
+    """Return the step that scores OTHER by what is usual of DATA at a site."""
+    return Step("score", {"sites": site})
+
+
 def scan_command(**options: Any) -> Step:
     """Return the step that scans again with some options changed."""
     return Step("scan", options)

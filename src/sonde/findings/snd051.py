@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._places import counted_as, read_command, too_few
+from sonde.findings._places import counted_as, score_command, too_few
 from sonde.findings._text import number
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -70,7 +70,7 @@ class SND051(Rule):
                 figure,
                 sites=sites,
                 effect=max(0.0, min(1.0, 2 * worst.auroc - 1)),
-                next=read_command(worst.key),
+                next=score_command(worst.key),
             )
         )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._alarm import Alarm
-from sonde.findings._places import counted_as, read_command, too_few
+from sonde.findings._places import counted_as, score_command, too_few
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
@@ -71,7 +71,7 @@ class SND052(Rule):
                 sites=sites,
                 rows=tuple(str(i) for i in ids),
                 effect=min(1.0, found.rate),
-                next=read_command(sites[-1]),
+                next=score_command(sites[-1]),
             )
         )
 

@@ -6,23 +6,24 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, final
 
 MORE_DATA: Final = "MORE_DATA"
+DETECTOR: Final = "mahalanobis"
 
 
 @final
 @dataclass(frozen=True)
 class Step:
-    """Read a site, or scan again, with some options changed.
+    """Read a site, scan again with some options changed, or score OTHER by a fit on a site of DATA.
 
     Parameters
     ----------
-    word : {"read", "scan"}
+    word : {"read", "scan", "score"}
     options : mapping of str to value
         Named options that differ from those of the scan; None takes one back to its default.
     data : str, default=""
         Data in place of those of the scan; ``MORE_DATA`` where the user has to name them.
     """
 
-    word: Literal["read", "scan"]
+    word: Literal["read", "scan", "score"]
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     data: str = ""
 
@@ -42,6 +43,8 @@ class Again:
         Whether the scan was a command; else it was a call from Python.
     is_stored : bool, default=False
         Whether ``model`` is a store: its rows are there already, and none can be read otherwise.
+    other : str or None, default=None
+        OTHER as typed.
 
     Examples
     --------
@@ -50,6 +53,11 @@ class Again:
     "sonde read net 'a b.csv' --sites layers.3 --text-column body --limit 9"
     >>> again.text(Step("scan", {"deep": True, "limit": None}))
     "sonde scan net 'a b.csv' --deep --text-column body"
+    >>> again = Again("net", "a.csv", is_command=True, other="b.csv")
+    >>> for command in again.text(Step("score", {"sites": "layers.3"})).split(" && "):
+    ...     print(command)
+    sonde fit mahalanobis net a.csv --sites layers.3 -o probe.sonde
+    sonde score probe.sonde net b.csv --explain 3 -o other.html
     >>> Again(None, "a.csv", {"text_column": "body"}).text(Step("read", {"sites": "layers.3"}))
     "sonde.read(model, 'a.csv', sites='layers.3', text_column='body')"
     """
@@ -59,6 +67,7 @@ class Again:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_command: bool = False
     is_stored: bool = False
+    other: str | None = None
 
     def text(self, step: Step | None) -> str:
         """Return a step as what can be run; empty where nothing can."""
@@ -68,11 +77,21 @@ class Again:
         options = {k: v for k, v in (dict(step.options) | kept).items() if v is not None}
         if not self.is_command:
             return self._call(step, options)
+        if step.word == "score":
+            return self._scored(options)
         if self.is_stored:
             file = ("-o", "rows.parquet", "--rows")
             return shlex.join(("sonde", "export", str(self.model), *flags_of(step.options), *file))
         data = step.data or str(self.data)
         return shlex.join(("sonde", step.word, str(self.model), data, *flags_of(options)))
+
+    def _scored(self, options: dict[str, Any]) -> str:
+        """Return the commands after which a page shows the most unusual rows of OTHER."""
+        rows = (str(self.model),) if self.is_stored else (str(self.model), str(self.data))
+        whose, page = () if self.is_stored else (str(self.model),), ("-o", "other.html")
+        fit = ("sonde", "fit", DETECTOR, *rows, *flags_of(options), "-o", "probe.sonde")
+        score = ("sonde", "score", "probe.sonde", *whose, str(self.other), "--explain", "3", *page)
+        return f"{shlex.join(fit)} && {shlex.join(score)}"
 
     def _call(self, step: Step, options: dict[str, Any]) -> str:
         model = "model" if self.model is None else repr(self.model)
@@ -86,6 +105,11 @@ class Again:
         words = [model, *([] if self.is_stored else [data])]
         words += [f"{name}={_expression(name, value)}" for name, value in options.items()]
         words += ["settings=ScanSettings(deep=True)"] if deep else []
+        if step.word == "score":
+            other = "other" if self.other is None else repr(self.other)
+            whose = "" if self.is_stored else f"{model}, "
+            fit = f"sonde.fit(sonde.detect.Mahalanobis(), sonde.read({', '.join(words)}))"
+            return f"sonde.score({fit}, {whose}{other}, explain=3)"
         return f"sonde.{step.word}({', '.join(words)})"
 
 

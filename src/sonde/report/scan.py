@@ -123,7 +123,7 @@ def scan(
         processor=processor,
         keep_special=keep_special,
         seed=seed,
-        again=Again(_typed(model), _typed(data), chosen),
+        again=Again(_typed(model), _typed(data), chosen, other=_typed(versus)),
         **options,
     )
     return Report(document(scanned, name, started))
