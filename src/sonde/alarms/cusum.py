@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from scipy.special import ndtri
 
+from sonde.alarms._saved import load_watch, save_watch
 from sonde.core.errors import InputError
+from sonde.core.state import State
 
 LOWEST = -8.0
 
 
 @dataclass(frozen=True)
-class Cusum:
+class Cusum(State):
     """``S_t = max(0, S_(t-1) + z_t - slack)``, an alarm at ``S >= limit``; a value, updated anew.
 
     Valid for independent standard normal ``z`` alone: feed ``Cusum.z_of(p)`` of a p-value. With the
@@ -59,6 +62,21 @@ class Cusum:
         if math.isnan(z):
             raise InputError("Cusum: expected a z-score, got NaN. Score broken rows as +inf.")
         return Cusum(self.slack, self.limit, max(0.0, self.value + z - self.slack))
+
+    def save(self, path: str | Path) -> str:
+        """Write the sum with its parameters to one file and return its id."""
+        return save_watch(path, "Cusum", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Cusum":
+        """Read what ``save`` wrote.
+
+        Raises
+        ------
+        StateError
+            If the file is damaged, or of something else.
+        """
+        return load_watch(path, "Cusum", cls)
 
     @staticmethod
     def z_of(p: float) -> float:

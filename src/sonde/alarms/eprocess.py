@@ -12,11 +12,14 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
+from sonde.alarms._saved import WatchState, load_watch, save_watch
 from sonde.core.errors import InputError
 
 NODES = 32
@@ -83,11 +86,15 @@ class Watch:
 
 
 class Ranks:
-    """Sorted scores, and the randomised rank of the next one among them."""
+    """Sorted scores, and the randomised rank of the next one among them.
 
-    def __init__(self, calibration: Iterable[Any], seed: int) -> None:
+    ``step`` scores of the stream were ranked before: each took one number of the generator.
+    """
+
+    def __init__(self, calibration: Iterable[Any], seed: int, step: int = 0) -> None:
         self.scores = array("d", sorted(_finite_or_infinite(s) for s in calibration))
-        self.generator = np.random.default_rng(seed)
+        self.seed = seed
+        self.generator = np.random.Generator(np.random.PCG64(seed).advance(step))
 
     def p_value(self, score: Any) -> float:
         """Return ``(#{earlier > s} + U (1 + #{earlier = s})) / (n + 1)`` and keep the score."""
@@ -155,6 +162,27 @@ class EProcess:
         wealth = math.exp(log_wealth) if log_wealth < 700 else math.inf
         return Watch(p, wealth, self._alarm, self._step)
 
+    def save(self, path: str | Path) -> str:
+        """Write where the stream stands to one file and return its id."""
+        limit, alarm = self.delta, int(self._alarm)
+        state = _state(self._ranks, self._logs, limit, self._step, alarm)
+        return save_watch(path, "EProcess", state)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EProcess":
+        """Read what ``save`` wrote; the stream goes on as if it had never been interrupted.
+
+        Raises
+        ------
+        StateError
+            If the file is damaged, or of something else.
+        """
+        state = load_watch(path, "EProcess", WatchState)
+        watch = cls(delta=state.limit, seed=state.seed)
+        watch._ranks, watch._step = _ranks(state), state.step
+        watch._logs, watch._alarm = state.won.numpy(), bool(state.alarm)
+        return watch
+
 
 class ChangeDetector:
     """When did the stream change? Shiryaev and Roberts' sum of bets, restarted after an alarm.
@@ -200,3 +228,32 @@ class ChangeDetector:
         if reached >= self.patience:
             self._sum = 0.0
         return Watch(p, reached, reached >= self.patience, self._step)
+
+    def save(self, path: str | Path) -> str:
+        """Write where the stream stands to one file and return its id."""
+        state = _state(self._ranks, np.array([self._sum]), self.patience, self._step)
+        return save_watch(path, "ChangeDetector", state)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ChangeDetector":
+        """Read what ``save`` wrote; the stream goes on as if it had never been interrupted.
+
+        Raises
+        ------
+        StateError
+            If the file is damaged, or of something else.
+        """
+        state = load_watch(path, "ChangeDetector", WatchState)
+        watch = cls(patience=state.limit, seed=state.seed)
+        watch._ranks, watch._step = _ranks(state), state.step
+        watch._sum = float(state.won[0])
+        return watch
+
+
+def _state(ranks: Ranks, won: np.ndarray, limit: float, step: int, alarm: int = 0) -> WatchState:
+    scores = torch.tensor(ranks.scores, dtype=torch.float64)
+    return WatchState(scores, torch.from_numpy(won), float(limit), ranks.seed, step, alarm)
+
+
+def _ranks(state: WatchState) -> Ranks:
+    return Ranks(state.scores.tolist(), state.seed, state.step)

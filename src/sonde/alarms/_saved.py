@@ -1,0 +1,51 @@
+"""Where a watch stands in its stream, as a file: a service that starts again goes on from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import StateError
+from sonde.core.state import State
+from sonde.core.statefile import read_header, read_state, write_state
+
+FORMAT = "sonde-watch"
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class WatchState(State):
+    """A stream so far.
+
+    ``won`` is what the bets are worth: logarithms of the wealth of each one, or their sum.
+    """
+
+    scores: Float[Tensor, "score"]
+    won: Float[Tensor, "bet"]
+    limit: float
+    seed: int
+    step: int
+    alarm: int = 0
+
+
+def save_watch(path: str | Path, kind: str, state: State) -> str:
+    """Write where a watch stands and return the id of the file."""
+    return write_state(Path(path), {"format": FORMAT, "kind": kind}, {kind: state})
+
+
+def load_watch(path: str | Path, kind: str, state_type: type[S]) -> S:
+    """Read what a watch of the same kind saved.
+
+    Raises
+    ------
+    StateError
+        If the file is damaged, or of something else.
+    """
+    header = read_header(path)
+    if (header.get("format"), header.get("kind")) != (FORMAT, kind):
+        raise StateError(f"{kind}.load: expected a file that {kind}.save wrote, got {path}.")
+    state = read_state(path, {kind: state_type})[1][kind]
+    assert isinstance(state, state_type)  # as the reader built it
+    return state
