@@ -103,6 +103,9 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     few = tmp_path / "few.sonde"
     ran = run("calibrate", fitted, "-", folder / "few.npz", "--alpha", "0.001", "-o", few)
     assert "too few" in ran.out
+    assert "alarms at 0.001 need at least 999 rows that calibrate, got 12" in ran.err
+    assert "no alarms" in ran.out
+    assert "0.0%-0.0%" not in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001")
     assert "p <= 0.001 needs at least 999 calibrated rows, got 12" in ran.err
     assert "too few" in ran.out
@@ -110,6 +113,15 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     run("calibrate", fitted, "-", folder / "few.npz", "--guarantee", "pac", "-o", few)
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.1")
     assert "p <= 0.1 needs at least 29 calibrated rows, got 12" in ran.err
+
+
+def test_rows_that_are_not_finite_leave_no_alarm_and_that_is_said(run, folder, fitted, tmp_path):
+    rows = np.random.default_rng(3).normal(size=(60, 5)).astype("f4")
+    rows[:6, 0] = np.nan
+    np.savez(tmp_path / "bad.npz", a=rows)
+    ran = run("calibrate", fitted, "-", tmp_path / "bad.npz", "-o", tmp_path / "c.sonde", "--json")
+    assert "more than 0.05 of the rows that calibrate are not finite" in ran.err
+    assert {row["threshold"] for row in ran.json()["rows"]} == {None}
 
 
 def test_features_of_another_model_are_refused(run, folder, fitted):

@@ -1,5 +1,6 @@
 """``sonde calibrate``: fitted detectors, calibrated on other rows."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from sonde.cli.options import (
     Reading,
     SourceDataWord,
     SourceWord,
+    named,
     source_of,
 )
 from sonde.core.errors import CalibrationError
@@ -45,8 +47,10 @@ class Calibrate:
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the printed thresholds")] = 0.05
     rows: Annotated[int, tyro.conf.arg(help="most scores of a class in the kept sample")] = 10_000
     by: Annotated[
-        Literal["label", "predicted"] | None,
-        tyro.conf.arg(help="keep the rate within each class: labelled, or predicted by the model"),
+        str | None,
+        named(
+            "label|predicted|COLUMN", "keep the rate in each class, or in each value of a column"
+        ),
     ] = None
     guarantee: Annotated[
         Literal["marginal", "pac"],
@@ -75,15 +79,21 @@ class Calibrate:
         options |= {"reduction": self.reduction, "by": self.by}
         options |= {"guarantee": self.guarantee, "delta": self.delta}
         found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
+        names = dict(enumerate(found.label_names))
         rows = [
-            row for name, scorer in found.scorers.items() for row in self._rows_of(name, scorer)
+            {**row, "class": names.get(row["class"], row["class"])}
+            for name, scorer in found.scorers.items()
+            for row in self._rows_of(name, scorer)
         ]
         replaced = in_place_of(self.output)
         identity = found.save(self.output)
         if self.printing.json:
-            say_json({"file": str(self.output), "id": identity, "alpha": self.alpha, "rows": rows})
+            plain = [{**row, "threshold": _finite(row["threshold"])} for row in rows]
+            say_json({"file": str(self.output), "id": identity, "alpha": self.alpha, "rows": plain})
         elif not quiet:
             say(_text(rows, self.alpha))
+        for text in () if quiet else _lacking(rows, self.alpha):
+            note(f"note: {text}")
         note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB){replaced}")
         return 0
 
@@ -101,14 +111,15 @@ class Calibrate:
     def _row(self, name: tuple[str, str], label: int | None, calibration: Any) -> dict[str, Any]:
         try:
             threshold: float | None = calibration.threshold(self.alpha)
+            low, high = calibration.rate_interval(self.alpha)
         except CalibrationError:
-            threshold = None
-        low, high = calibration.rate_interval(self.alpha)
+            threshold, low, high = None, 0.0, 0.0
         return {
             "method": name[0],
             "site": name[1],
             "class": label,
             "n": calibration.n,
+            "needed": calibration.needed(self.alpha),
             "threshold": threshold,
             "rate_low": low,
             "rate_high": high,
@@ -124,9 +135,36 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
     return f"{table(titles, [_cells(r, has_classes) for r in rows])}\n\n{legend(meanings)}"
 
 
+def _finite(threshold: float | None) -> float | None:
+    return None if threshold == math.inf else threshold
+
+
+def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
+    """Return why there are no alarms where there are none, and what to do."""
+    found = []
+    few = [row for row in rows if row["n"] < row["needed"]]
+    if few:
+        least = min(few, key=lambda row: row["n"])
+        of = "" if least["class"] is None else f" of class {least['class']}"
+        found.append(
+            f"alarms at {alpha:g} need at least {least['needed']} rows that calibrate, got "
+            f"{least['n']}{of}: no score raises one. Calibrate on more rows, or take a larger "
+            "--alpha."
+        )
+    endless = [row for row in rows if row["threshold"] == math.inf]
+    if endless:
+        row = endless[0]
+        found.append(
+            f"{row['method']} at {row['site']}: more than {alpha:g} of the rows that calibrate are "
+            "not finite, or too large for their type: no score raises an alarm."
+        )
+    return found
+
+
 def _cells(row: dict[str, Any], has_classes: bool) -> tuple[str, ...]:
     label = ("all" if row["class"] is None else str(row["class"]),) if has_classes else ()
-    limit = "too few" if row["threshold"] is None else f"> {row['threshold']:.4g}"
-    rate = f"{row['rate_low']:.1%}-{row['rate_high']:.1%}"
+    few = row["threshold"] is None
+    limit = "too few" if few else f"> {row['threshold']:.4g}"
+    rate = "no alarms" if few else f"{row['rate_low']:.1%}-{row['rate_high']:.1%}"
     place = place_of(row["method"], row["site"])
     return row["method"], place, *label, f"{row['n']:,}", limit, rate

@@ -28,14 +28,20 @@ WHO = (*EXAMPLE, "draw", "position")
 
 
 def held_scores(
-    tasks: Mapping[Key, Task], scorers: Mapping[Key, Scorer], stream: Stream, kept: Kept, bar: Bar
+    tasks: Mapping[Key, Task],
+    scorers: Mapping[Key, Scorer],
+    stream: Stream,
+    kept: Kept,
+    bar: Bar,
+    in_groups: bool = True,
 ) -> dict[Key, HeldScoresState]:
     """Return the kept scores of every detector: one for each group.
 
     Where an example has several rows that stand for themselves, the row of smallest draw is scored;
-    where groups hold several usual examples, one of them, chosen by a hash of its place.
+    where groups hold several usual examples, one of them, chosen by a hash of its place. Without
+    ``in_groups`` every example stands for itself.
     """
-    groups = _Groups.of(stream)
+    groups = _Groups.of(stream) if in_groups else None
     whole = Whole({name: _calibrated(task).reduction for name, task in tasks.items()})
     states: dict[Key, HeldScoresState | None] = dict.fromkeys(tasks)
     waiting: dict[Key, _Found] = {}

@@ -1,7 +1,8 @@
 """``sonde.run.calibrate``: detectors that are fitted, calibrated on other rows."""
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast, get_args
 
 from sonde.core.calibration import Guarantee
 from sonde.core.classes import joined_names, with_classes
@@ -12,6 +13,7 @@ from sonde.core.plan import Split
 from sonde.core.reduction import AUTO
 from sonde.core.requests import Request, States, Task, reads_of, requests
 from sonde.core.state import equal
+from sonde.core.stream import Stream
 from sonde.run._held_scores import held_scores
 from sonde.run._joining import Drawn, most_shared
 from sonde.run._recipe import recipe_in, recipe_of
@@ -19,10 +21,13 @@ from sonde.run.entries import Key, inner_of
 from sonde.run.fit import data_fingerprint, require_same_model
 from sonde.run.fitted import Fitted
 from sonde.run.progress import Bar
+from sonde.run.read import ARRAYS
 from sonde.run.score import open_for, reduction_of
 from sonde.stats import By, Calibrated, HeldScoresState, Kept
+from sonde.store import is_store
 
 ROWS = 10_000
+GROUP = "group"
 
 
 def calibrate(
@@ -32,7 +37,7 @@ def calibrate(
     *,
     m: int = ROWS,
     reduction: str = AUTO,
-    by: By | None = None,
+    by: str | None = None,
     guarantee: Guarantee = "marginal",
     delta: float = 0.05,
     progress: bool = True,
@@ -56,9 +61,11 @@ def calibrate(
         Most scores of a class that are kept in the sample.
     reduction : str, default="auto"
         What a p-value is about, as in ``sonde.fit``; "auto" leaves it as the bundle has it.
-    by : {"label", "predicted"} or None, default=None
+    by : "label", "predicted", name of a column, or None, default=None
         Keep the false-alarm rate within each class: by the data's labels, which must then be known
-        when rows are scored, or by the model's predictions.
+        when rows are scored, or by the model's predictions; or within each value of a column of a
+        table, which is then read when rows are scored. By the column of the groups (``group``),
+        every row calibrates its own group, and not one row of each.
     guarantee : {"marginal", "pac"}, default="marginal"
         The rate holds on average over calibration sets, or for this one with ``1 - delta``.
     delta : float, default=0.05
@@ -75,9 +82,15 @@ def calibrate(
     StateError
         If the bundle holds no detector, or is of another model.
     """
-    kept = Kept(m=m, by=by, guarantee=guarantee, delta=delta)
+    column = None if by in (None, *get_args(By)) else by
+    if column is not None:
+        _require_table(column, model)
+        options["label_column"] = column
+    said: By | None = "label" if column is not None else cast("By | None", by)
+    kept = Kept(m=m, by=said, guarantee=guarantee, delta=delta)
     tasks = _calibrated_tasks(fitted, kept, reduction)
-    stream = open_for(fitted, model, data, by, **options)
+    stream = open_for(fitted, model, data, said, **options)
+    in_groups = column is None or column != (options.get("group_column") or GROUP)
     require_same_model(fitted.header, stream)
     stream = with_classes(stream, fitted.label_names)
     fingerprint = data_fingerprint(stream)
@@ -87,17 +100,17 @@ def calibrate(
             f"{len(stream)}. Calibrate on other rows."
         )
     with Bar("calibrate", len(stream), progress) as bar:
-        held = held_scores(tasks, fitted.scorers, stream, kept, bar)
+        held = held_scores(tasks, fitted.scorers, stream, kept, bar, in_groups)
     states: States = {
         i: fitted.states[i] for i in requests(tasks.values(), fitted.split) if i in fitted.states
     }
     for name, task in tasks.items():
         (request,) = _held([task], fitted.split)
         states[request] = held[name]
-    seen = [{"data": fingerprint, "n_examples": len(stream)}]
+    seen = [{"data": fingerprint, "n_examples": len(stream)} | ({"by": column} if column else {})]
     recipe = recipe_of(stream) or recipe_in(fitted.header)
     header = {**fitted.header, "recipe": recipe, "calibrations": seen}
-    if by == "label":
+    if said == "label":
         names = joined_names(fitted.label_names, stream.label_names)
         header["data"] = {**header["data"], "label_names": list(names or ())}
     found = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
@@ -129,6 +142,8 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
             "merge_calibrations: both bundles were calibrated on the same data (fingerprint "
             f"{min(twice)[:12]}): its scores would count twice."
         )
+    if {c.get("by") for c in mine} != {c.get("by") for c in theirs}:
+        raise StateError("merge_calibrations: the bundles were calibrated by other columns.")
     _require_other_rows(held, a, b)
     names = joined_names(a.label_names, b.label_names)
     if names is None:
@@ -140,6 +155,16 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
     data = {**a.header["data"], "label_names": [*names]}
     header = {**a.header, "calibrations": [*mine, *theirs], "data": data}
     return replace(a, states={**a.states, **joined}, header=header)
+
+
+def _require_table(column: str, model: Any) -> None:
+    """Refuse a column of data that are no table."""
+    place = isinstance(model, str | Path)
+    if isinstance(model, Stream) or (place and (model == ARRAYS or is_store(Path(model)))):
+        raise InputError(
+            f"calibrate: by={column!r} names a column of a table, got rows that were read before. "
+            "Give the classes as labels and take by='label'."
+        )
 
 
 def _require_other_rows(held: dict[str, Request], a: Fitted, b: Fitted) -> None:

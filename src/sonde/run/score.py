@@ -161,6 +161,7 @@ def open_for(
         wants |= {"logits": _needs_logits(fitted) or by == "predicted" or None}
     try:
         kept = default_options(fitted.header, model, data, options)
+        kept |= _class_column(fitted, model, options)
         stream = read(model, data, **{**wants, **kept, **options})
         _ = stream.schema  # sites are looked up here
     except SiteError as error:
@@ -170,6 +171,15 @@ def open_for(
             f"this model ({reason}). Score with the model that it was fitted on."
         ) from error
     return stream
+
+
+def _class_column(fitted: Fitted, model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the column that a bundle was calibrated by, where no other one is asked for."""
+    columns = {c["by"] for c in fitted.header.get("calibrations", []) if c.get("by")}
+    if not columns or options.get("label_column") is not None or model == ARRAYS:
+        return {}
+    options.pop("label_column", None)
+    return {"label_column": columns.pop()}
 
 
 def _stored(fitted: Fitted, place: str | Path, data: Any, options: dict[str, Any]) -> Stream:
