@@ -184,3 +184,16 @@ def test_parameters_are_checked(wrong):
 def test_feature_arrays_are_refused(tmp_path):
     with pytest.raises(InputError, match="no gradient"):
         read("-", tmp_path / "x.npz", perturb=Perturbation())
+
+
+def test_parameters_that_are_not_named_are_the_defaults(tmp_path):
+    assert Perturbation.from_json({}) == Perturbation()
+    assert Perturbation.from_json({"eps": 0.1, "std": [1, 2]}) == Perturbation(1000.0, 0.1, (1, 2))
+    stream = read(CNN(channels=3).eval(), list(images(3, n=2, keyword="x").x), perturb={"eps": 0.1})
+    assert stream.identity()["perturb"] == Perturbation(eps=0.1).json()
+    with pytest.raises(InputError, match=r"among temperature, eps, std, got 'epsilon'"):
+        Perturbation.from_json({"epsilon": 0.1})
+    with pytest.raises(InputError, match=r"expected numbers, got \{'eps': 'much'\}"):
+        Perturbation.from_json({"eps": "much"})
+    with pytest.raises(InputError, match="positive temperature"):
+        Perturbation.from_json({"temperature": -1})

@@ -1,7 +1,7 @@
 """A small step of the inputs before a second forward, as the column ``perturbed_logits`` asks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from sonde.core.errors import InputError
@@ -45,7 +45,27 @@ class Perturbation:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Perturbation":
-        """Return what ``json`` wrote."""
-        std = raw["std"]
-        step = tuple(cast("list[float]", std)) if isinstance(std, list) else float(std)
-        return cls(float(raw["temperature"]), float(raw["eps"]), step)
+        """Return what ``json`` wrote, or the parameters named, with defaults for the others.
+
+        Raises
+        ------
+        InputError
+            If a name is none of a parameter, or a value is not a number.
+        """
+        names = [f.name for f in fields(cls)]
+        unknown = [name for name in raw if name not in names]
+        if unknown:
+            raise InputError(
+                f"Perturbation: expected parameters among {', '.join(names)}, got {unknown[0]!r}."
+            )
+        try:
+            numbers = {name: _numbers(value) for name, value in raw.items()}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Perturbation: expected numbers, got {raw}.") from error
+        return cls(**numbers)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(float(v) for v in cast("list[Any]", value))
+    return float(value)
