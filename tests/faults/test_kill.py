@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,78 +76,6 @@ def test_units_in_any_order_give_the_same_file(tmp_path, level):
         place.mkdir()
         fit(place, job, random.Random(seed))
         assert (place / "fit.sonde").read_bytes() == expected
-
-
-PROGRAM = """
-import os, random, signal, sys, time
-from pathlib import Path
-from ledger_case import case
-from sonde.core.statefile import write_state
-from sonde.run.ledger import Ledger
-from sonde.core.lock import RunLock
-
-place, job = Path(sys.argv[1]), case(0)
-
-def fit():
-    with RunLock(place / "fit.run"):
-        ledger = Ledger(place / "fit.run", job.plan, job.wanted)
-        while todo := ledger.missing():
-            for start, stop in todo:
-                ledger.put(start, stop, *job.leaf(start))
-                ledger.compact()
-        states, counters = ledger.finish()
-        write_state(place / "fit.sonde", {"counters": counters}, states)
-        ledger.remove()
-
-def in_child(work):
-    pid = os.fork()
-    if pid == 0:
-        work()
-        os._exit(0)
-    return pid
-
-def commits():
-    return sorted(p.name for p in place.rglob("*.sonde"))
-
-for unit in range(job.plan.n_units):
-    job.leaf(unit)
-rng = random.Random(4)
-for _ in range(10):
-    before, pid = commits(), in_child(fit)
-    until = time.monotonic() + 10
-    while commits() == before and time.monotonic() < until:
-        time.sleep(0.001)
-    time.sleep(0.01 * rng.random())
-    os.kill(pid, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), end=" ")
-    print(*sorted(p.name for p in place.rglob("*")))
-print(os.waitstatus_to_exitcode(os.waitpid(in_child(fit), 0)[1]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_ten_real_kills(tmp_path):
-    job = case(0)
-    expected = undisturbed(tmp_path, job)
-    place = tmp_path / "killed"
-    place.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(place)],
-        cwd=TESTS,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    *kills, last = done.stdout.splitlines()
-    n_killed = sum(line.startswith("-9 ") for line in kills)
-    assert last == "0"
-    assert n_killed >= 3, kills
-    assert len({line for line in kills if line.startswith("-9 ")}) >= 3, kills
-    assert (place / "fit.sonde").read_bytes() == expected
-    assert not (place / "fit.run").exists()
 
 
 def test_a_second_runner_on_the_directory_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sonde.core.errors import SondeError
 from sonde.core.statefile import read_header
 
-IGNORED, TEMPORARY = "lock", ".tmp-"
+LOCK, TEMPORARY = "lock", ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def digest(path: Path) -> dict[str, str]:
 
 
 def _counts(name: str) -> bool:
-    return name != IGNORED and TEMPORARY not in name
+    return name != LOCK and TEMPORARY not in name
 
 
 def _hash(path: Path) -> str:

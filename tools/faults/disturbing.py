@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from tools.faults.commands import POLL_SECONDS, Ended
-from tools.faults.counting import Count, committed
+from tools.faults.counting import LOCK, Count, committed
 from tools.faults.jobs import Bench, BenchError, Job, Undisturbed, finish
 from tools.faults.trial import Trial, judged
 
@@ -152,7 +152,7 @@ def changed_data(
 def interrupted(
     bench: Bench, job: Job, folder: Path, whole: Undisturbed, rng: random.Random
 ) -> Path:
-    """Return a folder in which a run was killed after it had committed something."""
+    """Return a folder in which a run was killed after a commit, and before it let go of the lock."""
     for _ in range(ATTEMPTS):
         at = whole.begins + rng.uniform(0.3, 0.8) * (whole.ends - whole.begins)
         job.place(folder)
@@ -160,7 +160,7 @@ def interrupted(
             while not running.is_over() and (running.cpu_seconds() < at or not committed(folder)):
                 time.sleep(POLL_SECONDS)
             over = running.is_over()
-        if not over and not (folder / "a.sonde").exists():
+        if not over and any(folder.rglob(LOCK)):
             return folder
         shutil.rmtree(folder)
     raise BenchError(f"{job.name}: could not be killed between its first commit and its end")
