@@ -18,9 +18,11 @@ def test_calibrate_then_evaluate(run, place, tmp_path):
     found = run(*words, "--json").json()["rows"]
     assert len(found) == 4
     assert all(row["false_alarms"] <= 0.06 for row in found)
+    assert run(*words, "--json").json()["usual"] == f"{place / 'other.npz'}, scored by {out}"
     text = run(*words).out
     assert max(map(len, text.splitlines())) <= 80
     assert "AUROC" in text
+    assert "chosen on these very rows" in text
 
 
 @pytest.mark.slow
@@ -35,6 +37,7 @@ def test_pictures_are_written(run, place, tmp_path, monkeypatch):
         assert ran.code == 0, ran.err
         assert f"wrote {name}" in ran.err
         assert "knn" in Path(name).read_text("utf-8")
+    assert "30 of unusual.csv" in Path("e.html").read_text("utf-8")
     assert ".html, .htm, .svg, .png" in run(*words, "e.pdf").error()
     assert "there is no folder" in run(*words, "none/e.html").error()
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,10 +40,10 @@ def table(scores, site="model.layers.0:out", instrument="knn", calibrated=True):
     })  # fmt: skip
 
 
-def evaluated(usual, unusual):
-    options = {"alpha": 0.05, "resamples": 20}
+def evaluated(usual, unusual, name="usual.parquet"):
+    options: dict[str, Any] = {"alpha": 0.05, "resamples": 20}
     rows, drawn = evaluate(usual, unusual, **options), curves(usual, unusual, **options)
-    return evaluation(rows, drawn, **options)
+    return evaluation(rows, drawn, **options, usual=name, unusual=f"un{name}")
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +114,19 @@ def test_the_drawn_curve_goes_through_the_points(found):
     assert [(r["x"], r["v"]) for r in rows] == list(zip(curve["fpr"], curve["tpr"], strict=True))
 
 
+def test_the_page_names_its_tables_and_says_that_the_best_was_chosen(found, page):
+    assert "60 of usual.parquet" in page
+    assert "40 of unusual.parquet" in page
+    chosen = "chosen on these very rows, so its figures are optimistic"
+    assert f"best of 2 detectors and sites was {chosen}" in page
+    assert "optimistic because chosen on these rows" in pictures_of(found)[-1].message
+    alone = evaluation_to_html(evaluated(table([0.0, 1.0]), table([2.0])))
+    assert "optimistic" not in alone
+
+
 def test_hostile_names_stay_text():
     both = [table(s, HOSTILE, HOSTILE) for s in ([0.0, 1.0, 1.5], [1.0, 3.0])]
-    page = evaluation_to_html(evaluated(*both))
+    page = evaluation_to_html(evaluated(*both, name=HOSTILE))
     seen = Page(page)
     assert seen.open == []
     assert seen.all("img") == []
@@ -146,6 +157,13 @@ def test_svg_and_png_files(found, tmp_path):
     root = ET.fromstring(svg)
     assert root.tag.endswith("svg")
     assert "best at layers.1" in str(root[0].text)
+    assert "optimistic" in svg
+    for part in (
+        "Unusual rows that are found",
+        "Scores of usual rows and unusual rows",
+        "threshold",
+    ):
+        assert part in svg
     assert "var(--" not in svg
     image = Image.open(io.BytesIO(save_evaluation(found, tmp_path / "e.png").read_bytes()))
     assert image.format == "PNG"

@@ -18,6 +18,7 @@ FPR@95  share of usual rows above the score that catches 95 % of unusual ones
 AUPR    average precision, unusual rows as positives
 false   share of usual rows with p <= {alpha:g}; found: of unusual ones
         (- where the detectors were not calibrated)"""
+CHOSEN = "Of several lines the best is optimistic: it is chosen on these very rows."
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Evaluate:
         if self.output is not None:
             self._draw(self.output, rows, usual, unusual)
         if self.printing.json:
-            say_json({"alpha": self.alpha, "resamples": self.resamples, "rows": rows})
+            figures = {"alpha": self.alpha, "resamples": self.resamples, "rows": rows}
+            say_json(figures | self._names())
         elif not self.printing.quiet:
             say(_text(rows, self.alpha))
         return 0
@@ -116,10 +118,17 @@ class Evaluate:
         from sonde.report.evaluate import evaluation, save_evaluation
         from sonde.run.curves import curves
 
-        options = {"alpha": self.alpha, "resamples": self.resamples}
+        options: dict[str, Any] = {"alpha": self.alpha, "resamples": self.resamples}
         drawn = curves(usual, unusual, seed=self.reading.seed, **options)
+        options |= self._names()
         save_evaluation(evaluation(rows, drawn, **options), path)
         note(f"wrote {path}")
+
+    def _names(self) -> dict[str, str]:
+        """Return what the two tables are called: as typed, with the probe that scores them."""
+        by = f", scored by {self.inputs[0]}" if len(self.inputs) > 2 else ""
+        usual, unusual = [*self.inputs][-2:]
+        return {"usual": f"{usual}{by}", "unusual": f"{unusual}{by}"}
 
     def _tables(self) -> list[Any]:
         if len(self.inputs) == 2:
@@ -176,7 +185,8 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
         )
         for r in rows
     ]
-    return f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}"
+    told = f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}"
+    return told if len(rows) == 1 else f"{told}\n{CHOSEN}"
 
 
 def _share(value: float | None) -> str:

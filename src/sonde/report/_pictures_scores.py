@@ -148,6 +148,7 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
     best = max(kept, key=lambda row: row["auroc"])
     message = f"{shown(instrument, 40)}: " if instrument else ""
     message += f"best at {axis.say(best['site'])}, AUROC {auroc_text(best)}"
+    message += ", optimistic because chosen on these rows" if len(kept) > 1 else ""
     table = tuple(
         tuple(row[k] for k in ("site", "auroc", "auroc_low", "auroc_high")) for row in rows
     )

@@ -42,12 +42,23 @@ _COLUMNS: Final = {
     "n_unusual": "unusual",
 }
 
+CHOSEN: Final = (
+    "The best of {n:,} detectors and sites was chosen on these very rows, so its figures are "
+    "optimistic: report them on rows that were not used to choose."
+)
+
 # They stand in the header too.
 _COUNTS: Final = ("n_usual", "n_unusual")
 
 
 def evaluation(
-    rows: list[dict[str, Any]], curves: list[dict[str, Any]], *, alpha: float, resamples: int
+    rows: list[dict[str, Any]],
+    curves: list[dict[str, Any]],
+    *,
+    alpha: float,
+    resamples: int,
+    usual: str = "",
+    unusual: str = "",
 ) -> dict[str, Any]:
     """Return what a page about scores is made of, as JSON.
 
@@ -57,9 +68,12 @@ def evaluation(
         What ``sonde.run.evaluate.evaluate`` and ``sonde.run.curves.curves`` return.
     alpha : float
     resamples : int
+    usual, unusual : str, default=""
+        What the two tables are called.
     """
     return {
-        "schema": SCHEMA, "alpha": alpha, "resamples": resamples, "rows": rows, "curves": curves,
+        "schema": SCHEMA, "alpha": alpha, "resamples": resamples, "usual": usual,
+        "unusual": unusual, "rows": rows, "curves": curves,
     }  # fmt: skip
 
 
@@ -124,8 +138,8 @@ def _verdict(best: dict[str, Any]) -> str:
 def _header(found: dict[str, Any]) -> Markup:
     best = best_of(found["rows"])
     facts = [
-        ("usual rows", f"{best['n_usual']:,}"),
-        ("unusual rows", f"{best['n_unusual']:,}"),
+        ("usual rows", _counted(best["n_usual"], found["usual"])),
+        ("unusual rows", _counted(best["n_unusual"], found["unusual"])),
         ("false-alarm rate that was asked for", share(found["alpha"])),
         ("false alarms", _rate(best)),
         ("unusual rows found", None if best["found"] is None else share(best["found"])),
@@ -136,8 +150,13 @@ def _header(found: dict[str, Any]) -> Markup:
         el("p", "sonde evaluate", cls="brand"),
         el("h1", "Usual against unusual rows"),
         el("p", _verdict(best), cls="verdict"),
+        el("p", CHOSEN.format(n=len(found["rows"]))) if len(found["rows"]) > 1 else None,
         definitions(facts),
     )
+
+
+def _counted(n: int, name: str) -> str:
+    return f"{n:,} of {shown(name, 120)}" if name else f"{n:,}"
 
 
 def _rate(row: dict[str, Any]) -> str:
