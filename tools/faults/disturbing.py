@@ -152,7 +152,7 @@ def changed_data(
 def interrupted(
     bench: Bench, job: Job, folder: Path, whole: Undisturbed, rng: random.Random
 ) -> Path:
-    """Return a folder in which a run was killed after a commit, and before it let go of the lock."""
+    """Return a folder whose run was killed after a commit, and before it let go of the lock."""
     for _ in range(ATTEMPTS):
         at = whole.begins + rng.uniform(0.3, 0.8) * (whole.ends - whole.begins)
         job.place(folder)
