@@ -1,4 +1,4 @@
-"""Generate the pages of methods and findings, and the bibliography, from the code itself."""
+"""Generate the pages of methods, findings, packages and papers from the code itself."""
 
 import inspect
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from reference import reference_index, reference_pages, sections
 from sonde.findings.catalogue import rule_classes
 from sonde.run.catalogue import FAMILIES, Method, methods
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_pages(docs: Path) -> list[Path]:
-    """Write the pages of methods, findings and papers under ``docs``; return their paths."""
+    """Write all generated pages under ``docs``; return their paths."""
     papers = bibliography(docs / "papers.bib")
     written = [
         *_write_all(docs / "methods", {m.word: method_page(m, papers) for m in methods().values()}),
@@ -24,6 +25,9 @@ def make_pages(docs: Path) -> list[Path]:
     written.append(_write(docs / "methods.md", index))
     index = "\n\n".join([findings_index(), "```{toctree}\n:hidden:\n:glob:\n\nfindings/*\n```"])
     written.append(_write(docs / "findings.md", index))
+    written += _write_all(docs / "reference", reference_pages())
+    index = "\n\n".join([reference_index(), "```{toctree}\n:hidden:\n:glob:\n\nreference/*\n```"])
+    written.append(_write(docs / "reference.md", index))
     written.append(_write(docs / "papers.md", papers_page(papers)))
     return written
 
@@ -48,7 +52,6 @@ def method_page(method: Method, papers: dict[str, str]) -> str:
     """Return the page of one method, from its docstring and class variables."""
     doc = inspect.cleandoc(method.cls.__doc__ or "")
     summary, _, rest = doc.partition("\n")
-    body = _sections(rest.strip())
     parameters = ", ".join(f"{f.name}={f.default!r}" for f in fields(method.cls))  # type: ignore[arg-type]
     lines = [
         f"# `{method.word}`",
@@ -56,7 +59,7 @@ def method_page(method: Method, papers: dict[str, str]) -> str:
         f"```python\nfrom sonde.{method.family} import {method.cls.__name__}\n\n"
         f"{method.cls.__name__}({parameters})\n```",
         f"Family `{method.family}`; reads {_span(method)}.",
-        body,
+        *sections(rest.strip()),
     ]
     if method.cls.paper:
         lines.append("## Paper\n\n" + papers.get(method.cls.paper, f"`{method.cls.paper}`"))
@@ -67,47 +70,6 @@ def _span(method: Method) -> str:
     words = {"one": "one site", "pair": "a pair of sites", "all": "all sites at once"}
     reads = ", ".join(type(r.statistic).__name__ for r in method.cls().all_reads().values())
     return f"{words[method.cls.span]}: {reads}"
-
-
-def _sections(doc: str) -> str:
-    """Return a numpy docstring as Markdown: underlined titles become headings."""
-    found: list[str] = []
-    lines = doc.splitlines()
-    i = 0
-    while i < len(lines):
-        underlined = i + 1 < len(lines) and re.fullmatch(r"-{3,}", lines[i + 1].strip())
-        if underlined:
-            block, i = _block(lines, i + 2)
-            if lines[i - len(block) - 2].strip() != "References":
-                found.append(f"## {lines[i - len(block) - 2].strip()}")
-                found.append("```text\n" + "\n".join(block).strip("\n") + "\n```")
-            continue
-        block, i = _prose(lines, i)
-        found.append(_paragraphs(block))
-    return "\n\n".join(f for f in found if f.strip())
-
-
-def _block(lines: list[str], start: int) -> tuple[list[str], int]:
-    end = start
-    while end < len(lines):
-        if end + 1 < len(lines) and re.fullmatch(r"-{3,}", lines[end + 1].strip()):
-            break
-        end += 1
-    return lines[start:end], end
-
-
-def _prose(lines: list[str], start: int) -> tuple[list[str], int]:
-    return _block(lines, start)
-
-
-def _paragraphs(lines: list[str]) -> str:
-    """Return prose as it is, and aligned facts such as ``Range   [0, 1]`` as a fixed block."""
-    out: list[str] = []
-    for paragraph in "\n".join(lines).split("\n\n"):
-        text = paragraph.strip("\n")
-        aligned = re.match(r"^[A-Z][a-z]+ {2,}\S", text)
-        out.append(f"```text\n{text}\n```" if aligned else text.replace("``", "`"))
-    return "\n\n".join(out)
 
 
 def methods_index() -> str:

@@ -1,0 +1,78 @@
+"""What is exported, what is documented and what these laws are tried on is one set."""
+
+import importlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import sonde.stats
+from contract.statistics import CASES, exported_instruments, learners
+from sonde.core.statistic import Statistic
+from sonde.findings.catalogue import rule_classes
+from sonde.run.catalogue import snake_case
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory) -> Path:
+    """The generated pages, in a folder of their own."""
+    place = tmp_path_factory.mktemp("docs")
+    shutil.copy(ROOT / "docs" / "papers.bib", place)
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        importlib.import_module("make_docs").make_pages(place)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    return place
+
+
+def sections_of(page: Path) -> dict[str, str]:
+    """Return the text of each section of a page by the name that it is about."""
+    parts = re.split(r"^## `(\w+)`$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_instrument_has_a_page(docs):
+    pages = {path.stem for path in (docs / "methods").glob("*.md")}
+    assert pages == {snake_case(type(i).__name__) for i in exported_instruments()}
+
+
+def test_every_code_has_a_page(docs):
+    assert {path.stem.upper() for path in (docs / "findings").glob("*.md")} == set(rule_classes())
+
+
+def test_every_statistic_is_exported_documented_and_tested(docs):
+    exported = {name for name in sonde.stats.__all__ if is_statistic(getattr(sonde.stats, name))}
+    tried = {type(c.statistic).__name__ for c in CASES} | {type(s).__name__ for s in learners()}
+    sections = sections_of(docs / "reference" / "stats.md")
+    assert exported == exported & tried == exported & sections.keys()
+
+
+def is_statistic(member: object) -> bool:
+    return isinstance(member, type) and issubclass(member, Statistic)
+
+
+def test_every_exported_name_has_its_call_and_its_docstring(docs):
+    pages = sorted((docs / "reference").glob("*.md"))
+    assert {"core", "stats", "tap", "data", "store"} <= {page.stem for page in pages}
+    for page in pages:
+        package = importlib.import_module(f"sonde.{page.stem}")
+        sections = sections_of(page)
+        assert sections.keys() == set(package.__all__)
+        for name, text in sections.items():
+            assert text.strip().startswith(f"```python\n{name}"), (page.stem, name)
+            said = (getattr(package, name).__doc__ or "").strip().partition("\n")[0]
+            assert (
+                isinstance(getattr(package, name), tuple | dict) or said.replace("``", "`") in text
+            )
+
+
+def test_packages_that_export_are_documented(docs):
+    packages = {p.parent.name for p in (ROOT / "src" / "sonde").glob("*/__init__.py")}
+    exporting = {p for p in packages if hasattr(importlib.import_module(f"sonde.{p}"), "__all__")}
+    pages = {path.stem for path in (docs / "reference").glob("*.md")}
+    assert exporting - {"measure", "detect", "cli"} == pages

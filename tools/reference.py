@@ -1,0 +1,101 @@
+"""Generate the reference: a page for each public package, a section for each name it exports."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+PACKAGES = ("core", "stats", "tap", "data", "store", "metrics", "alarms", "report", "studies")
+LONGEST = 400
+
+
+def reference_pages() -> dict[str, str]:
+    """Return the page of every package by its name."""
+    return {name: package_page(name) for name in PACKAGES}
+
+
+def reference_index() -> str:
+    """Return the page that lists the packages."""
+    rows = "\n".join(
+        f"| [`sonde.{name}`](reference/{name}.md) | {_summary(_package(name))} |"
+        for name in PACKAGES
+    )
+    return (
+        "# Reference\n\nWhat the packages export, from the code itself; methods have "
+        f"[pages of their own](methods.md).\n\n| package | what it is |\n|---|---|\n{rows}"
+    )
+
+
+def package_page(name: str) -> str:
+    """Return the page of one package."""
+    package = _package(name)
+    parts = [f"# `sonde.{name}`", _summary(package)]
+    for export in package.__all__:
+        parts += [f"## `{export}`", *entry(export, getattr(package, export))]
+    return "\n\n".join(parts)
+
+
+def documented(page: str) -> set[str]:
+    """Return the names that have a section on a page."""
+    return set(re.findall(r"^## `(\w+)`$", page, re.MULTILINE))
+
+
+def entry(name: str, found: Any) -> list[str]:
+    """Return how a name is called, and its docstring; of a value, the value."""
+    if not (inspect.isclass(found) or inspect.isroutine(inspect.unwrap(found))):
+        return [_block([f"{name} = {found!r}"[:LONGEST]], "python")]
+    doc = inspect.getdoc(found) or ""
+    return [_block([f"{name}{_signature(found)}"], "python"), *sections(doc)]
+
+
+def sections(doc: str) -> list[str]:
+    r"""Return a numpy docstring as Markdown: what stands below an underlined title as a block.
+
+    Examples
+    --------
+    >>> sections("Count rows.\n\nReturns\n-------\nint")
+    ['Count rows.', '**Returns**', '```text\nint\n```']
+    """
+    parts = re.split(r"^(\w[\w ]*)\n-{3,}$", doc, flags=re.MULTILINE)
+    found = _prose(parts[0])
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        if title != "References":
+            found += [f"**{title}**", _block(body.strip("\n").splitlines(), "text")]
+    return found
+
+
+def _prose(text: str) -> list[str]:
+    """Return paragraphs; aligned facts such as ``Range   [0, 1]`` and formulas as blocks."""
+    return [
+        _block(part.splitlines(), "text")
+        if re.match(r" |[A-Z]\w+ {2,}\S", part)
+        else part.replace("``", "`")
+        for part in re.split(r"\n{2,}", text.strip("\n"))
+        if part.strip()
+    ]
+
+
+def _block(lines: Iterable[str], language: str) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])
+
+
+def _signature(found: Any) -> str:
+    """Return the parameters with their defaults, without types; a function stands as ``...``."""
+    try:
+        known = inspect.signature(found)
+    except (TypeError, ValueError):
+        return ""
+    bare = [p.replace(annotation=p.empty) for p in known.parameters.values()]
+    text = str(known.replace(parameters=bare, return_annotation=known.empty))
+    return re.sub(r"<(?:[^<>]|<\w+>)*>", "...", text)
+
+
+def _summary(package: Any) -> str:
+    return (
+        (package.__doc__ or "").strip().partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+    )
+
+
+def _package(name: str) -> Any:
+    return importlib.import_module(f"sonde.{name}")
