@@ -94,3 +94,13 @@ def test_it_is_saved_as_page_or_json(moved, tmp_path):
     assert found == moved
     with pytest.raises(InputError, match=r"ends in \.html or \.json"):
         save_drift(moved, tmp_path / "d.pdf")
+
+
+@pytest.mark.truth("a float of 64 bits holds nothing between 0 and about 5e-324")
+def test_a_p_value_too_small_for_a_float_is_not_told_as_zero(moved):
+    tiny = json.loads(json.dumps(moved))
+    for entry in (*tiny["sites"], *tiny["comparisons"]):
+        entry["adjusted"] = entry["p"] = 0.0
+    cells = re.findall(r'<t[dh][^>]*class="n"[^>]*>([^<]*)<', drift_to_html(tiny))
+    assert cells.count("&lt; 1e-300") >= len(tiny["sites"]) + 2 * len(tiny["comparisons"])
+    assert "< 1e-300" in drift_to_text(tiny)

@@ -72,7 +72,18 @@ def p_text(p: Real, digits: int = 1) -> str:
     >>> p_text(0.0123), p_text(0.0)
     ('= 0.01', '< 1e-300')
     """
-    return f"= {number(p, digits)}" if p > 0 else "< 1e-300"
+    return f"= {p_value(p, digits)}" if p > 0 else p_value(p)
+
+
+def p_value(p: Real | None, digits: int = 2) -> str:
+    """Return a p-value; what is too small for a float is not zero.
+
+    Examples
+    --------
+    >>> p_value(0.0123), p_value(0.0), p_value(None)
+    ('0.012', '< 1e-300', '–')
+    """
+    return "< 1e-300" if p == 0 else number(p, digits)
 
 
 def interval(figure: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from altair.utils.schemapi import debug_mode
 
 from sonde.report._axes import NARROW, WIDE
 from sonde.report._draw import picture
-from sonde.report._format import number, plural, shown, tied, words
+from sonde.report._format import number, p_value, plural, shown, tied, words
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._picture import Cell, Numbers, Picture
 
@@ -22,6 +22,7 @@ _SHAPES: Final = {
     "failed": "M10 1 19 10 10 19 1 10z",
 }
 _PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
+P_VALUES: Final = ("p", "adjusted", "adjusted p")
 _OPEN: Final = frozenset({"clear", "withheld", "not_applicable"})
 
 
@@ -52,7 +53,8 @@ def table(
 ) -> Markup:
     """Return a table that scrolls inside its box; numbers stand at the right."""
     key = names.new("table")
-    kinds = {i: n for i, n in enumerate(numbers.columns) if n == "input"} | (kinds or {})
+    known = {"input": "input", **dict.fromkeys(P_VALUES, "p")}
+    kinds = {i: known[n] for i, n in enumerate(numbers.columns) if n in known} | (kinds or {})
     right = [i > 0 and _numeric(numbers, i) for i in range(len(numbers.columns))]
     heads = zip(numbers.columns, right, strict=True)
     head = el("tr", *(el("th", name, scope="col", cls="n" if n else None) for name, n in heads))
@@ -76,7 +78,7 @@ def _cell(value: Cell, column: int, kind: str) -> Markup:
     if column == 0:
         return el("th", _text(value, kind), scope="row", data_v=_exact(value))
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return el("td", number(value, 4), cls="n", data_v=_exact(value))
+        return el("td", _text(value, kind), cls="n", data_v=_exact(value))
     if kind == "state" and isinstance(value, str):
         return el("td", badge(value, "raised" if value in {"error", "warning", "note"} else ""))
     return el("td", _text(value, kind), cls="n" if value is None else None, data_v=_exact(value))
@@ -86,7 +88,7 @@ def _text(value: Cell, kind: str) -> Markup | str:
     if value is None:
         return "–"
     if isinstance(value, int | float):
-        return number(value, 4)
+        return p_value(value, 4) if kind == "p" else number(value, 4)
     if kind == "input" and _PICTURE.fullmatch(value):
         return el("img", src=value, alt="the input", cls="thumb")
     return code(value) if kind == "code" else shown(value)

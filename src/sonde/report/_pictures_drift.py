@@ -5,7 +5,7 @@ from typing import Any, Final
 import altair as alt
 
 from sonde.report._axes import Rows, dots, layer, line, sized, tip, x_sites, y_axis
-from sonde.report._format import Real, number, plural, share, shown
+from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.drift_terminal import QUESTIONS
 
@@ -53,7 +53,7 @@ def _word(moved: bool | None) -> str:
 def _cell(c: dict[str, Any], axis: Axis) -> dict[str, Any]:
     kind = 3 if c["p"] is None else 2 if not c["moved"] else 0 if c["adjusted"] <= 0.001 else 1
     size = f"value {number(c['value'])}"
-    text = tip(c["site"], c["method"], size, f"adjusted p {number(c['adjusted'], 2)}")
+    text = tip(c["site"], c["method"], size, f"adjusted p {p_value(c['adjusted'])}")
     return {
         "s": axis.names[c["site"]],
         "m": question(c["method"]),
@@ -178,7 +178,7 @@ def units_picture(found: dict[str, Any]) -> Picture | None:
                 f"unit {u['unit']}",
                 f"{number(u['moved_by'])} standard deviations",
                 f"effect {number(u['effect'])}",
-                f"adjusted p {number(u['adjusted'], 2)}",
+                f"adjusted p {p_value(u['adjusted'])}",
             ),
         }
         for u in site["units"]

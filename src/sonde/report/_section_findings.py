@@ -7,6 +7,7 @@ from sonde.report._format import (
     LEVELS,
     interval,
     number,
+    p_value,
     plural,
     seconds,
     share,
@@ -186,7 +187,7 @@ def _computed(finding: dict[str, Any]) -> Markup:
             (words(figure["name"]), interval(figure)),
             (side, None if figure["threshold"] is None else number(figure["threshold"])),
             ("nothing to see", None if figure["null"] is None else number(figure["null"])),
-            ("p-value", None if figure["p"] is None else number(figure["p"], 2)),
+            ("p-value", None if figure["p"] is None else p_value(figure["p"])),
             ("from", ", ".join(plural(n, noun) for n, noun in rows if n is not None)),
             ("flags", ", ".join(words(flag) for flag in figure["flags"])),
         ]

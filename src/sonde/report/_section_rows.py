@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sonde.report._format import number, p_text, plural, share, shown
+from sonde.report._format import number, p_value, plural, share, shown
 from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
@@ -96,7 +96,7 @@ def _alarm(alarm: dict[str, Any]) -> Markup:
         ("alarms on OTHER", rate),
         ("threshold", number(alarm["threshold"])),
         ("calibrated on", plural(alarm["n_cal"], "row")),
-        ("p-value", None if alarm.get("p") is None else p_text(alarm["p"], 2).removeprefix("= ")),
+        ("p-value", None if alarm.get("p") is None else p_value(alarm["p"])),
         ("guarantee", alarm.get("guarantee")),
     ])  # fmt: skip
 

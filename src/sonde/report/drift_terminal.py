@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any, Final
 
-from sonde.report._format import number, plural, share, shown
+from sonde.report._format import number, p_value, plural, share, shown
 
 COLUMNS: Final = 80
 QUESTIONS: Final = {
@@ -82,7 +82,7 @@ def _sites(document: dict[str, Any], verbose: bool) -> str:
         (
             _cut(s["site"].removesuffix(":out"), 26),
             "-" if s["moved"] is None else "yes" if s["moved"] else "no",
-            number(s["adjusted"], 2) if s["adjusted"] is not None else "-",
+            "-" if s["adjusted"] is None else p_value(s["adjusted"]),
             QUESTIONS.get(s["clearest"] or "", s["clearest"] or "-"),
             number((s["direction"] or {}).get("deviations"), 2),
             _of(s["n_units_moved"], s["n_units"]),
@@ -151,8 +151,8 @@ def _comparisons(document: dict[str, Any]) -> str:
             c["method"],
             number(c["value"], 3),
             number(c["null"], 2),
-            "-" if c["p"] is None else f"{c['p']:.2g}",
-            "-" if c["adjusted"] is None else f"{c['adjusted']:.2g}",
+            "-" if c["p"] is None else p_value(c["p"]),
+            "-" if c["adjusted"] is None else p_value(c["adjusted"]),
         )
         for c in document["comparisons"]
     ]
