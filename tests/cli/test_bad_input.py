@@ -224,6 +224,17 @@ def test_an_image_that_cannot_be_read(run, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images"]
 
 
+@pytest.mark.parametrize("words", [("fit", "spectrum"), ("score", "none.sonde")])
+def test_the_data_are_never_written_over(run, tmp_path, words):
+    data = tmp_path / "rows.csv"
+    data.write_text("a,b\n1,2\n")
+    (tmp_path / "link.csv").hardlink_to(data)
+    for output in (data, tmp_path / "link.csv"):
+        line = run(*words, "-", data, "-o", output).error()
+        assert "it is read here, and would be replaced. Name another file." in line
+    assert data.read_text() == "a,b\n1,2\n"
+
+
 def test_remote_code_is_refused_with_its_flag(run, tmp_path, place):
     folder = tmp_path / "model"
     folder.mkdir()

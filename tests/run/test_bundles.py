@@ -336,6 +336,7 @@ def test_another_number_of_threads_is_another_plan(tmp_path):
 def test_outputs_are_checked_before_work(tmp_path):
     assert beside(tmp_path / "p.sonde") == tmp_path / "p.run"
     check_writable(tmp_path / "p.sonde")
+    check_writable(tmp_path / "p.sonde", "-", tmp_path / "none.npz", "sonde:digits/test", "")
     with pytest.raises(StoreError, match=r"there is no folder .*none"):
         check_writable(tmp_path / "none" / "p.sonde")
     with pytest.raises(StoreError, match="it is a folder"):

@@ -69,7 +69,7 @@ class Fit:
         from sonde.run.read import ARRAYS, read
 
         instruments = parse_methods(self.methods)
-        check_writable(self.output)
+        check_writable(self.output, self.model, self.data)
         directory = beside(self.output)
         self.running.check(directory)
         model, data = source_of("fit", self.model, self.data, self.reading)

@@ -86,7 +86,7 @@ class Score:
         if self.output is not None:
             if not self._is_page:
                 check_suffix(self.output)
-            check_writable(self.output)
+            check_writable(self.output, self.model, self.data)
         self.running.crew()
         if (self.fuse == "learned") != (self.unusual is not None):
             raise InputError("--unusual: expected a table with --fuse learned, and only there.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sonde.core.errors import MachineError, SondeError, StoreError
+from sonde.core.errors import InputError, MachineError, SondeError, StoreError
 from sonde.run.chain import CHECKPOINT
 from sonde.run.driver import Interrupted
 from sonde.run.ledger import PLAN, STATES
@@ -23,13 +23,15 @@ def beside(output: Path) -> Path:
     return output.with_suffix(".run")
 
 
-def check_writable(output: Path) -> None:
-    """Refuse an output that could not be written, before any work starts.
+def check_writable(output: Path, *inputs: str | Path) -> None:
+    """Refuse an output that could not be written, or that would replace an input, before any work.
 
     Raises
     ------
     StoreError
         If its folder does not exist or may not be written, or the output is a folder.
+    InputError
+        If the output is one of the files that are read.
     """
     import os
 
@@ -38,6 +40,11 @@ def check_writable(output: Path) -> None:
         raise StoreError(f"cannot write {output}: there is no folder {folder}. Make it first.")
     if output.is_dir():
         raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
+    for source in inputs:
+        if output.exists() and Path(source).exists() and output.samefile(source):
+            raise InputError(
+                f"cannot write {output}: it is read here, and would be replaced. Name another file."
+            )
     if not os.access(folder, os.W_OK):
         raise StoreError(f"cannot write {output}: no permission in {folder}.")
     try:
