@@ -1,9 +1,9 @@
 """Does coverage of neuron states rank checkpoints by what they are worth on shifted inputs.
 
-Accuracy on usual inputs is hard to beat here (.90): all shifts hurt the same nets. A unit covers
+Accuracy on usual inputs is hard to beat here (.86): all shifts hurt the same nets. A unit covers
 many bins where output times gradient is large against ``1 / alpha``, so with one alpha for all
 checkpoints coverage follows the scale of the states (arm "coverage at 0.1 with the states' scale",
-.96), and with it falls during training, while accuracy rises (column "only steps"). Alpha from each
+.99), and with it falls during training, while accuracy rises (column "only steps"). Alpha from each
 checkpoint's own rows takes the scale out and turns the sign. With the paper's 500 rows for a full
 bin hardly a bin is ever full: coverage then counts the rightly predicted rows.
 """
