@@ -43,6 +43,45 @@ def test_rows_in_random_order_never_raise_it() -> None:
     assert raised == 0
 
 
+@pytest.mark.slow
+@pytest.mark.truth("planted: each row of digits twice, or a step in time, under labels in order")
+def test_files_sorted_by_label_are_judged_within_labels() -> None:
+    x, label = digits()
+    by_writer = torch.argsort(label, stable=True)  # in each class still writer after writer
+    assert SND044().check(evidence_of(x[by_writer], label=label[by_writer])).state == "raised"
+    mixed = shuffled(1797)
+    order = mixed[torch.argsort(label[mixed], stable=True)]
+    ordered, known = x[order], label[order]
+    check = SND044().check(evidence_of(ordered, label=known))
+    assert check.figure is not None
+    assert check.state == "clear"
+    assert check.figure.value == pytest.approx(1.0, abs=0.03)
+    assert SND044().check(evidence_of(ordered, label=known - 1)).state == "raised"  # one unknown
+    twice = torch.arange(898).repeat_interleave(2)
+    check = SND044().check(evidence_of(ordered[twice], label=known[twice]))
+    assert check.figure is not None
+    assert check.state == "raised"
+    assert check.figure.value == pytest.approx(0.5, abs=0.03)
+    mixed = mixed[:898].repeat_interleave(2)
+    assert SND044().check(evidence_of(x[mixed], label=label[mixed])).state == "raised"
+    drift = 6 * (torch.arange(1797) // 40 % 2)[:, None] * torch.ones(64)
+    assert SND044().check(evidence_of(ordered + drift, label=known)).state == "raised"
+
+
+@pytest.mark.slow
+def test_independent_rows_under_any_order_of_labels_never_raise_it() -> None:
+    raised = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        label = rng.choice(4, size=600, p=(0.6, 0.2, 0.1, 0.1))
+        label = np.sort(label) if seed % 3 else label
+        label[:200] = np.sort(label[:200]) if seed % 2 else label[:200]
+        spread = np.array([0.3, 1.0, 2.0, 0.5])[label][:, None]
+        x = 3.0 * np.eye(4)[label] + spread * rng.normal(size=(600, 4))
+        raised += SND044().check(evidence_of(x, label=label)).state == "raised"
+    assert raised == 0
+
+
 @pytest.mark.truth("von Neumann's ratio in numpy, over pairs inside units")
 def test_value_is_the_ratio_of_steps_to_spread() -> None:
     x = digits()[0].double()

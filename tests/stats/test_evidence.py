@@ -24,12 +24,13 @@ def test_neighbours():
     order = torch.arange(40)
     shuffle = torch.randperm(40, generator=GENERATOR)
     state = NeighbourSums().observe(
-        x[shuffle], order[shuffle], order[shuffle], torch.zeros(40).long()
+        x[shuffle], order[shuffle], order[shuffle], torch.zeros(40).long(), order[shuffle] // 5
     )
     want = (x[1:] - x[:-1]).double().square().sum(1)
     assert float(state.mean) == pytest.approx(float(want.mean()))
     assert state.pairs[:3].tolist() == [16, 16, 7]
     assert float(state.squares[1]) == pytest.approx(float(want[16:32].sum()))
+    assert state.alike[:3].tolist() == [13, 13, 6]
 
 
 @pytest.mark.truth("1 for exchangeable rows; sorted rows are close to their neighbours")
@@ -37,15 +38,15 @@ def test_neighbour_ratio():
     x = torch.randn(1000, 2, generator=GENERATOR)
     order, zero = torch.arange(1000), torch.zeros(1000, dtype=torch.int64)
     double = 2 * float(x.var(0, correction=0).sum())
-    state = NeighbourSums().observe(x, order, order, zero)
+    state = NeighbourSums().observe(x, order, order, zero, zero)
     assert abs(float(state.mean) / double - 1) < 4 * state.se / double
-    near = NeighbourSums().observe(x[x[:, 0].argsort()], order, order, zero)
+    near = NeighbourSums().observe(x[x[:, 0].argsort()], order, order, zero, zero)
     assert float(near.mean) / double < 0.6
 
 
 def test_neighbours_of_one_group_do_not_count():
     order, group, position = torch.tensor([[0, 0, 1, 2], [7, 7, 7, 4], [0, 1, 0, 0]])
-    state = NeighbourSums().observe(torch.ones(4, 1), order, group, position)
+    state = NeighbourSums().observe(torch.ones(4, 1), order, group, position, order)
     assert int(state.pairs.sum()) == 1
     assert state.se != state.se
 

@@ -2,9 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
+import torch
+from jaxtyping import Float
 from scipy.stats import t
+from torch import Tensor
 
 from sonde.findings._places import scan_command, too_few
 from sonde.findings._text import percent, plural
@@ -30,7 +34,7 @@ class _Steps:
 @final
 @dataclass(frozen=True)
 class SND044(Rule):
-    """Squared steps between rows that follow one another, over those between any two."""
+    """Squared steps between rows that follow one another, over those of independent rows."""
 
     below: float = 0.9
     errors: float = 5.0
@@ -45,14 +49,15 @@ class SND044(Rule):
         "too small."
     )
     how: ClassVar[str] = (
-        "Mean of |x_i - x_(i+1)|^2 over consecutive rows of different groups, divided by twice the "
-        "total variance: 1 for groups in random order. Standard error by leaving out one of 16 "
-        "interleaved blocks. A warning where no groups are given and p-values against OTHER are "
-        "printed."
+        "Mean of |x_i - x_(i+1)|^2 over consecutive rows of different groups, divided by what "
+        "independent rows give: twice the variance; with labels, twice that within labels for "
+        "pairs of one label, so that files sorted by label are 1 too. Standard error by leaving "
+        "out one of 16 interleaved blocks. A warning where no groups are given and p-values "
+        "against OTHER are printed."
     )
-    false_positives: ClassVar[str] = "Files sorted by label or by source, though rows differ."
-    plant: ClassVar[str] = "Rows sorted by label."
-    twin: ClassVar[str] = "The same rows shuffled."
+    false_positives: ClassVar[str] = "Files sorted by source, or by labels that are not given."
+    plant: ClassVar[str] = "Each row twice in a file sorted by label."
+    twin: ClassVar[str] = "Each row once, sorted by label."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare steps with spread at every site."""
@@ -95,19 +100,35 @@ class SND044(Rule):
     def _sentence(self, worst: _Steps, whose: str) -> str:
         return (
             f"Rows{whose} that follow one another in the file are alike at {worst.site.name}: "
-            f"their squared distance is {percent(worst.value)} of that of any two rows "
+            f"their squared distance is {percent(worst.value)} of that of independent rows "
             f"({percent(max(0.0, worst.value - 2.13 * worst.se))} to "
-            f"{percent(worst.value + 2.13 * worst.se)}; 100 % in random order). "
+            f"{percent(worst.value + 2.13 * worst.se)}). "
             f"{plural(worst.pairs, 'pair')}."
         )
 
 
 def _steps(site: SiteEvidence) -> _Steps | None:
-    sums, moments = site.neighbours, site.moments
-    if sums is None or moments.n < 2:
+    sums = site.neighbours
+    pairs = 0 if sums is None else int(sums.pairs.sum())
+    if sums is None or pairs == 0 or site.moments.n < 2:
         return None
-    spread = 2 * float(moments.variance.sum()) * moments.n / (moments.n - 1)
-    pairs = int(sums.pairs.sum())
-    if spread <= 0 or pairs == 0:
-        return None
-    return _Steps(site, float(sums.mean) / spread, sums.se / spread, pairs)
+    value, se = sums.over(partial(_expected, site))
+    return _Steps(site, value, se, pairs) if math.isfinite(value) else None
+
+
+def _expected(site: SiteEvidence, alike: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:
+    """Return the mean squared step of independent rows, a share of the steps within a label.
+
+    ``2 W`` within, with ``W`` the variance around the labels' means, and between labels what makes
+    steps of rows in random order ``2 V`` on average, with ``V`` the variance.
+    """
+    n, classes = site.moments.n, site.classes
+    scatter = site.moments.variance.sum() * n
+    every = 2 * scatter / (n - 1) * torch.ones_like(alike)
+    if classes is None or classes.n_rows > classes.n_labelled or not 1 < len(classes.labels) < n:
+        return every
+    weight = classes.weight
+    apart = (classes.mean - classes.grand_mean).square().sum(1)
+    within = 2 * (scatter - (weight * apart).sum()).clamp(min=0) / (n - len(weight))
+    chance = (weight / weight.sum()).square().sum()
+    return alike * within + (1 - alike) * (every - chance * within) / (1 - chance)

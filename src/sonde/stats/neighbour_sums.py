@@ -1,5 +1,6 @@
 """How far apart neighbouring groups of the planned order are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -15,10 +16,11 @@ BLOCKS, BLOCK_ROWS = 16, 16
 
 @dataclass(frozen=True)
 class NeighbourSumsState(State):
-    """Number of neighbouring pairs and sum of their squared distances, in 16 interleaved blocks."""
+    """Neighbouring pairs, those of one label, and squared distances, in 16 interleaved blocks."""
 
     pairs: Int[Tensor, "block"]
     squares: Float[Tensor, "block"]
+    alike: Int[Tensor, "block"]
 
     @property
     def mean(self) -> Float[Tensor, ""]:
@@ -27,13 +29,26 @@ class NeighbourSumsState(State):
 
     @property
     def se(self) -> float:
-        """Standard error of ``mean`` by leaving out one block at a time; NaN below two."""
+        """Standard error of ``mean``; NaN below two blocks."""
+        return self.over(torch.ones_like)[1]
+
+    def over(self, expected: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        """Return ``mean`` over what is expected of a share of pairs with one label, and its error.
+
+        The standard error comes from leaving out one block at a time; it is NaN below two.
+        """
         used = self.pairs > 0
         count = int(used.sum())
+
+        def ratio(pairs: Tensor, squares: Tensor, alike: Tensor) -> Tensor:
+            return squares / pairs / expected(alike.double() / pairs)
+
+        blocks = (self.pairs, self.squares, self.alike)
+        value = float(ratio(*(c.sum() for c in blocks)))
         if count < 2:
-            return float("nan")
-        left = (self.squares.sum() - self.squares[used]) / (self.pairs.sum() - self.pairs[used])
-        return float(((count - 1) / count * (left - left.mean()).square().sum()).sqrt())
+            return value, float("nan")
+        left = ratio(*(c.sum() - c[used] for c in blocks))
+        return value, float(((count - 1) / count * (left - left.mean()).square().sum()).sqrt())
 
 
 @final
@@ -53,6 +68,7 @@ class NeighbourSums(Statistic[NeighbourSumsState]):
         order: Int[Tensor, "row"],
         group: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
+        label: Int[Tensor, "row"],
     ) -> NeighbourSumsState:
         """Return the sums over neighbours among these rows."""
         by_position = torch.argsort(position, stable=True)
@@ -65,8 +81,10 @@ class NeighbourSums(Statistic[NeighbourSumsState]):
         block = order[first] // BLOCK_ROWS % BLOCKS
         squares = torch.zeros(BLOCKS, dtype=torch.float64)
         squares.index_add_(0, block, gap.square().sum(1).cpu())
-        return NeighbourSumsState(torch.bincount(block, minlength=BLOCKS), squares)
+        alike = block[label[first] == label[second]]
+        counts = (torch.bincount(b, minlength=BLOCKS) for b in (block, alike))
+        return NeighbourSumsState(next(counts), squares, next(counts))
 
     def merge(self, a: NeighbourSumsState, b: NeighbourSumsState) -> NeighbourSumsState:
         """Return the sums of both."""
-        return NeighbourSumsState(a.pairs + b.pairs, a.squares + b.squares)
+        return NeighbourSumsState(a.pairs + b.pairs, a.squares + b.squares, a.alike + b.alike)
