@@ -54,6 +54,18 @@ def test_quiet_prints_only_what_was_written(run, tmp_path, monkeypatch):
     assert run(*words, "--json").json()["rows"][0]["site"] == "s"
 
 
+def test_missing_and_infinite_scores_are_told(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head, lines = "id,site,instrument,score,p", [f"r{i},s,knn,{i % 7},0.5" for i in range(9)]
+    Path("a.csv").write_text("\n".join([head, *lines]))
+    Path("b.csv").write_text("\n".join([head, *lines, "x,s,knn,,0.5", "y,s,knn,inf,0.5"]))
+    words = ("--resamples", "0")
+    ran = run("evaluate", "a.csv", "b.csv", *words)
+    assert "2 of 11 scores of unusual rows are missing or infinite" in ran.err
+    assert "scores of usual rows" not in ran.err
+    assert ran.out.splitlines()[1].split()[2:4] == ["0.591", "-"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -33,7 +33,7 @@ def test_errors_are_told_as_text_and_json(run, answers):
     (row,) = found["rows"]
     assert found["resamples"] == 50
     assert row["groups"] == 6
-    for figure in (f"{row['prr']:.3f}", f"{row['prr_low']:.3f}-{row['prr_high']:.3f}"):
+    for figure in (f"{row['prr']:.3f}", f"{row['prr_low']:.3f} to {row['prr_high']:.3f}"):
         assert figure in ran.out.splitlines()[1]
     ran = run(*words, "--quiet")
     assert (ran.code, ran.out, ran.err) == (0, "", "")

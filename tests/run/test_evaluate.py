@@ -71,6 +71,7 @@ ROWS = {"id": ["a", "b"], "site": ["s", "s"], "instrument": ["k", "k"], "score":
     [
         ({"score": ["high", "low"]}, "expected numbers as score in the unusual rows, got string"),
         ({"score": [[1.0], [2.0]]}, "expected numbers as score"),
+        ({"score": [1.0, float("nan")]}, "scores without NaN in the unusual rows, got 1 NaN"),
         ({"p": ["0.5", "low"]}, "expected numbers as p in the unusual rows, got string, such as"),
         ({"p": [0.5, 3.0]}, r"expected p-values in \[0, 1\] as p in the unusual rows, got 3.0"),
         ({"p": [0.5, float("nan")]}, r"expected p-values in \[0, 1\]"),
@@ -89,7 +90,7 @@ def test_columns_that_stand_twice_and_empty_tables_are_refused(tmp_path):
     path.write_text("id,site,instrument,score,score\na,s,k,1,2\n")
     with pytest.raises(InputError, match=r"each column once in .*twice\.csv, got score again"):
         read_table(path)
-    with pytest.raises(InputError, match="0 rows without"):
+    with pytest.raises(InputError, match=r"got 0 rows\. Write"):
         evaluate(usual, usual.slice(0, 0))
     with pytest.raises(InputError, match=r"alpha in \(0, 1\)"):
         evaluate(usual, usual, alpha=3.0)
@@ -128,6 +129,10 @@ def test_what_is_refused(tables, tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="no table of scores"):
         read_table(tmp_path / "bad.parquet")
+    for word in ("nan", "NaN"):
+        (tmp_path / "nan.csv").write_text(f"id,site,instrument,score\na,s,k,{word}\nb,s,k,1\n")
+        with pytest.raises(InputError, match=r"scores without NaN in .*nan\.csv, got 1 NaN"):
+            read_table(tmp_path / "nan.csv")
     (tmp_path / "short.csv").write_text("id,score\na,1\n")
     with pytest.raises(InputError, match="without site, instrument"):
         read_table(tmp_path / "short.csv")

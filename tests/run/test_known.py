@@ -113,7 +113,7 @@ def test_tables_of_other_data_are_refused():
         evaluate_errors(table(scores, range(4)), items, "wrogn")
     with pytest.raises(InputError, match="one line for each item, got 2 for item 3"):
         evaluate_errors(table(scores, [0, 1, 3, 3]), items, "wrong")
-    with pytest.raises(InputError, match="without NaN, got 1 NaN"):
+    with pytest.raises(InputError, match="uncertainties without NaN, got 1 NaN"):
         evaluate_errors(table([float("nan"), *scores[1:]], range(4)), items, "wrong")
 
 

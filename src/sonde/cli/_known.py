@@ -67,9 +67,9 @@ def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
         (
             str(row["instrument"]),
             place_of(str(row["instrument"]), str(row["site"])).removesuffix(":out"),
-            _share(row[key]),
-            f"{_share(row[f'{key}_low'])}-{_share(row[f'{key}_high'])}",
-            *(_share(row[name]) for _, name in others),
+            share(row[key]),
+            between(row[f"{key}_low"], row[f"{key}_high"], " to "),
+            *(share(row[name]) for _, name in others),
             f"{row['n_masked']:,}/{row['n']:,}" if count == "masked" else f"{row['n']:,}",
         )
         for row in rows
@@ -79,5 +79,11 @@ def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
     return f"{table(titles, cells)}{note}\n\n{legend(meanings)}"
 
 
-def _share(value: float | None) -> str:
+def between(low: float | None, high: float | None, word: str = "-") -> str:
+    """Return an interval."""
+    return "-" if None in (low, high) else f"{share(low)}{word}{share(high)}"
+
+
+def share(value: float | None) -> str:
+    """Return a figure."""
     return "-" if value is None else f"{value:.3f}"

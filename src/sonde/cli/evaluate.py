@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from sonde.cli._known import between, judged, share
 from sonde.cli._table import table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
@@ -83,6 +84,8 @@ class Evaluate:
         if self.output is not None:
             check_picture(self.output, PAGES)
         usual, unusual = self._tables()
+        for name, scored in (("usual", usual), ("unusual", unusual)):
+            _say_infinite(scored, f"{name} rows")
         rows = evaluate(
             usual, unusual, alpha=self.alpha, resamples=self.resamples, seed=self.reading.seed
         )
@@ -97,7 +100,6 @@ class Evaluate:
 
     def _known(self) -> int:
         """Hold one table against what is known of its items."""
-        from sonde.cli import _known
         from sonde.run.evaluate import read_table
 
         kinds = (self.errors is not None, self.steps, self.masks is not None)
@@ -107,7 +109,8 @@ class Evaluate:
                 "-o, which draws usual against unusual rows."
             )
         scored, data = read_table(self.inputs[0]), self.inputs[1]
-        rows, text = _known.judged(self, scored, data)
+        _say_infinite(scored, self.inputs[0])
+        rows, text = judged(self, scored, data)
         if self.printing.json:
             say_json({"resamples": self.resamples, "rows": rows})
         elif not self.printing.quiet:
@@ -161,6 +164,20 @@ class Evaluate:
         return [score(fitted, model, data, **options) for data in both]
 
 
+def _say_infinite(scored: Any, where: str) -> None:
+    """Note how many scores are missing or infinite: those of rows that are not finite."""
+    import numpy as np
+
+    from sonde.run.evaluate import scores_of
+
+    n = int(np.isposinf(scores_of(scored)).sum())
+    if n:
+        note(
+            f"note: {n:,} of {scored.num_rows:,} scores of {where} are missing or infinite, as of "
+            "rows that are not finite: the most unusual of all."
+        )
+
+
 def check_picture(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse a name of another kind, and a place that cannot be written, before anything runs."""
     from sonde.run.directory import check_writable
@@ -176,10 +193,10 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
         (
             str(r["instrument"]),
             place_of(str(r["instrument"]), str(r["site"])).removesuffix(":out"),
-            _share(r["auroc"]),
-            f"{_share(r['auroc_low'])}-{_share(r['auroc_high'])}",
-            _share(r["fpr_at_95tpr_unusual"]),
-            _share(r["aupr"]),
+            share(r["auroc"]),
+            between(r["auroc_low"], r["auroc_high"]),
+            share(r["fpr_at_95tpr_unusual"]),
+            share(r["aupr"]),
             _percent(r["false_alarms"]),
             _percent(r["found"]),
         )
@@ -187,10 +204,6 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
     ]
     told = f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}"
     return told if len(rows) == 1 else f"{told}\n{CHOSEN}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _percent(value: float | None) -> str:

@@ -35,7 +35,8 @@ def read_table(path: str | Path) -> pa.Table:
         if path.suffix == ".parquet":
             table = parquet.read_table(source, page_checksum_verification=True)
         elif path.suffix == ".csv":
-            table = csv.read_csv(source)
+            plain = csv.ConvertOptions(null_values=[""])  # NaN is a wrong score, not a missing one
+            table = csv.read_csv(source, convert_options=plain)
         else:
             table = json.read_json(io.BytesIO(json_lines(source.getvalue())))
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -48,10 +49,10 @@ def _checked(table: pa.Table, where: str) -> pa.Table:
     names = table.column_names
     missing = [name for name in NEEDED if name not in names]
     if missing or table.num_rows == 0:
+        lacking = f" without {', '.join(missing)}" if missing else ""
         raise InputError(
             f"evaluate: expected rows with the columns {', '.join(NEEDED)} in {where}, got "
-            f"{table.num_rows} rows without {', '.join(missing) or 'any missing column'}. Write "
-            "the table with `sonde score`."
+            f"{table.num_rows} rows{lacking}. Write the table with `sonde score`."
         )
     if twice := [name for name in (*NEEDED, "p") if names.count(name) > 1]:
         raise InputError(
@@ -70,7 +71,7 @@ def _checked(table: pa.Table, where: str) -> pa.Table:
 
 
 def _check_numbers(table: pa.Table, where: str) -> None:
-    """Refuse scores and p-values that are no numbers, and p-values that are none."""
+    """Refuse scores and p-values that are no numbers, NaN, and p-values that are none."""
     types: Any = pa.types
     for name in ("score", "p"):
         kind = table[name].type if name in table.column_names else pa.null()
@@ -79,6 +80,12 @@ def _check_numbers(table: pa.Table, where: str) -> None:
                 f"evaluate: expected numbers as {name} in {where}, got {kind}, such as "
                 f"{table[name][0].as_py()!r:.40}. Write the table with `sonde score`."
             )
+    n_nan = sum(s is not None and math.isnan(s) for s in table["score"].to_pylist())
+    if n_nan:
+        raise InputError(
+            f"evaluate: expected scores without NaN in {where}, got {n_nan} NaN. Score rows that "
+            "are not finite as +inf."
+        )
     if "p" in table.column_names:
         wrong = [p for p in table["p"].to_pylist() if p is not None and not 0 <= p <= 1]
         if wrong:
