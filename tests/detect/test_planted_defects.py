@@ -20,6 +20,7 @@ DETECTORS = [
     (PatchCore(m=256), 0.88, 0.65),
     (PatchCore(m=256, window=1), 0.88, 0.65),
     (DictLookup(m=1024), 0.8, 0.5),
+    (DictLookup(m=1024, generators="trained", passes=1), 0.8, 0.5),
 ]
 
 
@@ -46,6 +47,20 @@ def test_planted_defects_are_found_and_located(detector, least_auroc, least_over
         top, left = 2 * (position // 16), 2 * (position % 16)
         near = mask[max(0, top - 3) : top + 5, max(0, left - 3) : left + 5]
         assert bool(near.any())
+
+
+@pytest.mark.truth("the planted mask")
+def test_averaged_maps_of_both_windows_locate_better_than_the_worse_one(planted):
+    images, masks = planted
+    each = []
+    for window in (1, 3):
+        detector = DictLookup(m=1024, window=window)
+        scorer = fit(detector, stream_of(textures(80, 0), detector), calibrate=0, progress=False)
+        each.append(maps_of(scorer.result("dict_lookup"), stream_of(images, detector)))
+    both = [torch.stack(pair).mean(0) for pair in zip(*each, strict=True)]
+    found = [pixel_auroc(maps, list(masks), resamples=0).value for maps in (*each, both)]
+    assert found[2] > min(found[:2]) + 0.005
+    assert found[2] > 0.8
 
 
 @pytest.mark.parametrize("detector", [d for d, *_ in DETECTORS], ids=repr)

@@ -3,7 +3,9 @@
 Meant for few usual images: what lies between two patches of the dictionary is retrieved too.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -14,11 +16,15 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
+from sonde.detect._lookup import KEY, QUERY, VALUE, Generators, misfit, retrieval
+from sonde.detect._lookup_training import LookupTraining, LookupTrainingState
 from sonde.detect._metric import check_width
 from sonde.detect.knn import unit_rows
-from sonde.stats import Coreset, CoresetState, HashSample, HashSampleState, sparsemax
+from sonde.detect.patch_core import READERS
+from sonde.stats import Coreset, CoresetState, HashSample, HashSampleState
 
 CHUNK_ENTRIES = 1 << 21
+IDENTITY = Generators()
 
 
 @final
@@ -32,24 +38,50 @@ class DictLookupScorer(Scorer):
     bank: Float[Tensor, "entry dim"]
     temperature: float
     radius: float | None = None
+    generators: Generators = IDENTITY
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return half of one minus the cosine between each patch and its retrieved one."""
-        check_width("DictLookup", x, self.bank.shape[1])
         out = torch.empty(len(x), dtype=self.bank.dtype, device=x.device)
+        query = self._unit(x)
         step = max(1, CHUNK_ENTRIES // len(self.bank))
         for start in range(0, len(x), step):
-            query = unit_rows(x[start : start + step]).to(self.bank)
-            query = query.nan_to_num(0.0)
-            out[start : start + step] = (1 - (query * self._direction(query)).sum(1)) / 2
+            part = slice(start, start + step)
+            out[part] = misfit(
+                self.generators, query[part], self._keys, self._values, self.temperature
+            )
         return infinite_where_nonfinite(out, x)
 
     def weights(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row entry"]:
         """Return how much of each entry of the bank a patch is put together from."""
-        return sparsemax(unit_rows(x).to(self.bank) @ self.bank.T / self.temperature)
+        return retrieval(self.generators(QUERY, self._unit(x)), self._keys, self.temperature)
 
-    def _direction(self, query: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        return unit_rows(sparsemax(query @ self.bank.T / self.temperature) @ self.bank)
+    def over(self, x: Float[Tensor, "entry dim"]) -> "DictLookupScorer":
+        """Return the same lookup in another dictionary: few usual patches of another kind.
+
+        Its scores are about other patches, so calibrate them anew.
+        """
+        bank = unit_rows(self._checked(x)).to(self.bank)
+        if len(bank) == 0 or not bool(torch.isfinite(bank).all()):
+            raise InputError(
+                f"DictLookup.over: expected at least 1 patch and finite ones, got {len(bank)}."
+            )
+        return replace(self, value=float(len(bank)), n=len(bank), flags=(), bank=bank, radius=None)
+
+    @cached_property
+    def _keys(self) -> Float[Tensor, "entry dim"]:
+        return self.generators(KEY, self.bank)
+
+    @cached_property
+    def _values(self) -> Float[Tensor, "entry dim"]:
+        return self.generators(VALUE, self.bank)
+
+    def _unit(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        return unit_rows(self._checked(x)).to(self.bank).nan_to_num(0.0)
+
+    def _checked(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        check_width("DictLookup", x, self.bank.shape[1])
+        return x
 
 
 @final
@@ -58,15 +90,22 @@ class DictLookup(Detector):
     """One minus the cosine between each patch and a sparse mean of usual patches like it, halved.
 
     Patches of usual images are keys and values of a dictionary. A query ``q`` retrieves
-    ``r = sum_i w_i s_i`` with ``w = sparsemax(q . s_i / temperature)`` over rows of unit length:
-    only the few entries that are nearly as similar as the best one have a weight. What the
-    dictionary does not hold comes back as something else.
+    ``r = sum_i w_i v(s_i)`` with ``w = sparsemax(q . k(s_i) / temperature)`` over rows of unit
+    length: only the few entries that are nearly as similar as the best one have a weight. What the
+    dictionary does not hold comes back as something else. Trained generators of queries, keys and
+    values begin as the identity and are taught by usual patches alone: these are to be retrieved
+    from other images, and blends with scrambled ones (each unit from another patch) are not. They
+    know no class, so what they learned serves a dictionary of another kind too (``over``).
 
     Range        [0, 1]; higher = more unusual. An image's score is that of its worst patch.
-    Cost         one pass; state 4 m dim bytes; O(m (dim + log m)) per patch.
-    Assumes      reducer ``patches``; lengths carry nothing. A patch of zeros scores 0.5.
-    Differs      from the paper: no trained generators of queries, keys and values, and so no text;
-                 cosines in place of dot products, whose sparsity depends on lengths.
+    Cost         one pass; state 4 m dim bytes; O(m (dim + log m)) per patch. Trained: ``passes``
+                 walks more, state 72 hidden dim bytes more, O(hidden dim) per patch more.
+    Assumes      reducer ``patches`` or ``patches3``; lengths carry nothing. A patch of zeros scores
+                 0.5. Trained: patches of at least 2 images.
+    Differs      from the paper: generators see a patch alone (it has attention over the image), so
+                 what is unusual is made of single patches (it pastes textures into images), and are
+                 not aligned with text; cosines in place of dot products, whose sparsity depends on
+                 lengths; one site and one window at a time: average the maps of several.
 
     Parameters
     ----------
@@ -76,6 +115,20 @@ class DictLookup(Detector):
         What cosines are divided by; small: only the most similar entry counts.
     bank : {"sample", "coreset"}, default="sample"
         Rows chosen by a hash, which merges exactly, or farthest first, which keeps rare ones.
+    window : {1, 3}, default=1
+        Patches along a side of the neighbourhood that is averaged; 1 = each patch by itself.
+    generators : {"identity", "trained"}, default="identity"
+        Whether queries, keys and values are the patches themselves. What is trained cannot merge.
+    hidden : int, default=256
+        Hidden units of each generator.
+    passes : int, default=30
+        Walks over the images in training.
+    batch : int, default=1024
+        Patches in a step, and most patches that they are looked up in.
+    rate : float, default=1e-3
+        Step size of Adam (1e-4 in the paper, over more steps).
+    seed : int, default=0
+        Of weights, order and scrambling.
 
     Examples
     --------
@@ -91,8 +144,19 @@ class DictLookup(Detector):
     m: int = 4096
     temperature: float = 0.05
     bank: Literal["sample", "coreset"] = "sample"
+    window: int = 1
+    generators: Literal["identity", "trained"] = "identity"
+    hidden: int = 256
+    passes: int = 30
+    batch: int = 1024
+    rate: float = 1e-3
+    seed: int = 0
     paper: ClassVar[str] = "dictas2025"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"m": 64}, {"m": 16, "bank": "coreset"})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"m": 64},
+        {"m": 16, "bank": "coreset", "window": 3},
+        {"m": 64, "generators": "trained", "hidden": 8, "passes": 2, "batch": 256},
+    )
 
     def __post_init__(self) -> None:
         if self.m < 1 or not self.temperature > 0.0 or self.bank not in ("sample", "coreset"):
@@ -100,35 +164,73 @@ class DictLookup(Detector):
                 "DictLookup: expected m of at least 1, a temperature above 0 and bank 'sample' or "
                 f"'coreset', got {self}."
             )
+        if self.window not in READERS or self.generators not in ("identity", "trained"):
+            raise InputError(
+                "DictLookup: expected a window of 1 or 3 and generators 'identity' or 'trained', "
+                f"got {self}."
+            )
+        if min(self.hidden, self.passes, self.batch) < 1 or not 0 < self.rate < math.inf:
+            raise InputError(
+                "DictLookup: expected hidden, passes and batch of at least 1 and a rate above 0, "
+                f"got {self}."
+            )
 
     def reading(self) -> dict[str, Any]:
-        """Read a row for each patch."""
-        return {"reducer": "patches"}
+        """Read a row for each patch, averaged over its neighbourhood where that is wanted."""
+        return {"reducer": READERS[self.window]}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the rows of the dictionary."""
-        if self.bank == "sample":
-            return {"sample": HashSample(self.m)}
-        return {"coreset": Coreset(self.m)}
+        """Read the rows of the dictionary, or the training that keeps them too."""
+        found: dict[str, Statistic[Any]] = {}
+        if self.generators == "trained":
+            found["trained"] = LookupTraining(
+                self.m, self.temperature, self.hidden, self.passes, self.batch, self.rate, self.seed
+            )
+        if self.bank == "coreset":
+            found["coreset"] = Coreset(self.m)
+        elif self.generators == "identity":
+            found["sample"] = HashSample(self.m)
+        return found
 
     def result(
-        self, sample: HashSampleState | None = None, coreset: CoresetState | None = None
+        self,
+        sample: HashSampleState | None = None,
+        coreset: CoresetState | None = None,
+        trained: LookupTrainingState | None = None,
     ) -> DictLookupScorer:
-        """Bring the rows of the dictionary to unit length."""
-        kept = sample if sample is not None else coreset
+        """Bring the rows of the dictionary to unit length, beside what was trained."""
+        known = (coreset, sample, None if trained is None else trained.sample)
+        kept = next((state for state in known if state is not None), None)
         if kept is None or len(kept.rows) == 0:
             raise StateError("DictLookup: expected at least 1 row to fit on, got none.")
+        conventions: dict[str, Any] = {
+            "value": "rows in the dictionary",
+            "similarity": "cosine",
+            "se": "not given for a scorer: calibrate its scores",
+        }
+        if trained is not None:
+            conventions |= self._trained(trained)
         return DictLookupScorer(
             value=float(len(kept.rows)),
             n=kept.n,
             range=(0.0, 1.0),
             flags=() if kept.is_everything else ("sampled",),
-            conventions={
-                "value": "rows in the dictionary",
-                "similarity": "cosine",
-                "se": "not given for a scorer: calibrate its scores",
-            },
+            conventions=conventions,
             bank=unit_rows(kept.rows),
             temperature=self.temperature,
             radius=None if coreset is None else coreset.radius,
+            generators=IDENTITY if trained is None else Generators(trained.weights.values),
         )
+
+    def _trained(self, trained: LookupTrainingState) -> dict[str, Any]:
+        """Return what the last walk came to; refuse a training that did not finish."""
+        if trained.walks <= self.passes:
+            raise StateError(
+                f"DictLookup: expected generators that were trained, got {trained.walks} walks of "
+                f"{1 + self.passes}. Fit it with fit or sonde.fit: fed by hand it sees rows once."
+            )
+        return {
+            "steps": trained.weights.steps,
+            "mean score of usual patches in training": trained.usual.average,
+            "the same of scrambled ones": trained.scrambled.average,
+        }

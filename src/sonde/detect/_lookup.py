@@ -1,0 +1,75 @@
+"""What patches retrieve from a dictionary of usual ones, as they are or through trained maps."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from sonde.detect._training import Weights, generator, xavier
+from sonde.detect.knn import unit_rows
+from sonde.stats import sparsemax
+
+QUERY, KEY, VALUE = range(3)
+
+
+@dataclass(frozen=True)
+class Generators:
+    """Maps of unit patches to queries, keys and values; without weights a patch is all three.
+
+    Each adds to a patch what one hidden layer makes of it, so with ``second`` zero it changes
+    nothing. There are no offsets: zeros stay zeros.
+
+    Parameters
+    ----------
+    weights : tuple of Tensor
+        ``first (hidden, dim)`` and ``second (dim, hidden)`` of each map; empty for none.
+    """
+
+    weights: tuple[Tensor, ...] = ()
+
+    def __call__(self, which: int, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return what one map makes of patches of unit length, at unit length."""
+        if not self.weights:
+            return x
+        first, second = (w.to(x) for w in self.weights[2 * which : 2 * which + 2])
+        wide = x * math.sqrt(x.shape[1])
+        return unit_rows(wide + functional.gelu(wide @ first.T) @ second.T)
+
+
+def starting_weights(dim: int, hidden: int, seed: int) -> Weights:
+    """Return seeded weights of the three maps, each of which changes nothing yet."""
+    source = generator("lookup", seed)
+    maps = [(xavier(source, hidden, dim), torch.zeros(dim, hidden)) for _ in (QUERY, KEY, VALUE)]
+    return Weights.of(*(weight for one in maps for weight in one))
+
+
+def retrieval(
+    query: Float[Tensor, "row dim"],
+    keys: Float[Tensor, "entry dim"],
+    temperature: float,
+    allowed: Bool[Tensor, "row entry"] | None = None,
+) -> Float[Tensor, "row entry"]:
+    """Return how much of each entry a query retrieves; all of unit length.
+
+    Where not all are ``allowed``, the others get nothing.
+    """
+    z = query @ keys.T / temperature
+    if allowed is not None:
+        z = torch.where(allowed, z, z.detach().amin() - 2)
+    return sparsemax(z)
+
+
+def misfit(
+    generators: Generators,
+    x: Float[Tensor, "row dim"],
+    keys: Float[Tensor, "entry dim"],
+    values: Float[Tensor, "entry dim"],
+    temperature: float,
+    allowed: Bool[Tensor, "row entry"] | None = None,
+) -> Float[Tensor, "row"]:
+    """Return half of one minus the cosine between each unit patch and what it retrieves."""
+    weights = retrieval(generators(QUERY, x), keys, temperature, allowed)
+    return (1 - (generators(VALUE, x) * unit_rows(weights @ values)).sum(1)) / 2
