@@ -215,6 +215,16 @@ def test_hostile_headers_are_refused(tmp_path, bundle, change):
         Fitted.load(path)
 
 
+@pytest.mark.parametrize(("version", "advice"), [(99, "A later sonde wrote it"), (0, "Fit it ag")])
+def test_what_to_do_with_another_version(tmp_path, bundle, version, advice):
+    path = tmp_path / "a.sonde"
+    bundle.save(path)
+    header, states = read_state(path, _types(bundle))
+    write_state(path, {**header, "version": version}, states)
+    with pytest.raises(StateError, match=rf"got 'sonde-state' version {version} at .*{advice}"):
+        Fitted.load(path)
+
+
 def _types(bundle):
     from sonde.core.statefile import state_type
 

@@ -204,11 +204,13 @@ class Fitted:
         """
         path, further = Path(path), tuple(instruments)
         header = read_header(path)
-        if header.get("version") != STATE_VERSION or header.get("format") != "sonde-state":
+        kind, version = header.get("format"), header.get("version")
+        if (kind, version) != ("sonde-state", STATE_VERSION):
+            later = type(version) is int and version > STATE_VERSION
             raise StateError(
-                f"Fitted.load: expected a fitted state of version {STATE_VERSION}, "
-                f"got {header.get('format')!r} version {header.get('version')!r} at {path}. "
-                "Fit it again with this version."
+                f"Fitted.load: expected a fitted state of version {STATE_VERSION}, got {kind!r} "
+                f"version {version!r} at {path}. "
+                + ("A later sonde wrote it: install that version." if later else "Fit it again.")
             )
         _check_header(header, path)
         tasks, split, sample = tasks_of(header, further, path)
