@@ -14,6 +14,7 @@ from tools.faults.jobs import Bench, BenchError, Job, Undisturbed, finish, linke
 from tools.faults.kinds import FINISHED, OF_A_RUN, OF_A_STORE, TRACK, Kind
 from tools.faults.trial import Trial, judged, unclear
 
+from sonde.alarms import Cusum
 from sonde.core.running import Running
 from sonde.measure import Norms
 
@@ -95,6 +96,7 @@ def _finished(bench: Bench, merged: Undisturbed, folder: Path) -> None:
     running = Running(Norms())
     running.update(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
     running.save(folder / "running.sonde")
+    Cusum().after(0.5).save(folder / "watch.sonde")
     data = bench.source / "left.npz"
     _make(bench, folder, f"read nets:make {bench.source / 'right.npz'} --sites 2 -o acts")
     _make(bench, folder, f"score left.sonde nets:make {data} --limit 200 -o usual.csv")

@@ -78,6 +78,9 @@ FINISHED: Mapping[str, Kind] = {
     "running state": Kind(
         "running.sonde", "core.running:Running.save", refused_by=("verify running.sonde",)
     ),
+    "state of a watch": Kind(
+        "watch.sonde", "alarms._saved:save_watch", refused_by=("verify watch.sonde",)
+    ),
     "step of a training": Kind(
         f"{TRACK}/step-0000000005.sonde", "run.fitted:Fitted.save", refused_by=(f"verify {TRACK}",)
     ),
