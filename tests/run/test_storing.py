@@ -1,5 +1,9 @@
 """Rows written by processes beside this one: the files are those of one process."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from cli_case import run_words
@@ -76,3 +80,49 @@ def test_a_worker_that_does_not_see_the_folder_is_refused(tmp_path):
     writer = StoreWriter(source(), tmp_path, 16)
     with pytest.raises(InputError, match=r"a worker does not see .*machines share"):
         StoreJob(writer.stream, 1, writer, "shared.tmp-nowhere").begin()
+
+
+CHILD = """
+import json, sys, tempfile, torch
+from pathlib import Path
+from benchmarks.child import added_peak
+from dataclasses import replace
+from sonde.core.derived import DerivedStream
+from sonde.core.stream import Stream
+from sonde.store.writing import StoreWriter
+torch.set_num_threads(1)
+folder = Path(tempfile.mkdtemp())
+class Made(DerivedStream):
+    seed = 0
+    def __init__(self, inner):
+        self.inner = inner
+    def changed(self, batch):
+        return replace(batch, rows={k: x.repeat(1, 8_192) for k, x in batch.rows.items()})
+    @property
+    def schema(self):
+        return tuple(replace(s, dim=16_384) for s in self.inner.schema)
+stream = Made(Stream.of(torch.ones(8192, 2)))
+StoreWriter(Stream.of(torch.ones(8, 4)), folder / "warm", 4).start()
+writer = StoreWriter(stream, folder / "a", int(sys.argv[1]))
+writer.start()
+taken = added_peak(lambda: writer.write(writer.manifest.ranges()))
+print(json.dumps([taken * 2**20, writer.held_bytes(int(sys.argv[1]))]))
+"""
+
+
+@pytest.mark.truth("the largest resident size of a process that writes")
+@pytest.mark.parametrize("unit_size", [16, 512])
+def test_rows_on_their_way_take_no_more_than_was_said(unit_size):
+    words = [sys.executable, "-c", CHILD, str(unit_size)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    taken, said = json.loads(done.stdout.splitlines()[-1])
+    assert taken <= 1.2 * said
+
+
+def test_rows_that_do_not_fit_are_refused_before_the_start(tmp_path):
+    words = ["read", *DIGITS, "--limit", "64", "-o", tmp_path / "acts"]
+    line = run_words(*words, "--memory", "80MB").error()
+    assert "rows on their way to disk would take about" in line
+    assert "(batches of 64 examples) and 76 MiB are allowed" in line
+    assert not (tmp_path / "acts").exists()
+    assert run_words(*words, "--memory", "200MB", "--quiet").code == 0

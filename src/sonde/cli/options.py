@@ -285,7 +285,11 @@ class Running(Workers):
 
     memory: Annotated[
         str | None,
-        named("SIZE", "most memory for states, e.g. 8GiB (default: 80 percent of what is free)"),
+        named(
+            "SIZE",
+            "most memory for states, or rows on their way to disk, e.g. 8GiB (default: 80 percent "
+            "of what is free)",
+        ),
     ] = None
     unit_size: Annotated[int, tyro.conf.arg(help="examples that are committed together")] = 256
     resume: Annotated[

@@ -114,13 +114,15 @@ class Read:
         from sonde.run.storing import filled_by
         from sonde.store import add_sites, append_store, write_store
 
-        how = {"tick": tick, "fill": filled_by(self.running.crew(), self.running.threads)}
+        running = self.running
+        fill = filled_by(running.crew(), running.threads, running.memory_bytes())
+        how = {"tick": tick, "fill": fill}
         if self.append:
             append_store(stream, self.output, columns=columns, **how)
         elif self.add_sites:
             add_sites(stream, self.output, **how)
         else:
-            size, fresh = self.running.unit_size, self.running.fresh
+            size, fresh = running.unit_size, running.fresh
             write_store(stream, self.output, unit_size=size, columns=columns, fresh=fresh, **how)
 
     def _say(self) -> None:

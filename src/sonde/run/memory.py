@@ -145,6 +145,18 @@ def check_limit(limit: int | None) -> None:
         )
 
 
+def allowed_bytes(limit: int | None) -> int:
+    """Return what a run may take: as asked, else 80 % of what is free.
+
+    Raises
+    ------
+    InputError
+        If the limit is absurd.
+    """
+    check_limit(limit)
+    return int(0.8 * free_memory_bytes()) if limit is None else limit
+
+
 def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None:
     """Refuse a pass that would not fit; with ``say``, write what a large one takes to stderr.
 
@@ -153,8 +165,7 @@ def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None
     InputError
         With what it takes, what there is, and how to need less; or if the limit is absurd.
     """
-    check_limit(limit)
-    allowed = int(0.8 * free_memory_bytes()) if limit is None else limit
+    allowed = allowed_bytes(limit)
     if needed.total_bytes > allowed:
         raise InputError(
             f"this run would take about {gib(needed.total_bytes)} ({gib(needed.state_bytes)} for "

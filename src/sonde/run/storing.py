@@ -6,11 +6,15 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonde.core.derived import innermost
 from sonde.core.errors import InputError, MachineError, SondeError, StoreError
 from sonde.run.crew import Crew, Job, hand_out, using_threads
+from sonde.run.memory import allowed_bytes
+from sonde.run.progress import gib
 from sonde.run.ranges import Tick, token_in
 from sonde.store.layout import RANGES
 from sonde.store.writing import Fill, StoreWriter, fill
+from sonde.tap import LiveStream
 
 
 @contextmanager
@@ -61,7 +65,7 @@ class StoreJob(Job):
         return bounds[stop] - bounds[start]
 
 
-def filled_by(crew: Crew, threads: int | None = None) -> Fill:
+def filled_by(crew: Crew, threads: int | None = None, memory: int | None = None) -> Fill:
     """Return what fills a store with the ranges that it lacks; the files are the same by whomever.
 
     Parameters
@@ -69,20 +73,24 @@ def filled_by(crew: Crew, threads: int | None = None) -> Fill:
     crew : Crew
     threads : int or None, default=None
         Threads to compute in; None is 1 for workers, else what this process has.
+    memory : int or None, default=None
+        Bytes that rows on their way to disk may take; None is 80 % of the free memory.
 
     Returns
     -------
     callable
         For ``write_store``, ``append_store`` and ``add_sites``. It raises an InputError if workers
-        cannot see the folder.
+        cannot see the folder, or rows need more memory than there is.
     """
     n_threads = crew.threads(threads)
 
     def alone(writer: StoreWriter, tick: Tick) -> None:
+        _check_memory(writer, 1, memory)
         with using_threads(n_threads):
             fill(writer, tick)
 
     def together(writer: StoreWriter, tick: Tick) -> None:
+        _check_memory(writer, crew.workers_here, memory)
         bounds, missing = writer.manifest.bounds, writer.missing()
         tick(bounds[-1] - sum(bounds[b] - bounds[a] for a, b in missing))
         with token_in(writer.directory) as token:
@@ -92,3 +100,25 @@ def filled_by(crew: Crew, threads: int | None = None) -> Fill:
                     tick(n)
 
     return together if crew.is_apart else alone
+
+
+def _check_memory(writer: StoreWriter, n_processes: int, limit: int | None) -> None:
+    """Refuse to write rows that would need more memory on their way than is allowed.
+
+    Raises
+    ------
+    InputError
+        With what they take and how to need less.
+    """
+    live = innermost(writer.stream)
+    inputs = live.inputs if isinstance(live, LiveStream) else None
+    n_batch = getattr(inputs, "batch_size", writer.manifest.unit_size)
+    n_batch = min(n_batch, writer.manifest.unit_size, len(writer.stream))
+    needed, allowed = n_processes * writer.held_bytes(n_batch), allowed_bytes(limit)
+    if needed > allowed:
+        each = f", in each of {n_processes} processes" if n_processes > 1 else ""
+        raise InputError(
+            f"read: rows on their way to disk would take about {gib(needed)} (batches of {n_batch} "
+            f"examples{each}) and {gib(allowed)} are allowed. Take a smaller --batch-size or "
+            "--unit-size, fewer sites or --workers, or raise --memory."
+        )

@@ -22,7 +22,7 @@ from sonde.core.stream import Stream
 from sonde.store._background import Background
 from sonde.store._columns import chosen_column, examples_of, kind_of, rows_of
 from sonde.store._copies import Coming, to_host
-from sonde.store._files import RangeFiles, Span
+from sonde.store._files import HASHED_BYTES, MOST_HASHING, RangeFiles, Span
 from sonde.store._identity import difference
 from sonde.store._planned import files_beside, planned
 from sonde.store.layout import (
@@ -132,6 +132,7 @@ class StoreWriter:
         self._beside = files_beside(stream, first)
         self.manifest = planned(stream, first, unit_size, kinds, keys, self._beside)
         self._schemas = {name: part.schema for name, part in self._parts(first).items()}
+        self._example_bytes = _size(first) / len(first)
 
     def start(self, fresh: bool = False) -> None:
         """Write the manifest, unless the folder holds it; what another plan left is refused.
@@ -153,6 +154,14 @@ class StoreWriter:
         for name, content in self._beside.items():
             atomic_write(self.directory / name, content)
         atomic_write(path, sealed(self.manifest.json()))
+
+    def held_bytes(self, n_examples: int) -> int:
+        """Return what rows on their way to disk take, in batches of so many examples, at most.
+
+        Some wait, one batch is made, one is written, and what was written is hashed.
+        """
+        batch = int(self._example_bytes * n_examples)
+        return WAITING_BYTES + 2 * batch + MOST_HASHING * max(HASHED_BYTES, batch)
 
     def missing(self) -> list[Span]:
         """Return the ranges of units that are not committed, or have lost a file."""
