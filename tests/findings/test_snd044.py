@@ -44,7 +44,7 @@ def test_rows_in_random_order_never_raise_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.truth("planted: each row of digits twice, or a step in time, under labels in order")
+@pytest.mark.truth("planted: each row of digits with a near copy, or steps in time")
 def test_files_sorted_by_label_are_judged_within_labels() -> None:
     x, label = digits()
     by_writer = torch.argsort(label, stable=True)  # in each class still writer after writer
@@ -57,14 +57,14 @@ def test_files_sorted_by_label_are_judged_within_labels() -> None:
     assert check.state == "clear"
     assert check.figure.value == pytest.approx(1.0, abs=0.03)
     assert SND044().check(evidence_of(ordered, label=known - 1)).state == "raised"  # one unknown
-    twice = torch.arange(898).repeat_interleave(2)
-    check = SND044().check(evidence_of(ordered[twice], label=known[twice]))
-    assert check.figure is not None
-    assert check.state == "raised"
-    assert check.figure.value == pytest.approx(0.5, abs=0.03)
-    mixed = mixed[:898].repeat_interleave(2)
-    assert SND044().check(evidence_of(x[mixed], label=label[mixed])).state == "raised"
-    drift = 6 * (torch.arange(1797) // 40 % 2)[:, None] * torch.ones(64)
+    off = 1e-3 * torch.randn(1796, 64, generator=torch.Generator().manual_seed(0))
+    for rows, wanted in ((order, 0.5), (mixed, 0.63)):  # each row with a copy a little off
+        twice = rows[:898].repeat_interleave(2)
+        check = SND044().check(evidence_of(x[twice] + off, label=label[twice]))
+        assert check.figure is not None
+        assert check.state == "raised"
+        assert check.figure.value == pytest.approx(wanted, abs=0.03)
+    drift = 0.2 * (torch.arange(1797) // 40 % 2)[:, None] * torch.ones(64)
     assert SND044().check(evidence_of(ordered + drift, label=known)).state == "raised"
 
 
