@@ -47,6 +47,9 @@ States = Mapping[str, State | None]
 Types = Mapping[str, type[State]] | Callable[[str], type[State]]
 
 
+OTHER_FORM = "An earlier version wrote it, or it is damaged: fit again."
+
+
 def state_type(statistic: Statistic[Any]) -> type[State]:
     """Return the type of a statistic's state: what ``observe`` (a learner's ``start``) returns."""
     cls = type(statistic)
@@ -188,7 +191,10 @@ def read_state(
             except LookupError as error:
                 raise StateError(f"read_state: {path} holds an unknown state {name!r}.") from error
             where = f"read_state: {path}: {name}"
-            states[name] = None if tree is None else _stateval.decode(tree, wanted, load, where)
+            try:
+                states[name] = None if tree is None else _stateval.decode(tree, wanted, load, where)
+            except StateError as error:
+                raise StateError(f"{error} {OTHER_FORM}") from error
         if not partial:
             load.finish(path)
         return contents.envelope["header"], states

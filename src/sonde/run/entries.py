@@ -140,8 +140,10 @@ def tasks_of(
         )
         tasks = [_task_of(entry, further) for entry in header["entries"]]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = str(error).rstrip(".")
         raise StateError(
-            f"Fitted.load: the header of {path} is not one of ours: {error}."
+            f"Fitted.load: the header of {path} says what this version does not know: {reason}. "
+            "Fit it again with this version; name classes of your own: Fitted.load(path, [Class])."
         ) from error
     return tasks, split, sample
 
