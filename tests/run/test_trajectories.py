@@ -12,10 +12,13 @@ from sonde.data.shipped import model_directory
 from sonde.data.trajectories import Calculator, build_trajectories, write_trajectories
 from sonde.detect import Mahalanobis, TrajectoryVerifier
 from sonde.run.calibrate import calibrate
+from sonde.run.evaluate import part_of, read_table
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
+from sonde.run.known_steps import evaluate_steps
 from sonde.run.read import read
 from sonde.run.score import score
+from sonde.run.tables import write_table
 
 QUIET: dict[str, Any] = {"progress": False}
 SITE = "model.layers.1"
@@ -78,6 +81,31 @@ def test_from_a_file_to_a_verdict_and_its_step(model, files, fitted):
         assert verdict["score"] == pytest.approx(1 - math.prod(1 - h for h in hazards))
         first = [h * math.prod(1 - g for g in hazards[:t]) for t, h in enumerate(hazards)]
         assert verdict["position"] == first.index(max(first))
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the highest step of every wrong trajectory, and its alarms, by hand")
+def test_a_written_table_of_steps_is_held_against_the_file(model, files, fitted, tmp_path):
+    folder, parts = files
+    data = folder / "test.jsonl"
+    ready = calibrate(fitted, model, folder / "clean.jsonl", reduction="rows", **QUIET)
+    write_table(score(ready, model, data, reduction="rows", **QUIET), tmp_path / "s.parquet")
+    table = read_table(tmp_path / "s.parquet")
+    first = {t.id: t.first_error for t in parts["test"]}
+    found = evaluate_steps(table, data, alpha=0.2, resamples=10)
+    assert len(found) == 3
+    for row in found:
+        lines = part_of(table, (row["instrument"], row["site"])).to_pylist()
+        mine = {name: [r for r in lines if r["id"] == name] for name in first}
+        right = [
+            max(steps, key=lambda r: r["score"])["position"] == first[name]
+            for name, steps in mine.items()
+            if first[name] >= 0
+        ]
+        assert 0 < row["localised"] == pytest.approx(sum(right) / len(right))
+        alarms = {n: [r["position"] for r in steps if r["p"] <= 0.2] for n, steps in mine.items()}
+        joint = [min(alarms[name], default=-1) == first[name] for name in first]
+        assert row["joint"] == pytest.approx(sum(joint) / len(joint))
 
 
 @pytest.mark.slow
