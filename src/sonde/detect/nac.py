@@ -89,6 +89,15 @@ class NACScorer(Scorer):
             found[rows] = 1.0 - covered.view(-1, x.shape[1]).mean(1)
         return infinite_where_nonfinite(found, x, grad)
 
+    def contributions(
+        self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
+    ) -> Float[Tensor, "row dim"]:
+        """Return what the state of each unit lacks in coverage, as its part of the score."""
+        check_width("NAC", x, len(self.coverage))
+        table = self.coverage.to(x.device).flatten()
+        covered = table.index_select(0, influence_cells(x, grad, self.edges)).view(x.shape)
+        return (1.0 - covered) / x.shape[1]
+
 
 @final
 @dataclass(frozen=True)

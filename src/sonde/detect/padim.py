@@ -4,6 +4,7 @@ For images that are aligned: the same part of the object at the same place. Wher
 bank of patches of all places.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -42,10 +43,31 @@ class PaDiMScorer(Scorer):
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row"]:
         """Return the distance of each patch to the mean at its position."""
-        check_width("PaDiM", x, self.dim)
         out = x.new_empty(len(x), dtype=self.mean.dtype)
+        for _, index, white in self._whitened(x, position):
+            out[index.flatten()] = white.norm(dim=2).flatten()
+        return infinite_where_nonfinite(out, x)
+
+    def contributions(
+        self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
+    ) -> Float[Tensor, "row dim"]:
+        """Return by how much the squared distance falls without each coordinate; 0 for others."""
+        out = x.new_zeros(len(x), self.dim, dtype=self.mean.dtype)
+        for places, index, white in self._whitened(x, position):
+            root = self.root[places]
+            scale = root.square().sum(2)[:, None]
+            drop = (white @ root.mT).square() / scale.clamp(min=torch.finfo(out.dtype).tiny)
+            drop = torch.where(scale > 0, drop, torch.zeros_like(drop)).flatten(0, 1)
+            out[index.flatten()[:, None], self.coordinates.to(x.device)] = drop
+        return out
+
+    def _whitened(
+        self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield some places, the rows there, and what of these is unusual in their metric."""
+        check_width("PaDiM", x, self.dim)
         if len(x) == 0:
-            return out
+            return
         if int(position.min()) < 0 or int(position.max()) >= len(self.mean):
             raise InputError(
                 f"PaDiM.score: expected positions in [0, {len(self.mean)}) (as fitted), got "
@@ -54,9 +76,7 @@ class PaDiMScorer(Scorer):
         rows = x[:, self.coordinates.to(x.device)].to(self.mean.dtype)
         for places, index in by_position(position.cpu()):
             index = index.to(x.device)
-            centred = rows[index] - self.mean[places][:, None]
-            out[index.flatten()] = (centred @ self.root[places]).norm(dim=2).flatten()
-        return infinite_where_nonfinite(out, x)
+            yield places, index, (rows[index] - self.mean[places][:, None]) @ self.root[places]
 
 
 @final

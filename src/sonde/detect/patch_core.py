@@ -43,6 +43,12 @@ class PatchCoreScorer(Scorer):
         found = nearest_of(x.to(self.bank), self.bank, 1)[0][:, 0]
         return infinite_where_nonfinite(found, x)
 
+    def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return the squared gap of each unit to the nearest row; they add to the score's."""
+        check_width("PatchCore", x, self.bank.shape[1])
+        near = nearest_of(x.to(self.bank), self.bank, 1)[1][:, 0]
+        return (x.to(self.bank) - self.bank[near]).square()
+
     def reduced(
         self,
         scores: Float[Tensor, "row"],

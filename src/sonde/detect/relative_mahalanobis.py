@@ -33,6 +33,11 @@ class RelativeMahalanobisScorer(Scorer):
         near = self.nearest.score(x)
         return near.where(near.isinf(), near - self.background.score(x))
 
+    def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return by how much the difference falls without each unit; 0 where it grows."""
+        drop = self.nearest.contributions(x) - self.background.contributions(x)
+        return drop.clamp(min=0.0)
+
 
 @final
 @dataclass(frozen=True)

@@ -56,6 +56,16 @@ class ViMScorer(Scorer):
         virtual = self.alpha * _residual(x, self.origin, self.basis)
         return infinite_where_nonfinite(virtual + energy_of(logits, 1.0), x, logits=logits)
 
+    def contributions(
+        self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
+    ) -> Float[Tensor, "row dim"]:
+        """Return the square of each unit of the residual; they add to the square of its length."""
+        check_width("ViM", x, len(self.origin))
+        kind = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+        origin, basis = self.origin.to(x.device, kind), self.basis.to(x.device, kind)
+        parts = [((rows.to(kind) - origin) @ basis @ basis.T).square() for rows in x.split(BLOCK)]
+        return torch.cat(parts)
+
 
 @final
 @dataclass(frozen=True)
