@@ -55,3 +55,13 @@ def make():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(1, 3, 2), torch.nn.ReLU()).eval()
 """
+
+
+def test_detectors_that_cannot_name_units_are_said(run, place, tmp_path):
+    probe = tmp_path / "probe.sonde"
+    run("fit", "mahalanobis,mass_mean", "-", place / "rows.npz", "-o", probe)
+    ran = run("score", probe, "-", place / "rows.npz", "--explain", "1")
+    (line,) = [line for line in ran.err.splitlines() if "no units" in line]
+    assert "no units: mass_mean cannot say" in line
+    without = run("score", probe, "-", place / "rows.npz")
+    assert "no units" not in without.err

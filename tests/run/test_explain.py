@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sonde.core import InputError, Stream
+from sonde.core.result import _placed
 from sonde.detect import KNN, Mahalanobis
 from sonde.run.evaluate import read_table
 from sonde.run.fit import fit
@@ -89,6 +90,14 @@ def test_the_most_unusual_positions_of_an_example():
         assert line["position_scores"] == pytest.approx(best.values[i].tolist())
         assert line["position"] == line["positions"][0]
         assert plain[4 * i]["positions"] == line["positions"]
+
+
+def test_a_scorer_is_copied_once_to_a_device():
+    scorer, device = Mahalanobis().fit(rows(50, 0)), torch.device("meta")
+    copy = _placed(scorer, device)
+    assert copy.devices == {device}
+    assert _placed(scorer, device) is copy
+    assert _placed(scorer, torch.device("cpu")) is scorer
 
 
 def test_units_that_are_not_finite_are_named(fitted):

@@ -61,6 +61,14 @@ def oddest_text(scored: pa.Table, fitted: Fitted) -> str:
     return "\n".join(lines)
 
 
+def without_units(scored: pa.Table) -> list[str]:
+    """Return which detectors cannot say which units made a score, in a sentence."""
+    told = scored.filter(scored["units"].is_valid())["instrument"].unique().to_pylist()
+    names = [n for n in scored["instrument"].unique().to_pylist() if n not in told]
+    named = f"no units: {', '.join(names)} cannot say which units made a score."
+    return [named] if names else []
+
+
 def _oddest(line: dict[str, Any], fitted: Fitted) -> list[str]:
     who = line["id"] if line["row"] is None else f"row {line['row']} ({line['id']})"
     where = [place_of(line["instrument"], line["site"]), spot(line, fitted)]

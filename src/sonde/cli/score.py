@@ -73,7 +73,8 @@ class Score:
 
     def run(self) -> int:
         """Score, write the table, and print how many rows raise an alarm."""
-        from sonde.cli._scored import oddest_text, scored_text
+        from sonde.cli._notes import say_notes
+        from sonde.cli._scored import oddest_text, scored_text, without_units
         from sonde.run.directory import check_writable
         from sonde.run.evaluate import read_table
         from sonde.run.fitted import Fitted
@@ -99,6 +100,7 @@ class Score:
         table = score(fitted, stream, progress=not self.printing.quiet, **how)
         if self.fuse is not None:
             table = with_fused(table, fitted, self.fuse, unusual=known)
+        say_notes(stream, self.printing.quiet)
         table = _hashed(table) if self.hash_ids else table
         if self.output is not None:
             self._write(table, fitted, stream, self.output)
@@ -109,6 +111,8 @@ class Score:
             say(scored_text(table, fitted, self.alpha))
             if self.explain:
                 say(oddest_text(table, fitted))
+                for text in without_units(table):
+                    note(f"note: {text}")
         return 0
 
     @property

@@ -169,6 +169,11 @@ class Scorer(Result):
         """Where its tensors lie."""
         return frozenset(tensor.device for tensor in leaves(self))
 
+    @functools.cached_property
+    def copies(self) -> dict[torch.device, "Scorer"]:
+        """Itself on other devices, made when rows come from there."""
+        return {}
+
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
         """Return one score for each row."""
         raise NotImplementedError
@@ -227,10 +232,12 @@ def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _placed(scorer: Scorer, device: torch.device) -> Scorer:
-    """Return a scorer with its tensors on a device: itself, or a copy that is not kept."""
+    """Return a scorer with its tensors on a device: itself, or a copy that it keeps."""
     if scorer.devices <= {device}:
         return scorer
-    return map_tensors(scorer, lambda tensor: tensor.to(device))
+    if device not in scorer.copies:
+        scorer.copies[device] = map_tensors(scorer, lambda tensor: tensor.to(device))
+    return scorer.copies[device]
 
 
 def _as_column(owner: str, values: Any) -> Any:
