@@ -248,9 +248,10 @@ def _example_scores(
     if len(whole) == 0:
         raise CalibrationError(
             f"fit: expected groups (documents) of at most {len(ids.draw):,} held-out rows to "
-            "calibrate scores of examples, got a longer one first. Fit with calibrate=0 "
-            "(--calibrate 0) and calibrate afterwards (sonde calibrate), which keeps no rows; or "
-            "calibrate rows (reduction 'rows').",
+            "calibrate scores of examples, got a longer one first. Keep no rows, in two steps: "
+            "sonde fit METHODS MODEL DATA --calibrate 0 -o fitted.sonde, then sonde calibrate "
+            f"fitted.sonde MODEL OTHER --reduction '{how}' -o calibrated.sonde with rows that were "
+            "not fitted; or calibrate rows (--reduction rows).",
             1,
         )
     who = torch.column_stack([held[c][0].rows[whole] for c in EXAMPLE])
