@@ -81,8 +81,13 @@ def generation_time(size: Size) -> list[Row]:
     """Time of generating and reading all blocks at every token, against plain generation."""
     depth, width, new = size.pick((4, 256, 128), (2, 64, 8))
     net = _language_model(depth, width)
-    rows = _greedy(net, size.pick(64, 4), new, size)
-    return [*rows, _beams(net, size.pick(16, 2), new, size)]
+    n = size.pick(64, 4)
+    beams = f"{N_BEAMS} beams, by one more forward"
+    return [
+        *_greedy(net, n, new, size),
+        _decoded(net, n, new, size, "sampled", do_sample=True),
+        _decoded(net, n, new, size, beams, do_sample=False, num_beams=N_BEAMS),
+    ]
 
 
 def _language_model(depth: int, width: int) -> nn.Module:
@@ -151,15 +156,16 @@ def _greedy(net: nn.Module, n: int, new: int, size: Size) -> list[Row]:
     return rows
 
 
-def _beams(net: nn.Module, n: int, new: int, size: Size) -> Row:
+def _decoded(net: nn.Module, n: int, new: int, size: Size, words: str, **how: Any) -> Row:
+    """Time of reading under another decoding method, which ``words`` name."""
     prompts = Prompts(n)
-    settings = {"max_new_tokens": new, "do_sample": False, "num_beams": N_BEAMS}
+    settings = {"max_new_tokens": new, **how}
     stream, plain = _stream(net, prompts, **settings), _plain(net, prompts, **settings)
     arms = {PLAIN: plain, "read": lambda: list(stream.batches(0, n)), AGAIN: plain}
     ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=1), "read")
     return Row(
         "generate",
-        f"the same for {n} prompts and {N_BEAMS} beams, by one more forward",
+        f"the same for {n} prompts, {words}",
         ratio.median,
         budget=BUDGET,
         spread=ratio.spread,

@@ -27,7 +27,7 @@ NAMES = {
     "sample": 3,
     "soak": 3,
     "guard": 8,
-    "generate": 3,
+    "generate": 4,
     "train": 1,
     "calibrate": 1,
     "cka": 2,
