@@ -10,6 +10,7 @@ import pytest
 from sonde.cli._usage import _flags
 from sonde.cli.commands import COMMANDS
 from sonde.cli.options import Reading
+from sonde.studies import STUDIES
 
 PRINTED = {"--json", "--quiet", "--verbose", "-v", "--no-color", "--debug"}
 READ = {
@@ -63,3 +64,11 @@ def test_what_is_read_is_told_with_v(run, place, tmp_path, monkeypatch, caplog):
             assert ran.code == 0, ran.err
             found = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
             assert any(re.search(line, text) for text in found) == is_told, found
+
+
+@pytest.mark.truth("the names that the package exports")
+def test_studies_are_listed_as_json(run):
+    found = run("study", "--json").json()
+    assert [entry["name"] for entry in found] == list(STUDIES)
+    assert all(entry["title"] for entry in found)
+    assert [line.split()[0] for line in run("study").out.splitlines()] == list(STUDIES)

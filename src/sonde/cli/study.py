@@ -37,7 +37,11 @@ class Study:
         from sonde.studies import STUDIES, study_of
 
         if not self.name:
-            say("\n".join(f"{word:<16}{study_of(word).title}" for word in STUDIES))
+            titles = {word: study_of(word).title for word in STUDIES}
+            if self.printing.json:
+                say_json([{"name": word, "title": title} for word, title in titles.items()])
+            else:
+                say("\n".join(f"{word:<16}{title}" for word, title in titles.items()))
             return 0
         if self.out is not None and self.out.is_file():
             raise InputError(f"study: expected a folder for -o, got the file {self.out}.")
