@@ -122,8 +122,11 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm, max(0.02, (steps - step) / fall))
 
 
+STDLIB_KEPT = 250
+
+
 def train_stdlib(steps: int, batch: int, seed: int) -> None:
-    """Train the byte-level language model, with a checkpoint every 250 steps."""
+    """Train the byte-level language model, with a checkpoint every ``STDLIB_KEPT`` steps."""
     torch.manual_seed(seed)
     files = stdlib_files()
     train = [p.read_bytes() for p in files if not is_test(p)]
@@ -139,7 +142,10 @@ def train_stdlib(steps: int, batch: int, seed: int) -> None:
     began, window = time.time(), []
     for step in range(first, steps):
         set_rates(optimizers, rates, schedule(step, steps))
-        window = [*window[-249:], one_step(model, optimizers, corpus, batch, seed, step)]
+        window = [
+            *window[1 - STDLIB_KEPT :],
+            one_step(model, optimizers, corpus, batch, seed, step),
+        ]
         done = step + 1
         if done % 50 == 0:
             rate = (time.time() - began) / (done - first)
@@ -147,7 +153,7 @@ def train_stdlib(steps: int, batch: int, seed: int) -> None:
                 f"step {done} train {bits(window[-50:]):.4f} bits/byte {rate:.2f} s/step",
                 flush=True,
             )
-        if done % 250 == 0 or done == steps:
+        if done % STDLIB_KEPT == 0 or done == steps:
             value = bits_per_byte(model, [f[:4096] for f in test])
             curve.append([done, round(bits(window), 4), round(value, 4)])
             print(f"step {done} test(first 4 KiB of each file) {value:.4f} bits/byte", flush=True)
@@ -224,6 +230,7 @@ def keep(
 
 DIGITS_STEPS = 2400
 DIGITS_BATCH = 64
+DIGITS_KEPT = 400
 
 
 def digits_config() -> ViTConfig:
@@ -296,7 +303,7 @@ def train_digits(steps: int, seed: int) -> None:
         loss.backward()
         adam.step()
         done = step + 1
-        if done % 400 == 0 or done == steps:
+        if done % DIGITS_KEPT == 0 or done == steps:
             curve.append([done, round(loss.item(), 4), round(accuracy(model, test, truth), 4)])
             print(
                 f"step {done} loss {curve[-1][1]:.4f} test accuracy {curve[-1][2]:.4f}", flush=True
