@@ -295,3 +295,12 @@ def test_small_changes_are_counted_by_site_not_by_block(report, value: float, sa
         row["values"]["update_per_spread"] = {"value": 0.6 if i else value, "se": None}
     made = next(p for p in depth_pictures(other) if p.key == "depth-update_per_spread")
     assert made.message.startswith(said)
+
+
+def test_a_figure_without_groups_is_told_in_rows(report) -> None:
+    spoiled = json.loads(json.dumps(report))
+    for finding in spoiled["findings"]:
+        finding["figure"] |= {"n_groups": 0, "n_rows": 4321}
+    page = to_html(spoiled)
+    assert "4,321 rows</figcaption>" in page
+    assert " 0 groups" not in page

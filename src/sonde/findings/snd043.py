@@ -42,8 +42,8 @@ class SND043(Rule):
             return self.clear(figure)
         severe = share >= self.examples or lost >= self.tokens
         sentence = (
-            f"{data.n_truncated:,} of {plural(data.n, 'example')} ({percent(share)}) were cut at "
-            f"the model's context; {percent(lost)} of all tokens were lost."
+            f"{data.n_truncated:,} of {plural(data.n, 'example')} ({percent(share, 3)}) were cut "
+            f"at the model's context; {percent(lost)} of all tokens were lost."
         )
         return self.raised(
             Finding(

@@ -40,14 +40,14 @@ def bullet(figure: dict[str, Any], level: str) -> Markup:
 
 
 def _caption(figure: dict[str, Any]) -> str:
-    rows = figure["n_groups"] if figure["n_groups"] is not None else figure["n_rows"]
-    kind = "group" if figure["n_groups"] not in (None, figure["n_rows"]) else "row"
+    rows = figure["n_groups"] or figure["n_rows"]  # 0: not counted in groups, or in rows
+    kind = "group" if figure["n_groups"] not in (None, 0, figure["n_rows"]) else "row"
     parts = [words(figure["name"])]
     if figure["null"] is not None:
         parts.append(f"nothing to see: {quantity(figure['null'], figure['unit'])}")
     if figure["p"] is not None:
         parts.append(f"p {p_text(figure['p'])}")
-    if rows is not None:
+    if rows:
         parts.append(plural(rows, kind))
     return " · ".join(parts)
 

@@ -188,7 +188,7 @@ def _computed(finding: dict[str, Any]) -> Markup:
             (side, None if figure["threshold"] is None else number(figure["threshold"])),
             ("nothing to see", None if figure["null"] is None else number(figure["null"])),
             ("p-value", None if figure["p"] is None else p_value(figure["p"])),
-            ("from", ", ".join(plural(n, noun) for n, noun in rows if n is not None)),
+            ("from", ", ".join(plural(n, noun) for n, noun in rows if n)),
             ("flags", ", ".join(words(flag) for flag in figure["flags"])),
         ]
     rule = el("p", finding["how"]) if finding["how"] else None
