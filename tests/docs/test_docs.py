@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs" / "howto").glob("*.md")),
 ]
+PRINTED = re.compile(r"^```output\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -37,6 +39,17 @@ def test_code_runs(page: Path, tmp_path: Path):
         [sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    printed = "".join(PRINTED.findall(page.read_text(encoding="utf-8"))).split()
+    if printed:
+        assert_prints(done.stdout.split(), printed)
+
+
+def assert_prints(words: Sequence[str], shown: Sequence[str]) -> None:
+    """Check that a page shows what its code prints, figures within 0.02 of it."""
+    assert len(words) == len(shown)
+    for word, wanted in zip(words, shown, strict=True):
+        if word != wanted:
+            assert float(word) == pytest.approx(float(wanted), abs=0.02)
 
 
 @pytest.mark.slow
