@@ -54,6 +54,8 @@ class Objects:
         To fit on, fresh usual images, and others before and after a defect was pasted.
     mask : Tensor (image, 32, 32)
         Which pixels of ``defective`` were pasted.
+    others : Tensor (image, 1, 32, 32)
+        Images of the other kinds, of which the net learned, and defects were cut from.
     """
 
     model: Backbone
@@ -62,6 +64,7 @@ class Objects:
     clean: Tensor
     defective: Tensor
     mask: Tensor
+    others: Tensor
 
 
 @cache
@@ -90,7 +93,7 @@ def objects(seed: int, tiny: bool = False) -> Objects:
     model = Backbone()
     _train(model, x[others], torch.from_numpy(kind[others]).long(), seed, 1 if tiny else EPOCHS)
     defective, mask = _pasted(x[clean], x[others], draw)
-    return Objects(model, x[mine[:fit]], x[usual], x[clean], defective, mask)
+    return Objects(model, x[mine[:fit]], x[usual], x[clean], defective, mask, x[others])
 
 
 @torch.enable_grad()

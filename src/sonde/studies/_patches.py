@@ -11,10 +11,12 @@ from sonde.stats import score_map
 from sonde.studies._separation import area
 
 
-def patches_of(model: nn.Module, images: Tensor, site: str) -> tuple[Tensor, Tensor]:
+def patches_of(
+    model: nn.Module, images: Tensor, site: str, reducer: str = "patches"
+) -> tuple[Tensor, Tensor]:
     """Return the rows of all patches, image by image and place by place, and their places."""
     rows, places = [], []
-    for batch in read(model, list(images), sites=site, reducer="patches", batch_size=32):
+    for batch in read(model, list(images), sites=site, reducer=reducer, batch_size=32):
         ((key, row),) = batch.rows.items()
         rows.append(row)
         places.append(batch.position[key])
