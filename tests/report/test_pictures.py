@@ -142,3 +142,16 @@ def test_steps_have_lines_of_their_own():
     svg = pictures.tokens(["add 2 3", "5"], [0.1, 3.0], own_lines=True)
     lines = [e.attrib["y"] for e in ET.fromstring(svg).iter() if e.tag.endswith("}text")]
     assert lines == ["25", "55"]
+
+
+def test_a_patch_that_is_infinitely_unusual_is_named_so():
+    made = pictures.heat_map(None, [0.0, math.inf], [[0, 0], [0, 1]])
+    assert "the most unusual, infinite, lies in line 1, column 2" in made
+
+
+def test_tokens_that_do_not_fit_are_counted():
+    short = pictures.tokens(["line\n"] * 300, [0.0] * 300)
+    assert "not drawn" not in short
+    long = pictures.tokens(["line\n"] * 500, [0.0] * 500)
+    assert long.count(">line") == 401
+    assert "99 more parts not drawn" in long

@@ -39,6 +39,11 @@ def number(value: Real | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def score_words(score: Real) -> str:
+    """Return a score as a number, or that it is infinite: of a row that is not finite."""
+    return "infinite" if score == math.inf else number(score)
+
+
 def share(value: Real | None, digits: int = 3) -> str:
     """Return a share of one as per cent.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sonde.data.pixels import as_bytes, as_png
-from sonde.report._format import number
+from sonde.report._format import number, score_words
 from sonde.report._markup import Markup, el, join
 from sonde.stats import score_map
 
@@ -83,8 +83,8 @@ def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Scale
     box = (
         column * width / columns, line * height / lines, width / columns, height / lines,
     )  # fmt: skip
-    said = f"Scores of {lines} x {columns} patches; the most unusual, {number(scores[best])}, lies "
-    said += f"in line {line + 1}, column {column + 1}"
+    said = f"Scores of {lines} x {columns} patches; the most unusual, {score_words(scores[best])}, "
+    said += f"lies in line {line + 1}, column {column + 1}"
     over = Markup(as_png(_blended(grey, found.numpy(), scale)))
     return Heat(None if grey is None else Markup(as_png(grey)), over, box, width, height, said)
 

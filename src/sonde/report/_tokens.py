@@ -1,12 +1,11 @@
 """Tokens or steps as a drawing: fixed-width text on coloured ground, underlined where marked."""
 
-import math
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
 from sonde.report._exhibits import level_of, marked
-from sonde.report._format import number, shown
+from sonde.report._format import number, plural, score_words, shown
 from sonde.report._heat import Scale
 from sonde.report._markup import Markup, el
 
@@ -39,7 +38,9 @@ def tokens_svg(
                 line, column = line + 1, 0
         if own_lines and column:
             line, column = line + 1, 0
-        if line > MOST_LINES:
+        if line > MOST_LINES and i + 1 < len(pieces):
+            line, column = line + 1, 0
+            drawn.append(_left(len(pieces) - i - 1, line))
             break
     high, wide = (line + 1) * LINE + 16, COLUMNS * LETTER + 32
     most = max(range(len(scores)), key=lambda i: scores[i])
@@ -74,9 +75,15 @@ def _width(text: str) -> int:
 
 
 def _said(i: int, score: float, p: float | None, strong: bool) -> str:
-    said = f"{i}: score {'infinite' if math.isinf(score) else number(score)}"
+    said = f"{i}: score {score_words(score)}"
     said += "" if p is None else f", p {number(p)}"
     return f"{said}, marked" if strong else said
+
+
+def _left(n: int, line: int) -> Markup:
+    """Return the line that says how many parts are not drawn."""
+    said = f"{plural(n, 'more part')} not drawn"
+    return el("text", said, x=16, y=25 + line * LINE, fill="var(--soft)")
 
 
 def _box(word: str, line: int, column: int, said: str, level: int, strong: bool) -> Markup:
