@@ -6,7 +6,9 @@ from dataclasses import fields
 from typing import get_type_hints
 
 import pytest
+import torch
 
+import sonde.run.calibrate
 from sonde.cli._usage import _flags
 from sonde.cli.commands import COMMANDS
 from sonde.cli.options import Reading
@@ -18,7 +20,7 @@ READ = {
     "--label-column", "--image-column", "--sites", "--reducer", "--trust-remote-code",
     "--threads", "--workers",
 }  # fmt: skip
-LACKING = {"calibrate": {"--threads", "--workers"}, "evaluate": {"--threads", "--workers"}}
+LACKING = {"calibrate": {"--workers"}}  # its scores are kept in order, by one process
 
 
 def reads(word: str) -> bool:
@@ -72,3 +74,27 @@ def test_studies_are_listed_as_json(run):
     assert [entry["name"] for entry in found] == list(STUDIES)
     assert all(entry["title"] for entry in found)
     assert [line.split()[0] for line in run("study").out.splitlines()] == list(STUDIES)
+
+
+@pytest.mark.slow
+def test_calibrate_computes_in_the_threads_that_are_asked_for(run, place, tmp_path, monkeypatch):
+    seen, scored = [], sonde.run.calibrate.held_scores
+
+    def watched(*args):
+        seen.append(torch.get_num_threads())
+        return scored(*args)
+
+    monkeypatch.setattr("sonde.run.calibrate.held_scores", watched)
+    words = [
+        "calibrate",
+        place / "probe.sonde",
+        "-",
+        place / "other.npz",
+        "-o",
+        tmp_path / "c.sonde",
+    ]
+    before = torch.get_num_threads()
+    assert run(*words, "--threads", before + 1).code == 0
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+    assert "--threads: expected at least 1, got 0" in run(*words, "--threads", 0).error()

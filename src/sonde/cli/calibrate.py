@@ -19,7 +19,7 @@ from sonde.cli.options import (
     named,
     source_of,
 )
-from sonde.core.errors import CalibrationError
+from sonde.core.errors import CalibrationError, InputError
 from sonde.run.entries import place_of
 
 CLASS = "rows that calibrate their own class; all: every row"
@@ -61,6 +61,7 @@ class Calibrate:
         str,
         tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
     ] = "auto"
+    threads: Annotated[int | None, named("N", "threads that compute")] = None
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -68,9 +69,12 @@ class Calibrate:
         """Calibrate, save, and print the thresholds."""
         from sonde.cli.score import options_of
         from sonde.run.calibrate import calibrate
+        from sonde.run.crew import using_threads
         from sonde.run.directory import check_writable
         from sonde.run.fitted import Fitted
 
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads: expected at least 1, got {self.threads}.")
         check_writable(self.output)
         fitted = Fitted.load(self.probe)
         model, data = source_of("calibrate", self.model, self.data, self.reading)
@@ -78,7 +82,8 @@ class Calibrate:
         quiet = self.printing.quiet
         options |= {"reduction": self.reduction, "by": self.by}
         options |= {"guarantee": self.guarantee, "delta": self.delta}
-        found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
+        with using_threads(self.threads):
+            found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
         names = dict(enumerate(found.label_names))
         rows = [
             {**row, "class": names.get(row["class"], row["class"])}
