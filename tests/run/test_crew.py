@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_case import source
+from ray_case import Broken, source
 from run_case import rows
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, MachineError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.run._actors import Failed, unpacked
@@ -142,6 +142,20 @@ def test_an_exception_that_cannot_be_copied_still_reaches_the_user():
 
 def test_every_stream_says_whether_its_first_example_is_here():
     assert can_read(Stream.of(rows(4)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ("memory", r"memory ran out in a worker on .*cannot allocate 7.*--batch-size"),
+        ("files", r"lacks a file or module: FileNotFoundError: .*weights\.safetensors"),
+    ],
+)
+def test_what_a_process_lacks_is_said(how, match):
+    broken = Broken(source(), how, 32)
+    with pytest.raises(MachineError, match=match):
+        fit(Mahalanobis(), broken, unit_size=32, workers=1, progress=False)
 
 
 def test_a_job_on_plain_arrays_needs_no_device():

@@ -1,4 +1,4 @@
-"""What runs inside a Ray actor, and how what goes wrong there reaches the driver."""
+"""What runs inside a Ray actor, and how what goes wrong in a worker reaches the driver."""
 
 import io
 import os

@@ -8,7 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from sonde.core.errors import InputError, MachineError, SondeError, is_out_of_memory
+from sonde.core.errors import InputError, MachineError
+from sonde.run._actors import Failed
 from sonde.run.crew import Crew, Job, Span
 
 _JOB: list[Job] = []
@@ -35,13 +36,6 @@ def hand_out_to_processes(
             "picklable or its memory ran out; committed units are kept. Run again, or use "
             "--workers 0."
         ) from error
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, SondeError) or not is_out_of_memory(error):
-            raise
-        raise MachineError(
-            f"run: memory ran out in a worker process: {' '.join(str(error).split())}. Take a "
-            "smaller --batch-size or fewer --workers; what is committed is kept."
-        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -55,7 +49,13 @@ def _start(job: Job) -> None:
 
 
 def _work(start: int, stop: int) -> Any:
-    return _JOB[0].work(start, stop)
+    try:
+        return _JOB[0].work(start, stop)
+    except Exception as error:
+        failed = Failed.of(error)
+        if failed.memory or failed.files:
+            raise failed.error() from error
+        raise
 
 
 @contextmanager
