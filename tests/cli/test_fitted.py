@@ -190,3 +190,19 @@ def test_missing_logits_are_named(run, place, tmp_path):
     assert ran.code == 2
     assert "logits" in ran.err
     assert not (tmp_path / "p.sonde").exists()
+
+
+@pytest.mark.truth("two groups of equal variance whose means are four deviations apart")
+def test_a_probe_says_how_far_its_class_lies(run, tmp_path):
+    rng = np.random.default_rng(0)
+    label = np.arange(4000) % 2
+    rows = rng.normal(size=(4000, 3)).astype("f4")
+    rows[:, 1] += 4 * label
+    np.savez(tmp_path / "two.npz", a=rows, label=label)
+    words = ("fit", "linear_probe", "-", tmp_path / "two.npz", "-o", tmp_path / "p.sonde")
+    ran = run(*words, "--json")
+    (row,) = ran.json()["results"]
+    assert row["positive"] == 1
+    assert row["value"] == pytest.approx(4.0, abs=0.15)
+    (line,) = [line for line in run(*words).err.splitlines() if "of the fitted rows" in line]
+    assert f"the means of class 1 and of the others lie {row['value']:.4g} apart" in line

@@ -56,6 +56,7 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
             "at": _places(result),
             "n": result.n,
             "n_classes": _n_classes(result),
+            "positive": result.conventions.get("positive"),
             "detector": isinstance(result, Scorer),
             **_calibration(result),
         }
@@ -108,6 +109,8 @@ def remarks(
             f"no labels: {', '.join(unlabelled)} took all rows as one class (--label-column names "
             "the labels of a table)"
         )
+    probes = [row for row in rows if row.get("positive") is not None]
+    found += [_apart(row) for row in probes if row["unit"].startswith("standard deviations")]
     if any(row["n_held"] for row in rows):
         kept = {k: v for k, v in (typed or {}).items() if k not in HELD_BY_A_PROBE}
         words = ["sonde", "calibrate", str(output), model, "UNSEEN", *flags_of(kept)]
@@ -117,6 +120,15 @@ def remarks(
             "rows that the model has not seen"
         )
     return found
+
+
+def _apart(row: dict[str, Any]) -> str:
+    """Return how far the class of a probe lies from the others, among the fitted rows."""
+    return (
+        f"{row['method']} at {row['site']}: the means of class {row['positive']} and of the "
+        f"others lie {_short(row['value'])} apart ({row['unit']}, of the fitted rows); sonde "
+        "evaluate says how well it tells rows that were not fitted"
+    )
 
 
 def in_place_of(path: Path) -> str:

@@ -32,8 +32,10 @@ class Guard:
 
     ``scores``, ``p_values`` and ``alarms`` are those of the last text: a forward that goes on from
     a filled key-value cache (each step of ``model.generate``) adds its new tokens, any other one
-    begins anew, so memory does not grow. Scores are made in float32. Each detector at each site
-    raises false alarms at the rate ``alpha``: with several of them the rates add up.
+    begins anew, so memory does not grow. Scores are made in float32, the whitening of covariances
+    too: those of ``mahalanobis`` and ``knn`` lie within 1e-5 of their size of what float64 gives
+    (``pytest -k scores_in_float32``). Each detector at each site raises false alarms at the rate
+    ``alpha``: with several of them the rates add up.
 
     Only calls made by the thread that opened the guard count. The model keeps its mode: in training
     mode, with dropout, usual inputs look unusual. A detector that needs gradients turns them on for
