@@ -152,7 +152,7 @@ def test_a_fit_that_did_no_unit_leaves_no_run_behind(here, tmp_path):
 
 
 def test_a_fit_that_failed_after_a_unit_keeps_it(here, tmp_path, monkeypatch):
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     place, output = tmp_path / "acts", tmp_path / "z.sonde"
     words = ("read", "-", here / "rows.npz", "-o", place, "--unit-size", "30")
     assert run_words(*words).code == 0

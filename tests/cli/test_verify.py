@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def acts(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     return write_store(stream(120), tmp_path / "acts", unit_size=40)
 
 

@@ -123,7 +123,7 @@ def test_a_site_counts_when_every_data_set_has_it(tmp_path):
 @pytest.mark.parametrize("grow", [append_store, add_sites])
 @pytest.mark.parametrize("after", [1, 3])
 def test_interrupted_growth_is_unseen_and_goes_on(tmp_path, monkeypatch, grow, after):
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     first = items(60, 1)
     more = live(items(60, 2), ["2"]) if grow is append_store else live(first)
     base = live(first, ["2"])
@@ -298,7 +298,7 @@ def test_lost_data_are_appended_again_where_sites_were_added(tmp_path):
 
 
 def test_nothing_is_added_to_an_unfinished_store(tmp_path, monkeypatch):
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     with pytest.raises(KeyboardInterrupt):
         write_store(Stopping(live(items(30, 1)), 2), tmp_path / "a", unit_size=10)
     for grow in (append_store, add_sites):

@@ -108,7 +108,7 @@ def test_a_fit_cannot_tell_which(tmp_path):
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_write_goes_on(tmp_path, monkeypatch, after):
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     source = stream(300)
     whole = write_store(source, tmp_path / "whole", unit_size=50)
     stopping = Stopping(source, after + 1)  # the first example is asked for once
@@ -182,7 +182,7 @@ def lose(path, kept):
 @pytest.mark.truth("the store before the loss")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_call_writes_what_is_lost_again(tmp_path, monkeypatch, loss):
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     place = write_store(stream(90), tmp_path / "a", unit_size=30)
     before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
     name, kept = LOSSES[loss]

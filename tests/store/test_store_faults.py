@@ -24,12 +24,12 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import os, resource, signal, sys
-import sonde.store.writing as writing
+import sonde.store._planned as _planned
 from run_case import stream
 from sonde.core.errors import StoreError
 from sonde.store import append_store, write_store
 
-writing.FILE_BYTES = 1
+_planned.FILE_BYTES = 1
 how, place = sys.argv[1:3]
 if how == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -78,7 +78,7 @@ def content(folder):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_file_primitives_it_goes_on(tmp_path, monkeypatch, step):
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     whole = write_store(stream(120), tmp_path / "whole", unit_size=50)
     append_store(stream(90, seed=1), whole)
     assert int(run("kill", tmp_path / "a", step)) > 3 * step

@@ -13,7 +13,7 @@ from sonde.store import Store, append_store, write_store
 @pytest.mark.truth("indexing of the whole array")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_rows_are_those_of_the_whole(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 2000)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 2000)
     x = rows(500, 5).to(getattr(torch, dtype))
     y = rows(500, 3, 1).to(getattr(torch, dtype))
     store = Store(write_store(Stream.of({"x": x, "y": y}), tmp_path / "a", unit_size=20))

@@ -32,7 +32,7 @@ N, UNIT = 90, 16
 def whole(tmp_path_factory) -> Path:
     """A store of six ranges of one unit each."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    patch.setattr("sonde.store._planned.FILE_BYTES", 1)
     place = write_store(source(), tmp_path_factory.mktemp("store") / "a", unit_size=UNIT)
     patch.undo()
     return place
@@ -57,7 +57,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def write_again(place: Path, monkeypatch) -> None:
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     write_store(source(), place, unit_size=UNIT)
 
 
@@ -276,7 +276,7 @@ def test_a_lost_manifest_loses_no_row(whole, place, monkeypatch):
 def test_an_unfinished_store_has_gaps_and_no_damage(tmp_path, monkeypatch):
     from run_case import Stopping
 
-    monkeypatch.setattr("sonde.store.writing.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
     with pytest.raises(KeyboardInterrupt):
         write_store(Stopping(stream(300), 3), tmp_path / "a", unit_size=50)
     found = verify_store(tmp_path / "a")
