@@ -32,7 +32,7 @@ class WatchState(State):
 
 def save_watch(path: str | Path, kind: str, state: State) -> str:
     """Write where a watch stands and return the id of the file."""
-    return write_state(Path(path), {"format": FORMAT, "kind": kind}, {kind: state})
+    return write_state(Path(path), {"format": FORMAT, "watch": kind}, {kind: state})
 
 
 def load_watch(path: str | Path, kind: str, state_type: type[S]) -> S:
@@ -44,7 +44,7 @@ def load_watch(path: str | Path, kind: str, state_type: type[S]) -> S:
         If the file is damaged, or of something else.
     """
     header = read_header(path)
-    if (header.get("format"), header.get("kind")) != (FORMAT, kind):
+    if (header.get("format"), header.get("watch")) != (FORMAT, kind):
         raise StateError(f"{kind}.load: expected a file that {kind}.save wrote, got {path}.")
     state = read_state(path, {kind: state_type})[1][kind]
     assert isinstance(state, state_type)  # as the reader built it
