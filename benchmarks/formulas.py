@@ -3,6 +3,8 @@
 They share nothing with ``sonde.detect`` but the definitions.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -87,9 +89,9 @@ def kl_matching(r: Rows) -> Tensor:
     return torch.stack([(q * (q.log() - d.log())).sum(1) for d in typical]).amin(0)
 
 
-def vim(r: Rows, principal: int) -> Tensor:
+def vim(r: Rows, principal: int, origin: Tensor | None = None) -> Tensor:
     """Return the scaled norm outside the principal subspace, minus the log-sum-exp."""
-    origin = -torch.linalg.pinv(r.weight) @ r.bias
+    origin = -torch.linalg.pinv(r.weight) @ r.bias if origin is None else origin
     away = r.x - origin
     basis = torch.linalg.eigh(away.T @ away / len(r.x)).eigenvectors[:, :-principal]
     alpha = r.logits(r.x).amax(1).mean() / (away @ basis).norm(dim=1).mean()
@@ -155,3 +157,57 @@ def gen(r: Rows, gamma: float) -> Tensor:
 def entropy(r: Rows) -> Tensor:
     """Return the entropy of the softmax."""
     return -(r.probability * r.probability.log()).sum(1)
+
+
+def single_origin(r: Rows) -> Tensor:
+    """Return the origin of ``vim`` by a pseudo-inverse in float32, for heads of full rank alone."""
+    return (-torch.linalg.pinv(r.weight.float()) @ r.bias.float()).double()
+
+
+def odin(r: Rows, temperature: float, eps: float) -> Tensor:
+    """Return minus the largest probability after the step, by the gradient of a linear layer."""
+    p = (r.logits(r.fresh) / temperature).softmax(1)
+    own = torch.nn.functional.one_hot(p.argmax(1), p.shape[1])
+    moved = r.fresh - eps * ((p - own) @ r.weight).sign()
+    return -(r.logits(moved) / temperature).softmax(1).amax(1)
+
+
+def nac(r: Rows, grid: Tensor, alpha: float, fill: float, single: bool = False) -> Tensor:
+    """Return one minus the mean coverage, each state compared with every pair of thresholds.
+
+    With ``single`` states are rounded to float32, and one on a threshold lies below it.
+    """
+    kind = torch.float32 if single else torch.float64
+    full = max(1, round(fill * len(r.x)))
+    states = [
+        torch.sigmoid(alpha * (x * _influence(r, x)).to(kind)).double() for x in (r.x, r.fresh)
+    ]
+    covered = torch.zeros_like(states[1])
+    for low, high in itertools.pairwise(grid.tolist()):
+        inside = [(s > low) & (s <= high) if single else (s >= low) & (s < high) for s in states]
+        covered += inside[1] * (inside[0].sum(0) / full).clamp(max=1.0)
+    return 1.0 - covered.mean(1)
+
+
+def _influence(r: Rows, x: Tensor) -> Tensor:
+    """Return the gradient of the divergence from uniform, rounded as the library's input is."""
+    leaf = x.float().requires_grad_()
+    logs = torch.nn.functional.linear(leaf, r.weight.float(), r.bias.float()).log_softmax(1)
+    return torch.autograd.grad(-logs.mean(1).sum(), leaf)[0].double()
+
+
+def paper_grid(n_bins: int) -> Tensor:
+    """Return the thresholds of NAC's code: fine around one half."""
+    x = torch.linspace(1.0, 1000.0**0.5, n_bins // 2, dtype=torch.float64)
+    low = x.log() / torch.tensor(1000.0, dtype=torch.float64).log()
+    high = (1 - low).flip(0)
+    high[-1] = 1.01
+    return torch.cat([low[:-1], high])
+
+
+def geometric_grid(n_bins: int, least: float = 1e-6) -> Tensor:
+    """Return thresholds that are fine at the ends of (0, 1), as pytorch-ood has them."""
+    low = torch.logspace(math.log10(least), math.log10(0.5), n_bins // 2 + 1)
+    grid = torch.cat([low, 1 - low.flip(0)[1:]]).double()
+    grid[0], grid[-1] = 0.0, 1.01
+    return grid

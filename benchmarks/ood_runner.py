@@ -1,6 +1,6 @@
 """Runs in the environment of pytorch-ood: every detector that it has too, on the same rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +14,14 @@ from benchmarks.child import MIB, added_peak, resident
 from benchmarks.environments import peer_version
 from benchmarks.formulas import Rows
 from sonde import detect
+from sonde.core import Running
+from sonde.tap.objectives import kl_uniform
+from sonde.tap.perturb import perturbed_logits
 
 CLASSES, NEIGHBOUR, FEW = 10, 50, 10
-STEEP = 10.0
+STEEP, BATCH = 10.0, 1024
+WARM, STEP = 10.0, 0.05
+ALPHA, FILL, BINS = 30.0, 0.05, 50
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Case:
         Whether there is anything to fit, and therefore to time.
     scale : callable
         Number of fitted rows and of classes to what the peer's score times it gives ours.
+    own : callable or None
+        The peer's own definition, where it is another one: the rows in float64 to its scores.
     """
 
     ours: Callable[[int], Any]
@@ -42,6 +49,24 @@ class Case:
     formula: Callable[[Rows], Tensor]
     has_state: bool = True
     scale: Callable[[int, int], float] = lambda n, classes: 1.0
+    own: Callable[[Rows], Tensor] | None = None
+
+
+def _coverage(peer: Any, r: Rows, head: nn.Linear) -> Tensor:
+    """Return the peer's scores of NAC, whose module walks over batches of inputs."""
+    leaf = _Leaf()
+    full = max(1, round(FILL * len(r.x)))
+    model = nn.Sequential(leaf, head)
+    detector = peer.NACUE(model, [leaf], m_bins=BINS, alpha=ALPHA, o_star=full)
+    detector.fit([(x, None) for x in r.x.split(BATCH)])
+    return 1.0 + torch.cat([detector.predict(x) for x in r.fresh.split(BATCH)])
+
+
+class _Leaf(nn.Module):
+    """Gives its input a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().requires_grad_()
 
 
 CASES: dict[str, Case] = {
@@ -103,6 +128,7 @@ CASES: dict[str, Case] = {
         ),
         lambda r: formulas.vim(r, CLASSES),
         has_state=False,
+        own=lambda r: formulas.vim(r, CLASSES, formulas.single_origin(r)),
     ),
     "ViM, default alpha": Case(
         lambda n: detect.ViM(principal=CLASSES),
@@ -178,6 +204,18 @@ CASES: dict[str, Case] = {
         formulas.grad_norm,
         has_state=False,
     ),
+    "ODIN": Case(
+        lambda n: detect.ODIN(WARM, STEP),
+        lambda peer, r, head: peer.ODIN(head, eps=STEP, temperature=WARM).predict(r.fresh),
+        lambda r: formulas.odin(r, WARM, STEP),
+        has_state=False,
+    ),
+    "NAC": Case(
+        lambda n: detect.NAC(alpha=ALPHA, fill=FILL, n_bins=BINS),
+        _coverage,
+        lambda r: formulas.nac(r, formulas.paper_grid(BINS), ALPHA, FILL),
+        own=lambda r: formulas.nac(r, formulas.geometric_grid(BINS), ALPHA, FILL, single=True),
+    ),
     "ASH": Case(
         lambda n: detect.ASH(),
         lambda peer, r, head: peer.ASH(None, _of_maps(head)).predict_feature_maps(
@@ -215,21 +253,48 @@ def made(n: int, width: int, n_fresh: int) -> tuple[Rows, nn.Linear]:
 
 
 def ours_of(case: Case, r: Rows, head: nn.Linear) -> Tensor:
-    """Return our scores of the fresh rows; the logits that scoring needs are counted with it."""
+    """Return our scores of the fresh rows; what is needed of the model is counted with it."""
     detector = case.ours(len(r.x))
-    needs = {"x": r.fresh}
     with torch.no_grad():
-        layer = head.weight, head.bias
-        read = {
-            column for read in detector.all_reads().values() for column in read.statistic.needs()
-        }
-        logits = None if read <= {"x", "label", "head"} else head(r.x)
-        rows = r.x if "x" in read else logits  # what only reads logits is fitted on them alone
-        scorer = detector.fit(rows, r.label, logits=logits, head=layer)
-        del logits, rows  # as the peer's are gone by now
-        if "logits" in detect_needs(detector):
-            needs["logits"] = head(r.fresh)
-        return scorer.score(**{name: needs[name] for name in detect_needs(detector)})
+        read = {c for one in detector.all_reads().values() for c in one.statistic.needs()}
+        if "grad" in read:
+            return _by_batches(detector, r, head)
+        columns = _columns(detector, read, r.x, head)
+        rows = columns.pop("x", None)
+        if rows is None:  # what only reads logits is fitted on them alone
+            rows = next(iter(columns.values()))
+        scorer = detector.fit(rows, r.label, head=(head.weight, head.bias), **columns)
+        del columns, rows  # as the peer's are gone by now
+        needs = detect_needs(detector)
+        return scorer.score(**_columns(detector, needs, r.fresh, head))
+
+
+def _columns(
+    detector: Any, needs: Collection[str], x: Tensor, head: nn.Linear
+) -> dict[str, Tensor]:
+    """Return those of the columns that are made of rows and the last layer."""
+    made = {
+        "x": lambda: x,
+        "logits": lambda: head(x),
+        "perturbed_logits": lambda: perturbed_logits(head, (x,), {}, detector.perturbation),
+    }
+    return {name: make() for name, make in made.items() if name in needs}
+
+
+def _by_batches(detector: Any, r: Rows, head: nn.Linear) -> Tensor:
+    """Return the scores of what reads gradients, batch after batch as the peer does."""
+    running = Running(detector)
+    for x in r.x.split(BATCH):
+        running.update(x, grad=_gradient(x, head))
+    scorer: Any = running.result()
+    return torch.cat([scorer.score(x, _gradient(x, head)) for x in r.fresh.split(BATCH)])
+
+
+@torch.enable_grad()
+def _gradient(x: Tensor, head: nn.Linear) -> Tensor:
+    leaf = x.detach().requires_grad_()
+    (found,) = torch.autograd.grad(kl_uniform(head(leaf)), leaf)
+    return found
 
 
 def detect_needs(detector: Any) -> tuple[str, ...]:
@@ -269,6 +334,8 @@ def agreement(names: list[str], n: int, width: int, n_fresh: int) -> dict[str, A
         ours = ours_of(case, r, head).double()
         theirs = theirs_of(case, r, head).double() * case.scale(n, CLASSES)
         pairs = {"apart": (ours, theirs), "ours": (ours, truth), "theirs": (theirs, truth)}
+        if case.own is not None:
+            pairs["own"] = theirs, case.own(wide)
         found[name] = {what: _relative(a, b) for what, (a, b) in pairs.items()}
     return found
 
