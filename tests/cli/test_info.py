@@ -11,7 +11,9 @@ from ledger_case import case
 from run_case import stream
 from sonde.core.running import Running
 from sonde.core.stream import Stream
+from sonde.detect import Mahalanobis
 from sonde.measure import Covariance, UnitEntropy
+from sonde.run.calibrate import calibrate
 from sonde.run.fit import fit
 from sonde.run.ledger import Ledger
 from sonde.run.merge import merge
@@ -188,3 +190,15 @@ def test_what_is_none_of_ours_is_named(run, tmp_path):
     assert "store.json" in run("info", tmp_path).error()
     (tmp_path / "a.txt").write_text("x")
     assert "expected a .sonde file" in run("info", tmp_path / "a.txt").error()
+
+
+def test_a_fitted_state_says_what_it_is_calibrated_on(run, tmp_path):
+    rows, others = map(Stream.of, torch.randn(600, 4).split(300))
+    for held, wanted in ((0.25, ["25% held out, each row"]), (0.0, [])):
+        path = tmp_path / f"{held}.sonde"
+        fitted = fit(Mahalanobis(), rows, calibrate=held, progress=False)
+        fitted.save(path)
+        assert described(run, path)["calibration"] == wanted
+        assert ("calibrated on" in run("info", path).out) == bool(wanted)
+    calibrate(fitted, others, progress=False).save(path)
+    assert described(run, path)["calibration"] == ["other rows, each row"]

@@ -156,12 +156,27 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
         "sites": [s["text"] for s in header.get("sites", [])],
         "model": header.get("model"),
         "recipe": header.get("recipe"),
+        "calibration": _calibration(entries, header.get("split")),
         "data": header.get("data"),
         "n_units": _n_units(units),
         "units": units,
         "counters": header.get("counters"),
         "size_bytes": path.stat().st_size,
     }
+
+
+def _calibration(entries: list[dict[str, Any]], split: dict[str, Any] | None) -> list[str]:
+    """Return what detectors are calibrated on, and for which score of an example."""
+    found: list[str] = []
+    for entry in entries:
+        if entry.get("calibrated") is None:
+            continue
+        where = (
+            "other rows" if entry.get("kept") else f"{split['held']:.0%} held out" if split else ""
+        )
+        score = f"{entry['reduction']} of an example" if entry.get("reduction") else "each row"
+        found.append(f"{where}, {score}")
+    return sorted(set(found))
 
 
 def _n_units(entries: list[dict[str, Any]]) -> int:
@@ -193,6 +208,7 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
         "methods": ", ".join(facts["methods"]),
         "sites": f"{len(facts['sites'])}: {', '.join(facts['sites'])}",
         "data": f"{examples}{groups}, {units}",
+        "calibrated on": "; ".join(facts["calibration"]),
         "read with": ", ".join(f"{name}={value}" for name, value in options.items()),
         "not finite": f"rows were left out at {', '.join(dropped)}" if dropped else "",
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
