@@ -131,7 +131,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 _BARE: dict[Any, tuple[str, tuple[str, ...]]] = {
     "sonde-running": ("running state", ("sites", "n_rows", "digest")),
-    "sonde-watch": ("alarms on a stream", ("kind",)),
+    "sonde-watch": ("alarms on a stream", ("watch",)),
 }
 
 
