@@ -49,7 +49,7 @@ def test_calibrations_and_evaluations_are_those_of_the_data(here):
     live = run_words("evaluate", probe, "-", here / "rows.npz", here / "more.npz", "--json")
     stored = run_words("evaluate", probe, here / "acts", more, "--json")
     assert live.code == 0
-    assert live.out == stored.out
+    assert live.json()["rows"] == stored.json()["rows"]
     assert "folder of rows" in run_words("evaluate", probe, more, here / "more.npz").error()
 
 
