@@ -1,6 +1,6 @@
 """The detectors that can judge one image of a classifier, and why the others cannot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sonde.core.instrument import Detector
@@ -34,7 +34,7 @@ from sonde.detect import (
 )
 
 LAST, GRID = "body:out", "body.1:out"
-SMALL = {"width": 32, "heads": 4, "layers": 2, "batch": 8, "rate": 5e-3, "passes": 20}
+SMALL = FOD(width=32, heads=4, layers=2, batch=8, rate=5e-3, passes=20)
 """Of FOD's net: that of its own study; the default makes 50,000 steps on these images."""
 
 
@@ -76,7 +76,7 @@ def of_patches(tiny: bool = False) -> list[Contestant]:
     """Return those that judge an image by its worst patch, in the last grid of a conv net."""
     patches = {"sites": GRID, "reducer": "patches"}
     net = SimpleNet(passes=1) if tiny else SimpleNet()
-    fod = FOD(**SMALL | {"passes": 1}) if tiny else FOD(**SMALL)
+    fod = replace(SMALL, passes=1) if tiny else SMALL
     return [
         *(Contestant(detector, patches) for detector in (PaDiM(), DictLookup(), net, fod)),
         Contestant(PatchCore(), patches | PatchCore().reading()),

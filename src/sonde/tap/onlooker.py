@@ -13,28 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonde.core._kinds import is_dict
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.errors import InputError, SiteError, SondeError, near
-from sonde.core.inputs import InputBatch, Model
+from sonde.core.errors import InputError, SiteError, SondeError
+from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.tap._apart import Apart
 from sonde.tap._aside import is_aside, moved_logits
 from sonde.tap._backward import Backward
-from sonde.tap._cache import cache_in, cached_length
+from sonde.tap._call import Call
 from sonde.tap._choose import Kind
 from sonde.tap._ends import Ends
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
 from sonde.tap._shared import Shared
+from sonde.tap._slots import slots_of
 from sonde.tap.axes import Axes
-from sonde.tap.frame import Columns, Frame, all_set
-from sonde.tap.outputs import arguments, decodes, find, find_input
+from sonde.tap.frame import Columns, Frame
 from sonde.tap.probe import find_logits
 from sonde.tap.reduce import Reduction
 
 WHOLE_TEXTS = ("mean", "cls", "predictions")
-MASKS = ("attention_mask", "decoder_attention_mask")
 
 
 class Onlooker:
@@ -86,10 +84,11 @@ class Onlooker:
         self._backward = None if objective is None else Backward(self.root, objective)
         self._step = None if perturb is None else Perturbation.from_json(perturb)
         self._ends = Ends(self.root, generation_config, special)
-        self._slots = _slots(self, names.modules)
         self._apart = Apart(self.root)
         self._shared = Shared()
         self._open = False
+        self._call = self._no_call = Call(self.root, (), {})
+        self._slots = slots_of(self, names.modules)
         self.session = Session(
             self.root,
             outputs=[
@@ -129,23 +128,16 @@ class Onlooker:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_aside():
             return
-        named = arguments(self.root, args, kwargs) if args else kwargs
-        cache = cache_in(named)
-        self._named, self._args, self._kwargs = named, args, kwargs
-        self._past = 0 if cache is None else cached_length(cache)
-        self._fed = fed = _fed(named)
-        self._has_target = decodes(self.root, named)
-        length = None if fed is None else self._past + fed.shape[-1]
-        self._masks = {name: _mask(named.get(name), length) for name in MASKS}
-        self._over = self._ends.after(fed, self._past)
+        self._call = call = Call(self.root, args, kwargs)
+        self._over = self._ends.after(call.fed, call.past)
         self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in self.kinds}
         self._frame: Frame | None = None
         for slot in self._slots:
             slot.calls = 0
         if self._backward is not None:
-            self._backward.begin(named)
+            self._backward.begin(call.named)
         self._open = True
-        self._take_apart(self._apart.times(named))
+        self._take_apart(call, self._apart.times(call.named))
 
     def _begin_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._open or is_aside():
@@ -158,7 +150,7 @@ class Onlooker:
         if self._apart.is_running and not is_aside():
             self._apart.end(output)
 
-    def _take_apart(self, times: int) -> None:
+    def _take_apart(self, of: Call, times: int) -> None:
         """Take the rows of the encoder that ran alone: at the first step, none at later ones."""
         if times and self._backward is not None and self._apart.taken:
             raise InputError(
@@ -169,7 +161,7 @@ class Onlooker:
         for kind, leaf, call in self._apart.taken if times else ():
             row = kind.reduction.axes.words.index("row")
             leaf = leaf if times == 1 else leaf.repeat_interleave(times, dim=row)
-            if not self._past:
+            if not of.past:
                 self.take(kind, leaf, call)
                 continue
             self._framed(leaf.shape[row], leaf.device)
@@ -227,8 +219,11 @@ class Onlooker:
 
     def _framed(self, n: int, device: torch.device) -> Frame:
         if self._frame is None:
-            self._frame = Frame(self._inputs(n), device, self._shared)
-            self._frame.is_careful = self._is_padded()
+            marked = None
+            if self._special is not None:
+                marked = self._call.marked(self._special, self._ids_apart)
+            self._frame = Frame(self._call.inputs(n, marked), device, self._shared)
+            self._frame.is_careful = self._special is not None or self._call.is_padded
         return self._frame
 
     def _require_whole(self, kind: Kind, leaf: Tensor) -> None:
@@ -236,9 +231,10 @@ class Onlooker:
         name, got = kind.reduction.reducer.name, ""
         if name not in WHOLE_TEXTS or not kind.reduction.is_over_tokens:
             return
-        n_fed = 0 if self._fed is None else self._fed.shape[-1]
-        if self._past:
-            got = f"a forward that goes on after {self._past} cached tokens"
+        fed, past = self._call.fed, self._call.past
+        n_fed = 0 if fed is None else fed.shape[-1]
+        if past:
+            got = f"a forward that goes on after {past} cached tokens"
         elif name == "predictions" and leaf.ndim == 3 and leaf.shape[1] < n_fed:
             got = f"the logits of {leaf.shape[1]} of {n_fed} tokens, as generate makes them"
         if got:
@@ -247,57 +243,15 @@ class Onlooker:
                 "the finished text, or fit with the reducer last or tokens to guard generation."
             )
 
-    def _inputs(self, n: int) -> InputBatch:
-        index = torch.arange(n)
-        masks, own = dict(self._masks), MASKS[self._has_target]
-        mask, first = masks[own], None
-        if self._past:
-            first = torch.full((n,), self._past)
-            if mask is not None and mask.shape[1] > self._past:
-                first = mask[:, : self._past].sum(dim=1).cpu()
-            masks[own] = None if mask is None else mask[:, self._past :]
-        keys = [b""] * n  # rows of a call are told apart by their number, not by their content
-        return InputBatch(
-            args=self._args,
-            kwargs=self._kwargs,
-            ids=[str(i) for i in range(n)],
-            keys=keys,
-            order=index,
-            occurrence=index,
-            group_keys=keys,
-            label=torch.full((n,), -1),
-            mask=masks["attention_mask"],
-            decoder_mask=masks["decoder_attention_mask"],
-            special=self._specials(),
-            first=first,
-        )
-
-    def _is_padded(self) -> bool:
-        masks = self._masks.values()
-        return self._special is not None or any(m is not None and not all_set(m) for m in masks)
-
-    def _specials(self) -> Tensor | None:
-        ids = self._named.get("input_ids", self._ids_apart)
-        if self._special is None or not isinstance(ids, Tensor):
-            return None
-        found = torch.isin(ids.cpu(), self._special)
-        mask = self._masks["attention_mask"]
-        past = 0 if self._has_target else self._past
-        real = None if mask is None else mask[:, past:].cpu()
-        return found if real is None or real.shape != found.shape else found & real
-
     def _end(self, output: Any) -> Any:
         if is_aside():
             return None
         self._open = False
         missing = [key for key, taken in self._taken.items() if not taken]
         if missing or self._frame is None:
-            given = self._named.get("encoder_outputs") is not None
-            advice = (
-                "Open the guard before the encoder runs"
-                if given
-                else ("Fit at modules that run for every input")
-            )
+            advice = "Fit at modules that run for every input"
+            if self._call.named.get("encoder_outputs") is not None:
+                advice = "Open the guard before the encoder runs"
             raise SiteError(
                 f"Guard: {', '.join(missing)} did not run in this forward, though it did when the "
                 f"probe was fitted. {advice}."
@@ -312,11 +266,11 @@ class Onlooker:
             changed = False
         moved: dict[str, Tensor] = {}
         if self._step is not None:
-            found = moved_logits(self.root, self._args, self._kwargs, self._step)
+            found = moved_logits(self.root, self._call.args, self._call.kwargs, self._step)
             moved["perturbed_logits"] = found
         batch = self._batch(self._frame, None if logits is None else logits.detach(), grad, moved)
         with torch.no_grad():
-            self._seen(batch, self._past > 0)
+            self._seen(batch, self._call.past > 0)
         return output if changed else None
 
     def _finish(self) -> None:
@@ -324,8 +278,7 @@ class Onlooker:
         if is_aside():
             return
         self._open, self._taken, self._frame = False, {}, None
-        self._named, self._args, self._kwargs, self._masks = {}, (), {}, {}
-        self._over = self._fed = self._ids_apart = None
+        self._call, self._over, self._ids_apart = self._no_call, None, None
         if self._backward is not None:
             self._backward.end()
 
@@ -380,75 +333,6 @@ class Onlooker:
             special={key: c.special for key, c in columns.items() if c.special is not None},
             extra=extra,
         )
-
-
-def _mask(found: Any, length: int | None) -> Tensor | None:
-    """Return which tokens are real; of a mask for each query, what the last one may look at.
-
-    ``generate`` makes such masks, true or 0 where a query may look, for caches of a fixed size.
-    """
-    found = found.get("full_attention") if is_dict(found) else found
-    if isinstance(found, Tensor) and found.ndim == 4:
-        last = found[:, 0, -1, :length]
-        return last if last.dtype == torch.bool else last == 0
-    return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
-
-
-def _fed(named: dict[str, Any]) -> Tensor | None:
-    found = (named.get(name) for name in ("decoder_input_ids", "input_ids"))
-    return next((ids for ids in found if isinstance(ids, Tensor)), None)
-
-
-class _Slot:
-    """One module and port: counts its calls and hands tensors to the onlooker."""
-
-    def __init__(
-        self, onlooker: Onlooker, port: str, kinds: Sequence[Kind], module: nn.Module
-    ) -> None:
-        self.onlooker, self.port, self.kinds, self.module = onlooker, port, tuple(kinds), module
-        self.calls = 0
-
-    def after(self, output: Any) -> Any:
-        """Take from an output; return one in its place only where a gradient is wanted."""
-        if not self.onlooker.is_open:
-            return None
-        mine = self._mine()
-        for kind in mine:
-            leaf = find(output, kind.site.key)
-            if leaf is None:
-                raise SiteError(f"Guard: {str(kind.site)!r} returned no such tensor this time.")
-            self.onlooker.take(kind, leaf, self.calls)
-        self.calls += 1
-        changed = self.onlooker.watched(mine, output)
-        return None if changed is output else changed
-
-    def before(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Take from the inputs; return some in their place only where a gradient is wanted."""
-        if not self.onlooker.is_open:
-            return None
-        mine = self._mine()
-        for kind in mine:
-            leaf = find_input(self.module, args, kwargs, kind.site.key)[1]
-            self.onlooker.take(kind, leaf, self.calls)
-        self.calls += 1
-        return self.onlooker.watched_input(mine, self.module, args, kwargs)
-
-    def _mine(self) -> list[Kind]:
-        return [
-            k for k in self.kinds if not isinstance(k.site.call, int) or k.site.call == self.calls
-        ]
-
-
-def _slots(onlooker: Onlooker, modules: dict[str, nn.Module]) -> list[_Slot]:
-    grouped: dict[tuple[str, str], list[Kind]] = {}
-    for kind in onlooker.kinds:
-        if kind.site.path not in modules:
-            advice = near(kind.site.path, modules)
-            raise SiteError(f"Site: expected a module {kind.site.path!r}, got none.{advice}")
-        grouped.setdefault((kind.site.path, kind.site.port), []).append(kind)
-    return [_Slot(onlooker, port, kinds, modules[path]) for (path, port), kinds in grouped.items()]
 
 
 def _kind(schema: SiteSchema) -> Kind:
