@@ -79,7 +79,7 @@ def _guarded(
     identity = stream.identity()
     header = {
         **fitted.header,
-        "model": {name: identity[name] for name in MODEL_FIELDS},
+        "model": {name: identity.get(name) for name in MODEL_FIELDS},
         "reading": {"objective": objective, "keep_special": False},
         "sites": [
             {"text": s.key, "dim": s.dim, "reducer": "last", "axes": s.axes, "prefix": s.prefix}

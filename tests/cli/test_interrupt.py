@@ -126,7 +126,7 @@ def test_a_resumed_scan_gives_the_same_report(place):
     partial = json.loads((place / "out/a.json").read_text())
     assert partial["partial"] == {"done": 3, "total": 6}
     (place / "out/a.json").unlink()
-    assert KEPT in stopped(SCAN + " --resume", "os:fdopen", 1, "newline")
+    assert KEPT in stopped(SCAN + " --resume", "sonde.core.files:replace", 1, "a.json")
     assert "out/a.json" not in files(place)
     ended(SCAN + " --resume")
     assert plain(place / "out/a.json") == expected

@@ -146,7 +146,7 @@ def test_a_fit_that_did_no_unit_leaves_no_run_behind(here, tmp_path):
     assert run_words("read", "-", here / "rows.npz", "-o", place).code == 0
     for path in (place / "rows" / "examples").iterdir():
         path.write_bytes(bytes(path.stat().st_size))
-    assert "cannot be read" in run_words("fit", "covariance", place, "-o", output).error()
+    assert "has other bytes" in run_words("fit", "covariance", place, "-o", output).error()
     assert [p.name for p in tmp_path.iterdir()] == ["acts"]
     assert "another plan" not in run_words("fit", "mahalanobis", place, "-o", output).error()
 
@@ -159,7 +159,7 @@ def test_a_fit_that_failed_after_a_unit_keeps_it(here, tmp_path, monkeypatch):
     path = place / "rows" / "examples" / "2-3.arrow"
     sound = path.read_bytes()
     path.write_bytes(bytes(len(sound)))
-    assert "cannot be read" in run_words("fit", "covariance", place, "-o", output).error()
+    assert "has other bytes" in run_words("fit", "covariance", place, "-o", output).error()
     assert list((tmp_path / "z.run" / "states").iterdir())
     path.write_bytes(sound)
     assert run_words("fit", "covariance", place, "-o", output, "--resume").code == 0

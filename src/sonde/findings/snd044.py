@@ -56,8 +56,8 @@ class SND044(Rule):
         "against OTHER are printed."
     )
     false_positives: ClassVar[str] = "Files sorted by source, or by labels that are not given."
-    plant: ClassVar[str] = "Each row with a near copy behind it, sorted by label."
-    twin: ClassVar[str] = "The same rows without the copies."
+    plant: ClassVar[str] = "Images whose brightness steps every 40 rows."
+    twin: ClassVar[str] = "The same rows in random order."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare steps with spread at every site."""
