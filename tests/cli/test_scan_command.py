@@ -102,7 +102,7 @@ def test_moved_thresholds_change_the_verdict_and_are_printed(run, place):
     ("words", "said"),
     [
         (["--set", "knn.kk=3"], "no finding has the code 'KNN'"),
-        (["--set", "SND009.warnings=3"], "SND009 has no threshold 'warnings'. Did you mean warning"),
+        (["--set", "SND009.warnings=3"], "no threshold 'warnings'. Did you mean warning"),
         (["--ignore", "SND900"], "no finding has the code 'SND900'"),
         (["--only", "SND900"], "no finding has the code 'SND900'"),
         (["--detectors", "nac", "--versus", "sonde:digits/test", "--set", "A.b=1"], "code 'A'"),

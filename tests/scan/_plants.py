@@ -266,7 +266,7 @@ def cut(longest: int) -> Report:
 
 
 def stepped(in_order: bool) -> Report:
-    """Scan the trained net over digits whose brightness steps every 40 rows, or over those mixed."""
+    """Scan the trained net over digits whose brightness steps every 40 rows, in order or not."""
     x, label = digits()
     x = x + 0.3 * (torch.arange(DIGITS) // 40 % 2)[:, None]
     order = torch.arange(DIGITS) if in_order else arrays.shuffled(DIGITS, 5)
