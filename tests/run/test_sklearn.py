@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
@@ -85,6 +86,17 @@ def test_rows_that_are_not_finite_are_unusual_and_left_out():
     assert found.scorer_.n == 298 - found.scorer_.calibration.n
     assert found.predict(x[[5, 7]]).tolist() == [-1, -1]
     assert np.isneginf(found.score_samples(x[[5, 7]])).all()
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the binomial distribution of alarms on fresh rows, one for each fit")
+def test_the_rate_holds_where_a_tenth_of_all_rows_is_not_finite():
+    alarms, n = 0, 300
+    for seed in range(n):
+        x = rows(121, seed)
+        x[np.random.default_rng(n + seed).random(121) < 0.1, 0] = np.nan
+        alarms += OutlierDetector(alpha=0.1, calibrate=0.4).fit(x[:120]).predict(x[120:])[0] == -1
+    assert binom.ppf(0.0005, n, 0.06) <= alarms <= binom.ppf(0.9995, n, 0.1)
 
 
 @pytest.mark.truth("the detector on plain arrays")

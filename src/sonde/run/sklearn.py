@@ -94,16 +94,15 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
         """
         detector = self._detector()
         found = self._rows(X, reset=True, least=2)
-        finite = finite_rows(torch.from_numpy(found)).numpy()
-        if finite.sum() < 2:
+        rows = torch.from_numpy(found)
+        if (n_finite := int(finite_rows(rows).sum())) < 2:
             raise InputError(
-                f"OutlierDetector.fit: expected at least 2 finite rows, got {finite.sum()}."
+                f"OutlierDetector.fit: expected at least 2 finite rows, got {n_finite}."
             )
         self.classes_, label = _classes(y, len(found))
-        rows = torch.from_numpy(found[finite])
         stream = Stream.of(
             rows,
-            label=None if label is None else torch.from_numpy(label[finite]),
+            label=None if label is None else torch.from_numpy(label),
             logits=rows if "logits" in score_needs(detector) else None,
             seed=self.seed,
         )
