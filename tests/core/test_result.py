@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,3 +172,21 @@ def test_one_row_alone_is_told_its_shape(row):
 def test_words_are_no_rows():
     with pytest.raises(ShapeError, match="numbers"):
         Sums().score([["a"]])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Placed(Scorer):
+    mean: Tensor
+
+    def score(self, x: Tensor) -> Tensor:
+        return (x - self.mean).sum(1)
+
+
+def test_copies_on_other_devices_are_kept_but_not_pickled():
+    scorer = Placed(value=0.0, mean=torch.zeros(3))
+    far = torch.ones(2, 3, device="meta")
+    assert scorer.score(far).device.type == "meta"
+    (copied,) = scorer.copies.values()
+    scorer.score(far)
+    assert next(iter(scorer.copies.values())) is copied
+    assert "copies" not in vars(pickle.loads(pickle.dumps(scorer)))

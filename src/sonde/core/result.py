@@ -171,8 +171,11 @@ class Scorer(Result):
 
     @functools.cached_property
     def copies(self) -> dict[torch.device, "Scorer"]:
-        """Itself on other devices, made when rows come from there."""
+        """Itself on other devices, made when rows come from there; not pickled."""
         return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "copies"}
 
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
         """Return one score for each row."""
