@@ -7,11 +7,12 @@ taken from the arguments of the call.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError, SondeError
@@ -26,9 +27,10 @@ from sonde.tap._ends import Ends
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
 from sonde.tap._shared import Shared
-from sonde.tap._slots import slots_of
+from sonde.tap._slots import Slot, slots_of
 from sonde.tap.axes import Axes
 from sonde.tap.frame import Columns, Frame
+from sonde.tap.outputs import find, find_input
 from sonde.tap.probe import find_logits
 from sonde.tap.reduce import Reduction
 
@@ -88,18 +90,18 @@ class Onlooker:
         self._shared = Shared()
         self._open = False
         self._call = self._no_call = Call(self.root, (), {})
-        self._slots = slots_of(self, names.modules)
+        self._slots = slots_of(self.kinds, names.modules)
         self.session = Session(
             self.root,
             outputs=[
-                *((s.module, s.after) for s in self._slots if s.port == "out"),
+                *((s.module, partial(self._after, s)) for s in self._slots if s.port == "out"),
                 *((encoder, self._end_apart) for encoder in self._apart.encoder),
                 (self.root, self._end),
             ],
             inputs=[
                 (self.root, self._begin),
                 *((encoder, self._begin_apart) for encoder in self._apart.encoder),
-                *((s.module, s.before) for s in self._slots if s.port == "in"),
+                *((s.module, partial(self._before, s)) for s in self._slots if s.port == "in"),
             ],
             in_eval=False,
             finish=self._finish,
@@ -162,13 +164,13 @@ class Onlooker:
             row = kind.reduction.axes.words.index("row")
             leaf = leaf if times == 1 else leaf.repeat_interleave(times, dim=row)
             if not of.past:
-                self.take(kind, leaf, call)
+                self._take(kind, leaf, call)
                 continue
             self._framed(leaf.shape[row], leaf.device)
             none = torch.zeros(0, dtype=torch.int64)
             self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), Columns(none, none))]
 
-    def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
+    def _take(self, kind: Kind, leaf: Tensor, call: int) -> None:
         """Keep the rows of one call of a site."""
         if self._apart.is_running:
             self._apart.taken.append((kind, leaf.detach(), call))
@@ -193,24 +195,35 @@ class Onlooker:
             taken.clear()
         taken.append((rows, columns))
 
-    def watched(self, kinds: Sequence[Kind], output: Any) -> Any:
-        """Return an output, or one in its place, whose gradient at the sites can be taken."""
+    def _after(self, slot: Slot, output: Any) -> Any:
+        """Take from an output; return one in its place only where a gradient is wanted."""
+        if not self.is_open:
+            return None
+        kinds, call = slot.called()
+        for kind in kinds:
+            leaf = find(output, kind.site.key)
+            if leaf is None:
+                raise SiteError(f"Guard: {str(kind.site)!r} returned no such tensor this time.")
+            self._take(kind, leaf, call)
         if self._backward is None or self._apart.is_running:
-            return output
-        return self._backward.watch(kinds, output)
+            return None
+        changed = self._backward.watch(kinds, output)
+        return None if changed is output else changed
 
-    def watched_input(
-        self,
-        kinds: Sequence[Kind],
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+    def _before(
+        self, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return arguments whose gradient at the sites can be taken, or None to leave them."""
+        """Take from the inputs; return some in their place only where a gradient is wanted."""
+        if not self.is_open:
+            return None
+        kinds, call = slot.called()
+        for kind in kinds:
+            leaf = find_input(slot.module, args, kwargs, kind.site.key)[1]
+            self._take(kind, leaf, call)
         if self._backward is None or self._apart.is_running or not kinds:
             return None
         for kind in kinds:
-            args, kwargs = self._backward.watch_input(kind, module, args, kwargs)
+            args, kwargs = self._backward.watch_input(kind, slot.module, args, kwargs)
         return args, kwargs
 
     def _frame_of(self, kind: Kind, leaf: Tensor) -> Frame:
