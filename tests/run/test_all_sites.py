@@ -12,7 +12,8 @@ from sonde.core.instrument import NotLabelled
 from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
 from sonde.detect import CLUE, Mahalanobis
-from sonde.run.calibrate import calibrate, merge_calibrations
+from sonde.run.calibrate import calibrate
+from sonde.run.calibrations import merge_calibrations
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.score import score

@@ -10,7 +10,8 @@ from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, StateError
 from sonde.detect import CLUE, KNN, Mahalanobis
 from sonde.measure import Spectrum
-from sonde.run.calibrate import calibrate, merge_calibrations
+from sonde.run.calibrate import calibrate
+from sonde.run.calibrations import merge_calibrations
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.merge import merge

@@ -9,7 +9,8 @@ from torch import nn
 from sonde.core import Stream
 from sonde.core.errors import InputError, StateError
 from sonde.detect import Mahalanobis
-from sonde.run.calibrate import calibrate, merge_calibrations
+from sonde.run.calibrate import calibrate
+from sonde.run.calibrations import merge_calibrations
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.read import read

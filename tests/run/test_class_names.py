@@ -11,7 +11,8 @@ from sonde.core.errors import StateError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.measure import Covariance
-from sonde.run.calibrate import calibrate, merge_calibrations
+from sonde.run.calibrate import calibrate
+from sonde.run.calibrations import merge_calibrations
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.merge import merge

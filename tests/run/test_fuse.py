@@ -15,10 +15,10 @@ from sonde.core import Stream
 from sonde.core.errors import InputError, StateError
 from sonde.detect import KNN, Mahalanobis
 from sonde.run.calibrate import calibrate
-from sonde.run.evaluate import keys_of, part_of, scores_of
 from sonde.run.fit import fit
 from sonde.run.fuse import COMBINED, AnyRule, held_rows, with_fused
 from sonde.run.score import score
+from sonde.run.tables import keys_of, part_of, scores_of
 
 SITES = ("a", "b", "c")
 

@@ -12,13 +12,12 @@ from sonde.data.shipped import model_directory
 from sonde.data.trajectories import Calculator, build_trajectories, write_trajectories
 from sonde.detect import Mahalanobis, TrajectoryVerifier
 from sonde.run.calibrate import calibrate
-from sonde.run.evaluate import part_of, read_table
 from sonde.run.fit import fit
 from sonde.run.fitted import Fitted
 from sonde.run.known_steps import evaluate_steps
 from sonde.run.read import read
 from sonde.run.score import score
-from sonde.run.tables import write_table
+from sonde.run.tables import part_of, read_table, write_table
 
 QUIET: dict[str, Any] = {"progress": False}
 SITE = "model.layers.1"

@@ -10,9 +10,9 @@ import pyarrow as pa
 from sonde.cli._table import PIPE_WIDTH, legend, table, terminal_width
 from sonde.cli.console import note
 from sonde.run.entries import place_of
-from sonde.run.evaluate import part_of
 from sonde.run.fitted import Fitted
 from sonde.run.score import spot
+from sonde.run.tables import part_of
 from sonde.run.unusual import most_unusual
 
 SHOWN = 5

@@ -100,7 +100,7 @@ class Evaluate:
 
     def _known(self) -> int:
         """Hold one table against what is known of its items."""
-        from sonde.run.evaluate import read_table
+        from sonde.run.tables import read_table
 
         kinds = (self.errors is not None, self.steps, self.masks is not None)
         if sum(kinds) > 1 or len(self.inputs) != 2 or self.output is not None:
@@ -135,7 +135,7 @@ class Evaluate:
 
     def _tables(self) -> list[Any]:
         if len(self.inputs) == 2:
-            from sonde.run.evaluate import read_table
+            from sonde.run.tables import read_table
 
             return [read_table(path) for path in self.inputs]
         if len(self.inputs) not in (3, 4):
@@ -168,7 +168,7 @@ def _say_infinite(scored: Any, where: str) -> None:
     """Note how many scores are missing or infinite: those of rows that are not finite."""
     import numpy as np
 
-    from sonde.run.evaluate import scores_of
+    from sonde.run.tables import scores_of
 
     n = int(np.isposinf(scores_of(scored)).sum())
     if n:

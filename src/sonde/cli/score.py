@@ -76,11 +76,10 @@ class Score:
         from sonde.cli._notes import say_notes
         from sonde.cli._scored import oddest_text, scored_text, without_units
         from sonde.run.directory import check_writable
-        from sonde.run.evaluate import read_table
         from sonde.run.fitted import Fitted
         from sonde.run.fuse import with_fused
         from sonde.run.score import open_for, score
-        from sonde.run.tables import check_suffix, plain_rows
+        from sonde.run.tables import check_suffix, plain_rows, read_table
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")

@@ -19,8 +19,8 @@ from sonde.report.files import sealed_page
 from sonde.report.html import contents, page
 from sonde.run.curves import histogram, threshold_of
 from sonde.run.entries import place_of
-from sonde.run.evaluate import keys_of, part_of, scores_of
 from sonde.run.score import spot
+from sonde.run.tables import keys_of, part_of, scores_of
 from sonde.run.unusual import most_unusual
 
 SCHEMA: Final = "sonde-scores/1"

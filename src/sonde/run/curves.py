@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from sonde.core.errors import InputError
 from sonde.metrics import roc
-from sonde.run.evaluate import RESAMPLES, groups_of, pairs_of, scores_of
+from sonde.run.evaluate import RESAMPLES, groups_of, pairs_of
+from sonde.run.tables import scores_of
 
 BINS: Final = 40
 LONG_TAIL: Final = 50.0

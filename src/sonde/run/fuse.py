@@ -18,9 +18,9 @@ from sonde.alarms.fusion import Rule
 from sonde.core.errors import InputError, StateError
 from sonde.core.requests import reads_of
 from sonde.run.entries import Key
-from sonde.run.evaluate import keys_of, part_of, scores_of
 from sonde.run.fitted import Fitted
 from sonde.run.score import SCHEMA
+from sonde.run.tables import keys_of, part_of, scores_of
 from sonde.stats import Calibrated, HeldScoresState, Kept
 
 AnyRule = Literal["sum", "max", "learned", "bonferroni", "simes", "twice_mean"]

@@ -11,8 +11,8 @@ from sonde.core.errors import InputError, near
 from sonde.data.opening import open_source
 from sonde.data.sources import Row, Source, is_missing
 from sonde.run.entries import Key
-from sonde.run.evaluate import keys_of, part_of
 from sonde.run.exhibit import hashed_id
+from sonde.run.tables import keys_of, part_of
 
 GROUP: Final = "group"
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from sonde.core.errors import InputError
 from sonde.metrics import auroc, auroc_within, prediction_rejection
-from sonde.run.evaluate import RESAMPLES, ends, scores_of
+from sonde.run.evaluate import RESAMPLES, ends
 from sonde.run.known import Known
+from sonde.run.tables import scores_of
 
 
 def evaluate_errors(

@@ -16,8 +16,9 @@ from sonde.data.folders import ImageFolder
 from sonde.data.images import decode, stored
 from sonde.data.sources import is_missing
 from sonde.metrics import aupro, pixel_auroc
-from sonde.run.evaluate import RESAMPLES, ends, scores_of
+from sonde.run.evaluate import RESAMPLES, ends
 from sonde.run.known import Known
+from sonde.run.tables import scores_of
 from sonde.stats import score_map
 
 ENDING: Final = "_mask"

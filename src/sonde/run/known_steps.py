@@ -14,8 +14,9 @@ from sonde.core.errors import InputError
 from sonde.data.columns import STEPS
 from sonde.data.trajectory import RIGHT, first_error_of
 from sonde.metrics import auroc, joint_match, localisation, step_f1
-from sonde.run.evaluate import RESAMPLES, ends, scores_of
+from sonde.run.evaluate import RESAMPLES, ends
 from sonde.run.known import Known
+from sonde.run.tables import scores_of
 
 NO_ALARM = ("f1", "joint")
 

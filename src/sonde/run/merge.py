@@ -3,7 +3,7 @@
 from functools import reduce
 
 from sonde.core.errors import InputError
-from sonde.run.calibrate import are_calibrations, merge_calibrations
+from sonde.run.calibrations import are_calibrations, merge_calibrations
 from sonde.run.fitted import Fitted
 
 

@@ -1,4 +1,4 @@
-"""Tables of scores as files."""
+"""Tables of scores: written to files, read back and checked, and their columns."""
 
 import io
 import json
@@ -6,13 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import compute, csv, parquet
+from pyarrow import json as arrow_json
 
 from sonde.core.errors import InputError
 from sonde.core.files import atomic_write
 
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
+NEEDED = ("id", "site", "instrument", "score")
 
 
 def check_suffix(path: Path) -> None:
@@ -68,13 +71,6 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     atomic_write(path, sink.getvalue())
 
 
-def json_lines(content: bytes) -> bytes:
-    """Return JSON of rows as lines, where it is one array."""
-    if not content.lstrip().startswith(b"["):
-        return content
-    return "".join(f"{json.dumps(row)}\n" for row in json.loads(content)).encode()
-
-
 def _flat(table: pa.Table) -> pa.Table:
     """Return a table whose lists are texts."""
     for i, field in enumerate(table.schema):
@@ -83,3 +79,105 @@ def _flat(table: pa.Table) -> pa.Table:
             texts = [None if v is None else " ".join(map(str, v)) for v in values]
             table = table.set_column(i, field.name, pa.array(texts, pa.string()))
     return table
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read a table that ``sonde score`` wrote; a score that is null is one of a row not finite.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, of another kind, or lacks a column.
+    """
+    path = Path(path)
+    check_suffix(path)
+    if not path.is_file():
+        raise InputError(f"evaluate: there is no file {path}.")
+    source = io.BytesIO(path.read_bytes())
+    try:
+        if path.suffix == ".parquet":
+            table = parquet.read_table(source, page_checksum_verification=True)
+        elif path.suffix == ".csv":
+            plain = csv.ConvertOptions(null_values=[""])  # NaN is a wrong score, not a missing one
+            table = csv.read_csv(source, convert_options=plain)
+        else:
+            table = arrow_json.read_json(io.BytesIO(_json_lines(source.getvalue())))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"evaluate: {path} is no table of scores: {error}.") from error
+    return checked(table, str(path))
+
+
+def checked(table: pa.Table, where: str) -> pa.Table:
+    """Return a table of scores, its places as texts."""
+    names = table.column_names
+    missing = [name for name in NEEDED if name not in names]
+    if missing or table.num_rows == 0:
+        lacking = f" without {', '.join(missing)}" if missing else ""
+        raise InputError(
+            f"evaluate: expected rows with the columns {', '.join(NEEDED)} in {where}, got "
+            f"{table.num_rows} rows{lacking}. Write the table with `sonde score`."
+        )
+    if twice := [name for name in (*NEEDED, "p") if names.count(name) > 1]:
+        raise InputError(
+            f"evaluate: expected each column once in {where}, got {', '.join(twice)} again. Rename "
+            "or drop the copies."
+        )
+    _check_numbers(table, where)
+    for name in ("site", "instrument"):
+        if table[name].null_count:
+            raise InputError(
+                f"evaluate: expected a {name} in every row of {where}, got "
+                f"{table[name].null_count} rows without. Write the table with `sonde score`."
+            )
+        table = table.set_column(names.index(name), name, table[name].cast(pa.string()))
+    return table
+
+
+def _check_numbers(table: pa.Table, where: str) -> None:
+    """Refuse scores and p-values that are no numbers, NaN, and p-values that are none."""
+    types: Any = pa.types
+    for name in ("score", "p"):
+        kind = table[name].type if name in table.column_names else pa.null()
+        if not (types.is_floating(kind) or types.is_integer(kind) or types.is_null(kind)):
+            raise InputError(
+                f"evaluate: expected numbers as {name} in {where}, got {kind}, such as "
+                f"{table[name][0].as_py()!r:.40}. Write the table with `sonde score`."
+            )
+    n_nan = sum(s is not None and math.isnan(s) for s in table["score"].to_pylist())
+    if n_nan:
+        raise InputError(
+            f"evaluate: expected scores without NaN in {where}, got {n_nan} NaN. Score rows that "
+            "are not finite as +inf."
+        )
+    if "p" in table.column_names:
+        wrong = [p for p in table["p"].to_pylist() if p is not None and not 0 <= p <= 1]
+        if wrong:
+            raise InputError(
+                f"evaluate: expected p-values in [0, 1] as p in {where}, got {wrong[0]}. Write the "
+                "table with `sonde score`."
+            )
+
+
+def _json_lines(content: bytes) -> bytes:
+    """Return JSON of rows as lines, where it is one array."""
+    if not content.lstrip().startswith(b"["):
+        return content
+    return "".join(f"{json.dumps(row)}\n" for row in json.loads(content)).encode()
+
+
+def keys_of(table: pa.Table) -> list[tuple[str, str]]:
+    """Return the instruments and sites of a table, as they first come."""
+    pairs = zip(table["instrument"].to_pylist(), table["site"].to_pylist(), strict=True)
+    return list(dict.fromkeys(pairs))
+
+
+def part_of(table: pa.Table, key: tuple[str, str]) -> pa.Table:
+    """Return the rows of one instrument and site."""
+    pc: Any = compute
+    mine = pc.and_(pc.equal(table["instrument"], key[0]), pc.equal(table["site"], key[1]))
+    return table.filter(mine)
+
+
+def scores_of(table: pa.Table) -> np.ndarray:
+    """Return the scores of a table; those of rows that are not finite as +inf."""
+    return np.array([math.inf if s is None else float(s) for s in table["score"].to_pylist()])

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sonde.core.errors import InputError
-from sonde.run.evaluate import keys_of, part_of, scores_of
+from sonde.run.tables import keys_of, part_of, scores_of
 
 TINY: Final = 1e-300
 
