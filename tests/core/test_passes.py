@@ -481,5 +481,6 @@ def test_only_a_full_sample_absorbs():
     draw = torch.arange(20)
     few = sample.observe(rows[:7], draw[:7], draw[:7], draw[:7])
     assert not sample.absorbs(few)
+    assert sample.absorbs(few, few)
     assert sample.absorbs(sample.observe(rows, draw, draw, draw))
     assert not Moments().absorbs(Moments().observe(rows))

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from sonde.core.errors import InputError
-from sonde.stats import Coreset, FourierMoments, Quantiles, TopK, median_sigma
+from sonde.core.hashing import rank_key
+from sonde.core.state import leaves
+from sonde.stats import Coreset, FourierMoments, HashSample, Quantiles, TopK, median_sigma
 from sonde.stats.fourier import FourierFeatures
 
 GENERATOR = torch.Generator().manual_seed(11)
@@ -128,3 +130,19 @@ def test_median_sigma():
     assert median_sigma(torch.tensor([[0.0], [1.0], [3.0]])) == pytest.approx((4 / 2) ** 0.5)
     with pytest.raises(InputError, match="at least 2 rows"):
         median_sigma(torch.zeros(1, 2))
+
+
+@pytest.mark.truth("the rows of smallest draw, sorted; rows that came twice counted once")
+@pytest.mark.parametrize("m", [5000, 700, 100])
+def test_samples_that_wait_for_each_other_hold_each_row_once(m: int):
+    x = torch.randn(700, 3, generator=torch.Generator().manual_seed(8))
+    draw = torch.randperm(700, generator=torch.Generator().manual_seed(9)) - 350
+    sample, parts = HashSample(m), [slice(0, 300), slice(200, 500), slice(500, 700), slice(0, 50)]
+    states = [sample.observe(x[p], draw[p], draw[p], draw[p]) for p in parts]
+    merged = sample.merge_all(states)
+    smallest = torch.argsort(rank_key(draw))[:m]
+    assert torch.equal(merged.rows, x[smallest])
+    assert torch.equal(merged.draw, draw[smallest])
+    assert merged.n == 850
+    pairs = sample.merge(sample.merge(states[0], states[1]), sample.merge(states[2], states[3]))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(merged), leaves(pairs), strict=True))

@@ -128,21 +128,21 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
 def _observe(
     stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int], split: Split | None
 ) -> States:
-    """Return the states over all units: a tree of merges, and one state where that is enough."""
+    """Return the states over all units: a tree of merges, or one where order leaves no trace."""
     tree: list[tuple[int, States]] = []
+    waiting: dict[str, list[Any]] = {i: [] for i, r in wanted.items() if r.statistic.in_any_order}
     full: States = {}
     for start, stop in itertools.pairwise(bounds):
         states = observe_unit(stream.batches(start, stop), wanted, split, states=full)
         full = {i: states.pop(i) for i in full}
+        for i in [*waiting]:
+            waiting[i] += [s for s in [states.pop(i)] if s is not None]
+            if wanted[i].statistic.absorbs(*waiting[i]):
+                full[i] = wanted[i].statistic.merge_all(waiting.pop(i))
         tree = grow({i: wanted[i] for i in states}, tree, (0, states))
-        for i in [
-            i for i, s in tree[0][1].items() if s is not None and wanted[i].statistic.absorbs(s)
-        ]:
-            full[i] = fold({i: wanted[i]}, [*tree])[i]
-            for _, waiting in tree:
-                del waiting[i]
-    rest = {i: r for i, r in wanted.items() if i not in full}
-    return {**fold(rest, tree), **full}
+    rest = {i: r for i, r in wanted.items() if i not in full and i not in waiting}
+    late = {i: wanted[i].statistic.merge_all(s) if s else None for i, s in waiting.items()}
+    return {**fold(rest, tree), **full, **late}
 
 
 def _learn(

@@ -6,7 +6,8 @@ A ``Statistic`` is a frozen dataclass of parameters with two pure functions, ``o
 
 import inspect
 from abc import ABC, abstractmethod
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, reduce
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -76,12 +77,15 @@ class Statistic(ABC, Generic[StateT]):
         Whether every group must arrive whole inside one ``observe`` call.
     whole_examples : bool
         Whether every example must, of which a group may hold several.
+    in_any_order : bool
+        Whether states merge in any order and number to the same bits: they may wait for each other.
     """
 
     span: ClassVar[Span] = "one"
     merging: ClassVar[Merging] = "exact"
     whole_groups: ClassVar[bool] = False
     whole_examples: ClassVar[bool] = False
+    in_any_order: ClassVar[bool] = False
 
     def needs(self) -> tuple[str, ...]:
         """Return the columns that ``observe`` takes, in its order."""
@@ -99,10 +103,14 @@ class Statistic(ABC, Generic[StateT]):
         """Return ``state`` after these rows; a faster path where there is one."""
         return self.merge(state, self.observe(*columns))
 
-    def absorbs(self, state: StateT) -> bool:
-        """Return whether ``state`` is as large as it gets and takes rows in any order, bit for bit.
+    def merge_all(self, states: Sequence[StateT]) -> StateT:
+        """Return the state of all of these, at least one; a faster path where there is one."""
+        return reduce(self.merge, states)
 
-        Such a state is updated in place of the fixed tree of merges, which would keep several.
+    def absorbs(self, *states: StateT) -> bool:
+        """Return whether states that merge in any order are together as large as one gets.
+
+        Merged they are then updated in place of the fixed tree of merges, which would keep several.
         """
         return False
 

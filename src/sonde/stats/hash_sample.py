@@ -1,7 +1,8 @@
 """The rows of smallest draw: a uniform sample that merges exactly and lines up over sites."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Int, Shaped
@@ -80,6 +81,7 @@ class HashSample(Statistic[HashSampleState]):
     m: int = SAMPLE
     column: str = "x"
     groups: bool | Literal["one"] = False
+    in_any_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.m < 1:
@@ -111,17 +113,23 @@ class HashSample(Statistic[HashSampleState]):
         return self._smallest(len(draw), values, draw, group, group_draw)
 
     def merge(self, a: HashSampleState, b: HashSampleState) -> HashSampleState:
-        """Return the smallest rows of both samples, each row copied once."""
+        """Return the smallest rows of both samples."""
+        return self.merge_all((a, b))
+
+    def merge_all(self, states: Sequence[HashSampleState]) -> HashSampleState:
+        """Return the smallest rows of all samples, each row copied once."""
         draw, group, group_draw = (
-            torch.cat([getattr(a, name), getattr(b, name)])
+            torch.cat([getattr(s, name) for s in states])
             for name in ("draw", "group", "group_draw")
         )
-        order = self._order(draw, group_draw)
-        rows = a.rows.new_empty((len(order), *a.rows.shape[1:]))
-        first = order < len(a.draw)
-        _place(rows, first, a.rows, order[first])
-        _place(rows, ~first, b.rows.to(a.rows.device), order[~first] - len(a.draw))
-        return HashSampleState(a.n + b.n, rows, draw[order], group[order], group_draw[order])
+        order, start = self._order(draw, group_draw), 0
+        rows = states[0].rows.new_empty((len(order), *states[0].rows.shape[1:]))
+        for s in states:
+            own = (order >= start) & (order < start + len(s.draw))
+            _place(rows, own, s.rows.to(rows.device), order[own] - start)
+            start += len(s.draw)
+        n = sum(s.n for s in states)
+        return HashSampleState(n, rows, draw[order], group[order], group_draw[order])
 
     def update(
         self,
@@ -145,9 +153,9 @@ class HashSample(Statistic[HashSampleState]):
         merged = self.merge(state, small)
         return HashSampleState(n, merged.rows, merged.draw, merged.group, merged.group_draw)
 
-    def absorbs(self, state: HashSampleState) -> bool:
-        """Return whether the sample is full."""
-        return len(state.draw) == self.m
+    def absorbs(self, *states: HashSampleState) -> bool:
+        """Return whether these samples fill one."""
+        return sum(len(s.draw) for s in states) >= self.m
 
     def _smallest(
         self, n: int, rows: Tensor, draw: Tensor, group: Tensor, group_draw: Tensor
