@@ -1,6 +1,7 @@
 """Detectors against pytorch-ood, and against a plain transcription of the NAC formula."""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from benchmarks.against import against, seconds_note
 from benchmarks.child import ChildError, run_child
 from benchmarks.environments import PeerError, python_of
+from benchmarks.protocol import spread_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 from sonde.detect import NAC
@@ -20,6 +22,7 @@ NAC_BUDGET = 1 / 20
 STANDIN = "an empty stand-in for torchvision"
 AGREES = 1e-4
 DEFAULT = "default"
+PROCESSES = 3
 BANKS = ("KNN", "NNGuide")
 
 
@@ -90,23 +93,36 @@ def _time(names: list[str], python: Path, size: Size) -> list[Row]:
 
 
 def _memory(name: str, python: Path, size: Size) -> list[Row]:
-    def ask(rows: int | None = None, **options: Any) -> Any:
-        target = "benchmarks.ood_runner:memory"
-        return run_child(target, python=python, **_shape(name, size, rows), **options)
-
+    """Return medians over processes: what one of them needs moves by tens of MiB."""
     n = _shape(name, size)["n"]
+    arms: dict[str, dict[str, Any]] = {"many": {}, "few": {"rows": n // 4}, PEER: {"theirs": True}}
     try:
-        many, few, theirs = ask(), ask(n // 4), ask(theirs=True)
+        found = {arm: _in_processes(name, python, size, **asked) for arm, asked in arms.items()}
     except ChildError as error:
         return [not_measured("detect", f"{name}: memory", str(error))]
+    many, few, theirs = ({k: median(v) for k, v in values.items()} for values in found.values())
     adds = f"adds {many['added']:.0f} and {few['added']:.0f} MiB, the peer {theirs['added']:.0f}"
     held = f"{name}: memory beyond the rows, {n} against {n // 4} rows"
     flat = None if "all rows" in name else FLAT
-    least = max(theirs["added"], 1.0)
+    rounds, least = len(found["few"]["beyond"]), max(theirs["added"], 1.0)
+    grows, over = many["beyond"] / few["beyond"], many["added"] / least
+    strays = grows * spread_of(found["few"]["beyond"]) / few["beyond"]
+    moves = over * spread_of(found[PEER]["added"]) / least
     return [
-        Row("detect", held, many["beyond"] / few["beyond"], budget=flat, note=adds),
-        Row("detect", f"{name}: memory added over the peer's", many["added"] / least, budget=1.0),
+        Row("detect", held, grows, "x", flat, strays, rounds, adds),
+        Row("detect", f"{name}: memory added over the peer's", over, "x", 1.0, moves, rounds),
     ]
+
+
+def _in_processes(
+    name: str, python: Path, size: Size, rows: int | None = None, **options: Any
+) -> dict[str, list[float]]:
+    shape = _shape(name, size, rows)
+    target = "benchmarks.ood_runner:memory"
+    found = [
+        run_child(target, python=python, **shape, **options) for _ in range(size.pick(PROCESSES, 1))
+    ]
+    return {what: [each[what] for each in found] for what in found[0]}
 
 
 def nac_rows(size: Size) -> list[Row]:
