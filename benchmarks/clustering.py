@@ -20,9 +20,9 @@ from sonde.core.instrument import Every
 from sonde.core.plan import Plan
 from sonde.core.requests import Request
 from sonde.core.stream import Stream
-from sonde.run.crew import Crew
-from sonde.run.driver import run_pass
-from sonde.run.fit import make_plan
+from sonde.run.fitting.fit import make_plan
+from sonde.run.passes.driver import run_pass
+from sonde.run.workers.crew import Crew
 from sonde.stats import Moments
 from sonde.tap import live_stream
 

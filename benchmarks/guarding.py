@@ -15,9 +15,9 @@ from sonde.core.instrument import Detector
 from sonde.core.stream import Stream
 from sonde.data import load
 from sonde.detect import KNN, NAC, Mahalanobis
-from sonde.run.fit import MODEL_FIELDS, fit
-from sonde.run.fitted import Fitted
-from sonde.run.guard import Guard
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import MODEL_FIELDS, fit
+from sonde.run.watching.guard import Guard
 from sonde.tap import live_stream
 
 BUDGET, GRADIENT_BUDGET = 1.03, 3.2

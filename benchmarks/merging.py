@@ -22,8 +22,8 @@ from sonde.core.passes import observe_unit
 from sonde.core.plan import UNIT_SIZE, Plan
 from sonde.core.requests import Request
 from sonde.core.stream import Stream
-from sonde.run.ledger import FOLD_BYTES, Ledger
-from sonde.run.memory import commit_level, state_bytes
+from sonde.run.passes.ledger import FOLD_BYTES, Ledger
+from sonde.run.passes.memory import commit_level, state_bytes
 from sonde.stats import Moments
 from sonde.tap import live_stream
 

@@ -77,7 +77,7 @@ def _training(depth: int, width: int) -> tuple[torch.nn.Module, Any]:
 
 def _recorder(folder: Path, n: int) -> Any:
     from sonde.measure import Covariance, ParticipationRatio
-    from sonde.run.callback import Recorder
+    from sonde.run.training.callback import Recorder
 
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(VOCABULARY, (n, LENGTH), generator=generator)

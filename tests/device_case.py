@@ -22,10 +22,10 @@ from sonde.core.stream import Stream
 from sonde.detect import Energy, Mahalanobis
 from sonde.findings.lens import lens_evidence
 from sonde.measure import LayerCKA
-from sonde.run.crew import Job
-from sonde.run.fit import fit
-from sonde.run.guard import Guard
-from sonde.run.score import score
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
+from sonde.run.watching.guard import Guard
+from sonde.run.workers.crew import Job
 from sonde.store import KeptRows
 from sonde.tap import live_stream
 from tap_inputs import texts

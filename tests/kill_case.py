@@ -15,7 +15,7 @@ from ledger_case import Job, case
 from sonde.core import files
 from sonde.core.lock import RunLock
 from sonde.core.statefile import write_state
-from sonde.run.ledger import Ledger
+from sonde.run.passes.ledger import Ledger
 
 
 class Killed(BaseException):

@@ -14,8 +14,8 @@ from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.state import equal
 from sonde.core.stream import Stream
-from sonde.run.ledger import Ledger
-from sonde.run.units import add_counters
+from sonde.run.passes.ledger import Ledger
+from sonde.run.passes.units import add_counters
 from sonde.stats import HashSample, Moments
 
 N_UNITS = 11

@@ -18,7 +18,7 @@ from types import ModuleType
 from sonde.core.instrument import Instrument
 from sonde.core.statistic import Statistic
 from sonde.findings.catalogue import rule_classes
-from sonde.run.catalogue import FAMILIES, methods, snake_case
+from sonde.run.instruments.catalogue import FAMILIES, methods, snake_case
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,7 +1,7 @@
 """Check that imports inside ``sonde`` go only downward, also where they stand inside a function.
 
 The rooms, from the bottom: core; stats; tap, data, store, metrics, alarms; the families, which
-never import one another; run; findings; report; studies; cli.
+never import one another; run; findings; report; studies; cli. The rooms of run have an order too.
 """
 
 import ast
@@ -9,55 +9,83 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "sonde"
-LEVELS: list[tuple[str, ...]] = [
-    ("core",),
-    ("stats",),
-    ("tap", "data", "store", "metrics", "alarms"),
-    ("measure", "detect"),
-    ("run",),
-    ("findings",),
-    ("report",),
-    ("studies",),
-    ("cli",),
-]
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+ORDERS: dict[str, list[tuple[str, ...]]] = {
+    "sonde": [
+        ("core",),
+        ("stats",),
+        ("tap", "data", "store", "metrics", "alarms"),
+        ("measure", "detect"),
+        ("run",),
+        ("findings",),
+        ("report",),
+        ("studies",),
+        ("cli",),
+    ],
+    "sonde.run": [
+        ("instruments", "workers"),
+        ("reading", "passes"),
+        ("bundles",),
+        ("fitting",),
+        ("scoring",),
+        ("calibrating",),
+        ("evaluating", "watching", "comparing", "training"),
+        ("verifying",),
+    ],
+}
+LEVELS = {
+    package: {room: level for level, rooms in enumerate(order) for room in rooms}
+    for package, order in ORDERS.items()
+}
 
 
 def imported(tree: ast.AST) -> list[tuple[int, str]]:
-    """Return the line and the room of every import of sonde."""
+    """Return the line and the full name of every import of sonde; of a relative one, a dot."""
     found: list[tuple[int, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            found.append((node.lineno, "relative"))
+            found.append((node.lineno, "."))
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "sonde" and len(parts) > 1:
-                found.append((node.lineno, parts[1]))
+        found += [(node.lineno, name) for name in names if name.startswith("sonde.")]
     return found
 
 
+def rooms(module: str) -> dict[str, str]:
+    """Return the room that a module is in, for each package with an order that it lies in."""
+    inside = (package for package in LEVELS if module.startswith(f"{package}."))
+    return {package: module.removeprefix(f"{package}.").partition(".")[0] for package in inside}
+
+
+def fault(module: str, target: str) -> str | None:
+    """Return what is wrong with an import of ``target`` in ``module``."""
+    if target == ".":
+        return "write imports in full"
+    mine, its = rooms(module), rooms(target)
+    for package, room in mine.items():
+        other, levels = its.get(package, room), LEVELS[package]
+        if other not in (room, "__version__"):
+            downward = other in levels and levels[other] < levels[room]
+            return None if downward else f"{room} may not import {other}"
+    return None
+
+
 def violations(package: Path = PACKAGE) -> list[str]:
-    """Return one line for each import that goes upward or sideways."""
+    """Return one line for each import that goes upward or sideways, or room that has no place."""
     wrong: list[str] = []
     for path in sorted(package.rglob("*.py")):
-        room = path.relative_to(package).parts[0]
-        if room not in LEVEL:
+        place = str(path.relative_to(package.parent.parent))
+        module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        module = module.removesuffix(".__init__")
+        lost = [f"{p}.{room}" for p, room in rooms(module).items() if room not in LEVELS[p]]
+        if lost:
+            wrong.append(f"{place}: {lost[0]} has no place in the order")
             continue
-        for line, target in imported(ast.parse(path.read_text(encoding="utf-8"))):
-            if target == room:
-                continue
-            place = f"{path.relative_to(package.parent.parent)}:{line}"
-            if target == "relative":
-                wrong.append(f"{place}: write imports in full")
-            elif target in LEVEL and LEVEL[target] >= LEVEL[room]:
-                wrong.append(f"{place}: {room} may not import {target}")
-            elif target not in LEVEL and target != "__version__":
-                wrong.append(f"{place}: {room} may not import sonde.{target}")
+        found = imported(ast.parse(path.read_text(encoding="utf-8")))
+        reasons = ((line, fault(module, target)) for line, target in found)
+        wrong += [f"{place}:{line}: {reason}" for line, reason in reasons if reason]
     return wrong
 
 

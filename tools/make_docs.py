@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reference import reference_index, reference_pages, sections
 from sonde.findings.catalogue import rule_classes
-from sonde.run.catalogue import FAMILIES, Method, methods
+from sonde.run.instruments.catalogue import FAMILIES, Method, methods
 
 ROOT = Path(__file__).resolve().parent.parent
 

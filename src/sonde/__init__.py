@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     )
     from sonde.data import load
     from sonde.report import Report, scan
-    from sonde.run.calibrate import calibrate
-    from sonde.run.callback import TrackCallback
-    from sonde.run.fit import fit
-    from sonde.run.fitted import Fitted
-    from sonde.run.guard import Guard
-    from sonde.run.merge import merge
-    from sonde.run.read import read
-    from sonde.run.score import score
-    from sonde.run.track import Track
+    from sonde.run.bundles.fitted import Fitted
+    from sonde.run.bundles.merge import merge
+    from sonde.run.calibrating.calibrate import calibrate
+    from sonde.run.fitting.fit import fit
+    from sonde.run.reading.read import read
+    from sonde.run.scoring.score import score
+    from sonde.run.training.callback import TrackCallback
+    from sonde.run.training.track import Track
+    from sonde.run.watching.guard import Guard
     from sonde.tap import Tap, editing
 
 __version__ = "0.1.0"
@@ -42,8 +42,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Calibration": "sonde.core",
     "CalibrationError": "sonde.core",
-    "Fitted": "sonde.run.fitted",
-    "Guard": "sonde.run.guard",
+    "Fitted": "sonde.run.bundles.fitted",
+    "Guard": "sonde.run.watching.guard",
     "InputError": "sonde.core",
     "Model": "sonde.core",
     "Reducer": "sonde.core",
@@ -57,18 +57,18 @@ _HOMES = {
     "StoreError": "sonde.core",
     "Stream": "sonde.core",
     "Tap": "sonde.tap",
-    "Track": "sonde.run.track",
-    "TrackCallback": "sonde.run.callback",
-    "calibrate": "sonde.run.calibrate",
+    "Track": "sonde.run.training.track",
+    "TrackCallback": "sonde.run.training.callback",
+    "calibrate": "sonde.run.calibrating.calibrate",
     "detect": "",
     "editing": "sonde.tap",
-    "fit": "sonde.run.fit",
+    "fit": "sonde.run.fitting.fit",
     "load": "sonde.data",
     "measure": "",
-    "merge": "sonde.run.merge",
-    "read": "sonde.run.read",
+    "merge": "sonde.run.bundles.merge",
+    "read": "sonde.run.reading.read",
     "scan": "sonde.report",
-    "score": "sonde.run.score",
+    "score": "sonde.run.scoring.score",
 }
 
 __all__ = [

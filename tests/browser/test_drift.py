@@ -10,9 +10,9 @@ from sonde.core.stream import Stream
 from sonde.detect import UnitShift
 from sonde.measure import Covariance
 from sonde.report.drift import save_drift
-from sonde.run.drift import drift
-from sonde.run.drift_document import drift_document
-from sonde.run.fit import fit
+from sonde.run.comparing.drift import drift
+from sonde.run.comparing.drift_document import drift_document
+from sonde.run.fitting.fit import fit
 
 pytestmark = pytest.mark.browser
 

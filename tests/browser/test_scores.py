@@ -11,7 +11,7 @@ from sonde.report._exhibits import exhibit
 from sonde.report._heat import Scale
 from sonde.report._markup import Names, join
 from sonde.report.html import page
-from sonde.run.exhibit import Exhibit
+from sonde.run.scoring.exhibit import Exhibit
 
 pytestmark = pytest.mark.browser
 

@@ -121,7 +121,7 @@ def test_outputs_that_cannot_be_written(run, place, tmp_path, monkeypatch, name,
 )
 def test_a_file_system_that_takes_no_files_is_known_before_the_work(run, place, monkeypatch, words):
     monkeypatch.chdir(place)
-    monkeypatch.setattr("sonde.run.read.read", None)
+    monkeypatch.setattr("sonde.run.reading.read.read", None)
     line = run(*words.split()).error()
     assert "cannot write /proc/x" in line
     assert "/proc takes no files" in line or "no permission" in line

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from sonde.cli.commands import COMMANDS
 from sonde.findings.catalogue import rule_classes
-from sonde.run.catalogue import methods
+from sonde.run.instruments.catalogue import methods
 
 FIT = "fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"
 NEEDS = {

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sonde.cli.score import Score
-from sonde.run.fuse import COMBINED
+from sonde.run.scoring.fuse import COMBINED
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def calibrated(place, tmp_path_factory):
 def test_the_words_are_the_rules():
     from typing import get_args, get_type_hints
 
-    from sonde.run.fuse import AnyRule
+    from sonde.run.scoring.fuse import AnyRule
 
     (words, _) = get_args(get_type_hints(Score)["fuse"])
     assert get_args(words) == get_args(AnyRule)

@@ -13,11 +13,11 @@ from sonde.core.running import Running
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.measure import Covariance, UnitEntropy
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.ledger import Ledger
-from sonde.run.merge import merge
-from sonde.run.track import Track
+from sonde.run.bundles.merge import merge
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.passes.ledger import Ledger
+from sonde.run.training.track import Track
 from sonde.stats import Moments
 from sonde.store import Store, write_store
 from sonde.store.exporting import export_store

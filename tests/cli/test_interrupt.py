@@ -94,9 +94,9 @@ def test_before_the_pass_nothing_is_left(place, moment):
 
 
 FIT_MOMENTS = {
-    "pass": ("sonde.run.ranges:observe_unit", 4, "", "interrupted after 3 of 6 units."),
+    "pass": ("sonde.run.passes.ranges:observe_unit", 4, "", "interrupted after 3 of 6 units."),
     "commit": ("sonde.core.files:replace", 3, "states", "interrupted after 2 of 6 units."),
-    "results": ("sonde.run.fitted:result_with_error", 1, "", KEPT),
+    "results": ("sonde.run.bundles.fitted:result_with_error", 1, "", KEPT),
     "writing": ("sonde.core.files:replace", 1, "a.sonde", KEPT),
 }
 
@@ -121,7 +121,7 @@ def test_a_resumed_scan_gives_the_same_report(place):
     ended(SCAN)
     expected = plain(place / "out/a.json")
     (place / "out/a.json").unlink()
-    err = stopped(SCAN, "sonde.run.ranges:observe_unit", 4)
+    err = stopped(SCAN, "sonde.run.passes.ranges:observe_unit", 4)
     assert "stopped after 3 of 6 units; run the same command to go on" in err
     partial = json.loads((place / "out/a.json").read_text())
     assert partial["partial"] == {"done": 3, "total": 6}
@@ -135,7 +135,7 @@ def test_a_resumed_scan_gives_the_same_report(place):
 
 def test_workers_of_an_interrupted_terminal_are_silent(place):
     words = FIT + " --workers 2"
-    err = stopped(words, "sonde.run._processes:as_completed", group=True)
+    err = stopped(words, "sonde.run.workers._processes:as_completed", group=True)
     assert KEPT in err
     ended(words + " --resume")
     assert files(place) == ["out/a.sonde"]
@@ -174,7 +174,7 @@ def test_a_scan_that_is_stopped_in_other_reports_data(place):
     assert expected["versus"] is not None
     for n, done in ((7, 6), (10, 9)):
         (place / "out/a.json").unlink()
-        err = stopped(words + " --fresh", "sonde.run.ranges:observe_unit", n)
+        err = stopped(words + " --fresh", "sonde.run.passes.ranges:observe_unit", n)
         assert f"stopped after {done} of 12 units; run the same command to go on" in err
         report = json.loads((place / "out/a.json").read_text())
         assert report["partial"] == {"done": done, "total": 12}
@@ -190,7 +190,7 @@ def test_a_scan_that_is_stopped_in_other_reports_data(place):
 
 @pytest.mark.parametrize("words", [FIT, SCAN])
 def test_before_the_first_unit_is_done_nothing_is_kept(place, words):
-    err = stopped(words, "sonde.run.ranges:observe_unit", 1)
+    err = stopped(words, "sonde.run.passes.ranges:observe_unit", 1)
     assert "interrupted after 0 of 6 units. No unit was done, so nothing is kept" in err
     assert "--unit-size" in err
     assert files(place) == []

@@ -4,7 +4,7 @@ import pytest
 
 from sonde.core.plan import STATE_VERSION
 from sonde.core.statefile import read_header, write_state
-from sonde.run.fitted import Fitted
+from sonde.run.bundles.fitted import Fitted
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_no_memory_outside_a_forward_is_one_line(run, here, monkeypatch):
     def asks(*_, **__):
         np.empty(1 << 56)
 
-    monkeypatch.setattr("sonde.run.fit.run_pass", asks)
+    monkeypatch.setattr("sonde.run.fitting.fit.run_pass", asks)
     line = run("fit", *FIT.format("x.npz").split()).error()
     assert "memory ran out: Unable to allocate 512. PiB" in line
     assert "Take a smaller --batch-size" in line

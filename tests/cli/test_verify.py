@@ -10,7 +10,7 @@ import pytest
 from ledger_case import case
 from run_case import stream
 from sonde.core.files import TEMPORARY
-from sonde.run.ledger import Ledger
+from sonde.run.passes.ledger import Ledger
 from sonde.store import write_store
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import sonde.stats
 from contract.statistics import CASES, exported_instruments, learners
 from sonde.core.statistic import Statistic
 from sonde.findings.catalogue import rule_classes
-from sonde.run.catalogue import snake_case
+from sonde.run.instruments.catalogue import snake_case
 
 ROOT = Path(__file__).resolve().parents[2]
 

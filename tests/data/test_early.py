@@ -68,7 +68,7 @@ def test_other_is_looked_for_first_too(here, monkeypatch):
 def test_in_python_too(here, monkeypatch):
     import sonde
 
-    for module in ("sonde.run.read", "sonde.report.scan"):
+    for module in ("sonde.run.reading.read", "sonde.report.scan"):
         monkeypatch.setattr(sys.modules[module], "load", None)
     for call in (sonde.read, sonde.scan):
         with pytest.raises(InputError, match="no column 'txt'"):

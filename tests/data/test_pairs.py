@@ -17,9 +17,9 @@ from sonde.data import load, open_arrays, open_inputs
 from sonde.data.columns import are_pairs
 from sonde.data.listing import pick
 from sonde.detect import ContrastProbe
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.read import read
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
 
 
 def only(inputs) -> tuple[Any, torch.Tensor]:

@@ -148,7 +148,7 @@ def test_both_models_are_small():
 @pytest.mark.slow
 def test_a_fit_imports_neither_scikit_learn_nor_the_distributions_of_scipy():
     code = (
-        "import sys, sonde.run.fit, sonde.cli.commands; from sonde.data import shipped; "
+        "import sys, sonde.run.fitting.fit, sonde.cli.commands; from sonde.data import shipped; "
         "shipped.load_digits(); found = {'sklearn', 'scipy.stats'} & set(sys.modules); "
         "sys.exit(str(found) if found else 0)"
     )

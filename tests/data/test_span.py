@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.site import Reducer
 from sonde.data import load, open_inputs
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.tap import live_stream
 
 TEXTS = ["ab<t>cde</t>f", "x<t>yy</t>", "pq<t>r</t><t>"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cli_case import run_words
-from sonde.run.fitted import Fitted
-from sonde.run.read import read
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.reading.read import read
 
 SPAN = ("--span", "<t>,</t>")
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from models import cnn
 from sonde.core import Detector, Stream
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.stats import score_map
 
 SIZE = 32
@@ -49,6 +49,6 @@ def maps_of(scorer, stream: Stream, sigma: float = 1.0) -> list[Tensor]:
 
 
 def _needs(scorer):
-    from sonde.run.score import needs_of
+    from sonde.run.scoring.score import needs_of
 
     return needs_of(scorer)

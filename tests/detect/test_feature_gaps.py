@@ -14,9 +14,9 @@ from sonde.detect import FeatureGaps
 from sonde.detect._contrasts import ContrastSample
 from sonde.detect.feature_gaps import UsualAnswers, logistic
 from sonde.metrics import auroc
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.score import score
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 
 DIMS = (5, 7, 6, 4)
 

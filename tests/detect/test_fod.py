@@ -17,9 +17,9 @@ from sonde.detect._grid_net import (
     widths,
 )
 from sonde.detect._grid_training import Usual, whole_images
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.score import score
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 
 TINY = {"width": 8, "heads": 2, "layers": 1, "passes": 2, "batch": 8, "rate": 1e-2}
 PLACES = 16

@@ -14,10 +14,10 @@ from sonde.core.stream import Stream
 from sonde.detect import DictLookup
 from sonde.detect._lookup import Generators, retrieval, starting_weights
 from sonde.detect._lookup_training import HINGE, MARGIN, LookupTraining, scrambled
-from sonde.run.driver import Interrupted
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.score import score
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.passes.driver import Interrupted
+from sonde.run.scoring.score import score
 
 SMALL = {"generators": "trained", "hidden": 16, "passes": 3, "batch": 64}
 

@@ -5,10 +5,10 @@ from sklearn.covariance import OAS
 
 from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.detect import PaDiM
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.read import read
-from sonde.run.score import score
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 
 
 def _images(n, places=4, dim=5, seed=0):

@@ -8,10 +8,10 @@ from detect.planted import maps_of, stream_of, textures, with_defects
 from sonde.core.errors import InputError
 from sonde.detect import DictLookup, PaDiM, PatchCore
 from sonde.metrics import aupro, pixel_auroc
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.read import read
-from sonde.run.score import score
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,10 @@ from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.detect import SimpleNet
 from sonde.detect._noise_training import Net, NoiseTraining, hinge
-from sonde.run.driver import Interrupted
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.score import score
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.passes.driver import Interrupted
+from sonde.run.scoring.score import score
 
 SMALL = {"hidden": 32, "batch": 64, "rate": 1e-2}
 

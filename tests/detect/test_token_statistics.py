@@ -12,7 +12,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.detect import Mahalanobis, TokenStatistics
 from sonde.detect.token_statistics import Name
-from sonde.run.entries import inner_of
+from sonde.run.instruments.entries import inner_of
 from sonde.stats import token_metrics
 from sonde.tap import live_stream
 from tap_inputs import Texts

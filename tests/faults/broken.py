@@ -7,8 +7,8 @@ disk would; the last range of a store it takes for written as soon as another on
 import sys
 from typing import Any
 
-from sonde.run.ledger import Ledger
-from sonde.run.units import add_counters
+from sonde.run.passes.ledger import Ledger
+from sonde.run.passes.units import add_counters
 from sonde.store.writing import StoreWriter
 
 

@@ -14,7 +14,7 @@ from sonde.core import files
 from sonde.core.errors import StateError, StoreError
 from sonde.core.lock import RunLock
 from sonde.core.statefile import read_state, state_type
-from sonde.run.ledger import Ledger
+from sonde.run.passes.ledger import Ledger
 
 TESTS = Path(__file__).parent.parent
 
@@ -185,7 +185,8 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
         ledger.put(unit, unit + 1, *job.leaf(unit))
     ledger.compact()
     program = (
-        "import resource, sys; from ledger_case import case; from sonde.run.ledger import Ledger\n"
+        "import resource, sys; from ledger_case import case\n"
+        "from sonde.run.passes.ledger import Ledger\n"
         "from sonde.core.errors import StoreError\n"
         "job = case(0)\n"
         f"ledger = Ledger({str(directory)!r}, job.plan, job.wanted)\n"

@@ -9,7 +9,7 @@ from run_case import stream
 from sonde.core import files
 from sonde.core.errors import StoreError
 from sonde.core.files import TEMPORARY
-from sonde.run.ranges import token_in
+from sonde.run.passes.ranges import token_in
 from sonde.store import Store, write_store
 
 N_BEFORE = 3  # the lock, the groups, the manifest

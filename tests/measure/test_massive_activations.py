@@ -11,7 +11,7 @@ from sonde.core.running import Running
 from sonde.detect import MSP, PaDiM
 from sonde.measure import MassiveActivations, Spectrum, massive_activations
 from sonde.measure.massive_activations import MassiveActivationsResult
-from sonde.run._asked import asked
+from sonde.run.instruments.asked import asked
 
 
 def _rows():

@@ -14,9 +14,9 @@ from sonde.measure import Covariance
 from sonde.report.drift import drift_to_html, save_drift
 from sonde.report.drift_terminal import drift_to_text, sizes_to_text, verdict
 from sonde.report.files import sealed_page
-from sonde.run.drift import drift
-from sonde.run.drift_document import drift_document
-from sonde.run.fit import fit
+from sonde.run.comparing.drift import drift
+from sonde.run.comparing.drift_document import drift_document
+from sonde.run.fitting.fit import fit
 
 pytestmark = pytest.mark.slow
 

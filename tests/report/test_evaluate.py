@@ -17,8 +17,8 @@ from PIL import Image
 from page_case import Page
 from sonde.core.errors import InputError
 from sonde.report.evaluate import evaluation, evaluation_to_html, pictures_of, save_evaluation
-from sonde.run.curves import curves
-from sonde.run.evaluate import evaluate
+from sonde.run.evaluating.curves import curves
+from sonde.run.evaluating.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from sonde.report._exhibits import exhibit, marked
 from sonde.report._heat import Scale
 from sonde.report._markup import Names
 from sonde.report.scores import save_scores, scores_to_html
-from sonde.run.exhibit import Exhibit, Exhibits
-from sonde.run.fit import fit
-from sonde.run.score import SCHEMA, score
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.exhibit import Exhibit, Exhibits
+from sonde.run.scoring.score import SCHEMA, score
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
 

@@ -12,11 +12,11 @@ from sonde.core.instrument import NotLabelled
 from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
 from sonde.detect import CLUE, Mahalanobis
-from sonde.run.calibrate import calibrate
-from sonde.run.calibrations import merge_calibrations
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.score import score
+from sonde.run.bundles.calibrations import merge_calibrations
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 from sonde.stats import CalibratedScorer
 
 

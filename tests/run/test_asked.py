@@ -9,11 +9,11 @@ from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import ODIN, PAWN, Energy, Mahalanobis, TokenStatistics
 from sonde.measure import LayerCKA
-from sonde.run._asked import asked, check_reading
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.read import read
-from sonde.run.score import open_for, score
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.instruments.asked import asked, check_reading
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import open_for, score
 
 AUTO = {"sites": "auto", "reducer": "auto"}
 

@@ -26,16 +26,16 @@ from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.measure import ParticipationRatio, StableRank
-from sonde.run._soundness import flaw_of
-from sonde.run.catalogue import detectors, find, methods
-from sonde.run.directory import beside, check_writable, remove_run
-from sonde.run.driver import Interrupted
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.merge import merge
-from sonde.run.read import read
-from sonde.run.score import SCHEMA, score
-from sonde.run.tables import write_table
+from sonde.run.bundles._soundness import flaw_of
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.merge import merge
+from sonde.run.fitting.fit import fit
+from sonde.run.instruments.catalogue import detectors, find, methods
+from sonde.run.passes.directory import beside, check_writable, remove_run
+from sonde.run.passes.driver import Interrupted
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import SCHEMA, score
+from sonde.run.scoring.tables import write_table
 from sonde.stats import Moments
 from sonde.stats.moments import MomentsState
 
@@ -381,7 +381,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("name", NONSENSE)
 def test_a_whole_file_of_nonsense_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("sonde.run.fitted.require_finite", lambda _: None)
+    monkeypatch.setattr("sonde.run.bundles.fitted.require_finite", lambda _: None)
     path = tmp_path / "a.sonde"
     fitted = fit(ParticipationRatio(), stream(300), **QUIET)
     damage, said = NONSENSE[name]

@@ -10,12 +10,12 @@ from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, StateError
 from sonde.detect import CLUE, KNN, Mahalanobis
 from sonde.measure import Spectrum
-from sonde.run.calibrate import calibrate
-from sonde.run.calibrations import merge_calibrations
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.merge import merge
-from sonde.run.score import score
+from sonde.run.bundles.calibrations import merge_calibrations
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.merge import merge
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 from sonde.stats import SampledCalibration
 
 

@@ -9,12 +9,12 @@ from torch import nn
 from sonde.core import Stream
 from sonde.core.errors import InputError, StateError
 from sonde.detect import Mahalanobis
-from sonde.run.calibrate import calibrate
-from sonde.run.calibrations import merge_calibrations
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.read import read
-from sonde.run.score import score
+from sonde.run.bundles.calibrations import merge_calibrations
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 
 SCALES = {"north": 1.0, "south": 3.0}
 ALPHA = 0.1

@@ -10,9 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from narrow import present
 from sonde.core import InputError, StateError, StoreError
 from sonde.measure import Covariance, ParticipationRatio
-from sonde.run.callback import Recorder, TrackCallback
-from sonde.run.read import read
-from sonde.run.track import Track
+from sonde.run.reading.read import read
+from sonde.run.training.callback import Recorder, TrackCallback
+from sonde.run.training.track import Track
 from sonde.tap import fingerprint
 from tap_snapshot import assert_unchanged, snapshot
 

@@ -11,12 +11,12 @@ from sonde.core.errors import StateError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.measure import Covariance
-from sonde.run.calibrate import calibrate
-from sonde.run.calibrations import merge_calibrations
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.merge import merge
-from sonde.run.score import score
+from sonde.run.bundles.calibrations import merge_calibrations
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.merge import merge
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 from sonde.store import Store, add_sites, append_store, verify_store, write_store
 
 QUIET: dict[str, Any] = {"progress": False}

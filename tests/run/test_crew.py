@@ -19,10 +19,10 @@ from run_case import rows
 from sonde.core.errors import InputError, MachineError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
-from sonde.run._actors import Failed, unpacked
-from sonde.run._cluster import Needs, _require_reachable, check_room
-from sonde.run.crew import Crew, Job, can_read
-from sonde.run.fit import fit
+from sonde.run.fitting.fit import fit
+from sonde.run.workers._actors import Failed, unpacked
+from sonde.run.workers._cluster import Needs, _require_reachable, check_room
+from sonde.run.workers.crew import Crew, Job, can_read
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_without_ray_the_error_says_how_to_install_it():
 
 @pytest.mark.slow
 def test_sonde_does_not_import_ray():
-    program = "import sys, sonde.run.fit, sonde.cli.commands; print('ray' in sys.modules)"
+    program = "import sys, sonde.run.fitting.fit, sonde.cli.commands; print('ray' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -122,7 +122,7 @@ def test_nothing_at_an_address_is_refused_at_once():
 @pytest.mark.slow
 def test_something_else_at_an_address_is_refused(monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setattr("sonde.run._cluster.HEALTH_SECONDS", 8.0)
+    monkeypatch.setattr("sonde.run.workers._cluster.HEALTH_SECONDS", 8.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(5)

@@ -10,8 +10,8 @@ from sonde.core.instrument import Instrument
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.measure import Covariance, UnitEntropy
-from sonde.run.driver import Interrupted
-from sonde.run.fit import Fitted, fit
+from sonde.run.fitting.fit import Fitted, fit
+from sonde.run.passes.driver import Interrupted
 
 N_UNITS, DONE = 12, 6
 

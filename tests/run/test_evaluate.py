@@ -11,10 +11,10 @@ from pyarrow import parquet
 from sonde.core import Stream
 from sonde.core.errors import InputError
 from sonde.detect import Mahalanobis
-from sonde.run.evaluate import evaluate
-from sonde.run.fit import fit
-from sonde.run.score import score
-from sonde.run.tables import read_table, write_table
+from sonde.run.evaluating.evaluate import evaluate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
+from sonde.run.scoring.tables import read_table, write_table
 
 
 def rows(n, seed, shift=0.0):

@@ -16,11 +16,11 @@ from sonde.data.pieces import texts_of
 from sonde.data.shipped import model_directory
 from sonde.detect import Mahalanobis, PaDiM
 from sonde.findings.inputs import input_of
-from sonde.run.exhibit import Exhibits, hashed_id, places
-from sonde.run.fit import fit
-from sonde.run.read import read
-from sonde.run.score import score
-from sonde.run.unusual import most_unusual
+from sonde.run.evaluating.unusual import most_unusual
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.exhibit import Exhibits, hashed_id, places
+from sonde.run.scoring.score import score
 from sonde.tap.live import LiveStream
 
 QUIET: Any = {"progress": False}

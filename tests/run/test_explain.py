@@ -10,9 +10,9 @@ import torch
 from sonde.core import InputError, Stream
 from sonde.core.result import _placed
 from sonde.detect import KNN, Mahalanobis
-from sonde.run.fit import fit
-from sonde.run.score import score
-from sonde.run.tables import read_table, write_table
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
+from sonde.run.scoring.tables import read_table, write_table
 
 SITES = ("first", "second", "third")
 

@@ -28,13 +28,13 @@ from sonde.measure import (
     UpdateSize,
     unit_entropy,
 )
-from sonde.run.driver import Interrupted
-from sonde.run.entries import place_of
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.read import read
-from sonde.run.score import score
-from sonde.run.tasks import assign
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.instruments.entries import place_of
+from sonde.run.instruments.tasks import assign
+from sonde.run.passes.driver import Interrupted
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 from sonde.stats import Moments
 
 QUIET: dict[str, Any] = {"progress": False}

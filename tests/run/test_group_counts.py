@@ -12,10 +12,10 @@ from sonde.core.errors import StateError
 from sonde.core.statefile import read_state, state_type, write_state
 from sonde.detect import Hotelling, Mahalanobis
 from sonde.measure import ParticipationRatio
-from sonde.run.drift import drift
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.merge import merge
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.merge import merge
+from sonde.run.comparing.drift import drift
+from sonde.run.fitting.fit import fit
 
 GROUPS, ROWS = 100, 8
 

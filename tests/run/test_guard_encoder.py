@@ -10,7 +10,7 @@ from models import ARCHITECTURES, model_of
 from sonde import Guard
 from sonde.core import InputError, Model, SiteError
 from sonde.detect import KNN, NAC, Mahalanobis
-from sonde.run.fit import fit
+from sonde.run.fitting.fit import fit
 from sonde.tap import live_stream
 from tap_inputs import Texts, padded
 

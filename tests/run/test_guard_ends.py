@@ -7,7 +7,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsPr
 from sonde import Guard
 from sonde.core import InputError, Model
 from sonde.detect import MSP, NAC, Mahalanobis
-from sonde.run.fit import fit
+from sonde.run.fitting.fit import fit
 from sonde.tap import Tap, live_stream
 from tap_inputs import Texts, padded
 

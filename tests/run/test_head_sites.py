@@ -10,9 +10,9 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde.core.site import HEAD_INPUT
 from sonde.core.stream import Stream
 from sonde.detect import SHE, GradNorm, Mahalanobis, NNGuide, ReAct, ViM
-from sonde.run._asked import asked, head_sites
-from sonde.run.catalogue import detectors
-from sonde.run.fit import fit
+from sonde.run.fitting.fit import fit
+from sonde.run.instruments.asked import asked, head_sites
+from sonde.run.instruments.catalogue import detectors
 from sonde.store import write_store
 
 IMAGES = list(torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)))

@@ -15,9 +15,9 @@ from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector
 from sonde.core.plan import Split
 from sonde.detect import KNN, FeatureGaps, Mahalanobis
-from sonde.run.evidence import sample
-from sonde.run.fit import fit
-from sonde.run.score import score
+from sonde.run.comparing.evidence import sample
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 from sonde.stats import HashSampleState
 
 DETECTORS = [i for i in exported_instruments() if isinstance(i, Detector)]

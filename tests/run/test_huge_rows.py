@@ -14,10 +14,10 @@ from sonde.core.stream import Stream
 from sonde.detect import FDBD, KNN, SHE, Mahalanobis, NNGuide, RelativeMahalanobis, ViM
 from sonde.findings.scan import scan_stream
 from sonde.measure import Covariance
-from sonde.run.drift import drift
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.sklearn import OutlierDetector
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.comparing.drift import drift
+from sonde.run.fitting.fit import fit
+from sonde.run.fitting.sklearn import OutlierDetector
 from sonde.stats import Moments, MomentsState
 
 SIZES = (1e19, 1e25, 3e38)

@@ -10,9 +10,9 @@ from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.data.loading import load
 from sonde.detect import FOD, SimpleNet
-from sonde.run.fit import fit
-from sonde.run.read import read
-from sonde.run.score import score
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 
 NET = SimpleNet(passes=2, hidden=16, batch=64)
 GRID = FOD(width=8, heads=2, layers=1, passes=2, batch=16, rate=1e-2)

@@ -12,8 +12,8 @@ from sonde.core.errors import StateError, StoreError
 from sonde.core.files import atomic_write
 from sonde.core.plan import Plan
 from sonde.core.statefile import write_state
-from sonde.run.ledger import Ledger
-from sonde.run.units import Range, add_counters, join_units, nodes
+from sonde.run.passes.ledger import Ledger
+from sonde.run.passes.units import Range, add_counters, join_units, nodes
 from sonde.stats.moments import MomentsState
 
 
@@ -270,7 +270,7 @@ def test_waiting_commits_are_merged_up_the_tree_with_one_write(tmp_path, monkeyp
     monkeypatch.setattr(Ledger, "_write", noted)
     found = []
     for name, limit in {"pairs": 0, "levels": 2**26}.items():
-        monkeypatch.setattr("sonde.run.ledger.FOLD_BYTES", limit)
+        monkeypatch.setattr("sonde.run.passes.ledger.FOLD_BYTES", limit)
         ledger = Ledger(tmp_path / name, job.plan, job.wanted, durable=False)
         for unit in range(8):
             ledger.put(unit, unit + 1, *job.leaf(unit))

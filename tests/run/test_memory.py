@@ -15,8 +15,8 @@ from sonde.core.state import size_bytes
 from sonde.core.statistic import Learner
 from sonde.detect import Mahalanobis, RelativeMahalanobis
 from sonde.measure import Covariance
-from sonde.run.fit import fit
-from sonde.run.memory import Estimate, _free_in_group, check_memory
+from sonde.run.fitting.fit import fit
+from sonde.run.passes.memory import Estimate, _free_in_group, check_memory
 from sonde.stats import ClassMoments, Coreset, CrossMoments, Moments, Quantiles
 
 GIB = 2**30
@@ -28,7 +28,7 @@ import json, sys, torch
 torch.set_num_threads(1)
 from benchmarks.child import added_peak
 from sonde.core import Stream
-from sonde.run import fit as run
+from sonde.run.fitting import fit as run
 from sonde.measure import Covariance
 from sonde.detect import Mahalanobis
 seen = []

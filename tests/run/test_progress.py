@@ -2,8 +2,8 @@
 
 import pytest
 
-from sonde.run import progress
-from sonde.run.progress import Bar
+from sonde.run.passes import progress
+from sonde.run.passes.progress import Bar
 
 
 class Clock:

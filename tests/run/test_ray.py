@@ -22,10 +22,10 @@ from sonde.core.requests import Request
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis, SimpleNet
 from sonde.measure import ParticipationRatio
-from sonde.run import _ray
-from sonde.run.crew import Crew
-from sonde.run.driver import Interrupted, run_pass
-from sonde.run.fit import fit
+from sonde.run.fitting.fit import fit
+from sonde.run.passes.driver import Interrupted, run_pass
+from sonde.run.workers import _ray
+from sonde.run.workers.crew import Crew
 from sonde.stats import Moments
 
 ray = pytest.importorskip("ray")
@@ -173,7 +173,7 @@ def test_more_than_the_cluster_has_is_refused_before_the_start(tmp_path, workers
 
 
 def test_a_cluster_that_is_busy_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sonde.run._cluster.SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr("sonde.run.workers._cluster.SETTLE_SECONDS", 1.0)
 
     @ray.remote(num_cpus=2)
     class Busy:

@@ -14,9 +14,9 @@ from ray_case import Slow, source, two_cpus
 from sonde.cli.main import main
 from sonde.detect import KNN, Mahalanobis
 from sonde.findings.settings import ScanSettings
-from sonde.run.crew import Crew
-from sonde.run.scoring import _spans
-from sonde.run.storing import filled_by
+from sonde.run.passes.storing import filled_by
+from sonde.run.scoring._apart import _spans
+from sonde.run.workers.crew import Crew
 from sonde.store import KeptRows, add_sites, append_store, write_store
 
 pytest.importorskip("ray")

@@ -9,11 +9,11 @@ from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, SondeWarning
 from sonde.core.plan import Split
 from sonde.detect import KNN, Mahalanobis
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.read import read
-from sonde.run.score import score
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 from sonde.stats import Calibrated
 from sonde.store import KeptRows
 

@@ -12,8 +12,8 @@ from sonde.core.result import Result
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.measure import Norms
-from sonde.run.fit import fit
-from sonde.run.read import read
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
 from sonde.tap import LiveStream
 
 

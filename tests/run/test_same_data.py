@@ -8,11 +8,11 @@ import torch
 from models import mlp
 from sonde.core.errors import InputError, StateError
 from sonde.detect import Hotelling, Mahalanobis
-from sonde.run.calibrate import calibrate
-from sonde.run.drift import drift
-from sonde.run.fit import data_fingerprint, fit
-from sonde.run.merge import merge
-from sonde.run.read import read
+from sonde.run.bundles.merge import merge
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.comparing.drift import drift
+from sonde.run.fitting.fit import data_fingerprint, fit
+from sonde.run.reading.read import read
 from sonde.store import Store, append_store, write_store
 
 QUIET: dict[str, Any] = {"progress": False}

@@ -10,9 +10,9 @@ import sonde
 from sonde import Guard
 from sonde.core import Model, StateError, Stream
 from sonde.detect import DICE, Mahalanobis
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.score import score
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 from sonde.tap import config_hash, live_stream
 from tap_inputs import Texts
 

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sonde.core import CalibrationError, InputError
 from sonde.detect import KNN, MSP, Mahalanobis
 from sonde.detect.mahalanobis import MahalanobisScorer
-from sonde.run.sklearn import OutlierDetector
+from sonde.run.fitting.sklearn import OutlierDetector
 from sonde.stats import CalibratedScorer
 
 

@@ -11,9 +11,9 @@ import sonde
 from models import mlp
 from sonde.core import SondeWarning, Stream
 from sonde.detect import Mahalanobis, TokenStatistics
-from sonde.run.fit import fit
-from sonde.run.read import read
-from sonde.run.score import score
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 from sonde.store import Store, append_store, write_store
 
 QUIET: dict[str, Any] = {"progress": False}

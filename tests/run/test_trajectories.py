@@ -11,13 +11,13 @@ from sonde.data import load
 from sonde.data.shipped import model_directory
 from sonde.data.trajectories import Calculator, build_trajectories, write_trajectories
 from sonde.detect import Mahalanobis, TrajectoryVerifier
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.known_steps import evaluate_steps
-from sonde.run.read import read
-from sonde.run.score import score
-from sonde.run.tables import part_of, read_table, write_table
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.evaluating.known_steps import evaluate_steps
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
+from sonde.run.scoring.tables import part_of, read_table, write_table
 
 QUIET: dict[str, Any] = {"progress": False}
 SITE = "model.layers.1"

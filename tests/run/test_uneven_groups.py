@@ -12,8 +12,8 @@ from sonde.detect import (
     Mahalanobis,
     NNGuide,
 )
-from sonde.run.drift import drift
-from sonde.run.fit import fit
+from sonde.run.comparing.drift import drift
+from sonde.run.fitting.fit import fit
 from sonde.stats import HashSampleState
 
 

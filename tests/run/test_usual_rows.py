@@ -10,9 +10,9 @@ import sonde.detect as detect
 from sonde.core import Calibration, Stream
 from sonde.core.instrument import Detector
 from sonde.detect import ContrastProbe, LinearProbe, MassMean, TrajectoryVerifier
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.score import score
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import score
 
 N = 600
 PROBES = [

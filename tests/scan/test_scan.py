@@ -15,7 +15,7 @@ from sonde.findings.document import document
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report, check_report, load_report, scan, schema
-from sonde.run.driver import Interrupted
+from sonde.run.passes.driver import Interrupted
 
 QUIET = ScanSettings(progress=False)
 
@@ -93,7 +93,7 @@ def test_the_model_is_handed_back_as_it_was():
 @pytest.fixture
 def stopped_after(monkeypatch):
     """Stop the pass when so many units are done."""
-    from sonde.run import ranges
+    from sonde.run.passes import ranges
 
     original, calls = ranges.observe_unit, []
 

@@ -18,8 +18,8 @@ from sonde.core.errors import InputError, StoreError
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
-from sonde.run.fit import fit
-from sonde.run.read import read
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
 from sonde.stats import HashSample
 from sonde.store import Store, write_store
 from sonde.store.exporting import describe_export, export_store

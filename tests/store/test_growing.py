@@ -16,7 +16,7 @@ from sonde.core.errors import InputError, StoreError
 from sonde.core.hashing import splitmix64
 from sonde.core.stream import Stream
 from sonde.detect import KNN
-from sonde.run.fit import fit
+from sonde.run.fitting.fit import fit
 from sonde.store import (
     KeptRows,
     Store,

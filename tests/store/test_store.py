@@ -15,8 +15,8 @@ from sonde.core.errors import InputError, StoreError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.measure import ParticipationRatio, UpdateSize
-from sonde.run.fit import fit
-from sonde.run.read import read
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
 from sonde.store import Store, describe_store, write_store
 
 QUIET: dict[str, Any] = {"progress": False}

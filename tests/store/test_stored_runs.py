@@ -15,9 +15,9 @@ from sonde.findings.facts import data_evidence
 from sonde.findings.rows import copies
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
-from sonde.run.calibrate import calibrate
-from sonde.run.fit import fit
-from sonde.run.score import open_for, score
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.score import open_for, score
 from sonde.store import Store, write_store
 from sonde.tap import LiveStream
 

@@ -21,8 +21,8 @@ from transformers import (
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.detect import Mahalanobis
-from sonde.run.fit import fit
-from sonde.run.guard import Guard
+from sonde.run.fitting.fit import fit
+from sonde.run.watching.guard import Guard
 from sonde.tap import Tap, live_stream
 from tap_inputs import Texts, padded
 

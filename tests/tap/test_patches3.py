@@ -3,7 +3,7 @@ import torch
 
 from models import cnn, vit
 from sonde.core.errors import SiteError
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.stats import neighbour_average
 
 

@@ -8,7 +8,7 @@ from models import CNN, gpt2, mlp
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.store import Store, write_store
 from sonde.tap import live_stream
 from sonde.tap.perturb import perturbed_logits

@@ -12,7 +12,7 @@ from narrow import present
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.findings._trials import Trials
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.tap import Tap, live_stream, replay
 from sonde.tap.seeding import seed_devices
 from tap_inputs import Arrays, Texts, padded

@@ -53,6 +53,26 @@ def test_family_may_not_import_its_sister(tmp_path: Path):
     ]
 
 
+def test_upward_import_between_rooms_of_run_is_found(tmp_path: Path):
+    package = tmp_path / "src" / "sonde"
+    (package / "run" / "fitting").mkdir(parents=True)
+    source = "import sonde.run.bundles.fitted\nfrom sonde.run.scoring import score\n"
+    (package / "run" / "fitting" / "a.py").write_text(source)
+    assert load("check_layers").violations(package) == [
+        "src/sonde/run/fitting/a.py:2: fitting may not import scoring"
+    ]
+
+
+def test_module_outside_of_the_rooms_is_found(tmp_path: Path):
+    package = tmp_path / "src" / "sonde"
+    (package / "run").mkdir(parents=True)
+    (package / "run" / "__init__.py").write_text("import sonde.core\n")
+    (package / "run" / "a.py").write_text("")
+    assert load("check_layers").violations(package) == [
+        "src/sonde/run/a.py: sonde.run.a has no place in the order"
+    ]
+
+
 def test_long_function_is_found(tmp_path: Path):
     folder = tmp_path / "src"
     folder.mkdir()

@@ -54,7 +54,9 @@ def _table(kind: str, hashed: bool = False) -> Kind:
     """Return a table of scores, which is evaluated against a sound one."""
     against = "usual.csv" if kind == "parquet" else "scores.parquet"
     says = f"evaluate scores.{kind} {against} --resamples 10 --json"
-    return Kind(f"scores.{kind}", "run.tables:write_table", _SCORED, says=says, hashed=hashed)
+    return Kind(
+        f"scores.{kind}", "run.scoring.tables:write_table", _SCORED, says=says, hashed=hashed
+    )
 
 
 def _arrays(kind: str, hashed: bool = False) -> Kind:
@@ -67,12 +69,12 @@ def _arrays(kind: str, hashed: bool = False) -> Kind:
 FINISHED: Mapping[str, Kind] = {
     "state": Kind(
         "left.sonde",
-        "run.fitted:Fitted.save",
+        "run.bundles.fitted:Fitted.save",
         refused_by=("verify left.sonde", "merge left.sonde right.sonde -o out.sonde"),
     ),
     "merged state": Kind(
         "merged.sonde",
-        "run.fitted:Fitted.save",
+        "run.bundles.fitted:Fitted.save",
         refused_by=("verify merged.sonde", _SCORED.replace("left", "merged") + " -o out.csv"),
     ),
     "running state": Kind(
@@ -82,7 +84,9 @@ FINISHED: Mapping[str, Kind] = {
         "watch.sonde", "alarms._saved:save_watch", refused_by=("verify watch.sonde",)
     ),
     "step of a training": Kind(
-        f"{TRACK}/step-0000000005.sonde", "run.fitted:Fitted.save", refused_by=(f"verify {TRACK}",)
+        f"{TRACK}/step-0000000005.sonde",
+        "run.bundles.fitted:Fitted.save",
+        refused_by=(f"verify {TRACK}",),
     ),
     "report, JSON": _page("report.json", "report.files:save_report", "scan - {source}/scan.npz"),
     "report, HTML": _page("report.html", "report.files:save_report", "scan - {source}/scan.npz"),
@@ -106,8 +110,8 @@ FINISHED: Mapping[str, Kind] = {
 }
 
 OF_A_RUN: Mapping[str, Part] = {
-    "run: plan": Part("plan.json", "run.ledger:Ledger._start"),
-    "run: states": Part("states/*.sonde", "run.ledger:Ledger._write"),
+    "run: plan": Part("plan.json", "run.passes.ledger:Ledger._start"),
+    "run: states": Part("states/*.sonde", "run.passes.ledger:Ledger._write"),
     "run: lock": Part("lock", "core.lock:RunLock._create"),
 }
 
@@ -126,9 +130,9 @@ NOT_TRIED: Mapping[str, str] = {
     "cli.study:Study._one": "for people and other programs: no command reads it",
     "data.trajectories.building:write_trajectories": "data, whose ids are hashes of their content",
     "report._standalone:Svg.save": "for people: no command reads it",
-    "run.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
-    "run.ledger:Ledger.adopt": "a state of the run that another machine wrote",
-    "run.ranges:token_in": "an empty file that goes with the run",
+    "run.passes.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
+    "run.passes.ledger:Ledger.adopt": "a state of the run that another machine wrote",
+    "run.passes.ranges:token_in": "an empty file that goes with the run",
     "store.growing:_commit": "the manifest once more, with what was added",
     "store.exporting.tables:write_lance": "for other programs: no command reads it",
     "store.exporting.tables:write_parquet": "for other programs, which check its pages",

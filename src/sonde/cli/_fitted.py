@@ -13,9 +13,9 @@ from sonde.core.errors import CalibrationError, SondeError
 from sonde.core.result import Result, Scorer
 from sonde.core.wording import plural
 from sonde.findings.step import flags_of
-from sonde.run._recipe import OPTIONS
-from sonde.run.catalogue import methods
-from sonde.run.entries import place_of
+from sonde.run.instruments.catalogue import methods
+from sonde.run.instruments.entries import place_of
+from sonde.run.reading.recipe import OPTIONS
 from sonde.stats import CalibratedScorer
 
 ALPHA = 0.05

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from sonde.cli._table import legend, table
-from sonde.run.entries import place_of
+from sonde.run.instruments.entries import place_of
 
 if TYPE_CHECKING:
     from sonde.cli.evaluate import Evaluate
@@ -35,21 +35,21 @@ def judged(asked: "Evaluate", scored: Any, data: str) -> tuple[list[dict[str, An
     reading = asked.reading
     options: dict[str, Any] = {"resamples": asked.resamples, "seed": reading.seed}
     if asked.errors is not None:
-        from sonde.run.known_errors import evaluate_errors
+        from sonde.run.evaluating.known_errors import evaluate_errors
 
         rows = evaluate_errors(
             scored, data, asked.errors, group_column=reading.group_column, **options
         )
         return rows, _text(rows, ("PRR", "prr"), ("AUROC", "auroc"), ("within", "within"), ERRORS)
     if asked.steps:
-        from sonde.run.known_steps import evaluate_steps
+        from sonde.run.evaluating.known_steps import evaluate_steps
 
         options |= {"label_column": reading.label_column, "alpha": asked.alpha}
         rows = evaluate_steps(scored, data, **options)
         meanings = {word: text.format(alpha=asked.alpha) for word, text in STEPS.items()}
         pairs = (("top-1", "localised"), ("AUROC", "auroc"), ("F1", "f1"), ("joint", "joint"))
         return rows, _text(rows, *pairs, meanings)
-    from sonde.run.known_pixels import evaluate_pixels
+    from sonde.run.evaluating.known_pixels import evaluate_pixels
 
     assert asked.masks is not None  # one of the three was asked for
     options |= {"image_column": reading.image_column, "grid": asked.grid, "sigma": asked.sigma}

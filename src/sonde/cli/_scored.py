@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from sonde.cli._table import PIPE_WIDTH, legend, table, terminal_width
 from sonde.cli.console import note
-from sonde.run.entries import place_of
-from sonde.run.fitted import Fitted
-from sonde.run.score import spot
-from sonde.run.tables import part_of
-from sonde.run.unusual import most_unusual
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.evaluating.unusual import most_unusual
+from sonde.run.instruments.entries import place_of
+from sonde.run.scoring.score import spot
+from sonde.run.scoring.tables import part_of
 
 SHOWN = 5
 MEDIAN = "score of the middle row; higher = more unusual, each detector and site on its own scale"

@@ -20,7 +20,7 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import CalibrationError, InputError
-from sonde.run.entries import place_of
+from sonde.run.instruments.entries import place_of
 
 CLASS = "rows that calibrate their own class; all: every row"
 ROWS = "rows whose scores calibrate"
@@ -68,10 +68,10 @@ class Calibrate:
     def run(self) -> int:
         """Calibrate, save, and print the thresholds."""
         from sonde.cli.score import options_of
-        from sonde.run.calibrate import calibrate
-        from sonde.run.crew import using_threads
-        from sonde.run.directory import check_writable
-        from sonde.run.fitted import Fitted
+        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.calibrating.calibrate import calibrate
+        from sonde.run.passes.directory import check_writable
+        from sonde.run.workers.crew import using_threads
 
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}.")

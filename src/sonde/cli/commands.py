@@ -122,7 +122,7 @@ def _kept(command: Any) -> Path | None:
     """Return the run directory that an interrupted command leaves to go on from."""
     if not hasattr(command, "running") or command.output is None:
         return None
-    from sonde.run.directory import beside, is_run
+    from sonde.run.passes.directory import beside, is_run
 
     directory = beside(command.output)
     return directory if is_run(directory) else None

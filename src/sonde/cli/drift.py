@@ -50,9 +50,9 @@ class Drift:
     def run(self) -> int:
         """Compare, print and write."""
         from sonde.report.drift_terminal import drift_to_text, verdict
-        from sonde.run.drift import drift
-        from sonde.run.drift_document import drift_document
-        from sonde.run.fitted import Fitted
+        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.comparing.drift import drift
+        from sonde.run.comparing.drift_document import drift_document
 
         self._check()
         first, second = Fitted.load(self.first), Fitted.load(self.second)
@@ -82,7 +82,7 @@ class Drift:
         return 1 if self.fail_on == "moved" and document["moved"] is not False else 0
 
     def _check(self) -> None:
-        from sonde.run.directory import check_writable
+        from sonde.run.passes.directory import check_writable
 
         if not 0 < self.level < 1:
             raise InputError(f"--level: expected a rate in (0, 1), got {self.level}.")
@@ -112,7 +112,7 @@ class Drift:
 
     def _print_sizes(self, first: Any, second: Any) -> int:
         from sonde.report.drift_terminal import sizes_to_text
-        from sonde.run.state_sizes import state_sizes
+        from sonde.run.bundles.state_sizes import state_sizes
 
         sides = (("first", first), ("second", second))
         states = [{"side": name, **e} for name, bundle in sides for e in state_sizes(bundle)]

@@ -11,7 +11,7 @@ from sonde.cli._table import table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
-from sonde.run.entries import place_of
+from sonde.run.instruments.entries import place_of
 
 PAGES = (".html", ".htm", ".svg", ".png")
 LEGEND = """AUROC   chance that an unusual row scores higher than a usual one (0.5 = blind)
@@ -72,7 +72,7 @@ class Evaluate:
 
     def run(self) -> int:
         """Read or make the scores, and print the figures."""
-        from sonde.run.evaluate import evaluate
+        from sonde.run.evaluating.evaluate import evaluate
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
@@ -100,7 +100,7 @@ class Evaluate:
 
     def _known(self) -> int:
         """Hold one table against what is known of its items."""
-        from sonde.run.tables import read_table
+        from sonde.run.scoring.tables import read_table
 
         kinds = (self.errors is not None, self.steps, self.masks is not None)
         if sum(kinds) > 1 or len(self.inputs) != 2 or self.output is not None:
@@ -119,7 +119,7 @@ class Evaluate:
 
     def _draw(self, path: Path, rows: list[dict[str, Any]], usual: Any, unusual: Any) -> None:
         from sonde.report.evaluate import evaluation, save_evaluation
-        from sonde.run.curves import curves
+        from sonde.run.evaluating.curves import curves
 
         options: dict[str, Any] = {"alpha": self.alpha, "resamples": self.resamples}
         drawn = curves(usual, unusual, seed=self.reading.seed, **options)
@@ -135,7 +135,7 @@ class Evaluate:
 
     def _tables(self) -> list[Any]:
         if len(self.inputs) == 2:
-            from sonde.run.tables import read_table
+            from sonde.run.scoring.tables import read_table
 
             return [read_table(path) for path in self.inputs]
         if len(self.inputs) not in (3, 4):
@@ -145,8 +145,8 @@ class Evaluate:
             )
         from sonde.cli.options import source_of
         from sonde.cli.score import options_of
-        from sonde.run.fitted import Fitted
-        from sonde.run.score import score
+        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.scoring.score import score
         from sonde.store import is_store
 
         fitted = Fitted.load(Path(self.inputs[0]))
@@ -168,7 +168,7 @@ def _say_infinite(scored: Any, where: str) -> None:
     """Note how many scores are missing or infinite: those of rows that are not finite."""
     import numpy as np
 
-    from sonde.run.tables import scores_of
+    from sonde.run.scoring.tables import scores_of
 
     n = int(np.isposinf(scores_of(scored)).sum())
     if n:
@@ -180,7 +180,7 @@ def _say_infinite(scored: Any, where: str) -> None:
 
 def check_picture(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse a name of another kind, and a place that cannot be written, before anything runs."""
-    from sonde.run.directory import check_writable
+    from sonde.run.passes.directory import check_writable
 
     if path.suffix.lower() not in suffixes:
         raise InputError(f"-o: expected a name that ends in {', '.join(suffixes)}, got {path}.")

@@ -50,12 +50,12 @@ class Export:
 
     def run(self) -> int:
         """Write, and say what was written."""
-        from sonde.run.progress import Bar, gib
+        from sonde.run.passes.progress import Bar, gib
         from sonde.store import Store
         from sonde.store.exporting import export_store
 
         if not (self.output.suffix == ".lance" and self.output.is_dir()):
-            from sonde.run.directory import check_writable
+            from sonde.run.passes.directory import check_writable
 
             check_writable(self.output)
         store = Store(self.store, checked=True)

@@ -21,7 +21,7 @@ from sonde.cli.options import (
 )
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, Instrument, score_needs
-from sonde.run.catalogue import find
+from sonde.run.instruments.catalogue import find
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Fit:
 
     def run(self) -> int:
         """Fit, save, and print what was fitted."""
-        from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
-        from sonde.run.fit import fit
-        from sonde.run.read import ARRAYS, read
+        from sonde.run.fitting.fit import fit
+        from sonde.run.passes.directory import beside, check_writable, dropped_on_error, remove_run
+        from sonde.run.reading.read import ARRAYS, read
 
         instruments = parse_methods(self.methods)
         check_writable(self.output, self.model, self.data)
@@ -131,7 +131,7 @@ def reading_of(
     Rows that are ``stored`` have the sites and reducers that they have.
     """
     from sonde.core.site import POSITIONS
-    from sonde.run._asked import asked
+    from sonde.run.instruments.asked import asked
 
     typed = {name: value for name, value in chosen.items() if value != "auto"}
     wanted = asked(instruments)

@@ -66,9 +66,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    from sonde.run.describe_run import describe_run
-    from sonde.run.verify_run import is_run_directory
-    from sonde.run.verify_track import is_track
+    from sonde.run.verifying.describe_run import describe_run
+    from sonde.run.verifying.verify_run import is_run_directory
+    from sonde.run.verifying.verify_track import is_track
     from sonde.store import describe_store, is_store
 
     if not is_store(path) and (path / "config.json").is_file():
@@ -82,7 +82,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _track(path: Path) -> dict[str, Any]:
-    from sonde.run.track import Track
+    from sonde.run.training.track import Track
 
     track = Track(path)
     steps, first = track.steps, _state(track.file(track.steps[0]))

@@ -30,9 +30,9 @@ class Merge:
     def run(self) -> int:
         """Load, merge, save."""
         from sonde.cli._fitted import in_place_of
-        from sonde.run.directory import check_writable
-        from sonde.run.fitted import Fitted
-        from sonde.run.merge import merge
+        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.bundles.merge import merge
+        from sonde.run.passes.directory import check_writable
 
         check_writable(self.output)
         merged = merge(*(Fitted.load(path) for path in self.bundles))

@@ -32,7 +32,7 @@ class Methods:
 
     def run(self) -> int:
         """Print one line for each method, all about one, or JSON."""
-        from sonde.run.catalogue import FAMILIES, methods
+        from sonde.run.instruments.catalogue import FAMILIES, methods
 
         known = methods()
         if self.which and self.which not in (*FAMILIES, *known):

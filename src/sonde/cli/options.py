@@ -10,7 +10,7 @@ import tyro
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
-    from sonde.run.crew import Crew
+    from sonde.run.workers.crew import Crew
 
 
 def named(metavar: str, help: str, *names: str) -> Any:
@@ -229,7 +229,7 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
         If data are missing or not there, or a store is asked for what only a model does.
     """
     from sonde.data import load
-    from sonde.run.read import ARRAYS
+    from sonde.run.reading.read import ARRAYS
     from sonde.store import is_store
 
     if is_store(Path(model)):
@@ -266,7 +266,7 @@ class Workers:
 
     def crew(self) -> "Crew":
         """Return who works, refused where it contradicts itself or Ray is not installed."""
-        from sonde.run.crew import Crew
+        from sonde.run.workers.crew import Crew
 
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}.")
@@ -315,7 +315,7 @@ class Running(Workers):
         InputError
             With what is wrong.
         """
-        from sonde.run.memory import check_limit
+        from sonde.run.passes.memory import check_limit
 
         self.crew()
         check_limit(self.memory_bytes())

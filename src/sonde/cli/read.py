@@ -48,8 +48,8 @@ class Read:
     def run(self) -> int:
         """Read, write, and print what was written."""
         from sonde.core.errors import InputError
-        from sonde.run.progress import Bar
-        from sonde.run.storing import dropped_if_empty
+        from sonde.run.passes.progress import Bar
+        from sonde.run.passes.storing import dropped_if_empty
         from sonde.store import Store
 
         self._check()
@@ -93,7 +93,7 @@ class Read:
     def _stream(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the rows to write, and the columns of the data beside them."""
         from sonde.data import load
-        from sonde.run.read import ARRAYS, chosen_columns, read
+        from sonde.run.reading.read import ARRAYS, chosen_columns, read
         from sonde.store import KeptRows
 
         every = parse_keep(self.keep)
@@ -111,7 +111,7 @@ class Read:
         return (stream if every == 1 else KeptRows(stream, every)), columns
 
     def _write(self, stream: Any, columns: dict[str, list[Any]], tick: Any) -> None:
-        from sonde.run.storing import filled_by
+        from sonde.run.passes.storing import filled_by
         from sonde.store import add_sites, append_store, write_store
 
         running = self.running

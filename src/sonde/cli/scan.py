@@ -90,7 +90,7 @@ class Scan:
         from sonde.findings.step import Again
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
-        from sonde.run.directory import beside, check_writable, dropped_on_error, remove_run
+        from sonde.run.passes.directory import beside, check_writable, dropped_on_error, remove_run
 
         started = time.time()
         gate = parse_gate(self.fail_on)

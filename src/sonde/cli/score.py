@@ -75,11 +75,11 @@ class Score:
         """Score, write the table, and print how many rows raise an alarm."""
         from sonde.cli._notes import say_notes
         from sonde.cli._scored import oddest_text, scored_text, without_units
-        from sonde.run.directory import check_writable
-        from sonde.run.fitted import Fitted
-        from sonde.run.fuse import with_fused
-        from sonde.run.score import open_for, score
-        from sonde.run.tables import check_suffix, plain_rows, read_table
+        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.passes.directory import check_writable
+        from sonde.run.scoring.fuse import with_fused
+        from sonde.run.scoring.score import open_for, score
+        from sonde.run.scoring.tables import check_suffix, plain_rows, read_table
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
@@ -120,12 +120,12 @@ class Score:
 
     def _write(self, table: Any, fitted: Any, stream: Any, path: Path) -> None:
         if not self._is_page:
-            from sonde.run.tables import write_table
+            from sonde.run.scoring.tables import write_table
 
             write_table(table, path)
             return
         from sonde.report.scores import save_scores
-        from sonde.run.exhibit import Exhibits
+        from sonde.run.scoring.exhibit import Exhibits
 
         looked = Exhibits(fitted, stream, self.show_inputs, self.hash_ids)
         title = f"{self.data or self.model} scored by {self.probe.name}"
@@ -136,7 +136,7 @@ def _hashed(table: Any) -> Any:
     """Return a table whose ids are hashes."""
     import pyarrow as pa
 
-    from sonde.run.exhibit import hashed_id
+    from sonde.run.scoring.exhibit import hashed_id
 
     ids = pa.array([hashed_id(name) for name in table["id"].to_pylist()], pa.string())
     return table.set_column(table.schema.get_field_index("id"), "id", ids)
@@ -144,7 +144,7 @@ def _hashed(table: Any) -> Any:
 
 def options_of(reading: Reading) -> dict[str, Any]:
     """Return the options of a reading that do not come from the bundle."""
-    from sonde.run._recipe import OPTIONS
+    from sonde.run.reading.recipe import OPTIONS
 
     typed = reading.typed()
     options = reading.data_options()

@@ -41,7 +41,7 @@ class Verify:
     def run(self) -> int:
         """Check, repair if asked to, and print what was found."""
         from sonde.core.lock import RunLock
-        from sonde.run.progress import Bar
+        from sonde.run.passes.progress import Bar
         from sonde.store import repair
 
         if not self.file.exists():
@@ -87,9 +87,9 @@ def check(path: Path, tick: Tick = lambda _: None) -> Any:
     InputError
         If it is of a kind that sonde does not write.
     """
-    from sonde.run.verify_run import is_run_directory, verify_run
-    from sonde.run.verify_state import verify_state
-    from sonde.run.verify_track import is_track, verify_track
+    from sonde.run.verifying.verify_run import is_run_directory, verify_run
+    from sonde.run.verifying.verify_state import verify_state
+    from sonde.run.verifying.verify_track import is_track, verify_track
     from sonde.store import is_store, verify_store
 
     if path.is_dir():
@@ -116,7 +116,7 @@ def check(path: Path, tick: Tick = lambda _: None) -> Any:
 
 def _lines(found: Any, root: Path, removed: list[Path]) -> list[str]:
     """Return what was checked and found, at most 80 columns wide."""
-    from sonde.run.progress import gib
+    from sonde.run.passes.progress import gib
 
     checked = dict(found.checked)
     size = gib(checked.pop("n_bytes", 0))

@@ -17,8 +17,8 @@ from sonde.core.site import HEAD_INPUT
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL
-from sonde.run._asked import at_head, head_sites
-from sonde.run.catalogue import snake_case
+from sonde.run.instruments.asked import at_head, head_sites
+from sonde.run.instruments.catalogue import snake_case
 from sonde.stats import Calibrated, CalibratedScorer
 from sonde.tap import LiveStream
 

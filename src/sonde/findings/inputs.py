@@ -6,7 +6,7 @@ from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.data.pixels import as_bytes, as_png
 from sonde.findings._shared import ORDER
-from sonde.run.exhibit import in_whole_batches, largest, pixels_of
+from sonde.run.scoring.exhibit import in_whole_batches, largest, pixels_of
 from sonde.tap import LiveStream
 
 MOST_SIGNS: Final = 400

@@ -12,7 +12,7 @@ from sonde.findings._text import plural
 from sonde.findings.evidence import DataEvidence
 from sonde.findings.gather import ScanStatistics
 from sonde.findings.scan import Gathered, Scanned
-from sonde.run.progress import peak_memory_bytes
+from sonde.run.passes.progress import peak_memory_bytes
 from sonde.tap import LiveStream
 from sonde.tap.sites import ENTRY
 

@@ -24,10 +24,10 @@ from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
 from sonde.findings.step import Again
 from sonde.findings.versus import VersusEvidence
-from sonde.run.driver import Interrupted, Outcome, run_pass
-from sonde.run.fit import make_plan
-from sonde.run.memory import check_memory, estimate
-from sonde.run.progress import Bar
+from sonde.run.fitting.fit import make_plan
+from sonde.run.passes.driver import Interrupted, Outcome, run_pass
+from sonde.run.passes.memory import check_memory, estimate
+from sonde.run.passes.progress import Bar
 from sonde.tap import LiveStream
 
 _log = logging.getLogger("sonde")

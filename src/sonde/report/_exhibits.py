@@ -21,7 +21,7 @@ _PATCHES: Final = (
 
 
 def exhibit(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
-    """Return the parts of one example; ``found`` is a ``sonde.run.exhibit.Exhibit``."""
+    """Return the parts of one example; ``found`` is a ``sonde.run.scoring.exhibit.Exhibit``."""
     if found.kind == "image":
         return _image(found, scale, names)
     if found.kind == "row":

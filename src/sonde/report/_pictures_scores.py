@@ -20,7 +20,7 @@ from sonde.report._axes import (
 )
 from sonde.report._format import Real, number, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.run.entries import place_of
+from sonde.run.instruments.entries import place_of
 
 _KINDS: Final = ("usual", "unusual")
 _HEIGHT: Final = 220

@@ -7,8 +7,8 @@ from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
-from sonde.run.catalogue import snake_case
-from sonde.run.entries import place_of
+from sonde.run.instruments.catalogue import snake_case
+from sonde.run.instruments.entries import place_of
 
 _SHORT: Final = 12
 

@@ -18,7 +18,7 @@ from sonde.report._pictures_scores import (
 from sonde.report._standalone import drawn
 from sonde.report.files import sealed_page
 from sonde.report.html import contents, page
-from sonde.run.entries import place_of
+from sonde.run.instruments.entries import place_of
 
 SCHEMA: Final = "sonde-evaluate/1"
 MOST_DRAWN: Final = 4
@@ -65,7 +65,7 @@ def evaluation(
     Parameters
     ----------
     rows, curves : list of dict
-        What ``sonde.run.evaluate.evaluate`` and ``sonde.run.curves.curves`` return.
+        What ``evaluate`` and ``curves`` of ``sonde.run.evaluating`` return.
     alpha : float
     resamples : int
     usual, unusual : str, default=""

@@ -18,8 +18,8 @@ from sonde.report._markup import el, join
 from sonde.report._pictures_scores import auroc_picture, histogram_picture, roc_picture
 from sonde.report._standalone import Svg, drawn, plain
 from sonde.report._tokens import tokens_svg
-from sonde.run.curves import RESAMPLES, roc_points
-from sonde.run.curves import histogram as _histogram
+from sonde.run.evaluating.curves import RESAMPLES, roc_points
+from sonde.run.evaluating.curves import histogram as _histogram
 
 __all__ = ["Svg", "auroc_by_site", "heat_map", "histogram", "roc", "tokens"]
 
@@ -100,7 +100,7 @@ def auroc_by_site(rows: list[dict[str, Any]], instrument: str, *, width: int = W
     Parameters
     ----------
     rows : list of dict
-        What ``sonde.run.evaluate.evaluate`` returns.
+        What ``sonde.run.evaluating.evaluate.evaluate`` returns.
     instrument : str
         The detector.
     width : int, default=770

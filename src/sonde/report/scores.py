@@ -17,11 +17,11 @@ from sonde.report._picture import Numbers
 from sonde.report._pictures_scores import histogram_picture, named
 from sonde.report.files import sealed_page
 from sonde.report.html import contents, page
-from sonde.run.curves import histogram, threshold_of
-from sonde.run.entries import place_of
-from sonde.run.score import spot
-from sonde.run.tables import keys_of, part_of, scores_of
-from sonde.run.unusual import most_unusual
+from sonde.run.evaluating.curves import histogram, threshold_of
+from sonde.run.evaluating.unusual import most_unusual
+from sonde.run.instruments.entries import place_of
+from sonde.run.scoring.score import spot
+from sonde.run.scoring.tables import keys_of, part_of, scores_of
 
 SCHEMA: Final = "sonde-scores/1"
 MOST_DRAWN: Final = 4
@@ -51,7 +51,7 @@ def scores_to_html(
     ----------
     scored : pyarrow.Table
         As ``sonde.score`` returns it.
-    exhibits : sonde.run.exhibit.Exhibits, optional
+    exhibits : sonde.run.scoring.exhibit.Exhibits, optional
         Shows the parts of the most unusual examples with their scores; their inputs only if it
         was made with ``inputs=True``. Without it, ids and scores stand alone.
     alpha : float, default=0.05

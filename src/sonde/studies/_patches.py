@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.metrics import pixel_auroc
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.stats import score_map
 from sonde.studies._separation import area
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sonde.core.instrument import Instrument
 from sonde.metrics import auroc
-from sonde.run.fit import fit
-from sonde.run.fitted import Fitted
-from sonde.run.read import read
-from sonde.run.score import score
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.scoring.score import score
 
 
 def fitted_on(

@@ -26,7 +26,7 @@ from sonde.core.inputs import Model
 from sonde.detect import FeatureGaps, LinearProbe
 from sonde.detect.feature_gaps import logistic
 from sonde.metrics import prediction_rejection
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.studies._questions import (
     DOMAINS,
     FACTS_TEST,

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from sonde.detect import NAC
 from sonde.measure import activation_coverage
 from sonde.measure.activation_coverage import ActivationCoverageResult
-from sonde.run.read import read
+from sonde.run.reading.read import read
 from sonde.studies._digits import KNOWN, Net, net_of, pixels
 from sonde.studies._separation import rank_correlation
 from sonde.studies.study import Claim, Figures, Study, Tick

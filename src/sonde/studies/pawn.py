@@ -16,8 +16,8 @@ from sonde.core.stream import Stream
 from sonde.data import load
 from sonde.detect import PAWN, LinearProbe, TokenStatistics
 from sonde.detect._token_net import N_METRICS
-from sonde.run.fit import fit as fit_stream
-from sonde.run.read import read
+from sonde.run.fitting.fit import fit as fit_stream
+from sonde.run.reading.read import read
 from sonde.store import Store, write_store
 from sonde.studies._separation import area
 from sonde.studies._written import HUMAN, MACHINE, Texts, code, prose, written

@@ -1,0 +1,1 @@
+"""Fitted states with their header, in one file; several as one."""

@@ -1,0 +1,196 @@
+"""Fitted bundles of different data as one: their states are merged, their headers joined."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sonde.core.classes import joined_names
+from sonde.core.errors import StateError
+from sonde.core.hashing import rank_key
+from sonde.core.identity import agree
+from sonde.core.passes import merge_states
+from sonde.run.bundles.group_counts import joined_counts
+from sonde.run.instruments.entries import inner_of
+from sonde.run.instruments.stages import has_stages
+from sonde.run.passes.units import add_counters, join_units
+from sonde.run.reading.recipe import common, recipe_in, require_same_recipe
+from sonde.stats import HashSample, HashSampleState
+
+if TYPE_CHECKING:
+    from sonde.run.bundles.fitted import Fitted
+
+Units = list[dict[str, Any]]
+MOST_SHARED = 0.5
+LAST = torch.iinfo(torch.int64).max
+
+
+def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
+    """Return the bundle of both sets of rows; see ``Fitted.merge``."""
+    _require_alike(a, b)
+    units = _merge_units(a.header["units"], b.header["units"])
+    _require_other_rows(a, b)
+    names = joined_names(a.label_names, b.label_names)
+    if names is None and any("label" in r.statistic.needs() for r in a.requests.values()):
+        raise StateError(
+            "Fitted.merge: the bundles number their classes in other ways, "
+            f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data into one store "
+            "(sonde read, then sonde read --append) and fit that."
+        )
+    data, draws = joined_counts(a, b)
+    header = {
+        **{name: value for name, value in a.header.items() if name != "group_draws"},
+        **draws,
+        "model": b.header["model"] | {k: v for k, v in a.header["model"].items() if v is not None},
+        "recipe": common(recipe_in(a.header), recipe_in(b.header)),
+        "units": units,
+        "counters": add_counters(a.header["counters"], b.header["counters"]),
+        "data": _merge_data(a.header["data"], b.header["data"])
+        | {**data, "label_names": list(names or ())},
+    }
+    return replace(a, states=merge_states(a.requests, a.states, b.states), header=header)
+
+
+def _require_alike(a: "Fitted", b: "Fitted") -> None:
+    """Refuse bundles whose states do not add up."""
+    if any(has_stages(task) for task in (*a.tasks, *b.tasks)):
+        raise StateError(
+            "Fitted.merge: an instrument of two passes is fitted in one run: what its second "
+            "pass counts depends on all rows of the first. Fit it over all data."
+        )
+    if "calibrations" in a.header or "calibrations" in b.header:
+        raise StateError(
+            "Fitted.merge: scores that calibrated one bundle are none of the detectors fitted "
+            "on both. Merge what was fitted first, then calibrate."
+        )
+    if a.requests.keys() != b.requests.keys():
+        raise StateError(
+            "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "
+            "parameters and sites."
+        )
+    if a.spec != b.spec:
+        mine, theirs = (_wanted(bundle) for bundle in (a, b))
+        raise StateError(
+            "Fitted.merge: the bundles answer other questions from the same states, "
+            f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
+            "same methods and parameters."
+        )
+    if a.split != b.split:
+        raise StateError(
+            f"Fitted.merge: the bundles hold out other rows ({a.split} and {b.split}). "
+            "Fit both with the same calibrate and seed."
+        )
+    mine, its = a.header["model"], b.header["model"]
+    others = [name for name in ("reading", "sites") if a.header.get(name) != b.header.get(name)]
+    if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its}):
+        others.insert(0, "model")
+    if others:
+        raise StateError(f"Fitted.merge: the bundles are not of the same {others[0]}.")
+    require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")
+    seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
+    if seeds[0] != seeds[1]:
+        raise StateError(
+            f"Fitted.merge: the bundles sample rows by other seeds, {seeds[0]} and {seeds[1]}. "
+            "Fit both with the same seed."
+        )
+
+
+def _require_other_rows(a: "Fitted", b: "Fitted") -> None:
+    """Refuse bundles of which most sampled rows of one are in the other, by their draws."""
+    for kind, both in _samples(a, b):
+        found = most_shared(*(Drawn.of(kind, sample) for sample in both))
+        if found is not None:
+            raise StateError(
+                f"Fitted.merge: {found[0]:,} of {found[1]:,} sampled rows of one bundle have the "
+                "ids of rows of the other: they would count twice. Fit on data that share no "
+                "examples, or give those of different data different ids."
+            )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The rows of a sample: their draws, by what it is ordered, and whether it is cut there."""
+
+    draw: Int[Tensor, "sample"]
+    order: Int[Tensor, "sample"]
+    is_cut: bool
+
+    @classmethod
+    def of(cls, kind: HashSample, sample: HashSampleState) -> "Drawn":
+        """Return the rows of a hash sample."""
+        is_cut = len(sample.draw) == kind.m and not sample.is_everything
+        return cls(sample.draw, sample.group_draw if kind.groups else sample.draw, is_cut)
+
+
+def most_shared(*samples: Drawn) -> tuple[int, int] | None:
+    """Return how many rows of how many two samples share, where that is most of one of them.
+
+    Before the nearer of both ends the samples miss no row, so the share is that of all.
+    """
+    orders = [rank_key(s.order) for s in samples]
+    ends = [int(o[-1]) for o, s in zip(orders, samples, strict=True) if s.is_cut]
+    end = min(ends, default=LAST)
+    here = [set(s.draw[o <= end].tolist()) for s, o in zip(samples, orders, strict=True)]
+    fewer, shared = min(map(len, here)), len(here[0] & here[1])
+    return (shared, fewer) if shared > MOST_SHARED * fewer else None
+
+
+def _samples(
+    a: "Fitted", b: "Fitted"
+) -> Iterator[tuple[HashSample, tuple[HashSampleState, HashSampleState]]]:
+    for name, request in a.requests.items():
+        kind, mine, its = request.statistic, a.states.get(name), b.states.get(name)
+        if not isinstance(mine, HashSampleState) or not isinstance(its, HashSampleState):
+            continue
+        if isinstance(kind, HashSample):
+            yield kind, (mine, its)
+
+
+def _first(names: tuple[str, ...]) -> str:
+    """Return the first classes as text."""
+    shown = ", ".join(f"{i} = {name}" for i, name in enumerate(names[:3]))
+    return f"({shown}{', ...' if len(names) > 3 else ''})"
+
+
+def _wanted(bundle: "Fitted") -> set[str]:
+    """Return each method with its parameters and sites, as text."""
+    return {f"{inner_of(t.instrument)!r} at {' & '.join(t.keys)}" for t in bundle.tasks}
+
+
+def _merge_units(a: Units, b: Units) -> Units:
+    """Return which units of which plans both bundles have seen together.
+
+    Raises
+    ------
+    StateError
+        If a unit would be counted twice: the same unit of one plan, or the same data under two
+        plans that differ in their cut.
+    """
+    by_plan = {entry["plan"]: entry for entry in a}
+    merged = {plan: dict(entry) for plan, entry in by_plan.items()}
+    for entry in b:
+        plan = entry["plan"]
+        if plan not in merged:
+            clash = [e for e in a if e["data"] == entry["data"]]
+            if clash:
+                raise StateError(
+                    "Fitted.merge: both bundles have seen the same data "
+                    f"(fingerprint {entry['data'][:12]}) under different plans, units "
+                    f"{clash[0]['units']} and {entry['units']}: rows would count twice."
+                )
+            merged[plan] = dict(entry)
+            continue
+        merged[plan]["units"] = join_units(merged[plan]["units"], entry["units"])
+    return [merged[plan] for plan in sorted(merged)]
+
+
+def _merge_data(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    both = sorted({a["fingerprint"], b["fingerprint"]})
+    return {
+        **{name: value for name, value in a.items() if name != "held"},
+        "fingerprint": "+".join(both),
+        "grouped": bool(a.get("grouped") or b.get("grouped")),
+    }

@@ -1,0 +1,85 @@
+"""Calibrations of one fitted bundle on different data: which states are theirs, and two as one."""
+
+from dataclasses import replace
+from typing import Any
+
+from sonde.core.classes import joined_names
+from sonde.core.errors import StateError
+from sonde.core.passes import merge_pair
+from sonde.core.plan import Split
+from sonde.core.requests import Request, Task, reads_of
+from sonde.core.state import equal
+from sonde.run.bundles._joining import Drawn, most_shared
+from sonde.run.bundles.fitted import Fitted
+from sonde.stats import HeldScoresState
+
+
+def are_calibrations(a: Fitted, b: Fitted) -> bool:
+    """Return whether both bundles were calibrated on rows that they were not fitted on."""
+    return all("calibrations" in bundle.header for bundle in (a, b))
+
+
+def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
+    """Return one fitted bundle with the held-out scores of both calibrations of it.
+
+    Raises
+    ------
+    StateError
+        If the two are not the same detectors fitted on the same rows, or were calibrated on the
+        same data or mostly the same rows: their scores would count twice.
+    """
+    held = held_requests(list(a.tasks), a.split)
+    fit = [i for i in a.states if i not in held]
+    same = a.states.keys() == b.states.keys() and a.split == b.split
+    if not same or not all(_alike(a.states[i], b.states[i]) for i in fit):
+        raise StateError(
+            "merge_calibrations: expected two calibrations of one fitted bundle, got bundles with "
+            "other states. Calibrate the same file with the same m."
+        )
+    mine, theirs = a.header.get("calibrations", []), b.header.get("calibrations", [])
+    twice = {c["data"] for c in mine} & {c["data"] for c in theirs}
+    if twice:
+        raise StateError(
+            "merge_calibrations: both bundles were calibrated on the same data (fingerprint "
+            f"{min(twice)[:12]}): its scores would count twice."
+        )
+    if {c.get("by") for c in mine} != {c.get("by") for c in theirs}:
+        raise StateError("merge_calibrations: the bundles were calibrated by other columns.")
+    _require_other_rows(held, a, b)
+    names = joined_names(a.label_names, b.label_names)
+    if names is None:
+        raise StateError(
+            "merge_calibrations: the bundles number classes that the detectors were not fitted on "
+            "in other ways. Calibrate on all rows at once."
+        )
+    joined = {i: merge_pair(r.statistic, a.states[i], b.states[i]) for i, r in held.items()}
+    data = {**a.header["data"], "label_names": [*names]}
+    header = {**a.header, "calibrations": [*mine, *theirs], "data": data}
+    return replace(a, states={**a.states, **joined}, header=header)
+
+
+def held_requests(tasks: list[Task], split: Split | None) -> dict[str, Request]:
+    """Return the requests for the scores of detectors that were calibrated on other rows."""
+    found: dict[str, Request] = {}
+    for task in tasks:
+        for (group,) in reads_of(task, split).get("held_scores", []):
+            found[group.id] = group
+    return dict(sorted(found.items()))
+
+
+def _require_other_rows(held: dict[str, Request], a: Fitted, b: Fitted) -> None:
+    """Refuse calibrations of which most rows of one are in the other."""
+    for name in held:
+        states = a.states[name], b.states[name]
+        both = [s.drawn() for s in states if isinstance(s, HeldScoresState)]
+        found = most_shared(*(Drawn(draw, draw, is_cut) for draw, is_cut in both))
+        if found is not None:
+            raise StateError(
+                f"merge_calibrations: {found[0]:,} of {found[1]:,} kept rows of one bundle have "
+                "the ids of rows of the other: their scores would count twice. Calibrate on data "
+                "that share no examples, or give those of different data different ids."
+            )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and equal(a, b))

@@ -1,0 +1,266 @@
+"""A bundle of fitted states: what it was fitted on, what it answers, and how it travels.
+
+Only states are stored; results, scorers and later passes are rebuilt from them.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sonde.core._shown import places
+from sonde.core.errorbars import result_with_error
+from sonde.core.errors import StateError
+from sonde.core.instrument import Detector, Instrument
+from sonde.core.passes import states_of
+from sonde.core.plan import STATE_VERSION, Split
+from sonde.core.requests import Request, States, Task, terms_of
+from sonde.core.result import Result, Scorer
+from sonde.core.state import canonical_json, digest, require_finite
+from sonde.core.statefile import read_header, read_state, state_type, write_state
+from sonde.core.wording import plural
+from sonde.run.bundles._soundness import check_states
+from sonde.run.bundles.group_counts import damaged_counts
+from sonde.run.instruments.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
+from sonde.run.instruments.stages import has_stages, last_task, next_tasks
+from sonde.run.instruments.tasks import ErrorSample, requests_of
+from sonde.stats import Calibrated
+
+_log = logging.getLogger("sonde")
+
+MOST_NAMED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """States of some instruments at some sites, with a header that says where they come from.
+
+    Parameters
+    ----------
+    tasks : tuple of Task
+        Instruments as asked for (detectors calibrated) and the rows that each result is about.
+    states : dict of id to State or None
+        Of every pass.
+    header : dict
+        Model, sites, plans with the units that were seen, data, counters.
+    split : Split or None
+        The held-out part of the plan.
+    sample : ErrorSample or None
+        Where error bars come from.
+    """
+
+    tasks: tuple[Task, ...]
+    states: States
+    header: dict[str, Any]
+    split: Split | None = None
+    sample: ErrorSample | None = None
+    further: tuple[type[Instrument], ...] = field(default=(), repr=False)
+
+    @cached_property
+    def requests(self) -> dict[str, Request]:
+        """Every state in the bundle and how it was asked for."""
+        found = requests_of(self.tasks, self.sample, self.split)
+        following = next_tasks(self.tasks, self.states, self.split)
+        while following:
+            found.update(requests_of(following, None, self.split))
+            following = next_tasks(following, self.states, self.split)
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def _results(self) -> dict[int, Result]:
+        return {}
+
+    def __iter__(self) -> Iterator[tuple[Key, Result]]:
+        for i, name in enumerate(self.names):
+            yield name, self._result(i)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __repr__(self) -> str:
+        words = list(dict.fromkeys(word for word, _ in self.names))
+        words = words if len(words) <= MOST_NAMED else [*words[:MOST_NAMED], "..."]
+        held = "" if self.split is None else f", {self.split.held:.0%} held out"
+        where = places([site["text"] for site in self.header["sites"]])
+        data = f"{plural(self.header['data']['n_examples'], 'example')}{held}"
+        return f"Fitted({', '.join(words)} at {where}; {data})"
+
+    @cached_property
+    def names(self) -> list[Key]:
+        """The (method, site) pairs that have a result; ``knn(k=5)`` where there are several."""
+        return names_of(self.tasks)
+
+    def result(self, method: str | type[Instrument] | Instrument, site: str | None = None) -> Any:
+        """Return the result of a method at a site; the site may be left out where there is one.
+
+        Raises
+        ------
+        StateError
+            If the bundle has no such result, or several.
+        """
+        places = (str(site), f"{site}:out")
+        mine = [
+            i
+            for i, (_, place) in enumerate(self.names)
+            if self._is(i, method) and (site is None or place in places)
+        ]
+        if len(mine) != 1:
+            known = ", ".join(f"{w} at {s}" for w, s in self.names[:20])
+            what = method if isinstance(method, str) else word_of(method)
+            raise StateError(
+                f"Fitted.result: expected one result of {what!r} at {site or 'its only site'}, "
+                f"got {len(mine)}. The bundle has: {known}."
+            )
+        return self._result(mine[0])
+
+    def _is(self, i: int, method: str | type[Instrument] | Instrument) -> bool:
+        instrument = self.tasks[i].instrument
+        if isinstance(method, str):
+            return method in (word_of(instrument), self.names[i][0])
+        if isinstance(method, type):
+            return isinstance(inner_of(instrument), method)
+        return digest(inner_of(method)) == digest(inner_of(instrument))
+
+    def _result(self, i: int) -> Result:
+        if i not in self._results:
+            task = last_task(self.tasks[i], self.states, self.split)
+            rows = None
+            if self.sample is not None and not isinstance(task.instrument, Calibrated | Detector):
+                n_groups = int(self.header["data"]["n_groups"])
+                rows = self.sample.rows(task.keys, self.states, n_groups)
+            result = result_with_error(
+                task.instrument,
+                states_of(task, self.states, self.split),
+                terms_of(task, self.split),
+                rows,
+            )
+            inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
+            self._results[i] = result
+        return self._results[i]
+
+    @property
+    def spec(self) -> str:
+        """Return the hash of what was asked for: methods with every parameter, and where."""
+        return digest(sorted(canonical_json(entry_of(task)) for task in self.tasks))
+
+    @property
+    def scorers(self) -> dict[Key, Scorer]:
+        """The scorers by (method, site), calibrated where the plan held rows out."""
+        return {
+            name: self._result(i)  # type: ignore[misc]
+            for i, name in enumerate(self.names)
+            if isinstance(self.tasks[i].instrument, Calibrated | Detector)
+        }
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number; empty where numbers are all that is known."""
+        return tuple(self.header["data"].get("label_names", ()))
+
+    def save(self, path: str | Path) -> str:
+        """Write the bundle to one file and return its id (sha256 of the file).
+
+        Raises
+        ------
+        StateError
+            If a state is not finite.
+        """
+        require_finite(self.states)
+        return write_state(Path(path), self._header_for_file(), self.states)
+
+    def _header_for_file(self) -> dict[str, Any]:
+        split = None if self.split is None else {"held": self.split.held, "seed": self.split.seed}
+        sample = (
+            None
+            if self.sample is None
+            else {"columns": list(self.sample.columns), "groups": self.sample.groups}
+        )
+        return {
+            **self.header,
+            "format": "sonde-state",
+            "version": STATE_VERSION,
+            "entries": [entry_of(task) for task in self.tasks],
+            "split": split,
+            "sample": sample,
+        }
+
+    @classmethod
+    def load(cls, path: str | Path, instruments: Iterable[type[Instrument]] = ()) -> "Fitted":
+        """Read a bundle.
+
+        Parameters
+        ----------
+        path : path
+        instruments : iterable of Instrument classes, optional
+            Classes of your own that the bundle was fitted with; sonde's are known.
+
+        Raises
+        ------
+        StateError
+            If the file is damaged, hostile, of another version, or of an instrument whose
+            parameters mean something else today.
+        """
+        path, further = Path(path), tuple(instruments)
+        header = read_header(path)
+        kind, version = header.get("format"), header.get("version")
+        if (kind, version) != ("sonde-state", STATE_VERSION):
+            later = type(version) is int and version > STATE_VERSION
+            raise StateError(
+                f"Fitted.load: expected a fitted state of version {STATE_VERSION}, got {kind!r} "
+                f"version {version!r} at {path}. "
+                + ("A later sonde wrote it: install that version." if later else "Fit it again.")
+            )
+        _check_header(header, path)
+        tasks, split, sample = tasks_of(header, further, path)
+        wanted = requests_of(tasks, sample, split)
+        following = [task for task in tasks if has_stages(task)]
+        while following:
+            _, states = read_state(path, _types(wanted), partial=True)
+            check_states(states, path)
+            following = next_tasks(following, states, split)
+            wanted.update(requests_of(following, None, split))
+        _, states = read_state(path, _types(wanted))
+        check_states(states, path)
+        kept = {k: v for k, v in header.items() if k not in ("entries", "split", "sample")}
+        found = cls(tuple(tasks), states, kept, split, sample, further)
+        _log.info("%s: %r", path, found)
+        return found
+
+    def merge(self, other: "Fitted") -> "Fitted":
+        """Return the bundle of both sets of units.
+
+        Raises
+        ------
+        StateError
+            If the bundles are of another model, reading, instruments or classes, or share rows.
+        """
+        from sonde.run.bundles._joining import join_fitted
+
+        return join_fitted(self, other)
+
+
+_FIELDS = {
+    "model": dict, "reading": dict, "data": dict, "counters": dict, "units": list, "sites": list,
+    "entries": list,
+}  # fmt: skip
+_SITE_FIELDS = {"text": str, "dim": int, "reducer": str}
+
+
+def _check_header(header: dict[str, Any], path: Path) -> None:
+    """Refuse a header whose fields are not those that ``save`` writes."""
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(header.get(name), kind)]
+    wrong += [
+        f"sites[{i}]"
+        for i, site in enumerate(header.get("sites") or ())
+        if not isinstance(site, dict)
+        or any(not isinstance(site.get(n), k) for n, k in _SITE_FIELDS.items())
+    ]
+    wrong = wrong or damaged_counts(header)
+    if wrong:
+        raise StateError(f"Fitted.load: the header of {path} is damaged at {', '.join(wrong)}.")
+
+
+def _types(wanted: dict[str, Request]) -> dict[str, Any]:
+    return {i: state_type(r.statistic) for i, r in wanted.items()}

@@ -1,0 +1,122 @@
+"""How many examples and groups a bundle has seen, in each part, and two bundles together."""
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sonde.core.hashing import base_hashes, draws
+from sonde.core.plan import Part, Split
+from sonde.core.stream import Stream
+
+if TYPE_CHECKING:
+    from sonde.run.bundles.fitted import Fitted
+
+KEPT_DRAWS = 256
+LAST = np.uint64(2**64 - 1)
+
+
+def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
+    """Return what the header of a bundle says of the examples and groups of its data."""
+    members = Counter(stream.group_keys)
+    found: dict[str, Any] = {"n_examples": len(stream), "n_groups": len(members)}
+    if split is not None:
+        held = split.is_held(_split_draws(members, split.seed)).numpy()
+        sizes = np.fromiter(members.values(), dtype=np.int64, count=len(members))
+        found["held"] = {"n_examples": int(sizes[held].sum()), "n_groups": int(held.sum())}
+    return found
+
+
+def group_draws(stream: Stream) -> str:
+    """Return the smallest ``split`` draws of the groups, as hexadecimal text.
+
+    They tell how many groups two bundles share: exactly where these are all, else by the share of
+    those below the last draw of either.
+    """
+    found = _split_draws(Counter(stream.group_keys), stream.seed)
+    return _text(found.numpy().view(np.uint64))
+
+
+def counts_in(bundle: "Fitted", part: Part = "all") -> tuple[int, int]:
+    """Return how many examples and groups a part of the data has; of all where it is not known."""
+    data = bundle.header["data"]
+    held = data.get("held")
+    n_examples, n_groups = (int(data[name]) for name in ("n_examples", "n_groups"))
+    if part == "all" or held is None:
+        return n_examples, n_groups
+    if part == "held":
+        return int(held["n_examples"]), int(held["n_groups"])
+    return n_examples - int(held["n_examples"]), n_groups - int(held["n_groups"])
+
+
+def damaged_counts(header: dict[str, Any]) -> list[str]:
+    """Return the places of a header where the counts are not those that are written."""
+    data, draws = header["data"], header.get("group_draws", "")
+    held = data.get("held", data)
+    wrong = [] if isinstance(data.get("n_groups"), int) else ["data.n_groups"]
+    if not isinstance(held, dict) or any(
+        not isinstance(held.get(name), int) for name in ("n_examples", "n_groups")
+    ):
+        wrong.append("data.held")
+    if not isinstance(draws, str) or not re.fullmatch(r"([0-9a-f]{16})*", draws):
+        wrong.append("group_draws")
+    return wrong
+
+
+def joined_counts(a: "Fitted", b: "Fitted") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what two headers together say of the data's groups, and of their draws.
+
+    A group of both counts once, where the draws of both are known.
+    """
+    mine, its = a.header["data"], b.header["data"]
+    first, second = _draws_in(a), _draws_in(b)
+    found: dict[str, Any] = _sums(mine, its)
+    if "held" in mine and "held" in its:
+        found["held"] = _sums(mine["held"], its["held"])
+    if first is None or second is None:
+        return found, {}
+    cut = [d[-1] for d, one in ((first, mine), (second, its)) if 0 < len(d) < one["n_groups"]]
+    end = min(cut, default=LAST)
+    found["n_groups"] = _distinct(found["n_groups"], first, second, end)
+    if "held" in found and a.split is not None:
+        one, other = (d[_is_held(d, a.split)] for d in (first, second))
+        found["held"]["n_groups"] = _distinct(found["held"]["n_groups"], one, other, end)
+    return found, {"group_draws": _text(np.union1d(first, second))}
+
+
+def _sums(a: dict[str, Any], b: dict[str, Any]) -> dict[str, int]:
+    return {name: a[name] + b[name] for name in ("n_examples", "n_groups")}
+
+
+def _distinct(n: int, first: np.ndarray, second: np.ndarray, end: np.uint64) -> int:
+    """Return how many of the ``n`` groups of two bundles differ, by those up to the draw ``end``.
+
+    With the share ``s`` of distinct ones that both have, ``n`` is their number times ``1 + s``.
+    """
+    union, shared = np.union1d(first, second), np.intersect1d(first, second)
+    known, twice = int((union <= end).sum()), int((shared <= end).sum())
+    return max(len(union), round(n * known / (known + twice))) if known else n
+
+
+def _split_draws(groups: Counter[bytes], seed: int) -> torch.Tensor:
+    base = base_hashes(list(groups), "split", seed)
+    zero = np.zeros(len(base), dtype=np.uint64)
+    return draws(base, zero, zero)
+
+
+def _is_held(found: np.ndarray, split: Split) -> np.ndarray:
+    return split.is_held(torch.as_tensor(found.view(np.int64))).numpy()
+
+
+def _text(found: np.ndarray) -> str:
+    return np.sort(found)[:KEPT_DRAWS].astype("<u8").tobytes().hex()
+
+
+def _draws_in(bundle: "Fitted") -> np.ndarray | None:
+    """Return the kept draws of a bundle's groups in ascending order; None where it has none."""
+    text = bundle.header.get("group_draws")
+    if text is None:
+        return None
+    return np.frombuffer(bytes.fromhex(text), dtype="<u8").astype(np.uint64)

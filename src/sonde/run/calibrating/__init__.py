@@ -1,0 +1,1 @@
+"""``sonde.calibrate``: the scores of other rows become p-values and thresholds."""

@@ -1,0 +1,136 @@
+"""``sonde.calibrate``: detectors that are fitted, calibrated on other rows."""
+
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from sonde.core.calibration import Guarantee
+from sonde.core.classes import joined_names, with_classes
+from sonde.core.errors import InputError, StateError
+from sonde.core.instrument import Detector
+from sonde.core.reduction import AUTO
+from sonde.core.requests import States, Task, requests
+from sonde.core.stream import Stream
+from sonde.run.bundles.calibrations import held_requests
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.calibrating._held_scores import held_scores
+from sonde.run.fitting.fit import data_fingerprint, require_same_model
+from sonde.run.instruments.entries import Key, inner_of
+from sonde.run.passes.progress import Bar
+from sonde.run.reading.read import ARRAYS
+from sonde.run.reading.recipe import recipe_in, recipe_of
+from sonde.run.scoring.score import open_for, reduction_of
+from sonde.stats import By, Calibrated, Kept
+from sonde.store import is_store
+
+ROWS = 10_000
+GROUP = "group"
+
+
+def calibrate(
+    fitted: Fitted,
+    model: Any,
+    data: Any = None,
+    *,
+    m: int = ROWS,
+    reduction: str = AUTO,
+    by: str | None = None,
+    guarantee: Guarantee = "marginal",
+    delta: float = 0.05,
+    progress: bool = True,
+    **options: Any,
+) -> Fitted:
+    """Return the detectors of a bundle, calibrated on rows that it was not fitted on.
+
+    What was held out before is replaced. Of the scores a hash sample of at most ``m`` and the 1,000
+    largest are kept, so memory does not grow with the data, and thresholds of small false-alarm
+    rates are those of all scores. Where rows come in groups, one row of each calibrates. Bundles
+    that were calibrated on parts of the data are joined by ``merge_calibrations``.
+
+    Parameters
+    ----------
+    fitted : Fitted
+    model : Model, nn.Module, str or Stream
+        The model that the bundle was fitted on; or a stream of its states, then without ``data``.
+    data : str, path or iterable
+        Usual rows.
+    m : int, default=10_000
+        Most scores of a class that are kept in the sample.
+    reduction : str, default="auto"
+        What a p-value is about, as in ``sonde.fit``; "auto" leaves it as the bundle has it.
+    by : "label", "predicted", name of a column, or None, default=None
+        Keep the false-alarm rate within each class: by the data's labels, which must then be known
+        when rows are scored, or by the model's predictions; or within each value of a column of a
+        table, which is then read when rows are scored. By the column of the groups (``group``),
+        every row calibrates its own group, and not one row of each.
+    guarantee : {"marginal", "pac"}, default="marginal"
+        The rate holds on average over calibration sets, or for this one with ``1 - delta``.
+    delta : float, default=0.05
+    progress : bool, default=True
+    **options
+        Named options of ``sonde.read``.
+
+    Raises
+    ------
+    InputError
+        If the bundle was fitted on this very data: its scores there are no guide to new rows.
+    CalibrationError
+        If there are no classes to calibrate by.
+    StateError
+        If the bundle holds no detector, or is of another model.
+    """
+    column = None if by in (None, *get_args(By)) else by
+    if column is not None:
+        _require_table(column, model)
+        options["label_column"] = column
+    said: By | None = "label" if column is not None else cast("By | None", by)
+    kept = Kept(m=m, by=said, guarantee=guarantee, delta=delta)
+    tasks = _calibrated_tasks(fitted, kept, reduction)
+    stream = open_for(fitted, model, data, said, **options)
+    in_groups = column is None or column != (options.get("group_column") or GROUP)
+    require_same_model(fitted.header, stream)
+    stream = with_classes(stream, fitted.label_names)
+    fingerprint = data_fingerprint(stream)
+    if len(stream) == 0 or fingerprint in {u["data"] for u in fitted.header["units"]}:
+        raise InputError(
+            "calibrate: expected at least one example that the detectors were not fitted on, got "
+            f"{len(stream)}. Calibrate on other rows."
+        )
+    with Bar("calibrate", len(stream), progress) as bar:
+        held = held_scores(tasks, fitted.scorers, stream, kept, bar, in_groups)
+    states: States = {
+        i: fitted.states[i] for i in requests(tasks.values(), fitted.split) if i in fitted.states
+    }
+    for name, task in tasks.items():
+        (request,) = held_requests([task], fitted.split)
+        states[request] = held[name]
+    seen = [{"data": fingerprint, "n_examples": len(stream)} | ({"by": column} if column else {})]
+    recipe = recipe_of(stream) or recipe_in(fitted.header)
+    header = {**fitted.header, "recipe": recipe, "calibrations": seen}
+    if said == "label":
+        names = joined_names(fitted.label_names, stream.label_names)
+        header["data"] = {**header["data"], "label_names": list(names or ())}
+    found = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
+    _ = found.scorers  # a class without scores is told now
+    return found
+
+
+def _require_table(column: str, model: Any) -> None:
+    """Refuse a column of data that are no table."""
+    place = isinstance(model, str | Path)
+    if isinstance(model, Stream) or (place and (model == ARRAYS or is_store(Path(model)))):
+        raise InputError(
+            f"calibrate: by={column!r} names a column of a table, got rows that were read before. "
+            "Give the classes as labels and take by='label'."
+        )
+
+
+def _calibrated_tasks(fitted: Fitted, kept: Kept, reduction: str) -> dict[Key, Task]:
+    tasks: dict[Key, Task] = {}
+    for name, task in zip(fitted.names, fitted.tasks, strict=True):
+        inner = inner_of(task.instrument)
+        if isinstance(inner, Detector):
+            how = reduction_of(fitted, task, reduction)
+            tasks[name] = Task(Calibrated(inner, reduction=how, kept=kept), task.keys)
+    if not tasks:
+        raise StateError("calibrate: the bundle holds no detector. Fit one, e.g. mahalanobis.")
+    return tasks

@@ -1,0 +1,1 @@
+"""Two fitted bundles held against each other, from their states alone."""

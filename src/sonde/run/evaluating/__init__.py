@@ -1,0 +1,1 @@
+"""What tables of scores are worth, held against what is known of their rows."""

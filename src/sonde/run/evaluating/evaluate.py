@@ -1,0 +1,124 @@
+"""Tables of scores of usual and of unusual rows, as figures with intervals."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sonde.core.errors import InputError
+from sonde.metrics import Metric, aupr, auroc, fpr_at_tpr
+from sonde.run.scoring.tables import checked, keys_of, part_of, scores_of
+from sonde.stats.intervals import grouped_share
+
+RESAMPLES = 1000
+
+
+def evaluate(
+    usual: pa.Table,
+    unusual: pa.Table,
+    *,
+    alpha: float = 0.05,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return how well each detector at each site tells two tables of scores apart.
+
+    Parameters
+    ----------
+    usual, unusual : pyarrow.Table
+        As ``sonde.score`` returns them. The rows of one id are resampled together.
+    alpha : float, default=0.05
+        False-alarm rate at which the detectors are set; figures about it need a calibration.
+    resamples : int, default=1000
+    seed : int, default=0
+
+    Returns
+    -------
+    list of dict
+        For each instrument and site ``n_usual n_unusual``, ``auroc aupr aupr_usual
+        fpr_at_95tpr_unusual fpr_at_95tpr_usual`` each with ``_low`` and ``_high``, and
+        ``false_alarms`` with its interval, exact where every row has an id of its own, and
+        ``found``, the alarms on unusual rows.
+
+    Raises
+    ------
+    InputError
+        If the two tables have no instrument and site in common, or a column holds no numbers.
+    """
+    if not 0 < alpha < 1:
+        raise InputError(f"evaluate: expected alpha in (0, 1), got {alpha}.")
+    return [
+        {"instrument": k[0], "site": k[1], **_figures(a, b, alpha, resamples, seed)}
+        for k, a, b in pairs_of(usual, unusual)
+    ]
+
+
+def pairs_of(
+    usual: pa.Table, unusual: pa.Table
+) -> list[tuple[tuple[str, str], pa.Table, pa.Table]]:
+    """Return the rows of each instrument and site that both tables have.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    usual, unusual = (
+        checked(usual, "the usual rows"),
+        checked(unusual, "the unusual rows"),
+    )
+    known = set(keys_of(unusual))
+    both = [(k, part_of(usual, k), part_of(unusual, k)) for k in keys_of(usual) if k in known]
+    if not both:
+        raise InputError(
+            "evaluate: the two tables have no detector at one site in common. Score both with the "
+            "same file."
+        )
+    return both
+
+
+def _figures(
+    usual: pa.Table, unusual: pa.Table, alpha: float, resamples: int, seed: int
+) -> dict[str, Any]:
+    scores = np.concatenate([scores_of(usual), scores_of(unusual)])
+    truth = np.r_[np.zeros(usual.num_rows), np.ones(unusual.num_rows)]
+    group = groups_of(usual, unusual)
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    found = {
+        "auroc": auroc(scores, truth, group, **options),
+        "aupr": aupr(scores, truth, group, **options),
+        "aupr_usual": aupr(scores, truth, group, positive="usual", **options),
+        "fpr_at_95tpr_unusual": fpr_at_tpr(scores, truth, group, **options),
+        "fpr_at_95tpr_usual": fpr_at_tpr(scores, truth, group, positive="usual", **options),
+    }
+    row: dict[str, Any] = {"n_usual": usual.num_rows, "n_unusual": unusual.num_rows}
+    for name, metric in found.items():
+        row |= ends(name, metric)
+    return row | _alarms(usual, unusual, alpha)
+
+
+def groups_of(usual: pa.Table, unusual: pa.Table) -> np.ndarray:
+    """Return which rows are of one id, over both tables; an id in both means two groups."""
+    names = [f"usual {i}" for i in usual["id"].to_pylist()]
+    names += [f"unusual {i}" for i in unusual["id"].to_pylist()]
+    return np.unique(np.array(names), return_inverse=True)[1]
+
+
+def ends(name: str, metric: Metric) -> dict[str, float | None]:
+    """Return a figure and the ends of its interval; None where one is not defined."""
+    values = {name: float(metric.value), f"{name}_low": metric.low, f"{name}_high": metric.high}
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+def _alarms(usual: pa.Table, unusual: pa.Table, alpha: float) -> dict[str, Any]:
+    """Return the share of rows of either kind with ``p <= alpha``, None without calibration."""
+    names = ("false_alarms", "false_alarms_low", "false_alarms_high", "found")
+    if any("p" not in t.column_names or t["p"].null_count for t in (usual, unusual)):
+        return dict.fromkeys(names)
+    false = np.array([p <= alpha for p in usual["p"].to_pylist()])
+    seen = sum(p <= alpha for p in unusual["p"].to_pylist())
+    member = np.unique(np.array(usual["id"].to_pylist(), dtype=str), return_inverse=True)[1]
+    low, high = grouped_share(false, member)
+    values = (float(false.mean()), low, high, seen / unusual.num_rows)
+    return dict(zip(names, values, strict=True))

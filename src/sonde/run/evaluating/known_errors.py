@@ -1,0 +1,113 @@
+"""Do scores say which answers are wrong? One table held against a column of errors.
+
+For steps and pixels: ``known_steps``, ``known_pixels``.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sonde.core.errors import InputError
+from sonde.metrics import auroc, auroc_within, prediction_rejection
+from sonde.run.evaluating.evaluate import RESAMPLES, ends
+from sonde.run.evaluating.known import Known
+from sonde.run.scoring.tables import scores_of
+
+
+def evaluate_errors(
+    scored: pa.Table,
+    data: Any,
+    column: str,
+    *,
+    group_column: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return how well each detector at each site says which answers are wrong.
+
+    Parameters
+    ----------
+    scored : pyarrow.Table
+        As ``sonde.score`` returns it, a line for each item.
+    data : str, path or iterable
+        What was scored.
+    column : str
+        Of the data: how wrong each answer is, 0 = right and 1 = wrong, or any number of at least 0.
+        Items without one, or with -1, are left out.
+    group_column : str, optional
+        What is resampled whole, and within which ``within`` compares; ``group`` where it is there.
+    resamples, seed
+        As in ``auroc``.
+
+    Returns
+    -------
+    list of dict
+        For each instrument and site ``n left_out groups``, ``prr`` with ``_low`` and ``_high``;
+        where errors are 0 or 1, ``auroc`` likewise, and ``within`` where a group holds both.
+
+    Raises
+    ------
+    InputError
+        If errors are no numbers or all the same, or an item has several lines.
+    """
+    known = Known.of(data)
+    errors = {i: _error(v, i, column) for i, v in known.column(column).items()}
+    errors = {i: v for i, v in errors.items() if v >= 0}
+    groups = known.groups(group_column)
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    found = []
+    for (instrument, site), part, numbers in known.parts(scored):
+        _require_once(numbers, instrument, site)
+        kept = [k for k, i in enumerate(numbers) if i in errors]
+        wrong = np.array([errors[numbers[k]] for k in kept])
+        if len(set(wrong.tolist())) < 2:
+            raise InputError(
+                f"evaluate: expected right and wrong answers in column {column!r}, got "
+                f"{len(kept):,} scored items with {'no' if not kept else 'one and the same'} value."
+            )
+        scores, group = scores_of(part)[kept], [groups[numbers[k]] for k in kept]
+        row = {"instrument": instrument, "site": site, "n": len(kept), "groups": len(set(group))}
+        row["left_out"] = part.num_rows - len(kept)
+        row |= ends("prr", prediction_rejection(scores, -wrong, group, **options))
+        row |= _tells(scores, wrong, group, options)
+        found.append(row)
+    return found
+
+
+def _error(value: Any, item: int, column: str) -> float:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = np.nan
+    if not (np.isfinite(found) and (found >= 0 or found == -1)):
+        raise InputError(
+            f"evaluate: expected in column {column!r} how wrong each answer is, a number of at "
+            f"least 0 (0 right, 1 wrong), got {value!r:.40} for item {item}."
+        )
+    return found
+
+
+def _require_once(numbers: list[int], instrument: str, site: str) -> None:
+    if len(set(numbers)) < len(numbers):
+        again = next(i for i in numbers if numbers.count(i) > 1)
+        raise InputError(
+            f"evaluate: expected one line for each item, got {numbers.count(again)} for item "
+            f"{again} of {instrument} at {site}. Score with --reduction max, and long texts with "
+            "--long truncate."
+        )
+
+
+def _tells(
+    scores: np.ndarray, wrong: np.ndarray, group: list[str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return AUROC over all answers and within groups, where errors are 0 or 1."""
+    row: dict[str, Any] = dict.fromkeys(("auroc", "auroc_low", "auroc_high"))
+    row |= dict.fromkeys(("within", "within_low", "within_high"))
+    if not set(wrong.tolist()) <= {0.0, 1.0}:
+        return row
+    row |= ends("auroc", auroc(scores, wrong, group, **options))
+    kinds = {(g, w) for g, w in zip(group, wrong.tolist(), strict=True)}
+    if len(kinds) > len({g for g, _ in kinds}):
+        row |= ends("within", auroc_within(scores, wrong, group, **options))
+    return row

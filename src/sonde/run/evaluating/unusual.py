@@ -1,0 +1,81 @@
+"""Which examples of a table of scores are the most unusual, and how sites are compared for that."""
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from sonde.core.errors import InputError
+from sonde.run.scoring.tables import keys_of, part_of, scores_of
+
+TINY: Final = 1e-300
+
+
+def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the ``n`` most unusual examples of each detector, each where it stands out most.
+
+    Lines are compared by p-value, then by how far their score lies beyond the scores of the same
+    table at the same site, in units from its median to its 90 % quantile: sites have no common
+    scale of their own. Lines without a p-value come after those that have one.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        As ``sonde.score`` returns it; a score that is null counts as infinite.
+    n : int
+
+    Returns
+    -------
+    dict of str to list of dict
+        For each instrument the lines, one for each id.
+
+    Raises
+    ------
+    InputError
+        If ``n`` is negative.
+    """
+    if n < 0:
+        raise InputError(f"most_unusual: expected a number of at least 0, got {n}.")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for instrument in dict.fromkeys(key[0] for key in keys_of(table)):
+        best: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {}
+        for key in keys_of(table):
+            if key[0] == instrument:
+                _take(best, part_of(table, key), n)
+        order = sorted(best.values(), key=lambda pair: pair[0])[:n]
+        found[instrument] = [line for _, line in order]
+    return found
+
+
+def _take(best: dict[str, Any], part: pa.Table, n: int) -> None:
+    """Keep the lines of one site that may be among the ``n`` first."""
+    scores, ids = scores_of(part), part["id"].to_pylist()
+    p = np.array([math.inf if v is None else v for v in part["p"].to_pylist()])
+    far = beyond(scores)
+    taken: set[str] = set()
+    for i in np.lexsort((-far, p)).tolist():
+        if len(taken) == n:
+            return
+        if ids[i] in taken:
+            continue
+        taken.add(ids[i])
+        rank = (float(p[i]), -float(far[i]))
+        if ids[i] not in best or rank < best[ids[i]][0]:
+            line = part.slice(i, 1).to_pylist()[0]
+            best[ids[i]] = (rank, {**line, "score": float(scores[i])})
+
+
+def beyond(scores: np.ndarray) -> np.ndarray:
+    """Return how far scores lie above their median, in units from it to their 90 % quantile.
+
+    Examples
+    --------
+    >>> beyond(np.array([0.0, 1.0, 2.0, float("inf")])).tolist()
+    [-1.25, 0.0, 1.25, inf]
+    """
+    finite = scores[np.isfinite(scores)]
+    if not len(finite):
+        return np.where(np.isfinite(scores), 0.0, scores)
+    middle, high = np.quantile(finite, [0.5, 0.9])
+    return (scores - middle) / max(high - middle, TINY)

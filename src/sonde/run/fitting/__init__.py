@@ -1,0 +1,1 @@
+"""``sonde.fit``, and the same as an estimator of scikit-learn."""

@@ -1,0 +1,313 @@
+"""``sonde.fit``: all instruments at all sites in one pass, a second one where they ask for it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError, StateError
+from sonde.core.folding import check_whole
+from sonde.core.identity import agree, data_hash, difference
+from sonde.core.instrument import Detector, Instrument
+from sonde.core.plan import UNIT_SIZE, Plan, Split
+from sonde.core.reduction import AUTO
+from sonde.core.requests import Request, States, Task
+from sonde.core.statistic import Learner
+from sonde.core.stream import Stream
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.group_counts import counts_of, group_draws
+from sonde.run.fitting._classes import check_classes
+from sonde.run.instruments.asked import check_grids, check_reading, head_sites
+from sonde.run.instruments.stages import next_tasks
+from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
+from sonde.run.passes.driver import run_pass
+from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
+from sonde.run.passes.progress import Bar
+from sonde.run.reading.read import read
+from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
+from sonde.run.workers.crew import Crew, Runner
+from sonde.tap import LiveStream, known_config_hash
+
+DEFAULT_HELD = 0.2
+MODEL_FIELDS = ("model", "config", "dtype", "attn", "head")
+READING_FIELDS = ("objective", "keep_special", "perturb")
+
+
+def fit(
+    instruments: Instrument | Iterable[Instrument],
+    stream: Stream | str | Path,
+    *,
+    calibrate: float | int = DEFAULT_HELD,
+    reduction: str = AUTO,
+    unit_size: int = UNIT_SIZE,
+    workers: int = 0,
+    threads: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
+    directory: str | Path | None = None,
+    fresh: bool = False,
+    memory: int | None = None,
+    progress: bool = True,
+) -> Fitted:
+    """Fit instruments on a stream in one pass (two where an instrument asks for a second).
+
+    Parameters
+    ----------
+    instruments : Instrument or iterable of Instrument
+        Each is fitted at every site of the stream, at each pair of neighbours, or at all at once;
+        what reads the logits alone is the same at every site and is fitted once, at the last.
+    stream : Stream or path
+        Live, stored, or plain arrays; or the folder of a store.
+    calibrate : float, default=0.2
+        Share of the groups that is held out where a detector is among the instruments; 0 = none.
+    reduction : str, default="auto"
+        What a p-value is about where an example has several rows: one score of the example by
+        ``max``, ``mean`` or ``topk_mean(k)``, or each of its ``rows``. "auto" is ``max`` for
+        patches of images, ``rows`` else.
+    unit_size : int, default=256
+        Examples in a unit.
+    workers : int, default=0
+        Processes, or actors on Ray; the result is the same bits for any number of at least one.
+    threads : int or None, default=None
+        Threads of each worker (1 with workers); part of the plan.
+    runner : {"local", "ray"}, default="local"
+        "ray" works on a cluster; 0 workers are then as many as it has room for.
+    address : str or None, default=None
+        The cluster, ``host:port`` or ``auto``; None starts one on this machine.
+    directory : path, optional
+        Run directory: committed work survives a kill, and the same call goes on from it.
+    fresh : bool, default=False
+        Drop what a run of another plan left in the directory.
+    memory : int or None, default=None
+        Bytes that the states may take; None is 80 % of the free memory.
+    progress : bool, default=True
+        A bar on stderr after two seconds.
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    InputError
+        If there is no data, no instrument, or not enough memory.
+    Interrupted
+        On Ctrl-C; committed work is kept in ``directory``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sonde.core import Stream
+    >>> from sonde.detect import Mahalanobis
+    >>> rows = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    >>> fitted = fit(Mahalanobis(), Stream.of(rows), progress=False)
+    >>> fitted.result("mahalanobis").calibration.n
+    106
+    """
+    chosen = [instruments] if isinstance(instruments, Instrument | str) else list(instruments)
+    stream = stream if isinstance(stream, Stream) else read(stream)
+    _check(chosen, stream)
+    check_reading(chosen, stream)
+    check_classes(chosen, stream)
+    split = None
+    if calibrate and any(isinstance(i, Detector) for i in chosen):
+        split = Split(calibrate, stream.seed)
+    tasks = assign(chosen, stream.schema, split, reduction, head_sites(chosen, stream))
+    check_grids(tasks, stream)
+    crew = Crew(workers, runner, address)
+    settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
+    place = None if directory is None else Path(directory)
+    sample = error_sample(tasks, stream, split)
+    with crew.gathered(settings.threads):
+        states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)
+    header = make_header(stream, units, counters, split)
+    return Fitted(tuple(tasks), states, header, split, sample)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How passes are driven."""
+
+    split: Split | None
+    crew: Crew
+    threads: int
+    fresh: bool
+    memory: int | None
+    progress: bool
+
+
+def _all_passes(
+    tasks: list[Task],
+    stream: Stream,
+    sample: ErrorSample | None,
+    settings: _Settings,
+    unit_size: int,
+    place: Path | None,
+) -> tuple[States, list[dict[str, Any]], dict[str, int]]:
+    """Return the states of all passes, the units of each, and what the first one counted."""
+    states: States = {}
+    units: list[dict[str, Any]] = []
+    counters: dict[str, int] = {}
+    following, stage = tasks, 0
+    while following:
+        wanted = requests_of(following, sample if stage == 0 else None, settings.split)
+        wanted = {i: r for i, r in wanted.items() if i not in states}
+        if wanted:
+            plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
+            outcome = _one_pass(stream, wanted, plan, settings, _stage(place, stage))
+            states = {**states, **outcome.states}
+            counters = counters or outcome.counters
+            units.append(unit_entry(plan, stream))
+        following, stage = next_tasks(following, states, settings.split), stage + 1
+    return states, units, counters
+
+
+def _stage(directory: Path | None, stage: int) -> Path | None:
+    if directory is None:
+        return None
+    return directory if stage == 0 else directory / f"pass{stage + 1}"
+
+
+def _check(instruments: Sequence[object], stream: Stream) -> None:
+    if not instruments:
+        raise InputError("fit: expected at least one instrument, got none.")
+    for instrument in instruments:
+        if not isinstance(instrument, Instrument):
+            raise InputError(
+                f"fit: expected instruments such as Mahalanobis(), got {instrument!r}."
+                + (" Call it: add ()." if isinstance(instrument, type) else "")
+                + (" Names are for the command line." if isinstance(instrument, str) else "")
+            )
+    if len(stream) == 0:
+        raise InputError("fit: expected at least one example, got none. The data is empty.")
+
+
+def make_plan(
+    stream: Stream,
+    wanted: dict[str, Request],
+    split: Split | None,
+    unit_size: int,
+    threads: int | None,
+    stage: int = 0,
+) -> Plan:
+    """Return the plan of one pass; groups and examples are whole where they need to be."""
+    bounds = stream.units(unit_size)
+    check_whole(stream, wanted, bounds)
+    return Plan(
+        stream=stream.identity(),
+        requests=tuple(wanted),
+        bounds=tuple(bounds),
+        split=split,
+        stage=stage,
+        commit_level=commit_level(wanted, stream.schema, len(bounds) - 1),
+        threads=threads,
+    )
+
+
+def _one_pass(
+    stream: Stream,
+    wanted: dict[str, Request],
+    plan: Plan,
+    settings: _Settings,
+    directory: Path | None,
+) -> Any:
+    needed: Estimate = estimate(wanted, stream.schema, plan, settings.crew.workers_here)
+    check_memory(needed, settings.memory, settings.progress)
+    label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
+    size = needed.state_bytes
+    learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
+    n_walks = 1 + max((learner.n_passes() for learner in learners), default=0)
+    label += f", {n_walks} walks at most" if learners else ""
+    total, keeps = n_walks * plan.n_examples, directory is not None
+    with Bar(label, total, settings.progress, state_bytes=size, keeps=keeps) as bar:
+        return run_pass(
+            stream,
+            wanted,
+            plan,
+            directory=directory,
+            crew=settings.crew,
+            fresh=settings.fresh,
+            tick=bar.advance,
+        )
+
+
+def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
+    """Return which units of which plan and data a bundle has seen."""
+    units = [[0, plan.n_units - 1]]
+    return {"plan": plan.id, "data": data_fingerprint(stream), "units": units}
+
+
+def data_fingerprint(stream: Stream) -> str:
+    """Return the hash of what a stream says of its data: of which rows they are."""
+    return data_hash(stream.identity())
+
+
+def make_header(
+    stream: Stream,
+    units: list[dict[str, Any]],
+    counters: dict[str, int],
+    split: Split | None = None,
+) -> dict[str, Any]:
+    """Return what a bundle says about its model, sites and data."""
+    identity = stream.identity()
+    draws = {"group_draws": group_draws(stream)} if stream.grouped else {}
+    return {
+        **draws,
+        "model": {name: identity.get(name) for name in MODEL_FIELDS},
+        "reading": {name: identity.get(name) for name in READING_FIELDS},
+        "recipe": recipe_of(stream),
+        "sites": [
+            {
+                "text": s.key,
+                "dim": s.dim,
+                "reducer": str(s.reducer),
+                "order": i,
+                "dtype": s.dtype,
+                "axes": s.axes,
+                "prefix": s.prefix,
+            }
+            for i, s in enumerate(stream.schema)
+        ],
+        "units": units,
+        "counters": dict(sorted(counters.items())),
+        "data": {
+            "fingerprint": units[0]["data"] if units else "",
+            **counts_of(stream, split),
+            "grouped": stream.grouped,
+            "label_names": list(stream.label_names),
+            "seed": stream.seed,
+        },
+    }
+
+
+def require_same_model(header: dict[str, Any], stream: Stream) -> None:
+    """Refuse a stream whose model, sites, reducers or widths are not those of a bundle.
+
+    Raises
+    ------
+    StateError
+        Naming the first thing that differs.
+    """
+    identity = stream.identity()
+    if isinstance(stream, LiveStream):
+        live, known = stream.model, header["model"].get("config")
+        identity["config"] = known_config_hash(live.config, live.module, known)
+    for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
+        for name in names:
+            fitted, here = header[kind].get(name), identity.get(name)
+            if not agree(name, fitted, here):
+                more = " What moved between two models says sonde drift." if kind == "model" else ""
+                raise StateError(
+                    f"score: the state was fitted for another {kind}: "
+                    f"{difference(name, here, fitted)}. Fit again.{more}"
+                )
+    require_same_recipe(recipe_in(header), recipe_of(stream))
+    schema = {s.key: s for s in stream.schema}
+    for site in header["sites"]:
+        mine = schema.get(site["text"])
+        if mine is None or mine.dim != site["dim"] or str(mine.reducer) != site["reducer"]:
+            got = "nothing" if mine is None else f"dim={mine.dim}, reducer {mine.reducer}"
+            raise StateError(
+                f"score: expected dim={site['dim']}, reducer {site['reducer']} at {site['text']} "
+                f"(as fitted), got {got}."
+            )

@@ -1,0 +1,1 @@
+"""What is asked for: the catalogue of methods, their entries in headers, tasks and stages."""

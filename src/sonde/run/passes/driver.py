@@ -1,0 +1,206 @@
+"""One pass of a plan: which ranges of units are worked on, by whom, and where they are committed.
+
+Everything that is committed goes through the ledger as an aligned range of units; nothing is ever
+added to a state on disk. So a pass can be interrupted or killed anywhere and goes on from there
+with the same bits.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import SondeError, StoreError
+from sonde.core.lock import RunLock
+from sonde.core.plan import Plan
+from sonde.core.requests import Request, States
+from sonde.core.statistic import Learner
+from sonde.core.stream import Stream
+from sonde.run.passes.chain import walk_chain
+from sonde.run.passes.ledger import Ledger
+from sonde.run.passes.ranges import RangeJob, Tick, commit_range, token_in
+from sonde.run.workers.crew import Crew, hand_out, using_threads
+
+ROUNDS = 3
+REST = 5.0
+
+_log = logging.getLogger("sonde")
+
+
+class Interrupted(SondeError):
+    """A pass was stopped by the user; what was committed is kept.
+
+    Attributes
+    ----------
+    partial : Outcome
+        The states of what is committed.
+    first : bool
+        Whether it was the first pass of a run.
+    """
+
+    def __init__(self, partial: "Outcome", directory: Path | None, first: bool = True) -> None:
+        self.partial, self.directory, self.first = partial, directory, first
+        super().__init__(
+            f"interrupted after {partial.done} of {partial.total} units"
+            f"{', in training.' if partial.learning and partial.done == partial.total else '.'}"
+            f"{_kept(partial, directory, first)}"
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The states of a pass and what it counted; ``done`` of ``total`` units.
+
+    ``learning`` says that learners were not trained to the end.
+    """
+
+    states: States
+    counters: dict[str, int]
+    done: int
+    total: int
+    learning: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit is in and every learner trained."""
+        return self.done == self.total and not self.learning
+
+
+def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
+    """Return what of a pass that was stopped is kept, and how to go on."""
+    if partial.done == 0 and first:
+        return (
+            " No unit was done, so nothing is kept; run the same command again. A smaller "
+            "--unit-size keeps more."
+        )
+    if directory is None:
+        return ""
+    return (
+        f" What is done is kept in {directory}; the same command goes on from there "
+        "(--resume makes sure of it)."
+    )
+
+
+def run_pass(
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    *,
+    directory: Path | None = None,
+    crew: Crew = Crew(),  # noqa: B008  frozen
+    fresh: bool = False,
+    tick: Tick = lambda _: None,
+) -> Outcome:
+    """Run every unit of a plan that is not committed yet, and return the folded states.
+
+    Parameters
+    ----------
+    stream : Stream
+    wanted : mapping of id to Request
+    plan : Plan
+    directory : Path or None, default=None
+        The run directory; a temporary one without fsync where None.
+    crew : Crew, default=Crew()
+        Who works: this process, processes beside it, or actors on Ray. The bytes are the same.
+    fresh : bool, default=False
+        Drop what a run of another plan left in the directory.
+    tick : callable
+        Called with the number of examples after each unit.
+
+    Raises
+    ------
+    Interrupted
+        On Ctrl-C, after what is finished has been committed.
+    """
+    chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
+    rest = {i: r for i, r in wanted.items() if i not in chain}
+    with _directory(directory) as (place, durable), _lock(directory):
+        ledger = Ledger(place, plan, rest, durable=durable, fresh=fresh)
+        try:
+            if crew.is_apart and rest:
+                _with_workers(ledger, stream, rest, plan, crew, tick)
+            else:
+                _alone(ledger, stream, rest, plan, tick)
+            _say_where(chain, crew)
+            with using_threads(plan.threads):
+                learned = walk_chain(place, stream, chain, plan, durable, tick)
+        except KeyboardInterrupt:
+            ledger.compact()
+            states, counters, _ = ledger.partial()
+            states = {**states, **dict.fromkeys(chain)}
+            partial = Outcome(states, counters, ledger.n_done, plan.n_units, bool(chain))
+            raise Interrupted(partial, directory, plan.stage == 0) from None
+        states, counters = ledger.finish()
+    return Outcome({**states, **learned}, counters, plan.n_units, plan.n_units)
+
+
+@contextmanager
+def _directory(directory: Path | None) -> Iterator[tuple[Path, bool]]:
+    if directory is not None:
+        yield directory, True
+        return
+    with tempfile.TemporaryDirectory(prefix="sonde-") as name:
+        yield Path(name) / "pass.run", False
+
+
+def _lock(directory: Path | None) -> AbstractContextManager[Any]:
+    return nullcontext() if directory is None else RunLock(directory)
+
+
+def _alone(
+    ledger: Ledger, stream: Stream, wanted: Mapping[str, Request], plan: Plan, tick: Tick
+) -> None:
+    with using_threads(plan.threads):
+        for start, stop in ledger.missing():
+            commit_range(ledger, stream, wanted, plan, start, stop, tick)
+            ledger.compact()
+
+
+def _say_where(chain: Mapping[str, Request], crew: Crew) -> None:
+    if chain and crew.is_apart:
+        names = sorted({type(r.statistic).__name__ for r in chain.values()})
+        _log.warning(
+            "%s: trained in this process, one step after the other; workers do the rest",
+            ", ".join(names),
+        )
+
+
+def _with_workers(
+    ledger: Ledger,
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    crew: Crew,
+    tick: Tick,
+) -> None:
+    """Hand out ranges to workers, who merge what they commit where they share the directory.
+
+    What they hand back instead is merged here, in a small part of the time: what comes in while
+    this process rests is merged together.
+    """
+    resting = 0.0
+    with token_in(ledger.directory) as token:
+        directory = ledger.directory.absolute()
+        job = RangeJob(
+            stream, crew.threads(plan.threads), dict(wanted), plan, directory, token, ledger.durable
+        )
+        for _ in range(ROUNDS):
+            with closing(hand_out(job, ledger.missing(), crew)) as answers:
+                for (start, stop), written in answers:
+                    for name, content in written:
+                        ledger.adopt(name, content)
+                    tick(plan.bounds[stop] - plan.bounds[start])
+                    if written and time.monotonic() >= resting:
+                        began = time.monotonic()
+                        ledger.compact()
+                        resting = time.monotonic() + REST * (time.monotonic() - began)
+            if not ledger.missing():
+                return
+    raise StoreError(
+        f"run: what workers committed to {ledger.directory} is not seen here, or is damaged. Use a "
+        "directory on a file system that all machines share, or one of this machine alone."
+    )

@@ -1,0 +1,178 @@
+"""How much memory a pass takes, before it starts; and how often it commits."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonde.core.batch import SiteSchema
+from sonde.core.errors import InputError
+from sonde.core.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE
+from sonde.core.machine import in_meminfo, whole_memory_bytes
+from sonde.core.plan import Plan
+from sonde.core.requests import Request
+from sonde.run.passes.progress import gib
+
+COMMIT_BYTES = 16 * 2**20
+MOST_LEVELS = 6
+WORTH_SAYING = 2**30
+MERGING = 2
+"""States of the largest statistic beside its operands while two are merged: sum and correction."""
+SOLVING = 4
+"""The same while a result is taken: a matrix, its eigenvectors and what the solver needs."""
+SLACK, BASE = 1.15, 32 * 2**20
+"""What allocators leave unused, and what a pass takes whatever it holds."""
+COPIES = 3
+"""Of waiting rows: as they came, joined, and centred."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the states, the row buffers and the waiting ranges of one pass take at most.
+
+    Parameters
+    ----------
+    state_bytes : int
+        One full set of states.
+    buffer_bytes : int
+        Rows that wait for their statistics.
+    total_bytes : int
+        All of it, over all workers, with the results that are taken at the end.
+    largest : str
+        The statistic that takes most, where it stands.
+    largest_bytes : int
+        What one state of it takes.
+    """
+
+    state_bytes: int
+    buffer_bytes: int
+    total_bytes: int
+    largest: str = ""
+    largest_bytes: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"memory: states {gib(self.state_bytes)}, rows that wait {gib(self.buffer_bytes)}, "
+            f"{gib(self.total_bytes)} at most with what is merged"
+        )
+
+
+def sizes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> dict[str, int]:
+    """Return the bytes that the full state of each request takes."""
+    width = {s.key: s.dim for s in schema}
+    return {
+        i: r.statistic.size_bytes(*(width.get(k, 1) for k in r.keys)) for i, r in wanted.items()
+    }
+
+
+def state_bytes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> int:
+    """Return the bytes that one full set of states takes."""
+    return sum(sizes(wanted, schema).values())
+
+
+def commit_level(wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_units: int) -> int:
+    """Return j: a commit is ``2**j`` units, so that large states are written seldom."""
+    size = state_bytes(wanted, schema)
+    level = math.ceil(math.log2(max(1.0, size / COMMIT_BYTES)))
+    return min(level, MOST_LEVELS, max(0, math.ceil(math.log2(max(1, n_units)))))
+
+
+def estimate(
+    wanted: Mapping[str, Request], schema: Sequence[SiteSchema], plan: Plan, workers: int = 0
+) -> Estimate:
+    """Return what a pass takes at most.
+
+    While rows are read, one set of states waits for each level of the tree of merges and one grows;
+    at the end the states of two ranges are merged, and results are taken of the whole.
+    Workers merge what they commit.
+    """
+    each = sizes(wanted, schema)
+    size = sum(each.values())
+    largest = max(each, key=lambda i: each[i], default="")
+    most = each.get(largest, 0)
+    rows = _waiting_rows(wanted, schema)
+    reading = size * (plan.commit_level + 1) + MERGING * most + COPIES * rows
+    folding = 3 * size + MERGING * most
+    taking = 2 * size + SOLVING * most
+    at_end = max(folding, taking)
+    total = max(reading, folding) * workers + at_end if workers else max(reading, at_end)
+    total = round(SLACK * total) + BASE * (workers + 1)
+    where = wanted[largest] if largest else None
+    name = "" if where is None else f"{type(where.statistic).__name__} at {' & '.join(where.keys)}"
+    return Estimate(size, COPIES * rows, total, name, most)
+
+
+def _waiting_rows(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> int:
+    width = {s.key: s.dim for s in schema}
+    buffers = {r.buffer[:3]: r for r in wanted.values()}
+    rows = 0
+    for request in buffers.values():
+        dim = sum(width.get(k, 1) for k in request.keys)
+        rows += 4 * dim * (BUFFER_ROWS if dim <= WIDE else BUFFER_ROWS_WIDE)
+    return rows
+
+
+def free_memory_bytes() -> int:
+    """Return the memory that is free now, as the system or the container's limit tells it."""
+    return min(in_meminfo("MemAvailable", 8 * 2**30), _free_in_group())
+
+
+def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return what a container's limit leaves; files that are cached can be given up."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return 2**60 if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 2**60
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit that this machine does not have.
+
+    Raises
+    ------
+    InputError
+        With what it has.
+    """
+    whole = whole_memory_bytes()
+    if limit is not None and not 0 < limit <= whole:
+        raise InputError(
+            f"--memory: expected more than 0 and at most the {gib(whole)} of this machine, got "
+            f"{gib(limit)}."
+        )
+
+
+def allowed_bytes(limit: int | None) -> int:
+    """Return what a run may take: as asked, else 80 % of what is free.
+
+    Raises
+    ------
+    InputError
+        If the limit is absurd.
+    """
+    check_limit(limit)
+    return int(0.8 * free_memory_bytes()) if limit is None else limit
+
+
+def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None:
+    """Refuse a pass that would not fit; with ``say``, write what a large one takes to stderr.
+
+    Raises
+    ------
+    InputError
+        With what it takes, what there is, and how to need less; or if the limit is absurd.
+    """
+    allowed = allowed_bytes(limit)
+    if needed.total_bytes > allowed:
+        raise InputError(
+            f"this run would take about {gib(needed.total_bytes)} ({gib(needed.state_bytes)} for "
+            f"one set of states, {gib(needed.largest_bytes)} of it for {needed.largest}) and "
+            f"{gib(allowed)} are allowed. Read fewer sites (--sites), take methods that hold less "
+            "at wide sites, as mahalanobis(scatter='diag') or covariance(scatter='diag'), fewer "
+            "workers, or raise --memory."
+        )
+    if say and needed.total_bytes >= WORTH_SAYING:
+        sys.stderr.write(f"{needed}.\n")

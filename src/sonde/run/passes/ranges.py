@@ -1,0 +1,117 @@
+"""The work on one range of units: observe, fold by the fixed tree, commit under one name."""
+
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonde.core.files import TEMPORARY, atomic_write, make_directory, remove
+from sonde.core.folding import fold, grow
+from sonde.core.passes import observe_unit
+from sonde.core.plan import Plan
+from sonde.core.requests import Request, States
+from sonde.core.stream import Stream
+from sonde.run.passes.ledger import STATES, Ledger
+from sonde.run.workers.crew import Job
+
+Tick = Callable[[int], None]
+Files = list[tuple[str, bytes]]
+
+SHARED = "shared"
+
+
+def commit_range(
+    ledger: Ledger,
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    start: int,
+    stop: int,
+    tick: Tick = lambda _: None,
+) -> None:
+    """Work on the units ``[start, stop)`` and commit them as aligned ranges, also when stopped."""
+    tree: list[tuple[int, States]] = []
+    counts: list[Counter[str]] = []
+    try:
+        for unit in range(start, stop):
+            first, last = plan.bounds[unit], plan.bounds[unit + 1]
+            counts.append(Counter())
+            states = observe_unit(stream.batches(first, last), wanted, plan.split, counts[-1])
+            tree = grow(wanted, tree, (0, states))
+            tick(last - first)
+    except BaseException:
+        _put_finished(ledger, start, tree, counts)
+        raise
+    ledger.put(start, stop, fold(wanted, tree), dict(_total(counts)))
+
+
+def _put_finished(
+    ledger: Ledger, start: int, tree: list[tuple[int, States]], counts: list[Counter[str]]
+) -> None:
+    """Commit the aligned ranges that were done when a range was stopped."""
+    first = start
+    for level, states in tree:
+        last = first + (1 << level)
+        mine = _total(counts[first - start : last - start])
+        ledger.put(first, last, states, dict(mine))
+        first = last
+
+
+def _total(counts: list[Counter[str]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counter in counts:
+        total.update(counter)
+    return total
+
+
+@dataclass(frozen=True)
+class RangeJob(Job):
+    """Commit the states of a range of units, or hand them back where the directory is not shared.
+
+    Parameters
+    ----------
+    wanted : mapping of id to Request
+    plan : Plan
+    directory : Path
+        The run directory, as the driver sees it.
+    token : str
+        Name of a file there. A worker that sees it shares the directory.
+    durable : bool
+    """
+
+    wanted: Mapping[str, Request]
+    plan: Plan
+    directory: Path
+    token: str
+    durable: bool
+
+    def work(self, start: int, stop: int) -> Files:
+        """Commit a range, and merge it with others; return files that the driver cannot see."""
+        if (self.directory / self.token).exists():
+            self._commit(self.directory, start, stop, self.durable).climb(start, stop)
+            return []
+        with tempfile.TemporaryDirectory(prefix="sonde-") as name:
+            make_directory(Path(name) / STATES)
+            self._commit(Path(name), start, stop, False)
+            return [(p.name, p.read_bytes()) for p in sorted((Path(name) / STATES).iterdir())]
+
+    def _commit(self, directory: Path, start: int, stop: int, durable: bool) -> Ledger:
+        ledger = Ledger(directory, self.plan, self.wanted, durable=durable, worker=True)
+        commit_range(ledger, self.stream, self.wanted, self.plan, start, stop)
+        return ledger
+
+
+@contextmanager
+def token_in(directory: Path) -> Iterator[str]:
+    """Put a file of a new name into a directory: who sees it, shares the directory."""
+    for left in directory.glob(f"{SHARED}{TEMPORARY}*"):
+        remove(left)
+    name = f"{SHARED}{TEMPORARY}{secrets.token_hex(12)}"
+    atomic_write(directory / name, b"", durable=False)
+    try:
+        yield name
+    finally:
+        remove(directory / name)

@@ -1,0 +1,124 @@
+"""Rows to disk by workers: each writes whole ranges of units into the folder that all share."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonde.core.derived import innermost
+from sonde.core.errors import InputError, MachineError, SondeError, StoreError
+from sonde.run.passes.memory import allowed_bytes
+from sonde.run.passes.progress import gib
+from sonde.run.passes.ranges import Tick, token_in
+from sonde.run.workers.crew import Crew, Job, hand_out, using_threads
+from sonde.store.layout import RANGES
+from sonde.store.writing import Fill, StoreWriter, fill
+from sonde.tap import LiveStream
+
+
+@contextmanager
+def dropped_if_empty(directory: Path) -> Iterator[None]:
+    """Remove a store that this run began, where data or options are wrong before any row is kept.
+
+    What is interrupted, or stopped by a full disk or for want of memory, stays: the same command
+    goes on from there.
+    """
+    existed = directory.exists()
+    try:
+        yield
+    except (StoreError, MachineError):
+        raise
+    except SondeError:
+        if not existed and not any((directory / RANGES).glob("*.json")):
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+@dataclass(frozen=True)
+class StoreJob(Job):
+    """Write a range of units into a store.
+
+    Parameters
+    ----------
+    writer : StoreWriter
+    token : str
+        Name of a file in the store: a worker that does not see it could only write elsewhere.
+    """
+
+    writer: StoreWriter
+    token: str
+
+    def begin(self, readable: bool = True) -> None:
+        """Refuse a machine that does not see the folder."""
+        super().begin(readable)
+        if not (self.writer.directory / self.token).exists():
+            raise InputError(
+                f"read: a worker does not see {self.writer.directory}. Rows are written by the "
+                "workers: choose a folder on a file system that all machines share."
+            )
+
+    def work(self, start: int, stop: int) -> int:
+        """Write a range, unless it is there; return how many examples it holds."""
+        self.writer.write([(start, stop)])
+        bounds = self.writer.manifest.bounds
+        return bounds[stop] - bounds[start]
+
+
+def filled_by(crew: Crew, threads: int | None = None, memory: int | None = None) -> Fill:
+    """Return what fills a store with the ranges that it lacks; the files are the same by whomever.
+
+    Parameters
+    ----------
+    crew : Crew
+    threads : int or None, default=None
+        Threads to compute in; None is 1 for workers, else what this process has.
+    memory : int or None, default=None
+        Bytes that rows on their way to disk may take; None is 80 % of the free memory.
+
+    Returns
+    -------
+    callable
+        For ``write_store``, ``append_store`` and ``add_sites``. It raises an InputError if workers
+        cannot see the folder, or rows need more memory than there is.
+    """
+    n_threads = crew.threads(threads)
+
+    def alone(writer: StoreWriter, tick: Tick) -> None:
+        _check_memory(writer, 1, memory)
+        with using_threads(n_threads):
+            fill(writer, tick)
+
+    def together(writer: StoreWriter, tick: Tick) -> None:
+        _check_memory(writer, crew.workers_here, memory)
+        bounds, missing = writer.manifest.bounds, writer.missing()
+        tick(bounds[-1] - sum(bounds[b] - bounds[a] for a, b in missing))
+        with token_in(writer.directory) as token:
+            job = StoreJob(writer.stream, n_threads, writer, token)
+            with closing(hand_out(job, missing, crew)) as answers:
+                for _, n in answers:
+                    tick(n)
+
+    return together if crew.is_apart else alone
+
+
+def _check_memory(writer: StoreWriter, n_processes: int, limit: int | None) -> None:
+    """Refuse to write rows that would need more memory on their way than is allowed.
+
+    Raises
+    ------
+    InputError
+        With what they take and how to need less.
+    """
+    live = innermost(writer.stream)
+    inputs = live.inputs if isinstance(live, LiveStream) else None
+    n_batch = getattr(inputs, "batch_size", writer.manifest.unit_size)
+    n_batch = min(n_batch, writer.manifest.unit_size, len(writer.stream))
+    needed, allowed = n_processes * writer.held_bytes(n_batch), allowed_bytes(limit)
+    if needed > allowed:
+        each = f", in each of {n_processes} processes" if n_processes > 1 else ""
+        raise InputError(
+            f"read: rows on their way to disk would take about {gib(needed)} (batches of {n_batch} "
+            f"examples{each}) and {gib(allowed)} are allowed. Take a smaller --batch-size or "
+            "--unit-size, fewer sites or --workers, or raise --memory."
+        )

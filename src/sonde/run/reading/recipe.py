@@ -1,0 +1,130 @@
+"""How items became inputs of the model: kept with what is fitted, the default of later readings.
+
+What is not known, as in files of earlier versions and of plain arrays, is no difference.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from sonde.core.derived import innermost
+from sonde.core.errors import SondeWarning, StateError
+from sonde.core.stream import Stream
+from sonde.data import kept_for
+from sonde.data.inputs import ItemInputs
+from sonde.run.reading.read import ARRAYS
+from sonde.tap import LiveStream
+from sonde.tap.replay import ReplayInputs
+
+OPTIONS = (
+    "image_size", "image_mean", "image_std", "max_length", "long", "span", "text_column",
+    "image_column", "target_column", "generate",
+)  # fmt: skip
+PILLOW = "PillowProcessor("
+CUTTING = ("max_length", "long", "span")
+PLAIN = (str, int, float, bool, type(None))
+
+Recipe = dict[str, Any]
+
+
+def recipe_of(stream: Stream) -> Recipe:
+    """Return how the items of a stream became inputs, as JSON.
+
+    ``options`` are those of ``sonde.read`` that were given; ``pixels`` names the recipe of images,
+    ``max_length``, ``long`` and ``span`` say how texts were cut, and ``generate`` what continued
+    them. Plain arrays have none.
+    """
+    found = _encoded(stream.identity().get("data"))
+    return {**found, "options": _options(stream)} if found else {}
+
+
+def recipe_in(header: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a header names; nothing where it names none."""
+    found = header.get("recipe")
+    return found if isinstance(found, dict) else {}
+
+
+def _encoded(data: Any) -> Recipe:
+    """Return what the identity of data says of it; nothing where parts of them differ."""
+    if not isinstance(data, Mapping):
+        return {}
+    if "appended" in data:
+        first, *others = [_encoded(part) for part in data["appended"]]
+        return first if all(other == first for other in others) else {}
+    encoding = data.get("prompts", data).get("encoding")
+    if encoding is None:
+        return {}
+    found: Recipe = {"generate": data.get("generate")}
+    if encoding.get("kind") == "image":
+        found["pixels"] = encoding.get("processor")
+    if "long" in encoding:
+        found |= {name: encoding.get(name) for name in CUTTING}
+    return found
+
+
+def _options(stream: Stream) -> dict[str, Any]:
+    """Return the options of ``sonde.read`` that a live stream was opened with."""
+    live = innermost(stream)
+    inputs = live.inputs if isinstance(live, LiveStream) else None
+    found: dict[str, Any] = {}
+    if isinstance(inputs, ReplayInputs):
+        if all(isinstance(value, PLAIN) for value in inputs.generate.values()):
+            found["generate"] = dict(inputs.generate)
+        inputs = inputs.prompts
+    return {**inputs.typed, **found} if isinstance(inputs, ItemInputs) else found
+
+
+def default_options(
+    header: dict[str, Any], model: Any, data: Any, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options that a bundle was read with, where these data have what they speak of.
+
+    Columns that the data do not have are left out, and the recipe of images beside a processor.
+    """
+    found = recipe_in(header).get("options")
+    if not isinstance(found, dict) or (isinstance(model, str) and model == ARRAYS):
+        return {}
+    own = "processor" in given
+    return kept_for(
+        data,
+        {
+            name: value
+            for name, value in found.items()
+            if name in OPTIONS and name not in given and not (own and name.startswith("image_"))
+        },
+    )
+
+
+def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> None:
+    """Refuse images of another recipe than a bundle was fitted on; say what else differs.
+
+    Raises
+    ------
+    StateError
+        With both recipes.
+    """
+    names = [n for n in ("pixels", "generate", *CUTTING) if n in fitted and n in here]
+    for name in (n for n in names if fitted[n] != here[n]):
+        mine, its = here[name], fitted[name]
+        if name == "pixels" and all(str(v).startswith(PILLOW) for v in (mine, its)):
+            raise StateError(
+                f"{what}: the state was fitted on images of another recipe: it is {mine} here and "
+                f"was {its}. Leave image_size, image_mean and image_std out (--image-size "
+                "--image-mean --image-std): they are taken from the state. Or fit again."
+            )
+        word = "the image processor " if name == "pixels" else f"{name}="
+        warnings.warn(
+            f"{what}: rows are read with {word}{mine!r}, and were with {its!r} for the state: its "
+            "p-values and thresholds hold for rows that are read alike. Leave it out, or calibrate "
+            "again.",
+            SondeWarning,
+            stacklevel=4,
+        )
+
+
+def common(a: Recipe, b: Recipe) -> Recipe:
+    """Return what two recipes agree in."""
+    found = {name: a[name] for name in a if name in b and a[name] == b[name]}
+    mine, its = a.get("options", {}), b.get("options", {})
+    same = {name: mine[name] for name in mine if name in its and mine[name] == its[name]}
+    return {**found, "options": same} if "options" in a and "options" in b else found

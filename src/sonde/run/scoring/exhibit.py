@@ -1,0 +1,207 @@
+"""Examples as people look at them: every part of one with its score, and its input if asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch
+from sonde.core.inputs import InputBatch
+from sonde.core.stream import Stream
+from sonde.data.pieces import pieces_of
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.scoring.score import record
+from sonde.store._subset import with_examples
+from sonde.tap.live import LiveStream
+from sonde.tap.replay import ReplayInputs
+
+MOST_VALUES: Final = 12
+PER_TOKEN: Final = ("tokens", "predictions")
+
+
+@final
+@dataclass(frozen=True)
+class Exhibit:
+    """One example as one detector sees it at one site.
+
+    Parameters
+    ----------
+    kind : {"image", "text", "steps", "row"}
+    position : sequence of int
+        Of each part that has a score: patch, token, step, or the example itself.
+    score, p : sequence
+        Of each part; ``p`` is None where parts were not calibrated.
+    grid : sequence of (int, int)
+        Line and column of each patch.
+    pixels : Float[Tensor, "channel line column"] or None
+        The image as the model reads it; None unless inputs are shown.
+    pieces : sequence of str
+        Tokens or steps as text, by position from ``first``; empty unless inputs are shown.
+    first : int
+        Position of the first piece.
+    values : sequence of (int, float)
+        Unit and value of the largest entries of a plain row; empty unless inputs are shown.
+    """
+
+    kind: str
+    position: Sequence[int]
+    score: Sequence[float]
+    p: Sequence[float | None]
+    grid: Sequence[tuple[int, int]] = ()
+    pixels: Tensor | None = None
+    pieces: Sequence[str] = ()
+    first: int = 0
+    values: Sequence[tuple[int, float]] = ()
+
+
+@final
+@dataclass
+class Exhibits:
+    """Looks up examples of a stream again and scores their parts.
+
+    Parameters
+    ----------
+    fitted : Fitted
+    stream : Stream
+        What was scored.
+    inputs : bool, default=False
+        Whether exhibits hold inputs: pixels, texts, values. Without it they hold scores alone.
+    hashed : bool, default=False
+        Whether lines name examples by ``hashed_id``.
+    """
+
+    fitted: Fitted
+    stream: Stream
+    inputs: bool = False
+    hashed: bool = False
+    _places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def of(self, line: dict[str, Any]) -> Exhibit | None:
+        """Return the exhibit of a line of the table.
+
+        None where its example is not found again, and for several detectors together.
+        """
+        name = (line["instrument"], line["site"])
+        task = dict(zip(self.fitted.names, self.fitted.tasks, strict=True)).get(name)
+        if task is None:
+            return None
+        if not self._places:
+            known_places = places(self.stream)
+            change = hashed_id if self.hashed else str
+            self._places = {change(name): place for name, place in known_places.items()}
+        known = [
+            place for place in self._places.get(line["id"], ()) if place[0] <= line["position"]
+        ]
+        if not known:
+            return None
+        index = max(known)[1]
+        batch = next(iter(self._source.batches(index, index + 1)), None)
+        if batch is None:
+            return None
+        batch = with_examples(batch, torch.as_tensor(batch.order) == index)
+        found = record(batch, name, task, self.fitted.scorers[name], None, 0)
+        raw = self._raw(index) if self.inputs else None
+        return self._exhibit(found, batch, task.keys[0], raw, line)
+
+    @cached_property
+    def _source(self) -> Stream:
+        return in_whole_batches(self.stream)
+
+    def _raw(self, index: int) -> InputBatch | None:
+        if not isinstance(self._source, LiveStream):
+            return None
+        return next(iter(self._source.inputs.batches(index, index + 1)), None)
+
+    def _exhibit(
+        self,
+        found: dict[str, Any],
+        batch: Batch,
+        key: str,
+        raw: InputBatch | None,
+        line: dict[str, Any],
+    ) -> Exhibit | None:
+        parts: dict[str, Any] = {k: found[k] for k in ("position", "score", "p")}
+        if not parts["position"]:
+            parts = {k: [line[k]] for k in parts}
+        place = dict(
+            zip(batch.position[key].tolist(), range(len(batch.position[key])), strict=True)
+        )
+        reducer = next(s.reducer for s in self.stream.schema if s.key == key)
+        pixels = None if raw is None else pixels_of(raw)
+        if key in batch.grid:
+            lines = batch.grid[key].tolist()
+            grid = [(lines[place[i]][0], lines[place[i]][1]) for i in parts["position"]]
+            return Exhibit("image", **parts, grid=grid, pixels=pixels)
+        if pixels is not None:
+            return Exhibit("image", **parts, pixels=pixels)
+        task = self.stream.model.task if isinstance(self.stream, LiveStream) else ""
+        at = 0 if raw is None else raw.order.tolist().index(int(batch.order[0]))
+        if reducer.name.startswith("step"):
+            pieces = () if raw is None else pieces_of(raw, self._tokenizer(), True, at)
+            return Exhibit("steps", **parts, pieces=pieces)
+        if reducer.name in PER_TOKEN or task in ("causal", "classifier", "encoder", "seq2seq"):
+            pieces = () if raw is None else pieces_of(raw, self._tokenizer(), example=at)
+            first = 0 if raw is None or raw.first is None else int(raw.first[at])
+            if reducer.name not in PER_TOKEN:
+                parts = {k: [] for k in parts}
+            return Exhibit("text", **parts, pieces=pieces, first=first)
+        row = place.get(line["position"], 0)
+        values = largest(batch.rows[key][row]) if self.inputs and len(batch.rows[key]) else ()
+        return Exhibit("row", **parts, values=values)
+
+    def _tokenizer(self) -> Any:
+        return self.stream.model.processor if isinstance(self.stream, LiveStream) else None
+
+
+def in_whole_batches(stream: Stream) -> Stream:
+    """Return a stream whose parts hold the generated texts of a walk over all of it."""
+    if not (isinstance(stream, LiveStream) and isinstance(stream.inputs, ReplayInputs)):
+        return stream
+    return replace(stream, inputs=replace(stream.inputs, units=tuple(stream.units())))
+
+
+def hashed_id(name: str) -> str:
+    """Return 16 hexadecimal digits for an id, the same in every table and report."""
+    return blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
+    """Return where each id stands: the position of its first row and its index in the stream.
+
+    Of several equal examples the first counts; chunks of a document are several places.
+    """
+    found: dict[str, dict[int, int]] = {}
+    if isinstance(stream, LiveStream):
+        inputs = stream.inputs
+        inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+        for raw in inputs.batches(0, len(stream)):
+            first = [0] * len(raw) if raw.first is None else raw.first.tolist()
+            for name, index, at in zip(raw.ids, raw.order.tolist(), first, strict=True):
+                found.setdefault(name, {}).setdefault(at, index)
+    else:
+        for batch in stream.batches(0, len(stream)):
+            key = next(iter(batch.rows))
+            rows = zip(batch.example[key].tolist(), batch.position[key].tolist(), strict=True)
+            for example, at in rows:
+                known = found.setdefault(batch.ids[int(example)], {})
+                known.setdefault(at, int(batch.order[example]))
+    return {name: sorted(known.items()) for name, known in found.items()}
+
+
+def pixels_of(raw: InputBatch) -> Tensor | None:
+    """Return the image among the arguments of a forward."""
+    for value in (*raw.args, *raw.kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] in (1, 3):
+            return value[0].detach().float().cpu()
+    return None
+
+
+def largest(row: Tensor) -> list[tuple[int, float]]:
+    """Return unit and value of the entries of largest size, those that are not finite first."""
+    size = row.detach().double().abs().nan_to_num(torch.inf, torch.inf)
+    top = size.topk(min(MOST_VALUES, len(row))).indices.tolist()
+    return [(unit, float(row[unit])) for unit in top]

@@ -1,0 +1,207 @@
+"""All detectors and sites of a table of scores as one more detector, with p-values that hold.
+
+For one table of scores of a bundle. Of plain arrays of scores: ``sonde.alarms``.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.alarms import FusedScore, bonferroni, fuse, simes, twice_mean
+from sonde.alarms.fusion import Rule
+from sonde.core.errors import InputError, StateError
+from sonde.core.requests import reads_of
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.instruments.entries import Key
+from sonde.run.scoring.score import SCHEMA
+from sonde.run.scoring.tables import keys_of, part_of, scores_of
+from sonde.stats import Calibrated, HeldScoresState, Kept
+
+AnyRule = Literal["sum", "max", "learned", "bonferroni", "simes", "twice_mean"]
+COMBINED: Final[dict[str, Callable[[Any], Tensor]]] = {
+    "bonferroni": bonferroni,
+    "simes": simes,
+    "twice_mean": twice_mean,
+}
+
+
+def with_fused(
+    scored: pa.Table,
+    fitted: Fitted,
+    rule: AnyRule = "sum",
+    *,
+    unusual: pa.Table | None = None,
+    seed: int = 0,
+) -> pa.Table:
+    """Return a table of scores with a line more for each row: all detectors and sites together.
+
+    Parameters
+    ----------
+    scored : pyarrow.Table
+        As ``sonde.score`` returns it for ``fitted``, with p-values.
+    fitted : Fitted
+        The calibrated bundle.
+    rule : str, default="sum"
+        ``sum``, ``max``, ``learned``: as in ``sonde.alarms.fuse``, from the scores that ``sonde
+        calibrate`` keeps of each row; the rate holds whatever the dependence. ``bonferroni`` and
+        ``twice_mean`` combine the p-values of each row, valid under any dependence; ``simes`` under
+        positive dependence. Their score is ``-log p``.
+    unusual : pyarrow.Table, optional
+        Scores of known unusual rows by the same bundle, for ``learned`` alone.
+    seed : int, default=0
+        Of the halves that ``sum``, ``max`` and ``learned`` part the kept scores into.
+
+    Returns
+    -------
+    pyarrow.Table
+        The lines of ``scored``, then those of the instrument ``fuse(rule)`` at all sites, which
+        name the row and position of the detector with the smallest p-value.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to fuse, lines lack a p-value, or sites hold other rows.
+    StateError
+        If the bundle does not keep what the rule needs.
+    """
+    keys = keys_of(scored)
+    if rule not in (*get_args(Rule), *COMBINED):
+        known = ", ".join((*get_args(Rule), *COMBINED))
+        raise InputError(f"fuse: expected a rule of {known}, got {rule!r}.")
+    if (rule == "learned") != (unusual is not None):
+        raise InputError(
+            "fuse: expected scores of known unusual rows (--unusual) with the rule learned, and "
+            "only there."
+        )
+    if len(keys) < 2:
+        raise InputError(
+            f"fuse: expected scores of several detectors or sites, got {len(keys)}. Fit several "
+            "sites, e.g. with --sites blocks."
+        )
+    parts = _aligned(scored, keys)
+    p = _p_values(parts, keys)
+    if rule in COMBINED:
+        together = COMBINED[rule](p)
+        score = -together.log()
+    else:
+        found = _fused(fitted, keys, rule, unusual, seed)
+        score, together = found.score(_scores(parts)), found.p_value(_scores(parts))
+    said = {
+        "site": [" & ".join(dict.fromkeys(site for _, site in keys))] * len(score),
+        "instrument": [f"fuse({rule})"] * len(score),
+        "score": score.tolist(),
+        "p": together.tolist(),
+    }
+    lines = _lines(parts, p.argmin(1))
+    for name, values in said.items():
+        i = lines.schema.get_field_index(name)
+        lines = lines.set_column(
+            i, scored.schema.field(i), pa.array(values, scored.schema.types[i])
+        )
+    return pa.concat_tables([scored, lines])
+
+
+def _fused(
+    fitted: Fitted, keys: list[Key], rule: Any, unusual: pa.Table | None, seed: int
+) -> FusedScore:
+    """Return the fused score of what a bundle keeps of each held-out row."""
+    draw, held, kept = held_rows(fitted, keys)
+    known = None if unusual is None else _scores(_aligned(unusual, keys))
+    return fuse(
+        held, draw.numpy(), rule=rule, unusual=known, guarantee=kept.guarantee, delta=kept.delta,
+        seed=seed,
+    )  # fmt: skip
+
+
+def held_rows(
+    fitted: Fitted, keys: list[Key]
+) -> tuple[Int[Tensor, "row"], Float[Tensor, "row key"], Kept]:
+    """Return the draws and scores of the rows that calibrated each of several detectors.
+
+    Raises
+    ------
+    StateError
+        If the bundle was not calibrated by ``sonde calibrate`` for all rows at once.
+    """
+    tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
+    columns: list[dict[int, float]] = []
+    kept = None
+    for key in keys:
+        instrument = tasks[key].instrument if key in tasks else None
+        kept = instrument.kept if isinstance(instrument, Calibrated) else None
+        if kept is None or kept.by is not None:
+            raise StateError(
+                f"fuse: expected kept scores of {key[0]} at {key[1]} for all classes together. "
+                "Calibrate with `sonde calibrate` without --by, or fuse p-values by bonferroni, "
+                "twice_mean or simes."
+            )
+        ((request,),) = reads_of(tasks[key], fitted.split)["held_scores"]
+        state = fitted.states[request.id]
+        assert isinstance(state, HeldScoresState)  # what a calibrated task keeps
+        draws = torch.cat([c.draw for c in state.classes]).tolist()
+        columns.append(
+            dict(zip(draws, torch.cat([c.scores for c in state.classes]).tolist(), strict=True))
+        )
+    assert kept is not None  # there are keys, and each has it
+    shared = sorted(set(columns[0]).intersection(*columns[1:]))
+    rows = [[column[draw] for column in columns] for draw in shared]
+    return torch.tensor(shared), torch.tensor(rows, dtype=torch.float64), kept
+
+
+def _aligned(scored: pa.Table, keys: list[Key]) -> list[pa.Table]:
+    """Return the lines of each detector and site, in one order of rows.
+
+    A row is named by its id and by how many lines of that id come before it.
+    """
+    parts = [part_of(scored, key) for key in keys]
+    order = _names(parts[0])
+    found = [parts[0]]
+    for key, part in zip(keys[1:], parts[1:], strict=True):
+        names = _names(part)
+        if names.keys() != order.keys():
+            raise InputError(
+                f"fuse: expected lines of the same rows from every detector, got {len(order):,} of "
+                f"{keys[0][0]} at {keys[0][1]} and {len(names):,} of {key[0]} at {key[1]}. Score "
+                "detectors with rows of one kind."
+            )
+        found.append(part.take([names[name] for name in order]))
+    return found
+
+
+def _names(part: pa.Table) -> dict[tuple[Any, int], int]:
+    seen: Counter[Any] = Counter()
+    found: dict[tuple[Any, int], int] = {}
+    for i, name in enumerate(part["id"].to_pylist()):
+        found[name, seen[name]] = i
+        seen[name] += 1
+    return found
+
+
+def _scores(parts: list[pa.Table]) -> Float[Tensor, "row key"]:
+    return torch.tensor(np.column_stack([scores_of(part) for part in parts]))
+
+
+def _p_values(parts: list[pa.Table], keys: list[Key]) -> Float[Tensor, "row key"]:
+    for (instrument, site), part in zip(keys, parts, strict=True):
+        if "p" not in part.column_names or part["p"].null_count:
+            raise InputError(
+                f"fuse: expected a p-value in every line of {instrument} at {site}. Calibrate the "
+                "detectors with `sonde calibrate`, and score with the reduction of then."
+            )
+    return torch.tensor(np.column_stack([part["p"].to_numpy() for part in parts]))
+
+
+def _lines(parts: list[pa.Table], most: Int[Tensor, "row"]) -> pa.Table:
+    """Return of each row the line of one detector; what explains that one is null."""
+    n = parts[0].num_rows
+    lines = pa.concat_tables(parts).take(most.numpy() * n + np.arange(n))
+    for i, field in enumerate(lines.schema):
+        if field.name not in SCHEMA.names:
+            lines = lines.set_column(i, field, pa.nulls(n, field.type))
+    return lines

@@ -1,0 +1,39 @@
+"""A check that images have as many patches as those that a detector was fitted on."""
+
+from collections.abc import Mapping
+
+import torch
+
+from sonde.core.batch import Batch
+from sonde.core.errors import InputError
+from sonde.core.requests import Task
+from sonde.core.result import Scorer
+from sonde.detect.padim import PaDiMScorer
+from sonde.run.instruments.entries import Key
+from sonde.stats import CalibratedScorer
+
+
+def check_places(batch: Batch, tasks: Mapping[Key, Task], scorers: Mapping[Key, Scorer]) -> None:
+    """Refuse images that have other positions than were fitted, where a detector compares by these.
+
+    Rows that no image was read for are taken at their word.
+
+    Raises
+    ------
+    InputError
+        Naming an image.
+    """
+    for name, scorer in scorers.items():
+        fitted = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
+        key = tasks[name].keys[0]
+        if not isinstance(fitted, PaDiMScorer) or key not in batch.grid:
+            continue
+        wanted = len(fitted.mean)
+        counts = torch.bincount(batch.example[key], minlength=len(batch))
+        wrong = torch.nonzero(counts != wanted).flatten().tolist()
+        if wrong:
+            raise InputError(
+                f"PaDiM.score: expected {wanted} patches of every image (as fitted), got "
+                f"{int(counts[wrong[0]])} of {batch.ids[wrong[0]]} at {key}. Give images of the "
+                "fitted size."
+            )

@@ -1,0 +1,179 @@
+"""Hidden states while a model trains with the Trainer of transformers: measures become curves.
+
+For a training loop of your own take ``Recorder``, which the callback is made of.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.core.site import Reducer, Site
+from sonde.core.stream import Stream
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
+from sonde.run.training.track import Track
+from sonde.tap.seeding import gpus_of
+
+EVERY = 200
+
+
+class Recorder:
+    """Fits instruments on a probe set of a model that trains, and writes them step by step.
+
+    The model is left bit for bit as without it: its mode, gradients and hooks, and the random
+    state of torch. It is read in eval mode, and handed back as it was.
+
+    Parameters
+    ----------
+    instruments : Instrument or iterable of Instrument
+        What is fitted at every site.
+    probe : str, path or iterable
+        The data that are read each time, as in ``sonde.read``. Keep them out of the training data.
+    directory : path
+        Where the steps are written: a ``Track``.
+    sites, reducer
+        As in ``sonde.read``.
+    processor : object, optional
+        Tokenizer or image processor, if items are texts or images.
+    calibrate : float, default=0.0
+        As in ``sonde.fit``.
+    **options
+        Further options of ``sonde.read``, e.g. ``limit=256``.
+    """
+
+    def __init__(
+        self,
+        instruments: Instrument | Iterable[Instrument],
+        probe: Any,
+        directory: Path | str,
+        *,
+        sites: str | Site | Sequence[str | Site] = "auto",
+        reducer: str | Reducer = "auto",
+        processor: Any = None,
+        calibrate: float = 0.0,
+        **options: Any,
+    ) -> None:
+        one = isinstance(instruments, Instrument)
+        self.instruments = [instruments] if one else list(instruments)
+        self.probe, self.calibrate = probe, calibrate
+        own = tuple(type(i) for i in self.instruments if not _is_ours(i))
+        self.track = Track(Path(directory), own)
+        needs = {n for i in self.instruments for r in i.all_reads().values()
+                 for n in r.statistic.needs()}  # fmt: skip
+        self._options = {"sites": sites, "reducer": reducer, "processor": processor, **options}
+        self._options.setdefault("logits", bool(needs & {"logits", "head"}))
+        self._opened: tuple[nn.Module, Stream] | None = None
+
+    def record(self, model: nn.Module, step: int) -> None:
+        """Fit on the probe set now and write the states as those of ``step``."""
+        with _as_it_was(model):
+            stream = self._stream(model)
+            fitted = fit(self.instruments, stream, calibrate=self.calibrate, progress=False)
+        self.track.add(step, fitted)
+
+    def _stream(self, model: nn.Module) -> Stream:
+        if self._opened is None or self._opened[0] is not model:
+            self._opened = model, read(model, self.probe, **self._options)
+        return self._opened[1]
+
+    def offer(self, processor: Any) -> None:
+        """Take a tokenizer or image processor where none was given."""
+        if self._options["processor"] is None:
+            self._options["processor"] = processor
+
+
+class TrackCallback(TrainerCallback):
+    """Records instruments on a probe set every so many steps of a ``Trainer``.
+
+    Parameters
+    ----------
+    instruments, probe, directory
+        As in ``Recorder``.
+    every : int, default=200
+        Steps between two records; the first is made before the training begins, the last after it.
+    **options
+        Further options of ``Recorder``.
+
+    Notes
+    -----
+    Where several processes train, the first one records. A model whose weights are sharded over
+    them is refused.
+    """
+
+    def __init__(
+        self,
+        instruments: Instrument | Iterable[Instrument],
+        probe: Any,
+        directory: Path | str,
+        *,
+        every: int = EVERY,
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise InputError(f"TrackCallback: expected every of at least 1 step, got {every}.")
+        self.every = every
+        self.recorder = Recorder(instruments, probe, directory, **options)
+        self._last = -1
+
+    @property
+    def track(self) -> Track:
+        """What has been recorded."""
+        return self.recorder.track
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the model as it is before the first step, or where it goes on."""
+        self._last = -1
+        self.recorder.offer(kwargs.get("processing_class"))
+        self._record(state, kwargs["model"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record if it is time."""
+        if state.global_step % self.every == 0:
+            self._record(state, kwargs["model"])
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the model of the last step, before the best one is loaded in its place."""
+        if "train_runtime" in (kwargs.get("logs") or {}):
+            self._record(state, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the model as it is in the end, where it was not yet."""
+        self._record(state, kwargs["model"])
+
+    def _record(self, state: TrainerState, model: nn.Module) -> None:
+        if state.is_world_process_zero and state.global_step != self._last:
+            self.recorder.record(model, state.global_step)
+            self._last = state.global_step
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode meanwhile, and leave the random state of torch alone."""
+    training = [m for m in model.modules() if m.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.random.fork_rng(devices=gpus_of(model)):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _is_ours(instrument: Instrument) -> bool:
+    return type(instrument).__module__.startswith("sonde.")

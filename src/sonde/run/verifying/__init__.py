@@ -1,0 +1,1 @@
+"""Checks of every byte of what was written: bundles, run directories, tracks."""

@@ -1,0 +1,1 @@
+"""``sonde.Guard``: fitted detectors on every forward of a live model."""

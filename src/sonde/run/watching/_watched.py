@@ -1,0 +1,236 @@
+"""What a guard watches: detectors in float32 with their thresholds, and what they say of rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.errors import CalibrationError, InputError, StateError
+from sonde.core.requests import Task
+from sonde.core.result import Scorer
+from sonde.core.selection import JoinedRows
+from sonde.core.site import Reducer, Site
+from sonde.core.state import map_tensors
+from sonde.core.statistic import Span
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.instruments.entries import Key
+from sonde.run.scoring.score import class_columns, classes_of, needs_of
+from sonde.stats import CalibratedScorer, ClassCalibration
+
+BROUGHT = (
+    "x",
+    "logits",
+    "perturbed_logits",
+    "grad",
+    "ids",
+    "occurrence",
+    "position",
+    "grid",
+    "special",
+)
+Methods = str | Sequence[str | Key]
+BIGGEST = torch.finfo(torch.float64).max
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One row, or example, whose score lies above its detector's threshold or is not finite.
+
+    Parameters
+    ----------
+    method, site : str
+    step : int
+        Which forward of this text: 0, or more where a key-value cache was gone on from.
+    example, position : int
+        Row of the batch, and where in it the alarm stands.
+    score, threshold : float
+    p : float or None
+        Conformal p-value; None where the probe was not calibrated.
+    """
+
+    method: str
+    site: str
+    step: int
+    example: int
+    position: int
+    score: float
+    threshold: float
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One detector at one site, or over the sites ``keys``, its tensors in float32."""
+
+    name: Key
+    keys: tuple[str, ...]
+    span: Span
+    scorer: Scorer
+    needs: tuple[str, ...]
+    threshold: float
+    reduction: str | None
+
+    @property
+    def by(self) -> str | None:
+        """What says the class of a row, where thresholds are those of classes."""
+        return self.scorer.by if isinstance(self.scorer, CalibratedScorer) else None
+
+    def p_value(self, scores: Any, label: Tensor | None) -> Float[Tensor, "row"] | None:
+        """Return p-values; None where the detector was not calibrated."""
+        if not isinstance(self.scorer, CalibratedScorer):
+            return None
+        calibration = self.scorer.calibration
+        if isinstance(calibration, ClassCalibration):
+            return calibration.p_value(scores, label)
+        return calibration.p_value(scores)
+
+    def thresholds(self, alpha: float | None, n: int, label: Tensor | None) -> Float[Tensor, "row"]:
+        """Return the threshold of each of ``n`` scores."""
+        calibration = self.scorer.calibration if isinstance(self.scorer, CalibratedScorer) else None
+        if alpha is None or not isinstance(calibration, ClassCalibration):
+            return torch.full((n,), self.threshold, dtype=torch.float64)
+        return calibration.thresholds(alpha, label, n).clamp(max=BIGGEST)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one detector says of one forward; ``label`` where thresholds are those of classes."""
+
+    scores: Float[Tensor, "row"]
+    example: Int[Tensor, "_row"]
+    position: Int[Tensor, "_row"]
+    label: Int[Tensor, "_row"] | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The scores of one forward, detector after detector."""
+
+    scores: Float[Tensor, "score"]
+    counts: tuple[int, ...]
+    example: tuple[Int[Tensor, "_row"], ...]
+    position: tuple[Int[Tensor, "_row"], ...]
+    label: tuple[Int[Tensor, "_row"] | None, ...]
+
+
+def schema_of(site: dict[str, Any]) -> SiteSchema:
+    """Return what a bundle's header says of one kind of rows.
+
+    Raises
+    ------
+    StateError
+        If it does not say how outputs become rows: it was fitted on arrays, or long ago.
+    """
+    if "axes" not in site:
+        raise StateError(
+            f"Guard: the probe does not say which axes the outputs at {site['text']} have. Fit it "
+            "again with this version."
+        )
+    place = Site.parse(site["text"].partition("|")[0])
+    if site["text"].endswith("|entry"):
+        place = replace(place, port="in", key=None)
+    return SiteSchema(
+        site["text"],
+        place,
+        Reducer.parse(site["reducer"]),
+        int(site["dim"]),
+        str(site.get("dtype", "float32")),
+        axes=str(site["axes"]),
+        prefix=int(site.get("prefix", 0)),
+    )
+
+
+def in_single(scorer: Scorer, device: torch.device) -> Any:
+    """Return a scorer whose tensors are on a device, those of float64 in float32."""
+    single = {torch.float64: torch.float32}
+    if isinstance(scorer, CalibratedScorer):
+        return replace(scorer, scorer=in_single(scorer.scorer, device))
+    return map_tensors(scorer, lambda t: t.to(device=device, dtype=single.get(t.dtype, t.dtype)))
+
+
+def watches_of(
+    fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
+) -> list[Watch]:
+    found = []
+    methods = [methods] if isinstance(methods, str) else methods
+    held = ", ".join(sorted({word for word, _ in fitted.names})) or "nothing"
+    known = {*fitted.scorers, *(word for word, _ in fitted.scorers)}
+    if unknown := [name for name in methods or () if name not in known]:
+        raise StateError(
+            f"Guard: expected a detector among {held}, which the probe holds, got {unknown[0]!r}."
+        )
+    tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
+    for name, scorer in fitted.scorers.items():
+        if methods is not None and name not in methods and name[0] not in methods:
+            continue
+        task, needs = tasks[name], needs_of(scorer)
+        _check_live(name[0], task, needs, fitted.header)
+        how = scorer.reduction if isinstance(scorer, CalibratedScorer) else None
+        limit = _threshold(name, scorer, alpha)
+        single = in_single(scorer, device)
+        found.append(Watch(name, task.keys, task.instrument.span, single, needs, limit, how))
+    if not found:
+        raise StateError(
+            f"Guard: expected a detector, the probe holds {held}. Fit one, e.g. mahalanobis."
+        )
+    return found
+
+
+def _check_live(method: str, task: Task, needs: tuple[str, ...], header: dict[str, Any]) -> None:
+    """Refuse a detector of what comes with the data: columns, or where steps begin and end."""
+    reducers = {s["text"]: Reducer.parse(s["reducer"]).name for s in header["sites"]}
+    spans = [f"the span of each step ({n})" for key in task.keys if "step" in (n := reducers[key])]
+    if missing := [*(f"the column {n!r}" for n in needs if n not in BROUGHT), *spans]:
+        raise InputError(
+            f"Guard: {method} needs {missing[0]}, which comes with the data, not with a forward. "
+            "Score whole items with `sonde score PROBE MODEL DATA` (sonde.score), or guard with "
+            "other detectors (methods=[...])."
+        )
+
+
+def _threshold(name: Key, scorer: Scorer, alpha: float | None) -> float:
+    if alpha is None:
+        return BIGGEST
+    if not isinstance(scorer, CalibratedScorer):
+        raise CalibrationError(
+            f"Guard: {name[0]} at {name[1]} is not calibrated, so there is no threshold for "
+            f"alpha={alpha:g}. Calibrate the probe (sonde calibrate), or pass alpha=None.",
+            1,
+        )
+    calibration = scorer.calibration
+    try:
+        if isinstance(calibration, ClassCalibration) and calibration.by == "predicted":
+            for label in calibration.labels.tolist():
+                calibration.threshold(alpha, label)  # a class with too few scores is told now
+        return min(calibration.threshold(alpha), BIGGEST)
+    except CalibrationError as error:
+        error.add_note(f"at {name[0]} at {name[1]}")
+        raise
+
+
+def scored(
+    watch: Watch, batch: Batch, goes_on: bool, known: Float[Tensor, "row"] | None = None
+) -> Scored:
+    """Return what a detector says of the rows of a forward; ``known`` are scores made before."""
+    names = (*watch.needs, *class_columns(watch.by))
+    joined = JoinedRows.of(batch, watch.keys, names, watch.span)
+    columns, classes = joined.columns[: len(watch.needs)], joined.columns[len(watch.needs) :]
+    example, position = joined.example, joined.position
+    scores = known
+    if scores is None:
+        scores = watch.scorer.score(*columns) if len(example) else torch.zeros(0)
+    label = None if watch.by is None else classes_of(watch.by, classes, len(example))
+    if watch.reduction is None or not len(example):
+        return Scored(scores, example, position, label)
+    if goes_on and watch.reduction != "max":
+        raise InputError(
+            f"Guard: {watch.name[0]} is calibrated for the {watch.reduction} of a whole text, "
+            "got a forward that goes on from cached tokens. Calibrate rows (reduction='rows')."
+        )
+    found = watch.scorer.reduced(scores.double().cpu(), example, watch.reduction, *columns)
+    row = found.row
+    return Scored(found.score, example[row], position[row], None if label is None else label[row])

@@ -1,0 +1,268 @@
+"""``sonde.Guard``: fitted detectors on every forward of a live model, while it is in use."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sonde.core.batch import Batch
+from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.inputs import Model
+from sonde.data import load, special_ids
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.instruments.entries import Key
+from sonde.run.scoring.score import SCHEMA
+from sonde.run.watching._same_model import require_live_model
+from sonde.run.watching._stacked import Stacked
+from sonde.run.watching._watched import Alarm, Methods, Step, Watch, schema_of, scored, watches_of
+from sonde.tap import Onlooker
+
+GAUSSIAN = "mahalanobis"
+MOST_LIMITS = 32
+
+
+@final
+class Guard:
+    """Scores every forward of a live model inside a ``with`` block; the output stays as it is.
+
+    ``scores``, ``p_values`` and ``alarms`` are those of the last text: a forward that goes on from
+    a filled key-value cache (each step of ``model.generate``) adds its new tokens, any other one
+    begins anew, so memory does not grow. Scores are made in float32, the whitening of covariances
+    too: those of ``mahalanobis`` and ``knn`` lie within 1e-5 of their size of what float64 gives
+    (``pytest -k scores_in_float32``). Each detector at each site raises false alarms at the rate
+    ``alpha``: with several of them the rates add up.
+
+    Only calls made by the thread that opened the guard count. The model keeps its mode: in training
+    mode, with dropout, usual inputs look unusual. A detector that needs gradients turns them on for
+    the forward and runs a backward after it. With beams or assisted decoding the tokens that were
+    rejected later are scored too. Of a sequence that has ended while ``generate`` goes on with
+    others of its batch no more is scored, if ``generation_config`` names the end token, and the
+    token that pads behind it, with which ``generate`` is called; without a cache the padding is
+    scored. A probe that is calibrated by label is used with the threshold
+    of all classes together: a running model brings no labels.
+
+    Parameters
+    ----------
+    model : nn.Module or Model
+        The model that the probe was fitted on. In another type (bfloat16 for a probe of float32)
+        its weights cannot be compared and scores shift: a ``SondeWarning`` says so.
+    probe : Fitted or path
+    alpha : float or None, default=0.05
+        False-alarm rate of each detector at each site; None scores without thresholds.
+    on_alarm : callable, optional
+        Called with each ``Alarm``; an exception that it raises leaves the forward.
+    methods : sequence, optional
+        Detectors to use, each by its word or by a pair of word and site; all by default.
+    processor : object, optional
+        The tokenizer of a live module: special tokens are left out of ``mean`` and ``tokens`` as
+        when the probe was fitted. Without it they count.
+    generation_config : object, optional
+        Its ``eos_token_id`` and ``pad_token_id`` are those that ``generate`` is called with; by
+        default ``model.generation_config``.
+
+    Attributes
+    ----------
+    n_forwards, n_alarms : int
+        Since the guard was made.
+
+    Raises
+    ------
+    StateError
+        If the probe was fitted on another model or on arrays, or holds no detector.
+    CalibrationError
+        If the probe is not calibrated, or on too few rows for ``alpha``.
+
+    Examples
+    --------
+    >>> from sonde.detect import Mahalanobis
+    >>> from sonde.run.fitting.fit import fit
+    >>> from sonde.run.reading.read import read
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).eval()
+    >>> rows = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    >>> probe = fit(Mahalanobis(), read(net, list(rows), sites="1"), progress=False)
+    >>> with Guard(net, probe, alpha=0.05) as guard:
+    ...     _ = net(torch.full((1, 3), 50.0))
+    >>> guard.p_values["mahalanobis", "1:out"].item() < 0.05, len(guard.alarms)
+    (True, 1)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        probe: Fitted | str | Path,
+        alpha: float | None = 0.05,
+        on_alarm: Callable[[Alarm], None] | None = None,
+        *,
+        methods: Methods | None = None,
+        processor: Any = None,
+        generation_config: Any = None,
+    ) -> None:
+        if not isinstance(model, nn.Module | Model):
+            raise InputError(
+                f"Guard: expected a live module or what sonde.load returns, got {model!r}. "
+                "Load it first: the guard watches the calls that you make."
+            )
+        live = load(model, processor=processor)
+        fitted = probe if isinstance(probe, Fitted) else Fitted.load(probe)
+        device = require_live_model(fitted.header, live)
+        self.alpha, self.on_alarm = alpha, on_alarm
+        self._watches = watches_of(fitted, alpha, methods, device)
+        needs = {n for watch in self._watches for n in watch.needs}
+        wanted = {key for watch in self._watches for key in watch.keys}
+        reading = fitted.header.get("reading") or {}
+        try:
+            self._onlooker = Onlooker(
+                live,
+                [schema_of(s) for s in fitted.header["sites"] if s["text"] in wanted],
+                self._see,
+                objective=reading.get("objective") if "grad" in needs else None,
+                perturb=reading.get("perturb") if "perturbed_logits" in needs else None,
+                logits="logits" in needs or any(w.by == "predicted" for w in self._watches),
+                special=special_ids(live.processor),
+                generation_config=generation_config,
+            )
+        except SiteError as error:
+            raise StateError(
+                f"Guard: the probe was fitted at {', '.join(sorted(wanted)[:3])}, and not all of "
+                f"these are sites of this model: {error} Guard the model that it was fitted on."
+            ) from error
+        gaussian = [w for w in self._watches if w.name[0] == GAUSSIAN and w.reduction is None]
+        self._stacked = Stacked.of([(w.name[1], w.scorer) for w in gaussian])
+        self._together = {(GAUSSIAN, key) for key in self._stacked.keys} if self._stacked else set()
+        self._thresholds: dict[tuple[int, ...], Tensor] = {}
+        self.n_forwards, self.n_alarms = 0, 0
+        self._forget()
+
+    def __enter__(self) -> "Guard":
+        self._onlooker.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._onlooker.__exit__(kind, error, trace)
+
+    @property
+    def scores(self) -> dict[Key, Float[Tensor, "row"]]:
+        """Scores of the last text by (method, site): a row for each example, token or patch."""
+        parts = [step.scores.split(list(step.counts)) for step in self._steps]
+        return {w.name: torch.cat([p[i] for p in parts]) for i, w in self._seen()}
+
+    @property
+    def example(self) -> dict[Key, Int[Tensor, "row"]]:
+        """Which row of the batch each score belongs to."""
+        return {w.name: torch.cat([s.example[i] for s in self._steps]) for i, w in self._seen()}
+
+    @property
+    def position(self) -> dict[Key, Int[Tensor, "row"]]:
+        """Where in its text or image each score stands."""
+        return {w.name: torch.cat([s.position[i] for s in self._steps]) for i, w in self._seen()}
+
+    @property
+    def p_values(self) -> dict[Key, Float[Tensor, "row"]]:
+        """Conformal p-values of the last text, of the detectors that are calibrated."""
+        found, scores = {}, self.scores
+        for i, watch in self._seen():
+            labels = [step.label[i] for step in self._steps]
+            known = [label for label in labels if label is not None]
+            p = watch.p_value(scores[watch.name], torch.cat(known) if known else None)
+            if p is not None:
+                found[watch.name] = p
+        return found
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """Alarms of the last text, in order."""
+        return list(self._alarms)
+
+    def table(self) -> pa.Table:
+        """Return the last text as ``sonde.score`` would: a line for each row, site and detector."""
+        scores, p_values = self.scores, self.p_values
+        example, position = self.example, self.position
+        parts = []
+        for name, found in scores.items():
+            n, p = len(found), p_values.get(name)
+            columns = {
+                "id": [str(i) for i in example[name].tolist()],
+                "row": example[name].tolist(),
+                "position": position[name].tolist(),
+                "site": [name[1]] * n,
+                "instrument": [name[0]] * n,
+                "score": found.tolist(),
+                "p": [None] * n if p is None else p.tolist(),
+            }
+            parts.append(pa.Table.from_pydict(columns, schema=SCHEMA))
+        return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+
+    def _seen(self) -> list[tuple[int, Watch]]:
+        return list(enumerate(self._watches)) if self._steps else []
+
+    def _forget(self) -> None:
+        self._steps: list[Step] = []
+        self._alarms: list[Alarm] = []
+
+    def _see(self, batch: Batch, goes_on: bool) -> None:
+        if not goes_on:
+            self._forget()
+        known = {} if self._stacked is None else self._stacked.scores(batch.rows)
+        parts = [
+            scored(w, batch, goes_on, known.get(w.name[1]) if w.name in self._together else None)
+            for w in self._watches
+        ]
+        counts = tuple(len(p.scores) for p in parts)
+        place = parts[0].scores.device
+        scores = torch.cat([p.scores.to(place) for p in parts]).double().cpu()
+        scores = scores.nan_to_num_(torch.inf, torch.inf, -torch.inf)
+        columns = [tuple(getattr(p, n) for p in parts) for n in ("example", "position", "label")]
+        step = Step(scores, counts, *columns)
+        self._steps.append(step)
+        self.n_forwards += 1
+        above = scores > self._limits(step)
+        if bool(above.any()):
+            self._raise_alarms(step, torch.nonzero(above).flatten().tolist())
+
+    def _limits(self, step: Step) -> Float[Tensor, "score"]:
+        is_fixed = all(label is None for label in step.label)
+        if is_fixed and step.counts in self._thresholds:
+            return self._thresholds[step.counts]
+        each = zip(self._watches, step.counts, step.label, strict=True)
+        limits = torch.cat([w.thresholds(self.alpha, n, label) for w, n, label in each])
+        if is_fixed:
+            if len(self._thresholds) > MOST_LIMITS:
+                self._thresholds.clear()
+            self._thresholds[step.counts] = limits
+        return limits
+
+    def _raise_alarms(self, step: Step, rows: list[int]) -> None:
+        limits = self._limits(step)
+        for row in rows:
+            which, within = 0, row
+            while within >= step.counts[which]:
+                which, within = which + 1, within - step.counts[which]
+            alarm = self._alarm(step, which, within, float(step.scores[row]), float(limits[row]))
+            self._alarms.append(alarm)
+            self.n_alarms += 1
+            if self.on_alarm is not None:
+                self.on_alarm(alarm)
+
+    def _alarm(self, step: Step, which: int, row: int, score: float, limit: float) -> Alarm:
+        watch, label = self._watches[which], step.label[which]
+        p = watch.p_value([score], None if label is None else label[row : row + 1])
+        return Alarm(
+            method=watch.name[0],
+            site=watch.name[1],
+            step=len(self._steps) - 1,
+            example=int(step.example[which][row]),
+            position=int(step.position[which][row]),
+            score=score,
+            threshold=limit,
+            p=None if p is None else float(p),
+        )

@@ -1,0 +1,1 @@
+"""Who works on ranges of units: this process, processes beside it, or actors on Ray."""
