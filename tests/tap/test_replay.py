@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-import sonde.tap.live
 from models import gpt2, llama, mamba, mlp, opt, qwen2, t5
 from narrow import present
 from sonde.core.errors import InputError, SiteError
@@ -252,9 +251,10 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("logits", [False, True], ids=["as they arise", "one more forward"])
 @pytest.mark.parametrize(("way", "build", "side"), CASES)
 @pytest.mark.truth("each generated text alone in a plain forward, hooked by hand")
-def test_rows_of_generated_texts_are_those_of_each_text_alone(way, build, side):
+def test_rows_of_generated_texts_are_those_of_each_text_alone(way, build, side, logits):
     network, settings = build(), WAYS[way]
     if way == "lookup":
         prompts = Texts([[1, 5, 6, 7, 5, 6]], batch_size=1, special=False)
@@ -265,7 +265,7 @@ def test_rows_of_generated_texts_are_those_of_each_text_alone(way, build, side):
     inputs = replay(
         causal(network), prompts, max_new_tokens=6, seed=4, eos_token_id=ends, **settings
     )
-    stream = live_stream(causal(network), inputs, "blocks", "tokens")
+    stream = live_stream(causal(network), inputs, "blocks", "tokens", logits=logits)
     (batch,) = stream.batches(0, len(prompts))
     (raw,) = inputs.batches(0, len(prompts))
     lengths = batch.extra["prompt_length"] + batch.extra["generated_length"]
@@ -309,26 +309,6 @@ def test_new_tokens_have_the_type_of_the_last_one(logits):
         torch.testing.assert_close(
             batch.rows["transformer.h.1:out"][mine], truth, rtol=1e-4, atol=2e-6
         )
-
-
-@pytest.mark.parametrize("reducer", ["mean", "last", "tokens"])
-def test_what_is_recorded_equals_one_more_forward_and_repeats_bit_for_bit(reducer, monkeypatch):
-    model = causal(llama())
-    inputs = replay(model, PROMPTS, max_new_tokens=5, do_sample=True, seed=2)
-    stream = live_stream(model, inputs, "blocks", reducer)
-    ran = []
-    handle = model.module.register_forward_hook(lambda m, a, o: ran.append(1))
-    (first,) = stream.batches(0, 3)
-    n_calls = len(ran)
-    (second,) = stream.batches(0, 3)
-    handle.remove()
-    monkeypatch.setattr(sonde.tap.live, "may_record", lambda *_: False)
-    (replayed,) = live_stream(model, inputs, "blocks", reducer).batches(0, 3)
-    assert n_calls <= 3 * 2 + 6  # probe forwards, one call for each token, none over all of them
-    for key, x in first.rows.items():
-        assert torch.equal(x, second.rows[key])
-        torch.testing.assert_close(x, replayed.rows[key], rtol=1e-4, atol=2e-6)
-        assert torch.equal(first.position[key], replayed.position[key])
 
 
 def test_nothing_is_generated_for_the_schema_or_the_first_batch():

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,13 @@ class Reading:
     columns: dict[str, Columns]
     grad: dict[str, Tensor]
     logits: Tensor | None
+
+
+def reading_of(taken: Mapping[str, tuple[Tensor, Hashable]], frame: Frame) -> Reading:
+    """Return rows that are there already, with their columns."""
+    rows = {key: x for key, (x, _) in taken.items()}
+    columns = {key: frame.columns(layout) for key, (_, layout) in taken.items()}
+    return Reading(rows, columns, {}, None)
 
 
 class Reader:
@@ -99,18 +106,6 @@ class Reader:
             frame.is_careful = True
             return self.read(args, kwargs, batch, frame)
         reading = self._reading(logits)
-        self.taken, self.gradients = {}, {}
-        return reading
-
-    def reduced(self, outputs: dict[str, Tensor], frame: Frame) -> Reading:
-        """Return the rows of outputs that are there already, one for each kind."""
-        self.frame, frame.is_careful = frame, True
-        self.taken = {kind.key: {} for kind in self.kinds}
-        self.gradients, self.means = {kind.key: {} for kind in self.kinds}, []
-        for kind in self.kinds:
-            with at_site(kind.key):
-                self.keep(kind, 0, *kind.reduction(outputs[kind.key], frame))
-        reading = self._reading(None)
         self.taken, self.gradients = {}, {}
         return reading
 

@@ -1,12 +1,12 @@
-"""Outputs taken while a model generates, put together to what one forward over it all would give.
+"""Rows taken while a model generates, as one forward over it all would give them.
 
 Every call of the model is one stretch of positions: the prompts, then one token at a time. The ids
-that the model was given are recorded beside the outputs; what does not spell the sequences is
+that the model was given are kept beside the rows; rows of what does not spell the sequences are
 thrown away.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,55 +14,76 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sonde.core.inputs import InputBatch
 from sonde.tap._choose import Kind
+from sonde.tap._growing import Marks, Stretch, growing
 from sonde.tap._hooks import Session
+from sonde.tap._read import at_site
 from sonde.tap._vary import placement
+from sonde.tap.frame import Frame
 from sonde.tap.outputs import find
+from sonde.tap.reduce import Reduction
 
 if TYPE_CHECKING:
     from sonde.tap.replay import ReplayInputs
 
-MOST_BYTES = 2**30
 REDUCERS = ("mean", "last", "cls", "tokens")
 
 
 @dataclass(frozen=True)
 class Spot:
-    """An output of a module: its first floating-point tensor, or the one named ``key``."""
+    """An output of a module (its first floating-point tensor, or ``key``), and how it is read."""
 
     module: nn.Module
     key: str | None
+    reduction: Reduction
 
 
 class Recorder:
-    """Keeps the outputs of some modules, call by call.
+    """Reduces the outputs of some modules call by call, while a model generates.
 
     Parameters
     ----------
     root : nn.Module
     spots : mapping of name to Spot
+    marks : Marks
+        Of the prompts.
+    length : int
+        The most tokens of a text.
     """
 
-    def __init__(self, root: nn.Module, spots: Mapping[str, Spot]) -> None:
-        self.root = root
-        self.taken: dict[str, list[Tensor]] = {name: [] for name in spots}
+    def __init__(
+        self, root: nn.Module, spots: Mapping[str, Spot], marks: Marks, length: int
+    ) -> None:
+        self.root, self.marks = root, marks
+        self.grown = {name: growing(spot.reduction, length) for name, spot in spots.items()}
+        self.calls = dict.fromkeys(spots, 0)
+        self.stretches: list[Stretch] = []
         self.ids: list[Tensor] = []
+        self.aligns = True
         self.session = Session(
             root,
             outputs=[(s.module, partial(self._take, name, s.key)) for name, s in spots.items()],
             inputs=[(root, self._take_ids)],
         )
 
-    def _take(self, name: str, key: str | None, output: Any) -> None:
-        leaf = find(output, key)
-        if leaf is not None:
-            self.taken[name].append(leaf.detach().clone())
-
     def _take_ids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids")
-        if isinstance(ids, Tensor):
-            self.ids.append(ids.detach().clone())
+        ids, n_rows = kwargs.get("input_ids"), self.marks.shape[0]
+        expected = (n_rows, 1) if self.ids else self.marks.shape
+        if not self.aligns or not isinstance(ids, Tensor) or ids.shape != expected:
+            self.aligns = False
+            return
+        self.stretches.append(self.marks.stretch(ids))
+        self.ids.append(ids.detach().clone())
+
+    def _take(self, name: str, key: str | None, output: Any) -> None:
+        if not self.aligns:
+            return
+        leaf, self.calls[name] = find(output, key), self.calls[name] + 1
+        stretch = self.stretches[-1]
+        if leaf is None or leaf.shape[:-1] != stretch.real.shape:
+            self.aligns = False
+        elif self.calls[name] == len(self.stretches):
+            self.grown[name].take(leaf.detach(), stretch)
 
     def last_token(self, sequences: Tensor, mask: Tensor, cache: Any) -> None:
         """Run the model on the last token, which generation has not, with the cache it left."""
@@ -81,34 +102,30 @@ class Recorder:
         with self.session:
             self.session.run((), kwargs)
 
-    def outputs(self, sequences: Tensor) -> dict[str, Tensor] | None:
-        """Return (example, pos, dim) of every spot, or None where calls do not spell sequences."""
-        shape = sequences.shape
-        if not self.ids or any(len(ids) != shape[0] for ids in self.ids):
+    def rows(self, frame: Frame) -> dict[str, tuple[Tensor, Hashable]] | None:
+        """Return rows and layout of every spot, or None where calls do not spell the sequences."""
+        once = all(n == len(self.stretches) for n in self.calls.values())
+        if not (self.aligns and once and self.ids):
             return None
-        if not torch.equal(torch.cat(self.ids, dim=1).cpu(), sequences):
+        if not torch.equal(torch.cat(self.ids, dim=1).cpu(), frame.batch.kwargs["input_ids"]):
             return None
-        joined: dict[str, Tensor] = {}
-        for name, parts in self.taken.items():
-            if any(p.ndim != 3 or len(p) != shape[0] for p in parts):
+        found: dict[str, tuple[Tensor, Hashable]] = {}
+        for name, grown in self.grown.items():
+            with at_site(name):
+                rows = grown.rows(frame)
+            if rows is None:
                 return None
-            joined[name] = torch.cat(parts, dim=1) if parts else torch.empty(0, 0, 0)
-            if joined[name].shape[:2] != shape:
-                return None
-        return joined
+            found[name] = rows
+        return found
 
 
-def may_record(inputs: "ReplayInputs", prompts: InputBatch, kinds: Sequence[Kind]) -> bool:
+def may_record(inputs: "ReplayInputs", kinds: Sequence[Kind]) -> bool:
     """Return whether rows of these kinds can be taken while a batch is generated from.
 
-    They can where rows follow from the outputs position by position, stay in their place, and all
-    outputs together take at most 1 GiB.
+    They can where rows follow from the outputs position by position, and stay in their place.
     """
-    if inputs.new_tokens is None or not inputs.keeps_rows_in_place:
-        return False
-    n_tokens = len(prompts) * (prompts.kwargs["input_ids"].shape[1] + inputs.new_tokens)
-    size = sum(k.schema.dim * getattr(torch, k.schema.dtype).itemsize for k in kinds)
-    return n_tokens * size <= MOST_BYTES and all(map(_is_plain, kinds))
+    known = inputs.new_tokens is not None and inputs.keeps_rows_in_place
+    return known and all(map(_is_plain, kinds))
 
 
 def _is_plain(kind: Kind) -> bool:

@@ -20,7 +20,7 @@ from sonde.core.stream import Stream
 from sonde.tap._choose import Kind, choose_kinds
 from sonde.tap._forward import forward_on
 from sonde.tap._inputs import right_padded
-from sonde.tap._read import Reader, Reading
+from sonde.tap._read import Reader, Reading, reading_of
 from sonde.tap._record import Spot, may_record
 from sonde.tap._vary import Place, moved, placement
 from sonde.tap.fingerprint import config_hash, fingerprint
@@ -212,24 +212,25 @@ class LiveStream(Stream):
     ) -> Iterator[Batch]:
         """Yield the rows of generated texts: taken while they arise, else by one more forward."""
         place, modules = placement(self.model.module), self.probe.names.modules
-        spots = {k.key: Spot(modules[k.site.path], k.site.key) for k in self.kinds}
+        spots = {k.key: Spot(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds}
         for prompts in inputs.prompt_batches(start, stop):
             if not self._records(inputs, prompts):
                 yield self._batch(reader, right_padded(inputs.continued(prompts)), place)
                 continue
-            batch, outputs = inputs.record(prompts, spots)
-            if outputs is None:
+            batch, recorder = inputs.record(prompts, spots)
+            frame = Frame(batch, place[0], reader.shared)
+            taken = recorder.rows(frame)
+            if taken is None:
                 yield self._batch(reader, right_padded(batch), place)
             else:
-                frame = Frame(batch, place[0], reader.shared)
-                yield self._made(batch, reader.reduced(outputs, frame))
+                yield self._made(batch, reading_of(taken, frame))
 
     def _records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
         """Return whether all that is read can be taken while a batch is generated from."""
         asks = self.objective is not None or self.perturb is not None
         if asks or (self.with_logits and self._gives_logits) or prompts.segment is not None:
             return False
-        return may_record(inputs, prompts, self.kinds) and not token_arguments(prompts)
+        return may_record(inputs, self.kinds) and not token_arguments(prompts)
 
     def _batch(self, reader: Reader, batch: InputBatch, place: Place) -> Batch:
         args, kwargs = moved(place, batch.args, batch.kwargs)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.tap._growing import Marks
 from sonde.tap._hooks import Session
 from sonde.tap._inputs import left_padded
 from sonde.tap._record import Recorder, Spot
@@ -213,21 +214,21 @@ class ReplayInputs(Inputs):
         plain = beams in (None, 1) and chosen.get("use_cache", True) and not is_moved
         return bool(plain) and not self.is_pair
 
-    def record(
-        self, prompts: InputBatch, spots: Mapping[str, Spot]
-    ) -> tuple[InputBatch, dict[str, Tensor] | None]:
-        """Return a batch with its continuations, and the outputs at some spots if they align.
+    def record(self, prompts: InputBatch, spots: Mapping[str, Spot]) -> tuple[InputBatch, Recorder]:
+        """Return a batch with its continuations, padded on the left, and the rows at some spots.
 
-        Outputs are (example, pos, dim), in the positions of the batch, which is padded on the left.
-        None where the model did not run over each token once, in order: read the batch instead.
+        The recorder has none where the model did not run over each token once, in order: read the
+        batch instead.
         """
         prompts = left_padded(prompts)
-        recorder = Recorder(self.model.module, spots)
+        marks = Marks(prompts, self._ends(), self._special_ids())
+        length = prompts.kwargs["input_ids"].shape[1] + (self.new_tokens or 0)
+        recorder = Recorder(self.model.module, spots, marks, length)
         sequences, cache = self._run(prompts, recorder)
         batch = self._as_text(prompts, sequences)
         if cache is not None:
             recorder.last_token(sequences, batch.kwargs["attention_mask"], cache)
-        return batch, recorder.outputs(sequences)
+        return batch, recorder
 
     @property
     def is_pair(self) -> bool:
@@ -328,6 +329,9 @@ class ReplayInputs(Inputs):
         ends = self._setting("eos_token_id")
         return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
+    def _special_ids(self) -> list[int]:
+        return list(getattr(self.model.processor, "all_special_ids", None) or self._ends())
+
     def _pad(self) -> int:
         pad = self._setting("pad_token_id")
         return pad if pad is not None else next(iter(self._ends()), 0)
@@ -340,9 +344,9 @@ class ReplayInputs(Inputs):
     def _special(self, prompts: InputBatch, sequences: Tensor, mask: Tensor) -> Tensor | None:
         if prompts.special is None:
             return None
-        ids = getattr(self.model.processor, "all_special_ids", None) or self._ends()
         n = prompts.special.shape[1]
-        new = torch.isin(sequences[:, n:], torch.tensor(ids, dtype=sequences.dtype))
+        special = torch.tensor(self._special_ids(), dtype=sequences.dtype)
+        new = torch.isin(sequences[:, n:], special)
         return torch.cat((prompts.special, new), dim=1) & mask
 
 
