@@ -29,7 +29,7 @@ def test_twenty_rows_are_a_warning_that_lists_what_was_withheld() -> None:
     assert [w["code"] for w in found.tables["withheld"]] == ["SND011", "SND014", "SND022"]
     assert found.finding is not None
     assert found.finding.sentence == (
-        "3 checks had too few rows (SND011, SND014 and SND022). Of 20 rows, SND014 needs 256 rows, "
+        "3 checks had too few rows (SND011, SND014 and SND022). SND014 needs 256 rows, "
         "20 present. All of the data was read."
     )
 

@@ -91,7 +91,7 @@ class SND009(Rule):
         codes = listed([c.code for c in starved], 4)
         return [
             f"{plural(len(starved), 'check')} had too few rows ({codes}).",
-            f"Of {have}, {worst.code} {worst.reason}.",
+            f"{worst.code} {worst.reason}.",
         ]
 
     @staticmethod

@@ -14,6 +14,15 @@ MARKS: Final = {"error": OCTAGON, "warning": "triangle-up", "note": "circle"}
 NARROW: Final = 340
 WIDE: Final = 770
 MARGIN: Final = 74
+EXTENT: Final = 58
+LOG_TITLE: Final = {
+    "title": "log scale",
+    "titleAngle": 0,
+    "titleAlign": "left",
+    "titleBaseline": "bottom",
+    "titleX": -EXTENT,
+    "titleY": -6,
+}  # stands above the axis, so that panels with and without it stand in line
 
 Rows = list[dict[str, Any]]
 
@@ -35,7 +44,7 @@ def x_sites(names: list[str], width: int, title: str, field: str = "s") -> alt.X
 
 
 def y_log(field: str, low: Real, high: Real, percent: bool = False) -> alt.Y:
-    """Return a logarithmic axis that ends near the values, with at most six round ticks."""
+    """Return a logarithmic axis that says so, ends near the values and has at most six ticks."""
     low, high = low / 1.25, high * 1.25
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = len(decades) <= 3
@@ -44,13 +53,14 @@ def y_log(field: str, low: Real, high: Real, percent: bool = False) -> alt.Y:
     ticks = [tick for tick in ticks if low <= tick <= high]
     ticks = ticks[:: max(1, math.ceil(len(ticks) / 6))]
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    return alt.Y(f"{field}:Q", scale=scale, axis=y_axis(percent, values=ticks))
+    return alt.Y(f"{field}:Q", scale=scale, axis=y_axis(percent, values=ticks, **LOG_TITLE))
 
 
 def y_axis(percent: bool = False, **more: Any) -> alt.Axis:
     """Return the look of an axis of amounts; all have one width, so that panels stand in line."""
     form = ".3~p" if percent else ",.3~r"
-    return alt.Axis(title=None, format=form, minExtent=58, maxExtent=58, **{"tickCount": 5, **more})
+    look = {"title": None, "tickCount": 5, "minExtent": EXTENT, "maxExtent": EXTENT, **more}
+    return alt.Axis(format=form, **look)
 
 
 def layer(rows: Rows) -> alt.Chart:

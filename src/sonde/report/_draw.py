@@ -105,7 +105,7 @@ def config(narrow: bool) -> dict[str, Any]:
         "axis": axis | text,
         "axisX": {"grid": False},
         "legend": {"aria": False, "symbolSize": 90, "labelLimit": 180, "orient": "bottom"}
-        | {"columns": 3 if narrow else 7, "title": None}
+        | {"columns": 3 if narrow else 7, "columnPadding": 18, "title": None}
         | text,
         "view": {"stroke": None},
         "text": {"fontSize": size, "fill": "var(--soft)"},

@@ -22,6 +22,7 @@ _SHAPES: Final = {
     "failed": "M10 1 19 10 10 19 1 10z",
 }
 _PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
+LONG: Final = 40
 P_VALUES: Final = ("p", "adjusted", "adjusted p")
 _OPEN: Final = frozenset({"clear", "withheld", "not_applicable"})
 
@@ -81,7 +82,8 @@ def _cell(value: Cell, column: int, kind: str) -> Markup:
         return el("td", _text(value, kind), cls="n", data_v=_exact(value))
     if kind == "state" and isinstance(value, str):
         return el("td", badge(value, "raised" if value in {"error", "warning", "note"} else ""))
-    return el("td", _text(value, kind), cls="n" if value is None else None, data_v=_exact(value))
+    look = "n" if value is None else "long" if len(str(value)) > LONG else None
+    return el("td", _text(value, kind), cls=look, data_v=_exact(value))
 
 
 def _text(value: Cell, kind: str) -> Markup | str:

@@ -117,10 +117,7 @@ def _chart(curve: _Curve, points: Rows, axis: Axis, width: int) -> Any:
         for name, value in curve.rules
     ]
     layers = [level_rules(rules, y)] if rules else []
-    if rules:
-        named = layer(rules).mark_text(align="left", baseline="bottom", dx=4, dy=-4, aria=False)
-        at = alt.X(value=0) if curve.unit == "nats" else alt.X(value=width - MARGIN - 100)
-        layers.append(named.encode(x=at, y=along(y, "v"), text=alt.Text("n:N")))
+    layers += [_rule_name(rule, points, y, width) for rule in rules]
     layers += [band(points, x, y), *line(points, x, y)]
     ringed = [point for point in points if point["ring"]]
     if ringed:
@@ -128,3 +125,15 @@ def _chart(curve: _Curve, points: Rows, axis: Axis, width: int) -> Any:
             dots(ringed, x, y, filled=False, size=240, color="var(--c2)", strokeWidth=2.5)
         )
     return sized(layers, width, 220)
+
+
+def _rule_name(rule: dict[str, Any], points: Rows, y: alt.Y, width: int) -> Any:
+    """Return the name of a level line, at the end and on the side where the curve is not."""
+    first, last = points[0]["v"] - rule["v"], points[-1]["v"] - rule["v"]
+    left = abs(first) > abs(last)
+    below = (first if left else last) > 0
+    look = {"align": "left", "dx": 4} if left else {"align": "right", "dx": -4}
+    look |= {"baseline": "top", "dy": 5} if below else {"baseline": "bottom", "dy": -4}
+    named = layer([rule]).mark_text(aria=False, **look)
+    at = alt.X(value=0 if left else width - MARGIN)
+    return named.encode(x=at, y=along(y, "v"), text=alt.Text("n:N"))

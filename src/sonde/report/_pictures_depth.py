@@ -126,7 +126,9 @@ def panel_axis(panel: Panel, points: Rows) -> alt.Y:
     """Return the vertical axis of a panel for all these points."""
     percent = panel.unit == "share"
     if not panel.log:
-        return alt.Y("v:Q", scale=alt.Scale(zero=True), axis=y_axis(percent, tickCount=4))
+        top = max(p["hi"] for p in points)
+        scale = alt.Scale(zero=True) if top > 0 else alt.Scale(domain=[0, 1])
+        return alt.Y("v:Q", scale=scale, axis=y_axis(percent, tickCount=4))
     ends = [p[k] for p in points for k in ("lo", "hi")]
     ends += [] if panel.limit is None else [panel.limit]
     return y_log("v", min(ends), max(ends), percent)

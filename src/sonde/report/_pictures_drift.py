@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import altair as alt
 
-from sonde.report._axes import Rows, dots, layer, line, sized, tip, x_sites, y_axis
+from sonde.report._axes import NARROW, Rows, dots, layer, line, sized, tip, x_sites, y_axis
 from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.drift_terminal import QUESTIONS
@@ -70,9 +70,9 @@ def _grid(rows: Rows, methods: list[str], axis: Axis, width: int) -> Any:
     )
     known = [step for step in _STEPS if any(row["k"] == step for row in rows)]
     at = [_STEPS.index(step) for step in known]
-    color = alt.Color(
-        "k:N", scale=alt.Scale(domain=known, range=[_COLORS[i] for i in at]), sort=known
-    )
+    legend = alt.Legend(columns=1 if width <= NARROW else len(known))
+    scale = alt.Scale(domain=known, range=[_COLORS[i] for i in at])
+    color = alt.Color("k:N", scale=scale, sort=known, legend=legend)
     shape = alt.Shape("k:N", scale=alt.Scale(domain=known, range=[_SHAPES[i] for i in at]))
     marks = layer(rows).mark_point(filled=True, size=150, opacity=1, stroke="var(--line)")
     chart = marks.encode(
@@ -198,13 +198,15 @@ def units_picture(found: dict[str, Any]) -> Picture | None:
         return _bars(rows, width)
 
     note = "Wasserstein distance of each unit's values in pooled standard deviations; p-values are "
-    note += "corrected for the units of the site."
+    note += "corrected for the units of the site, and the clearest units stand first."
     return Picture("units", message, draw, Numbers(columns, table, "units"), note)
 
 
 def _bars(rows: Rows, width: int) -> Any:
     names = [row["s"] for row in rows]
-    scale = alt.Scale(domain=["moved", "not moved"], range=["var(--c2)", "var(--c1)"])
+    colors = {"moved": "var(--c2)", "not moved": "var(--c1)"}
+    known = [name for name in colors if any(row["k"] == name for row in rows)]
+    scale = alt.Scale(domain=known, range=[colors[name] for name in known])
     bars = layer(rows).mark_bar(opacity=0.85)
     chart = bars.encode(
         x=x_sites(names, width, "unit"),

@@ -23,11 +23,9 @@ from sonde.report._picture import Axis, Numbers, Picture
 
 _MAP_SITES: Final = {WIDE: 48, NARROW: 24}
 _SPECTRA: Final = 6
-_CKA = (
-    "Debiased CKA: 1 is the same geometry, 0 is nothing in common. "
-    "Grey: no more than two sites that share nothing."
-)
-_SPECTRUM = "Share of the variance along each direction, largest first."
+_CKA = "Debiased CKA: 1 is the same geometry, 0 is nothing in common."
+_FAINT = " Empty: no more than two sites that share nothing."
+_SPECTRUM = "Share of the variance along each direction, largest first; a line for each site."
 _WHITE = " Dashed: white noise of as many rows."
 
 
@@ -44,7 +42,9 @@ def similarity_picture(similarity: dict[str, Any]) -> Picture | None:
 
     rows = tuple((a, *(cka[at[a]][at[b]] for b in axis.sites)) for a in axis.sites)
     numbers = Numbers(("site", *axis.sites), rows, "similarity")
-    return Picture("similarity", _map_message(similarity), draw, numbers, _CKA, square=True)
+    faint = any(_cell(similarity, axis, at, a, b)["f"] for a in axis.sites for b in axis.sites)
+    note = _CKA + (_FAINT if faint else "")
+    return Picture("similarity", _map_message(similarity), draw, numbers, note, square=True)
 
 
 def _entry(matrix: Any, i: int, j: int) -> Real | None:
@@ -74,7 +74,8 @@ def _map(similarity: dict[str, Any], axis: Axis, at: dict[str, int], width: int)
     layers = [layer(shown).mark_rect().encode(x=x, y=y, color=color, description=said)]
     faint = [cell for cell in cells if cell["f"]]
     if faint:
-        layers.append(layer(faint).mark_rect(color="var(--off)").encode(x=x, y=y, description=said))
+        empty = layer(faint).mark_rect(color="var(--paper)", stroke="var(--line)")
+        layers.append(empty.encode(x=x, y=y, description=said))
     # A page draws letters wider than the renderer that left room for the names of lines.
     return alt.layer(*layers).properties(width=side, height=side, padding={"left": 20, "right": 5})
 
@@ -162,7 +163,7 @@ def _white(curve: dict[str, Any]) -> Rows:
 
 
 def _spectra(lines: Rows, white: Rows, axis: Axis, width: int) -> Any:
-    look = alt.Axis(title="direction", format=",.3~r", values=[1, 10, 100, 1000, 10000])
+    look = alt.Axis(title="direction (log scale)", format=",.3~r", values=[1, 10, 100, 1000, 10000])
     x = alt.X("x:Q", scale=alt.Scale(type="log", nice=False), axis=look)
     heights = [point["y"] for point in lines]
     top = max(heights)

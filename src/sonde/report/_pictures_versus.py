@@ -96,7 +96,8 @@ def scores_picture(versus: dict[str, Any]) -> Picture | None:
     def draw(width: int) -> Any:
         return _scores(bars, scores["threshold"], width)
 
-    note = "Share of each data set in each bin; the line is the calibrated threshold."
+    note = "Share of each data set in each bin, the last with all above it; the line is the "
+    note += "calibrated threshold."
     numbers = Numbers(("from", "to", "DATA", "OTHER"), table, "scores")
     return Picture("scores", message, draw, numbers, note)
 

@@ -71,7 +71,7 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
     """Return how well labels can be read off at each site."""
     labels = report.get("labels")
     if labels is None:
-        return _empty("labels", "Labels", "No labels were given (--label-column).")
+        return _empty("labels", "Labels", _without_labels(report))
     made = labels_picture(labels)
     classes = tuple(
         tuple(row[k] for k in ("label", "n", "recall", "low", "high")) for row in labels["classes"]
@@ -92,6 +92,15 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
             1, el("p", f"{said} ({worst['n']:,} rows, {share(worst['share'])} of the label).")
         )
     return section("labels", "Labels", *parts)
+
+
+def _without_labels(report: dict[str, Any]) -> str:
+    """Return why nothing is read off: no labels, or what the check of labels was held back by."""
+    if not report["provenance"]["data"].get("label_column"):
+        return "No labels were given (--label-column)."
+    reasons = [check["reason"] for check in report["checks"] if check["code"] == "SND036"]
+    said = "".join(f": {reason}" for reason in reasons if reason)
+    return f"Labels were given, but nothing could be read off{said}."
 
 
 def prediction_section(report: dict[str, Any], names: Names) -> Markup:
