@@ -54,3 +54,29 @@ def test_an_interrupt_leaves_nothing(run, acts, tmp_path, monkeypatch):
     ran = run("export", acts, "-o", tmp_path / "a.parquet")
     assert ran.code == 130
     assert [p.name for p in tmp_path.iterdir()] == ["acts"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz", ".safetensors", ".lance"])
+def test_an_export_is_verified(run, acts, tmp_path, suffix):
+    if suffix == ".lance":
+        pytest.importorskip("lance")
+    path = tmp_path / f"a{suffix}"
+    assert run("export", acts, "-o", path).code == 0
+    ran = run("verify", path)
+    assert (ran.code, "sound" in ran.err) == (0, True)
+    victim = next(path.glob("data/*")) if path.is_dir() else path
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    ran = run("verify", path)
+    assert ran.code == 1
+    assert "its bytes are not those that were written" in ran.out
+    assert "1 fault" in ran.err
+
+
+def test_arrays_that_changed_are_not_fitted(run, acts, tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert run("export", acts, "-o", path).code == 0
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert "is damaged" in run("fit", "norms", "-", path, "-o", tmp_path / "b.sonde").error()
+    assert not (tmp_path / "b.sonde").exists()

@@ -7,7 +7,9 @@ from pathlib import Path
 from tools.faults import kinds
 
 SOURCE = Path(__file__).parents[2] / "src" / "sonde"
-WRITERS = {"atomic_write", "atomic_file", "write_state", "open_new", "write_dataset"}
+WRITERS = {
+    "atomic_write", "atomic_file", "sealed_file", "write_state", "open_new", "write_dataset",
+}  # fmt: skip
 BESIDE = {"write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "savez", "tofile"}
 MADE_OF_THEM = "core.files:atomic_file"
 

@@ -59,11 +59,12 @@ def _table(kind: str, hashed: bool = False) -> Kind:
     )
 
 
-def _arrays(kind: str, hashed: bool = False) -> Kind:
-    """Return exported rows, which come back as arrays of features."""
-    says = f"fit norms - rows.{kind} -o used.sonde --json"
-    writer = f"store.exporting.arrays:write_{kind}"
-    return Kind(f"rows.{kind}", writer, "export acts", says=says, hashed=hashed)
+def _export(kind: str, writer: str, reads: bool = False) -> Kind:
+    """Return exported rows; arrays come back as features."""
+    file = f"rows.{kind}"
+    says = f"fit norms - {file} -o used.sonde --json" if reads else ""
+    writer = f"store.exporting.{writer}"
+    return Kind(file, writer, "export acts", (f"verify {file}",), says)
 
 
 FINISHED: Mapping[str, Kind] = {
@@ -105,8 +106,9 @@ FINISHED: Mapping[str, Kind] = {
         "report.evaluate:save_evaluation",
         "evaluate usual.csv scores.parquet --resamples 10",
     ),
-    "exported rows, npz": _arrays("npz", hashed=True),
-    "exported rows, safetensors": _arrays("safetensors"),
+    "exported rows, npz": _export("npz", "arrays:write_npz", reads=True),
+    "exported rows, safetensors": _export("safetensors", "arrays:write_safetensors", reads=True),
+    "exported rows, Parquet": _export("parquet", "tables:write_parquet"),
 }
 
 OF_A_RUN: Mapping[str, Part] = {
@@ -134,8 +136,9 @@ NOT_TRIED: Mapping[str, str] = {
     "run.passes.ledger:Ledger.adopt": "a state of the run that another machine wrote",
     "run.passes.ranges:token_in": "an empty file that goes with the run",
     "store.growing:_commit": "the manifest once more, with what was added",
-    "store.exporting.tables:write_lance": "for other programs: no command reads it",
-    "store.exporting.tables:write_parquet": "for other programs, which check its pages",
+    "store.exporting.to_lance:write_lance": "a folder: tests/store/test_sealed_exports.py",
+    "store.exporting.to_lance:_list_files": "the list of the files in that folder",
+    "core.seal:sealed_file": "writes for all exports",
 }
 
 

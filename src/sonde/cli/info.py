@@ -13,8 +13,6 @@ from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, StateError
 from sonde.core.wording import plural
 
-TABLES = (".parquet", ".npz", ".safetensors", ".lance")
-
 
 @dataclass(frozen=True)
 class Info:
@@ -49,11 +47,11 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise InputError(f"info: there is no file {path}.")
-    suffix = path.suffix.lower()
-    if suffix in TABLES and path.is_dir() == (suffix == ".lance"):
-        from sonde.store.exporting import describe_export
+    from sonde.store.exporting import describe_export, is_export
 
+    if is_export(path):
         return describe_export(path)
+    suffix = path.suffix.lower()
     if path.is_dir():
         return _folder(path)
     if suffix == ".sonde":

@@ -19,7 +19,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Verify:
-    """Check every byte of a store, a state, a run directory or a report.
+    """Check every byte of a store, a state, a run directory, a report or an export.
 
     Hashes, counts, gaps, duplicates, and what Arrow thinks of every value. Ends with 0 where all is
     as it was written, 1 where something is wrong, 2 where the file is none of ours or of a later
@@ -31,7 +31,10 @@ class Verify:
 
     file: Annotated[
         tyro.conf.Positional[Path],
-        named("FILE|DIR", "a folder of sonde read, a .sonde file, a .run folder or a report"),
+        named(
+            "FILE|DIR",
+            "a folder of sonde read, a .sonde file, a .run folder, a report or an export",
+        ),
     ]
     repair: Annotated[
         bool, tyro.conf.arg(help="remove damaged ranges of units and left-over files")
@@ -91,7 +94,10 @@ def check(path: Path, tick: Tick = lambda _: None) -> Any:
     from sonde.run.verifying.verify_state import verify_state
     from sonde.run.verifying.verify_track import is_track, verify_track
     from sonde.store import is_store, verify_store
+    from sonde.store.exporting import is_export, verify_export
 
+    if is_export(path):
+        return verify_export(path)
     if path.is_dir():
         if is_store(path):
             return verify_store(path, tick)
@@ -110,7 +116,8 @@ def check(path: Path, tick: Tick = lambda _: None) -> Any:
 
         return verify_report(path)
     raise InputError(
-        f"verify: expected a .sonde file, a store, a run directory or a report, got {path}."
+        "verify: expected a .sonde file, a store, a run directory, a report or an export, got "
+        f"{path}."
     )
 
 

@@ -111,9 +111,25 @@ class AtomicFile(WriteOnly):
             try:
                 write(self._descriptor, memoryview(content))
             except OSError as error:
-                raise StoreError(_explained("write", self._path, error)) from error
+                raise write_error(self._path, error) from error
         self._size += n_bytes
         return n_bytes
+
+    def amend(self, at: int, content: bytes) -> None:
+        """Put bytes in the place of as many that were written.
+
+        Raises
+        ------
+        StoreError
+            If they cannot be written.
+        """
+        assert 0 <= at <= self._size - len(content), "only what was written is amended"
+        try:
+            os.lseek(self._descriptor, at, os.SEEK_SET)
+            write(self._descriptor, content)
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+        except OSError as error:
+            raise write_error(self._path, error) from error
 
     def tell(self) -> int:
         """Return how many bytes were written."""
@@ -157,7 +173,7 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(_explained("write", path, error)) from error
+        raise write_error(path, error) from error
 
 
 def atomic_write(path: Path | str, content: Bytes | Iterable[Bytes], durable: bool = True) -> None:
@@ -218,6 +234,11 @@ def make_directory(path: Path | str) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(_explained("make the directory", Path(path), error)) from error
+
+
+def write_error(path: Path, error: OSError) -> StoreError:
+    """Return the error of a file that could not be written, with what to do."""
+    return StoreError(_explained("write", path, error))
 
 
 def _explained(action: str, path: Path, error: OSError) -> str:

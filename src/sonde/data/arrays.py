@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sonde.core.errors import InputError, SiteError, SondeWarning, near
+from sonde.core.seal import is_sealed
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.data.iterables import ArrayRows
@@ -143,6 +144,11 @@ def _matched(names: list[str], patterns: Sequence[str], path: Path) -> list[str]
 
 def load_arrays(path: Path) -> dict[str, Any]:
     """Return the arrays of a file; no pickles, headers checked before anything is read."""
+    if is_sealed(path) is False:
+        raise InputError(
+            f"{path} is damaged: its bytes are not those that sonde export wrote. Export it again, "
+            "or take it from a backup."
+        )
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError
-from sonde.core.files import atomic_file
-from sonde.store.exporting.facts import KEY, facts_of, written
+from sonde.core.seal import BLANK, sealed_file
+from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
 from sonde.store.exporting.parts import column_names, parts_of, text_of
 from sonde.store.reading import Store
 
@@ -70,7 +70,7 @@ def write_npz(store: Store, path: Path, tick: Tick) -> int:
     """Write sites and columns as ``.npz`` and return the number of rows."""
     facts = _facts(store, tick)
     with (
-        atomic_file(path) as file,
+        sealed_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,  # type: ignore[call-overload]
     ):
         for array in _arrays(store, facts, tick, native=False):
@@ -92,7 +92,7 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
     )
     names = array_names([s.key for s in store.schema])
     said = {**facts_of(store, facts.n_rows), "arrays": list(names.values())}
-    head: dict[str, Any] = {"__metadata__": {KEY: written(said)}}
+    head: dict[str, Any] = {"__metadata__": {KEY: written(said), SEAL: BLANK}}
     end = 0
     half = {names[s.key] for s in store.schema if s.dtype == "bfloat16"}
     for array in arrays:
@@ -102,7 +102,7 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
         end += array.n_bytes
     text = json.dumps(head, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_file(path) as file:
+    with sealed_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays:
             for piece in array.pieces():
@@ -112,6 +112,7 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
 
 def _comment(facts: dict[str, Any]) -> bytes:
     """Return facts as the comment of an archive, which NumPy passes over; it has little room."""
+    facts = {**facts, SEAL: BLANK}
     text = written(facts).encode()
     return text if len(text) <= MAX_COMMENT else written(facts | {"sites": []}).encode()
 

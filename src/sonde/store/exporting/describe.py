@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from sonde.core.errors import InputError
 from sonde.store.exporting.facts import KEY, TOLD, said
-from sonde.store.exporting.tables import lance_module
+from sonde.store.exporting.to_lance import lance_module
 
 MAX_HEADER_BYTES = 64 * 2**20
 

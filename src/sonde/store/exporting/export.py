@@ -8,11 +8,18 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE
 from sonde.store.exporting.arrays import write_npz, write_safetensors
 from sonde.store.exporting.parts import chosen_kinds, chosen_sites, one_layout
-from sonde.store.exporting.tables import Table, lance_module, write_lance, write_parquet
+from sonde.store.exporting.tables import Table, write_parquet
+from sonde.store.exporting.to_lance import lance_module, write_lance
 from sonde.store.exporting.view import view_of
 from sonde.store.reading import Store
 
 SUFFIXES = (".parquet", ".npz", ".safetensors", ".lance")
+
+
+def is_export(path: Path) -> bool:
+    """Return whether a path is called as an export is: a folder for Lance, else a file."""
+    kind = path.suffix.lower()
+    return kind in SUFFIXES and path.is_dir() == (kind == ".lance")
 
 
 def export_store(

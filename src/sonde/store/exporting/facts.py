@@ -7,6 +7,8 @@ from sonde.core.identity import data_hash, hashed
 from sonde.store.reading import Store
 
 KEY = "sonde"
+SEAL = "seal"
+"""Where the hash of the whole file stands beside them; see ``core.seal``."""
 TOLD = ("sites", "view", "model", "config", "dtype", "data", "spec")
 """What ``sonde info`` shows of it."""
 

@@ -1,21 +1,15 @@
-"""A store as one table: Parquet, or Lance with a vector index."""
+"""A store as one table, and that as Parquet."""
 
-import math
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from sonde.core.errors import InputError, SondeError, StoreError
-from sonde.core.files import TEMPORARY, atomic_file, replace, sync_directory
-from sonde.store.exporting.facts import KEY, facts_of, written
+from sonde.core.seal import BLANK, sealed_file
+from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
 from sonde.store.exporting.parts import (
     Part,
     column_names,
@@ -32,7 +26,6 @@ Tick = Callable[[int], None]
 
 GROUP_BYTES = 32 * 2**20
 GROUP_ROWS = 65_536
-PARTITION_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -107,99 +100,12 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 def write_parquet(table: Table, path: Path, tick: Tick) -> int:
     """Write a table as Parquet and return its number of rows."""
     n_rows = 0
-    with atomic_file(path) as file:
+    with sealed_file(path) as file:
         sink = pa.PythonFile(file, mode="w")
         options = {"compression": "zstd", "write_page_checksum": True}
         with parquet.ParquetWriter(sink, table.schema, **options) as writer:
             for batch in table.batches(tick):
                 writer.write_batch(batch)
                 n_rows += len(batch)
+            writer.add_key_value_metadata({SEAL: BLANK})
     return n_rows
-
-
-def write_lance(table: Table, path: Path, tick: Tick) -> int:
-    """Write a table as a Lance data set with an index on each site; one commit, then a count.
-
-    It grows under another name beside its place and takes its name when it is whole.
-
-    Raises
-    ------
-    InputError
-        If Lance is not installed.
-    StoreError
-        If there is something at that place, or what is there afterwards is not what was written.
-    """
-    lance = lance_module()
-    if path.exists():
-        raise StoreError(f"export: {path} exists. Remove it, or write elsewhere.")
-    aside = path.with_name(f"{path.name}{TEMPORARY}{secrets.token_hex(6)}")
-    failed: list[SondeError] = []
-    n_rows = 0
-
-    def counted() -> Iterator[pa.RecordBatch]:
-        nonlocal n_rows
-        try:
-            for batch in table.batches(tick):
-                n_rows += len(batch)
-                yield batch
-        except SondeError as error:
-            failed.append(error)
-            raise
-
-    try:
-        reader = pa.RecordBatchReader.from_batches(table.schema, counted())
-        found = lance.write_dataset(reader, str(aside), mode="create")
-        for name in table.schema.names[-len(table.store.schema) :] if n_rows else ():
-            _index(found, name, n_rows)
-        if found.count_rows() != n_rows:
-            raise StoreError(f"export: Lance holds {found.count_rows()} of {n_rows} rows.")
-        _to_disk(aside)
-        replace(aside, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        if failed:
-            raise failed[0] from error
-        if isinstance(error, SondeError):
-            raise
-        raise StoreError(f"export: Lance could not write {path}: {error}.") from error
-    except Exception as error:
-        if failed:
-            raise failed[0] from error
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return n_rows
-
-
-def lance_module() -> Any:
-    """Return the package, or the error that says how to install it.
-
-    Raises
-    ------
-    InputError
-        If it is not installed.
-    """
-    os.environ.setdefault("LANCE_LOG", "error")  # it tells how long each index took
-    try:
-        import lance
-    except ImportError as error:
-        raise InputError(
-            "export: Lance files need the package pylance. Run: pip install 'pylance>=14'."
-        ) from error
-    return lance
-
-
-def _index(found: Any, name: str, n_rows: int) -> None:
-    """Make the index of a column: its exact vectors, in partitions of nearby rows."""
-    partitions = max(1, min(n_rows // PARTITION_ROWS, round(math.sqrt(n_rows))))
-    found.create_index(name, "IVF_FLAT", metric="l2", num_partitions=partitions)
-
-
-def _to_disk(folder: Path) -> None:
-    """Sync every file and folder: Lance leaves that to the system."""
-    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
-        if path.is_dir():
-            sync_directory(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

@@ -1,0 +1,152 @@
+"""A store as a Lance data set: the one format whose files another library writes.
+
+Lance keeps no checksums and syncs nothing to disk, so a list of the files with their hashes lies
+beside them, and every file is synced before the folder takes its name.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sonde.core.errors import InputError, SondeError, StoreError
+from sonde.core.files import TEMPORARY, replace, sync_directory, write_error
+from sonde.core.seal import BLANK, sealed_file
+from sonde.store.exporting.facts import SEAL
+from sonde.store.exporting.tables import Table
+
+Tick = Callable[[int], None]
+
+FILES = "sonde.json"
+PARTITION_ROWS = 256
+_OS_ERROR = re.compile(r"os error (\d+)")
+
+
+def write_lance(table: Table, path: Path, tick: Tick) -> int:
+    """Write a table as a Lance data set with an index on each site; one commit, then a count.
+
+    It grows under another name beside its place and takes its name when it is whole.
+
+    Raises
+    ------
+    InputError
+        If Lance is not installed.
+    StoreError
+        If there is something at that place, the disk is full, or what is there afterwards is not
+        what was written.
+    """
+    lance = lance_module()
+    if path.exists():
+        raise StoreError(f"export: {path} exists. Remove it, or write elsewhere.")
+    aside = path.with_name(f"{path.name}{TEMPORARY}{secrets.token_hex(6)}")
+    rows = _Counted(table, tick)
+    try:
+        reader = pa.RecordBatchReader.from_batches(table.schema, rows.batches())
+        found = lance.write_dataset(reader, str(aside), mode="create")
+        for name in table.schema.names[-len(table.store.schema) :] if rows.n else ():
+            _index(found, name, rows.n)
+        if found.count_rows() != rows.n:
+            raise StoreError(f"export: Lance holds {found.count_rows()} of {rows.n} rows.")
+        _list_files(aside)
+        _to_disk(aside)
+        replace(aside, path)
+        sync_directory(path.parent)
+    except Exception as error:
+        told = rows.failed or _told(error, path)
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return rows.n
+
+
+class _Counted:
+    """The rows on their way to Lance, which would wrap an error of ours into one of its own."""
+
+    def __init__(self, table: Table, tick: Tick) -> None:
+        self._table, self._tick = table, tick
+        self.n, self.failed = 0, None
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self._table.batches(self._tick):
+                self.n += len(batch)
+                yield batch
+        except SondeError as error:
+            self.failed: SondeError | None = error
+            raise
+
+
+def _told(error: Exception, path: Path) -> Exception:
+    """Return what Lance met in our words: the system's own error where it names its number."""
+    if isinstance(error, SondeError):
+        return error
+    found = _OS_ERROR.search(str(error))
+    if found is not None:
+        number = int(found[1])
+        return write_error(path, OSError(number, os.strerror(number)))
+    if isinstance(error, OSError):
+        return write_error(path, OSError(error.errno or errno.EIO, error.strerror or str(error)))
+    return error
+
+
+def lance_module() -> Any:
+    """Return the package, or the error that says how to install it.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
+    os.environ.setdefault("LANCE_LOG", "error")  # it tells how long each index took
+    try:
+        import lance
+    except ImportError as error:
+        raise InputError(
+            "export: Lance files need the package pylance. Run: pip install 'pylance>=14'."
+        ) from error
+    return lance
+
+
+def _index(found: Any, name: str, n_rows: int) -> None:
+    """Make the index of a column: its exact vectors, in partitions of nearby rows."""
+    partitions = max(1, min(n_rows // PARTITION_ROWS, round(math.sqrt(n_rows))))
+    found.create_index(name, "IVF_FLAT", metric="l2", num_partitions=partitions)
+
+
+def _list_files(folder: Path) -> None:
+    """Write the hash of every file of a data set beside them; Lance passes over that list."""
+    files = {p.relative_to(folder).as_posix(): file_hash(p) for p in files_in(folder)}
+    with sealed_file(folder / FILES) as file:
+        file.write(json.dumps({"files": files, SEAL: BLANK}, indent=1).encode())
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return every file of a data set but the list of them."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FILES)
+
+
+def file_hash(path: Path) -> str:
+    """Return the hash of a file as it stands in the list."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _to_disk(folder: Path) -> None:
+    """Sync every file and folder: Lance leaves that to the system."""
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        if path.is_dir():
+            sync_directory(path)
+            continue
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
