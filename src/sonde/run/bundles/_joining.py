@@ -1,8 +1,8 @@
 """Fitted bundles of different data as one: their states are merged, their headers joined."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -13,23 +13,34 @@ from sonde.core.errors import StateError
 from sonde.core.hashing import rank_key
 from sonde.core.identity import agree
 from sonde.core.passes import merge_states
+from sonde.core.plan import Split
+from sonde.core.requests import Request, States, Task
 from sonde.run.bundles.group_counts import joined_counts
-from sonde.run.instruments.entries import inner_of
+from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages
 from sonde.run.passes.units import add_counters, join_units
 from sonde.run.reading.recipe import common, recipe_in, require_same_recipe
 from sonde.stats import HashSample, HashSampleState
-
-if TYPE_CHECKING:
-    from sonde.run.bundles.fitted import Fitted
 
 Units = list[dict[str, Any]]
 MOST_SHARED = 0.5
 LAST = torch.iinfo(torch.int64).max
 
 
-def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
-    """Return the bundle of both sets of rows; see ``Fitted.merge``."""
+@dataclass(frozen=True)
+class Bundle:
+    """What is read of a ``Fitted`` to join it with another."""
+
+    tasks: tuple[Task, ...]
+    requests: dict[str, Request]
+    states: States
+    header: dict[str, Any]
+    split: Split | None
+    label_names: tuple[str, ...]
+
+
+def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
+    """Return the states and the header of both sets of rows; see ``Fitted.merge``."""
     _require_alike(a, b)
     units = _merge_units(a.header["units"], b.header["units"])
     _require_other_rows(a, b)
@@ -40,7 +51,7 @@ def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
             f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data into one store "
             "(sonde read, then sonde read --append) and fit that."
         )
-    data, draws = joined_counts(a, b)
+    data, draws = joined_counts(a.header, b.header, a.split)
     header = {
         **{name: value for name, value in a.header.items() if name != "group_draws"},
         **draws,
@@ -51,10 +62,10 @@ def join_fitted(a: "Fitted", b: "Fitted") -> "Fitted":
         "data": _merge_data(a.header["data"], b.header["data"])
         | {**data, "label_names": list(names or ())},
     }
-    return replace(a, states=merge_states(a.requests, a.states, b.states), header=header)
+    return merge_states(a.requests, a.states, b.states), header
 
 
-def _require_alike(a: "Fitted", b: "Fitted") -> None:
+def _require_alike(a: Bundle, b: Bundle) -> None:
     """Refuse bundles whose states do not add up."""
     if any(has_stages(task) for task in (*a.tasks, *b.tasks)):
         raise StateError(
@@ -71,7 +82,7 @@ def _require_alike(a: "Fitted", b: "Fitted") -> None:
             "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "
             "parameters and sites."
         )
-    if a.spec != b.spec:
+    if spec_of(a.tasks) != spec_of(b.tasks):
         mine, theirs = (_wanted(bundle) for bundle in (a, b))
         raise StateError(
             "Fitted.merge: the bundles answer other questions from the same states, "
@@ -98,7 +109,7 @@ def _require_alike(a: "Fitted", b: "Fitted") -> None:
         )
 
 
-def _require_other_rows(a: "Fitted", b: "Fitted") -> None:
+def _require_other_rows(a: Bundle, b: Bundle) -> None:
     """Refuse bundles of which most sampled rows of one are in the other, by their draws."""
     for kind, both in _samples(a, b):
         found = most_shared(*(Drawn.of(kind, sample) for sample in both))
@@ -139,7 +150,7 @@ def most_shared(*samples: Drawn) -> tuple[int, int] | None:
 
 
 def _samples(
-    a: "Fitted", b: "Fitted"
+    a: Bundle, b: Bundle
 ) -> Iterator[tuple[HashSample, tuple[HashSampleState, HashSampleState]]]:
     for name, request in a.requests.items():
         kind, mine, its = request.statistic, a.states.get(name), b.states.get(name)
@@ -155,7 +166,7 @@ def _first(names: tuple[str, ...]) -> str:
     return f"({shown}{', ...' if len(names) > 3 else ''})"
 
 
-def _wanted(bundle: "Fitted") -> set[str]:
+def _wanted(bundle: Bundle) -> set[str]:
     """Return each method with its parameters and sites, as text."""
     return {f"{inner_of(t.instrument)!r} at {' & '.join(t.keys)}" for t in bundle.tasks}
 

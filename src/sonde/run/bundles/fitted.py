@@ -5,7 +5,7 @@ Only states are stored; results, scorers and later passes are rebuilt from them.
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,21 @@ from sonde.core.passes import states_of
 from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
-from sonde.core.state import canonical_json, digest, require_finite
+from sonde.core.state import digest, require_finite
 from sonde.core.statefile import read_header, read_state, state_type, write_state
 from sonde.core.wording import plural
+from sonde.run.bundles._joining import Bundle, joined
 from sonde.run.bundles._soundness import check_states
 from sonde.run.bundles.group_counts import damaged_counts
-from sonde.run.instruments.entries import Key, entry_of, inner_of, names_of, tasks_of, word_of
+from sonde.run.instruments.entries import (
+    Key,
+    entry_of,
+    inner_of,
+    names_of,
+    spec_of,
+    tasks_of,
+    word_of,
+)
 from sonde.run.instruments.stages import has_stages, last_task, next_tasks
 from sonde.run.instruments.tasks import ErrorSample, requests_of
 from sonde.stats import Calibrated
@@ -143,7 +152,7 @@ class Fitted:
     @property
     def spec(self) -> str:
         """Return the hash of what was asked for: methods with every parameter, and where."""
-        return digest(sorted(canonical_json(entry_of(task)) for task in self.tasks))
+        return spec_of(self.tasks)
 
     @property
     def scorers(self) -> dict[Key, Scorer]:
@@ -236,9 +245,14 @@ class Fitted:
         StateError
             If the bundles are of another model, reading, instruments or classes, or share rows.
         """
-        from sonde.run.bundles._joining import join_fitted
+        states, header = joined(self._contents, other._contents)
+        return replace(self, states=states, header=header)
 
-        return join_fitted(self, other)
+    @property
+    def _contents(self) -> Bundle:
+        return Bundle(
+            self.tasks, self.requests, self.states, self.header, self.split, self.label_names
+        )
 
 
 _FIELDS = {

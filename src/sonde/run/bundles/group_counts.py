@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +11,7 @@ from sonde.core.hashing import base_hashes, draws
 from sonde.core.plan import Part, Split
 from sonde.core.stream import Stream
 
-if TYPE_CHECKING:
-    from sonde.run.bundles.fitted import Fitted
+Header = dict[str, Any]
 
 KEPT_DRAWS = 256
 LAST = np.uint64(2**64 - 1)
@@ -39,9 +38,9 @@ def group_draws(stream: Stream) -> str:
     return _text(found.numpy().view(np.uint64))
 
 
-def counts_in(bundle: "Fitted", part: Part = "all") -> tuple[int, int]:
+def counts_in(header: Header, part: Part = "all") -> tuple[int, int]:
     """Return how many examples and groups a part of the data has; of all where it is not known."""
-    data = bundle.header["data"]
+    data = header["data"]
     held = data.get("held")
     n_examples, n_groups = (int(data[name]) for name in ("n_examples", "n_groups"))
     if part == "all" or held is None:
@@ -51,7 +50,7 @@ def counts_in(bundle: "Fitted", part: Part = "all") -> tuple[int, int]:
     return n_examples - int(held["n_examples"]), n_groups - int(held["n_groups"])
 
 
-def damaged_counts(header: dict[str, Any]) -> list[str]:
+def damaged_counts(header: Header) -> list[str]:
     """Return the places of a header where the counts are not those that are written."""
     data, draws = header["data"], header.get("group_draws", "")
     held = data.get("held", data)
@@ -65,12 +64,12 @@ def damaged_counts(header: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def joined_counts(a: "Fitted", b: "Fitted") -> tuple[dict[str, Any], dict[str, Any]]:
+def joined_counts(a: Header, b: Header, split: Split | None) -> tuple[Header, Header]:
     """Return what two headers together say of the data's groups, and of their draws.
 
     A group of both counts once, where the draws of both are known.
     """
-    mine, its = a.header["data"], b.header["data"]
+    mine, its = a["data"], b["data"]
     first, second = _draws_in(a), _draws_in(b)
     found: dict[str, Any] = _sums(mine, its)
     if "held" in mine and "held" in its:
@@ -80,8 +79,8 @@ def joined_counts(a: "Fitted", b: "Fitted") -> tuple[dict[str, Any], dict[str, A
     cut = [d[-1] for d, one in ((first, mine), (second, its)) if 0 < len(d) < one["n_groups"]]
     end = min(cut, default=LAST)
     found["n_groups"] = _distinct(found["n_groups"], first, second, end)
-    if "held" in found and a.split is not None:
-        one, other = (d[_is_held(d, a.split)] for d in (first, second))
+    if "held" in found and split is not None:
+        one, other = (d[_is_held(d, split)] for d in (first, second))
         found["held"]["n_groups"] = _distinct(found["held"]["n_groups"], one, other, end)
     return found, {"group_draws": _text(np.union1d(first, second))}
 
@@ -114,9 +113,9 @@ def _text(found: np.ndarray) -> str:
     return np.sort(found)[:KEPT_DRAWS].astype("<u8").tobytes().hex()
 
 
-def _draws_in(bundle: "Fitted") -> np.ndarray | None:
+def _draws_in(header: Header) -> np.ndarray | None:
     """Return the kept draws of a bundle's groups in ascending order; None where it has none."""
-    text = bundle.header.get("group_draws")
+    text = header.get("group_draws")
     if text is None:
         return None
     return np.frombuffer(bytes.fromhex(text), dtype="<u8").astype(np.uint64)

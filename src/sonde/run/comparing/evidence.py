@@ -134,14 +134,14 @@ def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample, part: Pa
     """Return whether a sample of rows is one of groups, or one of groups one of rows."""
     each = not groups_of(bundle, state.n, part)
     if kind.groups == "one":  # equal examples are one group
-        n_examples, n_groups = counts_in(bundle, part)
+        n_examples, n_groups = counts_in(bundle.header, part)
         each = each and n_groups == n_examples
     return each or state.is_everything
 
 
 def groups_of(bundle: Fitted, rows: int, part: Part = "all") -> int:
     """Return how many groups the rows of a part come from; 0 where each row stands for itself."""
-    n_examples, n_groups = counts_in(bundle, part)
+    n_examples, n_groups = counts_in(bundle.header, part)
     if bundle.header["data"].get("grouped"):
         return n_groups
     return n_examples if rows > n_examples else 0

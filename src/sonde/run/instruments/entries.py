@@ -15,7 +15,7 @@ from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument, reads_rows
 from sonde.core.plan import Split
 from sonde.core.requests import Task
-from sonde.core.state import canonical, digest
+from sonde.core.state import canonical, canonical_json, digest
 from sonde.run.instruments.catalogue import find, methods, snake_case
 from sonde.run.instruments.tasks import ErrorSample
 from sonde.stats import Calibrated, Kept
@@ -120,6 +120,11 @@ def entry_of(task: Task) -> dict[str, Any]:
         "sites": list(task.keys),
         "digest": digest(inner),
     }
+
+
+def spec_of(tasks: Iterable[Task]) -> str:
+    """Return the hash of what is asked for: methods with every parameter, and where."""
+    return digest(sorted(canonical_json(entry_of(task)) for task in tasks))
 
 
 def tasks_of(
