@@ -31,13 +31,15 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.merge import merge
 from sonde.run.fitting.fit import fit
 from sonde.run.instruments.catalogue import detectors, find, methods
-from sonde.run.passes.directory import beside, check_writable, remove_run
+from sonde.run.passes.directory import beside, remove_run
 from sonde.run.passes.driver import Interrupted
 from sonde.run.reading.read import read
-from sonde.run.scoring.score import SCHEMA, score
+from sonde.run.scoring.batches import SCHEMA
+from sonde.run.scoring.score import score
 from sonde.run.scoring.tables import write_table
 from sonde.stats import Moments
 from sonde.stats.moments import MomentsState
+from sonde.store.outputs import check_file
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -345,12 +347,12 @@ def test_another_number_of_threads_is_another_plan(tmp_path):
 
 def test_outputs_are_checked_before_work(tmp_path):
     assert beside(tmp_path / "p.sonde") == tmp_path / "p.run"
-    check_writable(tmp_path / "p.sonde")
-    check_writable(tmp_path / "p.sonde", "-", tmp_path / "none.npz", "sonde:digits/test", "")
+    check_file(tmp_path / "p.sonde")
+    check_file(tmp_path / "p.sonde", "-", tmp_path / "none.npz", "sonde:digits/test", "")
     with pytest.raises(StoreError, match=r"there is no folder .*none"):
-        check_writable(tmp_path / "none" / "p.sonde")
+        check_file(tmp_path / "none" / "p.sonde")
     with pytest.raises(StoreError, match="it is a folder"):
-        check_writable(tmp_path)
+        check_file(tmp_path)
 
 
 def test_the_catalogue_has_words_and_near_ones():

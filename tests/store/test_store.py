@@ -142,11 +142,12 @@ def test_records_of_another_plan_never_count(tmp_path):
     assert bits(next(iter(Store(place))).rows["x"]) == bits(rows(100, seed=1))
 
 
-def test_fresh_removes_nothing_from_a_folder_that_is_no_store(tmp_path):
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
     (tmp_path / "ranges").mkdir()
     (tmp_path / "ranges" / "mine.json").write_text("{}")
-    write_store(stream(50), tmp_path, fresh=True)
-    assert (tmp_path / "ranges" / "mine.json").exists()
+    with pytest.raises(InputError, match=r"it holds other files \(ranges\)"):
+        write_store(stream(50), tmp_path, fresh=True)
+    assert [p.name for p in tmp_path.rglob("*")] == ["ranges", "mine.json"]
 
 
 def test_a_truncated_file_is_named(tmp_path):

@@ -70,12 +70,12 @@ class Calibrate:
         from sonde.cli.score import options_of
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.calibrating.calibrate import calibrate
-        from sonde.run.passes.directory import check_writable
         from sonde.run.workers.crew import using_threads
+        from sonde.store.outputs import check_file
 
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}.")
-        check_writable(self.output)
+        check_file(self.output, self.model, self.data)
         fitted = Fitted.load(self.probe)
         model, data = source_of("calibrate", self.model, self.data, self.reading)
         options = options_of(self.reading)

@@ -82,7 +82,7 @@ class Drift:
         return 1 if self.fail_on == "moved" and document["moved"] is not False else 0
 
     def _check(self) -> None:
-        from sonde.run.passes.directory import check_writable
+        from sonde.store.outputs import check_file
 
         if not 0 < self.level < 1:
             raise InputError(f"--level: expected a rate in (0, 1), got {self.level}.")
@@ -92,7 +92,7 @@ class Drift:
             raise InputError(
                 f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
             )
-        check_writable(self.output)
+        check_file(self.output, self.first, self.second)
 
     def _shifts(self) -> list[Any] | None:
         from sonde.cli.fit import parse_methods

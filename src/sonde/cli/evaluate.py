@@ -82,7 +82,7 @@ class Evaluate:
         if self.grid is not None or self.sigma:
             raise InputError("--grid, --sigma: expected --masks with them.")
         if self.output is not None:
-            check_picture(self.output, PAGES)
+            check_picture(self.output, *self.inputs)
         usual, unusual = self._tables()
         for name, scored in (("usual", usual), ("unusual", unusual)):
             _say_infinite(scored, f"{name} rows")
@@ -178,13 +178,13 @@ def _say_infinite(scored: Any, where: str) -> None:
         )
 
 
-def check_picture(path: Path, suffixes: tuple[str, ...]) -> None:
+def check_picture(path: Path, *inputs: str) -> None:
     """Refuse a name of another kind, and a place that cannot be written, before anything runs."""
-    from sonde.run.passes.directory import check_writable
+    from sonde.store.outputs import check_file
 
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"-o: expected a name that ends in {', '.join(suffixes)}, got {path}.")
-    check_writable(path)
+    if path.suffix.lower() not in PAGES:
+        raise InputError(f"-o: expected a name that ends in {', '.join(PAGES)}, got {path}.")
+    check_file(path, *inputs)
 
 
 def _text(rows: list[dict[str, Any]], alpha: float) -> str:

@@ -54,10 +54,6 @@ class Export:
         from sonde.store import Store
         from sonde.store.exporting import export_store
 
-        if not (self.output.suffix == ".lance" and self.output.is_dir()):
-            from sonde.run.passes.directory import check_writable
-
-            check_writable(self.output)
         store = Store(self.store, checked=True)
         with Bar("export", len(store), not self.printing.quiet) as bar:
             facts = export_store(

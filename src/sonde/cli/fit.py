@@ -65,11 +65,12 @@ class Fit:
     def run(self) -> int:
         """Fit, save, and print what was fitted."""
         from sonde.run.fitting.fit import fit
-        from sonde.run.passes.directory import beside, check_writable, dropped_on_error, remove_run
+        from sonde.run.passes.directory import beside, dropped_on_error, remove_run
         from sonde.run.reading.read import ARRAYS, read
+        from sonde.store.outputs import check_file
 
         instruments = parse_methods(self.methods)
-        check_writable(self.output, self.model, self.data)
+        check_file(self.output, self.model, self.data)
         directory = beside(self.output)
         self.running.check(directory)
         model, data = source_of("fit", self.model, self.data, self.reading)

@@ -32,9 +32,9 @@ class Merge:
         from sonde.cli._fitted import in_place_of
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.bundles.merge import merge
-        from sonde.run.passes.directory import check_writable
+        from sonde.store.outputs import check_file
 
-        check_writable(self.output)
+        check_file(self.output)
         merged = merge(*(Fitted.load(path) for path in self.bundles))
         replaced = in_place_of(self.output)
         identity = merged.save(self.output)

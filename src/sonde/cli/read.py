@@ -47,14 +47,11 @@ class Read:
 
     def run(self) -> int:
         """Read, write, and print what was written."""
-        from sonde.core.errors import InputError
         from sonde.run.passes.progress import Bar
         from sonde.run.passes.storing import dropped_if_empty
         from sonde.store import Store
 
         self._check()
-        if self.output.is_file():
-            raise InputError(f"read: expected a folder to write, got the file {self.output}.")
         self.reading.check(self.data)
         stream, columns = self._stream()
         try:
@@ -72,9 +69,11 @@ class Read:
         return 0
 
     def _check(self) -> None:
-        """Refuse flags that contradict each other."""
+        """Refuse a place that is taken, and flags that contradict each other."""
         from sonde.core.errors import InputError
+        from sonde.store.outputs import check_folder
 
+        check_folder(self.output)
         self.running.check(self.output, "store.json")
         grows = self.append or self.add_sites
         if self.append and self.add_sites:

@@ -90,7 +90,8 @@ class Scan:
         from sonde.findings.step import Again
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
-        from sonde.run.passes.directory import beside, check_writable, dropped_on_error, remove_run
+        from sonde.run.passes.directory import beside, dropped_on_error, remove_run
+        from sonde.store.outputs import check_file
 
         started = time.time()
         gate = parse_gate(self.fail_on)
@@ -99,7 +100,8 @@ class Scan:
         if self.output is not None:
             if self.output.suffix not in (".html", ".json"):
                 raise InputError(f"scan: expected -o to end in .html or .json, got {self.output}.")
-            check_writable(self.output)
+            sources = filter(None, [self.model, self.data, self.versus, self.baseline])
+            check_file(self.output, *sources)
             directory = beside(self.output)
         self.running.check(directory)
         settings = self._settings(directory, gate)
@@ -206,7 +208,10 @@ class Scan:
         from sonde.core.files import atomic_write
         from sonde.report import diff, diff_to_html, diff_to_text, load_report
         from sonde.report.files import sealed_page
+        from sonde.store.outputs import check_file
 
+        if self.output is not None:
+            check_file(self.output, first, second)
         old, new = load_report(first), load_report(second)
         found = diff(old, new)
         if self.output is not None:

@@ -9,7 +9,6 @@ import tyro
 
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, named
-from sonde.core.errors import InputError
 
 EVERY = "all"
 
@@ -34,8 +33,11 @@ class Study:
 
     def run(self) -> int:
         """Run what is asked for, and print a table after each."""
+        from sonde.store.outputs import check_folder
         from sonde.studies import STUDIES, study_of
 
+        if self.out is not None:
+            check_folder(self.out, alone=False)
         if not self.name:
             titles = {word: study_of(word).title for word in STUDIES}
             if self.printing.json:
@@ -43,8 +45,6 @@ class Study:
             else:
                 say("\n".join(f"{word:<16}{title}" for word, title in titles.items()))
             return 0
-        if self.out is not None and self.out.is_file():
-            raise InputError(f"study: expected a folder for -o, got the file {self.out}.")
         words = list(STUDIES) if self.name == EVERY else [self.name]
         studies = [study_of(word) for word in words]
         found = [self._one(study) for study in studies]

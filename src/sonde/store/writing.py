@@ -39,6 +39,7 @@ from sonde.store.layout import (
     read_manifest,
     sealed,
 )
+from sonde.store.outputs import check_folder
 
 WAITING_BYTES = 64 * 2**20
 
@@ -81,11 +82,14 @@ def write_store(
 
     Raises
     ------
+    InputError
+        If the folder holds other files, or lies inside a store.
     StoreError
         If the folder holds another store, is being written by another process, or cannot be
         written.
     """
     directory = Path(directory)
+    check_folder(directory)
     with RunLock(directory):
         writer = StoreWriter(stream, directory, unit_size, columns)
         writer.start(fresh)

@@ -11,6 +11,7 @@ from sonde.store.exporting.parts import chosen_kinds, chosen_sites, one_layout
 from sonde.store.exporting.tables import Table, write_parquet
 from sonde.store.exporting.to_lance import lance_module, write_lance
 from sonde.store.exporting.view import view_of
+from sonde.store.outputs import check_file
 from sonde.store.reading import Store
 
 SUFFIXES = (".parquet", ".npz", ".safetensors", ".lance")
@@ -62,7 +63,8 @@ def export_store(
     Raises
     ------
     InputError
-        If the ending is unknown, a column does not exist, or sites differ in their rows.
+        If the ending is unknown, a column does not exist, sites differ in their rows, or the file
+        would lie inside a store.
     StoreError
         If the store is not whole, or the file cannot be written.
     """
@@ -77,6 +79,8 @@ def export_store(
         )
     if kind == ".lance":
         lance_module()
+    if not (kind == ".lance" and path.is_dir()):  # which is told as what it is
+        check_file(path)
     chosen = chosen_sites(store if isinstance(store, Store) else Store(store, checked=True), sites)
     schema = one_layout(chosen)
     if kind in (".npz", ".safetensors"):

@@ -1,0 +1,112 @@
+"""Where something may be written: one rule for every file and folder that a user names.
+
+Nothing is written inside a folder that sonde fills itself, nothing replaces what is being read, and
+rows go to a folder of their own.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from sonde.core.errors import InputError, StoreError
+from sonde.core.files import TEMPORARY
+from sonde.core.lock import NAME as LOCK
+from sonde.store.layout import FORMAT, GROUPS, HEAD, MANIFEST, RANGES, read_json
+from sonde.store.verifying import is_store
+
+_BEGUN = {LOCK, GROUPS, HEAD}
+"""What stands in the folder of a store that was killed before its manifest was written."""
+_SHOWN = 3
+
+
+def check_file(output: Path, *inputs: str | Path) -> None:
+    """Refuse an output that could not be written, or that would replace an input, before any work.
+
+    Raises
+    ------
+    StoreError
+        If its folder does not exist or may not be written, or the output is a folder.
+    InputError
+        If the output is one of the files that are read, or lies inside a store, a run or an export.
+    """
+    folder = output.parent
+    if not folder.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {folder}. Make it first.")
+    if output.is_dir():
+        raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
+    for source in inputs:
+        if output.exists() and Path(source).exists() and output.samefile(source):
+            raise InputError(
+                f"cannot write {output}: it is read here, and would be replaced. Name another file."
+            )
+    _check_above(output)
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"cannot write {output}: no permission in {folder}.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {output}: {folder} takes no files ({error.strerror}). Name another "
+            "folder."
+        ) from None
+
+
+def check_folder(output: Path, alone: bool = True) -> None:
+    """Refuse a folder that is a file, lies inside a store, or holds other files.
+
+    Parameters
+    ----------
+    output : Path
+    alone : bool, default=True
+        Refuse a folder with other files in it. A store, also one that was only begun, is none:
+        whether its rows are these is told when its plan is known.
+
+    Raises
+    ------
+    InputError
+        Naming what is there.
+    """
+    if output.is_file():
+        raise InputError(f"cannot write {output}: it is a file. Name a folder.")
+    _check_above(output)
+    if alone and output.is_dir() and not is_store(output):
+        _check_empty(output)
+
+
+def _check_empty(output: Path) -> None:
+    names = sorted(path.name for path in output.iterdir())
+    others = [name for name in names if name not in _BEGUN and TEMPORARY not in name]
+    if others:
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        raise InputError(
+            f"cannot write {output}: it holds other files ({', '.join(others[:_SHOWN])}{more}) and "
+            "no rows of sonde. Name a new folder, or one that is empty."
+        )
+
+
+def _check_above(output: Path) -> None:
+    """Refuse a place below a folder that sonde fills itself."""
+    for folder in output.resolve().parents:
+        kind = _kind_of(folder)
+        if kind:
+            raise InputError(
+                f"cannot write {output}: {folder.name} is {kind}, in which nothing else may stand. "
+                "Write beside it."
+            )
+
+
+def _kind_of(folder: Path) -> str:
+    """Return what sonde fills a folder with; nothing where it is none of ours."""
+    if (folder / MANIFEST).is_file() and _is_manifest(folder / MANIFEST):
+        return "a store of rows"
+    if (folder / "plan.json").is_file() and (folder / "states").is_dir():
+        return "the directory of a run"
+    return "a Lance data set" if folder.suffix == ".lance" else ""
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        return read_json(path).get("format") == FORMAT
+    except StoreError:
+        return (path.parent / RANGES).is_dir()
