@@ -74,7 +74,7 @@ def _ratio(
 
 def _calls(size: Size) -> Row:
     """Return microseconds for each site and call on a net of a few milliseconds."""
-    depth, per_round = 6, size.pick(40, 2)
+    depth, per_round = 6, size.pick(200, 2)
     net, kwargs = transformer(depth, 64), token_batch(1, 64)
     sites = [f"h.{i}" for i in range(depth)]
     forward = forward_of(net, **kwargs)

@@ -6,25 +6,34 @@ from sonde.tap import Tap
 from sonde.tap._rack import Rack
 from sonde.tap._slab import SLAB_BYTES, Slab
 
-FLOAT = torch.float32
+
+def taken(rack: Rack, x: torch.Tensor, careful: bool = False) -> torch.Tensor:
+    key = x.shape, x.dtype
+    rows = rack.again(key, x)
+    if rows is None:
+        weights = torch.full((len(x), 1, x.shape[1]), 1 / x.shape[1], dtype=x.dtype)
+        rows = rack.first(key, x, weights, careful)
+    assert rows is not None
+    return rows
 
 
-def asked(rack: Rack, n: int, dim: int) -> torch.Tensor:
-    place = rack.place(n, dim, FLOAT)
-    assert place is not None
-    return place
-
-
-def test_places_of_one_forward_lie_in_one_piece_and_are_handed_out_once():
+def test_means_of_one_forward_lie_in_one_piece_and_each_in_its_own_place():
     rack = Rack(Slab())
     for forward in range(3):
         rack.begin()
-        places = [asked(rack, 2, 5) for _ in range(4)]
-        for i, place in enumerate(places):
-            place.fill_(i)
-        assert [float(p.mean()) for p in places] == [0.0, 1.0, 2.0, 3.0]
-        sizes = {p.untyped_storage().nbytes() for p in places}
+        rows = [taken(rack, torch.full((2, 3, 5), float(i))) for i in range(4)]
+        assert [float(r.mean()) for r in rows] == pytest.approx([0.0, 1.0, 2.0, 3.0])
+        sizes = {r.untyped_storage().nbytes() for r in rows}
         assert sizes == ({40} if forward == 0 else {160})
+
+
+def test_as_many_places_are_made_as_texts_of_another_length_took():
+    rack = Rack(Slab())
+    for length in (7, 3, 9):
+        rack.begin()
+        rows = [taken(rack, torch.ones(2, length, 5)) for _ in range(4)]
+        sizes = {r.untyped_storage().nbytes() for r in rows}
+    assert sizes == {160}
 
 
 def test_forwards_share_nothing_though_one_asked_for_less():
@@ -32,18 +41,36 @@ def test_forwards_share_nothing_though_one_asked_for_less():
     seen = []
     for n_sites in (3, 3, 1, 2, 5):
         rack.begin()
-        seen.append({asked(rack, 1, 4).untyped_storage().data_ptr() for _ in range(n_sites)})
+        rows = [taken(rack, torch.ones(1, 2, 4)) for _ in range(n_sites)]
+        seen.append({r.untyped_storage().data_ptr() for r in rows})
     assert sum(map(len, seen)) == len(set.union(*seen))
 
 
-def test_what_is_too_large_or_empty_gets_no_place():
+def test_what_is_too_large_or_empty_is_left_to_others():
     rack = Rack(Slab())
     for _ in range(2):
         rack.begin()
-        assert rack.place(1, SLAB_BYTES, FLOAT) is None
-        assert rack.place(0, 4, FLOAT) is None
-        places = [asked(rack, 1, SLAB_BYTES // 8) for _ in range(3)]
-        assert len({place.data_ptr() for place in places}) == 3
+        weights = torch.ones(1, 1, 1)
+        for shape in ((1, 1, SLAB_BYTES), (1, 1, 0)):
+            assert rack.first(shape, torch.ones(shape), weights, False) is None
+            assert rack.again(shape, torch.ones(shape)) is None
+        rows = [taken(rack, torch.ones(1, 1, SLAB_BYTES // 8)) for _ in range(3)]
+        assert len({r.data_ptr() for r in rows}) == 3
+
+
+def test_tokens_of_weight_0_are_silenced_at_each_site():
+    rack, weights = Rack(Slab()), torch.tensor([[[0.5, 0.5, 0.0]]])
+    x = torch.tensor([[[1.0], [2.0], [torch.nan]]])
+    assert rack.first("here", x, weights, True) == 1.5
+    rack.begin()
+    rack.first("here", x, weights, True)
+    assert rack.again("here", x) is None  # one site ran in the forward before
+    rack.begin()
+    for _ in range(2):
+        rack.first("here", x, weights, True)
+    rack.begin()
+    rack.first("here", x, weights, True)
+    assert rack.again("here", 2 * x) == 3.0
 
 
 @pytest.mark.truth("the mean of plain hooks")

@@ -9,7 +9,10 @@ NAMES = ("past_key_values", "cache_params", "past_key_value")
 
 def cache_in(named: dict[str, Any]) -> Any:
     """Return the cache among the arguments of a call, or None."""
-    return next((named[name] for name in NAMES if named.get(name) is not None), None)
+    for name in NAMES:
+        if named.get(name) is not None:
+            return named[name]
+    return None
 
 
 def cached_length(cache: Any) -> int:

@@ -11,12 +11,10 @@ def weighted_mean(
     x: Float[Tensor, "row pos dim"],
     weights: Float[Tensor, "row 1 pos"],
     careful: bool = False,
-    place: Float[Tensor, "row dim"] | None = None,
 ) -> Float[Tensor, "row dim"]:
     """Return ``sum_pos weight x`` in the type of ``x``, summed in that of the weights.
 
-    With ``careful`` tokens of weight 0 are silenced first, because 0 times NaN is NaN. ``place`` is
-    where the result goes, of the type of the weights.
+    With ``careful`` tokens of weight 0 are silenced first, because 0 times NaN is NaN.
 
     Examples
     --------
@@ -27,9 +25,6 @@ def weighted_mean(
     wide = x if own is dtype else x.to(dtype)
     if careful:
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
-    if place is not None:  # which autocast leaves alone
-        torch.bmm(weights, wide, out=place[:, None])
-        return place
     if is_autocast(x.device):
         with torch.autocast(x.device.type, enabled=False):
             rows = torch.bmm(weights, wide).squeeze(1)

@@ -1,18 +1,19 @@
-"""Places for the rows of one forward, which sites fill one after another."""
+"""Means over tokens for the sites of one forward, written to where they stay."""
+
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
 from sonde.tap._slab import SLAB_BYTES, Slab
 
-Shape = tuple[int, int, torch.dtype]
-
 
 class Rack:
-    """Hands out places in a slab; those of one shape in one forward lie side by side.
+    """Takes means of the outputs of one forward, site after site, into places in a slab.
 
-    Making a place costs as much as a small mean, so as many are made at once as the forward before
-    took. A place is handed out once; those of two forwards share nothing.
+    What the first output of a shape needs (weights, the tokens that are silenced) serves those
+    that follow. Making a place costs as much as a small mean, so as many are made at once as the
+    forward before took. A place is handed out once; those of two forwards share nothing.
 
     Parameters
     ----------
@@ -21,24 +22,63 @@ class Rack:
 
     def __init__(self, slab: Slab) -> None:
         self.slab = slab
-        self._taken: dict[Shape, int] = {}
+        self._lanes: dict[Hashable, _Lane] = {}
         self.begin()
 
     def begin(self) -> None:
-        """Forget the places of the forward before, but not how many it took."""
-        self._expected, self._taken = self._taken, {}
-        self._free: dict[Shape, list[Tensor]] = {}
+        """Forget the outputs of the forward before, but not how many there were."""
+        self._expected = {lane.kind: lane.n_made - len(lane.free) for lane in self._lanes.values()}
+        self._lanes = {}
 
-    def place(self, n: int, dim: int, dtype: torch.dtype) -> Tensor | None:
-        """Return an unfilled (n, dim) tensor of the CPU, or None where that is no small one."""
-        key = n, dim, dtype
-        taken = self._taken[key] = self._taken.get(key, 0) + 1
-        free = self._free.get(key)
-        if not free:
-            most = SLAB_BYTES // (n * dim * dtype.itemsize or SLAB_BYTES + 1)
-            count = min(max(1, self._expected.get(key, 1) - taken + 1), most)
-            if not count:
-                return None
-            free = self._free[key] = [*self.slab.place((count, n, dim), dtype).unbind()]
-            free.reverse()
-        return free.pop()
+    def again(self, key: Hashable, x: Tensor) -> Tensor | None:
+        """Return the mean of an output like one before, or None where no place is left."""
+        lane = self._lanes.get(key)
+        if lane is None or not lane.free or not x.is_cpu:
+            return None
+        rows, place = lane.free.pop()
+        if lane.silenced is not None:
+            x = x.masked_fill(lane.silenced, 0.0)
+        torch.bmm(lane.weights, x, out=place)  # autocast leaves it alone
+        return rows
+
+    def first(self, key: Hashable, x: Tensor, weights: Tensor, careful: bool) -> Tensor | None:
+        """Return the mean of an output, or None where that is no small one of the CPU.
+
+        Parameters
+        ----------
+        key : hashable
+            What outputs must share to be averaged alike: shape and type among it.
+        x : Tensor
+            Shape (row, pos, dim), of the type of the weights.
+        weights : Tensor
+            Shape (row, 1, pos).
+        careful : bool
+            Silence tokens of weight 0: 0 times NaN is NaN.
+        """
+        n, _, dim = x.shape
+        most = SLAB_BYTES // (n * dim * x.dtype.itemsize or SLAB_BYTES + 1)
+        if not most or not x.is_cpu:
+            return None
+        lane = self._lanes.get(key)
+        if lane is None:
+            kind = len(self._lanes), dim, x.dtype
+            lane = self._lanes[key] = _Lane(kind, weights, careful)
+        lane.make(min(self._expected.get(lane.kind, 1) - lane.n_made, most), n, dim, self.slab)
+        return self.again(key, x)
+
+
+class _Lane:
+    """Places for outputs of one shape, as rows and as what a product writes to."""
+
+    def __init__(self, kind: tuple[int, int, torch.dtype], weights: Tensor, careful: bool) -> None:
+        self.kind, self.weights = kind, weights
+        self.silenced = weights.transpose(1, 2) == 0 if careful else None
+        self.free: list[tuple[Tensor, Tensor]] = []
+        self.n_made = 0
+
+    def make(self, count: int, n: int, dim: int, slab: Slab) -> None:
+        count = max(1, count)
+        rows = slab.place((count, n, dim), self.weights.dtype)
+        self.free = [*zip(rows.unbind(), rows[:, :, None].unbind(), strict=True)]
+        self.free.reverse()
+        self.n_made += count

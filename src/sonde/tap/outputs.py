@@ -134,5 +134,6 @@ def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def decodes(root: nn.Module, named: Mapping[str, Any]) -> bool:
     """Return whether a call runs a decoder, over tokens of its own, beside an encoder."""
-    own = any(named.get(f"decoder_{name}") is not None for name in ("input_ids", "inputs_embeds"))
-    return own or bool(getattr(root.__dict__.get("config"), "is_encoder_decoder", False))
+    if named.get("decoder_input_ids") is not None or named.get("decoder_inputs_embeds") is not None:
+        return True
+    return bool(getattr(root.__dict__.get("config"), "is_encoder_decoder", False))

@@ -109,16 +109,20 @@ class Reduction:
     ) -> Float[Tensor, "row dim"]:
         """Return the mean over the tokens that count; of narrow types in float32.
 
-        It is put in a place of the rack, if there is one and the mean is a small one of the CPU.
+        A rack takes it where the mean is a small one of the CPU.
         """
-        n, length, dim = x.shape
+        key = self.stack_key, x.shape, x.dtype
+        rows = None if rack is None else rack.again(key, x)
+        if rows is not None:
+            return rows
+        n, length, _ = x.shape
         frame.check(n)
         dtype = torch.float32 if x.dtype in NARROW else x.dtype
         weights = frame.weights(self._kind, length, self.reducer.keep_special, dtype)
-        place = None
-        if rack is not None and x.dtype is dtype and x.is_cpu:
-            place = rack.place(n, dim, dtype)
-        return weighted_mean(x, frame.beside(weights, x), frame.is_careful, place)
+        weights = frame.beside(weights, x)
+        if rack is not None and x.dtype is dtype:
+            rows = rack.first(key, x, weights, frame.is_careful)
+        return weighted_mean(x, weights, frame.is_careful) if rows is None else rows
 
     def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         length, name = x.shape[1], self.reducer.name
