@@ -10,6 +10,7 @@ import torch
 from ledger_case import case
 from run_case import stream
 from sonde.core.running import Running
+from sonde.core.statefile import read_header, write_state
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.measure import Covariance, UnitEntropy
@@ -202,3 +203,19 @@ def test_a_fitted_state_says_what_it_is_calibrated_on(run, tmp_path):
         assert ("calibrated on" in run("info", path).out) == bool(wanted)
     calibrate(fitted, others, progress=False).save(path)
     assert described(run, path)["calibration"] == ["other rows, each row"]
+
+
+@pytest.mark.parametrize("where", ["header", "file", "plan"])
+def test_what_a_later_version_wrote_is_not_described(run, place, tmp_path, where):
+    path = tmp_path / "a.sonde"
+    if where == "plan":
+        job, path = case(0), tmp_path / "a.run"
+        Ledger(path, job.plan, job.wanted).put(0, 1, *job.leaf(0))
+        plan = path / "plan.json"
+        plan.write_text(json.dumps({**json.loads(plan.read_text()), "version": 9}))
+    elif where == "header":
+        write_state(path, {**read_header(place / "probe.sonde"), "version": 9}, {})
+    else:
+        write_state(path, {"plan": 1}, {})
+        path.write_bytes(path.read_bytes().replace(b'\\"version\\":1', b'\\"version\\":9'))
+    assert "was written by a later sonde (version 9, this one knows 1)" in run("info", path).error()

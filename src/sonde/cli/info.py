@@ -115,7 +115,9 @@ def _report(path: Path) -> dict[str, Any]:
 
 def _state(path: Path) -> dict[str, Any]:
     from sonde.core.statefile import read_header
+    from sonde.run.verifying.verify_state import refuse_future
 
+    refuse_future(path)
     header = read_header(path)
     if "entries" not in header:
         return _bare(header, path)

@@ -10,6 +10,7 @@ from sonde.core.lock import holder_of
 from sonde.run.passes.ledger import PLAN, STATES
 from sonde.run.passes.units import Range
 from sonde.run.verifying.verify_run import is_run_directory, passes_in
+from sonde.run.verifying.verify_state import refuse_later
 
 MAX_PLAN_BYTES = 64 * 2**20
 
@@ -42,9 +43,12 @@ def _pass(directory: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_PLAN_BYTES:
             raise ValueError("it is too large")
         plan = json.loads(path.read_text(encoding="ascii"))
+        refuse_later(path, plan["version"])
         stream = plan["stream"]
         facts = {name: int(plan[name]) for name in ("n_examples", "n_units", "stage")}
         facts |= {"n_states": len(plan["requests"])}
+    except StoreError:
+        raise
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise StoreError(
             f"info: the plan {path} cannot be read: {error}. See sonde verify."

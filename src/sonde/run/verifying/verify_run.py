@@ -6,15 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError, StateError, StoreError
+from sonde.core.errors import InputError, StateError
 from sonde.core.files import TEMPORARY
-from sonde.core.plan import STATE_VERSION
 from sonde.core.state import canonical_json
 from sonde.core.statefile import check_state
 from sonde.run.passes.chain import CHECKPOINT
 from sonde.run.passes.ledger import PLAN, STATES
 from sonde.run.passes.units import Range
-from sonde.run.verifying.verify_state import reason, refuse_future
+from sonde.run.verifying.verify_state import reason, refuse_future, refuse_later
 from sonde.store import Fault, Soundness
 
 
@@ -100,11 +99,7 @@ class _Pass:
             text = path.read_bytes().decode("ascii")
             raw = json.loads(text)
             version, n_units = raw["version"], raw["n_units"]
-            if type(version) is int and version > STATE_VERSION:
-                raise StoreError(
-                    f"verify: {path} was written by a later sonde (version {version}, this one "
-                    f"knows {STATE_VERSION}). Install the version that wrote it."
-                )
+            refuse_later(path, version)
             if text != canonical_json(raw) + "\n" or type(n_units) is not int or version < 1:
                 raise ValueError("not in the form in which plans are written")
         except (ValueError, LookupError, TypeError, RecursionError) as error:

@@ -45,11 +45,21 @@ def refuse_future(path: Path) -> None:
     StoreError
         With the version.
     """
-    version = _version_of(path)
-    if version > STATE_VERSION:
+    refuse_later(path, _version_of(path))
+
+
+def refuse_later(path: Path, version: object) -> None:
+    """Raise where a version is a later one than this sonde knows.
+
+    Raises
+    ------
+    StoreError
+        With both.
+    """
+    if type(version) is int and version > STATE_VERSION:
         raise StoreError(
-            f"verify: {path} was written by a later sonde (version {version} of the state file, "
-            f"this one knows {STATE_VERSION}). Install the version that wrote it."
+            f"{path} was written by a later sonde (version {version}, this one knows "
+            f"{STATE_VERSION}). Install the version that wrote it."
         )
 
 
@@ -63,7 +73,7 @@ def _version_of(path: Path) -> int:
             )
         found = [envelope["version"], envelope["header"].get("version", 0)]
     except OSError as error:
-        raise StoreError(f"verify: cannot read {path}: {error.strerror}.") from error
+        raise StoreError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return 0
     return max((version for version in found if type(version) is int), default=0)
