@@ -25,7 +25,7 @@ from sonde.measure import LayerCKA
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
 from sonde.run.watching.guard import Guard
-from sonde.run.workers.crew import Job
+from sonde.run.workers.job import Job
 from sonde.store import KeptRows
 from sonde.tap import live_stream
 from tap_inputs import texts

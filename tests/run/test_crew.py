@@ -22,7 +22,8 @@ from sonde.detect import Mahalanobis
 from sonde.run.fitting.fit import fit
 from sonde.run.workers._actors import Failed, unpacked
 from sonde.run.workers._cluster import Needs, _require_reachable, check_room
-from sonde.run.workers.crew import Crew, Job, can_read
+from sonde.run.workers.crew import Crew
+from sonde.run.workers.job import Job, can_read
 
 
 @pytest.mark.parametrize(

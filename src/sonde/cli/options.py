@@ -267,11 +267,12 @@ class Workers:
     def crew(self) -> "Crew":
         """Return who works, refused where it contradicts itself or Ray is not installed."""
         from sonde.run.workers.crew import Crew
+        from sonde.run.workers.hand_out import check_crew
 
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}.")
         found = Crew(self.workers, self.runner, self.address)
-        found.check()
+        check_crew(found)
         return found
 
     def worker_options(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sonde.run.passes.progress import Bar
 from sonde.run.reading.read import read
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.run.workers.crew import Crew, Runner
+from sonde.run.workers.hand_out import gathered
 from sonde.tap import LiveStream, known_config_hash
 
 DEFAULT_HELD = 0.2
@@ -118,7 +119,7 @@ def fit(
     settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
     sample = error_sample(tasks, stream, split)
-    with crew.gathered(settings.threads):
+    with gathered(crew, settings.threads):
         states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)
     header = make_header(stream, units, counters, split)
     return Fitted(tuple(tasks), states, header, split, sample)

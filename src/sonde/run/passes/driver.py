@@ -23,7 +23,8 @@ from sonde.core.stream import Stream
 from sonde.run.passes.chain import walk_chain
 from sonde.run.passes.ledger import Ledger
 from sonde.run.passes.ranges import RangeJob, Tick, commit_range, token_in
-from sonde.run.workers.crew import Crew, hand_out, using_threads
+from sonde.run.workers.crew import Crew, using_threads
+from sonde.run.workers.hand_out import hand_out
 
 ROUNDS = 3
 REST = 5.0

@@ -15,7 +15,7 @@ from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.stream import Stream
 from sonde.run.passes.ledger import STATES, Ledger
-from sonde.run.workers.crew import Job
+from sonde.run.workers.job import Job
 
 Tick = Callable[[int], None]
 Files = list[tuple[str, bytes]]

@@ -11,7 +11,9 @@ from sonde.core.errors import InputError, MachineError, SondeError, StoreError
 from sonde.run.passes.memory import allowed_bytes
 from sonde.run.passes.progress import gib
 from sonde.run.passes.ranges import Tick, token_in
-from sonde.run.workers.crew import Crew, Job, hand_out, using_threads
+from sonde.run.workers.crew import Crew, using_threads
+from sonde.run.workers.hand_out import hand_out
+from sonde.run.workers.job import Job
 from sonde.store.layout import RANGES
 from sonde.store.writing import Fill, StoreWriter, fill
 from sonde.tap import LiveStream

@@ -12,7 +12,10 @@ from sonde.core.derived import DerivedStream
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
-from sonde.run.workers.crew import Crew, Job, Span, hand_out
+from sonde.run.scoring.batches import score_batches
+from sonde.run.workers.crew import Crew
+from sonde.run.workers.hand_out import hand_out
+from sonde.run.workers.job import Job, Span
 
 PARTS = 4
 MOST_UNITS = 8
@@ -51,8 +54,6 @@ class ScoreJob(Job):
 
     def work(self, start: int, stop: int) -> bytes:
         """Return the table of a range, as Arrow writes it."""
-        from sonde.run.scoring.score import score_batches
-
         part = Part(self.stream, self.bounds[start : stop + 1], self.stream.seed)
         batches = list(score_batches(self.fitted, part, self.reduction, self.explain))
         sink = pa.BufferOutputStream()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sonde.core.errors import InputError, MachineError, SondeError, is_out_of_memory
-from sonde.run.workers.crew import Job
+from sonde.run.workers.job import Job
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from sonde.core.errors import InputError, MachineError
 from sonde.run.workers._actors import Failed
-from sonde.run.workers.crew import Crew, Job, Span
+from sonde.run.workers.crew import Crew
+from sonde.run.workers.job import Job, Span
 
 _JOB: list[Job] = []
 

@@ -18,7 +18,8 @@ import numpy as np
 from sonde.core.errors import InputError, MachineError
 from sonde.run.workers._actors import Failed, Worker, renumbered
 from sonde.run.workers._cluster import Needs, connected, n_actors, state_of
-from sonde.run.workers.crew import Crew, Job, Span, can_read
+from sonde.run.workers.crew import Crew
+from sonde.run.workers.job import Job, Span, can_read
 
 IN_FLIGHT = 2
 MOST_DEATHS = 4

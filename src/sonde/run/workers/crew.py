@@ -1,29 +1,17 @@
-"""Who works on the ranges of a plan: this process, processes beside it, or actors on Ray.
-
-Fits, stored rows and scores hand out their ranges of units in the same way: a ``Job`` says what a
-worker does with one range, a ``Crew`` who the workers are. A range may be done twice, by a worker
-that was lost after its commit and by the one that took its place; so what a job commits is the same
-bytes under the same name each time, and nothing is added to anything.
-"""
+"""Who works on the ranges of a plan: this process, processes beside it, or actors on Ray."""
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
-from sonde.core.array_stream import ArrayStream
-from sonde.core.derived import innermost
 from sonde.core.errors import InputError
-from sonde.core.stream import Stream
-from sonde.tap import LiveStream
 
 Runner = Literal["local", "ray"]
 RUNNERS: tuple[str, ...] = get_args(Runner)
-Span = tuple[int, int]
 
 PATIENCE_SECONDS = 600.0
 
@@ -80,100 +68,6 @@ class Crew:
         if asked is not None:
             return asked
         return 1 if self.is_apart else torch.get_num_threads()
-
-    def check(self) -> None:
-        """Refuse a crew that cannot be had here, before any work starts.
-
-        Raises
-        ------
-        InputError
-            If Ray is asked for and not installed.
-        """
-        if self.runner == "ray":
-            from sonde.run.workers._cluster import import_ray
-
-            import_ray()
-
-    def gathered(self, threads: int) -> AbstractContextManager[Any]:
-        """Keep the connection to a cluster, or the one started here, for all passes of a run."""
-        if self.runner != "ray":
-            return nullcontext()
-        from sonde.run.workers._cluster import connected
-
-        return connected(self, threads)
-
-
-@dataclass(frozen=True)
-class Job(ABC):
-    """What a worker does with a range of units. It is sent to workers, so it must be picklable.
-
-    Parameters
-    ----------
-    stream : Stream
-    threads : int
-        Threads of each worker.
-    """
-
-    stream: Stream
-    threads: int
-
-    @abstractmethod
-    def work(self, start: int, stop: int) -> Any:
-        """Do the units ``[start, stop)`` in a worker; what it returns goes to the driver."""
-
-    def devices(self) -> list[torch.device]:
-        """Return the accelerators that one worker needs, in the order of their numbers."""
-        live = innermost(self.stream)
-        if not isinstance(live, LiveStream):
-            return []
-        found = {p.device for p in live.model.module.parameters()}
-        real = [device for device in found if device.type not in ("cpu", "meta")]
-        return sorted(real, key=lambda device: (device.type, device.index or 0))
-
-    def begin(self, readable: bool = True) -> None:
-        """Make a worker ready, and see whether it can read what the driver can.
-
-        Raises
-        ------
-        InputError
-            If the first example that the driver can read is not here.
-        """
-        torch.set_num_threads(self.threads)
-        if readable and not can_read(self.stream):
-            raise InputError(
-                "run: the first example cannot be read in a worker. Put the data where every "
-                "machine finds them under the same path."
-            )
-
-
-def can_read(stream: Stream) -> bool:
-    """Return whether the first example is there; no model runs for that."""
-    if isinstance(stream, ArrayStream) or not len(stream):
-        return True
-    live = innermost(stream)
-    if isinstance(live, LiveStream):
-        return next(iter(live.inputs.batches(0, 1)), None) is not None
-    return next(iter(stream.batches(0, 1)), None) is not None
-
-
-def hand_out(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Span, Any]]:
-    """Yield each range with the answer of the worker that did it, in the order of completion.
-
-    Close it, or exhaust it: workers end with it. On Ctrl-C the ranges that are being worked on are
-    finished first.
-
-    Raises
-    ------
-    InputError
-        If the job cannot be sent, workers die, or a cluster cannot run it.
-    """
-    if not spans:
-        return
-    if crew.runner == "ray":
-        from sonde.run.workers._ray import hand_out_on_ray as hand_out_apart
-    else:
-        from sonde.run.workers._processes import hand_out_to_processes as hand_out_apart
-    yield from hand_out_apart(job, spans, crew)
 
 
 def n_cores() -> int:

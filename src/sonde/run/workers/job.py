@@ -1,0 +1,68 @@
+"""What a worker does with one range of units, wherever it works."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sonde.core.array_stream import ArrayStream
+from sonde.core.derived import innermost
+from sonde.core.errors import InputError
+from sonde.core.stream import Stream
+from sonde.tap import LiveStream
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """What a worker does with a range of units. It is sent to workers, so it must be picklable.
+
+    Parameters
+    ----------
+    stream : Stream
+    threads : int
+        Threads of each worker.
+    """
+
+    stream: Stream
+    threads: int
+
+    @abstractmethod
+    def work(self, start: int, stop: int) -> Any:
+        """Do the units ``[start, stop)`` in a worker; what it returns goes to the driver."""
+
+    def devices(self) -> list[torch.device]:
+        """Return the accelerators that one worker needs, in the order of their numbers."""
+        live = innermost(self.stream)
+        if not isinstance(live, LiveStream):
+            return []
+        found = {p.device for p in live.model.module.parameters()}
+        real = [device for device in found if device.type not in ("cpu", "meta")]
+        return sorted(real, key=lambda device: (device.type, device.index or 0))
+
+    def begin(self, readable: bool = True) -> None:
+        """Make a worker ready, and see whether it can read what the driver can.
+
+        Raises
+        ------
+        InputError
+            If the first example that the driver can read is not here.
+        """
+        torch.set_num_threads(self.threads)
+        if readable and not can_read(self.stream):
+            raise InputError(
+                "run: the first example cannot be read in a worker. Put the data where every "
+                "machine finds them under the same path."
+            )
+
+
+def can_read(stream: Stream) -> bool:
+    """Return whether the first example is there; no model runs for that."""
+    if isinstance(stream, ArrayStream) or not len(stream):
+        return True
+    live = innermost(stream)
+    if isinstance(live, LiveStream):
+        return next(iter(live.inputs.batches(0, 1)), None) is not None
+    return next(iter(stream.batches(0, 1)), None) is not None
