@@ -49,6 +49,6 @@ def maps_of(scorer, stream: Stream, sigma: float = 1.0) -> list[Tensor]:
 
 
 def _needs(scorer):
-    from sonde.run.scoring.score import needs_of
+    from sonde.run.scoring.batches import needs_of
 
     return needs_of(scorer)

@@ -16,8 +16,9 @@ from sonde.report._heat import Scale
 from sonde.report._markup import Names
 from sonde.report.scores import save_scores, scores_to_html
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.batches import SCHEMA
 from sonde.run.scoring.exhibit import Exhibit, Exhibits
-from sonde.run.scoring.score import SCHEMA, score
+from sonde.run.scoring.score import score
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
 

@@ -13,7 +13,8 @@ from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.instruments.asked import asked, check_reading
 from sonde.run.reading.read import read
-from sonde.run.scoring.score import open_for, score
+from sonde.run.scoring.opening import open_for
+from sonde.run.scoring.score import score
 
 AUTO = {"sites": "auto", "reducer": "auto"}
 

@@ -10,7 +10,7 @@ import sonde
 from run_case import stream
 from sonde.core.errors import StoreError
 from sonde.detect import KNN
-from sonde.run.scoring.score import open_for
+from sonde.run.scoring.opening import open_for
 from sonde.store import Store, write_store
 from sonde.store.exporting import export_store
 from sonde.store.layout import sealed

@@ -17,7 +17,8 @@ from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
-from sonde.run.scoring.score import open_for, score
+from sonde.run.scoring.opening import open_for
+from sonde.run.scoring.score import score
 from sonde.store import Store, write_store
 from sonde.tap import LiveStream
 

@@ -78,7 +78,8 @@ class Score:
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.passes.directory import check_writable
         from sonde.run.scoring.fuse import with_fused
-        from sonde.run.scoring.score import open_for, score
+        from sonde.run.scoring.opening import open_for
+        from sonde.run.scoring.score import score
         from sonde.run.scoring.tables import check_suffix, plain_rows, read_table
 
         if not 0 < self.alpha < 1:

@@ -19,8 +19,14 @@ from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
 from sonde.run.instruments.entries import Key
 from sonde.run.passes.progress import Bar
+from sonde.run.scoring.batches import (
+    Whole,
+    class_columns,
+    classes_of,
+    in_order_of_arrival,
+    needs_of,
+)
 from sonde.run.scoring.places import check_places
-from sonde.run.scoring.score import Whole, class_columns, classes_of, in_order_of_arrival, needs_of
 from sonde.stats import Calibrated, HeldScoresState, Kept
 from sonde.stats.calibrated import EXAMPLE
 

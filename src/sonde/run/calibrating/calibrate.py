@@ -18,7 +18,8 @@ from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.progress import Bar
 from sonde.run.reading.read import ARRAYS
 from sonde.run.reading.recipe import recipe_in, recipe_of
-from sonde.run.scoring.score import open_for, reduction_of
+from sonde.run.scoring.batches import reduction_of
+from sonde.run.scoring.opening import open_for
 from sonde.stats import By, Calibrated, Kept
 from sonde.store import is_store
 

@@ -14,7 +14,7 @@ from sonde.core.inputs import InputBatch
 from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.run.bundles.fitted import Fitted
-from sonde.run.scoring.score import record
+from sonde.run.scoring.batches import record
 from sonde.store._subset import with_examples
 from sonde.tap.live import LiveStream
 from sonde.tap.replay import ReplayInputs

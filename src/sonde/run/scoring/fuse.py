@@ -19,7 +19,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.requests import reads_of
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
-from sonde.run.scoring.score import SCHEMA
+from sonde.run.scoring.batches import SCHEMA
 from sonde.run.scoring.tables import keys_of, part_of, scores_of
 from sonde.stats import Calibrated, HeldScoresState, Kept
 

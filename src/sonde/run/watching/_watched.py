@@ -18,7 +18,7 @@ from sonde.core.state import map_tensors
 from sonde.core.statistic import Span
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
-from sonde.run.scoring.score import class_columns, classes_of, needs_of
+from sonde.run.scoring.batches import class_columns, classes_of, needs_of
 from sonde.stats import CalibratedScorer, ClassCalibration
 
 BROUGHT = (

@@ -16,7 +16,7 @@ from sonde.core.inputs import Model
 from sonde.data import load, special_ids
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
-from sonde.run.scoring.score import SCHEMA
+from sonde.run.scoring.batches import SCHEMA
 from sonde.run.watching._same_model import require_live_model
 from sonde.run.watching._stacked import Stacked
 from sonde.run.watching._watched import Alarm, Methods, Step, Watch, schema_of, scored, watches_of

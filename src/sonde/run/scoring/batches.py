@@ -1,0 +1,212 @@
+"""Batches of rows scored: the lines of one detector after another, in tables of one schema."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sonde.core.batch import Batch
+from sonde.core.classes import with_classes
+from sonde.core.errors import InputError, StateError
+from sonde.core.instrument import Detector, score_needs
+from sonde.core.reduction import AUTO, reduction_at
+from sonde.core.requests import Task
+from sonde.core.result import Scorer
+from sonde.core.selection import JoinedRows
+from sonde.core.stream import Stream
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import require_same_model
+from sonde.run.instruments.entries import Key, inner_of
+from sonde.run.scoring.explain import COLUMNS, Line, layers_of, positions_of, units_of
+from sonde.run.scoring.places import check_places
+from sonde.stats import Calibrated, CalibratedScorer, ClassCalibration
+from sonde.stats.calibrated import EXAMPLE
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("row", pa.int64()),
+        ("position", pa.int64()),
+        ("site", pa.string()),
+        ("instrument", pa.string()),
+        ("score", pa.float64()),
+        ("p", pa.float64()),
+    ]
+)
+EXPLAINED = pa.schema([*SCHEMA, *COLUMNS])
+
+
+def check_scoring(fitted: Fitted, stream: Stream, explain: int) -> None:
+    """Refuse a bundle, data or options that cannot give scores.
+
+    Raises
+    ------
+    StateError
+        If the bundle holds no detector, or was fitted for another model.
+    InputError
+        If there is nothing to score.
+    """
+    if not fitted.scorers:
+        raise StateError("score: the bundle holds no detector. Fit one, e.g. mahalanobis.")
+    if len(stream) == 0:
+        raise InputError("score: expected at least one example, got none. The data is empty.")
+    if explain < 0:
+        raise InputError(f"score: expected explain of at least 0, got {explain}.")
+    require_same_model(fitted.header, stream)
+
+
+def score_batches(
+    fitted: Fitted, stream: Stream, reduction: str = AUTO, explain: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """Yield the table of ``score`` batch by batch; memory does not grow with the data."""
+    check_scoring(fitted, stream, explain)
+    stream = with_classes(stream, fitted.label_names)
+    tasks = dict(zip(fitted.names, fitted.tasks, strict=True))
+    hows = {name: reduction_of(fitted, tasks[name], reduction) for name in fitted.scorers}
+    whole, scorers, source = Whole(hows), fitted.scorers, stream.source_rows
+    for batch in stream:
+        whole.check(batch)
+        check_places(batch, tasks, scorers)
+        found = {
+            name: record(batch, name, tasks[name], scorer, hows[name], explain, source)
+            for name, scorer in scorers.items()
+        }
+        if explain:
+            found = _with_layers(found, hows, scorers, explain)
+        for columns in found.values():
+            yield pa.RecordBatch.from_pydict(columns, schema=EXPLAINED if explain else SCHEMA)
+
+
+def _with_layers(
+    found: dict[Key, dict[str, Any]],
+    hows: dict[Key, str | None],
+    scorers: dict[Key, Scorer],
+    n: int,
+) -> dict[Key, dict[str, Any]]:
+    """Return the columns of a batch with its most unusual layers."""
+    lines = {}
+    for name, columns in found.items():
+        last = columns["position" if hows[name] is None else "_piece"]
+        where = zip(columns["id"], columns["_occurrence"], last, strict=True)
+        values = zip(where, columns["score"], columns["p"], strict=True)
+        lines[name] = [Line(*value) for value in values]
+    layers = layers_of(lines, scorers, n)
+    wanted = set(EXPLAINED.names)
+    return {
+        name: {k: v for k, v in (columns | layers[name]).items() if k in wanted}
+        for name, columns in found.items()
+    }
+
+
+class Whole:
+    """A check that examples of plain arrays, whose rows may lie apart, arrive whole."""
+
+    def __init__(self, hows: dict[Key, str | None]) -> None:
+        self.reduces = any(how is not None for how in hows.values())
+        self.seen: set[tuple[str, int]] = set()
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch whose examples have rows in an earlier one."""
+        if not self.reduces or not batch.scattered:
+            return
+        here = set(zip(batch.ids, torch.as_tensor(batch.occurrence).tolist(), strict=True))
+        if not here.isdisjoint(self.seen):
+            raise InputError(
+                f"score: the rows of {min(here & self.seen)[0]} do not lie together, or are more "
+                "than a batch holds. Sort the rows by their ids, or score them as rows."
+            )
+        self.seen |= here
+
+
+def record(
+    batch: Batch,
+    name: Key,
+    task: Task,
+    scorer: Scorer,
+    how: str | None,
+    explain: int = 0,
+    source: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Return the columns of the table for one detector and batch."""
+    method, key = name
+    needs = needs_of(scorer)
+    whose = () if how is None and not explain else EXAMPLE
+    by = scorer.by if isinstance(scorer, CalibratedScorer) else None
+    names = (*needs, *whose, *class_columns(by))
+    joined = JoinedRows.of(batch, task.keys, names, task.instrument.span)
+    columns, rest = joined.columns[: len(needs)], joined.columns[len(needs) :]
+    who, classes = rest[: len(whose)], rest[len(whose) :]
+    with torch.no_grad():
+        scores = scorer.score(*columns).double().cpu()
+    of_row, position = joined.example, joined.position
+    label, row, every = classes_of(by, classes, len(of_row)), torch.arange(len(of_row)), scores
+    example = in_order_of_arrival(torch.column_stack(who)) if whose and len(of_row) else of_row
+    if how is not None:
+        found = scorer.reduced(scores, example, how, *columns)
+        row, scores = found.row, found.score
+    named = of_row[row].tolist()
+    made = {
+        "id": [batch.ids[i] for i in named],
+        "row": [None] * len(named)
+        if source is None
+        else source[batch.order[named].numpy()].tolist(),
+        "position": position[row].tolist(),
+        "site": [key] * len(named),
+        "instrument": [method] * len(named),
+        "score": scores.tolist(),
+        "p": _p_values(scorer, scores, how, label[row]),
+    }
+    if explain:
+        made |= {f"_{c}": who[EXAMPLE.index(c)][row].tolist() for c in ("occurrence", "piece")}
+        made |= units_of(scorer, dict(zip(needs, columns, strict=True)), row, explain)
+        made |= positions_of(every, example, position, row, explain)
+    return made
+
+
+def in_order_of_arrival(who: Int[Tensor, "row 4"]) -> Int[Tensor, "row"]:
+    """Return 0, 1, ... for each distinct row, numbered as they first come."""
+    which = torch.unique(who, dim=0, return_inverse=True)[1]
+    first = torch.full((int(which.max()) + 1,), len(who))
+    first.scatter_reduce_(0, which, torch.arange(len(who)), "amin")
+    return first.argsort().argsort()[which]
+
+
+def _p_values(
+    scorer: Scorer, scores: Tensor, how: str | None, label: Int[Tensor, "row"]
+) -> list[float | None]:
+    if not isinstance(scorer, CalibratedScorer) or scorer.reduction != how:
+        return [None] * len(scores)
+    if isinstance(scorer.calibration, ClassCalibration):
+        return scorer.calibration.p_value(scores, label).tolist()
+    return scorer.calibration.p_value(scores).tolist()
+
+
+def class_columns(by: str | None) -> tuple[str, ...]:
+    """Return the column that says the class of a row."""
+    return {None: (), "label": ("label",), "predicted": ("logits",)}[by]
+
+
+def classes_of(by: str | None, columns: Sequence[Tensor], n: int) -> Int[Tensor, "row"]:
+    """Return the class of each of ``n`` rows; -1 where there are none."""
+    if by is None:
+        return torch.full((n,), -1)
+    return (columns[0] if by == "label" else columns[0].argmax(dim=1)).cpu()
+
+
+def needs_of(scorer: Scorer) -> tuple[str, ...]:
+    """Return the columns that a scorer takes, calibrated or not."""
+    return score_needs(scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer)
+
+
+def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
+    """Return how the scores of an example's rows become one; None where each stands for itself."""
+    if asked == AUTO and isinstance(task.instrument, Calibrated):
+        return task.instrument.reduction
+    reducers = {s["text"]: s["reducer"] for s in fitted.header["sites"]}
+    inner = inner_of(task.instrument)
+    own = isinstance(inner, Detector) and inner.reduces
+    return reduction_at([reducers[key] for key in task.keys], asked, own)

@@ -1,0 +1,77 @@
+"""The stream that a bundle wants of a model and data: its sites, its reducer, its columns."""
+
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import SiteError, StateError
+from sonde.core.site import Reducer
+from sonde.core.stream import Stream
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fit import require_same_model
+from sonde.run.reading.read import ARRAYS, open_store, read, require_alone
+from sonde.run.reading.recipe import default_options
+from sonde.run.scoring.batches import needs_of
+from sonde.stats import By, CalibratedScorer
+from sonde.store import Store, is_store
+
+
+def open_for(
+    fitted: Fitted, model: Any, data: Any, by: By | None = None, /, **options: Any
+) -> Stream:
+    """Return the stream that a bundle wants: its sites, its reducer, its objective."""
+    if isinstance(model, Stream):
+        require_alone(model, repr(model), data, options)
+        return model
+    if isinstance(model, str | Path) and is_store(Path(model)):
+        return _stored(fitted, model, data, options)
+    reading = fitted.header.get("reading") or {}
+    by_site = {s["text"]: s["reducer"] for s in fitted.header["sites"] if "|" not in s["text"]}
+    sites, reducers = list(by_site), set(by_site.values())
+    if len(reducers) > 1:
+        sites = [f"{site}|{reducer}" for site, reducer in by_site.items()]
+    wants = {name: reading.get(name) for name in ("objective", "perturb")} | {"sites": sites}
+    if not (isinstance(model, str) and model == ARRAYS):
+        one = Reducer.parse(next(iter(reducers))) if len(reducers) == 1 else "auto"
+        wants |= {"reducer": one, "keep_special": bool(reading.get("keep_special", False))}
+        wants |= {"logits": _needs_logits(fitted) or by == "predicted" or None}
+    try:
+        kept = default_options(fitted.header, model, data, options)
+        kept |= _class_column(fitted, model, options)
+        stream = read(model, data, **{**wants, **kept, **options})
+        _ = stream.schema  # sites are looked up here
+    except SiteError as error:
+        reason = str(error).partition(": ")[2].partition(". ")[0].rstrip(".")
+        raise StateError(
+            f"score: the state was fitted at {_first(sites)}, and not all of these are sites of "
+            f"this model ({reason}). Score with the model that it was fitted on."
+        ) from error
+    return stream
+
+
+def _class_column(fitted: Fitted, model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the column that a bundle was calibrated by, where no other one is asked for."""
+    columns = {c["by"] for c in fitted.header.get("calibrations", []) if c.get("by")}
+    if not columns or options.get("label_column") is not None or model == ARRAYS:
+        return {}
+    options.pop("label_column", None)
+    return {"label_column": columns.pop()}
+
+
+def _stored(fitted: Fitted, place: str | Path, data: Any, options: dict[str, Any]) -> Stream:
+    """Return the rows of a store at the sites of a bundle."""
+    store = open_store(place, data, "auto", "auto", {}, options)
+    require_same_model(fitted.header, store)
+    return Store(place, [site["text"] for site in fitted.header["sites"]], checked=True)
+
+
+def _first(sites: list[str]) -> str:
+    more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
+    return ", ".join(sites[:3]) + more
+
+
+def _needs_logits(fitted: Fitted) -> bool:
+    return any(
+        "logits" in needs_of(scorer)
+        or (isinstance(scorer, CalibratedScorer) and scorer.by == "predicted")
+        for scorer in fitted.scorers.values()
+    )
