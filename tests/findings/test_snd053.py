@@ -23,7 +23,7 @@ def test_a_leak_is_a_warning_and_a_clean_split_is_clear() -> None:
     assert check.finding is not None
     assert check.finding.level == "warning"
     assert check.finding.sentence.startswith("6 of 597 inputs of OTHER (1 %) are in DATA too.")
-    assert set(check.finding.rows) == set(ids[:6])
+    assert set(check.finding.examples) == set(range(6))
 
 
 def test_one_equal_input_of_many_is_a_note_and_short_ones_are_apart() -> None:

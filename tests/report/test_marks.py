@@ -1,8 +1,8 @@
-"""What pictures and tables say of themselves: scales, level lines, empty cells."""
+"""What pictures and tables say of themselves: scales, level lines, empty cells, where rows are."""
 
 from typing import Any
 
-from sonde.report import to_html
+from sonde.report import check_report, to_html
 from sonde.report._axes import WIDE
 from sonde.report._pictures_answers import prediction_picture
 from sonde.report._pictures_depth import PANELS, depth_pictures
@@ -66,3 +66,17 @@ def test_labels_that_were_given_are_not_called_missing(report) -> None:
     page = to_html(report)
     assert "Labels were given, but nothing could be read off: needs 30 rows in each" in page
     assert "No labels were given" not in page
+
+
+def test_rows_are_named_by_where_they_are_found(report) -> None:
+    report["rows"]["near_duplicates"] = [
+        {"id": "i1", "id2": "i2", "places": ["a/1.png", "b/2.png"], "site": "s", "ratio": 0.1}
+    ]
+    finding = report["findings"][0]
+    finding.update(rows=["i3"], places=["cats/7.png"])
+    check_report(report)
+    page = to_html(report)
+    assert "a/1.png, b/2.png" in page
+    assert "cats/7.png</" in page
+    assert "ids of the rows" in page
+    assert ">where</th>" in page

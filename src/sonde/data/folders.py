@@ -33,6 +33,10 @@ class ImageFolder(Source):
         """Name the file."""
         return str(self.path / self._files[index])
 
+    def place(self, index: int) -> str:
+        """Name the file by its path in the folder."""
+        return self._files[index].as_posix()
+
     def rows(self) -> Iterator[Row]:
         """Yield the path of each file, and its class if it lies in a subfolder."""
         yield from self.take(0, len(self._files))

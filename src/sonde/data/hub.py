@@ -34,7 +34,11 @@ class HubData(Source):
 
     def where(self, index: int) -> str:
         """Name the row."""
-        return f"{self.name} row {index}"
+        return f"{self.name} {self.place(index)}"
+
+    def place(self, index: int) -> str:
+        """Name the row."""
+        return f"row {index}"
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows."""

@@ -60,6 +60,15 @@ class ItemInputs(Inputs):
         """Which item of the source each example is, or is a piece of; skipped ones count."""
         return self.source.numbers(self.listing.row)
 
+    def place(self, example: int) -> str:
+        """Return where an example stands in the data, as a user opens it, and where a piece begins.
+
+        Paths are relative to the data; lines count from 1, rows and items from 0.
+        """
+        place = self.source.place(int(self.listing.row[example]))
+        first = self.listing.first[example]
+        return f"{place}, from token {first}" if first else place
+
     @cached_property
     def ids(self) -> list[str]:
         """Printable id of every example."""

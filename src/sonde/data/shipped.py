@@ -137,6 +137,10 @@ class StandardLibrary(Source):
         """Name the file."""
         return str(self._root / self._files[index])
 
+    def place(self, index: int) -> str:
+        """Name the file by its path in the library."""
+        return self._files[index]
+
     def rows(self) -> Iterator[Row]:
         """Yield the text of each file, which is also its group."""
         for file in self._files:

@@ -57,7 +57,11 @@ class Source(ABC):
 
     def where(self, index: int) -> str:
         """Return how a message names a row."""
-        return f"item {index} of {self.name}"
+        return f"{self.place(index)} of {self.name}"
+
+    def place(self, index: int) -> str:
+        """Return how a report names a row whose data are known: a file, a line, a number from 0."""
+        return f"item {index}"
 
     def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
         """Return the place of rows among all items as they lie, broken ones included, from 0."""

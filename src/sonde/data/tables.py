@@ -36,8 +36,12 @@ class _Lines(Source):
         return self.path.parent
 
     def where(self, index: int) -> str:
-        """Name the line."""
-        return f"{self.name} line {self._lines[index]}"
+        """Name the file and the line."""
+        return f"{self.name} {self.place(index)}"
+
+    def place(self, index: int) -> str:
+        """Name the line, from 1."""
+        return f"line {self._lines[index]}"
 
     def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
         """Return which records of the file rows are, broken ones included, from 0."""
@@ -182,8 +186,12 @@ class ParquetFile(Source):
         return self.path.parent
 
     def where(self, index: int) -> str:
-        """Name the row."""
-        return f"{self.name} row {index}"
+        """Name the file and the row."""
+        return f"{self.name} {self.place(index)}"
+
+    def place(self, index: int) -> str:
+        """Name the row, from 0."""
+        return f"row {index}"
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows, a bounded number of them in memory."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sonde.alarms import surprise
 from sonde.core.calibration import Calibration
-from sonde.findings._shared import ORDER, one_per_group
+from sonde.findings._shared import EXAMPLES, one_per_group
 from sonde.stats.intervals import clopper_pearson
 
 BINS = 40
@@ -97,7 +97,7 @@ class Alarm:
             "rows": [
                 {
                     "id": str(ids[i]),
-                    ORDER: order[i],
+                    EXAMPLES: [order[i]],
                     "score": _finite(float(self.scores[i])),
                     "p": float(p[i]),
                 }

@@ -11,7 +11,7 @@ from sonde.findings._once import once
 from sonde.findings.evidence import Evidence
 from sonde.stats import HashSampleState
 
-ORDER = "order"  # place of a row in the data; only until a report is written
+EXAMPLES = "examples"  # of a row that is named, by planned order; until a report is written
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +83,10 @@ def one_per_group(group: Int[Tensor, "row"]) -> Int[Tensor, "kept"]:
     return torch.tensor(list(seen.values()), dtype=torch.int64)
 
 
-def orders_at(evidence: Evidence, rows: Sequence[int]) -> list[int | None]:
-    """Return the place of shared rows in the data; None where the order is not known."""
+def examples_at(evidence: Evidence, rows: Sequence[int]) -> list[int]:
+    """Return the examples of shared rows by planned order; empty where that is not known."""
     order = shared_rows(evidence).order
-    return [None if order is None else int(order[i]) for i in rows]
+    return [] if order is None else [int(order[i]) for i in rows]
 
 
 def ids_at(evidence: Evidence, rows: Sequence[int]) -> list[str]:

@@ -1,27 +1,28 @@
 """A scan as the JSON that reports, gates and machines read (schema ``sonde-scan/1``)."""
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from hashlib import blake2b
 from typing import Any
 
 import torch
 
 from sonde.findings.evidence import Evidence
-from sonde.findings.inputs import drop_places, show_inputs
+from sonde.findings.inputs import other_rows, own_rows, show_inputs
 from sonde.findings.labels import labels_section
 from sonde.findings.lens import prediction_section
 from sonde.findings.profile import similarity, site_profile, site_units, unit_facts
 from sonde.findings.provenance import limits, provenance
+from sonde.findings.row_places import Place, name_places, places_of
 from sonde.findings.rows import rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
 from sonde.findings.versus import versus_section
+from sonde.run.scoring.exhibit import hashed_id
 
 SCHEMA = "sonde-scan/1"
+ID_KEYS = ("id", "id2", "ids", "rows")
 MOST_UNITS = 20
 
 
@@ -37,7 +38,14 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         Seconds since the epoch at which the command began.
     """
     evidence, settings = scanned.evidence, scanned.settings
-    findings = [_finding(c, scanned.rules[c.code], scanned) for c in _raised(scanned)]
+    place = places_of(scanned.stream, settings.hash_ids)
+    other_place = places_of(scanned.other_stream, settings.hash_ids)
+    findings = [
+        _finding(c, scanned.rules[c.code], scanned)
+        | _rows_of(c.finding, evidence, other_place if c.finding.of_other else place)
+        for c in scanned.checks
+        if c.finding is not None
+    ]
     findings.sort(key=_first_page)
     found = {
         "schema": SCHEMA,
@@ -60,9 +68,10 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     }
     if settings.show_inputs:
         show_inputs(found, scanned.stream, scanned.other_stream)
-    drop_places(found)
+    name_places(own_rows(found), place)
+    name_places(other_rows(found), other_place)
     plain = to_plain(found)
-    return hash_ids(plain, evidence) if settings.hash_ids else plain
+    return hash_ids(plain) if settings.hash_ids else plain
 
 
 def _rows(scanned: Scanned) -> dict[str, Any]:
@@ -70,10 +79,6 @@ def _rows(scanned: Scanned) -> dict[str, Any]:
     found = rows_section(scanned.evidence)
     withheld = {check.code for check in scanned.checks if check.state == "withheld"}
     return found | {"mislabelled": []} if "SND034" in withheld else found
-
-
-def _raised(scanned: Scanned) -> list[Check]:
-    return [c for c in scanned.checks if c.finding is not None]
 
 
 def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
@@ -93,11 +98,20 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
         "common": finding.common,
         "sites": list(finding.sites),
         "units": [int(u) for u in finding.units],
-        "rows": list(finding.rows),
         "classes": list(finding.classes),
         "figure": _figure(finding.figure),
         "how": _how(rule),
         "ignored": is_ignored(finding, scanned.settings.ignore),
+    }
+
+
+def _rows_of(finding: Finding, evidence: Evidence, place: Place) -> dict[str, Any]:
+    """Return the ids of the rows that a finding names, and where these stand."""
+    data = evidence.versus.other_data if finding.of_other else evidence.data
+    places = [place(example) for example in finding.examples]
+    return {
+        "rows": [str(data.ids[example]) for example in finding.examples],
+        "places": [name for name in places if name is not None],
     }
 
 
@@ -200,24 +214,10 @@ def to_plain(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def hash_ids(report: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
-    """Return a report in which every id of a row is a hash, also inside sentences."""
-    known = {*map(str, evidence.data.ids)}
-    if evidence.versus is not None:
-        known |= {*map(str, evidence.versus.other_data.ids)}
-    hashed = {i: blake2b(i.encode(), digest_size=8).hexdigest() for i in known}
-    in_text = re.compile(r"[^\s,;()\"']+")
-
-    def change(value: Any) -> Any:
-        if isinstance(value, str):
-            if value in hashed:
-                return hashed[value]
-            return in_text.sub(lambda m: hashed.get(m[0], m[0]), value)
-        if isinstance(value, list):
-            return [change(v) for v in value]
-        if isinstance(value, dict):
-            return {k: change(v) for k, v in value.items()}
-        return value
-
-    kept = {k: report[k] for k in ("schema", "provenance", "limits", "checks", "sites")}
-    return {**change({k: v for k, v in report.items() if k not in kept}), **kept}
+def hash_ids(value: Any, is_id: bool = False) -> Any:
+    """Return JSON in which every id of a row is a hash, ``is_id`` where it is under such a key."""
+    if isinstance(value, dict):
+        return {key: hash_ids(item, key in ID_KEYS) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hash_ids(item, is_id) for item in value]
+    return hashed_id(value) if is_id and isinstance(value, str) else value

@@ -5,7 +5,7 @@ from typing import Any, Final
 from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.data.pixels import as_bytes, as_png
-from sonde.findings._shared import ORDER
+from sonde.findings._shared import EXAMPLES
 from sonde.run.scoring.exhibit import in_whole_batches, largest, pixels_of
 from sonde.tap import LiveStream
 
@@ -20,29 +20,24 @@ def show_inputs(report: dict[str, Any], mine: Stream, other: Stream | None) -> N
     Parameters
     ----------
     report : dict
-        A document of ``sonde-scan/1`` whose rows say their place in the data; changed in place.
+        A document of ``sonde-scan/1`` whose rows say their examples; changed in place.
     mine, other : Stream
         Where the rows of DATA and of OTHER lie.
     """
-    for rows, stream in ((_own(report), mine), (_others(report), other)):
+    for rows, stream in ((own_rows(report), mine), (other_rows(report), other)):
         for row in rows:
-            place = row[ORDER]
             row["input"] = None
-            if stream is not None and place is not None:
-                row["input"] = input_of(stream, place)
+            if stream is not None and row[EXAMPLES]:
+                row["input"] = input_of(stream, row[EXAMPLES][0])
 
 
-def drop_places(report: dict[str, Any]) -> None:
-    """Take the places in the data off the rows that a report lists."""
-    for row in (*_own(report), *_others(report)):
-        row.pop(ORDER, None)
-
-
-def _own(report: dict[str, Any]) -> list[dict[str, Any]]:
+def own_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of DATA that the tables of a report list."""
     return [row for name in LISTS for row in (report["rows"] or {}).get(name, ())]
 
 
-def _others(report: dict[str, Any]) -> list[dict[str, Any]]:
+def other_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of OTHER that the table of a report lists."""
     return list((report["versus"] or {}).get("rows", ()))
 
 

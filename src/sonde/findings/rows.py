@@ -13,7 +13,7 @@ from sonde.core.hashing import bytes_key
 from sonde.findings._near import FAR, NearPairs, near_pairs
 from sonde.findings._once import once
 from sonde.findings._row_map import row_map
-from sonde.findings._shared import ORDER, SharedRows, ids_at, orders_at, shared_rows
+from sonde.findings._shared import EXAMPLES, SharedRows, examples_at, ids_at, shared_rows
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.labels import class_name, label_evidence, usable
 from sonde.stats.neighbours import nearest
@@ -201,7 +201,7 @@ def _robust(distance: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
 
 
 def rows_section(evidence: Evidence) -> dict[str, Any]:
-    """Return the report's section on rows: ids only, never inputs."""
+    """Return the report's section on rows: ids and examples, never inputs."""
     return {
         "mislabelled": _mislabelled(evidence),
         "far": _far(evidence),
@@ -211,22 +211,21 @@ def rows_section(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def doubtful_ids(evidence: Evidence) -> list[str]:
-    """Return the ids of the rows whose label looks wrong."""
-    found = label_evidence(evidence)
-    return ids_at(evidence, found.where[doubtful_labels(evidence).row].tolist())
+def doubtful_rows(evidence: Evidence) -> list[int]:
+    """Return the shared rows whose label looks wrong."""
+    return label_evidence(evidence).where[doubtful_labels(evidence).row].tolist()
 
 
 def _mislabelled(evidence: Evidence) -> list[dict[str, Any]]:
     if not usable(evidence):
         return []
     found, doubt = label_evidence(evidence), doubtful_labels(evidence)
-    ids = doubtful_ids(evidence)
-    orders = orders_at(evidence, found.where[doubt.row].tolist())
+    rows = doubtful_rows(evidence)
+    ids = ids_at(evidence, rows)
     return [
         {
             "id": ids[i],
-            ORDER: orders[i],
+            EXAMPLES: examples_at(evidence, rows[i : i + 1]),
             "label": found.names[int(found.truth[doubt.row[i]])],
             "predicted": found.names[int(doubt.named[i])],
             "share": float(doubt.share[i]),
@@ -243,11 +242,11 @@ def _far(evidence: Evidence) -> list[dict[str, Any]]:
     return [
         {
             "id": name,
-            ORDER: at,
+            EXAMPLES: examples_at(evidence, [i]),
             "site": evidence.sites[int(where[i])].schema.key,
             "z": round(float(z[i]), 3),
         }
-        for name, at, i in zip(ids, orders_at(evidence, order), order, strict=True)
+        for name, i in zip(ids, order, strict=True)
     ]
 
 
@@ -257,7 +256,7 @@ def _duplicates(data: DataEvidence) -> list[dict[str, Any]]:
     return [
         {
             "ids": [str(data.ids[i]) for i in found.sets[j][:10]],
-            ORDER: found.sets[j][0],
+            EXAMPLES: list(found.sets[j][:10]),
             "n": len(found.sets[j]),
             "labels": [
                 class_name(data, c)
@@ -280,7 +279,7 @@ def _near(evidence: Evidence) -> list[dict[str, Any]]:
             out[frozenset((row, partner))] = {
                 "id": a,
                 "id2": b,
-                ORDER: orders_at(evidence, (row,))[0],
+                EXAMPLES: examples_at(evidence, (row, partner)),
                 "site": evidence.sites[site].schema.key,
                 "ratio": float(ratio),
             }

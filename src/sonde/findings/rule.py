@@ -53,8 +53,12 @@ class Finding:
         What, where, how much, compared with what, on how many rows; at most 240 characters.
     figure : Figure
         That of the worst site.
-    sites, units, rows, classes : tuples of str
-        Where it was seen; ids for rows.
+    sites, units, classes : tuples of str
+        Where it was seen.
+    examples : tuple of int
+        Examples by planned order, most telling first.
+    of_other : bool
+        Whether these are of OTHER.
     effect : float
         Size in [0, 1], for the order within a level.
     next : Step or None
@@ -71,7 +75,8 @@ class Finding:
     figure: Figure
     sites: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
+    examples: tuple[int, ...] = ()
+    of_other: bool = False
     classes: tuple[str, ...] = ()
     effect: float = 0.0
     next: Step | None = None

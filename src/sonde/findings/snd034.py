@@ -6,10 +6,11 @@ from typing import ClassVar, final
 from scipy.stats import binom
 
 from sonde.findings._places import read_command
+from sonde.findings._shared import examples_at
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import blocked, label_evidence
-from sonde.findings.rows import doubtful_ids, doubtful_labels
+from sonde.findings.rows import doubtful_labels, doubtful_rows
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.stats.intervals import clopper_pearson
 
@@ -68,7 +69,8 @@ class SND034(Rule):
         if share < self.note or p >= self.level:
             seen = "no row was listed" if count == 0 else f"{plural(count, 'row')} listed"
             return self.clear(figure, f"{seen}; about one wrong label in four is not seen this way")
-        ids, site = doubtful_ids(evidence), found.sites[found.best]
+        examples = examples_at(evidence, doubtful_rows(evidence)[:50])
+        site = found.sites[found.best]
         sentence = (
             f"{plural(count, 'row')} of {n:,} ({percent(share)}) at {site.name} lie among rows of "
             f"one other class and are classified as it; up to {percent(self.usual)} is usual."
@@ -80,7 +82,7 @@ class SND034(Rule):
                 sentence,
                 figure,
                 sites=(site.key,),
-                rows=tuple(ids[:50]),
+                examples=tuple(examples),
                 effect=min(1.0, share),
                 next=read_command(site.key),
             )

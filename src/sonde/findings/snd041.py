@@ -44,14 +44,13 @@ class SND041(Rule):
             return self.clear(figure, "only the part that was read" if self._part(evidence) else "")
         severe = share >= self.warning or bool(found.contradicting)
         first = found.sets[found.contradicting[0] if found.contradicting else 0]
-        ids = [str(evidence.data.ids[i]) for i in first]
         return self.raised(
             Finding(
                 self.code,
                 "warning" if severe else "note",
                 self._sentence(found, share),
                 figure,
-                rows=tuple(ids[:50]),
+                examples=first[:50],
                 effect=min(1.0, share),
                 next=_look(evidence),
             )
@@ -67,7 +66,7 @@ class SND041(Rule):
         if found.contradicting:
             many = len(found.contradicting)
             verb = "has" if many == 1 else "have"
-            parts.append(f"{plural(many, 'content')} {verb} different labels.")
+            parts.append(f"{plural(many, 'input')} {verb} copies with different labels.")
         if found.n_blank > 1:
             parts.append(f"{found.n_blank:,} inputs are empty.")
         most = len(found.sets[0])

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from sonde.findings._near import NearPairs
 from sonde.findings._places import read_command, too_few
-from sonde.findings._shared import shared_rows
+from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rows import NEAR_NEEDS, near_duplicates
@@ -79,7 +79,7 @@ class SND042(Rule):
                 self._sentence(evidence.sites[at], pairs, share, n),
                 figure,
                 sites=sites,
-                rows=tuple(_names(evidence, pairs)),
+                examples=tuple(examples_at(evidence, pairs.row[:50].tolist())),
                 effect=min(1.0, share),
                 next=read_command(sites[0]),
             )
@@ -100,13 +100,6 @@ def _alike(n: int) -> str:
         "tokens of texts of one length and ending can be alike whatever stands before; "
         "--reducer mean can tell"
     )
-
-
-def _names(evidence: Evidence, pairs: NearPairs) -> list[str]:
-    order = shared_rows(evidence).order
-    if order is None:
-        return []
-    return [str(i) for i in evidence.ids_of(order[pairs.row[:50]])]
 
 
 def _unseen(evidence: Evidence, n: int) -> str:

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings._alarm import Alarm
 from sonde.findings._places import counted_as, score_command, too_few
-from sonde.findings._shared import shared_rows
+from sonde.findings._shared import examples_at
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -51,16 +51,15 @@ class SND052(Rule):
         figure = self._figure(found)
         if found.p >= self.level or found.rate <= self.times * found.alpha:
             return self.clear(figure)
-        order = shared_rows(evidence.versus.other).order
         worst = found.scores.argsort(descending=True, stable=True)[: min(50, found.n_alarms)]
-        ids = [] if order is None else evidence.versus.other.ids_of(order[worst])
+        examples = examples_at(evidence.versus.other, worst.tolist())
         sites = tuple(dict.fromkeys(key for _, key in found.names))
         sentence = (
             f"{percent(found.rate)} of OTHER ({percent(figure.low or 0.0)} to "
             f"{percent(figure.high or 1.0)}) score beyond a threshold that "
             f"{percent(found.alpha)} of rows like DATA exceed. {found.n_alarms:,} of {found.n:,} "
             f"rows; threshold from {found.calibration.n:,} held-out rows, "
-            f"{plural(len(found.names), 'score')} in one."
+            f"{plural(len(found.names), 'score')} added up."
         )
         return self.raised(
             Finding(
@@ -69,7 +68,8 @@ class SND052(Rule):
                 sentence,
                 figure,
                 sites=sites,
-                rows=tuple(str(i) for i in ids),
+                examples=tuple(examples),
+                of_other=True,
                 effect=min(1.0, found.rate),
                 next=score_command(sites[-1]),
             )

@@ -77,8 +77,7 @@ class SND053(Rule):
             reason = f"near pairs need {NEAR_NEEDS} rows on each side" if few else ""
             return self.clear(figure, reason)
         severe = leak.share >= self.warning or near
-        data = evidence.versus.other_data
-        ids = [str(data.ids[i]) for i in (*leak.exact, *(leak.near if near else ()), *leak.short)]
+        examples = (*leak.exact, *(leak.near if near else ()), *leak.short)
         return self.raised(
             Finding(
                 self.code,
@@ -86,7 +85,8 @@ class SND053(Rule):
                 self._sentence(leak, near),
                 figure,
                 sites=(leak.site,) if near else (),
-                rows=tuple(ids[:50]),
+                examples=examples[:50],
+                of_other=True,
                 effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
                 next=read_command(evidence.sites[0].schema.key),
             )

@@ -156,7 +156,7 @@ def _named(finding: dict[str, Any], sites: list[str]) -> Markup | None:
         "sites": runs(finding["sites"], sites),
         "units": [str(unit) for unit in finding["units"]],
         "classes": finding["classes"],
-        "rows": finding["rows"],
+        "rows": finding.get("places") or finding["rows"],
     }
     lines = []
     for kind, names in listed.items():
@@ -191,6 +191,8 @@ def _computed(finding: dict[str, Any]) -> Markup:
             ("from", ", ".join(plural(n, noun) for n, noun in rows if n)),
             ("flags", ", ".join(words(flag) for flag in figure["flags"])),
         ]
+    if finding.get("places"):
+        pairs.append(("ids of the rows", ", ".join(shown(i, 80) for i in finding["rows"][:8])))
     rule = el("p", finding["how"]) if finding["how"] else None
     return join(
         rule, definitions(pairs), el("p", "More: ", code(f"sonde scan --explain {finding['code']}"))

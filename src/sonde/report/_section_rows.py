@@ -16,20 +16,20 @@ _LISTS: Final = (
     (
         "mislabelled",
         "Rows whose label looks wrong",
-        ("id", "label", "predicted", "share"),
+        ("id", "places", "label", "predicted", "share"),
         "About three quarters of wrong labels are found; a row that is not listed may be wrong.",
     ),
-    ("duplicates", "Exact copies", ("ids", "n", "labels"), ""),
+    ("duplicates", "Exact copies", ("ids", "places", "n", "labels"), ""),
     (
         "near_duplicates",
         "Nearly the same",
-        ("id", "id2", "site", "ratio"),
+        ("id", "id2", "places", "site", "ratio"),
         "Ratio: distance over the distance to the row's 5th neighbour.",
     ),
     (
         "far",
         "Far from all others",
-        ("id", "site", "z"),
+        ("id", "places", "site", "z"),
         "Far from the other rows of DATA. Whether these are unusual nobody can say without clean "
         "reference data: for that, compare with data that you trust (--versus).",
     ),
@@ -66,7 +66,8 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
         parts.append(_alarm(versus["alarm"]))
     if versus["rows"]:
         n_other = where["other"]["n_rows"] if where["other"] else None
-        rows = _rows(versus["rows"], ("id", "score", "p"), report["shows_inputs"])
+        listed = [_flat(row) for row in versus["rows"]]
+        rows = _rows(listed, ("id", "places", "score", "p"), report["shows_inputs"])
         parts.append(el("h3", "Most unusual rows of OTHER"))
         if n_other is not None and n_other > len(versus["rows"]):
             first = f"The first {len(versus['rows'])} of {plural(n_other, 'row')}, by score."
@@ -132,8 +133,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...], inputs: bool) -> Numbers:
-    kept = columns + (("input",) if inputs and any(row.get("input") for row in rows) else ())
-    return Numbers(kept, tuple(tuple(row.get(key) for key in kept) for row in rows), "rows")
+    kept = [name for name in columns if name != "places" or any(row.get(name) for row in rows)]
+    kept += ["input"] if inputs and any(row.get("input") for row in rows) else []
+    heads = tuple("where" if name == "places" else name for name in kept)
+    return Numbers(heads, tuple(tuple(row.get(key) for key in kept) for row in rows), "rows")
 
 
 def checks_section(report: dict[str, Any], names: Names) -> Markup:

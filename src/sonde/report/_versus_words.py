@@ -38,5 +38,9 @@ def sentences(versus: dict[str, Any]) -> Iterator[str]:
     if versus["alarm"] is not None and versus["alarm"]["rate"] is not None:
         yield beyond_threshold(versus["alarm"])
     if versus["rows"]:
-        ids = ", ".join(shown(row["id"], 40) for row in versus["rows"][:MOST_IDS])
-        yield f"most unusual of OTHER: {ids}"
+        yield f"most unusual of OTHER: {', '.join(map(_named, versus['rows'][:MOST_IDS]))}"
+
+
+def _named(row: dict[str, Any]) -> str:
+    places = f" ({shown(row['places'][0], 80)})" if row.get("places") else ""
+    return shown(row["id"], 40) + places
