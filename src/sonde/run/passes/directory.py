@@ -1,12 +1,11 @@
-"""The run directory beside an output file: whether it may be written, and how it goes away."""
+"""The run directory beside an output file, and how it goes away."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sonde.core.errors import InputError, MachineError, SondeError, StoreError
+from sonde.core.errors import MachineError, SondeError, StoreError
 from sonde.run.passes.chain import CHECKPOINT
 from sonde.run.passes.driver import Interrupted
 from sonde.run.passes.ledger import PLAN, STATES
@@ -21,40 +20,6 @@ def beside(output: Path) -> Path:
     'out/probe.run'
     """
     return output.with_suffix(".run")
-
-
-def check_writable(output: Path, *inputs: str | Path) -> None:
-    """Refuse an output that could not be written, or that would replace an input, before any work.
-
-    Raises
-    ------
-    StoreError
-        If its folder does not exist or may not be written, or the output is a folder.
-    InputError
-        If the output is one of the files that are read.
-    """
-    import os
-
-    folder = output.parent
-    if not folder.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {folder}. Make it first.")
-    if output.is_dir():
-        raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
-    for source in inputs:
-        if output.exists() and Path(source).exists() and output.samefile(source):
-            raise InputError(
-                f"cannot write {output}: it is read here, and would be replaced. Name another file."
-            )
-    if not os.access(folder, os.W_OK):
-        raise StoreError(f"cannot write {output}: no permission in {folder}.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {output}: {folder} takes no files ({error.strerror}). Name another "
-            "folder."
-        ) from None
 
 
 @contextmanager
