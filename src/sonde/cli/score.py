@@ -76,18 +76,18 @@ class Score:
         from sonde.cli._notes import say_notes
         from sonde.cli._scored import oddest_text, scored_text, without_units
         from sonde.run.bundles.fitted import Fitted
-        from sonde.run.passes.directory import check_writable
         from sonde.run.scoring.fuse import with_fused
         from sonde.run.scoring.opening import open_for
         from sonde.run.scoring.score import score
         from sonde.run.scoring.tables import check_suffix, plain_rows, read_table
+        from sonde.store.outputs import check_file
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
         if self.output is not None:
             if not self._is_page:
                 check_suffix(self.output)
-            check_writable(self.output, self.model, self.data)
+            check_file(self.output, self.model, self.data, *filter(None, [self.unusual]))
         self.running.crew()
         if (self.fuse == "learned") != (self.unusual is not None):
             raise InputError("--unusual: expected a table with --fuse learned, and only there.")
