@@ -1,12 +1,14 @@
 """What ``sonde evaluate`` says of one table that is held against what is known of its items."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from sonde.cli._table import legend, table
+import tyro
+
+from sonde.cli._table import between, legend, share, table
+from sonde.cli.options import Reading, named
+from sonde.core.errors import InputError
 from sonde.run.instruments.entries import place_of
-
-if TYPE_CHECKING:
-    from sonde.cli.evaluate import Evaluate
 
 WHO = ("method", "site")
 INTERVAL = "95% interval"
@@ -30,31 +32,65 @@ PIXELS = {
 }
 
 
-def judged(asked: "Evaluate", scored: Any, data: str) -> tuple[list[dict[str, Any]], str]:
-    """Return the figures that were asked for, and their table."""
-    reading = asked.reading
-    options: dict[str, Any] = {"resamples": asked.resamples, "seed": reading.seed}
-    if asked.errors is not None:
-        from sonde.run.evaluating.known_errors import evaluate_errors
+@dataclass(frozen=True)
+class Known:
+    """What DATA say of the rows of SCORES: what is wrong, or where."""
 
-        rows = evaluate_errors(
-            scored, data, asked.errors, group_column=reading.group_column, **options
-        )
-        return rows, _text(rows, ("PRR", "prr"), ("AUROC", "auroc"), ("within", "within"), ERRORS)
-    if asked.steps:
-        from sonde.run.evaluating.known_steps import evaluate_steps
+    errors: Annotated[
+        str | None, named("COLUMN", "of DATA: 1 where an answer is wrong, 0 where it is right")
+    ] = None
+    steps: Annotated[
+        bool, tyro.conf.arg(help="DATA are trajectories: find the first wrong step")
+    ] = False
+    masks: Annotated[
+        str | None,
+        named("COLUMN|DIR", "of DATA or a folder: masks of the pixels that are unusual"),
+    ] = None
+    grid: Annotated[
+        tuple[int, int] | None,
+        named("LINES COLUMNS", "how the patches of an image lie, for --masks"),
+    ] = None
+    sigma: Annotated[float, tyro.conf.arg(help="smooth the maps of --masks by so many pixels")] = (
+        0.0
+    )
 
-        options |= {"label_column": reading.label_column, "alpha": asked.alpha}
-        rows = evaluate_steps(scored, data, **options)
-        meanings = {word: text.format(alpha=asked.alpha) for word, text in STEPS.items()}
-        pairs = (("top-1", "localised"), ("AUROC", "auroc"), ("F1", "f1"), ("joint", "joint"))
-        return rows, _text(rows, *pairs, meanings)
-    from sonde.run.evaluating.known_pixels import evaluate_pixels
+    @property
+    def n_kinds(self) -> int:
+        """How many kinds of figures are asked for; none of two tables."""
+        return sum((self.errors is not None, self.steps, self.masks is not None))
 
-    assert asked.masks is not None  # one of the three was asked for
-    options |= {"image_column": reading.image_column, "grid": asked.grid, "sigma": asked.sigma}
-    rows = evaluate_pixels(scored, data, asked.masks, **options)
-    return rows, _text(rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS)
+    def check(self) -> None:
+        """Refuse options of masks without masks."""
+        if not self.n_kinds and (self.grid is not None or self.sigma):
+            raise InputError("--grid, --sigma: expected --masks with them.")
+
+    def judged(
+        self, scored: Any, data: str, reading: Reading, *, alpha: float, resamples: int
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return the figures that are asked for, and their table."""
+        options: dict[str, Any] = {"resamples": resamples, "seed": reading.seed}
+        if self.errors is not None:
+            from sonde.run.evaluating.known_errors import evaluate_errors
+
+            rows = evaluate_errors(
+                scored, data, self.errors, group_column=reading.group_column, **options
+            )
+            pairs = (("PRR", "prr"), ("AUROC", "auroc"), ("within", "within"))
+            return rows, _text(rows, *pairs, ERRORS)
+        if self.steps:
+            from sonde.run.evaluating.known_steps import evaluate_steps
+
+            options |= {"label_column": reading.label_column, "alpha": alpha}
+            rows = evaluate_steps(scored, data, **options)
+            meanings = {word: text.format(alpha=alpha) for word, text in STEPS.items()}
+            pairs = (("top-1", "localised"), ("AUROC", "auroc"), ("F1", "f1"), ("joint", "joint"))
+            return rows, _text(rows, *pairs, meanings)
+        from sonde.run.evaluating.known_pixels import evaluate_pixels
+
+        assert self.masks is not None  # one of the three was asked for
+        options |= {"image_column": reading.image_column, "grid": self.grid, "sigma": self.sigma}
+        rows = evaluate_pixels(scored, data, self.masks, **options)
+        return rows, _text(rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS)
 
 
 def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
@@ -77,13 +113,3 @@ def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
     left = max(row.get("left_out", 0) for row in rows)
     note = f"\n{left:,} left out: nothing is known of them." if left else ""
     return f"{table(titles, cells)}{note}\n\n{legend(meanings)}"
-
-
-def between(low: float | None, high: float | None, word: str = "-") -> str:
-    """Return an interval."""
-    return "-" if None in (low, high) else f"{share(low)}{word}{share(high)}"
-
-
-def share(value: float | None) -> str:
-    """Return a figure."""
-    return "-" if value is None else f"{value:.3f}"

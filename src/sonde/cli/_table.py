@@ -96,3 +96,13 @@ def _line(cells: Sequence[str], widths: Sequence[int], shrinks: int) -> str:
         cell = middle(cell, width) if i == shrinks else cell
         out.append(cell.ljust(width) if i < 2 else cell.rjust(width))
     return "  ".join(out).rstrip()
+
+
+def between(low: float | None, high: float | None, word: str = "-") -> str:
+    """Return an interval."""
+    return "-" if None in (low, high) else f"{share(low)}{word}{share(high)}"
+
+
+def share(value: float | None) -> str:
+    """Return a figure."""
+    return "-" if value is None else f"{value:.3f}"

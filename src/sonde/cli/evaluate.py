@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli._known import between, judged, share
-from sonde.cli._table import table
+from sonde.cli._known import Known
+from sonde.cli._table import between, share, table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
@@ -49,23 +49,7 @@ class Evaluate:
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
     resamples: Annotated[int, tyro.conf.arg(help="resamples behind the intervals")] = 1000
-    errors: Annotated[
-        str | None, named("COLUMN", "of DATA: 1 where an answer is wrong, 0 where it is right")
-    ] = None
-    steps: Annotated[
-        bool, tyro.conf.arg(help="DATA are trajectories: find the first wrong step")
-    ] = False
-    masks: Annotated[
-        str | None,
-        named("COLUMN|DIR", "of DATA or a folder: masks of the pixels that are unusual"),
-    ] = None
-    grid: Annotated[
-        tuple[int, int] | None,
-        named("LINES COLUMNS", "how the patches of an image lie, for --masks"),
-    ] = None
-    sigma: Annotated[float, tyro.conf.arg(help="smooth the maps of --masks by so many pixels")] = (
-        0.0
-    )
+    known: Known = field(default_factory=Known)
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
@@ -77,10 +61,9 @@ class Evaluate:
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
         self.running.crew()
-        if self.errors is not None or self.steps or self.masks is not None:
-            return self._known()
-        if self.grid is not None or self.sigma:
-            raise InputError("--grid, --sigma: expected --masks with them.")
+        self.known.check()
+        if self.known.n_kinds:
+            return self._held_against()
         if self.output is not None:
             check_picture(self.output, *self.inputs)
         usual, unusual = self._tables()
@@ -98,19 +81,19 @@ class Evaluate:
             say(_text(rows, self.alpha))
         return 0
 
-    def _known(self) -> int:
+    def _held_against(self) -> int:
         """Hold one table against what is known of its items."""
         from sonde.run.scoring.tables import read_table
 
-        kinds = (self.errors is not None, self.steps, self.masks is not None)
-        if sum(kinds) > 1 or len(self.inputs) != 2 or self.output is not None:
+        if self.known.n_kinds > 1 or len(self.inputs) != 2 or self.output is not None:
             raise InputError(
                 "evaluate: expected one of --errors, --steps and --masks with SCORES DATA, without "
                 "-o, which draws usual against unusual rows."
             )
         scored, data = read_table(self.inputs[0]), self.inputs[1]
         _say_infinite(scored, self.inputs[0])
-        rows, text = judged(self, scored, data)
+        options = {"alpha": self.alpha, "resamples": self.resamples}
+        rows, text = self.known.judged(scored, data, self.reading, **options)
         if self.printing.json:
             say_json({"resamples": self.resamples, "rows": rows})
         elif not self.printing.quiet:
