@@ -1,11 +1,13 @@
 """Check that imports inside ``sonde`` go only downward, also where they stand inside a function.
 
 The rooms, from the bottom: core; stats; tap, data, store, metrics, alarms; the families, which
-never import one another; run; findings; report; studies; cli. The rooms of run have an order too.
+never import one another; run; findings; report; studies; cli. The rooms of run have an order too,
+and no modules import one another in a circle, but for types alone.
 """
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "sonde"
@@ -36,6 +38,12 @@ LEVELS = {
     package: {room: level for level, rooms in enumerate(order) for room in rooms}
     for package, order in ORDERS.items()
 }
+
+BUILT_ON_IT = {
+    ("sonde.core.instrument", "sonde.core.folding"),
+    ("sonde.core.stream", "sonde.core.array_stream"),
+}
+"""Where a base class makes something of plain arrays, by a module that is built on the class."""
 
 
 def imported(tree: ast.AST) -> list[tuple[int, str]]:
@@ -89,9 +97,32 @@ def violations(package: Path = PACKAGE) -> list[str]:
     return wrong
 
 
+def circle(package: Path = PACKAGE) -> list[str]:
+    """Return modules of which each imports the next, and the last is the first again."""
+    trees: dict[str, ast.AST] = {}
+    for path in package.rglob("*.py"):
+        module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        trees[module.removesuffix(".__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    graph: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+        names = {name for _, name in imported(tree)}
+        found = {name if name in trees else name.rpartition(".")[0] for name in names}
+        graph[module] = {name for name in found if (module, name) not in BUILT_ON_IT}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1][::-1]
+    return []
+
+
 def main() -> int:
     """Print what is wrong and return the exit code."""
     wrong = violations()
+    if found := circle():
+        wrong.append(f"a circle of imports: {' -> '.join(found)}")
     print("\n".join(wrong) or "imports go downward")
     return 1 if wrong else 0
 

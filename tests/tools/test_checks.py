@@ -73,6 +73,19 @@ def test_module_outside_of_the_rooms_is_found(tmp_path: Path):
     ]
 
 
+def test_circle_of_imports_is_found(tmp_path: Path):
+    package = tmp_path / "src" / "sonde"
+    (package / "run" / "fitting").mkdir(parents=True)
+    first, second = package / "run" / "fitting" / "a.py", package / "run" / "fitting" / "b.py"
+    first.write_text("def f():\n    from sonde.run.fitting.b import g\n    return g\n")
+    second.write_text("from sonde.run.fitting.a import f\n")
+    found = load("check_layers").circle(package)
+    assert sorted(set(found)) == ["sonde.run.fitting.a", "sonde.run.fitting.b"]
+    assert found[0] == found[-1]
+    second.write_text("if TYPE_CHECKING:\n    from sonde.run.fitting.a import f\n")
+    assert load("check_layers").circle(package) == []
+
+
 def test_long_function_is_found(tmp_path: Path):
     folder = tmp_path / "src"
     folder.mkdir()
