@@ -94,13 +94,11 @@ class Reader:
         self.frame = frame
         self.taken = {kind.key: {} for kind in self.kinds}
         self.gradients = {kind.key: {} for kind in self.kinds}
-        self.means: list[Tensor] = []
         self.waiting: Waiting[tuple[Kind, int]] = Waiting()
         self.rack.begin()
-        may_stop = self.may_stop and kwargs.get("past_key_values") is None
-        last = max(self.kinds, key=lambda k: k.site.order) if may_stop else None
+        self.stops = self.may_stop and kwargs.get("past_key_values") is None
         for slot in self.slots:
-            slot.reset(last)
+            slot.calls = 0
         logits = self._forward(args, kwargs, batch)
         if frame.drops_tokens and not frame.is_careful and self._may_be_poisoned():
             frame.is_careful = True
@@ -130,12 +128,16 @@ class Reader:
     def keep(self, kind: Kind, call: int, rows: Tensor, layout: Hashable) -> None:
         """Keep the rows of one call."""
         self.taken[kind.key][call] = rows, layout
-        if kind.reduction.reducer.name == "mean" and kind.reduction.is_over_tokens:
-            self.means.append(rows)
 
     def _may_be_poisoned(self) -> bool:
         """Return whether a mean over tokens is not finite, perhaps by a token at weight 0."""
-        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in self.means]
+        means = [
+            k
+            for k in self.kinds
+            if k.reduction.is_over_tokens and k.reduction.reducer.name == "mean"
+        ]
+        taken = [rows for kind in means for rows, _ in self.taken[kind.key].values()]
+        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in taken]
         return bool(sums) and not math.isfinite(float(torch.stack(sums).sum()))
 
     def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
@@ -220,14 +222,11 @@ class _Slot:
         self.reader, self.path, self.port, self.kinds = reader, path, port, tuple(kinds)
         self.module = reader.probe.names.modules[path]
         self.calls, self.stop_at = 0, -1
+        last = max(reader.kinds, key=lambda kind: kind.site.order)
+        if any(last is kind for kind in self.kinds):
+            self.stop_at = last_call(last.site, reader.probe.calls(path))
         self.differentiates = reader.objective is not None
         self.plan = [(k, k.site.key, k.site.call if _is_number(k) else None) for k in self.kinds]
-
-    def reset(self, last: Kind | None) -> None:
-        """Forget the previous forward; stop after ``last`` if it is ours."""
-        self.calls, self.stop_at = 0, -1
-        if last is not None and any(last is kind for kind in self.kinds):
-            self.stop_at = last_call(last.site, self.reader.probe.calls(self.path))
 
     def after(self, output: Any) -> Any:
         """Take from an output; return one with gradient-requiring tensors if those are needed."""
@@ -293,7 +292,7 @@ class _Slot:
 
     def _count(self) -> None:
         call, self.calls = self.calls, self.calls + 1
-        if call == self.stop_at:
+        if call == self.stop_at and self.reader.stops:
             self.reader.session.stop()
 
 
