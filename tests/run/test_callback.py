@@ -116,6 +116,19 @@ def test_a_record_leaves_mode_gradients_and_random_state(tmp_path):
         assert torch.equal(present(parameter.grad), grads[name])
 
 
+@pytest.mark.parametrize(("asked", "most"), [({}, 16), ({"batch_size": 5}, 5)])
+def test_no_more_rows_run_at_once_than_a_training_has_room_for(tmp_path, asked, most):
+    model, sizes = network(), []
+    handle = model.register_forward_pre_hook(
+        lambda m, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    recorder = Recorder(Covariance(), PROBE * 4, tmp_path / "t", reducer="last", **asked)
+    recorder.record(model, 0)
+    handle.remove()
+    assert max(sizes) == most
+    assert sum(sizes) >= 4 * len(PROBE)
+
+
 @pytest.mark.truth("numpy over rows read by hand from the model at that step")
 def test_curves_are_those_of_the_model_at_each_step(tmp_path):
     model, truth = network(), {}

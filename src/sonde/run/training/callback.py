@@ -5,6 +5,7 @@ For a training loop of your own take ``Recorder``, which the callback is made of
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
+from sonde.data.inputs import ItemInputs
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.run.training.track import Track
+from sonde.tap import LiveStream
 from sonde.tap.seeding import gpus_of
 
 EVERY = 200
+AT_ONCE = 16
+"""Most examples of a forward where nothing else is asked: memory is short while a model trains, and
+on a processor their states stay in its cache."""
 
 
 class Recorder:
@@ -45,7 +51,8 @@ class Recorder:
     calibrate : float, default=0.0
         As in ``sonde.fit``.
     **options
-        Further options of ``sonde.read``, e.g. ``limit=256``.
+        Further options of ``sonde.read``, e.g. ``limit=256``. ``batch_size`` is at most 16 unless
+        it is given.
     """
 
     def __init__(
@@ -80,7 +87,9 @@ class Recorder:
 
     def _stream(self, model: nn.Module) -> Stream:
         if self._opened is None or self._opened[0] is not model:
-            self._opened = model, read(model, self.probe, **self._options)
+            stream = read(model, self.probe, **self._options)
+            given = self._options.get("batch_size", "auto") != "auto"
+            self._opened = model, stream if given else _in_small_batches(stream)
         return self._opened[1]
 
     def offer(self, processor: Any) -> None:
@@ -173,6 +182,13 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _in_small_batches(stream: Stream) -> Stream:
+    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+        return stream
+    size = min(AT_ONCE, stream.inputs.batch_size)
+    return replace(stream, inputs=replace(stream.inputs, batch_size=size))
 
 
 def _is_ours(instrument: Instrument) -> bool:
