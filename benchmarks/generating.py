@@ -19,6 +19,7 @@ from sonde.tap.live import LiveStream
 BUDGET = 1.15
 SHORTEST, LONGEST = 8, 64
 N_BEAMS = 4
+READ, FORWARD = "read", "one more forward"
 
 
 class Prompts(Inputs):
@@ -78,15 +79,22 @@ class OneMoreForward(LiveStream):
 
 
 def generation_time(size: Size) -> list[Row]:
-    """Time of generating and reading all blocks at every token, against plain generation."""
+    """Time of generating and reading all blocks at every token, against plain generation.
+
+    Rounds are fewer where one takes longer: beams run four times the rows, and move their cache.
+    """
     depth, width, new = size.pick((4, 256, 128), (2, 64, 8))
-    net = _language_model(depth, width)
-    n = size.pick(64, 4)
-    beams = f"{N_BEAMS} beams, by one more forward"
+    net, n = _language_model(depth, width), size.pick(64, 4)
+    what = f"{n} prompts of {SHORTEST} to {LONGEST} tokens, {new} new ones, all blocks"
+    greedy = {"max_new_tokens": new, "do_sample": False}
+    taken = _taken(net, n, min(7, size.rounds), greedy, by_forward=True)
+    sampled = _taken(net, n, min(5, size.rounds), greedy | {"do_sample": True})
+    beams = _taken(net, n, min(3, size.rounds), greedy | {"num_beams": N_BEAMS})
     return [
-        *_greedy(net, n, new, size),
-        _decoded(net, n, new, size, "sampled", do_sample=True),
-        _decoded(net, n, new, size, beams, do_sample=False, num_beams=N_BEAMS),
+        _row(taken, READ, f"read while generating, greedy: {what}"),
+        _row(taken, FORWARD, f"read while generating, greedy, by one more forward: {what}", None),
+        _row(sampled, READ, f"the same for {n} prompts, sampled"),
+        _row(beams, READ, f"the same for {n} prompts, {N_BEAMS} beams, by one more forward"),
     ]
 
 
@@ -122,52 +130,36 @@ def _stream(net: nn.Module, prompts: Prompts, **settings: Any) -> LiveStream:
     return live_stream(model, replay(model, prompts, **settings), "blocks", "tokens", logits=False)
 
 
-def _greedy(net: nn.Module, n: int, new: int, size: Size) -> list[Row]:
+def _taken(
+    net: nn.Module, n: int, rounds: int, settings: dict[str, Any], by_forward: bool = False
+) -> dict[str, list[float]]:
+    """Return seconds of plain generation and of reading it, in turns; two tokens warm both up."""
     prompts = Prompts(n)
-    settings = {"max_new_tokens": new, "do_sample": False}
-    stream = _stream(net, prompts, **settings)
-    slow = OneMoreForward(**{f: getattr(stream, f) for f in LiveStream.__dataclass_fields__})
-    plain = _plain(net, prompts, **settings)
-    arms = {
-        PLAIN: plain,
-        "read": lambda: list(stream.batches(0, n)),
-        "forward": lambda: list(slow.batches(0, n)),
-        AGAIN: plain,
-    }
-    taken = interleaved(arms, size.rounds, warm_ups=1)
-    what = f"{n} prompts of {SHORTEST} to {LONGEST} tokens, {new} new ones, all blocks"
-    rows = []
-    for arm, words, budget in (
-        ("read", "greedy", BUDGET),
-        ("forward", "greedy, by one more forward", None),
-    ):
-        ratio = ratio_of(taken, arm)
-        rows.append(
-            Row(
-                "generate",
-                f"read while generating, {words}: {what}",
-                ratio.median,
-                budget=budget,
-                spread=ratio.spread,
-                rounds=ratio.rounds,
-                note=ratio.noise,
-            )
-        )
-    return rows
+    short = settings | {"max_new_tokens": 2}
+    interleaved(_arms(net, prompts, short, by_forward), rounds=0, warm_ups=1)
+    return interleaved(_arms(net, prompts, settings, by_forward), rounds, warm_ups=0)
 
 
-def _decoded(net: nn.Module, n: int, new: int, size: Size, words: str, **how: Any) -> Row:
-    """Time of reading under another decoding method, which ``words`` name."""
-    prompts = Prompts(n)
-    settings = {"max_new_tokens": new, **how}
-    stream, plain = _stream(net, prompts, **settings), _plain(net, prompts, **settings)
-    arms = {PLAIN: plain, "read": lambda: list(stream.batches(0, n)), AGAIN: plain}
-    ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=1), "read")
+def _arms(
+    net: nn.Module, prompts: Prompts, settings: dict[str, Any], by_forward: bool
+) -> dict[str, Callable[[], Any]]:
+    plain, stream = _plain(net, prompts, **settings), _stream(net, prompts, **settings)
+    _ = stream.schema
+    arms = {PLAIN: plain, READ: lambda: list(stream.batches(0, prompts.n)), AGAIN: plain}
+    if by_forward:
+        slow = OneMoreForward(**{f: getattr(stream, f) for f in LiveStream.__dataclass_fields__})
+        _ = slow.schema
+        arms[FORWARD] = lambda: list(slow.batches(0, prompts.n))
+    return arms
+
+
+def _row(taken: dict[str, list[float]], arm: str, words: str, budget: float | None = BUDGET) -> Row:
+    ratio = ratio_of(taken, arm)
     return Row(
         "generate",
-        f"the same for {n} prompts, {words}",
+        words,
         ratio.median,
-        budget=BUDGET,
+        budget=budget,
         spread=ratio.spread,
         rounds=ratio.rounds,
         note=ratio.noise,
