@@ -25,6 +25,7 @@ from sonde.findings.settings import ScanSettings
 from sonde.findings.step import Again
 from sonde.findings.versus import VersusEvidence
 from sonde.run.fitting.fit import make_plan
+from sonde.run.passes.cost import say_cost
 from sonde.run.passes.driver import Interrupted, Outcome, run_pass
 from sonde.run.passes.memory import check_memory, estimate
 from sonde.run.passes.progress import Bar
@@ -101,10 +102,11 @@ def scan_stream(
     data = data_evidence(stream, name, limited)
     other_data = None if other is None else data_evidence(other, other_name, limited)
     _check_inputs(data, other_data)
-    model = _model(stream, data.seed, settings.deep)
     split = Split(HALF, stream.seed) if other is not None else None
     asked = chosen_detectors(stream, settings.detectors) if other is not None else []
     tasks = [task for task, fits in asked if fits]
+    say_cost(stream, tasks, shown=settings.progress, deep=settings.deep)
+    model = _model(stream, data.seed, settings.deep)
     with _listening(model, settings):
         gathered, stop = _gathered(stream, data, settings, split, tasks)
     if gathered is None:

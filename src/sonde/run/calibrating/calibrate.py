@@ -15,6 +15,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.calibrating._held_scores import held_scores
 from sonde.run.fitting.fit import data_fingerprint, require_same_model
 from sonde.run.instruments.entries import Key, inner_of
+from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
 from sonde.run.reading.read import ARRAYS
 from sonde.run.reading.recipe import recipe_in, recipe_of
@@ -96,6 +97,7 @@ def calibrate(
             "calibrate: expected at least one example that the detectors were not fitted on, got "
             f"{len(stream)}. Calibrate on other rows."
         )
+    say_cost(stream, shown=progress)
     with Bar("calibrate", len(stream), progress) as bar:
         held = held_scores(tasks, fitted.scorers, stream, kept, bar, in_groups)
     states: States = {

@@ -20,6 +20,7 @@ from sonde.run.fitting._classes import check_classes
 from sonde.run.instruments.asked import check_grids, check_reading, head_sites
 from sonde.run.instruments.stages import next_tasks
 from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
+from sonde.run.passes.cost import say_cost
 from sonde.run.passes.driver import run_pass
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.passes.progress import Bar
@@ -119,6 +120,7 @@ def fit(
     settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
     sample = error_sample(tasks, stream, split)
+    say_cost(stream, tasks, progress)
     with gathered(crew, settings.threads):
         states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)
     header = make_header(stream, units, counters, split)

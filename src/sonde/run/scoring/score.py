@@ -11,6 +11,7 @@ from sonde.core.reduction import AUTO
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
+from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
 from sonde.run.scoring._apart import can_score_apart, score_apart
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
@@ -75,6 +76,7 @@ def score(
     """
     stream = open_for(fitted, model, data, **options)
     crew = Crew(workers, runner, address)
+    say_cost(stream, shown=progress)
     batches: list[pa.RecordBatch] = []
     if crew.is_apart and can_score_apart(stream):
         check_scoring(fitted, stream, explain)

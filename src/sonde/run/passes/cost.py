@@ -1,0 +1,54 @@
+"""What a run does beyond one forward for each example: told before it starts."""
+
+import sys
+from collections.abc import Iterable
+
+from sonde.core.derived import innermost
+from sonde.core.requests import Task
+from sonde.core.stream import Stream
+from sonde.run.instruments.stages import has_stages
+from sonde.tap import LiveStream
+
+TWICE = "up to 2 passes over the data"
+GRADIENT = "a backward after every forward, for gradients"
+DEEP = "one more forward of at most 8 texts, padded on their other side (--deep)"
+MOVED = "a backward and another forward beside every forward, for moved inputs"
+
+
+def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> str:
+    """Return in words what a run takes beyond one forward for each example; empty if nothing.
+
+    Parameters
+    ----------
+    stream : Stream
+    tasks : iterable of Task, optional
+        What is fitted.
+    deep : bool, default=False
+        Whether a scan looks at the other side of the padding too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sonde.measure import Norms, UnitEntropy
+    >>> rows = Stream.of(torch.zeros(4, 2))
+    >>> cost_of(rows, [Task(UnitEntropy(), ("x",))]), cost_of(rows, [Task(Norms(), ("x",))])
+    ('up to 2 passes over the data', '')
+    """
+    live = innermost(stream)
+    asks = isinstance(live, LiveStream)
+    found = {
+        TWICE: any(has_stages(task) for task in tasks),
+        GRADIENT: asks and live.objective is not None,
+        MOVED: asks and live.perturb is not None,
+        DEEP: asks and deep and getattr(live.model.processor, "padding_side", None) is not None,
+    }
+    return "; ".join(text for text, is_so in found.items() if is_so)
+
+
+def say_cost(
+    stream: Stream, tasks: Iterable[Task] = (), shown: bool = True, deep: bool = False
+) -> None:
+    """Write to stderr what a run takes beyond one forward for each example."""
+    text = cost_of(stream, tasks, deep)
+    if shown and text:
+        sys.stderr.write(f"note: this run takes {text}.\n")

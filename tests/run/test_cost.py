@@ -1,0 +1,76 @@
+"""What a run takes beyond a forward for each example, against what it is seen to do."""
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from sonde.detect import NAC, ODIN, Mahalanobis
+from sonde.measure import UnitEntropy
+from sonde.run.passes.cost import DEEP, GRADIENT, MOVED, TWICE, cost_of
+from sonde.run.scoring.score import score
+
+
+class Counted(nn.Module):
+    """A classifier that counts its forwards and backwards by the example."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.forwards = self.backwards = 0
+
+    def forward(self, x):
+        self.forwards += len(x)
+        hidden = self.layer(x)
+        if hidden.requires_grad:
+            hidden.register_hook(lambda grad: self._back(len(grad)))
+        return self.head(hidden.relu())
+
+    def _back(self, n):
+        self.backwards += n
+
+
+N = 400
+ITEMS = list(torch.randn(N, 6, generator=torch.Generator().manual_seed(0)))
+
+
+def stream_of(net, **options):
+    return sonde.read(net, ITEMS, sites="layer", batch_size=50, logits=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said", "forwards", "backwards"),
+    [
+        (Mahalanobis(), {}, "", 1, 0),
+        (UnitEntropy(), {}, TWICE, 2, 0),
+        (NAC(), {"objective": "kl_uniform"}, GRADIENT, 1, 1),
+        (ODIN(), ODIN().reading(), MOVED, 3, 1),
+    ],
+    ids=["plain", "two passes", "gradient", "moved"],
+)
+@pytest.mark.truth("forwards and backwards that the model counts")
+def test_the_cost_is_what_the_model_does(capsys, method, options, said, forwards, backwards):
+    net = Counted().eval()
+    stream = stream_of(net, **options)
+    _ = stream.schema
+    net.forwards = net.backwards = 0
+    fitted = sonde.fit(method, stream, calibrate=0)
+    told = capsys.readouterr().err
+    assert told == (f"note: this run takes {said}.\n" if said else "")
+    assert round(net.forwards / N, 1) == forwards
+    assert round(net.backwards / N, 1) == backwards
+    if fitted.scorers:
+        score(fitted, stream)
+        assert (capsys.readouterr().err == told) == (said != TWICE)
+
+
+def test_quiet_runs_say_nothing(capsys):
+    sonde.fit(UnitEntropy(), stream_of(Counted().eval()), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_deep_scan_says_what_is_more():
+    texts = sonde.read("sonde:stdlib", "sonde:stdlib/test", limit=8)
+    images = sonde.read("sonde:digits", "sonde:digits/test", limit=8)
+    assert cost_of(texts, deep=True) == DEEP
+    assert (cost_of(texts), cost_of(images, deep=True)) == ("", "")
