@@ -1,0 +1,99 @@
+"""Columns of plain arrays as they are given: checked, and as tensors of one length."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.core._kinds import is_array
+from sonde.core.errors import ShapeError, SondeWarning
+from sonde.core.tensors import as_tensor
+
+
+def matrix(x: Any, name: str) -> Tensor:
+    """Return floating rows; a vector has one entry for each."""
+    tensor = as_tensor("Stream.of", x, name, ShapeError)
+    if tensor.ndim == 1:
+        tensor = tensor[:, None]
+    if tensor.ndim != 2:
+        raise ShapeError(
+            f"Stream.of: expected {name} as a (row, dim) array, got shape {tuple(tensor.shape)}."
+        )
+    if not tensor.is_floating_point():
+        tensor = tensor.double()
+    return tensor.detach()
+
+
+def beside(x: Any, n: int, name: str) -> Tensor:
+    """Return a matrix with one line for each row."""
+    found = matrix(x, name)
+    if len(found) != n:
+        raise ShapeError(f"Stream.of: expected {n} rows of {name}, got {len(found)}.")
+    return found
+
+
+def sequence(values: Any, n: int, name: str) -> Sequence[Any]:
+    """Return the entries of a column, one for each row."""
+    array = isinstance(values, Tensor | np.ndarray)
+    listed = cast("list[Any]", values.tolist() if array else list(values))  # pyright: ignore[reportUnknownMemberType]
+    if len(listed) != n:
+        raise ShapeError(f"Stream.of: expected {n} entries of {name}, got {len(listed)}.")
+    return listed
+
+
+def integers(values: Any, n: int, name: str, default: int) -> Tensor:
+    """Return a column of whole numbers; ``default`` everywhere where none is given."""
+    if values is None:
+        return torch.full((n,), default, dtype=torch.int64)
+    tensor = _numbers(values, n, name)
+    if tensor.shape != (n,):
+        raise ShapeError(
+            f"Stream.of: expected {n} entries of {name}, got shape {tuple(tensor.shape)}."
+        )
+    if tensor.is_floating_point() and not bool((tensor == tensor.round()).all()):
+        raise ShapeError(f"Stream.of: expected whole numbers as {name}, got {tensor.dtype}.")
+    return tensor.detach().to("cpu", torch.int64)
+
+
+def labels(values: Any, n: int) -> Tensor:
+    """Return class numbers, and warn of two classes that are written as -1 and 1."""
+    label = integers(values, n, "label", -1)
+    missing = int((label == -1).sum())
+    if 0 < missing < n and bool((label.abs() == 1).all()):
+        warnings.warn(
+            f"Stream.of: {missing:,} of {n:,} labels are -1, which means 'none', and all others "
+            "are 1, so that one class is left. Number the classes 0 and 1, unless the rest have no "
+            "label.",
+            SondeWarning,
+            stacklevel=4,
+        )
+    return label
+
+
+def _numbers(values: Any, n: int, name: str) -> Tensor:
+    """Return a column as a tensor, without a Python object for each entry where it is an array."""
+    if isinstance(values, Tensor):
+        return values
+    if is_array(values) and values.dtype.kind in "iufb":
+        return torch.from_numpy(values.copy())  # pyright: ignore[reportUnknownMemberType]
+    listed = sequence(values, n, name)
+    try:
+        return torch.as_tensor(listed)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(
+            f"Stream.of: expected whole numbers as {name}, got entries like {listed[:1]}. "
+            "Number the classes, such as with scikit-learn's LabelEncoder."
+        ) from error
+
+
+def extra_columns(n: int, perturbed_logits: Any, first_error: Any) -> dict[str, Tensor]:
+    """Return the columns that few methods read, where they are given."""
+    found: dict[str, Tensor] = {}
+    if perturbed_logits is not None:
+        found["perturbed_logits"] = beside(perturbed_logits, n, "perturbed_logits")
+    if first_error is not None:
+        found["first_error"] = integers(first_error, n, "first_error", -3)
+    return found

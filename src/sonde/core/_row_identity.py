@@ -1,0 +1,145 @@
+"""Who the rows of plain arrays are: keys, ids and occurrences, made when something asks."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core._array_columns import sequence
+
+
+class RowIdentity:
+    """Keys and occurrences of array rows, hashed only when something asks for them."""
+
+    def __init__(
+        self,
+        ids: tuple[bytes, ...] | None,
+        keys: tuple[bytes, ...] | None,
+        x: Tensor,
+        positions: Tensor,
+    ) -> None:
+        self._ids, self._keys, self._x, self._positions = ids, keys, x, positions
+
+    @property
+    def given(self) -> tuple[bytes, ...] | None:
+        """The ids of rows, where they were given."""
+        return self._ids
+
+    @property
+    def keys_given(self) -> tuple[bytes, ...] | None:
+        """The keys of rows, where they were given."""
+        return self._keys
+
+    @cached_property
+    def keys(self) -> tuple[bytes, ...]:
+        """The key of each row."""
+        if self._keys is not None:
+            return self._keys
+        return row_keys(self._x) if self._ids is None else self._ids
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The id of each row as text."""
+        if self._ids is None:
+            return tuple(key.hex() for key in self.keys)
+        return tuple(key.decode("utf-8", "replace") for key in self._ids)
+
+    @cached_property
+    def has_examples_of_rows(self) -> bool:
+        """Whether some example that was given a name has rows at several positions."""
+        named = self._ids is not None or self._keys is not None
+        if not named or bool((self._positions == 0).all()):
+            return False
+        places = set(zip(self.keys, self._positions.numpy().tolist(), strict=True))
+        return len(places) > len(set(self.keys))
+
+    @cached_property
+    def occurrence(self) -> Tensor:
+        """Count equal rows: rows of one id at different positions are one example."""
+        return occurrences(list(zip(self.keys, self._positions.numpy().tolist(), strict=True)))
+
+
+class Later(Sequence[Any]):
+    """A slice of a sequence that is made on first use."""
+
+    def __init__(self, make: Callable[[], Any], start: int, stop: int) -> None:
+        self._make, self._start, self._stop = make, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @cached_property
+    def _items(self) -> Any:
+        return self._make()[self._start : self._stop]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+
+def row_keys(x: Tensor) -> tuple[bytes, ...]:
+    """Return the content key of each row: ``tensor_key`` of every row, without a call per row."""
+    x = x.detach().cpu().contiguous()
+    head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape[1:])}|".encode()
+    begun = blake2b(head, digest_size=16)
+    width = x.shape[1] * x.element_size()
+    raw = x.reshape(-1).view(torch.uint8).numpy().data if x.numel() else memoryview(b"")
+    return tuple(_digest(begun, raw[i * width : (i + 1) * width]) for i in range(len(x)))
+
+
+def _digest(begun: Any, content: memoryview) -> bytes:
+    own = begun.copy()
+    own.update(content)
+    return own.digest()
+
+
+def occurrences(keys: Sequence[Hashable]) -> Tensor:
+    """Return 0, 1, ... for equal keys, in order."""
+    seen: Counter[Hashable] = Counter()
+    out = torch.zeros(len(keys), dtype=torch.int64)
+    if len(set(keys)) == len(keys):
+        return out
+    for i, key in enumerate(keys):
+        out[i] = seen[key]
+        seen[key] += 1
+    return out
+
+
+def identity_of(ids: Any, keys: Any, sites: dict[str, Tensor], positions: Tensor) -> RowIdentity:
+    """Return who the rows are: by their ids, else their keys, else what they hold at all sites."""
+    first = next(iter(sites.values()))
+    own = None if keys is None else tuple(text_bytes(k) for k in sequence(keys, len(first), "keys"))
+    if ids is None:
+        joined = (
+            first if len(sites) == 1 else torch.cat([x.double() for x in sites.values()], dim=1)
+        )
+        return RowIdentity(None, own, joined, positions)
+    texts = tuple(text_bytes(i) for i in sequence(ids, len(first), "ids"))
+    return RowIdentity(texts, own, first, positions)
+
+
+def text_bytes(value: Any) -> bytes:
+    """Return a name as bytes."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def text_hashes(values: Sequence[Any]) -> Tensor:
+    """Return a whole number for each name, equal ones for equal names."""
+    words = [blake2b(text_bytes(v), digest_size=8).digest() for v in values]
+    return torch.tensor(
+        [int.from_bytes(w, "little", signed=True) for w in words], dtype=torch.int64
+    )
+
+
+def joined_hash(texts: Sequence[bytes]) -> str:
+    """Return one hash of texts, each with its length."""
+    found = blake2b(digest_size=16)
+    for text in texts:
+        found.update(len(text).to_bytes(8, "little") + text)
+    return found.hexdigest()
