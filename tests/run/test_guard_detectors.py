@@ -115,7 +115,7 @@ def test_whole_texts_are_not_scored_token_by_token(reader, whole_texts, name):
     ids = torch.tensor([list(TEXTS[0].encode())])
     with (
         Guard(reader, whole_texts[name], alpha=None),
-        pytest.raises(InputError, match="needs the whole text"),
+        pytest.raises(InputError, match=r"score of a whole text .'own'.*reduction='rows'"),
     ):
         reader.module.generate(input_ids=ids, max_new_tokens=3, pad_token_id=0)
 
@@ -142,12 +142,23 @@ def test_what_comes_with_the_data_is_refused_with_the_command(reader, name):
         Guard(reader, probe, alpha=None)
 
 
-def test_sides_of_pairs_come_with_the_data(classifier):
+@pytest.mark.truth("the mean of what sonde.score gives the image as either member of a pair")
+def test_a_call_is_a_member_of_no_pair(classifier):
     net, items = classifier
     pairs = [{**item, "pair": i // 2, "side": i % 2} for i, item in enumerate(items)]
     probe = probe_of(detect.ContrastProbe(), net, pairs)
-    with pytest.raises(InputError, match="contrast_probe needs the column 'side'"):
-        Guard(net, probe, alpha=None)
+    with torch.no_grad(), Guard(net, probe, alpha=None) as guard:
+        net(torch.stack([item["x"] for item in items[:6]]))
+    sides = [
+        [{**item, "id": str(i), "pair": i, "side": side} for i, item in enumerate(items[:6])]
+        for side in (0, 1)
+    ]
+    one, other = (scores_of(sonde.score(probe, net, few, progress=False)) for few in sides)
+    mine = scores_of(guard.table())
+    assert mine.keys() == one.keys()
+    assert all(abs(one[k] - other[k]) > 1e-3 for k in one)
+    want = [(one[k] + other[k]) / 2 for k in mine]
+    assert list(mine.values()) == pytest.approx(want, rel=1e-3, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

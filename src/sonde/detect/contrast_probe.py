@@ -39,12 +39,16 @@ class ContrastScorer(Scorer):
     positive: int
 
     def score(self, x: Float[Tensor, "row dim"], side: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """Return the signed projection of each row, which is member ``side`` of its pair."""
+        """Return the signed projection of each row, which is member ``side`` of its pair.
+
+        A row of no pair (side -1) is taken for either member, and scored by the mean of both.
+        """
         check_width("ContrastProbe", x, self.axis.shape[1])
         first = projected(x, self.mean[0], self.axis[0])
         second = projected(x, self.mean[1], self.axis[1])
-        chosen = torch.where(side.to(first.device) == 1, second, first) + self.bias
-        return infinite_where_nonfinite(chosen, x)
+        side = side.to(first.device)
+        either = torch.where(side == 0, first, (first + second) / 2)
+        return infinite_where_nonfinite(torch.where(side == 1, second, either) + self.bias, x)
 
     def pair_score(
         self, x0: Float[Tensor, "pair dim"], x1: Float[Tensor, "pair dim"]
@@ -77,7 +81,8 @@ class ContrastProbe(Detector):
                  each restart (ccs), or O(m dim^2 + dim^3) (crc).
     Assumes      columns ``pair`` and ``side`` (0 or 1); pairs with one member are left out.
     Differs      from the paper: L-BFGS on a sample of pairs instead of gradient steps; a row is
-                 scored by itself.
+                 scored by itself, one of no pair (side -1, and what a guard reads) as the mean of
+                 its scores on both sides.
 
     Parameters
     ----------

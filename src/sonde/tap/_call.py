@@ -31,6 +31,8 @@ class Call:
         Tokens in the key-value cache that the call goes on from.
     fed : Tensor or None
         Ids of the tokens whose states the call makes.
+    axis : {"pos", "pos2"}
+        Their axis: ``pos2`` where an encoder has tokens of its own.
     """
 
     def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -40,6 +42,7 @@ class Call:
         self.past = 0 if cache is None else cached_length(cache)
         self.fed = _fed(self.named)
         self._has_target = decodes(root, self.named)
+        self.axis = "pos2" if self._has_target else "pos"
         length = None if self.fed is None else self.past + self.fed.shape[-1]
         self._masks = {name: _mask(self.named.get(name), length) for name in MASKS}
 

@@ -24,17 +24,19 @@ from sonde.tap._backward import Backward
 from sonde.tap._call import Call
 from sonde.tap._choose import Kind
 from sonde.tap._ends import Ends
+from sonde.tap._foretold import Foretold
 from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
 from sonde.tap._shared import Shared
 from sonde.tap._slots import Slot, slots_of
+from sonde.tap._window import window
 from sonde.tap.axes import Axes
 from sonde.tap.frame import Columns, Frame
 from sonde.tap.outputs import find, find_input
 from sonde.tap.probe import find_logits
 from sonde.tap.reduce import Reduction
 
-WHOLE_TEXTS = ("mean", "cls", "predictions")
+WHOLE_TEXTS = ("mean", "cls")
 
 
 class Onlooker:
@@ -43,7 +45,9 @@ class Onlooker:
     Only calls made by the thread that opened it count. A forward that goes on from a filled
     key-value cache brings the rows of its new tokens alone, and none of a sequence that is over
     while ``generate`` goes on with others of its batch. An encoder that ``generate`` runs by itself
-    brings its rows with the first step that follows.
+    brings its rows with the first step that follows. Where the model makes the logits of its last
+    tokens alone, as for the prompt of ``generate``, the others have no rows at that site, and
+    ``predictions`` of a token need the logits of the one before it.
 
     Parameters
     ----------
@@ -51,7 +55,8 @@ class Onlooker:
     schemas : sequence of SiteSchema
         What is read: site, reducer, and the axes and prefix that the probe forward found.
     seen : callable
-        ``seen(batch, goes_on)`` after each forward; what it raises leaves the forward.
+        ``seen(batch, goes_on, cut)`` after each forward; what it raises leaves the forward.
+        ``cut`` are the keys of sites that brought rows of a part of their text.
     objective : str or None, default=None
         Named objective whose gradient at the sites is read too.
     perturb : dict or None, default=None
@@ -69,7 +74,7 @@ class Onlooker:
         self,
         model: Model,
         schemas: Sequence[SiteSchema],
-        seen: Callable[[Batch, bool], None],
+        seen: Callable[[Batch, bool, Collection[str]], None],
         *,
         objective: str | None = None,
         perturb: dict[str, Any] | None = None,
@@ -87,6 +92,7 @@ class Onlooker:
         self._step = None if perturb is None else Perturbation.from_json(perturb)
         self._ends = Ends(self.root, generation_config, special)
         self._apart = Apart(self.root)
+        self._foretold = Foretold()
         self._shared = Shared()
         self._open = False
         self._call = self._no_call = Call(self.root, (), {})
@@ -121,6 +127,7 @@ class Onlooker:
         self.session.__exit__(kind, error, trace)
         self._finish()
         self._apart.clear()
+        self._foretold.clear()
 
     @property
     def is_open(self) -> bool:
@@ -134,6 +141,9 @@ class Onlooker:
         self._over = self._ends.after(call.fed, call.past)
         self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in self.kinds}
         self._frame: Frame | None = None
+        self._windows: dict[int, Frame] = {}
+        self._cut = set[str]()
+        self._foretold.begin(call)
         for slot in self._slots:
             slot.calls = 0
         if self._backward is not None:
@@ -182,8 +192,8 @@ class Onlooker:
                 "the probe was fitted. Fit at @last or @all."
             )
         try:
-            frame = self._frame_of(kind, leaf)
             x = leaf.detach() if leaf.requires_grad else leaf
+            frame, x = self._framed_leaf(kind, x)
             rows, layout = kind.reduction(x, frame)
         except SondeError as error:
             error.add_note(f"at {kind.key}")
@@ -226,9 +236,35 @@ class Onlooker:
             args, kwargs = self._backward.watch_input(kind, slot.module, args, kwargs)
         return args, kwargs
 
-    def _frame_of(self, kind: Kind, leaf: Tensor) -> Frame:
-        self._require_whole(kind, leaf)
-        return self._framed(leaf.shape[kind.reduction.axes.words.index("row")], leaf.device)
+    def _framed_leaf(self, kind: Kind, leaf: Tensor) -> tuple[Frame, Tensor]:
+        """Return the tokens that an output stands for, and the output with what came before it."""
+        words, fed, call = kind.reduction.axes.words, self._call.fed, self._call
+        frame, start = self._framed(leaf.shape[words.index("row")], leaf.device), 0
+        if fed is not None and call.axis in words:
+            start = fed.shape[-1] - leaf.shape[words.index(call.axis)]
+        self._require_whole(kind, start)
+        if call.past or start > 0:
+            self._cut.add(kind.key)
+        if fed is None or call.axis not in words:
+            return frame, leaf
+        frame = self._window(start, frame) if start > 0 else frame
+        if kind.reduction.reducer.name != "predictions":
+            return frame, leaf
+        logits = kind.reduction.axes.last_dim(leaf)
+        self._foretold.say(kind.key, _last(logits, frame.real(call.axis, logits.shape[1])))
+        said = None if start else self._foretold.said(kind.key)
+        if said is None:
+            return frame, leaf
+        at = words.index(call.axis)
+        return self._window(-1, frame), torch.cat([said.unsqueeze(at), leaf], at)
+
+    def _window(self, start: int, frame: Frame) -> Frame:
+        """Return the tokens from a place in this call on, the same ones each time."""
+        if start not in self._windows:
+            assert self._call.fed is not None  # asked for only where tokens are fed
+            batch = window(frame.batch, self._call.axis, self._call.fed, start)
+            self._windows[start] = Frame(batch, frame.device, self._shared)
+        return self._windows[start]
 
     def _framed(self, n: int, device: torch.device) -> Frame:
         if self._frame is None:
@@ -239,17 +275,15 @@ class Onlooker:
             self._frame.is_careful = self._special is not None or self._call.is_padded
         return self._frame
 
-    def _require_whole(self, kind: Kind, leaf: Tensor) -> None:
+    def _require_whole(self, kind: Kind, left_out: int) -> None:
         """Refuse a part of a text where a reducer needs all of it."""
         name, got = kind.reduction.reducer.name, ""
         if name not in WHOLE_TEXTS or not kind.reduction.is_over_tokens:
             return
-        fed, past = self._call.fed, self._call.past
-        n_fed = 0 if fed is None else fed.shape[-1]
-        if past:
-            got = f"a forward that goes on after {past} cached tokens"
-        elif name == "predictions" and leaf.ndim == 3 and leaf.shape[1] < n_fed:
-            got = f"the logits of {leaf.shape[1]} of {n_fed} tokens, as generate makes them"
+        if self._call.past:
+            got = f"a forward that goes on after {self._call.past} cached tokens"
+        elif left_out > 0:
+            got = f"states without those of the first {left_out} tokens, as generate makes logits"
         if got:
             raise InputError(
                 f"Guard: the reducer {name!r} needs the whole text, got {got}. Call the model on "
@@ -282,8 +316,9 @@ class Onlooker:
             found = moved_logits(self.root, self._call.args, self._call.kwargs, self._step)
             moved["perturbed_logits"] = found
         batch = self._batch(self._frame, None if logits is None else logits.detach(), grad, moved)
+        self._foretold.end(self._call, output)
         with torch.no_grad():
-            self._seen(batch, self._call.past > 0)
+            self._seen(batch, self._call.past > 0, self._cut)
         return output if changed else None
 
     def _finish(self) -> None:
@@ -344,6 +379,7 @@ class Onlooker:
             grad=grad,
             grid={key: c.grid for key, c in columns.items() if c.grid is not None},
             special={key: c.special for key, c in columns.items() if c.special is not None},
+            side=own.label,  # -1: none is a member of a pair
             extra=extra,
         )
 
@@ -355,6 +391,12 @@ def _kind(schema: SiteSchema) -> Kind:
         )
     axes = Axes(tuple(schema.axes.split()), schema.prefix)
     return Kind(schema.key, schema.site, Reduction(schema.reducer, axes), schema)
+
+
+def _last(x: Tensor, real: Tensor) -> Tensor:
+    """Return what stands at each example's last real token: (example, dim), a copy."""
+    index = real.shape[1] - 1 - real.flip(1).to(torch.uint8).argmax(1)
+    return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
 
 def _joined(taken: Sequence[tuple[Tensor, Columns]]) -> tuple[Tensor, Columns]:

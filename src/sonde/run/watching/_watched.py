@@ -1,6 +1,6 @@
 """What a guard watches: detectors in float32 with their thresholds, and what they say of rows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ BROUGHT = (
     "occurrence",
     "position",
     "grid",
+    "side",
     "special",
 )
 Methods = str | Sequence[str | Key]
@@ -213,9 +214,15 @@ def _threshold(name: Key, scorer: Scorer, alpha: float | None) -> float:
 
 
 def scored(
-    watch: Watch, batch: Batch, goes_on: bool, known: Float[Tensor, "row"] | None = None
+    watch: Watch,
+    batch: Batch,
+    cut: Collection[str] = (),
+    known: Float[Tensor, "row"] | None = None,
 ) -> Scored:
-    """Return what a detector says of the rows of a forward; ``known`` are scores made before."""
+    """Return what a detector says of the rows of a forward; ``known`` are scores made before.
+
+    ``cut`` are the keys of sites whose rows are a part of their text.
+    """
     names = (*watch.needs, *class_columns(watch.by))
     joined = JoinedRows.of(batch, watch.keys, names, watch.span)
     columns, classes = joined.columns[: len(watch.needs)], joined.columns[len(watch.needs) :]
@@ -224,13 +231,14 @@ def scored(
     if scores is None:
         scores = watch.scorer.score(*columns) if len(example) else torch.zeros(0)
     label = None if watch.by is None else classes_of(watch.by, classes, len(example))
+    if watch.reduction not in (None, "max") and not set(watch.keys).isdisjoint(cut):
+        raise InputError(
+            f"Guard: {watch.name[0]} is calibrated for one score of a whole text "
+            f"({watch.reduction!r}), got a part of one, as generate makes them. Calibrate its rows "
+            "(reduction='rows', --reduction rows), or call the model on the finished text."
+        )
     if watch.reduction is None or not len(example):
         return Scored(scores, example, position, label)
-    if goes_on and watch.reduction != "max":
-        raise InputError(
-            f"Guard: {watch.name[0]} is calibrated for the {watch.reduction} of a whole text, "
-            "got a forward that goes on from cached tokens. Calibrate rows (reduction='rows')."
-        )
     found = watch.scorer.reduced(scores.double().cpu(), example, watch.reduction, *columns)
     row = found.row
     return Scored(found.score, example[row], position[row], None if label is None else label[row])

@@ -1,6 +1,6 @@
 """``sonde.Guard``: fitted detectors on every forward of a live model, while it is in use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -39,12 +39,14 @@ class Guard:
 
     Only calls made by the thread that opened the guard count. The model keeps its mode: in training
     mode, with dropout, usual inputs look unusual. A detector that needs gradients turns them on for
-    the forward and runs a backward after it. With beams or assisted decoding the tokens that were
-    rejected later are scored too. Of a sequence that has ended while ``generate`` goes on with
-    others of its batch no more is scored, if ``generation_config`` names the end token, and the
-    token that pads behind it, with which ``generate`` is called; without a cache the padding is
-    scored. A probe that is calibrated by label is used with the threshold
-    of all classes together: a running model brings no labels.
+    the forward and runs a backward after it. ``token_statistics`` and ``pawn`` score each token as
+    it comes, if their rows are calibrated (``reduction="rows"``): those that ``generate`` makes,
+    and the prompt's too with ``logits_to_keep=0``. With beams or assisted decoding the tokens that
+    were rejected later are scored too (these two follow beams, but no assistant). Of a sequence
+    that has ended while ``generate`` goes on with others of its batch no more is scored, if
+    ``generation_config`` names the end token, and the token that pads behind it, with which
+    ``generate`` is called; without a cache the padding is scored. A probe that is calibrated by
+    label is used with the threshold of all classes together: a running model brings no labels.
 
     Parameters
     ----------
@@ -209,12 +211,12 @@ class Guard:
         self._steps: list[Step] = []
         self._alarms: list[Alarm] = []
 
-    def _see(self, batch: Batch, goes_on: bool) -> None:
+    def _see(self, batch: Batch, goes_on: bool, cut: Collection[str]) -> None:
         if not goes_on:
             self._forget()
         known = {} if self._stacked is None else self._stacked.scores(batch.rows)
         parts = [
-            scored(w, batch, goes_on, known.get(w.name[1]) if w.name in self._together else None)
+            scored(w, batch, cut, known.get(w.name[1]) if w.name in self._together else None)
             for w in self._watches
         ]
         counts = tuple(len(p.scores) for p in parts)
