@@ -28,6 +28,7 @@ from benchmarks.size import Size
 from sonde.tap import Tap
 
 BUDGET = 1.03
+WAITED = "called a synchronizing CUDA operation"
 SHAPES = {
     0.5: (20, 1536, 4096),
     1.0: (22, 1920, 5120),
@@ -86,7 +87,7 @@ def waits(work: Callable[[], Any]) -> int:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in seen)
+    return sum(WAITED in str(w.message) for w in seen)
 
 
 def large_rows(size: Size) -> list[Row]:

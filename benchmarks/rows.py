@@ -105,7 +105,14 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | _gpus()
+
+
+def _gpus() -> dict[str, str]:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"gpu": ", ".join(names)} if names else {}
 
 
 def _processor() -> str:

@@ -17,6 +17,7 @@ def test_rows_of_the_host_are_not_copied():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 @pytest.mark.truth("the rows that were stored, bit for bit")
 def test_rows_of_a_gpu_are_stored_bit_for_bit_without_a_wait(tmp_path):
     rows = {d: torch.randn(1000, 64, device="cuda").to(d) for d in (torch.float32, torch.bfloat16)}

@@ -21,6 +21,7 @@ from sonde.tap.frame import Frame
 from sonde.tap.reduce import Reduction
 from tap_inputs import Texts, texts
 
+WAITED = "called a synchronizing CUDA operation"
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
@@ -117,7 +118,7 @@ def test_scores_and_calibrations_on_a_gpu_equal_those_on_the_cpu(reducer):
         with Guard(model.module, fitted, alpha=None) as guard, torch.no_grad():
             model.module(input_ids=torch.tensor([[5, 6, 7], [8, 9, 4]], device=device))
         found[device] = [torch.tensor(t[c].to_pylist()) for t in tables for c in ("score", "p")]
-        found[device] += guard.scores.values()
+        found[device] += [x.cpu() for x in guard.scores.values()]
     for here, there in zip(found["cpu"], found["cuda"], strict=True):
         torch.testing.assert_close(here, there, rtol=1e-2, atol=1e-2)
 
@@ -137,19 +138,20 @@ def test_a_forward_waits_for_the_gpu_no_more_often_at_more_sites():
                 list(stream.batches(0, 4))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        counts.append(sum("synchroniz" in str(w.message) for w in seen))
+        counts.append(sum(WAITED in str(w.message) for w in seen))
     assert counts[0] == counts[1]
 
 
 @gpu
 @pytest.mark.gpu
-@pytest.mark.truth("replay: one more forward over each text")
-def test_generated_states_on_a_gpu_are_those_of_each_text():
+@pytest.mark.truth("one more forward over each text")
+@pytest.mark.parametrize("logits", [False, True], ids=["as they arise", "replayed"])
+def test_generated_states_on_a_gpu_are_those_of_each_text(logits):
     network = llama().to("cuda")
     prompts = Texts([[1, 5, 6, 7], [1, 8], [1, 9, 10]], batch_size=3, special=False)
     inputs = replay(causal(network), prompts, max_new_tokens=6, do_sample=True, seed=1)
-    (batch,) = live_stream(causal(network), inputs, "blocks", "tokens").batches(0, 3)
-    (raw,) = inputs.batches(0, 3)
+    stream = live_stream(causal(network), inputs, "blocks", "tokens", logits=logits)
+    (batch,), (raw,) = stream.batches(0, 3), inputs.batches(0, 3)
     for i in range(3):
         assert raw.mask is not None
         tokens = raw.kwargs["input_ids"][i][raw.mask[i]][None].cuda()
