@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from run_case import rows
 from sonde.core.array_stream import ArrayStream
@@ -75,12 +76,26 @@ class Broken(Around):
             os._exit(137)
         if self.how == "hangs":
             time.sleep(3600)
+        if self.how == "memory":
+            ask_for_too_much()
         raise {
-            "memory": MemoryError("cannot allocate 7 bytes"),
             "files": FileNotFoundError(2, "No such file or directory", "weights.safetensors"),
             "input": InputError("item 3 is broken."),
             "own": ZeroDivisionError("by the user's model"),
         }[self.how]
+
+
+def ask_for_too_much() -> None:
+    """Allocate a GiB where the system gives this process 256 MiB more than it has."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), before[1]))
+    try:
+        torch.empty(1 << 30, dtype=torch.uint8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @dataclass(frozen=True, eq=False)

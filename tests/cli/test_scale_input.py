@@ -2,6 +2,7 @@
 
 import os
 import resource
+import socket
 import subprocess
 import sys
 
@@ -60,18 +61,21 @@ def here(tmp_path, monkeypatch):
 FIT = "covariance nets:make {} --sites layer --unit-size 20 --batch-size 20 -o a.sonde"
 
 
+WORKER = f"in a worker on {socket.gethostname()} (process "
+
+
 @pytest.mark.slow
 @pytest.mark.truth("the allocator of torch and SIGKILL")
 @pytest.mark.parametrize(
     ("data", "workers", "said"),
     [
         ("hungry.npz", "0", ["out of memory with 20 examples", "--batch-size 10"]),
-        ("hungry.npz", "2", ["out of memory with 20 examples", "--batch-size 10"]),
-        ("deadly.npz", "1", ["a worker process died", "committed units are kept"]),
+        ("hungry.npz", "2", ["out of memory with 20 examples", "--batch-size 10", WORKER]),
+        ("deadly.npz", "1", ["a worker process died", "SIGKILL", "committed units are kept"]),
     ],
 )
 def test_no_memory_ends_in_one_line_and_keeps_what_is_committed(run, here, data, workers, said):
-    words = [*FIT.format(data).split(), "--workers", workers]
+    words = [*FIT.format(data).split(), "--workers", workers, "--quiet"]
     line = run("fit", *words).error()
     assert all(word in line for word in said), line
     assert list((here / "a.run" / "states").glob("*.sonde"))

@@ -145,11 +145,16 @@ def test_every_stream_says_whether_its_first_example_is_here():
     assert can_read(Stream.of(rows(4)))
 
 
+WORKER = rf"{socket.gethostname()} \(process \d+\)"
+
+
 @pytest.mark.slow
+@pytest.mark.truth("RLIMIT_AS of the operating system")
 @pytest.mark.parametrize(
     ("how", "match"),
     [
-        ("memory", r"memory ran out in a worker on .*cannot allocate 7.*--batch-size"),
+        ("memory", rf"memory ran out in a worker on {WORKER}: .*1073741824 bytes.*--batch-size"),
+        ("dies", rf"died .* \(process \d+ on {socket.gethostname()}: exit code 137\).*--workers"),
         ("files", r"lacks a file or module: FileNotFoundError: .*weights\.safetensors"),
     ],
 )

@@ -122,7 +122,7 @@ def test_learners_train_in_the_driver_and_say_so(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("how", "kind", "match"),
     [
-        ("memory", InputError, r"memory ran out in a worker on .*cannot allocate 7.*--batch-size"),
+        ("memory", InputError, r"memory ran out in a worker on .*1073741824 bytes.*--batch-size"),
         ("files", InputError, r"on .* lacks a file or module: FileNotFoundError: .*weights.safe"),
         ("input", InputError, r"item 3 is broken"),
         ("own", ZeroDivisionError, "by the user's model"),
