@@ -69,7 +69,7 @@ def ours(layers: Layers) -> Tensor:
 
 def pytorch_cka(layers: Layers) -> Tensor:
     """Return the matrix of pytorch-cka on one batch of all rows."""
-    from cka import compute_cka
+    from cka import compute_cka  # pyright: ignore[reportMissingImports]
 
     bank = Bank(layers)
     return compute_cka(bank, bank, _loader(layers), layers=bank.names, progress=False)[0]
@@ -77,7 +77,7 @@ def pytorch_cka(layers: Layers) -> Tensor:
 
 def torch_cka(layers: Layers) -> Tensor:
     """Return the matrix of torch-cka on one batch of all rows."""
-    from torch_cka import CKA
+    from torch_cka import CKA  # pyright: ignore[reportMissingImports]
 
     first, second = Bank(layers), Bank(layers)
     found = CKA(first, second, "one", "two", first.names, second.names)

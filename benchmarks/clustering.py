@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.nets import Tokens, encoder, transformer
 from benchmarks.protocol import spread_of
@@ -22,7 +23,7 @@ from sonde.core.requests import Request
 from sonde.core.stream import Stream
 from sonde.run.fitting.fit import make_plan
 from sonde.run.passes.driver import run_pass
-from sonde.run.workers.crew import Crew
+from sonde.run.workers.crew import Crew, Runner
 from sonde.stats import Moments
 from sonde.tap import live_stream
 
@@ -119,7 +120,7 @@ def _faster(work: Work, what: str, pairs: int) -> list[Row]:
 
 
 def _overhead(work: Work, what: str, pairs: int) -> list[Row]:
-    arms = [lambda r=r: work.run(Crew(1, r)) for r in ("local", "ray")]
+    arms = [lambda r=r: work.run(Crew(1, r)) for r in get_args(Runner)]
     local, ray = _interleaved(arms, pairs)
     whole = [b.whole / a.whole for a, b in zip(local, ray, strict=True)]
     each = [b.each / a.each for a, b in zip(local, ray, strict=True)]

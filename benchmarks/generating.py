@@ -31,9 +31,13 @@ class Prompts(Inputs):
         lengths = torch.linspace(SHORTEST, LONGEST, n).long().tolist()
         self.items = [torch.randint(1, VOCABULARY, (k,), generator=generator) for k in lengths]
 
-    @cached_property
+    @property
     def group_keys(self) -> Sequence[bytes]:
         """One key for each prompt."""
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> list[bytes]:
         return [bytes_key(f"prompt {i}".encode()) for i in range(self.n)]
 
     @property

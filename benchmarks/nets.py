@@ -102,9 +102,13 @@ class Tokens(Inputs):
     def __init__(self, n: int, length: int, batch_size: int) -> None:
         self.n, self.length, self.batch_size = n, length, batch_size
 
-    @cached_property
+    @property
     def group_keys(self) -> Sequence[bytes]:
         """One key for each list."""
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> list[bytes]:
         return [bytes_key(f"{self.length}|{i}".encode()) for i in range(self.n)]
 
     @property

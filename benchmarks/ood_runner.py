@@ -309,7 +309,7 @@ def theirs_of(case: Case, r: Rows, head: nn.Linear) -> Tensor:
     from benchmarks.standin import register
 
     register()
-    from pytorch_ood import detector
+    from pytorch_ood import detector  # pyright: ignore[reportMissingImports]
 
     with torch.no_grad():
         return case.theirs(detector, r, head)
@@ -350,8 +350,8 @@ def times(shapes: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
     for shape in shapes:
         case = CASES[shape["name"]]
         r, head = made(shape["n"], shape["width"], shape["n_fresh"])
-        arms = [partial(arm, case, r, head) for arm in (ours_of, theirs_of)]
-        found.append(against(*arms, rounds))
+        ours, theirs = (partial(arm, case, r, head) for arm in (ours_of, theirs_of))
+        found.append(against(ours, theirs, rounds))
     return found
 
 

@@ -89,7 +89,9 @@ def plain_rows(loaded: Any, texts: Path, blocks: Sequence[int]) -> dict[int, Ten
 
 def lens_model(model: Path) -> Any:
     """Load it."""
-    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge import (  # pyright: ignore[reportMissingImports]
+        TransformerBridge,
+    )
 
     return TransformerBridge.boot_transformers(str(model), device="cpu")
 
@@ -110,7 +112,7 @@ def lens_rows(bridge: Any, texts: Path, blocks: Sequence[int]) -> dict[int, Tens
 
 def nnsight_model(model: Path) -> Any:
     """Load it."""
-    from nnsight import LanguageModel
+    from nnsight import LanguageModel  # pyright: ignore[reportMissingImports]
 
     return LanguageModel(str(model), device_map="cpu", dispatch=True)
 
@@ -118,7 +120,7 @@ def nnsight_model(model: Path) -> Any:
 @torch.no_grad()
 def nnsight_rows(model: Any, texts: Path, blocks: Sequence[int]) -> dict[int, Tensor]:
     """Collect the rows."""
-    import nnsight
+    import nnsight  # pyright: ignore[reportMissingImports]
 
     rows: dict[int, list[Tensor]] = {k: [] for k in blocks}
     lines = texts.read_text().splitlines()[1:]

@@ -73,6 +73,7 @@ class Made(DerivedStream):
     def __init__(self, n: int, dim: int, sites: int = SITES) -> None:
         generator = torch.Generator().manual_seed(0)
         found = {f"s{k}": torch.randn(n, dim, generator=generator) for k in range(sites)}
+        self.rows = found
         self.inner = Stream.of(found, ids=[f"{i:08d}" for i in range(n)])
         self.shape = (n, dim, sites)
         _ = self.inner.group_keys[0], next(iter(self.inner)).occurrence
@@ -111,7 +112,7 @@ def disk_rows(size: Size) -> list[Row]:
             },
             size.rounds,
         )
-        n_mb = sum(x.nbytes for x in source.inner.rows.values()) / 1e6
+        n_mb = sum(x.nbytes for x in source.rows.values()) / 1e6
         share = store.n_bytes / 1e6 / n_mb
     return [
         _row("write", what, wrote, WRITE_BUDGET, f"{n_mb:.0f} MB, {share:.3f} of it on disk"),
@@ -136,7 +137,7 @@ def _row(what: str, of: str, taken: dict[str, list[float]], budget: float, note:
 def write_plain(source: Made, path: Path) -> None:
     """Write the rows one behind the other, with fsync."""
     with path.open("wb") as file:
-        for x in source.inner.rows.values():
+        for x in source.rows.values():
             x.numpy().tofile(file)
         file.flush()
         os.fsync(file.fileno())

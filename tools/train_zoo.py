@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -158,7 +158,7 @@ def train_stdlib(steps: int, batch: int, seed: int) -> None:
             curve.append([done, round(bits(window), 4), round(value, 4)])
             print(f"step {done} test(first 4 KiB of each file) {value:.4f} bits/byte", flush=True)
             keep(model, optimizers, done, curve)
-    final = bits_per_byte(model.to(torch.bfloat16).float(), test)
+    final = bits_per_byte(model.bfloat16().float(), test)
     print(f"final {final:.4f} bits per byte over all test bytes")
     (WORK / "stdlib.json").write_text(json.dumps({"bits_per_byte": final, "curve": curve}))
 
@@ -243,7 +243,6 @@ def digits_config() -> ViTConfig:
         intermediate_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_labels=10,
         id2label={i: str(i) for i in range(10)},
         label2id={str(i): i for i in range(10)},
     )
@@ -314,7 +313,7 @@ def train_digits(steps: int, seed: int) -> None:
             temporary.replace(checkpoint)
 
 
-def save_weights(model: nn.Module, directory: Path) -> None:
+def save_weights(model: PreTrainedModel, directory: Path) -> None:
     """Write 16-bit weights and a configuration that widens them to float32 when they are loaded."""
     directory.mkdir(parents=True, exist_ok=True)
     state = {k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}
@@ -468,7 +467,7 @@ A token is a byte and its id is the byte's value; there are no special tokens.
 
 def main() -> None:
     """Parse the command line, then train or export."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=["stdlib", "digits", "export"])
     parser.add_argument("model", nargs="?", choices=["stdlib", "digits"])
     parser.add_argument("--steps", type=int, default=None)
