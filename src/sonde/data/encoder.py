@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -119,6 +120,11 @@ def forward_names(module: nn.Module) -> frozenset[str]:
     names_all = hasattr(module, "main_input_name") or "attention_mask" in found
     hands_on = not names_all and any(p.kind is p.VAR_KEYWORD for p in found.values())
     return frozenset(found) | ({ANY} if hands_on else set())
+
+
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """Return the type of a model's weights; None where it has no floating ones."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
 
 
 def takes(name: str, names: frozenset[str]) -> bool:

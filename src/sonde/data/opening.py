@@ -15,8 +15,9 @@ from sonde.data import hub
 from sonde.data.arrays import ARRAY_SUFFIXES, array_source
 from sonde.data.columns import Flags, Layout, Sample, layout
 from sonde.data.encoder import Encoder
-from sonde.data.encoding import ImageFlags, batch_size_for, encoder_for, reads_of
+from sonde.data.encoding import batch_size_for, encoder_for, reads_of
 from sonde.data.folders import ImageFolder
+from sonde.data.image_encoding import ImageFlags
 from sonde.data.inputs import ItemInputs
 from sonde.data.iterables import ArrayRows, Iterated
 from sonde.data.listing import Listing, list_source, pick

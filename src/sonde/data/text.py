@@ -4,7 +4,6 @@ Padding is always on the right and built here, so the tokenizer's own side does 
 longer than the context are cut into chunks without overlap, each with the special tokens.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
@@ -19,12 +18,11 @@ from sonde.core.state import canonical_json
 from sonde.data._arguments import TOKEN_TYPES, arguments, batched, content, cut
 from sonde.data.encoder import Collated, Encoder, Piece, Prepared, called, takes
 from sonde.data.sources import Row
+from sonde.data.vocabulary import Vocabulary
 
 Long = Literal["chunk", "truncate", "error"]
 MAX_TEXT_BYTES = 256 * 2**20
 MOST_EXPANSION = 12
-BYTES = 256
-_FOUR_BYTES = range(0x10000, 0x110000, 0x10000)
 
 
 @dataclass(frozen=True)
@@ -41,32 +39,6 @@ class Decoder:
 
     start: int
     column: str | None = None
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """A tokenizer's ids that matter here.
-
-    Parameters
-    ----------
-    before, after : tuple of int
-        Special tokens that the tokenizer puts around a text.
-    special : frozenset of int
-        Ids that it declares special.
-    pad : int
-        Id that fills the right side.
-    size : int or None
-        Number of rows in the model's embedding.
-    bytes_only : bool
-        Whether a token is a byte of the UTF-8 text and its id the byte's value.
-    """
-
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    special: frozenset[int] | None = None
-    pad: int = 0
-    size: int | None = None
-    bytes_only: bool = False
 
 
 @final
@@ -384,21 +356,3 @@ def _padded(
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[i, : len(row)] = True
     return ids, mask
-
-
-def is_byte_level(tokenizer: Any) -> bool:
-    """Return whether a tokenizer gives the bytes of a text as ids, by its own description."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.get_vocab_size() != BYTES:
-        return False
-    written = json.loads(backend.to_str())
-    model, before = written["model"], written["pre_tokenizer"] or {}
-    plain = not written["added_tokens"] and written["normalizer"] is None
-    level = before.get("type") == "ByteLevel" and not (
-        before.get("use_regex", True) or before["add_prefix_space"]
-    )
-    if not plain or not level or model.get("type") != "BPE" or model["merges"]:
-        return False
-    every = "".join(map(chr, (*range(0x800), *range(0x1000, 0xD000, 0x1000), *_FOUR_BYTES)))
-    found = tokenizer(every, add_special_tokens=False, verbose=False)["input_ids"]
-    return found == list(every.encode())

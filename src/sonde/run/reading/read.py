@@ -13,8 +13,8 @@ from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.data import check_data, load, open_arrays, open_inputs
-from sonde.data.encoding import context_of
 from sonde.data.inputs import ItemInputs
+from sonde.data.text_encoding import context_of
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay
 from sonde.tap.replay import ReplayInputs, parse_settings, settings_of
