@@ -12,7 +12,8 @@ from sonde.core.instrument import NotLabelled
 from sonde.core.stream import Stream
 from sonde.detect import FeatureGaps
 from sonde.detect._contrasts import ContrastSample
-from sonde.detect.feature_gaps import UsualAnswers, logistic
+from sonde.detect._logistic import logistic
+from sonde.detect.feature_gaps import UsualAnswers
 from sonde.metrics import auroc
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.core.batch import Batch
@@ -19,6 +19,8 @@ from sonde.core.instrument import Detector, Read, Where
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Span, Statistic
 from sonde.detect._contrasts import ContrastSample, ContrastSampleState
+from sonde.detect._feature_directions import directions_of
+from sonde.detect._logistic import logistic
 from sonde.detect._metric import check_width
 from sonde.detect._probe import Labelled
 from sonde.metrics import auroc, prediction_rejection
@@ -26,8 +28,6 @@ from sonde.stats import HashSample, HashSampleState
 from sonde.stats.calibrated import aligned
 
 MOST_SKIPPED = 7
-ROUNDING = 1e-14
-MOST_STEPS = 100
 
 
 @final
@@ -202,7 +202,7 @@ class FeatureGaps(Detector):
         first = torch.arange(len(wrong)) % 2 == 0  # in order of draw: random halves
         _check_kinds(wrong[first], wrong[~first])
         skip = self._skipped(len(x))
-        found = [_directions(c, self.features, self.direction) for c in contrasts]
+        found = [directions_of(c, self.features, self.direction) for c in contrasts]
         gaps = tuple(
             _gap(f, [d.direction[f] for d in found], x, wrong, first, skip)
             for f in range(self.features)
@@ -266,44 +266,6 @@ def _check_kinds(first: Bool[Tensor, "first"], second: Bool[Tensor, "second"]) -
         )
 
 
-@dataclass(frozen=True)
-class _Directions:
-    direction: list[Float[Tensor, "dim"]]
-    cosine: Float[Tensor, "feature"]
-    pairs: Int[Tensor, "feature"]
-
-
-def _directions(contrasts: ContrastSampleState, features: int, which: str) -> _Directions:
-    """Return a direction of unit length for each feature at one site; zeros where none varies."""
-    chosen, cosines, counts = [], [], []
-    for f in range(features):
-        gap = contrasts.differences(2 * f, 2 * f + 1)
-        if len(gap) < 2:
-            raise InputError(
-                f"FeatureGaps: expected at least 2 answers with sides {2 * f} and {2 * f + 1}, the "
-                f"two prompts of feature {f}, got {len(gap)}. Give both rows one value of 'pair', "
-                "or say how many features there are (features=)."
-            )
-        mean = gap.mean(0)
-        principal = _principal(gap - mean, 1e-9 * float(gap.norm()))
-        length = mean.norm()
-        middle = mean / length if float(length) > 0 else mean
-        cosines.append((principal @ middle).abs())
-        chosen.append(principal if which == "pc" else middle)
-        counts.append(len(gap))
-    return _Directions(chosen, torch.stack(cosines), torch.tensor(counts))
-
-
-def _principal(centred: Float[Tensor, "row dim"], floor: float) -> Float[Tensor, "dim"]:
-    """Return the first principal axis of centred rows; zeros where they vary less than a floor."""
-    n, dim = centred.shape
-    gram = centred @ centred.T if n < dim else centred.T @ centred
-    values, vectors = torch.linalg.eigh(gram)
-    axis = centred.T @ vectors[:, -1] if n < dim else vectors[:, -1]
-    varies = float(values[-1].clamp(min=0).sqrt()) > floor
-    return axis / axis.norm() if varies else torch.zeros_like(axis)
-
-
 def _gap(
     feature: int,
     directions: Sequence[Float[Tensor, "_dim"]],
@@ -328,37 +290,3 @@ def _gap(
 
 def _rejection(scores: Float[Tensor, "row"], wrong: Bool[Tensor, "row"]) -> float:
     return float(prediction_rejection(scores, (~wrong).double(), resamples=0).value)
-
-
-def logistic(
-    z: Float[Tensor, "row feature"], wrong: Bool[Tensor, "row"], l2: float
-) -> tuple[Float[Tensor, "feature"], float]:
-    """Return the weights and the bias of a logistic regression, by Newton's method.
-
-    The sum of losses and ``l2 / 2 |w|^2`` has one minimum; the bias is not penalised.
-    """
-    design = torch.cat([z.double(), torch.ones(len(z), 1, dtype=torch.float64)], 1)
-    target = wrong.double()
-    penalty = torch.full((design.shape[1],), l2, dtype=torch.float64)
-    penalty[-1] = 0.0
-    share = target.mean()
-    point = torch.zeros_like(penalty)
-    point[-1] = torch.logit(share)
-
-    def loss(p: Tensor) -> Tensor:
-        odds = design @ p
-        return torch.nn.functional.softplus(odds).sum() - target @ odds + penalty @ p.square() / 2
-
-    for _ in range(MOST_STEPS):
-        chance = torch.sigmoid(design @ point)
-        slope = design.T @ (chance - target) + penalty * point
-        bend = (design * (chance * (1 - chance))[:, None]).T @ design + torch.diag(penalty)
-        bend += ROUNDING * bend.diagonal().max() * torch.eye(len(bend), dtype=torch.float64)
-        step = torch.linalg.solve(bend, slope)  # not lstsq: its pivots make other bits each time
-        size = 1.0
-        while size > 1e-6 and float(loss(point - size * step)) > float(loss(point)):
-            size /= 2
-        point = point - size * step
-        if float(step.abs().max()) < 1e-10:
-            break
-    return point[:-1], float(point[-1])

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sonde.core.inputs import Model
 from sonde.detect import FeatureGaps, LinearProbe
-from sonde.detect.feature_gaps import logistic
+from sonde.detect._logistic import logistic
 from sonde.metrics import prediction_rejection
 from sonde.run.reading.read import read
 from sonde.studies._questions import (
