@@ -16,7 +16,8 @@ from sonde.core.stream import Stream
 from sonde.data import load
 from sonde.detect import KNN, NAC, Mahalanobis
 from sonde.run.bundles.fitted import Fitted
-from sonde.run.fitting.fit import MODEL_FIELDS, fit
+from sonde.run.bundles.header import MODEL_FIELDS
+from sonde.run.fitting.fit import fit
 from sonde.run.watching.guard import Guard
 from sonde.tap import live_stream
 

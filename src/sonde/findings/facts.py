@@ -13,7 +13,7 @@ from sonde.core.batch import Batch
 from sonde.core.stream import Stream
 from sonde.data import ItemInputs
 from sonde.findings.evidence import DataEvidence
-from sonde.run.fitting.fit import data_fingerprint
+from sonde.run.bundles.header import data_fingerprint
 from sonde.tap import LiveStream
 
 SHORT_BYTES = 16

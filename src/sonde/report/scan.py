@@ -19,7 +19,7 @@ from sonde.findings.step import Again
 from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
-from sonde.run.fitting.fit import MODEL_FIELDS, READING_FIELDS
+from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
 from sonde.run.reading.read import ARRAYS, AS_IT_IS, read
 from sonde.store import is_store
 from sonde.tap import LiveStream

@@ -12,8 +12,8 @@ from sonde.core.requests import States, Task, requests
 from sonde.core.stream import Stream
 from sonde.run.bundles.calibrations import held_requests
 from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.header import data_fingerprint, require_same_model
 from sonde.run.calibrating._held_scores import held_scores
-from sonde.run.fitting.fit import data_fingerprint, require_same_model
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar

@@ -19,7 +19,7 @@ from sonde.core.result import Scorer
 from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
-from sonde.run.fitting.fit import require_same_model
+from sonde.run.bundles.header import require_same_model
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.scoring.explain import COLUMNS, Line, layers_of, positions_of, units_of
 from sonde.run.scoring.places import check_places

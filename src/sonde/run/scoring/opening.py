@@ -7,7 +7,7 @@ from sonde.core.errors import SiteError, StateError
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
-from sonde.run.fitting.fit import require_same_model
+from sonde.run.bundles.header import require_same_model
 from sonde.run.reading.read import ARRAYS, open_store, read, require_alone
 from sonde.run.reading.recipe import default_options
 from sonde.run.scoring.batches import needs_of

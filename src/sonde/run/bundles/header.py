@@ -1,0 +1,96 @@
+"""What a bundle says of its model, reading, sites and data, and whether a stream is of them."""
+
+from typing import Any
+
+from sonde.core.errors import StateError
+from sonde.core.identity import agree, data_hash, difference
+from sonde.core.plan import Plan, Split
+from sonde.core.stream import Stream
+from sonde.run.bundles.group_counts import counts_of, group_draws
+from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
+from sonde.tap import LiveStream, known_config_hash
+
+MODEL_FIELDS = ("model", "config", "dtype", "attn", "head")
+READING_FIELDS = ("objective", "keep_special", "perturb")
+
+
+def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
+    """Return which units of which plan and data a bundle has seen."""
+    units = [[0, plan.n_units - 1]]
+    return {"plan": plan.id, "data": data_fingerprint(stream), "units": units}
+
+
+def data_fingerprint(stream: Stream) -> str:
+    """Return the hash of what a stream says of its data: of which rows they are."""
+    return data_hash(stream.identity())
+
+
+def make_header(
+    stream: Stream,
+    units: list[dict[str, Any]],
+    counters: dict[str, int],
+    split: Split | None = None,
+) -> dict[str, Any]:
+    """Return what a bundle says about its model, sites and data."""
+    identity = stream.identity()
+    draws = {"group_draws": group_draws(stream)} if stream.grouped else {}
+    return {
+        **draws,
+        "model": {name: identity.get(name) for name in MODEL_FIELDS},
+        "reading": {name: identity.get(name) for name in READING_FIELDS},
+        "recipe": recipe_of(stream),
+        "sites": [
+            {
+                "text": s.key,
+                "dim": s.dim,
+                "reducer": str(s.reducer),
+                "order": i,
+                "dtype": s.dtype,
+                "axes": s.axes,
+                "prefix": s.prefix,
+            }
+            for i, s in enumerate(stream.schema)
+        ],
+        "units": units,
+        "counters": dict(sorted(counters.items())),
+        "data": {
+            "fingerprint": units[0]["data"] if units else "",
+            **counts_of(stream, split),
+            "grouped": stream.grouped,
+            "label_names": list(stream.label_names),
+            "seed": stream.seed,
+        },
+    }
+
+
+def require_same_model(header: dict[str, Any], stream: Stream) -> None:
+    """Refuse a stream whose model, sites, reducers or widths are not those of a bundle.
+
+    Raises
+    ------
+    StateError
+        Naming the first thing that differs.
+    """
+    identity = stream.identity()
+    if isinstance(stream, LiveStream):
+        live, known = stream.model, header["model"].get("config")
+        identity["config"] = known_config_hash(live.config, live.module, known)
+    for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
+        for name in names:
+            fitted, here = header[kind].get(name), identity.get(name)
+            if not agree(name, fitted, here):
+                more = " What moved between two models says sonde drift." if kind == "model" else ""
+                raise StateError(
+                    f"score: the state was fitted for another {kind}: "
+                    f"{difference(name, here, fitted)}. Fit again.{more}"
+                )
+    require_same_recipe(recipe_in(header), recipe_of(stream))
+    schema = {s.key: s for s in stream.schema}
+    for site in header["sites"]:
+        mine = schema.get(site["text"])
+        if mine is None or mine.dim != site["dim"] or str(mine.reducer) != site["reducer"]:
+            got = "nothing" if mine is None else f"dim={mine.dim}, reducer {mine.reducer}"
+            raise StateError(
+                f"score: expected dim={site['dim']}, reducer {site['reducer']} at {site['text']} "
+                f"(as fitted), got {got}."
+            )
