@@ -27,8 +27,8 @@ from sonde.run.scoring.score import score
 from sonde.run.watching.guard import Guard
 from sonde.run.workers.job import Job
 from sonde.store import KeptRows
-from sonde.tap import live_stream
-from tap_inputs import texts
+from sonde.tap import live_stream, replay
+from tap_inputs import Texts, texts
 
 FIRST, SECOND = "far:0", "far:1"
 
@@ -93,6 +93,7 @@ def model() -> Iterator[tuple[str, Callable[[], None]]]:
         methods = [Mahalanobis(classes=False), Energy()]
         yield "rows", lambda: _rows_alike(*streams)
         yield "fit of all layers", lambda: _fits_alike_on(LayerCKA(), *streams)
+        yield "generated", lambda: _generated_alike(plain, spread)
         yield "devices of a worker", lambda: _asked(KeptRows(streams[1], 1))
         yield "lens", lambda: _close(*(_value(lens_evidence(s).loss) for s in streams))
         yield (
@@ -127,6 +128,17 @@ def _rows_alike(here: Stream, there: Stream) -> None:
             devices.add(str(theirs.rows[key].device))
             _close(rows, theirs.rows[key])
     assert devices == {FIRST, SECOND}, devices
+
+
+def _generated_alike(*models: Model) -> None:
+    prompts = Texts([[1, 5, 6, 7], [1, 8], [1, 9, 10]], batch_size=3, special=False)
+    how = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    for reducer in ("tokens", "last", "cls", "mean"):
+        streams = [
+            live_stream(m, replay(m, prompts, **how), "blocks", reducer, logits=False)
+            for m in models
+        ]
+        _rows_alike(*streams)
 
 
 def _fits_alike_on(instrument: Any, *streams: Stream) -> None:

@@ -136,6 +136,9 @@ class _Backend(backend_registration._DummyBackendModule):
     def current_device(self) -> int:
         return 0
 
+    def manual_seed(self, seed: int) -> None:
+        """Do nothing: random numbers are the CPU's."""
+
 
 def _empty(size: Any, dtype: Any = None, device: Any = None, **_: Any) -> Far:
     return Far(torch.empty(size, dtype=dtype), _numbered(device))

@@ -5,7 +5,7 @@ A stretch is what one call of the model reads: the prompts, then one token of ea
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
 
@@ -20,11 +20,23 @@ from sonde.tap.reduce import Reduction
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one call reads: which of its tokens are real, and which of these are special."""
+    """What one call reads: which of its tokens are real, and which of these are special.
+
+    ``begins`` are the texts of which no token was real before.
+    """
 
     start: int
     real: Bool[Tensor, "example pos"]
     special: Bool[Tensor, "example pos"] | None
+    begins: Bool[Tensor, "example"]
+    _there: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
+
+    def beside(self, name: str, selection: Tensor, x: Tensor) -> Tensor:
+        """Return a selection on the device of an output, copied there once for all sites."""
+        key = name, x.device
+        if key not in self._there:
+            self._there[key] = selection.to(x.device)
+        return self._there[key]
 
     def counted(self, keep_special: bool) -> Bool[Tensor, "example pos"]:
         """Return which tokens count in a mean."""
@@ -67,19 +79,21 @@ class Marks:
         self._special = prompts.special
         self._ends, self._specials = torch.tensor(ends), torch.tensor(specials)
         self._over = torch.zeros(len(ids), 1, dtype=torch.bool)
+        self._begun = torch.zeros(len(ids), dtype=torch.bool)
         self._reached = 0
 
     def stretch(self, ids: Int[Tensor, "example pos"]) -> Stretch:
         """Return what is known of the next tokens: the prompts, then one of each text."""
         start, self._reached = self._reached, self._reached + ids.shape[1]
         if not start:
-            special = None if self._special is None else self._special & self._mask
-            return Stretch(0, self._mask, special)
-        ids, real = ids.cpu(), ~self._over
-        self._over = self._over | torch.isin(ids, self._ends.to(ids.dtype))
-        if self._special is None:
-            return Stretch(start, real, None)
-        return Stretch(start, real, real & torch.isin(ids, self._specials.to(ids.dtype)))
+            real, special = self._mask, self._special
+        else:
+            ids, real = ids.cpu(), ~self._over
+            self._over = self._over | torch.isin(ids, self._ends.to(ids.dtype))
+            special = torch.isin(ids, self._specials.to(ids.dtype))
+        begins = real.any(dim=1) & ~self._begun
+        self._begun = self._begun | begins
+        return Stretch(start, real, None if self._special is None else special, begins)
 
 
 class Growing(ABC):
@@ -130,12 +144,14 @@ class OneToken(Growing):
         if self._x is not None and not self._is_last and bool(self._found.all()):
             return
         index = stretch.last if self._is_last else stretch.first
-        picked = x[torch.arange(len(x), device=x.device), index.to(x.device)]
+        at = stretch.beside("last" if self._is_last else "first", index, x)
+        picked = x[torch.arange(len(x), device=x.device), at]
         if self._x is None:
             self._x, self._found = picked, stretch.any_real
             return
-        takes = stretch.any_real if self._is_last else stretch.any_real & ~self._found
-        self._x = torch.where(takes[:, None].to(x.device), picked, self._x)
+        takes = stretch.any_real if self._is_last else stretch.begins
+        there = stretch.beside(f"takes {self._is_last}", takes[:, None], x)
+        self._x = torch.where(there, picked, self._x)
         self._found = self._found | takes
 
     def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
@@ -158,7 +174,8 @@ class Mean(Growing):
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
         """Add the tokens that count; what the others hold, NaN or not, is nothing."""
         counted = stretch.counted(self._keep_special)
-        quiet = x.masked_fill(~counted[:, :, None].to(x.device), 0.0)
+        left_out = stretch.beside(f"left out {self._keep_special}", ~counted[:, :, None], x)
+        quiet = x.masked_fill(left_out, 0.0)
         part = quiet.sum(dim=1, dtype=_wide(x))
         self._sum = part if self._sum is None else self._sum + part
         self._count, self._dtype = self._count + counted.sum(dim=1), x.dtype
