@@ -111,7 +111,7 @@ def test_a_source_that_shuffles_is_noticed(gpt2):
     shrinking = Again(["a", "b"])
     inputs = open_inputs(load(gpt2), shrinking)
     shrinking.items = ["a"]
-    with pytest.raises(errors.InputError, match="only 1 items the second time"):
+    with pytest.raises(errors.InputError, match="only 1 item the second time"):
         list(inputs.batches(0, 2))
 
 

@@ -45,7 +45,7 @@ def test_long_texts_become_chunks_of_one_group(gpt2):
     assert inputs.group_keys[1] == inputs.group_keys[3] == bytes_key(text.encode())
     assert inputs.listing.occurrence.tolist() == [0, 0, 0, 0, 1]
     assert inputs.grouped
-    assert "1 of 3 texts is longer than the context, cut into" in inputs.notes[0]
+    assert "1 of 3 texts is longer than the context or --max-length, cut into" in inputs.notes[0]
 
 
 @pytest.mark.truth("the tokenizer itself on texts that fit")

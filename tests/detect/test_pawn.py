@@ -383,7 +383,7 @@ def test_scorers_refuse_other_rows():
         scorer.score((x[:, :5], y), position)
     with pytest.raises(ShapeError, match="7 token metrics at a second"):
         scorer.score((x, x), position)
-    with pytest.raises(ShapeError, match="got 1 sites"):
+    with pytest.raises(ShapeError, match="got 1 site"):
         scorer.score((x,), position)
 
 

@@ -236,7 +236,7 @@ def test_parameters_out_of_range_are_refused(bad):
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(StateError, match="expected a net that was trained, got 1 rows and 0 steps"):
+    with pytest.raises(StateError, match="expected a net that was trained, got 1 row and 0 steps"):
         SimpleNet(passes=2).fit(_rows(1))
     with pytest.raises(InputError, match=r"about one group in 10 .*got 0 of 3 rows"):
         SimpleNet(passes=2, patience=1).fit(_rows(3), group=["a"] * 3)

@@ -75,7 +75,7 @@ ROWS = {"id": ["a", "b"], "site": ["s", "s"], "instrument": ["k", "k"], "score":
         ({"p": ["0.5", "low"]}, "expected numbers as p in the unusual rows, got string, such as"),
         ({"p": [0.5, 3.0]}, r"expected p-values in \[0, 1\] as p in the unusual rows, got 3.0"),
         ({"p": [0.5, float("nan")]}, r"expected p-values in \[0, 1\]"),
-        ({"site": ["s", None]}, "expected a site in every row of the unusual rows, got 1 rows"),
+        ({"site": ["s", None]}, "expected a site in every row of the unusual rows, got 1 row "),
     ],
 )
 def test_columns_of_another_kind_are_refused(columns, said):

@@ -20,6 +20,7 @@ from sonde.core.hashing import base_hashes, splitmix64
 from sonde.core.plan import Split
 from sonde.core.state import State
 from sonde.core.tensors import as_tensor
+from sonde.core.wording import plural
 
 Rule = Literal["sum", "max", "learned"]
 TAIL = 0.1
@@ -180,7 +181,9 @@ def _halves(group: np.ndarray, n_rows: int, seed: int) -> tuple[Bool[Tensor, "ro
     The row is that of smallest hash of its place: the first would be the start of a document.
     """
     if len(group) != n_rows:
-        raise InputError(f"fuse: expected a group for each of {n_rows} rows, got {len(group)}.")
+        raise InputError(
+            f"fuse: expected a group for each of {plural(n_rows, 'row')}, got {len(group)}."
+        )
     names, member = np.unique(group, return_inverse=True)
     keys = [str(name).encode() for name in names.tolist()]
     base = base_hashes(keys, "split", seed)

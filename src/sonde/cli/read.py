@@ -10,6 +10,7 @@ import tyro
 from sonde.cli._notes import say_notes
 from sonde.cli.console import Failed, note, say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
+from sonde.core.wording import plural
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Read:
             raise Failed(130) from None
         self._say()
         say_notes(stream, self.printing.quiet)
-        note(f"wrote {self.output}: {len(Store(self.output))} examples")
+        note(f"wrote {self.output}: {plural(len(Store(self.output)), 'example')}")
         return 0
 
     def _check(self) -> None:

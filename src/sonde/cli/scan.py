@@ -22,6 +22,7 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import InputError, near
+from sonde.core.wording import plural
 
 LEVELS = ("note", "warning", "error")
 
@@ -242,7 +243,11 @@ def _written(scanned: Any, model: str, started: float) -> dict[str, Any]:
 def _stopped(partial: dict[str, int], directory: Path | None) -> str:
     """Return what was done of a scan that was stopped, and how to go on."""
     done, total = partial["done"], partial["total"]
-    said = f"stopped after {done} of {total} units" if done < total else "stopped after the pass"
+    said = (
+        f"stopped after {done} of {plural(total, 'unit')}"
+        if done < total
+        else "stopped after the pass"
+    )
     if directory is None:
         return f"{said}; with -o FILE the same command goes on where it stopped."
     return f"{said}; run the same command to go on."

@@ -18,6 +18,7 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Score:
                 check_suffix(self.output)
             check_file(self.output, self.model, self.data, *filter(None, [self.unusual]))
         self.running.crew()
+        memory = self.running.memory_bytes()
         if (self.fuse == "learned") != (self.unusual is not None):
             raise InputError("--unusual: expected a table with --fuse learned, and only there.")
         known = None if self.unusual is None else read_table(self.unusual)
@@ -96,7 +98,7 @@ class Score:
         model, data = source_of("score", self.model, self.data, self.reading)
         stream = open_for(fitted, model, data, **options_of(self.reading))
         how: dict[str, Any] = {"reduction": self.reduction, "explain": self.explain}
-        how |= self.running.worker_options()
+        how |= self.running.worker_options() | {"memory": memory}
         table = score(fitted, stream, progress=not self.printing.quiet, **how)
         if self.fuse is not None:
             table = with_fused(table, fitted, self.fuse, unusual=known)
@@ -104,7 +106,7 @@ class Score:
         table = _hashed(table) if self.hash_ids else table
         if self.output is not None:
             self._write(table, fitted, stream, self.output)
-            note(f"wrote {self.output}: {table.num_rows} rows")
+            note(f"wrote {self.output}: {plural(table.num_rows, 'row')}")
         if self.printing.json:
             say_json(plain_rows(table))
         elif not self.printing.quiet:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core._kinds import is_array
 from sonde.core.errors import ShapeError, SondeWarning
 from sonde.core.tensors import as_tensor
+from sonde.core.wording import plural
 
 
 def matrix(x: Any, name: str) -> Tensor:
@@ -31,7 +32,7 @@ def beside(x: Any, n: int, name: str) -> Tensor:
     """Return a matrix with one line for each row."""
     found = matrix(x, name)
     if len(found) != n:
-        raise ShapeError(f"Stream.of: expected {n} rows of {name}, got {len(found)}.")
+        raise ShapeError(f"Stream.of: expected {plural(n, 'row')} of {name}, got {len(found)}.")
     return found
 
 

@@ -23,6 +23,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import tensor_key
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 
 ARRAY_BATCH = 2048
 
@@ -161,7 +162,7 @@ def array_stream(
     n = len(next(iter(sites.values())))
     uneven = {k: len(v) for k, v in sites.items() if len(v) != n}
     if uneven:
-        raise ShapeError(f"Stream.of: expected {n} rows at every site, got {uneven}.")
+        raise ShapeError(f"Stream.of: expected {plural(n, 'row')} at every site, got {uneven}.")
     given = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
     if unknown := [str(k) for k in given if str(k) not in sites]:
         raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")

@@ -51,7 +51,8 @@ def array_source(path: Path) -> Source:
     wrong = next((k for k in arrays if k in NAMED and k not in plain), None)
     if wrong is not None and x.ndim:
         raise InputError(
-            f"{path}: expected one value for each of {len(x):,} rows in array {wrong!r}, got the "
+            f"{path}: expected one value for each of {plural(len(x), 'row')} in array {wrong!r}, "
+            "got the "
             f"shape {tuple(arrays[wrong].shape)}. Mend it, or give it another name."
         )
     return ArrayRows(x, path.name, columns)

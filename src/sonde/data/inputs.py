@@ -107,13 +107,14 @@ class ItemInputs(Inputs):
         if listing.n_chunked:
             found.append(
                 f"{listing.n_chunked:,} of {plural(listing.n_items, 'text')} "
-                f"{'is' if listing.n_chunked == 1 else 'are'} longer than the context, cut into "
-                "chunks of one group (--long chunk)."
+                f"{'is' if listing.n_chunked == 1 else 'are'} longer than the context or "
+                "--max-length, cut into chunks of one group (--long chunk)."
             )
         if listing.n_truncated:
             found.append(
                 f"{listing.n_truncated:,} of {plural(listing.n_items, 'text')} "
-                f"{'was' if listing.n_truncated == 1 else 'were'} cut off at the context."
+                f"{'was' if listing.n_truncated == 1 else 'were'} cut off at the "
+                "context or --max-length."
             )
         if self.n_skipped:
             reasons = "; ".join([*listing.skipped, *self._broken.values()][:3])

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 
 Row = Mapping[str, Any]
 SAMPLE_ROWS = 20
@@ -111,7 +112,7 @@ class Walk:
             row = next(self._rows, None)
             if row is None:
                 raise InputError(
-                    f"{name} gave only {self._next} items the second time. "
+                    f"{name} gave only {plural(self._next, 'item')} the second time. "
                     "Pass something that gives the same items each time it is iterated."
                 )
             if self._next >= start:

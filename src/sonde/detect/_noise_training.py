@@ -13,6 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import fraction
 from sonde.core.state import State, map_tensors
 from sonde.core.statistic import Learner
+from sonde.core.wording import plural
 from sonde.detect._training import Tally, Weights, generator, minibatches, xavier
 from sonde.stats import Moments, MomentsState
 
@@ -158,7 +159,8 @@ class NoiseTraining(Learner[NoiseTrainingState]):
         if state.walks == 0 and self.patience and not 0 < state.n_held < state.moments.n:
             raise InputError(
                 f"SimpleNet: expected about one group in {1 / HELD:.0f} to stop by (patience="
-                f"{self.patience}), got {state.n_held} of {state.moments.n} rows. Give it more "
+                f"{self.patience}), got {state.n_held} of {plural(state.moments.n, 'row')}. Give "
+                "it more "
                 "groups, or train for a fixed number of passes (patience=0)."
             )
         state = replace(state, walks=state.walks + 1)

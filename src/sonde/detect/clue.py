@@ -17,6 +17,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Detector, NotLabelled, Where
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Span, Statistic
+from sonde.core.wording import plural
 from sonde.detect._logits import at_least_single
 from sonde.detect._metric import check_width
 from sonde.stats import ClassMoments, ClassMomentsState
@@ -52,7 +53,8 @@ class CLUEScorer(Scorer):
         """
         if len(x) != len(self.layers) or not len(x):
             raise ShapeError(
-                f"CLUE.score: expected rows at {len(self.layers)} sites (as fitted), got {len(x)}."
+                f"CLUE.score: expected rows at {plural(len(self.layers), 'site')} (as fitted), "
+                f"got {len(x)}."
             )
         pairs = [(at_least_single(r), c) for r, c in zip(x, self.layers, strict=True) if c]
         total = pairs[0][0].new_zeros(len(x[0]))

@@ -17,6 +17,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, NotLabelled, Where
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
+from sonde.core.wording import plural
 from sonde.detect._metric import check_width
 from sonde.detect._pair_sample import PairSample, PairSampleState
 from sonde.detect._probe import projected
@@ -152,7 +153,7 @@ class ContrastProbe(Detector):
         if n_pairs < 2:
             raise InputError(
                 f"ContrastProbe: expected at least 2 pairs with both sides, got {n_pairs} among "
-                f"{pairs.n} rows. Give both rows of each pair one value of 'pair'."
+                f"{plural(pairs.n, 'row')}. Give both rows of each pair one value of 'pair'."
             )
         rows = pairs.rows[entries.to(pairs.rows.device)].double()
         mean, spread = rows.mean(1), rows.std(1, correction=0)

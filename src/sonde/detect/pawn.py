@@ -19,6 +19,7 @@ from sonde.core.reduction import OWN, Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State, map_tensors
 from sonde.core.statistic import Learner, Span, Statistic
+from sonde.core.wording import plural
 from sonde.detect._token_net import N_METRICS, NetShape, Texts, text_logits, token_logits
 from sonde.detect._training import Tally, Weights, generator
 from sonde.stats import TOKEN_METRICS
@@ -191,7 +192,8 @@ class PAWNScorer(Scorer):
     def _checked(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if len(x) != 2:
             raise ShapeError(
-                f"PAWN.score: expected hidden states and token metrics, got {len(x)} sites."
+                f"PAWN.score: expected hidden states and token metrics, got "
+                f"{plural(len(x), 'site')}."
             )
         check_metrics(x[1].shape[1], "PAWN.score")
         if x[0].shape[1] != self.shape.dim:
@@ -350,7 +352,7 @@ class PAWN(Detector):
         """Take the weights after the last step."""
         if trained.net.steps == 0:
             raise StateError(
-                f"PAWN: expected a net that was trained, got {trained.seen} texts after "
+                f"PAWN: expected a net that was trained, got {plural(trained.seen, 'text')} after "
                 f"{trained.walks} walks. Fit it with fit or sonde.fit: fed by hand it sees rows "
                 "once, which is not enough."
             )

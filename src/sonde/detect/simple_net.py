@@ -17,6 +17,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
+from sonde.core.wording import plural
 from sonde.detect._metric import check_width
 from sonde.detect._noise_training import (
     EPSILON,
@@ -169,7 +170,8 @@ class SimpleNet(Detector):
         steps = net.discriminator.steps
         if trained.moments.n < 2 or steps == 0:
             raise StateError(
-                f"SimpleNet: expected a net that was trained, got {trained.moments.n} rows and "
+                f"SimpleNet: expected a net that was trained, got "
+                f"{plural(trained.moments.n, 'row')} and "
                 f"{steps} steps after {trained.walks} walks. Fit it on at least 2 rows with fit or "
                 "sonde.fit: fed by hand it sees rows once, which is not enough."
             )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sonde.findings._places import places
-from sonde.findings._text import percent
+from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Finding, Level, Rule
@@ -35,7 +35,7 @@ def amount(deltas: Deltas, tau: float) -> str:
     """Return the size of a difference and its limit in words."""
     return (
         f"{percent(deltas.worst)} of the spread between rows (limit {percent(tau)}; "
-        f"{deltas.n_rows} rows)"
+        f"{plural(deltas.n_rows, 'row')})"
     )
 
 

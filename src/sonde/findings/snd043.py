@@ -12,7 +12,7 @@ from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND043(Rule):
-    """Share of examples cut at the context, and of tokens lost."""
+    """Share of examples cut at the context or at ``--max-length``, and of tokens lost."""
 
     examples: float = 0.05
     tokens: float = 0.2
@@ -22,8 +22,9 @@ class SND043(Rule):
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = "What was cut off was never seen: these states are of other inputs."
     how: ClassVar[str] = (
-        "Counters of the reader: examples cut at the context, and tokens lost of all tokens. Any "
-        "is a note, 5 % of the examples or 20 % of the tokens a warning."
+        "Counters of the reader: examples cut at the model's context, or at --max-length where "
+        "that is less, and tokens lost of all tokens. Any is a note, 5 % of the examples or 20 % "
+        "of the tokens a warning."
     )
     plant: ClassVar[str] = "Texts of three times the context."
     twin: ClassVar[str] = "Texts of exactly the context."
@@ -43,7 +44,7 @@ class SND043(Rule):
         severe = share >= self.examples or lost >= self.tokens
         sentence = (
             f"{data.n_truncated:,} of {plural(data.n, 'example')} ({percent(share, 3)}) were cut "
-            f"at the model's context; {percent(lost)} of all tokens were lost."
+            f"at the context or --max-length; {percent(lost)} of all tokens were lost."
         )
         return self.raised(
             Finding(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.tensors import as_tensor
+from sonde.core.wording import plural
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
     """
     found = as_tensor(name, values, "labels").detach().cpu().flatten()
     if len(found) != n_rows:
-        raise InputError(f"{name}: expected a label for each of {n_rows} rows, got {len(found)}.")
+        raise InputError(
+            f"{name}: expected a label for each of {plural(n_rows, 'row')}, got {len(found)}."
+        )
     if not bool(((found == 0) | (found == 1)).all()):
         raise InputError(f"{name}: expected labels of 0 (usual) and 1 (unusual).")
     return found.bool()

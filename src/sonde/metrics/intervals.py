@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
+from sonde.core.wording import plural
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -87,7 +88,9 @@ def members(group: Any, n_rows: int) -> Int[Tensor, "row"]:
         return torch.arange(n_rows)
     found = group.detach().cpu().flatten() if isinstance(group, Tensor) else _flat(group)
     if len(found) != n_rows:
-        raise InputError(f"metrics: expected a group for each of {n_rows} rows, got {len(found)}.")
+        raise InputError(
+            f"metrics: expected a group for each of {plural(n_rows, 'row')}, got {len(found)}."
+        )
     if isinstance(found, Tensor):
         return torch.unique(found, return_inverse=True)[1]
     try:
@@ -124,7 +127,7 @@ def measured(
     if low == high:
         flags = ("saturated",)
     conventions = {
-        "se": f"bootstrap of {int(member.max()) + 1} groups, {len(found)} resamples",
+        "se": f"bootstrap of {plural(int(member.max()) + 1, 'group')}, {len(found)} resamples",
         "seed": bootstrap.seed,
         "undefined_resamples": len(found) - len(kept),
         **fields.pop("conventions", {}),

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.metrics._ranked import kinds, numbers
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
 from sonde.stats.auroc import midranks
@@ -46,7 +47,8 @@ def auroc_within(
     won, pairs = _pairs(values, positive, member)
     if not bool(pairs.any()):
         raise InputError(
-            f"auroc_within: expected a group with usual and unusual rows, got {len(pairs)} groups "
+            f"auroc_within: expected a group with usual and unusual rows, got "
+            f"{plural(len(pairs), 'group')} "
             "of one kind each. Score several rows of each group."
         )
     first = torch.full((len(pairs),), len(values))

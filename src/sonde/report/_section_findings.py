@@ -90,7 +90,7 @@ def _banner(report: dict[str, Any]) -> Markup:
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
         part = share(done / max(total, 1), 2)
-        text = f"Stopped after {part}: {done:,} of {total:,} units were read."
+        text = f"Stopped after {part}: {done:,} of {plural(total, 'unit')} were read."
         said.append(text if done < total else "Stopped before every result was computed.")
     if report["shows_inputs"]:
         said.append("This report shows inputs (--show-inputs). Mind who may read it.")

@@ -89,7 +89,8 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
         said = f"Most often confused: {shown(worst['label'], 60)}, taken for "
         said += shown(worst["predicted"], 60)
         parts.insert(
-            1, el("p", f"{said} ({worst['n']:,} rows, {share(worst['share'])} of the label).")
+            1,
+            el("p", f"{said} ({plural(worst['n'], 'row')}, {share(worst['share'])} of the label)."),
         )
     return section("labels", "Labels", *parts)
 

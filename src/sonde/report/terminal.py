@@ -136,7 +136,9 @@ def _head(report: dict[str, Any], width: int) -> Iterator[str]:
     yield "-" * width
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
-        text = f"stopped after {share(done / max(total, 1), 2)} ({done:,} of {total:,} units)"
+        text = (
+            f"stopped after {share(done / max(total, 1), 2)} ({done:,} of {plural(total, 'unit')})"
+        )
         text = text if done < total else "stopped before every result was computed"
         yield from wrap(text, width)
     if report["shows_inputs"]:

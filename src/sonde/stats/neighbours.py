@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 
 CHUNK = 1024
 PRODUCTS = 1 << 22  # entries of a product that are looked at at once
@@ -53,7 +54,7 @@ def nearest(
         Pairs of one group are left out.
     """
     if not 1 <= k <= len(y):
-        raise InputError(f"nearest: expected k between 1 and {len(y)} rows, got {k}.")
+        raise InputError(f"nearest: expected k between 1 and {plural(len(y), 'row')}, got {k}.")
     found: list[Tensor] = []
     values: list[Tensor] = []
     for start, rough in distance_chunks(x, y, chunk):

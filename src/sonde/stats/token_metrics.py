@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import ShapeError
+from sonde.core.wording import plural
 
 TOKEN_METRICS: Final = (
     "log_p",
@@ -56,7 +57,8 @@ def token_metrics(
     n_tokens = logits.shape[1]
     if source is None and len(token) != len(logits):
         raise ShapeError(
-            f"token_metrics: expected a token for each of {len(logits)} rows of logits, got "
+            f"token_metrics: expected a token for each of {plural(len(logits), 'row')} of "
+            "logits, got "
             f"{len(token)}. Pass source= where only some rows count."
         )
     if len(token) and not 0 <= int(token.min()) <= int(token.max()) < n_tokens:

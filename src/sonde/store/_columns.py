@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StoreError
+from sonde.core.wording import plural
 from sonde.store.layout import ARROW_TYPES, Column
 
 EXTRA, CHOSEN = "extra_", "column_"
@@ -147,7 +148,9 @@ def chosen_column(name: str, values: Sequence[Any], n: int, kind: str) -> pa.Arr
         If there are more or fewer values, or a whole number is too large.
     """
     if len(values) != n:
-        raise InputError(f"write_store: expected {n} values of {name!r}, got {len(values)}.")
+        raise InputError(
+            f"write_store: expected {plural(n, 'value')} of {name!r}, got {len(values)}."
+        )
     if kind == "text":
         values = [None if v is None else str(v) for v in values]
     try:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from sonde.core.wording import plural
 from sonde.store._columns import CHOSEN
 from sonde.store.layout import EXAMPLES, Manifest
 
@@ -62,7 +63,7 @@ def _values(part: pa.RecordBatch, n_rows: int) -> Iterator[str]:
         yield f"Arrow refuses it: {error}"
         return
     if part.num_rows != n_rows:
-        yield f"a batch has {part.num_rows} rows, its record says {n_rows}"
+        yield f"a batch has {plural(part.num_rows, 'row')}, its record says {n_rows}"
     known = [name for name in part.schema.names if not name.startswith(CHOSEN)]
     nulls = [name for name in known if part.column(name).null_count]
     if nulls:
@@ -76,14 +77,14 @@ def _orders(
     order = examples.column("order").to_pylist()
     twice = len(order) - len(set(order)) + len(seen & set(order))
     if twice:
-        yield EXAMPLES, f"{twice} examples of unit {unit} stand there twice"
+        yield EXAMPLES, f"unit {unit} holds {plural(twice, 'example')} twice"
     seen |= set(order)
     if manifest is None:
         return
     low, high = manifest.bounds[unit], manifest.bounds[unit + 1]
     outside = [o for o in order if not low <= o < high]
     if outside:
-        yield EXAMPLES, f"{len(outside)} examples are not of unit {unit}"
+        yield EXAMPLES, f"unit {unit} holds {plural(len(outside), 'example')} of others"
         return
     groups = examples.column("group_key").to_pylist()
     if any(manifest.group_keys[o] != g for o, g in zip(order, groups, strict=True)):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.errors import ForwardError, SondeError
 from sonde.core.inputs import InputBatch
+from sonde.core.wording import plural
 
 ABOUT_SIZES = re.compile(r"\b(sizes?|shapes?)\b|index out of range in self", re.IGNORECASE)
 ABOUT_INPUTS = re.compile(
@@ -56,7 +57,7 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
         reason = said.partition("\n")[0]
         raise ForwardError(
             f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
-            f"({len(batch)} examples from {batch.ids[0]} on): {reason.rstrip('.')}. "
+            f"({plural(len(batch), 'example')} from {batch.ids[0]} on): {reason.rstrip('.')}. "
             "Give inputs of the kind and size that it is made for."
         ) from error
 

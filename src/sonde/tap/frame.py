@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import InputBatch
+from sonde.core.wording import plural
 from sonde.tap._shared import Shared
 from sonde.tap._vary import token_ids
 
@@ -79,7 +80,7 @@ class Frame:
     def check(self, n: int) -> None:
         """Refuse states of another number of examples."""
         if n != self.n:
-            raise ShapeError(f"expected {self.n} examples, got {n} in the states.")
+            raise ShapeError(f"expected {plural(self.n, 'example')}, got {n} in the states.")
 
     @cached_property
     def first(self) -> Int[Tensor, "example"]:

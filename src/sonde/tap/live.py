@@ -17,6 +17,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.tap._choose import Kind, choose_kinds
 from sonde.tap._forward import forward_on
 from sonde.tap._inputs import right_padded
@@ -241,7 +242,7 @@ class LiveStream(Stream):
             if isinstance(error, SondeError) or not is_out_of_memory(error):
                 raise
             raise MachineError(
-                f"out of memory with {len(batch)} examples in a forward. "
+                f"out of memory with {plural(len(batch), 'example')} in a forward. "
                 f"Try --batch-size {max(1, len(batch) // 2)}."
             ) from error
         perturbed = None

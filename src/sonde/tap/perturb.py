@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.core.errors import InputError
 from sonde.core.perturbation import Perturbation
+from sonde.core.wording import plural
 from sonde.tap._hooks import Session
 from sonde.tap.outputs import replaced
 from sonde.tap.probe import find_logits
@@ -92,7 +93,8 @@ def _logits(output: Any, n: int) -> Tensor:
     if logits is None or logits.ndim != 2 or len(logits) != n:
         shape = "none" if logits is None else f"shape {tuple(logits.shape)}"
         raise InputError(
-            f"perturb: expected a classifier's logits, one row for each of {n} examples, got "
+            f"perturb: expected a classifier's logits, one row for each of "
+            f"{plural(n, 'example')}, got "
             f"{shape}. Read a classifier of images or features."
         )
     return logits

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.data.columns import IMAGE_NAMES
 from sonde.data.folders import ImageFolder
 from sonde.data.images import decode, stored
@@ -102,7 +103,8 @@ def _map(
     if sorted(place.tolist()) != [*range(height * width)]:
         raise InputError(
             f"evaluate: expected a line for each of {height} x {width} patches of an image, got "
-            f"{len(place)} lines. Read with a reducer of patches, and score with --reduction rows."
+            f"{plural(len(place), 'line')}. Read with a reducer of patches, and score with "
+            "--reduction rows."
         )
     cells = np.stack([place // width, place % width], axis=1)
     return score_map(torch.as_tensor(scores), torch.as_tensor(cells), size, sigma)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.data.columns import STEPS
 from sonde.data.trajectory import RIGHT, first_error_of
 from sonde.metrics import auroc, joint_match, localisation, step_f1
@@ -165,7 +166,9 @@ def _require_steps(item: np.ndarray, place: np.ndarray, lengths: Mapping[int, in
     if wrong:
         i = int(wrong[0])
         raise InputError(
-            f"evaluate: expected a line for each of the {lengths[i]} steps of item {i}, got "
-            f"{int((item == i).sum())} lines. Read with the reducer steps, whole, and score with "
+            f"evaluate: expected a line for each of the {plural(lengths[i], 'step')} of item "
+            f"{i}, got "
+            f"{plural(int((item == i).sum()), 'line')}. Read with the reducer steps, whole, and "
+            "score with "
             "--reduction rows."
         )

@@ -20,6 +20,7 @@ from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.run.passes.chain import walk_chain
 from sonde.run.passes.ledger import Ledger
 from sonde.run.passes.ranges import RangeJob, Tick, commit_range, token_in
@@ -46,7 +47,7 @@ class Interrupted(SondeError):
     def __init__(self, partial: "Outcome", directory: Path | None, first: bool = True) -> None:
         self.partial, self.directory, self.first = partial, directory, first
         super().__init__(
-            f"interrupted after {partial.done} of {partial.total} units"
+            f"interrupted after {partial.done} of {plural(partial.total, 'unit')}"
             f"{', in training.' if partial.learning and partial.done == partial.total else '.'}"
             f"{_kept(partial, directory, first)}"
         )

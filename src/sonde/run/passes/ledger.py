@@ -17,6 +17,7 @@ from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json, require_finite
 from sonde.core.statefile import check_state, read_state, state_type, write_state
+from sonde.core.wording import plural
 from sonde.run.passes.units import (
     Counters,
     Range,
@@ -175,7 +176,8 @@ class Ledger:
         missing = self.missing()
         if missing:
             raise StateError(
-                f"Ledger.finish: {sum(b - a for a, b in missing)} of {self.plan.n_units} units are "
+                f"Ledger.finish: {sum(b - a for a, b in missing)} of "
+                f"{plural(self.plan.n_units, 'unit')} are "
                 f"not committed, the first at {missing[0][0]}. Run them, then finish."
             )
         self.compact()

@@ -13,6 +13,7 @@ from pyarrow import json as arrow_json
 
 from sonde.core.errors import InputError
 from sonde.core.files import atomic_write
+from sonde.core.wording import plural
 
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 NEEDED = ("id", "site", "instrument", "score")
@@ -115,7 +116,7 @@ def checked(table: pa.Table, where: str) -> pa.Table:
         lacking = f" without {', '.join(missing)}" if missing else ""
         raise InputError(
             f"evaluate: expected rows with the columns {', '.join(NEEDED)} in {where}, got "
-            f"{table.num_rows} rows{lacking}. Write the table with `sonde score`."
+            f"{plural(table.num_rows, 'row')}{lacking}. Write the table with `sonde score`."
         )
     if twice := [name for name in (*NEEDED, "p") if names.count(name) > 1]:
         raise InputError(
@@ -127,7 +128,8 @@ def checked(table: pa.Table, where: str) -> pa.Table:
         if table[name].null_count:
             raise InputError(
                 f"evaluate: expected a {name} in every row of {where}, got "
-                f"{table[name].null_count} rows without. Write the table with `sonde score`."
+                f"{plural(table[name].null_count, 'row')} without. Write the table with `sonde "
+                "score`."
             )
         table = table.set_column(names.index(name), name, table[name].cast(pa.string()))
     return table
