@@ -5,6 +5,10 @@ from transformers import GenerationConfig
 
 import sonde
 from sonde.core import InputError
+from sonde.run.passes.storing import filled_by
+from sonde.run.workers.crew import Crew
+from sonde.store import write_store
+from sonde.store.writing import StoreWriter
 
 PROMPTS = [{"text": "def main("}, {"text": "import os"}, {"text": "class Reader:"}]
 MODEL = "sonde:stdlib"
@@ -62,6 +66,16 @@ def test_a_generation_config_is_taken_apart():
 def test_wrong_settings_are_refused_before_anything_runs(settings, message):
     with pytest.raises(InputError, match=message):
         sonde.read(MODEL, PROMPTS, generate=settings)
+
+
+def test_memory_is_counted_for_batches_as_long_as_texts_may_become(tmp_path):
+    how = {"reducer": "tokens", "sites": "model.layers.0", "batch_size": 3}
+    stream = sonde.read(MODEL, PROMPTS * 10, generate="max_new_tokens=100", **how)
+    with pytest.raises(InputError, match=r"rows on their way .* \(batches of 3 examples\)"):
+        write_store(stream, tmp_path / "acts", fill=filled_by(Crew(), memory=1))
+    short = sonde.read(MODEL, PROMPTS * 10, **how)
+    held = [StoreWriter(s, tmp_path / "a", 256).held_bytes(3) for s in (stream, short)]
+    assert held[0] - held[1] >= 2 * 3 * 100 * 192 * 4  # two batches, 100 tokens of 192 float32
 
 
 def test_pieces_of_a_text_and_arrays_are_no_prompts():

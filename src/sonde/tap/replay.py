@@ -154,6 +154,11 @@ class ReplayInputs(Inputs):
         return self.prompts.source_rows
 
     @property
+    def batch_size(self) -> int:
+        """Most texts of a batch, where the prompts say it."""
+        return self.prompts.batch_size  # type: ignore[attr-defined]
+
+    @property
     def new_tokens(self) -> int | None:
         """How many tokens are generated at most, or None where ``max_new_tokens`` is not given."""
         return self.generate.get("max_new_tokens")
