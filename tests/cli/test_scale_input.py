@@ -97,11 +97,13 @@ SIZES = ["-1", "-8GiB", "0", "0GiB", "nan", "inf", "lots", "8 apples", "1e30", "
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("command", ["fit covariance", "scan", "read"])
+@pytest.mark.parametrize("command", ["fit covariance", "scan", "read", "score", "calibrate"])
 def test_absurd_memory_is_refused_before_the_work(run, place, tmp_path, command, size, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    suffix = ".json" if command == "scan" else ".sonde"
-    words = [*command.split(), "-", place / "rows.npz", "-o", f"a{suffix}", f"--memory={size}"]
+    suffix = {"scan": ".json", "score": ".csv"}.get(command, ".sonde")
+    probe = [place / "probe.sonde"] if command in ("score", "calibrate") else []
+    words = [*command.split(), *probe, "-", place / "rows.npz"]
+    words += ["-o", f"a{suffix}", f"--memory={size}"]
     assert "--memory" in run(*words).error()
     assert list(tmp_path.iterdir()) == []
 

@@ -11,11 +11,13 @@ from sonde.cli._fitted import alarm, in_place_of
 from sonde.cli._table import legend, table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
+    MemoryWord,
     Printing,
     ProbeWord,
     Reading,
     SourceDataWord,
     SourceWord,
+    memory_bytes,
     named,
     source_of,
 )
@@ -62,6 +64,7 @@ class Calibrate:
         tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
     ] = "auto"
     threads: Annotated[int | None, named("N", "threads that compute")] = None
+    memory: MemoryWord = None
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
 
@@ -75,13 +78,14 @@ class Calibrate:
 
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}.")
+        memory = memory_bytes(self.memory)
         check_file(self.output, self.model, self.data)
         fitted = Fitted.load(self.probe)
         model, data = source_of("calibrate", self.model, self.data, self.reading)
         options = options_of(self.reading)
         quiet = self.printing.quiet
         options |= {"reduction": self.reduction, "by": self.by}
-        options |= {"guarantee": self.guarantee, "delta": self.delta}
+        options |= {"guarantee": self.guarantee, "delta": self.delta, "memory": memory}
         with using_threads(self.threads):
             found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
         names = dict(enumerate(found.label_names))

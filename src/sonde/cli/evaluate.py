@@ -61,6 +61,7 @@ class Evaluate:
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
         self.running.crew()
+        self.running.memory_bytes()
         self.known.check()
         if self.known.n_kinds:
             return self._held_against()
@@ -135,6 +136,7 @@ class Evaluate:
         fitted = Fitted.load(Path(self.inputs[0]))
         options = options_of(self.reading) | self.running.worker_options()
         options["progress"] = not self.printing.quiet
+        options["memory"] = self.running.memory_bytes()
         if len(self.inputs) == 3:
             for place in self.inputs[1:]:
                 if not is_store(Path(place)):

@@ -55,6 +55,15 @@ ProbeWord = Annotated[
     named("PROBE", "a file that sonde fit wrote"),
 ]
 
+MemoryWord = Annotated[
+    str | None,
+    named(
+        "SIZE",
+        "most memory for what is held at once: states, rows on their way, scores; e.g. 8GiB "
+        "(default: 80 percent of what is free)",
+    ),
+]
+
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
 
@@ -76,6 +85,21 @@ def parse_bytes(text: str) -> int:
         raise InputError(f"--memory: expected a size such as 8GiB or 500MB, got {text!r}.")
     power = " KMGT".index(match[2].upper() or " ")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def memory_bytes(text: str | None) -> int | None:
+    """Return ``--memory`` in bytes.
+
+    Raises
+    ------
+    InputError
+        If it is no size, or more than this machine has.
+    """
+    from sonde.run.passes.memory import check_limit
+
+    limit = None if text is None else parse_bytes(text)
+    check_limit(limit)
+    return limit
 
 
 def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
@@ -263,6 +287,7 @@ class Workers:
         str | None,
         named("HOST:PORT", "a running Ray cluster, or auto; without it one starts here"),
     ] = None
+    memory: MemoryWord = None
 
     def crew(self) -> "Crew":
         """Return who works, refused where it contradicts itself or Ray is not installed."""
@@ -275,6 +300,10 @@ class Workers:
         check_crew(found)
         return found
 
+    def memory_bytes(self) -> int | None:
+        """Return ``--memory`` in bytes, refused where this machine does not have them."""
+        return memory_bytes(self.memory)
+
     def worker_options(self) -> dict[str, Any]:
         """Return the named options of ``sonde.fit`` about workers."""
         return {name: getattr(self, name) for name in ("workers", "threads", "runner", "address")}
@@ -284,14 +313,6 @@ class Workers:
 class Running(Workers):
     """How the run is driven."""
 
-    memory: Annotated[
-        str | None,
-        named(
-            "SIZE",
-            "most memory for states, or rows on their way to disk, e.g. 8GiB (default: 80 percent "
-            "of what is free)",
-        ),
-    ] = None
     unit_size: Annotated[int, tyro.conf.arg(help="examples that are committed together")] = 256
     resume: Annotated[
         bool,
@@ -304,10 +325,6 @@ class Running(Workers):
         False
     )
 
-    def memory_bytes(self) -> int | None:
-        """Return ``--memory`` in bytes."""
-        return None if self.memory is None else parse_bytes(self.memory)
-
     def check(self, directory: Path | None, started: str = "plan.json") -> None:
         """Refuse absurd numbers, and ``--resume`` where nothing can be resumed.
 
@@ -316,10 +333,8 @@ class Running(Workers):
         InputError
             With what is wrong.
         """
-        from sonde.run.passes.memory import check_limit
-
         self.crew()
-        check_limit(self.memory_bytes())
+        self.memory_bytes()
         if self.unit_size < 1:
             raise InputError(f"--unit-size: expected at least 1, got {self.unit_size}.")
         if self.resume and (directory is None or not (directory / started).exists()):

@@ -20,6 +20,7 @@ from sonde.run.passes.progress import Bar
 from sonde.run.reading.read import ARRAYS
 from sonde.run.reading.recipe import recipe_in, recipe_of
 from sonde.run.scoring.batches import reduction_of
+from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
 from sonde.stats import By, Calibrated, Kept
 from sonde.store import is_store
@@ -38,6 +39,7 @@ def calibrate(
     by: str | None = None,
     guarantee: Guarantee = "marginal",
     delta: float = 0.05,
+    memory: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Fitted:
@@ -67,6 +69,8 @@ def calibrate(
     guarantee : {"marginal", "pac"}, default="marginal"
         The rate holds on average over calibration sets, or for this one with ``1 - delta``.
     delta : float, default=0.05
+    memory : int or None, default=None
+        Bytes that detectors and rows may take; None is 80 % of the free memory.
     progress : bool, default=True
     **options
         Named options of ``sonde.read``.
@@ -74,7 +78,8 @@ def calibrate(
     Raises
     ------
     InputError
-        If the bundle was fitted on this very data: its scores there are no guide to new rows.
+        If the bundle was fitted on this very data: its scores there are no guide to new rows; or if
+        it would not fit into the memory.
     CalibrationError
         If there are no classes to calibrate by.
     StateError
@@ -97,6 +102,8 @@ def calibrate(
             "calibrate: expected at least one example that the detectors were not fitted on, got "
             f"{len(stream)}. Calibrate on other rows."
         )
+    needed = needs_of_scoring(fitted, stream, keeps_table=False)
+    check_scoring_memory(needed, memory, "calibrate")
     say_cost(stream, shown=progress)
     with Bar("calibrate", len(stream), progress) as bar:
         held = held_scores(tasks, fitted.scorers, stream, kept, bar, in_groups)

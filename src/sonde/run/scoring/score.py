@@ -15,6 +15,7 @@ from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
 from sonde.run.scoring._apart import can_score_apart, score_apart
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
+from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
 from sonde.run.workers.crew import Crew, Runner
 
@@ -30,6 +31,7 @@ def score(
     threads: int | None = None,
     runner: Runner = "local",
     address: str | None = None,
+    memory: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> pa.Table:
@@ -51,6 +53,8 @@ def score(
         How many of the most unusual layers, units, and tokens or patches each line names.
     workers, threads, runner, address
         As in ``sonde.fit``; plain arrays are scored in this process.
+    memory : int or None, default=None
+        Bytes that detectors, rows and the table may take; None is 80 % of the free memory.
     progress : bool, default=True
     **options
         Named options of ``sonde.read``.
@@ -71,11 +75,16 @@ def score(
 
     Raises
     ------
+    InputError
+        If it would not fit into the memory.
     StateError
         If the bundle was fitted for another model, site or reducer, or holds no detector.
     """
     stream = open_for(fitted, model, data, **options)
     crew = Crew(workers, runner, address)
+    how: dict[str, Any] = {"reduction": reduction, "explain": explain}
+    needed = needs_of_scoring(fitted, stream, workers=crew.workers_here, **how)
+    check_scoring_memory(needed, memory)
     say_cost(stream, shown=progress)
     batches: list[pa.RecordBatch] = []
     if crew.is_apart and can_score_apart(stream):

@@ -1,0 +1,109 @@
+"""How much memory scoring takes, before it starts."""
+
+from dataclasses import dataclass
+
+import torch
+
+from sonde.core.derived import innermost
+from sonde.core.errors import InputError
+from sonde.core.plan import UNIT_SIZE
+from sonde.core.reduction import AUTO
+from sonde.core.state import size_bytes
+from sonde.core.stream import Stream
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.passes.memory import BASE, COPIES, SLACK, allowed_bytes
+from sonde.run.passes.progress import gib
+from sonde.run.scoring.batches import reduction_of
+from sonde.tap import LiveStream
+
+LINE_BYTES = 64
+"""Of a line of the table: its numbers, and where its texts end."""
+UNIT_BYTES = 64
+"""Of a line for each layer, unit and position that it names."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What scoring holds at once.
+
+    Parameters
+    ----------
+    scorers_bytes : int
+        The states of a bundle and its detectors, in each process.
+    rows_bytes : int
+        One batch of rows, in each process.
+    n_lines : int
+        Lines of the table; 0 where none is kept.
+    table_bytes : int
+    n_processes : int, default=1
+    """
+
+    scorers_bytes: int
+    rows_bytes: int
+    n_lines: int
+    table_bytes: int
+    n_processes: int = 1
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        each = self.scorers_bytes + COPIES * self.rows_bytes
+        return round(SLACK * (self.n_processes * each + self.table_bytes)) + BASE * self.n_processes
+
+
+def needs_of_scoring(
+    fitted: Fitted,
+    stream: Stream,
+    *,
+    workers: int = 0,
+    reduction: str = AUTO,
+    explain: int = 0,
+    keeps_table: bool = True,
+) -> Needs:
+    """Return what scoring a stream takes at most."""
+    n, per = len(stream), _rows_of_an_example(stream)
+    width = {s.key: s.dim * getattr(torch, s.dtype).itemsize for s in stream.schema}
+    live = innermost(stream)
+    inputs = live.inputs if isinstance(live, LiveStream) else None
+    asked = getattr(inputs, "batch_size", UNIT_SIZE)
+    one = sum(per[key] * size for key, size in width.items())
+    n_lines = table = 0
+    for task, name in zip(fitted.tasks, fitted.names, strict=True):
+        if name not in fitted.scorers or not keeps_table:
+            continue
+        whole = reduction_of(fitted, task, reduction) is not None
+        lines = round(n * (1 if whole else per.get(task.keys[0], 1)))
+        n_lines += lines
+        table += lines * (LINE_BYTES + sum(map(len, name)) + explain * UNIT_BYTES)
+    held = sum(map(size_bytes, [*fitted.states.values(), *fitted.scorers.values()]))
+    return Needs(held, round(min(n, asked) * one), n_lines, table, workers + 1)
+
+
+def _rows_of_an_example(stream: Stream) -> dict[str, float]:
+    """Return how many rows an example has at each site: those of the first ones where it varies."""
+    found = dict.fromkeys((s.key for s in stream.schema), 1.0)
+    varying = [s.key for s in stream.schema if not s.reducer.one_row]
+    if varying and len(stream):
+        first = stream.first_batch()
+        found |= {key: len(first.example[key]) / len(first) for key in varying}
+    return found
+
+
+def check_scoring_memory(needed: Needs, limit: int | None, command: str = "score") -> None:
+    """Refuse to score what would not fit.
+
+    Raises
+    ------
+    InputError
+        With what it takes, what there is, and how to need less; or if the limit is absurd.
+    """
+    allowed = allowed_bytes(limit)
+    if needed.total_bytes > allowed:
+        table = f", a table of {needed.n_lines:,} lines {gib(needed.table_bytes)}"
+        raise InputError(
+            f"{command}: this would take about {gib(needed.total_bytes)} (the detectors "
+            f"{gib(needed.scorers_bytes)}, a batch of rows {gib(needed.rows_bytes)} in each of "
+            f"{needed.n_processes} processes{table if needed.n_lines else ''}) and {gib(allowed)} "
+            "are allowed. Take a smaller --batch-size, fewer --workers or less of the data "
+            "(--limit), or raise --memory."
+        )
