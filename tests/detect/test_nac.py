@@ -4,12 +4,17 @@ import torch
 from PIL import Image
 
 import sonde
+from models import t5
+from sonde.core import Model
 from sonde.core.errors import InputError, ShapeError, SondeWarning, StateError
 from sonde.data.shipped import Digits
 from sonde.detect import NAC
 from sonde.detect.nac import InfluenceCounts
 from sonde.stats.influence_bins import thresholds
 from sonde.studies._separation import area, fitted_on, scores_of
+from sonde.tap import live_stream
+from sonde.tap.objectives import kl_uniform
+from tap_inputs import Texts
 
 Z = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]], dtype=torch.float64)
 QUERY = torch.tensor([[0.0, 0.2], [3.0, -3.0], [-0.5, 0.9]], dtype=torch.float64)
@@ -141,3 +146,32 @@ def test_products_too_small_for_the_histogram_are_said():
     with pytest.raises(StateError, match="Give a number as alpha"):
         NAC().fit(x, grad=grad * 1e-14)
     assert float(NAC(alpha=2e13).fit(x, grad=grad * 1e-14).value) > 0.1
+
+
+@pytest.mark.truth("the gradient of the same scalar, each text in a batch of its own")
+def test_an_encoder_decoder_needs_to_be_told_which_prediction_counts():
+    net = t5()
+    draw = torch.Generator().manual_seed(0)
+    texts, targets = (
+        [torch.randint(3, 60, (n + i % 3,), generator=draw).tolist() for i in range(24)]
+        for n in (5, 3)
+    )
+    model = Model(net, config=net.config, task="seq2seq")
+
+    def read(objective, batch_size=4):
+        inputs = Texts(texts, batch_size, special=False, targets=targets)
+        return live_stream(model, inputs, "encoder.block.1", "mean", objective=objective)
+
+    with pytest.raises(InputError, match=r"'kl_uniform'.*encoder-decoder.*outputs.logits\[:, 0\]"):
+        sonde.fit(NAC(), read("kl_uniform"), progress=False)
+
+    def first(outputs, batch):
+        return kl_uniform(outputs.logits[:, 0])
+
+    probe = sonde.fit(NAC(), read(first), calibrate=0, progress=False)
+    together, alone = (
+        np.asarray(sonde.score(probe, read(first, size), progress=False)["score"])
+        for size in (4, 1)
+    )
+    np.testing.assert_allclose(together, alone, atol=0.05)
+    assert len(set(together.tolist())) > 12

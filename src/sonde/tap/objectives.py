@@ -53,7 +53,8 @@ def value(
     Raises
     ------
     InputError
-        If a named objective finds no logits, ``nll`` no labels, or a callable returns no scalar.
+        If a named objective finds no logits of the examples, ``nll`` no labels, or a callable
+        returns no scalar.
     """
     if callable(objective):
         scalar = objective(outputs, batch)
@@ -63,6 +64,13 @@ def value(
                 f"got {getattr(scalar, 'shape', type(scalar).__name__)}."
             )
         return scalar.reshape(())
+    if logits is None and "decoder_input_ids" in batch.kwargs:
+        raise InputError(
+            f"objective {objective!r}: expected one prediction for each example, got those of all "
+            "target tokens of an encoder-decoder, none of which stands for the example. Say in "
+            "Python which one counts, by a callable (outputs, batch) -> scalar as objective= of "
+            "sonde.read: for instance kl_uniform (sonde.tap.objectives) of outputs.logits[:, 0]."
+        )
     if logits is None:
         raise InputError(
             f"objective {objective!r}: expected a model with logits, found none. "
