@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StoreError
 from sonde.core.wording import plural
-from sonde.store.layout import ARROW_TYPES, Column
+from sonde.store.column import ARROW_TYPES, Column
 
 EXTRA, CHOSEN = "extra_", "column_"
 SHAPE = b"sonde.shape"

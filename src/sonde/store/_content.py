@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from sonde.core.wording import plural
 from sonde.store._columns import CHOSEN
-from sonde.store.layout import EXAMPLES, Manifest
+from sonde.store.layout import EXAMPLES
+from sonde.store.manifest import Manifest
 
 _IDS = {
     EXAMPLES: ("id", "key", "group_key", "order", "occurrence", "label"),

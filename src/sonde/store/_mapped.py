@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import StoreError
-from sonde.store.layout import AGAIN, MENDING, TORCH_TYPES
+from sonde.store.column import TORCH_TYPES
+from sonde.store.layout import AGAIN, MENDING
 
 DAMAGE = (
     OSError,

@@ -12,7 +12,9 @@ from sonde.core.errors import StoreError
 from sonde.core.plan import Plan
 from sonde.core.stream import Stream
 from sonde.store._identity import only_sites
-from sonde.store.layout import ARROW_TYPES, GROUPS, HEAD, Column, Manifest, pack_groups
+from sonde.store.column import ARROW_TYPES, Column
+from sonde.store.layout import GROUPS, HEAD
+from sonde.store.manifest import Manifest, pack_groups
 
 FILE_BYTES = 64 * 2**20
 KEEP = "keep"

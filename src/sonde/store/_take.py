@@ -12,7 +12,8 @@ from torch import Tensor
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, StoreError
 from sonde.store._mapped import DAMAGE, MappedFile
-from sonde.store.layout import AGAIN, MENDING, TORCH_TYPES, Column, row_file
+from sonde.store.column import TORCH_TYPES, Column
+from sonde.store.layout import AGAIN, MENDING, row_file
 from sonde.store.volume import Volume
 
 FILES_OPEN = 256

@@ -27,7 +27,8 @@ from sonde.store._identity import (
 )
 from sonde.store._later import counted_on
 from sonde.store.dataset import DataSet, class_names, common_schema
-from sonde.store.layout import DATA, MANIFEST, SITES, Manifest, read_manifest, sealed
+from sonde.store.layout import DATA, MANIFEST, SITES, sealed
+from sonde.store.manifest import Manifest, read_manifest
 from sonde.store.writing import Fill, StoreWriter, Tick, fill
 
 

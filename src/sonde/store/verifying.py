@@ -20,13 +20,11 @@ from sonde.store.layout import (
     RANGES,
     ROWS,
     VERSION,
-    Manifest,
     beside,
-    further_stores,
     is_sealed,
     read_json,
-    read_manifest,
 )
+from sonde.store.manifest import Manifest, further_stores, read_manifest
 from sonde.store.soundness import Fault, Soundness
 
 Span = tuple[int, int]

@@ -13,20 +13,18 @@ from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import StoreError
 from sonde.store._columns import EXTRA, SHAPE
 from sonde.store._mapped import DAMAGE, MappedFile, integers, numbers
+from sonde.store.column import Column
 from sonde.store.layout import (
     AGAIN,
     EXAMPLES,
     HEAD,
     MENDING,
-    Column,
-    Manifest,
     beside,
-    is_whole,
     read_json,
-    read_manifest,
     record_file,
     row_file,
 )
+from sonde.store.manifest import Manifest, is_whole, read_manifest
 
 Span = tuple[int, int]
 KEPT_OPEN = 1

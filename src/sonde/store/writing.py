@@ -25,20 +25,8 @@ from sonde.store._copies import Coming, to_host
 from sonde.store._files import HASHED_BYTES, MOST_HASHING, RangeFiles, Span
 from sonde.store._identity import difference
 from sonde.store._planned import files_beside, planned
-from sonde.store.layout import (
-    DATA,
-    EXAMPLES,
-    GROUPS,
-    HEAD,
-    MANIFEST,
-    RANGES,
-    ROWS,
-    SITES,
-    Manifest,
-    is_whole,
-    read_manifest,
-    sealed,
-)
+from sonde.store.layout import DATA, EXAMPLES, GROUPS, HEAD, MANIFEST, RANGES, ROWS, SITES, sealed
+from sonde.store.manifest import Manifest, is_whole, read_manifest
 from sonde.store.outputs import check_folder
 
 WAITING_BYTES = 64 * 2**20
