@@ -17,7 +17,8 @@ from sonde.data.inputs import ItemInputs
 from sonde.data.text_encoding import context_of
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay
-from sonde.tap.replay import ReplayInputs, parse_settings, settings_of
+from sonde.tap.decoding import parse_settings, settings_of
+from sonde.tap.replay import ReplayInputs
 
 ARRAYS = "-"
 AUTO = "auto"
