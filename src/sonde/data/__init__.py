@@ -4,13 +4,14 @@
 feature arrays without a model.
 """
 
+from sonde.data._model_kind import task_of
 from sonde.data.arrays import open_arrays
 from sonde.data.early import check_data
 from sonde.data.inputs import ItemInputs
 from sonde.data.kept import kept_for
 from sonde.data.labels import Labels
 from sonde.data.listing import Listing
-from sonde.data.loading import load, task_of
+from sonde.data.loading import load
 from sonde.data.opening import open_inputs
 from sonde.data.processors import PillowProcessor
 from sonde.data.special import special_ids

@@ -1,0 +1,189 @@
+"""A model from a directory: configuration, class and weights, refused unless all fit."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sonde.core.errors import InputError, near
+from sonde.core.inputs import Model
+from sonde.data._checkpoints import LIVE, config_dict
+from sonde.data._model_kind import config_of, task_of
+from sonde.data._quiet import quiet
+from sonde.data.processors import load_processor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LATER_INPUTS = {
+    "input_values": "audio",
+    "input_features": "audio",
+    "pixel_values_videos": "video",
+}
+
+
+def from_directory(
+    directory: Path, device: str, dtype: str, trust_remote_code: bool, processor: Any
+) -> Model:
+    """Return the model of a checkpoint, every parameter filled from it.
+
+    Raises
+    ------
+    InputError
+        If it wants to run code that is not allowed, reads what sonde does not, or is not whole.
+    """
+    with quiet():
+        config = _config(directory, trust_remote_code)
+        kind = _model_class(config, directory, trust_remote_code)
+        module = _weights(kind, config, directory, device, dtype, trust_remote_code)
+        _refuse_modality(module, config, directory)
+        if processor is None:
+            processor = load_processor(directory, module, config, trust_remote_code)
+    # The module's own configuration says how attention is computed, as that of a live one does.
+    return Model(module, processor, config_of(module) or config, str(directory), task_of(module))
+
+
+def _config(directory: Path, trust_remote_code: bool) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    written = config_dict(directory)
+    remote = written.get("auto_map")
+    known = written.get("model_type") in CONFIG_MAPPING
+    if remote and not known and not trust_remote_code:
+        raise InputError(
+            f"load: {directory} wants to run Python code that comes with it "
+            f"(model type {written.get('model_type')!r}). Read that code, then pass "
+            "trust_remote_code=True (--trust-remote-code)."
+        )
+    if not remote and not known:
+        names = near(str(written.get("model_type")), CONFIG_MAPPING)
+        raise InputError(
+            f"load: transformers does not know the model type {written.get('model_type')!r} in "
+            f"{directory / 'config.json'}.{names} {LIVE}"
+        )
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(f"load: cannot read {directory / 'config.json'}: {error}") from error
+
+
+def _model_class(config: Any, directory: Path, trust_remote_code: bool) -> Any:
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    _refuse_config(config, directory)
+    named: Sequence[str] = getattr(config, "architectures", None) or ()
+    if trust_remote_code and getattr(config, "auto_map", None):
+        return _remote_class(config.auto_map, transformers)
+    known = getattr(transformers, named[0], None) if named else None
+    if isinstance(known, type) and issubclass(known, transformers.PreTrainedModel):
+        return known
+    for mapping in (
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        auto.MODEL_MAPPING,
+    ):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple | list) else found
+    raise InputError(
+        f"load: no language model, classifier or base model for {type(config).__name__} "
+        f"({directory}). {LIVE}"
+    )
+
+
+def _remote_class(auto_map: dict[str, str], transformers: Any) -> Any:
+    for name in (
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+        "AutoModelForImageClassification",
+        "AutoModel",
+    ):
+        if name in auto_map:
+            return getattr(transformers, name)
+    raise InputError(
+        f"load: the checkpoint's code has no model class, only {sorted(auto_map)}. {LIVE}"
+    )
+
+
+def _refuse_config(config: Any, directory: Path) -> None:
+    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
+        raise InputError(f"load: {directory} reads images and text together. {LIVE}")
+    if hasattr(config, "audio_config"):
+        raise InputError(f"load: {directory} reads audio. {LIVE}")
+
+
+def _refuse_modality(module: nn.Module, config: Any, directory: Path) -> None:
+    wanted = getattr(module, "main_input_name", "input_ids")
+    video = "Video" in type(module).__name__ or hasattr(config, "tubelet_size")
+    kind = "video" if video else _LATER_INPUTS.get(wanted)
+    if kind is not None:
+        raise InputError(f"load: {directory} ({type(module).__name__}) reads {kind}. {LIVE}")
+
+
+def _weights(
+    kind: Any, config: Any, directory: Path, device: str, dtype: str, trust_remote_code: bool
+) -> nn.Module:
+    options: dict[str, Any] = {
+        "config": config,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "dtype": "auto" if dtype == "auto" else DTYPES[dtype],
+    }
+    if trust_remote_code:
+        options["trust_remote_code"] = True
+    if device == "map":
+        _need_accelerate()
+        options["device_map"] = "auto"
+    target = None if device == "map" else device_of(device)
+    try:
+        module, report = kind.from_pretrained(directory, **options)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"load: {directory} does not load as {kind.__name__}: {type(error).__name__}: {error}"
+        ) from error
+    _check_whole(report, kind.__name__, directory)
+    return module.eval() if target is None else module.to(target).eval()
+
+
+def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
+    missing = sorted(map(str, report.get("missing_keys") or ()))
+    uneven = sorted(str(m[0]) for m in report.get("mismatched_keys") or ())
+    if missing or uneven:
+        what = "without" if missing else "with other shapes for"
+        names = missing or uneven
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise InputError(
+            f"load: {directory} is a {kind} {what} {', '.join(names[:5])}{more}; these would be "
+            "random. "
+            "Name the class that the checkpoint was saved from in config.json (architectures), "
+            "or pass a live module."
+        )
+
+
+def _need_accelerate() -> None:
+    if importlib.util.find_spec("accelerate") is None:
+        raise InputError("load: device 'map' needs accelerate. Run: pip install 'accelerate>=1.10'")
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name, once something was put there; ``auto`` is the fastest here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"load: expected a device like auto, cpu, cuda, cuda:1, mps or map, got {name!r} "
+            f"({reason})."
+        ) from None
+    return found

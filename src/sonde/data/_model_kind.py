@@ -1,0 +1,37 @@
+"""What kind of model a module is, by its class and configuration."""
+
+import sys
+from typing import Any
+
+from torch import nn
+
+
+def task_of(module: nn.Module) -> str:
+    """Return what a module's outputs mean: see ``Model.task``."""
+    config = config_of(module)
+    if config is None:
+        return "tensor"
+    name = type(module).__name__
+    if "ForSequenceClassification" in name:
+        return "classifier"
+    if "ForImageClassification" in name:
+        return "image_classifier"
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder" if name.endswith("EncoderModel") else "seq2seq"
+    from transformers.models.auto import modeling_auto as auto
+
+    kind, causal = getattr(config, "model_type", ""), auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if name in causal.values() or name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal"
+    if kind in causal and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and "For" not in name:
+        return "causal"
+    return "encoder"
+
+
+def config_of(module: nn.Module) -> Any:
+    """Return the Hugging Face configuration of a module, or None."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None:
+        return None
+    config = getattr(module, "config", None)
+    return config if isinstance(config, transformers.PretrainedConfig) else None
