@@ -41,6 +41,14 @@ def test_terminal_text_fits_and_has_no_colour_in_a_pipe(run, place, monkeypatch)
     assert not use_color(True)
 
 
+@pytest.mark.parametrize(("columns", "widest"), [(40, 40), (20, 40), (200, 80), (None, 80)])
+def test_terminal_text_is_as_wide_as_the_terminal(run, place, monkeypatch, columns, widest):
+    monkeypatch.setattr("sonde.cli._table.terminal_width", lambda: columns)
+    monkeypatch.chdir(place)  # a path without blanks cannot be broken
+    lines = run("scan", "-", "half_nan.npz").out.splitlines()
+    assert max(map(len, lines)) == widest
+
+
 @pytest.mark.parametrize(
     ("gate", "code"),
     [

@@ -8,6 +8,7 @@ from textwrap import wrap
 
 LEAST_NAME = 12
 LEAST_TEXT = 20
+LEAST_WIDTH = 40
 PIPE_WIDTH = 80
 _DRAWN = re.compile("[\u2500-\u257f\x1b]")
 
@@ -15,6 +16,11 @@ _DRAWN = re.compile("[\u2500-\u257f\x1b]")
 def terminal_width() -> int | None:
     """Return the columns of the terminal; None where stdout is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def text_width() -> int:
+    """Return the columns that running text takes: the terminal's, from 40 to 80; 80 in a pipe."""
+    return min(max(terminal_width() or PIPE_WIDTH, LEAST_WIDTH), PIPE_WIDTH)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], shrinks: int = 1) -> str:

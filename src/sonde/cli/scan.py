@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._notes import say_notes
-from sonde.cli._table import filled
+from sonde.cli._table import filled, text_width
 from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_color
 from sonde.cli.options import (
     Printing,
@@ -195,6 +195,7 @@ class Scan:
         say(
             to_text(
                 report,
+                text_width(),
                 color=use_color(self.printing.no_color),
                 ascii=is_ascii(),
                 verbose=self.printing.verbose,
@@ -221,7 +222,7 @@ class Scan:
         if self.printing.json:
             say_json(found)
         else:
-            say(diff_to_text(found))
+            say(diff_to_text(found, text_width()))
         return 0
 
 

@@ -132,7 +132,7 @@ def _head(report: dict[str, Any], width: int) -> Iterator[str]:
         yield left + right.rjust(width - len(left))
     else:
         yield from wrap(left, width)
-        yield right
+        yield from wrap(right, width)
     yield "-" * width
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
