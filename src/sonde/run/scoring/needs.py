@@ -99,11 +99,12 @@ def check_scoring_memory(needed: Needs, limit: int | None, command: str = "score
     """
     allowed = allowed_bytes(limit)
     if needed.total_bytes > allowed:
+        each = f", in each of {needed.n_processes} processes" if needed.n_processes > 1 else ""
         table = f", a table of {needed.n_lines:,} lines {gib(needed.table_bytes)}"
         raise InputError(
             f"{command}: this would take about {gib(needed.total_bytes)} (the detectors "
-            f"{gib(needed.scorers_bytes)}, a batch of rows {gib(needed.rows_bytes)} in each of "
-            f"{needed.n_processes} processes{table if needed.n_lines else ''}) and {gib(allowed)} "
-            "are allowed. Take a smaller --batch-size, fewer --workers or less of the data "
-            "(--limit), or raise --memory."
+            f"{gib(needed.scorers_bytes)}, a batch of rows {gib(needed.rows_bytes)}{each}"
+            f"{table if needed.n_lines else ''}) and {gib(allowed)} are allowed. "
+            "Take a smaller --batch-size, fewer --workers or less of the data (--limit), or raise "
+            "--memory."
         )
