@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import sonde
 from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, StateError
 from sonde.detect import CLUE, KNN, Mahalanobis
@@ -241,3 +242,16 @@ def test_what_is_refused(fitted):
     other = fit([Mahalanobis(), KNN(k=5)], Stream.of(rows(300, 9)), progress=False)
     with pytest.raises(StateError, match="two calibrations of one fitted bundle"):
         merge_calibrations(one, calibrate(other, Stream.of(rows(60, 2)), progress=False))
+
+
+def test_texts_that_are_cut_into_chunks_are_told_once(capsys):
+    model = sonde.load("sonde:stdlib")
+    short = [{"text": f"x = {i}\n" * (1 + i % 5)} for i in range(60)]
+    probe = fit(Mahalanobis(), sonde.read(model, short, sites="layers.0"), progress=False)
+    mixed = [{"text": f"y = {i}\n" * (200 if i == 7 else 3)} for i in range(40)]
+    calibrate(probe, model, mixed, progress=True)
+    assert capsys.readouterr().err.count("note: 1 of 40 texts is longer than the context") == 1
+    calibrate(probe, model, mixed, progress=False)
+    assert "chunks" not in capsys.readouterr().err
+    calibrate(probe, model, mixed[8:], progress=True)
+    assert "chunks" not in capsys.readouterr().err

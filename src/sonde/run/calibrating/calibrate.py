@@ -1,5 +1,6 @@
 """``sonde.calibrate``: detectors that are fitted, calibrated on other rows."""
 
+import sys
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -17,6 +18,7 @@ from sonde.run.calibrating._held_scores import held_scores
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
+from sonde.run.reading.notes import notes_of
 from sonde.run.reading.read import ARRAYS
 from sonde.run.reading.recipe import recipe_in, recipe_of
 from sonde.run.scoring.batches import reduction_of
@@ -107,6 +109,8 @@ def calibrate(
     say_cost(stream, shown=progress)
     with Bar("calibrate", len(stream), progress) as bar:
         held = held_scores(tasks, fitted.scorers, stream, kept, bar, in_groups)
+    for text in notes_of(stream) if progress else ():
+        sys.stderr.write(f"note: {text}\n")
     states: States = {
         i: fitted.states[i] for i in requests(tasks.values(), fitted.split) if i in fitted.states
     }
