@@ -1,10 +1,12 @@
 """Runs on two devices that are not there, each part of it as a program: a line for each fault."""
 
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +23,13 @@ from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.detect import Energy, Mahalanobis
 from sonde.findings.lens import lens_evidence
-from sonde.measure import LayerCKA
+from sonde.measure import Covariance, LayerCKA
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
+from sonde.run.training.callback import Recorder
 from sonde.run.watching.guard import Guard
 from sonde.run.workers.job import Job
-from sonde.store import KeptRows
+from sonde.store import KeptRows, Store, write_store
 from sonde.tap import live_stream, replay
 from tap_inputs import Texts, texts
 
@@ -94,6 +97,8 @@ def model() -> Iterator[tuple[str, Callable[[], None]]]:
         yield "rows", lambda: _rows_alike(*streams)
         yield "fit of all layers", lambda: _fits_alike_on(LayerCKA(), *streams)
         yield "generated", lambda: _generated_alike(plain, spread)
+        yield "store", lambda: _stored_alike(*streams)
+        yield "curves of a training", lambda: _recorded_alike(plain, spread)
         yield "devices of a worker", lambda: _asked(KeptRows(streams[1], 1))
         yield "lens", lambda: _close(*(_value(lens_evidence(s).loss) for s in streams))
         yield (
@@ -128,6 +133,27 @@ def _rows_alike(here: Stream, there: Stream) -> None:
             devices.add(str(theirs.rows[key].device))
             _close(rows, theirs.rows[key])
     assert devices == {FIRST, SECOND}, devices
+
+
+def _stored_alike(*streams: Stream) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        places = [write_store(s, Path(folder) / str(i)) for i, s in enumerate(streams)]
+        for mine, theirs in zip(*map(Store, places), strict=True):
+            for key, rows in mine.rows.items():
+                _close(rows, theirs.rows[key])
+
+
+def _recorded_alike(*models: Model) -> None:
+    probe = [{"input_ids": [3 + i, 6, 7, 8]} for i in range(20)]
+    with tempfile.TemporaryDirectory() as folder:
+        results = []
+        for i, m in enumerate(models):
+            recorder = Recorder(Covariance(), probe, Path(folder) / str(i), sites="blocks")
+            recorder.record(m.module, 0)
+            results.append(dict(recorder.track.at(0)))
+        assert len(results[0]) == len(results[1]) == 3
+        for name, result in results[0].items():
+            _close(*(torch.as_tensor(r.value).double() for r in (result, results[1][name])))
 
 
 def _generated_alike(*models: Model) -> None:
