@@ -98,7 +98,7 @@ def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
 def test_many_sites_in_one_answer_keep_a_line_short(run, tmp_path):
     rng = np.random.default_rng(0)
     sites = {f"model.layers.{i}.mlp.down_proj:out": rng.normal(size=(60, 3)) for i in range(12)}
-    np.savez(tmp_path / "deep.npz", allow_pickle=False, label=np.arange(60) % 2, **sites)
+    np.savez(tmp_path / "deep.npz", label=np.arange(60) % 2, **sites)
     words = ("-", tmp_path / "deep.npz", "-o", tmp_path / "a.sonde")
     ran = run("fit", "layer_cka,cka,clue", *words)
     assert "model.layers.{0..11}.mlp.down_proj:out (12)" in ran.out

@@ -122,7 +122,7 @@ def test_errors_name_the_item(gpt2):
 @pytest.mark.truth("the arrays as they stand")
 def test_feature_arrays_have_them_too(tmp_path):
     x, side = np.random.default_rng(0).normal(size=(6, 3)), np.array([0, 1, 0, 1, -1, -1])
-    np.savez(tmp_path / "f.npz", allow_pickle=False, x=x, side=side, pair=np.arange(6) // 2)
+    np.savez(tmp_path / "f.npz", x=x, side=side, pair=np.arange(6) // 2)
     stream = open_arrays(tmp_path / "f.npz")
     assert [s.key for s in stream.schema] == ["x"]
     (batch,) = stream

@@ -40,7 +40,7 @@ def test_means_are_permutation_tests():
     found: Any = UnitShift(test="mean").between(x, y)
     rng = np.random.default_rng(0)
     want: Any = stats.permutation_test(
-        (x.numpy(), y.numpy()), _gap, n_resamples=2000, alternative="greater", rng=rng
+        (x.numpy(), y.numpy()), _gap, n_resamples=2000, alternative="greater", random_state=rng
     )
     np.testing.assert_allclose(found.unit_p, want.pvalue, atol=0.06)
     within = (39 * x.var(0) + 24 * y.var(0)) / 63

@@ -173,7 +173,7 @@ def files(tmp_path):
     for name, seed, n in (("fit", 0, 600), ("new", 1, 40)):
         arrays, label = _arrays(seed, n)
         columns = {k: v.numpy() for k, v in arrays.items()} | {"label": label.numpy()}
-        np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **columns)
+        np.savez(tmp_path / f"{name}.npz", **columns)
     return tmp_path
 
 

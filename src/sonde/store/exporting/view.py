@@ -70,10 +70,11 @@ class View:
         if not self.neighbors:
             return found
         near, distance = self._nearest(x, part.first)
-        ends = pa.array(np.arange(len(x) + 1, dtype=np.int32) * near.shape[1])
-        index = pa.array(near.reshape(-1).numpy())
+        sizes = finite.int() * near.shape[1]  # lists that are null are empty: older Arrow wants it
+        ends = pa.array(np.cumsum([0, *sizes.tolist()], dtype=np.int32))
+        index = pa.array(near[finite].reshape(-1).numpy())
         numbers = pa.array(self.number.numpy()).take(index)
-        far = pa.array(distance.reshape(-1).float().numpy())
+        far = pa.array(distance[finite].reshape(-1).float().numpy())
         mask = pa.array(lost)
         lists = [pa.ListArray.from_arrays(ends, values) for values in (numbers, far)]
         texts = pa.array(self.ids, pa.string()).take(index)
