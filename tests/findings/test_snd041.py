@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, shuffled
+from sonde.core.stream import Stream
+from sonde.findings.facts import data_evidence
 from sonde.findings.rows import copies, rows_section
 from sonde.findings.snd041 import SND041
 
@@ -36,6 +38,17 @@ def test_one_copy_is_a_note_and_a_warning_with_another_label() -> None:
     assert check.finding is not None
     assert check.finding.level == "warning"
     assert "different labels" in check.finding.sentence
+
+
+def test_arrays_are_compared_by_what_they_hold_also_where_ids_are_given() -> None:
+    x = torch.arange(12.0).reshape(6, 2)
+    x[4] = x[1]
+    for rows in (x, {"a": x[:, :1], "b": x[:, 1:]}):
+        facts = data_evidence(Stream.of(rows, ids=[f"row {i}" for i in range(6)]), "arrays")
+        assert copies(facts).sets == ((1, 4),)
+    # Rows that share a name are one example, such as the tokens of a text: they are no copies.
+    tokens = Stream.of(x, ids=["a", "a", "a", "b", "b", "b"], position=[0, 1, 2, 0, 1, 2])
+    assert data_evidence(tokens, "tokens").keys == tokens.who.keys
 
 
 def test_chunks_of_one_text_are_no_copies_of_each_other() -> None:

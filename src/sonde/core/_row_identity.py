@@ -19,10 +19,10 @@ class RowIdentity:
         self,
         ids: tuple[bytes, ...] | None,
         keys: tuple[bytes, ...] | None,
-        x: Tensor,
+        sites: dict[str, Tensor],
         positions: Tensor,
     ) -> None:
-        self._ids, self._keys, self._x, self._positions = ids, keys, x, positions
+        self._ids, self._keys, self._sites, self._positions = ids, keys, sites, positions
 
     @property
     def given(self) -> tuple[bytes, ...] | None:
@@ -37,9 +37,15 @@ class RowIdentity:
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
         """The key of each row."""
+        return self.contents if self._keys is not None or self._ids is None else self._ids
+
+    @cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """What tells rows of other content apart: the keys given, else a hash of all sites."""
         if self._keys is not None:
             return self._keys
-        return row_keys(self._x) if self._ids is None else self._ids
+        own = list(self._sites.values())
+        return row_keys(own[0] if len(own) == 1 else torch.cat([x.double() for x in own], dim=1))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -115,13 +121,8 @@ def identity_of(ids: Any, keys: Any, sites: dict[str, Tensor], positions: Tensor
     """Return who the rows are: by their ids, else their keys, else what they hold at all sites."""
     first = next(iter(sites.values()))
     own = None if keys is None else tuple(text_bytes(k) for k in sequence(keys, len(first), "keys"))
-    if ids is None:
-        joined = (
-            first if len(sites) == 1 else torch.cat([x.double() for x in sites.values()], dim=1)
-        )
-        return RowIdentity(None, own, joined, positions)
-    texts = tuple(text_bytes(i) for i in sequence(ids, len(first), "ids"))
-    return RowIdentity(texts, own, first, positions)
+    texts = None if ids is None else tuple(map(text_bytes, sequence(ids, len(first), "ids")))
+    return RowIdentity(texts, own, sites, positions)
 
 
 def text_bytes(value: Any) -> bytes:

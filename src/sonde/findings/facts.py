@@ -66,7 +66,7 @@ def _of_arrays(stream: ArrayStream, name: str, limited: bool) -> DataEvidence:
         name=name,
         fingerprint=data_fingerprint(stream),
         ids=stream.who.ids,
-        keys=stream.who.keys,
+        keys=stream.who.keys if stream.who.has_examples_of_rows else stream.who.contents,
         group_keys=stream.group_keys,
         grouped=stream.grouped,
         label=stream.label,
