@@ -103,14 +103,14 @@ def _memory(name: str, python: Path, size: Size) -> list[Row]:
     many, few, theirs = ({k: median(v) for k, v in values.items()} for values in found.values())
     adds = f"adds {many['added']:.0f} and {few['added']:.0f} MiB, the peer {theirs['added']:.0f}"
     held = f"{name}: memory beyond the rows, {n} against {n // 4} rows"
-    flat = None if "all rows" in name else FLAT
+    flat, below = (None, None) if "all rows" in name else (FLAT, 1.0)  # the bank is the method
     rounds, least = len(found["few"]["beyond"]), max(theirs["added"], 1.0)
     grows, over = many["beyond"] / few["beyond"], many["added"] / least
     strays = grows * spread_of(found["few"]["beyond"]) / few["beyond"]
     moves = over * spread_of(found[PEER]["added"]) / least
     return [
         Row("detect", held, grows, "x", flat, strays, rounds, adds),
-        Row("detect", f"{name}: memory added over the peer's", over, "x", 1.0, moves, rounds),
+        Row("detect", f"{name}: memory added over the peer's", over, "x", below, moves, rounds),
     ]
 
 
