@@ -23,26 +23,31 @@ def joined_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
     """
     waiting: list[Batch] = []
     columns: tuple[Any, ...] = ()
+    enough: dict[str, int] = {}
     n_rows: Counter[str] = Counter()
     for batch in batches:
         mine = _columns(batch)
         if waiting and mine != columns:
             yield join(waiting)
             waiting, n_rows = [], Counter()
-        columns = mine
+        if not waiting:
+            columns = mine
+            enough = {key: rows_enough(x.shape[1]) for key, x in batch.rows.items()}
         waiting.append(batch)
+        is_full = False
         for key, x in batch.rows.items():
-            n_rows[key] += len(x)
-        if any(is_full(n_rows[key], x.shape[1]) for key, x in batch.rows.items()):
+            n_rows[key] += x.shape[0]
+            is_full |= n_rows[key] >= enough[key]
+        if is_full:
             yield join(waiting)
             waiting, n_rows = [], Counter()
     if waiting:
         yield join(waiting)
 
 
-def is_full(n_rows: int, dim: int) -> bool:
-    """Return whether so many rows of a width are worth a call of ``observe``."""
-    return n_rows >= (BUFFER_ROWS_WIDE if dim > WIDE else BUFFER_ROWS)
+def rows_enough(dim: int) -> int:
+    """Return how many rows of a width are worth a call of ``observe``."""
+    return BUFFER_ROWS_WIDE if dim > WIDE else BUFFER_ROWS
 
 
 def _columns(batch: Batch) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from sonde.core.autocast import without_autocast
 from sonde.core.batch import Batch, Head
 from sonde.core.errors import InputError, StateError
 from sonde.core.finite import largest
-from sonde.core.joining import is_full, joined_batches
+from sonde.core.joining import joined_batches, rows_enough
 from sonde.core.plan import Split
 from sonde.core.requests import Request, States, Task, reads_of
 from sonde.core.selection import FiniteRows, row_indices
@@ -45,7 +45,7 @@ class _Buffer:
         if self.whole:
             return False
         x = self.columns.get("x")
-        return is_full(self.n_rows, 0 if x is None else x[0].shape[1])
+        return self.n_rows >= rows_enough(0 if x is None else x[0].shape[1])
 
     def flush(self, states: States) -> None:
         if self.n_rows == 0:

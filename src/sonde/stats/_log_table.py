@@ -36,16 +36,18 @@ def _table(exact: Exact, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     # Patterns of infinity and NaN take the bin of the largest finite numbers of their sign.
     top = torch.tensor(torch.finfo(torch.float32).max).view(torch.int32).long()
 
-    def bins(patterns: Tensor) -> Tensor:
+    def bins(patterns: Tensor, sign: Tensor) -> Tensor:
         value = patterns.clamp(max=int(top)).int().view(torch.float32)
         return exact(torch.where(sign > 0, -value, value))
 
-    low, high = magnitude.clone(), magnitude + (1 << SHIFT) - 1
-    first = bins(low)
-    step = bins(high) - first
+    first = bins(magnitude, sign)
+    step = bins(magnitude + (1 << SHIFT) - 1, sign) - first
+    edge = torch.full_like(magnitude, _NEVER)
+    cut = torch.nonzero(step).flatten()  # few cells hold an edge
+    low, high = magnitude[cut], magnitude[cut] + (1 << SHIFT) - 1
     for _ in range(SHIFT + 1):
         middle = (low + high) // 2
-        before = bins(middle) == first
+        before = bins(middle, sign[cut]) == first[cut]
         low, high = torch.where(before, middle + 1, low), torch.where(before, high, middle)
-    edge = torch.where(step == 0, torch.full_like(low, _NEVER), low)
+    edge[cut] = low
     return first.to(device, torch.int32), step.to(device, torch.int32), edge.to(device, torch.int32)

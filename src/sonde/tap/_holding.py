@@ -4,7 +4,9 @@ The first reader changes a flag, the last gives it back: until then it is False 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from operator import attrgetter
 from typing import Any
 
 
@@ -18,15 +20,17 @@ class Holding:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self._get = name, attrgetter(name)
         self._lock = threading.Lock()
         self._readers: dict[int, int] = {}
 
-    def take(self, objects: Iterable[Any]) -> list[Any]:
+    def take(self, objects: Sequence[Any]) -> list[Any]:
         """Hold the flag of those objects that have it True, or had before another reader came."""
         with self._lock:
             held = self._readers
-            mine = [o for o in objects if getattr(o, self.name) or (held and id(o) in held)]
+            mine = list(compress(objects, map(self._get, objects)))
+            if held:
+                mine += [o for o in objects if id(o) in held and not self._get(o)]
             for o in mine:
                 self._readers[id(o)] = self._readers.get(id(o), 0) + 1
                 setattr(o, self.name, False)

@@ -123,11 +123,7 @@ class Reader:
             with at_site(members[0][0].key):
                 rows, layout = reduction.stacked(outputs, self.frame)
             for (kind, call), mine in zip(members, rows.unbind(), strict=True):
-                self.keep(kind, call, mine, layout)
-
-    def keep(self, kind: Kind, call: int, rows: Tensor, layout: Hashable) -> None:
-        """Keep the rows of one call."""
-        self.taken[kind.key][call] = rows, layout
+                self.taken[kind.key][call] = mine, layout
 
     def _may_be_poisoned(self) -> bool:
         """Return whether a mean over tokens is not finite, perhaps by a token at weight 0."""
@@ -230,15 +226,18 @@ class _Slot:
 
     def after(self, output: Any) -> Any:
         """Take from an output; return one with gradient-requiring tensors if those are needed."""
-        call, taken = self.calls, []
+        call, leaf, at = self.calls, None, None
+        taken: list[tuple[Kind, Tensor]] = []
         copies: dict[int, Tensor] = {}
         for kind, key, wanted in self.plan:
             if wanted is None or wanted == call:
-                leaf = find(output, key)
+                if leaf is None or key != at:
+                    leaf, at = find(output, key), key
                 if leaf is None:
                     raise SiteError(f"Site: {str(kind.site)!r} returned no such tensor this time.")
                 self._take(kind, leaf, call, copies)
-                taken.append((kind, leaf))
+                if self.differentiates:
+                    taken.append((kind, leaf))
         changed = self._watched(output, taken) if self.differentiates else output
         self._count()
         return None if changed is output else changed
@@ -278,14 +277,20 @@ class _Slot:
         x = leaf.detach() if leaf.requires_grad else leaf
         try:
             if reduction.is_token_mean and not x.is_nested:
-                reader.keep(kind, call, reduction.token_mean(x, reader.frame, reader.rack), POOLED)
+                rows = reduction.token_mean(x, reader.frame, reader.rack)
+                reader.taken[kind.key][call] = rows, POOLED
             elif Waiting.takes(reduction, x):
-                if id(leaf) not in copies:
-                    copies[id(leaf)] = x.clone()
-                reader.waiting.add((kind, call), reduction, copies[id(leaf)])
+                copy = copies.pop(id(leaf), None)
+                copy = x.clone() if copy is None else copy
+                found = reduction.all_tokens(copy, reader.frame)
+                if found is not None:
+                    reader.taken[kind.key][call] = found
+                else:
+                    copies[id(leaf)] = copy
+                    reader.waiting.add((kind, call), reduction, copy)
             else:
                 rows, layout = reduction(x, reader.frame)
-                reader.keep(kind, call, reader.rack.slab.keep(rows), layout)
+                reader.taken[kind.key][call] = reader.rack.slab.keep(rows), layout
         except SondeError as error:
             error.add_note(f"at {kind.key}")
             raise

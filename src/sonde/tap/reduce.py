@@ -136,6 +136,17 @@ class Reduction:
             take = last_of_each if name == "step_ends" else mean_of_each
         return take(x.flatten(0, 1), frame.beside(flat, x), frame.beside(row, x)), layout
 
+    def all_tokens(
+        self, copy: Float[Tensor, "row pos dim"], frame: Frame
+    ) -> tuple[Float[Tensor, "_row _dim"], Hashable] | None:
+        """Return a copy of an output as its rows, or None where these are not all its tokens."""
+        keep, length = self.reducer.keep_special, copy.shape[1]
+        if self.reducer.name != "tokens" or not frame.is_whole(self._kind, length, keep):
+            return None
+        frame.check(copy.shape[0])
+        frame.flat(self._kind, length, keep)
+        return copy.flatten(0, 1), ("tokens", self._kind, length, keep)
+
     @cached_property
     def can_wait(self) -> bool:
         """Whether copies of small outputs may wait until the forward is over, then ``stacked``."""

@@ -61,9 +61,15 @@ class Estimate:
 def sizes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> dict[str, int]:
     """Return the bytes that the full state of each request takes."""
     width = {s.key: s.dim for s in schema}
-    return {
-        i: r.statistic.size_bytes(*(width.get(k, 1) for k in r.keys)) for i, r in wanted.items()
-    }
+    known: dict[tuple[str, tuple[int, ...]], int] = {}
+    found: dict[str, int] = {}
+    for i, request in wanted.items():
+        dims = tuple(width.get(k, 1) for k in request.keys)
+        like = request.digest, dims
+        if like not in known:
+            known[like] = request.statistic.size_bytes(*dims)
+        found[i] = known[like]
+    return found
 
 
 def state_bytes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> int:
