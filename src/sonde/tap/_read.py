@@ -90,7 +90,7 @@ class Reader:
     def read(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
     ) -> Reading:
-        """Run the model once and return what was taken."""
+        """Run the model once and return what was taken; the session is open."""
         self.frame = frame
         self.taken = {kind.key: {} for kind in self.kinds}
         self.gradients = {kind.key: {} for kind in self.kinds}
@@ -110,12 +110,11 @@ class Reader:
     def _forward(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch
     ) -> Tensor | None:
-        with self.session:
-            output = self.session.run(args, kwargs)
-            self._settle()
-            logits = self._logits(output, self.frame)
-            if self.objective is not None:
-                self._backward(output, logits, batch)
+        output = self.session.run(args, kwargs)
+        self._settle()
+        logits = self._logits(output, self.frame)
+        if self.objective is not None:
+            self._backward(output, logits, batch)
         return None if logits is None else logits.detach()
 
     def _settle(self) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 from weakref import WeakSet
 
@@ -34,6 +35,7 @@ from sonde.tap.replay import ReplayInputs, StandIns, token_arguments
 from sonde.tap.sites import Pattern
 
 _log = logging.getLogger("sonde")
+MOST_AHEAD, SMALL_BYTES = 32, 2**22
 LOGIT_TASKS = frozenset({"causal", "classifier", "image_classifier"})
 
 
@@ -185,7 +187,10 @@ class LiveStream(Stream):
         return self.model.task in LOGIT_TASKS and bool({"logits", ""} & set(found))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield rows with their columns; the model is as it was whenever a batch is handed out."""
+        """Yield rows with their columns; the model is as it was whenever a batch is handed out.
+
+        Small batches are read several at a time, so that the model is hooked once for all of them.
+        """
         reader = Reader(
             self.model.module,
             self.kinds,
@@ -199,8 +204,13 @@ class LiveStream(Stream):
         if isinstance(self.inputs, ReplayInputs):
             yield from self._generated(self.inputs, reader, start, stop)
             return
-        for raw in self.inputs.batches(start, stop):
-            yield self._batch(reader, right_padded(raw), place)
+        inputs, n_ahead = map(right_padded, self.inputs.batches(start, stop)), 1
+        while several := list(islice(inputs, n_ahead)):
+            made = self._several(reader, several, place)
+            n_ahead = 1 if self.perturb is not None else _n_ahead(several, made)
+            made.reverse()
+            while made:
+                yield made.pop()
 
     def first_batch(self) -> Batch:
         """Return two examples where there are two; nothing is generated for it."""
@@ -216,13 +226,13 @@ class LiveStream(Stream):
         spots = {k.key: Spot(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds}
         for prompts in inputs.prompt_batches(start, stop):
             if not self._records(inputs, prompts):
-                yield self._batch(reader, right_padded(inputs.continued(prompts)), place)
+                yield from self._several(reader, [right_padded(inputs.continued(prompts))], place)
                 continue
             batch, recorder = inputs.record(prompts, spots)
             frame = Frame(batch, place[0], reader.shared)
             taken = recorder.rows(frame)
             if taken is None:
-                yield self._batch(reader, right_padded(batch), place)
+                yield from self._several(reader, [right_padded(batch)], place)
             else:
                 yield self._made(batch, reading_of(taken, frame))
 
@@ -233,11 +243,17 @@ class LiveStream(Stream):
             return False
         return may_record(inputs, self.kinds) and not token_arguments(prompts)
 
-    def _batch(self, reader: Reader, batch: InputBatch, place: Place) -> Batch:
+    def _several(self, reader: Reader, batches: Sequence[InputBatch], place: Place) -> list[Batch]:
+        with reader.session:
+            readings = [self._reading(reader, batch, place) for batch in batches]
+        perturbed = [self._perturbed(batch, place) for batch in batches]
+        return list(map(self._made, batches, readings, perturbed))
+
+    def _reading(self, reader: Reader, batch: InputBatch, place: Place) -> Reading:
         args, kwargs = moved(place, batch.args, batch.kwargs)
         try:
             with forward_on(batch):
-                reading = reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
+                return reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, SondeError) or not is_out_of_memory(error):
                 raise
@@ -245,10 +261,12 @@ class LiveStream(Stream):
                 f"out of memory with {plural(len(batch), 'example')} in a forward. "
                 f"Try --batch-size {max(1, len(batch) // 2)}."
             ) from error
-        perturbed = None
-        if self.perturb is not None:
-            perturbed = perturbed_logits(self.model.module, args, kwargs, self.perturb)
-        return self._made(batch, reading, perturbed)
+
+    def _perturbed(self, batch: InputBatch, place: Place) -> Tensor | None:
+        if self.perturb is None:
+            return None
+        args, kwargs = moved(place, batch.args, batch.kwargs)
+        return perturbed_logits(self.model.module, args, kwargs, self.perturb)
 
     def _made(self, batch: InputBatch, reading: Reading, perturbed: Tensor | None = None) -> Batch:
         columns, extra = reading.columns, _extra(batch, self.keep_special)
@@ -315,6 +333,15 @@ def _say_how(module: nn.Module) -> None:
     if any(type(part).__name__ == "OptimizedModule" for part in module.modules()):
         _TOLD.add(module)
         _log.warning("the model is compiled: read in eager mode, the last bits may differ")
+
+
+def _n_ahead(inputs: Sequence[InputBatch], made: Sequence[Batch]) -> int:
+    """Return how many batches like these are small together, with what goes in and comes out."""
+    most = 1
+    for raw, batch in zip(inputs, made, strict=True):
+        given = (x for x in (*raw.args, *raw.kwargs.values()) if isinstance(x, Tensor))
+        most = max(most, sum(x.nbytes for x in (*given, *batch.rows.values())))
+    return max(1, min(MOST_AHEAD, SMALL_BYTES // most))
 
 
 def _length(batch: InputBatch) -> Tensor | None:
