@@ -137,7 +137,8 @@ def _state(
         got = sorted(value) if is_dict(value) else type(value).__name__
         raise StateError(f"{where}: expected the fields {sorted(types)}, got {got}.")
     found = {
-        name: decode(value[name], types[name], get, f"{where}.{name}", depth + 1) for name in types
+        name: _field(value[name], kind, get, f"{where}.{name}", depth + 1)
+        for name, kind in types.items()
     }
     with jaxtyped("context"):
         for name, tensor in found.items():
@@ -149,10 +150,21 @@ def _state(
         raise StateError(f"{where}: {wanted.__name__} refuses these values: {error}") from error
 
 
-def _tensor(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str) -> Tensor:
+def _field(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str, depth: int) -> Any:
+    """Return what stands in a field; shapes of tensors are looked at when all fields are there."""
+    return (
+        _got(value, get, where) if _is_tensor(wanted) else decode(value, wanted, get, where, depth)
+    )
+
+
+def _got(value: Any, get: Callable[[str], Tensor], where: str) -> Tensor:
     if not isinstance(value, str):
         raise StateError(f"{where}: expected a tensor, got {type(value).__name__}.")
-    tensor = get(value)
+    return get(value)
+
+
+def _tensor(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str) -> Tensor:
+    tensor = _got(value, get, where)
     with jaxtyped("context"):  # sizes of a caller that checks its own with jaxtyping say nothing
         fits = isinstance(tensor, wanted)
     if not fits:

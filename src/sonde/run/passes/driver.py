@@ -29,6 +29,7 @@ from sonde.run.workers.hand_out import hand_out
 
 ROUNDS = 3
 REST = 5.0
+COMMITS_MERGED = 4
 
 _log = logging.getLogger("sonde")
 
@@ -157,9 +158,10 @@ def _alone(
     ledger: Ledger, stream: Stream, wanted: Mapping[str, Request], plan: Plan, tick: Tick
 ) -> None:
     with using_threads(plan.threads):
-        for start, stop in ledger.missing():
+        for i, (start, stop) in enumerate(ledger.missing(), 1):
             commit_range(ledger, stream, wanted, plan, start, stop, tick)
-            ledger.compact()
+            if i % COMMITS_MERGED == 0:
+                ledger.compact()
 
 
 def _say_where(chain: Mapping[str, Request], crew: Crew) -> None:

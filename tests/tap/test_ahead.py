@@ -1,0 +1,88 @@
+"""Small batches are read several at a time: same rows, a clean model at every batch, few ahead."""
+
+import pytest
+import torch
+from torch import nn
+
+from models import bert
+from sonde.core.inputs import Model
+from sonde.tap import live, live_stream
+from tap_inputs import Arrays, texts
+from tap_snapshot import assert_unchanged, snapshot
+
+
+class Counted(Arrays):
+    """Arrays that count the batches that were fetched."""
+
+    fetched = 0
+
+    def batches(self, start, stop):
+        for batch in super().batches(start, stop):
+            self.fetched += 1
+            yield batch
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def rows(n: int, width: int = 8) -> torch.Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.truth("the same stream read one batch at a time")
+def test_rows_are_those_of_batches_read_one_by_one(monkeypatch):
+    inputs = texts([5, 3, 9, 3, 7, 4, 4, 6], batch_size=1)
+    stream = live_stream(Model(bert(), task="encoder"), inputs, further=("tokens", "last"))
+    together = list(stream.batches(0, 8))
+    monkeypatch.setattr(live, "MOST_AHEAD", 1)
+    for one, other in zip(together, stream.batches(0, 8), strict=True):
+        assert one.ids == other.ids
+        for key, x in one.rows.items():
+            assert torch.equal(x, other.rows[key])
+            assert torch.equal(one.position[key], other.position[key])
+
+
+def test_the_model_is_as_it_was_whenever_a_batch_is_handed_out():
+    module = net().train()
+    before = snapshot(module)
+    for _ in live_stream(Model(module), Arrays(rows(12), batch_size=1)).batches(0, 12):
+        assert_unchanged(before, module)
+
+
+def test_hooks_are_put_on_once_for_many_small_batches(monkeypatch):
+    module, puts = net(), []
+    put = module[0].register_forward_hook
+    monkeypatch.setattr(
+        module[0], "register_forward_hook", lambda *a, **k: (puts.append(1), put(*a, **k))[1]
+    )
+    stream = live_stream(Model(module), Arrays(rows(33), batch_size=1), "0")
+    _ = stream.schema
+    puts.clear()
+    assert len(list(stream.batches(0, 33))) == 33
+    assert len(puts) == 2  # the first batch tells how small they are
+
+
+@pytest.mark.parametrize(("width", "ahead"), [(8, 32), (2**18, 3), (2**20, 1)])
+def test_no_more_is_fetched_than_is_small_together(width, ahead):
+    torch.manual_seed(0)
+    inputs = Counted(rows(40, width), batch_size=1)
+    batches = live_stream(Model(nn.Linear(width, 2)), inputs).batches(0, 40)
+    next(batches)
+    inputs.fetched = 0
+    next(batches)
+    assert inputs.fetched == ahead  # rows take a little of the 4 MiB
+
+
+def test_what_a_broken_input_raises_comes_through():
+    class Broken(Arrays):
+        def batches(self, start, stop):
+            yield from super().batches(start, stop)
+            raise OSError("disk gone")
+
+    module = net()
+    before = snapshot(module)
+    with pytest.raises(OSError, match="disk gone"):
+        list(live_stream(Model(module), Broken(rows(5), batch_size=1)).batches(0, 5))
+    assert_unchanged(before, module)
