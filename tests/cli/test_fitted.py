@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
 
 def test_many_sites_in_one_answer_keep_a_line_short(run, tmp_path):
     rng = np.random.default_rng(0)
-    sites = {f"model.layers.{i}.mlp.down_proj:out": rng.normal(size=(60, 3)) for i in range(12)}
+    names = [f"model.layers.{i}.mlp.down_proj:out" for i in range(12)]
+    sites: dict[str, Any] = {name: rng.normal(size=(60, 3)) for name in names}
     np.savez(tmp_path / "deep.npz", label=np.arange(60) % 2, **sites)
     words = ("-", tmp_path / "deep.npz", "-o", tmp_path / "a.sonde")
     ran = run("fit", "layer_cka,cka,clue", *words)

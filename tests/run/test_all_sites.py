@@ -1,5 +1,7 @@
 """A detector that scores the rows of all sites together, from the fit to the table of scores."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -172,8 +174,8 @@ def test_rows_are_joined_by_example_and_position():
 def files(tmp_path):
     for name, seed, n in (("fit", 0, 600), ("new", 1, 40)):
         arrays, label = _arrays(seed, n)
-        columns = {k: v.numpy() for k, v in arrays.items()} | {"label": label.numpy()}
-        np.savez(tmp_path / f"{name}.npz", **columns)
+        columns: dict[str, Any] = {k: v.numpy() for k, v in arrays.items()}
+        np.savez(tmp_path / f"{name}.npz", label=label.numpy(), **columns)
     return tmp_path
 
 
