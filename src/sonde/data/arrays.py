@@ -161,6 +161,10 @@ def load_arrays(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except ValueError as error:
+        if _is_foreign(path):
+            raise InputError(
+                f"{path} cannot be read: it is no NumPy file. Save arrays with numpy.save or savez."
+            ) from None
         if "pickle" in str(error) or "Python objects" in str(error):
             raise InputError(
                 f"{path} holds Python objects (a pickle), which can run any code when they are "
@@ -170,6 +174,12 @@ def load_arrays(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from None
     except Exception as error:
         raise InputError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file begins like no array, no archive of arrays and no pickle."""
+    with path.open("rb") as file:
+        return not file.read(6).startswith((b"\x93NUMPY", b"PK", b"\x80"))
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
