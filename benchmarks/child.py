@@ -18,10 +18,14 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 MIB = 2**20
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+STEADY = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""glibc gives blocks of a MiB and more back at once, where else it keeps holes by chance."""
 LIMIT_SECONDS = 3600
 
 
-def run_child(target: str, python: str | Path = sys.executable, **options: Any) -> Any:
+def run_child(
+    target: str, python: str | Path = sys.executable, *, steady: bool = False, **options: Any
+) -> Any:
     """Return what ``module:function`` gives for these options in a fresh process.
 
     Parameters
@@ -29,11 +33,15 @@ def run_child(target: str, python: str | Path = sys.executable, **options: Any) 
     target : str
     python : path
         Interpreter.
+    steady : bool, default=False
+        Whether peak memory is what is held, without the holes that the allocator keeps: these
+        differ between two equal runs by more than a tenth. Slower.
     **options
         JSON.
     """
     command = [str(python), "-m", "benchmarks.child", target, json.dumps(options)]
     environment = os.environ | ONE_THREAD | {"TOKENIZERS_PARALLELISM": "false"}
+    environment |= STEADY if steady else {}
     done = subprocess.run(
         command,
         cwd=ROOT,

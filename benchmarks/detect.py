@@ -120,7 +120,8 @@ def _in_processes(
     shape = _shape(name, size, rows)
     target = "benchmarks.ood_runner:memory"
     found = [
-        run_child(target, python=python, **shape, **options) for _ in range(size.pick(PROCESSES, 1))
+        run_child(target, python=python, steady=True, **shape, **options)
+        for _ in range(size.pick(PROCESSES, 1))
     ]
     return {what: [each[what] for each in found] for what in found[0]}
 

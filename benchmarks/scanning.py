@@ -181,7 +181,7 @@ def scan_memory(size: Size) -> list[Row]:
     few, many = size.pick((8_000, 32_000), (256, 1024))
     depth, width = size.pick((6, 256), (2, 64))
     target = "benchmarks.scanning:peak_of_scan"
-    peaks = [run_child(target, depth=depth, width=width, n=n) for n in (few, many)]
+    peaks = [run_child(target, steady=True, depth=depth, width=width, n=n) for n in (few, many)]
     return [
         Row(
             "scan-memory",

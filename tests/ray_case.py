@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,14 +23,16 @@ from sonde.core.stream import Stream
 def two_cpus() -> Iterator[None]:
     """Run Ray with two CPUs, whatever the machine has."""
     ray = pytest.importorskip("ray")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=100 * 2**20,
-    )
+    with warnings.catch_warnings():  # Ray starts its processes by a fork and an exec at once
+        warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=100 * 2**20,
+        )
     yield
     ray.shutdown()
 

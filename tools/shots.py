@@ -14,6 +14,7 @@ from typing import Any
 
 SIZES = {"phone": (390, 844), "desk": (1280, 900)}
 THEMES = ("light", "dark")
+TOP = (1000, 1250)
 
 
 def chromium() -> str | None:
@@ -61,15 +62,29 @@ def shots(page_file: Path, folder: Path, *, sections: bool = True) -> list[Path]
     return written
 
 
+def top(page_file: Path, target: Path) -> Path:
+    """Write a picture of what a reader of a page sees first, as the README shows it."""
+    with browser() as opened:
+        width, height = TOP
+        page = opened.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+        page.goto(page_file.resolve().as_uri())
+        page.screenshot(path=target)
+    return target
+
+
 def main() -> int:
     """Write pictures of every page that was named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("-o", "--folder", type=Path, default=Path("shots"))
+    parser.add_argument("--top", type=Path, help="write only the top of the first page here")
     options = parser.parse_args()
     if chromium() is None:
         print("no chromium found: install it, then try again", file=sys.stderr)
         return 2
+    if options.top is not None:
+        print(top(options.pages[0], options.top))
+        return 0
     for page in options.pages:
         for path in shots(page, options.folder):
             print(path)

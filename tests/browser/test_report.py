@@ -48,6 +48,11 @@ def test_the_page_fits_and_everything_is_there(opened, page_file, size: str, the
     assert dark == (theme == "dark")
 
 
+def test_no_table_of_checks_hides_a_column_on_a_desk(opened, page_file) -> None:
+    page = opened(page_file, "desk")
+    assert page.locator("#checks .scroll").evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+
+
 # Text that is too faint: its contrast after WCAG 2.2, from the colours that the browser computed.
 FAINT = """() => {
   const parse = (c) => c.match(/[\\d.]+/g).map(Number);

@@ -10,6 +10,7 @@ from browser_case import SIZES
 from sonde.report._exhibits import exhibit
 from sonde.report._heat import Scale
 from sonde.report._markup import Names, join
+from sonde.report.evaluate import evaluation, evaluation_to_html
 from sonde.report.html import page
 from sonde.run.scoring.exhibit import Exhibit
 
@@ -34,6 +35,21 @@ def page_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("scores") / "scores.html"
     path.write_text(page("Scores", "Scores", join(*parts), {}, {}), "utf-8")
     return path
+
+
+def test_no_table_of_figures_hides_a_column_on_a_desk(opened, tmp_path) -> None:
+    keys = ("auroc", "auroc_low", "auroc_high", "fpr_at_95tpr_unusual", "aupr", "false_alarms")
+    rows = [
+        dict.fromkeys((*keys, "found", "false_alarms_low", "false_alarms_high"), 0.12345)
+        | {"instrument": "mahalanobis", "site": f"model.layers.{i}:out"}
+        | {"n_usual": 8, "n_unusual": 40}
+        for i in range(2)
+    ]
+    path = tmp_path / "evaluate.html"
+    path.write_text(evaluation_to_html(evaluation(rows, [], alpha=0.05, resamples=9)), "utf-8")
+    table = opened(path, "desk").locator("#figures .scroll")
+    assert table.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+    assert table.inner_text().count("12.3 %") == 6
 
 
 @pytest.mark.parametrize(("size", "theme"), [("phone", "dark"), ("desk", "light")])

@@ -115,6 +115,20 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     assert "p <= 0.1 needs at least 29 calibrated rows, got 12" in ran.err
 
 
+@pytest.mark.truth("by hand: 40 rows of one class, 3 of each of eight")
+def test_many_classes_that_lack_rows_are_one_line(run, fitted, tmp_path):
+    label = np.repeat(np.arange(9), [40, *[3] * 8])
+    rows = np.random.default_rng(4).normal(size=(len(label), 5)).astype("f4")
+    np.savez(tmp_path / "many.npz", a=rows, label=label)
+    words = ("calibrate", fitted, "-", tmp_path / "many.npz", "--by", "label")
+    ran = run(*words, "-o", tmp_path / "c.sonde")
+    lines = [line.split()[2:] for line in ran.out.splitlines() if line.startswith("mahalanobis ")]
+    assert [line[:2] for line in lines] == [["all", "64"], ["0", "40"], ["8", "others"]]
+    assert lines[2] == ["8", "others", "24", "too", "few", "no", "alarms"]
+    assert "got 3 of class 1, and too few of 7 other classes" in ran.err
+    assert len(run(*words, "-o", tmp_path / "c.sonde", "--json").json()["rows"]) == 2 * 10
+
+
 def test_rows_that_are_not_finite_leave_no_alarm_and_that_is_said(run, folder, fitted, tmp_path):
     rows = np.random.default_rng(3).normal(size=(60, 5)).astype("f4")
     rows[:6, 0] = np.nan

@@ -145,14 +145,14 @@ USAGE = {
     "scan a b -x": "unknown option -x.",
     "scan a b --no-json": "unknown option --no-json. Did you mean --json?",
     "scan a b c": "unexpected words: c.",
-    "scan a b --limit": "expected a whole number behind --limit, got nothing.",
-    "scan a b --limit x": "expected a whole number behind --limit, got 'x'.",
-    "scan a b --limit=x": "expected a whole number behind --limit, got 'x'.",
-    "scan a b --workers 1.5": "expected a whole number behind --workers, got '1.5'.",
-    "fit a b c --calibrate x": "expected a number behind --calibrate, got 'x'.",
-    "scan a b --long no": "expected one of chunk, truncate, error behind --long, got 'no'.",
-    "scan a b --diff old.json": "expected 2 values behind --diff, got 'old.json'.",
-    "merge a b -o": "expected a value behind --output, got nothing.",
+    "scan a b --limit": "expected a whole number after --limit, got nothing.",
+    "scan a b --limit x": "expected a whole number after --limit, got 'x'.",
+    "scan a b --limit=x": "expected a whole number after --limit, got 'x'.",
+    "scan a b --workers 1.5": "expected a whole number after --workers, got '1.5'.",
+    "fit a b c --calibrate x": "expected a number after --calibrate, got 'x'.",
+    "scan a b --long no": "expected one of chunk, truncate, error after --long, got 'no'.",
+    "scan a b --diff old.json": "expected 2 values after --diff, got 'old.json'.",
+    "merge a b -o": "expected a value after --output, got nothing.",
     "fit": "expected METHODS MODEL.",
     "fit knn sonde:digits": "expected DATA.",
     "info": "expected FILE.",
@@ -300,7 +300,7 @@ def test_ctrl_c_says_how_to_go_on(run, place, tmp_path, monkeypatch):
         patch.setattr(ArrayStream, "batches", stopped)
         ran = run(*words)
     assert ran.code == 130
-    assert re.search(r"interrupted after \d of 6 units.*the same command goes on", ran.err)
+    assert re.search(r"interrupted after \d of 6 units.*the same command continues", ran.err)
     assert not (tmp_path / "a.sonde").exists()
     other = run("fit", "spectrum", "-", place / "plain.npz", "-o", tmp_path / "a.sonde")
     assert "--fresh" in other.error()
@@ -312,9 +312,22 @@ def test_ctrl_c_says_how_to_go_on(run, place, tmp_path, monkeypatch):
 @pytest.mark.parametrize("word", COMMANDS)
 def test_help_names_words_and_no_types(run, word):
     text = run(word, "--help").out
+    assert "(default: None)" not in text
     usage = text.splitlines()[0]
     assert "STR" not in usage
     assert "PATH STR" not in usage
     assert "{None}" not in text
     if word in ("scan", "read", "fit", "calibrate", "score"):
         assert "MODEL DATA" in usage
+
+
+@pytest.mark.parametrize("words", [["crash_net:make"], ["crash_net:none", "--debug"]])
+def test_no_error_ends_like_a_gate(run, tmp_path, monkeypatch, words):
+    made = "def make():\n    raise RuntimeError('no such thing')\n\ndef none():\n    return 3\n"
+    (tmp_path / "crash_net.py").write_text(made)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 2), "f4"))
+    ran = run("scan", words[0], tmp_path / "d.npz", *words[1:], "--fail-on", "error")
+    assert ran.code == 2
+    assert ran.err.startswith("Traceback")
+    assert ran.err.rstrip().splitlines()[-1].partition(":")[0].endswith("Error")

@@ -20,7 +20,6 @@ READ = {
     "--label-column", "--image-column", "--sites", "--reducer", "--trust-remote-code",
     "--threads", "--workers",
 }  # fmt: skip
-LACKING = {"calibrate": {"--workers"}}  # its scores are kept in order, by one process
 
 
 def reads(word: str) -> bool:
@@ -29,7 +28,7 @@ def reads(word: str) -> bool:
 
 @pytest.mark.parametrize("word", COMMANDS)
 def test_every_command_has_the_common_flags(word):
-    wanted = PRINTED | (READ - LACKING.get(word, set()) if reads(word) else set())
+    wanted = PRINTED | (READ if reads(word) else set())
     assert wanted - dict(_flags(COMMANDS[word])).keys() == set()
     assert "printing" in {f.name for f in fields(COMMANDS[word])}
 
@@ -98,3 +97,15 @@ def test_calibrate_computes_in_the_threads_that_are_asked_for(run, place, tmp_pa
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
     assert "--threads: expected at least 1, got 0" in run(*words, "--threads", 0).error()
+
+
+def test_what_is_written_has_one_name():
+    written = {
+        f"{word} --{name}"
+        for word, command in COMMANDS.items()
+        for name, kind in get_type_hints(command, include_extras=True).items()
+        for mark in getattr(kind, "__metadata__", ())
+        if "-o" in (getattr(mark, "aliases", None) or ())
+    }
+    assert {name.split()[1] for name in written} == {"--output"}, written
+    assert len(written) >= 8

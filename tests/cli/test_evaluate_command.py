@@ -23,6 +23,7 @@ def test_calibrate_then_evaluate(run, place, tmp_path):
     assert max(map(len, text.splitlines())) <= 80
     assert "AUROC" in text
     assert "chosen on these very rows" in text
+    assert "rows    90 usual, 240 unusual" in text
 
 
 @pytest.mark.slow
@@ -39,6 +40,7 @@ def test_pictures_are_written(run, place, tmp_path, monkeypatch):
         assert "knn" in Path(name).read_text("utf-8")
     assert "30 of unusual.csv" in Path("e.html").read_text("utf-8")
     assert ".html, .htm, .svg, .png" in run(*words, "e.pdf").error()
+    assert "folders of rows, got 1 word." in run("evaluate", "usual.csv").error()
     assert "there is no folder" in run(*words, "none/e.html").error()
 
 

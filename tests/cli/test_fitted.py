@@ -1,5 +1,6 @@
 """What ``sonde fit`` prints: figures of every site, missing labels, and how p-values mislead."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ def test_detectors_print_rows_classes_and_threshold(run, place, tmp_path, words)
     alarmed = np.array([r["score"] > row["threshold"] for r in mine])
     assert np.array_equal(alarmed, [r["p"] <= 0.05 for r in mine])
     assert alarmed.any()
+
+
+def test_too_few_rows_for_an_alarm_are_said_with_how_many_it_takes(run, place, tmp_path, words):
+    few = run(*words, "--limit", "60", "-o", tmp_path / "few.sonde")
+    assert "too few" in few.out
+    n = [r["n_held"] for r in run(*words, "--limit", "60", "-o", tmp_path / "f", "--json").json()
+         ["results"] if r["n_held"]]  # fmt: skip
+    said = f"alarms at 0.05 need at least 19 held-out rows, got {min(n)}"
+    assert said in " ".join(few.err.split())
+    assert "alarms at 0.05 need" not in run(*words, "-o", tmp_path / "a.sonde").err
 
 
 def test_no_line_of_dashes(run, tmp_path, words):
@@ -132,7 +143,7 @@ def test_what_is_replaced_is_said(run, place, tmp_path):
     first = run("fit", "mahalanobis", "-", data, "-o", probe, "--limit", "200")
     assert "in place of" not in first.err
     second = run("fit", "knn(k=5)", "-", data, "-o", probe)
-    assert "p.sonde (0.0 MiB), in place of mahalanobis on 200 examples" in second.err
+    assert re.search(r"p\.sonde \([1-9]\d* KiB\), in place of mahalanobis on 200", second.err)
     again = run("calibrate", probe, "-", place / "other.npz", "-o", probe)
     assert "in place of knn on 240 examples" in again.err
     (tmp_path / "m.sonde").write_text("notes")
@@ -145,7 +156,7 @@ def test_what_is_replaced_is_said(run, place, tmp_path):
 
 
 def test_the_command_to_calibrate_keeps_how_data_are_read():
-    rows = [{"method": "knn", "n_classes": None, "n_held": 9}]
+    rows = [{"method": "knn", "n_classes": None, "n_held": 90}]
     typed = {"text_column": "body", "sites": ("a", "b"), "limit": 9, "dtype": "bfloat16"}
     typed |= {"max_length": 9, "id_column": "key"}
     (said,) = remarks(rows, Path("p.sonde"), "net", "a.csv", typed)

@@ -20,7 +20,7 @@ def make():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()).eval()
 """
-KEPT = "is kept in out/a.run; the same command goes on from there"
+KEPT = "is kept in out/a.run; the same command continues from there"
 NOTHING = "Nothing half written is left; run the same command again"
 
 pytestmark = [
@@ -122,7 +122,7 @@ def test_a_resumed_scan_gives_the_same_report(place):
     expected = plain(place / "out/a.json")
     (place / "out/a.json").unlink()
     err = stopped(SCAN, "sonde.run.passes.ranges:observe_unit", 4)
-    assert "stopped after 3 of 6 units; run the same command to go on" in err
+    assert "stopped after 3 of 6 units; run the same command to continue" in err
     partial = json.loads((place / "out/a.json").read_text())
     assert partial["partial"] == {"done": 3, "total": 6}
     (place / "out/a.json").unlink()
@@ -154,7 +154,7 @@ def test_a_scan_that_is_stopped_among_its_results_reports_what_it_has(place):
     for moment in MOMENTS_OF_RESULTS:
         (place / "out/a.json").unlink()
         err = stopped(SCAN, moment, 3 if "rule" in moment else 1)
-        assert "stopped after the pass; run the same command to go on" in err
+        assert "stopped after the pass; run the same command to continue" in err
         report = json.loads((place / "out/a.json").read_text())
         assert report["partial"] == {"done": 6, "total": 6}
         assert [s["site"] for s in report["sites"]] == [s["site"] for s in expected["sites"]]
@@ -175,7 +175,7 @@ def test_a_scan_that_is_stopped_in_other_reports_data(place):
     for n, done in ((7, 6), (10, 9)):
         (place / "out/a.json").unlink()
         err = stopped(words + " --fresh", "sonde.run.passes.ranges:observe_unit", n)
-        assert f"stopped after {done} of 12 units; run the same command to go on" in err
+        assert f"stopped after {done} of 12 units; run the same command to continue" in err
         report = json.loads((place / "out/a.json").read_text())
         assert report["partial"] == {"done": done, "total": 12}
         assert report["sites"] == expected["sites"]

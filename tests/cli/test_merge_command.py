@@ -39,9 +39,9 @@ def test_two_parts_are_added_up(run, parts):
     ("other", "said"),
     [
         ("k", ["KNN(k=5", "KNN(k=7", "same methods and parameters"]),
-        ("m", ["other states", "same instruments"]),
-        ("s", ["other states", "sites"]),
-        ("w", ["other states", "sites"]),
+        ("m", ["different states", "same instruments"]),
+        ("s", ["different states", "sites"]),
+        ("w", ["different states", "sites"]),
         ("a", ["twice"]),
         ("v", [f"version {STATE_VERSION}", f"version {STATE_VERSION + 1}"]),
     ],

@@ -102,6 +102,19 @@ def test_what_is_read_is_not_replaced(run, place, report, tmp_path, words, file)
     assert path.read_bytes() == before
 
 
+def test_an_output_may_be_a_link(run, place, tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "a.sonde").symlink_to(tmp_path / "far" / "b.sonde")
+    words = ["fit", "spectrum", "-", place / "plain.npz", "-o"]
+    assert run(*words, tmp_path / "a.sonde").code == 0
+    assert {p.name for p in content(tmp_path)} == {"a.sonde", "b.sonde"}
+    assert (tmp_path / "a.sonde").is_symlink()
+    (tmp_path / "c.sonde").symlink_to(tmp_path / "none" / "b.sonde")
+    assert "there is no folder" in run(*words, tmp_path / "c.sonde").error()
+    (tmp_path / "d.sonde").symlink_to(place / "plain.npz")
+    assert "is read here, and would be replaced" in run(*words, tmp_path / "d.sonde").error()
+
+
 def test_rows_do_not_go_among_other_files(run, place, tmp_path):
     for name in ("b.txt", "a.txt", "d.txt", "c.txt"):
         (tmp_path / "mine" / name).parent.mkdir(exist_ok=True)

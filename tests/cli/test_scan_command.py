@@ -82,6 +82,26 @@ def test_a_gate_is_an_exit_code_and_says_why(run, place, gate, code):
     assert f"gate {gate}: {told}" in ran.err
 
 
+def test_a_gate_says_what_had_nothing_to_look_at(run, place):
+    words = ["scan", "-", place / "rows.npz", "--fail-on"]
+    ran = run(*words, "SND005,SND001")
+    assert ran.code == 0
+    assert "found; had nothing to look at: SND005: no model was run\n" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["SND051"], "SND051 compares two data sets. Name the other: --versus OTHER."),
+        (["snd011", "--only", "SND001"], "SND011 is not among the checks of --only. Add it."),
+    ],
+)
+def test_a_gate_on_a_check_that_would_not_run_is_refused(run, place, words, said):
+    ran = run("scan", "-", place / "rows.npz", "--fail-on", *words)
+    assert ran.code == 2
+    assert said in ran.error()
+
+
 def test_a_silenced_code_does_not_count(run, place):
     words = ["scan", "-", place / "half_nan.npz", "--fail-on", "error", "--json"]
     silenced = run(*words, "--ignore", "SND001")

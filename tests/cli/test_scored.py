@@ -35,6 +35,23 @@ def test_what_explains_a_row_is_wrapped_and_tells_no_position_of_whole_rows(
     assert max(map(len, text.splitlines())) <= 45
 
 
+@pytest.mark.truth("the line of the file that was changed")
+def test_the_most_unusual_rows_are_named_by_their_place(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "line_net.py").write_text(NET.replace("Conv2d(1, 3, 2)", "Linear(2, 3)"))
+    rows = np.random.default_rng(0).normal(size=(60, 2)).round(3).tolist()
+    rows[41] = [90.0, -70.0]
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(["a,b", *(f"{a},{b}" for a, b in rows)]))
+    words, probe = ("line_net:make", table), tmp_path / "p.sonde"
+    ran = run("fit", "knn(k=2)", *words, "--limit", "40", "-o", probe)
+    assert ran.code == 0, ran.err
+    first = run("score", probe, *words, "--explain", "1").out.partition("most unusual:\n")[2]
+    assert first.startswith("  row 41, line 43 (")
+    first = run("score", probe, *words, "--explain", "1", "--hash-ids").out
+    assert first.partition("most unusual:\n")[2].startswith("  row 41 (")
+
+
 @pytest.mark.truth("the line of least p-value and highest score in --json")
 def test_the_position_is_told_where_an_example_has_several_rows(run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -51,6 +51,7 @@ def test_sound_files_and_damaged_ones(run, place, report, tmp_path, name):
     path = Path(shutil.copy(place / name, tmp_path))
     ran = run("verify", path)
     assert ran.code == 0, ran.err
+    assert " 1 file, " in ran.out
     assert narrow(ran.out)
     flip(path)
     ran = run("verify", path)

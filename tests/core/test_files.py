@@ -26,6 +26,25 @@ def test_bytes_and_pieces_arrive(tmp_path):
     assert names(tmp_path) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing yet"])
+def test_a_link_stays_and_its_file_is_replaced(tmp_path, there):
+    (tmp_path / "far").mkdir()
+    link, file = tmp_path / "link", tmp_path / "far" / "file"
+    link.symlink_to(file)
+    if there:
+        file.write_bytes(b"old")
+    atomic_write(link, b"new")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"new"
+    assert names(tmp_path / "far") == ["file"]
+
+
+def test_a_link_to_itself_becomes_the_file(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "a")
+    atomic_write(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
 def test_an_exception_leaves_the_old_file_and_no_other(tmp_path):
     atomic_write(tmp_path / "a", b"old")
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from kept_rows import Keep, Rows, one
 from narrow import expect, present
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, StateError
 from sonde.core.finite import largest
 from sonde.core.folding import fold, grow, observe_stream
 from sonde.core.hashing import rank_key
-from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
-from sonde.core.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE
+from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample
 from sonde.core.passes import merge_pair, observe_unit, states_of
-from sonde.core.plan import Part, Split
+from sonde.core.plan import Split
 from sonde.core.requests import Request, Task, requests
 from sonde.core.result import Result
 from sonde.core.selection import FiniteRows
@@ -30,30 +30,6 @@ from sonde.stats import HashSample, HashSampleState, Moments
 
 
 @dataclass(frozen=True)
-class Rows(State):
-    """Every row, in the order seen: what a test can compare with anything."""
-
-    x: Tensor
-    calls: int = 1
-
-
-@dataclass(frozen=True)
-class Keep(Statistic[Rows]):
-    column: str = "x"
-    seen: ClassVar[list[int]] = []
-
-    def needs(self) -> tuple[str, ...]:
-        return (self.column,)
-
-    def observe(self, x: Tensor) -> Rows:
-        self.seen.append(len(x))
-        return Rows(x.clone())
-
-    def merge(self, a: Rows, b: Rows) -> Rows:
-        return Rows(torch.cat([a.x, b.x]), a.calls + b.calls)
-
-
-@dataclass(frozen=True)
 class KeepPairs(Statistic[Rows]):
     span: ClassVar = "pair"
 
@@ -62,11 +38,6 @@ class KeepPairs(Statistic[Rows]):
 
     def merge(self, a: Rows, b: Rows) -> Rows:
         return Rows(torch.cat([a.x, b.x]))
-
-
-@dataclass(frozen=True)
-class KeepWhole(Keep):
-    whole_groups: ClassVar = True
 
 
 @dataclass(frozen=True)
@@ -176,13 +147,6 @@ class Layouts(Stream):
         )
 
 
-def one(
-    statistic: Statistic, *keys: str, where: Where | None = None, part: Part = "all"
-) -> dict[str, Request]:
-    request = Request(statistic, keys, where or Every(), part)
-    return {request.id: request}
-
-
 def rows_of(stream: Stream, statistic: Statistic, *keys: str, **options) -> Tensor:
     (state,) = observe_stream(stream, one(statistic, *keys, **options)).values()
     return expect(Rows, state).x
@@ -220,28 +184,6 @@ def test_sites_filters_and_parts_are_distinct_requests_and_equal_parameters_are_
     assert len(requests([Task(Many(), ("x",))])) == 3
     assert len(requests([Task(Many(), ("x",)), Task(Many(), ("y",))])) == 6
     assert len(requests([Task(Many(), ("x",))], Split(0.5))) == 6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("dim", "full"), [(4, BUFFER_ROWS), (300, BUFFER_ROWS_WIDE)])
-def test_rows_wait_until_there_are_enough_and_flush_at_the_end_of_the_unit(dim, full):
-    x = torch.randn(2 * full + 100, dim)
-    batches = [
-        b
-        for part in range(0, len(x), 64)
-        for b in Stream.of(x).batches(part, min(part + 64, len(x)))
-    ]
-    Keep.seen.clear()
-    states = observe_unit(batches, one(Keep(), "x"))
-    assert Keep.seen == [full, full, 100]
-    assert torch.equal(expect(Rows, next(iter(states.values()))).x, x)
-
-
-def test_whole_groups_wait_for_the_end_of_the_unit():
-    x = torch.randn(BUFFER_ROWS + 500, 2)
-    Keep.seen.clear()
-    observe_unit(Stream.of(x).batches(0, len(x)), one(KeepWhole(), "x"))
-    assert Keep.seen == [len(x)]
 
 
 def test_sites_may_have_other_numbers_of_rows():
@@ -356,7 +298,8 @@ def test_fit_and_held_are_all():
     assert parts["fit"] | parts["held"] == set(range(300))
     assert not parts["fit"] & parts["held"]
     assert not {i // 3 for i in parts["fit"]} & {i // 3 for i in parts["held"]}
-    assert len(parts["held"]) == 3 * split.count_held(stream.group_keys)
+    drawn = torch.cat([split.is_held(batch.split_draw) for batch in stream])
+    assert parts["held"] == set(torch.nonzero(drawn).flatten().tolist())
     assert len(states_of(task, states, split)["rows"].x) == 300
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from narrow import expect
 from sonde.core.errors import ShapeError
-from sonde.core.result import FLAGS, Result, Scorer, infinite_where_nonfinite, tensors_of
+from sonde.core.result import FLAGS, Result, Scorer, infinite_where_nonfinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +102,6 @@ def test_values_are_floats_and_flags_are_known():
         Result(flags=("fishy",))
 
 
-def test_named_tensors():
-    result = Spectrum(value=torch.ones(1), eigenvalues=torch.arange(3.0), note="x")
-    assert list(tensors_of(result)) == ["eigenvalues"]
-
-
 def test_rows_that_are_not_finite_score_infinity():
     x = torch.tensor([[1.0, 2.0], [math.nan, 0.0], [0.0, -math.inf]])
     y = torch.tensor([[math.nan], [0.0], [0.0]])
@@ -123,7 +118,7 @@ def test_rows_that_are_not_finite_score_infinity():
 @dataclass(frozen=True, kw_only=True)
 class Sums(Scorer):
     def score(self, x: Tensor) -> Tensor:
-        return x.sum(dim=1)
+        return infinite_where_nonfinite(x.sum(dim=1), x)
 
 
 class Frame:
@@ -141,12 +136,16 @@ class Frame:
         np.array([[1.0, 2.0], [3.0, 4.0]], dtype=">f4"),
         np.broadcast_to(np.array([[1.0], [3.0]]), (2, 2)) + np.array([0, 1]),
         torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        torch.tensor([[1, 2], [3, 4]], dtype=torch.int8),
+        np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.longdouble),
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True),
         Frame(),
     ],
 )
 def test_scores_of_what_fit_takes(rows):
-    assert Sums().score(rows).tolist() == [3.0, 7.0]
-    assert Sums().score(x=rows).tolist() == [3.0, 7.0]
+    for found in (Sums().score(rows), Sums().score(x=rows)):
+        assert found.is_floating_point()
+        assert found.tolist() == [3.0, 7.0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +156,13 @@ class SumsOfSites(Scorer):
 
 @pytest.mark.truth("sums by hand")
 @pytest.mark.parametrize("array", [torch.tensor, np.array])
-@pytest.mark.parametrize("second", [[[10.0, 20.0], [30.0, 40.0]], [[30.0], [70.0]]])
+@pytest.mark.parametrize("second", [[[10.0, 20.0], [30.0, 40.0]], [[30], [70]]])
 def test_scores_of_rows_at_several_sites(array, second):
     sites = [array([[1.0, 2.0], [3.0, 4.0]]), array(second)]
-    assert SumsOfSites().score(sites).tolist() == [33.0, 77.0]
+    for given in (sites, tuple(sites)):
+        found = SumsOfSites().score(given)
+        assert found.dtype == torch.float64 or array is torch.tensor
+        assert found.tolist() == [33.0, 77.0]
 
 
 @pytest.mark.parametrize("row", [[1.0, 2.0], np.zeros(2), torch.zeros(2), torch.zeros(2, 2, 2)])

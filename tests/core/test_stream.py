@@ -75,6 +75,8 @@ X = torch.zeros(4, 2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"x": torch.zeros(2, 0)}, r"\(row, dim\) array, got shape \(2, 0\)"),
+        ({"x": X, "label": [0, 1, -2, 1]}, "numbered from 0 as label, or -1 for none, got -2"),
         ({"x": torch.zeros(2, 2, 2)}, r"\(row, dim\) array, got shape \(2, 2, 2\)"),
         ({"x": {"a": X, "b": torch.zeros(3, 2)}}, r"expected 4 rows at every site, got \{'b': 3\}"),
         ({"x": X, "label": [0, 1]}, "expected 4 entries of label, got 2"),

@@ -21,6 +21,8 @@ NO_NUMBERS = {
     "objects": np.array([[{}]], dtype=object),
     "complex": np.ones((2, 2)) * 1j,
     "nothing": None,
+    "masked": np.ma.masked_greater(np.ones((2, 2)), 0.5),
+    "sparse": torch.eye(2).to_sparse(),
 }
 
 
@@ -31,7 +33,7 @@ def test_numbers_in_any_container():
     given = [
         want, array, array.tolist(), tuple(map(tuple, array)), list(want),
         np.array(array[::-1])[::-1], array.astype(">f8"), array.astype(object),
-        array.astype(int), array.astype("u2"),
+        array.astype(int), array.astype("u2"), array.astype(np.longdouble),
     ]  # fmt: skip
     for values in given:
         assert torch.equal(as_tensor("f", values, "rows").double(), want)

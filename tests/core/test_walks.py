@@ -6,23 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from kept_rows import Rows
 from narrow import expect
 from sonde.core.errors import StateError
 from sonde.core.folding import observe_stream
 from sonde.core.instrument import Every
 from sonde.core.requests import Request
-from sonde.core.state import State, equal
+from sonde.core.state import equal
 from sonde.core.statistic import Learner, Statistic
 from sonde.core.stream import Stream
 from sonde.stats import Moments
-
-
-@dataclass(frozen=True)
-class Rows(State):
-    """Every row, in the order seen: what a test can compare with anything."""
-
-    x: Tensor
-    calls: int = 1
 
 
 @dataclass(frozen=True)

@@ -35,3 +35,10 @@ def test_steps_of_trajectories_are_columns_where_they_are_whole_numbers(tmp_path
     assert batch.column("first_error", "x").tolist() == first.tolist()
     np.savez(path, x=x, position=x)
     assert [s.key for s in open_arrays(path).schema] == ["x", "position"]
+
+
+@pytest.mark.parametrize("kind", [np.longdouble, ">f4", np.float16])
+def test_numbers_of_any_width_are_rows(kind, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(6).reshape(3, 2).astype(kind))
+    rows = next(iter(open_arrays(tmp_path / "a.npz"))).rows["x"]
+    assert rows.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]

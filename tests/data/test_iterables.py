@@ -258,7 +258,7 @@ def test_feature_arrays_are_sites(kind, tmp_path):
 
 def test_hostile_and_wrong_array_files(tmp_path):
     (tmp_path / "junk.npz").write_text("junk")
-    with pytest.raises(errors.InputError, match="it is no NumPy file"):
+    with pytest.raises(errors.InputError, match="it is not a NumPy file"):
         open_arrays(tmp_path / "junk.npz")
     np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(errors.InputError, match="a pickle"):

@@ -1,4 +1,4 @@
-"""Columns ``pair`` and ``side``: items that are read several times, behind different prompts."""
+"""Columns ``pair`` and ``side``: items that are read several times, after different prompts."""
 
 import json
 from typing import Any
@@ -112,7 +112,7 @@ def test_errors_name_the_item(gpt2):
         open_inputs(model, [{"text": "a", "pair": 1, "side": -2}])
     with pytest.raises(InputError, match="expected a value in column 'pair' beside its 'side'"):
         open_inputs(model, [{"text": "a", "pair": None, "side": 0}])
-    with pytest.raises(InputError, match=r"of at least -1 in column 'side', got 'x'\. Mend it"):
+    with pytest.raises(InputError, match=r"of at least -1 in column 'side', got 'x'\. Fix it"):
         open_inputs(model, [*many, {"text": "b", "pair": 1, "side": "x"}])
     skipped = open_inputs(model, [*many, {"text": "b", "pair": 1, "side": "x"}], skip_bad=True)
     assert (len(skipped), skipped.n_skipped) == (300, 1)

@@ -14,7 +14,7 @@ from sonde.run.reading.read import read
 from sonde.tap import live_stream
 
 TEXTS = ["ab<t>cde</t>f", "x<t>yy</t>", "pq<t>r</t><t>"]
-ENDS = [(5, 12), (4, 10), (5, 10)]  # behind <t>, behind the first </t> after it
+ENDS = [(5, 12), (4, 10), (5, 10)]  # after <t>, after the first </t> after it
 
 
 def only(inputs) -> tuple[Any, Tensor]:
@@ -123,7 +123,7 @@ def test_errors_say_what_to_do(gpt2, bert):
 
     row = {"text": "abcdef", "a": 1, "b": 3}
     refuse(["abc"], "the text has no '<t>'", span="<t>,</t>")
-    refuse(["ab<t>c"], "the text has no '</t>' behind '<t>'", span="<t>,</t>")
+    refuse(["ab<t>c"], "the text has no '</t>' after '<t>'", span="<t>,</t>")
     refuse([{**row, "b": 1}], "expected 0 <= a < b <= 6, the characters of the text, got 1 and 1")
     refuse([{**row, "b": 7}], "got 1 and 7")
     refuse([{**row, "a": "one"}], "expected the number of a character in column 'a', got 'one'")
@@ -132,7 +132,7 @@ def test_errors_say_what_to_do(gpt2, bert):
     refuse([{"text": "abcdef", "a": 1}], "has no column 'b'")
     refuse([row], "expected span as two columns or two delimiters", span="a")
     refuse([{"text": 20 * "a", "a": 1, "b": 3}], "is not cut into chunks; pass long='truncate'")
-    refuse([{"text": 20 * "a", "a": 1, "b": 18}], "the part that counts lies behind")
+    refuse([{"text": 20 * "a", "a": 1, "b": 18}], "the part that counts lies beyond them")
     refuse([{"input_ids": [1, 2]}], "expected texts, of which a span is a part, got items of kind")
     short = open_inputs(model, [{"text": 20 * "a", "a": 1, "b": 3}], span="a,b", long="truncate")
     batch, _ = only(short)

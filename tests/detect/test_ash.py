@@ -71,9 +71,8 @@ def test_brute_force(variant, share):
 def test_rows_without_anything_positive_are_left_as_they_are():
     x = torch.cat([-ROW, torch.zeros_like(ROW), ROW])
     scorer = ASH().fit(x, head=(torch.eye(4, dtype=torch.float64), None))
-    assert scorer.edit.unshaped(x).tolist() == [True, True, False]
     shaped = scorer.edit.apply(x, SITE, EditContext())
-    assert torch.equal(shaped[:2], x[:2])
+    assert (shaped == x).all(1).tolist() == [True, True, False]
     assert scorer.conventions["units_below_zero"] == 4
 
 

@@ -182,7 +182,7 @@ def test_errors():
     with pytest.raises(InputError, match="needs the column 'first_error'"):
         TrajectoryVerifier().fit(x, position=columns["position"])
     clean: dict[str, Any] = {**columns, "first_error": np.full(len(x), -1)}
-    with pytest.raises(InputError, match="expected right and wrong trajectories, got 10 right"):
+    with pytest.raises(InputError, match=r"got 10 right and 0 wrong\. .* -1 where all are right"):
         TrajectoryVerifier().fit(x, **clean)
     with pytest.raises(InputError, match="expected right and wrong steps"):
         TrajectoryVerifier(head="lda").fit(x, **clean)

@@ -119,3 +119,22 @@ def test_a_place_that_cannot_be_written_is_a_store_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="could not make the directory"):
         RunLock(tmp_path / "file" / "a.run").__enter__()
+
+
+def test_a_directory_that_another_one_removes_is_made_again(tmp_path, monkeypatch):
+    from sonde.core import lock
+
+    left, real = [3], lock.open_new
+
+    def removed(path):
+        if left[0]:
+            left[0] -= 1
+            path.parent.rmdir()
+        return real(path)
+
+    monkeypatch.setattr(lock, "open_new", removed)
+    with RunLock(tmp_path / "a.run"):
+        assert (tmp_path / "a.run" / NAME).exists()
+    left[0] = 10**6
+    with pytest.raises(StoreError, match="keeps changing hands"):
+        RunLock(tmp_path / "b.run").__enter__()

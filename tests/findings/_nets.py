@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from narrow import expect
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.findings.evidence import Evidence
@@ -37,7 +38,7 @@ def evidence_of(stream: Stream, *, lens: bool = False, **options: Any) -> Eviden
         counters=found.outcome.counters,
         model=model,
         lens=lens_evidence(stream) if lens and live else None,
-        options=options,
+        **options,
     )
 
 
@@ -73,6 +74,23 @@ def tensors(module: nn.Module, x: Tensor, batch_size: int = 64, **options: Any) 
     return live_stream(module, Arrays(x, batch_size=batch_size), **options)
 
 
+def framed(x: Tensor) -> Tensor:
+    """Return digits inside an empty frame, as images of handwriting come: (row, 1, 10, 10)."""
+    return functional.pad(x.view(-1, 1, 8, 8), (1, 1, 1, 1))
+
+
+def grey(x: Tensor, copies: int = 0) -> LiveStream:
+    """Return the stream of a convolutional net over grey images, some filters copies of the first.
+
+    Means over such an image after the first layer say little more than how bright it is.
+    """
+    torch.manual_seed(0)
+    first = nn.Conv2d(1, 16, 3, padding=1)
+    with torch.no_grad():
+        first.weight[:copies] = first.weight[0]
+    return tensors(nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.Linear(1600, 10)).eval(), x)
+
+
 def tokens(
     module: nn.Module,
     lengths: Sequence[int],
@@ -90,6 +108,11 @@ def tokens(
     model = Model(module, processor, config, type(module).__name__, task)
     inputs = Texts(items, batch_size=32, special=False)
     return live_stream(model, inputs, reducer=reducer, further=("tokens", "patches"), entry=True)
+
+
+def texts_of(stream: LiveStream) -> list[list[int]]:
+    """Return the token lists that ``tokens`` made; what is written into them is read."""
+    return [expect(list, text) for text in expect(Texts, stream.inputs).items]
 
 
 def noise(n: int, dim: int, seed: int = 0) -> Tensor:

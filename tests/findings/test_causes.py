@@ -44,6 +44,12 @@ def test_two_findings_never_explain_each_other() -> None:
     assert because(settle(scanned(), checks)) == {"SND011": None, "SND023": "SND011"}
 
 
+def test_rows_that_meet_on_corners_meet_at_all_later_sites() -> None:
+    for sites, expected in ((("blocks.2",), "SND013"), (("blocks.0", "blocks.2"), None)):
+        checks = [found("SND013", "blocks.1"), found("SND042", *sites)]
+        assert because(settle(scanned(), checks))["SND042"] == expected
+
+
 def test_without_a_function_comparisons_are_withheld() -> None:
     clear = Check("SND051", "clear")
     missing = Check("SND053", "not_applicable", "no OTHER")

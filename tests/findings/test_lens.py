@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from findings._counting import WORDS, Counter, counting
-from findings._nets import tokens
+from findings._nets import texts_of, tokens
 from sonde.findings.lens import clustered_error, entropy, lens_evidence
 
 
@@ -31,7 +31,7 @@ def test_loss_after_every_block() -> None:
     lens = lens_evidence(stream)
     assert lens.reason == ""
     assert lens.n_rows == 40 * 19
-    expected = losses(amounts, stream.inputs.items)  # type: ignore[attr-defined]
+    expected = losses(amounts, texts_of(stream))
     assert lens.loss is not None
     np.testing.assert_allclose(lens.loss.numpy(), expected, rtol=1e-5)
     assert lens.final == pytest.approx(expected[-1], rel=1e-5)

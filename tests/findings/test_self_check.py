@@ -45,7 +45,7 @@ def test_a_deep_net_that_squeezes_rows_is_stable() -> None:
     assert found.repeat.worst == 0
     assert found.company is not None
     assert found.company.worst < found.tau
-    assert found.reasons["padding"] == "inputs are no texts"
+    assert found.reasons["padding"] == "inputs are not texts"
 
 
 def test_random_state_is_left_as_it_was() -> None:

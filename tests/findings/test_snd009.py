@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -19,8 +20,7 @@ def check(n: int, rules: tuple[Rule, ...] = (SND011(), SND014(), SND022()), **op
     label = options.pop("label", None)
     evidence = evidence_of(Stream.of(noise(n, 20), label=label), **known)
     checks = tuple(rule.check(evidence) for rule in rules)
-    evidence.options.update({"checks": checks, **options})  # type: ignore[attr-defined]
-    return SND009().check(evidence)
+    return SND009().check(replace(evidence, checks=checks, **options))
 
 
 def test_twenty_rows_are_a_warning_that_lists_what_was_withheld() -> None:
@@ -32,6 +32,19 @@ def test_twenty_rows_are_a_warning_that_lists_what_was_withheld() -> None:
         "3 checks had too few rows (SND011, SND014 and SND022). SND014 needs 256 rows, "
         "20 present. All of the data was read."
     )
+    figure = found.finding.figure
+    assert (figure.value, figure.threshold, figure.unit) == (20.0, 256.0, "rows")
+
+
+def test_the_figure_shows_what_the_most_demanding_check_asks_for() -> None:
+    """SND014 asks for rows and SND022 for groups, of which there are fewer."""
+    finding = check(100, label=None).finding
+    assert finding is not None
+    assert finding.sentence.split("). ")[1].startswith("SND014 needs 256 rows, 100 present")
+    assert (finding.figure.value, finding.figure.threshold) == (100.0, 256.0)
+    few = check(20, rules=()).finding
+    assert few is not None
+    assert (few.figure.value, few.figure.threshold) == (20.0, SND009().warning)
 
 
 def test_a_hundred_rows_are_a_note_unless_a_gate_names_a_check() -> None:

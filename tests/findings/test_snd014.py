@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
+from findings._evidence import digits
+from findings._nets import (
+    assert_clear,
+    assert_raised,
+    checked,
+    evidence_of,
+    framed,
+    grey,
+    noise,
+    tensors,
+)
 from narrow import expect
 from sonde.core.stream import Stream
 from sonde.findings.snd014 import SND014
@@ -73,3 +83,21 @@ def test_units_that_are_constant_without_the_largest_rows_are_no_copies() -> Non
     x[:, :20] = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3
     x[7, :20] += 1e3
     assert_clear(checked(SND014(), Stream.of(x)))
+
+
+@pytest.mark.slow
+def test_filters_agree_on_brightness_and_copies_on_every_position() -> None:
+    x = framed(digits()[0])
+    evidence = evidence_of(grey(x))
+    pooled = evidence.sites[0].sample.rows.double()
+    assert float(torch.corrcoef(pooled.T).abs().min()) > 0.9999
+    assert_clear(checked(SND014(), evidence))
+    check = checked(SND014(), grey(x, copies=8))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert [int(u) for u in check.finding.units] == list(range(1, 8))
+
+
+def test_two_logits_that_mirror_each_other_are_no_copies() -> None:
+    x = noise(500, 1).double()
+    assert checked(SND014(), Stream.of(torch.cat([x, -x], 1))).state == "not_applicable"

@@ -1,11 +1,22 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
+from findings._evidence import digits
+from findings._nets import (
+    assert_clear,
+    assert_raised,
+    checked,
+    evidence_of,
+    framed,
+    noise,
+    tensors,
+)
 from narrow import expect
 from sonde.core.stream import Stream
-from sonde.findings.snd022 import SND022, directions, few_classes
+from sonde.findings.snd014 import SND014
+from sonde.findings.snd022 import SND022, _of_moments, directions, few_classes
 
 
 @pytest.mark.truth("eigenvalues of numpy's corrcoef")
@@ -69,3 +80,42 @@ def test_two_collapsed_classes_are_left_to_another_code() -> None:
     check = SND022().check(evidence)
     assert check.state == "withheld"
     assert "SND032" in check.reason
+
+
+@pytest.mark.slow
+def test_brightness_of_grey_images_is_no_collapse_and_one_filter_is() -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)]
+    module = nn.Sequential(*convolutions).eval()
+    evidence = evidence_of(tensors(module, framed(digits()[0])))
+    assert _of_moments(evidence.sites[1].moments) < 2.0
+    assert_clear(checked(SND022(), evidence))
+    with torch.no_grad():
+        weight = convolutions[1].weight
+        weight.copy_(weight[:1] * torch.arange(1.0, 17.0)[:, None, None, None])
+    assert_raised(checked(SND022(), tensors(module, framed(digits()[0]))), "error")
+
+
+@pytest.mark.slow
+def test_first_filters_of_smooth_images_are_not_judged() -> None:
+    x = functional.interpolate(digits()[0].view(-1, 1, 8, 8), size=(32, 32), mode="bilinear")
+    torch.manual_seed(0)
+    entry = [nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16)]
+    module = nn.Sequential(*entry, nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2)).eval()
+    evidence = evidence_of(tensors(module, x[:300]))
+    assert max(directions(site) for site in evidence.sites[:2]) < 2.0
+    check = checked(SND022(), evidence)
+    assert check.state in ("clear", "raised")
+    assert set(check.tables["values"]) == {"2", "3"}
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_what_few_numbers_feed_is_not_judged(wide: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 16)]
+    entry = [nn.Linear(20, 1)] if wide else []
+    x = noise(300, 20 if wide else 1)
+    evidence = evidence_of(tensors(nn.Sequential(*entry, *layers).eval(), x))
+    assert directions(evidence.sites[-1]) < 2.0
+    assert checked(SND022(), evidence).state == "not_applicable"
+    assert checked(SND014(), evidence).state == "not_applicable"

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from findings._evidence import digits, evidence_of, shuffled, states
 from findings._nets import evidence_of as stream_evidence
-from findings._nets import tokens
+from findings._nets import framed, grey, texts_of, tokens
 from sonde.findings._near import near_pairs
 from sonde.findings.rows import near_duplicates, rows_section
 from sonde.findings.snd042 import SND042
@@ -76,6 +76,21 @@ def test_ratio_and_its_law(dim: int) -> None:
     assert np.allclose(np.sort(ratio)[: len(found)], found.ratio.numpy())
 
 
+@pytest.mark.slow
+def test_images_of_equal_brightness_are_no_copies() -> None:
+    x = framed(digits()[0])
+    evidence = stream_evidence(grey(x))
+    first = evidence.sites[0].sample
+    alone = near_pairs(first.rows.double(), first.group)
+    assert alone.p < 1e-9
+    assert SND042().check(evidence).state == "clear"
+    copies = x[shuffled(len(x), 3)[:40]]
+    copies = copies + 0.002 * torch.randn(copies.shape, generator=torch.Generator().manual_seed(0))
+    check = SND042().check(stream_evidence(grey(torch.cat([x, copies]))))
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+
+
 class Ending(nn.Module):
     """A first block that sees almost only the last four tokens, and a second that sees all."""
 
@@ -97,7 +112,7 @@ class Ending(nn.Module):
 @pytest.mark.slow
 def test_texts_that_end_in_the_same_tokens_are_no_copies() -> None:
     stream = tokens(Ending().eval(), [14] * 240, reducer="last")
-    items = stream.inputs.items  # type: ignore[attr-defined]
+    items = texts_of(stream)
     for i in range(12):
         items[i][10:] = items[i + 12][10:]
     evidence = stream_evidence(stream)
@@ -109,6 +124,15 @@ def test_texts_that_end_in_the_same_tokens_are_no_copies() -> None:
     assert SND042().check(evidence).state == "clear"
     pooled = tokens(Ending().eval(), [14] * 240, reducer="mean")
     assert list(near_duplicates(stream_evidence(pooled))) == [0, 1]
+
+
+def test_tokens_that_texts_begin_with_are_no_copies() -> None:
+    stream = tokens(Ending().eval(), [14] * 24, reducer="tokens")
+    items = texts_of(stream)
+    items[12][:] = [*items[0][:9], *items[12][9:]]
+    check = SND042().check(stream_evidence(stream))
+    assert check.state == "not_applicable"
+    assert "begin alike" in check.reason
 
 
 class Places(nn.Module):
@@ -130,7 +154,7 @@ class Places(nn.Module):
 def test_few_texts_of_one_length_and_ending_are_no_copies() -> None:
     lengths = [*(6 + i % 8 for i in range(200)), *(20 + i % 10 for i in range(20))]
     stream = tokens(Places().eval(), lengths, reducer="last")
-    for text in stream.inputs.items:  # type: ignore[attr-defined]
+    for text in texts_of(stream):
         text[-1] = 7
     evidence = stream_evidence(stream)
     rows = evidence.sites[-1].sample.rows.double()

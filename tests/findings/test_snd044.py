@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from findings._evidence import digits, evidence_of, shuffled, states, versus_of
 from sonde.findings.snd044 import SND044
+from sonde.findings.step import Again
 
 
 @pytest.mark.slow
@@ -111,3 +113,17 @@ def test_rows_of_one_group_are_no_neighbours() -> None:
     spread = 2 * x.numpy().var(0, ddof=1).sum()
     assert check.figure.value == pytest.approx(step.mean() / spread, rel=0.03)
     assert SND044().check(evidence_of(x)).state == "raised"
+
+
+def test_the_next_step_can_be_run_on_the_data_as_they_are(tmp_path: Path) -> None:
+    def step(name: str) -> str:
+        evidence = evidence_of(torch.arange(1500.0)[:, None])
+        data = replace(evidence.data, name=name)
+        found = SND044().check(replace(evidence, data=data)).finding
+        assert found is not None
+        return Again("net", name, is_command=True).text(found.next)
+
+    assert step("rows.csv") == "sonde scan net rows.csv --group-column COLUMN"
+    columns = "--image-column IMAGE --group-column COLUMN"
+    assert step(str(tmp_path)) == f"sonde scan net TABLE.jsonl {columns}"
+    assert step("sonde:digits/test") == ""

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from findings._evidence import digits, shuffled, states, versus_of
+from findings._nets import framed, grey
+from narrow import expect
 from sonde.findings.snd053 import SND053
 
 
@@ -49,3 +52,21 @@ def test_noisy_copies_in_other_are_a_warning() -> None:
     assert check.finding.level == "warning"
     assert "more rows of OTHER nearly equal" in check.finding.sentence
     assert len(check.finding.sentence) <= 240
+
+
+@pytest.mark.slow
+def test_images_of_equal_brightness_are_no_look_alikes() -> None:
+    x, order = framed(digits()[0]), shuffled(1797, 5)
+    train, test = x[order[:1200]], x[order[1200:]].clone()
+    assert SND053().check(versus_of(ends(train), ends(test))).state == "clear"
+    test[:8] = train[:8] + 0.002 * torch.randn(test[:8].shape, generator=torch.manual_seed(0))
+    check = SND053().check(versus_of(ends(train), ends(test)))
+    assert check.finding is not None
+    assert check.finding.level == "warning"
+
+
+@torch.no_grad()
+def ends(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the pooled states at the first and the last site of a net over grey images."""
+    module = expect(nn.Sequential, grey(x).model.module)
+    return {"first": module[0](x).mean((2, 3)), "last": module(x)}

@@ -28,7 +28,8 @@ def test_a_command_keeps_the_reading_and_changes_what_the_step_says():
     again = Again("my net", "a.csv", COMMAND, is_command=True)
     rest = "--reducer mean --text-column 'my text' --long truncate --batch-size 8 --keep-special"
     assert again.text(Step("read", {"sites": "layers.3:out|tokens"})) == (
-        f"sonde read 'my net' a.csv --sites 'layers.3:out|tokens' {rest}"
+        f"sonde read 'my net' a.csv --sites 'layers.3:out|tokens' {rest} "
+        "-o acts_layers.3_out_tokens"
     )
     assert again.text(Step("scan", {"batch_size": 1, "long": "chunk"}, MORE_DATA)) == (
         "sonde scan 'my net' MORE_DATA --batch-size 1 --long chunk --sites blocks head "
@@ -77,12 +78,15 @@ def test_what_a_command_says_next_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [f'{{"body": "x = {i % 30}", "kind": "{i % 2}"}}' for i in range(60)]
     Path("a.jsonl").write_text("\n".join(lines))
-    words = ("sonde:stdlib", "a.jsonl", "--text-column", "body", "--sites", "model.layers.0")
-    found = run_words("scan", *words, "--only", "SND041", "--json").json()["findings"]
-    (step,) = [f["next"] for f in found]
-    ran = run_words(*shlex.split(step)[1:])
-    assert ran.code == 0, ran.err
-    found = run_words("scan", "acts", "--only", "SND041", "--json").json()["findings"]
+    words = ("sonde:stdlib", "a.jsonl", "--text-column", "body", "--sites")
+    acts = ""
+    for site in ("model.layers.0", "model.layers.1"):  # one step after another
+        found = run_words("scan", *words, site, "--only", "SND041", "--json").json()["findings"]
+        (step,) = [f["next"] for f in found]
+        ran = run_words(*shlex.split(step)[1:])
+        assert ran.code == 0, ran.err
+        acts = shlex.split(step)[-1]
+    found = run_words("scan", acts, "--only", "SND041", "--json").json()["findings"]
     (step,) = [f["next"] for f in found]
     ran = run_words(*shlex.split(step)[1:])
     assert ran.code == 0, ran.err

@@ -27,3 +27,14 @@ def test_first_tokens_are_apart_and_do_not_move_the_median():
 
 def test_rows_of_zeros_are_dead():
     assert norms(torch.zeros(4, 3)).flags == ("dead",)
+
+
+@pytest.mark.truth("numpy over all rows in memory")
+@pytest.mark.parametrize("scale", [1e-20, 1e12])
+def test_a_median_beyond_the_histogram_is_not_made_up(scale: float):
+    x = np.random.default_rng(0).standard_normal((200, 16)) * scale
+    result = norms(x)
+    assert np.isnan(float(result))
+    assert bool(result.medians.isnan().all())
+    assert result.flags == ("clipped",)
+    assert result.mean == pytest.approx(np.linalg.norm(x, axis=1).mean(), rel=1e-9)

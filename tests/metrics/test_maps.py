@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 from scipy import ndimage
 
 from sonde.core.errors import InputError
@@ -22,6 +23,21 @@ MASK[:2, :2] = MASK[3, 4:] = 1
 def test_printed_numbers():
     assert aupro([MAP], [MASK], resamples=0).value == pytest.approx(0.86111111, abs=1e-8)
     assert pixel_auroc([MAP], [MASK], resamples=0).value == pytest.approx(0.96296296, abs=1e-8)
+
+
+@pytest.mark.truth("the same map in float64")
+@pytest.mark.parametrize(
+    "kind", [torch.Tensor.bfloat16, torch.Tensor.requires_grad_, torch.Tensor.tolist]
+)
+def test_maps_in_any_container(kind):
+    """Ranks are all that counts, and rounding to bfloat16 keeps these."""
+    maps, masks = [kind(torch.tensor(MAP))], [torch.tensor(MASK, dtype=torch.bfloat16)]
+    for metric in (aupro, pixel_auroc):
+        want = metric([MAP], [MASK], resamples=0)
+        assert metric(maps, masks, resamples=0).value == want.value
+    for wrong in ("a", None):
+        with pytest.raises(InputError, match="aupro: expected maps as numbers"):
+            aupro([wrong], masks)
 
 
 def some(n=6, seed=0):

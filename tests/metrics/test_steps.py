@@ -81,3 +81,9 @@ def test_degenerate_and_refused():
         localisation([1, 2], [0, 0], [0, 0])
     with pytest.raises(InputError, match="at least one step"):
         step_f1([], [])
+
+
+def test_alarms_that_are_no_numbers_are_refused():
+    for wrong in (None, "ab", ["a"]):
+        with pytest.raises(InputError, match="step_f1: expected alarm as numbers"):
+            step_f1(wrong, [0, 1])

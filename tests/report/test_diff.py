@@ -1,9 +1,11 @@
 import copy
 import math
+import re
 
 import pytest
 
 from sonde.report import diff, diff_to_html, diff_to_text, new_or_worse
+from sonde.report._format import quantity
 
 SWAPPED = {"new": "gone", "gone": "new", "worse": "better", "better": "worse"}
 
@@ -25,7 +27,25 @@ def test_a_report_against_itself_has_nothing_new(report) -> None:
     assert "SND051" not in _states(made), "ignored findings take no part"
     assert not any(row["moved"] for row in made["figures"])
     assert made["differs"] == []
-    assert diff_to_text(made).startswith("A and B: same model")
+    assert "\nA and B: same model" in diff_to_text(made)
+
+
+def test_both_sides_and_what_differs_are_named(report) -> None:
+    other = copy.deepcopy(report)
+    other["provenance"]["data"] |= {"name": "week2.jsonl", "n_rows": 7}
+    _find(other, "SND025")["figure"]["value"] = 0.02
+    other["findings"] = [f for f in other["findings"] if f["code"] != "SND011"]
+    model, data = (report["provenance"][part]["name"] for part in ("model", "data"))
+    text = diff_to_text(diff(report, other))
+    assert text.startswith(f"A: {model} on {data}\nB: {model} on week2.jsonl\nA and B differ in")
+    assert "data: rows " in " ".join(text.split())
+    page = " ".join(re.sub("<[^>]*>", " ", diff_to_html(report, other)).split())
+    assert f"A {model} on {data} B {model} on week2.jsonl" in page
+    assert "A to B" in page
+    gone = page.partition("SND011 gone")[2]
+    figure = _find(report, "SND011")["figure"]
+    assert f" A {quantity(figure['value'], figure['unit'])} at " in gone.partition("SND")[0]
+    assert "moved by more than three of them." in page
 
 
 @pytest.mark.truth(

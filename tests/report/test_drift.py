@@ -9,7 +9,7 @@ import torch
 from page_case import Page
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
-from sonde.detect import Hotelling, UnitShift
+from sonde.detect import KNN, Hotelling, UnitShift
 from sonde.measure import Covariance
 from sonde.report.drift import drift_to_html, save_drift
 from sonde.report.drift_terminal import drift_to_text, sizes_to_text, verdict
@@ -86,6 +86,20 @@ def test_text_fits_80_columns_and_names_what_moved(moved):
     assert max(map(len, sizes_to_text(moved["states"]).splitlines())) <= 80
 
 
+def test_every_column_and_question_is_explained(moved):
+    text = drift_to_text(moved, verbose=True)
+    units = text.partition("Units that moved most clearly")[2].partition("The mean moved")[0]
+    compared = text.partition("The mean moved")[2]
+    for word in ("effect", "by sd"):
+        assert f"\n{word}  " in units
+    for word in ("value", "no change", "adjusted"):
+        assert f"\n{word}  " in compared
+    page = drift_to_html(moved)
+    for question in ("anything", "linear classifier", "energy outside"):
+        assert f"{question} " in page
+    assert "different ones on the two sides" in page
+
+
 def test_it_is_saved_as_page_or_json(moved, tmp_path):
     page, plain = (save_drift(moved, tmp_path / f"d.{kind}") for kind in ("html", "json"))
     assert page.read_text("utf-8") == sealed_page(drift_to_html(moved))
@@ -104,3 +118,19 @@ def test_a_p_value_too_small_for_a_float_is_not_told_as_zero(moved):
     cells = re.findall(r'<t[dh][^>]*class="n"[^>]*>([^<]*)<', drift_to_html(tiny))
     assert cells.count("&lt; 1e-300") >= len(tiny["sites"]) + 2 * len(tiny["comparisons"])
     assert "< 1e-300" in drift_to_text(tiny)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_the_rounding_of_sums_in_another_order_is_no_direction(shift):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 16, generator=generator) + shift
+    orders = (torch.arange(3000), torch.randperm(3000, generator=generator))
+    fitted = [fit([Covariance(), KNN()], Stream.of(x[o]), progress=False) for o in orders]
+    found = drift(*fitted)
+    assert found.rows == "same"
+    assert found.directions["x"].length > 0
+    assert found.directions["x"].beyond_noise == 0
+    document = drift_document(found, *fitted)
+    assert document["direction"] is None
+    assert "No mean moved farther than it does" in drift_to_text(document)
+    assert "No mean moved farther than it does" in drift_to_html(document)

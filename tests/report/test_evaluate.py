@@ -159,7 +159,7 @@ def test_svg_and_png_files(found, tmp_path):
     assert "best at layers.1" in str(root[0].text)
     assert "optimistic" in svg
     for part in (
-        "Unusual rows that are found",
+        "Share of unusual rows found",
         "Scores of usual rows and unusual rows",
         "threshold",
     ):

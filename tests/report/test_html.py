@@ -1,6 +1,7 @@
 import base64
 import copy
 import hashlib
+import html
 import json
 import re
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from page_case import Page
 from sonde.report import to_html
 from sonde.report._draw import picture as draw
+from sonde.report._format import quantity
 from sonde.report._markup import Names
 from sonde.report._picture import Axis
 from sonde.report._pictures_answers import labels_picture, prediction_picture
@@ -43,6 +45,19 @@ def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
     said = " ".join(page.texts["p"])
     assert "--label-column" in said
     assert "--versus" in said
+
+
+def test_figures_have_units_and_columns_are_explained(report, page) -> None:
+    words = " ".join(re.sub("<[^>]*>", " ", page).split())
+    checks = words.partition("All checks #")[2]
+    check = next(c for c in report["checks"] if c["figure"] and c["figure"]["unit"] == "share")
+    figure = check["figure"]
+    said = f"{quantity(figure['value'], 'share')} {figure['name'].replace('_', ' ')}"
+    assert said in checks.partition(check["title"])[2]
+    assert "--set CODE.LIMIT=X moves a limit" in checks
+    rows = words.partition("Rows #")[2]
+    assert "the label of the share of its nearest neighbours" in rows
+    assert "z: log distance to the row's 5th neighbour" in html.unescape(rows)
 
 
 def test_ids_are_distinct_and_links_lead_somewhere(page) -> None:
@@ -212,6 +227,16 @@ def test_every_picture_says_its_message_and_shows_its_numbers(report, page) -> N
     row = report["sites"][5]
     expected = f"{row['values']['spread']['value']:.3g}"
     assert any(tip and tip.startswith(row["site"]) and expected in tip for tip in tips)
+
+
+def test_tiny_shares_are_not_cut_at_the_edge(report) -> None:
+    for site in report["sites"]:
+        if "spectrum" in site["curves"]:
+            site["curves"]["spectrum"]["y"][-1] = 3e-9
+    page = to_html(report)
+    ticks = set(re.findall(r">([\d.e-]+%)</text>", page))
+    assert "1e-4%" in ticks
+    assert max(map(len, ticks)) <= 5
 
 
 @pytest.mark.truth("brute force: cumulative sum of the whole spectrum")

@@ -24,6 +24,21 @@ def texts(svg):
     return [e.text for e in ET.fromstring(svg).iter() if e.text]
 
 
+def test_numbers_along_the_scores_do_not_meet():
+    scores = np.linspace(100, 1080, 50)
+    marks = ET.fromstring(pictures.histogram(scores, scores)).iter(
+        "{http://www.w3.org/2000/svg}text"
+    )
+    ticks = [e for e in marks if "21)" in e.attrib["transform"] and e.attrib["opacity"] == "1"]
+    place = [float(e.attrib["transform"].split("(")[1].split(",")[0]) for e in ticks]
+    half = [4 * len(e.text or "") for e in ticks]
+    assert len(ticks) > 5
+    assert all(
+        b - a >= left + right
+        for a, b, left, right in zip(place, place[1:], half, half[1:], strict=False)
+    )
+
+
 @pytest.mark.truth("numpy.histogram")
 def test_histogram():
     rng = np.random.default_rng(0)

@@ -60,6 +60,10 @@ def test_the_most_unusual_come_first(scored):
     assert "NaN" in plain[0]
     assert "person 7" in plain[1]
     assert "row7, counted from 0" in plain[1]
+    few = scores_to_html(found, Exhibits(fitted, stream), alpha=0.01)
+    n = fitted.result("mahalanobis").calibration.n
+    assert f"too few</dt><dd>{n} rows calibrated, an alarm takes 99" in few
+    assert "an alarm takes" not in page
     assert "alarm" in plain[1]
     ids = [attrs["id"] for _, attrs in seen.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -73,6 +77,19 @@ def test_the_whole_has_no_position_and_marks_are_explained(scored):
     assert "The sign alarm stands where p is at most 0.2." in words
     heads = [re.sub("<[^>]*>", " ", t).split() for t in re.findall("<thead>.*?</thead>", page)]
     assert ["id", "row", "instrument", "site", "score", "p"] in heads
+
+
+@pytest.mark.truth("by hand")
+def test_the_median_is_a_score_and_no_threshold_stands_where_nothing_alarms():
+    rows = [(f"r{i}", 0, "s", "knn", score, 0.5) for i, score in enumerate((1.0, 2.0, 3.0, 9.0))]
+    words = " ".join(re.sub("<[^>]*>", " ", scores_to_html(table(rows))).split())
+    summary = words.partition("Detectors and sites #")[2]
+    assert "Median: score of the middle row" in summary
+    assert "knn s 4 2 9 0 % 0" in summary
+    assert "threshold" not in words
+    rows[-1] = (*rows[-1][:-1], 0.01)
+    words = " ".join(re.sub("<[^>]*>", " ", scores_to_html(table(rows))).split())
+    assert "Dashed: the threshold at a false-alarm rate of 5 %, 3." in words
 
 
 @pytest.mark.truth("the position of the patch in the line")

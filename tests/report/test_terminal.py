@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sonde.report import to_text
+from sonde.report import to_html, to_text
 
 LONG = "package.module.submodule.block_with_a_very_long_name"
 
@@ -55,7 +55,7 @@ def test_a_comparison_says_where_how_many_and_which(report) -> None:
     assert f"most unusual of OTHER: {versus['rows'][0]['id']}" in text
     for row in versus["sites"]:
         row["low"] = 0.4
-    assert "No site surely tells DATA and OTHER apart" in " ".join(to_text(report).split())
+    assert "No site clearly tells DATA and OTHER apart" in " ".join(to_text(report).split())
     assert "against " not in to_text(report | {"versus": None}).partition("----")[2]
 
 
@@ -83,6 +83,20 @@ def test_names_cannot_drive_the_terminal(report, name: str) -> None:
     report["checks"][0]["reason"] = name
     text = to_text(report, verbose=True)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+
+
+def test_a_table_of_sites_has_whole_names_and_a_store_is_named_once(report) -> None:
+    head = next(s for s in to_text(report, verbose=True, width=110).splitlines() if "site  " in s)
+    names = list(report["sites"][0]["values"])
+    said = [name.replace("_", " ") for name in names if name.replace("_", " ") in head]
+    assert said == [name.replace("_", " ") for name in names[: len(said)]]
+    assert len(said) >= 4
+    assert "~" not in head
+    assert "…" not in head
+    report["provenance"]["data"]["name"] = report["provenance"]["model"]["name"] = "acts"
+    assert to_text(report).startswith("sonde scan  acts  ")
+    assert "  on  " not in to_text(report).splitlines()[0]
+    assert re.search("<h1>acts</h1>", to_html(report))
 
 
 def test_colour_is_only_there_when_asked_and_changes_no_word(report) -> None:

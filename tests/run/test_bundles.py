@@ -143,9 +143,9 @@ def test_rows_never_count_twice(bundle):
 @pytest.mark.parametrize(
     ("instruments", "options", "message"),
     [
-        ([Mahalanobis()], {}, "hold other states"),
-        ([Mahalanobis(shrinkage=0.5), KNN()], {}, "hold other states"),
-        ([Mahalanobis(), ParticipationRatio()], {"calibrate": 0.5}, "hold out other rows"),
+        ([Mahalanobis()], {}, "hold different states"),
+        ([Mahalanobis(shrinkage=0.5), KNN()], {}, "hold different states"),
+        ([Mahalanobis(), ParticipationRatio()], {"calibrate": 0.5}, "hold out different rows"),
     ],
 )
 def test_what_was_fitted_otherwise_does_not_merge(bundle, instruments, options, message):
@@ -158,7 +158,7 @@ def test_other_parameters_of_the_same_states_do_not_merge():
     five, seven = (fit(KNN(k=k), stream(200, seed=k), **QUIET) for k in (5, 7))
     assert five.requests.keys() == seven.requests.keys()
     assert five.spec != seven.spec
-    with pytest.raises(StateError, match=r"other questions .*KNN\(k=5.*KNN\(k=7"):
+    with pytest.raises(StateError, match=r"different questions .*KNN\(k=5.*KNN\(k=7"):
         merge(five, seven)
     again = fit(KNN(k=5), stream(200, seed=9), **QUIET)
     assert again.spec == five.spec
@@ -280,7 +280,7 @@ def test_formats_of_tables(tmp_path, bundle):
     assert json.loads((tmp_path / "t.json").read_text()) == table.to_pylist()
     write_table(table[:0], tmp_path / "none.json")
     assert json.loads((tmp_path / "none.json").read_text()) == []
-    with pytest.raises(InputError, match=r"ends in .parquet, .csv, .json or .jsonl, got t.xls"):
+    with pytest.raises(InputError, match=r"ends in .parquet, .csv, .json, .jsonl, got t.xls"):
         write_table(table, tmp_path / "t.xls")
     assert not (tmp_path / "t.xls").exists()
 

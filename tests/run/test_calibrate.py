@@ -206,7 +206,7 @@ def test_merge_joins_calibrations_and_refuses_what_cannot_be(fitted):
     assert joined.n == 120
     with pytest.raises(StateError, match="calibrated on the same data"):
         merge(parts[0], parts[0])
-    with pytest.raises(StateError, match="Merge what was fitted first"):
+    with pytest.raises(StateError, match="Merge first, then calibrate"):
         merge(parts[0], fitted)
 
 
@@ -231,7 +231,7 @@ def test_rows_known_to_both_calibrations_count_once(fitted):
 
 
 def test_what_is_refused(fitted):
-    with pytest.raises(InputError, match="not fitted on"):
+    with pytest.raises(InputError, match="not fitted on, got the 300 examples of the fit"):
         calibrate(fitted, Stream.of(rows(300, 0)), progress=False)
     with pytest.raises(StateError):
         calibrate(fitted, Stream.of(rows(30, 0)[:, :3]), progress=False)

@@ -82,14 +82,14 @@ def test_names_that_are_numbers_are_no_class_numbers(tmp_path, first, later):
     store = Store(place)
     for name, mean in means([*parts[0], *parts[1]]).items():
         torch.testing.assert_close(mean_of(store, name), mean)
-    with pytest.raises(StateError, match="number their classes in other ways"):
+    with pytest.raises(StateError, match="number their classes differently"):
         merge(*(fit(Mahalanobis(), live(part), **QUIET) for part in parts))
 
 
 def test_bundles_of_other_class_numbers_do_not_merge(tmp_path):
     ab, bc, abc = (fit(Mahalanobis(), live(items(n, seed=i)), **QUIET)
                    for i, n in enumerate(("ab", "bc", "abc")))  # fmt: skip
-    with pytest.raises(StateError, match=r"number their classes in other ways, \(0 = a, 1 = b\)"):
+    with pytest.raises(StateError, match=r"number their classes differently, \(0 = a, 1 = b\)"):
         merge(ab, bc)
     ab.save(tmp_path / "ab.sonde")
     both = merge(Fitted.load(tmp_path / "ab.sonde"), abc)
@@ -111,7 +111,7 @@ def test_scores_by_class_follow_the_names():
     assert score(usual, live(alone), **QUIET).column("p").to_pylist() == of_c
     b = [item for item in new if item["label"] == "b"]
     assert min(score(few, live(b), **QUIET).column("p").to_pylist()) > 0.02
-    with pytest.raises(StateError, match="number classes"):
+    with pytest.raises(StateError, match="number the classes"):
         merge_calibrations(
             calibrate(fitted, live(items("ad", seed=4)), by="label", **QUIET),
             calibrate(fitted, live([{"x": i["x"], "label": "e" + i["label"]}
@@ -152,5 +152,5 @@ class TestSharedRows:
 
     def test_other_seeds(self):
         parts = [fit(Covariance(), live(items("ab", seed=s), seed=s), **QUIET) for s in (0, 1)]
-        with pytest.raises(StateError, match="other seeds, 0 and 1"):
+        with pytest.raises(StateError, match="different seeds, 0 and 1"):
             merge(*parts)

@@ -90,6 +90,7 @@ def test_the_threshold_parts_alarms_from_the_rest():
     assert threshold_of([table([1.0, 2.0], [0.01, 0.5])], 0.05) is None
     assert threshold_of([table([1.0])], 0.05) is None
     assert threshold_of([table([1.0], [0.01])], 0.05) is None
+    assert threshold_of([table([1.0, 2.0], [0.9, 0.2])], 0.05) is None
 
 
 def test_each_site_has_its_curves():

@@ -113,7 +113,7 @@ def test_a_score_whose_bytes_changed_is_refused(tables, tmp_path):
         start = found.column(k).dictionary_page_offset or found.column(k).data_page_offset
         column[start + found.column(k).total_compressed_size - 1] ^= 1
         path.write_bytes(column)
-        with pytest.raises(InputError, match=r"no table of scores.*CRC"):
+        with pytest.raises(InputError, match=r"not a table of scores.*CRC"):
             read_table(path)
     path.write_bytes(content)
     assert read_table(path).num_rows == tables[0].num_rows
@@ -127,7 +127,7 @@ def test_what_is_refused(tables, tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         read_table(tmp_path / "none.csv")
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
-    with pytest.raises(InputError, match="no table of scores"):
+    with pytest.raises(InputError, match="not a table of scores"):
         read_table(tmp_path / "bad.parquet")
     for word in ("nan", "NaN"):
         (tmp_path / "nan.csv").write_text(f"id,site,instrument,score\na,s,k,{word}\nb,s,k,1\n")

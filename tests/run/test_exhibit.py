@@ -2,6 +2,7 @@
 
 # pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
+import json
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sonde.data.pieces import texts_of
 from sonde.data.shipped import model_directory
 from sonde.detect import Mahalanobis, PaDiM
 from sonde.findings.inputs import input_of
+from sonde.report.scores import scores_to_html
 from sonde.run.evaluating.unusual import most_unusual
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
@@ -67,6 +69,20 @@ def test_patches_have_the_scores_of_their_rows(patches):
         assert found.grid == [(p // 4, p % 4) for p in found.position]
         assert found.kind == "image"
         assert found.pixels is None
+
+
+@pytest.mark.truth("the lines of the file that was written")
+def test_a_page_names_the_line_of_the_file_unless_ids_are_hashed(words, tmp_path):
+    model, file = words[0], tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {i * i}"}) + "\n" for i in range(12)))
+    stream = read(model, file, sites="model.layers.0", reducer="mean")
+    fitted = fit(Mahalanobis(), stream, **QUIET)
+    table = score(fitted, stream, **QUIET)
+    looked, hashed = Exhibits(fitted, stream), Exhibits(fitted, stream, hashed=True)
+    for line in table.to_pylist():
+        assert looked.of(line).place == f"line {line['row'] + 1}"
+        assert hashed.of(line | {"id": hashed_id(line["id"])}).place == f"row {line['row']}"
+    assert "<dd>line 3</dd>" in scores_to_html(table, looked, examples=12)
 
 
 @pytest.mark.slow

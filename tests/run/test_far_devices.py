@@ -19,6 +19,7 @@ def faults(part: str) -> tuple[str, int]:
     return "\n".join(lines), int(last.removesuffix(" cases"))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same rows on the CPU")
 @pytest.mark.parametrize(("part", "least"), [("scores", 60), ("pairs", 12)])
 def test_instruments_take_rows_of_other_devices(part, least):
@@ -27,6 +28,7 @@ def test_instruments_take_rows_of_other_devices(part, least):
     assert n_cases >= least
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same model on the CPU")
 def test_a_model_may_lie_on_two_devices_with_its_head_on_the_second():
     found, n_cases = faults("model")

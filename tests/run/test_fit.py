@@ -33,6 +33,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.instruments.entries import place_of
 from sonde.run.instruments.tasks import assign
 from sonde.run.passes.driver import Interrupted
+from sonde.run.passes.ledger import Ledger
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 from sonde.stats import Moments
@@ -234,6 +235,42 @@ def test_two_stages_do_not_merge():
         a.merge(b)
 
 
+@pytest.mark.truth("the states of a run with a directory, which commits every unit")
+@pytest.mark.parametrize("n", [5 * 32, 8 * 32 + 1])
+def test_a_run_that_keeps_nothing_is_one_commit_of_the_same_bits(tmp_path, monkeypatch, n):
+    commits: list[tuple[int, int]] = []
+    put = Ledger.put
+
+    def counted(self, start, stop, states, counters):
+        commits.append((start, stop))
+        put(self, start, stop, states, counters)
+
+    monkeypatch.setattr(Ledger, "put", counted)
+    instruments, n_units = [Mahalanobis(), StableRank()], -(-n // 32)
+    kept = fit(instruments, stream(n), unit_size=32, directory=tmp_path / "a.run", **QUIET)
+    assert commits == [(i, i + 1) for i in range(n_units)]
+    commits.clear()
+    brief = fit(instruments, stream(n), unit_size=32, **QUIET)
+    assert commits == [(0, n_units)]
+    assert all(equal(brief.states[i], kept.states[i]) for i in kept.states)
+    commits.clear()
+    monkeypatch.setattr("sonde.run.passes.driver.HELD_BYTES", 0)
+    large = fit(instruments, stream(n), unit_size=32, **QUIET)
+    assert len(commits) == n_units
+    assert all(equal(large.states[i], kept.states[i]) for i in kept.states)
+
+
+@pytest.mark.truth("a fit of the rows before the interruption")
+def test_an_interrupted_run_that_keeps_nothing_tells_what_it_has():
+    source = stream(7 * 32)
+    with pytest.raises(Interrupted, match="after 5 of 7 units") as stopped:
+        fit(Mahalanobis(), Stopping(source, after=5), unit_size=32, calibrate=0.0, **QUIET)
+    first = fit(Mahalanobis(), stream(5 * 32), unit_size=32, calibrate=0.0, **QUIET)
+    found = stopped.value.partial.states
+    assert found.keys() == first.states.keys()
+    assert all(equal(found[i], first.states[i]) for i in found)
+
+
 @pytest.mark.truth("the same steps by hand")
 def test_a_learner_takes_its_steps_in_plan_order():
     x = rows(300, 4)
@@ -317,7 +354,7 @@ def test_no_rows_are_refused():
 
 def test_more_memory_than_allowed_is_refused_before_the_start():
     stopping = Stopping(stream(), after=0)
-    with pytest.raises(InputError, match=r"this run would take about .* 0 MiB are allowed.*--mem"):
+    with pytest.raises(InputError, match=r"this run would take about .* 1 KiB are allowed.*--mem"):
         fit(Mahalanobis(), stopping, memory=1000, **QUIET)
     assert stopping.asked == []
 

@@ -398,6 +398,12 @@ def test_rows_of_another_width_are_refused(small):
     assert guard.n_forwards == 0
 
 
+def test_inputs_with_other_axes_are_refused_by_name(small):
+    model, fitted = small
+    with Guard(model, fitted), pytest.raises(ShapeError, match=r"axes \(row dim\).*\(3, 4, 16\)"):
+        model(torch.zeros(3, 4, 8))
+
+
 def test_a_module_that_runs_alone_is_not_scored(small):
     net, probe = small
     with Guard(net, probe) as guard:

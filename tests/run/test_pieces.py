@@ -66,7 +66,13 @@ def test_one_piece_of_each_text_calibrates(model):
     for (_, text), value in by_hand(scorer.scorer, pieces(model, 4)).items():
         of_text[text].add(round(value, 2))
     held = scorer.calibration.scores.tolist()
-    assert len(held) == Split(0.5).count_held(pieces(model, 4).group_keys)
+    drawn = {
+        key
+        for batch in pieces(model, 4)
+        for key, chosen in zip(batch.group_keys, Split(0.5).is_held(batch.split_draw), strict=True)
+        if chosen
+    }
+    assert len(held) == len(drawn)
     assert set().union(*of_text.values()) >= {round(value, 2) for value in held}
 
     bare = fit(Mahalanobis(), pieces(model, 4), calibrate=0, **QUIET)

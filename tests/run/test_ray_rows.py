@@ -15,8 +15,8 @@ from sonde.cli.main import main
 from sonde.detect import KNN, Mahalanobis
 from sonde.findings.settings import ScanSettings
 from sonde.run.passes.storing import filled_by
-from sonde.run.scoring._apart import _spans
 from sonde.run.workers.crew import Crew
+from sonde.run.workers.parts import spans_of
 from sonde.store import KeptRows, add_sites, append_store, write_store
 
 pytest.importorskip("ray")
@@ -106,9 +106,19 @@ def test_scores_by_workers_are_the_table_of_one_process(digits, explain):
     assert alone.num_rows == 530 * len(fitted)
 
 
+@pytest.mark.truth("the bundle of one process")
+def test_scores_that_calibrate_are_those_of_one_process(digits, tmp_path):
+    model, _, fitted = digits
+    crews: dict[str, dict[str, Any]] = {"alone": {}, "ray": {"runner": "ray", "workers": 2}}
+    for name, crew in crews.items():
+        found = sonde.calibrate(fitted, model, "sonde:digits/test", limit=530, **crew, **QUIET)
+        found.save(tmp_path / name)
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
 @pytest.mark.parametrize(("n", "workers"), [(1, 1), (5, 0), (9, 2), (200, 3)])
 def test_every_unit_is_in_one_range(n, workers):
-    spans = _spans(n, workers)
+    spans = spans_of(n, workers)
     assert [u for a, b in spans for u in range(a, b)] == list(range(n))
     assert max(b - a for a, b in spans) <= 8
 

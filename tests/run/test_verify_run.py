@@ -158,5 +158,5 @@ def test_a_later_version_is_not_judged(place):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no run directory"):
+    with pytest.raises(InputError, match="not a run directory"):
         verify_run(tmp_path)

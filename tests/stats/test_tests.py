@@ -52,17 +52,15 @@ def test_auroc_with_ties():
 
 @pytest.mark.truth("spread over 300 draws")
 def test_auroc_errors():
-    values, delong, hanley = [], [], []
+    values, delong = [], []
     for _ in range(300):
         found = auroc(
             torch.randn(60, generator=GENERATOR), 1 + torch.randn(50, generator=GENERATOR)
         )
         values.append(found.value)
         delong.append(found.se)
-        hanley.append(found.se_hanley)
     true = float(np.std(values))
     assert float(np.mean(delong)) == pytest.approx(true, rel=0.15)
-    assert float(np.mean(hanley)) == pytest.approx(true, rel=0.2)
     assert np.mean(values) == pytest.approx(scipy.stats.norm.cdf(1 / 2**0.5), abs=0.01)
 
 

@@ -202,7 +202,7 @@ def tall(tmp_path_factory) -> Path:
 def test_a_full_disk_is_told_and_leaves_nothing(tall, tmp_path, suffix):
     if suffix == ".lance":
         pytest.importorskip("lance")
-    words = [sys.executable, "-c", FULL, str(tall), str(tmp_path / f"a{suffix}")]
+    words = [sys.executable, "-B", "-c", FULL, str(tall), str(tmp_path / f"a{suffix}")]
     done = subprocess.run([*words, "100000"], capture_output=True, text=True, check=False)
     (line,) = done.stderr.splitlines()
     assert (done.returncode, list(tmp_path.iterdir())) == (2, [])

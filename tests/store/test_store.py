@@ -158,7 +158,7 @@ def test_a_truncated_file_is_named(tmp_path):
         else sorted((place / "rows").rglob("*.arrow"))[-1]
     )
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(StoreError, match=r"arrow has not the \d+ bytes that were committed"):
+    with pytest.raises(StoreError, match=r"arrow does not have the \d+ bytes that were committed"):
         next(iter(Store(place)))
     assert len(Store(place).verify()) == 1
 

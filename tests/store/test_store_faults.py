@@ -64,7 +64,7 @@ print(n)
 
 def run(*words: object) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, words)],
+        [sys.executable, "-B", "-c", PROGRAM, *map(str, words)],
         cwd=TESTS, capture_output=True, text=True, check=False, env=ENV,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

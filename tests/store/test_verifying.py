@@ -22,6 +22,7 @@ from sonde.store import (
     verify_store,
     write_store,
 )
+from sonde.store.describe import describe_store
 from sonde.store.layout import sealed
 from sonde.store.soundness import removals
 
@@ -300,6 +301,7 @@ def test_a_store_that_grew_is_checked_and_repaired_as_a_whole(tmp_path):
     found = verify_store(whole)
     assert found.is_sound
     assert found.checked["n_files"] == len(content(whole))
+    assert found.checked["n_examples"] == describe_store(whole)["n_examples"]
     for name, raw in content(whole).items():
         place = Path(shutil.copytree(whole, tmp_path / "a"))
         (place / name).write_bytes(raw[:-3])
@@ -339,7 +341,7 @@ def test_nothing_outside_is_removed(place, tmp_path):
 
 
 def test_what_is_no_store_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is no store"):
+    with pytest.raises(InputError, match="is not a store"):
         verify_store(tmp_path)
     (tmp_path / "store.json").write_text('{"format": "other"}')
     with pytest.raises(InputError, match="not the manifest of a store"):

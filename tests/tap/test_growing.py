@@ -147,6 +147,7 @@ def test_rows_of_sampled_texts_repeat_bit_for_bit_and_are_those_of_one_more_forw
         assert torch.equal(first.position[key], replayed.position[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", ["mean", "last", "cls"])
 def test_outputs_are_let_go_of_step_by_step(reducer):
     module = llama()

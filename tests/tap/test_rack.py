@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from sonde.core.errors import ShapeError, SiteError
 from sonde.tap import Tap
 from sonde.tap._rack import Rack
 from sonde.tap._slab import SLAB_BYTES, Slab
@@ -90,3 +91,65 @@ def test_means_of_many_forwards_stay_as_they_were():
         net(x)
     found = [rows[f"{i}:out"] for rows in kept for i in (0, 2)]
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, want, strict=True))
+
+
+def test_a_forward_that_counts_like_the_one_before_gets_as_many_new_places():
+    rack = Rack(Slab())
+    kept = []
+    for n_sites in (3, 3, 1, 2, 2):
+        rack.again_as_before()
+        rows = [taken(rack, torch.full((1, 2, 4), float(i))) for i in range(n_sites)]
+        assert [float(r.mean()) for r in rows] == pytest.approx([*range(n_sites)])
+        kept.append({r.untyped_storage().data_ptr() for r in rows})
+    assert sum(map(len, kept)) == len(set.union(*kept))
+    assert [len(storages) for storages in kept] == [3, 1, 1, 2, 1]
+    rack.again_as_before()
+    rack.again_as_before()
+    assert rack.is_empty
+
+
+class Halves(nn.Module):
+    """Keeps the second of its blocks from half of the examples, when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.cut = nn.Linear(3, 3), nn.Linear(3, 3), False
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.a(x)
+        return self.b(x[: len(x) // 2] if self.cut else x)
+
+
+@pytest.mark.truth("a mean by hand over the tokens that count")
+def test_what_counts_is_asked_of_every_forward():
+    generator = torch.Generator().manual_seed(0)
+    net, whole = Halves(), torch.ones(4, 5)
+    padded = whole.clone()
+    padded[1, 3:] = 0
+    short = torch.ones(4, 5)
+    with Tap(net, ["a", "b"], "mean") as tap:
+        for mask in (whole, whole, whole, padded, padded, whole, None, None, None, whole, short):
+            x = torch.randn(4, 5, 3, generator=generator)
+            if mask is short:
+                mask[2, 0] = 0  # in place, between two forwards of one tensor
+            first = nn.functional.linear(x, net.a.weight, net.a.bias).detach()
+            outputs = [first, nn.functional.linear(first, net.b.weight, net.b.bias).detach()]
+            tap.run(x, attention_mask=mask)
+            weights = whole if mask is None else mask
+            weights = weights / weights.sum(1, keepdim=True)
+            for rows, output in zip(tap.rows.values(), outputs, strict=True):
+                torch.testing.assert_close(rows, (weights[:, :, None] * output).sum(1))
+
+
+def test_a_mask_of_another_length_and_another_number_of_examples_are_still_refused():
+    net, x = Halves(), torch.randn(4, 5, 3)
+    with Tap(net, ["a", "b"], "mean") as tap:
+        for _ in range(3):
+            tap.run(x, attention_mask=torch.ones(4, 5))
+        with pytest.raises(SiteError, match="expected 7 tokens"):
+            tap.run(x, attention_mask=torch.ones(4, 7))
+        for _ in range(3):
+            tap.run(x)
+        net.cut = True
+        with pytest.raises(ShapeError, match="expected 2 examples, got 4"):
+            tap.run(x)

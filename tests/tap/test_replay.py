@@ -128,7 +128,7 @@ def test_positions_after_the_first_end_are_masked():
 
 
 def end_of_the_first(module):
-    """The third token that greedy decoding puts behind the first prompt."""
+    """The third token that greedy decoding puts after the first prompt."""
     free = next(replay(causal(module), PROMPTS, max_new_tokens=6, do_sample=False).batches(0, 3))
     return int(free.columns["generated"][0, 2])
 
@@ -146,7 +146,7 @@ def test_settings_of_a_generation_config_are_heeded(beams):
     )
     assert both[0].identity() == both[1].identity()
     for name in ("new_tokens", "keeps_rows_in_place"):
-        assert len({getattr(inputs, name) for inputs in both}) == 1
+        assert len({getattr(inputs.generation, name) for inputs in both}) == 1
     want, found = (next(inputs.batches(0, 3)) for inputs in both)
     assert torch.equal(want.kwargs["input_ids"], found.kwargs["input_ids"])
     assert beams > 1 or found.columns["generated_length"].min() < 6

@@ -106,7 +106,7 @@ class Commands:
         path = os.pathsep.join([str(self.source), *_given("PYTHONPATH")])
         limit = None if most_bytes is None else lambda: _limit(most_bytes)
         process = subprocess.Popen(
-            [sys.executable, *self.program, *words],
+            [sys.executable, "-B", *self.program, *words],
             cwd=cwd,
             env={**os.environ, **QUIET, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
@@ -171,6 +171,7 @@ def _given(name: str) -> list[str]:
 
 def _limit(most_bytes: int | None) -> None:
     if most_bytes is not None:
+        sys.dont_write_bytecode = True  # it would be cut off too, and stay so
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
 

@@ -60,7 +60,7 @@ def _kills(
     moments: list[float],
     rng: random.Random,
 ) -> list[str]:
-    """Kill a run, and each time the same command goes on; return what each kill met."""
+    """Kill a run, and each time the same command continues; return what each kill met."""
     worked, seen = 0.0, []
     span = whole.ends - whole.begins
     for moment in moments:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sonde.cli._table import legend, table
+from sonde.core.calibration import needed_scores
 from sonde.core.errors import CalibrationError, SondeError
 from sonde.core.result import Result, Scorer
 from sonde.core.wording import plural
@@ -111,6 +112,13 @@ def remarks(
         )
     probes = [row for row in rows if row.get("positive") is not None]
     found += [_apart(row) for row in probes if row["unit"].startswith("standard deviations")]
+    needed = needed_scores(ALPHA, "marginal", 0.0)
+    held = [row["n_held"] for row in rows if row["n_held"] is not None]
+    if held and min(held) < needed:
+        found.append(
+            f"alarms at {ALPHA:g} need at least {needed} held-out rows, got {min(held)}: "
+            "fit more rows, hold out more of them (--calibrate), or run sonde calibrate"
+        )
     if any(row["n_held"] for row in rows):
         kept = {k: v for k, v in (typed or {}).items() if k not in HELD_BY_A_PROBE}
         words = ["sonde", "calibrate", str(output), model, "UNSEEN", *flags_of(kept)]

@@ -16,14 +16,14 @@ ERRORS = {
     "PRR": "gain of leaving out the highest scores first: 1 = as good as knowing, 0 = chance",
     "AUROC": "chance that a wrong answer scores higher than a right one (0.5 = blind)",
     "within": "the same for two answers of one group; - where no group holds both kinds",
-    "rows": "answers of which it is known",
+    "rows": "answers known to be right or wrong",
 }
 STEPS = {
     "top-1": "share of wrong trajectories whose highest step is the first wrong one",
-    "AUROC": "chance that a first wrong step scores higher than a right one; of lines of steps",
-    "F1": "of the steps with p <= {alpha:g} against first wrong ones (- without p-values)",
+    "AUROC": "chance that a first wrong step scores above a right one (- where a line is no step)",
+    "F1": "of alarms (p <= {alpha:g}) as marks of first wrong steps (- without p-values)",
     "joint": "share of trajectories with the right verdict and the right step",
-    "rows": "trajectories of which the first wrong step is known, or that none is",
+    "rows": "trajectories known to be right, or whose first wrong step is known",
 }
 PIXELS = {
     "AUROC": "chance that an unusual pixel scores higher than a usual one (0.5 = blind)",
@@ -37,22 +37,22 @@ class Known:
     """What DATA say of the rows of SCORES: what is wrong, or where."""
 
     errors: Annotated[
-        str | None, named("COLUMN", "of DATA: 1 where an answer is wrong, 0 where it is right")
+        str | None, named("COLUMN", "a column of DATA: 1 where an answer is wrong, else 0")
     ] = None
     steps: Annotated[
         bool, tyro.conf.arg(help="DATA are trajectories: find the first wrong step")
     ] = False
     masks: Annotated[
         str | None,
-        named("COLUMN|DIR", "of DATA or a folder: masks of the pixels that are unusual"),
+        named("COLUMN|DIR", "a column of DATA, or a folder: masks of the unusual pixels"),
     ] = None
     grid: Annotated[
         tuple[int, int] | None,
-        named("LINES COLUMNS", "how the patches of an image lie, for --masks"),
+        named("LINES COLUMNS", "the grid of patches in an image, for --masks"),
     ] = None
-    sigma: Annotated[float, tyro.conf.arg(help="smooth the maps of --masks by so many pixels")] = (
-        0.0
-    )
+    sigma: Annotated[
+        float, tyro.conf.arg(help="width in pixels by which --masks smooths its maps")
+    ] = 0.0
 
     @property
     def n_kinds(self) -> int:
@@ -111,5 +111,5 @@ def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
         for row in rows
     ]
     left = max(row.get("left_out", 0) for row in rows)
-    note = f"\n{left:,} left out: nothing is known of them." if left else ""
+    note = f"\n{left:,} left out: nothing is known about them." if left else ""
     return f"{table(titles, cells)}{note}\n\n{legend(meanings)}"

@@ -12,6 +12,8 @@ from sonde.cli.console import note
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.evaluating.unusual import most_unusual
 from sonde.run.instruments.entries import place_of
+from sonde.run.reading.row_places import Place
+from sonde.run.scoring.lacking import lacking
 from sonde.run.scoring.score import spot
 from sonde.run.scoring.tables import part_of
 
@@ -30,11 +32,11 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
         part = part_of(scored, name)
         scores, p = part["score"].to_numpy(), part["p"].drop_null().to_numpy()
         _say_infinite(name, scores)
-        lacking = _lacking(fitted, name, alpha) if len(p) else None
-        few += [] if lacking is None else [lacking]
+        missing = lacking(fitted, name, alpha) if len(p) else None
+        few += [] if missing is None else [missing]
         median = f"{np.quantile(scores, 0.5, method='inverted_cdf'):.4g}"
         alarms = f"{np.mean(p <= alpha):.1%}" if len(p) else "-"
-        alarms = alarms if lacking is None else "too few"
+        alarms = alarms if missing is None else "too few"
         rows.append((name[0], place_of(*name), f"{part.num_rows:,}", median, alarms))
     if few:
         n, needed = min(few)
@@ -48,7 +50,7 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
     return f"{table(titles, rows)}\n\n{legend(meanings)}"
 
 
-def oddest_text(scored: pa.Table, fitted: Fitted) -> str:
+def oddest_text(scored: pa.Table, fitted: Fitted, place: Place) -> str:
     """Return the rows of the smallest p-values with what makes them unusual, wrapped."""
     found = [
         (math.inf if line["p"] is None else line["p"], rank, line)
@@ -57,7 +59,7 @@ def oddest_text(scored: pa.Table, fitted: Fitted) -> str:
     ]
     lines = ["", "most unusual:"]
     for _, _, line in sorted(found, key=lambda one: one[:2])[:SHOWN]:
-        lines += _oddest(line, fitted)
+        lines += _oddest(line, fitted, place)
     return "\n".join(lines)
 
 
@@ -69,8 +71,10 @@ def without_units(scored: pa.Table) -> list[str]:
     return [named] if names else []
 
 
-def _oddest(line: dict[str, Any], fitted: Fitted) -> list[str]:
-    who = line["id"] if line["row"] is None else f"row {line['row']} ({line['id']})"
+def _oddest(line: dict[str, Any], fitted: Fitted, place: Place) -> list[str]:
+    names = [] if line["row"] is None else [f"row {line['row']}", place(line["row"])]
+    named = ", ".join(dict.fromkeys(filter(None, names)))
+    who = f"{named} ({line['id']})" if named else line["id"]
     where = [place_of(line["instrument"], line["site"]), spot(line, fitted)]
     p = "" if line["p"] is None else f", p {line['p']:.3g}"
     said = [f"{line['instrument']} at {', '.join(filter(None, where))}: "]
@@ -92,15 +96,6 @@ def _say_infinite(name: tuple[str, str], scores: np.ndarray) -> None:
     n_broken = int((~np.isfinite(scores)).sum())
     if n_broken:
         note(
-            f"note: {name[0]} at {name[1]}: {n_broken} of {len(scores)} scores are infinite: of "
-            "rows that are not finite, or too large for their type."
+            f"note: {name[0]} at {name[1]}: {n_broken} of {len(scores)} scores are infinite: "
+            "their rows are not finite, or too large for their type."
         )
-
-
-def _lacking(fitted: Fitted, name: tuple[str, str], alpha: float) -> tuple[int, int] | None:
-    """Return how many rows calibrated and how many it takes, where no p can be ``alpha``."""
-    calibration = getattr(fitted.scorers.get(name), "calibration", None)
-    whole = getattr(calibration, "whole", calibration)
-    if whole is None or whole.n >= whole.needed(alpha):
-        return None
-    return whole.n, whole.needed(alpha)

@@ -21,7 +21,7 @@ def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: st
     word : str
         Its name.
     arguments : sequence of str
-        What was typed behind it.
+        What was typed after the command word.
     box : str
         What the parser wrote; its wording is only used where nothing better is known.
     """
@@ -75,12 +75,12 @@ def _missing(box: str) -> str | None:
 
 
 def _value(arguments: Sequence[str], flags: dict[str, Any], box: str) -> str | None:
-    """Return what was expected behind the flag that the parser names, and what stood there."""
+    """Return what was expected after the flag that the parser names, and what stood there."""
     found = re.search(r"(?:Error parsing|for argument) '?(?:-\w/)?(--[\w-]+)", _text(box))
     kind = None if found is None else _kind(flags.get(found[1]))
     if found is None or kind is None:
         return None
-    return f"expected {kind} behind {found[1]}, got {_typed(arguments, found[1])}."
+    return f"expected {kind} after {found[1]}, got {_typed(arguments, found[1])}."
 
 
 def _kind(hint: Any) -> str | None:
@@ -96,7 +96,7 @@ def _kind(hint: Any) -> str | None:
 
 
 def _typed(arguments: Sequence[str], flag: str) -> str:
-    """Return what stands behind a flag."""
+    """Return what stands after a flag."""
     short = {"--output": "-o"}.get(flag, flag)
     for i, argument in reversed(list(enumerate(arguments))):
         if _name(argument) in (flag, short):

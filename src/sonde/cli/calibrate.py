@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,20 +12,21 @@ from sonde.cli._fitted import alarm, in_place_of
 from sonde.cli._table import legend, table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
-    MemoryWord,
     Printing,
     ProbeWord,
     Reading,
     SourceDataWord,
     SourceWord,
-    memory_bytes,
+    Workers,
     named,
     source_of,
 )
-from sonde.core.errors import CalibrationError, InputError
+from sonde.core.errors import CalibrationError
+from sonde.core.wording import gib, plural
 from sonde.run.instruments.entries import place_of
 
 CLASS = "rows that calibrate their own class; all: every row"
+MOST_LACKING = 5
 ROWS = "rows whose scores calibrate"
 TRUE_RATE = "where the rate of false alarms lies with these rows, nine times in ten"
 
@@ -63,9 +65,8 @@ class Calibrate:
         str,
         tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
     ] = "auto"
-    threads: Annotated[int | None, named("N", "threads that compute")] = None
-    memory: MemoryWord = None
     reading: Reading = field(default_factory=Reading)
+    running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -73,12 +74,10 @@ class Calibrate:
         from sonde.cli.score import options_of
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.calibrating.calibrate import calibrate
-        from sonde.run.workers.crew import using_threads
         from sonde.store.outputs import check_file
 
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads: expected at least 1, got {self.threads}.")
-        memory = memory_bytes(self.memory)
+        self.running.crew()
+        memory = self.running.memory_bytes()
         check_file(self.output, self.model, self.data)
         fitted = Fitted.load(self.probe)
         model, data = source_of("calibrate", self.model, self.data, self.reading)
@@ -86,8 +85,8 @@ class Calibrate:
         quiet = self.printing.quiet
         options |= {"reduction": self.reduction, "by": self.by}
         options |= {"guarantee": self.guarantee, "delta": self.delta, "memory": memory}
-        with using_threads(self.threads):
-            found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
+        options |= self.running.worker_options()
+        found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
         names = dict(enumerate(found.label_names))
         rows = [
             {**row, "class": names.get(row["class"], row["class"])}
@@ -103,7 +102,7 @@ class Calibrate:
             say(_text(rows, self.alpha))
         for text in () if quiet else _lacking(rows, self.alpha):
             note(f"note: {text}")
-        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB){replaced}")
+        note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0
 
     def _rows_of(self, name: tuple[str, str], scorer: Any) -> list[dict[str, Any]]:
@@ -141,7 +140,22 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
     titles = ("detector", "site", *(("class",) if has_classes else ()), "rows", title, "true rate")
     meanings = {"class": CLASS} if has_classes else {}
     meanings |= {"rows": ROWS, title: meaning, "true rate": TRUE_RATE}
-    return f"{table(titles, [_cells(r, has_classes) for r in rows])}\n\n{legend(meanings)}"
+    kept = [_cells(row, has_classes) for row in _joined(rows)]
+    return f"{table(titles, kept)}\n\n{legend(meanings)}"
+
+
+def _joined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return lines in which many classes of one site that lack rows are one line."""
+    found: list[dict[str, Any]] = []
+    for _, group in groupby(rows, key=lambda row: (row["method"], row["site"])):
+        mine = list(group)
+        few = [row for row in mine if row["class"] is not None and row["threshold"] is None]
+        if len(few) > MOST_LACKING:
+            mine = [row for row in mine if row not in few]
+            n = sum(row["n"] for row in few)
+            mine.append({**few[0], "class": f"{len(few):,} others", "n": n})
+        found += mine
+    return found
 
 
 def _finite(threshold: float | None) -> float | None:
@@ -155,6 +169,8 @@ def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
     if few:
         least = min(few, key=lambda row: row["n"])
         of = "" if least["class"] is None else f" of class {least['class']}"
+        others = len({row["class"] for row in few}) - 1
+        of += f", and too few of {plural(others, 'other class', 'other classes')}" if others else ""
         found.append(
             f"alarms at {alpha:g} need at least {least['needed']} rows that calibrate, got "
             f"{least['n']}{of}: no score raises one. Calibrate on more rows, or take a larger "

@@ -68,7 +68,9 @@ def run_command(word: str, arguments: list[str]) -> int:
         notes = [*getattr(error, "__notes__", ())]
         notes += ["--debug shows where it failed"] if isinstance(error, ForwardError) else []
         error_line(str(error) + "".join(f" ({note})" for note in notes))
-        return 130 if type(error).__name__ == "Interrupted" else 2
+        from sonde.run.passes.driver import Interrupted
+
+        return 130 if isinstance(error, Interrupted) else 2
     except (MemoryError, RuntimeError) as error:
         if debug or not is_out_of_memory(error):
             raise

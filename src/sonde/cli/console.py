@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
-"""What was typed behind ``sonde``."""
+"""What was typed after ``sonde``."""
 
 
 class Failed(Exception):
@@ -30,7 +30,7 @@ def note_interrupted(directory: Path | None) -> None:
         error_line("interrupted. Nothing half written is left; run the same command again.")
     else:
         error_line(
-            f"interrupted. What is done is kept in {directory}; the same command goes on from "
+            f"interrupted. What is done is kept in {directory}; the same command continues from "
             "there (--resume makes sure of it)."
         )
 

@@ -34,7 +34,9 @@ class Drift:
     )
     correction: Annotated[
         Literal["holm", "bh"],
-        tyro.conf.arg(help="holm: no false alarm at all; bh: few among those that are told"),
+        tyro.conf.arg(
+            help="what --level bounds: the chance of any false alarm (holm), or their share (bh)"
+        ),
     ] = "holm"
     methods: Annotated[
         str | None, named("METHODS", "shifts with commas, e.g. hotelling,unit_shift(test='js')")

@@ -1,4 +1,4 @@
-"""``sonde evaluate``: how well scores tell unusual rows from usual ones."""
+"""``sonde evaluate``: how well scores separate unusual rows from usual ones."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from sonde.cli._table import between, share, table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.run.instruments.entries import place_of
 
 PAGES = (".html", ".htm", ".svg", ".png")
@@ -125,7 +126,8 @@ class Evaluate:
         if len(self.inputs) not in (3, 4):
             raise InputError(
                 "evaluate: expected USUAL UNUSUAL (two tables of scores), PROBE MODEL USUAL "
-                f"UNUSUAL, or PROBE and two folders of rows, got {len(self.inputs)} words."
+                "UNUSUAL, or PROBE and two folders of rows, got "
+                f"{plural(len(self.inputs), 'word')}."
             )
         from sonde.cli.options import source_of
         from sonde.cli.score import options_of
@@ -187,8 +189,17 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
         )
         for r in rows
     ]
-    told = f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}"
+    told = f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}\n{_counts(rows)}"
     return told if len(rows) == 1 else f"{told}\n{CHOSEN}"
+
+
+def _counts(rows: list[dict[str, Any]]) -> str:
+    """Return on how many rows the figures rest; the least and the most, where lines differ."""
+    said = []
+    for kind in ("usual", "unusual"):
+        counts = sorted({int(r[f"n_{kind}"]) for r in rows})
+        said.append(" to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1]))))
+    return f"rows    {said[0]} usual, {said[1]} unusual"
 
 
 def _percent(value: float | None) -> str:

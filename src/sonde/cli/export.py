@@ -50,7 +50,8 @@ class Export:
 
     def run(self) -> int:
         """Write, and say what was written."""
-        from sonde.run.passes.progress import Bar, gib
+        from sonde.core.wording import gib
+        from sonde.run.passes.progress import Bar
         from sonde.store import Store
         from sonde.store.exporting import export_store
 

@@ -21,6 +21,7 @@ from sonde.cli.options import (
 )
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, Instrument, score_needs
+from sonde.core.wording import gib
 from sonde.run.instruments.catalogue import find
 
 
@@ -113,7 +114,7 @@ class Fit:
             named_as = (self.model, data) if data is not None else ("MODEL", self.model)
             for remark in remarks(rows, self.output, *named_as, self.reading.typed()):
                 note(f"note: {remark}.")
-        note(f"wrote {self.output} ({self.output.stat().st_size / 2**20:.1f} MiB){replaced}")
+        note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0
 
 

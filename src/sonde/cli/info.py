@@ -11,7 +11,7 @@ import tyro
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, StateError
-from sonde.core.wording import plural
+from sonde.core.wording import gib, plural
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _state(path: Path) -> dict[str, Any]:
     try:
         return _facts(header, entries, units, path)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StateError(f"info: the header of {path} is not one of ours: {error!r}.") from error
+        raise StateError(f"info: sonde did not write the header of {path}: {error!r}.") from error
 
 
 _BARE: dict[Any, tuple[str, tuple[str, ...]]] = {
@@ -204,7 +204,7 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
     options = (facts["recipe"] or {}).get("options", {})
     examples, units = plural(data.get("n_examples") or 0, "example"), plural(n_units, "unit")
     return {
-        "kind": f"fitted state, version {facts['version']}, {_size(facts['size_bytes'])}",
+        "kind": f"fitted state, version {facts['version']}, {gib(facts['size_bytes'])}",
         "methods": ", ".join(facts["methods"]),
         "sites": f"{len(facts['sites'])}: {', '.join(facts['sites'])}",
         "data": f"{examples}{groups}, {units}",
@@ -226,7 +226,7 @@ def _store_words(facts: dict[str, Any]) -> dict[str, str]:
     listed = ", ".join(f"{s['key']} ({s['dim']} {s['dtype']})" for s in sites)
     part = f"1 row of tokens or patches in {facts['every']}" if facts["every"] > 1 else ""
     return {
-        "kind": f"store of rows, {files}, {_size(facts['size_bytes'])}",
+        "kind": f"store of rows, {files}, {gib(facts['size_bytes'])}",
         "sites": f"{len(sites)}: {listed}",
         "not in all": partial_sites(facts),
         "data": f"{plural(facts['n_examples'], 'example')}{groups}, {units}{sets}",
@@ -250,7 +250,7 @@ def _plain_words(facts: dict[str, Any]) -> dict[str, str]:
     words: dict[str, str] = {}
     for name, value in facts.items():
         if name == "size_bytes":
-            words["size"] = _size(value)
+            words["size"] = gib(value)
         elif isinstance(value, dict):
             words[name] = ", ".join(f"{_word(v)} {k.replace('_', ' ')}" for k, v in value.items())
         elif isinstance(value, list):
@@ -270,10 +270,6 @@ def _word(value: Any) -> str:
 
 def _short(fingerprint: str | None) -> str:
     return "" if fingerprint is None else f"fingerprint {fingerprint[:12]}"
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.0f} KiB"
 
 
 def _lines(name: str, value: str) -> str:

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that help is quick and Ctrl-C during imports 
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from sonde.cli.console import note_interrupted, say, typed
@@ -17,8 +18,8 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde fit METHODS MODEL DATA -o probe.sonde     statistics and detectors
   sonde calibrate probe.sonde MODEL DATA          alarms at a stated rate
   sonde score probe.sonde MODEL DATA              score new inputs
-  sonde evaluate USUAL.parquet UNUSUAL.parquet    how well scores tell
-  sonde merge A.sonde B.sonde -o C.sonde          add up what was fitted apart
+  sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
+  sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
   sonde drift A.sonde B.sonde                     what moved between two fits
   sonde info FILE                                 what a file holds
   sonde export STORE -o FILE                      Parquet, arrays or Lance
@@ -37,7 +38,8 @@ Example: sonde scan sonde:digits sonde:digits/test -o report.html
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 fine; 1 a gate was reached; 2 an error that the user can mend; 130 interrupted.
+    0 fine; 1 a gate was reached; 2 an error, told in one line or, where it comes from the code of
+    a model or of ``--debug``, with its traceback; 130 interrupted.
     """
     # Threads of OpenMP that spin while they wait take the cores from whoever works.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,3 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:
+        # What nobody foresaw, as in the code of a model. Python would end with 1: a gate's code.
+        traceback.print_exc()
+        return 2

@@ -1,4 +1,4 @@
-"""``sonde merge``: bundles fitted apart, as one."""
+"""``sonde merge``: bundles that were fitted separately, as one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -317,8 +317,7 @@ class Running(Workers):
     resume: Annotated[
         bool,
         tyro.conf.arg(
-            help="insist on going on: an interrupted run is always resumed by the same command; "
-            "this fails where there is none"
+            help="fail if there is no interrupted run; the same command resumes one in any case"
         ),
     ] = False
     fresh: Annotated[bool, tyro.conf.arg(help="drop what another run left beside the output")] = (

@@ -27,7 +27,7 @@ class Read:
     data: DataWord
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder to write")] = Path("acts")
     append: Annotated[
-        bool, tyro.conf.arg(help="write behind the rows of other data in the folder")
+        bool, tyro.conf.arg(help="append to the rows of other data in the folder")
     ] = False
     add_sites: Annotated[
         bool, tyro.conf.arg(help="write sites of the same data that the folder lacks")
@@ -62,7 +62,9 @@ class Read:
             ):
                 self._write(stream, columns, bar.advance)
         except KeyboardInterrupt:
-            note(f"interrupted. What is written stays in {self.output}; the same command goes on.")
+            note(
+                f"interrupted. What is written stays in {self.output}; the same command continues."
+            )
             raise Failed(130) from None
         self._say()
         say_notes(stream, self.printing.quiet)

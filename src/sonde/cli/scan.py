@@ -22,7 +22,7 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import InputError, near
-from sonde.core.wording import plural
+from sonde.core.wording import gib, plural
 
 LEVELS = ("note", "warning", "error")
 
@@ -96,6 +96,7 @@ class Scan:
 
         started = time.time()
         gate = parse_gate(self.fail_on)
+        self._check_gate(gate)
         old = None if self.baseline is None else load_report(self.baseline)
         directory = None
         if self.output is not None:
@@ -134,8 +135,20 @@ class Scan:
             note(_since(self.baseline, old, report))
         codes = reaching(report, gate, old)
         if gate and not self.printing.json:
-            note(_told(self.fail_on, codes, old is not None))
+            note(_told(self.fail_on, codes, old is not None, _unasked(report, gate)))
         return 1 if codes else 0
+
+    def _check_gate(self, gate: tuple[str, ...]) -> None:
+        """Refuse a gate on a check that would not run."""
+        from sonde.findings.catalogue import rule_classes
+
+        for code in (word for word in gate if word not in LEVELS):
+            if self.only and code not in {c.upper() for c in self.only}:
+                raise InputError(f"--fail-on: {code} is not among the checks of --only. Add it.")
+            if self.versus is None and rule_classes()[code].theme == "versus":
+                raise InputError(
+                    f"--fail-on: {code} compares two data sets. Name the other: --versus OTHER."
+                )
 
     def _source(self) -> tuple[Any, str | None]:
         from sonde.store import is_store
@@ -181,7 +194,7 @@ class Scan:
         methods = parse_methods(self.detectors)
         if wrong := [type(m).__name__ for m in methods if not isinstance(m, Detector)]:
             raise InputError(
-                f"scan: expected detectors behind --detectors, got {', '.join(wrong)}. "
+                f"scan: expected detectors after --detectors, got {', '.join(wrong)}. "
                 "`sonde methods` lists them."
             )
         return tuple(methods)
@@ -203,8 +216,7 @@ class Scan:
             )
         )
         if self.output is not None:
-            size = self.output.stat().st_size / 2**20
-            note(f"wrote {self.output} ({size:.1f} MiB)")
+            note(f"wrote {self.output} ({gib(self.output.stat().st_size)})")
 
     def _compare(self, first: Path, second: Path) -> int:
         from sonde.core.files import atomic_write
@@ -250,8 +262,8 @@ def _stopped(partial: dict[str, int], directory: Path | None) -> str:
         else "stopped after the pass"
     )
     if directory is None:
-        return f"{said}; with -o FILE the same command goes on where it stopped."
-    return f"{said}; run the same command to go on."
+        return f"{said}; with -o FILE the same command continues where it stopped."
+    return f"{said}; run the same command to continue."
 
 
 def parse_gate(text: str | None) -> tuple[str, ...]:
@@ -340,9 +352,16 @@ def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -
     return f"since {baseline}: {'; '.join(said) or 'no finding is new, worse or gone'}"
 
 
-def _told(asked: str | None, codes: list[str], has_baseline: bool) -> str:
+def _unasked(report: dict[str, Any], gate: tuple[str, ...]) -> list[str]:
+    """Return why checks that a gate names had nothing to look at, as ``CODE: reason``."""
+    idle = [c for c in report["checks"] if c["state"] == "not_applicable" and c["code"] in gate]
+    return [f"{c['code']}: {c['reason']}" for c in idle]
+
+
+def _told(asked: str | None, codes: list[str], has_baseline: bool, unasked: list[str]) -> str:
     """Return in one line why a gate was reached or passed."""
+    idle = f"; had nothing to look at: {'; '.join(unasked)}" if unasked else ""
     if codes:
-        return f"gate {asked}: failed by {', '.join(codes)}"
+        return f"gate {asked}: failed by {', '.join(codes)}{idle}"
     new = "new or worse since the baseline" if has_baseline else "found"
-    return f"gate {asked}: passed, nothing that reaches it is {new}"
+    return f"gate {asked}: passed, nothing that reaches it is {new}{idle}"

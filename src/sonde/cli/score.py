@@ -20,6 +20,8 @@ from sonde.cli.options import (
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
 
+PAGES = (".html", ".htm")
+
 
 @dataclass(frozen=True)
 class Score:
@@ -53,12 +55,15 @@ class Score:
     explain: Annotated[
         int,
         tyro.conf.arg(
-            help="name so many of the most unusual layers, units, tokens or patches in each line"
+            help="name this many of the most unusual layers, units, tokens or patches in each line"
         ),
     ] = 0
     fuse: Annotated[
         Literal["sum", "max", "learned", "bonferroni", "simes", "twice_mean"] | None,
-        tyro.conf.arg(help="add lines for all detectors and sites together: their rule"),
+        named(
+            "sum|max|learned|bonferroni|simes|twice_mean",
+            "add lines for all detectors and sites together: their rule",
+        ),
     ] = None
     unusual: Annotated[
         Path | None, named("TABLE", "scores of known unusual rows, for --fuse learned")
@@ -77,6 +82,7 @@ class Score:
         from sonde.cli._notes import say_notes
         from sonde.cli._scored import oddest_text, scored_text, without_units
         from sonde.run.bundles.fitted import Fitted
+        from sonde.run.reading.row_places import places_of_rows
         from sonde.run.scoring.fuse import with_fused
         from sonde.run.scoring.opening import open_for
         from sonde.run.scoring.score import score
@@ -86,8 +92,7 @@ class Score:
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
         if self.output is not None:
-            if not self._is_page:
-                check_suffix(self.output)
+            check_suffix(self.output, PAGES)
             check_file(self.output, self.model, self.data, *filter(None, [self.unusual]))
         self.running.crew()
         memory = self.running.memory_bytes()
@@ -112,14 +117,14 @@ class Score:
         elif not self.printing.quiet:
             say(scored_text(table, fitted, self.alpha))
             if self.explain:
-                say(oddest_text(table, fitted))
+                say(oddest_text(table, fitted, places_of_rows(stream, self.hash_ids)))
                 for text in without_units(table):
                     note(f"note: {text}")
         return 0
 
     @property
     def _is_page(self) -> bool:
-        return self.output is not None and self.output.suffix.lower() in (".html", ".htm")
+        return self.output is not None and self.output.suffix.lower() in PAGES
 
     def _write(self, table: Any, fitted: Any, stream: Any, path: Path) -> None:
         if not self._is_page:

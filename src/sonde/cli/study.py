@@ -25,9 +25,9 @@ class Study:
     name: Annotated[tyro.conf.Positional[str], named("NAME", "a study, or all")] = ""
     seeds: Annotated[int, named("N", "independent repetitions, at least 3")] = 5
     tiny: Annotated[bool, tyro.conf.arg(help="a size that only shows that it runs")] = False
-    out: Annotated[
+    output: Annotated[
         Path | None,
-        tyro.conf.arg(aliases=["-o"], metavar="FOLDER", help="folder for NAME.json and NAME.txt"),
+        named("FOLDER", "folder for NAME.json and NAME.txt", "-o", "--out"),
     ] = None
     printing: Printing = field(default_factory=Printing)
 
@@ -36,8 +36,8 @@ class Study:
         from sonde.store.outputs import check_folder
         from sonde.studies import STUDIES, study_of
 
-        if self.out is not None:
-            check_folder(self.out, alone=False)
+        if self.output is not None:
+            check_folder(self.output, alone=False)
         if not self.name:
             titles = {word: study_of(word).title for word in STUDIES}
             if self.printing.json:
@@ -61,9 +61,9 @@ class Study:
         table = run_study(study, range(self.seeds), self.tiny, tick)
         if not self.printing.json:
             say(as_text(table) + "\n")
-        if self.out is not None:
-            make_directory(self.out)
+        if self.output is not None:
+            make_directory(self.output)
             text = json.dumps(table.json(), indent=1) + "\n"
-            atomic_write(self.out / f"{study.name}.json", text.encode())
-            atomic_write(self.out / f"{study.name}.txt", f"{as_text(table)}\n".encode())
+            atomic_write(self.output / f"{study.name}.json", text.encode())
+            atomic_write(self.output / f"{study.name}.txt", f"{as_text(table)}\n".encode())
         return table.json()

@@ -22,8 +22,8 @@ class Verify:
     """Check every byte of a store, a state, a run directory, a report or an export.
 
     Hashes, counts, gaps, duplicates, and what Arrow thinks of every value. Ends with 0 where all is
-    as it was written, 1 where something is wrong, 2 where the file is none of ours or of a later
-    version. --repair removes damaged ranges and left-over files, never sound ones; then the command
+    as it was written, 1 where something is wrong, 2 where sonde did not write the file, or a later
+    one did. --repair removes damaged ranges and left-over files, never sound ones; then the command
     that wrote the store, or that runs, writes what is missing again.
 
     Example: sonde verify acts
@@ -123,11 +123,12 @@ def check(path: Path, tick: Tick = lambda _: None) -> Any:
 
 def _lines(found: Any, root: Path, removed: list[Path]) -> list[str]:
     """Return what was checked and found, at most 80 columns wide."""
-    from sonde.run.passes.progress import gib
+    from sonde.core.wording import gib
 
     checked = dict(found.checked)
     size = gib(checked.pop("n_bytes", 0))
-    counts = [f"{n:,} {name.removeprefix('n_').replace('_', ' ')}" for name, n in checked.items()]
+    nouns = [name.removeprefix("n_").removesuffix("s").replace("_", " ") for name in checked]
+    counts = map(plural, checked.values(), nouns)
     lines = _line(found.kind, f"{', '.join(counts)}, {size} read")
     facts = found.json(root)
     for fault in facts["faults"]:

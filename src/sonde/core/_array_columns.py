@@ -19,7 +19,7 @@ def matrix(x: Any, name: str) -> Tensor:
     tensor = as_tensor("Stream.of", x, name, ShapeError)
     if tensor.ndim == 1:
         tensor = tensor[:, None]
-    if tensor.ndim != 2:
+    if tensor.ndim != 2 or tensor.shape[1] == 0:
         raise ShapeError(
             f"Stream.of: expected {name} as a (row, dim) array, got shape {tuple(tensor.shape)}."
         )
@@ -62,6 +62,11 @@ def integers(values: Any, n: int, name: str, default: int) -> Tensor:
 def labels(values: Any, n: int) -> Tensor:
     """Return class numbers, and warn of two classes that are written as -1 and 1."""
     label = integers(values, n, "label", -1)
+    if n and (least := int(label.min())) < -1:
+        raise ShapeError(
+            f"Stream.of: expected classes numbered from 0 as label, or -1 for none, got {least}. "
+            "Number the classes, such as with scikit-learn's LabelEncoder."
+        )
     missing = int((label == -1).sum())
     if 0 < missing < n and bool((label.abs() == 1).all()):
         warnings.warn(

@@ -66,7 +66,7 @@ def _is_number(name: str) -> bool:
 
 
 def with_classes(stream: Stream, names: Sequence[str]) -> Stream:
-    """Return a stream whose class numbers are those of ``names``; further names come behind them.
+    """Return a stream whose class numbers are those of ``names``; further names follow them.
 
     Parameters
     ----------

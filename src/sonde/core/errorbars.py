@@ -94,7 +94,8 @@ def _with_error(
     if result.se is not None or "se" in result.conventions:
         return _detached(result)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        return _explained(_detached(result), "the value is no differentiable scalar of its states")
+        reason = "the value is not a differentiable scalar of its states"
+        return _explained(_detached(result), reason)
     if not bool(torch.isfinite(value)):
         return _explained(_detached(result), "the value is not finite")
     if bool((sample.group == sample.group[:1]).all()):

@@ -15,7 +15,7 @@ _NO_MEMORY = re.compile(
 
 
 class SondeError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and fix."""
 
 
 class SiteError(SondeError, LookupError):

@@ -62,6 +62,11 @@ def replace(source: Path, target: Path) -> None:
     source.replace(target)
 
 
+def behind_link(path: Path) -> Path:
+    """Return the file that is written under a name: itself, or what the link there points to."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def unlink(path: Path) -> None:
     """Remove a file; one that is gone already is no error."""
     _step()
@@ -143,7 +148,7 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
     Parameters
     ----------
     path : path
-        The final name. An existing file is replaced.
+        The final name. An existing file is replaced; a link stays, and what it points to is.
     durable : bool, default=True
         Sync file and directory, so that a power cut cannot undo it. A killed process needs no sync.
 
@@ -153,8 +158,9 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
         If the disk is full, the place is not writable, or the directory does not exist.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name[:200]}{TEMPORARY}{secrets.token_hex(6)}")
     try:
+        target = behind_link(path)
+        temporary = target.with_name(f"{target.name[:200]}{TEMPORARY}{secrets.token_hex(6)}")
         descriptor = open_new(temporary)
         try:
             try:
@@ -163,13 +169,13 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
                     fsync(descriptor)
             finally:
                 os.close(descriptor)
-            replace(temporary, path)
+            replace(temporary, target)
         except BaseException:
             with suppress(OSError):
                 unlink(temporary)
             raise
         if durable:
-            sync_directory(path.parent)
+            sync_directory(target.parent)
     except StoreError:
         raise
     except OSError as error:

@@ -75,4 +75,4 @@ def fetched(numbers: Sequence[Tensor]) -> list[float]:
 
 def _length(x: Tensor) -> Float[Tensor, ""]:
     wide = torch.float32 if x.dtype in HALVES else None
-    return torch.linalg.vector_norm(x, dtype=wide)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return torch.linalg.vector_norm(x.detach(), dtype=wide)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

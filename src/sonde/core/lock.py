@@ -70,13 +70,13 @@ class RunLock:
         self._mine = Holder.here()
 
     def __enter__(self) -> "RunLock":
-        make_directory(self._path.parent)
         for _ in range(20):
+            make_directory(self._path.parent)
             if self._create():
                 _held.add(self._path)
                 return self
             self._clear()
-        raise StoreError(f"RunLock: {self._path} changes hands all the time. Try again.")
+        raise StoreError(f"RunLock: {self._path} keeps changing hands. Try again.")
 
     def __exit__(
         self,
@@ -91,7 +91,7 @@ class RunLock:
             self._path.parent.rmdir()
 
     def _create(self) -> bool:
-        """Make the lock with its content in one step; False if there is one."""
+        """Make the lock with its content in one step; False if there is one, or no directory."""
         temporary = self._path.with_name(f"{NAME}{TEMPORARY}{secrets.token_hex(6)}")
         try:
             descriptor = open_new(temporary)
@@ -108,6 +108,8 @@ class RunLock:
             finally:
                 with suppress(OSError):
                     unlink(temporary)
+        except FileNotFoundError:
+            return False  # another one ended, and removed the empty directory
         except OSError as error:
             raise StoreError(
                 f"RunLock: could not write {self._path}: {error.strerror}. Choose another place."

@@ -23,6 +23,9 @@ from sonde.core.state import State
 from sonde.core.statistic import Learner, StateT, Statistic
 from sonde.core.tensors import beside
 
+NARROW, TOGETHER = 64, 4096
+"""Rows up to this wide are taken so many at once, where what is exact reads them."""
+
 
 class _Buffer:
     """Rows of one (sites, filter, part), waiting until there are enough for one ``observe``."""
@@ -32,6 +35,7 @@ class _Buffer:
         needs = {n for r in readers for n in r.statistic.needs()}
         self.names, self.needs_head = sorted(needs - {"head"}), "head" in needs
         self.whole = readers[0].statistic.whole_groups
+        self.exact = _is_exact(readers[0])
         self.columns: dict[str, list[Tensor]] = defaultdict(list)
         self.head: Head | None = None
         self.n_rows = 0
@@ -45,7 +49,7 @@ class _Buffer:
         if self.whole:
             return False
         x = self.columns.get("x")
-        return self.n_rows >= rows_enough(0 if x is None else x[0].shape[1])
+        return self.n_rows >= rows_at_once(0 if x is None else x[0].shape[1], self.exact)
 
     def flush(self, states: States) -> None:
         if self.n_rows == 0:
@@ -58,6 +62,18 @@ class _Buffer:
             states[request.id] = found
         self.columns.clear()
         self.n_rows = 0
+
+
+def _is_exact(request: Request) -> bool:
+    return request.statistic.merging == "exact"
+
+
+def rows_at_once(dim: int, exact: bool) -> int:
+    """Return how many rows wait for one ``observe``: as many as are joined, of narrow ones more.
+
+    What is not exact, learners among it, depends on how rows are batched: it takes no more.
+    """
+    return TOGETHER if exact and dim <= NARROW else rows_enough(dim)
 
 
 def _updated(
@@ -98,7 +114,7 @@ def observe_unit(
     counts = counters if counters is not None else {}
     by_buffer: dict[Any, list[Request]] = defaultdict(list)
     for request in wanted.values():
-        by_buffer[request.buffer].append(request)
+        by_buffer[request.buffer, _is_exact(request)].append(request)
     buffers = {name: _Buffer(readers) for name, readers in by_buffer.items()}
     for batch in joined_batches(batches):
         finite = FiniteRows(batch)

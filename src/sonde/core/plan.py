@@ -10,12 +10,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.hashing import base_hashes, draws, fraction
+from sonde.core.hashing import fraction
 from sonde.core.state import canonical_json
 
 UNIT_SIZE = 256
@@ -76,13 +75,6 @@ class Split:
     def is_held(self, split_draw: Tensor) -> Bool[Tensor, "example"]:
         """Return which examples are held out, from the draw of their groups."""
         return fraction(split_draw) < self.held
-
-    def count_held(self, group_keys: Sequence[bytes]) -> int:
-        """Return how many distinct groups are held out."""
-        distinct = list(dict.fromkeys(group_keys))
-        base = base_hashes(distinct, "split", self.seed)
-        zero = np.zeros(len(base), dtype=np.uint64)
-        return int(self.is_held(draws(base, zero, zero)).sum())
 
 
 @dataclass(frozen=True)

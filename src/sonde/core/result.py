@@ -1,9 +1,10 @@
 """Answers: a number with its error, null, unit and conventions, as value, table and picture."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core._kinds import is_list, is_tuple
 from sonde.core._shown import OneLine, as_html, one_line
 from sonde.core.autocast import without_autocast
 from sonde.core.errors import ShapeError
@@ -20,6 +22,7 @@ from sonde.core.state import leaves, map_tensors
 from sonde.core.statistic import parameter_names
 from sonde.core.tensors import as_tensor, beside, device_of
 
+FLOATS = frozenset(("x", "grad", "logits", "perturbed_logits"))
 Direction = Literal["higher", "lower", "none"]
 
 FLAGS: dict[str, str] = {
@@ -210,13 +213,15 @@ def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
     Rows, other columns of floats and the scorer are brought to one device, that of the rows; inside
     autocast they keep their types.
     """
-    first = next(iter(parameter_names(score)), "")
+    names = parameter_names(score)
+    first = next(iter(names), "")
 
     @functools.wraps(score)
     def scored(self: Scorer, *columns: Any, **named: Any) -> Any:
         owner = f"{type(self).__name__}.{score.__name__}"
-        columns = tuple(_as_column(owner, c) for c in columns)
-        named = {name: _as_column(owner, c) for name, c in named.items()}
+        named = {name: _as_column(owner, c, name) for name, c in named.items()}
+        known = itertools.chain(names, itertools.repeat(""))
+        columns = tuple(map(_as_column, itertools.repeat(owner), columns, known))
         x = columns[0] if columns else named.get(first)
         if first == "x" and isinstance(x, Tensor) and x.ndim != 2:
             raise ShapeError(
@@ -243,14 +248,15 @@ def _placed(scorer: Scorer, device: torch.device) -> Scorer:
     return scorer.copies[device]
 
 
-def _as_column(owner: str, values: Any) -> Any:
+def _as_column(owner: str, values: Any, name: str) -> Any:
     """Return an array, a frame or a list as a tensor, rows of many sites one by one."""
-    if isinstance(values, Tensor) or not (isinstance(values, list) or hasattr(values, "__array__")):
+    several = is_tuple(values) or is_list(values)
+    if several and values and all(getattr(v, "ndim", 0) > 1 for v in values):
+        return type(values)(_as_column(owner, rows, name) for rows in values)
+    if not (is_list(values) or hasattr(values, "__array__")):
         return values
-    found = cast("list[Any]", values)
-    if isinstance(values, list) and found and all(getattr(v, "ndim", 0) > 1 for v in found):
-        return [as_tensor(owner, rows, "rows", ShapeError) for rows in found]
-    return as_tensor(owner, found, "rows", ShapeError)
+    found = as_tensor(owner, values, "rows", ShapeError)
+    return found.double() if name in FLOATS and not found.is_floating_point() else found
 
 
 def infinite_where_nonfinite(
@@ -271,16 +277,6 @@ def infinite_where_nonfinite(
     if logits is not None and not bool(torch.isfinite(logits.sum(dim=1)).all()):
         lost = lost | ~torch.isfinite(logits).all(dim=1)
     return score.masked_fill(lost, math.inf) if bool(lost.any()) else score
-
-
-def tensors_of(result: Result) -> dict[str, Tensor]:
-    """Return the named tensors of a result beside its ``value``."""
-    base = {f.name for f in fields(Result)}
-    return {
-        f.name: getattr(result, f.name)
-        for f in fields(result)
-        if f.name not in base and isinstance(getattr(result, f.name), Tensor)
-    }
 
 
 def _column(value: float | Tensor) -> list[float]:

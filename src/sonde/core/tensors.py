@@ -26,7 +26,7 @@ def as_tensor(
     Raises
     ------
     InputError or ShapeError
-        If there is anything but real numbers, or lists of unequal length.
+        If there is anything but real numbers, lists of unequal length, or sparse or masked entries.
 
     Examples
     --------
@@ -34,14 +34,19 @@ def as_tensor(
     torch.Size([2, 2])
     """
     if isinstance(values, Tensor):
+        if values.layout != torch.strided:
+            raise _refusal(owner, what, f"a tensor of layout {values.layout}", error)
         if not values.is_complex():
             return values
         raise _refusal(owner, what, str(values.dtype), error)
+    if np.ma.is_masked(values):
+        raise _refusal(owner, what, "an array with masked entries", error)
     try:
         found = np.asarray(values)
     except ValueError as reason:
         raise _refusal(owner, what, "lists of unequal length", error) from reason
-    if found.dtype.kind == "O" and all(isinstance(v, Real) for v in found.flat):
+    real = found.dtype.kind == "O" and all(isinstance(v, Real) for v in found.flat)
+    if real or found.dtype == np.longdouble:
         found = found.astype(np.float64)
     if found.dtype.kind not in "fiub":
         entry = f", such as {found.flat[0]!r:.40}" if found.size else ""

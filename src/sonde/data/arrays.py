@@ -15,6 +15,7 @@ import torch
 from sonde.core.errors import InputError, SiteError, SondeWarning, near
 from sonde.core.seal import is_sealed
 from sonde.core.stream import Stream
+from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
 from sonde.data.iterables import ArrayRows
 from sonde.data.labels import LabelColumn
@@ -53,7 +54,7 @@ def array_source(path: Path) -> Source:
         raise InputError(
             f"{path}: expected one value for each of {plural(len(x), 'row')} in array {wrong!r}, "
             "got the "
-            f"shape {tuple(arrays[wrong].shape)}. Mend it, or give it another name."
+            f"shape {tuple(arrays[wrong].shape)}. Fix it, or give it another name."
         )
     return ArrayRows(x, path.name, columns)
 
@@ -163,7 +164,8 @@ def load_arrays(path: Path) -> dict[str, Any]:
     except ValueError as error:
         if _is_foreign(path):
             raise InputError(
-                f"{path} cannot be read: it is no NumPy file. Save arrays with numpy.save or savez."
+                f"{path} cannot be read: it is not a NumPy file. Save arrays with "
+                "numpy.save or savez."
             ) from None
         if "pickle" in str(error) or "Python objects" in str(error):
             raise InputError(
@@ -226,7 +228,7 @@ def _floats(name: str, x: Any, path: Path) -> torch.Tensor:
 def _tensor(name: str, x: np.ndarray, path: Path) -> torch.Tensor:
     if x.dtype.kind not in "fiub":
         raise InputError(f"open_arrays: expected numbers in {path}: {name}, got {x.dtype}.")
-    return torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("=")))
+    return as_tensor("open_arrays", x, name)
 
 
 def _texts(values: Any) -> list[str] | None:

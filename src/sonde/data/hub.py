@@ -82,7 +82,7 @@ def from_hub(name: str) -> Source:
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             raise InputError(
-                f"data: no file or folder {name}, and no data set of that name can be had "
+                f"data: no file or folder {name}, and no data set of that name can be loaded "
                 f"({type(error).__name__}: {reason}). Check the path, or the name and the network."
             ) from error
         finally:

@@ -231,7 +231,7 @@ class ItemInputs(Inputs):
             message = f"{self.source.where(row)}: {reason}"
             if not self.skip_bad:
                 raise InputError(
-                    f"{message}. Mend or remove it, or pass skip_bad=True (--skip-bad)."
+                    f"{message}. Fix or remove it, or pass skip_bad=True (--skip-bad)."
                 )
             self._broken[row] = message
         return np.delete(index, list(bad))

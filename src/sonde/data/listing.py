@@ -278,7 +278,7 @@ def _pieces_of(
 def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad: bool) -> None:
     message = f"{source.where(index)}: {error}"
     if not skip_bad:
-        raise InputError(f"{message}. Mend it, or pass skip_bad=True (--skip-bad).") from None
+        raise InputError(f"{message}. Fix it, or pass skip_bad=True (--skip-bad).") from None
     lists.n_skipped += 1
     if len(lists.skipped) < 5:
         lists.skipped.append(message)

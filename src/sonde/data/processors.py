@@ -136,7 +136,7 @@ def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote
     except Exception as error:
         raise InputError(
             f"load: the tokenizer in {directory} does not load: {type(error).__name__}: {error}. "
-            f"Mend its files, or pass processor= with a tokenizer in Python; {FACTORY}."
+            f"Fix its files, or pass processor= with a tokenizer in Python; {FACTORY}."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Texts of which one part counts: an answer behind its prompt, a trace between two delimiters."""
+"""Texts of which one part counts: an answer after its prompt, a trace between two delimiters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ class SpanEncoder(Encoder):
     text : TextEncoder
         How a text becomes tokens and a batch.
     span : (str, str)
-        Two columns with the first character of the part and the one behind its last; or the
-        delimiters: the part begins behind the first opening one and ends with the next closing one.
+        Two columns with the first character of the part and the one after its last; or the
+        delimiters: the part begins after the first opening one and ends with the next closing one.
     by_columns : bool
     """
 
@@ -94,7 +94,7 @@ class SpanEncoder(Encoder):
         if 0 in inside[room:]:
             raise InputError(
                 f"the text has {len(tokens)} tokens, the model reads {room}, and the part that "
-                "counts lies behind; shorten the text, or read a longer one (--max-length)"
+                "counts lies beyond them; shorten the text, or read a longer one (--max-length)"
             )
         if room < len(tokens) and self.text.long != "truncate":
             raise InputError(
@@ -122,14 +122,14 @@ class SpanEncoder(Encoder):
         """Return the tokens of a text, and 0 for those that count, -1 for all others."""
         whole, (start, end) = self._whole(row), self._ends(row)
         tokens, last = located(self.text, whole)
-        first, behind = units(self.text, whole[:start]), units(self.text, whole[:end])
-        inside = [0 if first <= place < behind else -1 for place in last]
+        first, after = units(self.text, whole[:start]), units(self.text, whole[:end])
+        inside = [0 if first <= place < after else -1 for place in last]
         if 0 not in inside:
             raise InputError(f"the part from character {start} to {end} holds no token")
         return tokens, inside
 
     def _ends(self, row: Row) -> tuple[int, int]:
-        """Return the first character of the part, and the one behind its last."""
+        """Return the first character of the part, and the one after its last."""
         whole = self._whole(row)
         if self.by_columns:
             start, end = (_character(row.get(name), name) for name in self.span)
@@ -146,7 +146,7 @@ class SpanEncoder(Encoder):
         start = at + len(opening)
         stop = whole.find(closing, start)
         if stop < 0:
-            raise InputError(f"the text has no {closing!r} behind {opening!r}")
+            raise InputError(f"the text has no {closing!r} after {opening!r}")
         return start, stop + len(closing)
 
 

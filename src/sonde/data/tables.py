@@ -61,7 +61,7 @@ class _Lines(Source):
     def _bad(self, line: int, why: str) -> None:
         if not self.skip_bad:
             raise InputError(
-                f"{self.path} line {line}: {why}. Mend it, or pass skip_bad=True (--skip-bad) "
+                f"{self.path} line {line}: {why}. Fix it, or pass skip_bad=True (--skip-bad) "
                 "to go on "
                 "without such lines."
             )

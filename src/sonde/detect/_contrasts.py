@@ -1,4 +1,4 @@
-"""A sample of answers that were read behind several prompts."""
+"""A sample of answers that were read after several prompts."""
 
 from dataclasses import dataclass
 from typing import final

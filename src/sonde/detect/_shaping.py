@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.edit import Edit, EditContext
@@ -61,10 +61,6 @@ class Shape(Edit):
             shaped = torch.zeros_like(wide).scatter(-1, kept, new)
         shaped = shaped.where(alive, wide)
         return (shaped if self.strength == 1.0 else wide.lerp(shaped, self.strength)).to(x)
-
-    def unshaped(self, x: Float[Tensor, "*axes dim"]) -> Bool[Tensor, "*axes"]:
-        """Return which rows are left as they are because nothing in them is positive enough."""
-        return ~(self._kept(x.float())[0].sum(-1) > 0)
 
     def n_kept(self, dim: int) -> int:
         """Return how many entries of a row of this width count as its largest."""

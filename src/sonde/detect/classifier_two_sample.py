@@ -19,7 +19,7 @@ from sonde.stats import Shrinkage, check_shrinkage, inverse_root
 @final
 @dataclass(frozen=True, kw_only=True)
 class ClassifierComparison(Comparison):
-    """Share of the held-out rows that are told right; ``axis`` is the classifier's weight."""
+    """Share of held-out rows that are classified rightly; ``axis`` is the classifier's weight."""
 
     axis: Float[Tensor, "dim"]
 

@@ -98,7 +98,7 @@ class FeatureGapsScorer(Scorer):
 class FeatureGaps(Detector):
     """Probability that an answer is wrong, from the directions of a few contrasting prompts.
 
-    The same answer is read behind two prompts that differ in one feature, for instance "use the
+    The same answer is read after two prompts that differ in one feature, for instance "use the
     context" and "ignore it". At each layer the principal direction of the differences stands for
     the feature, and an answer's projection on it for how much of the feature it has. Labelled
     answers choose sign and layer of each feature, by the prediction rejection ratio, and weigh the
@@ -107,8 +107,8 @@ class FeatureGaps(Detector):
     Range        [0, 1]; higher = more likely wrong.
     Cost         one pass; state 4 m (2 features + 1) dim bytes per site; result O(sites features
                  m^2 dim); O(features dim) per answer.
-    Assumes      columns ``pair`` (the answer) and ``side``: ``2 f`` behind the positive and
-                 ``2 f + 1`` behind the negative prompt of feature ``f``, negative behind the plain
+    Assumes      columns ``pair`` (the answer) and ``side``: ``2 f`` after the positive and
+                 ``2 f + 1`` after the negative prompt of feature ``f``, negative after the plain
                  one. Labels of plain readings: ``positive`` is wrong, others right; leave those of
                  the contrasts empty. Without plain readings all labelled rows are taken.
     Differs      from the paper's code: one half of the labelled rows chooses the layers and the

@@ -107,9 +107,9 @@ class NAC(Detector):
     State of a unit: ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
     of the prediction from uniform. Coverage of a bin: rows in it over ``fill`` of all rows, at
     most 1. Score: ``1 - mean_u coverage``. Seen from ``o g`` the bins are ``logit(t) / alpha``;
-    The outer bins are open: where these are covered, a state beyond all that was fitted counts as
-    usual. ``"auto"`` chooses ``alpha`` so that the typical unit's hold ``fill / n_bins`` of the
-    rows: ``2 / median_u q(|o g|)`` over living units, ``q`` at ``1 - fill / n_bins``.
+    the outer bins are open: where these are covered, a state beyond all that was fitted counts as
+    usual. ``"auto"`` chooses ``alpha`` so that those of the typical unit hold ``fill / n_bins`` of
+    the rows: ``2 / median_u q(|o g|)`` over living units, ``q`` at ``1 - fill / n_bins``.
 
     Range        [0, 1]; higher = more unusual. Few distinct values where there are few units.
     Cost         forward and backward; state 4 KB per unit (auto) or 8 n_bins bytes; O(dim) per row.

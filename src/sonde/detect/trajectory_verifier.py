@@ -213,5 +213,6 @@ def _require(wrong: int, right: int, what: str) -> None:
     if min(wrong, right) == 0:
         raise InputError(
             f"TrajectoryVerifier: expected right and wrong {what}, got {right} right and {wrong} "
-            "wrong. Give trajectories of both kinds with what is known as 'first_error'."
+            "wrong. Give trajectories of both kinds: 'first_error' is the first wrong step, "
+            "counted from 0, and -1 where all are right; where it is empty nothing is known."
         )

@@ -11,6 +11,7 @@ from sonde.stats.neighbours import nearest
 
 FAR = 5
 MEDIAN = 0.9526  # -log(1 - F) with 4 F^3 - 3 F^4 = 1/2
+ELSEWHERE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,7 @@ def near_pairs(
     group2: Int[Tensor, "row2"] | None = None,
     *,
     lengths: tuple[Tensor, Tensor] | None = None,
+    elsewhere: tuple[Tensor, Tensor] | None = None,
     dim: float | None = None,
     limit: float = 0.1,
     chance: float = 0.01,
@@ -64,7 +66,9 @@ def near_pairs(
     fifth's ball, so the nearest of them is inside ``eps`` of its radius with chance
     ``1 - (1 - eps^d)^4 < 4 eps^d``. ``eps`` is ``limit``, or less, so that ``chance`` rows are
     expected below it. With the ``lengths`` of both sides, pairs of one length are left out and
-    counted: their density is not even, but that of all texts of this length.
+    counted: their density is not even, but that of all texts of this length. With the rows of both
+    sides ``elsewhere``, at another site, pairs count that are within half of the fifth's distance
+    there too: means over an image of one channel meet where two images are equally bright.
     """
     other = x if y is None else y
     other_group = group if group2 is None else group2
@@ -81,9 +85,14 @@ def near_pairs(
     if lengths is not None:
         told = lengths[0][below] != lengths[1][partner]
         below, partner = below[told], partner[told]
+    n_alike = n_below - len(below)
+    if elsewhere is not None:
+        a, b = elsewhere
+        far = nearest(a[below], b, FAR, group=group[below], group2=other_group)[0][:, -1]
+        near = (a[below] - b[partner]).norm(dim=1) <= ELSEWHERE * far
+        below, partner = below[near], partner[near]
     expected = 4 * n * eps**dim
     p = float(poisson.sf(len(below) - 1, expected))
-    n_alike = n_below - len(below)
     return NearPairs(below, partner, ratio[below], eps, dim, expected, p, n_alike)
 
 

@@ -3,10 +3,11 @@
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sonde.findings._text import LONGEST, listed, plural, shortened
-from sonde.findings.evidence import Evidence, SiteEvidence
+from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.rule import Check, Level, Rule
 from sonde.findings.step import Step
 
@@ -128,6 +129,18 @@ def score_command(site: str) -> Step:
 def scan_command(**options: Any) -> Step:
     """Return the step that scans again with some options changed."""
     return Step("scan", options)
+
+
+def grouped_command(data: DataEvidence) -> Step | None:
+    """Return the step that scans again with groups, which a column of a table names.
+
+    Images of a folder need a table that lists them; data sets that the package brings have none.
+    """
+    if data.name.startswith("sonde:"):
+        return None
+    if data.name and Path(data.name).is_dir():
+        return Step("scan", {"image_column": "IMAGE", "group_column": "COLUMN"}, data="TABLE.jsonl")
+    return scan_command(group_column="COLUMN")
 
 
 def least_groups_for_silence(dim: int) -> int:

@@ -116,7 +116,7 @@ class SmallBatches:
         """Return the same texts, all but the first cut to half of their tokens, or why not."""
         length = self.length
         if length is None:
-            return "inputs are no texts"
+            return "inputs are not texts"
         if not self.takes_mask:
             return "the model takes no attention mask"
         if len(self) < 2 or length <= SHORTEST:

@@ -55,6 +55,8 @@ class Trials:
         Raw tensors at and before each site in the first forward, by the site's text.
     padding : set of str
         Sites where padded positions held NaN or infinity while no real token did.
+    n_numbers : int or None
+        How many floating-point numbers one input holds; None where it holds others, as ids.
     """
 
     def __init__(self, stream: LiveStream) -> None:
@@ -62,6 +64,7 @@ class Trials:
         self.silent = Silent(self.module, stream.probe)
         self.tensors: dict[str, Tensor] = {}
         self.padding: set[str] = set()
+        self.n_numbers: int | None = None
         self.sites: dict[str, _Read] = {}
         for kind in stream.kinds:
             axes = kind.reduction.axes
@@ -103,7 +106,16 @@ class Trials:
         ).tensors
         if is_first:
             self.tensors = tensors
+            self.n_numbers = _numbers_in_one(batch)
         return tensors
+
+
+def _numbers_in_one(batch: InputBatch) -> int | None:
+    values = (*batch.args, *batch.kwargs.values())
+    given = [v for v in values if isinstance(v, Tensor)]
+    if not given or len(given) < len(values) or not all(v.is_floating_point() for v in given):
+        return None
+    return sum(v[0].numel() for v in given)
 
 
 def _has_padding(batch: InputBatch) -> bool:

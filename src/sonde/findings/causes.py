@@ -64,7 +64,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND016", ("SND017", "SND021")),
     Cause("SND023", ("SND002", "SND011"), "same or later"),
     Cause("SND041", ("SND042", "SND044"), least=0.01),
-    Cause("SND013", ("SND042",), "same"),
+    Cause("SND013", ("SND042",), "same or later"),
 )
 
 

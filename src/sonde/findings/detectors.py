@@ -8,7 +8,7 @@ import torch
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SondeError
-from sonde.core.instrument import Detector, score_needs
+from sonde.core.instrument import WIDEST_FULL, Detector, score_needs
 from sonde.core.passes import states_of
 from sonde.core.perturbation import Perturbation
 from sonde.core.plan import Split
@@ -16,7 +16,7 @@ from sonde.core.requests import States, Task
 from sonde.core.site import HEAD_INPUT
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
-from sonde.findings.gather import SAMPLED_COLUMNS, WIDEST_FULL
+from sonde.findings.gather import SAMPLED_COLUMNS
 from sonde.run.instruments.asked import at_head, head_sites
 from sonde.run.instruments.catalogue import snake_case
 from sonde.stats import Calibrated, CalibratedScorer

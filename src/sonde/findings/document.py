@@ -14,11 +14,12 @@ from sonde.findings.labels import labels_section
 from sonde.findings.lens import prediction_section
 from sonde.findings.profile import similarity, site_profile, site_units, unit_facts
 from sonde.findings.provenance import limits, provenance
-from sonde.findings.row_places import Place, name_places, places_of
+from sonde.findings.row_places import name_places
 from sonde.findings.rows import rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
 from sonde.findings.versus import versus_section
+from sonde.run.reading.row_places import Place, places_of
 from sonde.run.scoring.exhibit import hashed_id
 
 SCHEMA = "sonde-scan/1"

@@ -1,7 +1,7 @@
 """What the rules look at: states of one pass, laid out by site, and what is known beside them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -152,7 +152,6 @@ class DataEvidence:
     n_tokens_cut: int = 0
     n_tokens: int = 0
     n_skipped: int = 0
-    n_short: int = 0
     limited: bool = False
     seed: int = 0
     piece: Int[Tensor, "example"] | None = None
@@ -194,8 +193,14 @@ class Evidence:
         Next-token loss after each block; None where the model has no such head.
     versus : VersusEvidence or None
         Comparison with OTHER.
-    options : dict
-        What the user declared: ``stochastic``, ``deep``, ``fail_on``, ``keep_special``.
+    stochastic, deep : bool, default=False
+        Whether the model draws random numbers by design, and whether costly checks were asked for.
+    fail_on : collection of str
+        Codes that fail the gate.
+    awaited : str
+        Why OTHER was not read, where it was to be.
+    checks : sequence of Check
+        How all other rules ended, for the one that lists what was withheld.
     """
 
     sites: tuple[SiteEvidence, ...]
@@ -205,7 +210,11 @@ class Evidence:
     model: Any = None
     lens: Any = None
     versus: Any = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    stochastic: bool = False
+    deep: bool = False
+    fail_on: Collection[str] = ()
+    awaited: str = ""
+    checks: Sequence[Any] = ()
 
     @cached_property
     def _rank(self) -> dict[str, dict[int, int]]:
@@ -236,11 +245,6 @@ class Evidence:
     def n_groups(self) -> int:
         """Number of groups, which is the number of independent rows."""
         return self.data.n_groups
-
-    @property
-    def has_tokens(self) -> bool:
-        """Whether sites have more rows than one per example."""
-        return any(s.all.key != s.schema.key for s in self.sites)
 
 
 def rows_as_float(sample: HashSampleState) -> Float[Tensor, "row dim"]:

@@ -16,8 +16,6 @@ from sonde.findings.evidence import DataEvidence
 from sonde.run.bundles.header import data_fingerprint
 from sonde.tap import LiveStream
 
-SHORT_BYTES = 16
-
 
 def data_evidence(stream: Stream, name: str, limited: bool = False) -> DataEvidence:
     """Return the facts of the data behind a stream.
@@ -53,7 +51,6 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         n_tokens_cut=int(listing.truncated.sum()),
         n_tokens=int(listing.length.sum()),
         n_skipped=inputs.n_skipped,
-        n_short=int((listing.size < SHORT_BYTES).sum()),
         limited=limited,
         seed=seed,
         piece=torch.as_tensor(listing.piece).long(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import StateError
-from sonde.core.instrument import SAMPLE, Every, Subsample, Where
+from sonde.core.instrument import SAMPLE, WIDEST_FULL, Every, Subsample, Where
 from sonde.core.passes import merge_pair
 from sonde.core.plan import Part, Split
 from sonde.core.requests import Request, States
@@ -29,8 +29,6 @@ from sonde.stats import (
     UpdateMoments,
 )
 from sonde.tap.sites import ENTRY
-
-WIDEST_FULL = 2048
 
 SPLIT_ROLES = {"moments", "classes", "sample"}
 
@@ -57,15 +55,14 @@ class ScanStatistics:
         Of the stream: pooled rows under the site's text, all rows under ``site|tokens``.
     columns : tuple of str
         Sampled columns that the stream brings.
-    labelled, grouped, ordered : bool
-        Whether there are labels; groups; and whether units keep groups whole.
+    labelled, whole_groups : bool
+        Whether there are labels, and whether units keep groups whole.
     split : Split or None
     """
 
     schema: tuple[SiteSchema, ...]
     columns: tuple[str, ...]
     labelled: bool
-    grouped: bool
     whole_groups: bool
     split: Split | None = None
 
@@ -213,14 +210,17 @@ def _diagonal(every: ScalarsState) -> MomentsState:
 
 
 def scan_statistics(
-    stream: Stream, columns: Collection[str], labelled: bool, split: Split | None = None
+    stream: Stream,
+    columns: Collection[str],
+    labelled: bool,
+    split: Split | None = None,
+    whole_groups: bool = True,
 ) -> ScanStatistics:
     """Return what a scan asks of a stream that brings these columns."""
     return ScanStatistics(
         schema=stream.schema,
         columns=tuple(c for c in SAMPLED_COLUMNS if c in columns),
         labelled=labelled,
-        grouped=stream.grouped,
-        whole_groups=True,
+        whole_groups=whole_groups,
         split=split,
     )

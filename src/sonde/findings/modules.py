@@ -35,6 +35,8 @@ class SiteFacts:
         Whether its output is a linear map of its input.
     is_first : bool
         Whether no site is read before it.
+    n_channels : int or None
+        How many channels a convolution reads, also at the batch norm that follows it.
     """
 
     n_parameters: int = 0
@@ -42,6 +44,7 @@ class SiteFacts:
     ends: tuple[float, float] | None = None
     is_linear: bool = False
     is_first: bool = False
+    n_channels: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,8 @@ class ModelEvidence:
     task : str
     padding_side : {"left", "right"}
         Where the model's processor pads.
+    n_numbers : int or None
+        How many floating-point numbers one input holds; None where it holds others, as ids.
     """
 
     self_check: SelfCheck
@@ -83,6 +88,7 @@ class ModelEvidence:
     pools: bool = False
     task: str = "tensor"
     padding_side: str = "right"
+    n_numbers: int | None = None
 
     @property
     def never_ran(self) -> list[Unused]:
@@ -118,6 +124,7 @@ def model_evidence(stream: LiveStream, seed: int = 0, deep: bool = False) -> Mod
         pools=_pools(stream),
         task=stream.model.task,
         padding_side=getattr(stream.model.processor, "padding_side", None) or "right",
+        n_numbers=trials.n_numbers,
     )
 
 
@@ -180,21 +187,31 @@ def _pools(stream: LiveStream) -> bool:
 def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, SiteFacts]:
     found: dict[str, SiteFacts] = {}
     before: Tensor | None = None
+    n_channels: int | None = None
     for kind in stream.kinds:
         site = kind.site
         if "|" in kind.key:
             continue
         module = stream.probe.names.modules[site.path]
         received = tensors.get(str(Site(site.path, site.call, "in")))
+        follows = site.port == "out" and _same_numbers(before, received)
+        n_channels = (
+            n_channels if follows and isinstance(module, BATCH_NORMS) else _channels(module)
+        )
         found[kind.key] = SiteFacts(
             n_parameters=sum(p.numel() for p in module.parameters()),
-            follows=site.port == "out" and _same_numbers(before, received),
+            follows=follows,
             ends=_ends(module),
             is_linear=isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D",
             is_first=not found,
+            n_channels=n_channels,
         )
         before = tensors.get(str(site))
     return found
+
+
+def _channels(module: nn.Module) -> int | None:
+    return module.in_channels if isinstance(module, nn.modules.conv._ConvNd) else None
 
 
 def _same_numbers(a: Tensor | None, b: Tensor | None) -> bool:

@@ -24,7 +24,7 @@ CANNOT_SEE = (
     "Averages over an example hide what happens to single tokens or patches.",
     "No cause was tested: nothing was switched off, no weight was changed.",
     "Backdoors that these data do not trigger leave no trace here.",
-    "Quantised or low-rank weights behind a residual stream do not show in its states.",
+    "Quantised or low-rank weights that write to a residual stream do not show in its states.",
     "Slow drift over time is not seen in one scan.",
     "Differences between runs below 3 % are not told apart in 16-bit types.",
     "Pairs of rows are compared within samples of at most 2,048 rows.",

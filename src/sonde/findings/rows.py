@@ -23,6 +23,7 @@ MOST_SITES = 12
 NAMED = 50
 FAR_Z = 4.0
 NEAR_NEEDS = 200
+PARTS = ("tokens", "patches", "patches3", "predictions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,16 +95,26 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
 
     Where a text's row is its last token, the first block's rows are alike for all texts that end in
     the same few tokens, whatever stands before: then only the last site is looked at. There too
-    texts of one length and ending may be alike, so pairs of one length are left out.
+    texts of one length and ending may be alike, so pairs of one length are left out. Elsewhere a
+    pair at the first site counts if its rows are near at the last one too.
     """
     shared, group = shared_rows(evidence), content_groups(evidence)
-    if len(group) < NEAR_NEEDS:
+    if len(group) < NEAR_NEEDS or rows_are_parts(evidence):
         return {}
     last = len(evidence.sites) - 1
     lengths = last_token_lengths(shared)
-    ends = dict.fromkeys((0, last) if lengths is None else (last,))
-    both = None if lengths is None else (lengths, lengths)
-    return {i: near_pairs(shared.x(i), group, lengths=both) for i in ends}
+    if lengths is not None:
+        return {last: near_pairs(shared.x(last), group, lengths=(lengths, lengths))}
+    end = shared.x(last)
+    found = {last: near_pairs(end, group)}
+    if last > 0:
+        found[0] = near_pairs(shared.x(0), group, elsewhere=(end, end))
+    return dict(sorted(found.items()))
+
+
+def rows_are_parts(evidence: Evidence) -> bool:
+    """Return whether a row is one token or patch, which many texts or images may share."""
+    return any(site.schema.reducer.name in PARTS for site in evidence.sites[:1])
 
 
 def last_token_lengths(shared: SharedRows) -> Tensor | None:

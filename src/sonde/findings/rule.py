@@ -1,7 +1,7 @@
 """The form of a finding: a sentence with a number, a place, a reason and a next step."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from sonde.findings.evidence import Evidence
@@ -62,7 +62,7 @@ class Finding:
     effect : float
         Size in [0, 1], for the order within a level.
     next : Step or None
-        What looks closer, or mends it.
+        What looks closer, or fixes it.
     borderline, common : bool
         The interval contains the threshold; many good models show it.
     because_of : str or None
@@ -163,9 +163,7 @@ class Rule(ABC):
 
 
 def _borderline(finding: Finding) -> Finding:
-    if not finding.figure.crosses() or finding.level == "note":
-        if finding.figure.crosses():
-            return Finding(**{**vars(finding), "borderline": True})
+    if not finding.figure.crosses():
         return finding
-    lower = LEVELS[LEVELS.index(finding.level) - 1]
-    return Finding(**{**vars(finding), "level": lower, "borderline": True})
+    lower = LEVELS[max(0, LEVELS.index(finding.level) - 1)]
+    return replace(finding, level=lower, borderline=True)

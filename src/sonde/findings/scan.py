@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from sonde.findings.step import Again
 from sonde.findings.versus import VersusEvidence
 from sonde.run.fitting.fit import make_plan
 from sonde.run.passes.cost import say_cost
+from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Interrupted, Outcome, run_pass
 from sonde.run.passes.memory import check_memory, estimate
 from sonde.run.passes.progress import Bar
@@ -64,7 +65,7 @@ class Scanned:
     other_stream: Stream | None = None
     wall_seconds: float = 0.0
     partial: tuple[int, int] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     again: Again | None = None
 
 
@@ -107,21 +108,24 @@ def scan_stream(
     tasks = [task for task, fits in asked if fits]
     say_cost(stream, tasks, shown=settings.progress, deep=settings.deep)
     model = _model(stream, data.seed, settings.deep)
-    with _listening(model, settings):
-        gathered, stop = _gathered(stream, data, settings, split, tasks)
-    if gathered is None:
-        assert stop is not None
-        raise stop
-    evidence = _evidence(gathered, stream, data, settings, model, stop is None)
-    second, n_units = None, gathered.plan.n_units
-    if other is not None and other_data is not None:
-        n_units += len(other.units(settings.unit_size)) - 1
-        if stop is None:
+    second = None
+    with held(settings.directory):
+        with _listening(model, settings):
+            gathered, stop = _gathered(stream, data, settings, split, tasks)
+        if gathered is None:
+            assert stop is not None
+            raise stop
+        evidence = _evidence(gathered, stream, data, settings, model, stop is None)
+        if other is not None and other_data is not None and stop is None:
             elsewhere = settings.directory / "other" if settings.directory is not None else None
             aside = replace(settings, directory=elsewhere)
             second, stop = _gathered(other, other_data, aside, None, [])
+    n_units = gathered.plan.n_units
+    if other is not None and other_data is not None:
+        n_units += len(other.units(settings.unit_size)) - 1
         names = tuple(name_of(task) for task, _ in asked)
-        evidence = _against(evidence, gathered, second, other_data, tasks, split, names)
+        alpha = settings.alpha
+        evidence = _against(evidence, gathered, second, other_data, tasks, split, names, alpha)
     checks = _run_all(chosen, evidence)
     n_done = gathered.outcome.done + (0 if second is None else second.outcome.done)
     is_whole = stop is None and not _was_cut(evidence, checks)
@@ -167,7 +171,7 @@ def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
             _say_stopping()
             first.append(rule.withheld(STOPPED))
     settled = {check.code: check for check in settle(evidence, first)}
-    seen = replace(evidence, options={**evidence.options, "checks": tuple(settled.values())})
+    seen = replace(evidence, checks=tuple(settled.values()))
     for rule in chosen:
         if rule.code == COUNTS_WITHHELD:
             settled[rule.code] = run_rule(rule, seen)
@@ -178,7 +182,7 @@ def _was_cut(evidence: Evidence, checks: list[Check]) -> bool:
     """Return whether Ctrl-C met the computation of results."""
     reasons = {check.reason for check in checks if check.state == "withheld"}
     lens = None if evidence.lens is None else evidence.lens.reason
-    return STOPPED in {lens, *reasons} or bool(evidence.options.get("awaited"))
+    return STOPPED in {lens, *reasons} or bool(evidence.awaited)
 
 
 def _say_stopping() -> None:
@@ -187,8 +191,8 @@ def _say_stopping() -> None:
 
 def run_rule(rule: Rule, evidence: Evidence) -> Check:
     """Return how a rule ended; an exception of its own becomes the state ``failed``."""
-    if rule.theme == "versus" and evidence.options.get("awaited"):
-        return rule.withheld(evidence.options["awaited"])
+    if rule.theme == "versus" and evidence.awaited:
+        return rule.withheld(evidence.awaited)
     try:
         with torch.no_grad():
             found = rule.check(evidence)
@@ -236,9 +240,7 @@ def _plan(
 ) -> tuple[ScanStatistics, dict[str, Request], Plan]:
     bounds = stream.units(settings.unit_size)
     whole = not stream.grouped or groups_are_whole(stream.group_keys, bounds)
-    statistics = replace(
-        scan_statistics(stream, _columns(stream), data.has_labels, split), whole_groups=whole
-    )
+    statistics = scan_statistics(stream, _columns(stream), data.has_labels, split, whole)
     wanted = dict(sorted({**statistics.requests(), **requests(tasks, split)}.items()))
     threads = settings.crew.threads(settings.threads)
     plan = make_plan(stream, wanted, split, settings.unit_size, threads)
@@ -314,12 +316,9 @@ def _evidence(
         counters=outcome.counters,
         model=model,
         lens=lens,
-        options={
-            "stochastic": settings.stochastic,
-            "deep": settings.deep,
-            "fail_on": settings.fail_on,
-            "alpha": settings.alpha,
-        },
+        stochastic=settings.stochastic,
+        deep=settings.deep,
+        fail_on=settings.fail_on,
     )
 
 
@@ -331,17 +330,18 @@ def _against(
     tasks: list[Task],
     split: Split | None,
     asked: tuple[tuple[str, str], ...],
+    alpha: float,
 ) -> Evidence:
     """Return the evidence with what is known of OTHER; its checks wait where nothing was read."""
     if second is None:
-        return replace(evidence, options={**evidence.options, "awaited": OTHER_AWAITED})
+        return replace(evidence, awaited=OTHER_AWAITED)
     states, counters = second.outcome.states, second.outcome.counters
     versus = VersusEvidence(
         other_sites={s.schema.key: s for s in second.statistics.sites(states, counters)},
         other_columns=second.statistics.sampled_columns(states),
         other_data=other_data,
         scorers=fitted_scorers(tasks, gathered.outcome.states, split),
-        alpha=float(evidence.options["alpha"]),
+        alpha=alpha,
         asked=asked,
     )
     return replace(evidence, versus=versus)

@@ -41,11 +41,6 @@ class Deltas:
         """Largest difference over sites."""
         return max(self.values.values(), default=0.0)
 
-    @property
-    def worst_site(self) -> str:
-        """Site of the largest difference."""
-        return max(self.values, key=lambda key: self.values[key], default="")
-
     def beyond(self, tau: float) -> list[str]:
         """Return the sites that differ by more than ``tau``, in order of execution."""
         return [key for key, value in self.values.items() if value > tau]

@@ -49,9 +49,7 @@ class SND004(Comparison):
             text = f"Two runs differ by {amount(found.repeat, tau)}: the order of summation."
             level = "note"
         else:
-            level = (
-                "note" if evidence.options.get("stochastic") else level_of(worst, tau, self.error)
-            )
+            level = "note" if evidence.stochastic else level_of(worst, tau, self.error)
             text = (
                 f"Two runs of the same rows differ at {where(sites)}: {amount(found.repeat, tau)}."
             )
@@ -67,7 +65,7 @@ class SND004(Comparison):
 
 
 def _reason(evidence: Evidence) -> str:
-    if evidence.options.get("stochastic"):
+    if evidence.stochastic:
         return "Declared as drawing random numbers."
     training = evidence.model.training
     return f"{shortened(training[0])} is still in training mode." if training else ""

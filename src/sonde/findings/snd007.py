@@ -42,7 +42,7 @@ class SND007(Comparison):
         both = {"left": found.left, "right": found.right}
         side = evidence.model.padding_side
         other = "left" if side == "right" else "right"
-        used, unused = both[side], both[other] if evidence.options.get("deep") else None
+        used, unused = both[side], both[other] if evidence.deep else None
         if used is not None and used.worst > tau:
             return self._harmful(found, used, tau, side)
         if unused is not None and unused.worst > tau:

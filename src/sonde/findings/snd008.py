@@ -43,7 +43,7 @@ class SND008(Comparison):
             return self.alike(found, found.left, tau)
         if not positions_cure(found, tau):
             figure = figure_of(found.left, tau)
-            return self.clear(figure, "positions from the mask do not mend it: see SND007")
+            return self.clear(figure, "positions from the mask do not help: see SND007")
         sites = found.left.beyond(tau)
         text = (
             f"Padded on the left without position_ids, states at {where(sites)} differ by "

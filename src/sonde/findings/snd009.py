@@ -26,7 +26,7 @@ LARGER = {
 class SND009(Rule):
     """Checks that were withheld because there are too few rows, and what they would need.
 
-    The other checks arrive in ``evidence.options["checks"]``, so this one runs last.
+    The other checks arrive in ``evidence.checks``, so this one runs last.
 
     Parameters
     ----------
@@ -51,15 +51,12 @@ class SND009(Rule):
         """Collect the withheld checks; where no row is finite, more rows would not help."""
         if not evidence.sites:
             return self.withheld("no site has a row without NaN or infinity")
-        starved = [c for c in evidence.options.get("checks", ()) if _wants_rows(c)]
-        counted = [c for c in starved if "needed" in c.tables]
-        needed = max((int(c.tables["needed"]) for c in counted), default=0)
-        present = min((int(c.tables["present"]) for c in counted), default=evidence.n_groups)
+        starved = [c for c in evidence.checks if _wants_rows(c)]
         few = evidence.n_groups < self.warning
         partial = self._sorted_cut(evidence)
+        present, needed, what = self._shortage(evidence, starved)
         figure = Figure(
-            "groups", float(evidence.n_groups), unit=counted_as(evidence),
-            threshold=float(max(needed, self.warning)), direction="below",
+            "present", float(present), unit=what, threshold=float(needed), direction="below",
             n_rows=evidence.data.n, n_groups=evidence.n_groups,
         )  # fmt: skip
         if not starved and not few and not partial:
@@ -70,16 +67,24 @@ class SND009(Rule):
                 level=self._level(evidence, starved, few, bool(partial)),
                 sentence=sentence(*self._text(evidence, starved), partial, _rest(evidence.data)),
                 figure=figure,
-                effect=min(1.0, 1.0 - min(1.0, present / needed)) if needed else 0.1,
+                effect=max(0.1, 1.0 - present / needed),
                 next=_more(evidence.data),
             ),
             withheld=[{"code": c.code, **_numbers(c)} for c in starved],
         )
 
+    def _shortage(self, evidence: Evidence, starved: Sequence[Check]) -> tuple[int, int, str]:
+        """Return what there is of what the most demanding check needs, or else of groups."""
+        counted = [c.tables for c in starved if "needed" in c.tables]
+        if not counted:
+            return evidence.n_groups, self.warning, counted_as(evidence)
+        worst = max(counted, key=lambda tables: int(tables["needed"]))
+        return worst["present"], worst["needed"], worst["what"]
+
     def _level(
         self, evidence: Evidence, starved: Sequence[Check], few: bool, partial: bool
     ) -> Level:
-        gated = {code.upper() for code in evidence.options.get("fail_on", ())}
+        gated = {code.upper() for code in evidence.fail_on}
         is_gate = any(c.code in gated for c in starved)
         return "warning" if few or is_gate or partial else "note"
 

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sonde.findings._feeding import fed_by_few, of_positions
 from sonde.findings._places import places, reached, read_command, sentence, too_few
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.stats import MomentsState
 
 
 @final
@@ -27,6 +29,9 @@ class SND014(Rule):
         Share of the site's units that repeat another one.
     rows, active : int
         Least rows, and least non-zero values in a unit.
+    units, numbers : int
+        Least units of a site, and least numbers that feed it: two logits mirror each other, and
+        units that see one number are all alike.
     """
 
     correlation: float = 0.9999
@@ -35,14 +40,18 @@ class SND014(Rule):
     warning: float = 0.25
     rows: int = 256
     active: int = 64
+    units: int = 8
+    numbers: int = 3
     code: ClassVar[str] = "SND014"
     title: ClassVar[str] = "Duplicated units"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Units that say the same can be merged, or a layer was copied by mistake."
     how: ClassVar[str] = (
         "min(|r| on all rows, |r| without the 1 % of rows of largest norm) > 0.9999: two units "
-        "then differ by less than 1.4 % of their spread. Constant units are left out; of a set of "
-        "copies all but one count. The trim matters: one huge row makes everything correlate."
+        "then differ by less than 1.4 % of their spread. Where a module slides over an image, they "
+        "must at single positions too. Constant units are left out; of a set of copies all but one "
+        "count. The trim matters: one huge row makes everything correlate. Sites of fewer than "
+        "eight units, or that are fed by fewer than three numbers, are not judged."
     )
     false_positives: ClassVar[str] = "Rank one (SND022) makes all units copies."
     plant: ClassVar[str] = "Half of a weight's rows copied onto the other half."
@@ -55,9 +64,13 @@ class SND014(Rule):
         most = max(s.moments.n for s in evidence.sites)
         if most < self.rows:
             return too_few(self, most, self.rows, "rows")
-        found = {s.name: self._copies(s) for s in evidence.sites if s.dim > 1}
+        fed = fed_by_few(evidence, self.numbers)
+        sites = [s for s in evidence.sites if s.dim >= self.units and s.name not in fed]
+        found = {s.name: self._copies(s) for s in sites}
         if not found:
-            return self.not_applicable("no site has two units")
+            return self.not_applicable(
+                f"no site has {self.units} units and is fed by {self.numbers} numbers"
+            )
         shares = {n: float(c.double().mean()) for n, c in found.items()}
         worst = max((s for s in evidence.sites if s.name in found), key=lambda s: shares[s.name])
         share = shares[worst.name]
@@ -104,23 +117,27 @@ class SND014(Rule):
             return copy
         involved = (pairs.any(0) | pairs.any(1)).nonzero().flatten()
         rows = self._trimmed(site)[:, units[involved]]
-        also = _upper(_of_rows(rows).abs() > self.correlation)
-        both = pairs[involved][:, involved] & also
+        both = pairs[involved][:, involved] & (_of_rows(rows).abs() > self.correlation)
+        if (single := of_positions(site)) is not None:
+            both &= _of_moments(single, units[involved]).abs() > self.correlation
         copy[units[involved[both.any(0)]]] = True
         return copy
 
     def _correlations(self, site: SiteEvidence, units: Tensor) -> Float[Tensor, "unit unit"]:
-        scatter = site.moments.scatter
-        if scatter.ndim == 1:
+        if site.is_wide:
             return _of_rows(rows_as_float(site.sample)[:, units])
-        chosen = scatter.cpu()[units][:, units]
-        root = chosen.diagonal().sqrt()
-        return chosen / (root[:, None] * root)
+        return _of_moments(site.moments, units)
 
     def _trimmed(self, site: SiteEvidence) -> Float[Tensor, "row dim"]:
         rows = rows_as_float(site.sample)
         kept = len(rows) - max(1, round(self.trim * len(rows)))
         return rows[rows.norm(dim=1).argsort()[:kept]]
+
+
+def _of_moments(moments: MomentsState, units: Tensor) -> Float[Tensor, "unit unit"]:
+    chosen = moments.scatter.cpu()[units][:, units]
+    root = chosen.diagonal().sqrt()
+    return chosen / (root[:, None] * root)
 
 
 def _of_rows(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "unit unit"]:

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.findings._feeding import fed_by_few, of_few_channels, of_positions
 from sonde.findings._halves import interval
 from sonde.findings._places import log_effect, places, reached, read_command, sentence, too_few
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
-from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.stats import ClassMoments, ClassMomentsState, MomentsState
 
 GROUPS = 64
 
@@ -27,7 +28,8 @@ class SND022(Rule):
     warning, error : float
         Number of directions below which a site has collapsed.
     units : int, default=8
-        Sites with fewer units that vary are not judged: few units have few directions.
+        Sites with fewer units that vary are not judged, nor those that are fed by fewer numbers:
+        few units have few directions.
     explained : float, default=0.8
         Share of the variance between at most three classes beyond which SND032 speaks instead.
     """
@@ -41,8 +43,10 @@ class SND022(Rule):
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "All units say nearly the same: the layer carries one number for each row."
     how: ClassVar[str] = (
-        "D^2 / sum of squared correlations over units that vary, on pooled rows. The raw "
+        "D^2 / sum of squared correlations over units that vary, on pooled rows; on "
+        "single positions where a module slides over an image and these have more. The raw "
         "covariance is not used: one large unit brings its ratio to 1 on healthy networks. "
+        "Sites that are fed by fewer than eight numbers or channels are left out. "
         "Withheld where two or three classes hold 80 % of the variance."
     )
     false_positives: ClassVar[str] = (
@@ -55,9 +59,13 @@ class SND022(Rule):
         """Measure every site with units enough."""
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
+        fed = fed_by_few(evidence, self.units) | of_few_channels(evidence, self.units)
         sites = [s for s in evidence.sites if int(s.alive.sum()) >= self.units]
+        sites = [s for s in sites if s.name not in fed]
         if not sites:
-            return self.not_applicable(f"no site has {self.units} units that vary")
+            return self.not_applicable(
+                f"no site has {self.units} units that vary, fed by as many numbers or channels"
+            )
         values = {s.name: directions(s) for s in sites}
         low = [s for s in sites if values[s.name] < self.warning]
         few = {s.name: e for s in low if (e := few_classes(s, evidence)) > self.explained}
@@ -70,7 +78,9 @@ class SND022(Rule):
         value = values[worst.name]
         level = reached(value, None, self.warning, self.error, below=True)
         limit = level[1] if level else self.warning
-        ends = interval(value, worst, evidence.n_groups, lambda x: _ratio(_correlations_of(x)))
+        ends: tuple[float | None, float | None] = (None, None)
+        if value == _pooled(worst):
+            ends = interval(value, worst, evidence.n_groups, lambda x: _ratio(_correlations_of(x)))
         figure = Figure(
             "directions", value, *ends, unit="", threshold=limit, direction="below",
             n_rows=worst.moments.n, n_groups=evidence.n_groups,
@@ -106,12 +116,23 @@ class SND022(Rule):
 
 
 def directions(site: SiteEvidence) -> float:
-    """Return the participation ratio of the correlations of the units that vary."""
-    alive = site.alive.cpu()
-    scatter = site.moments.scatter
-    if scatter.ndim == 1:
-        return _ratio(_correlations_of(rows_as_float(site.sample)[:, alive]))
-    chosen = scatter.cpu()[alive][:, alive]
+    """Return the participation ratio of the correlations of the units that vary.
+
+    Where a module slides over images, that of single positions if it is larger.
+    """
+    single = of_positions(site)
+    return _pooled(site) if single is None else max(_pooled(site), _of_moments(single))
+
+
+def _pooled(site: SiteEvidence) -> float:
+    if site.is_wide:
+        return _ratio(_correlations_of(rows_as_float(site.sample)[:, site.alive.cpu()]))
+    return _of_moments(site.moments)
+
+
+def _of_moments(moments: MomentsState) -> float:
+    alive = (moments.variance > 0).cpu()
+    chosen = moments.scatter.cpu()[alive][:, alive]
     root = chosen.diagonal().sqrt()
     return _ratio(chosen / (root[:, None] * root))
 

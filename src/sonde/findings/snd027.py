@@ -44,8 +44,8 @@ class SND027(Rule):
         "linear layers that work on exactly what the site before returned. Rounding: that of the "
         "states (s^2 / 12, s the spacing of numbers), of the weights ((16 u)^2 times the mean "
         "variance, u the unit roundoff) and of sums in float32. Possible is the least of units "
-        "that vary, rank of that input, and rows - 1. Low-rank weights behind a residual stream "
-        "do not show."
+        "that vary, rank of that input, and rows - 1. Low-rank weights that write to a residual "
+        "stream do not show."
     )
     false_positives: ClassVar[str] = "Layers built as low rank on purpose."
     plant: ClassVar[str] = "A weight cut to its twelve largest singular values."

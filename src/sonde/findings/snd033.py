@@ -85,8 +85,8 @@ class SND033(Rule):
         rival = "" if taken is None else f", most others pass for {shortened(found.names[taken])!r}"
         more = "" if n_poor == 1 else f" {plural(n_poor - 1, 'more class', 'more classes')} alike."
         return (
-            f"Only {percent(figure.value)} of class {shortened(found.names[k])!r} are told at the "
-            f"best site, {found.sites[found.best].name} ({low} to {high}; middle class "
+            f"Only {percent(figure.value)} of class {shortened(found.names[k])!r} are recognised "
+            f"at the best site, {found.sites[found.best].name} ({low} to {high}; middle class "
             f"{middle}){rival}. "
             f"{plural(figure.n_rows, 'row')}.{more}"
         )

@@ -9,7 +9,7 @@ from sonde.findings._places import read_command, too_few
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rows import NEAR_NEEDS, near_duplicates
+from sonde.findings.rows import NEAR_NEEDS, near_duplicates, rows_are_parts
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 
 
@@ -31,7 +31,8 @@ class SND042(Rule):
     )
     how: ClassVar[str] = (
         "Sampled rows at the first and the last site whose nearest row of another group and "
-        "content is nearer than eps times their fifth; where a row is a text's last token, at the "
+        "content is nearer than eps times their fifth, those of the first site only if within half "
+        "of the fifth's distance at the last one too; where a row is a text's last token, at the "
         "last site alone and between texts of different length. With d the dimension from the "
         "second and fifth neighbour, an even density puts 4 n eps^d rows there; eps is 0.1, or "
         "less so that 0.01 rows are expected. At least 3 rows and a Poisson chance below 0.001 "
@@ -48,6 +49,11 @@ class SND042(Rule):
         n = len(shared_rows(evidence).group)
         if n < NEAR_NEEDS:
             return too_few(self, n, NEAR_NEEDS, "rows")
+        if rows_are_parts(evidence):
+            return self.not_applicable(
+                "a row is one token or patch, and those of texts that begin alike are equal; "
+                "--reducer mean compares whole texts"
+            )
         found = near_duplicates(evidence)
         at, pairs = min(found.items(), key=lambda item: (item[1].p, -len(item[1]), item[0]))
         share = len(pairs) / n

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.stats import t
 from torch import Tensor
 
-from sonde.findings._places import scan_command, too_few
+from sonde.findings._places import grouped_command, too_few
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -93,7 +93,7 @@ class SND044(Rule):
                 figure,
                 sites=sites,
                 effect=max(0.0, min(1.0, 1 - worst.value)),
-                next=scan_command(group_column="COLUMN"),
+                next=grouped_command(evidence.data),
             )
         )
 

@@ -148,14 +148,18 @@ def _near(evidence: Evidence, mine: set[bytes]) -> tuple[str, NearPairs | None]:
         return "", None
     there = [s.schema.key for s in theirs.evidence.sites]
     lengths = last_token_lengths(theirs)
+    both = None if lengths is None else (lengths[fresh], last_token_lengths(own))
+    ends = {
+        i: (theirs.x(there.index(key))[fresh], own.x(i))
+        for i in near_duplicates(evidence)
+        if (key := evidence.sites[i].schema.key) in there
+    }
     found: list[tuple[str, NearPairs]] = []
-    for i, within in near_duplicates(evidence).items():
-        key = evidence.sites[i].schema.key
-        if key in there:
-            y = theirs.x(there.index(key))[fresh]
-            both = None if lengths is None else (lengths[fresh], last_token_lengths(own))
-            how = {"dim": within.dim, "lengths": both}
-            pairs = near_pairs(y, theirs.group[fresh], own.x(i), own.group, **how)
-            rows = torch.nonzero(fresh).flatten()[pairs.row]
-            found.append((key, NearPairs(**{**vars(pairs), "row": rows})))
+    for i, (y, x) in ends.items():
+        dim = near_duplicates(evidence)[i].dim
+        far = next((rows for j, rows in ends.items() if j > i), None)
+        how = {"dim": dim, "lengths": both, "elsewhere": far}
+        pairs = near_pairs(y, theirs.group[fresh], x, own.group, **how)
+        rows = torch.nonzero(fresh).flatten()[pairs.row]
+        found.append((evidence.sites[i].schema.key, NearPairs(**{**vars(pairs), "row": rows})))
     return min(found, key=lambda f: (f[1].p, -len(f[1]))) if found else ("", None)

@@ -1,5 +1,6 @@
 """What a finding says to do next, as the command or the call that reads the same rows again."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Again:
     --------
     >>> again = Again("net", "a b.csv", {"text_column": "body", "limit": 9}, is_command=True)
     >>> again.text(Step("read", {"sites": "layers.3"}))
-    "sonde read net 'a b.csv' --sites layers.3 --text-column body --limit 9"
+    "sonde read net 'a b.csv' --sites layers.3 --text-column body --limit 9 -o acts_layers.3"
     >>> again.text(Step("scan", {"deep": True, "limit": None}))
     "sonde scan net 'a b.csv' --deep --text-column body"
     >>> again = Again("net", "a.csv", is_command=True, other="b.csv")
@@ -83,7 +84,8 @@ class Again:
             file = ("-o", "rows.parquet", "--rows")
             return shlex.join(("sonde", "export", str(self.model), *flags_of(step.options), *file))
         data = step.data or str(self.data)
-        return shlex.join(("sonde", step.word, str(self.model), data, *flags_of(options)))
+        place = ("-o", _folder(options)) if step.word == "read" else ()
+        return shlex.join(("sonde", step.word, str(self.model), data, *flags_of(options), *place))
 
     def _scored(self, options: dict[str, Any]) -> str:
         """Return the commands after which a page shows the most unusual rows of OTHER."""
@@ -111,6 +113,11 @@ class Again:
             fit = f"sonde.fit(sonde.detect.Mahalanobis(), sonde.read({', '.join(words)}))"
             return f"sonde.score({fit}, {whose}{other}, explain=3)"
         return f"sonde.{step.word}({', '.join(words)})"
+
+
+def _folder(options: Mapping[str, Any]) -> str:
+    """Return a folder for the rows of a site: steps of two findings must not meet in one."""
+    return re.sub(r"[^\w.]+", "_", f"acts_{options.get('sites', '')}".removesuffix(":out"))
 
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:

@@ -196,7 +196,7 @@ class _Layer:
         return cls(rows, take, rough, residual, scale, spread)
 
     def unit(self, start: int, stop: int) -> Float[Tensor, "padded _dim"]:
-        """Return the rows ``start .. stop``, centred, of mean square 1; zeros behind the last."""
+        """Return the rows ``start .. stop``, centred, of mean square 1; zeros after the last."""
         x = _widened(self.rows, self.take[start:stop])
         x.sub_(self.rough).sub_(self.residual).mul_(self.scale)
         out = torch.zeros(stop - start, x.shape[1], device=x.device) if len(x) < stop - start else x

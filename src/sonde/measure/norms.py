@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
+from sonde.stats.log_histogram import BINS, log_centres
 from sonde.stats.token_norms import TokenNorms, TokenNormsState
 
 
@@ -37,7 +38,8 @@ class Norms(Instrument):
     Range        [0, inf), in units of the rows.
     Cost         one pass; state 13 KB; result O(1).
     Assumes      nothing. Position 0 counts as first token only where positions are known.
-    Differs      the median comes from a logarithmic histogram: right to a factor of 1.09.
+    Differs      the median comes from a logarithmic histogram: right to a factor of 1.09. Below
+                 1e-12 or above 3e7 it is NaN, and ``clipped``; mean and rms are exact.
 
     Examples
     --------
@@ -59,12 +61,14 @@ class Norms(Instrument):
         """Take the median over all buckets."""
         n = int(norms.n.sum())
         mean_square = float(norms.square.detach().sum()) / n
+        median = _on_grid(norms.median_all)
+        flags = [] if mean_square > 0 else ["dead"]
         return NormsResult(
-            value=norms.median_all,
+            value=median,
             n=n,
             unit="units of the rows",
             range=(0.0, math.inf),
-            flags=() if mean_square > 0 else ("dead",),
+            flags=(*flags, *(["clipped"] if bool(median.isnan()) else [])),
             conventions={
                 "median": "centre of a bin of width 2^(1/4)",
                 "se": "smaller than a bin for more than some hundred rows",
@@ -72,9 +76,15 @@ class Norms(Instrument):
             },
             mean=float(norms.sum.detach().sum()) / n,
             rms=math.sqrt(mean_square),
-            medians=norms.median,
+            medians=_on_grid(norms.median),
             energy=torch.as_tensor(norms.energy_share).detach(),
         )
+
+
+def _on_grid(median: Float[Tensor, "*bucket"]) -> Float[Tensor, "*bucket"]:
+    """Return medians, NaN for those in the outermost bins, which hold all that lies beyond."""
+    up = log_centres()[BINS // 2 + 1 :].to(median)
+    return median.masked_fill((median == up[0]) | (median == up[-1]), torch.nan)
 
 
 def norms(x: Any, *, group: Any = None) -> NormsResult:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.tensors import as_tensor
 from sonde.metrics._ranked import Ranked, steps
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
 from sonde.metrics.ranking import auroc
@@ -116,15 +117,16 @@ def _pixels(
     parts: list[tuple[np.ndarray, ...]] = []
     n_regions = 0
     for i, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
-        score, truth = np.asarray(scores, dtype=np.float64), np.asarray(mask)
+        score = as_tensor(name, scores, "maps").detach().double().cpu().numpy()
+        truth = (as_tensor(name, mask, "masks").detach() != 0).cpu().numpy()
         if score.ndim != 2 or score.shape != truth.shape or np.isnan(score).any():
             raise InputError(
                 f"{name}: expected a map without NaN and a mask of one shape (line, column), got "
                 f"{score.shape} and {truth.shape} for image {i}."
             )
-        labelled: Any = label(truth != 0, structure=np.ones((3, 3)))
+        labelled: Any = label(truth, structure=np.ones((3, 3)))
         regions, found = labelled
-        parts.append((score, truth != 0, np.full(score.shape, i), regions + n_regions - 1))
+        parts.append((score, truth, np.full(score.shape, i), regions + n_regions - 1))
         n_regions += int(found)
     score, unusual, image, region = (
         torch.from_numpy(np.concatenate([p[k].ravel() for p in parts])) for k in range(4)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.tensors import as_tensor
 from sonde.metrics._ranked import kinds, numbers
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
 
@@ -43,7 +44,7 @@ def step_f1(
     >>> step_f1([0, 1, 1, 0], [0, 1, 0, 0]).value
     0.6666666666666666
     """
-    flagged = kinds("step_f1", alarm, len(torch.as_tensor(alarm).flatten()))
+    flagged = kinds("step_f1", alarm, as_tensor("step_f1", alarm, "alarm").numel())
     truth = kinds("step_f1", wrong, len(flagged))
     if len(flagged) == 0:
         raise InputError("step_f1: expected at least one step, got none.")
@@ -133,7 +134,7 @@ def joint_match(
     >>> joint_match([0, 1, 1, 0, 0], [0, 1, 0, 0, 0], [7, 7, 7, 8, 8]).value
     1.0
     """
-    flagged = kinds("joint_match", alarm, len(torch.as_tensor(alarm).flatten()))
+    flagged = kinds("joint_match", alarm, as_tensor("step_f1", alarm, "alarm").numel())
     truth = kinds("joint_match", first_wrong, len(flagged))
     member, _ = _places("joint_match", truth, trajectory)
 

@@ -24,6 +24,11 @@ LOG_TITLE: Final = {
     "titleY": -6,
 }  # stands above the axis, so that panels with and without it stand in line
 
+# Tiny shares as 1e-4%, for longer texts would be cut off at the edge.
+_SHORT_SHARE: Final = (
+    "datum.value > 0 && datum.value < 1e-4 ? format(100 * datum.value, '.0e') + '%' : datum.label"
+)
+
 Rows = list[dict[str, Any]]
 
 
@@ -60,7 +65,7 @@ def y_axis(percent: bool = False, **more: Any) -> alt.Axis:
     """Return the look of an axis of amounts; all have one width, so that panels stand in line."""
     form = ".3~p" if percent else ",.3~r"
     look = {"title": None, "tickCount": 5, "minExtent": EXTENT, "maxExtent": EXTENT, **more}
-    return alt.Axis(format=form, **look)
+    return alt.Axis(format=form, **({"labelExpr": _SHORT_SHARE} if percent else {}), **look)
 
 
 def layer(rows: Rows) -> alt.Chart:

@@ -70,7 +70,7 @@ def quantity(value: Real | None, unit: str = "", digits: int = 3) -> str:
 
 
 def p_text(p: Real, digits: int = 1) -> str:
-    """Return how a p-value stands behind its letter; what is too small for a float is not zero.
+    """Return a p-value as it follows the letter p; one too small for a float is not zero.
 
     Examples
     --------
@@ -98,21 +98,6 @@ def interval(figure: dict[str, Any]) -> str:
         return text
     low, high = (quantity(figure[end], figure["unit"]) for end in ("low", "high"))
     return f"{text} ({low} to {high})"
-
-
-def size(n_bytes: int | None) -> str:
-    """Return a size in MB or GB.
-
-    Examples
-    --------
-    >>> size(1_340_000), size(2_600_000_000)
-    ('1.3 MB', '2.6 GB')
-    """
-    if n_bytes is None:
-        return "–"
-    if n_bytes < 1e5:
-        return f"{n_bytes / 1e3:.0f} kB"
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
 def seconds(value: Real | None) -> str:

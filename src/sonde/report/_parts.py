@@ -52,11 +52,17 @@ def drawer(title: str, *body: str | None, cls: str = "", opened: bool = False) -
 def table(
     numbers: Numbers, names: Names, caption: str = "", kinds: dict[int, str] | None = None
 ) -> Markup:
-    """Return a table that scrolls inside its box; numbers stand at the right."""
+    """Return a table that scrolls inside its box; numbers stand at the right.
+
+    ``kinds`` says what the cells of a column are: ``p``, ``number``, ``state``, ``code``.
+    """
     key = names.new("table")
     known = {"input": "input", **dict.fromkeys(P_VALUES, "p")}
     kinds = {i: known[n] for i, n in enumerate(numbers.columns) if n in known} | (kinds or {})
-    right = [i > 0 and _numeric(numbers, i) for i in range(len(numbers.columns))]
+    right = [
+        i > 0 and (kinds.get(i) == "number" or _numeric(numbers, i))
+        for i in range(len(numbers.columns))
+    ]
     heads = zip(numbers.columns, right, strict=True)
     head = el("tr", *(el("th", name, scope="col", cls="n" if n else None) for name, n in heads))
     body = [
@@ -82,7 +88,7 @@ def _cell(value: Cell, column: int, kind: str) -> Markup:
         return el("td", _text(value, kind), cls="n", data_v=_exact(value))
     if kind == "state" and isinstance(value, str):
         return el("td", badge(value, "raised" if value in {"error", "warning", "note"} else ""))
-    look = "n" if value is None else "long" if len(str(value)) > LONG else None
+    look = "n" if value is None or kind == "number" else "long" if len(str(value)) > LONG else None
     return el("td", _text(value, kind), cls=look, data_v=_exact(value))
 
 

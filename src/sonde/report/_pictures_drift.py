@@ -7,7 +7,7 @@ import altair as alt
 from sonde.report._axes import NARROW, Rows, dots, layer, line, sized, tip, x_sites, y_axis
 from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.report.drift_terminal import QUESTIONS
+from sonde.report.drift_terminal import QUESTIONS, UNMOVED
 
 _STEPS: Final = ("moved clearly", "moved", "not moved", "not tested")
 _LABELS: Final = 136
@@ -41,8 +41,14 @@ def grid_picture(found: dict[str, Any]) -> Picture | None:
     def draw(width: int) -> Any:
         return _grid(rows, methods, axis, width)
 
-    note = "Rows ask about: the mean, single units, leading directions, and so on. p-values are "
-    note += "corrected for the number of comparisons; clearly: at most 0.001."
+    note = "A line for each question: anything is any difference of the distributions, linear "
+    note += (
+        "classifier whether one tells the sides apart, energy outside how much leaves the leading "
+    )
+    note += (
+        "directions of the first. p-values are corrected for the number of comparisons; clearly: "
+    )
+    note += "at most 0.001."
     return Picture("grid", message, draw, Numbers(columns, table, "comparisons"), note)
 
 
@@ -96,9 +102,11 @@ def mean_picture(found: dict[str, Any]) -> Picture | None:
         far, noise = s["direction"]["deviations"], s["direction"]["beyond_noise"]
         text = tip(s["site"], f"{number(far)} standard deviations", f"{share(noise, 2)} no noise")
         rows.append({"s": axis.names[s["site"]], "v": far, "t": text})
-    best = max(sites, key=lambda s: s["direction"]["deviations"])
-    far = number(best["direction"]["deviations"])
-    message = f"The mean moved most at {axis.say(best['site'])}: {far} standard deviations"
+    message = UNMOVED.removesuffix(".")
+    if found["direction"] is not None:
+        best = next(s for s in sites if s["site"] == found["direction"]["site"])
+        far = number(best["direction"]["deviations"])
+        message = f"The mean moved most at {axis.say(best['site'])}: {far} standard deviations"
     table = tuple(
         (
             s["site"],

@@ -79,7 +79,11 @@ def _histogram(
     colors = ["var(--c1)", "var(--c2)"][: len(kinds)]
     legend = alt.Legend() if len(kinds) > 1 else None
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
-    x = alt.X("a:Q", axis=alt.Axis(title="score", format=",.3~r", labelOverlap=True), scale=scale)
+    x = alt.X(
+        "a:Q",
+        axis=alt.Axis(title="score", format=",.3~r", labelOverlap=True, labelSeparation=6),
+        scale=scale,
+    )
     y = alt.Y("v:Q", stack=None, axis=y_axis(percent=True, tickCount=4))
     color = alt.Color("k:N", scale=alt.Scale(domain=list(kinds), range=colors), legend=legend)
     said = alt.Description("t:N")
@@ -102,10 +106,10 @@ def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Pictur
     ]
     heights = zip(curve["grid"], curve["low"], curve["high"], strict=True)
     ends = [{"x": x, "lo": low, "hi": high} for x, low, high in heights]
-    message = "Unusual rows that are found, by the false alarms that are borne"
+    message = "Share of unusual rows found, by the rate of false alarms"
     message += f": {who}" if who else ""
     message += f", AUROC {auroc}" if auroc else ""
-    note = "Dashed: scores that cannot tell."
+    note = "Dashed: scores that tell nothing."
     note += " The band holds 95 % of curves over resampled groups." if ends else ""
     rows = tuple((p["x"], p["v"]) for p in _few(points))
 
@@ -157,7 +161,7 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
         return _aurocs(points, axis, width)
 
     numbers = Numbers(("site", "auroc", "low", "high"), table, "auroc by site")
-    note = "Sites in order; bars are 95 % intervals. Dashed: 0.5, scores that cannot tell."
+    note = "Sites in order; bars are 95 % intervals. Dashed: 0.5, scores that tell nothing."
     return Picture("auroc", message, draw, numbers, note)
 
 
@@ -180,7 +184,7 @@ def _aurocs(points: Rows, axis: Axis, width: int) -> Any:
     x = x_sites(axis.labels, width, axis.title)
     floor = min(0.45, *(p["lo"] for p in points))
     y = alt.Y("v:Q", scale=alt.Scale(domain=[floor, 1.0], nice=False), axis=y_axis())
-    layers = [level_rules([{"v": 0.5, "t": "0.5 · cannot tell"}], y)]
+    layers = [level_rules([{"v": 0.5, "t": "0.5 · tells nothing"}], y)]
     bars = layer(points).mark_rule(color="var(--c1)", strokeWidth=4, opacity=0.4, aria=False)
     layers.append(bars.encode(x=x, y=along(y, "lo"), y2=alt.Y2("hi:Q")))
     return sized([*layers, dots(points, x, y, color="var(--c1)", size=70)], width, _HEIGHT)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sonde.core.wording import gib
 from sonde.report._bullet import bullet, strip
 from sonde.report._format import (
     LEVELS,
@@ -12,7 +13,6 @@ from sonde.report._format import (
     seconds,
     share,
     shown,
-    size,
     tied,
     words,
 )
@@ -50,9 +50,9 @@ def header(report: dict[str, Any]) -> Markup:
     """Return model, data, verdict and what the run took."""
     where = report["provenance"]
     data = [where["data"]["name"], *([where["other"]["name"]] if where["other"] else [])]
-    title = el(
-        "h1", shown(where["model"]["name"], 120), el("span", " on ", cls="on"), shown(data[0], 120)
-    )
+    model = where["model"]["name"]
+    read = () if data[0] == model else (el("span", " on ", cls="on"), shown(data[0], 120))
+    title = el("h1", shown(model, 120), *read)  # a store is both
     versus = (
         el("p", "compared with ", el("b", shown(data[1], 120)), cls="against") if data[1:] else None
     )
@@ -79,7 +79,7 @@ def _facts(report: dict[str, Any]) -> list[str]:
     if where.get("wall_seconds") is not None:
         facts.append(seconds(where["wall_seconds"]))
     if where.get("peak_memory_bytes") is not None:
-        facts.append(f"peak memory {size(where['peak_memory_bytes'])}")
+        facts.append(f"peak memory {gib(where['peak_memory_bytes'])}")
     if where.get("started"):
         facts.append(shown(where["started"])[:16].replace("T", " "))
     return facts

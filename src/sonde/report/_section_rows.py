@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sonde.report._format import number, p_value, plural, share, shown
+from sonde.report._format import number, p_value, plural, quantity, share, shown, words
 from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
@@ -17,7 +17,9 @@ _LISTS: Final = (
         "mislabelled",
         "Rows whose label looks wrong",
         ("id", "places", "label", "predicted", "share"),
-        "About three quarters of wrong labels are found; a row that is not listed may be wrong.",
+        "Predicted: the label of the share of its nearest neighbours, and of a classifier that was "
+        "fitted on other rows. About three quarters of wrong labels are found; a row that is not "
+        "listed may be wrong.",
     ),
     ("duplicates", "Exact copies", ("ids", "places", "n", "labels"), ""),
     (
@@ -30,8 +32,9 @@ _LISTS: Final = (
         "far",
         "Far from all others",
         ("id", "places", "site", "z"),
-        "Far from the other rows of DATA. Whether these are unusual nobody can say without clean "
-        "reference data: for that, compare with data that you trust (--versus).",
+        "z: log distance to the row's 5th neighbour, in robust standard deviations from the middle "
+        "row of the site. Nobody can say without clean reference data whether these rows are "
+        "unusual: for that, compare with data that you trust (--versus).",
     ),
 )
 
@@ -146,11 +149,16 @@ def checks_section(report: dict[str, Any], names: Names) -> Markup:
     for check in report["checks"]:
         figure_ = check["figure"]
         state = levels.get(check["code"], "note") if check["state"] == "raised" else check["state"]
-        value = None if figure_ is None else figure_["value"]
+        value = None if figure_ is None else quantity(figure_["value"], figure_["unit"])
+        what = None if figure_ is None else words(figure_["name"])
         limits = f"limits: {check['threshold']}" if check["threshold"] else None
-        said = "; ".join(text for text in (check["reason"], limits) if text)
+        said = "; ".join(text for text in (what, check["reason"], limits) if text)
         rows.append((check["code"], check["title"], state, value, said))
-    columns = ("code", "check", "state", "figure", "reason and limits")
-    lead = "Every check of the catalogue and how it ended. Silence here is never ambiguous."
-    made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", {2: "state"})
+    columns = ("code", "check", "state", "figure", "of what, reason, limits")
+    lead = (
+        "Every check of the catalogue and how it ended. Silence here is never ambiguous. "
+        "--explain CODE says how a figure is computed, --set CODE.LIMIT=X moves a limit."
+    )
+    kinds = {2: "state", 3: "number"}
+    made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", kinds)
     return section("checks", "All checks", made, lead=lead)

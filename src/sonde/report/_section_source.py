@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sonde.report._format import number, seconds, shown, size, words
+from sonde.core.wording import gib
+from sonde.report._format import number, seconds, shown, words
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import command, definitions, section, tabled
 from sonde.report._picture import Numbers
@@ -52,7 +53,7 @@ def _run(where: dict[str, Any]) -> list[tuple[str, str | None]]:
         "wall time": None if where.get("wall_seconds") is None else seconds(where["wall_seconds"]),
         "peak memory": None
         if where.get("peak_memory_bytes") is None
-        else size(where["peak_memory_bytes"]),
+        else gib(where["peak_memory_bytes"]),
     }
     keys = (
         "sites",

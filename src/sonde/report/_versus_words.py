@@ -16,7 +16,7 @@ def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str]) -> str
     if best["low"] is not None:
         value += f" ({number(best['low'])} to {number(best['high'])})"
         if best["low"] <= NOTE_FLOOR:
-            return f"No site surely tells DATA and OTHER apart; best {say(best['site'])}, {value}"
+            return f"No site clearly tells DATA and OTHER apart; best {say(best['site'])}, {value}"
     return f"DATA and OTHER are told apart best at {say(best['site'])}: {value}"
 
 

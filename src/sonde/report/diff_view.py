@@ -32,7 +32,8 @@ _SECTIONS: Final = {"findings": "Findings", "depth": "Depth profile", "provenanc
 def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = False) -> str:
     """Return a difference for a terminal, in lines of at most ``width`` where blanks allow it."""
     difference = escaped(difference) if ascii else difference
-    lines = wrap(provenance_line(difference), width)
+    lines = [line for side in _sides(difference) for line in wrap(": ".join(side), width)]
+    lines += wrap(provenance_line(difference), width)
     lines += ["-" * width, counts_line(difference), ""]
     for entry in difference["findings"]:
         level = entry["level_b"] or entry["level_a"]
@@ -50,19 +51,29 @@ def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = F
     return "".join(OWN.get(letter, letter) for letter in text) if ascii else text
 
 
+def _sides(difference: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what A and B are."""
+    read = [(difference[side]["model"], difference[side]["data"]) for side in ("a", "b")]
+    named = [f"{shown(model, 60)} on {shown(data, 60)}" for model, data in read]
+    return list(zip(("A", "B"), named, strict=True))
+
+
 def provenance_line(difference: dict[str, Any]) -> str:
     """Return what differs in provenance, in one sentence."""
     differs = difference["differs"]
     if not differs:
         return "A and B: same model, data, settings and versions."
-    said = [
-        f"{words(row['key'])} {shown(row['a'], 40)} -> {shown(row['b'], 40)}" for row in differs[:6]
-    ]
+    said = [f"{_key(row)} {shown(row['a'], 40)} -> {shown(row['b'], 40)}" for row in differs[:6]]
     more = f" and {len(differs) - 6} more" if len(differs) > 6 else ""
     text = f"A and B differ in {'; '.join(said)}{more}."
     if not difference["comparable"]:
         text += " With another reducer or number format nothing is called better or worse."
     return text
+
+
+def _key(row: dict[str, Any]) -> str:
+    """Return the words of a key such as ``data.n_rows``."""
+    return words(row["key"].replace(".n_", ".")).replace(".", ": ")
 
 
 def counts_line(difference: dict[str, Any]) -> str:
@@ -117,11 +128,18 @@ def diff_to_html(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 
 def _header(difference: dict[str, Any]) -> Markup:
-    a, b = (f"{difference[s]['model']} on {difference[s]['data']}" for s in ("a", "b"))
-    title = el("h1", shown(a, 120), el("span", " → ", cls="on"), shown(b, 120))
+    sides = _sides(difference)
+    title = el("h1", sides[0][1], el("span", " → ", cls="on"), sides[1][1])
     line = el("p", provenance_line(difference), cls="lead")
     counts = el("p", counts_line(difference), cls="verdict")
-    return el("header", el("p", "sonde scan, two reports", cls="brand"), title, counts, line)
+    return el(
+        "header",
+        el("p", "sonde scan, two reports", cls="brand"),
+        title,
+        counts,
+        definitions(sides),
+        line,
+    )
 
 
 def _findings_section(difference: dict[str, Any]) -> Markup:
@@ -147,7 +165,11 @@ def _card(entry: Entry) -> Markup:
     head = el("div", badge(level), el("span", entry["code"], cls="code"), *tags, cls="top")
     sites = [join(", " if i else "", code(shown(s, 80))) for i, s in enumerate(entry["sites"][:6])]
     more = f" and {len(entry['sites']) - 6} more" if len(entry["sites"]) > 6 else ""
-    pairs = [("A to B", _figures(entry)), ("at", join(*sites, more) if sites else None)]
+    known = [side for side in ("A", "B") if entry[f"figure_{side.lower()}"]]
+    pairs = [
+        (" to ".join(known), _figures(entry)),
+        ("at", join(*sites, more) if sites else None),
+    ]
     parts = head, el("h3", entry["title"]), el("p", entry["sentence"]), definitions(pairs)
     return el("article", *parts, cls=f"card {level}")
 
@@ -164,7 +186,10 @@ def _depth_section(
     table = tabled(Numbers(columns, cells, "figures"), names) if cells else None
     known = sum(row["moved"] is not None for row in rows)
     moved = sum(bool(row["moved"]) for row in rows)
-    lead = f"{moved} of {plural(known, 'figure')} with errors moved by more than three of them."
+    lead = (
+        f"Of {plural(known, 'figure')} whose standard errors are known, {moved} moved by more than "
+        "three of them."
+    )
     return section("depth", "Depth profile", *pictures, table, lead=lead)
 
 
@@ -230,7 +255,7 @@ def _chart(panel: Panel, points: Rows, axis: Axis, width: int) -> Any:
 
 
 def _source_section(difference: dict[str, Any], names: Names) -> Markup:
-    rows = tuple((words(r["key"]), _cell(r["a"]), _cell(r["b"])) for r in difference["differs"])
+    rows = tuple((_key(r), _cell(r["a"]), _cell(r["b"])) for r in difference["differs"])
     table = (
         tabled(Numbers(("what", "A", "B"), rows, "provenance"), names, opened=True)
         if rows

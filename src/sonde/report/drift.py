@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from sonde.core.errors import InputError
 from sonde.core.files import atomic_write
-from sonde.report._format import plural, shown, size
+from sonde.core.wording import gib
+from sonde.report._format import plural, shown
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import badge, definitions, drawer, figure, section, table, tabled
 from sonde.report._picture import Numbers, Picture
@@ -16,7 +17,7 @@ from sonde.report._pictures_drift import (
     question,
     units_picture,
 )
-from sonde.report.drift_terminal import verdict
+from sonde.report.drift_terminal import UNMOVED, verdict
 from sonde.report.files import sealed_json, sealed_page
 from sonde.report.html import contents, page
 
@@ -31,7 +32,7 @@ _SECTIONS: Final = {
 _ROWS: Final = {
     "same": "the same on both sides: compared one by one",
     "some": "some stand on both sides",
-    "other": "others on each side",
+    "other": "different ones on the two sides",
 }
 
 
@@ -139,7 +140,7 @@ def _directions(found: dict[str, Any], names: Names) -> Markup:
     if found["direction"] is not None:
         parts.append(_moved_most(found, names))
     if not parts:
-        parts.append(el("p", "No mean moved.", cls="empty"))
+        parts.append(el("p", UNMOVED, cls="empty"))
     return section("directions", _SECTIONS["directions"], *parts)
 
 
@@ -190,7 +191,7 @@ def _states(found: dict[str, Any], names: Names) -> Markup:
         for s in found["states"]
     )
     total = sum(s["bytes"] for s in found["states"])
-    lead = f"{plural(len(rows), 'state')}, {size(total)} in all."
+    lead = f"{plural(len(rows), 'state')}, {gib(total)} in all."
     sides = [el("p", code(found[word]["name"])) for word in ("first", "second")]
     made = tabled(Numbers(columns, rows, "states"), names, "States")
     return section("states", _SECTIONS["states"], *sides, made, lead=lead)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any, Final
 
+from sonde.core.wording import gib
 from sonde.report._format import number, p_value, plural, share, shown
 
 COLUMNS: Final = 80
+UNMOVED: Final = "No mean moved farther than it does without any change."
 QUESTIONS: Final = {
     "hotelling": "mean",
     "unit_shift": "units",
@@ -21,6 +23,12 @@ MOST_SITES: Final = 12
 LEGEND: Final = """p         smallest p-value of the site, corrected for all comparisons
 mean, sd  how far the mean moved, in standard deviations along its direction
 units     how many units moved; angle: of the leading directions, in degrees"""
+UNITS: Final = """effect  how far apart its two distributions lie, by its test (ks: 0 to 1)
+by sd   how far its values moved, in standard deviations
+p       corrected for all units of the site"""
+COMPARED: Final = """value      size of the difference; sonde methods METHOD says its unit
+no change  what the value would be on average if nothing had changed
+adjusted   p, corrected for all comparisons"""
 
 
 def verdict(document: dict[str, Any]) -> str:
@@ -116,7 +124,8 @@ def _units(document: dict[str, Any]) -> str:
     if not rows:
         return ""
     best = sorted(rows, key=lambda row: float(row[-1]))[:8]
-    return "Units that moved most\n" + _table(("site", "unit", "effect", "by sd", "p"), best)
+    heads = ("site", "unit", "effect", "by sd", "p")
+    return f"Units that moved most clearly\n{_table(heads, best)}\n\n{UNITS}"
 
 
 def _figures(unit: dict[str, Any]) -> tuple[str, str, str]:
@@ -130,15 +139,13 @@ def _figures(unit: dict[str, Any]) -> tuple[str, str, str]:
 def _direction(document: dict[str, Any]) -> str:
     found = document["direction"]
     if found is None:
-        return "No mean moved."
+        return UNMOVED
     site = next(s for s in document["sites"] if s["site"] == found["site"])
     where = site["direction"]
     units = ", ".join(f"{unit} ({weight:+.2f})" for unit, weight in where["units"][:6])
     far = where["deviations"]
     size = "" if far is None else f" by {number(far, 2)} standard deviations"
     noise = where["beyond_noise"]
-    if noise == 0:
-        return "No mean moved farther than it does without any change."
     sure = "" if noise is None else f", {share(noise, 2)} of its square beyond noise"
     said = f"The mean moved most at {site['site'].removesuffix(':out')}{size}{sure}: units {units}."
     return _wrapped(said, "")
@@ -156,7 +163,8 @@ def _comparisons(document: dict[str, Any]) -> str:
         )
         for c in document["comparisons"]
     ]
-    return _table(("site", "method", "value", "no change", "p", "adjusted"), rows)
+    heads = ("site", "method", "value", "no change", "p", "adjusted")
+    return f"{_table(heads, rows)}\n\n{COMPARED}"
 
 
 def _left_out(document: dict[str, Any], verbose: bool) -> str:
@@ -180,18 +188,14 @@ def sizes_to_text(states: list[dict[str, Any]]) -> str:
                 _cut(s["site"].removesuffix(":out"), 26),
                 s["statistic"],
                 s["part"],
-                _bytes(s["bytes"]),
+                gib(s["bytes"]),
                 _cut(", ".join(s["read_by"]), 22),
             )
             for s in mine
         ]
-        total = f"{side}: {_bytes(sum(s['bytes'] for s in mine))} in {plural(len(mine), 'state')}"
+        total = f"{side}: {gib(sum(s['bytes'] for s in mine))} in {plural(len(mine), 'state')}"
         parts.append(_table(("site", "state", "part", "size", "read by"), rows) + f"\n{total}")
     return "\n\n".join(parts) + "\n"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def _cut(text: str, width: int) -> str:

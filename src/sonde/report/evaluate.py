@@ -49,6 +49,7 @@ CHOSEN: Final = (
 
 # They stand in the header too.
 _COUNTS: Final = ("n_usual", "n_unusual")
+_SHARES: Final = ("fpr_at_95tpr_unusual", "false_alarms", "found")
 
 
 def evaluation(
@@ -215,15 +216,20 @@ def _place(row: dict[str, Any]) -> str:
     return place_of(row["instrument"], row["site"]).removesuffix(":out")
 
 
+def _cell(key: str, value: Any) -> Any:
+    return share(value) if key in _SHARES and value is not None else value
+
+
 def _figures(found: dict[str, Any], names: Names) -> Markup:
     placed = [{**r, "site": _place(r)} for r in found["rows"]]
     told = [name for name in _COUNTS if len({row[name] for row in placed}) == 1]
     kept = {key: title for key, title in _COLUMNS.items() if key not in told}
-    rows = tuple(tuple(row[key] for key in kept) for row in placed)
+    rows = tuple(tuple(_cell(key, row[key]) for key in kept) for row in placed)
+    kinds = {i: "number" for i, key in enumerate(kept) if key in _SHARES}
     lead = (
         "FPR@95: share of usual rows above the score that catches 95 % of unusual ones. AUPR: "
         "average precision, unusual rows as positives. False and found: shares of usual and "
         f"unusual rows with p at most {number(found['alpha'])}."
     )
-    made = table(Numbers(tuple(kept.values()), rows, "figures"), names, "All figures")
+    made = table(Numbers(tuple(kept.values()), rows, "figures"), names, "All figures", kinds)
     return section("figures", "All figures", made, lead=shown(lead, 400))

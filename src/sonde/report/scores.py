@@ -20,6 +20,7 @@ from sonde.report.html import contents, page
 from sonde.run.evaluating.curves import histogram, threshold_of
 from sonde.run.evaluating.unusual import most_unusual
 from sonde.run.instruments.entries import place_of
+from sonde.run.scoring.lacking import lacking
 from sonde.run.scoring.score import spot
 from sonde.run.scoring.tables import keys_of, part_of, scores_of
 
@@ -34,7 +35,11 @@ _SECTIONS: Final = {
     "summary": "Detectors and sites",
     "rows": "Rows",
 }
-_SUMMARY: Final = ("detector", "site", "rows", "median", "highest", "alarms", "not finite")
+_SUMMARY: Final = ("detector", "site", "rows", "median", "highest", "alarms", "infinite")
+_MEANINGS: Final = (
+    "Median: score of the middle row; each detector and site has its own scale. Alarms: share of "
+    "rows with p at most {alpha:g}. Infinite: scores of rows that are not finite, or too large."
+)
 
 
 def scores_to_html(
@@ -70,7 +75,12 @@ def scores_to_html(
         _drawn(scored, alpha, names),
         section(
             "summary", "Detectors and sites",
-            table(Numbers(_SUMMARY, tuple(map(_placed, summary)), "detectors"), names),
+            table(
+                Numbers(_SUMMARY, tuple(map(_placed, summary)), "detectors"),
+                names,
+                kinds={_SUMMARY.index("alarms"): "number"},
+            ),
+            lead=_MEANINGS.format(alpha=alpha),
         ),
         _rows(scored, names),
     )  # fmt: skip
@@ -107,6 +117,7 @@ def _header(scored: pa.Table, exhibits: Any, alpha: float, title: str) -> Markup
         ("examples", f"{ids:,}"),
         ("lines", f"{scored.num_rows:,}"),
         (f"alarms (p at most {alpha:g})", alarms or "none known: not calibrated"),
+        ("too few", _too_few(scored, exhibits, alpha) if p else None),
         ("inputs", "shown" if inputs else "not shown (--show-inputs shows them)"),
     ]
     return el(
@@ -115,6 +126,14 @@ def _header(scored: pa.Table, exhibits: Any, alpha: float, title: str) -> Markup
         el("h1", shown(title, 200)),
         definitions(facts),
     )
+
+
+def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
+    """Return how many rows calibrated, where these are too few for any alarm."""
+    if exhibits is None:
+        return None
+    few = [found for key in keys_of(scored) if (found := lacking(exhibits.fitted, key, alpha))]
+    return "{} rows calibrated, an alarm takes {}".format(*min(few)) if few else None
 
 
 def _unusual(
@@ -164,7 +183,9 @@ def _card(
     top = el("div", el("span", f"{rank}.", cls="code"), code(line["id"]), alarm, cls="top")
     units, row = line.get("units"), line.get("row")
     where = [named(line["instrument"], line["site"]), spot]
+    place = None if found is None or found.place == f"row {row}" else found.place
     facts = [
+        ("place", None if place is None else shown(place, 200)),
         ("row", None if row is None else f"{row:,}, counted from 0 in the order of the data"),
         ("score", score + ("" if p is None else f", p {number(p)}")),
         ("where", ", ".join(filter(None, where))),
@@ -193,12 +214,19 @@ def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any,
     part = part_of(scored, key)
     scores = scores_of(part)
     finite = scores[np.isfinite(scores)]
+    middle = float(np.quantile(scores, 0.5, method="inverted_cdf"))
     p = part["p"].to_pylist()
     known = [value for value in p if value is not None]
     alarms = sum(v <= alpha for v in known) / len(known) if known else None
-    ends = (float(np.median(finite)), float(finite.max())) if len(finite) else (None, None)
     said = None if alarms is None else share(alarms)
-    return (*key, len(scores), *ends, said, len(scores) - len(finite))
+    return (
+        *key,
+        len(scores),
+        middle if math.isfinite(middle) else None,
+        float(finite.max()) if len(finite) else None,
+        said,
+        len(scores) - len(finite),
+    )
 
 
 def _placed(row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ Use ``to_text`` for people who read a terminal; machines read the JSON.
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from textwrap import wrap
 from typing import Any, Final
 
@@ -103,9 +104,8 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
 
 def _names(report: dict[str, Any]) -> str:
     where = report["provenance"]
-    text = (
-        f"sonde scan  {shown(where['model']['name'], 60)}  on  {shown(where['data']['name'], 60)}"
-    )
+    model, data = (shown(where[part]["name"], 60) for part in ("model", "data"))
+    text = f"sonde scan  {model}" + ("" if data == model else f"  on  {data}")  # a store is both
     return text + (f"  against  {shown(where['other']['name'], 60)}" if where["other"] else "")
 
 
@@ -244,12 +244,14 @@ def _table(sites: list[dict[str, Any]], width: int) -> Iterator[str]:
     """Return the first figures of every site, as many columns as fit."""
     names = list(dict.fromkeys(name for row in sites for name in row["values"]))
     first = min(max(len(shown(row["site"], 32)) for row in sites) + 2, 34)
-    fit = (width - first) // 13
-    titles = [_clip(name, 12) for name in names[:fit]]
-    yield "site".ljust(first) + "".join(title.rjust(13) for title in titles)
+    ends = list(accumulate((max(len(name) + 2, 9) for name in names), initial=first))
+    names = [name for name, end in zip(names, ends[1:], strict=True) if end <= width]
+    room = [end - start for start, end in pairwise(ends)]
+    columns = list(zip(names, room, strict=False))
+    yield "site".ljust(first) + "".join(words(name).rjust(n) for name, n in columns)
     for row in sites:
-        cells = [row["values"].get(name, {}).get("value") for name in names[:fit]]
-        yield shown(row["site"], 32).ljust(first) + "".join(quantity(c).rjust(13) for c in cells)
+        cells = [(row["values"].get(name, {}).get("value"), n) for name, n in columns]
+        yield shown(row["site"], 32).ljust(first) + "".join(quantity(c).rjust(n) for c, n in cells)
 
 
 def _clip(text: str, width: int) -> str:

@@ -13,13 +13,11 @@ from sonde.core.errors import InputError
 class AUROC:
     """Chance that a positive row scores above a negative one, ties counted half.
 
-    ``se`` is DeLong's standard error, from the rows; ``se_hanley`` that of Hanley and McNeil, from
-    the value and the two counts alone.
+    ``se`` is DeLong's standard error; NaN with one row on a side.
     """
 
     value: float
     se: float
-    se_hanley: float
     n_negative: int
     n_positive: int
 
@@ -42,7 +40,7 @@ def auroc(negative: Shaped[Tensor, "negative"], positive: Shaped[Tensor, "positi
 
     References
     ----------
-    delong1988comparing, hanley1982meaning
+    delong1988comparing
     """
     n, m = len(negative), len(positive)
     if n == 0 or m == 0:
@@ -57,6 +55,4 @@ def auroc(negative: Shaped[Tensor, "negative"], positive: Shaped[Tensor, "positi
     se = float("nan")
     if n > 1 and m > 1:
         se = float((above.var() / m + below.var() / n).sqrt())
-    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
-    spread = value * (1 - value) + (m - 1) * (q1 - value**2) + (n - 1) * (q2 - value**2)
-    return AUROC(value, se, max(spread / (n * m), 0.0) ** 0.5, n, m)
+    return AUROC(value, se, n, m)

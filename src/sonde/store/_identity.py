@@ -49,7 +49,7 @@ def without_data(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def appended(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a stream says that holds several data sets, one behind the other."""
+    """Return what a stream says that holds several data sets, one after the other."""
     if len(identities) == 1:
         return identities[0]
     parts = [data_of(identity) for identity in identities]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sonde.core.errors import StoreError
 from sonde.store.column import TORCH_TYPES
-from sonde.store.layout import AGAIN, MENDING
+from sonde.store.layout import AGAIN, REPAIR
 
 DAMAGE = (
     OSError,
@@ -56,11 +56,11 @@ class MappedFile:
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size != size:
                     raise StoreError(
-                        f"Store: {path} has not the {size} bytes that were committed. {AGAIN}"
+                        f"Store: {path} does not have the {size} bytes that were committed. {AGAIN}"
                     )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             if crc32 is not None and zlib.crc32(self._map) != crc32:
-                raise StoreError(f"Store: {path} has other bytes than were committed. {MENDING}")
+                raise StoreError(f"Store: {path} has other bytes than were committed. {REPAIR}")
             buffer = pa.py_buffer(self._map)
             self._address = buffer.address
             self._reader = pa.ipc.open_file(pa.BufferReader(buffer))
@@ -69,7 +69,7 @@ class MappedFile:
         except DAMAGE as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"Store: {path} cannot be read: {error}. {MENDING}") from error
+            raise StoreError(f"Store: {path} cannot be read: {error}. {REPAIR}") from error
 
     @property
     def schema(self) -> pa.Schema:

@@ -13,7 +13,7 @@ from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, StoreError
 from sonde.store._mapped import DAMAGE, MappedFile
 from sonde.store.column import TORCH_TYPES, Column
-from sonde.store.layout import AGAIN, MENDING, row_file
+from sonde.store.layout import AGAIN, REPAIR, row_file
 from sonde.store.volume import Volume
 
 FILES_OPEN = 256
@@ -126,7 +126,7 @@ class Shelf:
 
 
 def _damaged(file: MappedFile, error: Exception) -> StoreError:
-    return StoreError(f"Store: {file.path} is damaged: {error}. {MENDING}")
+    return StoreError(f"Store: {file.path} is damaged: {error}. {REPAIR}")
 
 
 def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], list[int]]:

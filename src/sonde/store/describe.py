@@ -21,7 +21,7 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
     Raises
     ------
     StoreError
-        If the folder is no store.
+        If the folder is not a store.
     """
     directory = Path(directory)
     top = DataSet(directory)

@@ -1,4 +1,4 @@
-"""A store that grows: further data behind the first, further sites beside those that are there.
+"""A store that grows: further data after the first, further sites beside those that are there.
 
 Nothing that was written is written again. What is added is a store of its own in a folder below,
 and counts from the moment at which the manifest above it does.
@@ -40,7 +40,7 @@ def append_store(
     tick: Tick = lambda _: None,
     fill: Fill = fill,
 ) -> Path:
-    """Write the rows of further data behind those of a store.
+    """Write the rows of further data after those of a store.
 
     Examples that the store holds already count as further occurrences, as if all data had been
     read at once. Data that were appended before are not appended again.

@@ -26,7 +26,7 @@ DATA: Final = "data"
 FORMAT: Final = "sonde-store"
 VERSION: Final = 1
 AGAIN: Final = "Run the command that wrote it again."
-MENDING: Final = "Run `sonde verify --repair` on the store, then the command that wrote it."
+REPAIR: Final = "Run `sonde verify --repair` on the store, then the command that wrote it."
 MAX_JSON_BYTES: Final = 64 * 2**20
 
 

@@ -115,7 +115,7 @@ def read_manifest(directory: Path) -> Manifest:
     Raises
     ------
     StoreError
-        If the folder is no store, of another version, or damaged.
+        If the folder is not a store, of another version, or damaged.
     """
     raw = read_json(directory / MANIFEST)
     version = raw.get("version")

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from sonde.core.errors import InputError, StoreError
-from sonde.core.files import TEMPORARY
+from sonde.core.files import TEMPORARY, behind_link
 from sonde.core.lock import NAME as LOCK
 from sonde.store.layout import FORMAT, GROUPS, HEAD, MANIFEST, RANGES, read_json
 from sonde.store.verifying import is_store
@@ -29,7 +29,7 @@ def check_file(output: Path, *inputs: str | Path) -> None:
     InputError
         If the output is one of the files that are read, or lies inside a store, a run or an export.
     """
-    folder = output.parent
+    folder = behind_link(output).parent
     if not folder.is_dir():
         raise StoreError(f"cannot write {output}: there is no folder {folder}. Make it first.")
     if output.is_dir():

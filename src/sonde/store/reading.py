@@ -41,7 +41,7 @@ class Store(Stream):
     Raises
     ------
     StoreError
-        If the folder is no store, is damaged, or is not written to the end.
+        If the folder is not a store, is damaged, or is not written to the end.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Store(Stream):
         ----------
         sites : str, Site or sequence, default="auto"
             Names, suffixes that name one site, or patterns such as ``layers.*.mlp``; ``|reducer``
-            behind one takes the rows of that reducer alone. "auto" is every site.
+            after one takes the rows of that reducer alone. "auto" is every site.
         reducer : str or Reducer, default="auto"
 
         Raises

@@ -19,6 +19,7 @@ from sonde.store.layout import (
     MANIFEST,
     RANGES,
     ROWS,
+    SITES,
     VERSION,
     beside,
     is_sealed,
@@ -53,13 +54,13 @@ def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: 
     Raises
     ------
     InputError
-        If the folder is no store.
+        If the folder is not a store.
     StoreError
         If a later version wrote it, or it cannot be read.
     """
     directory = Path(directory)
     if not is_store(directory):
-        raise InputError(f"verify: {directory} is no store.")
+        raise InputError(f"verify: {directory} is not a store.")
     manifest, faults = _manifest(directory)
     checked = {"n_files": 1, "n_bytes": 0, "n_ranges": 0, "n_examples": 0, "n_rows": 0}
     spans = _written(directory) if manifest is None else manifest.ranges()
@@ -95,9 +96,10 @@ def _with_further(
             found = replace(found, faults=(*found.faults, lost))
             continue
         more = _counted_above(verify_store(folder, tick), folder, directory)
+        again = {"n_examples"} if folder.parent.name == SITES else set[str]()
         found = Soundness(
             found.kind,
-            {name: n + more.checked[name] for name, n in found.checked.items()},
+            {k: n + (0 if k in again else more.checked[k]) for k, n in found.checked.items()},
             found.faults + more.faults,
             tuple(dict.fromkeys(found.leftovers + more.leftovers)),
             found.notes + more.notes,

@@ -18,7 +18,7 @@ from sonde.store.layout import (
     AGAIN,
     EXAMPLES,
     HEAD,
-    MENDING,
+    REPAIR,
     beside,
     read_json,
     record_file,
@@ -42,7 +42,7 @@ class Volume:
     Raises
     ------
     StoreError
-        If the folder is no store, or is damaged.
+        If the folder is not a store, or is damaged.
     """
 
     def __init__(self, directory: Path, checked: bool = False) -> None:
@@ -82,7 +82,7 @@ class Volume:
                     raise StoreError(f"Store: {path} is missing. {AGAIN}")
                 if path.stat().st_size != size:
                     raise StoreError(
-                        f"Store: {path} has not the {size} bytes that were committed. {AGAIN}"
+                        f"Store: {path} does not have the {size} bytes that were committed. {AGAIN}"
                     )
 
     def record(self, span: Span) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Volume:
                 raise
             except DAMAGE as error:
                 raise StoreError(
-                    f"Store: units {span} in {self.directory} are damaged: {error}. {MENDING}"
+                    f"Store: units {span} in {self.directory} are damaged: {error}. {REPAIR}"
                 ) from error
 
     def file(self, table: str, span: Span) -> MappedFile:

@@ -65,7 +65,7 @@ def train(
     model: Model,
     texts: Texts,
     steps: int,
-    behind: str,
+    after: str,
     enough: Callable[[], bool] = lambda: False,
     every: int = 50,
 ) -> int:
@@ -77,13 +77,13 @@ def train(
         Returns as many texts as it is asked for.
     steps : int
         At most.
-    behind : str
+    after : str
         Tokens before the first of these words are not learned.
     enough : callable
         Asked after each ``every`` steps.
     """
     module = model.module
-    start = model.processor.convert_tokens_to_ids(behind)
+    start = model.processor.convert_tokens_to_ids(after)
     optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
@@ -105,7 +105,7 @@ def train(
 def sampled(
     model: Model, prompts: Sequence[str], end: str, draw: np.random.Generator
 ) -> tuple[list[str], list[Float[Tensor, "pos"]]]:
-    """Return what a model writes behind prompts, and how likely each of its tokens was.
+    """Return what a model writes after prompts, and how likely each of its tokens was.
 
     Prompts may differ in length; tokens are drawn at temperature 1, up to ``end`` or to the end of
     the context, where the text then lacks ``end``.
@@ -129,7 +129,7 @@ def sampled(
 def _written(
     module: Any, ids: Int[Tensor, "text pos"], stop: int, source: torch.Generator
 ) -> tuple[Int[Tensor, "text new"], Float[Tensor, "text new"]]:
-    """Return tokens drawn behind prompts of one length until all stopped, and their chances."""
+    """Return tokens drawn after prompts of one length until all stopped, and their chances."""
     past, chosen, likely = None, [], []
     running = torch.ones(len(ids), dtype=torch.bool)
     n = ids.shape[1]

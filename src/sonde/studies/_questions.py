@@ -113,7 +113,7 @@ def taught(
         return found
 
     made = language_model(words(), LONGEST, seed) if model is None else model
-    train(made, texts, steps, behind="?")
+    train(made, texts, steps, after="?")
     return made
 
 
@@ -134,7 +134,7 @@ def answered(model: Model, questions: list[Question]) -> tuple[list[str], Tensor
 
 
 def reading(question: Question, mode: str, answer: str, **columns: Any) -> Row:
-    """Return an item for ``sonde.read``: an answer behind a prompt, and where it stands."""
+    """Return an item for ``sonde.read``: an answer after a prompt, and where it stands."""
     prompt = question.prompt(mode)
     text = f"{prompt} {answer}"
     return {"text": text, "start": len(prompt) + 1, "end": len(text), **columns}

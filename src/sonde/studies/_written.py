@@ -1,4 +1,4 @@
-"""Texts of people, and texts that the shipped language model wrote behind beginnings of theirs."""
+"""Texts of people, and texts that the shipped language model wrote after beginnings of theirs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids of texts of one length, and who wrote what stands behind the beginning."""
+    """Token ids of texts of one length, and who wrote what stands after the beginning."""
 
     ids: list[list[int]]
     label: list[int]
@@ -74,7 +74,7 @@ def written(
 def continued(
     model: Model, prompts: list[list[int]], more: int, draw: np.random.Generator
 ) -> list[list[int]]:
-    """Return prompts of one length with as many tokens behind each, drawn at temperature 1."""
+    """Return prompts of one length with as many tokens after each, drawn at temperature 1."""
     source = torch.Generator().manual_seed(int(draw.integers(2**62)))
     found: list[list[int]] = []
     for first in range(0, len(prompts), BATCH):

@@ -65,7 +65,7 @@ class Chains:
 
 @dataclass(frozen=True)
 class Traces:
-    """What a model wrote behind prompts; those that it did not close are left out.
+    """What a model wrote after prompts; those that it did not close are left out.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class Traces:
 
     @property
     def answers(self) -> list[str]:
-        """What stands behind each trace."""
+        """What stands after each trace."""
         return [row["text"].partition(CLOSE)[2] for row in self.rows]
 
     @property

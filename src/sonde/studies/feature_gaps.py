@@ -133,7 +133,7 @@ class FeatureGapsStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, let it answer, read the answers behind all prompts, fit and compare."""
+        """Train, let it answer, read the answers after all prompts, fit and compare."""
         draw = np.random.default_rng(seed)
         world = World.drawn(draw)
         sizes = TINY_SIZES if tiny else Sizes()
@@ -224,7 +224,7 @@ def _asked(
 
 
 def _contrasts(model: Model, world: World, n: int, draw: np.random.Generator) -> Contrasts:
-    """Return rows of answers behind all six prompts, with the answer and the prompt of each."""
+    """Return rows of answers after all six prompts, with the answer and the prompt of each."""
     questions = [world.question(DOMAINS[0], FACTS_TEST, CONFLICT, draw) for _ in range(n)]
     said, _ = answered(model, questions)
     items = [reading(q, mode, a) for q, a in zip(questions, said, strict=True) for mode in PROMPTS]

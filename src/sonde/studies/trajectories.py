@@ -171,7 +171,7 @@ def _trained(seed: int, steps: int) -> Model:
         return [_text(solve(world, world.draw(source), "")) for _ in range(n)]
 
     world = Calculator(SHORTEST, LONGEST)
-    train(model, texts, steps, behind=TASK_ENDS)
+    train(model, texts, steps, after=TASK_ENDS)
     return model
 
 

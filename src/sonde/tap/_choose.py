@@ -64,7 +64,7 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
 
 
 def _named(stream: "LiveStream", patterns: Sequence[Pattern]) -> list[tuple[Site, Reducer | None]]:
-    """Return the sites that patterns name, each with the reducer behind a ``|``, if any."""
+    """Return the sites that patterns name, each with the reducer after a ``|``, if any."""
     by_reducer: dict[str, list[Pattern]] = {}
     for pattern in patterns:
         place, _, name = pattern.partition("|") if isinstance(pattern, str) else (pattern, "", "")

@@ -27,7 +27,7 @@ class Ends:
     config : object, optional
         Says them instead.
     padding : collection of int, default=()
-        Further tokens that may stand behind an end.
+        Further tokens that may follow an end.
     """
 
     def __init__(self, root: nn.Module, config: Any = None, padding: Collection[int] = ()) -> None:
@@ -51,7 +51,7 @@ class Ends:
         return self._over
 
     def _tokens(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the end tokens, and those that may stand behind one."""
+        """Return the end tokens, and those that may follow one."""
         said = self.config
         for name in ("generation_config", "config"):
             said = getattr(self.root, name, None) if said is None else said

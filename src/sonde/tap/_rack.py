@@ -25,6 +25,18 @@ class Rack:
         self._lanes: dict[Hashable, _Lane] = {}
         self.begin()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the last forward brought nothing that was averaged here."""
+        return not self._lanes
+
+    def again_as_before(self) -> None:
+        """Begin a forward whose examples and tokens count as in the one before.
+
+        What that one found out stands; there are places for as many outputs as it had.
+        """
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.renew(self.slab)}
+
     def begin(self) -> None:
         """Forget the outputs of the forward before, but not how many there were."""
         self._expected = {lane.kind: lane.n_made - len(lane.free) for lane in self._lanes.values()}
@@ -62,23 +74,34 @@ class Rack:
         lane = self._lanes.get(key)
         if lane is None:
             kind = len(self._lanes), dim, x.dtype
-            lane = self._lanes[key] = _Lane(kind, weights, careful)
-        lane.make(min(self._expected.get(lane.kind, 1) - lane.n_made, most), n, dim, self.slab)
+            lane = self._lanes[key] = _Lane(kind, weights, careful, most)
+        lane.make(self._expected.get(lane.kind, 1) - lane.n_made, self.slab)
         return self.again(key, x)
 
 
 class _Lane:
     """Places for outputs of one shape, as rows and as what a product writes to."""
 
-    def __init__(self, kind: tuple[int, int, torch.dtype], weights: Tensor, careful: bool) -> None:
-        self.kind, self.weights = kind, weights
+    def __init__(
+        self, kind: tuple[int, int, torch.dtype], weights: Tensor, careful: bool, most: int
+    ) -> None:
+        self.kind, self.weights, self.most = kind, weights, most
         self.silenced = weights.transpose(1, 2) == 0 if careful else None
         self.free: list[tuple[Tensor, Tensor]] = []
         self.n_made = 0
 
-    def make(self, count: int, n: int, dim: int, slab: Slab) -> None:
-        count = max(1, count)
-        rows = slab.place((count, n, dim), self.weights.dtype)
+    def renew(self, slab: Slab) -> bool:
+        """Make as many places as the forward before took; False if it took none."""
+        taken, self.n_made = self.n_made - len(self.free), 0
+        if taken:
+            self.make(taken, slab)
+        return taken > 0
+
+    def make(self, count: int, slab: Slab) -> None:
+        """Make places for outputs to come, as many as one piece holds and at least one."""
+        count = max(1, min(count, self.most))
+        _, dim, dtype = self.kind
+        rows = slab.place((count, self.weights.shape[0], dim), dtype)
         self.free = [*zip(rows.unbind(), rows[:, :, None].unbind(), strict=True)]
         self.free.reverse()
         self.n_made += count

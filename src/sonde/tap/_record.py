@@ -124,7 +124,8 @@ def may_record(inputs: "ReplayInputs", kinds: Sequence[Kind]) -> bool:
 
     They can where rows follow from the outputs position by position, and stay in their place.
     """
-    known = inputs.new_tokens is not None and inputs.keeps_rows_in_place
+    generation = inputs.generation
+    known = generation.new_tokens is not None and generation.keeps_rows_in_place
     return known and all(map(_is_plain, kinds))
 
 

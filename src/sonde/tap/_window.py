@@ -14,7 +14,7 @@ from sonde.core.inputs import InputBatch
 def window(batch: InputBatch, axis: str, ids: Tensor, start: int) -> InputBatch:
     """Return the inputs from a token on, whose ids stand on one axis.
 
-    From ``start = -1`` on they are all tokens behind one more, which was fed in an earlier call.
+    From ``start = -1`` on they are all tokens after one more, which was fed in an earlier call.
 
     Parameters
     ----------

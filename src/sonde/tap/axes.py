@@ -78,7 +78,7 @@ def find_axes(
     if others and probe.change.kind == "tokens" and _pads_itself(probe.names.modules[""]):
         raise SiteError(
             f"Site: expected outputs as long as the texts at {where}, got {first.shape}: the model "
-            "pads texts itself there, to whole windows. Read a module behind which they are cut "
+            "pads texts itself there, to whole windows. Read a module after which they are cut "
             "again, such as 'encoder', or the model itself ('')."
         )
     _name_space(words, others)

@@ -21,6 +21,7 @@ from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.tap._choose import Kind, choose_kinds
 from sonde.tap._forward import forward_on
+from sonde.tap._generation import token_arguments
 from sonde.tap._inputs import right_padded
 from sonde.tap._read import Reader, Reading, reading_of
 from sonde.tap._record import Spot, may_record
@@ -31,7 +32,7 @@ from sonde.tap.heads import layer_of
 from sonde.tap.objectives import Objective, check_objective, name_of
 from sonde.tap.perturb import float_input, perturbed_logits
 from sonde.tap.probe import Probe, probe
-from sonde.tap.replay import ReplayInputs, StandIns, token_arguments
+from sonde.tap.replay import ReplayInputs, StandIns
 from sonde.tap.sites import Pattern
 
 _log = logging.getLogger("sonde")
@@ -60,7 +61,7 @@ def live_stream(
     model : Model or nn.Module
     inputs : Inputs
     sites : "auto", pattern, Site, or several, default="auto"
-        ``auto`` reads the blocks, or the leaf modules of a small net. ``|reducer`` behind a pattern
+        ``auto`` reads the blocks, or the leaf modules of a small net. ``|reducer`` after a pattern
         reads its sites by another reducer.
     reducer : "auto", name or Reducer, default="auto"
         ``auto`` is ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.

@@ -6,7 +6,6 @@ taken from the arguments of the call.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.errors import InputError, SiteError, SondeError
+from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.tap._apart import Apart
@@ -29,14 +28,10 @@ from sonde.tap._hooks import Session, check_readable
 from sonde.tap._names import Names
 from sonde.tap._shared import Shared
 from sonde.tap._slots import Slot, slots_of
-from sonde.tap._window import window
+from sonde.tap._watched_forward import WatchedForward, Watching
 from sonde.tap.axes import Axes
-from sonde.tap.frame import Columns, Frame
 from sonde.tap.outputs import find, find_input
-from sonde.tap.probe import find_logits
 from sonde.tap.reduce import Reduction
-
-WHOLE_TEXTS = ("mean", "cls")
 
 
 class Onlooker:
@@ -86,15 +81,15 @@ class Onlooker:
         names = Names(model.module)
         self.root = names.modules[""]
         self.kinds = tuple(_kind(schema) for schema in schemas)
-        self._task, self._seen, self._logits = model.task, seen, logits
-        self._special = torch.tensor(sorted(special), dtype=torch.int64) if special else None
+        self._seen, self._logits = seen, logits
         self._backward = None if objective is None else Backward(self.root, objective)
         self._step = None if perturb is None else Perturbation.from_json(perturb)
         self._ends = Ends(self.root, generation_config, special)
         self._apart = Apart(self.root)
         self._foretold = Foretold()
-        self._shared = Shared()
-        self._open = False
+        ids = torch.tensor(sorted(special), dtype=torch.int64) if special else None
+        self._watching = Watching(self.kinds, model.task, ids, self._foretold, Shared())
+        self._forward: WatchedForward | None = None
         self._call = self._no_call = Call(self.root, (), {})
         self._slots = slots_of(self.kinds, names.modules)
         self.session = Session(
@@ -132,27 +127,23 @@ class Onlooker:
     @property
     def is_open(self) -> bool:
         """Whether a forward of the whole model, or of its encoder alone, is under way."""
-        return (self._open or self._apart.is_running) and not is_aside()
+        return (self._forward is not None or self._apart.is_running) and not is_aside()
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_aside():
             return
         self._call = call = Call(self.root, args, kwargs)
-        self._over = self._ends.after(call.fed, call.past)
-        self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in self.kinds}
-        self._frame: Frame | None = None
-        self._windows: dict[int, Frame] = {}
-        self._cut = set[str]()
+        over = self._ends.after(call.fed, call.past)
         self._foretold.begin(call)
         for slot in self._slots:
             slot.calls = 0
         if self._backward is not None:
             self._backward.begin(call.named)
-        self._open = True
-        self._take_apart(call, self._apart.times(call.named))
+        self._forward = forward = WatchedForward(self._watching, call, over)
+        self._take_apart(forward, self._apart.times(call.named))
 
     def _begin_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._open or is_aside():
+        if self._forward is not None or is_aside():
             return
         self._apart.begin(args, kwargs)
         for slot in self._slots:
@@ -162,48 +153,28 @@ class Onlooker:
         if self._apart.is_running and not is_aside():
             self._apart.end(output)
 
-    def _take_apart(self, of: Call, times: int) -> None:
+    def _take_apart(self, forward: WatchedForward, times: int) -> None:
         """Take the rows of the encoder that ran alone: at the first step, none at later ones."""
         if times and self._backward is not None and self._apart.taken:
             raise InputError(
                 f"Guard: no gradient reaches {self._apart.taken[0][0].key} where the encoder runs "
                 "alone, as in generate. Leave the detector that needs it out (methods=[...])."
             )
-        self._ids_apart = self._apart.repeated_ids(times)
+        forward.ids_apart = self._apart.repeated_ids(times)
         for kind, leaf, call in self._apart.taken if times else ():
             row = kind.reduction.axes.words.index("row")
             leaf = leaf if times == 1 else leaf.repeat_interleave(times, dim=row)
-            if not of.past:
-                self._take(kind, leaf, call)
-                continue
-            self._framed(leaf.shape[row], leaf.device)
-            none = torch.zeros(0, dtype=torch.int64)
-            self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), Columns(none, none))]
+            if self._call.past:
+                forward.take_none(kind, leaf)
+            else:
+                forward.take(kind, leaf, call)
 
     def _take(self, kind: Kind, leaf: Tensor, call: int) -> None:
         """Keep the rows of one call of a site."""
         if self._apart.is_running:
             self._apart.taken.append((kind, leaf.detach(), call))
-            return
-        taken = self._taken[kind.key]
-        if kind.site.call is None and taken:
-            raise SiteError(
-                f"Guard: {kind.site.path!r} is called more than once in this forward, once when "
-                "the probe was fitted. Fit at @last or @all."
-            )
-        try:
-            x = leaf.detach() if leaf.requires_grad else leaf
-            frame, x = self._framed_leaf(kind, x)
-            rows, layout = kind.reduction(x, frame)
-        except SondeError as error:
-            error.add_note(f"at {kind.key}")
-            raise
-        columns = frame.columns(layout)
-        if kind.site.call == "all" and kind.reduction.reducer.one_row:
-            columns = replace(columns, position=columns.position + call)
-        if kind.site.call == "last":
-            taken.clear()
-        taken.append((rows, columns))
+        elif self._forward is not None:
+            self._forward.take(kind, leaf, call)
 
     def _after(self, slot: Slot, output: Any) -> Any:
         """Take from an output; return one in its place only where a gradient is wanted."""
@@ -236,152 +207,42 @@ class Onlooker:
             args, kwargs = self._backward.watch_input(kind, slot.module, args, kwargs)
         return args, kwargs
 
-    def _framed_leaf(self, kind: Kind, leaf: Tensor) -> tuple[Frame, Tensor]:
-        """Return the tokens that an output stands for, and the output with what came before it."""
-        words, fed, call = kind.reduction.axes.words, self._call.fed, self._call
-        frame, start = self._framed(leaf.shape[words.index("row")], leaf.device), 0
-        if fed is not None and call.axis in words:
-            start = fed.shape[-1] - leaf.shape[words.index(call.axis)]
-        self._require_whole(kind, start)
-        if call.past or start > 0:
-            self._cut.add(kind.key)
-        if fed is None or call.axis not in words:
-            return frame, leaf
-        frame = self._window(start, frame) if start > 0 else frame
-        if kind.reduction.reducer.name != "predictions":
-            return frame, leaf
-        logits = kind.reduction.axes.last_dim(leaf)
-        self._foretold.say(kind.key, _last(logits, frame.real(call.axis, logits.shape[1])))
-        said = None if start else self._foretold.said(kind.key)
-        if said is None:
-            return frame, leaf
-        at = words.index(call.axis)
-        return self._window(-1, frame), torch.cat([said.unsqueeze(at), leaf], at)
-
-    def _window(self, start: int, frame: Frame) -> Frame:
-        """Return the tokens from a place in this call on, the same ones each time."""
-        if start not in self._windows:
-            assert self._call.fed is not None  # asked for only where tokens are fed
-            batch = window(frame.batch, self._call.axis, self._call.fed, start)
-            self._windows[start] = Frame(batch, frame.device, self._shared)
-        return self._windows[start]
-
-    def _framed(self, n: int, device: torch.device) -> Frame:
-        if self._frame is None:
-            marked = None
-            if self._special is not None:
-                marked = self._call.marked(self._special, self._ids_apart)
-            self._frame = Frame(self._call.inputs(n, marked), device, self._shared)
-            self._frame.is_careful = self._special is not None or self._call.is_padded
-        return self._frame
-
-    def _require_whole(self, kind: Kind, left_out: int) -> None:
-        """Refuse a part of a text where a reducer needs all of it."""
-        name, got = kind.reduction.reducer.name, ""
-        if name not in WHOLE_TEXTS or not kind.reduction.is_over_tokens:
-            return
-        if self._call.past:
-            got = f"a forward that goes on after {self._call.past} cached tokens"
-        elif left_out > 0:
-            got = f"states without those of the first {left_out} tokens, as generate makes logits"
-        if got:
-            raise InputError(
-                f"Guard: the reducer {name!r} needs the whole text, got {got}. Call the model on "
-                "the finished text, or fit with the reducer last or tokens to guard generation."
-            )
-
     def _end(self, output: Any) -> Any:
-        if is_aside():
+        if is_aside() or self._forward is None:
             return None
-        self._open = False
-        missing = [key for key, taken in self._taken.items() if not taken]
-        if missing or self._frame is None:
+        forward, self._forward = self._forward, None
+        frame = forward.frame
+        if forward.missing or frame is None:
             advice = "Fit at modules that run for every input"
             if self._call.named.get("encoder_outputs") is not None:
                 advice = "Open the guard before the encoder runs"
             raise SiteError(
-                f"Guard: {', '.join(missing)} did not run in this forward, though it did when the "
-                f"probe was fitted. {advice}."
+                f"Guard: {', '.join(forward.missing)} did not run in this forward, though it did "
+                f"when the probe was fitted. {advice}."
             )
-        logits = self._found_logits(output, self._frame)
+        wants = self._logits or self._backward is not None
+        logits = forward.logits(output, frame) if wants else None
         grad: dict[str, Tensor] = {}
         if self._backward is not None:
-            batch = self._frame.batch
-            grad = self._backward.gradients(self.kinds, output, logits, batch, self._frame)
-            output, changed = self._backward.released(output), True
-        else:
-            changed = False
+            grad = self._backward.gradients(self.kinds, output, logits, frame.batch, frame)
+            output = self._backward.released(output)
         moved: dict[str, Tensor] = {}
         if self._step is not None:
             found = moved_logits(self.root, self._call.args, self._call.kwargs, self._step)
             moved["perturbed_logits"] = found
-        batch = self._batch(self._frame, None if logits is None else logits.detach(), grad, moved)
+        batch = forward.batch(frame, None if logits is None else logits.detach(), grad, moved)
         self._foretold.end(self._call, output)
         with torch.no_grad():
-            self._seen(batch, self._call.past > 0, self._cut)
-        return output if changed else None
+            self._seen(batch, self._call.past > 0, forward.cut)
+        return None if self._backward is None else output
 
     def _finish(self) -> None:
         """Leave nothing of a forward behind, also of one that raised."""
         if is_aside():
             return
-        self._open, self._taken, self._frame = False, {}, None
-        self._call, self._over, self._ids_apart = self._no_call, None, None
+        self._forward, self._call = None, self._no_call
         if self._backward is not None:
             self._backward.end()
-
-    def _found_logits(self, output: Any, frame: Frame) -> Tensor | None:
-        logits = find_logits(output) if self._logits or self._backward is not None else None
-        if logits is None or logits.ndim == 2:
-            return logits if logits is None or logits.shape[0] == frame.n else None
-        if self._task != "causal" or logits.ndim != 3:
-            return None
-        mask = frame.masks["pos"]
-        if mask is None or mask.shape[1] == logits.shape[1]:
-            last = frame.one("pos", logits.shape[1], "last")
-            return logits[tuple(frame.beside(index, logits) for index in last)]
-        if not bool(mask[:, -1].all()):
-            raise InputError(
-                "Guard: expected logits for every token, or padding on the left, got logits of "
-                f"{logits.shape[1]} tokens of {mask.shape[1]} with padding on the right."
-            )
-        return logits[:, -1]
-
-    def _batch(
-        self,
-        frame: Frame,
-        logits: Tensor | None,
-        grad: dict[str, Tensor],
-        extra: dict[str, Tensor],
-    ) -> Batch:
-        rows: dict[str, Tensor] = {}
-        columns: dict[str, Columns] = {}
-        for key, taken in self._taken.items():
-            rows[key], columns[key] = taken[0] if len(taken) == 1 else _joined(taken)
-            if self._over is not None:
-                kept = torch.nonzero(~self._over[columns[key].example]).flatten()
-                columns[key] = _at(kept, columns[key])
-                for part in (rows, grad):
-                    if key in part:
-                        part[key] = part[key][kept.to(part[key].device)]
-        own = frame.batch
-        return Batch(
-            rows=rows,
-            ids=own.ids,
-            keys=own.keys,
-            order=own.order,
-            occurrence=own.occurrence,
-            example={key: c.example for key, c in columns.items()},
-            position={key: c.position for key, c in columns.items()},
-            group_keys=own.group_keys,
-            label=own.label,
-            logits=logits,
-            grad=grad,
-            grid={key: c.grid for key, c in columns.items() if c.grid is not None},
-            special={key: c.special for key, c in columns.items() if c.special is not None},
-            side=own.label,  # -1: none is a member of a pair
-            extra=extra,
-        )
 
 
 def _kind(schema: SiteSchema) -> Kind:
@@ -391,26 +252,3 @@ def _kind(schema: SiteSchema) -> Kind:
         )
     axes = Axes(tuple(schema.axes.split()), schema.prefix)
     return Kind(schema.key, schema.site, Reduction(schema.reducer, axes), schema)
-
-
-def _last(x: Tensor, real: Tensor) -> Tensor:
-    """Return what stands at each example's last real token: (example, dim), a copy."""
-    index = real.shape[1] - 1 - real.flip(1).to(torch.uint8).argmax(1)
-    return x[torch.arange(len(x), device=x.device), index.to(x.device)]
-
-
-def _joined(taken: Sequence[tuple[Tensor, Columns]]) -> tuple[Tensor, Columns]:
-    columns = Columns(
-        torch.cat([c.example for _, c in taken]), torch.cat([c.position for _, c in taken])
-    )
-    return torch.cat([rows for rows, _ in taken]), columns
-
-
-def _at(index: Tensor, columns: Columns) -> Columns:
-    grid, special = columns.grid, columns.special
-    return Columns(
-        columns.example[index],
-        columns.position[index],
-        None if grid is None else grid[index],
-        None if special is None else special[index],
-    )

@@ -31,7 +31,6 @@ class Leaf:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    nested: bool = False
 
 
 @dataclass
@@ -213,7 +212,7 @@ def _describe(x: Tensor) -> Leaf:
     if x.is_nested:
         parts = x.unbind()
         longest = max((len(p) for p in parts), default=0)
-        return Leaf((len(parts), longest, *parts[0].shape[1:]), x.dtype, nested=True)
+        return Leaf((len(parts), longest, *parts[0].shape[1:]), x.dtype)
     return Leaf(tuple(x.shape), x.dtype)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import SiteError
+from sonde.core.errors import ShapeError, SiteError
 from sonde.core.site import Reducer
 from sonde.stats import token_metrics
 from sonde.tap._means import weighted_mean
@@ -70,6 +70,11 @@ class Reduction:
         """Return new rows of a raw output, and their layout."""
         if x.is_nested:
             x = padded(x, frame.masks["pos"])
+        if x.ndim != len(self.axes.words):
+            raise ShapeError(
+                f"expected an output with the axes ({self.axes}), as the first inputs gave, got "
+                f"shape {tuple(x.shape)}. Give inputs of the same kind."
+            )
         if self._kind == "vector":
             return self._vector(x, frame)
         if self._kind == "space":

@@ -7,37 +7,23 @@ place while a model generates (greedy, sampling), ``record`` takes the states as
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.tap._generation import Generation
 from sonde.tap._growing import Marks
-from sonde.tap._hooks import Session
 from sonde.tap._inputs import left_padded
 from sonde.tap._record import Recorder, Spot
-from sonde.tap._vary import moved, placement
 from sonde.tap.decoding import settings_of
 from sonde.tap.fingerprint import fingerprint
-from sonde.tap.seeding import gpus_of, seed_devices
-
-NO_PROMPT = frozenset({"labels", "decoder_input_ids", "decoder_attention_mask", "position_ids"})
-NO_TOKEN = -1
-STOPPING = ("stop_strings", "stopping_criteria")
-MOVING = (
-    "assistant_model",
-    "prompt_lookup_num_tokens",
-    "penalty_alpha",
-    "cache_implementation",
-    "prefill_chunk_size",
-    "custom_generate",
-    "past_key_values",
-)
 
 
 def replay(
@@ -47,7 +33,7 @@ def replay(
 
     Positions after the first end-of-text token are masked. Columns: ``prompt_length``,
     ``generated_length`` (both in tokens) and, where ``max_new_tokens`` is given, ``generated``: the
-    ids of the generated tokens, -1 behind them. Sampling is seeded, so that the stream can be read
+    ids of the generated tokens, -1 after them. Sampling is seeded, so that the stream can be read
     again.
 
     Parameters
@@ -111,11 +97,6 @@ class ReplayInputs(Inputs):
         return self.prompts.batch_size  # type: ignore[attr-defined]
 
     @property
-    def new_tokens(self) -> int | None:
-        """How many tokens are generated at most, or None where ``max_new_tokens`` is not given."""
-        return self.generate.get("max_new_tokens")
-
-    @property
     def label_names(self) -> tuple[str, ...]:
         """The name of each class number of the prompts; empty without labels."""
         return self.prompts.label_names
@@ -144,6 +125,11 @@ class ReplayInputs(Inputs):
         for batch in self.prompt_batches(start, stop):
             yield self.continued(batch)
 
+    @cached_property
+    def generation(self) -> Generation:
+        """What generates after the prompts."""
+        return Generation(self.model, self.seed, self.generate)
+
     def prompt_batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Yield the prompts of a range; with ``units`` every batch that holds one of them."""
         if not self.units:
@@ -159,17 +145,8 @@ class ReplayInputs(Inputs):
         """Return prompts followed by their last token as often as tokens may be generated."""
         prompts = left_padded(prompts)
         ids = prompts.kwargs["input_ids"]
-        more = ids[:, -1:].expand(-1, self.new_tokens or 1)
-        return self._as_text(prompts, torch.cat((ids, more), dim=1))
-
-    @property
-    def keeps_rows_in_place(self) -> bool:
-        """Whether the rows of a batch stay in their order while it is generated from."""
-        chosen = self.generate
-        beams = self._setting("num_beams")
-        is_moved = any(chosen.get(name) is not None for name in MOVING)
-        plain = beams in (None, 1) and chosen.get("use_cache", True) and not is_moved
-        return bool(plain) and not self.is_pair
+        more = ids[:, -1:].expand(-1, self.generation.new_tokens or 1)
+        return self.generation.as_text(prompts, torch.cat((ids, more), dim=1))
 
     def record(self, prompts: InputBatch, spots: Mapping[str, Spot]) -> tuple[InputBatch, Recorder]:
         """Return a batch with its continuations, padded on the left, and the rows at some spots.
@@ -177,134 +154,24 @@ class ReplayInputs(Inputs):
         The recorder has none where the model did not run over each token once, in order: read the
         batch instead.
         """
-        prompts = left_padded(prompts)
-        marks = Marks(prompts, self._ends(), self._special_ids())
-        length = prompts.kwargs["input_ids"].shape[1] + (self.new_tokens or 0)
+        prompts, generation = left_padded(prompts), self.generation
+        marks = Marks(prompts, generation.ends(), generation.special_ids())
+        length = prompts.kwargs["input_ids"].shape[1] + (generation.new_tokens or 0)
         recorder = Recorder(self.model.module, spots, marks, length)
-        sequences, cache = self._run(prompts, recorder)
-        batch = self._as_text(prompts, sequences)
+        sequences, cache = generation.run(prompts, recorder)
+        batch = generation.as_text(prompts, sequences)
         if cache is not None:
             recorder.last_token(sequences, batch.kwargs["attention_mask"], cache)
         return batch, recorder
 
-    @property
-    def is_pair(self) -> bool:
-        """Whether an encoder reads the prompts and a decoder generates."""
-        config = self.model.config or self.model.module.__dict__.get("config")
-        return bool(getattr(config, "is_encoder_decoder", False))
-
     def continued(self, batch: InputBatch) -> InputBatch:
         """Return a batch of prompts with what is generated after them."""
-        prompts = batch if self.is_pair else left_padded(batch)
-        sequences, _ = self._run(prompts, None)
-        if self.is_pair:
-            return self._as_target(prompts, sequences)
-        return self._as_text(prompts, sequences)
-
-    def _as_text(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
-        n = prompts.kwargs["input_ids"].shape[1]
-        alive = self._alive(sequences[:, n:])
-        mask = torch.cat((_mask(prompts), alive), dim=1)
-        further = {
-            name: torch.cat((x, *[x[:, -1:]] * alive.shape[1]), dim=1)
-            for name, x in token_arguments(prompts).items()
-        }
-        whole = {"input_ids": sequences, "attention_mask": mask.long()}
-        return replace(
-            prompts,
-            kwargs=_kept(prompts.kwargs) | further | whole,
-            mask=mask,
-            special=self._special(prompts, sequences, mask),
-            length=mask.sum(dim=1),
-            columns=prompts.columns
-            | {"prompt_length": _mask(prompts).sum(dim=1)}
-            | self._generated(sequences[:, n:], alive),
-        )
-
-    def _as_target(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
-        start = torch.ones(len(sequences), 1, dtype=torch.bool)
-        alive = self._alive(sequences[:, 1:])
-        mask = torch.cat((start, alive), dim=1)
-        target = {"decoder_input_ids": sequences, "decoder_attention_mask": mask.long()}
-        columns = prompts.columns | {"prompt_length": _mask(prompts).sum(dim=1)}
-        return replace(
-            prompts,
-            kwargs=_kept(prompts.kwargs) | target,
-            decoder_mask=mask,
-            columns=columns | self._generated(sequences[:, 1:], alive),
-        )
-
-    def _generated(self, tokens: Tensor, alive: Tensor) -> dict[str, Tensor]:
-        """Return the columns about what was generated, as wide as the most that can be."""
-        columns = {"generated_length": alive.sum(dim=1)}
-        if self.new_tokens is None:
-            return columns
-        ids = torch.full((len(tokens), self.new_tokens), NO_TOKEN)
-        ids[:, : tokens.shape[1]] = tokens.masked_fill(~alive, NO_TOKEN)
-        return columns | {"generated": ids}
-
-    def _run(self, prompts: InputBatch, recorder: Recorder | None) -> tuple[Tensor, Any]:
-        """Return the sequences, and the cache if a recorder asks for it."""
-        self._check_ends(prompts)
-        module = self.model.module
-        place = placement(module)
-        _, kwargs = moved(place, (), _kept(prompts.kwargs))
-        settings = {"pad_token_id": self._pad()} | self.generate
-        session = Session(module) if recorder is None else recorder.session
-        with session, torch.random.fork_rng(devices=gpus_of(module)), torch.no_grad():
-            seed_devices(module, self.seed + int(prompts.order[0]))
-            try:
-                out = module.generate(  # type: ignore[operator]
-                    **kwargs, **settings, return_dict_in_generate=recorder is not None
-                )
-            except (TypeError, ValueError, IndexError) as error:
-                n = prompts.kwargs["input_ids"].shape[1]
-                raise InputError(
-                    f"replay: {type(module).__name__}.generate does not take {self.generate} "
-                    f"after prompts of up to {n} tokens: {error}"
-                ) from error
-        if recorder is None:
-            return out.cpu(), None
-        return out.sequences.cpu(), out.get("past_key_values")
-
-    def _setting(self, name: str) -> Any:
-        """Return what was asked of ``generate``, else what the model does by itself."""
-        config = getattr(self.model.module, "generation_config", None)
-        return self.generate.get(name, getattr(config, name, None))
-
-    def _check_ends(self, prompts: InputBatch) -> None:
-        """Refuse several prompts where no token marks the end: padding looks like text there."""
-        names = [name for name in STOPPING if self._setting(name)]
-        if names and len(prompts) > 1:
-            raise InputError(
-                f"replay: expected prompts one by one where texts end by {' and '.join(names)}, as "
-                f"nothing tells the padding behind such an end, got {len(prompts)} in a batch. "
-                "Pass batch_size=1 (--batch-size 1), or name the end by eos_token_id."
-            )
-
-    def _ends(self) -> list[int]:
-        ends = self._setting("eos_token_id")
-        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-    def _special_ids(self) -> list[int]:
-        return list(getattr(self.model.processor, "all_special_ids", None) or self._ends())
-
-    def _pad(self) -> int:
-        pad = self._setting("pad_token_id")
-        return pad if pad is not None else next(iter(self._ends()), 0)
-
-    def _alive(self, generated: Tensor) -> Tensor:
-        """Return which tokens stand up to and including the first end of text."""
-        ended = torch.isin(generated, torch.tensor(self._ends(), dtype=generated.dtype))
-        return (ended.long().cumsum(dim=1) - ended.long()) == 0
-
-    def _special(self, prompts: InputBatch, sequences: Tensor, mask: Tensor) -> Tensor | None:
-        if prompts.special is None:
-            return None
-        n = prompts.special.shape[1]
-        special = torch.tensor(self._special_ids(), dtype=sequences.dtype)
-        new = torch.isin(sequences[:, n:], special)
-        return torch.cat((prompts.special, new), dim=1) & mask
+        generation = self.generation
+        prompts = batch if generation.is_pair else left_padded(batch)
+        sequences, _ = generation.run(prompts, None)
+        if generation.is_pair:
+            return generation.as_target(prompts, sequences)
+        return generation.as_text(prompts, sequences)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,31 +196,6 @@ class StandIns(Inputs):
 
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Yield prompts as long as they may become."""
-        if self.replayed.is_pair:
+        if self.replayed.generation.is_pair:
             return self.replayed.batches(start, stop)
         return map(self.replayed.extended, self.replayed.prompts.batches(start, stop))
-
-
-def token_arguments(prompts: InputBatch) -> dict[str, Tensor]:
-    """Return what prompts say of each token beside its id; a new token has what the last one has.
-
-    So does ``generate`` with ``token_type_ids``.
-    """
-    shape = prompts.kwargs["input_ids"].shape
-    return {
-        name: x
-        for name, x in _kept(prompts.kwargs).items()
-        if name not in ("input_ids", "attention_mask")
-        and isinstance(x, Tensor)
-        and x.shape[:2] == shape
-    }
-
-
-def _mask(batch: InputBatch) -> Tensor:
-    if batch.mask is not None:
-        return batch.mask
-    return torch.ones(batch.kwargs["input_ids"].shape, dtype=torch.bool)
-
-
-def _kept(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in NO_PROMPT}

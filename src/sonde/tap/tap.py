@@ -4,7 +4,7 @@ For whole data sets use a stream (``sonde.read``): it finds axes by a probe forw
 and keeps ids. A tap keeps the rows of the last forward only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
 from sonde.tap._waiting import Waiting
 from sonde.tap.axes import Axes, guess_axes
-from sonde.tap.frame import Frame
+from sonde.tap.frame import Frame, all_set
 from sonde.tap.outputs import arguments, decodes, find, find_input
 from sonde.tap.reduce import Reduction
 from sonde.tap.sites import Pattern, resolve
@@ -90,6 +90,7 @@ class Tap:
         self._names = [str(site) for site in self.sites]
         self._batch: InputBatch | None = None
         self._shared, self._rack = Shared(), Rack(Slab())
+        self._counted: Hashable = None
         self._reset()
 
     def __enter__(self) -> "Tap":
@@ -144,7 +145,6 @@ class Tap:
     def _reset(self) -> None:
         self._taken: dict[str, list[Tensor]] = {}
         self._waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
-        self._rack.begin()
         for door in self._doors:
             door.calls = 0
         self._masks: dict[str, Tensor | None] = {}
@@ -163,6 +163,19 @@ class Tap:
         self._reset()
         self._masks = {axis: _plain(named.get(name)) for axis, name in MASKS.items()}
         self._has_target = decodes(self.module, named)
+        counted = None if self._rack.is_empty else self._what_counts()
+        if counted is not None and counted == self._counted:
+            self._rack.again_as_before()
+        else:
+            self._rack.begin()
+            self._counted = counted
+
+    def _what_counts(self) -> Hashable:
+        """Return of how many tokens all count; None where some do not."""
+        masks = tuple(self._masks.values())
+        if any(mask is not None and not all_set(mask) for mask in masks):
+            return None
+        return self._has_target, *(None if mask is None else mask.shape for mask in masks)
 
     def _after(self, door: Door, output: Any) -> None:
         """Take from an output; the short way is a mean like that of a site before."""
@@ -230,6 +243,8 @@ class Tap:
         frame = Frame(self._batch, x.device, self._shared)
         frame.masks |= self._masks
         frame.is_careful = frame.is_padded("pos") or frame.is_padded("pos2")
+        for own in (own for own in self._taken.values() if own):
+            frame.check(own[0].shape[0])  # taken the short way, without a frame
         return frame
 
     def _place(self, frame: Frame) -> None:

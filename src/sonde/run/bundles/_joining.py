@@ -47,7 +47,7 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
     names = joined_names(a.label_names, b.label_names)
     if names is None and any("label" in r.statistic.needs() for r in a.requests.values()):
         raise StateError(
-            "Fitted.merge: the bundles number their classes in other ways, "
+            "Fitted.merge: the bundles number their classes differently, "
             f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data into one store "
             "(sonde read, then sonde read --append) and fit that."
         )
@@ -74,24 +74,24 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
         )
     if "calibrations" in a.header or "calibrations" in b.header:
         raise StateError(
-            "Fitted.merge: scores that calibrated one bundle are none of the detectors fitted "
-            "on both. Merge what was fitted first, then calibrate."
+            "Fitted.merge: scores that calibrated one bundle do not belong to detectors fitted "
+            "on both. Merge first, then calibrate."
         )
     if a.requests.keys() != b.requests.keys():
         raise StateError(
-            "Fitted.merge: the bundles hold other states. Fit both with the same instruments, "
+            "Fitted.merge: the bundles hold different states. Fit both with the same instruments, "
             "parameters and sites."
         )
     if spec_of(a.tasks) != spec_of(b.tasks):
         mine, theirs = (_wanted(bundle) for bundle in (a, b))
         raise StateError(
-            "Fitted.merge: the bundles answer other questions from the same states, "
+            "Fitted.merge: the bundles answer different questions from the same states, "
             f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
             "same methods and parameters."
         )
     if a.split != b.split:
         raise StateError(
-            f"Fitted.merge: the bundles hold out other rows ({a.split} and {b.split}). "
+            f"Fitted.merge: the bundles hold out different rows ({a.split} and {b.split}). "
             "Fit both with the same calibrate and seed."
         )
     mine, its = a.header["model"], b.header["model"]
@@ -104,7 +104,7 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
     if seeds[0] != seeds[1]:
         raise StateError(
-            f"Fitted.merge: the bundles sample rows by other seeds, {seeds[0]} and {seeds[1]}. "
+            f"Fitted.merge: the bundles sample rows by different seeds, {seeds[0]} and {seeds[1]}. "
             "Fit both with the same seed."
         )
 

@@ -34,7 +34,7 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
     if not same or not all(_alike(a.states[i], b.states[i]) for i in fit):
         raise StateError(
             "merge_calibrations: expected two calibrations of one fitted bundle, got bundles with "
-            "other states. Calibrate the same file with the same m."
+            "different states. Calibrate the same file with the same m."
         )
     mine, theirs = a.header.get("calibrations", []), b.header.get("calibrations", [])
     twice = {c["data"] for c in mine} & {c["data"] for c in theirs}
@@ -44,13 +44,13 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
             f"{min(twice)[:12]}): its scores would count twice."
         )
     if {c.get("by") for c in mine} != {c.get("by") for c in theirs}:
-        raise StateError("merge_calibrations: the bundles were calibrated by other columns.")
+        raise StateError("merge_calibrations: the bundles were calibrated by different columns.")
     _require_other_rows(held, a, b)
     names = joined_names(a.label_names, b.label_names)
     if names is None:
         raise StateError(
-            "merge_calibrations: the bundles number classes that the detectors were not fitted on "
-            "in other ways. Calibrate on all rows at once."
+            "merge_calibrations: the bundles number the classes that the detectors were not fitted "
+            "on differently. Calibrate on all rows at once."
         )
     joined = {i: merge_pair(r.statistic, a.states[i], b.states[i]) for i, r in held.items()}
     data = {**a.header["data"], "label_names": [*names]}

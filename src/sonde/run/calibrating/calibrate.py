@@ -1,6 +1,8 @@
 """``sonde.calibrate``: detectors that are fitted, calibrated on other rows."""
 
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -11,10 +13,12 @@ from sonde.core.instrument import Detector
 from sonde.core.reduction import AUTO
 from sonde.core.requests import States, Task, requests
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.run.bundles.calibrations import held_requests
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import data_fingerprint, require_same_model
-from sonde.run.calibrating._held_scores import held_scores
+from sonde.run.calibrating._held_scores import Groups, held_scores
+from sonde.run.calibrating._scored import Asked, Scored, ScoredJob, scored_batches
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
@@ -24,6 +28,8 @@ from sonde.run.reading.recipe import recipe_in, recipe_of
 from sonde.run.scoring.batches import reduction_of
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
+from sonde.run.workers.crew import Crew, Runner, using_threads
+from sonde.run.workers.parts import has_parts, in_order
 from sonde.stats import By, Calibrated, Kept
 from sonde.store import is_store
 
@@ -41,6 +47,10 @@ def calibrate(
     by: str | None = None,
     guarantee: Guarantee = "marginal",
     delta: float = 0.05,
+    workers: int = 0,
+    threads: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
     memory: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -71,6 +81,8 @@ def calibrate(
     guarantee : {"marginal", "pac"}, default="marginal"
         The rate holds on average over calibration sets, or for this one with ``1 - delta``.
     delta : float, default=0.05
+    workers, threads, runner, address
+        As in ``sonde.fit``; plain arrays are scored in this process.
     memory : int or None, default=None
         Bytes that detectors and rows may take; None is 80 % of the free memory.
     progress : bool, default=True
@@ -99,16 +111,16 @@ def calibrate(
     require_same_model(fitted.header, stream)
     stream = with_classes(stream, fitted.label_names)
     fingerprint = data_fingerprint(stream)
-    if len(stream) == 0 or fingerprint in {u["data"] for u in fitted.header["units"]}:
-        raise InputError(
-            "calibrate: expected at least one example that the detectors were not fitted on, got "
-            f"{len(stream)}. Calibrate on other rows."
-        )
-    needed = needs_of_scoring(fitted, stream, keeps_table=False)
+    _require_other_data(fitted, len(stream), fingerprint)
+    crew = Crew(workers, runner, address)
+    needed = needs_of_scoring(fitted, stream, workers=crew.workers_here, keeps_table=False)
     check_scoring_memory(needed, memory, "calibrate")
     say_cost(stream, shown=progress)
-    with Bar("calibrate", len(stream), progress) as bar:
-        held = held_scores(tasks, fitted.scorers, stream, kept, bar, in_groups)
+    groups = Groups.of(stream) if in_groups else None
+    asked = Asked(tasks, fitted.scorers, said, None if groups is None else groups.rank)
+    scored, n_threads = _scored(asked, stream, crew, threads)
+    with using_threads(n_threads), Bar("calibrate", len(stream), progress) as bar:
+        held = held_scores(scored, tasks, kept, groups, bar)
     for text in notes_of(stream) if progress else ():
         sys.stderr.write(f"note: {text}\n")
     states: States = {
@@ -117,15 +129,43 @@ def calibrate(
     for name, task in tasks.items():
         (request,) = held_requests([task], fitted.split)
         states[request] = held[name]
-    seen = [{"data": fingerprint, "n_examples": len(stream)} | ({"by": column} if column else {})]
-    recipe = recipe_of(stream) or recipe_in(fitted.header)
-    header = {**fitted.header, "recipe": recipe, "calibrations": seen}
-    if said == "label":
-        names = joined_names(fitted.label_names, stream.label_names)
-        header["data"] = {**header["data"], "label_names": list(names or ())}
+    seen = {"data": fingerprint, "n_examples": len(stream)} | ({"by": column} if column else {})
+    header = _header(fitted, stream, seen, has_names=said == "label")
     found = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
     _ = found.scorers  # a class without scores is told now
     return found
+
+
+def _scored(
+    asked: Asked, stream: Stream, crew: Crew, threads: int | None
+) -> tuple[Iterator[Scored], int | None]:
+    """Return the scored batches in order, and the threads that this process makes them with."""
+    if not (crew.is_apart and has_parts(stream)):
+        return scored_batches(asked, stream), threads
+    job = ScoredJob(stream, crew.threads(threads), tuple(stream.units()), asked)
+    return itertools.chain.from_iterable(in_order(job, crew)), None
+
+
+def _header(
+    fitted: Fitted, stream: Stream, seen: dict[str, Any], *, has_names: bool
+) -> dict[str, Any]:
+    """Return the header of a bundle with the rows that calibrated it, and their class names."""
+    recipe = recipe_of(stream) or recipe_in(fitted.header)
+    header = {**fitted.header, "recipe": recipe, "calibrations": [seen]}
+    if has_names:
+        names = joined_names(fitted.label_names, stream.label_names)
+        header["data"] = {**header["data"], "label_names": list(names or ())}
+    return header
+
+
+def _require_other_data(fitted: Fitted, n: int, fingerprint: str) -> None:
+    """Refuse empty data, and the data that the bundle was fitted on."""
+    if n == 0 or fingerprint in {u["data"] for u in fitted.header["units"]}:
+        found = f"the {plural(n, 'example')} of the fit" if n else "none"
+        raise InputError(
+            "calibrate: expected at least one example that the detectors were not fitted on, got "
+            f"{found}. Calibrate on other rows."
+        )
 
 
 def _require_table(column: str, model: Any) -> None:

@@ -99,7 +99,8 @@ def _notes(
     if found.rows == "same" and not found.identical:
         notes.append(
             "Both sides are the same rows. p-values ask whether rows changed in a common way, more "
-            "than if each row's two states could be exchanged; read how far beside them."
+            "than if each row's two states could be exchanged; how far they moved is printed "
+            "beside them."
         )
     if found.rows == "some":
         notes.append(
@@ -120,7 +121,7 @@ def _notes(
     coarse = sum("coarse" in c.flags for _, c in found)
     if coarse:
         notes.append(
-            f"In {coarse} of {len(found)} comparisons units spread less than a bin of their "
+            f"In {coarse} of {len(found)} comparisons, units spread less than a bin of their "
             "histograms: what they do inside one is not known. unit_shift(test='mean') sees it."
         )
     known = sum(not math.isnan(p) for p in adjusted.values())
@@ -170,8 +171,8 @@ def _direction(found: Drift, site: str) -> dict[str, Any] | None:
 
 
 def _vector(found: Drift) -> dict[str, Any] | None:
-    """Return the direction that moved most, by standard deviations along it."""
-    known = {s: d for s, d in found.directions.items() if d.length > 0 and len(d.vector)}
+    """Return the direction that moved most, by standard deviations along it; none of noise."""
+    known = {s: d for s, d in found.directions.items() if d.beyond_noise and len(d.vector)}
     if not known:
         return None
     site = max(known, key=lambda s: (known[s].deviations or 0.0) * (known[s].beyond_noise or 0.0))

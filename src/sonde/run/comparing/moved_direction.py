@@ -12,6 +12,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.evidence import moments
 
 NAMED = 8
+ROUNDING = float(torch.finfo(torch.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,13 @@ def moved_direction(
 
 
 def _noise(a: Any, b: Any, sides: tuple[int, int], pairs: Rows | None) -> float:
-    """Return the mean squared length of the difference of two means without change."""
+    """Return the mean squared length of the difference of two means without change.
+
+    It is at least what the rounding of sums in float32 gives, which depends on the order of rows.
+    """
+    rounding = ROUNDING**2 * max(float((m.variance + m.mean**2).sum()) for m in (a, b))
     if pairs is not None:
         gap = pairs.y - pairs.x
-        return float(gap.var(0).sum()) / min(sides)
+        return max(rounding, float(gap.var(0).sum()) / min(sides))
     spreads = [float(m.variance.sum()) * m.n / max(m.n - 1, 1) for m in (a, b)]
-    return spreads[0] / sides[0] + spreads[1] / sides[1]
+    return max(rounding, spreads[0] / sides[0] + spreads[1] / sides[1])

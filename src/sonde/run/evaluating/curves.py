@@ -34,9 +34,9 @@ def curves(
     Returns
     -------
     list of dict
-        ``instrument site``; ``histogram`` as of ``histogram``, with ``threshold``: the highest
-        score that raises no alarm at ``alpha``, None without p-values; ``roc`` with the points
-        ``fpr tpr`` (at most 400 of them) and the band ``grid low high``.
+        ``instrument site``; ``histogram`` as of ``histogram``, with ``threshold`` as of
+        ``threshold_of``; ``roc`` with the points ``fpr tpr`` (at most 400 of them) and the band
+        ``grid low high``.
     """
     found = []
     for (instrument, site), a, b in pairs_of(usual, unusual):
@@ -123,8 +123,8 @@ def roc_points(
 def threshold_of(tables: list[pa.Table], alpha: float) -> float | None:
     """Return the highest finite score that raises no alarm at ``alpha``.
 
-    None without p-values, and where no one score parts rows with an alarm from those without, as
-    under thresholds for each class.
+    None without p-values, where no row raises an alarm, and where no one score parts rows with an
+    alarm from those without, as under thresholds for each class.
     """
     if any("p" not in table.column_names for table in tables):
         return None
@@ -137,6 +137,6 @@ def threshold_of(tables: list[pa.Table], alpha: float) -> float | None:
         return None
     silent = [s for s, p in rows if p > alpha]
     alarms = [s for s, p in rows if p <= alpha]
-    if not silent or not math.isfinite(max(silent)):
+    if not silent or not alarms or not math.isfinite(max(silent)):
         return None
-    return None if alarms and min(alarms) <= max(silent) else max(silent)
+    return None if min(alarms) <= max(silent) else max(silent)

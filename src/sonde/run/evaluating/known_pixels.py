@@ -162,7 +162,8 @@ class _Masks:
             if item is None or item in found:
                 raise InputError(
                     f"evaluate: expected one mask for an image of {self.known.source.name}, got "
-                    f"{row['image']}, which is called like {'none' if item is None else 'another'}."
+                    f"{row['image']}, whose name fits "
+                    f"{'none of them' if item is None else 'one that has a mask'}."
                 )
             found[item] = row["image"]
         return found

@@ -52,9 +52,9 @@ def evaluate_steps(
     -------
     list of dict
         For each instrument and site ``n n_wrong left_out``, ``localised`` (top-1), ``auroc``,
-        ``f1`` and ``joint`` with ``_low`` and ``_high``; the last two None without p-values,
-        ``auroc`` for lines of trajectories. Steps behind the first wrong one count neither in
-        ``auroc`` nor in ``f1``: nothing is known of them.
+        ``f1`` and ``joint`` with ``_low`` and ``_high``; the last two are None without p-values,
+        ``auroc`` where a line is a whole trajectory. Steps after the first wrong one count neither
+        in ``auroc`` nor in ``f1``: nothing is known about them.
 
     Raises
     ------

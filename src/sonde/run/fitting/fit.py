@@ -20,7 +20,8 @@ from sonde.run.instruments.asked import check_grids, check_reading, head_sites
 from sonde.run.instruments.stages import next_tasks
 from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
 from sonde.run.passes.cost import say_cost
-from sonde.run.passes.driver import run_pass
+from sonde.run.passes.directory import held
+from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.passes.progress import Bar
 from sonde.run.reading.read import read
@@ -116,7 +117,7 @@ def fit(
     place = None if directory is None else Path(directory)
     sample = error_sample(tasks, stream, split)
     say_cost(stream, tasks, progress)
-    with gathered(crew, settings.threads):
+    with held(place), gathered(crew, settings.threads):
         states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)
     header = make_header(stream, units, counters, split)
     return Fitted(tuple(tasks), states, header, split, sample)
@@ -208,7 +209,7 @@ def _one_pass(
     plan: Plan,
     settings: _Settings,
     directory: Path | None,
-) -> Any:
+) -> Outcome:
     needed: Estimate = estimate(wanted, stream.schema, plan, settings.crew.workers_here)
     check_memory(needed, settings.memory, settings.progress)
     label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"

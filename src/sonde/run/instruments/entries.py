@@ -40,7 +40,7 @@ def names_of(tasks: Sequence[Task]) -> list[Key]:
     """Return the (method, site) under which each task's result is found.
 
     The method is its word; where one class was asked for with several parameters at a site, the
-    parameters that tell them apart stand behind it: ``knn(k=5)``.
+    parameters that tell them apart follow it: ``knn(k=5)``.
     """
     places = [" & ".join(task.keys) for task in tasks]
     words = [word_of(task.instrument) for task in tasks]
@@ -164,7 +164,7 @@ def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Ta
         )
     if entry["calibrated"] is not None:
         if not isinstance(instrument, Detector):
-            raise StateError(f"Fitted.load: {entry['instrument']} is no detector.")
+            raise StateError(f"Fitted.load: {entry['instrument']} is not a detector.")
         m, how = int(entry["calibrated"]), entry.get("reduction")
         kept = Kept(**entry["kept"]) if entry.get("kept") else None
         instrument = Calibrated(instrument, m, how, kept)

@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from sonde.core.errors import MachineError, SondeError, StoreError
+from sonde.core.lock import RunLock
 from sonde.run.passes.chain import CHECKPOINT
 from sonde.run.passes.driver import Interrupted
 from sonde.run.passes.ledger import PLAN, STATES
@@ -20,6 +22,11 @@ def beside(output: Path) -> Path:
     'out/probe.run'
     """
     return output.with_suffix(".run")
+
+
+def held(directory: Path | None) -> AbstractContextManager[Any]:
+    """Hold a run directory for all passes of a run, against other runs."""
+    return nullcontext() if directory is None else RunLock(directory)
 
 
 @contextmanager
@@ -57,12 +64,25 @@ def is_run(directory: Path) -> bool:
 
 
 def remove_run(directory: Path) -> None:
-    """Remove what runs left in a run directory, and the directory if nothing else is in it."""
+    """Remove what runs left in a run directory, and the directory if nothing else is in it.
+
+    Where another run is at work, which may have begun in the meantime, all stays: it is its own.
+    """
     if not is_run(directory):
         return
-    passes = [d for d in directory.iterdir() if d.is_dir() and (d / PLAN).exists()]
+    try:
+        with RunLock(directory):
+            _remove(directory)
+    except StoreError as refused:
+        if not isinstance(refused.__cause__, OSError):
+            return
+        _remove(directory)  # a full disk has no room for a lock
+
+
+def _remove(directory: Path) -> None:
+    passes = [d for d in directory.iterdir() if d.is_dir() and is_run(d)]
     for child in passes:
-        remove_run(child)
+        _remove(child)
     shutil.rmtree(directory / STATES, ignore_errors=True)
     for name in (PLAN, CHECKPOINT):
         (directory / name).unlink(missing_ok=True)

@@ -9,13 +9,11 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sonde.core.errors import SondeError, StoreError
-from sonde.core.lock import RunLock
 from sonde.core.plan import Plan
 from sonde.core.requests import Request, States
 from sonde.core.statistic import Learner
@@ -23,6 +21,7 @@ from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.run.passes.chain import walk_chain
 from sonde.run.passes.ledger import Ledger
+from sonde.run.passes.memory import state_bytes
 from sonde.run.passes.ranges import RangeJob, Tick, commit_range, token_in
 from sonde.run.workers.crew import Crew, using_threads
 from sonde.run.workers.hand_out import hand_out
@@ -30,6 +29,7 @@ from sonde.run.workers.hand_out import hand_out
 ROUNDS = 3
 REST = 5.0
 COMMITS_MERGED = 4
+HELD_BYTES = 2**26
 
 _log = logging.getLogger("sonde")
 
@@ -83,7 +83,7 @@ def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
     if directory is None:
         return ""
     return (
-        f" What is done is kept in {directory}; the same command goes on from there "
+        f" What is done is kept in {directory}; the same command continues from there "
         "(--resume makes sure of it)."
     )
 
@@ -106,7 +106,7 @@ def run_pass(
     wanted : mapping of id to Request
     plan : Plan
     directory : Path or None, default=None
-        The run directory; a temporary one without fsync where None.
+        The run directory, which the caller holds; a temporary one without fsync where None.
     crew : Crew, default=Crew()
         Who works: this process, processes beside it, or actors on Ray. The bytes are the same.
     fresh : bool, default=False
@@ -121,13 +121,13 @@ def run_pass(
     """
     chain = {i: r for i, r in wanted.items() if isinstance(r.statistic, Learner)}
     rest = {i: r for i, r in wanted.items() if i not in chain}
-    with _directory(directory) as (place, durable), _lock(directory):
+    with _directory(directory) as (place, durable):
         ledger = Ledger(place, plan, rest, durable=durable, fresh=fresh)
         try:
             if crew.is_apart and rest:
                 _with_workers(ledger, stream, rest, plan, crew, tick)
             else:
-                _alone(ledger, stream, rest, plan, tick)
+                _alone(ledger, stream, rest, plan, tick, at_once=directory is None)
             _say_where(chain, crew)
             with using_threads(plan.threads):
                 learned = walk_chain(place, stream, chain, plan, durable, tick)
@@ -150,18 +150,28 @@ def _directory(directory: Path | None) -> Iterator[tuple[Path, bool]]:
         yield Path(name) / "pass.run", False
 
 
-def _lock(directory: Path | None) -> AbstractContextManager[Any]:
-    return nullcontext() if directory is None else RunLock(directory)
-
-
 def _alone(
-    ledger: Ledger, stream: Stream, wanted: Mapping[str, Request], plan: Plan, tick: Tick
+    ledger: Ledger,
+    stream: Stream,
+    wanted: Mapping[str, Request],
+    plan: Plan,
+    tick: Tick,
+    at_once: bool,
 ) -> None:
+    """Work here. A run that nobody goes on with later is one commit, where its states are small."""
+    ranges = ledger.missing()
+    if at_once and _waiting_bytes(stream, wanted, plan) <= HELD_BYTES:
+        ranges = [(0, plan.n_units)]
     with using_threads(plan.threads):
-        for i, (start, stop) in enumerate(ledger.missing(), 1):
+        for i, (start, stop) in enumerate(ranges, 1):
             commit_range(ledger, stream, wanted, plan, start, stop, tick)
             if i % COMMITS_MERGED == 0:
                 ledger.compact()
+
+
+def _waiting_bytes(stream: Stream, wanted: Mapping[str, Request], plan: Plan) -> int:
+    """Return what a set of states for each level of merges takes, and the one that grows."""
+    return state_bytes(wanted, stream.schema) * (plan.n_units.bit_length() + 1)
 
 
 def _say_where(chain: Mapping[str, Request], crew: Crew) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
-from sonde.core.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE, WIDE
 from sonde.core.machine import in_meminfo, whole_memory_bytes
+from sonde.core.passes import rows_at_once
 from sonde.core.plan import Plan
 from sonde.core.requests import Request
-from sonde.run.passes.progress import gib
+from sonde.core.wording import gib
 
 COMMIT_BYTES = 16 * 2**20
 MOST_LEVELS = 6
@@ -115,7 +115,7 @@ def _waiting_rows(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -
     rows = 0
     for request in buffers.values():
         dim = sum(width.get(k, 1) for k in request.keys)
-        rows += 4 * dim * (BUFFER_ROWS if dim <= WIDE else BUFFER_ROWS_WIDE)
+        rows += 4 * dim * rows_at_once(dim, exact=True)
     return rows
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sonde.core.wording import plural
+from sonde.core.wording import gib, plural
 
 LONG_SECONDS = 20.0
 VERY_LONG_SECONDS = 60.0
@@ -24,17 +24,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def gib(n_bytes: int) -> str:
-    """Return a size for people.
-
-    Examples
-    --------
-    >>> gib(3 * 2**29)
-    '1.5 GiB'
-    """
-    return f"{n_bytes / 2**20:.0f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.1f} GiB"
 
 
 def peak_memory_bytes() -> int:

@@ -2,14 +2,15 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sonde.core.derived import innermost
 from sonde.core.errors import InputError, MachineError, SondeError, StoreError
+from sonde.core.lock import RunLock
+from sonde.core.wording import gib
 from sonde.run.passes.memory import allowed_bytes
-from sonde.run.passes.progress import gib
 from sonde.run.passes.ranges import Tick, token_in
 from sonde.run.workers.crew import Crew, using_threads
 from sonde.run.workers.hand_out import hand_out
@@ -24,7 +25,7 @@ def dropped_if_empty(directory: Path) -> Iterator[None]:
     """Remove a store that this run began, where data or options are wrong before any row is kept.
 
     What is interrupted, or stopped by a full disk or for want of memory, stays: the same command
-    goes on from there.
+    goes on from there. So does what another run began here in the meantime.
     """
     existed = directory.exists()
     try:
@@ -32,8 +33,9 @@ def dropped_if_empty(directory: Path) -> Iterator[None]:
     except (StoreError, MachineError):
         raise
     except SondeError:
-        if not existed and not any((directory / RANGES).glob("*.json")):
-            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(StoreError), RunLock(directory):
+            if not existed and not any((directory / RANGES).glob("*.json")):
+                shutil.rmtree(directory, ignore_errors=True)
         raise
 
 

@@ -60,7 +60,7 @@ def read(
         A path, a data set's name, ``sonde:digits/test``, or any re-iterable of model inputs.
     sites : str, Site or sequence, default="auto"
         Patterns such as ``"layers.*.mlp"`` or ``"blocks"``; "auto" is the stream after every block.
-        ``|reducer`` behind a pattern reads its sites by another reducer.
+        ``|reducer`` after a pattern reads its sites by another reducer.
     reducer : str or Reducer, default="auto"
         How outputs become rows: mean, last, cls, tokens, patches or flat; "positions" is a row for
         each token (special ones too) or patch where a site has any, else as "auto".
@@ -107,7 +107,7 @@ def read(
         named |= {"further": tuple(further), "generate": generate, **options}
         return open_store(model, data, sites, reducer, asked, named)
     if data is None:
-        raise InputError(f"read: expected data for the model, or a store; {model!s} is no store.")
+        raise InputError(f"read: expected data for the model, or a store; {model} is not a store.")
     if isinstance(model, Path):
         model = str(model)
     if isinstance(model, str) and model == ARRAYS:
@@ -192,7 +192,7 @@ def _continued(
     if prompts.listing.n_chunked:
         raise InputError(
             f"read: {prompts.listing.n_chunked:,} prompts are longer than the context of the "
-            "model, and a piece of one is no prompt. Pass long='truncate' (--long truncate), or "
+            "model, and a piece of one is not a prompt. Pass long='truncate' (--long truncate), or "
             "shorter prompts."
         )
     context, new = context_of(model), settings.get("max_new_tokens")

@@ -14,6 +14,7 @@ from sonde.core.inputs import InputBatch
 from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.run.bundles.fitted import Fitted
+from sonde.run.reading.row_places import Place, places_of
 from sonde.run.scoring.batches import record
 from sonde.store._subset import with_examples
 from sonde.tap.live import LiveStream
@@ -45,6 +46,8 @@ class Exhibit:
         Position of the first piece.
     values : sequence of (int, float)
         Unit and value of the largest entries of a plain row; empty unless inputs are shown.
+    place : str or None
+        File, line or row of the example in the user's data.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Exhibit:
     pieces: Sequence[str] = ()
     first: int = 0
     values: Sequence[tuple[int, float]] = ()
+    place: str | None = None
 
 
 @final
@@ -71,7 +75,7 @@ class Exhibits:
     inputs : bool, default=False
         Whether exhibits hold inputs: pixels, texts, values. Without it they hold scores alone.
     hashed : bool, default=False
-        Whether lines name examples by ``hashed_id``.
+        Whether lines name examples by ``hashed_id``, and no file is named.
     """
 
     fitted: Fitted
@@ -105,7 +109,12 @@ class Exhibits:
         batch = with_examples(batch, torch.as_tensor(batch.order) == index)
         found = record(batch, name, task, self.fitted.scorers[name], None, 0)
         raw = self._raw(index) if self.inputs else None
-        return self._exhibit(found, batch, task.keys[0], raw, line)
+        made = self._exhibit(found, batch, task.keys[0], raw, line)
+        return replace(made, place=self._place(index))
+
+    @cached_property
+    def _place(self) -> Place:
+        return places_of(self.stream, self.hashed)
 
     @cached_property
     def _source(self) -> Stream:
@@ -123,7 +132,7 @@ class Exhibits:
         key: str,
         raw: InputBatch | None,
         line: dict[str, Any],
-    ) -> Exhibit | None:
+    ) -> Exhibit:
         parts: dict[str, Any] = {k: found[k] for k in ("position", "score", "p")}
         if not parts["position"]:
             parts = {k: [line[k]] for k in parts}

@@ -136,9 +136,10 @@ def held_rows(
         instrument = tasks[key].instrument if key in tasks else None
         kept = instrument.kept if isinstance(instrument, Calibrated) else None
         if kept is None or kept.by is not None:
+            how = "" if kept is None else " without --by"
             raise StateError(
                 f"fuse: expected kept scores of {key[0]} at {key[1]} for all classes together. "
-                "Calibrate with `sonde calibrate` without --by, or fuse p-values by bonferroni, "
+                f"Calibrate with `sonde calibrate`{how}, or fuse p-values by bonferroni, "
                 "twice_mean or simes."
             )
         ((request,),) = reads_of(tasks[key], fitted.split)["held_scores"]
@@ -192,7 +193,7 @@ def _p_values(parts: list[pa.Table], keys: list[Key]) -> Float[Tensor, "row key"
         if "p" not in part.column_names or part["p"].null_count:
             raise InputError(
                 f"fuse: expected a p-value in every line of {instrument} at {site}. Calibrate the "
-                "detectors with `sonde calibrate`, and score with the reduction of then."
+                "detectors with `sonde calibrate`, and score with the reduction used then."
             )
     return torch.tensor(np.column_stack([part["p"].to_numpy() for part in parts]))
 

@@ -10,9 +10,9 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.reduction import AUTO
 from sonde.core.state import size_bytes
 from sonde.core.stream import Stream
+from sonde.core.wording import gib
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.memory import BASE, COPIES, SLACK, allowed_bytes
-from sonde.run.passes.progress import gib
 from sonde.run.scoring.batches import reduction_of
 from sonde.tap import LiveStream
 

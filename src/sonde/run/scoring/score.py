@@ -13,11 +13,12 @@ from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
-from sonde.run.scoring._apart import can_score_apart, score_apart
+from sonde.run.scoring._apart import score_apart
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
-from sonde.run.workers.crew import Crew, Runner
+from sonde.run.workers.crew import Crew, Runner, using_threads
+from sonde.run.workers.parts import has_parts
 
 
 def score(
@@ -87,12 +88,13 @@ def score(
     check_scoring_memory(needed, memory)
     say_cost(stream, shown=progress)
     batches: list[pa.RecordBatch] = []
-    if crew.is_apart and can_score_apart(stream):
+    apart = crew.is_apart and has_parts(stream)
+    if apart:
         check_scoring(fitted, stream, explain)
         tables = score_apart(fitted, stream, crew, reduction, explain, threads)
     else:
         tables = score_batches(fitted, stream, reduction, explain)
-    with Bar("score", len(stream), progress) as bar:
+    with using_threads(None if apart else threads), Bar("score", len(stream), progress) as bar:
         for table in tables:
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
@@ -113,8 +115,8 @@ def _say_without_row(table: pa.Table, stream: Stream) -> None:
     if len(lost) and stream.identity().get("model") is not None:
         warnings.warn(
             f"score: {len(lost):,} of {len(np.unique(source)):,} items have no line, the first is "
-            f"item {lost[0]:,}: nothing of them is read at the scored sites, as of texts with one "
-            "token where predictions are, or with special tokens alone.",
+            f"item {lost[0]:,}: nothing was read of them at the scored sites, as of texts with a "
+            "single token (predictions) or with special tokens alone.",
             SondeWarning,
             stacklevel=3,
         )

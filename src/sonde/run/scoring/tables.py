@@ -19,17 +19,17 @@ SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 NEEDED = ("id", "site", "instrument", "score")
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a table's path whose suffix names no format.
+def check_suffix(path: Path, further: tuple[str, ...] = ()) -> None:
+    """Refuse a path whose suffix names no format of a table, and none of the further ones.
 
     Raises
     ------
     InputError
         With the suffixes that do.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES and path.suffix.lower() not in further:
         raise InputError(
-            f"write_table: expected a path that ends in .parquet, .csv, .json or .jsonl, got "
+            f"scores: expected a file that ends in {', '.join((*SUFFIXES, *further))}, got "
             f"{path.name}."
         )
 
@@ -104,7 +104,7 @@ def read_table(path: str | Path) -> pa.Table:
         else:
             table = arrow_json.read_json(io.BytesIO(_json_lines(source.getvalue())))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"evaluate: {path} is no table of scores: {error}.") from error
+        raise InputError(f"evaluate: {path} is not a table of scores: {error}.") from error
     return checked(table, str(path))
 
 

@@ -21,13 +21,13 @@ def describe_run(directory: str | Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the folder is no run directory.
+        If the folder is not a run directory.
     StoreError
         If its plan cannot be read.
     """
     directory = Path(directory)
     if not is_run_directory(directory):
-        raise InputError(f"info: {directory} is no run directory.")
+        raise InputError(f"info: {directory} is not a run directory.")
     holder = holder_of(directory)
     return {
         "kind": "run directory",

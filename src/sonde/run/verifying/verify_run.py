@@ -37,13 +37,13 @@ def verify_run(directory: str | Path, tick: Callable[[int], None] = lambda _: No
     Raises
     ------
     InputError
-        If the folder is no run directory.
+        If the folder is not a run directory.
     StoreError
         If a later version wrote in it, or it cannot be read.
     """
     directory = Path(directory)
     if not directory.is_dir() or not is_run_directory(directory):
-        raise InputError(f"verify: {directory} is no run directory.")
+        raise InputError(f"verify: {directory} is not a run directory.")
     parts = [_Pass(d, tick) for d in (directory, *passes_in(directory)) if _holds_a_pass(d)]
     checked: dict[str, int] = {}
     for part in parts:

@@ -1,5 +1,6 @@
-"""Mahalanobis scores of several sites by one product: small calls cost more than what they do."""
+"""Mahalanobis scores of several sites by few products: small calls cost more than what they do."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from sonde.core.result import Scorer
 from sonde.detect.mahalanobis import MahalanobisScorer
 from sonde.stats import CalibratedScorer
 
+BLOCKS = 4
+"""Into how many blocks of columns a triangle is cut: 5/8 of a square are read."""
+
 
 @dataclass(frozen=True)
 class Stacked:
@@ -21,14 +25,14 @@ class Stacked:
     ----------
     keys : tuple of str
         The rows of each site, by their name in a batch.
-    root, origin, point : Tensor
-        The map into the metric, what is taken off before it, and the mean after it.
+    mean : Tensor
+    blocks : tuple of Tensor
+        Columns of maps into the metric, each of as many rows as the last of ``mean`` it needs.
     """
 
     keys: tuple[str, ...]
-    root: Float[Tensor, "site dim rank"]
-    origin: Float[Tensor, "site 1 dim"]
-    point: Float[Tensor, "site 1 rank"]
+    mean: Float[Tensor, "site 1 dim"]
+    blocks: tuple[Float[Tensor, "site _rows _columns"], ...]
 
     @classmethod
     def of(cls, scorers: Sequence[tuple[str, Scorer]]) -> "Stacked | None":
@@ -40,27 +44,46 @@ class Stacked:
                 fitting.append((key, inner))
         if len(fitting) < 2:
             return None
-        spaces = [scorer.space for _, scorer in fitting]
         return cls(
             tuple(key for key, _ in fitting),
-            torch.stack([space.metric.root for space in spaces]),
-            torch.stack([space.origin[None] for space in spaces]),
-            torch.stack([space.points for space in spaces]),
+            torch.stack([scorer.mean for _, scorer in fitting]),
+            triangle(torch.stack([scorer.space.metric.root for _, scorer in fitting])),
         )
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Float[Tensor, "row"]]:
         """Return the scores at each site; none where sites differ in their rows."""
-        x = [rows[key].to(self.root.device) for key in self.keys]
-        if any(one.shape != x[0].shape or one.shape[1] != self.root.shape[1] for one in x):
+        x = [rows[key].to(self.mean.device) for key in self.keys]
+        if any(one.shape != x[0].shape or one.shape[1] != self.mean.shape[2] for one in x):
             return {}
-        wide = torch.stack(x).to(self.root)
+        wide = torch.stack(x).to(self.mean)
         with without_autocast(wide.device):
-            found = torch.baddbmm(-self.point, wide - self.origin, self.root).square().sum(2)
+            gap = wide - self.mean
+            parts = [
+                torch.bmm(gap[:, :, gap.shape[2] - block.shape[1] :], block).square().sum(2)
+                for block in self.blocks
+            ]
+            found = torch.stack(parts).sum(0)
         return dict(zip(self.keys, found.unbind(), strict=True))
 
 
+def triangle(
+    root: Float[Tensor, "site dim rank"],
+) -> tuple[Float[Tensor, "site _row _column"], ...]:
+    """Return blocks of columns of a lower triangle ``L`` with ``L L^T = root root^T``.
+
+    Above the triangle nothing is read, which is what a product with one row costs. An accelerator
+    takes one large product rather than several.
+    """
+    if root.device.type != "cpu":
+        return (root,)
+    lower = torch.linalg.qr(root.double().mT, mode="r").R.mT.to(root)
+    edges = [round(i * root.shape[2] / BLOCKS) for i in range(BLOCKS + 1)]
+    pairs = [(a, b) for a, b in itertools.pairwise(edges) if a < b] or [(0, 0)]
+    return tuple(lower[:, a:, a:b].contiguous() for a, b in pairs)
+
+
 def _fits(scorer: MahalanobisScorer, others: Sequence[tuple[str, MahalanobisScorer]]) -> bool:
-    space = scorer.space
-    if len(space.points) != 1 or space.metric.root.ndim != 2:
+    root = scorer.space.metric.root
+    if len(scorer.mean) != 1 or root.ndim != 2:
         return False
-    return not others or space.metric.root.shape == others[0][1].space.metric.root.shape
+    return not others or root.shape == others[0][1].space.metric.root.shape

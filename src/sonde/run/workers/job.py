@@ -42,6 +42,14 @@ class Job(ABC):
         real = [device for device in found if device.type not in ("cpu", "meta")]
         return sorted(real, key=lambda device: (device.type, device.index or 0))
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return what is large in a job: the weights of a model, or the rows of plain arrays."""
+        inner = innermost(self.stream)
+        if isinstance(inner, LiveStream):
+            module = inner.model.module
+            return [*module.parameters(), *module.buffers()]
+        return list(inner.rows.values()) if isinstance(inner, ArrayStream) else []
+
     def begin(self, readable: bool = True) -> None:
         """Make a worker ready, and see whether it can read what the driver can.
 

@@ -84,7 +84,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size, MAX_HEADER_BYTES):
-            raise InputError(f"info: {path} is no safetensors file.")
+            raise InputError(f"info: {path} is not a safetensors file.")
         head = json.loads(file.read(length))
     metadata = head.pop("__metadata__", {})
     found = said(metadata.get(KEY, ""))

@@ -1,0 +1,47 @@
+"""What a site could tell at all: how many numbers feed it, and what a mean over an image hides."""
+
+import itertools
+
+from sonde.findings.evidence import Evidence, SiteEvidence
+from sonde.findings.modules import ModelEvidence
+from sonde.stats import MomentsState
+
+
+def fed_by_few(evidence: Evidence, n: int) -> set[str]:
+    """Return the names of sites that are known to work on fewer than ``n`` numbers of an example.
+
+    All are where the model's input is so small, else those that follow a narrow site directly.
+    """
+    model = evidence.model
+    if not isinstance(model, ModelEvidence):
+        return set()
+    if model.n_numbers is not None and model.n_numbers < n:
+        return {site.name for site in evidence.sites}
+    found: set[str] = set()
+    for before, site in itertools.pairwise(evidence.sites):
+        facts = model.sites.get(site.schema.key)
+        if facts and facts.follows and (before.dim < n or before.name in found):
+            found.add(site.name)
+    return found
+
+
+def of_few_channels(evidence: Evidence, n: int) -> set[str]:
+    """Return the names of convolutions that read fewer than ``n`` channels.
+
+    Neighbouring pixels are much alike, so all filters of a smooth image say how bright it is.
+    """
+    facts = evidence.model.sites if isinstance(evidence.model, ModelEvidence) else {}
+    channels = {s.name: f.n_channels for s in evidence.sites if (f := facts.get(s.schema.key))}
+    return {name for name, count in channels.items() if count is not None and count < n}
+
+
+def of_positions(site: SiteEvidence) -> MomentsState | None:
+    """Return full moments of single positions where a module slides over images or signals.
+
+    There a mean over positions can hide what units tell: of one channel it says how bright the
+    image is, whatever the filter. None elsewhere.
+    """
+    words = site.schema.axes.split()
+    slides = len(words) > 2 and (len(words) > 3 or words[1] == "dim")
+    eighth = site.all.eighth if slides else None
+    return None if eighth is None or eighth.scatter.ndim == 1 else eighth

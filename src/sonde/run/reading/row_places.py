@@ -1,0 +1,40 @@
+"""Where the rows that a report names stand in the user's own files."""
+
+from collections.abc import Callable
+
+from sonde.core.stream import Stream
+from sonde.data import ItemInputs
+from sonde.tap import LiveStream
+from sonde.tap.replay import ReplayInputs
+
+Place = Callable[[int], str | None]
+
+
+def places_of(stream: Stream | None, hashed: bool) -> Place:
+    """Return what names the place of an example: its file, line or row; None where it is unknown.
+
+    Parameters
+    ----------
+    stream : Stream or None
+    hashed : bool
+        Whether names of files are kept out: rows are numbered then, as in tables of scores.
+    """
+    inputs = _items(stream)
+    if inputs is not None and not hashed:
+        return inputs.place
+    numbers = None if stream is None else stream.source_rows
+    return lambda example: None if numbers is None else f"row {numbers[example]}"
+
+
+def places_of_rows(stream: Stream, hashed: bool) -> Place:
+    """Return what names the place of a row of the data, by its number in tables of scores."""
+    inputs = _items(stream)
+    if inputs is not None and not hashed:
+        return inputs.source.place
+    return lambda row: f"row {row}"
+
+
+def _items(stream: Stream | None) -> ItemInputs | None:
+    inputs = stream.inputs if isinstance(stream, LiveStream) else None
+    inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+    return inputs if isinstance(inputs, ItemInputs) else None

@@ -1,0 +1,12 @@
+"""Whether a detector was calibrated on rows enough for any alarm."""
+
+from sonde.run.bundles.fitted import Fitted
+
+
+def lacking(fitted: Fitted, name: tuple[str, str], alpha: float) -> tuple[int, int] | None:
+    """Return how many rows calibrated and how many it takes, where no p can be ``alpha``."""
+    calibration = getattr(fitted.scorers.get(name), "calibration", None)
+    whole = getattr(calibration, "whole", calibration)
+    if whole is None or whole.n >= whole.needed(alpha):
+        return None
+    return whole.n, whole.needed(alpha)

@@ -1,0 +1,98 @@
+"""Worker processes: what they may take of the system, and what becomes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from sonde.core.errors import MachineError
+from sonde.measure import StableRank
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL"),
+]
+PROGRAM = """
+import resource, sys, time
+import torch
+from torch import nn
+import sonde
+from sonde.detect import Mahalanobis
+
+class Slow(nn.Linear):
+    def forward(self, x):
+        time.sleep(float(sys.argv[3]))
+        return super().forward(x)
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (96, int(sys.argv[1])))
+    torch.manual_seed(0)
+    net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(int(sys.argv[2]))], Slow(4, 4)).eval()
+    how = {"workers": 2, "progress": False}
+    x, held = torch.randn(40, 4), torch.randn(300, 4)
+    fitted = sonde.fit(Mahalanobis(), sonde.read(net, x, batch_size=8), **how)
+    print("fitted", flush=True)
+    stream = sonde.read(net, held, batch_size=2)
+    print(len(sonde.calibrate(fitted, stream, **how).tasks), "calibrated")
+"""
+
+
+def start(place: Path, *words: object) -> subprocess.Popen[str]:
+    (place / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(place / "program.py"), *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_workers_need_no_more_open_files_than_a_model_has_tensors(tmp_path):
+    out, err = start(tmp_path, 1000, 60, 0).communicate(timeout=200)
+    assert "61 calibrated" in out, err
+
+
+def test_too_many_tensors_for_the_system_are_told(tmp_path):
+    _, err = start(tmp_path, 96, 60, 0).communicate(timeout=200)
+    assert "MachineError: run: workers share each tensor of a model as an open file" in err
+
+
+def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+    with start(tmp_path, 1000, 2, 0.1) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "fitted\n"
+        while len(alive(driver.pid)) < 4:  # beside the driver a tracker, and two workers
+            time.sleep(0.2)
+        time.sleep(5.0)
+        driver.kill()
+    until = time.monotonic() + 10.0
+    while (left := alive(driver.pid)) and time.monotonic() < until:
+        time.sleep(0.2)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def alive(session: int) -> list[int]:
+    """Return the processes of a session."""
+    listed = subprocess.run(["ps", "-eo", "pid,sess,stat"], capture_output=True, text=True)
+    rows = [line.split() for line in listed.stdout.splitlines()[1:]]
+    return [int(p) for p, s, stat in rows if s == str(session) and not stat.startswith("Z")]
+
+
+@pytest.mark.truth("the weights of a linear layer: 4 MiB and 4 KiB")
+def test_a_model_that_does_not_fit_into_shared_memory_is_refused(tmp_path, monkeypatch):
+    net = nn.Sequential(nn.Linear(1024, 1024)).eval()
+    stream, how = sonde.read(net, torch.randn(20, 1024)), {"workers": 1, "progress": False}
+    free = 4 * 2**20 + 4095
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(MachineError, match=r"4 MiB, of which 4 MiB are free.* --shm-size"):
+        sonde.fit(StableRank(), stream, **how)
+    free += 1
+    assert sonde.fit(StableRank(), stream, **how).tasks
