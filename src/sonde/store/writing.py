@@ -150,10 +150,10 @@ class StoreWriter:
     def held_bytes(self, n_examples: int) -> int:
         """Return what rows on their way to disk take, in batches of so many examples, at most.
 
-        Some wait, one batch is made, one is written, and what was written is hashed.
+        Some wait, one batch is made, one is written, and what was written is hashed or about to be.
         """
         batch = int(self._example_bytes * n_examples)
-        return WAITING_BYTES + 2 * batch + MOST_HASHING * max(HASHED_BYTES, batch)
+        return WAITING_BYTES + 2 * batch + (MOST_HASHING + 1) * max(HASHED_BYTES, batch)
 
     def missing(self) -> list[Span]:
         """Return the ranges of units that are not committed, or have lost a file."""
