@@ -37,3 +37,22 @@ def test_width_alone_is_no_growth() -> None:
     assert_clear(check)
     assert check.figure is not None
     assert check.figure.value < 1.6
+
+
+@pytest.mark.truth("the norms of planted rows")
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((1.0, 1e20), ("grow at least 8.4e6 times", "0.92 to at least 7.7e6;")),
+        ((1e-20, 1.0), ("grow at least", "at most 2.5e-13 to")),
+        ((1.0, 1e5), ("grow 110,218 times", "to 101,070;")),
+    ],
+)
+def test_norms_beyond_the_grid_are_told_as_bounds(
+    sizes: tuple[float, float], words: tuple[str, ...]
+) -> None:
+    first, last = (noise(64, 16).double() * size for size in sizes)
+    check = checked(SND021(), Stream.of({"a": first, "b": last}))
+    assert check.finding is not None
+    for word in words:
+        assert word in check.finding.sentence

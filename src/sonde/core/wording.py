@@ -1,4 +1,6 @@
-"""How sentences count."""
+"""How sentences count and write numbers."""
+
+import math
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
@@ -23,3 +25,24 @@ def gib(n_bytes: int) -> str:
     if n_bytes < 2**20:
         return f"{n_bytes / 2**10:.0f} KiB"
     return f"{n_bytes / 2**20:.0f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.1f} GiB"
+
+
+def significant(value: float, digits: int) -> str:
+    """Return a finite number with so many significant digits, whole ones with all of theirs.
+
+    Examples
+    --------
+    >>> [significant(x, 3) for x in (0, 0.00861, 41.23, 1797, 6.2e6, 2e-7)]
+    ['0', '0.00861', '41.2', '1,797', '6.2e6', '2e-7']
+    """
+    if float(value).is_integer() and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{_without_zeros(mantissa)}e{int(exponent)}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return _without_zeros(f"{value:,.{places}f}")
+
+
+def _without_zeros(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from sonde.core.wording import plural as plural
+from sonde.core.wording import significant
 
 LONGEST = 240
 
@@ -16,17 +17,7 @@ def number(value: float, digits: int = 2) -> str:
     >>> [number(x) for x in (0, 0.00861, 41.23, 1797, 6.2e6, 2e-7)]
     ['0', '0.0086', '41', '1,797', '6.2e6', '2e-7']
     """
-    if not math.isfinite(value):
-        return "not finite"
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{int(value):,}"
-    if not 1e-4 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        return f"{mantissa}e{int(exponent)}"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{places}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return significant(value, digits) if math.isfinite(value) else "not finite"
 
 
 def percent(share: float, digits: int = 2) -> str:

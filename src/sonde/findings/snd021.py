@@ -7,8 +7,11 @@ from sonde.findings._places import log_effect, places, reached, read_command, se
 from sonde.findings._text import number, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.stats.log_histogram import BINS, log_centres
 
 GROUPS = 32
+GRID = tuple(log_centres()[[BINS // 2 + 1, -1]].tolist())
+"""Smallest and largest median that a histogram of norms tells; beyond lies a bound."""
 
 
 @final
@@ -67,10 +70,11 @@ class SND021(Rule):
             return self.clear(figure)
         first, last = sorted((small, large), key=lambda s: s.schema.site.order)
         verb = "grow" if last is large else "shrink"
+        least = "at least " if _is_below(small) or _is_above(large) else ""
         text = (
-            f"States {verb} {number(ratio)} times from {places([first.name])} to "
-            f"{places([last.name])}: median norm per root unit {number(_size(first))} to "
-            f"{number(_size(last))}; above {number(level[1])} times counts."
+            f"States {verb} {least}{number(ratio)} times from {places([first.name])} to "
+            f"{places([last.name])}: median norm per root unit {_words(first)} to "
+            f"{_words(last)}; above {number(level[1])} times counts."
         )
         return self.raised(
             Finding(
@@ -87,6 +91,20 @@ class SND021(Rule):
 
 def _size(site: SiteEvidence) -> float:
     return float(site.all.norms.median_all) / site.dim**0.5
+
+
+def _is_below(site: SiteEvidence) -> bool:
+    return bool(site.all.norms.median_all <= GRID[0])
+
+
+def _is_above(site: SiteEvidence) -> bool:
+    return bool(site.all.norms.median_all >= GRID[1])
+
+
+def _words(site: SiteEvidence) -> str:
+    """Return a size, or the bound that is known of one beyond the grid of norms."""
+    bound = "at most " if _is_below(site) else "at least " if _is_above(site) else ""
+    return f"{bound}{number(_size(site))}"
 
 
 def _ratio(sites: list[SiteEvidence]) -> float:

@@ -6,10 +6,12 @@ import unicodedata
 from typing import Any
 
 from sonde.core.wording import plural as plural
+from sonde.core.wording import significant
 
 # Figures come from JSON, where 1 and 1.0 are one number.
 Real = float | int
 
+MOST_WHOLE = 1e9
 LEVELS = ("error", "warning", "note")
 STATES = ("raised", "clear", "withheld", "not_applicable", "failed")
 
@@ -30,13 +32,9 @@ def number(value: Real | None, digits: int = 3) -> str:
     """
     if value is None or not math.isfinite(value):
         return "–"
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
-        return f"{int(value):,}" if abs(value) < 1e9 else _scientific(value, digits)
-    if not 1e-4 <= abs(value) < 1e6:
-        return _scientific(value, digits)
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{places}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    if isinstance(value, int) and abs(value) < MOST_WHOLE:
+        return f"{value:,}"
+    return significant(value, digits)
 
 
 def score_words(score: Real) -> str:
@@ -135,13 +133,6 @@ def tied(text: str) -> str:
 def words(name: str) -> str:
     """Return the words of a snake_case name."""
     return re.sub(r"_+", " ", name)
-
-
-def _scientific(value: Real, digits: int) -> str:
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    if "." in mantissa:
-        mantissa = mantissa.rstrip("0").rstrip(".")
-    return f"{mantissa}e{int(exponent)}"
 
 
 def _is_unsafe(letter: str) -> bool:
