@@ -98,6 +98,12 @@ def test_version(run):
     assert run("--version").out == f"sonde {__version__}\n"
 
 
+def test_the_package_runs_as_a_module_too(run):
+    words = [sys.executable, "-m", "sonde", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

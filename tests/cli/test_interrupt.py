@@ -72,7 +72,7 @@ def files(place):
 def ended(words):
     """Run a command to its end in a process of its own."""
     ran = subprocess.run(
-        [sys.executable, "-m", "sonde.cli", *words.split()],
+        [sys.executable, "-m", "sonde", *words.split()],
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

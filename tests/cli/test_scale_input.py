@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_no_half_of_any_output(run, place, tmp_path, words, o
     assert run("read", "-", place / "rows.npz", "-o", tmp_path / "acts", "--quiet").code == 0
     before = sorted(p.name for p in tmp_path.iterdir())
     done = subprocess.run(
-        [sys.executable, "-B", "-m", "sonde.cli", *words.split()],
+        [sys.executable, "-B", "-m", "sonde", *words.split()],
         cwd=tmp_path,
         capture_output=True,
         text=True,

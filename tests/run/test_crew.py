@@ -197,7 +197,7 @@ def _fit(path, address, environment):
     words = ["fit", "mahalanobis", "-", "x.npz", "-o", path, "--threads", "1"]
     words += ["--runner", "ray", "--address", address] if address else []
     return subprocess.run(
-        [sys.executable, "-m", "sonde.cli", *words],
+        [sys.executable, "-m", "sonde", *words],
         capture_output=True,
         text=True,
         check=False,

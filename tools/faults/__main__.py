@@ -122,7 +122,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="small data, no imports anew")
     parser.add_argument("--only", action="append", choices=KINDS, help="one kind of faults")
-    parser.add_argument("--program", help="a file that runs sonde, in place of python -m sonde.cli")
+    parser.add_argument("--program", help="a file that runs sonde, in place of python -m sonde")
     typed = parser.parse_args(arguments)
     typed.only = typed.only or list(KINDS)
     return typed

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-SONDE = ("-m", "sonde.cli")
+SONDE = ("-m", "sonde")
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 POLL_SECONDS = 0.002
 LIMIT_SECONDS = 600.0

@@ -1,0 +1,7 @@
+"""``python -m sonde``: the command line where the script ``sonde`` is not on the path."""
+
+import sys
+
+from sonde.cli.main import main
+
+sys.exit(main())

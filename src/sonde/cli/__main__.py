@@ -1,7 +1,0 @@
-"""``python -m sonde.cli``: the command line where the script ``sonde`` is not on the path."""
-
-import sys
-
-from sonde.cli.main import main
-
-sys.exit(main())
