@@ -10,7 +10,7 @@ from sonde.core.errors import InputError
 from sonde.core.wording import plural
 
 CHUNK = 1024
-PRODUCTS = 1 << 22  # entries of a product that are looked at at once
+PRODUCTS = 1 << 23  # entries of a product that are looked at at once; half as many cost 9 % more
 TILE = 1 << 14  # rows of the bank in it
 WAYS = 32
 
