@@ -8,10 +8,10 @@ from sonde.core.autocast import is_autocast
 
 
 def weighted_mean(
-    x: Float[Tensor, "row pos dim"],
+    x: Float[Tensor, "*site row pos dim"],
     weights: Float[Tensor, "row 1 pos"],
     careful: bool = False,
-) -> Float[Tensor, "row dim"]:
+) -> Float[Tensor, "*site row dim"]:
     """Return ``sum_pos weight x`` in the type of ``x``, summed in that of the weights.
 
     With ``careful`` tokens of weight 0 are silenced first, because 0 times NaN is NaN.
@@ -27,7 +27,7 @@ def weighted_mean(
         wide = wide.masked_fill(weights.transpose(1, 2) == 0, 0.0)
     if is_autocast(x.device):
         with torch.autocast(x.device.type, enabled=False):
-            rows = torch.bmm(weights, wide).squeeze(1)
+            rows = torch.matmul(weights, wide).squeeze(-2)
     else:
-        rows = torch.bmm(weights, wide).squeeze(1)
+        rows = torch.matmul(weights, wide).squeeze(-2)
     return rows if own is dtype else rows.to(own)

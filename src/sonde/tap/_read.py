@@ -1,29 +1,28 @@
-"""One forward of a live model, and the rows that hooks took from it."""
+"""A live model read forward by forward: hooked, run, and its rows put together."""
 
-import contextlib
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sonde.core.errors import SiteError, SondeError
+from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
 from sonde.tap._choose import Kind
 from sonde.tap._hooks import Session
 from sonde.tap._rack import Rack
 from sonde.tap._shared import Shared
 from sonde.tap._slab import Slab
-from sonde.tap._waiting import Waiting
-from sonde.tap.frame import POOLED, Columns, Frame
+from sonde.tap._slot import Slot
+from sonde.tap._taken import Calls, Taken, settle
+from sonde.tap.frame import Columns, Frame
 from sonde.tap.objectives import Objective, value
-from sonde.tap.outputs import find, find_input, replaced, with_input
 from sonde.tap.probe import Probe, find_logits
 from sonde.tap.sites import last_call
 
-Taken = dict[int, tuple[Tensor, Hashable]]
+HELD_BYTES = 2**17
+"""Copies of one forward up to this size wait until several have run."""
 
 
 @dataclass
@@ -60,8 +59,6 @@ class Reader:
         self.kinds, self.probe, self.objective = tuple(kinds), probe, objective
         self.causal, self.wants_logits, self.has_logits = causal, logits, has_logits
         self.modules = list(root.modules())
-        self.taken: dict[str, Taken] = {}
-        self.gradients: dict[str, Taken] = {}
         self.slots = self._make_slots()
         self.shared, self.rack = Shared(), Rack(Slab())
         modules = probe.names.modules
@@ -75,65 +72,62 @@ class Reader:
         )
         self.may_stop = not logits and objective is None and self._is_safe()
 
-    def _make_slots(self) -> list["_Slot"]:
+    def _make_slots(self) -> list[Slot]:
         grouped: dict[tuple[str, str], list[Kind]] = {}
         for kind in self.kinds:
             port = "in" if kind.site.port == "in" else "out"
             grouped.setdefault((kind.site.path, port), []).append(kind)
-        return [_Slot(self, path, port, kinds) for (path, port), kinds in grouped.items()]
+        last = max(self.kinds, key=lambda kind: kind.site.order)
+        slots: list[Slot] = []
+        for (path, port), kinds in grouped.items():
+            is_last = any(kind is last for kind in kinds)
+            stop_at = last_call(last.site, self.probe.calls(path)) if is_last else -1
+            module = self.probe.names.modules[path]
+            slots.append(Slot(path, module, port, kinds, stop_at, self.objective is not None))
+        return slots
 
     def _is_safe(self) -> bool:
         open_ended = any(kind.site.call in ("last", "all") for kind in self.kinds)
         foreign = any(m._forward_hooks_always_called for m in self.modules)
         return not (open_ended or foreign or any(_offloads_block(m) for m in self.modules))
 
-    def read(
+    def run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
-    ) -> Reading:
-        """Run the model once and return what was taken; the session is open."""
-        self.frame = frame
-        self.taken = {kind.key: {} for kind in self.kinds}
-        self.gradients = {kind.key: {} for kind in self.kinds}
-        self.waiting: Waiting[tuple[Kind, int]] = Waiting()
-        self.rack.begin()
-        self.stops = self.may_stop and kwargs.get("past_key_values") is None
-        for slot in self.slots:
-            slot.calls = 0
-        logits = self._forward(args, kwargs, batch)
-        if frame.drops_tokens and not frame.is_careful and self._may_be_poisoned():
-            frame.is_careful = True
-            return self.read(args, kwargs, batch, frame)
-        reading = self._reading(logits)
-        self.taken, self.gradients = {}, {}
-        return reading
+    ) -> Taken:
+        """Run the model once, and keep what becomes rows in ``readings``; the session is open.
 
-    def _forward(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch
-    ) -> Tensor | None:
+        What is small becomes rows after several forwards: the same few calls again and again find
+        warm caches, which they do not in between.
+        """
+        self.rack.begin()
+        stops = self.may_stop and kwargs.get("past_key_values") is None
+        stop = self.session.stop if stops else None
+        taken = Taken(self.kinds, (args, kwargs), batch, frame, self.rack, stop)
+        for slot in self.slots:
+            slot.begin(taken)
         output = self.session.run(args, kwargs)
-        self._settle()
-        logits = self._logits(output, self.frame)
+        for slot in self.slots:
+            slot.end()
+        logits = self._logits(output, frame)
         if self.objective is not None:
             self._backward(output, logits, batch)
-        return None if logits is None else logits.detach()
+        taken.logits = None if logits is None else logits.detach()
+        if taken.held_bytes > HELD_BYTES:
+            settle([taken])
+        return taken
 
-    def _settle(self) -> None:
-        for reduction, members, outputs in self.waiting.groups():
-            with at_site(members[0][0].key):
-                rows, layout = reduction.stacked(outputs, self.frame)
-            for (kind, call), mine in zip(members, rows.unbind(), strict=True):
-                self.taken[kind.key][call] = mine, layout
+    def readings(self, several: Sequence[Taken]) -> list[Reading]:
+        """Return the rows of forwards; the session is open still."""
+        settle(several)
+        return [self._reading(self._sound(taken)) for taken in several]
 
-    def _may_be_poisoned(self) -> bool:
-        """Return whether a mean over tokens is not finite, perhaps by a token at weight 0."""
-        means = [
-            k
-            for k in self.kinds
-            if k.reduction.is_over_tokens and k.reduction.reducer.name == "mean"
-        ]
-        taken = [rows for kind in means for rows, _ in self.taken[kind.key].values()]
-        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in taken]
-        return bool(sums) and not math.isfinite(float(torch.stack(sums).sum()))
+    def _sound(self, taken: Taken) -> Taken:
+        """Run the model again where a token that does not count may have spoilt a mean."""
+        if taken.may_be_poisoned:
+            taken.frame.is_careful = True
+            taken = self.run(*taken.call, taken.batch, taken.frame)
+            settle([taken])
+        return taken
 
     def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
         with torch.enable_grad():
@@ -155,163 +149,47 @@ class Reader:
                 return logits[tuple(frame.beside(index, logits) for index in one)]
         return logits if logits.ndim == 2 and logits.shape[0] == frame.n else None
 
-    def watch_gradient(self, kinds: Sequence[Kind], leaf: Tensor, call: int) -> Tensor:
-        """Return the tensor, or one in its place, whose gradient will be taken."""
-        watched = leaf if leaf.requires_grad else leaf.detach().requires_grad_(True).clone()
-        if watched.requires_grad:
-            watched.register_hook(lambda grad: self._take_gradient(kinds, grad, call))
-        return watched
-
-    def _take_gradient(self, kinds: Sequence[Kind], grad: Tensor, call: int) -> None:
-        with torch.no_grad():
-            for kind in kinds:
-                self.gradients[kind.key][call] = kind.reduction(grad.detach(), self.frame)
-
-    def _reading(self, logits: Tensor | None) -> Reading:
-        reading = Reading({}, {}, {}, logits if self.wants_logits else None)
+    def _reading(self, taken: Taken) -> Reading:
+        reading = Reading({}, {}, {}, taken.logits if self.wants_logits else None)
         for kind in self.kinds:
             is_grad = kind.site.port == "grad"
-            source = self.gradients if is_grad else self.taken
-            rows, columns = self._joined(kind, source[kind.key])
+            source = taken.gradients if is_grad else taken.rows
+            rows, columns = self._joined(kind, source[kind.key], taken)
             reading.rows[kind.key], reading.columns[kind.key] = rows, columns
             if self.objective is not None and not is_grad:
-                reading.grad[kind.key] = self._joined(kind, self.gradients[kind.key])[0]
+                reading.grad[kind.key] = self._joined(kind, taken.gradients[kind.key], taken)[0]
         return reading
 
-    def _joined(self, kind: Kind, taken: Taken) -> tuple[Tensor, Columns]:
+    def _joined(self, kind: Kind, calls: Calls, taken: Taken) -> tuple[Tensor, Columns]:
         """Return the rows of a kind; ``@all`` gives pooled rows their call as position."""
-        if not taken:
-            raise self._missing(kind)
-        if kind.site.call is None and len(taken) > 1:
+        if not calls:
+            raise self._missing(kind, taken)
+        if kind.site.call is None and len(calls) > 1:
             raise SiteError(
-                f"Site: {str(kind.site)!r} ran {len(taken)} times in this forward, once in the "
+                f"Site: {str(kind.site)!r} ran {len(calls)} times in this forward, once in the "
                 "probe forward. Write @last or @all."
             )
         if kind.site.call != "all":
-            rows, layout = taken[max(taken)]
-            return rows, self.frame.columns(layout)
-        parts = [taken[call] for call in sorted(taken)]
-        each = [self.frame.columns(layout) for _, layout in parts]
+            rows, layout = calls[max(calls)]
+            return rows, taken.frame.columns(layout)
+        parts = [calls[call] for call in sorted(calls)]
+        each = [taken.frame.columns(layout) for _, layout in parts]
         shift = int(kind.reduction.reducer.one_row)
-        position = [c.position + shift * call for c, call in zip(each, sorted(taken), strict=True)]
+        position = [c.position + shift * call for c, call in zip(each, sorted(calls), strict=True)]
         columns = Columns(torch.cat([c.example for c in each]), torch.cat(position))
         return torch.cat([rows for rows, _ in parts]), columns
 
-    def _missing(self, kind: Kind) -> SiteError:
-        if self.objective is not None and self.taken[kind.key]:
+    def _missing(self, kind: Kind, taken: Taken) -> SiteError:
+        if self.objective is not None and taken.rows[kind.key]:
             return SiteError(
                 f"Site: no gradient reached {str(kind.site)!r}: the objective does not depend on "
                 "it. Choose another objective, or leave the site out."
             )
         return SiteError(
             f"Site: {str(kind.site)!r} did not run in this forward, though it did in the probe "
-            f"forward (examples {', '.join(self.frame.batch.ids[:3])}, ...). "
+            f"forward (examples {', '.join(taken.batch.ids[:3])}, ...). "
             "Read a module that runs for every input."
         )
-
-
-class _Slot:
-    """One module and port: counts its calls and hands tensors to the reader."""
-
-    def __init__(self, reader: Reader, path: str, port: str, kinds: Sequence[Kind]) -> None:
-        self.reader, self.path, self.port, self.kinds = reader, path, port, tuple(kinds)
-        self.module = reader.probe.names.modules[path]
-        self.calls, self.stop_at = 0, -1
-        last = max(reader.kinds, key=lambda kind: kind.site.order)
-        if any(last is kind for kind in self.kinds):
-            self.stop_at = last_call(last.site, reader.probe.calls(path))
-        self.differentiates = reader.objective is not None
-        self.plan = [(k, k.site.key, k.site.call if _is_number(k) else None) for k in self.kinds]
-
-    def after(self, output: Any) -> Any:
-        """Take from an output; return one with gradient-requiring tensors if those are needed."""
-        call, leaf, at = self.calls, None, None
-        taken: list[tuple[Kind, Tensor]] = []
-        copies: dict[int, Tensor] = {}
-        for kind, key, wanted in self.plan:
-            if wanted is None or wanted == call:
-                if leaf is None or key != at:
-                    leaf, at = find(output, key), key
-                if leaf is None:
-                    raise SiteError(f"Site: {str(kind.site)!r} returned no such tensor this time.")
-                self._take(kind, leaf, call, copies)
-                if self.differentiates:
-                    taken.append((kind, leaf))
-        changed = self._watched(output, taken) if self.differentiates else output
-        self._count()
-        return None if changed is output else changed
-
-    def _watched(self, output: Any, taken: Sequence[tuple[Kind, Tensor]]) -> Any:
-        by_leaf: dict[int, tuple[Tensor, list[Kind]]] = {}
-        for kind, leaf in taken:
-            by_leaf.setdefault(id(leaf), (leaf, []))[1].append(kind)
-        for leaf, kinds in by_leaf.values():
-            watched = self.reader.watch_gradient(kinds, leaf, self.calls)
-            output = replaced(output, leaf, watched) if watched is not leaf else output
-        return output
-
-    def before(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Take from the inputs; return some in their place if gradients are needed.
-
-        What else reads the same tensor takes no part in the gradient.
-        """
-        copies: dict[int, Tensor] = {}
-        mine = [(k, key) for k, key, wanted in self.plan if wanted is None or wanted == self.calls]
-        for kind, key in mine:
-            leaf = find_input(self.module, args, kwargs, key)[1]
-            self._take(kind, leaf, self.calls, copies)
-        for kind, key in mine if self.differentiates else ():
-            leaf = find_input(self.module, args, kwargs, key)[1]
-            own = leaf.clone() if leaf.requires_grad else leaf
-            args, kwargs = with_input(
-                args, kwargs, leaf, self.reader.watch_gradient([kind], own, self.calls)
-            )
-        self._count()
-        return (args, kwargs) if self.differentiates and mine else None
-
-    def _take(self, kind: Kind, leaf: Tensor, call: int, copies: dict[int, Tensor]) -> None:
-        reader, reduction = self.reader, kind.reduction
-        x = leaf.detach() if leaf.requires_grad else leaf
-        try:
-            if reduction.is_token_mean and not x.is_nested:
-                rows = reduction.token_mean(x, reader.frame, reader.rack)
-                reader.taken[kind.key][call] = rows, POOLED
-            elif Waiting.takes(reduction, x):
-                copy = copies.pop(id(leaf), None)
-                copy = x.clone() if copy is None else copy
-                found = reduction.all_tokens(copy, reader.frame)
-                if found is not None:
-                    reader.taken[kind.key][call] = found
-                else:
-                    copies[id(leaf)] = copy
-                    reader.waiting.add((kind, call), reduction, copy)
-            else:
-                rows, layout = reduction(x, reader.frame)
-                reader.taken[kind.key][call] = reader.rack.slab.keep(rows), layout
-        except SondeError as error:
-            error.add_note(f"at {kind.key}")
-            raise
-
-    def _count(self) -> None:
-        call, self.calls = self.calls, self.calls + 1
-        if call == self.stop_at and self.reader.stops:
-            self.reader.session.stop()
-
-
-@contextlib.contextmanager
-def at_site(key: str) -> Iterator[None]:
-    """Name the site in an error that is raised inside."""
-    try:
-        yield
-    except SondeError as error:
-        error.add_note(f"at {key}")
-        raise
-
-
-def _is_number(kind: Kind) -> bool:
-    return isinstance(kind.site.call, int)
 
 
 def _offloads_block(module: nn.Module) -> bool:

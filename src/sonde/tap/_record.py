@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sonde.tap._choose import Kind
 from sonde.tap._growing import Marks, Stretch, growing
 from sonde.tap._hooks import Session
-from sonde.tap._read import at_site
+from sonde.tap._taken import at_site
 from sonde.tap._vary import placement
 from sonde.tap.frame import Frame
 from sonde.tap.outputs import find

@@ -126,6 +126,10 @@ class Frame:
             self._whole[key] = not padded and (special is None or not bool(special.any()))
         return self._whole[key] and length > 0
 
+    def alike(self, axis: str, length: int) -> Hashable:
+        """Return what is equal for frames of as many examples in which every token counts."""
+        return (self.n,) if self.is_whole(axis, length, False) else id(self)
+
     def _some(self, mask: Tensor, reducer: str, what: str) -> Tensor:
         empty = ~mask.any(dim=1)
         if bool(empty.any()):
@@ -267,7 +271,11 @@ class Frame:
         if layout == POOLED:
             example, position = self.shared.pooled(self.n)
             return Columns(example, position if self.batch.first is None else self.first)
-        _, sizes = layout  # type: ignore[misc]  # the only other kind: ("space", sizes)
+        name, *sizes_of = layout  # type: ignore[misc]  # a tuple of a name and sizes
+        if name == "tokens":
+            self.flat(*sizes_of)
+            return self._columns[layout]
+        (sizes,) = sizes_of
         count = math.prod(sizes)
         example = torch.arange(self.n).repeat_interleave(count)
         position = torch.arange(count).repeat(self.n)

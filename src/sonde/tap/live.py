@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -25,6 +26,7 @@ from sonde.tap._generation import token_arguments
 from sonde.tap._inputs import right_padded
 from sonde.tap._read import Reader, Reading, reading_of
 from sonde.tap._record import Spot, may_record
+from sonde.tap._taken import Taken
 from sonde.tap._vary import Place, moved, placement
 from sonde.tap.fingerprint import config_hash, fingerprint
 from sonde.tap.frame import Frame
@@ -246,22 +248,16 @@ class LiveStream(Stream):
 
     def _several(self, reader: Reader, batches: Sequence[InputBatch], place: Place) -> list[Batch]:
         with reader.session:
-            readings = [self._reading(reader, batch, place) for batch in batches]
+            ran = [self._ran(reader, batch, place) for batch in batches]
+            with _advising(batches[0]):
+                readings = reader.readings(ran)
         perturbed = [self._perturbed(batch, place) for batch in batches]
         return list(map(self._made, batches, readings, perturbed))
 
-    def _reading(self, reader: Reader, batch: InputBatch, place: Place) -> Reading:
+    def _ran(self, reader: Reader, batch: InputBatch, place: Place) -> Taken:
         args, kwargs = moved(place, batch.args, batch.kwargs)
-        try:
-            with forward_on(batch):
-                return reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, SondeError) or not is_out_of_memory(error):
-                raise
-            raise MachineError(
-                f"out of memory with {plural(len(batch), 'example')} in a forward. "
-                f"Try --batch-size {max(1, len(batch) // 2)}."
-            ) from error
+        with _advising(batch):
+            return reader.run(args, kwargs, batch, Frame(batch, place[0], reader.shared))
 
     def _perturbed(self, batch: InputBatch, place: Place) -> Tensor | None:
         if self.perturb is None:
@@ -319,6 +315,21 @@ class LiveStream(Stream):
             "seed": self.seed,
             "data": self.inputs.identity(),
         }
+
+
+@contextmanager
+def _advising(batch: InputBatch) -> Iterator[None]:
+    """Say what to do where a forward on a batch fails."""
+    try:
+        with forward_on(batch):
+            yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, SondeError) or not is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"out of memory with {plural(len(batch), 'example')} in a forward. "
+            f"Try --batch-size {max(1, len(batch) // 2)}."
+        ) from error
 
 
 _TOLD: WeakSet[nn.Module] = WeakSet()

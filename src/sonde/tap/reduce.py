@@ -15,6 +15,7 @@ from sonde.tap._means import weighted_mean
 from sonde.tap._nested import padded
 from sonde.tap._patches import averaged
 from sonde.tap._rack import Rack
+from sonde.tap._slab import Slab
 from sonde.tap._steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 from sonde.tap.axes import FREE, Axes
 from sonde.tap.frame import FROM_BEFORE, POOLED, Frame
@@ -109,6 +110,11 @@ class Reduction:
         """Whether ``token_mean`` takes an output as it comes."""
         return self._in_order and self.reducer.name == "mean"
 
+    @property
+    def is_mean_over_tokens(self) -> bool:
+        """Whether rows are means over an axis of tokens, in whatever order the axes are."""
+        return self.is_over_tokens and self.reducer.name == "mean"
+
     def token_mean(
         self, x: Float[Tensor, "row pos dim"], frame: Frame, rack: Rack | None = None
     ) -> Float[Tensor, "row dim"]:
@@ -141,16 +147,17 @@ class Reduction:
             take = last_of_each if name == "step_ends" else mean_of_each
         return take(x.flatten(0, 1), frame.beside(flat, x), frame.beside(row, x)), layout
 
-    def all_tokens(
-        self, copy: Float[Tensor, "row pos dim"], frame: Frame
-    ) -> tuple[Float[Tensor, "_row _dim"], Hashable] | None:
-        """Return a copy of an output as its rows, or None where these are not all its tokens."""
-        keep, length = self.reducer.keep_special, copy.shape[1]
-        if self.reducer.name != "tokens" or not frame.is_whole(self._kind, length, keep):
-            return None
-        frame.check(copy.shape[0])
-        frame.flat(self._kind, length, keep)
-        return copy.flatten(0, 1), ("tokens", self._kind, length, keep)
+    def of_copies(
+        self, copies: Sequence[Float[Tensor, "row pos dim"]], frame: Frame, slab: Slab
+    ) -> tuple[Sequence[Float[Tensor, "_row _dim"]], Hashable]:
+        """Return the rows of copies of one shape, and their layout; all tokens are the copy."""
+        keep, length = self.reducer.keep_special, copies[0].shape[1]
+        if self.reducer.name == "tokens" and frame.is_whole(self._kind, length, keep):
+            frame.check(copies[0].shape[0])
+            rows = [copy.flatten(0, 1) for copy in copies]
+            return rows, ("tokens", self._kind, length, keep)
+        found, layout = self.stacked(copies, frame)
+        return slab.keep(found).unbind(), layout
 
     @cached_property
     def can_wait(self) -> bool:
@@ -170,6 +177,10 @@ class Reduction:
         _, n, length, _ = x.shape
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
+        if name == "mean":
+            dtype = torch.float32 if x.dtype in NARROW else x.dtype
+            weights = frame.beside(frame.weights(self._kind, length, keep, dtype), x)
+            return weighted_mean(x, weights, frame.is_careful), POOLED
         if name != "tokens":
             example, position = (frame.beside(s, x) for s in frame.one(self._kind, length, name))
             return x[:, example, position], POOLED

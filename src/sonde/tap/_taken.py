@@ -1,0 +1,160 @@
+"""What hooks took of one forward: rows, and copies that become rows when it is over."""
+
+import contextlib
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import SondeError
+from sonde.core.inputs import InputBatch
+from sonde.tap._choose import Kind
+from sonde.tap._rack import Rack
+from sonde.tap._waiting import SMALL_BYTES
+from sonde.tap.frame import POOLED, Frame
+
+Calls = dict[int, tuple[Tensor, Hashable]]
+"""Rows and their layout by call of the module."""
+
+
+class Leaf:
+    """What is read of one tensor among those that a module receives or returns.
+
+    ``late`` is read from a copy after the forward, where that is small: what needs a copy anyway,
+    and then means too. ``soon`` is read in the hook, as all is where the tensor is large.
+    """
+
+    def __init__(self, key: str | None, kinds: Sequence[Kind]) -> None:
+        self.key, self.kinds = key, tuple(kinds)
+        copied = any(k.reduction.can_wait for k in kinds)
+        late = [k for k in kinds if copied and (k.reduction.can_wait or k.reduction.is_token_mean)]
+        self.late, self.soon = tuple(late), tuple(k for k in kinds if k not in late)
+        self.like = tuple(kind.reduction.stack_key for kind in late)
+
+
+class _Held(NamedTuple):
+    """A copy of a tensor, until it becomes rows."""
+
+    taken: "Taken"
+    leaf: Leaf
+    call: int
+    copy: Tensor
+
+    def like(self) -> Hashable:
+        """Return what is equal where copies become rows by the same calls of torch."""
+        copy, axes = self.copy, self.leaf.late[0].reduction.axes.kind
+        alike = self.taken.frame.alike(axes, copy.shape[1])
+        return self.leaf.like, copy.shape, copy.dtype, copy.device, alike
+
+
+class Taken:
+    """Rows of one forward by kind and call.
+
+    Parameters
+    ----------
+    kinds : sequence of Kind
+    call : tuple of (args, kwargs)
+        What the model was called with.
+    batch : InputBatch
+    frame : Frame
+        Which of its tokens count.
+    rack : Rack
+    stop : callable or None
+        Ends the forward after the last site that is read; None runs it to its end.
+
+    Attributes
+    ----------
+    rows, gradients : dict of str to Calls
+    held_bytes : int
+        Of the copies in ``held``, of which ``settle`` makes rows.
+    logits : Tensor or None
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        batch: InputBatch,
+        frame: Frame,
+        rack: Rack,
+        stop: Callable[[], None] | None,
+    ) -> None:
+        self.kinds, self.call, self.batch, self.frame = kinds, call, batch, frame
+        self.rack, self.stop = rack, stop
+        self.rows: dict[str, Calls] = {kind.key: {} for kind in kinds}
+        self.gradients: dict[str, Calls] = {kind.key: {} for kind in kinds}
+        self.logits: Tensor | None = None
+        self.held: list[_Held] = []
+        self.held_bytes = 0
+
+    def take(self, leaf: Leaf, x: Tensor, call: int) -> None:
+        """Take rows of a tensor, or hold a copy of it until the forward is over."""
+        soon, size = leaf.soon, x.nbytes
+        x = x.detach() if x.requires_grad else x
+        if size > SMALL_BYTES or x.is_nested:
+            soon = leaf.kinds
+        elif leaf.late:
+            self.held.append(_Held(self, leaf, call, x.clone()))
+            self.held_bytes += size
+        for kind in soon:
+            with at_site(kind.key):
+                self.rows[kind.key][call] = self._reduced(kind, x)
+
+    def _reduced(self, kind: Kind, x: Tensor) -> tuple[Tensor, Hashable]:
+        reduction = kind.reduction
+        if reduction.is_token_mean and not x.is_nested:
+            return reduction.token_mean(x, self.frame, self.rack), POOLED
+        rows, layout = reduction(x, self.frame)
+        return self.rack.slab.keep(rows), layout
+
+    def take_gradient(self, kinds: Sequence[Kind], grad: Tensor, call: int) -> None:
+        """Take the rows of a gradient."""
+        with torch.no_grad():
+            for kind in kinds:
+                self.gradients[kind.key][call] = kind.reduction(grad.detach(), self.frame)
+
+    def watch(self, kinds: Sequence[Kind], x: Tensor, call: int) -> Tensor:
+        """Return the tensor, or one in its place, whose gradient will be taken."""
+        watched = x if x.requires_grad else x.detach().requires_grad_(True).clone()
+        if watched.requires_grad:
+            watched.register_hook(lambda grad: self.take_gradient(kinds, grad, call))
+        return watched
+
+    @property
+    def may_be_poisoned(self) -> bool:
+        """Whether a mean is not finite, perhaps by a token at weight 0: 0 times NaN is NaN."""
+        if self.frame.is_careful or not self.frame.drops_tokens:
+            return False
+        averaged = [k.key for k in self.kinds if k.reduction.is_mean_over_tokens]
+        taken = [rows for key in averaged for rows, _ in self.rows[key].values()]
+        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in taken]
+        return bool(sums) and not math.isfinite(float(torch.stack(sums).sum()))
+
+
+def settle(several: Sequence[Taken]) -> None:
+    """Make rows of the copies that were held in forwards of one reader, like ones together."""
+    groups: dict[Hashable, list[_Held]] = {}
+    for taken in several:
+        for one in taken.held:
+            groups.setdefault(one.like(), []).append(one)
+        taken.held, taken.held_bytes = [], 0
+    for alike in groups.values():
+        copies, first = [one.copy for one in alike], alike[0]
+        for place, kind in enumerate(first.leaf.late):
+            with at_site(kind.key):
+                frame, slab = first.taken.frame, first.taken.rack.slab
+                made, layout = kind.reduction.of_copies(copies, frame, slab)
+            for one, rows in zip(alike, made, strict=True):
+                one.taken.rows[one.leaf.late[place].key][one.call] = rows, layout
+
+
+@contextlib.contextmanager
+def at_site(key: str) -> Iterator[None]:
+    """Name the site in an error that is raised inside."""
+    try:
+        yield
+    except SondeError as error:
+        error.add_note(f"at {key}")
+        raise
