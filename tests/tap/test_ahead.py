@@ -10,6 +10,8 @@ from sonde.tap import live, live_stream
 from tap_inputs import Arrays, texts
 from tap_snapshot import assert_unchanged, snapshot
 
+NAMES = ("tokens", "last")
+
 
 class Counted(Arrays):
     """Arrays that count the batches that were fetched."""
@@ -42,6 +44,50 @@ def test_rows_are_those_of_batches_read_one_by_one(monkeypatch):
         for key, x in one.rows.items():
             assert torch.equal(x, other.rows[key])
             assert torch.equal(one.position[key], other.position[key])
+
+
+@pytest.mark.truth("the same kinds of rows, each read by a stream of its own")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[6] * 7, [5, 3, 9, 3, 7, 4, 4]])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_means_beside_tokens_have_the_bits_of_means_alone(lengths, dtype, batch_size):
+    model = Model(bert().to(dtype), task="encoder")
+    both = live_stream(model, texts(lengths, batch_size=batch_size), reducer="mean", further=NAMES)
+    for name in ("mean", *NAMES):
+        alone = live_stream(model, texts(lengths, batch_size=batch_size), reducer=name)
+        pairs = zip(both.batches(0, 7), alone.batches(0, 7), strict=True)
+        for one, other in pairs:
+            for key, x in other.rows.items():
+                found = key if name == "mean" else f"{key}|{name}"
+                assert torch.equal(one.rows[found], x)
+                assert torch.equal(one.example[found], other.example[key])
+                assert torch.equal(one.position[found], other.position[key])
+
+
+class Poisoned(nn.Module):
+    """An embedding whose padding is NaN, as some kernels leave it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = nn.Embedding(100, 4), nn.Identity()
+
+    def forward(self, input_ids, attention_mask):
+        x = self.block(input_ids)
+        return self.last(x.masked_fill(attention_mask[..., None] == 0, float("nan")))
+
+
+@pytest.mark.truth("the mean of the embeddings of the real tokens")
+def test_nan_in_padding_does_not_reach_a_mean_that_is_taken_later():
+    torch.manual_seed(0)
+    module = Poisoned()
+    inputs = texts([5, 3, 9, 3, 7, 4], batch_size=2)
+    model, how = Model(module, task="encoder"), {"reducer": "mean", "keep_special": True}
+    stream = live_stream(model, inputs, "last", further=("tokens",), **how)
+    for batch, raw in zip(stream.batches(0, 6), inputs.batches(0, 6), strict=True):
+        weights = module.block.weight
+        ids, mask = raw.kwargs["input_ids"], raw.kwargs["attention_mask"].bool()
+        each = [weights[i[m]].mean(0) for i, m in zip(ids, mask, strict=True)]
+        torch.testing.assert_close(batch.rows["last:out"], torch.stack(each).detach())
 
 
 def test_the_model_is_as_it_was_whenever_a_batch_is_handed_out():
