@@ -35,6 +35,8 @@ class Planted(Study):
 def test_interval_is_students():
     low, high = stats.t.interval(0.95, 3, loc=0.0475, scale=stats.sem(VALUES))
     assert Outcome(VALUES).interval == pytest.approx((low, high))
+    low, high = stats.t.interval(0.99, 3, loc=0.0475, scale=stats.sem(VALUES))
+    assert Outcome(VALUES, level=0.99).interval == pytest.approx((low, high))
 
 
 @pytest.mark.truth("scipy.stats.nct, the power of a one-sample t test")
@@ -61,6 +63,8 @@ def test_a_table_says_what_was_claimed_and_found():
     entry = table.json()
     assert [c["verdict"] for c in entry["claims"]] == ["holds", "does not hold"]
     assert entry["null"]["as_expected"]
+    low, high = stats.t.interval(0.99, 3, loc=0.0, scale=stats.sem(table.figures["null"]))
+    assert (entry["null"]["low"], entry["null"]["high"]) == pytest.approx((low, high))
     assert entry["figures"]["plain"] == [3.0] * 4
     text = as_text(table)
     for word in ("There is an effect.", "does not hold", "as expected", "ours", "near", "plain"):

@@ -18,6 +18,8 @@ Figures = Mapping[str, float]
 Tick = Callable[[str], None]
 
 LEVEL, POWER = 0.95, 0.8
+NULL_LEVEL = 0.99
+"""Of a null arm's interval: every study has one, and at 95 % one in twenty misses its bar."""
 LEAST_SEEDS = 3
 BETWEEN = " | "
 
@@ -54,10 +56,13 @@ class Outcome:
         One for each seed.
     above : float
         The bar of the claim; for a null arm what is expected.
+    level : float, default=0.95
+        Of the interval.
     """
 
     values: tuple[float, ...]
     above: float = 0.0
+    level: float = LEVEL
 
     @property
     def mean(self) -> float:
@@ -71,19 +76,19 @@ class Outcome:
 
     @property
     def half_width(self) -> float:
-        """Half of the interval at 95 % by Student's t; infinite for one seed."""
-        return _t(1 - (1 - LEVEL) / 2, len(self.values)) * self._error
+        """Half of the interval by Student's t; infinite for one seed."""
+        return _t(1 - (1 - self.level) / 2, len(self.values)) * self._error
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval at 95 %."""
+        """The interval at ``level``."""
         return self.mean - self.half_width, self.mean + self.half_width
 
     @property
     def detectable(self) -> float:
         """The smallest distance from the bar that this design finds four times out of five."""
         n = len(self.values)
-        return (_t(1 - (1 - LEVEL) / 2, n) + _t(POWER, n)) * self._error
+        return (_t(1 - (1 - self.level) / 2, n) + _t(POWER, n)) * self._error
 
     @property
     def verdict(self) -> Verdict:
@@ -176,8 +181,9 @@ class StudyTable:
     seconds: float = field(default=0.0, compare=False)
 
     def outcome(self, claim: Claim) -> Outcome:
-        """Return the figure of a claim over the seeds."""
-        return Outcome(self.figures[claim.key], claim.above)
+        """Return the figure of a claim, or of the null arm, over the seeds."""
+        level = NULL_LEVEL if claim is self.study.null else LEVEL
+        return Outcome(self.figures[claim.key], claim.above, level)
 
     def json(self) -> dict[str, Any]:
         """Return everything as JSON values."""

@@ -2,7 +2,7 @@
 
 from textwrap import wrap
 
-from sonde.studies.study import BETWEEN, Claim, Outcome, StudyTable
+from sonde.studies.study import BETWEEN, NULL_LEVEL, Claim, Outcome, StudyTable
 
 WIDTH = 100
 LARGE = 20.0
@@ -76,8 +76,9 @@ def _claim(table: StudyTable, claim: Claim, is_null: bool = False) -> list[str]:
     if is_null:
         verdict = "as expected" if outcome.covers else "NOT AS EXPECTED"
     lines = wrap(f"{'null: ' if is_null else ''}{claim.text}", WIDTH - 4)
+    level = f" at {NULL_LEVEL:.0%}" if is_null else ""
     figure = (
-        f"{claim.figure}: {outcome.mean:.3f} [{low:.3f}, {high:.3f}]; "
+        f"{claim.figure}: {outcome.mean:.3f} [{low:.3f}, {high:.3f}]{level}; "
         f"{'expected' if is_null else 'bar'} {claim.above:g}; "
         f"would have seen {outcome.detectable:.3f}; {verdict}"
     )
