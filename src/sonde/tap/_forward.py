@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sonde.core.errors import ForwardError, SondeError
+from sonde.core.errors import ForwardError, MachineError, SondeError, is_out_of_memory
 from sonde.core.inputs import InputBatch
 from sonde.core.wording import plural
 
@@ -59,6 +59,21 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
             f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
             f"({plural(len(batch), 'example')} from {batch.ids[0]} on): {reason.rstrip('.')}. "
             "Give inputs of the kind and size that it is made for."
+        ) from error
+
+
+@contextlib.contextmanager
+def advising(batch: InputBatch) -> Iterator[None]:
+    """Do as ``forward_on``, and say what to do where memory does not suffice."""
+    try:
+        with forward_on(batch):
+            yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, SondeError) or not is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"out of memory with {plural(len(batch), 'example')} in a forward. "
+            f"Try --batch-size {max(1, len(batch) // 2)}."
         ) from error
 
 

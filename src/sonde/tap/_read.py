@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
 from sonde.tap._choose import Kind
+from sonde.tap._forward import advising
 from sonde.tap._hooks import Session
 from sonde.tap._rack import Rack
 from sonde.tap._shared import Shared
@@ -91,43 +92,54 @@ class Reader:
         foreign = any(m._forward_hooks_always_called for m in self.modules)
         return not (open_ended or foreign or any(_offloads_block(m) for m in self.modules))
 
-    def run(
+    def read(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
+    ) -> Reading | Taken:
+        """Run the model once; the session is open.
+
+        What is small becomes rows after several forwards, in ``readings``: the same few calls again
+        and again find warm caches, which they do not in between.
+        """
+        taken = self._run(args, kwargs, batch, frame)
+        return taken if 0 < taken.held_bytes <= HELD_BYTES else self._read(taken)
+
+    def readings(self, several: Sequence[Reading | Taken]) -> list[Reading]:
+        """Return the rows of forwards; the session is open still."""
+        waiting = [one for one in several if isinstance(one, Taken)]
+        if waiting:
+            with advising(waiting[0].batch):
+                settle(waiting)
+        return [one if isinstance(one, Reading) else self._read(one) for one in several]
+
+    def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
     ) -> Taken:
-        """Run the model once, and keep what becomes rows in ``readings``; the session is open.
-
-        What is small becomes rows after several forwards: the same few calls again and again find
-        warm caches, which they do not in between.
-        """
         self.rack.begin()
         stops = self.may_stop and kwargs.get("past_key_values") is None
         stop = self.session.stop if stops else None
         taken = Taken(self.kinds, (args, kwargs), batch, frame, self.rack, stop)
         for slot in self.slots:
             slot.begin(taken)
-        output = self.session.run(args, kwargs)
-        for slot in self.slots:
-            slot.end()
-        logits = self._logits(output, frame)
-        if self.objective is not None:
-            self._backward(output, logits, batch)
+        try:
+            with advising(batch):
+                output = self.session.run(args, kwargs)
+                logits = self._logits(output, frame)
+                if self.objective is not None:
+                    self._backward(output, logits, batch)
+        finally:
+            for slot in self.slots:
+                slot.end()
         taken.logits = None if logits is None else logits.detach()
-        if taken.held_bytes > HELD_BYTES:
-            settle([taken])
         return taken
 
-    def readings(self, several: Sequence[Taken]) -> list[Reading]:
-        """Return the rows of forwards; the session is open still."""
-        settle(several)
-        return [self._reading(self._sound(taken)) for taken in several]
-
-    def _sound(self, taken: Taken) -> Taken:
-        """Run the model again where a token that does not count may have spoilt a mean."""
+    def _read(self, taken: Taken) -> Reading:
+        """Return the rows of a forward; run it again where padding may have spoilt a mean."""
+        with advising(taken.batch):
+            settle([taken])
         if taken.may_be_poisoned:
             taken.frame.is_careful = True
-            taken = self.run(*taken.call, taken.batch, taken.frame)
-            settle([taken])
-        return taken
+            return self._read(self._run(*taken.call, taken.batch, taken.frame))
+        return self._reading(taken)
 
     def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
         with torch.enable_grad():

@@ -32,6 +32,11 @@ class Slab:
             return x
         return self.place(x.shape, x.dtype).copy_(x)
 
+    def keep_each(self, x: Tensor) -> list[Tensor]:
+        """Return a copy of each member of ``x``, small ones outside the heap."""
+        small = x.is_cpu and 0 < x[:1].nbytes <= SLAB_BYTES
+        return [self.keep(member) if small else member.clone() for member in x.unbind()]
+
     def place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a place of its own, unfilled, of at most ``SLAB_BYTES``.
 

@@ -37,14 +37,15 @@ class Slot:
         self.path, self.module, self.port, self.kinds = path, module, port, tuple(kinds)
         self.stop_at, self.differentiates = stop_at, differentiates
         self._leaves: dict[int, tuple[Leaf, ...]] = {}
+        self._taken: Taken | None = None
 
     def begin(self, taken: Taken) -> None:
         """Count calls anew, and hand tensors to ``taken`` from here on."""
         self._taken, self._calls = taken, 0
 
     def end(self) -> None:
-        """Let go of what was taken."""
-        del self._taken
+        """Let go of what was taken; what the module is called for after that is not read."""
+        self._taken = None
 
     def _called(self) -> tuple[Leaf, ...]:
         """Return what this call is read for."""
@@ -58,24 +59,27 @@ class Slot:
 
     def after(self, output: Any) -> Any:
         """Take from an output; return one with gradient-requiring tensors if those are needed."""
+        taken = self._taken
+        if taken is None:
+            return None
         found: list[tuple[Leaf, Tensor]] = []
         for leaf in self._called():
             x = find(output, leaf.key)
             if x is None:
                 site = str(leaf.kinds[0].site)
                 raise SiteError(f"Site: {site!r} returned no such tensor this time.")
-            self._taken.take(leaf, x, self._calls)
+            taken.take(leaf, x, self._calls)
             found.append((leaf, x))
-        changed = self._watched(output, found) if self.differentiates else output
-        self._count()
+        changed = self._watched(taken, output, found) if self.differentiates else output
+        self._count(taken)
         return None if changed is output else changed
 
-    def _watched(self, output: Any, found: Sequence[tuple[Leaf, Tensor]]) -> Any:
+    def _watched(self, taken: Taken, output: Any, found: Sequence[tuple[Leaf, Tensor]]) -> Any:
         by_tensor: dict[int, tuple[Tensor, list[Kind]]] = {}
         for leaf, x in found:
             by_tensor.setdefault(id(x), (x, []))[1].extend(leaf.kinds)
         for x, kinds in by_tensor.values():
-            watched = self._taken.watch(kinds, x, self._calls)
+            watched = taken.watch(kinds, x, self._calls)
             output = replaced(output, x, watched) if watched is not x else output
         return output
 
@@ -86,19 +90,22 @@ class Slot:
 
         What else reads the same tensor takes no part in the gradient.
         """
+        taken = self._taken
+        if taken is None:
+            return None
         mine = self._called()
         for leaf in mine:
             x = find_input(self.module, args, kwargs, leaf.key)[1]
-            self._taken.take(leaf, x, self._calls)
+            taken.take(leaf, x, self._calls)
         for leaf in mine if self.differentiates else ():
             x = find_input(self.module, args, kwargs, leaf.key)[1]
             own = x.clone() if x.requires_grad else x
-            watched = self._taken.watch(leaf.kinds, own, self._calls)
+            watched = taken.watch(leaf.kinds, own, self._calls)
             args, kwargs = with_input(args, kwargs, x, watched)
-        self._count()
+        self._count(taken)
         return (args, kwargs) if self.differentiates and mine else None
 
-    def _count(self) -> None:
+    def _count(self, taken: Taken) -> None:
         call, self._calls = self._calls, self._calls + 1
-        if call == self.stop_at and self._taken.stop is not None:
-            self._taken.stop()
+        if call == self.stop_at and taken.stop is not None:
+            taken.stop()

@@ -15,6 +15,10 @@ from sonde.tap._rack import Rack
 from sonde.tap._waiting import SMALL_BYTES
 from sonde.tap.frame import POOLED, Frame
 
+TOKENS = ("row", "pos", "dim")
+STACKED_BYTES = 2**26
+"""Copies are stacked up to this size at once."""
+
 Calls = dict[int, tuple[Tensor, Hashable]]
 """Rows and their layout by call of the module."""
 
@@ -32,20 +36,20 @@ class Leaf:
         late = [k for k in kinds if copied and (k.reduction.can_wait or k.reduction.is_token_mean)]
         self.late, self.soon = tuple(late), tuple(k for k in kinds if k not in late)
         self.like = tuple(kind.reduction.stack_key for kind in late)
+        self.axes = sorted({kind.reduction.axes.kind for kind in late})
 
 
-class _Held(NamedTuple):
+class Held(NamedTuple):
     """A copy of a tensor, until it becomes rows."""
 
-    taken: "Taken"
     leaf: Leaf
     call: int
     copy: Tensor
 
-    def like(self) -> Hashable:
+    def like(self, frame: Frame) -> Hashable:
         """Return what is equal where copies become rows by the same calls of torch."""
-        copy, axes = self.copy, self.leaf.late[0].reduction.axes.kind
-        alike = self.taken.frame.alike(axes, copy.shape[1])
+        copy = self.copy
+        alike = tuple(frame.alike(axis, copy.shape[1]) for axis in self.leaf.axes)
         return self.leaf.like, copy.shape, copy.dtype, copy.device, alike
 
 
@@ -86,17 +90,17 @@ class Taken:
         self.rows: dict[str, Calls] = {kind.key: {} for kind in kinds}
         self.gradients: dict[str, Calls] = {kind.key: {} for kind in kinds}
         self.logits: Tensor | None = None
-        self.held: list[_Held] = []
+        self.held: list[Held] = []
         self.held_bytes = 0
 
     def take(self, leaf: Leaf, x: Tensor, call: int) -> None:
         """Take rows of a tensor, or hold a copy of it until the forward is over."""
         soon, size = leaf.soon, x.nbytes
         x = x.detach() if x.requires_grad else x
-        if size > SMALL_BYTES or x.is_nested:
+        if size > SMALL_BYTES or x.is_nested or x.ndim != len(TOKENS):
             soon = leaf.kinds
         elif leaf.late:
-            self.held.append(_Held(self, leaf, call, x.clone()))
+            self.held.append(Held(leaf, call, x.clone()))
             self.held_bytes += size
         for kind in soon:
             with at_site(kind.key):
@@ -104,7 +108,7 @@ class Taken:
 
     def _reduced(self, kind: Kind, x: Tensor) -> tuple[Tensor, Hashable]:
         reduction = kind.reduction
-        if reduction.is_token_mean and not x.is_nested:
+        if reduction.is_token_mean and not x.is_nested and x.ndim == len(TOKENS):
             return reduction.token_mean(x, self.frame, self.rack), POOLED
         rows, layout = reduction(x, self.frame)
         return self.rack.slab.keep(rows), layout
@@ -135,19 +139,33 @@ class Taken:
 
 def settle(several: Sequence[Taken]) -> None:
     """Make rows of the copies that were held in forwards of one reader, like ones together."""
-    groups: dict[Hashable, list[_Held]] = {}
+    groups: dict[Hashable, list[tuple[Taken, Held]]] = {}
     for taken in several:
         for one in taken.held:
-            groups.setdefault(one.like(), []).append(one)
+            groups.setdefault(one.like(taken.frame), []).append((taken, one))
         taken.held, taken.held_bytes = [], 0
     for alike in groups.values():
-        copies, first = [one.copy for one in alike], alike[0]
-        for place, kind in enumerate(first.leaf.late):
-            with at_site(kind.key):
-                frame, slab = first.taken.frame, first.taken.rack.slab
-                made, layout = kind.reduction.of_copies(copies, frame, slab)
-            for one, rows in zip(alike, made, strict=True):
-                one.taken.rows[one.leaf.late[place].key][one.call] = rows, layout
+        step = max(1, STACKED_BYTES // max(1, alike[0][1].copy.nbytes))
+        for start in range(0, len(alike), step):
+            _make_rows(alike[start : start + step])
+
+
+def _make_rows(alike: Sequence[tuple[Taken, Held]]) -> None:
+    """Make rows of copies of one shape, in which the same tokens count."""
+    taken, first = alike[0]
+    copies = [one.copy for _, one in alike]
+    for place, kind in enumerate(first.leaf.late):
+        with at_site(kind.key):
+            rows, layout = kind.reduction.of_copies(copies, taken.frame)
+        if isinstance(rows, Tensor):
+            slab = taken.rack.slab
+            # Batches must not share memory; the sites of one may, which fragments the heap less.
+            alone = alike[-1][0] is taken
+            rows = slab.keep(rows).unbind() if alone else slab.keep_each(rows)
+        else:
+            copies = [copy.clone() for copy in copies] if place + 1 < len(first.leaf.late) else []
+        for (mine, one), own in zip(alike, rows, strict=True):
+            mine.rows[one.leaf.late[place].key][one.call] = own, layout
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -14,14 +13,12 @@ from torch import Tensor, nn
 
 from sonde.core._shown import places
 from sonde.core.batch import Batch, Head, SiteSchema
-from sonde.core.errors import InputError, MachineError, SondeError, is_out_of_memory
+from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
-from sonde.core.wording import plural
 from sonde.tap._choose import Kind, choose_kinds
-from sonde.tap._forward import forward_on
 from sonde.tap._generation import token_arguments
 from sonde.tap._inputs import right_padded
 from sonde.tap._read import Reader, Reading, reading_of
@@ -248,16 +245,14 @@ class LiveStream(Stream):
 
     def _several(self, reader: Reader, batches: Sequence[InputBatch], place: Place) -> list[Batch]:
         with reader.session:
-            ran = [self._ran(reader, batch, place) for batch in batches]
-            with _advising(batches[0]):
-                readings = reader.readings(ran)
+            read = [self._read(reader, batch, place) for batch in batches]
+            readings = reader.readings(read)
         perturbed = [self._perturbed(batch, place) for batch in batches]
         return list(map(self._made, batches, readings, perturbed))
 
-    def _ran(self, reader: Reader, batch: InputBatch, place: Place) -> Taken:
+    def _read(self, reader: Reader, batch: InputBatch, place: Place) -> Reading | Taken:
         args, kwargs = moved(place, batch.args, batch.kwargs)
-        with _advising(batch):
-            return reader.run(args, kwargs, batch, Frame(batch, place[0], reader.shared))
+        return reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
 
     def _perturbed(self, batch: InputBatch, place: Place) -> Tensor | None:
         if self.perturb is None:
@@ -315,21 +310,6 @@ class LiveStream(Stream):
             "seed": self.seed,
             "data": self.inputs.identity(),
         }
-
-
-@contextmanager
-def _advising(batch: InputBatch) -> Iterator[None]:
-    """Say what to do where a forward on a batch fails."""
-    try:
-        with forward_on(batch):
-            yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, SondeError) or not is_out_of_memory(error):
-            raise
-        raise MachineError(
-            f"out of memory with {plural(len(batch), 'example')} in a forward. "
-            f"Try --batch-size {max(1, len(batch) // 2)}."
-        ) from error
 
 
 _TOLD: WeakSet[nn.Module] = WeakSet()

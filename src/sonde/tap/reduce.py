@@ -15,7 +15,6 @@ from sonde.tap._means import weighted_mean
 from sonde.tap._nested import padded
 from sonde.tap._patches import averaged
 from sonde.tap._rack import Rack
-from sonde.tap._slab import Slab
 from sonde.tap._steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 from sonde.tap.axes import FREE, Axes
 from sonde.tap.frame import FROM_BEFORE, POOLED, Frame
@@ -148,16 +147,17 @@ class Reduction:
         return take(x.flatten(0, 1), frame.beside(flat, x), frame.beside(row, x)), layout
 
     def of_copies(
-        self, copies: Sequence[Float[Tensor, "row pos dim"]], frame: Frame, slab: Slab
-    ) -> tuple[Sequence[Float[Tensor, "_row _dim"]], Hashable]:
-        """Return the rows of copies of one shape, and their layout; all tokens are the copy."""
+        self, copies: Sequence[Float[Tensor, "row pos dim"]], frame: Frame
+    ) -> tuple[list[Tensor] | Float[Tensor, "_site _row _dim"], Hashable]:
+        """Return the rows of copies of one shape, and their layout.
+
+        Rows of all tokens are the copies themselves, a list; else one new tensor.
+        """
         keep, length = self.reducer.keep_special, copies[0].shape[1]
         if self.reducer.name == "tokens" and frame.is_whole(self._kind, length, keep):
             frame.check(copies[0].shape[0])
-            rows = [copy.flatten(0, 1) for copy in copies]
-            return rows, ("tokens", self._kind, length, keep)
-        found, layout = self.stacked(copies, frame)
-        return slab.keep(found).unbind(), layout
+            return [copy.flatten(0, 1) for copy in copies], ("tokens", self._kind, length, keep)
+        return self.stacked(copies, frame)
 
     @cached_property
     def can_wait(self) -> bool:
