@@ -361,12 +361,13 @@ def test_more_memory_than_allowed_is_refused_before_the_start():
 
 def test_rows_that_are_not_finite_are_dropped_counted_and_score_inf():
     x = rows(400)
-    x[[3, 50], 1] = torch.nan
-    fitted = fit(Mahalanobis(), Stream.of(x), **QUIET)
+    x[[3, 28], 1] = torch.nan
+    stream = Stream.of(x, ids=[str(i) for i in range(400)])  # which are held out hangs on the ids
+    fitted = fit(Mahalanobis(), stream, **QUIET)
     assert fitted.header["counters"]["nonfinite|x"] == 2
-    table = score(fitted, Stream.of(x), progress=False)
+    table = score(fitted, stream, progress=False)
     scores = np.array(table["score"].to_pylist())
-    assert np.flatnonzero(np.isinf(scores)).tolist() == [3, 50]
+    assert np.flatnonzero(np.isinf(scores)).tolist() == [3, 28]
     scorer = fitted.result("mahalanobis")
     n_infinite = int(scorer.calibration.scores.isinf().sum())  # held out, where they calibrate
     assert n_infinite == 1
