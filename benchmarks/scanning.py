@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.child import resident, run_child
-from benchmarks.hooks import bare_cost, in_bare_hooks
-from benchmarks.nets import Tokens, encoder, forward_of, token_batch, transformer
+from benchmarks.nets import Tokens, encoder, forward_of, transformer
 from benchmarks.protocol import ratios, spread_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
@@ -26,7 +25,6 @@ from sonde.findings.settings import ScanSettings
 from sonde.tap import live_stream
 
 TIME_BUDGET, BATCH_BUDGET, MEMORY_BUDGET = 1.15, 80.0, 1.05
-BARE_BUDGET = 8.0
 FURTHER = ("tokens", "patches")
 EVERY = 4
 
@@ -180,24 +178,21 @@ def scan_small(size: Size) -> list[Row]:
         beyond.append(mine * (clock.parts["pass"] - plain))
         noise.append(mine * plain * (sum(clock.again) / sum(clock.paired) - 1))
         forward.append(1e3 * plain / len(clock.plain))
-    row = Row(
-        "scan-small",
-        f"scan, small net ({depth} x 64, one text of 64), per site and batch",
-        statistics.median(beyond),
-        unit="us",
-        budget=BATCH_BUDGET,
-        spread=spread_of(noise),
-        rounds=rounds,
-        note=(
-            f"{min(beyond):.0f} to {max(beyond):.0f} in {rounds} scans of {n} texts, "
-            f"plain forward {statistics.median(forward):.2f} ms"
-        ),
-    )
-    net = transformer(depth, 64)
-    plain = forward_of(net, **token_batch(1, 64))
-    sites = [f"h.{i}" for i in range(depth)]
-    bare = bare_cost(net, sites, plain, per_round=size.pick(200, 2), rounds=size.pick(21, 3))
-    return [row, in_bare_hooks(row, bare, BARE_BUDGET)]
+    return [
+        Row(
+            "scan-small",
+            f"scan, small net ({depth} x 64, one text of 64), per site and batch",
+            statistics.median(beyond),
+            unit="us",
+            budget=BATCH_BUDGET,
+            spread=spread_of(noise),
+            rounds=rounds,
+            note=(
+                f"{min(beyond):.0f} to {max(beyond):.0f} in {rounds} scans of {n} texts, "
+                f"plain forward {statistics.median(forward):.2f} ms"
+            ),
+        )
+    ]
 
 
 def scan_memory(size: Size) -> list[Row]:
