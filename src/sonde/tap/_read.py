@@ -109,7 +109,7 @@ class Reader:
         if waiting:
             with advising(waiting[0].batch):
                 settle(waiting)
-        return [one if isinstance(one, Reading) else self._read(one) for one in several]
+        return [one if isinstance(one, Reading) else self._sound(one) for one in several]
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
@@ -133,9 +133,13 @@ class Reader:
         return taken
 
     def _read(self, taken: Taken) -> Reading:
-        """Return the rows of a forward; run it again where padding may have spoilt a mean."""
+        """Return the rows of a forward at once."""
         with advising(taken.batch):
             settle([taken])
+        return self._sound(taken)
+
+    def _sound(self, taken: Taken) -> Reading:
+        """Return rows; those of another forward where padding may have spoilt a mean."""
         if taken.may_be_poisoned:
             taken.frame.is_careful = True
             return self._read(self._run(*taken.call, taken.batch, taken.frame))

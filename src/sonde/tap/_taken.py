@@ -154,16 +154,18 @@ def _make_rows(alike: Sequence[tuple[Taken, Held]]) -> None:
     """Make rows of copies of one shape, in which the same tokens count."""
     taken, first = alike[0]
     copies = [one.copy for _, one in alike]
+    given = False
     for place, kind in enumerate(first.leaf.late):
         with at_site(kind.key):
             rows, layout = kind.reduction.of_copies(copies, taken.frame)
         if isinstance(rows, Tensor):
-            slab = taken.rack.slab
             # Batches must not share memory; the sites of one may, which fragments the heap less.
-            alone = alike[-1][0] is taken
+            alone, slab = alike[-1][0] is taken, taken.rack.slab
             rows = slab.keep(rows).unbind() if alone else slab.keep_each(rows)
+        elif given:
+            rows = [copy.clone() for copy in rows]
         else:
-            copies = [copy.clone() for copy in copies] if place + 1 < len(first.leaf.late) else []
+            given = True
         for (mine, one), own in zip(alike, rows, strict=True):
             mine.rows[one.leaf.late[place].key][one.call] = own, layout
 

@@ -271,11 +271,15 @@ class Frame:
         if layout == POOLED:
             example, position = self.shared.pooled(self.n)
             return Columns(example, position if self.batch.first is None else self.first)
-        name, *sizes_of = layout  # type: ignore[misc]  # a tuple of a name and sizes
-        if name == "tokens":
-            self.flat(*sizes_of)
-            return self._columns[layout]
-        (sizes,) = sizes_of
+        match layout:
+            case ("tokens", str(axis), int(length), bool(keep)):
+                self.flat(axis, length, keep)
+                return self._columns[layout]
+            case ("space", tuple(sizes)):
+                return self._cells(sizes)
+        raise ValueError(f"expected a layout of rows, got {layout!r}")
+
+    def _cells(self, sizes: tuple[int, ...]) -> Columns:
         count = math.prod(sizes)
         example = torch.arange(self.n).repeat_interleave(count)
         position = torch.arange(count).repeat(self.n)
