@@ -46,7 +46,7 @@ class GroupMeans(Statistic[GroupMeansState]):
         size = torch.bincount(member)
         sums = torch.zeros(len(size), x.shape[1], dtype=z.dtype, device=z.device)
         sums = sums.index_add_(0, member, z).double()
-        squares = column_sum(z.square())
+        squares = column_sum(z.square_())
         rows = MomentsState(len(x), mean, squares - len(x) * residual.square())
         within = squares - (sums.square() / size[:, None]).sum(0)
         return GroupMeansState(rows, within.clamp(min=0.0), len(size))
