@@ -15,8 +15,9 @@ from findings._nets import (
 )
 from narrow import expect
 from sonde.core.stream import Stream
+from sonde.findings.evidence import as_array
 from sonde.findings.snd014 import SND014
-from sonde.findings.snd022 import SND022, _of_moments, directions, few_classes
+from sonde.findings.snd022 import SND022, _of_moments, directions, few_classes, few_outputs
 
 
 @pytest.mark.truth("eigenvalues of numpy's corrcoef")
@@ -119,3 +120,73 @@ def test_what_few_numbers_feed_is_not_judged(wide: bool) -> None:
     assert directions(evidence.sites[-1]) < 2.0
     assert checked(SND022(), evidence).state == "not_applicable"
     assert checked(SND014(), evidence).state == "not_applicable"
+
+
+def regressor(n_outputs: int, seed: int) -> tuple[nn.Module, torch.Tensor]:
+    """Return a net that has learned numbers, and what it learned on."""
+    torch.manual_seed(seed)
+    x, weight = noise(1000, 16, seed=seed), noise(16, n_outputs, seed=seed + 1) / 4
+    weight[:, 1:] += weight[:, :1]
+    y = (x @ weight).tanh()
+    hidden = [nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
+    net = nn.Sequential(*hidden, nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, n_outputs))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3, weight_decay=1e-3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert functional.mse_loss(net(x), y) < 0.02 * y.var()
+    return net.eval(), x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_a_model_that_answers_with_few_numbers_has_few_directions(n_outputs: int) -> None:
+    net, x = regressor(n_outputs, seed=3)
+    evidence = evidence_of(tensors(net, x))
+    low = [site for site in evidence.sites if site.alive.sum() >= 8 and directions(site) < 2.0]
+    assert low
+    assert SND022().check(evidence).state in ("clear", "withheld")
+    assert SND022(explained=1.0).check(evidence).state == "raised"
+
+
+@pytest.mark.slow
+def test_a_collapse_beside_what_a_regressor_answers_is_one() -> None:
+    net, x = regressor(1, seed=3)
+    torch.manual_seed(0)
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.side, self.net = nn.Linear(16, 16), net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.side(x)
+            return self.net(x)
+
+    module = Beside().eval()
+    with torch.no_grad():
+        u, s, v = torch.linalg.svd(module.side.weight)
+        module.side.weight.copy_(s[0] * torch.outer(u[:, 0], v[-1]))
+    check = checked(SND022(), tensors(module, x))
+    assert_raised(check, "error")
+    assert check.finding is not None
+    assert check.finding.sites == ("side",)
+
+
+@pytest.mark.truth("least squares and eigenvalues of numpy's corrcoef")
+def test_share_of_the_main_direction_that_an_output_is() -> None:
+    import numpy as np
+
+    net, x = regressor(1, seed=4)
+    evidence = evidence_of(tensors(net, x))
+    site = evidence.sites[-2]
+    rows, y = as_array(site.sample), evidence.column("logits", site)
+    assert y is not None
+    rows = rows[:, rows.std(0) > 0]
+    corr = [np.corrcoef(rows[:, j], y[:, 0].double().numpy())[0, 1] for j in range(rows.shape[1])]
+    largest = np.linalg.eigvalsh(np.corrcoef(rows.T)).max()
+    n, share = few_outputs(site, evidence)
+    assert n == 1
+    assert share == pytest.approx(float(np.square(corr).sum() / largest), rel=1e-4)

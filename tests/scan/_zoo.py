@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ ROWS = 1_000
 BATCH = 64
 
 Items = list[dict[str, Any]]
+CROSS_ENTROPY = partial(functional.cross_entropy, label_smoothing=0.05)
 
 
 class Residual(nn.Module):
@@ -110,6 +111,35 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(found.data / 16, dtype=torch.float32), torch.tensor(found.target)
 
 
+REGRESSORS: dict[str, tuple[type[nn.Module], float]] = {
+    "relu-regressor": (nn.ReLU, 2**0.5),
+    "tanh-regressor": (nn.Tanh, 1.0),
+}
+
+
+@cache
+def digit_regressor(family: str, seed: int, trained: bool) -> tuple[nn.Module, float]:
+    """Return a net that says how far right the ink lies, and its R2 on digits of the other fifth.
+
+    Weight decay leaves layers that say little else than this number.
+    """
+    torch.manual_seed(seed)
+    net = plain(*REGRESSORS[family])
+    net[-1] = nn.Linear(64, 1)
+    x, _ = digits()
+    across = x.unflatten(1, (8, 8)).sum(1)
+    place = (across @ torch.arange(8.0) / across.sum(1))[:, None]
+    place = (place - place.mean()) / place.std()
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
+    held, mine = order[: len(x) // 5], order[len(x) // 5 :]
+    if trained:
+        train(net, x[mine], place[mine], 3e-3, 1_000, functional.mse_loss, decay=0.3)
+    net.eval()
+    with torch.no_grad():
+        wrong = (net(x[held]) - place[held]).square().mean()
+    return net, float(1 - wrong / place[held].var(correction=0))
+
+
 @cache
 def digit_net(family: str, seed: int, trained: bool) -> tuple[nn.Module, float]:
     """Return one net and its accuracy on the fifth of the digits that it was not trained on."""
@@ -127,15 +157,23 @@ def digit_net(family: str, seed: int, trained: bool) -> tuple[nn.Module, float]:
 
 
 @torch.enable_grad()
-def train(net: nn.Module, x: Tensor, label: Tensor, rate: float, steps: int) -> None:
+def train(
+    net: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    rate: float,
+    steps: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
+    decay: float = 0.01,
+) -> None:
     """Fit a net by Adam with one cycle of the learning rate."""
     net.train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     for _ in range(steps):
         rows = torch.randint(len(x), (BATCH,))
         optimiser.zero_grad()
-        functional.cross_entropy(net(x[rows]), label[rows], label_smoothing=0.05).backward()
+        loss(net(x[rows]), target[rows]).backward()
         optimiser.step()
         schedule.step()
 
@@ -208,7 +246,7 @@ def settle_batch_norms(module: nn.Module, items: Items) -> None:
 class Animal:
     """One healthy model and how it is scanned.
 
-    ``learned`` is its accuracy, or None where that is not the point.
+    ``learned`` is its accuracy or R2, or None where that is not the point.
     """
 
     name: str
@@ -254,6 +292,9 @@ def zoo() -> Iterator[Animal]:
         for family in FAMILIES:
             for seed in SEEDS:
                 yield _digit_animal(family, seed, trained)
+        for family in REGRESSORS:
+            for seed in SEEDS:
+                yield _regressor_animal(family, seed, trained)
     for architecture in ARCHITECTURES:
         yield Animal(f"random {architecture.name}", lambda a=architecture: scan_architecture(a))
     yield Animal("sonde:digits", lambda: _shipped("sonde:digits", "sonde:digits/test"))
@@ -270,6 +311,16 @@ def _digit_animal(family: str, seed: int, trained: bool) -> Animal:
 
     name = f"{'trained' if trained else 'random'} {family} {seed}"
     return Animal(name, scan, lambda: digit_net(family, seed, trained)[1])
+
+
+def _regressor_animal(family: str, seed: int, trained: bool) -> Animal:
+    def scan() -> Report:
+        net, _ = digit_regressor(family, seed, trained)
+        items = [{"x": item["x"], "id": item["id"]} for item in digit_items(seed)]
+        return sonde.scan(net, items, settings=quiet())
+
+    name = f"{'trained' if trained else 'random'} {family} {seed}"
+    return Animal(name, scan, lambda: digit_regressor(family, seed, trained)[1])
 
 
 def scan_architecture(architecture: Architecture) -> Report:

@@ -2,14 +2,24 @@
 
 import pytest
 
-from scan._zoo import ARCHITECTURES, FAMILIES, HEADER, SEEDS, Animal, examine, summary, zoo
+from scan._zoo import (
+    ARCHITECTURES,
+    FAMILIES,
+    HEADER,
+    REGRESSORS,
+    SEEDS,
+    Animal,
+    examine,
+    summary,
+    zoo,
+)
 
 pytestmark = pytest.mark.slow
 
 LEARNED = 0.95
 ANIMALS = list(zoo())
 GROUPS = {
-    **{f"{how} {f}": len(SEEDS) for how in ("trained", "random") for f in FAMILIES},
+    **{f"{how} {f}": len(SEEDS) for how in ("trained", "random") for f in [*FAMILIES, *REGRESSORS]},
     **{f"random {a.name}": 1 for a in ARCHITECTURES},
     "sonde:digits": 1,
     "sonde:stdlib": 1,

@@ -31,7 +31,8 @@ class SND022(Rule):
         Sites with fewer units that vary are not judged, nor those that are fed by fewer numbers:
         few units have few directions.
     explained : float, default=0.8
-        Share of the variance between at most three classes beyond which SND032 speaks instead.
+        Share of the variance between at most three classes beyond which SND032 speaks instead; and
+        share of what one or two directions hold beyond which a model's one or two outputs are them.
     """
 
     warning: float = 2.0
@@ -47,7 +48,8 @@ class SND022(Rule):
         "single positions where a module slides over an image and these have more. The raw "
         "covariance is not used: one large unit brings its ratio to 1 on healthy networks. "
         "Sites that are fed by fewer than eight numbers or channels are left out. "
-        "Withheld where two or three classes hold 80 % of the variance."
+        "Withheld where two or three classes hold 80 % of the variance, and where a model "
+        "answers with one or two numbers that explain 80 % of what so many directions can."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -68,12 +70,11 @@ class SND022(Rule):
             )
         values = {s.name: directions(s) for s in sites}
         low = [s for s in sites if values[s.name] < self.warning]
-        few = {s.name: e for s in low if (e := few_classes(s, evidence)) > self.explained}
+        few = {s.name: why for s in low if (why := self._asked_for(s, evidence))}
         hits = [s for s in low if s.name not in few]
         judged = hits or [s for s in sites if s.name not in few]
         if not judged:
-            share = max(few.values())
-            return self.withheld(f"few classes hold {percent(share)} of the variance: see SND032")
+            return self.withheld(few[low[-1].name])
         worst = min(judged, key=lambda s: values[s.name])
         value = values[worst.name]
         level = reached(value, None, self.warning, self.error, below=True)
@@ -88,6 +89,19 @@ class SND022(Rule):
         if level is None:
             return self.clear(figure, values=values)
         return self.raised(self._finding(worst, hits, value, level, figure), values=values)
+
+    def _asked_for(self, site: SiteEvidence, evidence: Evidence) -> str:
+        """Return why few directions are what the task asks for; empty where they are not."""
+        share = few_classes(site, evidence)
+        if share > self.explained:
+            return f"few classes hold {percent(share)} of the variance: see SND032"
+        n, share = few_outputs(site, evidence)
+        if share > self.explained:
+            return (
+                f"the model answers with {plural(n, 'number')}, which at {places([site.name])} "
+                f"explain {percent(share)} of what so many directions can"
+            )
+        return ""
 
     def _finding(
         self,
@@ -173,3 +187,24 @@ def _predicted(site: SiteEvidence, evidence: Evidence) -> ClassMomentsState | No
     if logits is None or logits.ndim != 2 or logits.shape[1] > 1024:
         return None
     return ClassMoments("diag").observe(rows_as_float(site.sample), logits.cpu().argmax(1))
+
+
+def few_outputs(site: SiteEvidence, evidence: Evidence) -> tuple[int, float]:
+    """Return how many numbers a model answers with, and how far they are a site's main directions.
+
+    That is the share of standardised variance that a linear fit on them explains, over what as many
+    principal directions do; 0 with more than two outputs, or labelled classes.
+    """
+    outputs, classes = evidence.column("logits", site), site.classes
+    if outputs is None or outputs.ndim != 2 or outputs.shape[1] > 2:
+        return 0, 0.0
+    n = outputs.shape[1]
+    if (classes is not None and len(classes.labels) > 1) or not bool(outputs.isfinite().all()):
+        return n, 0.0
+    z = rows_as_float(site.sample)
+    z = z[:, z.amax(0) > z.amin(0)]
+    z = (z - z.mean(0)) / z.std(0)
+    y = outputs.to(z)
+    basis = torch.linalg.svd(y - y.mean(0), full_matrices=False).U
+    best = torch.linalg.svdvals(z)[:n].square().sum()
+    return n, float((basis.T @ z).square().sum() / best)
