@@ -122,3 +122,16 @@ def test_a_copy_of_a_tapped_model_is_not_tapped():
         rows = tap.rows["0:out"]
     twin(X * 5)
     assert torch.equal(tap.rows["0:out"], rows)
+
+
+def test_a_single_number_has_no_rows_to_reduce():
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean()
+
+    net = nn.Sequential(nn.Linear(3, 3), Mean())
+    with Tap(net, ["1"], "mean"), pytest.raises(SiteError, match="single number.*reducer=None"):
+        net(torch.ones(2, 3))
+    with Tap(net, ["1"]) as tap:
+        net(torch.ones(2, 3))
+    assert tap.rows["1:out"].shape == ()

@@ -218,6 +218,11 @@ class Tap:
         if self._reducer is None:
             copy = self._rack.slab.keep(x)
             return x.clone() if copy is x else copy
+        if x.ndim == 0:
+            raise SiteError(
+                f"Tap: {spot.name!r} returned a single number, which has no rows to reduce. "
+                "Read it as it is: reducer=None."
+            )
         frame = self._frame
         if frame is None:
             frame = self._frame = self._framed(x)
