@@ -15,8 +15,8 @@ from benchmarks.environments import peer_version
 from benchmarks.formulas import Rows
 from sonde import detect
 from sonde.core import Running
-from sonde.tap.objectives import kl_uniform
-from sonde.tap.perturb import perturbed_logits
+from sonde.tap.model.objectives import kl_uniform
+from sonde.tap.model.perturb import perturbed_logits
 
 CLASSES, NEIGHBOUR, FEW = 10, 50, 10
 STEEP, BATCH = 10.0, 1024

@@ -13,7 +13,7 @@ from sonde.detect.nac import InfluenceCounts
 from sonde.stats.influence_bins import thresholds
 from sonde.studies._separation import area, fitted_on, scores_of
 from sonde.tap import live_stream
-from sonde.tap.objectives import kl_uniform
+from sonde.tap.model.objectives import kl_uniform
 from tap_inputs import Texts
 
 Z = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]], dtype=torch.float64)

@@ -125,8 +125,8 @@ def test_the_rounding_of_sums_in_another_order_is_no_direction(shift):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3000, 16, generator=generator) + shift
     orders = (torch.arange(3000), torch.randperm(3000, generator=generator))
-    fitted = [fit([Covariance(), KNN()], Stream.of(x[o]), progress=False) for o in orders]
-    found = drift(*fitted)
+    one, other = (fit([Covariance(), KNN()], Stream.of(x[o]), progress=False) for o in orders)
+    found = drift(one, other)
     assert found.rows == "same"
     assert found.directions["x"].length > 0
     assert found.directions["x"].beyond_noise == 0

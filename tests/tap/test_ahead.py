@@ -6,7 +6,8 @@ from torch import nn
 
 from models import bert
 from sonde.core.inputs import Model
-from sonde.tap import live, live_stream
+from sonde.tap import live_stream
+from sonde.tap.reading import live
 from tap_inputs import Arrays, texts
 from tap_snapshot import assert_unchanged, snapshot
 

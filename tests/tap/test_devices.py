@@ -16,9 +16,9 @@ from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
 from sonde.run.watching.guard import Guard
 from sonde.tap import live_stream, replay
-from sonde.tap.axes import Axes
-from sonde.tap.frame import Frame
-from sonde.tap.reduce import Reduction
+from sonde.tap.model.axes import Axes
+from sonde.tap.rows.frame import Frame
+from sonde.tap.rows.reduce import Reduction
 from tap_inputs import Texts, texts
 
 WAITED = "called a synchronizing CUDA operation"

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import sonde.tap.live
+import sonde.tap.reading.live
 from models import gpt2, llama
 from narrow import expect, present
 from sonde.core.inputs import Model
 from sonde.core.site import Reducer
 from sonde.tap import live_stream, replay
-from sonde.tap._record import Spot
-from sonde.tap.frame import Frame
-from sonde.tap.replay import ReplayInputs
+from sonde.tap.generating.recorder import Spot
+from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.rows.frame import Frame
 from tap_inputs import Texts
 
 ITEMS = [[1, 5, 6, 7], [1, 8], [1, 9, 10]]
@@ -48,7 +48,7 @@ def an_end(module) -> int:
     raise AssertionError("no token ends one text early")
 
 
-def watched(module, stream) -> tuple[sonde.tap.live.Batch, Tensor, int]:
+def watched(module, stream) -> tuple[sonde.tap.reading.live.Batch, Tensor, int]:
     """Return a batch, the outputs of the block's calls side by side, and how many there were."""
     calls: list[Tensor] = []
     _ = stream.schema
@@ -139,7 +139,7 @@ def test_rows_of_sampled_texts_repeat_bit_for_bit_and_are_those_of_one_more_forw
     module = llama()
     stream = stream_of(module, reducer, do_sample=True)
     first, second = (next(iter(stream)) for _ in range(2))
-    monkeypatch.setattr(sonde.tap.live, "may_record", lambda *_: False)
+    monkeypatch.setattr(sonde.tap.reading.live, "may_record", lambda *_: False)
     replayed = next(iter(stream_of(module, reducer, do_sample=True)))
     for key, x in first.rows.items():
         assert torch.equal(x, second.rows[key])

@@ -14,7 +14,7 @@ from narrow import expect
 from sonde.core.edit import Scale
 from sonde.core.inputs import Model
 from sonde.tap import Tap, editing, live_stream
-from sonde.tap._hooks import Stop
+from sonde.tap.hooks.session import Stop
 from tap_inputs import Arrays, images, texts
 from tap_snapshot import assert_unchanged, snapshot
 

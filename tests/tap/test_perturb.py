@@ -11,7 +11,7 @@ from sonde.core.perturbation import Perturbation
 from sonde.run.reading.read import read
 from sonde.store import Store, write_store
 from sonde.tap import live_stream
-from sonde.tap.perturb import perturbed_logits
+from sonde.tap.model.perturb import perturbed_logits
 from tap_inputs import Arrays, images, texts
 
 RNG = torch.Generator().manual_seed(0)

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from narrow import present
 from sonde.core.errors import ShapeError, SiteError
 from sonde.tap import Tap
-from sonde.tap._rack import Rack
-from sonde.tap._slab import SLAB_BYTES, Slab
+from sonde.tap.rows.rack import Rack
+from sonde.tap.rows.slab import SLAB_BYTES, Slab
 
 
 def taken(rack: Rack, x: torch.Tensor, careful: bool = False) -> torch.Tensor:
@@ -131,7 +132,7 @@ def test_what_counts_is_asked_of_every_forward():
         for mask in (whole, whole, whole, padded, padded, whole, None, None, None, whole, short):
             x = torch.randn(4, 5, 3, generator=generator)
             if mask is short:
-                mask[2, 0] = 0  # in place, between two forwards of one tensor
+                present(mask)[2, 0] = 0  # in place, between two forwards of one tensor
             first = nn.functional.linear(x, net.a.weight, net.a.bias).detach()
             outputs = [first, nn.functional.linear(first, net.b.weight, net.b.bias).detach()]
             tap.run(x, attention_mask=mask)

@@ -108,7 +108,7 @@ def test_left_padding_that_cannot_be_moved():
     more = dict(batch.kwargs, bias=torch.zeros(1, 4, 4))
     from dataclasses import replace
 
-    from sonde.tap._inputs import right_padded
+    from sonde.tap.rows.padding import right_padded
 
     with pytest.raises(InputError, match="Pad on the right for reading"):
         right_padded(replace(batch, kwargs=more))
@@ -130,7 +130,7 @@ def test_a_single_number_has_no_rows_to_reduce():
             return x.mean()
 
     net = nn.Sequential(nn.Linear(3, 3), Mean())
-    with Tap(net, ["1"], "mean"), pytest.raises(SiteError, match="single number.*reducer=None"):
+    with Tap(net, ["1"], "mean"), pytest.raises(SiteError, match="returned a single number"):
         net(torch.ones(2, 3))
     with Tap(net, ["1"]) as tap:
         net(torch.ones(2, 3))

@@ -13,7 +13,7 @@ from sonde.core.inputs import Model
 from sonde.findings._trials import Trials
 from sonde.run.reading.read import read
 from sonde.tap import Tap, live_stream, replay
-from sonde.tap.seeding import seed_devices
+from sonde.tap.model.seeding import seed_devices
 from tap_inputs import Arrays, Texts, padded
 from tap_snapshot import assert_unchanged, snapshot
 

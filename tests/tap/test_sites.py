@@ -13,7 +13,7 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.tap import Tap, live_stream, probe, resolve
-from sonde.tap.sites import default_sites
+from sonde.tap.model.sites import default_sites
 from tap_inputs import Arrays, images, inputs_for, texts
 
 Pair = namedtuple("Pair", "ids states")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sonde.tap import Tap
-from sonde.tap._slab import SLAB_BYTES, Slab
+from sonde.tap.rows.slab import SLAB_BYTES, Slab
 
 FORKS = """
 import os, torch
-from sonde.tap._slab import Slab
+from sonde.tap.rows.slab import Slab
 slab = Slab()
 kept = slab.keep(torch.ones(3))
 if (pid := os.fork()) == 0:

@@ -7,7 +7,9 @@ from torch import nn
 from models import gpt2, llama
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
-from sonde.tap import Tap, _taken, _waiting, live_stream
+from sonde.tap import Tap, live_stream
+from sonde.tap.reading import taken
+from sonde.tap.rows import waiting
 from tap_inputs import Texts
 
 ITEMS = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14]]
@@ -27,8 +29,8 @@ def rows_of(module: nn.Module, items: list[list[int]], reducer: str):
 def test_stacked_sites_give_the_rows_of_single_ones(build, reducer, items, monkeypatch):
     module = build()
     together = rows_of(module, items, reducer)
-    monkeypatch.setattr(_waiting, "SMALL_BYTES", -1)
-    monkeypatch.setattr(_taken, "SMALL_BYTES", -1)
+    monkeypatch.setattr(waiting, "SMALL_BYTES", -1)
+    monkeypatch.setattr(taken, "SMALL_BYTES", -1)
     alone = rows_of(module, items, reducer)
     assert list(together.rows) == list(alone.rows)
     for key, x in alone.rows.items():

@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
-from sonde.tap.watch import watch
+from sonde.tap.model.watch import watch
 from tap_inputs import Arrays
 
 

@@ -14,10 +14,10 @@ from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer, Site
 from sonde.findings._silent import Silent
 from sonde.tap import LiveStream
-from sonde.tap.frame import Frame
-from sonde.tap.reduce import Reduction, possible
-from sonde.tap.seeding import gpus_of, seed_devices
-from sonde.tap.watch import watch
+from sonde.tap.model.seeding import gpus_of, seed_devices
+from sonde.tap.model.watch import watch
+from sonde.tap.rows.frame import Frame
+from sonde.tap.rows.reduce import Reduction, possible
 
 
 @dataclass(frozen=True, eq=False)

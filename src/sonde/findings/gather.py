@@ -28,7 +28,7 @@ from sonde.stats import (
     TokenNorms,
     UpdateMoments,
 )
-from sonde.tap.sites import ENTRY
+from sonde.tap.model.sites import ENTRY
 
 SPLIT_ROLES = {"moments", "classes", "sample"}
 

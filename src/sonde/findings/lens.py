@@ -22,8 +22,8 @@ from sonde.findings._probes import chosen_examples, cut, single, token_length
 from sonde.findings._trials import untouched
 from sonde.findings.evidence import Evidence
 from sonde.tap import LiveStream
-from sonde.tap.probe import find_logits
-from sonde.tap.watch import watch
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.watch import watch
 
 MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32

@@ -14,7 +14,7 @@ from sonde.findings.gather import ScanStatistics
 from sonde.findings.scan import Gathered, Scanned
 from sonde.run.passes.progress import peak_memory_bytes
 from sonde.tap import LiveStream
-from sonde.tap.sites import ENTRY
+from sonde.tap.model.sites import ENTRY
 
 PACKAGES = ("sonde", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
 

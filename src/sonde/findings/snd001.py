@@ -8,7 +8,7 @@ from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
-from sonde.tap.sites import ENTRY
+from sonde.tap.model.sites import ENTRY
 
 
 @final

@@ -1,15 +1,16 @@
 """From a live PyTorch model to a stream of rows: the only place that touches modules and hooks."""
 
-from sonde.tap._vary import placement
-from sonde.tap.editing import editing
-from sonde.tap.fingerprint import config_hash, fingerprint, known_config_hash
-from sonde.tap.heads import find_head
-from sonde.tap.live import LiveStream, live_stream
-from sonde.tap.onlooker import Onlooker
-from sonde.tap.probe import Probe, probe
-from sonde.tap.replay import replay
-from sonde.tap.sites import resolve
-from sonde.tap.tap import Tap
+from sonde.tap.generating.replay import replay
+from sonde.tap.hand.editing import editing
+from sonde.tap.hand.tap import Tap
+from sonde.tap.model.fingerprint import config_hash, fingerprint, known_config_hash
+from sonde.tap.model.heads import find_head
+from sonde.tap.model.objectives import kl_uniform, max_logit, nll
+from sonde.tap.model.placement import placement
+from sonde.tap.model.probe import Probe, probe
+from sonde.tap.model.sites import resolve
+from sonde.tap.reading.live import LiveStream, live_stream
+from sonde.tap.watching.onlooker import Onlooker
 
 __all__ = [
     "LiveStream",
@@ -20,8 +21,11 @@ __all__ = [
     "editing",
     "find_head",
     "fingerprint",
+    "kl_uniform",
     "known_config_hash",
     "live_stream",
+    "max_logit",
+    "nll",
     "placement",
     "probe",
     "replay",

@@ -14,7 +14,7 @@ from sonde.data import kept_for
 from sonde.data.inputs import ItemInputs
 from sonde.run.reading.read import ARRAYS
 from sonde.tap import LiveStream
-from sonde.tap.replay import ReplayInputs
+from sonde.tap.generating.replay import ReplayInputs
 
 OPTIONS = (
     "image_size", "image_mean", "image_std", "max_length", "long", "span", "text_column",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from sonde.core.stream import Stream
 from sonde.data import ItemInputs
 from sonde.tap import LiveStream
-from sonde.tap.replay import ReplayInputs
+from sonde.tap.generating.replay import ReplayInputs
 
 Place = Callable[[int], str | None]
 

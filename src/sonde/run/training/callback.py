@@ -22,7 +22,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.run.training.track import Track
 from sonde.tap import LiveStream
-from sonde.tap.seeding import gpus_of
+from sonde.tap.model.seeding import gpus_of
 
 EVERY = 200
 AT_ONCE = 16

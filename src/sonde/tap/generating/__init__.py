@@ -1,0 +1,1 @@
+"""Texts that a model makes itself, with their states."""

@@ -1,0 +1,202 @@
+"""Rows of texts that grow: reduced stretch by stretch, so that no output is kept for longer.
+
+A stretch is what one call of the model reads: the prompts, then one token of each text at a time.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.inputs import InputBatch
+from sonde.tap.rows.frame import POOLED, Frame
+from sonde.tap.rows.reduce import Reduction
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What one call reads: which of its tokens are real, and which of these are special.
+
+    ``begins`` are the texts of which no token was real before.
+    """
+
+    start: int
+    real: Bool[Tensor, "example pos"]
+    special: Bool[Tensor, "example pos"] | None
+    begins: Bool[Tensor, "example"]
+    _there: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
+
+    def beside(self, name: str, selection: Tensor, x: Tensor) -> Tensor:
+        """Return a selection on the device of an output, copied there once for all sites."""
+        key = name, x.device
+        if key not in self._there:
+            self._there[key] = selection.to(x.device)
+        return self._there[key]
+
+    def counted(self, keep_special: bool) -> Bool[Tensor, "example pos"]:
+        """Return which tokens count in a mean."""
+        if self.special is None or keep_special:
+            return self.real
+        return self.real & ~self.special
+
+    @cached_property
+    def any_real(self) -> Bool[Tensor, "example"]:
+        """Which texts have a real token here."""
+        return self.real.any(dim=1)
+
+    @cached_property
+    def first(self) -> Int[Tensor, "example"]:
+        """Where in the stretch each text has its first real token."""
+        return self.real.to(torch.uint8).argmax(dim=1)
+
+    @cached_property
+    def last(self) -> Int[Tensor, "example"]:
+        """Where in the stretch each text has its last real token."""
+        return self.real.shape[1] - 1 - self.real.flip(1).to(torch.uint8).argmax(dim=1)
+
+
+class Marks:
+    """Says of each stretch which tokens are real: those of prompts, then all up to the first end.
+
+    Parameters
+    ----------
+    prompts : InputBatch
+        Padded on the left.
+    ends, specials : sequence of int
+        Tokens that end a text, and those that the tokenizer declares special.
+    """
+
+    def __init__(self, prompts: InputBatch, ends: list[int], specials: list[int]) -> None:
+        ids = prompts.kwargs["input_ids"]
+        self.shape = ids.shape
+        mask = prompts.mask
+        self._mask = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool()
+        self._special = prompts.special
+        self._ends, self._specials = torch.tensor(ends), torch.tensor(specials)
+        self._over = torch.zeros(len(ids), 1, dtype=torch.bool)
+        self._begun = torch.zeros(len(ids), dtype=torch.bool)
+        self._reached = 0
+
+    def stretch(self, ids: Int[Tensor, "example pos"]) -> Stretch:
+        """Return what is known of the next tokens: the prompts, then one of each text."""
+        start, self._reached = self._reached, self._reached + ids.shape[1]
+        if not start:
+            real, special = self._mask, self._special
+        else:
+            ids, real = ids.cpu(), ~self._over
+            self._over = self._over | torch.isin(ids, self._ends.to(ids.dtype))
+            special = torch.isin(ids, self._specials.to(ids.dtype))
+        begins = real.any(dim=1) & ~self._begun
+        self._begun = self._begun | begins
+        return Stretch(start, real, None if self._special is None else special, begins)
+
+
+class Growing(ABC):
+    """The rows of one output while texts grow."""
+
+    @abstractmethod
+    def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
+        """Take the output over one stretch."""
+
+    @abstractmethod
+    def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
+        """Return the rows of the whole texts and their layout; None where a text has none."""
+
+
+@final
+class Tokens(Growing):
+    """Every token: outputs are put where those of the longest text would end."""
+
+    def __init__(self, reduction: Reduction, length: int) -> None:
+        self._reduction, self._length = reduction, length
+        self._x: Tensor | None = None
+
+    def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
+        """Put a stretch in its place."""
+        if self._x is None:
+            self._x = x.new_empty(len(x), self._length, x.shape[2])
+        self._x[:, stretch.start : stretch.start + x.shape[1]] = x
+
+    def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
+        """Return a row for each token that counts, and let go of the outputs."""
+        x, self._x = self._x, None
+        if x is None:
+            return None
+        return self._reduction(x[:, : frame.batch.kwargs["input_ids"].shape[1]], frame)
+
+
+@final
+class OneToken(Growing):
+    """The first or the last real token of each text."""
+
+    def __init__(self, which: str) -> None:
+        self._is_last = which == "last"
+        self._x: Tensor | None = None
+        self._found = torch.zeros(1, dtype=torch.bool)
+
+    def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
+        """Take what this stretch has of each text: a first token, or a later one."""
+        if self._x is not None and not self._is_last and bool(self._found.all()):
+            return
+        index = stretch.last if self._is_last else stretch.first
+        at = stretch.beside("last" if self._is_last else "first", index, x)
+        picked = x[torch.arange(len(x), device=x.device), at]
+        if self._x is None:
+            self._x, self._found = picked, stretch.any_real
+            return
+        takes = stretch.any_real if self._is_last else stretch.begins
+        there = stretch.beside(f"takes {self._is_last}", takes[:, None], x)
+        self._x = torch.where(there, picked, self._x)
+        self._found = self._found | takes
+
+    def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
+        """Return a row for each text."""
+        if self._x is None or not bool(self._found.all()):
+            return None
+        return self._x, POOLED
+
+
+@final
+class Mean(Growing):
+    """The mean over the tokens that count, summed in float64 and returned in the output's type."""
+
+    def __init__(self, keep_special: bool) -> None:
+        self._keep_special = keep_special
+        self._sum: Tensor | None = None
+        self._count = torch.zeros(1, dtype=torch.int64)
+        self._dtype = torch.float32
+
+    def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
+        """Add the tokens that count; what the others hold, NaN or not, is nothing."""
+        counted = stretch.counted(self._keep_special)
+        left_out = stretch.beside(f"left out {self._keep_special}", ~counted[:, :, None], x)
+        quiet = x.masked_fill(left_out, 0.0)
+        part = quiet.sum(dim=1, dtype=_wide(x))
+        self._sum = part if self._sum is None else self._sum + part
+        self._count, self._dtype = self._count + counted.sum(dim=1), x.dtype
+
+    def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
+        """Return a row for each text."""
+        if self._sum is None or not bool(self._count.all()):
+            return None
+        return (self._sum / self._count[:, None].to(self._sum.device)).to(self._dtype), POOLED
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the type of sums; Apple's devices have no float64."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def growing(reduction: Reduction, length: int) -> Growing:
+    """Return what collects the rows of a reducer over texts of at most ``length`` tokens."""
+    reducer = reduction.reducer
+    if reducer.name == "tokens":
+        return Tokens(reduction, length)
+    if reducer.name == "mean":
+        return Mean(reducer.keep_special)
+    return OneToken(reducer.name)

@@ -1,0 +1,201 @@
+"""Generate first, then read: full sequences as inputs for one teacher-forced forward.
+
+This gives the states of prompt and generated tokens for every decoding method (beams, sampling,
+speculation), the last token included, at the cost of one more forward. Where rows stay in their
+place while a model generates (greedy, sampling), ``record`` takes the states as they arise.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.tap.generating.decoding import settings_of
+from sonde.tap.generating.generation import Generation
+from sonde.tap.generating.growing import Marks
+from sonde.tap.generating.recorder import Recorder, Spot
+from sonde.tap.model.fingerprint import fingerprint
+from sonde.tap.rows.padding import left_padded
+
+
+def replay(
+    model: Model | nn.Module, inputs: Inputs, *, seed: int = 0, **generate: Any
+) -> "ReplayInputs":
+    """Return inputs whose texts are the prompts with what the model generates after them.
+
+    Positions after the first end-of-text token are masked. Columns: ``prompt_length``,
+    ``generated_length`` (both in tokens) and, where ``max_new_tokens`` is given, ``generated``: the
+    ids of the generated tokens, -1 after them. Sampling is seeded, so that the stream can be read
+    again.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+        With a ``generate`` method.
+    inputs : Inputs
+        Prompts.
+    seed : int, default=0
+        Seed of sampling; the global random state is left alone.
+    **generate
+        What ``generate`` takes, e.g. ``max_new_tokens=20, num_beams=4``. Where ``stop_strings`` or
+        ``stopping_criteria`` end texts, prompts come one by one (``batch_size=1``).
+    """
+    generate = settings_of(generate)
+    model = Model(model) if isinstance(model, nn.Module) else model
+    if not callable(getattr(model.module, "generate", None)):
+        raise InputError(
+            f"replay: expected a model that generates, got {type(model.module).__name__}. "
+            "Read it without replay."
+        )
+    if generate.get("num_return_sequences", 1) != 1:
+        raise InputError(
+            "replay: expected one sequence for each prompt. Repeat the prompts instead."
+        )
+    return ReplayInputs(model, inputs, seed, generate)
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayInputs(Inputs):
+    """Prompts with generated continuations; made by ``replay``.
+
+    What is sampled depends on the batch. With ``units``, where they begin and the end, any range of
+    examples comes in whole batches of these, with the texts of a walk over all of them.
+    """
+
+    model: Model
+    prompts: Inputs
+    seed: int
+    generate: dict[str, Any]
+    units: tuple[int, ...] = ()
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The groups of the prompts."""
+        return self.prompts.group_keys
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the prompts are grouped."""
+        return self.prompts.grouped
+
+    @property
+    def source_rows(self) -> np.ndarray | None:
+        """Which item of the data each prompt is."""
+        return self.prompts.source_rows
+
+    @property
+    def batch_size(self) -> int:
+        """Most texts of a batch, where the prompts say it."""
+        return self.prompts.batch_size  # type: ignore[attr-defined]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number of the prompts; empty without labels."""
+        return self.prompts.label_names
+
+    @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are the model's own."""
+        return getattr(self.prompts, "own_labels", False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about the prompts."""
+        return getattr(self.prompts, "notes", ())
+
+    def identity(self) -> dict[str, Any]:
+        """Name prompts, model, seed and settings."""
+        return {
+            "prompts": self.prompts.identity(),
+            "generate": {name: repr(value) for name, value in sorted(self.generate.items())},
+            "seed": self.seed,
+            "model": fingerprint(self.model.module),
+        }
+
+    def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Generate after each batch of prompts."""
+        for batch in self.prompt_batches(start, stop):
+            yield self.continued(batch)
+
+    @cached_property
+    def generation(self) -> Generation:
+        """What generates after the prompts."""
+        return Generation(self.model, self.seed, self.generate)
+
+    def prompt_batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield the prompts of a range; with ``units`` every batch that holds one of them."""
+        if not self.units:
+            yield from self.prompts.batches(start, stop)
+            return
+        bounds = self.units[bisect_right(self.units, start) - 1 : bisect_left(self.units, stop) + 1]
+        for low, high in pairwise(bounds):
+            for batch in self.prompts.batches(low, high):
+                if bool(((batch.order >= start) & (batch.order < stop)).any()):
+                    yield batch
+
+    def extended(self, prompts: InputBatch) -> InputBatch:
+        """Return prompts followed by their last token as often as tokens may be generated."""
+        prompts = left_padded(prompts)
+        ids = prompts.kwargs["input_ids"]
+        more = ids[:, -1:].expand(-1, self.generation.new_tokens or 1)
+        return self.generation.as_text(prompts, torch.cat((ids, more), dim=1))
+
+    def record(self, prompts: InputBatch, spots: Mapping[str, Spot]) -> tuple[InputBatch, Recorder]:
+        """Return a batch with its continuations, padded on the left, and the rows at some spots.
+
+        The recorder has none where the model did not run over each token once, in order: read the
+        batch instead.
+        """
+        prompts, generation = left_padded(prompts), self.generation
+        marks = Marks(prompts, generation.ends(), generation.special_ids())
+        length = prompts.kwargs["input_ids"].shape[1] + (generation.new_tokens or 0)
+        recorder = Recorder(self.model.module, spots, marks, length)
+        sequences, cache = generation.run(prompts, recorder)
+        batch = generation.as_text(prompts, sequences)
+        if cache is not None:
+            recorder.last_token(sequences, batch.kwargs["attention_mask"], cache)
+        return batch, recorder
+
+    def continued(self, batch: InputBatch) -> InputBatch:
+        """Return a batch of prompts with what is generated after them."""
+        generation = self.generation
+        prompts = batch if generation.is_pair else left_padded(batch)
+        sequences, _ = generation.run(prompts, None)
+        if generation.is_pair:
+            return generation.as_target(prompts, sequences)
+        return generation.as_text(prompts, sequences)
+
+
+@dataclass(frozen=True, eq=False)
+class StandIns(Inputs):
+    """Batches of the shapes to expect of replayed inputs; only decoders generate for them."""
+
+    replayed: ReplayInputs
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The groups of the prompts."""
+        return self.replayed.group_keys
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the prompts are grouped."""
+        return self.replayed.grouped
+
+    def identity(self) -> dict[str, Any]:
+        """Name what is replayed."""
+        return self.replayed.identity()
+
+    def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield prompts as long as they may become."""
+        if self.replayed.generation.is_pair:
+            return self.replayed.batches(start, stop)
+        return map(self.replayed.extended, self.replayed.prompts.batches(start, stop))

@@ -1,0 +1,1 @@
+"""Taps and edits around a model that is used by hand."""

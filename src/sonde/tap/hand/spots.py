@@ -1,0 +1,51 @@
+"""What a tap reads of each module, and how its last output was reduced."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from sonde.core.site import Site
+from sonde.tap.rows.reduce import Reduction
+
+
+@dataclass
+class Spot:
+    """A site, and how its last output was reduced."""
+
+    site: Site
+    name: str
+    shape: Sequence[int] = ()
+    reduction: Reduction | None = None
+    mean: Hashable = None  # names the reduction where it is a mean over tokens
+
+    def __post_init__(self) -> None:
+        self.call, self.leaf = self.site.call, self.site.key
+        self.any_call = not isinstance(self.call, int)
+
+
+class Door:
+    """One module and port: its sites, and how often it was called in this forward.
+
+    Attributes
+    ----------
+    lone : Spot or None
+        The only site, of a module that runs once and returns a tensor.
+    """
+
+    def __init__(self, site: Site, module: nn.Module) -> None:
+        self.path, self.port, self.module = site.path, site.port, module
+        self.spots: list[Spot] = []
+        self.lone: Spot | None = None
+        self.calls = 0
+
+    def add(self, spot: Spot) -> None:
+        """Read one more site here."""
+        self.spots.append(spot)
+        is_lone = len(self.spots) == 1 and spot.call is None and spot.leaf is None
+        self.lone = spot if is_lone else None
+
+    def called(self) -> list[Spot]:
+        """Count a call, and return the sites that read it."""
+        call, self.calls = self.calls, self.calls + 1
+        return [spot for spot in self.spots if spot.any_call or spot.call == call]

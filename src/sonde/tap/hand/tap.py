@@ -1,0 +1,279 @@
+"""``Tap``: read sites of a live model while it is used by hand.
+
+For whole data sets use a stream (``sonde.read``): it finds axes by a probe forward, moves padding
+and keeps ids. A tap keeps the rows of the last forward only.
+"""
+
+from collections.abc import Hashable, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.site import Reducer
+from sonde.tap.hand.spots import Door, Spot
+from sonde.tap.hooks.cache import cache_in, cached_length
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.outputs import arguments, decodes, find, find_input
+from sonde.tap.hooks.session import Session, check_readable
+from sonde.tap.model.axes import Axes, guess_axes
+from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.rows.frame import Frame, all_set
+from sonde.tap.rows.rack import Rack
+from sonde.tap.rows.reduce import Reduction
+from sonde.tap.rows.shared import Shared
+from sonde.tap.rows.slab import Slab
+from sonde.tap.rows.waiting import Waiting
+
+MASKS = {"pos": "attention_mask", "pos2": "decoder_attention_mask"}
+
+
+class Tap:
+    """Reads sites of a model inside a ``with`` block; leaves the model as it was found.
+
+    The model runs in eval mode meanwhile. Only calls made by the thread that opened the tap count.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    sites : pattern, Site, or several
+        A module that runs several times in one forward needs ``@call``.
+    reducer : name, Reducer or None, default=None
+        None keeps whole outputs, as copies. Otherwise outputs with three axes are taken as
+        (example, token, feature), those with four as images whose features are the axis that has
+        the size of a bias.
+    stop : bool, default=False
+        End forwards made by ``run`` after the last of the sites; they return None.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
+    >>> with Tap(net, ["0"]) as tap:
+    ...     _ = net(torch.ones(4, 2))
+    >>> tap.rows["0:out"].shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        model: Model | nn.Module,
+        sites: Pattern | Iterable[Pattern],
+        reducer: str | Reducer | None = None,
+        *,
+        stop: bool = False,
+    ) -> None:
+        self.module = model.module if isinstance(model, Model) else model
+        check_readable(self.module)
+        self.sites = resolve(self.module, sites)
+        self._reducer = Reducer(reducer) if isinstance(reducer, str) else reducer
+        self._stops = stop
+        if any(site.port == "grad" for site in self.sites):
+            raise SiteError("Tap: port grad needs an objective. Use sonde.read(objective=...).")
+        names = Names(self.module)
+        doors: dict[tuple[str, str], Door] = {}
+        for site in self.sites:
+            door = doors.setdefault((site.path, site.port), Door(site, names.modules[site.path]))
+            door.add(Spot(site, str(site)))
+        self._doors = list(doors.values())
+        self._session = Session(
+            self.module,
+            outputs=[(d.module, partial(self._after, d)) for d in self._doors if d.port == "out"],
+            inputs=[
+                (self.module, self._begin),
+                *((d.module, partial(self._before, d)) for d in self._doors if d.port == "in"),
+            ],
+        )
+        self._names = [str(site) for site in self.sites]
+        self._batch: InputBatch | None = None
+        self._shared, self._rack = Shared(), Rack(Slab())
+        self._counted: Hashable = None
+        self._reset()
+
+    def __enter__(self) -> "Tap":
+        self._session.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.__exit__(kind, error, trace)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """What the last forward brought, by site.
+
+        Raises
+        ------
+        SiteError
+            If a site did not run in it.
+        """
+        if self._frame is not None:
+            self._place(self._frame)
+        taken = self._taken
+        if missing := [name for name in self._names if name not in taken]:
+            calls = {door.path: door.calls for door in self._doors if door.calls}
+            raise SiteError(
+                f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
+                f"{calls}). Run the model inside the with block, or read a module that runs."
+            )
+        return {
+            name: own[0] if len(own) == 1 else torch.cat(own)
+            for name in self._names
+            for own in (taken[name],)
+        }
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model under ``no_grad``; with ``stop``, only up to the last site."""
+        if self._stops and cache_in(arguments(self.module, args, kwargs)) is not None:
+            raise SiteError(
+                "Tap.run: a forward that stops early leaves a key-value cache half filled. "
+                "Pass use_cache=False and no cache, or stop=False."
+            )
+        self._to_come = len(self.sites) if self._stops else -1
+        try:
+            return self._session.run(args, kwargs)
+        finally:
+            self._to_come = -1
+
+    def _reset(self) -> None:
+        self._taken: dict[str, list[Tensor]] = {}
+        self._waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
+        for door in self._doors:
+            door.calls = 0
+        self._masks: dict[str, Tensor | None] = {}
+        self._has_target = False
+        self._frame: Frame | None = None
+        self._to_come = getattr(self, "_to_come", -1)
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = arguments(self.module, args, kwargs) if args else kwargs
+        if (cache := cache_in(named)) is not None and cached_length(cache) > 0:
+            raise SiteError(
+                "Tap: generation and calls with a filled key-value cache cannot be read live: rows "
+                "of beams and of rejected tokens would mix. Generate first, then read the result: "
+                "sonde.tap.replay(model, inputs)."
+            )
+        self._reset()
+        self._masks = {axis: _plain(named.get(name)) for axis, name in MASKS.items()}
+        self._has_target = decodes(self.module, named)
+        counted = None if self._rack.is_empty else self._what_counts()
+        if counted is not None and counted == self._counted:
+            self._rack.again_as_before()
+        else:
+            self._rack.begin()
+            self._counted = counted
+
+    def _what_counts(self) -> Hashable:
+        """Return of how many tokens all count; None where some do not."""
+        masks = tuple(self._masks.values())
+        if any(mask is not None and not all_set(mask) for mask in masks):
+            return None
+        return self._has_target, *(None if mask is None else mask.shape for mask in masks)
+
+    def _after(self, door: Door, output: Any) -> None:
+        """Take from an output; the short way is a mean like that of a site before."""
+        spot = door.lone
+        if (
+            spot is not None
+            and output.__class__ is Tensor
+            and output.shape == spot.shape
+            and not (door.calls or output.requires_grad or self._to_come >= 0)
+        ):
+            rows = self._rack.again((spot.mean, spot.shape, output.dtype), output)
+            if rows is not None:
+                door.calls, self._taken[spot.name] = 1, [rows]
+                return
+        for spot in door.called():
+            self._keep(spot, door.module, find(output, spot.leaf))
+
+    def _before(self, door: Door, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for spot in door.called():
+            self._keep(spot, door.module, find_input(door.module, args, kwargs, spot.leaf)[1])
+
+    def _keep(self, spot: Spot, module: nn.Module, leaf: Tensor | None) -> None:
+        taken, name = self._taken, spot.name
+        if leaf is None:
+            raise SiteError(f"Tap: {name!r} returned no such floating-point tensor.")
+        if spot.call is None and name in taken:
+            raise SiteError(
+                f"Tap: {spot.site.path!r} is called more than once in one forward. "
+                f"Write {spot.site.path}@0, @1, ..., @last or @all."
+            )
+        parts = taken[name] = taken.get(name, []) if spot.call == "all" else []
+        parts.append(
+            self._reduced(leaf.detach() if leaf.requires_grad else leaf, spot, module, parts)
+        )
+        if len(taken) == self._to_come and spot.call not in ("last", "all"):
+            self._session.stop()
+
+    def _reduced(self, x: Tensor, spot: Spot, module: nn.Module, parts: list[Tensor]) -> Tensor:
+        """Return rows; where they wait for those of other sites, what they will replace."""
+        if self._reducer is None:
+            copy = self._rack.slab.keep(x)
+            return x.clone() if copy is x else copy
+        if x.ndim == 0:
+            raise SiteError(
+                f"Tap: {spot.name!r} returned a single number, which has no rows to reduce. "
+                "Read it as it is: reducer=None."
+            )
+        frame = self._frame
+        if frame is None:
+            frame = self._frame = self._framed(x)
+        shape = (x.ndim,) if x.is_nested else x.shape
+        if spot.reduction is None or spot.shape != shape:
+            axes = guess_axes(x, module, self.module, self._reducer.axis)
+            if self._has_target and "encoder" not in spot.site.path.split("."):
+                axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
+            spot.reduction, spot.shape = Reduction(self._reducer, axes), shape
+            is_mean = spot.reduction.is_token_mean and not x.is_nested
+            spot.mean = spot.reduction.stack_key if is_mean else None
+        if spot.mean is not None:
+            return spot.reduction.token_mean(x, frame, self._rack)
+        if Waiting.takes(spot.reduction, x):
+            copy = x.clone()
+            self._waiting.add((parts, len(parts)), spot.reduction, copy)
+            return copy
+        return self._rack.slab.keep(spot.reduction(x, frame)[0])
+
+    def _framed(self, x: Tensor) -> Frame:
+        if self._batch is None or len(self._batch) != x.shape[0]:
+            self._batch = _unnamed(x.shape[0])
+        frame = Frame(self._batch, x.device, self._shared)
+        frame.masks |= self._masks
+        frame.is_careful = frame.is_padded("pos") or frame.is_padded("pos2")
+        for own in (own for own in self._taken.values() if own):
+            frame.check(own[0].shape[0])  # taken the short way, without a frame
+        return frame
+
+    def _place(self, frame: Frame) -> None:
+        """Put the rows that waited for those of other sites in the places of what was held."""
+        for reduction, places, held in self._waiting.groups():
+            found = self._rack.slab.keep(reduction.stacked(held, frame)[0])
+            for (parts, at), rows in zip(places, found.unbind(), strict=True):
+                parts[at] = rows
+
+
+def _plain(mask: Any) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def _unnamed(n: int) -> InputBatch:
+    index = torch.arange(n)
+    keys = [b""] * n
+    return InputBatch(
+        args=(),
+        kwargs={},
+        ids=[str(i) for i in range(n)],
+        keys=keys,
+        order=index,
+        occurrence=torch.zeros_like(index),
+        group_keys=keys,
+        label=torch.full((n,), -1),
+    )

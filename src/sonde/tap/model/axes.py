@@ -1,0 +1,237 @@
+"""Which axis of a raw output holds rows, positions, space and features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.tap.model.probe import ROWS, Leaf, Probe
+
+SPACE = ("h", "w")
+FREE = frozenset({"h", "w", "t", "patch"})
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The axes of one raw output.
+
+    Parameters
+    ----------
+    words : tuple of str
+        One word an axis: ``row``, ``pos`` (tokens), ``pos2`` (the decoder's tokens), ``patch`` (one
+        axis of space), ``h w``, ``t h w``, ``dim``.
+    prefix : int, default=0
+        Tokens before the patches: class, distillation and register tokens.
+    """
+
+    words: tuple[str, ...]
+    prefix: int = 0
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def kind(self) -> str:
+        """``vector``, ``pos``, ``pos2`` or ``space``."""
+        for word in ("pos", "pos2"):
+            if word in self.words:
+                return word
+        return "space" if FREE & set(self.words) else "vector"
+
+    def last_dim(self, x: Tensor) -> Tensor:
+        """Return a view of ``x``: rows first, features last, the others between in order."""
+        if "dim" not in self.words:
+            x = x.unsqueeze(-1)
+        words = self.words if "dim" in self.words else (*self.words, "dim")
+        order = [words.index("row"), *(i for i, w in enumerate(words) if w not in ("row", "dim"))]
+        order.append(words.index("dim"))
+        return x if order == list(range(x.ndim)) else x.permute(order)
+
+
+def find_axes(
+    probe: Probe, path: str, call: int, port: str, key: str | None, axis: int | None
+) -> Axes:
+    """Return the axes of the tensor at a site.
+
+    Raises
+    ------
+    SiteError
+        If no axis follows the number of examples, or several could be the features.
+    """
+    first, second = probe.leaf(path, call, port, key)
+    where = f"{path}:{port}"
+    words = _varying(first, second, probe)
+    if "row" not in words:
+        raise SiteError(
+            f"Site: expected an axis of examples at {where}, got shape {first.shape} for "
+            f"{ROWS[0]} examples{_routed(probe, path)}. Read the block around it."
+        )
+    fixed = [i for i, word in enumerate(words) if word == ""]
+    chosen = _feature_axis(probe, path, first, fixed, axis, where)
+    others = [i for i in fixed if i != chosen]
+    if chosen is not None:
+        words[chosen] = "dim"
+    elif words.count("row") != len(words):
+        raise SiteError(f"Site: expected a feature axis at {where}, got shape {first.shape}.")
+    if others and probe.change.kind == "tokens" and _pads_itself(probe.names.modules[""]):
+        raise SiteError(
+            f"Site: expected outputs as long as the texts at {where}, got {first.shape}: the model "
+            "pads texts itself there, to whole windows. Read a module after which they are cut "
+            "again, such as 'encoder', or the model itself ('')."
+        )
+    _name_space(words, others)
+    return Axes(tuple(words))
+
+
+def _pads_itself(root: nn.Module) -> bool:
+    """Return whether a model fills texts up to whole windows of attention."""
+    config = root.__dict__.get("config")
+    return any(hasattr(config, name) for name in ("attention_window", "local_attn_chunk_length"))
+
+
+def _varying(first: Leaf, second: Leaf | None, probe: Probe) -> list[str]:
+    """Return a word for each axis that follows the inputs; "" for the others."""
+    change, shape = probe.change, first.shape
+    if second is None or len(second.shape) != len(shape):
+        second_shape: Sequence[int] = shape
+        is_row = [size == ROWS[0] for size in shape]
+    else:
+        second_shape = second.shape
+        is_row = [pair == ROWS for pair in zip(shape, second_shape, strict=True)]
+    words = [""] * len(shape)
+    if any(is_row):
+        words[is_row.index(True)] = "row"
+    for i, pair in enumerate(zip(shape, second_shape, strict=True)):
+        if words[i]:
+            continue
+        if pair == change.pos and "pos" not in words:
+            words[i] = "pos"
+        elif pair == change.pos2 and "pos2" not in words:
+            words[i] = "pos2"
+        elif pair[0] != pair[1]:
+            words[i] = "?"
+    if change.kind == "tokens" and "?" in words:
+        return ["?"] * len(words)
+    return words
+
+
+def _name_space(words: list[str], others: list[int]) -> None:
+    for i in others:
+        words[i] = "?"
+    free = [i for i, word in enumerate(words) if word == "?"]
+    names = {1: ("patch",), 2: SPACE, 3: ("t", *SPACE)}.get(len(free), ())
+    if len(names) != len(free):
+        raise SiteError(f"Site: expected at most three axes of space, got axes {words}.")
+    for i, name in zip(free, names, strict=True):
+        words[i] = name
+
+
+def _routed(probe: Probe, path: str) -> str:
+    around = [path.rsplit(".", k)[0] for k in range(path.count(".") + 1)]
+    for name in around:
+        kind = type(probe.names.modules[name]).__name__ if name in probe.names.modules else ""
+        if "expert" in name.lower() or "expert" in kind.lower() or "moe" in kind.lower():
+            return " (tokens are routed to experts here, their order is lost)"
+    return ""
+
+
+def _feature_axis(
+    probe: Probe, path: str, leaf: Leaf, fixed: list[int], axis: int | None, where: str
+) -> int | None:
+    if axis is not None:
+        chosen = axis % len(leaf.shape) if leaf.shape else 0
+        if chosen not in fixed:
+            raise SiteError(
+                f"Reducer: axis {axis} of {where} follows the inputs, got shape {leaf.shape}. "
+                f"Feature axes could be {fixed}."
+            )
+        return chosen
+    if len(fixed) <= 1:
+        return fixed[0] if fixed else None
+    chosen = by_parameters(leaf.shape, fixed, probe.names.modules[path], probe.names.root)
+    if chosen is None:
+        raise SiteError(
+            f"Site: expected one feature axis at {where}, got shape {leaf.shape} where each of "
+            f"{fixed} could be it. Say which one: Reducer(name, axis=...)."
+        )
+    return chosen
+
+
+CHANNEL_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+)
+
+
+def by_parameters(
+    shape: Sequence[int], candidates: list[int], module: nn.Module, root: nn.Module
+) -> int | None:
+    """Return the one axis whose size is that of a bias or norm of the module or the model."""
+    if isinstance(module, CHANNEL_FIRST):
+        return 1
+    for owner in (module, root):
+        sizes = {p.numel() for p in owner.parameters() if p.ndim == 1}
+        matching = [i for i in candidates if shape[i] in sizes]
+        if len(matching) == 1:
+            return matching[0]
+    sizes = {s for p in module.parameters() for s in p.shape} | _config_sizes(root)
+    matching = [i for i in candidates if shape[i] in sizes]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _config_sizes(root: nn.Module) -> set[int]:
+    config: Any = root.__dict__.get("config")
+    size = getattr(config, "hidden_size", None)
+    return {size} if isinstance(size, int) else set()
+
+
+def guess_axes(x: Tensor, module: nn.Module, root: nn.Module, axis: int | None = None) -> Axes:
+    """Return the axes of a tensor seen once, rows first; a probe forward would tell better."""
+    candidates = list(range(1, x.ndim))
+    if x.ndim <= 1:
+        return Axes(("row",))
+    if axis is not None:
+        chosen: int | None = axis % x.ndim
+    elif x.ndim == 3 and not isinstance(module, CHANNEL_FIRST):
+        chosen = 2
+    else:
+        chosen = candidates[0] if x.ndim == 2 else by_parameters(x.shape, candidates, module, root)
+    if chosen is None:
+        raise SiteError(
+            f"Tap: expected one feature axis, got shape {tuple(x.shape)} from "
+            f"{type(module).__name__}. Say which one: Reducer(name, axis=...)."
+        )
+    words = ["row"] + [""] * (x.ndim - 1)
+    words[chosen] = "dim"
+    if x.ndim == 3 and not isinstance(module, CHANNEL_FIRST):
+        return Axes(tuple(w or "pos" for w in words))
+    _name_space(words, [i for i, word in enumerate(words) if not word])
+    return Axes(tuple(words))
+
+
+def with_prefix(axes: Axes, shape: Sequence[int], grid: tuple[int, int] | None) -> Axes:
+    """Return the axes with the number of tokens before the patches of a grid.
+
+    A stage of a pyramid holds the grid halved any number of times and has no such tokens.
+    """
+    if "patch" not in axes.words or grid is None:
+        return axes
+    n_patches = grid[0] * grid[1]
+    extra = shape[axes.words.index("patch")] - n_patches
+    return Axes(axes.words, prefix=extra) if extra > 0 else axes
+
+
+def config_grid(config: Any, pixels: Tensor | None) -> tuple[int, int] | None:
+    """Return height and width in patches of an image batch (NCHW), from the configuration."""
+    size = getattr(config, "patch_size", None)
+    if size is None or pixels is None or pixels.ndim != 4:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        return None
+    return pixels.shape[2] // pair[0], pixels.shape[3] // pair[1]

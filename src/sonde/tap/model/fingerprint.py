@@ -1,0 +1,137 @@
+"""Which model this is: a hash of its weights, and one of its configuration."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.tap.hooks.names import Names
+
+SAMPLES = 64
+ARCHITECTURES = "architectures"
+UNHASHED = frozenset(
+    {
+        "_name_or_path",
+        "name_or_path",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "attn_implementation",
+    }
+)
+
+
+def fingerprint(module: nn.Module, *, full: bool = False) -> str:
+    """Return a hash of a model's weights and persistent buffers.
+
+    By default names, shapes, types, 64 evenly spaced values of each tensor and the xor of all its
+    words: any single change is seen; a permutation within a tensor that spares the samples, or two
+    equal changes, are not. ``full`` hashes every byte.
+
+    Parameters
+    ----------
+    module : nn.Module
+    full : bool, default=False
+
+    Examples
+    --------
+    >>> layer = nn.Linear(3, 2)
+    >>> fingerprint(layer) == fingerprint(layer)
+    True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(module), key=lambda pair: pair[0]):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name}|{tuple(tensor.shape)}|{dtype}\n".encode())
+        if tensor.device.type == "meta" or tensor.numel() == 0:
+            continue
+        flat = tensor.detach().contiguous().reshape(-1)
+        digest.update(_bytes(flat if full else _samples(flat)))
+        if not full:
+            digest.update(_xor(flat).to_bytes(8, "little", signed=False))
+    return digest.hexdigest()
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield weights and persistent buffers by stripped name, tied ones under each name."""
+    for path, part in Names(module).modules.items():
+        prefix = f"{path}." if path else ""
+        held: dict[str, Tensor | None] = {**part._parameters, **part._buffers}
+        offloaded = _offloaded(part)
+        for name, tensor in held.items():
+            if tensor is not None and name not in part._non_persistent_buffers_set:
+                yield prefix + name, offloaded.get(name, tensor)
+
+
+def _offloaded(part: nn.Module) -> dict[str, Tensor]:
+    """Return the real weights of a module whose parameters wait on the meta device."""
+    hook = part.__dict__.get("_hf_hook")
+    weights = None if hook is None else hook.__dict__.get("weights_map")
+    if weights is None:
+        return {}
+    names = [n for n, t in {**part._parameters, **part._buffers}.items() if t is not None]
+    return {n: weights[n] for n in names if part_is_meta(part, n)}
+
+
+def part_is_meta(part: nn.Module, name: str) -> bool:
+    """Return whether a parameter or buffer has no values at the moment."""
+    tensor = part._parameters.get(name)
+    tensor = part._buffers.get(name) if tensor is None else tensor
+    return tensor is not None and tensor.device.type == "meta"
+
+
+def _samples(flat: Tensor) -> Tensor:
+    index = torch.linspace(0, len(flat) - 1, min(SAMPLES, len(flat)), dtype=torch.float64)
+    return flat[index.round().long().to(flat.device)]
+
+
+def _bytes(flat: Tensor) -> bytes:
+    return flat.cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _xor(flat: Tensor) -> int:
+    return int(torch.hash_tensor(flat).item()) & (2**64 - 1)
+
+
+def config_hash(config: Any, module: nn.Module | None = None) -> str:
+    """Return a hash of a configuration without its name, type, versions and attention kernel.
+
+    ``architectures`` counts as the class of ``module``, which is what saving the model makes of it.
+    An object without ``to_dict`` hashes as empty.
+    """
+    values = _values(config)
+    if module is not None and ARCHITECTURES in values:
+        name = type(Names(module).modules[""]).__name__
+        values[ARCHITECTURES] = [name.removeprefix("FSDP")]
+    return _hash(values)
+
+
+def known_config_hash(config: Any, module: nn.Module, known: str | None) -> str:
+    """Return the hash of a configuration, in the form in which a state of before may know it.
+
+    Earlier versions took ``architectures`` as recorded: none before the model was saved.
+    """
+    values = _values(config)
+    before = [_hash(values | {ARCHITECTURES: a}) for a in (values.get(ARCHITECTURES), None)]
+    return known if known in before else config_hash(config, module)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    to_dict = getattr(config, "to_dict", None)
+    return _clean(to_dict()) if callable(to_dict) else {}
+
+
+def _hash(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _clean(v) for k, v in value.items() if k not in UNHASHED}
+    return [_clean(v) for v in value] if isinstance(value, list | tuple) else value

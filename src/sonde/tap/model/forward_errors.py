@@ -1,0 +1,84 @@
+"""Errors of a model's own forward about its inputs, told as what is wrong with them."""
+
+import contextlib
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import ForwardError, MachineError, SondeError, is_out_of_memory
+from sonde.core.inputs import InputBatch
+from sonde.core.wording import plural
+
+ABOUT_SIZES = re.compile(r"\b(sizes?|shapes?)\b|index out of range in self", re.IGNORECASE)
+ABOUT_INPUTS = re.compile(
+    r"\b(sizes?|shapes?|dims?|dimensions?|channels?|dtype|data types?|scalar type"
+    r"|values to unpack|out of range)\b|forward\(\) (got|missing|takes)",
+    re.IGNORECASE,
+)
+PACKAGE = Path(__file__).parents[2]
+OBJECTIVES = Path(__file__).with_name("objectives.py")
+
+
+@contextlib.contextmanager
+def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
+    """Say which inputs a model refused, such as images smaller than its patches.
+
+    Parameters
+    ----------
+    batch : InputBatch
+    first : bool, default=False
+        Whether the model has not run before: then inputs of another kind are likely, afterwards
+        only inputs of another size.
+
+    Raises
+    ------
+    ForwardError
+        From the model's own error; all others pass as they are.
+    """
+    kinds = (RuntimeError, ValueError, IndexError, *((TypeError,) if first else ()))
+    try:
+        yield
+    except (SondeError, NotImplementedError, torch.OutOfMemoryError):
+        raise
+    except kinds as error:
+        said = str(error)
+        about = (ABOUT_INPUTS if first else ABOUT_SIZES).search(said)
+        if about is None or said.startswith("CUDA error") or _is_ours(error):
+            raise
+        shapes = [
+            f"{name} {tuple(x.shape)}".strip()
+            for name, x in (*(("", x) for x in batch.args), *batch.kwargs.items())
+            if isinstance(x, Tensor)
+        ]
+        reason = said.partition("\n")[0]
+        raise ForwardError(
+            f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
+            f"({plural(len(batch), 'example')} from {batch.ids[0]} on): {reason.rstrip('.')}. "
+            "Give inputs of the kind and size that it is made for."
+        ) from error
+
+
+@contextlib.contextmanager
+def advising(batch: InputBatch) -> Iterator[None]:
+    """Do as ``forward_on``, and say what to do where memory does not suffice."""
+    try:
+        with forward_on(batch):
+            yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, SondeError) or not is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"out of memory with {plural(len(batch), 'example')} in a forward. "
+            f"Try --batch-size {max(1, len(batch) // 2)}."
+        ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether an error arose in this package or in an objective, not in the model."""
+    trace = traceback.walk_tb(error.__traceback__)
+    files = [Path(frame.f_code.co_filename) for frame, _ in trace]
+    return OBJECTIVES in files or (bool(files) and PACKAGE in files[-1].parents)

@@ -1,0 +1,52 @@
+"""The final linear layer of a model: what turns its last hidden state into logits."""
+
+from torch import nn
+
+from sonde.core.batch import Head
+from sonde.tap.hooks.names import Names
+from sonde.tap.model.probe import Probe
+
+NAMES = frozenset({"lm_head", "classifier", "score", "head", "fc", "embed_out", "output", "logits"})
+
+
+def find_head(module: nn.Module) -> Head | None:
+    """Return weight and bias of a model's final linear layer, or None.
+
+    Output embeddings of a transformer, else the last registered linear layer if it, or what holds
+    it, has a name that heads have. Names can err: a stream takes a head only if its output in the
+    probe forward is the logits.
+
+    Examples
+    --------
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.body, self.fc = nn.Linear(4, 3), nn.Linear(3, 2)
+    >>> find_head(Net())[0].shape
+    torch.Size([2, 3])
+    """
+    names = Names(module)
+    inner = names.modules[""]
+    get = getattr(inner, "get_output_embeddings", None)
+    found = get() if callable(get) else None
+    if isinstance(found, nn.Linear):
+        return _head(found)
+    linear = [(n, m) for n, m in names.primary() if isinstance(m, nn.Linear)]
+    if not linear:
+        return None
+    path, last = linear[-1]
+    return _head(last) if path.split(".")[0] in NAMES else None
+
+
+def layer_of(probe: Probe) -> Head | None:
+    """Return the linear layer whose output was the logits in a probe forward, or None."""
+    if probe.head is None:
+        return None
+    layer = probe.names.modules[probe.head]
+    return _head(layer) if isinstance(layer, nn.Linear) else None
+
+
+def _head(layer: nn.Linear) -> Head | None:
+    if layer.weight.device.type == "meta":
+        return None
+    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()

@@ -1,0 +1,221 @@
+"""The probe forward: what runs, how often, in which order, and which axis of an output is which.
+
+A model is run on two and on three rows, with another length or image size the second time. The axes
+that follow tell rows, tokens and space apart from features; nothing is guessed from names.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.outputs import find, find_input, leaves
+from sonde.tap.hooks.session import Session, check_readable
+from sonde.tap.model.forward_errors import forward_on
+from sonde.tap.model.vary import Change, changes, sized
+
+ROWS = (2, 3)
+_log = logging.getLogger("sonde")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Shape and type of one tensor; a nested tensor has the shape that it would have padded."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass
+class Call:
+    """One call of a module: when it began and ended, what it got and returned."""
+
+    start: int
+    end: int = -1
+    outputs: dict[str, Leaf] = field(default_factory=dict)
+    input: Leaf | None = None
+
+
+Trace = dict[str, list[Call]]
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What the probe forwards found.
+
+    Parameters
+    ----------
+    names : Names
+        The modules by name.
+    trace, other : dict of str to list of Call
+        The calls of each module at the first and at the second size; ``other`` is None where the
+        model runs at one size only.
+    change : Change
+        What differed between the two.
+    logits : (key, shape) or None
+        The leaf of the model's output that holds logits.
+    output : dict of str to Leaf
+        Leaves of the model's output.
+    head : str or None
+        Name of the final linear layer, where its output is the logits.
+    """
+
+    names: Names
+    trace: Trace
+    other: Trace | None
+    change: Change
+    output: dict[str, Leaf]
+    head: str | None
+
+    def calls(self, path: str) -> int:
+        """Return how often a module ran in one forward."""
+        return len(self.trace.get(path, ()))
+
+    def order(self, path: str, call: int, port: str) -> int:
+        """Return when the tensor at a port came to be, as a rank in one forward."""
+        at = self.trace[path][call]
+        return at.start if port == "in" else at.end
+
+    def leaf(self, path: str, call: int, port: str, key: str | None) -> tuple[Leaf, Leaf | None]:
+        """Return one tensor at the first and at the second size."""
+        first = _leaf(self.trace[path][call], port, key, path)
+        try:
+            second = None if self.other is None else _leaf(self.other[path][call], port, key, path)
+        except (KeyError, IndexError, SiteError):
+            second = None
+        return first, second
+
+
+def _leaf(call: Call, port: str, key: str | None, path: str) -> Leaf:
+    if port == "in":
+        if call.input is None:
+            raise SiteError(f"Site: {path!r} got no floating-point tensor. Read its output.")
+        return call.input
+    if key is not None:
+        if key in call.outputs or (key == "0" and "" in call.outputs):
+            return call.outputs.get(key) or call.outputs[""]
+        raise SiteError(
+            f"Site: {path!r} returns no tensor {key!r}, only {sorted(call.outputs)}. "
+            f"Write one of them after the port, as in {path}:out.KEY."
+        )
+    for leaf in call.outputs.values():
+        if leaf.dtype.is_floating_point:
+            return leaf
+    raise SiteError(
+        f"Site: {path!r} returns no floating-point tensor, only "
+        f"{ {k: str(v.dtype) for k, v in call.outputs.items()} or 'nothing' }. Read another module."
+    )
+
+
+def probe(model: Model, batch: InputBatch) -> Probe:
+    """Run the model on repeats of one batch's first rows and record every module.
+
+    Raises
+    ------
+    SiteError
+        If the model is of a kind that hooks cannot read.
+    """
+    check_readable(model.module)
+    names = Names(model.module)
+    recorder = _Recorder(model, names, batch)
+    *resized, same = changes(batch)
+    for change in resized:
+        try:
+            (trace, output, head), (other, _, _) = recorder.run(change, 0), recorder.run(change, 1)
+        except SiteError:
+            raise
+        except Exception as error:  # whatever a model raises at a size that it is not made for
+            _log.debug("probe: the model does not run at another size: %s", error)
+        else:
+            return Probe(names, trace, other, change, output, head)
+    with forward_on(batch, first=True):
+        trace, output, head = recorder.run(same, 0)
+    try:
+        other = recorder.run(same, 1)[0]
+    except Exception as error:  # a model for one batch size only
+        _log.debug("probe: the model does not run on three rows: %s", error)
+        return Probe(names, trace, None, same, output, head)
+    return Probe(names, trace, other, same, output, head)
+
+
+class _Recorder:
+    """Runs the model at one size with a hook on every module."""
+
+    def __init__(self, model: Model, names: Names, batch: InputBatch) -> None:
+        self.model, self.names, self.batch = model, names, batch
+
+    def run(self, change: Change, which: int) -> tuple[Trace, dict[str, Leaf], str | None]:
+        args, kwargs = sized(self.model.module, self.batch, change, ROWS[which], which)
+        self.trace: Trace = {}
+        self.tick = 0
+        self.open: dict[str, list[Call]] = {}
+        self.linear: dict[str, Tensor] = {}
+        modules = list(self.names.primary())
+        session = Session(
+            self.model.module,
+            outputs=[(m, partial(self._after, name, m)) for name, m in modules],
+            inputs=[(m, partial(self._before, name, m)) for name, m in modules],
+        )
+        with session:
+            output = session.run(args, kwargs)
+        return self.trace, _described(output), self._head(output)
+
+    def _before(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        call = Call(self.tick)
+        self.tick += 1
+        try:
+            call.input = _describe(find_input(module, args, kwargs)[1])
+        except SiteError:
+            call.input = None
+        self.open.setdefault(name, []).append(call)
+
+    def _after(self, name: str, module: nn.Module, output: Any) -> None:
+        call = self.open[name].pop()
+        call.end, call.outputs = self.tick, _described(output)
+        self.tick += 1
+        self.trace.setdefault(name, []).append(call)
+        if isinstance(module, nn.Linear) and not output.is_nested:
+            self.linear[name] = output
+
+    def _head(self, output: Any) -> str | None:
+        logits = find_logits(output)
+        if logits is None:
+            return None
+        for name, value in reversed(self.linear.items()):
+            if value.shape == logits.shape and torch.equal(value.to(logits.device), logits):
+                return name
+        return None
+
+
+def find_logits(output: Any) -> Tensor | None:
+    """Return the logits in a model's output: the leaf of that name, else a lone tensor."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    found = find(output, "logits")
+    return found if found is not None and found.is_floating_point() else None
+
+
+def _described(output: Any) -> dict[str, Leaf]:
+    return {key: _describe(x) for key, x in leaves(output).items()}
+
+
+def _describe(x: Tensor) -> Leaf:
+    if x.is_nested:
+        parts = x.unbind()
+        longest = max((len(p) for p in parts), default=0)
+        return Leaf((len(parts), longest, *parts[0].shape[1:]), x.dtype)
+    return Leaf(tuple(x.shape), x.dtype)
+
+
+def executed(found: Probe) -> Iterator[str]:
+    """Yield the names of modules that ran, in the order in which their first call ended."""
+    yield from sorted(found.trace, key=lambda name: found.trace[name][0].end)

@@ -1,0 +1,284 @@
+"""From what a user writes (``layers.*.mlp``, ``blocks``, ``layers.-1``, a suffix) to sites."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from sonde.core.errors import SiteError, near
+from sonde.core.site import Site
+from sonde.tap.hooks.names import Names
+from sonde.tap.model.probe import Probe, executed
+
+AUTO = "auto"
+BLOCKS = "blocks"
+LOGITS = "logits"
+ENTRY = "entry"
+MOST_LEAVES = 64
+SHOWN = 8
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+SILENT = (nn.Dropout, nn.Identity, nn.modules.dropout._DropoutNd)
+
+Pattern = str | Site
+
+
+def resolve(
+    module: nn.Module, patterns: Pattern | Iterable[Pattern], probe: Probe | None = None
+) -> list[Site]:
+    """Return the sites that patterns name, in order of execution.
+
+    A pattern is a path, any dotted suffix that names one module, a path with ``*`` or negative
+    indices for whole segments, ``blocks``, or ``logits`` for the module whose output is the logits
+    (or the model itself); ``@call``, ``:port`` and ``.key`` may follow. ``auto`` stands for the
+    sites that are read where none is named.
+
+    Parameters
+    ----------
+    module : nn.Module
+    patterns : str, Site, or several
+    probe : Probe or None, default=None
+        Without it only the module tree is known: nothing is said about what runs.
+
+    Raises
+    ------
+    SiteError
+        If a pattern matches nothing (near names are listed), several modules by suffix, a module
+        that never ran, or one that ran several times and no call was chosen.
+    """
+    several = [patterns] if isinstance(patterns, str | Site) else list(patterns)
+    names = Names(module) if probe is None else probe.names
+    found: dict[str, Site] = {}
+    for pattern in several:
+        for site in _sites_of(pattern, names, probe):
+            found.setdefault(str(site), site)
+    if not found:
+        raise SiteError("resolve: expected at least one site, got none. Try sites='blocks'.")
+    return sorted(found.values()) if probe is not None else list(found.values())
+
+
+def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]:
+    site = Site.parse(pattern) if isinstance(pattern, str) else pattern
+    if pattern == AUTO and probe is not None:
+        return default_sites(probe)
+    if site.path == BLOCKS and BLOCKS not in names.modules:
+        every = block_paths(names, probe)
+        if not every:
+            raise SiteError("resolve: this model has no list of blocks. Name its modules instead.")
+        chosen = [replace(site, path=path) for path in every]
+        is_open = site.call is None
+    elif site.path == LOGITS and probe is not None and LOGITS not in names.modules:
+        chosen, is_open = [_logits_site(site, probe)], False
+    else:
+        chosen = [replace(site, path=path) for path in match(site.path, names)]
+        is_open = False
+    if probe is None:
+        return chosen
+    return [s for one in chosen for s in _executed_sites(one, probe, every_call=is_open)]
+
+
+def _logits_site(site: Site, probe: Probe) -> Site:
+    if probe.head is not None:
+        return replace(site, path=probe.head)
+    if site.port == "out" and site.key is None and "logits" in probe.output:
+        return replace(site, path="", key="logits")
+    raise SiteError(
+        f"resolve: {str(site)!r}: no linear layer of this model returns its logits. "
+        "Name the module."
+    )
+
+
+def _executed_sites(site: Site, probe: Probe, *, every_call: bool) -> list[Site]:
+    calls = probe.calls(site.path)
+    if calls == 0:
+        module = probe.names.modules[site.path]
+        raise SiteError(
+            f"Site: {site.path!r} ({type(module).__name__}) did not run in the probe forward"
+            f"{_why_silent(module)}. Read a module that runs"
+            f"{_running_children(site.path, probe)}."
+        )
+    if site.call is None and calls > 1:
+        if every_call:
+            numbered = [replace(site, call=c) for c in range(calls)]
+            return [s for one in numbered for s in _executed_sites(one, probe, every_call=False)]
+        raise SiteError(
+            f"Site: {site.path!r} is called {calls} times in one forward; "
+            f"write {site.path}@0 to @{calls - 1}, @last or @all."
+        )
+    if isinstance(site.call, int) and site.call >= calls:
+        raise SiteError(
+            f"Site: {site.path!r} is called {calls} times in one forward, got @{site.call}. "
+            f"Write @0 to @{calls - 1}."
+        )
+    call = last_call(site, calls)
+    probe.leaf(site.path, call, site.port, site.key)
+    return [replace(site, order=probe.order(site.path, call, site.port))]
+
+
+def last_call(site: Site, calls: int) -> int:
+    """Return the number of the call after which a site is complete."""
+    return site.call if isinstance(site.call, int) else calls - 1
+
+
+def _why_silent(module: nn.Module) -> str:
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return ": a list of modules is never called itself"
+    return ": its weights may be used by a function, or its branch was not taken"
+
+
+def _running_children(path: str, probe: Probe) -> str:
+    running = [c for c in probe.names.children(path) if probe.calls(c)][:SHOWN]
+    return f", such as {', '.join(running)}" if running else ""
+
+
+def match(pattern: str, names: Names) -> list[str]:
+    """Return the canonical paths of the modules that a path pattern names."""
+    modules = names.modules
+    if pattern in modules:
+        return [_canonical(pattern, names)]
+    if pattern in names.raw:
+        return [names.raw[pattern]]
+    parts = pattern.split(".")
+    is_glob = any("*" in p or "?" in p or p.startswith("-") for p in parts)
+    anchored = [n for n in modules if _fits(n.split("."), parts, 0, names)]
+    if anchored:
+        return list(dict.fromkeys(_canonical(n, names) for n in anchored))
+    suffixed = [
+        n for n in modules if _fits(n.split("."), parts, n.count(".") + 1 - len(parts), names)
+    ]
+    by_start: dict[str, list[str]] = {}
+    for name in suffixed:
+        start = name.rsplit(".", len(parts))[0] if name.count(".") >= len(parts) else ""
+        by_start.setdefault(start, []).append(_canonical(name, names))
+    distinct = list(dict.fromkeys(c for group in by_start.values() for c in group))
+    if len(distinct) == 1 or (is_glob and len(by_start) == 1):
+        return distinct
+    if distinct:
+        shown = ", ".join(distinct[:SHOWN]) + (", ..." if len(distinct) > SHOWN else "")
+        raise SiteError(
+            f"resolve: {pattern!r} names {len(distinct)} modules: {shown}. Write more of the path."
+        )
+    raise SiteError(f"resolve: expected a module, got {pattern!r}.{_near(pattern, names)}")
+
+
+def _near(pattern: str, names: Names) -> str:
+    """Return near paths, or near patterns where the pattern has a ``*``; else what there is."""
+    paths = [n for n in names.modules if n]
+    patterns = list(dict.fromkeys(_NUMBER.sub("*", n) for n in paths))
+    known = patterns if "*" in pattern else paths
+    size, last = pattern.count(".") + 1, pattern.rpartition(".")[2]
+    ends = [".".join(n.split(".")[-size:]) for n in known]
+    advice = near(pattern, known) or near(pattern, ends)
+    alike = [p for p in patterns if "*" in p and p.rpartition(".")[2] == last]
+    if not advice and "*" in pattern and alike:
+        advice = f" Did you mean {', '.join(alike[:3])}?"
+    return advice or f" Patterns here: {', '.join(patterns[:SHOWN])}."
+
+
+def _canonical(name: str, names: Names) -> str:
+    return names.canonical[id(names.modules[name])]
+
+
+def _fits(name: list[str], parts: list[str], start: int, names: Names) -> bool:
+    if start < 0 or len(name) - start != len(parts):
+        return False
+    for i, part in enumerate(parts):
+        segment = name[start + i]
+        if part.startswith("-") and part[1:].isdigit():
+            siblings = names.children(".".join(name[: start + i]))
+            if not segment.isdigit() or int(segment) != len(siblings) + int(part):
+                return False
+        elif not fnmatchcase(segment, part):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class _List:
+    """A container of modules of one class."""
+
+    path: str
+    members: tuple[str, ...]
+    composite: bool
+
+
+def block_paths(names: Names, probe: Probe | None) -> list[str]:
+    """Return the blocks of a model, in order of execution where it is known.
+
+    They are the members of each outermost list of modules of one class. Where such lists are called
+    themselves and return maps (the stages of a convolutional net), the lists are the blocks.
+    """
+    lists = _outermost([x for x in _lists(names) if _runs(x, probe)])
+    if any(x.composite for x in lists):
+        lists = [x for x in lists if x.composite]
+    if probe is not None and len(lists) > 1 and all(_is_stage(x, probe) for x in lists):
+        paths = [x.path for x in lists]
+    else:
+        paths = [m for x in lists for m in x.members if probe is None or probe.calls(m)]
+    paths = list(dict.fromkeys(names.canonical[id(names.modules[p])] for p in paths))
+    if probe is None:
+        return paths
+    return sorted(paths, key=lambda p: probe.trace[p][0].end)
+
+
+def _lists(names: Names) -> list[_List]:
+    found = []
+    for path, module in names.primary():
+        if not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            continue
+        members = names.children(path)
+        classes = {type(names.modules[m]) for m in members}
+        if len(classes) == 1:
+            composite = any(names.modules[m]._modules for m in members)
+            found.append(_List(path, tuple(members), composite))
+    return found
+
+
+def _runs(one: _List, probe: Probe | None) -> bool:
+    if probe is None:
+        return len(one.members) >= 2
+    return sum(probe.calls(m) for m in one.members) >= 2 and all(
+        _has_float(m, probe) for m in one.members if probe.calls(m)
+    )
+
+
+def _has_float(path: str, probe: Probe) -> bool:
+    return any(x.dtype.is_floating_point for x in probe.trace[path][0].outputs.values())
+
+
+def _outermost(lists: Sequence[_List]) -> list[_List]:
+    paths = [x.path for x in lists]
+    return [
+        x
+        for x in lists
+        if not any(p != x.path and (p == "" or x.path.startswith(f"{p}.")) for p in paths)
+    ]
+
+
+def _is_stage(one: _List, probe: Probe) -> bool:
+    return probe.calls(one.path) == 1 and len(probe.leaf(one.path, 0, "out", None)[0].shape) >= 4
+
+
+def default_sites(probe: Probe) -> list[Site]:
+    """Return the sites that are read where the user names none.
+
+    The blocks; without any, up to 64 leaf modules with a floating-point output.
+    """
+    names = probe.names
+    paths = block_paths(names, probe)
+    if not paths:
+        paths = [
+            path
+            for path in executed(probe)
+            if not names.modules[path]._modules
+            and not isinstance(names.modules[path], SILENT)
+            and _has_float(path, probe)
+        ]
+    if not paths or len(paths) > MOST_LEAVES:
+        raise SiteError(
+            f"sites='auto': expected a list of blocks or at most {MOST_LEAVES} leaf modules, got "
+            f"{len(paths)} leaves. Name the sites to read (--sites)."
+        )
+    sites = [s for p in paths for s in _executed_sites(Site(p), probe, every_call=True)]
+    return sorted(sites)

@@ -1,0 +1,163 @@
+"""Inputs of a probe forward: repeats of a batch's rows, cut or extended to another size."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.inputs import InputBatch
+from sonde.tap.model.placement import to_model
+
+LENGTHS = (5, 7)
+LENGTHS2 = (3, 4)
+MOST_CHANNELS = 4
+IDS = ("input_ids", "inputs_embeds", "input_values", "input_features")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What differs between the two probe forwards, beside the number of rows.
+
+    Parameters
+    ----------
+    kind : {"tokens", "space", "none"}
+        Lengths of token axes, the size of some axes of float inputs, or nothing.
+    axes : tuple of int
+        The axes of float inputs that are resized.
+    pos, pos2 : (int, int) or None
+        Sizes of the token axis and of the decoder's in the two forwards.
+    """
+
+    kind: Literal["tokens", "space", "none"]
+    axes: tuple[int, ...] = ()
+    pos: tuple[int, int] | None = None
+    pos2: tuple[int, int] | None = None
+
+
+def source_length(batch: InputBatch) -> int | None:
+    """Return the size of the token axis of a batch, or None if its inputs are no tokens."""
+    if batch.mask is not None:
+        return batch.mask.shape[1]
+    for name in IDS[:2]:
+        value = batch.kwargs.get(name)
+        if isinstance(value, Tensor) and value.ndim >= 2:
+            return value.shape[1]
+    first = batch.args[0] if batch.args else None
+    if isinstance(first, Tensor) and first.ndim == 2 and not first.is_floating_point():
+        return first.shape[1]
+    return None
+
+
+def target_length(batch: InputBatch) -> int | None:
+    """Return the size of the decoder's token axis, or None."""
+    if batch.decoder_mask is not None:
+        return batch.decoder_mask.shape[1]
+    for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels"):
+        value = batch.kwargs.get(name)
+        if isinstance(value, Tensor) and value.ndim >= 2 and name != "labels":
+            return value.shape[1]
+    return None
+
+
+def token_ids(batch: InputBatch, axis: str = "pos") -> Tensor | None:
+    """Return the ids of the tokens on an axis, (example, pos), or None if there are none."""
+    name = "decoder_input_ids" if axis == "pos2" else "input_ids"
+    first = batch.args[0] if batch.args and axis == "pos" else None
+    ids = batch.kwargs.get(name, first)
+    is_ids = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
+    return ids if is_ids else None
+
+
+def changes(batch: InputBatch) -> list[Change]:
+    """Return the changes to try, best first; the last one keeps every size."""
+    length, length2 = source_length(batch), target_length(batch)
+    same = Change(
+        "none",
+        pos=None if length is None else (length, length),
+        pos2=None if length2 is None else (length2, length2),
+    )
+    if length is not None:
+        pos2 = None if length2 is None else LENGTHS2
+        return [Change("tokens", pos=LENGTHS, pos2=pos2), same]
+    if length2 is not None:
+        return [same]
+    ndim = max((x.ndim for x in _floats(batch)), default=0)
+    axes = {4: [(2, 3)], 5: [(2, 3, 4)]}.get(ndim, [])
+    if ndim >= 4 and any(x.ndim == ndim and x.shape[-1] <= MOST_CHANNELS for x in _floats(batch)):
+        axes = [*axes, tuple(range(1, ndim - 1))]
+    if ndim == 3:
+        size = next(x for x in _floats(batch) if x.ndim == 3).shape[1]
+        steps = Change("space", (1,), pos=(size, 2 * size))
+        return [steps, Change("space", (2,)), Change("none", pos=None)]
+    return [*(Change("space", a) for a in axes), same]
+
+
+def _floats(batch: InputBatch) -> list[Tensor]:
+    values = [*batch.args, *batch.kwargs.values()]
+    return [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def sized(
+    module: nn.Module, batch: InputBatch, change: Change, n_rows: int, which: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a probe forward on ``n_rows`` rows."""
+    n = len(batch)
+    length, length2 = source_length(batch), target_length(batch)
+    resized = change.kind == "tokens"
+    to = change.pos[which] if resized and change.pos else None
+    to2 = change.pos2[which] if resized and change.pos2 else None
+
+    sizes = (n, n_rows, (length, to), (length2, to2))
+    doubled = change.axes if change.kind == "space" and which == 1 else ()
+    args = tuple(_fit("", x, sizes, doubled) for x in batch.args)
+    kwargs = {name: _fit(name, x, sizes, doubled) for name, x in batch.kwargs.items()}
+    kwargs = {n: _unpadded(n, x, batch.kwargs[n], batch.mask) for n, x in kwargs.items()}
+    return to_model(module, args, kwargs)
+
+
+Sizes = tuple[int, int, tuple[int | None, int | None], tuple[int | None, int | None]]
+
+
+def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    n, n_rows, source, target = sizes
+    x = _rows(x, n, n_rows)
+    for axis in doubled if x.is_floating_point() else ():
+        x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
+    is_target = name.startswith("decoder_") or name == "labels"
+    return _lengthened(x, *(target if is_target else source))
+
+
+def _unpadded(name: str, x: Any, given: Any, mask: Tensor | None) -> Any:
+    """Return a mask that calls every token real, in place of one that would call some padding."""
+    if not isinstance(x, Tensor):
+        return x
+    if name.endswith("attention_mask"):
+        return torch.ones_like(x)
+    if mask is None or given.dtype != torch.bool:
+        return x
+    if given.shape == mask.shape and torch.equal(given.to(mask.device), ~mask):
+        return torch.zeros_like(x)
+    return x
+
+
+def _rows(x: Tensor, n: int, n_rows: int) -> Tensor:
+    axis = next((a for a in range(min(x.ndim, 2)) if x.shape[a] == n), None)
+    if axis is None:
+        return x
+    return x.index_select(axis, (torch.arange(n_rows) % n).to(x.device))
+
+
+def _lengthened(x: Tensor, length: int | None, to: int | None) -> Tensor:
+    if length is None or to is None:
+        return x
+    for axis in range(1, x.ndim):
+        if x.shape[axis] == length and (not x.is_floating_point() or axis == 1):
+            x = _along(x, axis, to)
+    return x
+
+
+def _along(x: Tensor, axis: int, size: int) -> Tensor:
+    return x.index_select(axis, (torch.arange(size) % x.shape[axis]).to(x.device))

@@ -1,0 +1,117 @@
+"""One forward with the raw tensors at some sites, for checks that look at the model itself.
+
+For rows of data use a stream; this keeps whole outputs and is meant for a handful of examples.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch
+from sonde.core.site import Site
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.outputs import find, find_input
+from sonde.tap.hooks.session import Session
+from sonde.tap.model.placement import to_model
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What one forward brought.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        A copy of the raw tensor at each site that ran, by the site's text.
+    output : object
+        What the model returned.
+    """
+
+    tensors: dict[str, Tensor]
+    output: Any
+
+
+def watch(
+    module: nn.Module,
+    batch: InputBatch,
+    sites: Iterable[Site],
+    *,
+    as_found: bool = False,
+    around: AbstractContextManager[Any] | None = None,
+) -> Watched:
+    """Run a model once and return the raw tensors at sites, ports ``out`` and ``in``.
+
+    Parameters
+    ----------
+    module : nn.Module
+    batch : InputBatch
+        Used as it is: nothing is padded, cut or moved to another side.
+    sites : iterable of Site
+        With a call number where a module runs several times; without one, or with ``last``, the
+        last call counts.
+    as_found : bool, default=False
+        Leave training flags as they are instead of reading in eval mode.
+    around : context manager, optional
+        Entered for the forward alone.
+    """
+    names = Names(module)
+    taken: dict[str, Tensor] = {}
+    outputs: list[tuple[nn.Module, Callable[..., Any]]] = []
+    inputs: list[tuple[nn.Module, Callable[..., Any]]] = []
+    for path, wanted in _by_path(sites).items():
+        part = names.modules[path]
+        leaving = [s for s in wanted if s.port != "in"]
+        entering = [s for s in wanted if s.port == "in"]
+        if leaving:
+            outputs.append((part, _after(leaving, taken)))
+        if entering:
+            inputs.append((part, _before(part, entering, taken)))
+    args, kwargs = to_model(module, batch.args, batch.kwargs)
+    session = Session(module, outputs, inputs, reading=not as_found)
+    with session, around if around is not None else nullcontext():
+        output = session.run(args, kwargs)
+    return Watched(taken, output)
+
+
+def _by_path(sites: Iterable[Site]) -> dict[str, list[Site]]:
+    found: dict[str, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.path, []).append(site)
+    return found
+
+
+def _after(sites: Sequence[Site], taken: dict[str, Tensor]) -> Callable[[Any], None]:
+    call = -1
+
+    def after(output: Any) -> None:
+        nonlocal call
+        call += 1
+        for site in sites:
+            leaf = find(output, site.key)
+            if leaf is not None and (not isinstance(site.call, int) or site.call == call):
+                taken[str(site)] = leaf.detach().clone()
+
+    return after
+
+
+def _before(
+    module: nn.Module, sites: Sequence[Site], taken: dict[str, Tensor]
+) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+    call = -1
+
+    def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal call
+        call += 1
+        for site in sites:
+            if isinstance(site.call, int) and site.call != call:
+                continue
+            try:
+                taken[str(site)] = find_input(module, args, kwargs, site.key)[1].detach().clone()
+            except SiteError:
+                continue
+
+    return before

@@ -1,0 +1,1 @@
+"""A live model over inputs as a stream of rows."""

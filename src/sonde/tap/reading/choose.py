@@ -1,0 +1,216 @@
+"""Which kinds of rows a stream reads: sites, the reducer of each, and what a row is."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.batch import SiteSchema
+from sonde.core.errors import InputError, SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.site import POSITIONS, Reducer, Site, row_key
+from sonde.stats import TOKEN_METRICS
+from sonde.tap.model.axes import Axes, config_grid, find_axes, with_prefix
+from sonde.tap.model.probe import Leaf, Probe
+from sonde.tap.model.sites import AUTO, ENTRY, LOGITS, Pattern, default_sites, last_call, resolve
+from sonde.tap.model.vary import token_ids
+from sonde.tap.rows.kind import Kind
+from sonde.tap.rows.reduce import Reduction, possible
+
+if TYPE_CHECKING:
+    from sonde.tap.reading.live import LiveStream
+
+_log = logging.getLogger("sonde")
+MOST_PREFIX = 16
+NO_NEXT_TOKEN = ("encoder", "classifier", "image_classifier")
+
+
+def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
+    """Return the kinds of rows of a stream, in order of execution."""
+    probe = stream.probe
+    predicts = stream.sites == (AUTO,) and _predicts(stream.reducer)
+    patterns = (LOGITS,) if predicts else stream.sites
+    places = {p.partition("|")[0] for p in patterns if isinstance(p, str)}
+    unnamed = default_sites(probe) if AUTO in places else []
+    kinds: list[Kind] = []
+    refused: SiteError | None = None
+    for site, reducer in _named(stream, patterns):
+        if site.port == "grad" and stream.objective is None:
+            raise InputError(f"live_stream: port grad needs objective=, got {str(site)!r}.")
+        try:
+            kinds.extend(_kinds_of(site, reducer or stream.reducer, stream, batch))
+        except SiteError as error:
+            if site not in unnamed:
+                raise
+            refused = error
+            _log.info("not read: %s", error)
+    if not kinds and refused is not None:
+        raise refused
+    entry = list(_entry(kinds, probe)) if stream.entry and kinds else []
+    return (*entry, *kinds)
+
+
+def _named(stream: "LiveStream", patterns: Sequence[Pattern]) -> list[tuple[Site, Reducer | None]]:
+    """Return the sites that patterns name, each with the reducer after a ``|``, if any."""
+    by_reducer: dict[str, list[Pattern]] = {}
+    for pattern in patterns:
+        place, _, name = pattern.partition("|") if isinstance(pattern, str) else (pattern, "", "")
+        by_reducer.setdefault(name, []).append(place)
+    found: dict[Site, Reducer | None] = {}
+    for name, places in by_reducer.items():
+        for site in resolve(stream.model.module, places, stream.probe):
+            if site in found:
+                raise SiteError(
+                    f"Site: {str(site)!r} is named with two reducers. Read one of them beside the "
+                    "other with further=."
+                )
+            found[site] = Reducer.parse(name) if name else None
+    return sorted(found.items(), key=lambda item: item[0])
+
+
+def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
+    """Yield what the first site receives, as rows like all those that leave it, if it fits them."""
+    first = kinds[0].site
+    if first.port != "out" or first.call in ("last", "all"):
+        return
+    call = last_call(first, probe.calls(first.path))
+    every = [k for k in kinds if k.site == first][-1]
+    try:
+        received = probe.leaf(first.path, call, "in", None)
+    except SiteError:
+        return
+    if received == probe.leaf(first.path, call, "out", first.key):
+        order = probe.order(first.path, call, "in")
+        site = replace(first, port="in", key=None, order=order)
+        key = f"{row_key(site)}|{ENTRY}"
+        yield replace(every, key=key, site=site, schema=replace(every.schema, key=key, site=site))
+
+
+def _kinds_of(
+    site: Site, asked: str | Reducer, stream: "LiveStream", batch: InputBatch
+) -> Iterator[Kind]:
+    probe = stream.probe
+    call = last_call(site, probe.calls(site.path))
+    port = "in" if site.port == "in" else "out"
+    axis = asked.axis if isinstance(asked, Reducer) else None
+    leaf, _ = probe.leaf(site.path, call, port, site.key)
+    axes = find_axes(probe, site.path, call, port, site.key, axis)
+    axes = _checked_prefix(axes, leaf, patch_grid(stream.model, probe, batch))
+    reducer = each_position(axes) if asked == POSITIONS else asked
+    reducer = Reducer(reducer) if isinstance(reducer, str) and reducer != AUTO else reducer
+    if not isinstance(reducer, Reducer):
+        reducer = Reducer(default_reducer(stream.model, axes, batch))
+    if _predicts(reducer):
+        _check_predicts(site, leaf, stream)
+    module = type(probe.names.modules[site.path]).__name__
+    yield _kind(row_key(site), site, _with(reducer, stream), axes, leaf, module)
+    for more in stream.further:
+        name = _with(more, stream)
+        fits = name.name in possible(axes) and not _predicts(name)
+        if axes.kind != "vector" and fits and name.name != reducer.name:
+            yield _kind(row_key(site, more), site, name, axes, leaf, module)
+
+
+def _predicts(reducer: str | Reducer) -> bool:
+    return "predictions" in (reducer, getattr(reducer, "name", None))
+
+
+def _check_predicts(site: Site, leaf: Leaf, stream: "LiveStream") -> None:
+    """Refuse a reading of predictions anywhere but at the next-token logits of a language model."""
+    found = stream.probe.output
+    logits = found.get("logits", found.get(""))
+    if stream.model.task in NO_NEXT_TOKEN or logits is None or logits.shape != leaf.shape:
+        width = "none" if logits is None else f"shape {logits.shape}"
+        raise SiteError(
+            f"Reducer 'predictions': expected the next-token logits of a language model ({width}), "
+            f"got shape {leaf.shape} at {str(site)!r} of a model of task {stream.model.task!r}. "
+            "Read the last linear layer of a causal model."
+        )
+
+
+def _with(reducer: Reducer, stream: "LiveStream") -> Reducer:
+    return replace(reducer, keep_special=True) if stream.keep_special else reducer
+
+
+def _kind(key: str, site: Site, reducer: Reducer, axes: Axes, leaf: Leaf, module: str) -> Kind:
+    reduction = Reduction(reducer, axes)
+    made = torch.float32 if reducer.name == "predictions" else leaf.dtype
+    dtype = str(made).removeprefix("torch.")
+    dim = _dim(reducer, axes, leaf)
+    schema = SiteSchema(key, site, reducer, dim, dtype, module, str(axes), axes.prefix)
+    return Kind(key, site, reduction, schema)
+
+
+def _dim(reducer: Reducer, axes: Axes, leaf: Leaf) -> int:
+    if reducer.name == "predictions":
+        return len(TOKEN_METRICS)
+    sizes = dict(zip(axes.words, leaf.shape, strict=True))
+    if reducer.name == "flat":
+        return math.prod(size for word, size in sizes.items() if word != "row")
+    return sizes.get("dim", 1)
+
+
+def _checked_prefix(axes: Axes, leaf: Leaf, grid: tuple[int, int] | None) -> Axes:
+    found = with_prefix(axes, leaf.shape, grid)
+    return found if found.prefix <= MOST_PREFIX else axes
+
+
+def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int] | None:
+    """Return height and width in patches, from inputs, configuration, or the first layer."""
+    if batch.grid is not None:
+        return batch.grid
+    pixels = next(
+        (x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor) and x.ndim == 4),
+        None,
+    )
+    grid = config_grid(model.config, pixels)
+    if grid is not None or pixels is None:
+        return grid
+    for path, calls in probe.trace.items():
+        layer = probe.names.modules[path]
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride != (1, 1):
+            shape = calls[0].outputs[""].shape
+            return shape[2], shape[3]
+    return None
+
+
+def each_position(axes: Axes) -> Reducer | None:
+    """Return the reducer with a row for each token, special ones too, or patch; None without."""
+    if "tokens" in possible(axes):
+        return Reducer("tokens", keep_special=True)
+    return Reducer("patches") if "patches" in possible(axes) else None
+
+
+def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
+    """Return ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.
+
+    Inputs that come in steps give a row for each step.
+    """
+    if batch.segment is not None and axes.kind == "pos":
+        return "steps"
+    if model.task == "causal":
+        return "last" if "last" in possible(axes) else "mean"
+    if axes.kind == "space":
+        return "cls" if axes.prefix else "mean"
+    is_encoder = model.task in ("classifier", "encoder") and axes.kind == "pos"
+    return _place_of_cls(model, batch) if is_encoder else "mean"
+
+
+def _place_of_cls(model: Model, batch: InputBatch) -> str:
+    """Return the reducer that takes the class token: some models have it at the end of a text."""
+    if model.processor is None:
+        first = batch.special is not None and bool(batch.special[:, 0].all())
+        return "cls" if first else "mean"
+    own, ids = getattr(model.processor, "cls_token_id", None), token_ids(batch)
+    if own is None or ids is None:
+        return "mean" if own is None else "cls"
+    real = torch.ones_like(ids) if batch.mask is None else batch.mask.to(ids)
+    ends = ids.shape[1] - 1 - real.flip(1).argmax(1, keepdim=True)
+    for name, place in (("cls", real.argmax(1, keepdim=True)), ("last", ends)):
+        if bool((ids.gather(1, place) == own).all()):
+            return name
+    return "mean"

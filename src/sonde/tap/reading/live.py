@@ -1,0 +1,353 @@
+"""A live model over inputs as a stream of rows."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+from torch import Tensor, nn
+
+from sonde.core._shown import places
+from sonde.core.batch import Batch, Head, SiteSchema
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.perturbation import Perturbation
+from sonde.core.site import Reducer, Site
+from sonde.core.stream import Stream
+from sonde.tap.generating.generation import token_arguments
+from sonde.tap.generating.recorder import Spot, may_record
+from sonde.tap.generating.replay import ReplayInputs, StandIns
+from sonde.tap.model.fingerprint import config_hash, fingerprint
+from sonde.tap.model.heads import layer_of
+from sonde.tap.model.objectives import Objective, check_objective, name_of
+from sonde.tap.model.perturb import float_input, perturbed_logits
+from sonde.tap.model.placement import Place, moved, placement
+from sonde.tap.model.probe import Probe, probe
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.choose import choose_kinds
+from sonde.tap.reading.reader import Reader, Reading, reading_of
+from sonde.tap.reading.taken import Taken
+from sonde.tap.rows.frame import Frame
+from sonde.tap.rows.kind import Kind
+from sonde.tap.rows.padding import right_padded
+
+_log = logging.getLogger("sonde")
+MOST_AHEAD, SMALL_BYTES = 32, 2**22
+LOGIT_TASKS = frozenset({"causal", "classifier", "image_classifier"})
+
+
+def live_stream(
+    model: Model | nn.Module,
+    inputs: Inputs,
+    sites: Pattern | Sequence[Pattern] = "auto",
+    reducer: str | Reducer = "auto",
+    *,
+    further: Sequence[str | Reducer] = (),
+    objective: Objective | None = None,
+    keep_special: bool = False,
+    logits: bool = True,
+    seed: int = 0,
+    entry: bool = False,
+    perturb: Perturbation | None = None,
+) -> "LiveStream":
+    """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : Inputs
+    sites : "auto", pattern, Site, or several, default="auto"
+        ``auto`` reads the blocks, or the leaf modules of a small net. ``|reducer`` after a pattern
+        reads its sites by another reducer.
+    reducer : "auto", name or Reducer, default="auto"
+        ``auto`` is ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.
+    further : sequence of name or Reducer, default=()
+        Read beside ``reducer`` in the same forward, under ``site|reducer``, where they fit a site.
+    objective : {"kl_uniform", "max_logit", "nll"}, callable or None, default=None
+        Scalar ``(outputs, batch)`` whose gradient at each site is read too.
+    keep_special : bool, default=False
+        Keep tokens that the tokenizer declares special in ``tokens`` and ``mean``.
+    logits : bool, default=True
+        Bring the model's logits where it has any; without, a forward may end at the last site.
+    seed : int, default=0
+        Key of the hash of rows.
+    entry : bool, default=False
+        Read what the first site receives too, under ``site|entry``, where it has the shape of what
+        leaves it.
+    perturb : Perturbation or None, default=None
+        Bring the column ``perturbed_logits``: a classifier's logits after this step of its
+        floating-point inputs. Costs two more forwards and a backward.
+
+    Examples
+    --------
+    >>> import torch
+    >>> class Numbers(Inputs):
+    ...     group_keys, grouped = (b"a", b"b"), False
+    ...     def batches(self, start, stop):
+    ...         keys, n = self.group_keys[start:stop], torch.arange(start, stop)
+    ...         x = (torch.ones(len(n), 3),)
+    ...         yield InputBatch(x, {}, ["a", "b"][start:stop], keys, n, n * 0, keys, n * 0 - 1)
+    ...     def identity(self):
+    ...         return {}
+    >>> stream = live_stream(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), Numbers())
+    >>> [(s.key, s.dim) for s in stream.schema]
+    [('0:out', 4), ('1:out', 4)]
+    """
+    if isinstance(model, nn.Module):
+        model = Model(model, config=model.__dict__.get("config"))
+    check_objective(objective)
+    several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
+    more = tuple(Reducer(r) if isinstance(r, str) else r for r in further)
+    how = (reducer, more, objective, keep_special, logits, seed, entry, perturb)
+    return LiveStream(model, inputs, several, *how)
+
+
+@dataclass(frozen=True, eq=False)
+class LiveStream(Stream):
+    """Rows of a live model; made by ``live_stream``, whose parameters its fields are."""
+
+    model: Model
+    inputs: Inputs
+    sites: tuple[Pattern, ...]
+    reducer: str | Reducer
+    further: tuple[Reducer, ...]
+    objective: Objective | None
+    keep_special: bool
+    with_logits: bool
+    seed: int = 0
+    entry: bool = False
+    perturb: Perturbation | None = None
+
+    def __repr__(self) -> str:
+        # Only a forward tells which sites there are.
+        asked = "sites auto" if self.sites == ("auto",) else places([*map(str, self.sites)])
+        known = "kinds" in vars(self)
+        sites = places([f"{s.key} ({s.dim})" for s in self.schema]) if known else asked
+        name = self.model.name or type(self.model.module).__name__
+        return f"LiveStream({name} on {len(self):,} examples, {sites}, reducer {self.reducer})"
+
+    @cached_property
+    def probe(self) -> Probe:
+        """What a probe forward on the first example found."""
+        _say_how(self.model.module)
+        return probe(self.model, self._first)
+
+    @cached_property
+    def _first(self) -> InputBatch:
+        if not len(self.inputs):
+            raise InputError("live_stream: expected at least one example, got none.")
+        first = right_padded(next(iter(self._shapes(0, 1))))
+        if self.perturb is not None:
+            float_input(first.args, first.kwargs)
+        return first
+
+    def _shapes(self, start: int, stop: int) -> Iterator[InputBatch]:
+        """Yield inputs of the shapes to expect; nothing is generated for them."""
+        of = StandIns(self.inputs) if isinstance(self.inputs, ReplayInputs) else self.inputs
+        return of.batches(start, stop)
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of rows that are read, in order of execution."""
+        return choose_kinds(self, self._first)
+
+    @property
+    def schema(self) -> tuple[SiteSchema, ...]:
+        """The kinds of rows, in order of execution."""
+        return tuple(kind.schema for kind in self.kinds)
+
+    @property
+    def group_keys(self) -> Sequence[bytes]:
+        """The group key of every example in the planned order."""
+        return self.inputs.group_keys
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups were given or examples were cut into chunks."""
+        return self.inputs.grouped
+
+    @property
+    def source_rows(self) -> np.ndarray | None:
+        """Which item of the data each example is, or is a piece of."""
+        return self.inputs.source_rows
+
+    @cached_property
+    def head(self) -> Head | None:
+        """Weight and bias of the final linear layer, where its output is the logits."""
+        return layer_of(self.probe) if self._gives_logits else None
+
+    @cached_property
+    def _gives_logits(self) -> bool:
+        found = self.probe.output
+        if self.model.task == "tensor":
+            return self.probe.head is not None and "" in found and len(found[""].shape) == 2
+        return self.model.task in LOGIT_TASKS and bool({"logits", ""} & set(found))
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield rows with their columns; the model is as it was whenever a batch is handed out.
+
+        Small batches are read several at a time, so that the model is hooked once for all of them.
+        """
+        reader = Reader(
+            self.model.module,
+            self.kinds,
+            self.probe,
+            objective=self.objective,
+            causal=self.model.task == "causal",
+            logits=self.with_logits and self._gives_logits,
+            has_logits=self._gives_logits,
+        )
+        place = placement(self.model.module)
+        if isinstance(self.inputs, ReplayInputs):
+            yield from self._generated(self.inputs, reader, start, stop)
+            return
+        inputs, n_ahead = map(right_padded, self.inputs.batches(start, stop)), 1
+        while several := list(islice(inputs, n_ahead)):
+            made = self._several(reader, several, place)
+            n_ahead = 1 if self.perturb is not None else _n_ahead(several, made)
+            made.reverse()
+            while made:
+                yield made.pop()
+
+    def first_batch(self) -> Batch:
+        """Return two examples where there are two; nothing is generated for it."""
+        if isinstance(self.inputs, ReplayInputs):
+            return replace(self, inputs=StandIns(self.inputs)).first_batch()
+        return super().first_batch()
+
+    def _generated(
+        self, inputs: ReplayInputs, reader: Reader, start: int, stop: int
+    ) -> Iterator[Batch]:
+        """Yield the rows of generated texts: taken while they arise, else by one more forward."""
+        place, modules = placement(self.model.module), self.probe.names.modules
+        spots = {k.key: Spot(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds}
+        for prompts in inputs.prompt_batches(start, stop):
+            if not self._records(inputs, prompts):
+                yield from self._several(reader, [right_padded(inputs.continued(prompts))], place)
+                continue
+            batch, recorder = inputs.record(prompts, spots)
+            frame = Frame(batch, place[0], reader.shared)
+            taken = recorder.rows(frame)
+            if taken is None:
+                yield from self._several(reader, [right_padded(batch)], place)
+            else:
+                yield self._made(batch, reading_of(taken, frame))
+
+    def _records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
+        """Return whether all that is read can be taken while a batch is generated from."""
+        asks = self.objective is not None or self.perturb is not None
+        if asks or (self.with_logits and self._gives_logits) or prompts.segment is not None:
+            return False
+        return may_record(inputs, self.kinds) and not token_arguments(prompts)
+
+    def _several(self, reader: Reader, batches: Sequence[InputBatch], place: Place) -> list[Batch]:
+        with reader.session:
+            read = [self._read(reader, batch, place) for batch in batches]
+            readings = reader.readings(read)
+        perturbed = [self._perturbed(batch, place) for batch in batches]
+        return list(map(self._made, batches, readings, perturbed))
+
+    def _read(self, reader: Reader, batch: InputBatch, place: Place) -> Reading | Taken:
+        args, kwargs = moved(place, batch.args, batch.kwargs)
+        return reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
+
+    def _perturbed(self, batch: InputBatch, place: Place) -> Tensor | None:
+        if self.perturb is None:
+            return None
+        args, kwargs = moved(place, batch.args, batch.kwargs)
+        return perturbed_logits(self.model.module, args, kwargs, self.perturb)
+
+    def _made(self, batch: InputBatch, reading: Reading, perturbed: Tensor | None = None) -> Batch:
+        columns, extra = reading.columns, _extra(batch, self.keep_special)
+        if perturbed is not None:
+            extra["perturbed_logits"] = perturbed
+        return Batch(
+            rows=reading.rows,
+            ids=batch.ids,
+            keys=batch.keys,
+            order=batch.order,
+            occurrence=batch.occurrence,
+            example={key: c.example for key, c in columns.items()},
+            position={key: c.position for key, c in columns.items()},
+            group_keys=batch.group_keys,
+            label=batch.label,
+            logits=reading.logits,
+            grad=reading.grad,
+            grid={key: c.grid for key, c in columns.items() if c.grid is not None},
+            special={key: c.special for key, c in columns.items() if c.special is not None},
+            pair=batch.pair,
+            side=batch.side,
+            length=_length(batch),
+            head=self.head,
+            seed=self.seed,
+            extra=extra,
+        )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class number."""
+        return self.inputs.label_names
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON that names model, data and reading."""
+        _, dtype = placement(self.model.module)
+        config = self.model.config
+        return {
+            "model": fingerprint(self.model.module),
+            "config": config_hash(config, self.model.module),
+            "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+            "attn": getattr(config, "_attn_implementation", None),
+            "sites": [str(kind.site) for kind in self.kinds],
+            "reducers": [str(kind.reduction.reducer) for kind in self.kinds],
+            "keys": [kind.key for kind in self.kinds],
+            "objective": name_of(self.objective),
+            "perturb": None if self.perturb is None else self.perturb.json(),
+            "keep_special": self.keep_special,
+            "logits": self.with_logits,
+            "seed": self.seed,
+            "data": self.inputs.identity(),
+        }
+
+
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Modules of which has been said how they are read: once each, however many streams they have."""
+
+
+def _say_how(module: nn.Module) -> None:
+    if module in _TOLD:
+        return
+    if module.training:
+        _TOLD.add(module)
+        _log.warning("the model is in training mode: read in eval mode, handed back as it was")
+    if any(type(part).__name__ == "OptimizedModule" for part in module.modules()):
+        _TOLD.add(module)
+        _log.warning("the model is compiled: read in eager mode, the last bits may differ")
+
+
+def _n_ahead(inputs: Sequence[InputBatch], made: Sequence[Batch]) -> int:
+    """Return how many batches like these are small together, with what goes in and comes out."""
+    most = 1
+    for raw, batch in zip(inputs, made, strict=True):
+        given = (x for x in (*raw.args, *raw.kwargs.values()) if isinstance(x, Tensor))
+        most = max(most, sum(x.nbytes for x in (*given, *batch.rows.values())))
+    return max(1, min(MOST_AHEAD, SMALL_BYTES // most))
+
+
+def _length(batch: InputBatch) -> Tensor | None:
+    if batch.length is not None or batch.mask is None:
+        return batch.length
+    return batch.mask.sum(dim=1).cpu()
+
+
+def _extra(batch: InputBatch, keep_special: bool) -> dict[str, Tensor]:
+    extra = {name: x for name, x in batch.columns.items() if isinstance(x, Tensor)}
+    if batch.truncated is not None:
+        extra["truncated"] = batch.truncated
+    if batch.special is not None and not keep_special:
+        mask = batch.special if batch.mask is None else batch.special & batch.mask
+        extra["special_dropped"] = mask.sum(dim=1).cpu()
+    return extra

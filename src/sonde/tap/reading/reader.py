@@ -1,0 +1,217 @@
+"""A live model read forward by forward: hooked, run, and its rows put together."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch
+from sonde.tap.hooks.session import Session
+from sonde.tap.model.forward_errors import advising
+from sonde.tap.model.objectives import Objective, value
+from sonde.tap.model.probe import Probe, find_logits
+from sonde.tap.model.sites import last_call
+from sonde.tap.reading.slot import Slot
+from sonde.tap.reading.taken import Calls, Taken, settle
+from sonde.tap.rows.frame import Columns, Frame
+from sonde.tap.rows.kind import Kind
+from sonde.tap.rows.rack import Rack
+from sonde.tap.rows.shared import Shared
+from sonde.tap.rows.slab import Slab
+
+HELD_BYTES = 2**17
+"""Copies of one forward up to this size wait until several have run."""
+
+
+@dataclass
+class Reading:
+    """What one forward brought."""
+
+    rows: dict[str, Tensor]
+    columns: dict[str, Columns]
+    grad: dict[str, Tensor]
+    logits: Tensor | None
+
+
+def reading_of(taken: Mapping[str, tuple[Tensor, Hashable]], frame: Frame) -> Reading:
+    """Return rows that are there already, with their columns."""
+    rows = {key: x for key, (x, _) in taken.items()}
+    columns = {key: frame.columns(layout) for key, (_, layout) in taken.items()}
+    return Reading(rows, columns, {}, None)
+
+
+class Reader:
+    """Reads fixed kinds of rows from one live model, forward by forward."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        kinds: Sequence[Kind],
+        probe: Probe,
+        *,
+        objective: Objective | None = None,
+        causal: bool = False,
+        logits: bool = True,
+        has_logits: bool = True,
+    ) -> None:
+        self.kinds, self.probe, self.objective = tuple(kinds), probe, objective
+        self.causal, self.wants_logits, self.has_logits = causal, logits, has_logits
+        self.modules = list(root.modules())
+        self.slots = self._make_slots()
+        self.shared, self.rack = Shared(), Rack(Slab())
+        modules = probe.names.modules
+        self.session = Session(
+            root,
+            outputs=[(modules[s.path], s.after) for s in self.slots if s.port == "out"],
+            inputs=[(modules[s.path], s.before) for s in self.slots if s.port == "in"],
+            with_grad=objective is not None,
+            modules=self.modules,
+            parameters=list(root.parameters()),
+        )
+        self.may_stop = not logits and objective is None and self._is_safe()
+
+    def _make_slots(self) -> list[Slot]:
+        grouped: dict[tuple[str, str], list[Kind]] = {}
+        for kind in self.kinds:
+            port = "in" if kind.site.port == "in" else "out"
+            grouped.setdefault((kind.site.path, port), []).append(kind)
+        last = max(self.kinds, key=lambda kind: kind.site.order)
+        slots: list[Slot] = []
+        for (path, port), kinds in grouped.items():
+            is_last = any(kind is last for kind in kinds)
+            stop_at = last_call(last.site, self.probe.calls(path)) if is_last else -1
+            module = self.probe.names.modules[path]
+            slots.append(Slot(path, module, port, kinds, stop_at, self.objective is not None))
+        return slots
+
+    def _is_safe(self) -> bool:
+        open_ended = any(kind.site.call in ("last", "all") for kind in self.kinds)
+        foreign = any(m._forward_hooks_always_called for m in self.modules)
+        return not (open_ended or foreign or any(_offloads_block(m) for m in self.modules))
+
+    def read(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
+    ) -> Reading | Taken:
+        """Run the model once; the session is open.
+
+        What is small becomes rows after several forwards, in ``readings``: the same few calls again
+        and again find warm caches, which they do not in between.
+        """
+        taken = self._run(args, kwargs, batch, frame)
+        return taken if 0 < taken.held_bytes <= HELD_BYTES else self._read(taken)
+
+    def readings(self, several: Sequence[Reading | Taken]) -> list[Reading]:
+        """Return the rows of forwards; the session is open still."""
+        waiting = [one for one in several if isinstance(one, Taken)]
+        if waiting:
+            with advising(waiting[0].batch):
+                settle(waiting)
+        return [one if isinstance(one, Reading) else self._sound(one) for one in several]
+
+    def _run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
+    ) -> Taken:
+        self.rack.begin()
+        stops = self.may_stop and kwargs.get("past_key_values") is None
+        stop = self.session.stop if stops else None
+        taken = Taken(self.kinds, (args, kwargs), batch, frame, self.rack, stop)
+        for slot in self.slots:
+            slot.begin(taken)
+        try:
+            with advising(batch):
+                output = self.session.run(args, kwargs)
+                logits = self._logits(output, frame)
+                if self.objective is not None:
+                    self._backward(output, logits, batch)
+        finally:
+            for slot in self.slots:
+                slot.end()
+        taken.logits = None if logits is None else logits.detach()
+        return taken
+
+    def _read(self, taken: Taken) -> Reading:
+        """Return the rows of a forward at once."""
+        with advising(taken.batch):
+            settle([taken])
+        return self._sound(taken)
+
+    def _sound(self, taken: Taken) -> Reading:
+        """Return rows; those of another forward where padding may have spoilt a mean."""
+        if taken.may_be_poisoned:
+            taken.frame.is_careful = True
+            return self._read(self._run(*taken.call, taken.batch, taken.frame))
+        return self._reading(taken)
+
+    def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
+        with torch.enable_grad():
+            scalar = value(self.objective, output, logits, batch)  # type: ignore[arg-type]
+            if scalar.requires_grad:
+                scalar.backward()
+
+    def _logits(self, output: Any, frame: Frame) -> Tensor | None:
+        if output is None or not self.has_logits:
+            return None
+        if not (self.wants_logits or self.objective is not None):
+            return None
+        logits = find_logits(output)
+        if logits is None:
+            return None
+        if self.causal and logits.ndim == 3:
+            with torch.set_grad_enabled(self.objective is not None):
+                one = frame.one("pos", logits.shape[1], "last")
+                return logits[tuple(frame.beside(index, logits) for index in one)]
+        return logits if logits.ndim == 2 and logits.shape[0] == frame.n else None
+
+    def _reading(self, taken: Taken) -> Reading:
+        reading = Reading({}, {}, {}, taken.logits if self.wants_logits else None)
+        for kind in self.kinds:
+            is_grad = kind.site.port == "grad"
+            source = taken.gradients if is_grad else taken.rows
+            rows, columns = self._joined(kind, source[kind.key], taken)
+            reading.rows[kind.key], reading.columns[kind.key] = rows, columns
+            if self.objective is not None and not is_grad:
+                reading.grad[kind.key] = self._joined(kind, taken.gradients[kind.key], taken)[0]
+        return reading
+
+    def _joined(self, kind: Kind, calls: Calls, taken: Taken) -> tuple[Tensor, Columns]:
+        """Return the rows of a kind; ``@all`` gives pooled rows their call as position."""
+        if not calls:
+            raise self._missing(kind, taken)
+        if kind.site.call is None and len(calls) > 1:
+            raise SiteError(
+                f"Site: {str(kind.site)!r} ran {len(calls)} times in this forward, once in the "
+                "probe forward. Write @last or @all."
+            )
+        if kind.site.call != "all":
+            rows, layout = calls[max(calls)]
+            return rows, taken.frame.columns(layout)
+        parts = [calls[call] for call in sorted(calls)]
+        each = [taken.frame.columns(layout) for _, layout in parts]
+        shift = int(kind.reduction.reducer.one_row)
+        position = [c.position + shift * call for c, call in zip(each, sorted(calls), strict=True)]
+        columns = Columns(torch.cat([c.example for c in each]), torch.cat(position))
+        return torch.cat([rows for rows, _ in parts]), columns
+
+    def _missing(self, kind: Kind, taken: Taken) -> SiteError:
+        if self.objective is not None and taken.rows[kind.key]:
+            return SiteError(
+                f"Site: no gradient reached {str(kind.site)!r}: the objective does not depend on "
+                "it. Choose another objective, or leave the site out."
+            )
+        return SiteError(
+            f"Site: {str(kind.site)!r} did not run in this forward, though it did in the probe "
+            f"forward (examples {', '.join(taken.batch.ids[:3])}, ...). "
+            "Read a module that runs for every input."
+        )
+
+
+def _offloads_block(module: nn.Module) -> bool:
+    """Return whether a module with children moves their weights away after its forward."""
+    hook = module.__dict__.get("_hf_hook")
+    if hook is None or not module._modules:
+        return False
+    parts = hook.__dict__.get("hooks", (hook,))
+    return any(part.__dict__.get("offload") for part in parts)

@@ -1,0 +1,168 @@
+"""What hooks took of one forward: rows, and copies that become rows when it is over."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sonde.core.inputs import InputBatch
+from sonde.tap.rows.frame import POOLED, Frame
+from sonde.tap.rows.kind import Kind, at_site
+from sonde.tap.rows.rack import Rack
+from sonde.tap.rows.waiting import SMALL_BYTES
+
+TOKENS = ("row", "pos", "dim")
+STACKED_BYTES = 2**26
+"""Copies are stacked up to this size at once."""
+
+Calls = dict[int, tuple[Tensor, Hashable]]
+"""Rows and their layout by call of the module."""
+
+
+class Leaf:
+    """What is read of one tensor among those that a module receives or returns.
+
+    ``late`` is read from a copy after the forward, where that is small: what needs a copy anyway,
+    and then means too. ``soon`` is read in the hook, as all is where the tensor is large.
+    """
+
+    def __init__(self, key: str | None, kinds: Sequence[Kind]) -> None:
+        self.key, self.kinds = key, tuple(kinds)
+        copied = any(k.reduction.can_wait for k in kinds)
+        late = [k for k in kinds if copied and (k.reduction.can_wait or k.reduction.is_token_mean)]
+        self.late, self.soon = tuple(late), tuple(k for k in kinds if k not in late)
+        self.like = tuple(kind.reduction.stack_key for kind in late)
+        self.axes = sorted({kind.reduction.axes.kind for kind in late})
+
+
+class Held(NamedTuple):
+    """A copy of a tensor, until it becomes rows."""
+
+    leaf: Leaf
+    call: int
+    copy: Tensor
+
+    def like(self, frame: Frame) -> Hashable:
+        """Return what is equal where copies become rows by the same calls of torch."""
+        copy = self.copy
+        alike = tuple(frame.alike(axis, copy.shape[1]) for axis in self.leaf.axes)
+        return self.leaf.like, copy.shape, copy.dtype, copy.device, alike
+
+
+class Taken:
+    """Rows of one forward by kind and call.
+
+    Parameters
+    ----------
+    kinds : sequence of Kind
+    call : tuple of (args, kwargs)
+        What the model was called with.
+    batch : InputBatch
+    frame : Frame
+        Which of its tokens count.
+    rack : Rack
+    stop : callable or None
+        Ends the forward after the last site that is read; None runs it to its end.
+
+    Attributes
+    ----------
+    rows, gradients : dict of str to Calls
+    held_bytes : int
+        Of the copies in ``held``, of which ``settle`` makes rows.
+    logits : Tensor or None
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        batch: InputBatch,
+        frame: Frame,
+        rack: Rack,
+        stop: Callable[[], None] | None,
+    ) -> None:
+        self.kinds, self.call, self.batch, self.frame = kinds, call, batch, frame
+        self.rack, self.stop = rack, stop
+        self.rows: dict[str, Calls] = {kind.key: {} for kind in kinds}
+        self.gradients: dict[str, Calls] = {kind.key: {} for kind in kinds}
+        self.logits: Tensor | None = None
+        self.held: list[Held] = []
+        self.held_bytes = 0
+
+    def take(self, leaf: Leaf, x: Tensor, call: int) -> None:
+        """Take rows of a tensor, or hold a copy of it until the forward is over."""
+        soon, size = leaf.soon, x.nbytes
+        x = x.detach() if x.requires_grad else x
+        if size > SMALL_BYTES or x.is_nested or x.ndim != len(TOKENS):
+            soon = leaf.kinds
+        elif leaf.late:
+            self.held.append(Held(leaf, call, x.clone()))
+            self.held_bytes += size
+        for kind in soon:
+            with at_site(kind.key):
+                self.rows[kind.key][call] = self._reduced(kind, x)
+
+    def _reduced(self, kind: Kind, x: Tensor) -> tuple[Tensor, Hashable]:
+        reduction = kind.reduction
+        if reduction.is_token_mean and not x.is_nested and x.ndim == len(TOKENS):
+            return reduction.token_mean(x, self.frame, self.rack), POOLED
+        rows, layout = reduction(x, self.frame)
+        return self.rack.slab.keep(rows), layout
+
+    def take_gradient(self, kinds: Sequence[Kind], grad: Tensor, call: int) -> None:
+        """Take the rows of a gradient."""
+        with torch.no_grad():
+            for kind in kinds:
+                self.gradients[kind.key][call] = kind.reduction(grad.detach(), self.frame)
+
+    def watch(self, kinds: Sequence[Kind], x: Tensor, call: int) -> Tensor:
+        """Return the tensor, or one in its place, whose gradient will be taken."""
+        watched = x if x.requires_grad else x.detach().requires_grad_(True).clone()
+        if watched.requires_grad:
+            watched.register_hook(lambda grad: self.take_gradient(kinds, grad, call))
+        return watched
+
+    @property
+    def may_be_poisoned(self) -> bool:
+        """Whether a mean is not finite, perhaps by a token at weight 0: 0 times NaN is NaN."""
+        if self.frame.is_careful or not self.frame.drops_tokens:
+            return False
+        averaged = [k.key for k in self.kinds if k.reduction.is_mean_over_tokens]
+        taken = [rows for key in averaged for rows, _ in self.rows[key].values()]
+        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in taken]
+        return bool(sums) and not math.isfinite(float(torch.stack(sums).sum()))
+
+
+def settle(several: Sequence[Taken]) -> None:
+    """Make rows of the copies that were held in forwards of one reader, like ones together."""
+    groups: dict[Hashable, list[tuple[Taken, Held]]] = {}
+    for taken in several:
+        for one in taken.held:
+            groups.setdefault(one.like(taken.frame), []).append((taken, one))
+        taken.held, taken.held_bytes = [], 0
+    for alike in groups.values():
+        step = max(1, STACKED_BYTES // max(1, alike[0][1].copy.nbytes))
+        for start in range(0, len(alike), step):
+            _make_rows(alike[start : start + step])
+
+
+def _make_rows(alike: Sequence[tuple[Taken, Held]]) -> None:
+    """Make rows of copies of one shape, in which the same tokens count."""
+    taken, first = alike[0]
+    copies = [one.copy for _, one in alike]
+    given = False
+    for place, kind in enumerate(first.leaf.late):
+        with at_site(kind.key):
+            rows, layout = kind.reduction.of_copies(copies, taken.frame)
+        if isinstance(rows, Tensor):
+            # Batches must not share memory; the sites of one may, which fragments the heap less.
+            alone, slab = alike[-1][0] is taken, taken.rack.slab
+            rows = slab.keep(rows).unbind() if alone else slab.keep_each(rows)
+        elif given:
+            rows = [copy.clone() for copy in rows]
+        else:
+            given = True
+        for (mine, one), own in zip(alike, rows, strict=True):
+            mine.rows[one.leaf.late[place].key][one.call] = own, layout

@@ -1,0 +1,1 @@
+"""Raw outputs to rows: which tokens count, what is averaged, where it is kept."""

@@ -1,0 +1,331 @@
+"""The examples of one forward: which tokens count, and which row is whose.
+
+Sites of one layout share the very same column tensors, and no selection is built twice.
+"""
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError, ShapeError, SiteError
+from sonde.core.inputs import InputBatch
+from sonde.core.wording import plural
+from sonde.tap.model.vary import token_ids
+from sonde.tap.rows.shared import Shared
+
+POOLED = ("pooled",)
+FROM_BEFORE = ("step_deltas", "step_sources")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which example each row belongs to, and where in it the row stands."""
+
+    example: Int[Tensor, "row"]
+    position: Int[Tensor, "row"]
+    grid: Int[Tensor, "row 2"] | None = None
+    special: Bool[Tensor, "row"] | None = None
+
+
+class Frame:
+    """The examples of one forward, as reductions need them.
+
+    Parameters
+    ----------
+    batch : InputBatch
+    device : torch.device
+        Where selections are kept beside the states.
+    shared : Shared, optional
+        Selections of earlier forwards, for batches of a size seen before in which all tokens count.
+
+    Attributes
+    ----------
+    is_careful : bool
+        Silence tokens of weight 0 before a mean: 0 times NaN is NaN. Costs a copy of each output.
+    drops_tokens : bool
+        Whether a mean that was taken gave some token the weight 0.
+    """
+
+    def __init__(
+        self,
+        batch: InputBatch,
+        device: torch.device | None = None,
+        shared: "Shared | None" = None,
+    ) -> None:
+        self.batch = batch
+        self.shared = Shared() if shared is None else shared
+        self.n = len(batch)
+        self.device = torch.device("cpu") if device is None else device
+        self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
+        self.is_careful, self.drops_tokens = False, False
+        self._whole: dict[Hashable, bool] = {}
+        self._padded: dict[str, bool] = {}
+        self._selected: dict[Hashable, Tensor] = {}
+        self._columns: dict[Hashable, Columns] = {}
+
+    def beside(self, selection: Tensor, x: Tensor) -> Tensor:
+        """Return a selection on the device of the states that it is used on, copied there once."""
+        if selection.device == x.device:
+            return selection
+        key = ("beside", id(selection), x.device)
+        if key not in self._selected:
+            self._selected[key] = selection.to(x.device, non_blocking=True)
+        return self._selected[key]
+
+    def check(self, n: int) -> None:
+        """Refuse states of another number of examples."""
+        if n != self.n:
+            raise ShapeError(f"expected {plural(self.n, 'example')}, got {n} in the states.")
+
+    @cached_property
+    def first(self) -> Int[Tensor, "example"]:
+        """Position of each example's first token in its document."""
+        if self.batch.first is None:
+            return torch.zeros(self.n, dtype=torch.int64)
+        return self.batch.first.cpu().long()
+
+    def real(self, axis: str, length: int) -> Bool[Tensor, "example pos"]:
+        """Return which tokens are real, and check that the states have as many."""
+        mask = self.masks[axis]
+        if mask is None:
+            return torch.ones(self.n, length, dtype=torch.bool)
+        if mask.shape[1] != length:
+            raise SiteError(
+                f"expected {mask.shape[1]} tokens as in the attention mask, got {length} states. "
+                "Read a site that keeps the tokens of the inputs."
+            )
+        return mask.bool().cpu().expand(self.n, -1)
+
+    def kept(self, axis: str, length: int, keep_special: bool) -> Bool[Tensor, "example pos"]:
+        """Return which tokens count: real, and not special unless these are kept."""
+        real = self.real(axis, length)
+        special = self.batch.special
+        if axis == "pos" and special is not None and not keep_special:
+            return real & ~special.bool().cpu()
+        return real
+
+    def is_padded(self, axis: str) -> bool:
+        """Return whether the mask of an axis leaves out some token; it is looked at once."""
+        if axis not in self._padded:
+            mask = self.masks[axis]
+            self._padded[axis] = mask is not None and not all_set(mask)
+        return self._padded[axis]
+
+    def is_whole(self, axis: str, length: int, keep_special: bool) -> bool:
+        """Return whether every token counts: nothing is padded or special."""
+        key = (axis, length, keep_special)
+        if key not in self._whole:
+            special = self.batch.special if axis == "pos" and not keep_special else None
+            mask = self.masks[axis]
+            padded = mask is not None and (mask.shape[1] != length or self.is_padded(axis))
+            self._whole[key] = not padded and (special is None or not bool(special.any()))
+        return self._whole[key] and length > 0
+
+    def alike(self, axis: str, length: int) -> Hashable:
+        """Return what is equal for frames of as many examples in which every token counts."""
+        return (self.n,) if self.is_whole(axis, length, False) else id(self)
+
+    def _some(self, mask: Tensor, reducer: str, what: str) -> Tensor:
+        empty = ~mask.any(dim=1)
+        if bool(empty.any()):
+            name = self.batch.ids[int(empty.nonzero()[0])]
+            raise InputError(
+                f"expected at least one {what} token in each example for the reducer {reducer!r}, "
+                f"got none in example {name}. Leave it out, or keep special tokens "
+                "(keep_special=True)."
+            )
+        return mask
+
+    def weights(self, axis: str, length: int, keep_special: bool, dtype: torch.dtype) -> Tensor:
+        """Return, for each example, the weight of each token in the mean: (example, 1, pos)."""
+        key = ("mean", axis, length, keep_special, dtype)
+        found = self._selected.get(key)
+        if found is not None:
+            return found
+        if self.is_whole(axis, length, keep_special):
+            weights = self.shared.weights(self.n, length, dtype, self.device)
+        else:
+            kept = self._some(self.kept(axis, length, keep_special), "mean", "ordinary")
+            self.drops_tokens = True
+            shares = kept.double() / kept.sum(dim=1, keepdim=True)
+            weights = shares[:, None].to(dtype=dtype, device=self.device)
+        self._selected[key] = weights
+        return weights
+
+    def one(self, axis: str, length: int, which: str) -> tuple[Tensor, Tensor]:
+        """Return the index of the ``last`` or first (``cls``) real token of each example."""
+        key = (which, axis, length)
+        if key not in self._selected:
+            if self.is_whole(axis, length, True):
+                index = torch.full((self.n,), length - 1 if which == "last" else 0)
+            else:
+                real = self._some(self.real(axis, length), which, "real").to(torch.uint8)
+                index = length - 1 - real.flip(1).argmax(1) if which == "last" else real.argmax(1)
+            self._selected[key] = index.to(self.device)
+        return self._rows, self._selected[key]
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return torch.arange(self.n, device=self.device)
+
+    def flat(self, axis: str, length: int, keep_special: bool) -> Int[Tensor, "row"]:
+        """Return the index of each token that counts, in the flattened (example, pos) order."""
+        key = ("tokens", axis, length, keep_special)
+        if key not in self._selected:
+            if self.is_whole(axis, length, keep_special):
+                flat, example, within = self.shared.flat(axis, self.n, length)
+            else:
+                real = self._some(self.real(axis, length), "tokens", "real")
+                flat = self.kept(axis, length, keep_special).flatten().nonzero().flatten()
+                example, within = flat // length, (real.long().cumsum(1) - 1).flatten()[flat]
+            self._selected[key] = flat.to(self.device)
+            self._columns[key] = self._placed(axis, flat, example, within)
+        return self._selected[key]
+
+    def _placed(self, axis: str, flat: Tensor, example: Tensor, within: Tensor) -> Columns:
+        special = self.batch.special if axis == "pos" else None
+        marks = None if special is None else special.bool().cpu().flatten()[flat]
+        position = within if self.batch.first is None else self.first[example] + within
+        return Columns(example, position, special=marks)
+
+    def predicted(self, axis: str, length: int, keep_special: bool) -> tuple[Tensor, Tensor]:
+        """Return the index of what predicted each token that counts, and the token's id.
+
+        A token is predicted by the real token before it. Indices are into the flattened
+        (example, pos) order; the rows' columns are those of the tokens that came.
+        """
+        key = ("predictions", axis, length, keep_special)
+        if key not in self._selected:
+            ids = token_ids(self.batch, axis)
+            if ids is None or ids.shape != (self.n, length):
+                raise InputError(
+                    "Reducer 'predictions': expected the token ids that the model reads, got "
+                    f"{'none' if ids is None else tuple(ids.shape)} beside {length} states. Read "
+                    "a language model on texts or ids, at the module that returns its logits."
+                )
+            real = self.real(axis, length)
+            came = self.kept(axis, length, keep_special).clone()
+            came[:, 0] = False
+            came[:, 1:] &= real[:, :-1]
+            flat = came.flatten().nonzero().flatten()
+            within = (real.long().cumsum(1) - 1).flatten()[flat]
+            self._selected[key] = (flat - 1).to(self.device)
+            self._selected[key, "ids"] = ids.flatten()[flat.to(ids.device)].to(self.device)
+            self._columns[key] = self._placed(axis, flat, flat // length, within)
+        return self._selected[key], self._selected[key, "ids"]
+
+    def steps(self, axis: str, length: int, keep_special: bool) -> tuple[Tensor, Tensor]:
+        """Return the index of every token of a step, in the flattened order, and its row.
+
+        Rows are the steps of the examples in order; their position is the number of the step.
+        """
+        key = ("steps", axis, length, keep_special)
+        if key not in self._selected:
+            segment = self.batch.segment if axis == "pos" else None
+            if segment is None or segment.shape != (self.n, length):
+                raise InputError(
+                    "Reducer 'steps': expected inputs that come in steps, got "
+                    f"{'none' if segment is None else tuple(segment.shape)} beside {length} "
+                    "states. Read rows with a column 'steps', or say which part of a text counts "
+                    "(span=, --span), at a site over their tokens."
+                )
+            segment = segment.cpu()
+            flat = (self.kept(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
+            example, step = flat[:, 0] // length, segment.flatten()[flat[:, 0]]
+            found, owner = torch.unique(
+                torch.stack([example, step], dim=1), dim=0, return_inverse=True
+            )
+            self._selected[key] = flat[:, 0].to(self.device)
+            self._selected[key, "row"] = owner.to(self.device)
+            self._columns[key] = Columns(found[:, 0].clone(), found[:, 1].clone())
+        return self._selected[key], self._selected[key, "row"]
+
+    def steps_after(self, axis: str, length: int) -> tuple[Tensor, Tensor]:
+        """Return the same for all real tokens of steps, each of which has one before it."""
+        flat, row = self.steps(axis, length, True)
+        key = ("steps after", axis, length)
+        if key not in self._selected:
+            first = torch.nonzero(flat.cpu() % length == 0).flatten()
+            if len(first):
+                name = self.batch.ids[int(flat[first[0]]) // length]
+                raise InputError(
+                    "expected a token before each step, whose state the reducers "
+                    f"{' and '.join(FROM_BEFORE)} take, got none in example {name}. Put a prompt "
+                    "before it, or begin the span later."
+                )
+            self._selected[key] = flat
+        return flat, row
+
+    def columns(self, layout: Hashable) -> Columns:
+        """Return the columns of a layout, the same tensors each time."""
+        if layout not in self._columns:
+            self._columns[layout] = self._built(layout)
+        return self._columns[layout]
+
+    def _built(self, layout: Hashable) -> Columns:
+        if layout == POOLED:
+            example, position = self.shared.pooled(self.n)
+            return Columns(example, position if self.batch.first is None else self.first)
+        match layout:
+            case ("tokens", str(axis), int(length), bool(keep)):
+                self.flat(axis, length, keep)
+                return self._columns[layout]
+            case ("space", tuple(sizes)):
+                return self._cells(sizes)
+        raise ValueError(f"expected a layout of rows, got {layout!r}")
+
+    def _cells(self, sizes: tuple[int, ...]) -> Columns:
+        count = math.prod(sizes)
+        example = torch.arange(self.n).repeat_interleave(count)
+        position = torch.arange(count).repeat(self.n)
+        shape = self._grid(sizes)
+        grid = None
+        if shape is not None:
+            cells = torch.arange(count)
+            grid = torch.stack((cells // shape[1], cells % shape[1]), dim=1).repeat(self.n, 1)
+        return Columns(example, position, grid)
+
+    def grid_of(self, sizes: tuple[int, ...]) -> tuple[int, int]:
+        """Return lines and columns of patches, which stand in one axis or in two.
+
+        Raises
+        ------
+        InputError
+            If the inputs do not say how the patches lie.
+        """
+        found = self._grid(sizes)
+        if found is None:
+            raise InputError(
+                f"Reducer 'patches3': expected patches on a grid, got sizes {sizes}. Read the "
+                "reducer 'patches'."
+            )
+        return found
+
+    def _grid(self, sizes: tuple[int, ...]) -> tuple[int, int] | None:
+        if len(sizes) == 2:
+            return sizes[0], sizes[1]
+        return self._patch_grid(sizes[0]) if len(sizes) == 1 else None
+
+    def _patch_grid(self, count: int) -> tuple[int, int] | None:
+        sizes = self.batch.grid or image_size(self.batch) or (1, 1)
+        ratio = sizes[0] / sizes[1]
+        height = round(math.sqrt(count * ratio))
+        return (height, count // height) if height and height * (count // height) == count else None
+
+
+def all_set(mask: Tensor) -> bool:
+    """Return ``mask.all()``, which takes twice as long."""
+    return int(torch.count_nonzero(mask)) == mask.numel()
+
+
+def image_size(batch: InputBatch) -> tuple[int, int] | None:
+    """Return height and width of the images in a batch (NCHW), or None."""
+    for x in (*batch.args, *batch.kwargs.values()):
+        if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
+            return x.shape[2], x.shape[3]
+    return None

@@ -1,0 +1,56 @@
+"""Padding moved to the other side, so that positions are right in every model."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch
+from sonde.tap.rows.frame import all_set
+
+
+def right_padded(batch: InputBatch) -> InputBatch:
+    """Return the batch with real tokens first in each row; itself where that is so already.
+
+    Models differ in how they count positions from a left-padded mask (some not at all, some with an
+    offset); all of them count right from the left edge.
+    """
+    mask = batch.mask
+    if mask is None or all_set(mask) or not bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        return batch
+    return _reordered(batch, mask, (~mask).to(torch.uint8).argsort(dim=1, stable=True))
+
+
+def left_padded(batch: InputBatch) -> InputBatch:
+    """Return the batch with real tokens last in each row, as generation needs it."""
+    mask = batch.mask
+    if mask is None or not bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        return batch
+    return _reordered(batch, mask, mask.to(torch.uint8).argsort(dim=1, stable=True))
+
+
+def _reordered(batch: InputBatch, mask: Tensor, order: Tensor) -> InputBatch:
+    return replace(
+        batch,
+        args=tuple(_moved(x, order, str(i)) for i, x in enumerate(batch.args)),
+        kwargs={name: _moved(x, order, name) for name, x in batch.kwargs.items()},
+        mask=mask.gather(1, order),
+        special=None if batch.special is None else batch.special.gather(1, order),
+        segment=None if batch.segment is None else batch.segment.gather(1, order),
+    )
+
+
+def _moved(x: Any, order: Tensor, name: str) -> Any:
+    if not isinstance(x, Tensor) or name.startswith("decoder_"):
+        return x
+    if x.ndim >= 2 and x.shape[:2] == order.shape:
+        index = order.to(x.device).view(*order.shape, *[1] * (x.ndim - 2)).expand_as(x)
+        return x.gather(1, index)
+    if order.shape[1] in x.shape[1:]:
+        raise InputError(
+            f"live_stream: the padding of input {name!r} of shape {tuple(x.shape)} cannot be moved "
+            "to the other side. Pad on the right for reading, on the left for generating."
+        )
+    return x

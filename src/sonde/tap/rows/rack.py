@@ -1,0 +1,107 @@
+"""Means over tokens for the sites of one forward, written to where they stay."""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from sonde.tap.rows.slab import SLAB_BYTES, Slab
+
+
+class Rack:
+    """Takes means of the outputs of one forward, site after site, into places in a slab.
+
+    What the first output of a shape needs (weights, the tokens that are silenced) serves those
+    that follow. Making a place costs as much as a small mean, so as many are made at once as the
+    forward before took. A place is handed out once; those of two forwards share nothing.
+
+    Parameters
+    ----------
+    slab : Slab
+    """
+
+    def __init__(self, slab: Slab) -> None:
+        self.slab = slab
+        self._lanes: dict[Hashable, _Lane] = {}
+        self.begin()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the last forward brought nothing that was averaged here."""
+        return not self._lanes
+
+    def again_as_before(self) -> None:
+        """Begin a forward whose examples and tokens count as in the one before.
+
+        What that one found out stands; there are places for as many outputs as it had.
+        """
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.renew(self.slab)}
+
+    def begin(self) -> None:
+        """Forget the outputs of the forward before, but not how many there were."""
+        self._expected = {lane.kind: lane.n_made - len(lane.free) for lane in self._lanes.values()}
+        self._lanes = {}
+
+    def again(self, key: Hashable, x: Tensor) -> Tensor | None:
+        """Return the mean of an output like one before, or None where no place is left."""
+        lane = self._lanes.get(key)
+        if lane is None or not lane.free or not x.is_cpu:
+            return None
+        rows, place = lane.free.pop()
+        if lane.silenced is not None:
+            x = x.masked_fill(lane.silenced, 0.0)
+        torch.bmm(lane.weights, x, out=place)  # autocast leaves it alone
+        return rows
+
+    def first(self, key: Hashable, x: Tensor, weights: Tensor, careful: bool) -> Tensor | None:
+        """Return the mean of an output, or None where that is no small one of the CPU.
+
+        Parameters
+        ----------
+        key : hashable
+            What outputs must share to be averaged alike: shape and type among it.
+        x : Tensor
+            Shape (row, pos, dim), of the type of the weights.
+        weights : Tensor
+            Shape (row, 1, pos).
+        careful : bool
+            Silence tokens of weight 0: 0 times NaN is NaN.
+        """
+        n, _, dim = x.shape
+        most = SLAB_BYTES // (n * dim * x.dtype.itemsize or SLAB_BYTES + 1)
+        if not most or not x.is_cpu:
+            return None
+        lane = self._lanes.get(key)
+        if lane is None:
+            kind = len(self._lanes), dim, x.dtype
+            lane = self._lanes[key] = _Lane(kind, weights, careful, most)
+        lane.make(self._expected.get(lane.kind, 1) - lane.n_made, self.slab)
+        return self.again(key, x)
+
+
+class _Lane:
+    """Places for outputs of one shape, as rows and as what a product writes to."""
+
+    def __init__(
+        self, kind: tuple[int, int, torch.dtype], weights: Tensor, careful: bool, most: int
+    ) -> None:
+        self.kind, self.weights, self.most = kind, weights, most
+        self.silenced = weights.transpose(1, 2) == 0 if careful else None
+        self.free: list[tuple[Tensor, Tensor]] = []
+        self.n_made = 0
+
+    def renew(self, slab: Slab) -> bool:
+        """Make as many places as the forward before took; False if it took none."""
+        taken, self.n_made = self.n_made - len(self.free), 0
+        if taken:
+            self.make(taken, slab)
+        return taken > 0
+
+    def make(self, count: int, slab: Slab) -> None:
+        """Make places for outputs to come, as many as one piece holds and at least one."""
+        count = max(1, min(count, self.most))
+        _, dim, dtype = self.kind
+        rows = slab.place((count, self.weights.shape[0], dim), dtype)
+        self.free = [*zip(rows.unbind(), rows[:, :, None].unbind(), strict=True)]
+        self.free.reverse()
+        self.n_made += count

@@ -1,0 +1,224 @@
+"""Raw outputs to rows, inside a hook: every function here returns a new tensor."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import ShapeError, SiteError
+from sonde.core.site import Reducer
+from sonde.stats import token_metrics
+from sonde.tap.model.axes import FREE, Axes
+from sonde.tap.rows.frame import FROM_BEFORE, POOLED, Frame
+from sonde.tap.rows.means import weighted_mean
+from sonde.tap.rows.nested import padded
+from sonde.tap.rows.patches import averaged
+from sonde.tap.rows.rack import Rack
+from sonde.tap.rows.steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
+
+NARROW = (torch.float16, torch.bfloat16)
+STEPPED = ("steps", "step_ends", *FROM_BEFORE)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One reducer at one site, ready to run in a hook.
+
+    Parameters
+    ----------
+    reducer : Reducer
+    axes : Axes
+    """
+
+    reducer: Reducer
+    axes: Axes
+
+    def __post_init__(self) -> None:
+        reason = self._impossible()
+        if reason:
+            raise SiteError(
+                f"Reducer {str(self.reducer)!r}: {reason}, got axes {str(self.axes)!r}. "
+                f"Possible here: {', '.join(possible(self.axes))}."
+            )
+
+    def _impossible(self) -> str:
+        if self.reducer.name not in possible(self.axes):
+            return "does not fit this output"
+        return ""
+
+    @cached_property
+    def _space(self) -> tuple[int, ...]:
+        return tuple(i for i, word in enumerate(self.axes.words) if word in FREE)
+
+    @cached_property
+    def _kind(self) -> str:
+        return self.axes.kind
+
+    @property
+    def is_over_tokens(self) -> bool:
+        """Whether there is an axis of tokens."""
+        return self._kind in ("pos", "pos2")
+
+    @cached_property
+    def _in_order(self) -> bool:
+        return self.axes.words in (("row", "pos", "dim"), ("row", "pos2", "dim"))
+
+    def __call__(self, x: Tensor, frame: Frame) -> tuple[Float[Tensor, "_row _dim"], Hashable]:
+        """Return new rows of a raw output, and their layout."""
+        if x.is_nested:
+            x = padded(x, frame.masks["pos"])
+        if x.ndim != len(self.axes.words):
+            raise ShapeError(
+                f"expected an output with the axes ({self.axes}), as the first inputs gave, got "
+                f"shape {tuple(x.shape)}. Give inputs of the same kind."
+            )
+        if self._kind == "vector":
+            return self._vector(x, frame)
+        if self._kind == "space":
+            return self._over_space(x, frame)
+        return self._over_tokens(x, frame)
+
+    def _over_tokens(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        if not self._in_order:
+            x = self.axes.last_dim(x)
+            x = x.flatten(2) if x.ndim != 3 else x
+        n, length, _ = x.shape
+        frame.check(n)
+        name, keep = self.reducer.name, self.reducer.keep_special
+        if name == "mean":
+            return self.token_mean(x, frame), POOLED
+        if name == "tokens":
+            flat = frame.beside(frame.flat(self._kind, length, keep), x)
+            return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
+        if name == "predictions":
+            source, ids = (frame.beside(s, x) for s in frame.predicted(self._kind, length, keep))
+            rows = token_metrics(x.flatten(0, 1), ids, source).to(torch.float32)
+            return rows, (name, self._kind, length, keep)
+        if name in STEPPED:
+            return self._over_steps(x, frame)
+        if frame.is_whole(self._kind, length, True):
+            return x[:, 0 if name == "cls" else length - 1].clone(), POOLED
+        example, position = frame.one(self._kind, length, name)
+        return x[frame.beside(example, x), frame.beside(position, x)], POOLED
+
+    @cached_property
+    def is_token_mean(self) -> bool:
+        """Whether ``token_mean`` takes an output as it comes."""
+        return self._in_order and self.reducer.name == "mean"
+
+    @property
+    def is_mean_over_tokens(self) -> bool:
+        """Whether rows are means over an axis of tokens, in whatever order the axes are."""
+        return self.is_over_tokens and self.reducer.name == "mean"
+
+    def token_mean(
+        self, x: Float[Tensor, "row pos dim"], frame: Frame, rack: Rack | None = None
+    ) -> Float[Tensor, "row dim"]:
+        """Return the mean over the tokens that count; of narrow types in float32.
+
+        A rack takes it where the mean is a small one of the CPU.
+        """
+        key = self.stack_key, x.shape, x.dtype
+        rows = None if rack is None else rack.again(key, x)
+        if rows is not None:
+            return rows
+        n, length, _ = x.shape
+        frame.check(n)
+        dtype = torch.float32 if x.dtype in NARROW else x.dtype
+        weights = frame.weights(self._kind, length, self.reducer.keep_special, dtype)
+        weights = frame.beside(weights, x)
+        if rack is not None and x.dtype is dtype:
+            rows = rack.first(key, x, weights, frame.is_careful)
+        return weighted_mean(x, weights, frame.is_careful) if rows is None else rows
+
+    def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        length, name = x.shape[1], self.reducer.name
+        if name in FROM_BEFORE:
+            layout = ("steps", self._kind, length, True)
+            flat, row = frame.steps_after(self._kind, length)
+            take = delta_of_each if name == "step_deltas" else mean_before_each
+        else:
+            layout = ("steps", self._kind, length, self.reducer.keep_special)
+            flat, row = frame.steps(*layout[1:])
+            take = last_of_each if name == "step_ends" else mean_of_each
+        return take(x.flatten(0, 1), frame.beside(flat, x), frame.beside(row, x)), layout
+
+    def of_copies(
+        self, copies: Sequence[Float[Tensor, "row pos dim"]], frame: Frame
+    ) -> tuple[list[Tensor] | Float[Tensor, "_site _row _dim"], Hashable]:
+        """Return the rows of copies of one shape, and their layout.
+
+        Rows of all tokens are the copies themselves, a list; else one new tensor.
+        """
+        keep, length = self.reducer.keep_special, copies[0].shape[1]
+        if self.reducer.name == "tokens" and frame.is_whole(self._kind, length, keep):
+            frame.check(copies[0].shape[0])
+            return [copy.flatten(0, 1) for copy in copies], ("tokens", self._kind, length, keep)
+        return self.stacked(copies, frame)
+
+    @cached_property
+    def can_wait(self) -> bool:
+        """Whether copies of small outputs may wait until the forward is over, then ``stacked``."""
+        return self._in_order and self.reducer.name not in ("mean", "predictions", *STEPPED)
+
+    @cached_property
+    def stack_key(self) -> Hashable:
+        """What two reductions must share to be one call of ``stacked``."""
+        return self._kind, self.reducer.name, self.reducer.keep_special
+
+    def stacked(
+        self, copies: Sequence[Tensor], frame: Frame
+    ) -> tuple[Float[Tensor, "_site _row _dim"], Hashable]:
+        """Return the rows of several outputs of one shape, and their common layout."""
+        x = torch.stack(list(copies))
+        _, n, length, _ = x.shape
+        frame.check(n)
+        name, keep = self.reducer.name, self.reducer.keep_special
+        if name == "mean":
+            dtype = torch.float32 if x.dtype in NARROW else x.dtype
+            weights = frame.beside(frame.weights(self._kind, length, keep, dtype), x)
+            return weighted_mean(x, weights, frame.is_careful), POOLED
+        if name != "tokens":
+            example, position = (frame.beside(s, x) for s in frame.one(self._kind, length, name))
+            return x[:, example, position], POOLED
+        flat, rows = frame.beside(frame.flat(self._kind, length, keep), x), x.flatten(1, 2)
+        rows = rows if len(flat) == n * length else rows.index_select(1, flat)
+        return rows, ("tokens", self._kind, length, keep)
+
+    def _vector(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        x = self.axes.last_dim(x)
+        frame.check(x.shape[0])
+        return x.clone(memory_format=torch.contiguous_format), POOLED
+
+    def _over_space(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        name, prefix = self.reducer.name, self.axes.prefix
+        if name == "mean" and not prefix:
+            rows = x.mean(dim=self._space)
+            return (rows if rows.ndim == 2 else rows[:, None]), POOLED
+        x = self.axes.last_dim(x)
+        if name == "mean":
+            return x[:, prefix:].mean(dim=1), POOLED
+        if name == "cls":
+            return x[:, 0].clone(), POOLED
+        if name == "flat":
+            return x.clone(memory_format=torch.contiguous_format).flatten(1), POOLED
+        x = x[:, prefix:] if prefix else x
+        sizes = tuple(x.shape[1:-1])
+        if name == "patches3":
+            x = averaged(x.reshape(len(x), *frame.grid_of(sizes), x.shape[-1]))
+        rows = x.clone(memory_format=torch.contiguous_format).flatten(0, -2)
+        return rows, ("space", sizes)
+
+
+def possible(axes: Axes) -> tuple[str, ...]:
+    """Return the names of the reducers that fit an output with these axes."""
+    kind = axes.kind
+    if kind == "vector":
+        return ("mean", "last", "cls", "flat")
+    if kind in ("pos", "pos2"):
+        return ("mean", "last", "cls", "tokens", "predictions", *STEPPED)
+    patches = ("patches",) if "t" in axes.words else ("patches", "patches3")
+    return ("mean", "cls", *patches, "flat") if axes.prefix else ("mean", *patches, "flat")

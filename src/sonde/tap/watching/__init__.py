@@ -1,0 +1,1 @@
+"""Rows of forwards that somebody else makes."""

@@ -1,0 +1,85 @@
+"""What the logits of one forward say of the token that the next one is fed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.tap.hooks.cache import cache_in
+from sonde.tap.watching.call import Call
+
+
+class Foretold:
+    """Hands the last logits of a forward to the one that goes on from its key-value cache.
+
+    Beam search changes the order of a cache's rows between two forwards: the logits follow, by what
+    the cache holds of the last token. A cache that was cut, as assisted decoding does, is refused.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        self._said: dict[str, Tensor] = {}
+        self._saying: dict[str, Tensor] = {}
+        self._end, self._marks = 0, torch.zeros(0)
+
+    def begin(self, call: Call) -> None:
+        """Bring what was said into the order of the call's rows; forget it where a text begins.
+
+        Raises
+        ------
+        InputError
+            If the call does not go on where the forward before it ended.
+        """
+        said, end, marks = self._said, self._end, self._marks
+        self.clear()
+        if not call.past or not said:
+            return
+        now = _marks(cache_in(call.named), call.past)
+        order = _order(marks, now) if call.past == end else None
+        if order is None:
+            raise InputError(
+                "Guard: the reducer 'predictions' needs a cache with the keys of each token, as "
+                f"the forward before left it after {end} of them, got another one of {call.past}. "
+                "Generate without an assistant model, or call the model on the finished text."
+            )
+        self._said = {key: logits[order.to(logits.device)] for key, logits in said.items()}
+
+    def said(self, key: str) -> Tensor | None:
+        """Return the logits of a site for the first token of this call, (example, vocabulary)."""
+        return self._said.get(key)
+
+    def say(self, key: str, logits: Tensor) -> None:
+        """Keep logits, (example, vocabulary), for the first token of the next call."""
+        self._saying[key] = logits
+
+    def end(self, call: Call, output: Any) -> None:
+        """Keep what was said if the forward left a cache to go on from."""
+        said, fed, past = self._saying, call.fed, call.past
+        self.clear()
+        cache = cache_in(call.named)
+        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        if said and cache is not None and fed is not None:
+            end = past + fed.shape[-1]
+            self._said, self._end, self._marks = said, end, _marks(cache, end).clone()
+
+
+def _marks(cache: Any, length: int) -> Tensor:
+    """Return what the last layer keeps of each row's last token: (row, ...); empty without keys."""
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()
+    kept = [k for k in (getattr(la, "keys", None) for la in layers) if isinstance(k, Tensor)]
+    if not kept or kept[-1].ndim != 4:
+        return torch.zeros(0)
+    keys = kept[-1]
+    return keys[:, :, min(length, keys.shape[2]) - 1].detach()
+
+
+def _order(marks: Tensor, now: Tensor) -> Tensor | None:
+    """Return which row each row was before; None where one is new."""
+    if marks.ndim != 3 or marks.shape[1:] != now.shape[1:]:
+        return None
+    same = (now[:, None] == marks[None].to(now.device)).flatten(2).all(2)
+    return same.int().argmax(1) if bool(same.any(1).all()) else None

@@ -1,0 +1,238 @@
+"""What one forward of a watched model brings: the rows of its sites, of the tokens it was fed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch
+from sonde.core.errors import InputError, SiteError, SondeError
+from sonde.tap.model.probe import find_logits
+from sonde.tap.rows.frame import Columns, Frame
+from sonde.tap.rows.kind import Kind
+from sonde.tap.rows.shared import Shared
+from sonde.tap.watching.call import Call
+from sonde.tap.watching.foretold import Foretold
+from sonde.tap.watching.window import window
+
+WHOLE_TEXTS = ("mean", "cls")
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is the same for all forwards of one model.
+
+    Parameters
+    ----------
+    kinds : tuple of Kind
+    task : str
+    special : Int[Tensor, "token"] or None
+        Ids of tokens that are left out of ``mean`` and ``tokens``.
+    foretold : Foretold
+        Logits that the forward before made of the next token.
+    shared : Shared
+        Index tensors.
+    """
+
+    kinds: tuple[Kind, ...]
+    task: str
+    special: Tensor | None
+    foretold: Foretold
+    shared: Shared
+
+
+class WatchedForward:
+    """Rows and columns of one forward, from its first site to its last.
+
+    Parameters
+    ----------
+    watching : Watching
+    call : Call
+        The arguments of the forward.
+    over : Bool[Tensor, "example"] or None
+        Sequences that ended in an earlier step of ``generate``: they bring no rows.
+
+    Attributes
+    ----------
+    frame : Frame or None
+        The tokens; None before the first rows.
+    cut : set of str
+        Keys of sites that brought rows of a part of their text.
+    ids_apart : Tensor or None
+        Tokens of an encoder that ran before this forward.
+    """
+
+    def __init__(self, watching: Watching, call: Call, over: Tensor | None) -> None:
+        self._watching, self._call, self._over = watching, call, over
+        self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in watching.kinds}
+        self._windows: dict[int, Frame] = {}
+        self.frame: Frame | None = None
+        self.cut = set[str]()
+        self.ids_apart: Tensor | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        """Keys of sites that brought nothing."""
+        return [key for key, taken in self._taken.items() if not taken]
+
+    def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
+        """Keep the rows of one call of a site."""
+        taken = self._taken[kind.key]
+        if kind.site.call is None and taken:
+            raise SiteError(
+                f"Guard: {kind.site.path!r} is called more than once in this forward, once when "
+                "the probe was fitted. Fit at @last or @all."
+            )
+        try:
+            x = leaf.detach() if leaf.requires_grad else leaf
+            frame, x = self._framed_leaf(kind, x)
+            rows, layout = kind.reduction(x, frame)
+        except SondeError as error:
+            error.add_note(f"at {kind.key}")
+            raise
+        columns = frame.columns(layout)
+        if kind.site.call == "all" and kind.reduction.reducer.one_row:
+            columns = replace(columns, position=columns.position + call)
+        if kind.site.call == "last":
+            taken.clear()
+        taken.append((rows, columns))
+
+    def take_none(self, kind: Kind, leaf: Tensor) -> None:
+        """Say that a site has no rows in this forward: an earlier one brought them."""
+        self._framed(leaf.shape[kind.reduction.axes.words.index("row")], leaf.device)
+        none = torch.zeros(0, dtype=torch.int64)
+        self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), Columns(none, none))]
+
+    def _framed_leaf(self, kind: Kind, leaf: Tensor) -> tuple[Frame, Tensor]:
+        """Return the tokens that an output stands for, and the output with what came before it."""
+        words, fed, call = kind.reduction.axes.words, self._call.fed, self._call
+        frame, start = self._framed(leaf.shape[words.index("row")], leaf.device), 0
+        if fed is not None and call.axis in words:
+            start = fed.shape[-1] - leaf.shape[words.index(call.axis)]
+        self._require_whole(kind, start)
+        if call.past or start > 0:
+            self.cut.add(kind.key)
+        if fed is None or call.axis not in words:
+            return frame, leaf
+        frame = self._window(start, frame) if start > 0 else frame
+        if kind.reduction.reducer.name != "predictions":
+            return frame, leaf
+        logits = kind.reduction.axes.last_dim(leaf)
+        self._watching.foretold.say(kind.key, _last(logits, frame.real(call.axis, logits.shape[1])))
+        said = None if start else self._watching.foretold.said(kind.key)
+        if said is None:
+            return frame, leaf
+        at = words.index(call.axis)
+        return self._window(-1, frame), torch.cat([said.unsqueeze(at), leaf], at)
+
+    def _window(self, start: int, frame: Frame) -> Frame:
+        """Return the tokens from a place in this call on, the same ones each time."""
+        if start not in self._windows:
+            assert self._call.fed is not None  # asked for only where tokens are fed
+            batch = window(frame.batch, self._call.axis, self._call.fed, start)
+            self._windows[start] = Frame(batch, frame.device, self._watching.shared)
+        return self._windows[start]
+
+    def _framed(self, n: int, device: torch.device) -> Frame:
+        if self.frame is None:
+            special, marked = self._watching.special, None
+            if special is not None:
+                marked = self._call.marked(special, self.ids_apart)
+            self.frame = Frame(self._call.inputs(n, marked), device, self._watching.shared)
+            self.frame.is_careful = special is not None or self._call.is_padded
+        return self.frame
+
+    def _require_whole(self, kind: Kind, left_out: int) -> None:
+        """Refuse a part of a text where a reducer needs all of it."""
+        name, got = kind.reduction.reducer.name, ""
+        if name not in WHOLE_TEXTS or not kind.reduction.is_over_tokens:
+            return
+        if self._call.past:
+            got = f"a forward that goes on after {self._call.past} cached tokens"
+        elif left_out > 0:
+            got = f"states without those of the first {left_out} tokens, as generate makes logits"
+        if got:
+            raise InputError(
+                f"Guard: the reducer {name!r} needs the whole text, got {got}. Call the model on "
+                "the finished text, or fit with the reducer last or tokens to guard generation."
+            )
+
+    def logits(self, output: Any, frame: Frame) -> Tensor | None:
+        """Return the logits of each example: of a text, those of its last token."""
+        logits = find_logits(output)
+        if logits is None or logits.ndim == 2:
+            return logits if logits is None or logits.shape[0] == frame.n else None
+        if self._watching.task != "causal" or logits.ndim != 3:
+            return None
+        mask = frame.masks["pos"]
+        if mask is None or mask.shape[1] == logits.shape[1]:
+            last = frame.one("pos", logits.shape[1], "last")
+            return logits[tuple(frame.beside(index, logits) for index in last)]
+        if not bool(mask[:, -1].all()):
+            raise InputError(
+                "Guard: expected logits for every token, or padding on the left, got logits of "
+                f"{logits.shape[1]} tokens of {mask.shape[1]} with padding on the right."
+            )
+        return logits[:, -1]
+
+    def batch(
+        self,
+        frame: Frame,
+        logits: Tensor | None,
+        grad: dict[str, Tensor],
+        extra: dict[str, Tensor],
+    ) -> Batch:
+        """Return the rows of all sites, without those of sequences that are over."""
+        rows: dict[str, Tensor] = {}
+        columns: dict[str, Columns] = {}
+        for key, taken in self._taken.items():
+            rows[key], columns[key] = taken[0] if len(taken) == 1 else _joined(taken)
+            if self._over is not None:
+                kept = torch.nonzero(~self._over[columns[key].example]).flatten()
+                columns[key] = _at(kept, columns[key])
+                for part in (rows, grad):
+                    if key in part:
+                        part[key] = part[key][kept.to(part[key].device)]
+        own = frame.batch
+        return Batch(
+            rows=rows,
+            ids=own.ids,
+            keys=own.keys,
+            order=own.order,
+            occurrence=own.occurrence,
+            example={key: c.example for key, c in columns.items()},
+            position={key: c.position for key, c in columns.items()},
+            group_keys=own.group_keys,
+            label=own.label,
+            logits=logits,
+            grad=grad,
+            grid={key: c.grid for key, c in columns.items() if c.grid is not None},
+            special={key: c.special for key, c in columns.items() if c.special is not None},
+            side=own.label,  # -1: none is a member of a pair
+            extra=extra,
+        )
+
+
+def _last(x: Tensor, real: Tensor) -> Tensor:
+    """Return what stands at each example's last real token: (example, dim), a copy."""
+    index = real.shape[1] - 1 - real.flip(1).to(torch.uint8).argmax(1)
+    return x[torch.arange(len(x), device=x.device), index.to(x.device)]
+
+
+def _joined(taken: Sequence[tuple[Tensor, Columns]]) -> tuple[Tensor, Columns]:
+    columns = Columns(
+        torch.cat([c.example for _, c in taken]), torch.cat([c.position for _, c in taken])
+    )
+    return torch.cat([rows for rows, _ in taken]), columns
+
+
+def _at(index: Tensor, columns: Columns) -> Columns:
+    grid, special = columns.grid, columns.special
+    return Columns(
+        columns.example[index],
+        columns.position[index],
+        None if grid is None else grid[index],
+        None if special is None else special[index],
+    )
