@@ -130,7 +130,7 @@ def test_the_rounding_of_sums_in_another_order_is_no_direction(shift):
     assert found.rows == "same"
     assert found.directions["x"].length > 0
     assert found.directions["x"].beyond_noise == 0
-    document = drift_document(found, *fitted)
+    document = drift_document(found, one, other)
     assert document["direction"] is None
     assert "No mean moved farther than it does" in drift_to_text(document)
     assert "No mean moved farther than it does" in drift_to_html(document)
