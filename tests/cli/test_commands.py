@@ -118,6 +118,7 @@ def test_the_package_runs_as_a_module_too(run):
         (["methods", "detects"], ["measure, detect"]),
         (["scan", "--explain", "SND0111"], ["SND0111", "SND011"]),
         (["scan"], ["expected MODEL and DATA"]),
+        (["scan", "gpt2"], ["expected MODEL and DATA, got gpt2 alone. See"]),
         (["scan", "-", "rows.npz", "--only", "SND999"], ["SND999"]),
         (["scan", "-", "rows.npz", "--ignore", "SND99@a"], ["SND99"]),
         (["scan", "-", "rows.npz", "--set", "SND011.warn=1"], ["'warn'", "warning"]),

@@ -34,6 +34,7 @@ from sonde.run.instruments.entries import place_of
 from sonde.run.instruments.tasks import assign
 from sonde.run.passes.driver import Interrupted
 from sonde.run.passes.ledger import Ledger
+from sonde.run.passes.progress import Bar
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 from sonde.stats import Moments
@@ -269,6 +270,20 @@ def test_an_interrupted_run_that_keeps_nothing_tells_what_it_has():
     found = stopped.value.partial.states
     assert found.keys() == first.states.keys()
     assert all(equal(found[i], first.states[i]) for i in found)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_goes_on_tells_first_what_was_done(tmp_path, monkeypatch, workers):
+    told: list[int] = []
+    monkeypatch.setattr(Bar, "advance", lambda _, n: told.append(n))
+    source, how = stream(7 * 32), {"unit_size": 32, "directory": tmp_path / "a.run", **QUIET}
+    with pytest.raises(Interrupted, match="after 5 of 7 units"):
+        fit(Mahalanobis(), Stopping(source, after=5), **how)
+    assert told == 5 * [32]
+    told.clear()
+    fit(Mahalanobis(), source, workers=workers, **how)
+    assert told[0] == 5 * 32
+    assert sum(told) == 7 * 32
 
 
 @pytest.mark.truth("the same steps by hand")

@@ -156,7 +156,11 @@ class Scan:
         if is_store(Path(self.model)):
             return source_of("scan", self.model, self.data, self.reading)
         if not self.data:
-            raise InputError("scan: expected MODEL and DATA. See sonde scan --help.")
+            given, is_file = self.model, Path(self.model).is_file()
+            how = f" For feature arrays: sonde scan - {given}." if is_file else ""
+            raise InputError(
+                f"scan: expected MODEL and DATA, got {given} alone.{how} See sonde scan --help."
+            )
         self.reading.check(self.data, *([] if self.versus is None else [self.versus]))
         return source_of("scan", self.model, self.data, self.reading)
 

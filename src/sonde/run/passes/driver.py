@@ -112,7 +112,7 @@ def run_pass(
     fresh : bool, default=False
         Drop what a run of another plan left in the directory.
     tick : callable
-        Called with the number of examples after each unit.
+        Called with the number of examples after each unit; first with those of an earlier run.
 
     Raises
     ------
@@ -123,6 +123,9 @@ def run_pass(
     rest = {i: r for i, r in wanted.items() if i not in chain}
     with _directory(directory) as (place, durable):
         ledger = Ledger(place, plan, rest, durable=durable, fresh=fresh)
+        to_do = sum(plan.bounds[b] - plan.bounds[a] for a, b in ledger.missing()) if rest else 0
+        if rest and to_do < plan.n_examples:
+            tick(plan.n_examples - to_do)
         try:
             if crew.is_apart and rest:
                 _with_workers(ledger, stream, rest, plan, crew, tick)
