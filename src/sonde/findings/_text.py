@@ -20,6 +20,17 @@ def number(value: float, digits: int = 2) -> str:
     return significant(value, digits) if math.isfinite(value) else "not finite"
 
 
+def about(value: float) -> str:
+    """Return a number of which two digits are known, such as a median from a histogram.
+
+    Examples
+    --------
+    >>> [about(x) for x in (0.00861, 41.23, 1797, float("inf"))]
+    ['0.0086', '41', '1,800', 'not finite']
+    """
+    return number(float(f"{value:.2g}"))
+
+
 def percent(share: float, digits: int = 2) -> str:
     """Return a share of one in per cent.
 

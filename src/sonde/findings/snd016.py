@@ -7,7 +7,7 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings._places import places, read_command, rows_of, sentence, too_few
-from sonde.findings._text import listed, number, percent
+from sonde.findings._text import about, listed, number, percent
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
 from sonde.findings.snd002 import SND002, rounding_share
@@ -154,7 +154,7 @@ class SND016(Rule):
             at = f", position {d.position}" if d.position is not None else ""
             steady = "; it hardly changes and acts as a bias" if d.steady else ""
             text = (
-                f"Unit {d.unit}{at} at {places(names)} reaches {number(d.ratio)} times the median "
+                f"Unit {d.unit}{at} at {places(names)} reaches {about(d.ratio)} times the median "
                 f"unit's size ({common}){steady}."
             )
         else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._places import log_effect, places, reached, read_command, sentence, too_few
-from sonde.findings._text import number, plural
+from sonde.findings._text import about, number, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.stats.log_histogram import BINS, log_centres
@@ -72,7 +72,7 @@ class SND021(Rule):
         verb = "grow" if last is large else "shrink"
         least = "at least " if _is_below(small) or _is_above(large) else ""
         text = (
-            f"States {verb} {least}{number(ratio)} times from {places([first.name])} to "
+            f"States {verb} {least}{about(ratio)} times from {places([first.name])} to "
             f"{places([last.name])}: median norm per root unit {_words(first)} to "
             f"{_words(last)}; above {number(level[1])} times counts."
         )
@@ -104,7 +104,7 @@ def _is_above(site: SiteEvidence) -> bool:
 def _words(site: SiteEvidence) -> str:
     """Return a size, or the bound that is known of one beyond the grid of norms."""
     bound = "at most " if _is_below(site) else "at least " if _is_above(site) else ""
-    return f"{bound}{number(_size(site))}"
+    return f"{bound}{about(_size(site))}"
 
 
 def _ratio(sites: list[SiteEvidence]) -> float:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from sonde.tap.model.placement import placement
 from sonde.tap.rows.frame import Frame
 from sonde.tap.rows.kind import Kind, at_site
 from sonde.tap.rows.reduce import Reduction
-
-if TYPE_CHECKING:
-    from sonde.tap.generating.replay import ReplayInputs
 
 REDUCERS = ("mean", "last", "cls", "tokens")
 
@@ -118,14 +115,9 @@ class Recorder:
         return found
 
 
-def may_record(inputs: "ReplayInputs", kinds: Sequence[Kind]) -> bool:
-    """Return whether rows of these kinds can be taken while a batch is generated from.
-
-    They can where rows follow from the outputs position by position, and stay in their place.
-    """
-    generation = inputs.generation
-    known = generation.new_tokens is not None and generation.keeps_rows_in_place
-    return known and all(map(_is_plain, kinds))
+def may_record(kinds: Sequence[Kind]) -> bool:
+    """Return whether rows of these kinds follow from the outputs position by position."""
+    return all(map(_is_plain, kinds))
 
 
 def _is_plain(kind: Kind) -> bool:

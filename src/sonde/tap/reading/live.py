@@ -242,7 +242,9 @@ class LiveStream(Stream):
         asks = self.objective is not None or self.perturb is not None
         if asks or (self.with_logits and self._gives_logits) or prompts.segment is not None:
             return False
-        return may_record(inputs, self.kinds) and not token_arguments(prompts)
+        generation = inputs.generation
+        in_place = generation.new_tokens is not None and generation.keeps_rows_in_place
+        return in_place and may_record(self.kinds) and not token_arguments(prompts)
 
     def _several(self, reader: Reader, batches: Sequence[InputBatch], place: Place) -> list[Batch]:
         with reader.session:
