@@ -152,9 +152,13 @@ def changed_data(
 def interrupted(
     bench: Bench, job: Job, folder: Path, whole: Undisturbed, rng: random.Random
 ) -> Path:
-    """Return a folder whose run was killed after a commit, and before it let go of the lock."""
-    for _ in range(ATTEMPTS):
-        at = whole.begins + rng.uniform(0.3, 0.8) * (whole.ends - whole.begins)
+    """Return a folder whose run was killed after a commit, and before it let go of the lock.
+
+    A run that was over is killed earlier the next time: a machine is not always equally fast.
+    """
+    for attempt in range(ATTEMPTS):
+        share = rng.uniform(0.3, 0.8) * (1 - attempt / ATTEMPTS)
+        at = whole.begins + share * (whole.ends - whole.begins)
         job.place(folder)
         with bench.commands.start(job.words, folder) as running:
             while not running.is_over() and (running.cpu_seconds() < at or not committed(folder)):
