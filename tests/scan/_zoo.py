@@ -117,6 +117,12 @@ REGRESSORS: dict[str, tuple[type[nn.Module], float]] = {
 }
 
 
+def fifths(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the rows that a net is tested on, a fifth, and those that it is trained on."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
+    return order[: n // 5], order[n // 5 :]
+
+
 @cache
 def digit_regressor(family: str, seed: int, trained: bool) -> tuple[nn.Module, float]:
     """Return a net that says how far right the ink lies, and its R2 on digits of the other fifth.
@@ -130,8 +136,7 @@ def digit_regressor(family: str, seed: int, trained: bool) -> tuple[nn.Module, f
     across = x.unflatten(1, (8, 8)).sum(1)
     place = (across @ torch.arange(8.0) / across.sum(1))[:, None]
     place = (place - place.mean()) / place.std()
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
-    held, mine = order[: len(x) // 5], order[len(x) // 5 :]
+    held, mine = fifths(len(x), seed)
     if trained:
         train(net, x[mine], place[mine], 3e-3, 1_000, functional.mse_loss, decay=0.3)
     net.eval()
@@ -147,8 +152,7 @@ def digit_net(family: str, seed: int, trained: bool) -> tuple[nn.Module, float]:
     torch.manual_seed(seed)
     net = build()
     x, label = digits()
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
-    held, mine = order[: len(x) // 5], order[len(x) // 5 :]
+    held, mine = fifths(len(x), seed)
     if trained:
         train(net, x[mine], label[mine], rate, steps)
     net.eval()

@@ -123,7 +123,7 @@ def run_pass(
     rest = {i: r for i, r in wanted.items() if i not in chain}
     with _directory(directory) as (place, durable):
         ledger = Ledger(place, plan, rest, durable=durable, fresh=fresh)
-        to_do = sum(plan.bounds[b] - plan.bounds[a] for a, b in ledger.missing()) if rest else 0
+        to_do = sum(plan.bounds[b] - plan.bounds[a] for a, b in ledger.missing())
         if rest and to_do < plan.n_examples:
             tick(plan.n_examples - to_do)
         try:
