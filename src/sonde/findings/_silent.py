@@ -44,7 +44,7 @@ class Silent:
 
     def __init__(self, root: nn.Module, probe: Probe) -> None:
         self.root, self.names = root, probe.names
-        self.n_forwards = 1 if probe.other is None else 2
+        self.n_forwards = probe.n_forwards
         self._ran = {path for path, calls in probe.trace.items() if calls}
         self._candidates: dict[str, int] = {}
 

@@ -112,6 +112,8 @@ def _varying(first: Leaf, second: Leaf | None, probe: Probe) -> list[str]:
             words[i] = "pos2"
         elif pair[0] != pair[1]:
             words[i] = "?"
+    if change.axes == (1,) and change.pos is None and words == ["row", "?"]:
+        return ["row", ""]  # one number for each that an input line has is as good as features
     if change.kind == "tokens" and "?" in words:
         return ["?"] * len(words)
     return words

@@ -1,7 +1,7 @@
 """The probe forward: what runs, how often, in which order, and which axis of an output is which.
 
-A model is run on two and on three rows, with another length or image size the second time. The axes
-that follow tell rows, tokens and space apart from features; nothing is guessed from names.
+A model is run on two rows, on three, and on two of another length or image size. The axes that
+follow tell rows, tokens and space apart from features; nothing is guessed from names.
 """
 
 import logging
@@ -54,11 +54,11 @@ class Probe:
     ----------
     names : Names
         The modules by name.
-    trace, other : dict of str to list of Call
-        The calls of each module at the first and at the second size; ``other`` is None where the
-        model runs at one size only.
+    trace, other, resized : dict of str to list of Call
+        The calls of each module on two rows, on three, and on two rows of another size; ``other``
+        and ``resized`` are None where the model runs on one number of rows, at one size only.
     change : Change
-        What differed between the two.
+        What another size is.
     logits : (key, shape) or None
         The leaf of the model's output that holds logits.
     output : dict of str to Leaf
@@ -70,6 +70,7 @@ class Probe:
     names: Names
     trace: Trace
     other: Trace | None
+    resized: Trace | None
     change: Change
     output: dict[str, Leaf]
     head: str | None
@@ -83,14 +84,44 @@ class Probe:
         at = self.trace[path][call]
         return at.start if port == "in" else at.end
 
+    @property
+    def n_forwards(self) -> int:
+        """Number of forwards that were run."""
+        return sum(trace is not None for trace in (self.trace, self.other, self.resized))
+
     def leaf(self, path: str, call: int, port: str, key: str | None) -> tuple[Leaf, Leaf | None]:
-        """Return one tensor at the first and at the second size."""
+        """Return one tensor on two rows, and as it would be on three rows of another size.
+
+        Where another size changes the number of rows (``x.view(-1, 784)`` on larger images), the
+        rows are not the examples then: such a tensor is taken at the size of the data.
+        """
         first = _leaf(self.trace[path][call], port, key, path)
-        try:
-            second = None if self.other is None else _leaf(self.other[path][call], port, key, path)
-        except (KeyError, IndexError, SiteError):
-            second = None
-        return first, second
+        more, larger = (
+            _other_leaf(trace, path, call, port, key) for trace in (self.other, self.resized)
+        )
+        if more is None or larger is None:
+            return first, more
+        return first, _combined(first, more, larger)
+
+
+def _other_leaf(
+    trace: Trace | None, path: str, call: int, port: str, key: str | None
+) -> Leaf | None:
+    try:
+        return None if trace is None else _leaf(trace[path][call], port, key, path)
+    except (KeyError, IndexError, SiteError):
+        return None
+
+
+def _combined(first: Leaf, more: Leaf, larger: Leaf) -> Leaf:
+    """Return a tensor with what both more rows and a larger size change of it."""
+    shapes = (first.shape, more.shape, larger.shape)
+    if len({len(shape) for shape in shapes}) > 1:
+        return more
+    sizes = list(zip(*shapes, strict=True))
+    if any(size[:2] == ROWS and size[2] != ROWS[0] for size in sizes):
+        return more
+    return Leaf(tuple(n if n != one else other for one, n, other in sizes), first.dtype)
 
 
 def _leaf(call: Call, port: str, key: str | None, path: str) -> Leaf:
@@ -128,21 +159,22 @@ def probe(model: Model, batch: InputBatch) -> Probe:
     *resized, same = changes(batch)
     for change in resized:
         try:
-            (trace, output, head), (other, _, _) = recorder.run(change, 0), recorder.run(change, 1)
+            larger = recorder.run(change, ROWS[0], 1)[0]
+            (trace, output, head), (other, _, _) = (recorder.run(change, n, 0) for n in ROWS)
         except SiteError:
             raise
         except Exception as error:  # whatever a model raises at a size that it is not made for
             _log.debug("probe: the model does not run at another size: %s", error)
         else:
-            return Probe(names, trace, other, change, output, head)
+            return Probe(names, trace, other, larger, change, output, head)
     with forward_on(batch, first=True):
-        trace, output, head = recorder.run(same, 0)
+        trace, output, head = recorder.run(same, ROWS[0], 0)
     try:
-        other = recorder.run(same, 1)[0]
+        other = recorder.run(same, ROWS[1], 0)[0]
     except Exception as error:  # a model for one batch size only
         _log.debug("probe: the model does not run on three rows: %s", error)
-        return Probe(names, trace, None, same, output, head)
-    return Probe(names, trace, other, same, output, head)
+        return Probe(names, trace, None, None, same, output, head)
+    return Probe(names, trace, other, None, same, output, head)
 
 
 class _Recorder:
@@ -151,8 +183,10 @@ class _Recorder:
     def __init__(self, model: Model, names: Names, batch: InputBatch) -> None:
         self.model, self.names, self.batch = model, names, batch
 
-    def run(self, change: Change, which: int) -> tuple[Trace, dict[str, Leaf], str | None]:
-        args, kwargs = sized(self.model.module, self.batch, change, ROWS[which], which)
+    def run(
+        self, change: Change, n_rows: int, which: int
+    ) -> tuple[Trace, dict[str, Leaf], str | None]:
+        args, kwargs = sized(self.model.module, self.batch, change, n_rows, which)
         self.trace: Trace = {}
         self.tick = 0
         self.open: dict[str, list[Call]] = {}

@@ -12,12 +12,14 @@ from sonde.tap.model.placement import to_model
 LENGTHS = (5, 7)
 LENGTHS2 = (3, 4)
 MOST_CHANNELS = 4
+LINE = 2
+"""Axes of inputs whose examples are a line of numbers: features, or steps (ids, a sound)."""
 IDS = ("input_ids", "inputs_embeds", "input_values", "input_features")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What differs between the two probe forwards, beside the number of rows.
+    """What another size is in the probe forwards.
 
     Parameters
     ----------
@@ -26,7 +28,7 @@ class Change:
     axes : tuple of int
         The axes of float inputs that are resized.
     pos, pos2 : (int, int) or None
-        Sizes of the token axis and of the decoder's in the two forwards.
+        Sizes of the token axis and of the decoder's at the first and at the other size.
     """
 
     kind: Literal["tokens", "space", "none"]
@@ -90,6 +92,8 @@ def changes(batch: InputBatch) -> list[Change]:
         size = next(x for x in _floats(batch) if x.ndim == 3).shape[1]
         steps = Change("space", (1,), pos=(size, 2 * size))
         return [steps, Change("space", (2,)), Change("none", pos=None)]
+    if ndim == LINE:
+        axes = [(1,)]
     return [*(Change("space", a) for a in axes), same]
 
 
