@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sonde.core.columns import WHOLE_NUMBERS
 from sonde.core.errors import SondeError
 from sonde.core.finite import finite_rows
 from sonde.core.folding import fit_arrays, observe_stream
@@ -38,7 +39,8 @@ def make_inputs(
     label = torch.arange(n) % CLASSES
     weight, bias = torch.eye(CLASSES, width, dtype=torch.float64) * 2, torch.zeros(CLASSES)
     x = normal(n, width) + 3 * torch.eye(CLASSES, width, dtype=torch.float64)[label]
-    return {
+    given = {name: torch.arange(n) % 3 for name in WHOLE_NUMBERS}
+    return given | {
         "x": x.to(dtype),
         "a": x.to(dtype),
         "b": (x @ normal(width, width) + normal(n, width)).to(dtype),

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sonde.core.columns import COLUMNS, Column
 from sonde.core.hashing import base_hashes, draws
 
 Columns = dict[str, Any]
@@ -39,7 +40,7 @@ def make_columns(
     base = base_hashes(content, "sample", 0)
     labels = torch.randint(-1, 3, (len(lengths),), generator=generator)
     per_row = torch.from_numpy(example)
-    return {
+    made: Columns = {
         "x": x.to(dtype),
         "y": (0.5 * x + torch.randn(n, dim, generator=generator)).to(dtype),
         "grad": torch.randn(n, dim, generator=generator).to(dtype),
@@ -52,7 +53,6 @@ def make_columns(
         "position": torch.from_numpy(position),
         "occurrence": torch.from_numpy(occurrence)[per_row],
         "order": per_row,
-        "first_error": per_row % 5 - 3,
         "pair": per_row // 2,
         "side": per_row % 2,
         "length": torch.tensor(lengths)[per_row],
@@ -60,6 +60,14 @@ def make_columns(
         "special": torch.from_numpy(position) == 0,
         "head": (torch.ones(3, dim), torch.zeros(3)),
     }
+    return {**{k: _entries(c, per_row) for k, c in COLUMNS.items()}, **made}
+
+
+def _entries(column: Column, per_row: torch.Tensor) -> Any:
+    """Return entries of a column that needs no care: whole numbers from its default upward."""
+    if column.kind == "int":
+        return per_row % (3 - column.default) + column.default
+    return column.made_up(len(per_row), 3)
 
 
 def take(columns: Columns, rows: Tensor) -> Columns:

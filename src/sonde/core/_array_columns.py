@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sonde.core._kinds import is_array
+from sonde.core.columns import COLUMNS
 from sonde.core.errors import ShapeError, SondeWarning
 from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
@@ -45,10 +46,10 @@ def sequence(values: Any, n: int, name: str) -> Sequence[Any]:
     return listed
 
 
-def integers(values: Any, n: int, name: str, default: int) -> Tensor:
-    """Return a column of whole numbers; ``default`` everywhere where none is given."""
+def integers(values: Any, n: int, name: str) -> Tensor:
+    """Return a column of whole numbers; its default everywhere where none is given."""
     if values is None:
-        return torch.full((n,), default, dtype=torch.int64)
+        return torch.full((n,), COLUMNS[name].default, dtype=torch.int64)
     tensor = _numbers(values, n, name)
     if tensor.shape != (n,):
         raise ShapeError(
@@ -61,7 +62,7 @@ def integers(values: Any, n: int, name: str, default: int) -> Tensor:
 
 def labels(values: Any, n: int) -> Tensor:
     """Return class numbers, and warn of two classes that are written as -1 and 1."""
-    label = integers(values, n, "label", -1)
+    label = integers(values, n, "label")
     if n and (least := int(label.min())) < -1:
         raise ShapeError(
             f"Stream.of: expected classes numbered from 0 as label, or -1 for none, got {least}. "
@@ -95,11 +96,7 @@ def _numbers(values: Any, n: int, name: str) -> Tensor:
         ) from error
 
 
-def extra_columns(n: int, perturbed_logits: Any, first_error: Any) -> dict[str, Tensor]:
-    """Return the columns that few methods read, where they are given."""
-    found: dict[str, Tensor] = {}
-    if perturbed_logits is not None:
-        found["perturbed_logits"] = beside(perturbed_logits, n, "perturbed_logits")
-    if first_error is not None:
-        found["first_error"] = integers(first_error, n, "first_error", -3)
-    return found
+def entries(values: Any, n: int, name: str) -> Tensor:
+    """Return a declared column: a line for each row, or whole numbers."""
+    column = COLUMNS[name]
+    return integers(values, n, name) if column.shape == "row" else beside(values, n, name)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.core._array_columns import beside, extra_columns, integers, labels, matrix, sequence
+from sonde.core._array_columns import beside, entries, integers, labels, matrix, sequence
 from sonde.core._kinds import is_mapping
 from sonde.core._row_identity import (
     Later,
@@ -19,13 +19,18 @@ from sonde.core._row_identity import (
     text_hashes,
 )
 from sonde.core.batch import Batch, Head, SiteSchema
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.columns import Columns
+from sonde.core.errors import InputError, ShapeError, near
 from sonde.core.hashing import tensor_key
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
 
 ARRAY_BATCH = 2048
+OWN_FIELD = frozenset(
+    ("group", "ids", "keys", "position", "pair", "side", "grad", "logits", "head")
+)
+"""Columns that have a field in ``Batch``; all others are carried in ``extra``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,24 +142,12 @@ class ArrayStream(Stream):
         }
 
 
-def array_stream(
-    x: Any,
-    *,
-    label: Any = None,
-    grad: Any = None,
-    logits: Any = None,
-    perturbed_logits: Any = None,
-    ids: Any = None,
-    keys: Any = None,
-    group: Any = None,
-    position: Any = None,
-    pair: Any = None,
-    side: Any = None,
-    first_error: Any = None,
-    head: Head | None = None,
-    seed: int = 0,
-) -> ArrayStream:
+def array_stream(x: Any, given: Columns, label: Any = None, seed: int = 0) -> ArrayStream:
     """Return a stream of plain arrays; the arguments are those of ``Stream.of``."""
+    columns: dict[str, Any] = {name: values for name, values in given.items() if values is not None}
+    if unknown := sorted(columns.keys() - Columns.__annotations__.keys()):
+        hint = near(unknown[0], Columns.__annotations__)
+        raise InputError(f"Stream.of: no column is called {unknown[0]!r}.{hint}")
     rows = {str(k): matrix(v, str(k)) for k, v in x.items()} if is_mapping(x) else None
     sites = rows if rows is not None else {"x": matrix(x, "x")}
     if not sites:
@@ -163,26 +156,33 @@ def array_stream(
     uneven = {k: len(v) for k, v in sites.items() if len(v) != n}
     if uneven:
         raise ShapeError(f"Stream.of: expected {plural(n, 'row')} at every site, got {uneven}.")
-    given = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
-    if unknown := [str(k) for k in given if str(k) not in sites]:
-        raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")
-    positions = integers(position, n, "position", 0)
-    who = identity_of(ids, keys, sites, positions)
-    sides = None if side is None else integers(side, n, "side", 0)
+    position = integers(columns.get("position"), n, "position")
+    who = identity_of(columns.get("ids"), columns.get("keys"), sites, position)
+    pair, side = columns.get("pair"), columns.get("side")
+    sides = None if side is None else integers(side, n, "side")
+    logits = columns.get("logits")
     return ArrayStream(
         rows=sites,
         who=who,
         label=labels(label, n),
-        groups=_groups(group, n) or _pairs_as_groups(pair, sides, who),
-        positions=positions,
-        grad={str(k): beside(v, n, f"grad of {k}") for k, v in given.items()},
+        groups=_groups(columns.get("group"), n) or _pairs_as_groups(pair, sides, who),
+        positions=position,
+        grad=_gradients(columns.get("grad"), sites),
         logits=None if logits is None else beside(logits, n, "logits"),
-        extra=extra_columns(n, perturbed_logits, first_error),
+        extra={name: entries(columns[name], n, name) for name in columns if name not in OWN_FIELD},
         pair=None if pair is None else text_hashes(sequence(pair, n, "pair")),
         side=sides,
-        head=head,
+        head=columns.get("head"),
         seed=seed,
     )
+
+
+def _gradients(grad: Any, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of each site that has some; an array alone is that of the first site."""
+    given = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
+    if unknown := [str(k) for k in given if str(k) not in sites]:
+        raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")
+    return {str(k): beside(v, len(sites[str(k)]), f"grad of {k}") for k, v in given.items()}
 
 
 def _groups(group: Any, n: int) -> tuple[bytes, ...] | None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.columns import declared
 from sonde.core.errors import InputError
 from sonde.core.hashing import Purpose, base_hashes, draws
 from sonde.core.site import Reducer, Site
@@ -158,17 +159,13 @@ class Batch:
         if name == "x":
             return self.rows[key]
         if name == "head":
-            return self._require(
-                self.head, name, "the model has no final linear layer that we know"
-            )
-        if name == "grad":
-            return self._require(self.grad.get(key), name, "pass objective= to sonde.read")
+            return self._require(self.head, name)
+        if name in ("grad", "grid"):
+            return self._require(getattr(self, name).get(key), name)
         if name == "position":
             return self.position[key]
         if name == "draw":
             return self.draw(key)
-        if name == "grid":
-            return self._require(self.grid.get(key), name, "read images with the reducer 'patches'")
         if name == "special":
             special = self.special.get(key)
             return (
@@ -203,20 +200,17 @@ class Batch:
             "length": self.length,
         }
         if name not in per_example:
-            values = self._require(self.extra.get(name), name, "the data has no such column")
-            return torch.as_tensor(values)
+            return torch.as_tensor(self._require(self.extra.get(name), name))
         computed = {"ids": "_words", "group": "group", "group_draw": "group_draw"}
         values = getattr(self, computed[name]) if name in computed else per_example[name]
-        advice = "the model returns none, or they were not read (logits=True)"
-        return self._require(
-            values, name, advice if name == "logits" else "the data has no such column"
-        )
+        return self._require(values, name)
 
     @staticmethod
-    def _require(value: Any, name: str, advice: str) -> Any:
+    def _require(value: Any, name: str) -> Any:
         if value is None:
             raise InputError(
-                f"a method needs the column {name!r}, which this stream does not bring: {advice}."
+                f"a method needs the column {name!r}, which this stream does not bring: "
+                f"{declared(name).missing}."
             )
         return value
 

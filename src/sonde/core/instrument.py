@@ -3,14 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Unpack, get_type_hints
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sonde.core.batch import Batch, Head
+from sonde.core.batch import Batch
+from sonde.core.columns import Columns
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import rank_key
 from sonde.core.plan import Part
@@ -203,22 +204,7 @@ class Instrument(ABC):
             )
 
     def fit(
-        self,
-        x: Any,
-        label: Any = None,
-        *,
-        y: Any = None,
-        grad: Any = None,
-        logits: Any = None,
-        perturbed_logits: Any = None,
-        group: Any = None,
-        ids: Any = None,
-        position: Any = None,
-        pair: Any = None,
-        side: Any = None,
-        first_error: Any = None,
-        head: Head | None = None,
-        seed: int = 0,
+        self, x: Any, label: Any = None, *, y: Any = None, seed: int = 0, **columns: Unpack[Columns]
     ) -> Any:
         """Fit on plain arrays: every row, no calibration.
 
@@ -230,10 +216,10 @@ class Instrument(ABC):
             Classes; -1 = none.
         y : array (row, dim2), optional
             Rows of the second site of a pair.
-        grad, logits, perturbed_logits, group, ids, position, pair, side, head : optional
-            Further columns, see ``Stream.of``.
         seed : int, default=0
             Key of the hash of rows.
+        **columns : optional
+            What comes with the rows, see ``Columns``.
 
         Returns
         -------
@@ -243,22 +229,8 @@ class Instrument(ABC):
         from sonde.core.folding import fit_arrays
 
         sites = x if y is None else {"x": x, "y": y}
-        return fit_arrays(
-            self.at_width(_width(x)) if self.span == "one" else self,
-            sites,
-            label=label,
-            grad=grad,
-            logits=logits,
-            perturbed_logits=perturbed_logits,
-            group=group,
-            ids=ids,
-            position=position,
-            pair=pair,
-            side=side,
-            first_error=first_error,
-            head=head,
-            seed=seed,
-        )
+        one_site = self.at_width(_width(x)) if self.span == "one" else self
+        return fit_arrays(one_site, sites, label=label, seed=seed, **columns)
 
 
 def _width(x: Any) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.core._kinds import is_list, is_tuple
 from sonde.core._shown import OneLine, as_html, one_line
 from sonde.core.autocast import without_autocast
+from sonde.core.columns import declared
 from sonde.core.errors import ShapeError
 from sonde.core.finite import finite_rows, is_finite
 from sonde.core.reduction import Reduced, reduce_scores
@@ -22,7 +23,6 @@ from sonde.core.state import leaves, map_tensors
 from sonde.core.statistic import parameter_names
 from sonde.core.tensors import as_tensor, beside, device_of
 
-FLOATS = frozenset(("x", "grad", "logits", "perturbed_logits"))
 Direction = Literal["higher", "lower", "none"]
 
 FLAGS: dict[str, str] = {
@@ -256,7 +256,8 @@ def _as_column(owner: str, values: Any, name: str) -> Any:
     if not (is_list(values) or hasattr(values, "__array__")):
         return values
     found = as_tensor(owner, values, "rows", ShapeError)
-    return found.double() if name in FLOATS and not found.is_floating_point() else found
+    is_float = declared(name).kind == "float"
+    return found.double() if is_float and not found.is_floating_point() else found
 
 
 def infinite_where_nonfinite(

@@ -1,10 +1,10 @@
 """The one mutable class: a statistic or an instrument that is fed batch by batch."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from sonde.core._kinds import is_mapping
-from sonde.core.batch import Head
+from sonde.core.columns import Columns
 from sonde.core.errorbars import result_with_error
 from sonde.core.errors import ShapeError, StateError
 from sonde.core.instrument import Every, Instrument
@@ -47,40 +47,11 @@ class Running:
         self._states: States = {}
 
     def update(
-        self,
-        x: Any,
-        label: Any = None,
-        *,
-        y: Any = None,
-        grad: Any = None,
-        logits: Any = None,
-        perturbed_logits: Any = None,
-        group: Any = None,
-        ids: Any = None,
-        position: Any = None,
-        pair: Any = None,
-        side: Any = None,
-        first_error: Any = None,
-        head: Head | None = None,
-        seed: int = 0,
+        self, x: Any, label: Any = None, *, y: Any = None, seed: int = 0, **columns: Unpack[Columns]
     ) -> None:
         """Feed rows; the columns are those of ``Instrument.fit``. No rows change nothing."""
         sites = x if is_mapping(x) else ({"x": x} if y is None else {"x": x, "y": y})
-        stream = Stream.of(
-            sites,
-            label=label,
-            grad=grad,
-            logits=logits,
-            perturbed_logits=perturbed_logits,
-            group=group,
-            ids=ids,
-            position=position,
-            pair=pair,
-            side=side,
-            first_error=first_error,
-            head=head,
-            seed=seed,
-        )
+        stream = Stream.of(sites, label=label, seed=seed, **columns)
         self._prepare(tuple(s.key for s in stream.schema))
         if len(stream) == 0:
             return

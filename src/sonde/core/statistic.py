@@ -10,45 +10,15 @@ from collections.abc import Sequence
 from functools import cache, reduce
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.columns import declared
 from sonde.core.errors import StateError
 from sonde.core.state import State, size_bytes
 
 Span = Literal["one", "pair", "all"]
 Merging = Literal["exact", "bounded", "none"]
-
-COLUMNS: dict[str, str] = {
-    "x": "rows of the site, Float[row dim]",
-    "y": "rows of the second site of a pair, Float[row dim2]",
-    "grad": "gradient of the stream's objective at the site, Float[row dim]",
-    "label": "class of the row's example, Int[row]; -1 = none",
-    "first_error": "first wrong step of the row's trajectory, Int[row]; -1 = none, -2 = not known "
-    "which, -3 = nothing known",
-    "logits": "the model's logits for the row's example, Float[row class]",
-    "perturbed_logits": "the same after a small step of the input, Float[row class]",
-    "ids": "id of the row's example as two 64-bit words, Int[row 2]",
-    "group": "64-bit hash of the row's group, Int[row]",
-    "position": "position of the row in its document or image, Int[row]",
-    "occurrence": "which of several equal examples, Int[row]",
-    "order": "index of the row's example in the planned order, Int[row]",
-    "piece": "the same, by which pieces of one text differ, Int[row]; 0 where each row of an "
-    "example is an entry of its own, as in plain arrays",
-    "draw": "keyed 64-bit hash of the row, purpose 'sample', Int[row]",
-    "group_draw": "the same of the row's group, Int[row]",
-    "pair": "64-bit hash of the pair that the row's example belongs to, Int[row]",
-    "side": "which member of its pair the row's example is, Int[row]",
-    "grid": "line and column of the row in its image, Int[row 2]",
-    "length": "tokens or patches of the row's example, Int[row]",
-    "padding": "padded positions of the row's example in its batch, Int[row]",
-    "truncated": "tokens of the row's example that were cut off, Int[row]",
-    "size": "bytes of the row's example as stored, Int[row]",
-    "brightness": "mean pixel of the row's image in [0, 1], Float[row]",
-    "special": "whether the row's token is special, Bool[row]",
-    "head": "weight and bias of the model's final linear layer, a tuple; not rows",
-}
 
 NARROW = 256
 WIDTHS = (64, 128, 192)
@@ -132,7 +102,8 @@ class Statistic(ABC, Generic[StateT]):
         """
         widest = max(dims, default=0)
         if widest <= NARROW:
-            return size_bytes(self.observe(*(_made_up(name, 8, dims) for name in self.needs())))
+            made_up = (declared(name).made_up(8, *dims) for name in self.needs())
+            return size_bytes(self.observe(*made_up))
         one, two, three = (
             self.size_bytes(*(max(1, dim * width // widest) for dim in dims)) for width in WIDTHS
         )
@@ -143,18 +114,6 @@ class Statistic(ABC, Generic[StateT]):
     def bound(self, state: StateT) -> float:
         """Return the number that bounds how far the state may be from one pass over all rows."""
         raise NotImplementedError(f"{type(self).__name__}.bound: only for merging = 'bounded'.")
-
-
-def _made_up(name: str, n: int, dims: tuple[int, ...]) -> Any:
-    if name in ("x", "y", "grad"):
-        return torch.linspace(-1.0, 1.0, n)[:, None] * torch.ones(dims[-1 if name == "y" else 0])
-    if name in ("logits", "perturbed_logits"):
-        return torch.zeros(n, 2)
-    if name in ("ids", "grid"):
-        return torch.arange(2 * n).reshape(n, 2)
-    if name == "head":
-        return torch.zeros(2, dims[0]), None
-    return torch.zeros(n, dtype=torch.bool) if name == "special" else torch.arange(n)
 
 
 class Learner(Statistic[StateT]):

@@ -3,12 +3,13 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from sonde.core._shown import OneLine, places
-from sonde.core.batch import Batch, Head, SiteSchema
+from sonde.core.batch import Batch, SiteSchema
+from sonde.core.columns import Columns
 from sonde.core.errors import InputError
 from sonde.core.plan import UNIT_SIZE, unit_bounds
 from sonde.core.wording import plural
@@ -97,21 +98,7 @@ class Stream(OneLine, ABC):
 
     @staticmethod
     def of(
-        x: Any,
-        *,
-        label: Any = None,
-        grad: Any = None,
-        logits: Any = None,
-        perturbed_logits: Any = None,
-        ids: Any = None,
-        keys: Any = None,
-        group: Any = None,
-        position: Any = None,
-        pair: Any = None,
-        side: Any = None,
-        first_error: Any = None,
-        head: Head | None = None,
-        seed: int = 0,
+        x: Any, *, label: Any = None, seed: int = 0, **columns: Unpack[Columns]
     ) -> "ArrayStream":
         """Return a stream of plain arrays.
 
@@ -119,33 +106,13 @@ class Stream(OneLine, ABC):
         ----------
         x : array (row, dim), or mapping of name to array
             Rows of one site (named ``x``), or of several sites over the same examples.
-        label, ids, group, position, pair, side, first_error : one entry per row, optional
-            ``position`` other than 0 makes rows of equal ``ids`` rows of one example. Without
-            ``group``, a pair whose rows have sides is a group.
-        keys : one entry of bytes per row, optional
-            What is hashed in place of ``ids``, which are then only printed.
-        grad : array like ``x``, or mapping, optional
-        logits, perturbed_logits : array (row, class), optional
-        head : (weight, bias or None), optional
-            The model's final linear layer.
+        label : ints (row,), optional
+            Classes; -1 = none.
         seed : int, default=0
             Key of the hash of rows.
+        **columns : optional
+            What comes with the rows, see ``Columns``.
         """
         from sonde.core.array_stream import array_stream
 
-        return array_stream(
-            x,
-            label=label,
-            grad=grad,
-            logits=logits,
-            perturbed_logits=perturbed_logits,
-            ids=ids,
-            keys=keys,
-            group=group,
-            position=position,
-            pair=pair,
-            side=side,
-            first_error=first_error,
-            head=head,
-            seed=seed,
-        )
+        return array_stream(x, columns, label, seed)

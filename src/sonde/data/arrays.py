@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sonde.core.columns import WHOLE_NUMBERS
 from sonde.core.errors import InputError, SiteError, SondeWarning, near
 from sonde.core.seal import is_sealed
 from sonde.core.stream import Stream
@@ -25,7 +26,7 @@ _log = logging.getLogger("sonde")
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 COLUMNS = ("label", "group", "group_key", "id", "key", "pair", "side")
-STEP_COLUMNS = ("position", "first_error")
+STEP_COLUMNS = tuple(name for name in WHOLE_NUMBERS if name not in COLUMNS)
 LABELS = ("labels", "target", "class", "y")
 NAMED = ("label", "group", "id", "pair", "side", *LABELS)
 MAX_HEADER_BYTES = 64 * 2**20
@@ -117,8 +118,7 @@ def open_arrays(
         keys=_bytes(arrays.get("key")),
         pair=_texts(arrays.get("pair")),
         side=arrays.get("side"),
-        position=steps.get("position"),
-        first_error=steps.get("first_error"),
+        **steps,
         seed=seed,
     )
 

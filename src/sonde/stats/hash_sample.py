@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from sonde.core.columns import COLUMNS
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE
 from sonde.core.state import State
-from sonde.core.statistic import COLUMNS, Statistic
+from sonde.core.statistic import Statistic
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from sonde.core.columns import COLUMNS
 from sonde.core.errors import InputError
 from sonde.core.state import State
-from sonde.core.statistic import COLUMNS, Statistic
+from sonde.core.statistic import Statistic
 from sonde.stats.moments import centre, column_sum
 
 

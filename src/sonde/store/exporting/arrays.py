@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
+from sonde.core.columns import WHOLE_NUMBERS
 from sonde.core.errors import InputError
 from sonde.core.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
@@ -181,7 +182,7 @@ def array_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: names[key] for key in keys}
 
 
-RESERVED = ("id", "key", "group", "group_key", "position", "label", "pair", "side", "first_error")
+RESERVED = ("id", "key", "group_key", "label", *WHOLE_NUMBERS)
 
 
 def _site(store: Store, schema: SiteSchema, name: str, n: int, native: bool, tick: Tick) -> Array:

@@ -1,0 +1,151 @@
+"""Every column that statistics and scorers can ask for, declared once.
+
+A new column is an entry in ``COLUMNS``, a key of ``Columns`` where plain arrays may bring it, and
+the method that names it as a parameter. Streams, stores, joins and checks go by what stands here.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import torch
+
+Shape = Literal["row", "row dim", "row dim2", "row class", "row 2", "model"]
+Kind = Literal["float", "int", "bool"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column holds.
+
+    Parameters
+    ----------
+    meaning : str
+        What an entry says.
+    kind : {"float", "int", "bool"}
+        Type of its entries.
+    shape : str, default="row"
+        Axes; ``model``: constants of the model, not rows.
+    default : int, default=0
+        What a row has that was given no entry. Whole numbers are at least this.
+    missing : str
+        Why a stream may not bring it, and what to do.
+    """
+
+    meaning: str
+    kind: Kind
+    shape: Shape = "row"
+    default: int = 0
+    missing: str = "the data has no such column"
+
+    def __str__(self) -> str:
+        where = "not rows" if self.shape == "model" else f"{self.kind.title()}[{self.shape}]"
+        return f"{self.meaning}, {where}"
+
+    def made_up(self, n: int, *dims: int) -> Any:
+        """Return ``n`` rows of plausible entries, for sites of these widths."""
+        if self.shape in ("row dim", "row dim2"):
+            wide = dims[-1 if self.shape == "row dim2" else 0]
+            return torch.linspace(-1.0, 1.0, n)[:, None] * torch.ones(wide)
+        if self.shape == "row class":
+            return torch.zeros(n, 2)
+        if self.shape == "row 2":
+            return torch.arange(2 * n).reshape(n, 2)
+        if self.shape == "model":
+            return torch.zeros(2, dims[0]), None
+        return torch.zeros(n, dtype=torch.bool) if self.kind == "bool" else torch.arange(n)
+
+
+_LOGITS = "the model returns none, or they were not read (logits=True)"
+
+COLUMNS: dict[str, Column] = {
+    "x": Column("rows of the site", "float", "row dim"),
+    "y": Column("rows of the second site of a pair", "float", "row dim2"),
+    "grad": Column(
+        "gradient of the stream's objective at the site",
+        "float",
+        "row dim",
+        missing="pass objective= to sonde.read",
+    ),
+    "label": Column("class of the row's example; -1 = none", "int", default=-1),
+    "first_error": Column(
+        "first wrong step of the row's trajectory; -1 = none, -2 = not known which, "
+        "-3 = nothing known",
+        "int",
+        default=-3,
+    ),
+    "logits": Column(
+        "the model's logits for the row's example", "float", "row class", missing=_LOGITS
+    ),
+    "perturbed_logits": Column("the same after a small step of the input", "float", "row class"),
+    "ids": Column("id of the row's example as two 64-bit words", "int", "row 2"),
+    "group": Column("64-bit hash of the row's group", "int"),
+    "position": Column("position of the row in its document or image", "int"),
+    "occurrence": Column("which of several equal examples", "int"),
+    "order": Column("index of the row's example in the planned order", "int"),
+    "piece": Column(
+        "the same, by which pieces of one text differ; 0 where each row of an example is an entry "
+        "of its own, as in plain arrays",
+        "int",
+    ),
+    "draw": Column("keyed 64-bit hash of the row, purpose 'sample'", "int"),
+    "group_draw": Column("the same of the row's group", "int"),
+    "pair": Column("64-bit hash of the pair that the row's example belongs to", "int"),
+    "side": Column("which member of its pair the row's example is", "int"),
+    "grid": Column(
+        "line and column of the row in its image",
+        "int",
+        "row 2",
+        missing="read images with the reducer 'patches'",
+    ),
+    "length": Column("tokens or patches of the row's example", "int"),
+    "padding": Column("padded positions of the row's example in its batch", "int"),
+    "truncated": Column("tokens of the row's example that were cut off", "int"),
+    "size": Column("bytes of the row's example as stored", "int"),
+    "brightness": Column("mean pixel of the row's image in [0, 1]", "float"),
+    "special": Column("whether the row's token is special", "bool"),
+    "head": Column(
+        "weight and bias of the model's final linear layer, a tuple",
+        "float",
+        "model",
+        missing="the model has no final linear layer that we know",
+    ),
+}
+
+
+def declared(name: str) -> Column:
+    """Return what a column holds; one that is not declared holds whole numbers of the data."""
+    return COLUMNS.get(name, _OF_THE_DATA)
+
+
+_OF_THE_DATA = Column("a column of the data", "int")
+
+
+class Columns(TypedDict, total=False):
+    """What plain arrays may bring beside their rows, one entry for each row unless said.
+
+    ``group``, ``ids`` (what is printed, and hashed where there are no
+    ``keys``), ``keys`` (bytes that are hashed), ``position`` (other than 0 it makes rows of equal
+    ids rows of one example), ``pair`` and ``side`` (without ``group`` a pair whose rows have sides
+    is a group), ``first_error``; ``grad`` as ``x``; ``logits`` and ``perturbed_logits`` (row,
+    class); ``head``, the weight and the bias (or None) of the model's final linear layer.
+    """
+
+    group: Any
+    ids: Any
+    keys: Any
+    position: Any
+    pair: Any
+    side: Any
+    first_error: Any
+    grad: Any
+    logits: Any
+    perturbed_logits: Any
+    head: Any
+
+
+WHOLE_NUMBERS = tuple(
+    name
+    for name in Columns.__annotations__
+    if name in COLUMNS and (COLUMNS[name].kind, COLUMNS[name].shape) == ("int", "row")
+)
+"""Columns of plain arrays with one whole number, or one name, for each row."""
