@@ -5,16 +5,16 @@ from torch import nn
 from narrow import present
 from sonde.core.errors import ShapeError, SiteError
 from sonde.tap import Tap
+from sonde.tap.rows.means import PickedMean, WholeMean
 from sonde.tap.rows.rack import Rack
 from sonde.tap.rows.slab import SLAB_BYTES, Slab
 
 
-def taken(rack: Rack, x: torch.Tensor, careful: bool = False) -> torch.Tensor:
+def taken(rack: Rack, x: torch.Tensor) -> torch.Tensor:
     key = x.shape, x.dtype
     rows = rack.again(key, x)
     if rows is None:
-        weights = torch.full((len(x), 1, x.shape[1]), 1 / x.shape[1], dtype=x.dtype)
-        rows = rack.first(key, x, weights, careful)
+        rows = rack.first(key, x, WholeMean(len(x), x.shape[1], x.dtype, x.device))
     assert rows is not None
     return rows
 
@@ -52,26 +52,27 @@ def test_what_is_too_large_or_empty_is_left_to_others():
     rack = Rack(Slab())
     for _ in range(2):
         rack.begin()
-        weights = torch.ones(1, 1, 1)
+        mean = WholeMean(1, 1, torch.float32, torch.device("cpu"))
         for shape in ((1, 1, SLAB_BYTES), (1, 1, 0)):
-            assert rack.first(shape, torch.ones(shape), weights, False) is None
+            assert rack.first(shape, torch.ones(shape), mean) is None
             assert rack.again(shape, torch.ones(shape)) is None
         rows = [taken(rack, torch.ones(1, 1, SLAB_BYTES // 8)) for _ in range(3)]
         assert len({r.data_ptr() for r in rows}) == 3
 
 
-def test_tokens_of_weight_0_are_silenced_at_each_site():
-    rack, weights = Rack(Slab()), torch.tensor([[[0.5, 0.5, 0.0]]])
+def test_what_does_not_count_is_not_looked_at_at_any_site():
+    rack, kept = Rack(Slab()), torch.tensor([[True, True, False]])
+    mean = PickedMean(kept, torch.float32, torch.device("cpu"))
     x = torch.tensor([[[1.0], [2.0], [torch.nan]]])
-    assert rack.first("here", x, weights, True) == 1.5
+    assert rack.first("here", x, mean) == 1.5
     rack.begin()
-    rack.first("here", x, weights, True)
+    rack.first("here", x, mean)
     assert rack.again("here", x) is None  # one site ran in the forward before
     rack.begin()
     for _ in range(2):
-        rack.first("here", x, weights, True)
+        rack.first("here", x, mean)
     rack.begin()
-    rack.first("here", x, weights, True)
+    rack.first("here", x, mean)
     assert rack.again("here", 2 * x) == 3.0
 
 

@@ -247,7 +247,6 @@ class Tap:
             self._batch = _unnamed(x.shape[0])
         frame = Frame(self._batch, x.device, self._shared)
         frame.masks |= self._masks
-        frame.is_careful = frame.is_padded("pos") or frame.is_padded("pos2")
         for own in (own for own in self._taken.values() if own):
             frame.check(own[0].shape[0])  # taken the short way, without a frame
         return frame

@@ -109,7 +109,7 @@ class Reader:
         if waiting:
             with advising(waiting[0].batch):
                 settle(waiting)
-        return [one if isinstance(one, Reading) else self._sound(one) for one in several]
+        return [one if isinstance(one, Reading) else self._reading(one) for one in several]
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
@@ -117,7 +117,7 @@ class Reader:
         self.rack.begin()
         stops = self.may_stop and kwargs.get("past_key_values") is None
         stop = self.session.stop if stops else None
-        taken = Taken(self.kinds, (args, kwargs), batch, frame, self.rack, stop)
+        taken = Taken(self.kinds, batch, frame, self.rack, stop)
         for slot in self.slots:
             slot.begin(taken)
         try:
@@ -136,13 +136,6 @@ class Reader:
         """Return the rows of a forward at once."""
         with advising(taken.batch):
             settle([taken])
-        return self._sound(taken)
-
-    def _sound(self, taken: Taken) -> Reading:
-        """Return rows; those of another forward where padding may have spoilt a mean."""
-        if taken.may_be_poisoned:
-            taken.frame.is_careful = True
-            return self._read(self._run(*taken.call, taken.batch, taken.frame))
         return self._reading(taken)
 
     def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:

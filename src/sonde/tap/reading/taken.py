@@ -1,8 +1,7 @@
 """What hooks took of one forward: rows, and copies that become rows when it is over."""
 
-import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,8 +56,6 @@ class Taken:
     Parameters
     ----------
     kinds : sequence of Kind
-    call : tuple of (args, kwargs)
-        What the model was called with.
     batch : InputBatch
     frame : Frame
         Which of its tokens count.
@@ -77,13 +74,12 @@ class Taken:
     def __init__(
         self,
         kinds: Sequence[Kind],
-        call: tuple[tuple[Any, ...], dict[str, Any]],
         batch: InputBatch,
         frame: Frame,
         rack: Rack,
         stop: Callable[[], None] | None,
     ) -> None:
-        self.kinds, self.call, self.batch, self.frame = kinds, call, batch, frame
+        self.kinds, self.batch, self.frame = kinds, batch, frame
         self.rack, self.stop = rack, stop
         self.rows: dict[str, Calls] = {kind.key: {} for kind in kinds}
         self.gradients: dict[str, Calls] = {kind.key: {} for kind in kinds}
@@ -123,16 +119,6 @@ class Taken:
         if watched.requires_grad:
             watched.register_hook(lambda grad: self.take_gradient(kinds, grad, call))
         return watched
-
-    @property
-    def may_be_poisoned(self) -> bool:
-        """Whether a mean is not finite, perhaps by a token at weight 0: 0 times NaN is NaN."""
-        if self.frame.is_careful or not self.frame.drops_tokens:
-            return False
-        averaged = [k.key for k in self.kinds if k.reduction.is_mean_over_tokens]
-        taken = [rows for key in averaged for rows, _ in self.rows[key].values()]
-        sums = [rows.sum(dtype=torch.float32).to(self.frame.device) for rows in taken]
-        return bool(sums) and not math.isfinite(float(torch.stack(sums).sum()))
 
 
 def settle(several: Sequence[Taken]) -> None:

@@ -16,6 +16,7 @@ from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.wording import plural
 from sonde.tap.model.vary import token_ids
+from sonde.tap.rows.means import Mean, PickedMean
 from sonde.tap.rows.shared import Shared
 
 POOLED = ("pooled",)
@@ -42,13 +43,6 @@ class Frame:
         Where selections are kept beside the states.
     shared : Shared, optional
         Selections of earlier forwards, for batches of a size seen before in which all tokens count.
-
-    Attributes
-    ----------
-    is_careful : bool
-        Silence tokens of weight 0 before a mean: 0 times NaN is NaN. Costs a copy of each output.
-    drops_tokens : bool
-        Whether a mean that was taken gave some token the weight 0.
     """
 
     def __init__(
@@ -62,10 +56,10 @@ class Frame:
         self.n = len(batch)
         self.device = torch.device("cpu") if device is None else device
         self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
-        self.is_careful, self.drops_tokens = False, False
         self._whole: dict[Hashable, bool] = {}
         self._padded: dict[str, bool] = {}
         self._selected: dict[Hashable, Tensor] = {}
+        self._means: dict[Hashable, Mean] = {}
         self._columns: dict[Hashable, Columns] = {}
 
     def beside(self, selection: Tensor, x: Tensor) -> Tensor:
@@ -141,21 +135,17 @@ class Frame:
             )
         return mask
 
-    def weights(self, axis: str, length: int, keep_special: bool, dtype: torch.dtype) -> Tensor:
-        """Return, for each example, the weight of each token in the mean: (example, 1, pos)."""
-        key = ("mean", axis, length, keep_special, dtype)
-        found = self._selected.get(key)
-        if found is not None:
-            return found
+    def mean(
+        self, axis: str, length: int, keep_special: bool, dtype: torch.dtype, device: torch.device
+    ) -> Mean:
+        """Return what averages the tokens that count, of outputs of one type on one device."""
         if self.is_whole(axis, length, keep_special):
-            weights = self.shared.weights(self.n, length, dtype, self.device)
-        else:
+            return self.shared.mean(self.n, length, dtype, device)
+        key = (axis, length, keep_special, dtype, device)
+        if key not in self._means:
             kept = self._some(self.kept(axis, length, keep_special), "mean", "ordinary")
-            self.drops_tokens = True
-            shares = kept.double() / kept.sum(dim=1, keepdim=True)
-            weights = shares[:, None].to(dtype=dtype, device=self.device)
-        self._selected[key] = weights
-        return weights
+            self._means[key] = PickedMean(kept, dtype, device)
+        return self._means[key]
 
     def one(self, axis: str, length: int, which: str) -> tuple[Tensor, Tensor]:
         """Return the index of the ``last`` or first (``cls``) real token of each example."""

@@ -5,15 +5,16 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from sonde.tap.rows.means import Mean
 from sonde.tap.rows.slab import SLAB_BYTES, Slab
 
 
 class Rack:
     """Takes means of the outputs of one forward, site after site, into places in a slab.
 
-    What the first output of a shape needs (weights, the tokens that are silenced) serves those
-    that follow. Making a place costs as much as a small mean, so as many are made at once as the
-    forward before took. A place is handed out once; those of two forwards share nothing.
+    What averages the first output of a shape serves those that follow. Making a place costs as much
+    as a small mean, so as many are made at once as the forward before took. A place is handed out
+    once; those of two forwards share nothing.
 
     Parameters
     ----------
@@ -47,13 +48,9 @@ class Rack:
         lane = self._lanes.get(key)
         if lane is None or not lane.free or not x.is_cpu:
             return None
-        rows, place = lane.free.pop()
-        if lane.silenced is not None:
-            x = x.masked_fill(lane.silenced, 0.0)
-        torch.bmm(lane.weights, x, out=place)  # autocast leaves it alone
-        return rows
+        return lane.mean(x, lane.free.pop())
 
-    def first(self, key: Hashable, x: Tensor, weights: Tensor, careful: bool) -> Tensor | None:
+    def first(self, key: Hashable, x: Tensor, mean: Mean) -> Tensor | None:
         """Return the mean of an output, or None where that is no small one of the CPU.
 
         Parameters
@@ -61,11 +58,9 @@ class Rack:
         key : hashable
             What outputs must share to be averaged alike: shape and type among it.
         x : Tensor
-            Shape (row, pos, dim), of the type of the weights.
-        weights : Tensor
-            Shape (row, 1, pos).
-        careful : bool
-            Silence tokens of weight 0: 0 times NaN is NaN.
+            Shape (row, pos, dim).
+        mean : Mean
+            What averages outputs like this one.
         """
         n, _, dim = x.shape
         most = SLAB_BYTES // (n * dim * x.dtype.itemsize or SLAB_BYTES + 1)
@@ -74,20 +69,17 @@ class Rack:
         lane = self._lanes.get(key)
         if lane is None:
             kind = len(self._lanes), dim, x.dtype
-            lane = self._lanes[key] = _Lane(kind, weights, careful, most)
+            lane = self._lanes[key] = _Lane(kind, n, mean, most)
         lane.make(self._expected.get(lane.kind, 1) - lane.n_made, self.slab)
         return self.again(key, x)
 
 
 class _Lane:
-    """Places for outputs of one shape, as rows and as what a product writes to."""
+    """Places for the means of outputs of one shape."""
 
-    def __init__(
-        self, kind: tuple[int, int, torch.dtype], weights: Tensor, careful: bool, most: int
-    ) -> None:
-        self.kind, self.weights, self.most = kind, weights, most
-        self.silenced = weights.transpose(1, 2) == 0 if careful else None
-        self.free: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, kind: tuple[int, int, torch.dtype], n: int, mean: Mean, most: int) -> None:
+        self.kind, self.n, self.mean, self.most = kind, n, mean, most
+        self.free: list[Tensor] = []
         self.n_made = 0
 
     def renew(self, slab: Slab) -> bool:
@@ -101,7 +93,6 @@ class _Lane:
         """Make places for outputs to come, as many as one piece holds and at least one."""
         count = max(1, min(count, self.most))
         _, dim, dtype = self.kind
-        rows = slab.place((count, self.weights.shape[0], dim), dtype)
-        self.free = [*zip(rows.unbind(), rows[:, :, None].unbind(), strict=True)]
+        self.free = [*slab.place((count, self.n, 1, dim), dtype).unbind()]
         self.free.reverse()
         self.n_made += count

@@ -13,7 +13,6 @@ from sonde.core.site import Reducer
 from sonde.stats import token_metrics
 from sonde.tap.model.axes import FREE, Axes
 from sonde.tap.rows.frame import FROM_BEFORE, POOLED, Frame
-from sonde.tap.rows.means import weighted_mean
 from sonde.tap.rows.nested import padded
 from sonde.tap.rows.patches import averaged
 from sonde.tap.rows.rack import Rack
@@ -109,11 +108,6 @@ class Reduction:
         """Whether ``token_mean`` takes an output as it comes."""
         return self._in_order and self.reducer.name == "mean"
 
-    @property
-    def is_mean_over_tokens(self) -> bool:
-        """Whether rows are means over an axis of tokens, in whatever order the axes are."""
-        return self.is_over_tokens and self.reducer.name == "mean"
-
     def token_mean(
         self, x: Float[Tensor, "row pos dim"], frame: Frame, rack: Rack | None = None
     ) -> Float[Tensor, "row dim"]:
@@ -128,11 +122,11 @@ class Reduction:
         n, length, _ = x.shape
         frame.check(n)
         dtype = torch.float32 if x.dtype in NARROW else x.dtype
-        weights = frame.weights(self._kind, length, self.reducer.keep_special, dtype)
-        weights = frame.beside(weights, x)
-        if rack is not None and x.dtype is dtype:
-            rows = rack.first(key, x, weights, frame.is_careful)
-        return weighted_mean(x, weights, frame.is_careful) if rows is None else rows
+        mean = frame.mean(self._kind, length, self.reducer.keep_special, dtype, x.device)
+        if x.dtype is not dtype:
+            return mean(x.to(dtype)).to(x.dtype)
+        rows = None if rack is None else rack.first(key, x, mean)
+        return mean(x) if rows is None else rows
 
     def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         length, name = x.shape[1], self.reducer.name
@@ -178,15 +172,21 @@ class Reduction:
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
         if name == "mean":
-            dtype = torch.float32 if x.dtype in NARROW else x.dtype
-            weights = frame.beside(frame.weights(self._kind, length, keep, dtype), x)
-            return weighted_mean(x, weights, frame.is_careful), POOLED
+            return self._means_of_sites(x, frame), POOLED
         if name != "tokens":
             example, position = (frame.beside(s, x) for s in frame.one(self._kind, length, name))
             return x[:, example, position], POOLED
         flat, rows = frame.beside(frame.flat(self._kind, length, keep), x), x.flatten(1, 2)
         rows = rows if len(flat) == n * length else rows.index_select(1, flat)
         return rows, ("tokens", self._kind, length, keep)
+
+    def _means_of_sites(self, x: Float[Tensor, "site row pos dim"], frame: Frame) -> Tensor:
+        n_sites, n, length, _ = x.shape
+        if not frame.is_whole(self._kind, length, self.reducer.keep_special):
+            return torch.stack([self.token_mean(one, frame) for one in x])
+        wide = x.float() if x.dtype in NARROW else x
+        mean = frame.shared.mean(n_sites * n, length, wide.dtype, x.device)
+        return mean(wide.flatten(0, 1)).view(n_sites, n, -1).to(x.dtype)
 
     def _vector(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
         x = self.axes.last_dim(x)

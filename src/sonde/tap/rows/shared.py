@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from sonde.tap.rows.means import WholeMean
+
 MOST_SHARED = 32
 
 
@@ -13,6 +15,7 @@ class Shared:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
+        self._means: dict[Hashable, WholeMean] = {}
 
     def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         if key not in self._kept:
@@ -21,14 +24,14 @@ class Shared:
             self._kept[key] = make()
         return self._kept[key]
 
-    def weights(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return equal weights of all tokens: (example, 1, pos)."""
-        shape = n, 1, length
-        found = self._kept.get((shape, dtype, device))
-        if found is None:
-            made = torch.full(shape, 1 / length, dtype=dtype, device=device)
-            found = self._once((shape, dtype, device), lambda: (made,))
-        return found[0]
+    def mean(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> WholeMean:
+        """Return what averages all tokens of ``n`` examples."""
+        key = (n, length, dtype, device)
+        if key not in self._means:
+            if len(self._means) >= MOST_SHARED:
+                self._means.clear()
+            self._means[key] = WholeMean(*key)
+        return self._means[key]
 
     def pooled(self, n: int) -> tuple[Tensor, ...]:
         """Return example and place of one row for each example, the first of its document."""

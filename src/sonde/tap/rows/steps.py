@@ -7,8 +7,8 @@ _NARROW = (torch.float16, torch.bfloat16)
 
 
 def mean_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
-    """Return the mean over the tokens of each step."""
-    dtype = torch.float32 if x.dtype in _NARROW else x.dtype
+    """Return the mean over the tokens of each step, summed in float64 where there is one."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
     count = torch.bincount(row).to(dtype)
     out = x.new_zeros(len(count), x.shape[1], dtype=dtype)
     out.index_add_(0, row, x.index_select(0, flat).to(dtype))

@@ -9,7 +9,6 @@ from sonde.core._kinds import is_dict
 from sonde.core.inputs import InputBatch
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.outputs import arguments, decodes
-from sonde.tap.rows.frame import all_set
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 
@@ -45,11 +44,6 @@ class Call:
         self.axis = "pos2" if self._has_target else "pos"
         length = None if self.fed is None else self.past + self.fed.shape[-1]
         self._masks = {name: _mask(self.named.get(name), length) for name in MASKS}
-
-    @property
-    def is_padded(self) -> bool:
-        """Whether a mask leaves out some token."""
-        return any(mask is not None and not all_set(mask) for mask in self._masks.values())
 
     def inputs(self, n: int, special: Tensor | None) -> InputBatch:
         """Return the examples of the call, told apart by their number, not by their content."""

@@ -141,7 +141,6 @@ class WatchedForward:
             if special is not None:
                 marked = self._call.marked(special, self.ids_apart)
             self.frame = Frame(self._call.inputs(n, marked), device, self._watching.shared)
-            self.frame.is_careful = special is not None or self._call.is_padded
         return self.frame
 
     def _require_whole(self, kind: Kind, left_out: int) -> None:
