@@ -40,6 +40,7 @@ lint: install
 	$(BIN)/python tools/check_size.py
 	$(BIN)/python tools/check_exports.py
 	$(BIN)/python tools/check_truth.py
+	$(BIN)/python tools/count_lines.py
 	$(BIN)/pyright
 
 # One run with the lowest versions that pyproject.toml allows, in an environment of its own.

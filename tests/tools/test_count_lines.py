@@ -1,0 +1,21 @@
+import doctest
+
+from tools import count_lines
+
+
+def test_examples():
+    assert doctest.testmod(count_lines).failed == 0
+
+
+def test_machinery_is_what_is_no_family_and_no_study():
+    files = {
+        "src/sonde/__init__.py": "x = 1\n",
+        "src/sonde/core/a.py": '"""Say."""\n\nx = 1\ny = 2\n',
+        "src/sonde/measure/__init__.py": "__all__ = ['CKA', 'cka']\n",
+        "src/sonde/measure/cka.py": "class CKA: ...\n",
+        "src/sonde_studies/nac.py": "x = 1\n",
+    }
+    said = count_lines.table(files, {**files, "src/sonde/core/b.py": "x = 1\n"})
+    assert "machinery            3 code lines  (was 4)" in said
+    assert "measure              1 methods  (was 1)" in said
+    assert "sonde_studies        1 code lines  (was 1)" in said
