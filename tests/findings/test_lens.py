@@ -37,6 +37,13 @@ def test_loss_after_every_block() -> None:
     assert lens.final == pytest.approx(expected[-1], rel=1e-5)
 
 
+def test_a_block_of_another_class_is_a_block() -> None:
+    net = Counter((1.0, 1.0, 1.0, 1.0)).eval()
+    net.blocks[2].__class__ = type("OtherStep", (type(net.blocks[2]),), {})
+    lens = lens_evidence(counting(net))
+    assert lens.sites == tuple(f"blocks.{i}:out" for i in range(4))
+
+
 def test_reasons_why_there_are_no_figures() -> None:
     scaled = lens_evidence(counting(Counter((1.0, 1.0), tail=2.0).eval()))
     assert "do not give its logits" in scaled.reason

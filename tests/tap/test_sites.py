@@ -13,6 +13,7 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.tap import Tap, live_stream, probe, resolve
+from sonde.tap.model.blocks import block_paths
 from sonde.tap.model.sites import default_sites
 from tap_inputs import Arrays, images, inputs_for, texts
 
@@ -232,6 +233,125 @@ def test_default_sites_of_small_nets():
     assert paths(resnet18(width=8), images(32, keyword=None)) == stages
     layer = "encoder.albert_layer_groups.0"
     assert paths(albert(), texts()) == [f"{layer}@{i}:out" for i in range(3)]
+
+
+class Block(nn.Module):
+    """A residual block of width 3."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc(self.norm(x)).relu()
+
+
+class OtherBlock(Block):
+    """A block of another class."""
+
+
+class Attributes(nn.Module):
+    """Three blocks of two classes that are no list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.a, self.b, self.c = nn.Linear(3, 3), Block(), OtherBlock(), Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(self.inp(x))))
+
+
+class Experts(nn.Module):
+    """Modules side by side, all on one tensor or each on some of the rows."""
+
+    def __init__(self, routed: bool) -> None:
+        super().__init__()
+        self.experts, self.routed = nn.ModuleList([Block(), Block(), Block()]), routed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.routed:
+            return torch.stack([expert(x) for expert in self.experts]).mean(0)
+        return torch.cat([e(x.repeat(i + 4, 1)) for i, e in enumerate(self.experts)])[: len(x)]
+
+
+class Bottom(nn.Module):
+    """Halves a map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 2 * width, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+
+class Kept(Bottom):
+    """Keeps the size of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x).mean(1, keepdim=True).repeat(1, 1, 2, 2)
+
+
+class Shifted(nn.Module):
+    """Adds a constant; has a part, but no list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(x + 1)
+
+
+def _jamba() -> nn.Module:
+    from transformers import JambaConfig, JambaForCausalLM
+
+    config = JambaConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=16, num_hidden_layers=4,
+        num_attention_heads=2, num_key_value_heads=2, attn_layer_period=2, attn_layer_offset=1,
+        expert_layer_period=2, num_experts=3, mamba_d_state=2, mamba_dt_rank=2, pad_token_id=0,
+    )  # fmt: skip
+    return JambaForCausalLM(config).eval()
+
+
+def _encoder(n_layers: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    return nn.TransformerEncoder(layer, n_layers)
+
+
+ROWS3, STEPS4 = Arrays(torch.randn(4, 3)), Arrays(torch.randn(4, 5, 4))
+MAPS2 = Arrays(torch.randn(4, 2, 8, 8))
+DEPTH = {
+    "list of two classes": (
+        lambda: nn.Sequential(
+            nn.Linear(3, 5), Block(5), OtherBlock(5), Block(5), nn.LayerNorm(5), nn.Linear(5, 2)
+        ),
+        ROWS3, ["1", "2", "3"],
+    ),
+    "attributes": (Attributes, ROWS3, ["a", "b", "c"]),
+    "side by side": (lambda: Experts(routed=False), ROWS3, []),
+    "routed": (lambda: Experts(routed=True), ROWS3, []),
+    "a part before the layers": (
+        lambda: nn.Sequential(Shifted(), _encoder(3), nn.Linear(4, 2)),
+        STEPS4, [f"1.layers.{i}" for i in range(3)],
+    ),
+    "stages of two classes": (
+        lambda: nn.Sequential(
+            nn.Sequential(Bottom(2), Kept(4)), nn.ReLU(), nn.Sequential(Bottom(4), Kept(8))
+        ),
+        MAPS2, ["0", "2"],
+    ),
+    "two kinds of layer": (_jamba, texts(), [f"model.layers.{i}" for i in range(4)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DEPTH)
+@pytest.mark.truth("read off the definitions above")
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_are_what_one_stream_passes_whatever_their_class(case):
+    build, inputs, expected = DEPTH[case]
+    found = probe(Model(build().eval()), next(inputs.batches(0, 4)))
+    assert block_paths(found.names, found) == expected
 
 
 def test_too_many_leaves_ask_for_sites():

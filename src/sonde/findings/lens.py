@@ -22,6 +22,7 @@ from sonde.findings._probes import chosen_examples, cut, single, token_length
 from sonde.findings._trials import untouched
 from sonde.findings.evidence import Evidence
 from sonde.tap import LiveStream
+from sonde.tap.model.blocks import block_paths
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
 
@@ -206,14 +207,20 @@ def _ids(text: InputBatch) -> Int[Tensor, "pos"]:
 
 
 def _blocks(stream: LiveStream) -> list[Site]:
-    """Return the last run of sites of one class, read at their output over tokens."""
+    """Return the last run of blocks, or of sites of one class, read at their output over tokens."""
     kinds = [k for k in stream.kinds if "|" not in k.key and k.site.port == "out"]
     kinds = [k for k in kinds if k.reduction.axes.words == ("row", "pos", "dim")]
     if not kinds:
         return []
     last = kinds[-1].schema
-    same = [k for k in kinds if k.schema.module == last.module and k.schema.dim == last.dim]
-    return [k.site for k in same if not isinstance(k.site.call, str)]
+    blocks = set(block_paths(stream.probe.names, stream.probe))
+    same = [
+        k.site
+        for k in kinds
+        if k.schema.dim == last.dim
+        and (k.schema.module == last.module or {k.site.path, last.site.path} <= blocks)
+    ]
+    return [site for site in same if not isinstance(site.call, str)]
 
 
 def _key(stream: LiveStream, site: Site) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +36,17 @@ class Leaf:
 
 @dataclass
 class Call:
-    """One call of a module: when it began and ended, what it got and returned."""
+    """One call of a module: when it began and ended, what it got and returned.
+
+    ``got`` and ``gave`` number the tensors of one forward: the same number is the same tensor.
+    """
 
     start: int
     end: int = -1
     outputs: dict[str, Leaf] = field(default_factory=dict)
     input: Leaf | None = None
+    got: int | None = None
+    gave: int | None = None
 
 
 Trace = dict[str, list[Call]]
@@ -188,9 +194,10 @@ class _Recorder:
     ) -> tuple[Trace, dict[str, Leaf], str | None]:
         args, kwargs = sized(self.model.module, self.batch, change, n_rows, which)
         self.trace: Trace = {}
-        self.tick = 0
+        self.tick = self.count = 0
         self.open: dict[str, list[Call]] = {}
         self.linear: dict[str, Tensor] = {}
+        self.known: dict[int, tuple[ReferenceType[Tensor], int]] = {}
         modules = list(self.names.primary())
         session = Session(
             self.model.module,
@@ -207,7 +214,8 @@ class _Recorder:
         call = Call(self.tick)
         self.tick += 1
         try:
-            call.input = _describe(find_input(module, args, kwargs)[1])
+            given = find_input(module, args, kwargs)[1]
+            call.input, call.got = _describe(given), self._number(given)
         except SiteError:
             call.input = None
         self.open.setdefault(name, []).append(call)
@@ -215,10 +223,21 @@ class _Recorder:
     def _after(self, name: str, module: nn.Module, output: Any) -> None:
         call = self.open[name].pop()
         call.end, call.outputs = self.tick, _described(output)
+        call.gave = self._number(find(output, None))
         self.tick += 1
         self.trace.setdefault(name, []).append(call)
         if isinstance(module, nn.Linear) and not output.is_nested:
             self.linear[name] = output
+
+    def _number(self, x: Tensor | None) -> int | None:
+        """Return a number for a tensor; one whose memory was freed keeps none."""
+        if x is None:
+            return None
+        seen = self.known.get(id(x))
+        if seen is None or seen[0]() is not x:
+            self.count += 1
+            self.known[id(x)] = seen = (ref(x), self.count)
+        return seen[1]
 
     def _head(self, output: Any) -> str | None:
         logits = find_logits(output)

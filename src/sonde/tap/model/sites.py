@@ -1,8 +1,8 @@
 """From what a user writes (``layers.*.mlp``, ``blocks``, ``layers.-1``, a suffix) to sites."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from sonde.core.errors import SiteError, near
 from sonde.core.site import Site
 from sonde.tap.hooks.names import Names
+from sonde.tap.model.blocks import block_paths, has_float
 from sonde.tap.model.probe import Probe, executed
 
 AUTO = "auto"
@@ -194,72 +195,6 @@ def _fits(name: list[str], parts: list[str], start: int, names: Names) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _List:
-    """A container of modules of one class."""
-
-    path: str
-    members: tuple[str, ...]
-    composite: bool
-
-
-def block_paths(names: Names, probe: Probe | None) -> list[str]:
-    """Return the blocks of a model, in order of execution where it is known.
-
-    They are the members of each outermost list of modules of one class. Where such lists are called
-    themselves and return maps (the stages of a convolutional net), the lists are the blocks.
-    """
-    lists = _outermost([x for x in _lists(names) if _runs(x, probe)])
-    if any(x.composite for x in lists):
-        lists = [x for x in lists if x.composite]
-    if probe is not None and len(lists) > 1 and all(_is_stage(x, probe) for x in lists):
-        paths = [x.path for x in lists]
-    else:
-        paths = [m for x in lists for m in x.members if probe is None or probe.calls(m)]
-    paths = list(dict.fromkeys(names.canonical[id(names.modules[p])] for p in paths))
-    if probe is None:
-        return paths
-    return sorted(paths, key=lambda p: probe.trace[p][0].end)
-
-
-def _lists(names: Names) -> list[_List]:
-    found = []
-    for path, module in names.primary():
-        if not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            continue
-        members = names.children(path)
-        classes = {type(names.modules[m]) for m in members}
-        if len(classes) == 1:
-            composite = any(names.modules[m]._modules for m in members)
-            found.append(_List(path, tuple(members), composite))
-    return found
-
-
-def _runs(one: _List, probe: Probe | None) -> bool:
-    if probe is None:
-        return len(one.members) >= 2
-    return sum(probe.calls(m) for m in one.members) >= 2 and all(
-        _has_float(m, probe) for m in one.members if probe.calls(m)
-    )
-
-
-def _has_float(path: str, probe: Probe) -> bool:
-    return any(x.dtype.is_floating_point for x in probe.trace[path][0].outputs.values())
-
-
-def _outermost(lists: Sequence[_List]) -> list[_List]:
-    paths = [x.path for x in lists]
-    return [
-        x
-        for x in lists
-        if not any(p != x.path and (p == "" or x.path.startswith(f"{p}.")) for p in paths)
-    ]
-
-
-def _is_stage(one: _List, probe: Probe) -> bool:
-    return probe.calls(one.path) == 1 and len(probe.leaf(one.path, 0, "out", None)[0].shape) >= 4
-
-
 def default_sites(probe: Probe) -> list[Site]:
     """Return the sites that are read where the user names none.
 
@@ -273,7 +208,7 @@ def default_sites(probe: Probe) -> list[Site]:
             for path in executed(probe)
             if not names.modules[path]._modules
             and not isinstance(names.modules[path], SILENT)
-            and _has_float(path, probe)
+            and has_float(path, probe)
         ]
     if not paths or len(paths) > MOST_LEAVES:
         raise SiteError(
