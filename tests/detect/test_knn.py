@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 
@@ -25,6 +26,36 @@ def test_matches_sklearn(k):
 def test_a_fitted_row_is_at_distance_zero_from_itself():
     x = _rows().float()
     assert float(KNN(k=1).fit(x).score(x).max()) == 0.0
+
+
+def _unlike(kind):
+    """Return float32 rows of which unit rows differ in their last digits only."""
+    x = _rows(6, 700, 64).float()
+    if kind == "massive unit":
+        x[:, 7] += 10_000
+    elif kind == "two massive signs":
+        x[:, 7] += 10_000 * (torch.arange(len(x)) % 2 * 2 - 1)
+    elif kind == "large offset":
+        x += 100_000
+    else:
+        x = _rows(7, 700, 1).float().abs() * torch.ones(64) + 1e-4 * x
+    return x
+
+
+@pytest.mark.truth("scipy.spatial.distance.cdist of unit rows in float64")
+@pytest.mark.parametrize(
+    "kind", ["massive unit", "two massive signs", "large offset", "collinear rows"]
+)
+def test_keeps_the_digits_in_which_rows_differ(kind):
+    x = _unlike(kind)
+    fitted, fresh = x[:600], x[500:]
+    unit = [v.double() / v.double().norm(dim=1, keepdim=True) for v in (fresh, fitted)]
+    far = np.sort(cdist(*unit), axis=1)
+    scorer = KNN(k=5).fit(fitted)
+    np.testing.assert_allclose(scorer.score(fresh), far[:, 4], rtol=1e-5)
+    added = scorer.contributions(fresh).sum(1).sqrt()
+    np.testing.assert_allclose(added, far[:, 4], rtol=1e-5)
+    assert float(KNN(k=1).fit(fitted).score(fresh[:100]).max()) < 1e-5 * float(far[:, 4].min())
 
 
 def test_a_row_of_zeros_is_at_distance_one_from_everything():

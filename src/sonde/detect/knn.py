@@ -1,13 +1,14 @@
 """Distance to the k-th nearest row of a sample of the data.
 
-Makes no assumption on shape, at the price of a bank of rows and one product with it per score.
+Makes no assumption on shape, at the price of a bank of rows and one product with it per score. The
+product is one of centred rows, and one in float64 where its rounding could still be seen.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
@@ -21,31 +22,57 @@ from sonde.stats import HashSample, HashSampleState, largest_products
 CHUNK = 2048
 BANK_ROWS = 1024
 TRANSPOSED = 1 << 14
+SURE = 1e-5  # by how much of it a distance may be off
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class KNNScorer(Scorer):
-    """Distance to the ``k``-th nearest of the unit rows in ``bank``; ``value`` counts them."""
+    """Distance to the ``k``-th nearest of the fitted ``rows``, all of unit length.
 
-    bank: Float[Tensor, "sample dim"]
+    ``bank`` holds what their unit rows lie away from ``origin``, and minus half of its square;
+    ``value`` counts the rows.
+    """
+
+    rows: Float[Tensor, "sample dim"]
+    origin: Float[Tensor, "dim"]
+    bank: Float[Tensor, "sample dim_and_square"]
+    reach: float
     k: int
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the Euclidean distance between unit rows to the k-th nearest of the bank."""
-        check_width("KNN", x, self.bank.shape[1])
-        parts = [self._gaps(part).norm(dim=1) for part in x.split(CHUNK)]
+        check_width("KNN", x, len(self.origin))
+        parts = [self._gaps(part).norm(dim=1).to(self.bank) for part in x.split(CHUNK)]
         return infinite_where_nonfinite(torch.cat(parts), x)
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return the squared gap of each unit to the k-th nearest row; they add to the score's."""
-        check_width("KNN", x, self.bank.shape[1])
-        return torch.cat([self._gaps(part).square() for part in x.split(CHUNK)])
+        check_width("KNN", x, len(self.origin))
+        return torch.cat([self._gaps(part).square().to(self.bank) for part in x.split(CHUNK)])
 
     def _gaps(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        unit = unit_rows(x).to(self.bank)
-        nearest = largest_products(unit, self.bank, self.k)[1][:, -1]
-        return unit - self.bank[nearest]
+        """Return the gap of each unit row to the k-th nearest, in float64.
+
+        A product off by ``e`` moves the k-th squared distance by ``e`` at most: where that could
+        show, products in float64 choose anew.
+        """
+        unit = unit_rows(x.to(self.bank.device).double())
+        query = unit - self.origin
+        gaps = unit - self._unit(self._kth(query.to(self.bank), self.bank))
+        rounding = torch.finfo(self.bank.dtype).eps * (query.square().sum(1) + self.reach)
+        unsure = torch.nonzero(rounding > SURE * gaps.square().sum(1)).flatten()
+        if len(unsure) and self.bank.dtype != torch.float64:
+            bank = centred_bank(self.rows, self.origin, torch.float64)
+            gaps[unsure] = unit[unsure] - self._unit(self._kth(query[unsure], bank))
+        return gaps
+
+    def _kth(self, query: Float[Tensor, "row dim"], bank: Tensor) -> Int[Tensor, "row"]:
+        lifted = torch.cat([query, torch.ones_like(query[:, :1])], 1)
+        return largest_products(lifted, bank, self.k)[1][:, -1]
+
+    def _unit(self, index: Int[Tensor, "row"]) -> Float[Tensor, "row dim"]:
+        return unit_rows(self.rows[index].double())
 
 
 @final
@@ -58,7 +85,8 @@ class KNN(Detector):
     while their order stays nearly the same, so calibrate on scores of the same sample.
 
     Range        [0, 2]; higher = more unusual.
-    Cost         one pass; state 4 m dim bytes; O(m dim) per row.
+    Cost         one pass; state 4 m dim bytes; O(m dim) per row, in float64 for a row so near the
+                 bank, beside the bank's own spread, that float32 cannot tell which is the k-th.
     Assumes      lengths carry nothing; more than ``k`` rows (else the farthest, flag ``few_rows``).
     Differs      from the paper: a hash sample instead of a random one; the distance, not its
                  square.
@@ -101,6 +129,8 @@ class KNN(Detector):
         flags = [] if sample.is_everything else ["sampled"]
         if len(sample.rows) < self.k:
             flags.append("few_rows")
+        origin = mean_unit_row(sample.rows)
+        bank = centred_bank(sample.rows, origin)
         return KNNScorer(
             value=float(len(sample.rows)),
             n=sample.n,
@@ -111,7 +141,10 @@ class KNN(Detector):
                 "distance": "Euclidean between unit rows",
                 "se": "not given for a scorer: calibrate its scores",
             },
-            bank=unit_bank(sample.rows),
+            rows=sample.rows,
+            origin=origin,
+            bank=bank,
+            reach=-2.0 * float(bank[:, -1].min()),
             k=min(self.k, len(sample.rows)),
         )
 
@@ -127,19 +160,49 @@ def unit_rows(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
 
 
 def unit_bank(
-    x: Float[Tensor, "row dim"], weight: Float[Tensor, "row"] | None = None
+    x: Float[Tensor, "row dim"], weight: Float[Tensor, "row"]
 ) -> Float[Tensor, "row dim"]:
-    """Return unit rows, times a weight of each.
-
-    A bank of up to ``TRANSPOSED`` rows is the transpose of a (dim, row) tensor, of which products
-    with a few rows read less; in a larger one these would lie too far apart.
-    """
-    wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    shape = (x.shape[1], len(x)) if len(x) <= TRANSPOSED else (len(x), x.shape[1])
-    held = torch.empty(shape, dtype=wide, device=x.device)
-    bank = held.T if len(x) <= TRANSPOSED else held
-    for start in range(0, len(x), BANK_ROWS):
-        part = slice(start, start + BANK_ROWS)
+    """Return unit rows, times a weight of each."""
+    bank = _empty_bank(len(x), x.shape[1], x.dtype, x.device)
+    for part in _parts(x):
         unit = unit_rows(x[part])
-        bank[part] = unit if weight is None else unit * weight[part, None].to(unit)
+        bank[part] = unit * weight[part, None].to(unit)
     return bank
+
+
+def mean_unit_row(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
+    """Return the mean of the rows at unit length, in float64."""
+    total = torch.stack([unit_rows(x[part].double()).sum(0) for part in _parts(x)]).sum(0)
+    return total / len(x)
+
+
+def centred_bank(
+    x: Float[Tensor, "row dim"], origin: Float[Tensor, "dim"], dtype: torch.dtype | None = None
+) -> Float[Tensor, "row dim_and_square"]:
+    """Return by what unit rows lie away from ``origin``, and minus half of the square of that.
+
+    The product with a query lifted by 1 is largest where the distance is least. Around an origin
+    in their midst, rows that share a direction keep the digits in which they differ.
+    """
+    bank = _empty_bank(len(x), x.shape[1] + 1, dtype or x.dtype, x.device)
+    for part in _parts(x):
+        apart = unit_rows(x[part].double()) - origin
+        bank[part, :-1] = apart.to(bank)
+        bank[part, -1] = (apart.square().sum(1) / -2).to(bank)
+    return bank
+
+
+def _parts(x: Float[Tensor, "row dim"]) -> list[slice]:
+    return [slice(start, start + BANK_ROWS) for start in range(0, len(x), BANK_ROWS)]
+
+
+def _empty_bank(n: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return room for ``n`` rows, of at least 32 bits.
+
+    Up to ``TRANSPOSED`` rows are the transpose of a (dim, row) tensor, of which products with a few
+    rows read less; in a larger bank these would lie too far apart.
+    """
+    wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    if n > TRANSPOSED:
+        return torch.empty(n, dim, dtype=wide, device=device)
+    return torch.empty(dim, n, dtype=wide, device=device).T
