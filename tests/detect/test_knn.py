@@ -50,7 +50,7 @@ def test_keeps_the_digits_in_which_rows_differ(kind):
     x = _unlike(kind)
     fitted, fresh = x[:600], x[500:]
     unit = [v.double() / v.double().norm(dim=1, keepdim=True) for v in (fresh, fitted)]
-    far = np.sort(cdist(*unit), axis=1)
+    far = np.sort(cdist(unit[0].numpy(), unit[1].numpy()), axis=1)
     scorer = KNN(k=5).fit(fitted)
     np.testing.assert_allclose(scorer.score(fresh), far[:, 4], rtol=1e-5)
     added = scorer.contributions(fresh).sum(1).sqrt()

@@ -100,6 +100,36 @@ def test_directions_without_variance_are_reported_not_divided_by():
     assert bool(torch.isfinite(scorer.score(off)).all())
 
 
+@pytest.mark.parametrize("scatter", ["full", "diag"])
+@pytest.mark.parametrize("method", [Mahalanobis, RelativeMahalanobis])
+def test_a_row_where_fitted_rows_never_vary_stands_out(method, scatter):
+    x, label = _data(5)
+    still = torch.full_like(x[:, :1], 3.0)
+    x = torch.cat([x, x[:, :1], still], dim=1).float()
+    scorer = method(shrinkage=0.0, scatter=scatter).fit(x, label)
+    usual = scorer.score(x)
+    broken = {"dead unit that speaks": (9, 3.1)}
+    if scatter == "full":
+        broken["copy that does not follow"] = (8, 0.5)
+    for unit, value in broken.values():
+        rows = x.clone()
+        rows[:, unit] = value
+        assert float(scorer.score(rows).min()) > 1e3 * float(usual.abs().max())
+    assert float(usual.abs().max()) < 1e3
+
+
+@pytest.mark.truth("the same rows scored in float64")
+@pytest.mark.parametrize("method", [Mahalanobis, RelativeMahalanobis])
+def test_float32_rows_keep_their_digits(method):
+    x, label = _data(9)
+    rng = torch.Generator().manual_seed(1)
+    near = x[:, :1] + 1e-3 * torch.randn(len(x), 1, generator=rng, dtype=torch.float64)
+    rows = torch.cat([x[:, :6], near, x[:, 6:] + 1e4], dim=1).float()
+    scorer = method(shrinkage=0.0).fit(rows, label)
+    got, want = scorer.score(rows).double(), scorer.score(rows.double())
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * float(want.std()))
+
+
 @pytest.mark.truth("variances of each unit over all rows in memory")
 def test_diagonal():
     x, _ = _data(6)

@@ -32,6 +32,16 @@ def test_whitened_square_is_the_quadratic_form():
     np.testing.assert_allclose(metric.whiten(x).square().sum(1).numpy(), want, rtol=1e-10)
 
 
+@pytest.mark.truth("the same rows before their units were scaled by powers of two")
+def test_badly_scaled_units_cost_no_digits():
+    x = ROWS @ torch.diag(torch.linspace(0.5, 2.0, 32, dtype=torch.float64))
+    x = x + x.roll(1, 1)  # correlated
+    scale = 2.0 ** torch.linspace(-8, 8, 32, dtype=torch.float64).round()
+    want = inverse_root(_scatter(x), 200, 0.0).whiten(x).square().sum(1)
+    metric = inverse_root(_scatter(x * scale), 200, 0.0)
+    torch.testing.assert_close(metric.whiten(x * scale).square().sum(1), want, rtol=1e-12, atol=0.0)
+
+
 def test_directions_without_variance_are_left_out_not_divided_by():
     x = torch.cat([ROWS[:, :4], ROWS[:, :4] * 2.0], dim=1)
     metric = inverse_root(_scatter(x), 200, 0.0)

@@ -180,6 +180,11 @@ class Scorer(Result):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "copies"}
 
+    @property
+    def needs_double(self) -> bool:
+        """Whether its float64 tensors would lose digits that scores show, held in float32."""
+        return False
+
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
         """Return one score for each row."""
         raise NotImplementedError

@@ -31,14 +31,26 @@ class WhitenedPoints:
         """Return the means, whitened relative to the origin."""
         return cls(metric, origin, metric.whiten(means - origin))
 
+    def centred(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+        """Return rows relative to the origin, as exact as their type and the metric allow.
+
+        The origin is taken away in two parts, so that its own rounding is not in the gap.
+        """
+        if x.dtype == torch.float64 or self.metric.is_lossy:
+            return x.double() - self.origin.to(x.device)
+        x = x if x.dtype == torch.float32 else x.float()
+        high = self.origin.to(x)
+        low = (self.origin.double() - self.origin.float().double()).to(x)
+        return (x - high).sub_(low)
+
     def nearest(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return each row's squared distance to the nearest point, in the type of the rows."""
-        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        origin, points = self.origin.to(x), self.points.to(x)
+        kind = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+        points = self.points.to(x.device, torch.float64 if self.metric.is_lossy else kind)
         squares = points.square().sum(1)
-        out = x.new_empty(len(x))
+        out = x.new_empty(len(x), dtype=kind)
         for start in range(0, len(x), CHUNK):
-            white = self.metric.whiten(x[start : start + CHUNK] - origin)
+            white = self.metric.whiten(self.centred(x[start : start + CHUNK]))
             own = points
             if len(points) > 1:  # products choose the point; as a distance they would lose digits
                 own = points[torch.addmm(squares, white, points.T, alpha=-2.0).argmin(1)]
@@ -52,15 +64,14 @@ class WhitenedPoints:
         ``(P d)_j^2 / P_jj``: the square of what unit ``j`` does beside what the other units let
         expect of it, in its own standard deviations.
         """
-        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        root, points = self.metric.root.to(x), self.points.to(x)
-        white = self.metric.whiten(x - self.origin.to(x))
+        white = self.metric.whiten(self.centred(x))
+        root, points = self.metric.root.to(white), self.points.to(white)
         nearest = torch.cdist(white, points).argmin(1) if len(points) > 1 else 0
         gap = white - points[nearest]
         if root.ndim == 1:
             return gap.square()
         scale = root.square().sum(1)
-        drop = (gap @ root.T).square() / scale.clamp(min=torch.finfo(x.dtype).tiny)
+        drop = (gap @ root.T).square() / scale.clamp(min=torch.finfo(root.dtype).tiny)
         return torch.where(scale > 0, drop, torch.zeros_like(drop))
 
 

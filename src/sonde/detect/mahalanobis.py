@@ -25,7 +25,8 @@ from sonde.stats.shrinkage import Shrinkage, check_shrinkage, inverse_root
 class MahalanobisScorer(Scorer):
     """Squared distance to the nearest mean; ``value`` averages it over the fitted rows' own class.
 
-    ``mean`` has one row for each class in ``labels``, or one for all rows.
+    ``mean`` has one row for each class in ``labels``, or one for all rows; ``rank`` counts the
+    directions in which the fitted rows vary.
     """
 
     mean: Float[Tensor, "class dim"]
@@ -39,16 +40,18 @@ class MahalanobisScorer(Scorer):
         check_width("Mahalanobis", x, self.mean.shape[1])
         return infinite_where_nonfinite(self.space.nearest(x), x)
 
+    @property
+    def needs_double(self) -> bool:
+        """Whether float32 would lose digits of the metric that scores show."""
+        return self.space.metric.is_lossy
+
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return by how much the squared distance falls without each unit."""
         check_width("Mahalanobis", x, self.mean.shape[1])
         return self.space.drops(x)
 
     def null_energy(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the share of each row's energy in directions where the fitted rows had none.
-
-        Such directions are never divided by; a row that lies in them is itself unusual.
-        """
+        """Return the share of each row's energy in directions where the fitted rows had none."""
         return self.space.metric.null_energy(x.double() - self.space.origin)
 
 
@@ -59,7 +62,9 @@ class Mahalanobis(Detector):
 
     Classes are taken as clouds of one shape around their means; without labels there is one cloud.
     ``min_c (x - m_c)^T S^-1 (x - m_c)``. For a fresh row of a normal class the distance to its own
-    mean is chi-squared with ``dim`` degrees of freedom.
+    mean is chi-squared with ``dim`` degrees of freedom. Where more rows than dimensions leave a
+    direction without variance (a unit that never changes, or copies another), it counts as having
+    the most that rounding hides, so a row that leaves it scores far above all others.
 
     Range        [0, inf), dimensionless; higher = more unusual.
     Cost         one pass; state 8 (dim^2 + classes dim) bytes; result O(dim^3); O(dim^2) per row.
@@ -131,12 +136,18 @@ def class_scorer(classes: ClassMomentsState, shrinkage: Shrinkage) -> Mahalanobi
     return _scorer(mean, classes.labels, origin, classes.pooled.detach(), n, shrinkage, flags)
 
 
-def gaussian_scorer(moments: MomentsState | None, shrinkage: Shrinkage) -> MahalanobisScorer:
-    """Return the distance to the mean of all rows in the metric of their covariance."""
+def gaussian_scorer(
+    moments: MomentsState | None, shrinkage: Shrinkage, outside: bool = True
+) -> MahalanobisScorer:
+    """Return the distance to the mean of all rows in the metric of their covariance.
+
+    ``outside`` also measures directions without variance.
+    """
     assert moments is not None  # one of the two states is always read
     mean = moments.mean.detach()
     labels = torch.full((1,), -1, dtype=torch.int64)
-    return _scorer(mean[None], labels, mean, moments.scatter.detach(), moments.n, shrinkage, [])
+    scatter = moments.scatter.detach()
+    return _scorer(mean[None], labels, mean, scatter, moments.n, shrinkage, [], outside)
 
 
 def _scorer(
@@ -147,6 +158,7 @@ def _scorer(
     n: int,
     shrinkage: Shrinkage,
     flags: list[str],
+    outside: bool = True,
 ) -> MahalanobisScorer:
     if n < 2:
         raise StateError(
@@ -161,6 +173,8 @@ def _scorer(
         own = (metric.root.square() * scatter).sum() / n
     else:
         own = ((scatter @ metric.root) * metric.root).sum() / n
+    outside = outside and 0 < metric.rank < min(dim, n - len(mean))  # not for lack of rows
+    metric = metric.reaching_outside() if outside else metric
     return MahalanobisScorer(
         value=float(own),
         n=n,
@@ -170,6 +184,7 @@ def _scorer(
             "value": "mean squared distance of the fitted rows to the mean of their own class",
             "classes": len(mean),
             "covariance": "variances alone" if scatter.ndim == 1 else "whole",
+            "without_variance": "measured by rounding" if outside else "left out",
             "divisor": "n",
             "se": "not given for a scorer: calibrate its scores",
         },

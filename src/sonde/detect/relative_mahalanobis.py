@@ -33,6 +33,11 @@ class RelativeMahalanobisScorer(Scorer):
         near = self.nearest.score(x)
         return near.where(near.isinf(), near - self.background.score(x))
 
+    @property
+    def needs_double(self) -> bool:
+        """Whether either of the two needs float64."""
+        return self.nearest.needs_double or self.background.needs_double
+
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return by how much the difference falls without each unit; 0 where it grows."""
         drop = self.nearest.contributions(x) - self.background.contributions(x)
@@ -104,7 +109,7 @@ class RelativeMahalanobis(Detector):
                 "for every row. Check the label column, or use Mahalanobis."
             )
         nearest = class_scorer(by_class, self.shrinkage)
-        background = gaussian_scorer(by_class.total, self.shrinkage)
+        background = gaussian_scorer(by_class.total, self.shrinkage, outside=False)
         return RelativeMahalanobisScorer(
             value=nearest.value - background.value,
             n=nearest.n,

@@ -5,7 +5,7 @@ into no ridge at all or into the whole metric.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 
 Shrinkage = float | Literal["oas"]
+LARGEST_LOSS = 256.0
 
 
 def check_shrinkage(owner: str, shrinkage: Shrinkage) -> None:
@@ -71,17 +72,37 @@ class InverseRoot:
     """A whitening map: rows of ``x @ root`` (or ``x * root``) have the identity as covariance.
 
     Directions in which the covariance has no variance are left out of ``root`` and kept as the
-    orthonormal columns of ``null``.
+    orthonormal columns of ``null``. Those of ``outside`` span the same, scaled so that rows have
+    the identity there when their variance is the largest that rounding does not tell from none.
+    ``loss`` is by how much whitening grows the rounding of a row.
     """
 
     root: Float[Tensor, "dim rank"] | Float[Tensor, "dim"]
     null: Float[Tensor, "dim _nullity"]
+    outside: Float[Tensor, "dim _nullity"] | Float[Tensor, "dim"]
+    loss: float
     shrinkage: float
     rank: int
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether float32 rows are whitened in float64 to keep the digits of their distances."""
+        return self.loss > LARGEST_LOSS
+
+    def reaching_outside(self) -> "InverseRoot":
+        """Return the map that also measures directions without variance, on their own scale."""
+        if self.root.ndim == 1:
+            return replace(self, root=self.root + self.outside)
+        loss = math.inf if self.null.shape[1] else self.loss
+        return replace(self, root=torch.cat([self.root, self.outside], 1), loss=loss)
+
     def whiten(self, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row _rank"]:
-        """Return centred rows in the metric of the covariance, in the type of the rows."""
-        root = self.root.to(z.dtype)
+        """Return centred rows in the metric of the covariance.
+
+        In the type of the rows, or in float64 where that would lose digits.
+        """
+        z = z.double() if self.is_lossy else z
+        root = self.root.to(z)
         return z * root if root.ndim == 1 else z @ root
 
     def null_energy(self, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
@@ -98,6 +119,8 @@ def inverse_root(
 ) -> InverseRoot:
     """Return the inverse square root of the shrunk covariance ``scatter / n``.
 
+    Units are brought to one scale first, so that badly scaled ones cost no digits.
+
     Parameters
     ----------
     scatter : Float[Tensor, "dim dim"] or Float[Tensor, "dim"]
@@ -111,12 +134,22 @@ def inverse_root(
     dim = covariance.shape[0]
     used = float(weight) if math.isfinite(float(weight)) else 0.0
     floor = dim * torch.finfo(torch.float64).eps
+    variance = (covariance if covariance.ndim == 1 else covariance.diagonal()).clamp(min=0.0)
+    least = floor * variance.max()
+    live = variance > least
+    scale = torch.where(live, variance, torch.ones_like(variance)).sqrt()
+    spare = torch.where(least > 0, least.rsqrt(), torch.zeros_like(least))
+    eye = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
     if covariance.ndim == 1:
-        keep = covariance > floor * covariance.max()
-        root = torch.where(keep, covariance.clamp(min=0.0).rsqrt(), torch.zeros_like(covariance))
-        eye = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
-        return InverseRoot(root, eye[:, ~keep], used, int(keep.sum()))
-    values, vectors = torch.linalg.eigh(covariance)
+        root, outside = live / scale, ~live * spare
+        return InverseRoot(root, eye[:, ~live], outside, 1.0, used, int(live.sum()))
+    correlation = torch.where(live[:, None] & live, covariance / scale[:, None] / scale, 0.0)
+    values, vectors = torch.linalg.eigh(correlation)
     keep = values > floor * values[-1].clamp(min=0.0)
-    root = vectors[:, keep] * values[keep].rsqrt()
-    return InverseRoot(root, vectors[:, ~keep], used, int(keep.sum()))
+    root = vectors[:, keep] * values[keep].rsqrt() / scale[:, None]
+    null = torch.linalg.qr(vectors[:, ~keep] / scale[:, None]).Q
+    none = (floor * values[-1].clamp(min=0.0)).sqrt()
+    own = torch.where(live & (none > 0), 1.0 / (scale * none), spare)
+    rank = int(keep.sum())
+    loss = float(values[keep][0].rsqrt()) if rank else 1.0
+    return InverseRoot(root, null, vectors[:, ~keep] * own[:, None], loss, used, rank)

@@ -84,6 +84,6 @@ def triangle(
 
 def _fits(scorer: MahalanobisScorer, others: Sequence[tuple[str, MahalanobisScorer]]) -> bool:
     root = scorer.space.metric.root
-    if len(scorer.mean) != 1 or root.ndim != 2:
+    if len(scorer.mean) != 1 or root.ndim != 2 or scorer.space.metric.is_lossy:
         return False
     return not others or root.shape == others[0][1].space.metric.root.shape

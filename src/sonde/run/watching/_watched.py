@@ -146,8 +146,12 @@ def schema_of(site: dict[str, Any]) -> SiteSchema:
 
 
 def in_single(scorer: Scorer, device: torch.device) -> Any:
-    """Return a scorer whose tensors are on a device, those of float64 in float32."""
-    single = {torch.float64: torch.float32}
+    """Return a scorer whose tensors are on a device, those of float64 in float32.
+
+    They stay as they are where the scorer needs their digits and the device has float64.
+    """
+    exact = scorer.needs_double and device.type != "mps"
+    single = {} if exact else {torch.float64: torch.float32}
     if isinstance(scorer, CalibratedScorer):
         return replace(scorer, scorer=in_single(scorer.scorer, device))
     return map_tensors(scorer, lambda t: t.to(device=device, dtype=single.get(t.dtype, t.dtype)))
