@@ -148,6 +148,13 @@ class Reading:
     target_column: Annotated[
         str | None, named("NAME", "column that the decoder of an encoder-decoder reads")
     ] = None
+    ignore_columns: Annotated[
+        str | None, named("NAMES", "columns that are no input, for items of tensors: a,b")
+    ] = None
+    number_columns: Annotated[
+        str | None,
+        named("NAMES", "columns of numbers that are one vector, in this order: a,b"),
+    ] = None
     span: Annotated[
         str | None,
         named("START,END", "part of each text: columns 'start,end' or '<think>,</think>'"),
@@ -218,6 +225,8 @@ class Reading:
             "id_column",
             "group_column",
             "target_column",
+            "ignore_columns",
+            "number_columns",
             "span",
             "generate",
             "skip_bad",

@@ -1,6 +1,6 @@
 """Which columns are the input, the label, the id and the group, and what kind of input it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ Sample = Mapping[str, Sequence[Any]]
 TEXT_NAMES = ("text", "content", "sentence", "prompt")
 IMAGE_NAMES = ("image", "img", "file", "path")
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
-LOSS_ONLY = "labels"
+MEANT = {*LABEL_NAMES, "id", "group", "key", "group_key", "pair", "side", "position", "first_error"}
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
 TENSOR_NAMES = ("x", "pixel_values")
 STEPS = "steps"
@@ -52,10 +52,12 @@ class Flags:
     group: str | None = None
     target: str | None = None
     span: tuple[str, str] | None = None
+    ignored: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
     def names(self) -> set[str]:
         """Return every column that was named, but for those of a span, which may be delimiters."""
-        whole = (self.image, self.label, self.id, self.group, self.target)
+        whole = (self.image, self.label, self.id, self.group, self.target, *self.numbers)
         texts = (self.text or "").split(",")
         return {n.strip() for n in (*texts, *whole) if n is not None and n.strip()}
 
@@ -81,8 +83,10 @@ class Layout:
     span_columns : bool
         Whether ``span`` names columns.
     beside : tuple of str
-        Other columns but those of texts, which are arguments where ``forward`` has their name;
-        beside items that are no tensors only those of arrays.
+        Other columns but those of texts and those with a meaning of their own; beside items that
+        are no tensors only those that ``forward`` takes by their name.
+    unused : tuple of str
+        Columns beside the numbers that the user named.
     """
 
     kind: Kind
@@ -96,10 +100,16 @@ class Layout:
     span: tuple[str, str] | None = None
     span_columns: bool = False
     beside: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
-def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) -> Layout:
+def layout(
+    sample: Sample, reads: Reads, flags: Flags, names: Collection[str], model: str, source: str
+) -> Layout:
     """Return what the columns are, from their names, their first values and the user's flags.
+
+    A column with the name of a parameter of ``forward`` (one of ``names``) is an input, whatever
+    its name means by default, unless a flag says what it is.
 
     Raises
     ------
@@ -110,35 +120,41 @@ def layout(sample: Sample, reads: Reads, flags: Flags, model: str, source: str) 
         _must_exist(name, sample, source)
     for name in (flags.text or "").split(","):
         _must_exist(name.strip() or None, sample, source)
-    label = flags.label or next((n for n in LABEL_NAMES if n in sample and n != flags.target), None)
+    sample = {n: v for n, v in sample.items() if n not in flags.ignored}
+    inputs_by_name = {n for n, v in sample.items() if n in names and not _are_words(v)}
+    meant = {n: v for n, v in sample.items() if n not in {*inputs_by_name, *flags.numbers}}
     named: dict[str, Any] = {
-        "label": label,
-        "id": flags.id or ("id" if "id" in sample else None),
-        "group": flags.group or ("group" if "group" in sample else None),
+        "label": flags.label
+        or next((n for n in LABEL_NAMES if n in meant and n != flags.target), None),
+        "id": flags.id or ("id" if "id" in meant else None),
+        "group": flags.group or ("group" if "group" in meant else None),
         "target": flags.target,
     }
-    paired = are_pairs(sample)
+    paired = are_pairs(meant)
     taken = {*named.values(), *(PAIRED if paired else ())}
     free = {n: v for n, v in sample.items() if n not in taken}
     kind, inputs, image = _input(free, reads, flags, model, source)
-    named["beside"] = _beside({n: v for n, v in free.items() if n not in inputs}, kind)
+    beside = {n: v for n, v in free.items() if n not in inputs}
+    named["beside"] = _beside(beside, kind, inputs_by_name)
+    if kind == "numbers" and flags.numbers:
+        named["unused"] = tuple(beside)
     if flags.span is None:
         return Layout(kind, inputs, image=image, paired=paired, **named)
     by_columns = _check_span(flags.span, kind, sample, source)
     return Layout("span", inputs, paired=paired, span=flags.span, span_columns=by_columns, **named)
 
 
-def _beside(free: Sample, kind: Kind) -> tuple[str, ...]:
-    names = [n for n in free if n not in (LOSS_ONLY, *_strings(free))]
-    if kind in ("tokens", "tensor"):
-        return tuple(names)
-    return tuple(n for n in names if n not in TOKENIZED and any(map(_is_array, free[n])))
+def _beside(free: Sample, kind: Kind, inputs_by_name: Collection[str]) -> tuple[str, ...]:
+    if kind not in ("tokens", "tensor"):
+        return tuple(n for n in free if n in inputs_by_name and n not in TOKENIZED)
+    words = {n for n, v in free.items() if _are_words(v)}
+    return tuple(n for n in free if n in inputs_by_name or n not in words | MEANT)
 
 
-def _is_array(value: Any) -> bool:
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return value.ndim > 0
-    return isinstance(value, list | tuple)
+def _are_words(values: Sequence[Any]) -> bool:
+    """Return whether the values that are there are texts, and not numbers written as such."""
+    there = [v for v in values if v is not None]
+    return bool(there) and all(isinstance(v, str) for v in there) and not are_numbers(there)
 
 
 def are_pairs(sample: Sample) -> bool:
@@ -186,7 +202,7 @@ def _input(
         return _image(free, flags, model, source)
     if reads == "callable":
         return _item(free, flags, model, source)
-    return _tensor(free, model, source)
+    return _tensor(free, flags, model, source)
 
 
 def _names_of_text(free: Sample, flags: Flags, model: str, source: str) -> tuple[tuple[str, ...]]:
@@ -251,13 +267,18 @@ def _item(
     raise _no_column(free, strings, "item", "text_column= or image_column=", model, source)
 
 
-def _tensor(free: Sample, model: str, source: str) -> tuple[Kind, tuple[str, ...], bool]:
+def _tensor(
+    free: Sample, flags: Flags, model: str, source: str
+) -> tuple[Kind, tuple[str, ...], bool]:
+    if any(name in free for name in flags.numbers) or _are_all_numbers(free, flags):
+        return "numbers", _named_numbers(free, flags.numbers, source), False
     numbers = tuple(n for n, v in free.items() if are_numbers(v))
     if "x" in free and "x" not in numbers and not isinstance(free["x"][0], str):
         return "tensor", ("x",), False
     if "input_ids" in free:
         return "tokens", ("input_ids",), False
-    words = [n for n in free if n not in numbers and n in (*TEXT_NAMES, *IMAGE_NAMES, "messages")]
+    items = [n for n, v in free.items() if not isinstance(v[0], np.ndarray | torch.Tensor)]
+    words = [n for n in items if n not in numbers and n in (*TEXT_NAMES, *IMAGE_NAMES, "messages")]
     if words:
         _refuse_items(words[0], model, source)
     texts = [n for n, v in free.items() if n not in numbers and isinstance(v[0], str | None)]
@@ -272,6 +293,22 @@ def _tensor(free: Sample, model: str, source: str) -> tuple[Kind, tuple[str, ...
             f"{', '.join(free) or 'none'}. Pass columns of numbers, or an array 'x' (.npz)."
         )
     return "features", arrays, False
+
+
+def _are_all_numbers(free: Sample, flags: Flags) -> bool:
+    return bool(flags.numbers and free) and all(map(are_numbers, free.values()))
+
+
+def _named_numbers(free: Sample, names: tuple[str, ...], source: str) -> tuple[str, ...]:
+    """Return the columns of numbers in the order in which they were named; all must be there."""
+    missing = [name for name in names if name not in free]
+    if missing:
+        raise InputError(
+            f"{source}: expected the columns of numbers {', '.join(names)}, got no "
+            f"{', '.join(missing)}, only {', '.join(free)}.{near(missing[0], free)} Rename or add "
+            "it: columns are matched by name."
+        )
+    return names
 
 
 def _refuse_items(name: str, model: str, source: str) -> None:

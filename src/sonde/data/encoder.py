@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from sonde.data.sources import Row
 
 ANY = "**"
 _WRAPPED = ("_orig_mod", "module", "base_model", "model")
+_LOSS_ONLY = frozenset({"labels", "next_sentence_label", "start_positions", "end_positions"})
 
 
 @dataclass(frozen=True)
@@ -109,17 +110,47 @@ def forward_names(module: nn.Module) -> frozenset[str]:
     """Return the names of the parameters of a module's ``forward``, or of the one that it wraps.
 
     ``ANY`` is among them where ``forward`` seems to hand on whatever else it is given: it has
-    ``**kwargs`` and does not name the attention mask. A transformers model names all that it reads.
+    ``**kwargs`` and does not name the attention mask. A transformers model names all that it reads;
+    what it takes for its loss alone (``labels``) is left out.
     """
-    found = inspect.signature(module.forward).parameters
-    if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.values()):
+    inner = _unwrapped(module)
+    found = _parameters(inner)
+    of_library = hasattr(inner, "main_input_name")
+    names_all = of_library or "attention_mask" in found
+    hands_on = not names_all and any(p.kind is p.VAR_KEYWORD for p in found.values())
+    names = frozenset(found) - (_LOSS_ONLY if of_library else frozenset())
+    return names | ({ANY} if hands_on else set())
+
+
+def tensor_arguments(module: nn.Module) -> dict[str, bool]:
+    """Return the positional parameters of ``forward`` that may be tensors, and if they must be.
+
+    Those whose default is a number, a text or a flag are none. Of a transformers model only the
+    main input counts, for the others are named in calls.
+    """
+    inner = _unwrapped(module)
+    if hasattr(inner, "main_input_name"):
+        return {str(inner.main_input_name): True}
+    return {
+        name: p.default is p.empty
+        for name, p in _parameters(inner).items()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and (p.default is p.empty or p.default is None or isinstance(p.default, Tensor))
+    }
+
+
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(module.forward).parameters
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module that a wrapper hands whatever it is called with, else the module."""
+    if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in _parameters(module).values()):
         for name in _WRAPPED:
             inner = getattr(module, name, None)
             if isinstance(inner, nn.Module):
-                return forward_names(inner)
-    names_all = hasattr(module, "main_input_name") or "attention_mask" in found
-    hands_on = not names_all and any(p.kind is p.VAR_KEYWORD for p in found.values())
-    return frozenset(found) | ({ANY} if hands_on else set())
+                return _unwrapped(inner)
+    return module
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
 from sonde.data.columns import Layout, Reads
-from sonde.data.encoder import ANY, Encoder, dtype_of, forward_names
+from sonde.data.encoder import Encoder, dtype_of, forward_names, takes, tensor_arguments
 from sonde.data.image_encoding import ImageFlags, image_encoder
 from sonde.data.listing import Listing
 from sonde.data.numbers import NumbersEncoder
@@ -22,6 +22,10 @@ from sonde.data.trajectory import TrajectoryEncoder
 
 LARGEST_BATCH = 64
 BATCH_BYTES = 2**30
+BY_TOKENIZERS = (
+    "attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length",
+    "num_truncated_tokens", "overflow_to_sample_mapping",
+)  # fmt: skip
 
 
 def reads_of(model: Model, images: ImageFlags) -> Reads:
@@ -59,20 +63,23 @@ def encoder_for(
         If the model lacks a tokenizer or a recipe for images.
     """
     names = forward_names(model.module)
-    if layout.kind not in ("tokens", "tensor", "features", "numbers"):
+    if layout.kind in ("tokens", "tensor"):
+        unread = BY_TOKENIZERS if layout.kind == "tokens" else ()
+        _known_arguments([n for n in layout.beside if n not in unread], names, model)
+    elif layout.kind not in ("features", "numbers"):
         _refuse_beside(layout, names, model)
     if layout.kind == "item":
         return CallableEncoder(model.processor, layout.inputs[0], base, layout.image)
-    if layout.kind == "numbers" and not ("kwargs" in names or set(layout.inputs) <= names):
-        return NumbersEncoder(layout.inputs, "x", names, dtype_of(model.module))
+    if layout.kind == "numbers" and not _are_arguments(layout.inputs, names, model):
+        dtype = dtype_of(model.module)
+        return NumbersEncoder(layout.inputs, "x", names, dtype, unused=layout.unused)
     if layout.kind in ("features", "numbers"):
         _known_arguments(layout.inputs, names, model)
         return FeatureEncoder(layout.inputs, dtype_of(model.module))
     if layout.kind == "tensor":
-        more = tuple(n for n in layout.beside if n in names)
-        if more:
+        if layout.beside:
             _known_arguments(layout.inputs, names, model)
-            return FeatureEncoder((*layout.inputs, *more), dtype_of(model.module))
+            return FeatureEncoder((*layout.inputs, *layout.beside), dtype_of(model.module))
         main = _main_input(model.module) if model.config is not None else "x"
         return TensorEncoder(layout.inputs[0], main, names, dtype_of(model.module))
     if layout.kind == "image":
@@ -133,12 +140,23 @@ def _longest(model: Model, listing: Listing, encoder: Encoder) -> int:
 
 
 def _known_arguments(inputs: Sequence[str], names: frozenset[str], model: Model) -> None:
-    strange = [n for n in inputs if n not in names]
-    if strange and ANY not in names and "kwargs" not in names:
+    strange = [n for n in inputs if not takes(n, names)]
+    if strange:
         raise InputError(
             f"{model.name or 'the model'}.forward has no argument {strange[0]!r}, only "
-            f"{', '.join(sorted(names))}. Name the items' entries after its arguments."
+            f"{', '.join(sorted(names))}.{near(strange[0], names)} Name the items' entries after "
+            f"its arguments, say what {strange[0]!r} is (--label-column, --id-column, "
+            f"--group-column), or leave it out (--ignore-columns {','.join(strange)})."
         )
+
+
+def _are_arguments(columns: Sequence[str], names: frozenset[str], model: Model) -> bool:
+    """Return whether columns of numbers are arguments of ``forward``, not one vector of features.
+
+    A column may be called as the first argument by chance; not so where another one is named.
+    """
+    others = set(list(tensor_arguments(model.module))[1:])
+    return "kwargs" in names or set(columns) <= names or bool(others & set(columns))
 
 
 def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
@@ -147,8 +165,8 @@ def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
         raise InputError(
             f"{model.name or 'the model'}.forward has an argument {found!r}, and the data have a "
             f"column of that name beside {layout.inputs[0]!r}, with which it cannot be read. "
-            f"Give items of tensors (input_ids or pixel_values, and {found!r}), or leave the "
-            "column out."
+            f"Give items of tensors (input_ids or pixel_values, and {found!r}), say that it is the "
+            f"label (--label-column {found}), or leave it out (--ignore-columns {found})."
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs
 from sonde.core.wording import plural
-from sonde.data.columns import Layout
+from sonde.data.columns import LABEL_NAMES, Layout
 from sonde.data.encoder import Collated, Encoder, Prepared
 from sonde.data.listing import Listing
 from sonde.data.sources import Row, Source
@@ -104,6 +104,12 @@ class ItemInputs(Inputs):
         """What a reader must know about these data, one sentence each, to be said once."""
         found = [*self.encoder.notes()]
         listing = self.listing
+        given = {*self.layout.inputs, *self.layout.beside} & {*LABEL_NAMES}
+        if given and self.layout.label is None and self.encoder.kind == "features":
+            found.append(
+                f"{min(given)!r} is an argument of forward, and no label (--label-column "
+                f"{min(given)} makes it one)."
+            )
         if listing.n_chunked:
             found.append(
                 f"{listing.n_chunked:,} of {plural(listing.n_items, 'text')} "

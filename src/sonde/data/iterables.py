@@ -1,6 +1,7 @@
 """Python objects as rows: lists, map-style data sets, and anything that can be iterated twice."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -11,13 +12,62 @@ from sonde.data.sources import Row, Source, Walk
 
 
 @final
+@dataclass(frozen=True)
+class Tuples:
+    """What the members of items that are tuples are: tensors of ``forward``, and a label.
+
+    A last member that may be a label is one where ``forward`` has no tensor left for it. Where it
+    has one that may be left out, nothing but the user can tell.
+
+    Parameters
+    ----------
+    arguments : dict of str to bool
+        The tensors that ``forward`` takes, in order, and whether it must be given them; none where
+        a processor makes them.
+    label : str or None
+        The column that the user calls the label.
+    """
+
+    arguments: Mapping[str, bool] = field(default_factory=dict)
+    label: str | None = None
+
+    def row(self, item: tuple[Any, ...], index: int) -> Row | None:
+        """Return the members of an item by name; None where they fit nothing.
+
+        Raises
+        ------
+        InputError
+            If the last member may be a label, or an argument that may be left out.
+        """
+        names, last = list(self.arguments), len(item) - 1
+        name = names[last] if last < len(names) else None
+        is_label = last > 0 and _is_label(item[last])
+        if is_label and name is not None and not self.arguments[name] and self.label is None:
+            raise InputError(
+                f"item {index}: expected to know what the last of {last + 1} values is: {name!r} "
+                "of forward, or the label. Pass dictionaries that name each value, or "
+                'label_column="label" if it is the label.'
+            )
+        if is_label and (name is None or not self.arguments[name]):
+            name = "label"
+        if last == 1 and name == "label":
+            return {**as_row(item[0], index), "label": _plain(item[1])}
+        if name is None or last > len(names):
+            return None
+        return dict(zip([*names[:last], name], map(_plain, item), strict=True))
+
+
+PAIRS = Tuples()
+
+
+@final
 class Iterated(Source):
     """The items of a re-iterable: one item is one example without a batch axis."""
 
     rows_differ = True
 
-    def __init__(self, items: Any) -> None:
-        self.name = type(items).__name__
+    def __init__(self, items: Any, tuples: Tuples = PAIRS) -> None:
+        self.name, self._tuples = type(items).__name__, tuples
         items = self._items = _checked(_rows_of_table(items))
         self._by_index = isinstance(items, Sequence) or not isinstance(items, Iterable)
         self._walk = Walk(self.rows)
@@ -26,12 +76,12 @@ class Iterated(Source):
         """Yield each item as a row of named values."""
         source = self._indexed() if not isinstance(self._items, Iterable) else self._items
         for i, item in enumerate(source):
-            yield as_row(item, i)
+            yield as_row(item, i, self._tuples)
 
     def take(self, start: int, stop: int) -> list[Row]:
         """Return items by index, or walk to them."""
         if self._by_index:
-            return [as_row(self._items[i], i) for i in range(start, stop)]
+            return [as_row(self._items[i], i, self._tuples) for i in range(start, stop)]
         return self._walk.take(start, stop, self.name)
 
     def _indexed(self) -> Iterator[Any]:
@@ -67,7 +117,7 @@ class ArrayRows(Source):
         } | values
 
 
-def as_row(item: Any, index: int) -> Row:
+def as_row(item: Any, index: int, tuples: Tuples = PAIRS) -> Row:
     """Return the named values of one item: ``text``, ``image``, ``x``, or the item's own names.
 
     Raises
@@ -83,15 +133,18 @@ def as_row(item: Any, index: int) -> Row:
         return {"x": item}
     if hasattr(item, "getexif"):
         return {"image": item}
-    if isinstance(item, tuple) and len(item) == 2 and _is_label(item[1]):
-        return {**as_row(item[0], index), "label": _plain(item[1])}
+    is_ids = isinstance(item, list | tuple) and item and all(isinstance(v, int) for v in item)
+    if isinstance(item, tuple) and (len(item) == 2 or not is_ids):
+        found = tuples.row(item, index)
+        if found is not None:
+            return found
     if (
         isinstance(item, list)
         and item
         and all(isinstance(v, Mapping) and "role" in v for v in item)
     ):
         return {"messages": item}
-    if isinstance(item, list | tuple) and item and all(isinstance(v, int) for v in item):
+    if is_ids:
         return {"input_ids": list(item)}
     raise InputError(
         f"item {index}: expected a text, an image, a tensor or a dictionary without a batch axis, "

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -126,6 +126,7 @@ def list_source(
     limit: int | None = None,
     skip_bad: bool = False,
     known: Container[str] = (),
+    arguments: Collection[str] = (),
 ) -> Listing:
     """Return the listing of a source: one streamed pass, nothing decoded.
 
@@ -140,6 +141,8 @@ def list_source(
         Leave out broken items and count them.
     known : container of str
         The columns that the layout was made from.
+    arguments : collection of str
+        Names of the parameters of the model's ``forward``.
 
     Raises
     ------
@@ -148,7 +151,7 @@ def list_source(
     """
     lists = _Lists()
     rows = enumerate(source.rows())
-    watched = {name for name in _meanings(layout) if name not in known}
+    watched = {name for name in {*_meanings(layout), *arguments} if name not in known}
     late: set[str] = set()
     for block in _blocks(islice(rows, limit) if limit is not None else rows):
         late.update(*(watched & row.keys() for _, row in block))

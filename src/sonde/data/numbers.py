@@ -34,12 +34,15 @@ class NumbersEncoder(Encoder):
         Parameters of the model's ``forward``.
     dtype : torch.dtype or None
         Type of the model's weights, which the numbers are brought to.
+    unused : tuple of str, default=()
+        Other columns of the table, which are left out.
     """
 
     columns: tuple[str, ...]
     main: str
     names: frozenset[str]
     dtype: torch.dtype | None = None
+    unused: tuple[str, ...] = ()
     kind: str = "numbers"
 
     def key(self, row: Row) -> bytes:
@@ -69,7 +72,10 @@ class NumbersEncoder(Encoder):
         more = len(self.columns) - SHOWN_COLUMNS
         rest = f" and {more} more" if more > 0 else ""
         many = plural(len(self.columns), "column of numbers is", "columns of numbers are")
-        return [f"{many} one vector: {shown}{rest}."]
+        found = [f"{many} one vector: {shown}{rest}."]
+        if self.unused:
+            found.append(f"Not read, because they are not among these: {', '.join(self.unused)}.")
+        return found
 
     def _vector(self, row: Row) -> Float[Tensor, "dim"]:
         return torch.tensor([_number(row.get(n), n) for n in self.columns], dtype=torch.float64)

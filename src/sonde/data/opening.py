@@ -14,13 +14,14 @@ from sonde.core.wording import plural
 from sonde.data import hub
 from sonde.data.arrays import ARRAY_SUFFIXES, array_source
 from sonde.data.columns import Flags, Layout, Sample, layout
-from sonde.data.encoder import Encoder
+from sonde.data.encoder import Encoder, forward_names, tensor_arguments
 from sonde.data.encoding import batch_size_for, encoder_for, reads_of
 from sonde.data.folders import ImageFolder
 from sonde.data.image_encoding import ImageFlags
 from sonde.data.inputs import ItemInputs
-from sonde.data.iterables import ArrayRows, Iterated
+from sonde.data.iterables import PAIRS, ArrayRows, Iterated, Tuples
 from sonde.data.listing import Listing, list_source, pick
+from sonde.data.numbers import NumbersEncoder
 from sonde.data.shipped import is_shipped, shipped_source
 from sonde.data.sources import Source
 from sonde.data.span import span_of
@@ -54,6 +55,8 @@ def open_inputs(
     group_column: str | None = None,
     target_column: str | None = None,
     span: str | Sequence[str] | None = None,
+    ignore_columns: str | Sequence[str] | None = None,
+    number_columns: str | Sequence[str] | None = None,
     image_size: int | Sequence[int] | None = None,
     image_mean: float | Sequence[float] | None = None,
     image_std: float | Sequence[float] | None = None,
@@ -84,6 +87,12 @@ def open_inputs(
     span : str or (str, str), optional
         The part of a text that counts for the reducers of steps: two columns with its characters
         (``start,end``), or two delimiters (``<think>,</think>``).
+    ignore_columns : str or sequence of str, optional
+        Columns that are no input, ``a,b``: items of tensors are refused where the model does not
+        take one of their columns.
+    number_columns : str or sequence of str, optional
+        Columns of a table of numbers that are one vector, in this order; others are left out. By
+        default all of them, in the order of the table.
     image_size, image_mean, image_std : number or sequence, optional
         Recipe for images where the model brings none.
     skip_bad : bool
@@ -101,19 +110,23 @@ def open_inputs(
         If the data do not exist, are broken, empty, or of a kind that the model does not read.
     """
     chosen = _check(batch_size, max_length, long, limit)
-    source, n_picked = open_source(data, skip_bad)
+    arguments = {} if model.processor is not None else tensor_arguments(model.module)
+    source, n_picked = open_source(data, skip_bad, Tuples(arguments, label_column))
     columns = (text_column, image_column, label_column, id_column, group_column, target_column)
-    flags = Flags(*columns, span_of(span))
+    ignored, numbers = _names(ignore_columns), _names(number_columns)
+    flags = Flags(*columns, span_of(span), ignored, numbers)
     images = ImageFlags.of(image_size, image_mean, image_std)
     sample = source.columns(flags.names())
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
     reads, id2label = reads_of(model, images), _id2label(model)
+    names = forward_names(model.module)
 
     def listed(sample: Sample) -> tuple[Layout, Encoder, Listing]:
-        found = layout(sample, reads, flags, model.name or "the model", source.name)
+        found = layout(sample, reads, flags, names, model.name or "the model", source.name)
         encoder = encoder_for(model, found, source.base, images, max_length, chosen)
         asked = {"id2label": id2label, "limit": limit, "skip_bad": skip_bad, "known": sample}
+        asked |= {"arguments": names}
         return found, encoder, list_source(source, encoder, found, **asked)
 
     found, encoder, listing = listed(sample)
@@ -138,11 +151,19 @@ def open_inputs(
         "max_length": max_length,
         "long": None if long == LONG[0] else long,
         "span": flags.span,
+        "ignore_columns": ignored or None,
+        "number_columns": found.inputs if isinstance(encoder, NumbersEncoder) else None,
         "image_size": images.size,
         "image_mean": images.mean,
         "image_std": images.std,
     }
     return ItemInputs(source, encoder, found, listing, size, skip_bad, _as_json(typed))
+
+
+def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the columns that ``a,b`` or a sequence names."""
+    parts = columns.split(",") if isinstance(columns, str) else columns or ()
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _as_json(typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,8 +172,13 @@ def _as_json(typed: Mapping[str, Any]) -> dict[str, Any]:
     return {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
 
 
-def open_source(data: Any, skip_bad: bool = False) -> tuple[Source, int | None]:
-    """Return the rows that a user means, and how many examples are picked (None = all)."""
+def open_source(
+    data: Any, skip_bad: bool = False, tuples: Tuples = PAIRS
+) -> tuple[Source, int | None]:
+    """Return the rows that a user means, and how many examples are picked (None = all).
+
+    ``tuples`` says what the members of items that are tuples are.
+    """
     if isinstance(data, Source):
         return data, None
     if hub.is_live_dataset(data):
@@ -160,7 +186,7 @@ def open_source(data: Any, skip_bad: bool = False) -> tuple[Source, int | None]:
     if isinstance(data, np.ndarray | torch.Tensor):
         return ArrayRows(data, "array"), None
     if not isinstance(data, str | Path):
-        return Iterated(data), None
+        return Iterated(data, tuples), None
     if isinstance(data, str) and is_shipped(data):
         return shipped_source(data)
     return _from_path(data, skip_bad), None

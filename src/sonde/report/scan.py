@@ -21,6 +21,7 @@ from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
 from sonde.run.reading.read import ARRAYS, AS_IT_IS, read
+from sonde.run.reading.recipe import columns_of
 from sonde.store import is_store
 from sonde.tap import LiveStream
 
@@ -159,11 +160,12 @@ def run_scan(
     limited = options.get("limit") is not None
     further = () if model == ARRAYS else ALL_ROWS
 
-    def stream(where: Any) -> Stream:
-        found = read(live, where, further=further, **options)
+    def stream(where: Any, **more: Any) -> Stream:
+        found = read(live, where, further=further, **{**options, **more})
         return replace(found, entry=True) if isinstance(found, LiveStream) else found
 
-    mine, other = stream(data), None if versus is None else stream(versus)
+    mine = stream(data)
+    other = None if versus is None else stream(versus, **columns_of(mine))
     if settings is not None and isinstance(mine, LiveStream) and isinstance(other, LiveStream):
         mine = with_columns_of(mine, settings.detectors)
         other = replace(other, sites=mine.sites, perturb=mine.perturb)

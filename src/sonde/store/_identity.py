@@ -61,6 +61,17 @@ def data_of(identity: dict[str, Any]) -> Any:
     return identity.get(DATA, {name: identity.get(name) for name in ("arrays", "columns")})
 
 
+def number_columns(identity: dict[str, Any]) -> list[str] | None:
+    """Return the columns of numbers that became vectors, in their order; None of other data."""
+    found = data_of(identity)
+    parts = found.get("appended") if isinstance(found, dict) else None
+    if parts is not None:
+        return number_columns({DATA: parts[0]})
+    encoding = found.get("encoding") if isinstance(found, dict) else None
+    is_numbers = isinstance(encoding, dict) and encoding.get("kind") == "numbers"
+    return encoding["inputs"] if is_numbers else None
+
+
 def is_of_arrays(identity: dict[str, Any]) -> bool:
     """Return whether every row is an example of its own, named by arrays and columns."""
     found = data_of(identity)

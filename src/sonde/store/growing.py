@@ -21,6 +21,7 @@ from sonde.store._identity import (
     contradiction,
     data_of,
     names_rows,
+    number_columns,
     only_arrays,
     without_data,
     without_sites,
@@ -214,6 +215,9 @@ def _require_same_kind(
     mine = without_data(without_sites(top.identity)) | {"seed": top.seed}
     its = without_data(without_sites(stream.identity())) | {"seed": stream.seed}
     what = contradiction(mine, its) or _other_rows(known, here)
+    if what is None and number_columns(top.identity) != number_columns(stream.identity()):
+        named = ",".join(number_columns(top.identity) or ["none"])
+        what = f"columns of numbers, or in another order: --number-columns {named}"
     if what is None and set(columns) != set(top.columns):
         what = "columns"
     if what is not None:

@@ -26,6 +26,7 @@ from sonde.run.comparing.evidence import evidence, groups_of, sample
 from sonde.run.comparing.moved_direction import MovedDirection, moved_direction
 from sonde.run.instruments.entries import Key, names_of
 from sonde.run.passes.progress import Bar
+from sonde.run.reading.recipe import recipe_in, require_same_columns
 from sonde.stats import HashSampleState, adjusted_p
 from sonde.stats.adjusted_p import Correction
 
@@ -116,6 +117,8 @@ def drift(
     ------
     InputError
         If the bundles share no site, or the states of no shift.
+    StateError
+        If one is of tables whose columns of numbers are others, or in another order.
 
     Examples
     --------
@@ -130,6 +133,7 @@ def drift(
     >>> drift(a, b, Hotelling()).moved()
     [('hotelling', 'x')]
     """
+    require_same_columns(recipe_in(first.header), recipe_in(second.header), "drift")
     keys = _shared_sites(first, second)
     named = _known(first, second, len(keys), level) if shifts is None else shifts
     chosen = [named] if isinstance(named, Shift) else list(named)

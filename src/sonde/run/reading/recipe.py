@@ -18,7 +18,7 @@ from sonde.tap.generating.replay import ReplayInputs
 
 OPTIONS = (
     "image_size", "image_mean", "image_std", "max_length", "long", "span", "text_column",
-    "image_column", "target_column", "generate",
+    "image_column", "target_column", "ignore_columns", "number_columns", "generate",
 )  # fmt: skip
 PILLOW = "PillowProcessor("
 CUTTING = ("max_length", "long", "span")
@@ -57,6 +57,8 @@ def _encoded(data: Any) -> Recipe:
     found: Recipe = {"generate": data.get("generate")}
     if encoding.get("kind") == "image":
         found["pixels"] = encoding.get("processor")
+    if encoding.get("kind") == "numbers":
+        found["columns"] = encoding.get("inputs")
     if "long" in encoding:
         found |= {name: encoding.get(name) for name in CUTTING}
     return found
@@ -72,6 +74,11 @@ def _options(stream: Stream) -> dict[str, Any]:
             found["generate"] = dict(inputs.generate)
         inputs = inputs.prompts
     return {**inputs.typed, **found} if isinstance(inputs, ItemInputs) else found
+
+
+def columns_of(stream: Stream) -> dict[str, Any]:
+    """Return the option by which other tables of numbers are read in the order of this one."""
+    return {n: v for n, v in _options(stream).items() if n == "number_columns"}
 
 
 def default_options(
@@ -103,6 +110,7 @@ def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> No
     StateError
         With both recipes.
     """
+    require_same_columns(fitted, here, what)
     names = [n for n in ("pixels", "generate", *CUTTING) if n in fitted and n in here]
     for name in (n for n in names if fitted[n] != here[n]):
         mine, its = here[name], fitted[name]
@@ -119,6 +127,23 @@ def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> No
             "again.",
             SondeWarning,
             stacklevel=4,
+        )
+
+
+def require_same_columns(fitted: Recipe, here: Recipe, what: str) -> None:
+    """Refuse vectors of numbers that were put together from other columns, or in another order.
+
+    Raises
+    ------
+    StateError
+        With both.
+    """
+    its, mine = fitted.get("columns"), here.get("columns")
+    if its is not None and mine is not None and its != mine:
+        raise StateError(
+            f"{what}: expected rows of the columns of numbers {', '.join(its)}, as the state was "
+            f"fitted, got {', '.join(mine)}. Name them in that order: number_columns="
+            f"(--number-columns {','.join(its)})."
         )
 
 
