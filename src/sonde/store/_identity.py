@@ -68,8 +68,9 @@ def number_columns(identity: dict[str, Any]) -> list[str] | None:
     if parts is not None:
         return number_columns({DATA: parts[0]})
     encoding = found.get("encoding") if isinstance(found, dict) else None
-    is_numbers = isinstance(encoding, dict) and encoding.get("kind") == "numbers"
-    return encoding["inputs"] if is_numbers else None
+    if isinstance(encoding, dict) and encoding.get("kind") == "numbers":
+        return encoding["inputs"]
+    return None
 
 
 def is_of_arrays(identity: dict[str, Any]) -> bool:
