@@ -11,3 +11,11 @@ def say_notes(stream: Any, quiet: bool) -> None:
 
     for text in () if quiet else notes_of(stream):
         note(f"note: {text}")
+
+
+def say_left_out(stream: Any, quiet: bool) -> None:
+    """Say how many sites are not read though none was named, and the most frequent reason."""
+    from sonde.core.left_out import left_out_text
+
+    if stream.left_out and not quiet:
+        note(f"note: left out {left_out_text(stream.left_out)}. --json lists all.")

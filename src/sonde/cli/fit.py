@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._fitted import fitted_rows, fitted_text, in_place_of, remarks
-from sonde.cli._notes import say_notes
+from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
     Printing,
@@ -107,10 +107,13 @@ class Fit:
         remove_run(directory)
         rows = fitted_rows(results)
         if self.printing.json:
-            say_json({"file": str(self.output), "id": identity, "results": rows})
+            left_out = [entry.json() for entry in stream.left_out]
+            found = {"file": str(self.output), "id": identity, "results": rows}
+            say_json(found | {"left_out": left_out})
         elif not self.printing.quiet:
             say(fitted_text(rows))
             say_notes(stream, self.printing.quiet)
+            say_left_out(stream, self.printing.quiet)
             named_as = (self.model, data) if data is not None else ("MODEL", self.model)
             for remark in remarks(rows, self.output, *named_as, self.reading.typed()):
                 note(f"note: {remark}.")

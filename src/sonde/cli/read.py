@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli._notes import say_notes
+from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import Failed, note, say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
 from sonde.core.wording import plural
@@ -66,8 +66,9 @@ class Read:
                 f"interrupted. What is written stays in {self.output}; the same command continues."
             )
             raise Failed(130) from None
-        self._say()
+        self._say(stream)
         say_notes(stream, self.printing.quiet)
+        say_left_out(stream, self.printing.quiet)
         note(f"wrote {self.output}: {plural(len(Store(self.output)), 'example')}")
         return 0
 
@@ -127,13 +128,13 @@ class Read:
             size, fresh = running.unit_size, running.fresh
             write_store(stream, self.output, unit_size=size, columns=columns, fresh=fresh, **how)
 
-    def _say(self) -> None:
+    def _say(self, stream: Any) -> None:
         from sonde.cli.info import partial_sites
         from sonde.store import describe_store
 
         facts = describe_store(self.output)
         if self.printing.json:
-            say_json(facts)
+            say_json(facts | {"left_out": [entry.json() for entry in stream.left_out]})
         elif not self.printing.quiet:
             say("\n".join(f"{s['key']:<40} {s['dim']:>6} {s['dtype']}" for s in facts["sites"]))
             if facts["partial_sites"]:

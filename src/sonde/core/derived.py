@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sonde.core.batch import Batch, SiteSchema
+from sonde.core.left_out import LeftOut
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
 
@@ -49,6 +50,11 @@ class DerivedStream(Stream):
     def source_rows(self) -> np.ndarray | None:
         """Which item of the data each example is."""
         return self.inner.source_rows
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Sites that are not read though none was named, each with the reason."""
+        return self.inner.left_out
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where units begin, and the end."""

@@ -11,6 +11,7 @@ from sonde.core._shown import OneLine, places
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.columns import Columns
 from sonde.core.errors import InputError
+from sonde.core.left_out import LeftOut
 from sonde.core.plan import UNIT_SIZE, unit_bounds
 from sonde.core.wording import plural
 
@@ -66,6 +67,11 @@ class Stream(OneLine, ABC):
     def source_rows(self) -> np.ndarray | None:
         """Which item of the data each example is, or is a piece of, from 0; None if unknown."""
         return None
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Sites that are not read though none was named, each with the reason."""
+        return ()
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where units begin, and the end; rows on disk keep the units of their files."""

@@ -60,6 +60,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "prediction": prediction_section(evidence),
         "versus": versus_section(evidence),
         "rows": _rows(scanned),
+        "left_out": [entry.json() for entry in scanned.stream.left_out],
         "limits": limits(scanned),
         "shows_inputs": settings.show_inputs,
         "partial": None

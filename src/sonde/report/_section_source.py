@@ -28,6 +28,12 @@ def provenance_section(report: dict[str, Any], names: Names) -> Markup:
     if where["other"]:
         parts += [el("h3", "Other data"), definitions(_pairs(where["other"]))]
     parts += [el("h3", "Run"), definitions(_run(where))]
+    if report.get("left_out"):
+        rows = tuple((entry["site"], entry["reason"]) for entry in report["left_out"])
+        parts += [
+            el("h3", "Sites that were left out"),
+            tabled(Numbers(("site", "reason"), rows, "sites"), names, "Sites that were left out"),
+        ]
     if where.get("thresholds"):
         moved = [(key, number(value)) for key, value in where["thresholds"].items()]
         parts += [el("h3", "Thresholds that were moved"), definitions(moved)]

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from textwrap import wrap
 from typing import Any, Final
 
+from sonde.core.left_out import LeftOut, left_out_text
 from sonde.report._format import (
     LEVELS,
     plural,
@@ -96,6 +97,9 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     if chosen.ignored:
         codes = ", ".join(dict.fromkeys(f["code"] for f in chosen.ignored))
         yield from _block("ignored", f"{codes} (by you)", width)
+    if report.get("left_out"):
+        said = left_out_text([LeftOut(**entry) for entry in report["left_out"]])
+        yield from _block("left out", shown(said, 300), width)
     yield from _silent(report, width)
     first = next(iter([*chosen.first, *chosen.more]), None)
     if first is not None:

@@ -1,13 +1,14 @@
 """From what a user writes (``layers.*.mlp``, ``blocks``, ``layers.-1``, a suffix) to sites."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from sonde.core.errors import SiteError, near
+from sonde.core.left_out import LeftOut
 from sonde.core.site import Site
 from sonde.tap.hooks.names import Names
 from sonde.tap.model.blocks import block_paths, has_float
@@ -198,22 +199,51 @@ def _fits(name: list[str], parts: list[str], start: int, names: Names) -> bool:
 def default_sites(probe: Probe) -> list[Site]:
     """Return the sites that are read where the user names none.
 
-    The blocks; without any, up to 64 leaf modules with a floating-point output.
+    The blocks; without any, up to 64 modules with a floating-point output of which no part ran.
     """
-    names = probe.names
-    paths = block_paths(names, probe)
-    if not paths:
-        paths = [
-            path
-            for path in executed(probe)
-            if not names.modules[path]._modules
-            and not isinstance(names.modules[path], SILENT)
-            and has_float(path, probe)
-        ]
-    if not paths or len(paths) > MOST_LEAVES:
+    paths = block_paths(probe.names, probe)
+    leaves = [] if paths else _leaves(probe)
+    if not paths and not 0 < len(leaves) <= MOST_LEAVES:
         raise SiteError(
             f"sites='auto': expected a list of blocks or at most {MOST_LEAVES} leaf modules, got "
-            f"{len(paths)} leaves. Name the sites to read (--sites)."
+            f"{len(leaves)} leaves. Name the sites to read (--sites)."
         )
-    sites = [s for p in paths for s in _executed_sites(Site(p), probe, every_call=True)]
+    sites = [s for p in paths or leaves for s in _executed_sites(Site(p), probe, every_call=True)]
     return sorted(sites)
+
+
+def _leaves(probe: Probe) -> list[str]:
+    """Return the modules that ran without any of their parts, in order of execution.
+
+    A part that only a function uses (the weights of an attention) is not seen to run.
+    """
+    modules = probe.names.modules
+    ran = [p for p in executed(probe) if not isinstance(modules[p], SILENT) and has_float(p, probe)]
+    around = {outer for path in ran for outer in _around(path)}
+    return [path for path in ran if path not in around]
+
+
+def _around(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:k]) for k in range(len(parts))] if path else []
+
+
+def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
+    """Yield the layers that would be read too, had they run and returned floating-point numbers.
+
+    They are neighbours of a block of its class, or where leaves are read the other leaves with
+    parameters, but those inside a module that is read.
+    """
+    names, chosen = probe.names, {site.path for site in read}
+    blocks = set(block_paths(names, probe))
+    kinds = {(path.rpartition(".")[0], type(names.modules[path])) for path in blocks}
+    for path, module in names.primary() if chosen else ():
+        if path in probe.trace and has_float(path, probe):
+            continue
+        if blocks and (path.rpartition(".")[0], type(module)) not in kinds:
+            continue
+        is_leaf = not module._modules and next(module.parameters(), None) is not None
+        if blocks or (is_leaf and not chosen.intersection(_around(path)[1:])):
+            silent = f"did not run{_why_silent(module)}"
+            reason = "returned no floating-point tensor" if path in probe.trace else silent
+            yield LeftOut(str(Site(path)), f"{reason}.")

@@ -1,9 +1,8 @@
 """Which kinds of rows a stream reads: sites, the reducer of each, and what a row is."""
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +11,21 @@ from torch import Tensor, nn
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.left_out import LeftOut
 from sonde.core.site import POSITIONS, Reducer, Site, row_key
 from sonde.stats import TOKEN_METRICS
 from sonde.tap.model.axes import Axes, config_grid, find_axes, with_prefix
 from sonde.tap.model.probe import Leaf, Probe
-from sonde.tap.model.sites import AUTO, ENTRY, LOGITS, Pattern, default_sites, last_call, resolve
+from sonde.tap.model.sites import (
+    AUTO,
+    ENTRY,
+    LOGITS,
+    Pattern,
+    default_sites,
+    last_call,
+    resolve,
+    unheard,
+)
 from sonde.tap.model.vary import token_ids
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction, possible
@@ -24,19 +33,27 @@ from sonde.tap.rows.reduce import Reduction, possible
 if TYPE_CHECKING:
     from sonde.tap.reading.live import LiveStream
 
-_log = logging.getLogger("sonde")
 MOST_PREFIX = 16
 NO_NEXT_TOKEN = ("encoder", "classifier", "image_classifier")
 
 
-def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
-    """Return the kinds of rows of a stream, in order of execution."""
+@dataclass(frozen=True)
+class Chosen:
+    """The kinds of rows of a stream, in order of execution, and the sites that are not read."""
+
+    kinds: tuple[Kind, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
+    """Return the kinds of rows of a stream, and which sites of no name are left out."""
     probe = stream.probe
     predicts = stream.sites == (AUTO,) and _predicts(stream.reducer)
     patterns = (LOGITS,) if predicts else stream.sites
     places = {p.partition("|")[0] for p in patterns if isinstance(p, str)}
     unnamed = default_sites(probe) if AUTO in places else []
     kinds: list[Kind] = []
+    left_out = list(unheard(probe, unnamed))
     refused: SiteError | None = None
     for site, reducer in _named(stream, patterns):
         if site.port == "grad" and stream.objective is None:
@@ -47,11 +64,11 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> tuple[Kind, ...]:
             if site not in unnamed:
                 raise
             refused = error
-            _log.info("not read: %s", error)
+            left_out.append(LeftOut(str(site), str(error).removeprefix("Site: ")))
     if not kinds and refused is not None:
         raise refused
     entry = list(_entry(kinds, probe)) if stream.entry and kinds else []
-    return (*entry, *kinds)
+    return Chosen((*entry, *kinds), tuple(left_out))
 
 
 def _named(stream: "LiveStream", patterns: Sequence[Pattern]) -> list[tuple[Site, Reducer | None]]:

@@ -15,6 +15,7 @@ from sonde.core._shown import places
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.left_out import LeftOut
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
@@ -28,7 +29,7 @@ from sonde.tap.model.perturb import float_input, perturbed_logits
 from sonde.tap.model.placement import Place, moved, placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.choose import choose_kinds
+from sonde.tap.reading.choose import Chosen, choose_kinds
 from sonde.tap.reading.reader import Reader, Reading, reading_of
 from sonde.tap.reading.taken import Taken
 from sonde.tap.rows.frame import Frame
@@ -153,6 +154,15 @@ class LiveStream(Stream):
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of rows that are read, in order of execution."""
+        return self._chosen.kinds
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Sites that are not read though none was named, each with the reason."""
+        return self._chosen.left_out
+
+    @cached_property
+    def _chosen(self) -> Chosen:
         return choose_kinds(self, self._first)
 
     @property

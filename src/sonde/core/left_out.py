@@ -1,0 +1,47 @@
+"""Sites that a stream does not read though nobody named others, and why."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from sonde.core.wording import plural
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One site that is not read.
+
+    Parameters
+    ----------
+    site : str
+        Its text.
+    reason : str
+        What reading it would need and does not find, in one or two sentences.
+    """
+
+    site: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """The reason without the place and what was found there, the same for many sites."""
+        return self.reason.partition(" at ")[0].partition(", got ")[0].rstrip(".")
+
+    def json(self) -> dict[str, str]:
+        """Return site and reason."""
+        return asdict(self)
+
+
+def left_out_text(entries: Sequence[LeftOut]) -> str:
+    """Return in one line how many sites were left out, and the most frequent reason.
+
+    Examples
+    --------
+    >>> left_out_text([LeftOut("lstm:out", "expected one feature axis at lstm:out, got two.")])
+    '1 site (lstm): expected one feature axis'
+    """
+    kind, n = Counter(entry.kind for entry in entries).most_common(1)[0]
+    first = next(entry for entry in entries if entry.kind == kind).site.removesuffix(":out")
+    such = f"such as {first}" if len(entries) > 1 else first
+    of_them = f", {n:,} of them" if n < len(entries) else ""
+    return f"{plural(len(entries), 'site')} ({such}{of_them}): {kind}"
