@@ -135,7 +135,7 @@ def test_a_resumed_scan_gives_the_same_report(place):
 
 def test_workers_of_an_interrupted_terminal_are_silent(place):
     words = FIT + " --workers 2"
-    err = stopped(words, "sonde.run.workers._processes:as_completed", group=True)
+    err = stopped(words, "sonde.run.workers._processes:_opened", group=True)
     assert KEPT in err
     ended(words + " --resume")
     assert files(place) == ["out/a.sonde"]

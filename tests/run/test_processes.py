@@ -4,17 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import sonde
 from sonde.core.errors import MachineError
+from sonde.core.stream import Stream
 from sonde.measure import StableRank
+from sonde.run.workers.crew import Crew
+from sonde.run.workers.hand_out import hand_out
+from sonde.run.workers.job import Job
 
 pytestmark = [
     pytest.mark.slow,
@@ -96,3 +104,44 @@ def test_a_model_that_does_not_fit_into_shared_memory_is_refused(tmp_path, monke
         sonde.fit(StableRank(), stream, **how)
     free += 1
     assert sonde.fit(StableRank(), stream, **how).tasks
+
+
+SPANS = [(i, i + 1) for i in range(40)]
+
+
+@dataclass(frozen=True)
+class Slowly(Job):
+    """A job that is larger than a pipe holds, with answers that are, too."""
+
+    large: np.ndarray
+
+    def work(self, start: int, stop: int) -> np.ndarray:
+        time.sleep(0.05)
+        return np.full(2**17, start)
+
+
+def killer(deaths: list[int], until: threading.Event) -> None:
+    """Kill the first process at its birth, then another one later."""
+    waits = iter((0.0, 2.5))
+    wait = next(waits)
+    while not until.wait(wait):
+        wait = 0.001
+        if new := [p for p in active_children() if p.pid not in deaths]:
+            deaths.append(new[-1].pid or 0)
+            os.kill(deaths[-1], signal.SIGKILL)
+            if (wait := next(waits, -1.0)) < 0:
+                return
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.truth("the ranges that were handed out")
+def test_ranges_of_killed_workers_go_to_others():
+    """Killed while it starts, a process leaves a full pipe; later, a range or half an answer."""
+    job = Slowly(Stream.of({"a": torch.zeros(1, 1)}), 1, np.arange(2**16))
+    deaths, over = list[int](), threading.Event()
+    threading.Thread(target=killer, args=(deaths, over), daemon=True).start()
+    answers = {span: int(a[-1]) for span, a in hand_out(job, SPANS, Crew(2))}
+    over.set()
+    assert len(deaths) == 2
+    assert answers == {span: span[0] for span in SPANS}
+    assert not active_children()

@@ -5,7 +5,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tools.faults.disturbing import (
     two_writers,
 )
 from tools.faults.jobs import Bench, Job, Sizes, Undisturbed, prepare, undisturbed
-from tools.faults.killing import kill_trials
+from tools.faults.killing import kill_trials, worker_trials
 from tools.faults.trial import Trial, table
 
 FULL, QUICK = Sizes(12_000, 20_000, 6_000), Sizes(2_000, 9_000, 400)
@@ -32,7 +32,8 @@ SHARES = {
     "merge": 8,
 }
 QUICK_SHARES = {"fit": 3, "read": 2, "merge": 1}
-KINDS = ("kill", "disk", "damage", "writers", "data")
+WORKER_SHARES = {"fit --workers 2": 7, "read --workers 2": 3}
+KINDS = ("kill", "workers", "disk", "damage", "writers", "data")
 
 
 def shares(n: int, quick: bool) -> dict[str, int]:
@@ -43,7 +44,11 @@ def shares(n: int, quick: bool) -> dict[str, int]:
     >>> shares(50, False)["fit"], sum(shares(50, False).values()), sum(shares(7, True).values())
     (14, 50, 7)
     """
-    of = QUICK_SHARES if quick else SHARES
+    return dealt(n, QUICK_SHARES if quick else SHARES)
+
+
+def dealt(n: int, of: Mapping[str, int]) -> dict[str, int]:
+    """Deal out kills to jobs by their shares."""
     total, given, found = sum(of.values()), 0, {}
     seen = 0
     for name, share in of.items():
@@ -67,6 +72,10 @@ class Trials:
         if kind == "kill":
             for name, n in shares(kills, self.quick).items():
                 yield from kill_trials(*self.undisturbed(name), n, self.rng)
+            return
+        if kind == "workers":
+            for name, n in dealt(kills, WORKER_SHARES).items():
+                yield from worker_trials(*self.undisturbed(name), n, self.rng)
             return
         yield from getattr(self, f"_{kind}")()
 

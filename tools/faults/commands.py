@@ -24,6 +24,7 @@ SONDE = ("-m", "sonde")
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 POLL_SECONDS = 0.002
 LIMIT_SECONDS = 600.0
+WORKER = b"multiprocessing.spawn"
 HEAVY = (
     "sonde.cli.fit",
     "sonde.cli.info",
@@ -206,9 +207,9 @@ class Running:
             self._code = os.waitstatus_to_exitcode(status) if pid else None
         return self._code is not None
 
-    def end(self) -> Ended:
-        """Wait for the end."""
-        until = time.monotonic() + LIMIT_SECONDS
+    def end(self, limit_seconds: float = LIMIT_SECONDS) -> Ended:
+        """Wait for the end; a command that takes longer is killed."""
+        until = time.monotonic() + limit_seconds
         while not self.is_over():
             if time.monotonic() > until:
                 self.kill()
@@ -225,6 +226,20 @@ class Running:
             os.killpg(self.pid, signal.SIGKILL)
         while not self.is_over() or self._alive():
             time.sleep(POLL_SECONDS)
+
+    def workers(self) -> list[int]:
+        """Return the living worker processes of the leader."""
+        found = []
+        for number in self._members:
+            facts = _facts(number)
+            if facts and facts[0] not in "ZX" and facts[1] == str(self.pid):
+                found += [int(number)] if WORKER in _command(number) else []
+        return found
+
+    def kill_worker(self, pid: int) -> None:
+        """Kill one process of the group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def cpu_seconds(self) -> float:
         """Return what the group has worked: a clock that stands still while others do."""
@@ -255,6 +270,12 @@ def _facts(number: str) -> list[str]:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     return []
+
+
+def _command(number: str) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    return b""
 
 
 def _worked(number: str) -> float:

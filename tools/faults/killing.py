@@ -1,4 +1,4 @@
-"""Killed at random moments, and run again by the same command until it ends."""
+"""Killed at random moments: a run, which the same command continues, or one of its workers."""
 
 import random
 import shutil
@@ -6,17 +6,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.faults.commands import POLL_SECONDS, Commands
+from tools.faults.commands import POLL_SECONDS, Commands, Running
 from tools.faults.counting import committed, half_written
 from tools.faults.jobs import Bench, BenchError, Job, Undisturbed, finish
 from tools.faults.trial import Trial, judged
 
-FAULT = "SIGKILL"
+FAULT, OF_A_WORKER = "SIGKILL", "SIGKILL of a worker"
 MOST_KILLS = 3
 LEAST_LEFT = 0.15
 AFTER = 0.02
 SOONER = 0.7
 LATE = 8
+HANG_SECONDS = 180.0
 
 
 def kill_trials(
@@ -97,3 +98,43 @@ def killed(
             return False
         running.kill()
         return running.end().code == -9
+
+
+def worker_trials(
+    bench: Bench, job: Job, whole: Undisturbed, n_kills: int, rng: random.Random
+) -> Iterator[Trial]:
+    """Yield a trial for each of ``n_kills`` workers that are killed; the run is to end by itself.
+
+    The moments are spread over the whole life of workers, from their start on. A run that does
+    not end within ``HANG_SECONDS`` after its last kill has hung.
+    """
+    done = 0
+    while done < n_kills:
+        folder = job.place(bench.top / f"worker {job.name} {done}")
+        moments = sorted(
+            rng.random() for _ in range(min(n_kills - done, rng.randint(1, MOST_KILLS)))
+        )
+        with bench.commands.start(job.words, folder) as running:
+            seen = _workers_killed(running, moments, whole, rng)
+            ended = running.end(HANG_SECONDS)
+        for what in seen:
+            yield judged(OF_A_WORKER, job, folder, whole, [ended], what)
+        done += len(seen)
+        shutil.rmtree(folder)
+
+
+def _workers_killed(
+    running: Running, moments: list[float], whole: Undisturbed, rng: random.Random
+) -> list[str]:
+    """Kill a worker at each moment, a share of the process time from the first one to the end."""
+    seen, first = [], None
+    for moment in moments:
+        while not running.is_over():
+            worked, workers = running.cpu_seconds(), running.workers()
+            first = worked if first is None and workers else first
+            if first is not None and workers and worked >= first + moment * (whole.ends - first):
+                running.kill_worker(victim := rng.choice(workers))
+                seen.append(f"process {victim} after {worked:.2f} s of {whole.ends:.2f}")
+                break
+            time.sleep(POLL_SECONDS)
+    return seen

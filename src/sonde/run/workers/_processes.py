@@ -1,17 +1,21 @@
-"""Processes on this machine that work through the ranges of a plan."""
+"""Processes on this machine that work through the ranges of a plan; each has a line of its own.
 
+Nothing is shared that a killed process could hold: no queue, no lock. A process that dies gives its
+ranges back, another takes its place, and when several died without an answer the run ends.
+"""
+
+import logging
 import math
 import multiprocessing
-import os
 import pickle
 import shutil
 import signal
 import socket
-import threading
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,53 +23,168 @@ from typing import Any
 from sonde.core.errors import InputError, MachineError
 from sonde.core.wording import gib
 from sonde.run.workers._actors import Failed
+from sonde.run.workers._serving import Parcel, serve
 from sonde.run.workers.crew import Crew
 from sonde.run.workers.job import Job, Span
 
-_JOB: list[Job] = []
+IN_FLIGHT = 2
+MOST_DEATHS = 4
+LOOK_SECONDS = 1.0
+END_SECONDS = 5.0
 SHARED_MEMORY = Path("/dev/shm")
+
+_log = logging.getLogger("sonde")
 
 
 def hand_out_to_processes(
     job: Job, spans: Sequence[Span], crew: Crew
 ) -> Generator[tuple[Span, Any]]:
     """Yield each range with its answer; see ``hand_out``."""
-    pool = ProcessPoolExecutor(
-        crew.workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(job,),
-    )
     _check_shared_memory(job)
     _allow_open_files()
-    before, mine = multiprocessing.active_children(), []
+    floor = _Floor(job, spans)
     try:
-        with _sigint_held():
-            futures = _submitted(pool, spans)
-        mine = [p for p in multiprocessing.active_children() if p not in before]
-        for future in as_completed(futures):
-            yield futures[future], pickle.loads(future.result())
-    except BrokenProcessPool as error:
-        pool.shutdown(wait=True)  # only then it is known how each ended
-        raise MachineError(
-            f"run: a worker process died before it could answer{_ends(mine)}. Its model or data "
-            "may not be picklable or its memory ran out; committed units are kept. Run again, with "
-            "a smaller --batch-size or fewer --workers, or use --workers 0."
-        ) from error
+        for _ in range(min(crew.workers, len(spans))):
+            floor.hire()
+        while floor.has_work:
+            yield from floor.hear()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        floor.close()
 
 
-def _ends(processes: Sequence[BaseProcess]) -> str:
-    """Return which processes did not end as the pool ends them, and how."""
-    usual = (None, 0, -signal.SIGTERM)
-    found = [(p.pid, p.exitcode) for p in processes if p.exitcode not in usual]
-    ends = [
-        f"process {pid} on {socket.gethostname()}: "
-        + (signal.Signals(-code).name if code and code < 0 else f"exit code {code}")
-        for pid, code in found
-    ]
-    return f" ({', '.join(ends)})" if ends else ""
+@dataclass(eq=False)
+class _Hand:
+    """One process, its line, the job until it asks for it, and its ranges, the oldest first."""
+
+    process: BaseProcess
+    line: Connection
+    parcel: bytes
+    flying: deque[Span] = field(default_factory=deque[Span])
+
+    @property
+    def end(self) -> str:
+        """How a process that is dead ended, and where it was."""
+        code = self.process.exitcode
+        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        return f"process {self.process.pid} on {socket.gethostname()}: {how}"
+
+    def send(self, content: bytes) -> None:
+        """Send something to a process that waits for it; whether it is dead is seen later."""
+        with suppress(OSError):
+            self.line.send_bytes(content)
+
+    def read(self) -> tuple[list[bytes], bool]:
+        """Return all that the process has sent, and whether it is dead."""
+        is_over, contents = self.process.exitcode is not None, []
+        try:
+            while self.line.poll():
+                contents.append(self.line.recv_bytes())
+        except (EOFError, OSError):  # it closes its line only when it ends
+            self.process.join(END_SECONDS)
+            self.process.kill()
+            self.process.join()
+            is_over = True
+        return contents, is_over
+
+
+class _Floor:
+    """The processes of one pass, and the ranges that wait."""
+
+    def __init__(self, job: Job, spans: Sequence[Span]) -> None:
+        self._job, self._waiting = job, deque(spans)
+        self._hands: list[_Hand] = []
+        self._deaths = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a range waits or is worked on."""
+        return bool(self._waiting) or any(hand.flying for hand in self._hands)
+
+    def hire(self) -> None:
+        """Start a process; it gets ranges once it asked for the job."""
+        spawn = multiprocessing.get_context("spawn")
+        here, there = spawn.Pipe()
+        parcel = Parcel(self._job)
+        process = spawn.Process(target=serve, args=(there, parcel))
+        with there, _sigint_held(), _told_what_cannot_be_sent():
+            process.start()
+        self._hands.append(_Hand(process, here, parcel.content))
+
+    def hear(self) -> list[tuple[Span, Any]]:
+        """Wait until something comes back or a process ends, and return the answers.
+
+        Raises
+        ------
+        MachineError
+            If too many processes died.
+        Exception
+            What a worker raised.
+        """
+        lines = [hand.line for hand in self._hands]
+        wait([*lines, *(hand.process.sentinel for hand in self._hands)], LOOK_SECONDS)
+        answers = []
+        for hand in list(self._hands):
+            contents, is_over = hand.read()
+            answers += [(hand.flying.popleft(), _opened(c)) for c in contents if c]
+            if is_over:
+                self._replace(hand)
+            elif contents:
+                self._give(hand)
+        self._deaths = 0 if answers else self._deaths
+        return answers
+
+    def _give(self, hand: _Hand) -> None:
+        """Give a process its job first, and ranges ahead of time as long as all have some."""
+        if hand.parcel:
+            hand.send(hand.parcel)
+            hand.parcel = b""
+        most = IN_FLIGHT if len(self._waiting) > len(self._hands) else 1
+        while self._waiting and len(hand.flying) < most:
+            hand.flying.append(self._waiting.popleft())
+            hand.send(pickle.dumps(hand.flying[-1]))
+
+    def _replace(self, hand: _Hand) -> None:
+        """Take back what a process that died had been given, and start another.
+
+        Raises
+        ------
+        MachineError
+            If several died and none answered, or one ended by itself before it began.
+        """
+        self._hands.remove(hand)
+        hand.line.close()
+        self._deaths += 1
+        began, code = not hand.parcel, hand.process.exitcode
+        if self._deaths >= MOST_DEATHS or not (began or (code or 0) < 0):
+            raise MachineError(
+                f"run: a worker process died before it could answer ({hand.end}). Its model or "
+                "data may not be picklable or its memory ran out; committed units are kept. Run "
+                "again, with a smaller --batch-size or fewer --workers, or use --workers 0."
+            )
+        spans = list(hand.flying)
+        _log.warning("a worker was lost (%s); its %d ranges go to others", hand.end, len(spans))
+        self._waiting.extend(spans[:1])  # it may be what kills: others first
+        self._waiting.extendleft(reversed(spans[1:]))
+        for other in self._hands:
+            if not (other.parcel or other.flying):
+                self._give(other)
+        if self._waiting:
+            self.hire()
+
+    def close(self) -> None:
+        """Let each process finish the range that it is in, and end."""
+        for hand in self._hands:
+            hand.line.close()
+        for hand in self._hands:
+            hand.process.join()
+        self._hands.clear()
+
+
+def _opened(content: bytes) -> Any:
+    answer = pickle.loads(content)
+    if isinstance(answer, Failed):
+        raise answer.error()
+    return answer
 
 
 def _check_shared_memory(job: Job) -> None:
@@ -100,29 +219,6 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _start(job: Job) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    job.begin(readable=False)
-    _JOB[:] = [job]
-
-
-def _end_with_the_driver() -> None:
-    """End this process when the one that started it is gone: a killed driver ends no worker."""
-    driver = multiprocessing.parent_process()
-    if driver is not None:
-        driver.join()
-        os._exit(1)
-
-
-def _work(start: int, stop: int) -> bytes:
-    """Return the answer as bytes: a pool would send each tensor as an open file."""
-    try:
-        return pickle.dumps(_JOB[0].work(start, stop))
-    except Exception as error:
-        raise Failed.of(error).error() from error
-
-
 @contextmanager
 def _sigint_held() -> Iterator[None]:
     """Hold Ctrl-C back while processes start: they inherit that, so they never see one."""
@@ -136,9 +232,19 @@ def _sigint_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _submitted(pool: ProcessPoolExecutor, spans: Sequence[Span]) -> dict[Future[Any], Span]:
+@contextmanager
+def _told_what_cannot_be_sent() -> Iterator[None]:
+    """Say why a process could not be started with its job.
+
+    Raises
+    ------
+    InputError
+        If the model or the data cannot be pickled.
+    MachineError
+        If the system allows no more open files.
+    """
     try:
-        return {pool.submit(_work, *span): span for span in spans}
+        yield
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InputError(
             f"run: the model or the data cannot be sent to other processes: {error}. Give them as "
