@@ -22,6 +22,13 @@ def test_p_values():
     assert found.tolist() == pytest.approx([1.0, 0.9, 0.5, 0.1], abs=1e-15)
 
 
+@pytest.mark.truth("numbers worked out by hand from (1 + #{a >= s}) / (n + 1)")
+def test_scores_may_come_in_any_order():
+    found = Calibration(torch.tensor(SCORES[::-1], dtype=torch.float64))
+    assert found.p_value([0.05, 0.2, 0.6, 2.0]).tolist() == pytest.approx([1.0, 0.9, 0.5, 0.1])
+    assert found.threshold(0.2) == 0.9
+
+
 @pytest.mark.truth("counting in Python")
 def test_p_values_by_brute_force():
     g = torch.Generator().manual_seed(0)

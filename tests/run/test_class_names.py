@@ -1,5 +1,6 @@
 """Data sets that name their classes, and number them each in its own order."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 
 import sonde
 from models import mlp
-from sonde.core.errors import StateError
+from sonde.core.errors import SondeWarning, StateError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
-from sonde.measure import Covariance
+from sonde.measure import Covariance, Norms
 from sonde.run.bundles.calibrations import merge_calibrations
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.merge import merge
@@ -130,17 +131,28 @@ def test_a_bundle_that_does_not_know_the_attention_kernel_merges():
 
 
 class TestSharedRows:
-    """Bundles of data that overlap do not merge: their rows would count twice."""
+    """Bundles that share most data do not merge; where they share some, that is said."""
 
     def test_a_longer_part_of_the_same_data(self):
         parts = [fit(Covariance(), live(items("ab")[:n]), **QUIET) for n in (30, 70)]
-        with pytest.raises(StateError, match="30 of 30 sampled rows"):
+        with pytest.raises(StateError, match="30 of 30 examples of one bundle have the ids"):
             merge(*parts)
 
-    def test_a_few_shared_examples_are_allowed(self):
+    def test_a_few_shared_examples_are_told_of(self):
         one, other = items("ab", seed=1), items("ab", seed=2)
         parts = [fit(Covariance(), live(data), **QUIET) for data in (one, [*other, *one[:5]])]
-        assert merge(*parts).header["data"]["n_examples"] == 165
+        with pytest.warns(SondeWarning, match=r"5 of 80 examples of one .* they now count twice"):
+            assert merge(*parts).header["data"]["n_examples"] == 165
+
+    @pytest.mark.truth("how the two ranges were cut")
+    def test_ranges_that_overlap_without_a_sample(self):
+        x = torch.randn(800, 2, generator=torch.Generator().manual_seed(0))
+        parts = [fit(Norms(), Stream.of(p), **QUIET) for p in (x[:500], x[300:])]
+        with pytest.warns(SondeWarning, match="of 500 examples of one bundle") as told:
+            merge(*parts)
+        found = re.search(r"about (\d+) of 500", str(told[0].message))
+        assert found
+        assert abs(int(found[1]) - 200) < 50
 
     def test_samples_that_left_rows_out(self):
         x = torch.randn(6000, 2)

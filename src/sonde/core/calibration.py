@@ -28,7 +28,7 @@ class Calibration(State):
     Parameters
     ----------
     scores : Float[Tensor, "n"]
-        Scores of held-out rows in ascending order, float64.
+        Scores of held-out rows, float64; kept in ascending order.
     guarantee : {"marginal", "pac"}, default="marginal"
     delta : float, default=0.05
         Probability that a ``pac`` promise may fail.
@@ -55,6 +55,14 @@ class Calibration(State):
             )
         if not 0.0 < self.delta < 1.0:
             raise InputError(f"Calibration: expected delta in (0, 1), got {self.delta}.")
+        values = torch.as_tensor(self.scores, dtype=torch.float64).flatten()
+        if values.numel() == 0:
+            raise CalibrationError("Calibration: expected at least one score, got none.", 1)
+        if bool(values.isnan().any()):
+            raise InputError("Calibration: a held-out score is NaN.")
+        if bool((values[1:] < values[:-1]).any()):
+            values = values.sort().values
+        object.__setattr__(self, "scores", values)
 
     @classmethod
     def from_scores(
@@ -69,14 +77,7 @@ class Calibration(State):
         InputError
             If a score is NaN.
         """
-        values = torch.as_tensor(scores, dtype=torch.float64).flatten()
-        if values.numel() == 0:
-            raise CalibrationError(
-                "Calibration.from_scores: expected at least one score, got none.", 1
-            )
-        if bool(values.isnan().any()):
-            raise InputError("Calibration.from_scores: a held-out score is NaN.")
-        return cls(values.sort().values, guarantee, delta)
+        return cls(torch.as_tensor(scores, dtype=torch.float64), guarantee, delta)
 
     @property
     def n(self) -> int:

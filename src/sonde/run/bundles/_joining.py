@@ -1,5 +1,6 @@
 """Fitted bundles of different data as one: their states are merged, their headers joined."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sonde.core.classes import joined_names
-from sonde.core.errors import StateError
+from sonde.core.errors import SondeWarning, StateError
 from sonde.core.hashing import rank_key
 from sonde.core.identity import agree
 from sonde.core.passes import merge_states
 from sonde.core.plan import Split
 from sonde.core.requests import Request, States, Task
-from sonde.run.bundles.group_counts import joined_counts
+from sonde.run.bundles.group_counts import KEPT_DRAWS, joined_counts
 from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages
 from sonde.run.passes.units import add_counters, join_units
@@ -24,6 +25,7 @@ from sonde.stats import HashSample, HashSampleState
 
 Units = list[dict[str, Any]]
 MOST_SHARED = 0.5
+REMEDY = "Fit on data that share no examples, or give those of different data different ids."
 LAST = torch.iinfo(torch.int64).max
 
 
@@ -43,7 +45,8 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
     """Return the states and the header of both sets of rows; see ``Fitted.merge``."""
     _require_alike(a, b)
     units = _merge_units(a.header["units"], b.header["units"])
-    _require_other_rows(a, b)
+    data, draws = joined_counts(a.header, b.header, a.split)
+    _require_other_rows(a, b, int(data["n_groups"]))
     names = joined_names(a.label_names, b.label_names)
     if names is None and any("label" in r.statistic.needs() for r in a.requests.values()):
         raise StateError(
@@ -51,7 +54,6 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
             f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data into one store "
             "(sonde read, then sonde read --append) and fit that."
         )
-    data, draws = joined_counts(a.header, b.header, a.split)
     header = {
         **{name: value for name, value in a.header.items() if name != "group_draws"},
         **draws,
@@ -109,16 +111,49 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
         )
 
 
-def _require_other_rows(a: Bundle, b: Bundle) -> None:
-    """Refuse bundles of which most sampled rows of one are in the other, by their draws."""
+def _require_other_rows(a: Bundle, b: Bundle, n_groups: int) -> None:
+    """Refuse bundles that share most examples of one, and warn of those that share a few.
+
+    Without groups their examples are known by draw; else those of sampled rows are.
+    """
+    headers = [bundle.header["data"] for bundle in (a, b)]
+    sizes = [int(data["n_groups"]) for data in headers]
+    if not any(data["grouped"] for data in headers) and sum(sizes) > n_groups:
+        few = max(sizes) <= KEPT_DRAWS
+        shared = Shared(sum(sizes) - n_groups, min(sizes), "examples", is_exact=few)
+        shared.judge("Fitted.merge", REMEDY)
+        return
     for kind, both in _samples(a, b):
-        found = most_shared(*(Drawn.of(kind, sample) for sample in both))
-        if found is not None:
-            raise StateError(
-                f"Fitted.merge: {found[0]:,} of {found[1]:,} sampled rows of one bundle have the "
-                "ids of rows of the other: they would count twice. Fit on data that share no "
-                "examples, or give those of different data different ids."
-            )
+        shared = shared_rows(*(Drawn.of(kind, sample) for sample in both), what="sampled rows")
+        if shared is not None:
+            shared.judge("Fitted.merge", REMEDY)
+            return
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How many rows two bundles share, of the fewer that either has."""
+
+    n: int
+    of: int
+    what: str
+    is_exact: bool = True
+
+    def judge(self, owner: str, remedy: str) -> None:
+        """Refuse where they are most rows of one bundle; else warn: equal rows may be different.
+
+        Raises
+        ------
+        StateError
+        """
+        about = "" if self.is_exact else "about "
+        text = (
+            f"{owner}: {about}{self.n:,} of {self.of:,} {self.what} of one bundle have the ids of "
+            f"rows of the other: they {{}} count twice. {remedy}"
+        )
+        if self.n > MOST_SHARED * self.of:
+            raise StateError(text.format("would"))
+        warnings.warn(text.format("now"), SondeWarning, stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -136,8 +171,8 @@ class Drawn:
         return cls(sample.draw, sample.group_draw if kind.groups else sample.draw, is_cut)
 
 
-def most_shared(*samples: Drawn) -> tuple[int, int] | None:
-    """Return how many rows of how many two samples share, where that is most of one of them.
+def shared_rows(*samples: Drawn, what: str) -> Shared | None:
+    """Return how many rows two samples share, of the fewer; None for none.
 
     Before the nearer of both ends the samples miss no row, so the share is that of all.
     """
@@ -145,8 +180,8 @@ def most_shared(*samples: Drawn) -> tuple[int, int] | None:
     ends = [int(o[-1]) for o, s in zip(orders, samples, strict=True) if s.is_cut]
     end = min(ends, default=LAST)
     here = [set(s.draw[o <= end].tolist()) for s, o in zip(samples, orders, strict=True)]
-    fewer, shared = min(map(len, here)), len(here[0] & here[1])
-    return (shared, fewer) if shared > MOST_SHARED * fewer else None
+    n = len(here[0] & here[1])
+    return Shared(n, min(map(len, here)), what) if n else None
 
 
 def _samples(

@@ -9,7 +9,7 @@ from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
 from sonde.core.requests import Request, Task, reads_of
 from sonde.core.state import equal
-from sonde.run.bundles._joining import Drawn, most_shared
+from sonde.run.bundles._joining import REMEDY, Drawn, shared_rows
 from sonde.run.bundles.fitted import Fitted
 from sonde.stats import HeldScoresState
 
@@ -68,17 +68,15 @@ def held_requests(tasks: list[Task], split: Split | None) -> dict[str, Request]:
 
 
 def _require_other_rows(held: dict[str, Request], a: Fitted, b: Fitted) -> None:
-    """Refuse calibrations of which most rows of one are in the other."""
+    """Refuse calibrations of which most rows of one are in the other, and warn of fewer."""
     for name in held:
         states = a.states[name], b.states[name]
         both = [s.drawn() for s in states if isinstance(s, HeldScoresState)]
-        found = most_shared(*(Drawn(draw, draw, is_cut) for draw, is_cut in both))
-        if found is not None:
-            raise StateError(
-                f"merge_calibrations: {found[0]:,} of {found[1]:,} kept rows of one bundle have "
-                "the ids of rows of the other: their scores would count twice. Calibrate on data "
-                "that share no examples, or give those of different data different ids."
-            )
+        drawn = (Drawn(draw, draw, is_cut) for draw, is_cut in both)
+        shared = shared_rows(*drawn, what="kept scores")
+        if shared is not None:
+            shared.judge("merge_calibrations", REMEDY.replace("Fit", "Calibrate"))
+            return
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -29,7 +29,7 @@ def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
 
 
 def group_draws(stream: Stream) -> str:
-    """Return the smallest ``split`` draws of the groups, as hexadecimal text.
+    """Return the smallest ``split`` draws of the groups (else examples), as hexadecimal text.
 
     They tell how many groups two bundles share: exactly where these are all, else by the share of
     those below the last draw of either.

@@ -33,9 +33,8 @@ def make_header(
 ) -> dict[str, Any]:
     """Return what a bundle says about its model, sites and data."""
     identity = stream.identity()
-    draws = {"group_draws": group_draws(stream)} if stream.grouped else {}
     return {
-        **draws,
+        "group_draws": group_draws(stream),
         "model": {name: identity.get(name) for name in MODEL_FIELDS},
         "reading": {name: identity.get(name) for name in READING_FIELDS},
         "recipe": recipe_of(stream),
