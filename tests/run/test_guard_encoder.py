@@ -40,6 +40,10 @@ def probes(model):
     return probe
 
 
+def _tripled(module, args):
+    args[0].mul_(3.0)
+
+
 def inputs():
     ids, mask = padded(TEXTS[:3])
     return {"input_ids": ids, "attention_mask": mask.long()}
@@ -72,6 +76,21 @@ def test_generation_scores_the_encoder_once(model, probes, parts, beams, use_cac
             assert sorted(guard.scores[name].tolist()) == pytest.approx(
                 sorted(whole.scores[name].tolist()), rel=1e-3
             )
+
+
+@pytest.mark.truth("one forward of encoder and decoder together, which is read in the hook")
+def test_work_in_place_after_a_site_of_an_encoder_does_not_reach_its_rows(model, probes):
+    probe, following = probes("tokens", "encoder"), model.module.encoder.block[2]
+    handle = following.register_forward_pre_hook(_tripled)
+    try:
+        with Guard(model, probe) as guard:
+            out = model.module.generate(**inputs(), max_new_tokens=1, min_new_tokens=1)
+        with torch.no_grad(), Guard(model, probe) as whole:
+            model.module(**inputs(), decoder_input_ids=out[:, :-1])
+    finally:
+        handle.remove()
+    for name, scores in whole.scores.items():
+        assert guard.scores[name].tolist() == pytest.approx(scores.tolist(), rel=1e-4)
 
 
 @pytest.mark.truth("one forward of encoder and decoder together")

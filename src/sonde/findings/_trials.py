@@ -60,7 +60,7 @@ class Trials:
     """
 
     def __init__(self, stream: LiveStream) -> None:
-        self.module = stream.model.module
+        self.module, self.place = stream.model.module, stream.probe.place
         self.silent = Silent(self.module, stream.probe)
         self.tensors: dict[str, Tensor] = {}
         self.padding: set[str] = set()
@@ -102,7 +102,12 @@ class Trials:
         )
         wanted = [*sites, *entering] if is_first else sites
         tensors = watch(
-            self.module, batch, wanted, as_found=not self.module.training, around=around
+            self.module,
+            batch,
+            wanted,
+            as_found=not self.module.training,
+            around=around,
+            place=self.place,
         ).tensors
         if is_first:
             self.tensors = tensors

@@ -10,7 +10,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.tap.generating.recorder import Recorder
 from sonde.tap.hooks.session import Session
-from sonde.tap.model.placement import moved, placement
+from sonde.tap.model.input_types import place_of
 from sonde.tap.model.seeding import gpus_of, seed_devices
 
 NO_PROMPT = frozenset({"labels", "decoder_input_ids", "decoder_attention_mask", "position_ids"})
@@ -68,8 +68,7 @@ class Generation:
         """Return the sequences, and the cache if a recorder asks for it."""
         self._check_ends(prompts)
         module = self.model.module
-        place = placement(module)
-        _, kwargs = moved(place, (), _kept(prompts.kwargs))
+        _, kwargs = place_of(module, prompts).call((), _kept(prompts.kwargs))
         settings = {"pad_token_id": self._pad()} | self.chosen
         session = Session(module) if recorder is None else recorder.session
         with session, torch.random.fork_rng(devices=gpus_of(module)), torch.no_grad():

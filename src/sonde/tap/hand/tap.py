@@ -216,8 +216,7 @@ class Tap:
     def _reduced(self, x: Tensor, spot: Spot, module: nn.Module, parts: list[Tensor]) -> Tensor:
         """Return rows; where they wait for those of other sites, what they will replace."""
         if self._reducer is None:
-            copy = self._rack.slab.keep(x)
-            return x.clone() if copy is x else copy
+            return self._rack.slab.copy(x)
         if x.ndim == 0:
             raise SiteError(
                 f"Tap: {spot.name!r} returned a single number, which has no rows to reduce. "
@@ -260,7 +259,8 @@ class Tap:
 
 
 def _plain(mask: Any) -> Tensor | None:
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    """Return a copy of a mask: rows are made when they are asked for, after the forward."""
+    return mask.clone() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _unnamed(n: int) -> InputBatch:

@@ -73,6 +73,13 @@ def _with_items(output: Mapping[str, Any], old: Tensor, new: Tensor) -> Any:
     return make(**changed) if is_dataclass(output) else make(changed)
 
 
+def copied(value: Any) -> Any:
+    """Return a value with copies of its tensors; containers are made anew."""
+    for x in leaves(value).values():
+        value = replaced(value, x, x.detach().clone())
+    return value
+
+
 def find_input(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: str | None = None
 ) -> tuple[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from sonde.core.errors import InputError
 from sonde.core.perturbation import Perturbation
 from sonde.core.wording import plural
-from sonde.tap.hooks.outputs import replaced
+from sonde.tap.hooks.outputs import leaves, replaced
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.probe import find_logits
 
@@ -35,7 +35,9 @@ def perturbed_logits(
     std = _step_size(how.std, found)
     watched = found.detach().clone().requires_grad_(True)
     with Session(module, with_grad=True) as session:
-        logits = _logits(session.run(*_with(args, kwargs, found, watched)), len(found))
+        with torch.enable_grad():
+            given = watched.clone()  # a model may change it in place, as it may not a leaf
+        logits = _logits(session.run(*_with(args, kwargs, found, given)), len(found))
         with torch.enable_grad():
             wide = logits if logits.dtype == torch.float64 else logits.float()
             scaled = wide / how.temperature
@@ -47,7 +49,7 @@ def perturbed_logits(
     moved = found.detach() - how.eps * gradient.sign() / std
     with Session(module) as session:
         output = session.run(*_with(args, kwargs, found, moved.to(found.dtype)))
-        return _logits(output, len(found)).detach()
+        return _logits(output, len(found)).detach().clone()
 
 
 def float_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -83,9 +85,14 @@ def _step_size(std: float | tuple[float, ...], x: Tensor) -> float | Tensor:
 def _with(
     args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple(replaced(a, old, new) for a in args), {
-        name: replaced(value, old, new) for name, value in kwargs.items()
-    }
+    """Return the arguments of one forward: ``new`` in place of ``old``, copies of all others."""
+
+    def given(value: Any) -> Any:
+        for x in leaves(value).values():
+            value = replaced(value, x, new if x is old else x.detach().clone())
+        return value
+
+    return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
 
 
 def _logits(output: Any, n: int) -> Tensor:

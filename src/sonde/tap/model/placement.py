@@ -1,36 +1,48 @@
-"""Where a model takes its inputs, and in which type."""
+"""Where a model takes its inputs: copies there, which it may change in place."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Place = tuple[torch.device, torch.dtype | None]
-
-
-def to_model(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments on the model's device, floats in the type of its weights."""
-    return moved(placement(module), args, kwargs)
+from sonde.tap.hooks.outputs import leaves, replaced
 
 
-def moved(
-    place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments at a place."""
-    return tuple(_move(x, place) for x in args), {n: _move(x, place) for n, x in kwargs.items()}
+@dataclass(frozen=True)
+class Place:
+    """Where a model takes its inputs, and which of them in another type than they have.
+
+    Parameters
+    ----------
+    device : torch.device
+    types : mapping of str to dtype
+        By position or keyword of the argument.
+    """
+
+    device: torch.device
+    types: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
+
+    def call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of one forward, whose tensors are copies.
+
+        Models work in place, and their inputs are read again: by a second forward, by the columns,
+        by a later pass over the same data.
+        """
+        moved = tuple(self._copied(x, str(i)) for i, x in enumerate(args))
+        return moved, {name: self._copied(x, name) for name, x in kwargs.items()}
+
+    def _copied(self, value: Any, name: str) -> Any:
+        for x in leaves(value).values():
+            dtype = self.types.get(name, x.dtype) if x.is_floating_point() else x.dtype
+            value = replaced(value, x, x.detach().to(self.device, dtype, copy=True))
+        return value
 
 
-def _move(x: Any, place: Place) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    device, dtype = place
-    wanted = dtype if x.is_floating_point() and dtype is not None else x.dtype
-    return x.detach().to(device=device, dtype=wanted)
-
-
-def placement(module: nn.Module) -> Place:
+def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Return where a model takes its inputs, and the type of its first float parameter."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     for part in module.modules():

@@ -20,6 +20,8 @@ from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.forward_errors import forward_on
+from sonde.tap.model.input_types import place_of
+from sonde.tap.model.placement import Place
 from sonde.tap.model.vary import Change, changes, sized
 
 ROWS = (2, 3)
@@ -71,6 +73,8 @@ class Probe:
         Leaves of the model's output.
     head : str or None
         Name of the final linear layer, where its output is the logits.
+    place : Place
+        Where the model takes its inputs, and in which types.
     """
 
     names: Names
@@ -80,6 +84,7 @@ class Probe:
     change: Change
     output: dict[str, Leaf]
     head: str | None
+    place: Place
 
     def calls(self, path: str) -> int:
         """Return how often a module ran in one forward."""
@@ -161,7 +166,8 @@ def probe(model: Model, batch: InputBatch) -> Probe:
     """
     check_readable(model.module)
     names = Names(model.module)
-    recorder = _Recorder(model, names, batch)
+    place = place_of(model.module, batch)
+    recorder = _Recorder(model, names, batch, place)
     *resized, same = changes(batch)
     for change in resized:
         try:
@@ -172,27 +178,27 @@ def probe(model: Model, batch: InputBatch) -> Probe:
         except Exception as error:  # whatever a model raises at a size that it is not made for
             _log.debug("probe: the model does not run at another size: %s", error)
         else:
-            return Probe(names, trace, other, larger, change, output, head)
+            return Probe(names, trace, other, larger, change, output, head, place)
     with forward_on(batch, first=True):
         trace, output, head = recorder.run(same, ROWS[0], 0)
     try:
         other = recorder.run(same, ROWS[1], 0)[0]
     except Exception as error:  # a model for one batch size only
         _log.debug("probe: the model does not run on three rows: %s", error)
-        return Probe(names, trace, None, None, same, output, head)
-    return Probe(names, trace, other, None, same, output, head)
+        return Probe(names, trace, None, None, same, output, head, place)
+    return Probe(names, trace, other, None, same, output, head, place)
 
 
 class _Recorder:
     """Runs the model at one size with a hook on every module."""
 
-    def __init__(self, model: Model, names: Names, batch: InputBatch) -> None:
-        self.model, self.names, self.batch = model, names, batch
+    def __init__(self, model: Model, names: Names, batch: InputBatch, place: Place) -> None:
+        self.model, self.names, self.batch, self.place = model, names, batch, place
 
     def run(
         self, change: Change, n_rows: int, which: int
     ) -> tuple[Trace, dict[str, Leaf], str | None]:
-        args, kwargs = sized(self.model.module, self.batch, change, n_rows, which)
+        args, kwargs = self.place.call(*sized(self.batch, change, n_rows, which))
         self.trace: Trace = {}
         self.tick = self.count = 0
         self.open: dict[str, list[Call]] = {}
@@ -227,7 +233,7 @@ class _Recorder:
         self.tick += 1
         self.trace.setdefault(name, []).append(call)
         if isinstance(module, nn.Linear) and not output.is_nested:
-            self.linear[name] = output
+            self.linear[name] = output.clone()  # what follows may change it in place
 
     def _number(self, x: Tensor | None) -> int | None:
         """Return a number for a tensor; one whose memory was freed keeps none."""

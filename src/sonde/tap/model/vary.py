@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.inputs import InputBatch
-from sonde.tap.model.placement import to_model
 
 LENGTHS = (5, 7)
 LENGTHS2 = (3, 4)
@@ -103,7 +102,7 @@ def _floats(batch: InputBatch) -> list[Tensor]:
 
 
 def sized(
-    module: nn.Module, batch: InputBatch, change: Change, n_rows: int, which: int
+    batch: InputBatch, change: Change, n_rows: int, which: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a probe forward on ``n_rows`` rows."""
     n = len(batch)
@@ -117,7 +116,7 @@ def sized(
     args = tuple(_fit("", x, sizes, doubled) for x in batch.args)
     kwargs = {name: _fit(name, x, sizes, doubled) for name, x in batch.kwargs.items()}
     kwargs = {n: _unpadded(n, x, batch.kwargs[n], batch.mask) for n, x in kwargs.items()}
-    return to_model(module, args, kwargs)
+    return args, kwargs
 
 
 Sizes = tuple[int, int, tuple[int | None, int | None], tuple[int | None, int | None]]

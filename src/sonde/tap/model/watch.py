@@ -16,7 +16,8 @@ from sonde.core.site import Site
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input
 from sonde.tap.hooks.session import Session
-from sonde.tap.model.placement import to_model
+from sonde.tap.model.input_types import place_of
+from sonde.tap.model.placement import Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ def watch(
     *,
     as_found: bool = False,
     around: AbstractContextManager[Any] | None = None,
+    place: Place | None = None,
 ) -> Watched:
     """Run a model once and return the raw tensors at sites, ports ``out`` and ``in``.
 
@@ -57,6 +59,8 @@ def watch(
         Leave training flags as they are instead of reading in eval mode.
     around : context manager, optional
         Entered for the forward alone.
+    place : Place, optional
+        Where the model takes its inputs; found by trial if their types leave it open.
     """
     names = Names(module)
     taken: dict[str, Tensor] = {}
@@ -70,7 +74,8 @@ def watch(
             outputs.append((part, _after(leaving, taken)))
         if entering:
             inputs.append((part, _before(part, entering, taken)))
-    args, kwargs = to_model(module, batch.args, batch.kwargs)
+    place = place_of(module, batch) if place is None else place
+    args, kwargs = place.call(batch.args, batch.kwargs)
     session = Session(module, outputs, inputs, reading=not as_found)
     with session, around if around is not None else nullcontext():
         output = session.run(args, kwargs)

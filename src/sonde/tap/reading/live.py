@@ -26,13 +26,11 @@ from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.heads import layer_of
 from sonde.tap.model.objectives import Objective, check_objective, name_of
 from sonde.tap.model.perturb import float_input, perturbed_logits
-from sonde.tap.model.placement import Place, moved, placement
+from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import Pattern
 from sonde.tap.reading.choose import Chosen, choose_kinds
 from sonde.tap.reading.reader import Reader, Reading, reading_of
-from sonde.tap.reading.taken import Taken
-from sonde.tap.rows.frame import Frame
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.padding import right_padded
 
@@ -211,13 +209,12 @@ class LiveStream(Stream):
             logits=self.with_logits and self._gives_logits,
             has_logits=self._gives_logits,
         )
-        place = placement(self.model.module)
         if isinstance(self.inputs, ReplayInputs):
             yield from self._generated(self.inputs, reader, start, stop)
             return
         inputs, n_ahead = map(right_padded, self.inputs.batches(start, stop)), 1
         while several := list(islice(inputs, n_ahead)):
-            made = self._several(reader, several, place)
+            made = self._several(reader, several)
             n_ahead = 1 if self.perturb is not None else _n_ahead(several, made)
             made.reverse()
             while made:
@@ -233,17 +230,17 @@ class LiveStream(Stream):
         self, inputs: ReplayInputs, reader: Reader, start: int, stop: int
     ) -> Iterator[Batch]:
         """Yield the rows of generated texts: taken while they arise, else by one more forward."""
-        place, modules = placement(self.model.module), self.probe.names.modules
+        modules = self.probe.names.modules
         spots = {k.key: Spot(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds}
         for prompts in inputs.prompt_batches(start, stop):
             if not self._records(inputs, prompts):
-                yield from self._several(reader, [right_padded(inputs.continued(prompts))], place)
+                yield from self._several(reader, [right_padded(inputs.continued(prompts))])
                 continue
             batch, recorder = inputs.record(prompts, spots)
-            frame = Frame(batch, place[0], reader.shared)
+            frame = reader.frame(batch)
             taken = recorder.rows(frame)
             if taken is None:
-                yield from self._several(reader, [right_padded(batch)], place)
+                yield from self._several(reader, [right_padded(batch)])
             else:
                 yield self._made(batch, reading_of(taken, frame))
 
@@ -256,21 +253,15 @@ class LiveStream(Stream):
         in_place = generation.new_tokens is not None and generation.keeps_rows_in_place
         return in_place and may_record(self.kinds) and not token_arguments(prompts)
 
-    def _several(self, reader: Reader, batches: Sequence[InputBatch], place: Place) -> list[Batch]:
+    def _several(self, reader: Reader, batches: Sequence[InputBatch]) -> list[Batch]:
         with reader.session:
-            read = [self._read(reader, batch, place) for batch in batches]
-            readings = reader.readings(read)
-        perturbed = [self._perturbed(batch, place) for batch in batches]
-        return list(map(self._made, batches, readings, perturbed))
+            readings = reader.readings([reader.read(batch) for batch in batches])
+        return list(map(self._made, batches, readings, map(self._perturbed, batches)))
 
-    def _read(self, reader: Reader, batch: InputBatch, place: Place) -> Reading | Taken:
-        args, kwargs = moved(place, batch.args, batch.kwargs)
-        return reader.read(args, kwargs, batch, Frame(batch, place[0], reader.shared))
-
-    def _perturbed(self, batch: InputBatch, place: Place) -> Tensor | None:
+    def _perturbed(self, batch: InputBatch) -> Tensor | None:
         if self.perturb is None:
             return None
-        args, kwargs = moved(place, batch.args, batch.kwargs)
+        args, kwargs = self.probe.place.call(batch.args, batch.kwargs)
         return perturbed_logits(self.model.module, args, kwargs, self.perturb)
 
     def _made(self, batch: InputBatch, reading: Reading, perturbed: Tensor | None = None) -> Batch:

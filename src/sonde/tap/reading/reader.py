@@ -92,15 +92,17 @@ class Reader:
         foreign = any(m._forward_hooks_always_called for m in self.modules)
         return not (open_ended or foreign or any(_offloads_block(m) for m in self.modules))
 
-    def read(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
-    ) -> Reading | Taken:
+    def frame(self, batch: InputBatch) -> Frame:
+        """Return the examples of a batch, as reductions need them."""
+        return Frame(batch, self.probe.place.device, self.shared)
+
+    def read(self, batch: InputBatch) -> Reading | Taken:
         """Run the model once; the session is open.
 
         What is small becomes rows after several forwards, in ``readings``: the same few calls again
         and again find warm caches, which they do not in between.
         """
-        taken = self._run(args, kwargs, batch, frame)
+        taken = self._run(batch, self.frame(batch))
         return taken if 0 < taken.held_bytes <= HELD_BYTES else self._read(taken)
 
     def readings(self, several: Sequence[Reading | Taken]) -> list[Reading]:
@@ -111,9 +113,8 @@ class Reader:
                 settle(waiting)
         return [one if isinstance(one, Reading) else self._reading(one) for one in several]
 
-    def _run(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: InputBatch, frame: Frame
-    ) -> Taken:
+    def _run(self, batch: InputBatch, frame: Frame) -> Taken:
+        args, kwargs = self.probe.place.call(batch.args, batch.kwargs)
         self.rack.begin()
         stops = self.may_stop and kwargs.get("past_key_values") is None
         stop = self.session.stop if stops else None
@@ -152,11 +153,12 @@ class Reader:
         logits = find_logits(output)
         if logits is None:
             return None
-        if self.causal and logits.ndim == 3:
-            with torch.set_grad_enabled(self.objective is not None):
+        with torch.set_grad_enabled(self.objective is not None):
+            if self.causal and logits.ndim == 3:
                 one = frame.one("pos", logits.shape[1], "last")
                 return logits[tuple(frame.beside(index, logits) for index in one)]
-        return logits if logits.ndim == 2 and logits.shape[0] == frame.n else None
+            is_ours = logits.ndim == 2 and logits.shape[0] == frame.n
+            return self.rack.slab.copy(logits) if is_ours else None
 
     def _reading(self, taken: Taken) -> Reading:
         reading = Reading({}, {}, {}, taken.logits if self.wants_logits else None)

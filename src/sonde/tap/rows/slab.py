@@ -32,6 +32,11 @@ class Slab:
             return x
         return self.place(x.shape, x.dtype).copy_(x)
 
+    def copy(self, x: Tensor) -> Tensor:
+        """Return a copy of a tensor, of a small one outside the heap."""
+        kept = x if x.requires_grad else self.keep(x)
+        return x.clone() if kept is x else kept
+
     def keep_each(self, x: Tensor) -> list[Tensor]:
         """Return a copy of each member of ``x``, small ones outside the heap."""
         small = x.is_cpu and 0 < x[:1].nbytes <= SLAB_BYTES

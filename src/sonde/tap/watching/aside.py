@@ -1,11 +1,15 @@
 """The logits of a moved input, by forwards that no onlooker takes for those of a user."""
 
+import contextlib
 import contextvars
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sonde.core.perturbation import Perturbation
+from sonde.tap.hooks.outputs import leaves
 from sonde.tap.model.perturb import perturbed_logits
 from sonde.tap.watching.backward import require_gradients
 
@@ -18,12 +22,30 @@ def is_aside() -> bool:
 
 
 def moved_logits(
-    root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: Perturbation
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    step: Perturbation,
+    output: Any,
 ) -> Tensor:
-    """Return the logits after a step of the inputs of a call that is over."""
+    """Return the logits after a step of the inputs of a call that is over and gave ``output``."""
     require_gradients()
     token = _ASIDE.set(True)
     try:
-        return perturbed_logits(root, args, kwargs, step)
+        with _unwritten(output):
+            return perturbed_logits(root, args, kwargs, step)
     finally:
         _ASIDE.reset(token)
+
+
+@contextlib.contextmanager
+def _unwritten(output: Any) -> Iterator[None]:
+    """Give an output its values back where the model writes the next one into the same memory."""
+    kept = [(x, x._version, x.detach().clone()) for x in leaves(output).values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for x, version, values in kept:
+                if x._version != version:
+                    x.copy_(values)

@@ -94,8 +94,9 @@ def _mask(found: Any, length: int | None) -> Tensor | None:
     found = found.get("full_attention") if is_dict(found) else found
     if isinstance(found, Tensor) and found.ndim == 4:
         last = found[:, 0, -1, :length]
-        return last if last.dtype == torch.bool else last == 0
-    return found.bool() if isinstance(found, Tensor) and found.ndim == 2 else None
+        return last.clone() if last.dtype == torch.bool else last == 0
+    is_plain = isinstance(found, Tensor) and found.ndim == 2
+    return found.to(torch.bool, copy=True) if is_plain else None
 
 
 def _fed(named: dict[str, Any]) -> Tensor | None:

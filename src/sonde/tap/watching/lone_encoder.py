@@ -36,7 +36,8 @@ class Apart:
         """Forget the run before this one."""
         self.clear()
         self.is_running = True
-        self._ids = arguments(self.encoder[0], args, kwargs).get("input_ids")
+        ids = arguments(self.encoder[0], args, kwargs).get("input_ids")
+        self._ids = ids.clone() if isinstance(ids, Tensor) else None
 
     def end(self, output: Any) -> None:
         """Remember the output, by which a call of the decoder is known to follow from this run."""

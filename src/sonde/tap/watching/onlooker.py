@@ -18,7 +18,7 @@ from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.tap.hooks.names import Names
-from sonde.tap.hooks.outputs import find, find_input
+from sonde.tap.hooks.outputs import copied, find, find_input
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes
 from sonde.tap.rows.kind import Kind
@@ -91,6 +91,7 @@ class Onlooker:
         self._watching = Watching(self.kinds, model.task, ids, self._foretold, Shared())
         self._forward: WatchedForward | None = None
         self._call = self._no_call = Call(self.root, (), {})
+        self._given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
         self._slots = slots_of(self.kinds, names.modules)
         self.session = Session(
             self.root,
@@ -133,6 +134,7 @@ class Onlooker:
         if is_aside():
             return
         self._call = call = Call(self.root, args, kwargs)
+        self._given = (args, kwargs) if self._step is None else copied((args, kwargs))
         over = self._ends.after(call.fed, call.past)
         self._foretold.begin(call)
         for slot in self._slots:
@@ -172,7 +174,7 @@ class Onlooker:
     def _take(self, kind: Kind, leaf: Tensor, call: int) -> None:
         """Keep the rows of one call of a site."""
         if self._apart.is_running:
-            self._apart.taken.append((kind, leaf.detach(), call))
+            self._apart.taken.append((kind, leaf.detach().clone(), call))
         elif self._forward is not None:
             self._forward.take(kind, leaf, call)
 
@@ -222,15 +224,16 @@ class Onlooker:
             )
         wants = self._logits or self._backward is not None
         logits = forward.logits(output, frame) if wants else None
+        kept = None if logits is None else logits.detach().clone()
         grad: dict[str, Tensor] = {}
         if self._backward is not None:
             grad = self._backward.gradients(self.kinds, output, logits, frame.batch, frame)
             output = self._backward.released(output)
         moved: dict[str, Tensor] = {}
         if self._step is not None:
-            found = moved_logits(self.root, self._call.args, self._call.kwargs, self._step)
+            found = moved_logits(self.root, *self._given, self._step, output)
             moved["perturbed_logits"] = found
-        batch = forward.batch(frame, None if logits is None else logits.detach(), grad, moved)
+        batch = forward.batch(frame, kept, grad, moved)
         self._foretold.end(self._call, output)
         with torch.no_grad():
             self._seen(batch, self._call.past > 0, forward.cut)
@@ -240,7 +243,7 @@ class Onlooker:
         """Leave nothing of a forward behind, also of one that raised."""
         if is_aside():
             return
-        self._forward, self._call = None, self._no_call
+        self._forward, self._call, self._given = None, self._no_call, ((), {})
         if self._backward is not None:
             self._backward.end()
 
