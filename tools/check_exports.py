@@ -18,7 +18,7 @@ from types import ModuleType
 from sonde.core.instrument import Instrument
 from sonde.core.statistic import Statistic
 from sonde.findings.catalogue import rule_classes
-from sonde.run.instruments.catalogue import FAMILIES, methods, snake_case
+from sonde.run.instruments.catalogue import FAMILIES, methods, word_of_class
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,7 +54,7 @@ def wrong_families(families: Mapping[str, ModuleType], root: Path = ROOT) -> lis
             cls = getattr(package, name)
             if not (isinstance(cls, type) and issubclass(cls, Instrument)):
                 continue
-            word = snake_case(name)
+            word = word_of_class(cls)
             owners.setdefault(word, []).append(f"{family}.{name}")
             if not (root / "tests" / family / f"test_{word}.py").exists():
                 wrong.append(f"{family}.{name} has no tests/{family}/test_{word}.py")

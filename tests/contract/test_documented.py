@@ -12,7 +12,7 @@ import sonde.stats
 from contract.statistics import CASES, exported_instruments, learners
 from sonde.core.statistic import Statistic
 from sonde.findings.catalogue import rule_classes
-from sonde.run.instruments.catalogue import snake_case
+from sonde.run.instruments.catalogue import word_of_class
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def sections_of(page: Path) -> dict[str, str]:
 
 def test_every_instrument_has_a_page(docs):
     pages = {path.stem for path in (docs / "methods").glob("*.md")}
-    assert pages == {snake_case(type(i).__name__) for i in exported_instruments()}
+    assert pages == {word_of_class(type(i)) for i in exported_instruments()}
 
 
 def test_every_code_has_a_page(docs):

@@ -32,10 +32,10 @@ class Methods:
 
     def run(self) -> int:
         """Print one line for each method, all about one, or JSON."""
-        from sonde.run.instruments.catalogue import FAMILIES, methods
+        from sonde.run.instruments.catalogue import FAMILIES, PLUG_IN, methods
 
         known = methods()
-        if self.which and self.which not in (*FAMILIES, *known):
+        if self.which and self.which not in (*FAMILIES, PLUG_IN, *known):
             raise InputError(
                 f"methods: expected one of {', '.join(FAMILIES)}, or a method, got "
                 f"{self.which!r}.{near(self.which, known)} `sonde methods` lists them all."
@@ -47,7 +47,7 @@ class Methods:
         if self.which in known:
             say(f"{self.which} ({known[self.which].family})\n\n{known[self.which].description}")
             return 0
-        for family in FAMILIES:
+        for family in (*FAMILIES, PLUG_IN):
             mine = [m for m in chosen if m.family == family]
             if mine:
                 say(family)

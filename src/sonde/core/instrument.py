@@ -140,6 +140,8 @@ class Instrument(ABC):
         The smallest number of sites where the span is all.
     least_rows : int
         The smallest number of rows for which the quantity is defined; 0 where nothing is refused.
+    word : str
+        Its name on the command line, where that is not its class in snake_case.
     paper : str
         Key in ``docs/papers.bib``.
     examples : tuple of dict
@@ -150,6 +152,7 @@ class Instrument(ABC):
     equal_widths: ClassVar[bool] = False
     least_sites: ClassVar[int] = 2
     least_rows: ClassVar[int] = 0
+    word: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     part: ClassVar[Part] = "all"

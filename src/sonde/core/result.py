@@ -177,6 +177,19 @@ class Scorer(Result):
         """Itself on other devices, made when rows come from there; not pickled."""
         return {}
 
+    @property
+    def n_places(self) -> int | None:
+        """How many positions every example must have; None where any number will do."""
+        return None
+
+    @property
+    def squared_distance(self) -> "tuple[Float[Tensor, 'dim'], Float[Tensor, 'dim rank']] | None":
+        """The mean and the root ``R`` where the score is ``|(x - mean) R|^2``; None else.
+
+        Such scores of several sites are made together.
+        """
+        return None
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "copies"}
 

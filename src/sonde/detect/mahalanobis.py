@@ -45,6 +45,13 @@ class MahalanobisScorer(Scorer):
         """Whether float32 would lose digits of the metric that scores show."""
         return self.space.metric.is_lossy
 
+    @property
+    def squared_distance(self) -> tuple[Tensor, Tensor] | None:
+        """The mean and the root of the metric: of one class, whole, and exact in float32."""
+        root = self.space.metric.root
+        alone = len(self.mean) == 1 and root.ndim == 2
+        return (self.mean[0], root) if alone and not self.needs_double else None
+
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return by how much the squared distance falls without each unit."""
         check_width("Mahalanobis", x, self.mean.shape[1])

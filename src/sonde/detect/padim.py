@@ -39,6 +39,11 @@ class PaDiMScorer(Scorer):
     coordinates: Int[Tensor, "coordinate"]
     dim: int
 
+    @property
+    def n_places(self) -> int:
+        """The number of fitted positions."""
+        return len(self.mean)
+
     def score(
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row"]:
@@ -124,6 +129,7 @@ class PaDiM(Detector):
     shrinkage: Shrinkage = "oas"
     seed: int = 0
     max_positions: int = 4096
+    word: ClassVar[str] = "padim"
     paper: ClassVar[str] = "defard2021padim"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"coordinates": 3, "shrinkage": 0.1})
 

@@ -54,6 +54,7 @@ class ReAct(Detector):
     """
 
     quantile: float = 0.9
+    word: ClassVar[str] = "react"
     paper: ClassVar[str] = "sun2021react"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"quantile": 0.7})
 

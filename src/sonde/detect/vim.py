@@ -112,6 +112,7 @@ class ViM(Detector):
     principal: int | Literal["auto"] = "auto"
     alpha: Literal["rms", "paper"] = "rms"
     m: int = SAMPLE
+    word: ClassVar[str] = "vim"
     paper: ClassVar[str] = "wang2022vim"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"principal": 1, "alpha": "paper"})
 

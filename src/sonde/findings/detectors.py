@@ -18,7 +18,7 @@ from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.findings.gather import SAMPLED_COLUMNS
 from sonde.run.instruments.asked import at_head, head_sites
-from sonde.run.instruments.catalogue import snake_case
+from sonde.run.instruments.catalogue import word_of_class
 from sonde.stats import Calibrated, CalibratedScorer
 from sonde.tap import LiveStream
 
@@ -97,7 +97,7 @@ def _check_single_pass(method: Detector) -> None:
     elif type(method).then is not Detector.then:
         why = "is fitted in several passes"
     if why:
-        word = snake_case(type(method).__name__)
+        word = word_of_class(type(method))
         raise InputError(
             f"scan: {type(method).__name__} {why}; a scan fits detectors in its own pass, on one "
             f"row of each example at one site. Use `sonde fit {word} MODEL DATA -o probe.sonde`, "

@@ -7,7 +7,7 @@ from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
-from sonde.run.instruments.catalogue import snake_case
+from sonde.run.instruments.catalogue import word_of_name
 from sonde.run.instruments.entries import place_of
 
 _SHORT: Final = 12
@@ -87,7 +87,7 @@ def _counted(n_groups: int, where: dict[str, Any] | None) -> str:
 
 
 def _place(row: dict[str, Any]) -> str:
-    return place_of(snake_case(row["method"]), row["site"])
+    return place_of(word_of_name(row["method"]), row["site"])
 
 
 def _alarm(alarm: dict[str, Any]) -> Markup:

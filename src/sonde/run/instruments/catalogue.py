@@ -1,22 +1,27 @@
 """The catalogue: every exported method by the word that the command line uses.
 
-The families' ``__all__`` are the only list; this module derives everything else from them.
+The families' ``__all__`` and the entry points ``sonde.methods`` of other distributions are the only
+lists; all else is derived from them.
 """
 
 import importlib
 import inspect
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.instrument import Detector, Instrument
 
 FAMILIES = ("measure", "detect")
+PLUG_IN = "plug-in"
 
-_SINGLE_WORDS = {"TwoNN": "two_nn", "ViM": "vim", "ReAct": "react", "PaDiM": "padim"}
+PLUG_INS = "sonde.methods"
+"""Group of entry points by which other distributions announce methods: ``word = package:Class``."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Method:
     word: str
     family: str
     cls: type[Instrument]
+    distribution: str = "sonde"
 
     @property
     def summary(self) -> str:
@@ -42,6 +48,7 @@ class Method:
         return {
             "word": self.word,
             "family": self.family,
+            "distribution": self.distribution,
             "class": self.cls.__name__,
             "summary": self.summary,
             "span": self.cls.span,
@@ -51,36 +58,76 @@ class Method:
 
 
 def snake_case(name: str) -> str:
-    """Return the command-line word of a class: snake_case with acronyms in one piece.
+    """Return a class's name in snake_case, with acronyms in one piece.
 
     Examples
     --------
     >>> [snake_case(n) for n in ("RelativeMahalanobis", "KNN", "LayerCKA", "TwoNN", "NAC")]
     ['relative_mahalanobis', 'knn', 'layer_cka', 'two_nn', 'nac']
     """
-    if name in _SINGLE_WORDS:
-        return _SINGLE_WORDS[name]
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def word_of_class(cls: type[Instrument]) -> str:
+    """Return the command-line word of a method."""
+    return cls.word or snake_case(cls.__name__)
+
+
+def word_of_name(name: str) -> str:
+    """Return the command-line word of the method whose class has this name."""
+    return next((m.word for m in methods().values() if m.cls.__name__ == name), snake_case(name))
+
+
+def distribution_of(cls: type[Instrument]) -> str | None:
+    """Return the other distribution that announces a method; None for ours and for none."""
+    found = next((m for m in methods().values() if m.cls is cls), None)
+    return None if found is None or found.distribution == "sonde" else found.distribution
 
 
 @cache
 def methods() -> dict[str, Method]:
-    """Return every exported instrument by its word, sorted."""
+    """Return every method by its word, sorted: ours, and those that other packages announce."""
     found: dict[str, Method] = {}
     for family in FAMILIES:
         module = importlib.import_module(f"sonde.{family}")
         for name in module.__all__:
             cls = getattr(module, name)
             if isinstance(cls, type) and issubclass(cls, Instrument):
-                word = snake_case(name)
+                word = word_of_class(cls)
                 found[word] = Method(word, family, cls)
-    return dict(sorted(found.items()))
+    return dict(sorted({**_plug_ins(frozenset(found)), **found}.items()))
+
+
+def _plug_ins(taken: frozenset[str]) -> dict[str, Method]:
+    """Return the methods of other distributions; one that cannot be used is said and left out."""
+    found: dict[str, Method] = {}
+    for point in entry_points(group=PLUG_INS):
+        name = point.dist.name if point.dist is not None else point.value
+        try:
+            cls = point.load()
+        except Exception as error:  # somebody else's code may fail in any way
+            _leave_out(point.name, name, f"it cannot be imported ({error!r})")
+            continue
+        if not (isinstance(cls, type) and issubclass(cls, Instrument)):
+            _leave_out(point.name, name, "it is not a subclass of sonde.core.Instrument")
+        elif point.name in taken | found.keys():
+            _leave_out(point.name, name, "another method has this word")
+        elif point.name != word_of_class(cls):
+            _leave_out(point.name, name, f"its class is called {word_of_class(cls)!r} in files")
+        else:
+            found[point.name] = Method(point.name, PLUG_IN, cls, name)
+    return found
+
+
+def _leave_out(word: str, distribution: str, why: str) -> None:
+    text = f"sonde methods: {word!r} of {distribution} is left out: {why}."
+    warnings.warn(text, SondeWarning, stacklevel=4)
 
 
 def find(word: str, further: Iterable[type[Instrument]] = ()) -> type[Instrument]:
     """Return the class of a word, or an error with near words."""
     known = {m.word: m.cls for m in methods().values()}
-    known.update((snake_case(cls.__name__), cls) for cls in further)
+    known.update((word_of_class(cls), cls) for cls in further)
     if word not in known:
         raise InputError(
             f"no method is called {word!r}.{near(word, known)} `sonde methods` lists them all."

@@ -11,12 +11,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import StateError
+from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, Instrument, reads_rows
 from sonde.core.plan import Split
 from sonde.core.requests import Task
 from sonde.core.state import canonical, canonical_json, digest
-from sonde.run.instruments.catalogue import find, methods, snake_case
+from sonde.run.instruments.catalogue import distribution_of, find, methods, word_of_class
 from sonde.run.instruments.tasks import ErrorSample
 from sonde.stats import Calibrated, Kept
 
@@ -32,8 +32,8 @@ def inner_of(instrument: Instrument) -> Instrument:
 def word_of(instrument: Instrument | type[Instrument]) -> str:
     """Return the command-line word of an instrument, calibrated or not."""
     if isinstance(instrument, type):
-        return snake_case(instrument.__name__)
-    return snake_case(type(inner_of(instrument)).__name__)
+        return word_of_class(instrument)
+    return word_of_class(type(inner_of(instrument)))
 
 
 def names_of(tasks: Sequence[Task]) -> list[Key]:
@@ -111,8 +111,10 @@ def entry_of(task: Task) -> dict[str, Any]:
     """Return what the header of a bundle says of a task."""
     inner = inner_of(task.instrument)
     calibrated = task.instrument if isinstance(task.instrument, Calibrated) else None
+    distribution = distribution_of(type(inner))
     return {
         "instrument": word_of(inner),
+        **({} if distribution is None else {"distribution": distribution}),
         "params": {f.name: canonical(getattr(inner, f.name)) for f in fields(inner)},  # type: ignore[arg-type]
         "calibrated": None if calibrated is None else calibrated.m,
         "reduction": None if calibrated is None else calibrated.reduction,
@@ -154,7 +156,7 @@ def tasks_of(
 
 
 def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Task:
-    cls = find(entry["instrument"], further)
+    cls = _class_of(entry, further)
     parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["params"].items()}
     instrument = cls(**parameters)
     if digest(instrument) != entry["digest"]:
@@ -169,3 +171,17 @@ def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Ta
         kept = Kept(**entry["kept"]) if entry.get("kept") else None
         instrument = Calibrated(instrument, m, how, kept)
     return Task(instrument, tuple(str(s) for s in entry["sites"]))
+
+
+def _class_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> type[Instrument]:
+    """Return the class that an entry names by its word."""
+    try:
+        return find(entry["instrument"], further)
+    except InputError as error:
+        if "distribution" not in entry:
+            raise
+        raise StateError(
+            f"Fitted.load: {entry['instrument']!r} is a method of the package "
+            f"{entry['distribution']!r}, which is not installed here. Install it: pip install "
+            f"{entry['distribution']}."
+        ) from error

@@ -8,7 +8,6 @@ from sonde.core.batch import Batch
 from sonde.core.errors import InputError
 from sonde.core.requests import Task
 from sonde.core.result import Scorer
-from sonde.detect.padim import PaDiMScorer
 from sonde.run.instruments.entries import Key
 from sonde.stats import CalibratedScorer
 
@@ -26,14 +25,14 @@ def check_places(batch: Batch, tasks: Mapping[Key, Task], scorers: Mapping[Key, 
     for name, scorer in scorers.items():
         fitted = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
         key = tasks[name].keys[0]
-        if not isinstance(fitted, PaDiMScorer) or key not in batch.grid:
+        wanted = fitted.n_places
+        if wanted is None or key not in batch.grid:
             continue
-        wanted = len(fitted.mean)
         counts = torch.bincount(batch.example[key], minlength=len(batch))
         wrong = torch.nonzero(counts != wanted).flatten().tolist()
         if wrong:
             raise InputError(
-                f"PaDiM.score: expected {wanted} patches of every image (as fitted), got "
+                f"{name[0]}: expected {wanted} patches of every image (as fitted), got "
                 f"{int(counts[wrong[0]])} of {batch.ids[wrong[0]]} at {key}. Give images of the "
                 "fitted size."
             )

@@ -1,4 +1,4 @@
-"""Mahalanobis scores of several sites by few products: small calls cost more than what they do."""
+"""Squared distances at several sites by few products: small calls cost more than what they do."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sonde.core.autocast import without_autocast
 from sonde.core.result import Scorer
-from sonde.detect.mahalanobis import MahalanobisScorer
 from sonde.stats import CalibratedScorer
 
+Distance = tuple[Float[Tensor, "dim"], Float[Tensor, "dim rank"]]
 BLOCKS = 4
 """Into how many blocks of columns a triangle is cut: 5/8 of a square are read."""
 
@@ -37,17 +37,21 @@ class Stacked:
     @classmethod
     def of(cls, scorers: Sequence[tuple[str, Scorer]]) -> "Stacked | None":
         """Return those of some (site, scorer) that go together; None for fewer than two."""
-        fitting: list[tuple[str, MahalanobisScorer]] = []
+        fitting: list[tuple[str, Distance]] = []
         for key, scorer in scorers:
             inner = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
-            if isinstance(inner, MahalanobisScorer) and _fits(inner, fitting):
-                fitting.append((key, inner))
+            distance = inner.squared_distance
+            if distance is None:
+                continue
+            shape = fitting[0][1][1].shape if fitting else distance[1].shape
+            if distance[1].shape == shape:
+                fitting.append((key, distance))
         if len(fitting) < 2:
             return None
         return cls(
             tuple(key for key, _ in fitting),
-            torch.stack([scorer.mean for _, scorer in fitting]),
-            triangle(torch.stack([scorer.space.metric.root for _, scorer in fitting])),
+            torch.stack([mean[None] for _, (mean, _) in fitting]),
+            triangle(torch.stack([root for _, (_, root) in fitting])),
         )
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Float[Tensor, "row"]]:
@@ -80,10 +84,3 @@ def triangle(
     edges = [round(i * root.shape[2] / BLOCKS) for i in range(BLOCKS + 1)]
     pairs = [(a, b) for a, b in itertools.pairwise(edges) if a < b] or [(0, 0)]
     return tuple(lower[:, a:, a:b].contiguous() for a, b in pairs)
-
-
-def _fits(scorer: MahalanobisScorer, others: Sequence[tuple[str, MahalanobisScorer]]) -> bool:
-    root = scorer.space.metric.root
-    if len(scorer.mean) != 1 or root.ndim != 2 or scorer.space.metric.is_lossy:
-        return False
-    return not others or root.shape == others[0][1].space.metric.root.shape
