@@ -7,6 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
+from sonde.core.site import Site
+from sonde.tap.model.features import by_classes, by_sizes
+from sonde.tap.model.influence import Influence
 from sonde.tap.model.probe import ROWS, Leaf, Probe
 
 SPACE = ("h", "w")
@@ -51,9 +54,18 @@ class Axes:
 
 
 def find_axes(
-    probe: Probe, path: str, call: int, port: str, key: str | None, axis: int | None
+    probe: Probe,
+    path: str,
+    call: int,
+    port: str,
+    key: str | None,
+    axis: int | None,
+    influence: Influence,
 ) -> Axes:
     """Return the axes of the tensor at a site.
+
+    Axes that follow the inputs are none of features. Where several are left, what made the tensor
+    tells (``Known``), then the module's own weights, then what a change of the inputs reaches.
 
     Raises
     ------
@@ -69,7 +81,19 @@ def find_axes(
             f"{ROWS[0]} examples{_routed(probe, path)}. Read the block around it."
         )
     fixed = [i for i, word in enumerate(words) if word == ""]
-    chosen = _feature_axis(probe, path, first, fixed, axis, where)
+    chosen = _given_axis(axis, first, fixed, where)
+    if chosen is None:
+        chosen = fixed[0] if len(fixed) == 1 else first.features
+    if fixed and chosen not in fixed:
+        chosen = by_sizes(first.shape, fixed, probe.names.modules[path])
+    if fixed and chosen is None:
+        chosen = influence.features(Site(path, call, port, key), fixed)
+    if fixed and chosen is None:
+        raise SiteError(
+            f"Site: expected one feature axis at {where}, got shape {first.shape} where each of "
+            f"{fixed} could be it: neither what made it nor another input tells. Say which one: "
+            "Reducer(name, axis=...)."
+        )
     others = [i for i in fixed if i != chosen]
     if chosen is not None:
         words[chosen] = "dim"
@@ -139,70 +163,34 @@ def _routed(probe: Probe, path: str) -> str:
     return ""
 
 
-def _feature_axis(
-    probe: Probe, path: str, leaf: Leaf, fixed: list[int], axis: int | None, where: str
-) -> int | None:
-    if axis is not None:
-        chosen = axis % len(leaf.shape) if leaf.shape else 0
-        if chosen not in fixed:
-            raise SiteError(
-                f"Reducer: axis {axis} of {where} follows the inputs, got shape {leaf.shape}. "
-                f"Feature axes could be {fixed}."
-            )
-        return chosen
-    if len(fixed) <= 1:
-        return fixed[0] if fixed else None
-    chosen = by_parameters(leaf.shape, fixed, probe.names.modules[path], probe.names.root)
-    if chosen is None:
+def _given_axis(axis: int | None, leaf: Leaf, fixed: list[int], where: str) -> int | None:
+    """Return the axis that the user named, counted from the first."""
+    if axis is None:
+        return None
+    chosen = axis % len(leaf.shape) if leaf.shape else 0
+    if chosen not in fixed:
         raise SiteError(
-            f"Site: expected one feature axis at {where}, got shape {leaf.shape} where each of "
-            f"{fixed} could be it. Say which one: Reducer(name, axis=...)."
+            f"Reducer: axis {axis} of {where} follows the inputs, got shape {leaf.shape}. "
+            f"Feature axes could be {fixed}."
         )
     return chosen
 
 
-CHANNEL_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-)
-
-
-def by_parameters(
-    shape: Sequence[int], candidates: list[int], module: nn.Module, root: nn.Module
-) -> int | None:
-    """Return the one axis whose size is that of a bias or norm of the module or the model."""
-    if isinstance(module, CHANNEL_FIRST):
-        return 1
-    for owner in (module, root):
-        sizes = {p.numel() for p in owner.parameters() if p.ndim == 1}
-        matching = [i for i in candidates if shape[i] in sizes]
-        if len(matching) == 1:
-            return matching[0]
-    sizes = {s for p in module.parameters() for s in p.shape} | _config_sizes(root)
-    matching = [i for i in candidates if shape[i] in sizes]
-    return matching[0] if len(matching) == 1 else None
-
-
-def _config_sizes(root: nn.Module) -> set[int]:
-    config: Any = root.__dict__.get("config")
-    size = getattr(config, "hidden_size", None)
-    return {size} if isinstance(size, int) else set()
-
-
 def guess_axes(x: Tensor, module: nn.Module, root: nn.Module, axis: int | None = None) -> Axes:
-    """Return the axes of a tensor seen once, rows first; a probe forward would tell better."""
-    candidates = list(range(1, x.ndim))
+    """Return the axes of a tensor seen once, rows first; a probe forward would tell better.
+
+    The parts of the module tell by their classes, else those of the model; where they differ, the
+    sizes of the module's own weights.
+    """
     if x.ndim <= 1:
         return Axes(("row",))
+    candidates = list(range(1, x.ndim))
+    chosen = candidates[0] if x.ndim == 2 else None
     if axis is not None:
-        chosen: int | None = axis % x.ndim
-    elif x.ndim == 3 and not isinstance(module, CHANNEL_FIRST):
-        chosen = 2
-    else:
-        chosen = candidates[0] if x.ndim == 2 else by_parameters(x.shape, candidates, module, root)
+        chosen = axis % x.ndim
+    elif chosen is None:
+        spoken = by_classes(module, x.ndim) or by_classes(root, x.ndim)
+        chosen = spoken.pop() if len(spoken) == 1 else by_sizes(x.shape, candidates, module)
     if chosen is None:
         raise SiteError(
             f"Tap: expected one feature axis, got shape {tuple(x.shape)} from "
@@ -210,7 +198,7 @@ def guess_axes(x: Tensor, module: nn.Module, root: nn.Module, axis: int | None =
         )
     words = ["row"] + [""] * (x.ndim - 1)
     words[chosen] = "dim"
-    if x.ndim == 3 and not isinstance(module, CHANNEL_FIRST):
+    if x.ndim == 3 and chosen == 2:
         return Axes(tuple(w or "pos" for w in words))
     _name_space(words, [i for i, word in enumerate(words) if not word])
     return Axes(tuple(words))

@@ -19,6 +19,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves
 from sonde.tap.hooks.session import Session, check_readable
+from sonde.tap.model.features import Known
 from sonde.tap.model.forward_errors import forward_on
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.placement import Place
@@ -30,10 +31,14 @@ _log = logging.getLogger("sonde")
 
 @dataclass(frozen=True)
 class Leaf:
-    """Shape and type of one tensor; a nested tensor has the shape that it would have padded."""
+    """Shape and type of one tensor; a nested tensor has the shape that it would have padded.
+
+    ``features`` is the axis of its features, where what made it tells.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    features: int | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -201,9 +206,10 @@ class _Recorder:
         args, kwargs = self.place.call(*sized(self.batch, change, n_rows, which))
         self.trace: Trace = {}
         self.tick = self.count = 0
-        self.open: dict[str, list[Call]] = {}
+        self.open: dict[str, list[tuple[Call, int, Tensor | None]]] = {}
         self.linear: dict[str, Tensor] = {}
         self.known: dict[int, tuple[ReferenceType[Tensor], int]] = {}
+        self.features = Known()
         modules = list(self.names.primary())
         session = Session(
             self.model.module,
@@ -212,7 +218,7 @@ class _Recorder:
         )
         with session:
             output = session.run(args, kwargs)
-        return self.trace, _described(output), self._head(output)
+        return self.trace, _described(output, self.features), self._head(output)
 
     def _before(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -221,14 +227,15 @@ class _Recorder:
         self.tick += 1
         try:
             given = find_input(module, args, kwargs)[1]
-            call.input, call.got = _describe(given), self._number(given)
+            call.input, call.got = _describe(given, self.features), self._number(given)
         except SiteError:
-            call.input = None
-        self.open.setdefault(name, []).append(call)
+            given = call.input = None
+        self.open.setdefault(name, []).append((call, self.features.enter(), given))
 
     def _after(self, name: str, module: nn.Module, output: Any) -> None:
-        call = self.open[name].pop()
-        call.end, call.outputs = self.tick, _described(output)
+        call, depth, given = self.open[name].pop()
+        self.features.leave(module, depth, given, leaves(output))
+        call.end, call.outputs = self.tick, _described(output, self.features)
         call.gave = self._number(find(output, None))
         self.tick += 1
         self.trace.setdefault(name, []).append(call)
@@ -263,16 +270,16 @@ def find_logits(output: Any) -> Tensor | None:
     return found if found is not None and found.is_floating_point() else None
 
 
-def _described(output: Any) -> dict[str, Leaf]:
-    return {key: _describe(x) for key, x in leaves(output).items()}
+def _described(output: Any, known: Known) -> dict[str, Leaf]:
+    return {key: _describe(x, known) for key, x in leaves(output).items()}
 
 
-def _describe(x: Tensor) -> Leaf:
+def _describe(x: Tensor, known: Known) -> Leaf:
     if x.is_nested:
         parts = x.unbind()
         longest = max((len(p) for p in parts), default=0)
         return Leaf((len(parts), longest, *parts[0].shape[1:]), x.dtype)
-    return Leaf(tuple(x.shape), x.dtype)
+    return Leaf(tuple(x.shape), x.dtype, known.of(x))
 
 
 def executed(found: Probe) -> Iterator[str]:

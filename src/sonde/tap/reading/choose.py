@@ -15,6 +15,7 @@ from sonde.core.left_out import LeftOut
 from sonde.core.site import POSITIONS, Reducer, Site, row_key
 from sonde.stats import TOKEN_METRICS
 from sonde.tap.model.axes import Axes, config_grid, find_axes, with_prefix
+from sonde.tap.model.influence import Influence
 from sonde.tap.model.probe import Leaf, Probe
 from sonde.tap.model.sites import (
     AUTO,
@@ -115,7 +116,7 @@ def _kinds_of(
     port = "in" if site.port == "in" else "out"
     axis = asked.axis if isinstance(asked, Reducer) else None
     leaf, _ = probe.leaf(site.path, call, port, site.key)
-    axes = find_axes(probe, site.path, call, port, site.key, axis)
+    axes = find_axes(probe, site.path, call, port, site.key, axis, Influence(stream.model, batch))
     axes = _checked_prefix(axes, leaf, patch_grid(stream.model, probe, batch))
     reducer = each_position(axes) if asked == POSITIONS else asked
     reducer = Reducer(reducer) if isinstance(reducer, str) and reducer != AUTO else reducer
