@@ -249,6 +249,14 @@ def labels() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def answers() -> dict[str, Any]:
+    """Return the loss of the model itself, as its last block has it."""
+    last = {"site": SITES[11], "value": 2.31, "se": 0.02}
+    head = {"measure": "nats_per_token", "value": 2.31, "low": 2.27, "high": 2.35, "per_byte": 0.56}
+    rest = {"chance": 10.8, "commonest": 6.1, "last": last, "best": last}
+    return head | rest | {"n_rows": 4096, "n_groups": GROUPS}
+
+
 def prediction() -> dict[str, Any]:
     """Return a loss that falls with depth and rises a little at block 9."""
     loss = [5.9, 5.2, 4.6, 4.1, 3.75, 3.4, 3.1, 2.85, 2.78, 2.85, 2.7, 2.31]
@@ -371,7 +379,7 @@ def example() -> dict[str, Any]:
     verdict = {level: sum(f["level"] == level and not f["ignored"] for f in found) for level in ("error", "warning", "note")}  # fmt: skip
     verdict |= {s: sum(c["state"] == s for c in states) for s in ("clear", "withheld", "not_applicable", "failed")}  # fmt: skip
     return {
-        "schema": "sonde-scan/1", "verdict": verdict | {"ignored": 1}, "findings": found, "checks": states,
+        "schema": "sonde-scan/1", "verdict": verdict | {"ignored": 1}, "answers": answers(), "findings": found, "checks": states,
         "sites": sites(rng), "similarity": similarity(rng), "units": units(rng), "labels": labels(),
         "prediction": prediction(), "versus": versus(rng), "rows": rows(rng),
         "limits": [

@@ -239,6 +239,13 @@ def permuted(label: Tensor, draw: np.random.Generator) -> Tensor:
     return label[torch.from_numpy(draw.permutation(len(label)))]
 
 
+def shipped(low: float, high: float) -> Report:
+    """Scan the shipped digits model, trained on pixels in -1..1, over digits of another range."""
+    x, label = digits()
+    pictures = low + (high - low) * x.reshape(-1, 1, 8, 8)
+    return scan(sonde.load("sonde:digits").module, pictures, label)
+
+
 def long_class(shuffle: bool) -> Report:
     """Scan a text model over five classes, one of which has texts of double length."""
     draw = np.random.default_rng(0)
@@ -468,6 +475,7 @@ PLANTS = (
         lambda: relabelled(true),
         voids=("SND031", "SND032", "SND033", "SND034"),
     ),
+    Plant("SND037", "warning", lambda: shipped(0.0, 16.0), lambda: shipped(-1.0, 1.0)),
     Plant("SND041", "warning", lambda: copies(20, None), lambda: copies(0, None)),
     Plant("SND042", "warning", lambda: copies(20, 0.002), lambda: copies(20, 0.1)),
     Plant("SND043", "warning", lambda: cut(48), lambda: cut(16)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sonde.findings.answers import answers_section
 from sonde.findings.evidence import Evidence
 from sonde.findings.inputs import other_rows, own_rows, show_inputs
 from sonde.findings.labels import labels_section
@@ -51,6 +52,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     found = {
         "schema": SCHEMA,
         "verdict": _verdict(findings, scanned.checks),
+        "answers": answers_section(evidence),
         "findings": findings,
         "checks": [_check(c, scanned.rules[c.code]) for c in scanned.checks],
         "sites": [site_profile(s, evidence, settings.error_bars) for s in evidence.sites],

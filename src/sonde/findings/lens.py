@@ -5,24 +5,23 @@ used only where that reproduces the model's logits; elsewhere the reason is give
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
+from sonde.findings._final_head import blocks_of, decoder_of, head_of
 from sonde.findings._probes import chosen_examples, cut, single, token_length
 from sonde.findings._trials import untouched
 from sonde.findings.evidence import Evidence
 from sonde.tap import LiveStream
-from sonde.tap.model.blocks import block_paths
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
 
@@ -30,7 +29,6 @@ MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32
 LONGEST = 129
 OPERATIONS = 5e11
-REPRODUCED = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +45,21 @@ class LensEvidence:
         Loss after a block minus loss after the one before it, paired by row; the first is NaN.
     above_final, above_final_se : Float[Tensor, "block"]
         Final loss minus the loss after a block, paired by row.
-    final : float
-        Loss of the model itself.
+    final, final_se : float
+        Loss of the model itself, also where there is none by block; NaN where it gives no logits.
     unigram : float
         Entropy in nats of the targets' own frequencies.
+    doubt : float
+        Mean entropy of the model's own probabilities, in [0, 1] of that of equal ones.
+    n_words : int
+        Tokens that the model knows.
+    bytes_per_token : float
+        Of the texts' targets; 0 where no tokenizer says it.
     n_rows, n_groups : int
     reason : str
-        Why there are no figures; empty where there are.
+        Why there are no losses by block; empty where there are.
+    too_few : bool
+        Whether the reason is that there are too few rows.
     """
 
     sites: tuple[str, ...] = ()
@@ -64,32 +70,41 @@ class LensEvidence:
     above_final: Float[Tensor, "block"] | None = None
     above_final_se: Float[Tensor, "block"] | None = None
     final: float = math.nan
+    final_se: float = math.nan
     unigram: float = math.nan
+    doubt: float = math.nan
+    n_words: int = 0
+    bytes_per_token: float = 0.0
     n_rows: int = 0
     n_groups: int = 0
     reason: str = ""
+    too_few: bool = False
 
 
 def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
-    """Return the loss after every block of a causal language model, on a sample of its data."""
+    """Return the loss of a causal language model, and after every block, on a sample of its data.
+
+    Losses by block need the model's final norm and head to give its logits; its own loss does not.
+    """
     if stream.model.task != "causal":
         return LensEvidence(reason="the model does not predict a next token")
-    head = _head(stream)
-    blocks = _blocks(stream)
-    if head is None or len(blocks) < 2:
-        return LensEvidence(reason="needs a head and at least two blocks among the sites")
     singles = [single(stream, i) for i in chosen_examples(stream, MOST_GROUPS, seed)]
     texts = [cut(s, LONGEST) for s in singles if s is not None]
     texts = [t for t in texts if (token_length(t) or 0) >= 2]
     if not texts:
         return LensEvidence(reason="no text has two tokens")
+    head, blocks, decode = head_of(stream), blocks_of(stream), None
+    reason = "needs a head and at least two blocks among the sites"
     with untouched(stream.model.module), torch.no_grad():
-        decode = _decoder(stream, head, blocks[-1], texts[0])
-        if decode is None:
-            return LensEvidence(
-                reason="the model's final norm and head alone do not give its logits"
-            )
-        return _measured(stream, texts, blocks, decode, head, seed)
+        if head is not None and len(blocks) >= 2:
+            decode = decoder_of(stream, head, blocks[-1], texts[0])
+            reason = "the model's final norm and head alone do not give its logits"
+        if head is None or decode is None:
+            return replace(_own(_outcomes(stream, texts, seed)), reason=reason)
+        weight = next(head.parameters())
+        budget = OPERATIONS / (2.0 * max(1, weight.numel()) * len(blocks))
+        wanted = int(min(MOST_ROWS, max(LEAST_ROWS, budget)))
+        return _by_block(stream, _outcomes(stream, texts, seed, blocks, decode, wanted), blocks)
 
 
 def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
@@ -108,58 +123,109 @@ def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
     }
 
 
-def _measured(
+@dataclass(frozen=True, eq=False)
+class _Outcomes:
+    """Losses of the chosen positions, after each block and at the end, and what is said of them."""
+
+    losses: Float[Tensor, "row block"]
+    final: Float[Tensor, "row"]
+    doubt: Float[Tensor, "row"]
+    group: Int[Tensor, "row"]
+    targets: Int[Tensor, "target"]
+    n_words: int
+    bytes_per_token: float
+
+
+def _outcomes(
     stream: LiveStream,
     texts: Sequence[InputBatch],
-    blocks: Sequence[Site],
-    decode: Callable[[Tensor], Tensor],
-    head: nn.Module,
     seed: int,
-) -> LensEvidence:
-    weight = next(head.parameters())
-    budget = OPERATIONS / (2.0 * max(1, weight.numel()) * len(blocks))
-    wanted = int(min(MOST_ROWS, max(LEAST_ROWS, budget)))
-    chosen = _positions(texts, wanted, seed)
-    losses, finals, group, targets = [], [], [], []
-    for g, (text, positions) in enumerate(zip(texts, chosen, strict=True)):
+    blocks: Sequence[Site] = (),
+    decode: Callable[[Tensor], Tensor] | None = None,
+    wanted: int = MOST_ROWS,
+) -> _Outcomes | None:
+    """Return what the model makes of the next tokens; None where it gives no logits of tokens."""
+    losses, finals, doubts, group, targets, n_words = [], [], [], [], [], 0
+    for g, (text, positions) in enumerate(zip(texts, _positions(texts, wanted, seed), strict=True)):
         if len(positions) == 0:
             continue
         watched = watch(stream.model.module, text, blocks)
-        ids = _ids(text)
-        target = ids[positions + 1]
-        every = [watched.tensors[str(b)][0] for b in blocks]
-        states = [tokens[positions.to(tokens.device)] for tokens in every]
-        losses.append(torch.stack([_loss(decode(s), target) for s in states], dim=1))
-        logits = find_logits(watched.output)
-        assert logits is not None
-        finals.append(_loss(logits[0, positions.to(logits.device)], target))
+        logits, ids = find_logits(watched.output), _ids(text)
+        if logits is None or logits.ndim != 3 or logits.shape[1] != len(ids):
+            return None
+        target, n_words = ids[positions + 1], logits.shape[-1]
+        if int(target.max()) >= n_words:
+            return None
+        if decode is not None:
+            every = [watched.tensors[str(b)][0] for b in blocks]
+            states = [tokens[positions.to(tokens.device)] for tokens in every]
+            losses.append(torch.stack([_loss(decode(s), target) for s in states], dim=1))
+        own = logits[0, positions.to(logits.device)]
+        finals.append(_loss(own, target))
+        doubts.append(torch.special.entr(own.float().softmax(-1)).sum(-1).double().cpu())
         group.append(torch.full((len(positions),), g))
         targets.append(ids[1:])
-    loss, final = torch.cat(losses), torch.cat(finals)
-    member = torch.cat(group)
-    n_rows, n_groups = len(loss), len(torch.unique(member))
-    if n_rows < LEAST_ROWS or n_groups < LEAST_GROUPS:
-        return LensEvidence(
-            reason=f"needs {LEAST_ROWS} predicted tokens in {LEAST_GROUPS} groups, "
-            f"got {n_rows} in {n_groups}",
-            n_rows=n_rows,
-            n_groups=n_groups,
-        )
-    steps = torch.cat([torch.full((n_rows, 1), math.nan), loss.diff(dim=1)], dim=1).double()
-    above = final[:, None] - loss
+    final = torch.cat(finals)
+    return _Outcomes(
+        losses=torch.cat(losses) if losses else final.new_zeros(len(final), 0),
+        final=final,
+        doubt=torch.cat(doubts) / math.log(max(n_words, 2)),
+        group=torch.cat(group),
+        targets=torch.cat(targets),
+        n_words=n_words,
+        bytes_per_token=_bytes_per_token(stream.model.processor, targets),
+    )
+
+
+def _own(found: _Outcomes | None) -> LensEvidence:
+    """Return the loss of the model itself."""
+    if found is None:
+        return LensEvidence()
     return LensEvidence(
+        final=float(found.final.mean()),
+        final_se=float(clustered_error(found.final[:, None], found.group)),
+        unigram=entropy(found.targets),
+        doubt=float(found.doubt.mean()),
+        n_words=found.n_words,
+        bytes_per_token=found.bytes_per_token,
+        n_rows=len(found.final),
+        n_groups=len(torch.unique(found.group)),
+    )
+
+
+def _by_block(stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site]) -> LensEvidence:
+    """Return the loss of the model and after each block."""
+    own = _own(found)
+    if found is None or own.n_rows < LEAST_ROWS or own.n_groups < LEAST_GROUPS:
+        return replace(
+            own,
+            reason=f"needs {LEAST_ROWS} predicted tokens in {LEAST_GROUPS} groups, "
+            f"got {own.n_rows} in {own.n_groups}",
+            too_few=True,
+        )
+    loss, group = found.losses, found.group
+    first = torch.full((own.n_rows, 1), math.nan)
+    steps = torch.cat([first, loss.diff(dim=1)], dim=1).double()
+    above = found.final[:, None] - loss
+    return replace(
+        own,
         sites=tuple(_key(stream, b) for b in blocks),
         loss=loss.mean(0),
-        se=clustered_error(loss, member),
+        se=clustered_error(loss, group),
         rise=steps.mean(0),
-        rise_se=clustered_error(steps, member),
+        rise_se=clustered_error(steps, group),
         above_final=above.mean(0),
-        above_final_se=clustered_error(above, member),
-        final=float(final.mean()),
-        unigram=entropy(torch.cat(targets)),
-        n_rows=n_rows,
-        n_groups=n_groups,
+        above_final_se=clustered_error(above, group),
     )
+
+
+def _bytes_per_token(processor: Any, targets: Sequence[Int[Tensor, "_target"]]) -> float:
+    """Return how many bytes of text a target stands for; 0 where there is no tokenizer."""
+    decode = getattr(processor, "decode", None)
+    if not callable(decode):
+        return 0.0
+    texts = [str(decode(ids.tolist(), skip_special_tokens=True)) for ids in targets]
+    return sum(len(text.encode()) for text in texts) / sum(map(len, targets))
 
 
 def clustered_error(
@@ -206,95 +272,5 @@ def _ids(text: InputBatch) -> Int[Tensor, "pos"]:
     return ids[0].cpu()
 
 
-def _blocks(stream: LiveStream) -> list[Site]:
-    """Return the last run of blocks, or of sites of one class, read at their output over tokens."""
-    kinds = [k for k in stream.kinds if "|" not in k.key and k.site.port == "out"]
-    kinds = [k for k in kinds if k.reduction.axes.words == ("row", "pos", "dim")]
-    if not kinds:
-        return []
-    last = kinds[-1].schema
-    blocks = set(block_paths(stream.probe.names, stream.probe))
-    same = [
-        k.site
-        for k in kinds
-        if k.schema.dim == last.dim
-        and (k.schema.module == last.module or {k.site.path, last.site.path} <= blocks)
-    ]
-    return [site for site in same if not isinstance(site.call, str)]
-
-
 def _key(stream: LiveStream, site: Site) -> str:
     return next(k.key for k in stream.kinds if k.site is site and "|" not in k.key)
-
-
-def _head(stream: LiveStream) -> nn.Module | None:
-    inner = stream.probe.names.modules[""]
-    get = getattr(inner, "get_output_embeddings", None)
-    found = get() if callable(get) else None
-    if isinstance(found, nn.Module):
-        return found
-    return None if stream.probe.head is None else stream.probe.names.modules[stream.probe.head]
-
-
-def _decoder(
-    stream: LiveStream, head: nn.Module, last: Site, text: InputBatch
-) -> Callable[[Tensor], Tensor] | None:
-    """Return what the model does between its last block and its logits, if that is what it does."""
-    between = _between(stream, head, last)
-    if between is None:
-        return None
-
-    def decode(states: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
-        states = states[None].to(usual.device)
-        with _reading([*between, head]):
-            for module in between:
-                states = module(states)
-            return head(states)[0]
-
-    watched = watch(stream.model.module, text, [last])
-    logits = find_logits(watched.output)
-    if logits is None or logits.ndim != 3 or str(last) not in watched.tensors:
-        return None
-    usual = watched.tensors[str(last)][0]
-    try:
-        again = decode(usual).to(logits.device)
-    except Exception:  # what ran between takes more than states
-        return None
-    gap = (again - logits[0]).abs().max() if again.shape == logits[0].shape else math.inf
-    return decode if float(gap) <= REPRODUCED * float(logits[0].std()) + 1e-6 else None
-
-
-@contextmanager
-def _reading(parts: Sequence[nn.Module]) -> Iterator[None]:
-    modes = [(m, m.training) for part in parts for m in part.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _between(stream: LiveStream, head: nn.Module, last: Site) -> list[nn.Module] | None:
-    """Return the outermost modules that ran after the last block and before the head, in order."""
-    probe = stream.probe
-    path = probe.names.canonical.get(id(head))
-    if path is None or probe.calls(path) == 0:
-        return None
-    start = probe.order(last.path, last.call if isinstance(last.call, int) else 0, "out")
-    stop = probe.order(path, 0, "in")
-    inside = [
-        (call.start, call.end, name)
-        for name, calls in probe.trace.items()
-        for call in calls
-        if start < call.start and call.end < stop
-    ]
-    inside.sort()
-    found: list[nn.Module] = []
-    end = -1
-    for first, finish, name in inside:
-        if first > end:
-            found.append(probe.names.modules[name])
-            end = finish
-    return found

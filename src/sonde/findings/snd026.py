@@ -53,7 +53,7 @@ class SND026(Rule):
         if not isinstance(lens, LensEvidence):
             return self.not_applicable("no model was run")
         if lens.loss is None:
-            if lens.n_rows:
+            if lens.too_few:
                 return self.withheld(lens.reason)
             return self.not_applicable(lens.reason)
         assert lens.rise is not None

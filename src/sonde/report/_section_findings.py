@@ -3,6 +3,7 @@
 from typing import Any
 
 from sonde.core.wording import gib
+from sonde.report._answers_words import answers_sentence
 from sonde.report._bullet import bullet, strip
 from sonde.report._format import (
     LEVELS,
@@ -65,9 +66,17 @@ def header(report: dict[str, Any]) -> Markup:
         title,
         versus,
         el("p", *chips, cls="verdict"),
+        _answers(report),
         el("p", checks_line(verdict), cls="facts"),
         _banner(report),
         el("p", " · ".join(_facts(report)), cls="facts"),
+    )
+
+
+def _answers(report: dict[str, Any]) -> Markup | None:
+    said = answers_sentence(report)
+    return (
+        el("p", el("b", "The model's own answers: "), tied(said), cls="answers") if said else None
     )
 
 

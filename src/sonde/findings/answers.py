@@ -1,0 +1,163 @@
+"""How often a model's own answers are right, beside what labels and its layers allow.
+
+A classifier is compared with the labels of the data, a language model with the next tokens.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from sonde.findings._halves import Z
+from sonde.findings._once import once
+from sonde.findings._shared import shared_rows
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LabelEvidence, label_evidence, usable
+from sonde.findings.lens import LensEvidence
+from sonde.stats.intervals import grouped_share
+
+
+@dataclass(frozen=True, eq=False)
+class ClassAnswers:
+    """A classifier's answers on the sampled rows that have a label.
+
+    Parameters
+    ----------
+    right : Bool[Tensor, "row"]
+        Whether the largest logit is that of the label.
+    group : Int[Tensor, "row"]
+    n_classes : int
+        Of the model.
+    doubt : float
+        Mean entropy of the model's probabilities, in [0, 1] of that of equal ones.
+    majority : float
+        Share of the most frequent label.
+    renamed : float
+        Share that is right after the one-to-one renaming of answers that helps most.
+    unseen : float
+        Share of answers that are no row's label.
+    labels : LabelEvidence or None
+        What a linear probe finds at each site on the same rows, where classes have enough.
+    """
+
+    right: Bool[Tensor, "row"]
+    group: Int[Tensor, "row"]
+    n_classes: int
+    doubt: float
+    majority: float
+    renamed: float
+    unseen: float
+    labels: LabelEvidence | None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return float(self.right.double().mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy over groups."""
+        member = torch.unique(self.group, return_inverse=True)[1]
+        return grouped_share(self.right.numpy(), member.numpy())
+
+
+@once
+def class_answers(evidence: Evidence) -> ClassAnswers | str:
+    """Return a classifier's own answers, or the reason why there are none."""
+    if not (evidence.data.has_labels and evidence.sites):
+        return "the data have no labels"
+    if not evidence.data.labels_are_models:
+        return "the labels are not the model's own classes"
+    shared = shared_rows(evidence)
+    logits, label = shared.column("logits"), shared.column("label")
+    if logits is None or label is None or logits.shape[1] < 2:
+        return "the model gives no logits of two classes or more"
+    labels = label_evidence(evidence) if usable(evidence) else None
+    where = torch.nonzero(label >= 0).flatten() if labels is None else labels.where
+    if len(where) == 0:
+        return "no sampled row has a label"
+    truth, p = label[where], _probabilities(logits[where].double())
+    answer = p.argmax(1)
+    entropy = -torch.special.xlogy(p, p).sum(1).nanmean()
+    return ClassAnswers(
+        right=answer == truth,
+        group=shared.group[where],
+        n_classes=p.shape[1],
+        doubt=float(entropy) / math.log(p.shape[1]),
+        majority=float(torch.bincount(truth).max()) / len(truth),
+        renamed=_renamed(answer, truth),
+        unseen=float((~torch.isin(answer, truth)).double().mean()),
+        labels=labels,
+    )
+
+
+def _probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
+    """Return the probabilities of logits; those that already are some as they are."""
+    sums = logits.sum(1)
+    given = bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
+    return logits if given else logits.softmax(1)
+
+
+def _renamed(answer: Int[Tensor, "row"], truth: Int[Tensor, "row"]) -> float:
+    size = int(max(answer.max(), truth.max())) + 1
+    table = torch.bincount(answer * size + truth, minlength=size * size).reshape(size, size)
+    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
+    return float(table[torch.from_numpy(rows), torch.from_numpy(columns)].sum()) / len(truth)
+
+
+def answers_section(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the report's section on whether the model is right; None where that is not known."""
+    lens = evidence.lens
+    if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
+        return _of_tokens(lens)
+    found = class_answers(evidence)
+    return None if isinstance(found, str) else _of_classes(found)
+
+
+def _of_classes(found: ClassAnswers) -> dict[str, Any]:
+    low, high = found.interval
+    sites: list[dict[str, Any]] = []
+    if found.labels is not None:
+        labels = found.labels
+        chosen = labels.sites[-1], labels.sites[labels.best]
+        sites = [{"site": s.key, "value": s.accuracy, "se": s.se} for s in chosen]
+    return {
+        "measure": "accuracy",
+        "value": found.accuracy,
+        "low": low,
+        "high": high,
+        "per_byte": None,
+        "chance": 1 / found.n_classes,
+        "commonest": found.majority,
+        "last": sites[0] if sites else None,
+        "best": sites[1] if sites else None,
+        "n_rows": len(found.right),
+        "n_groups": len(torch.unique(found.group)),
+    }
+
+
+def _of_tokens(lens: LensEvidence) -> dict[str, Any]:
+    sites: list[dict[str, Any]] = []
+    if lens.loss is not None and lens.se is not None:
+        chosen = len(lens.sites) - 1, int(torch.argmin(lens.loss))
+        sites = [
+            {"site": lens.sites[i], "value": float(lens.loss[i]), "se": float(lens.se[i])}
+            for i in chosen
+        ]
+    return {
+        "measure": "nats_per_token",
+        "value": lens.final,
+        "low": lens.final - Z * lens.final_se,
+        "high": lens.final + Z * lens.final_se,
+        "per_byte": lens.final / lens.bytes_per_token if lens.bytes_per_token > 0 else None,
+        "chance": math.log(lens.n_words),
+        "commonest": lens.unigram,
+        "last": sites[0] if sites else None,
+        "best": sites[1] if sites else None,
+        "n_rows": lens.n_rows,
+        "n_groups": lens.n_groups,
+    }

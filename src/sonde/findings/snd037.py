@@ -1,0 +1,152 @@
+"""SND037: the model is wrong far more often than its own states are."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.core.errorbars import group_error
+from sonde.findings._halves import Z
+from sonde.findings._places import read_command, sentence, too_few
+from sonde.findings._text import number, percent, plural
+from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LEAST_ROWS, LabelEvidence, SiteLabels, blocked
+from sonde.findings.lens import LensEvidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND037(Rule):
+    """A sure model's own accuracy, or loss, beside its last layer's and the commonest answer's."""
+
+    lag: float = 0.2
+    nats: float = 0.5
+    errors: float = 3.0
+    doubt: float = 0.5
+
+    code: ClassVar[str] = "SND037"
+    title: ClassVar[str] = "The model is wrong where its states are right"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Answers that are worse than the model's own states, or than no model, come from inputs "
+        "that are scaled or cut otherwise than in training, or from labels in another order."
+    )
+    how: ClassVar[str] = (
+        "Classifiers: the share of largest logits that are the label, against the larger of the "
+        "held-out accuracy of class means at the last site (SND031) and the share of the "
+        "commonest label, on the same rows; a standard error over groups. Language models: the "
+        "loss at the next token against the entropy of the tokens' frequencies. A model that says "
+        "itself that it does not know (mean entropy of its probabilities at least half of that of "
+        "equal ones), as one of random weights does, is not judged."
+    )
+    false_positives: ClassVar[str] = (
+        "Labels that are numbers of other classes than the model's; a head that was never trained "
+        "but is sure."
+    )
+    plant: ClassVar[str] = "The shipped digits model over digits in 0..16 instead of -1..1."
+    twin: ClassVar[str] = "The same digits as the model was trained on them."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the model's own answers with what its last layer, or no model, knows."""
+        lens = evidence.lens
+        if isinstance(lens, LensEvidence) and lens.n_words > 1:
+            return self._of_tokens(lens)
+        found = class_answers(evidence)
+        if isinstance(found, str):
+            return self.not_applicable(found)
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        assert found.labels is not None  # blocked asks for the same
+        return self._of_classes(found, found.labels)
+
+    def _of_classes(self, found: ClassAnswers, labels: LabelEvidence) -> Check:
+        last = labels.sites[-1]
+        figure = self._lag(found, last)
+        if figure.low is not None and self._holds(figure, self.lag):
+            if found.doubt >= self.doubt:
+                return self.clear(figure, "its own probabilities are those of an untrained model")
+            return self.raised(self._finding(found, last, figure))
+        return self.clear(figure)
+
+    def _lag(self, found: ClassAnswers, last: SiteLabels) -> Figure:
+        """Return by how much the model's accuracy is below the best it can be held to."""
+        knows = last.accuracy >= found.majority
+        right = found.right.double()
+        lag = last.hit - right if knows else found.majority - right
+        n_groups = int(found.group.unique().numel())
+        value, se = float(lag.mean()), group_error(lag / len(lag), found.group, n_groups)
+        return Figure(
+            "accuracy_lag",
+            value,
+            value - Z * se,
+            value + Z * se,
+            "share",
+            null=0.0,
+            threshold=self.lag,
+            n_rows=len(lag),
+            n_groups=n_groups,
+        )
+
+    def _holds(self, figure: Figure, least: float) -> bool:
+        assert figure.low is not None
+        return figure.value > max(least, self.errors * (figure.value - figure.low) / Z)
+
+    def _finding(self, found: ClassAnswers, last: SiteLabels, figure: Figure) -> Finding:
+        low, high = found.interval
+        text = (
+            f"The model names {percent(found.accuracy)} of labels right ({percent(low)} to "
+            f"{percent(high)}), a linear probe on its last layer {percent(last.accuracy)}, the "
+            f"commonest label alone {percent(found.majority)}."
+        )
+        hint = ""
+        if found.renamed - found.accuracy > self.lag and found.renamed >= last.accuracy - self.lag:
+            hint = f"With its answers renamed one to one: {percent(found.renamed)}."
+        elif found.unseen > 0.5:
+            hint = f"{percent(found.unseen)} of its answers are no row's label."
+        return Finding(
+            self.code,
+            "error" if high < found.majority else "warning",
+            sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),
+            figure,
+            sites=(last.key,),
+            effect=min(1.0, figure.value),
+            next=read_command(last.key),
+        )
+
+    def _of_tokens(self, lens: LensEvidence) -> Check:
+        if lens.n_groups < LEAST_ROWS:
+            return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
+        value, se = lens.final - lens.unigram, lens.final_se
+        figure = Figure(
+            "loss_lag",
+            value,
+            value - Z * se,
+            value + Z * se,
+            "nats",
+            null=0.0,
+            threshold=self.nats,
+            n_rows=lens.n_rows,
+            n_groups=lens.n_groups,
+        )
+        if not self._holds(figure, self.nats):
+            return self.clear(figure)
+        if lens.doubt >= self.doubt:
+            return self.clear(figure, "its own probabilities are those of an untrained model")
+        text = (
+            f"The model's loss is {number(lens.final)} nats per token; the tokens' frequencies "
+            f"alone give {number(lens.unigram)}. {plural(lens.n_rows, 'token')} of "
+            f"{plural(lens.n_groups, 'text')}."
+        )
+        sites = lens.sites[-1:]
+        return self.raised(
+            Finding(
+                self.code,
+                "warning",
+                text,
+                figure,
+                sites=sites,
+                effect=min(1.0, value / max(lens.unigram, 1e-9)),
+                next=read_command(sites[0]) if sites else None,
+            )
+        )

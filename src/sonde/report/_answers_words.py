@@ -1,0 +1,65 @@
+"""Whether the model is right, in words: its own figure, then what it is to be held against."""
+
+from typing import Any, Final
+
+from sonde.report._format import number, plural, share, shown
+
+JUDGED_BY: Final = "SND037"
+
+
+def answers_sentence(report: dict[str, Any]) -> str:
+    """Return how often the model is right, or why data with labels do not say; else nothing.
+
+    Examples
+    --------
+    >>> site = {"site": "blocks.3:out", "value": 0.97, "se": 0.01}
+    >>> found = {"measure": "accuracy", "value": 0.95, "low": 0.93, "high": 0.97, "chance": 0.1}
+    >>> found |= {"commonest": 0.12, "last": site, "best": site, "per_byte": None, "n_rows": 597}
+    >>> answers_sentence({"answers": found})
+    'right on 95 % of 597 rows (93 to 97 %); a linear probe on the last layer: 97 %, the commonest label alone: 12 %, chance: 10 %'
+    """  # noqa: E501
+    found = report.get("answers")
+    if found is None:
+        return _unknown(report)
+    return _of_classes(found) if found["measure"] == "accuracy" else _of_tokens(found)
+
+
+def _of_classes(found: dict[str, Any]) -> str:
+    rest = [f"the commonest label alone: {share(found['commonest'])}"]
+    rest.append(f"chance: {share(found['chance'])}")
+    last, best = found["last"], found["best"]
+    if last is not None:
+        probe = f"a linear probe on the last layer: {share(last['value'])}"
+        if best["site"] != last["site"]:
+            probe += f", on the best, {_name(best)}: {share(best['value'])}"
+        rest.insert(0, probe)
+    ends = f"{number(100 * found['low'])} to {share(found['high'])}"
+    return (
+        f"right on {share(found['value'])} of {plural(found['n_rows'], 'row')} ({ends}); "
+        + ", ".join(rest)
+    )
+
+
+def _of_tokens(found: dict[str, Any]) -> str:
+    value = f"loss of {number(found['value'])} nats per token"
+    if found["low"] is not None:
+        value += f" ({number(found['low'])} to {number(found['high'])})"
+    if found["per_byte"] is not None:
+        value += f", {number(found['per_byte'])} per byte"
+    rest = [f"the tokens' frequencies alone: {number(found['commonest'])}"]
+    rest.append(f"chance: {number(found['chance'])}")
+    best = found["best"]
+    if best is not None and best["site"] != found["last"]["site"]:
+        rest.insert(0, f"after its best block, {_name(best)}: {number(best['value'])}")
+    return f"{value}, {plural(found['n_rows'], 'token')}; " + ", ".join(rest)
+
+
+def _unknown(report: dict[str, Any]) -> str:
+    reasons = [c["reason"] for c in report["checks"] if c["code"] == JUDGED_BY]
+    if report.get("labels") is None or not reasons or not reasons[0]:
+        return ""
+    return f"not judged: {reasons[0]}"
+
+
+def _name(site: dict[str, Any]) -> str:
+    return shown(site["site"].removesuffix(":out"), 60)

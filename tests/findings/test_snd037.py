@@ -1,0 +1,118 @@
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+from torch import Tensor, nn
+
+import sonde
+from findings import _evidence as arrays
+from findings._counting import Counter, counting
+from sonde.findings.answers import answers_section
+from sonde.findings.lens import lens_evidence
+from sonde.findings.settings import ScanSettings
+from sonde.findings.snd037 import SND037
+from sonde.report import Report
+
+OWN = {"labels_are_models": True}
+
+
+@cache
+def pictures() -> tuple[Tensor, Tensor]:
+    x, label = arrays.digits()
+    order = arrays.shuffled(len(x), 3)[:500]
+    return x[order].reshape(-1, 1, 8, 8), label[order]
+
+
+def scanned(x: Tensor, label: Tensor) -> Report:
+    items = [{"pixel_values": a, "label": int(k)} for a, k in zip(x, label, strict=True)]
+    module = sonde.load("sonde:digits").module
+    return sonde.scan(module, items, settings=ScanSettings(progress=False, only=("SND037",)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "step", "level", "said"),
+    [
+        (0.0, 16.0, 0, "warning", "a linear probe on its last layer"),
+        (-1.0, 1.0, 1, "error", "renamed one to one: 9"),
+    ],
+)
+def test_inputs_of_another_scale_and_shifted_labels_are_raised(
+    low: float, high: float, step: int, level: str, said: str
+) -> None:
+    x, label = pictures()
+    report = scanned(low + (high - low) * x, (label + step) % 10)
+    (found,) = report.findings
+    assert (found["code"], found["level"]) == ("SND037", level)
+    assert said in found["sentence"]
+    assert "\nanswers  right on" in str(report)
+
+
+@pytest.mark.truth("scikit-learn's accuracy_score over the module's own forward")
+def test_a_sound_model_is_clear_and_its_accuracy_is_said() -> None:
+    x, label = pictures()
+    report = scanned(2 * x - 1, label).json()
+    with torch.no_grad():
+        answer = sonde.load("sonde:digits").module(2 * x - 1).logits.argmax(1)
+    found = report["answers"]
+    assert list(report)[:3] == ["schema", "verdict", "answers"]
+    assert found["value"] == pytest.approx(accuracy_score(label, answer))
+    assert found["low"] < found["value"] < found["high"] <= 1
+    assert found["last"]["value"] > 0.9 > found["commonest"]
+    assert report["checks"][0]["state"] == "clear"
+
+
+def test_an_untrained_model_is_not_judged() -> None:
+    x, label = arrays.digits()
+    torch.manual_seed(0)
+    logits = nn.Linear(64, 10)(x).detach()
+    check = SND037().check(arrays.evidence_of(x, label=label, logits=logits, facts=OWN))
+    assert check.state == "clear"
+    assert "untrained" in check.reason
+    check = SND037().check(arrays.evidence_of(x, label=label, logits=9 * logits, facts=OWN))
+    assert check.state == "raised"
+
+
+def test_rows_of_one_group_do_not_narrow_the_interval() -> None:
+    x, label = arrays.digits()
+    x, label = x[:400], label[:400]
+    wrong = torch.arange(400) // 40 % 5 == 0
+    logits = 9.0 * nn.functional.one_hot(torch.where(wrong, (label + 1) % 10, label), 10)
+    widths = []
+    for group in (None, torch.arange(400) // 40):
+        found = answers_section(
+            arrays.evidence_of(x, label=label, logits=logits, group=group, facts=OWN)
+        )
+        assert found is not None
+        assert found["value"] == pytest.approx(0.8)
+        widths.append(found["high"] - found["low"])
+    assert widths[1] > 3 * widths[0]
+
+
+def test_a_language_model_that_is_sure_and_wrong_is_raised() -> None:
+    stream = counting(Counter((9.0, 9.0)).eval())
+    evidence = replace(arrays.evidence_of(torch.randn(40, 3)), lens=lens_evidence(stream))
+    assert SND037().check(evidence).state == "clear"
+    for item in stream.inputs.items:  # type: ignore[attr-defined]
+        item.reverse()
+    check = SND037().check(replace(evidence, lens=lens_evidence(stream)))
+    assert check.finding is not None
+    assert check.finding.figure.value > 5
+
+
+@pytest.mark.truth("cross entropy of the module's own forward")
+def test_the_loss_is_known_without_losses_by_block() -> None:
+    stream = counting(Counter((1.0, 1.0), tail=2.0).eval(), n=8)
+    losses = []
+    for item in stream.inputs.items:  # type: ignore[attr-defined]
+        ids = torch.tensor(item)
+        logits = stream.model.module(ids[None], torch.ones(1, len(ids)))["logits"].detach()
+        losses.append(nn.functional.cross_entropy(logits[0, :-1], ids[1:], reduction="none"))
+    lens = lens_evidence(stream)
+    assert lens.loss is None
+    assert lens.final == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    found = answers_section(replace(arrays.evidence_of(torch.randn(9, 3)), lens=lens))
+    assert found is not None
+    assert found["per_byte"] is None
+    assert found["low"] < found["value"] < found["high"]
