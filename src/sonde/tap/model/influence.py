@@ -63,13 +63,13 @@ class Influence:
 
     def _changes(self) -> Iterator[tuple[int | str, int]]:
         """Yield each argument and axis of floating-point numbers with several places."""
-        args, kwargs = sized(self.model.module, self.batch, SAME, N_ROWS, 0)
+        args, kwargs = sized(self.batch, SAME, N_ROWS, 0)
         for name, x in (*enumerate(args), *kwargs.items()):
             if isinstance(x, Tensor) and x.is_floating_point():
                 yield from ((name, axis) for axis in range(1, x.ndim) if x.shape[axis] > 2)
 
     def _at(self, site: Site, change: tuple[int | str, int] | None) -> Tensor:
-        args, kwargs = sized(self.model.module, self.batch, SAME, N_ROWS, 0)
+        args, kwargs = sized(self.batch, SAME, N_ROWS, 0)
         if change is not None:
             name, axis = change
             by_name = dict(enumerate(args)) | kwargs
