@@ -6,12 +6,16 @@ from sonde.stats import HashSample
 from sonde.stats.sampled_rows import SampledRows
 
 
+def state_of(statistic, batch, key):
+    return statistic.observe(*(batch.column(name, key) for name in statistic.needs()))
+
+
 def sampled(x, y, m=2048, group=None):
     stream = Stream.of({"x": x, "y": y}, group=group, ids=range(len(x)))
     states = []
     for key in ("x", "y"):
         statistic = HashSample(m)
-        parts = [statistic.observe(*(b.column(n, key) for n in statistic.needs())) for b in stream]
+        parts = [state_of(statistic, b, key) for b in stream]
         states.append(statistic.merge_all(parts))
     return SampledRows.of(states)
 
@@ -32,16 +36,16 @@ def test_rows_line_up_and_broken_ones_are_left_out_everywhere():
 def test_the_error_of_a_mean(group):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 1, generator=generator)
-    if group is not None:
-        x = x[group * 4]
+    x = x if group is None else x[group * 4]
     rows = sampled(x, x, group=group)
     se, _ = rows.standard_error(lambda r: r.rows[0].mean())
     want = float(x.std()) / (400 if group is None else 100) ** 0.5
+    assert se is not None
     assert float(se) == pytest.approx(want, rel=0.4)
 
 
 def test_a_shuffle_moves_whole_groups_and_only_the_last_site():
-    group = torch.repeat_interleave(torch.arange(30), torch.tensor([1, 2, 3] * 10))
+    group = torch.arange(30).repeat_interleave(torch.tensor([1, 2, 3] * 10))
     x = torch.arange(len(group), dtype=torch.float64)[:, None]
     rows = sampled(x, x, group=group)
     moved = rows.shuffled(n=3)
