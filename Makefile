@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-fast lint wheel-test shots bench faults bench-gpu studies docs clean
+.PHONY: install scan test test-fast lint wheel-test shots bench faults fuzz bench-gpu studies docs clean
 
 install: $(STAMP)
 
@@ -70,6 +70,10 @@ bench-gpu: install
 # Kills, full disks, damaged files: about half an hour. Linux; the small disk needs root.
 faults: install
 	$(BIN)/python -m tools.faults
+
+# Random models against plain hooks: some minutes.
+fuzz: install
+	$(BIN)/python -m tools.fuzz --models 500
 
 studies: install
 	$(BIN)/sonde study all -o reports/studies
