@@ -53,6 +53,22 @@ def test_matches_sklearns_kernel_and_permutations_of_rows():
     assert found.p == pytest.approx(np.mean(np.array(shuffled) >= float(found)), abs=0.05)
 
 
+@pytest.mark.truth("sklearn.metrics.pairwise.rbf_kernel, and the mean over 4,000 permutations")
+def test_the_biased_estimate_is_the_squared_distance_of_means_in_the_kernels_space():
+    x, y = _rows(2, 8), _rows(3, 7) + 0.6
+    kernel = rbf_kernel(np.vstack([x, y]), gamma=1 / (2 * 4.0))
+
+    def value(order):
+        k = kernel[np.ix_(order, order)]
+        return k[:8, :8].mean() + k[8:, 8:].mean() - 2 * k[:8, 8:].mean()
+
+    found = MMD(sigma=2.0, biased=True).between(x, y)
+    assert float(found) == pytest.approx(value(np.arange(15)), rel=1e-9)
+    rng = np.random.default_rng(0)
+    mean = np.mean([value(rng.permutation(15)) for _ in range(4000)])
+    assert found.null == pytest.approx(mean, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 def test_false_alarms_are_as_many_as_promised():

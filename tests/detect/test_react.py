@@ -7,6 +7,7 @@ from detect.head_rows import SMALL_HEAD, made
 from sonde.core.edit import Clamp
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.running import Running
+from sonde.core.state import canonical
 from sonde.detect.react import ReAct
 from sonde.tap import editing
 
@@ -21,6 +22,18 @@ def test_known_values():
     assert ReAct().fit(2 * x, head=SMALL_HEAD).score(row).tolist() == pytest.approx(
         [-2.37153903], rel=1e-8
     )
+
+
+@pytest.mark.truth("the same threshold found as a quantile")
+def test_a_fixed_threshold():
+    rows = made()
+    found = ReAct().fit(rows.x, head=rows.head)
+    fixed = ReAct(threshold=found.value).fit(rows.x[:3] * 9, head=rows.head)
+    assert torch.equal(fixed.score(rows.fresh), found.score(rows.fresh))
+    assert fixed.edit == found.edit
+    assert "threshold" not in canonical(ReAct())  # older files keep their identity
+    with pytest.raises(InputError, match="finite threshold, got nan"):
+        ReAct(threshold=float("nan"))
 
 
 @pytest.mark.truth("pytorch-ood 0.4.0 on the same rows; its percentile interpolates")

@@ -8,7 +8,7 @@ import torch
 
 import sonde
 from sonde.core import Calibration, Stream
-from sonde.core.errors import CalibrationError, InputError, StateError
+from sonde.core.errors import CalibrationError, InputError, SondeWarning, StateError
 from sonde.detect import CLUE, KNN, Mahalanobis
 from sonde.measure import Spectrum
 from sonde.run.bundles.calibrations import merge_calibrations
@@ -116,6 +116,21 @@ def test_the_record_says_which_rows_were_fitted(fitted, tmp_path):
     assert again.result("knn").scorer.n == fitted.result("knn").n
 
 
+@pytest.mark.truth("the ranks of one class, and of all rows together")
+def test_classes_of_few_rows_may_share_the_scores_of_all(fitted):
+    held, label = Stream.of(rows(300, 3), label=[0] * 290 + [1] * 10), [1]
+    alone, pooled = (
+        calibrate(fitted, held, by="label", pooled_below=n, progress=False).result("knn")
+        for n in (0, 20)
+    )
+    assert [c.calibration.labels.tolist() for c in (alone, pooled)] == [[0, 1], [0]]
+    assert float(alone.calibration.p_value([1e9], label)) == pytest.approx(1 / 11)
+    assert float(pooled.calibration.p_value([1e9], label)) == pytest.approx(1 / 301)
+    assert pooled.calibration.threshold(0.05, 1) == alone.calibration.threshold(0.05)
+    with pytest.raises(InputError, match="pooled_below of at least 1 together with by"):
+        calibrate(fitted, Stream.of(rows(30, 1)), pooled_below=20, progress=False)
+
+
 @pytest.mark.truth("calibrations of the rows of each class alone")
 @pytest.mark.parametrize("by", ["label", "predicted"])
 def test_by_class(by, tmp_path):
@@ -221,7 +236,8 @@ def test_rows_known_to_both_calibrations_count_once(fitted):
         merge_calibrations(most, all_of_it)
     few = calibrate(fitted, Stream.of(held[100:], ids=ids[100:]), m=150, progress=False)
     first = calibrate(fitted, Stream.of(held[:150], ids=ids[:150]), m=150, progress=False)
-    assert merge_calibrations(first, few).result("knn").calibration.n == 351  # not all is kept
+    with pytest.warns(SondeWarning, match="kept rows .* they now count twice"):  # not all is kept
+        assert merge_calibrations(first, few).result("knn").calibration.n == 351
     some = calibrate(fitted, Stream.of(held[100:], ids=ids[100:]), progress=False)
     start = calibrate(fitted, Stream.of(held[:150], ids=ids[:150]), progress=False)
     merged = merge_calibrations(start, some).result("knn").calibration

@@ -56,6 +56,9 @@ class Calibrate:
             "label|predicted|COLUMN", "keep the rate in each class, or in each value of a column"
         ),
     ] = None
+    pooled_below: Annotated[
+        int, named("N", "with --by: classes of fewer rows are compared with all rows")
+    ] = 0
     guarantee: Annotated[
         Literal["marginal", "pac"],
         tyro.conf.arg(help="the rate holds on average, or for this calibration with 1 - delta"),
@@ -83,7 +86,7 @@ class Calibrate:
         model, data = source_of("calibrate", self.model, self.data, self.reading)
         options = options_of(self.reading)
         quiet = self.printing.quiet
-        options |= {"reduction": self.reduction, "by": self.by}
+        options |= {"reduction": self.reduction, "by": self.by, "pooled_below": self.pooled_below}
         options |= {"guarantee": self.guarantee, "delta": self.delta, "memory": memory}
         options |= self.running.worker_options()
         found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)

@@ -30,6 +30,9 @@ class State:
 
 S = TypeVar("S", bound=State)
 
+LATER = "later"
+"""In the metadata of a parameter: files without it are older and mean its default."""
+
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return ``value`` (a state, tuple or leaf) with ``change`` applied to every tensor in it."""
@@ -108,14 +111,22 @@ def _bits(x: Tensor) -> bytes:
 
 
 def canonical(value: Any) -> Any:
-    """Return parameters as JSON: tensors by a hash of their bytes, others by class and fields."""
+    """Return parameters as JSON: tensors by a hash of their bytes, others by class and fields.
+
+    A parameter that came ``LATER`` is left out at its default, so that what was written before it
+    keeps its identity.
+    """
     if isinstance(value, Tensor):
         digest = hashlib.blake2b(_bits(value), digest_size=16).hexdigest()
         return {"tensor": [str(value.dtype), list(value.shape), digest]}
     if is_dataclass(value) and not isinstance(value, type):
         return {
             "class": class_name(type(value)),
-            **{f.name: canonical(getattr(value, f.name)) for f in fields(value)},
+            **{
+                f.name: canonical(getattr(value, f.name))
+                for f in fields(value)
+                if not (f.metadata.get(LATER) and getattr(value, f.name) == f.default)
+            },
         }
     if is_list(value) or is_tuple(value):
         return [canonical(item) for item in value]

@@ -1,6 +1,6 @@
 """Kernel distance of two samples, over all pairs of rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
+from sonde.core.state import LATER
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import is_sampled, samples, two_samples
 from sonde.stats.neighbours import distance_chunks
@@ -17,10 +18,12 @@ from sonde.stats.neighbours import distance_chunks
 @final
 @dataclass(frozen=True)
 class MMD(Shift):
-    """Squared maximum mean discrepancy of two samples under a Gaussian kernel, free of bias.
+    """Squared maximum mean discrepancy of two samples under a Gaussian kernel.
 
     Mean kernel of two distinct rows of one side, summed over both sides, minus twice that of a row
-    of each. The p-value comes from permutations of the pooled sample, exact at any size.
+    of each: free of bias. ``biased`` counts each row with itself too, so the value is a squared
+    distance and never negative, and ``null`` says what equal distributions give. The p-value comes
+    from permutations of the pooled sample, exact at any size.
 
     Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0.
     Cost         one pass; state the sample; result O(dim sample^2 + permutations sample^2).
@@ -36,6 +39,8 @@ class MMD(Shift):
         Most rows of a side.
     permutations : int, default=499
         How many; the smallest p-value is one over one more.
+    biased : bool, default=False
+        The V-statistic, the squared distance of both samples' means in the kernel's space.
 
     Examples
     --------
@@ -51,8 +56,13 @@ class MMD(Shift):
     sigma: float | None = None
     m: int = 2048
     permutations: int = 499
+    biased: bool = field(default=False, metadata={LATER: True})
     paper: ClassVar[str] = "gretton2012mmd"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"sigma": 2.0, "permutations": 199})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"sigma": 2.0, "permutations": 199},
+        {"biased": True},
+    )
 
     def __post_init__(self) -> None:
         if self.m < 2 or self.permutations < 1 or not (self.sigma is None or self.sigma > 0):
@@ -73,15 +83,20 @@ class MMD(Shift):
         sigma = _median_sigma(squares) if self.sigma is None else self.sigma
         own = (torch.arange(len(pooled)) < len(rows.x))[None]
         chosen = torch.cat([own, rows.shuffles(self.permutations)])
-        found = _discrepancies(_kernel(squares, sigma), chosen)
+        kernel = _kernel(squares, sigma)
+        found = _discrepancies(kernel, chosen, self.biased)
         flags = ["sampled"] if is_sampled(first, second) else []
         return Comparison(
             value=float(found[0]),
-            null=None if rows.paired else 0.0,
+            null=None if rows.paired else _null(kernel, len(rows.x), self.biased),
             n=len(pooled),
             range=(0.0, 2.0),
             flags=tuple(flags + ["dead"] * (sigma == 0)),
-            conventions={"sigma": sigma, "p": "permutations of the pooled sample"},
+            conventions={
+                "sigma": sigma,
+                "biased": self.biased,
+                "p": "permutations of the pooled sample",
+            },
             p=rows.p_value(float(found[0]), found[1:]),
             statistic=float(found[0]),
             sides=(len(rows.x), len(rows.y)),
@@ -101,9 +116,11 @@ def _kernel(squares: Float[Tensor, "row row"], sigma: float) -> Float[Tensor, "r
 
 
 def _discrepancies(
-    kernel: Float[Tensor, "row row"], chosen: Float[Tensor, "time row"] | Tensor
+    kernel: Float[Tensor, "row row"],
+    chosen: Float[Tensor, "time row"] | Tensor,
+    biased: bool = False,
 ) -> Float[Tensor, "time"]:
-    """Return the unbiased estimate between the chosen and the other rows, for each choice."""
+    """Return the estimate between the chosen and the other rows, for each choice."""
     pick = chosen.to(kernel)
     n = float(pick[0].sum())
     rest = len(kernel) - n
@@ -111,4 +128,13 @@ def _discrepancies(
     reach = pick @ kernel.sum(1)
     cross = reach - inner
     outer = kernel.sum() - 2 * reach + inner
+    if biased:  # each row with itself has kernel 1
+        return (inner + n) / n**2 + (outer + rest) / rest**2 - 2 * cross / (n * rest)
     return inner / (n * (n - 1)) + outer / (rest * (rest - 1)) - 2 * cross / (n * rest)
+
+
+def _null(kernel: Float[Tensor, "row row"], n: int, biased: bool) -> float:
+    """Return the mean of the estimate over all splits of the pooled sample."""
+    total = len(kernel)
+    apart = float(kernel.sum()) / (total * (total - 1))
+    return (1 - apart) * (1 / n + 1 / (total - n)) if biased else 0.0

@@ -3,12 +3,15 @@
 For classifiers whose unusual inputs raise a few units far above anything seen in training.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from sonde.core.edit import Clamp
+from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
 from sonde.core.site import HEAD_INPUT
+from sonde.core.state import LATER
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
 from sonde.detect._shaping import ShapedScorer, check_share
@@ -35,6 +38,8 @@ class ReAct(Detector):
     ----------
     quantile : float, default=0.9
         Share of all activations that are not clipped.
+    threshold : float or None, default=None
+        Clip there whatever the quantile, as for a threshold of a paper or another data set.
 
     Examples
     --------
@@ -54,12 +59,19 @@ class ReAct(Detector):
     """
 
     quantile: float = 0.9
+    threshold: float | None = field(default=None, metadata={LATER: True})
     word: ClassVar[str] = "react"
     paper: ClassVar[str] = "sun2021react"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"quantile": 0.7})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"quantile": 0.7},
+        {"threshold": 1.0},
+    )
 
     def __post_init__(self) -> None:
         check_share("ReAct", "quantile", self.quantile)
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError(f"ReAct: expected a finite threshold, got {self.threshold}.")
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""
@@ -70,17 +82,18 @@ class ReAct(Detector):
         return {"entries": EntryCounts(), "head": HeadWeights()}
 
     def result(self, entries: EntryCountsState, head: HeadWeightsState) -> ShapedScorer:
-        """Take the quantile over all units and keep the head."""
+        """Take the threshold, or the quantile over all units, and keep the head."""
         check_head("ReAct", head, entries.dim)
-        threshold = entries.quantile(self.quantile)
+        fixed = self.threshold is not None
+        threshold = entries.quantile(self.quantile) if self.threshold is None else self.threshold
         return ShapedScorer(
             value=threshold,
             n=entries.n,
             unit="units of the logits",
             conventions={
                 "value": "threshold above which activations are clipped, in their own units",
-                "quantile": self.quantile,
-                "resolution": EntryCounts.relative_width,
+                "quantile": None if fixed else self.quantile,
+                "resolution": 0.0 if fixed else EntryCounts.relative_width,
                 "se": "not given for a scorer: calibrate its scores",
             },
             owner="ReAct",

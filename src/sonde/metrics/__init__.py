@@ -2,6 +2,7 @@
 
 from sonde.metrics.intervals import Metric, difference
 from sonde.metrics.maps import aupro, pixel_auroc
+from sonde.metrics.probabilities import brier_score, expected_calibration_error
 from sonde.metrics.ranking import aupr, auroc, fpr_at_tpr
 from sonde.metrics.rejection import prediction_rejection
 from sonde.metrics.roc import Roc, roc
@@ -15,7 +16,9 @@ __all__ = [
     "aupro",
     "auroc",
     "auroc_within",
+    "brier_score",
     "difference",
+    "expected_calibration_error",
     "fpr_at_tpr",
     "joint_match",
     "localisation",

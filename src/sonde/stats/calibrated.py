@@ -1,7 +1,7 @@
 """A detector with its calibration, fitted in the same pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -15,6 +15,7 @@ from sonde.core.instrument import SAMPLE, AsScored, Detector, Instrument, Read, 
 from sonde.core.reduction import Reduced
 from sonde.core.result import Result, Scorer
 from sonde.core.selection import SITE_COLUMNS
+from sonde.core.state import LATER
 from sonde.core.statistic import Span, Statistic
 from sonde.stats.class_calibration import By, ClassCalibration
 from sonde.stats.hash_sample import HashSample, HashSampleState
@@ -86,6 +87,8 @@ class Kept:
     guarantee : {"marginal", "pac"}
     delta : float
         Probability that a ``pac`` promise may fail.
+    pooled_below : int
+        Classes with fewer scores are compared with all scores.
     """
 
     m: int = 10_000
@@ -93,6 +96,7 @@ class Kept:
     by: By | None = None
     guarantee: Guarantee = "marginal"
     delta: float = 0.05
+    pooled_below: int = field(default=0, metadata={LATER: True})
 
     @property
     def statistic(self) -> HeldScores:
@@ -103,7 +107,9 @@ class Kept:
         """Return the calibration of kept scores."""
         if self.by is None:
             return held.calibration(None, self.guarantee, self.delta)
-        return ClassCalibration.of(self.by, held, self.guarantee, self.delta)
+        return ClassCalibration.of(
+            self.by, held, self.guarantee, self.delta, pooled_below=self.pooled_below
+        )
 
 
 @final

@@ -20,7 +20,8 @@ class ClassCalibration(State):
     """Split-conformal calibration within each class: the false-alarm rate is kept in every one.
 
     The class of a row must be known when it is scored: its label where the data has one, or the
-    class that the model predicts. A class that was not seen is compared with all scores.
+    class that the model predicts. A class that was not seen, or seen too rarely where that was
+    asked for, is compared with all scores: the rate is then kept over all rows, not within it.
 
     Parameters
     ----------
@@ -44,9 +45,18 @@ class ClassCalibration(State):
 
     @classmethod
     def of(
-        cls, by: By, held: HeldScoresState, guarantee: Guarantee, delta: float
+        cls,
+        by: By,
+        held: HeldScoresState,
+        guarantee: Guarantee,
+        delta: float,
+        *,
+        pooled_below: int = 0,
     ) -> "ClassCalibration":
-        """Return the calibrations of the classes of held-out scores."""
+        """Return the calibrations of the classes of held-out scores.
+
+        Those of fewer than ``pooled_below`` scores have none of their own.
+        """
         labels = [label for label in held.labels if label >= 0]
         if not labels:
             raise CalibrationError(
@@ -54,8 +64,10 @@ class ClassCalibration(State):
                 "(--label-column), or calibrate all together.",
                 1,
             )
-        each = tuple(held.calibration(label, guarantee, delta) for label in labels)
-        return cls(by, torch.tensor(labels), each, held.calibration(None, guarantee, delta))
+        each = {label: held.calibration(label, guarantee, delta) for label in labels}
+        own = {label: one for label, one in each.items() if one.n >= pooled_below}
+        known = torch.tensor(list(own), dtype=torch.int64)
+        return cls(by, known, tuple(own.values()), held.calibration(None, guarantee, delta))
 
     @property
     def n(self) -> int:

@@ -139,6 +139,11 @@ class Shared:
     what: str
     is_exact: bool = True
 
+    @property
+    def is_most(self) -> bool:
+        """Whether they are most rows of one bundle."""
+        return self.n > MOST_SHARED * self.of
+
     def judge(self, owner: str, remedy: str) -> None:
         """Refuse where they are most rows of one bundle; else warn: equal rows may be different.
 
@@ -151,7 +156,7 @@ class Shared:
             f"{owner}: {about}{self.n:,} of {self.of:,} {self.what} of one bundle have the ids of "
             f"rows of the other: they {{}} count twice. {remedy}"
         )
-        if self.n > MOST_SHARED * self.of:
+        if self.is_most:
             raise StateError(text.format("would"))
         warnings.warn(text.format("now"), SondeWarning, stacklevel=4)
 

@@ -68,13 +68,16 @@ def held_requests(tasks: list[Task], split: Split | None) -> dict[str, Request]:
 
 
 def _require_other_rows(held: dict[str, Request], a: Fitted, b: Fitted) -> None:
-    """Refuse calibrations of which most rows of one are in the other, and warn of fewer."""
+    """Refuse calibrations of which most rows of one are in the other.
+
+    Fewer count once where all are kept; else a warning says so.
+    """
     for name in held:
         states = a.states[name], b.states[name]
         both = [s.drawn() for s in states if isinstance(s, HeldScoresState)]
-        drawn = (Drawn(draw, draw, is_cut) for draw, is_cut in both)
-        shared = shared_rows(*drawn, what="kept scores")
-        if shared is not None:
+        drawn = [Drawn(draw, draw, is_cut) for draw, is_cut in both]
+        shared = shared_rows(*drawn, what="kept rows")
+        if shared is not None and (shared.is_most or any(one.is_cut for one in drawn)):
             shared.judge("merge_calibrations", REMEDY.replace("Fit", "Calibrate"))
             return
 

@@ -45,6 +45,7 @@ def calibrate(
     m: int = ROWS,
     reduction: str = AUTO,
     by: str | None = None,
+    pooled_below: int = 0,
     guarantee: Guarantee = "marginal",
     delta: float = 0.05,
     workers: int = 0,
@@ -78,6 +79,9 @@ def calibrate(
         when rows are scored, or by the model's predictions; or within each value of a column of a
         table, which is then read when rows are scored. By the column of the groups (``group``),
         every row calibrates its own group, and not one row of each.
+    pooled_below : int, default=0
+        With ``by``: a class with fewer scores has no threshold of its own and is compared with all
+        scores, so the rate holds over all rows but not within such a class.
     guarantee : {"marginal", "pac"}, default="marginal"
         The rate holds on average over calibration sets, or for this one with ``1 - delta``.
     delta : float, default=0.05
@@ -104,7 +108,12 @@ def calibrate(
         _require_table(column, model)
         options["label_column"] = column
     said: By | None = "label" if column is not None else cast("By | None", by)
-    kept = Kept(m=m, by=said, guarantee=guarantee, delta=delta)
+    if pooled_below < 0 or (pooled_below and by is None):
+        raise InputError(
+            f"calibrate: expected pooled_below of at least 1 together with by, got {pooled_below} "
+            f"and by={by!r}. It pools classes with few scores."
+        )
+    kept = Kept(m=m, by=said, guarantee=guarantee, delta=delta, pooled_below=pooled_below)
     tasks = _calibrated_tasks(fitted, kept, reduction)
     stream = open_for(fitted, model, data, said, **options)
     in_groups = column is None or column != (options.get("group_column") or GROUP)
