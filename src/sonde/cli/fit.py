@@ -30,6 +30,9 @@ class Fit:
     """Fit methods on the hidden states of a model over data, in one pass.
 
     METHODS are words of `sonde methods` with commas, parameters in brackets: knn(k=10),energy.
+    Of data with splits `train` is read, unless DATA names one (NAME/SPLIT or NAME:SPLIT); all other
+    commands read `test`.
+
     Detectors are calibrated on rows held out of DATA. Where the model was trained on DATA, these
     look more usual than new rows and p-values come out too small: run `sonde calibrate` on rows
     that the model has not seen.
@@ -67,6 +70,7 @@ class Fit:
         """Fit, save, and print what was fitted."""
         from sonde.run.fitting.fit import fit
         from sonde.run.passes.directory import beside, dropped_on_error, remove_run
+        from sonde.run.reading.notes import split_of
         from sonde.run.reading.read import ARRAYS, read
         from sonde.store.outputs import check_file
 
@@ -75,6 +79,7 @@ class Fit:
         directory = beside(self.output)
         self.running.check(directory)
         model, data = source_of("fit", self.model, self.data, self.reading)
+        split: dict[str, Any] = {} if self.model == ARRAYS or data is None else {"split": "train"}
         wants_logits = self.model != ARRAYS and data is not None and need(instruments, "logits")
         stream = read(
             model,
@@ -87,6 +92,7 @@ class Fit:
                 stored=data is None,
             ),
             **self.reading.data_options(),
+            **split,
         )
         with dropped_on_error(directory):
             fitted = fit(
@@ -108,8 +114,8 @@ class Fit:
         rows = fitted_rows(results)
         if self.printing.json:
             left_out = [entry.json() for entry in stream.left_out]
-            found = {"file": str(self.output), "id": identity, "results": rows}
-            say_json(found | {"left_out": left_out})
+            found = {"file": str(self.output), "id": identity, "split": split_of(stream)}
+            say_json(found | {"results": rows, "left_out": left_out})
         elif not self.printing.quiet:
             say(fitted_text(rows))
             say_notes(stream, self.printing.quiet)

@@ -126,7 +126,8 @@ class Scan:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
                 remove_run(directory)
-        say_notes(scanned.stream, self.printing.quiet or self.printing.json)
+        for stream in filter(None, (scanned.stream, scanned.other_stream)):
+            say_notes(stream, self.printing.quiet or self.printing.json)
         self._print(report)
         if report["partial"] is not None:
             note(_stopped(report["partial"], directory))

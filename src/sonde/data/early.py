@@ -9,6 +9,7 @@ from sonde.data.arrays import ARRAY_SUFFIXES
 from sonde.data.hub import is_saved_dataset
 from sonde.data.opening import open_file, require_path
 from sonde.data.shipped import is_shipped, shipped_source
+from sonde.data.splits import path_of
 
 
 def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = False) -> None:
@@ -35,7 +36,7 @@ def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = F
     if isinstance(data, str) and is_shipped(data):
         shipped_source(data)
         return
-    path = Path(data).expanduser()
+    path = path_of(data)
     require_path(data)
     if not path.is_file() or path.suffix.lower() in ARRAY_SUFFIXES:
         if path.is_dir() and not is_saved_dataset(path) and not any(path.iterdir()):

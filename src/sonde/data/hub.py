@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError
 from sonde.data._quiet import offline, quiet
 from sonde.data.sources import Row, Source
+from sonde.data.splits import FIRST, TRAIN, chosen_split
 
-SPLITS = ("test", "validation", "train")
 HUB_SECONDS = 10.0
 ROWS_AT_ONCE = 256
 
@@ -56,7 +56,7 @@ class HubData(Source):
         return getattr(self._features.get(column), "names", None)
 
 
-def from_disk(path: Path, split: str | None) -> Source:
+def from_disk(path: Path, split: str | None, wanted: str | None = None) -> Source:
     """Return a data set that ``save_to_disk`` wrote."""
     datasets = _library(str(path))
     with quiet():
@@ -64,13 +64,40 @@ def from_disk(path: Path, split: str | None) -> Source:
             found = datasets.load_from_disk(str(path))
         except Exception as error:
             raise InputError(f"{path} is not a data set that can be read: {error}") from error
-    return HubData(_one_split(found, split, str(path)), str(path))
+    return _one_split(found, split, wanted, str(path))
 
 
-def from_hub(name: str) -> Source:
-    """Return a data set by name, ``NAME[:CONFIG][/SPLIT]``; from the cache without a network."""
-    datasets = _library(name)
+def from_live(items: Any, wanted: str | None = None) -> Source:
+    """Return a ``datasets.Dataset``, or one split of a ``datasets.DatasetDict``."""
+    return _one_split(items, None, wanted, type(items).__name__)
+
+
+def from_hub(name: str, wanted: str | None = None) -> Source:
+    """Return a data set by name, from the cache without a network.
+
+    ``NAME[:CONFIG][/SPLIT]``; what follows a colon and is no configuration is a split.
+    """
     path, config, split = _parts(name)
+    try:
+        found = _loaded(name, path, config)
+    except InputError:
+        if config is None or split is not None:
+            raise
+        found = _without_config(name, path, config)
+        config, split = None, config
+    return _one_split(found, split, wanted, path if config is None else f"{path}:{config}")
+
+
+def _without_config(name: str, path: str, split: str) -> Any:
+    """Return the data set whose split was written like a configuration, if it has that split."""
+    found = _loaded(name, path, None)
+    if split not in getattr(found, "keys", list)():
+        _loaded(name, path, split)
+    return found
+
+
+def _loaded(name: str, path: str, config: str | None) -> Any:
+    datasets = _library(name)
     if not _HUB_NAME.match(path):
         raise InputError(f"data: no such file or folder: {name}.")
     with quiet():
@@ -88,7 +115,7 @@ def from_hub(name: str) -> Source:
         finally:
             if not bars:
                 datasets.enable_progress_bars()
-    return HubData(_one_split(found, split, name), name)
+    return found
 
 
 def _hub_has(path: str) -> bool:
@@ -109,9 +136,10 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def is_live_dataset(items: Any) -> bool:
-    """Return whether an object is a ``datasets.Dataset``."""
+    """Return whether an object is a ``datasets.Dataset``, or several by the names of splits."""
     kind = type(items)
-    return kind.__module__.startswith("datasets.") and kind.__name__ == "Dataset"
+    named = kind.__name__ in ("Dataset", "DatasetDict")
+    return kind.__module__.startswith("datasets.") and named
 
 
 def _library(name: str) -> Any:
@@ -130,21 +158,17 @@ def _parts(name: str) -> tuple[str, str | None, str | None]:
         config, _, split = tail.partition("/")
         return head, config or None, split or None
     pieces = head.split("/")
-    if len(pieces) == 3 or (len(pieces) == 2 and pieces[1] in SPLITS):
+    if len(pieces) == 3 or (len(pieces) == 2 and pieces[1] in (*FIRST, *TRAIN)):
         return "/".join(pieces[:-1]), None, pieces[-1]
     return head, None, None
 
 
-def _one_split(found: Any, split: str | None, name: str) -> Any:
+def _one_split(found: Any, split: str | None, wanted: str | None, name: str) -> Source:
     if not hasattr(found, "keys"):
         if split is not None:
             raise InputError(f"data: {name} has no splits. Leave out /{split}.")
-        return found
+        return HubData(found, name)
     known = list(found.keys())
-    chosen = split or next((s for s in SPLITS if s in known), known[0] if len(known) == 1 else None)
-    if chosen not in known:
-        raise InputError(
-            f"data: {name} has the splits {', '.join(known)}. Add one of them after a slash."
-            + near(str(chosen), known)
-        )
-    return found[chosen]
+    chosen = chosen_split(name, known, split, wanted)
+    source = HubData(found[chosen], f"{name}/{chosen}")
+    return source.of_split(chosen, known, split is not None)

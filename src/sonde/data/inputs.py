@@ -102,7 +102,7 @@ class ItemInputs(Inputs):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know about these data, one sentence each, to be said once."""
-        found = [*self.encoder.notes()]
+        found = [*self._split_note(), *self.encoder.notes()]
         listing = self.listing
         given = {*self.layout.inputs, *self.layout.beside} & {*LABEL_NAMES}
         if given and self.layout.label is None and self.encoder.kind == "features":
@@ -131,6 +131,13 @@ class ItemInputs(Inputs):
         if listing.labels.reason:
             found.append(f"{listing.labels.reason[0].upper()}{listing.labels.reason[1:]}.")
         return tuple(found)
+
+    def _split_note(self) -> list[str]:
+        source = self.source
+        if source.split is None:
+            return []
+        others = f" (others: {', '.join(source.other_splits)})" if source.other_splits else ""
+        return [f"{source.name} is read, the split {source.split!r}{others}."]
 
     def identity(self) -> dict[str, Any]:
         """Name the data, how they are encoded, and how batches are cut."""

@@ -25,6 +25,7 @@ from sonde.data.numbers import NumbersEncoder
 from sonde.data.shipped import is_shipped, shipped_source
 from sonde.data.sources import Source
 from sonde.data.span import span_of
+from sonde.data.splits import FIRST, TRAIN, chosen_split, path_of, split_folders
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
 from sonde.data.text import Long
 
@@ -57,6 +58,7 @@ def open_inputs(
     span: str | Sequence[str] | None = None,
     ignore_columns: str | Sequence[str] | None = None,
     number_columns: str | Sequence[str] | None = None,
+    split: str | None = None,
     image_size: int | Sequence[int] | None = None,
     image_mean: float | Sequence[float] | None = None,
     image_std: float | Sequence[float] | None = None,
@@ -93,6 +95,9 @@ def open_inputs(
     number_columns : str or sequence of str, optional
         Columns of a table of numbers that are one vector, in this order; others are left out. By
         default all of them, in the order of the table.
+    split : str, optional
+        The split that is read of data that have several, where their name does not say it
+        (``NAME/SPLIT``, ``NAME:SPLIT``). By default ``test``, else ``validation``, else ``train``.
     image_size, image_mean, image_std : number or sequence, optional
         Recipe for images where the model brings none.
     skip_bad : bool
@@ -111,7 +116,7 @@ def open_inputs(
     """
     chosen = _check(batch_size, max_length, long, limit)
     arguments = {} if model.processor is not None else tensor_arguments(model.module)
-    source, n_picked = open_source(data, skip_bad, Tuples(arguments, label_column))
+    source, n_picked = open_source(data, skip_bad, Tuples(arguments, label_column), split)
     columns = (text_column, image_column, label_column, id_column, group_column, target_column)
     ignored, numbers = _names(ignore_columns), _names(number_columns)
     flags = Flags(*columns, span_of(span), ignored, numbers)
@@ -173,35 +178,49 @@ def _as_json(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_source(
-    data: Any, skip_bad: bool = False, tuples: Tuples = PAIRS
+    data: Any, skip_bad: bool = False, tuples: Tuples = PAIRS, split: str | None = None
 ) -> tuple[Source, int | None]:
     """Return the rows that a user means, and how many examples are picked (None = all).
 
-    ``tuples`` says what the members of items that are tuples are.
+    ``tuples`` says what the members of items that are tuples are, ``split`` which part of a data
+    set is wanted whose name does not say it.
     """
     if isinstance(data, Source):
         return data, None
     if hub.is_live_dataset(data):
-        return hub.HubData(data, "Dataset"), None
+        return hub.from_live(data, split), None
     if isinstance(data, np.ndarray | torch.Tensor):
         return ArrayRows(data, "array"), None
     if not isinstance(data, str | Path):
         return Iterated(data, tuples), None
     if isinstance(data, str) and is_shipped(data):
-        return shipped_source(data)
-    return _from_path(data, skip_bad), None
+        return shipped_source(data, split)
+    return _from_path(data, skip_bad, split), None
 
 
-def _from_path(data: str | Path, skip_bad: bool) -> Source:
-    path = Path(data).expanduser()
+def _from_path(data: str | Path, skip_bad: bool, split: str | None) -> Source:
+    path = path_of(data)
     if path.is_dir():
-        return hub.from_disk(path, None) if hub.is_saved_dataset(path) else ImageFolder(path)
+        return _from_folder(path, split)
     if path.is_file():
         return open_file(path, skip_bad)
     if path.parent.is_dir() and hub.is_saved_dataset(path.parent):
         return hub.from_disk(path.parent, path.name)
     require_path(data)
-    return hub.from_hub(str(data))
+    return hub.from_hub(str(data), split)
+
+
+def _from_folder(path: Path, wanted: str | None) -> Source:
+    """Return a saved data set, or images; subfolders that are splits are no classes."""
+    if hub.is_saved_dataset(path):
+        return hub.from_disk(path, None, wanted)
+    known = split_folders(path)
+    if known:
+        chosen = chosen_split(str(path), known, None, wanted)
+        return ImageFolder(path / chosen).of_split(chosen, known, False)
+    beside = split_folders(path.parent) if path.name in (*FIRST, *TRAIN) else []
+    found = ImageFolder(path)
+    return found.of_split(path.name, beside, True) if beside else found
 
 
 def require_path(data: str | Path) -> None:
@@ -212,7 +231,7 @@ def require_path(data: str | Path) -> None:
     InputError
         With near names in the same folder.
     """
-    path = Path(data).expanduser()
+    path = path_of(data)
     if path.exists() or (path.parent.is_dir() and hub.is_saved_dataset(path.parent)):
         return
     is_file = path.suffix.lower() in _suffixes() or (bool(path.suffix) and path.parent == Path())

@@ -40,26 +40,25 @@ def model_directory(name: str) -> Path:
     return Path(__file__).parent / "models" / short
 
 
-def shipped_source(name: str) -> tuple[Source, int | None]:
+def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | None]:
     """Return shipped data and how many examples of smallest draw are taken (None = every one).
 
-    ``sonde:digits[/train|/test]`` and ``sonde:stdlib[/train|/test|/train-all|/test-all]``; without
-    a split, the test split.
+    ``sonde:digits[/train|/test]`` and ``sonde:stdlib[/train|/test|/train-all|/test-all]``, also
+    with a colon before the split; without one, the split that is wanted, else the test split.
     """
-    known = [
-        *(f"{PREFIX}digits/{s}" for s in ("train", "test")),
-        *(f"{PREFIX}stdlib/{s}" for s in ("train", "test", "train-all", "test-all")),
-    ]
-    head, slash, split = name.partition("/")
-    full = name if slash else f"{head}/test"
-    if full not in known:
+    splits = {"digits": ("train", "test"), "stdlib": ("train", "test", "train-all", "test-all")}
+    known = [f"{PREFIX}{data}/{split}" for data, names in splits.items() for split in names]
+    data, _, said = name.removeprefix(PREFIX).replace(":", "/").partition("/")
+    split = said or wanted or "test"
+    if split not in splits.get(data, ()):
         raise InputError(
             f"data: no shipped data {name!r}, only {', '.join(known)}.{near(name, known)}"
         )
-    split = split or "test"
-    if head == f"{PREFIX}digits":
-        return Digits(split), None
-    return StandardLibrary(split.removesuffix("-all")), None if split.endswith("-all") else PIECES
+    is_whole = split.endswith("-all")
+    source = Digits(split) if data == "digits" else StandardLibrary(split.removesuffix("-all"))
+    source.name = f"{PREFIX}{data}/{split}"
+    n_picked = None if data == "digits" or is_whole else PIECES
+    return source.of_split(split, splits[data], bool(said)), n_picked
 
 
 @final

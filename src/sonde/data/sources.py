@@ -36,12 +36,21 @@ class Source(ABC):
 
     ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); ``take``
     and ``where`` count the rows that it yields, ``numbers`` says which items these are. All rows
-    have the same columns, unless ``rows_differ``.
+    have the same columns, unless ``rows_differ``. ``split`` is None where data have no splits.
     """
 
     name: str = ""
     n_bad: int = 0
+    split: str | None = None
+    other_splits: tuple[str, ...] = ()
+    split_was_named: bool = False
     rows_differ: bool = False
+
+    def of_split(self, split: str, known: Iterable[str], was_named: bool) -> "Source":
+        """Note of which split of a data set the rows are, and whether the user named it."""
+        self.split, self.split_was_named = split, was_named
+        self.other_splits = tuple(name for name in known if name != split)
+        return self
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:

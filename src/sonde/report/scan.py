@@ -20,6 +20,7 @@ from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
+from sonde.run.reading.notes import items_of
 from sonde.run.reading.read import ARRAYS, AS_IT_IS, read
 from sonde.run.reading.recipe import columns_of
 from sonde.store import is_store
@@ -171,9 +172,9 @@ def run_scan(
         other = replace(other, sites=mine.sites, perturb=mine.perturb)
     scanned = scan_stream(
         mine,
-        name_of(data),
+        name_of(data, mine),
         other=other,
-        other_name=name_of(versus),
+        other_name=name_of(versus, other),
         settings=settings,
         limited=limited,
     )
@@ -212,6 +213,9 @@ def _typed(thing: Any) -> str | None:
     return str(thing) if isinstance(thing, str | Path) else None
 
 
-def name_of(data: Any) -> str:
-    """Return how a report names data: the text or path as typed, or the kind of object."""
+def name_of(data: Any, stream: Stream | None = None) -> str:
+    """Return how a report names data: as typed and with its split, or the kind of object."""
+    inputs = items_of(stream)
+    if inputs is not None and inputs.source.split is not None:
+        return inputs.source.name
     return str(data) if isinstance(data, str | Path) else f"{type(data).__name__} of items"

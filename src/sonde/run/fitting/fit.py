@@ -24,6 +24,7 @@ from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.passes.progress import Bar
+from sonde.run.reading.notes import warn_of_split
 from sonde.run.reading.read import read
 from sonde.run.workers.crew import Crew, Runner
 from sonde.run.workers.hand_out import gathered
@@ -105,6 +106,7 @@ def fit(
     chosen = [instruments] if isinstance(instruments, Instrument | str) else list(instruments)
     stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
+    warn_of_split(stream)
     check_reading(chosen, stream)
     check_classes(chosen, stream)
     split = None

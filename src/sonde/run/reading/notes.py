@@ -1,11 +1,16 @@
 """What a reader must know of the data that were read, to be said once at the end of a run."""
 
+import warnings
 from typing import Any
 
 from sonde.core.array_stream import ArrayStream
+from sonde.core.derived import innermost
+from sonde.core.errors import SondeWarning
 from sonde.core.stream import Stream
 from sonde.data import ItemInputs
+from sonde.data.splits import TRAIN
 from sonde.tap import LiveStream
+from sonde.tap.generating.replay import ReplayInputs
 
 
 def notes_of(stream: Stream) -> list[str]:
@@ -15,9 +20,37 @@ def notes_of(stream: Stream) -> list[str]:
     """
     if isinstance(stream, ArrayStream):
         return _unlabelled(stream.label)
-    if isinstance(stream, LiveStream) and isinstance(stream.inputs, ItemInputs):
-        return [*stream.inputs.notes, *_unlabelled(stream.inputs.listing.label)]
-    return []
+    inputs = items_of(stream)
+    return [] if inputs is None else [*inputs.notes, *_unlabelled(inputs.listing.label)]
+
+
+def items_of(stream: Stream | None) -> ItemInputs | None:
+    """Return the data behind a live stream, prompts where texts are generated."""
+    live = None if stream is None else innermost(stream)
+    inputs = live.inputs if isinstance(live, LiveStream) else None
+    inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+    return inputs if isinstance(inputs, ItemInputs) else None
+
+
+def split_of(stream: Stream | None) -> str | None:
+    """Return the split that is read, where the data have several."""
+    inputs = items_of(stream)
+    return None if inputs is None else inputs.source.split
+
+
+def warn_of_split(stream: Stream) -> None:
+    """Warn where a fit reads the rows that a model is tested on, and nobody asked for these."""
+    inputs = items_of(stream)
+    source = None if inputs is None else inputs.source
+    if source is None or source.split is None or source.split_was_named or source.split in TRAIN:
+        return
+    warnings.warn(
+        f"fit: the rows are those of {source.name}, which is read where no split is named; what is "
+        f"fitted on them cannot be tested on them. Name the split ({', '.join(source.other_splits)}"
+        f"), or {source.split!r} if you mean it: sonde.read(model, data, split=...).",
+        SondeWarning,
+        stacklevel=3,
+    )
 
 
 def _unlabelled(label: Any) -> list[str]:

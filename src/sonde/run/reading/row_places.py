@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 from sonde.core.stream import Stream
-from sonde.data import ItemInputs
-from sonde.tap import LiveStream
-from sonde.tap.generating.replay import ReplayInputs
+from sonde.run.reading.notes import items_of
 
 Place = Callable[[int], str | None]
 
@@ -19,7 +17,7 @@ def places_of(stream: Stream | None, hashed: bool) -> Place:
     hashed : bool
         Whether names of files are kept out: rows are numbered then, as in tables of scores.
     """
-    inputs = _items(stream)
+    inputs = items_of(stream)
     if inputs is not None and not hashed:
         return inputs.place
     numbers = None if stream is None else stream.source_rows
@@ -28,13 +26,7 @@ def places_of(stream: Stream | None, hashed: bool) -> Place:
 
 def places_of_rows(stream: Stream, hashed: bool) -> Place:
     """Return what names the place of a row of the data, by its number in tables of scores."""
-    inputs = _items(stream)
+    inputs = items_of(stream)
     if inputs is not None and not hashed:
         return inputs.source.place
     return lambda row: f"row {row}"
-
-
-def _items(stream: Stream | None) -> ItemInputs | None:
-    inputs = stream.inputs if isinstance(stream, LiveStream) else None
-    inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
-    return inputs if isinstance(inputs, ItemInputs) else None

@@ -1,0 +1,68 @@
+"""Which split of a data set is read: the one that its name says, else the one for the purpose."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sonde.core.errors import InputError, near
+
+FIRST = ("test", "testing", "validation", "valid", "val", "dev")
+TRAIN = ("train", "training")
+
+
+def chosen_split(
+    name: str, known: Sequence[str], said: str | None = None, wanted: str | None = None
+) -> str:
+    """Return the split of a data set that is read.
+
+    Parameters
+    ----------
+    name : str
+        The data set, as the user typed it.
+    known : sequence of str
+        Its splits.
+    said : str or None, default=None
+        The split that the user named.
+    wanted : str or None, default=None
+        The split that the purpose needs, as ``train`` for a fit; None for the first of test,
+        validation and train, or the only one.
+
+    Raises
+    ------
+    InputError
+        If there is no such split, or none that can be chosen without the user.
+
+    Examples
+    --------
+    >>> chosen_split("letters", ["train", "test"])
+    'test'
+    >>> chosen_split("letters", ["train", "test"], wanted="train")
+    'train'
+    """
+    if said is not None and said in known:
+        return said
+    if said is None:
+        names = (TRAIN if wanted in TRAIN else (wanted,)) if wanted else (*FIRST, *TRAIN)
+        found = next((split for split in names if split in known), None)
+        if found is None and wanted is None and len(known) == 1:
+            found = known[0]
+        if found is not None:
+            return found
+    reason = f", and none is called {said or wanted!r}" if said or wanted else ""
+    raise InputError(
+        f"data: {name} has the splits {', '.join(known)}{reason}. Add the one that is to be read "
+        f"after a slash, as in {name}/{known[0]}.{near(said or '', known)}"
+    )
+
+
+def path_of(data: str | Path) -> Path:
+    """Return the path that a word names; ``FOLDER:SPLIT`` is ``FOLDER/SPLIT``."""
+    path = Path(data).expanduser()
+    head, colon, split = str(path).rpartition(":")
+    return Path(head) / split if colon and not path.exists() and Path(head).is_dir() else path
+
+
+def split_folders(path: Path) -> list[str]:
+    """Return the subfolders of a folder where they are its splits, two at least; else none."""
+    entries = [p for p in path.iterdir() if not p.name.startswith(".")]
+    are_splits = all(p.is_dir() and p.name.lower() in (*FIRST, *TRAIN) for p in entries)
+    return sorted(p.name for p in entries) if are_splits and len(entries) > 1 else []
