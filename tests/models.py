@@ -217,6 +217,8 @@ mixtral = _hf(
 vit = _hf(
     "ViTForImageClassification", "ViTConfig", **_ENCODER, image_size=24, patch_size=6, num_labels=5
 )
+deit = _hf("DeiTModel", "DeiTConfig", **_ENCODER, image_size=24, patch_size=6)
+clip_vision = _hf("CLIPVisionModel", "CLIPVisionConfig", **_ENCODER, image_size=24, patch_size=6)
 dinov2 = _hf(
     "Dinov2WithRegistersModel",
     "Dinov2WithRegistersConfig",

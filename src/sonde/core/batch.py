@@ -1,6 +1,6 @@
 """Rows of several sites with the columns that align them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -37,8 +37,10 @@ class SiteSchema:
         Class name of the module at the site.
     axes : str
         The raw output's axes, e.g. ``"row pos dim"`` or ``"row dim h w"``.
-    prefix : int
-        Tokens before the patches of an image: class, distillation and register tokens.
+    prefix, suffix : int
+        Tokens before and behind the patches of an image: class, distillation, register tokens.
+    cls : int or None
+        Which of them is the class token.
     """
 
     key: str
@@ -49,6 +51,18 @@ class SiteSchema:
     module: str = ""
     axes: str = "row dim"
     prefix: int = 0
+    suffix: int = 0
+    cls: int | None = None
+
+
+def special_tokens(raw: Mapping[str, Any]) -> tuple[int, int, int | None]:
+    """Return ``prefix``, ``suffix`` and ``cls`` of a site as they were stored.
+
+    Sites of long ago have the first alone; their class token is the first token.
+    """
+    prefix = int(raw.get("prefix", 0))
+    cls = raw.get("cls", 0 if prefix else None)
+    return prefix, int(raw.get("suffix", 0)), None if cls is None else int(cls)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import pyarrow as pa
 import torch
 
-from sonde.core.batch import SiteSchema
+from sonde.core.batch import SiteSchema, special_tokens
 from sonde.core.site import Reducer, Site
 
 MAX_WIDTH: Final = 1 << 24
@@ -53,6 +53,8 @@ class Column:
             "module": self.schema.module,
             "axes": self.schema.axes,
             "prefix": self.schema.prefix,
+            "suffix": self.schema.suffix,
+            "cls": self.schema.cls,
         }
 
 
@@ -71,6 +73,6 @@ def column_of(raw: dict[str, Any]) -> Column:
     found = Site.parse(raw["site"])
     site = Site(found.path, found.call, found.port, found.key, order=int(raw["order"]))
     reducer = Reducer(raw["reducer"], raw["axis"], bool(raw["keep_special"]))
-    kind = (str(raw["dtype"]), str(raw["module"]), str(raw["axes"]), int(raw.get("prefix", 0)))
-    schema = SiteSchema(str(raw["key"]), site, reducer, dim, *kind)
+    kind = (str(raw["dtype"]), str(raw["module"]), str(raw["axes"]))
+    schema = SiteSchema(str(raw["key"]), site, reducer, dim, *kind, *special_tokens(raw))
     return Column(plain_name(raw["column"]), schema)

@@ -47,6 +47,8 @@ def make_header(
                 "dtype": s.dtype,
                 "axes": s.axes,
                 "prefix": s.prefix,
+                "suffix": s.suffix,
+                "cls": s.cls,
             }
             for i, s in enumerate(stream.schema)
         ],

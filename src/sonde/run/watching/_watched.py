@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.batch import Batch, SiteSchema
+from sonde.core.batch import Batch, SiteSchema, special_tokens
 from sonde.core.errors import CalibrationError, InputError, StateError
 from sonde.core.requests import Task
 from sonde.core.result import Scorer
@@ -134,6 +134,7 @@ def schema_of(site: dict[str, Any]) -> SiteSchema:
     place = Site.parse(site["text"].partition("|")[0])
     if site["text"].endswith("|entry"):
         place = replace(place, port="in", key=None)
+    prefix, suffix, cls = special_tokens(site)
     return SiteSchema(
         site["text"],
         place,
@@ -141,7 +142,9 @@ def schema_of(site: dict[str, Any]) -> SiteSchema:
         int(site["dim"]),
         str(site.get("dtype", "float32")),
         axes=str(site["axes"]),
-        prefix=int(site.get("prefix", 0)),
+        prefix=prefix,
+        suffix=suffix,
+        cls=cls,
     )
 
 

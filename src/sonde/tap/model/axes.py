@@ -25,12 +25,16 @@ class Axes:
     words : tuple of str
         One word an axis: ``row``, ``pos`` (tokens), ``pos2`` (the decoder's tokens), ``patch`` (one
         axis of space), ``h w``, ``t h w``, ``dim``.
-    prefix : int, default=0
-        Tokens before the patches: class, distillation and register tokens.
+    prefix, suffix : int, default=0
+        Tokens before and behind the patches: class, distillation and register tokens.
+    cls : int or None, default=None
+        Which of them is the class token.
     """
 
     words: tuple[str, ...]
     prefix: int = 0
+    suffix: int = 0
+    cls: int | None = None
 
     def __str__(self) -> str:
         return " ".join(self.words)
@@ -202,18 +206,6 @@ def guess_axes(x: Tensor, module: nn.Module, root: nn.Module, axis: int | None =
         return Axes(tuple(w or "pos" for w in words))
     _name_space(words, [i for i, word in enumerate(words) if not word])
     return Axes(tuple(words))
-
-
-def with_prefix(axes: Axes, shape: Sequence[int], grid: tuple[int, int] | None) -> Axes:
-    """Return the axes with the number of tokens before the patches of a grid.
-
-    A stage of a pyramid holds the grid halved any number of times and has no such tokens.
-    """
-    if "patch" not in axes.words or grid is None:
-        return axes
-    n_patches = grid[0] * grid[1]
-    extra = shape[axes.words.index("patch")] - n_patches
-    return Axes(axes.words, prefix=extra) if extra > 0 else axes
 
 
 def config_grid(config: Any, pixels: Tensor | None) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.left_out import LeftOut
 from sonde.core.site import POSITIONS, Reducer, Site, row_key
 from sonde.stats import TOKEN_METRICS
-from sonde.tap.model.axes import Axes, config_grid, find_axes, with_prefix
+from sonde.tap.model.axes import Axes, config_grid, find_axes
 from sonde.tap.model.influence import Influence
 from sonde.tap.model.probe import Leaf, Probe
 from sonde.tap.model.sites import (
@@ -27,6 +27,7 @@ from sonde.tap.model.sites import (
     resolve,
     unheard,
 )
+from sonde.tap.model.special_tokens import SpecialTokens
 from sonde.tap.model.vary import token_ids
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction, possible
@@ -34,7 +35,6 @@ from sonde.tap.rows.reduce import Reduction, possible
 if TYPE_CHECKING:
     from sonde.tap.reading.live import LiveStream
 
-MOST_PREFIX = 16
 NO_NEXT_TOKEN = ("encoder", "classifier", "image_classifier")
 
 
@@ -56,11 +56,12 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
     kinds: list[Kind] = []
     left_out = list(unheard(probe, unnamed))
     refused: SiteError | None = None
+    special = SpecialTokens(stream.model, probe, batch, patch_grid(stream.model, probe, batch))
     for site, reducer in _named(stream, patterns):
         if site.port == "grad" and stream.objective is None:
             raise InputError(f"live_stream: port grad needs objective=, got {str(site)!r}.")
         try:
-            kinds.extend(_kinds_of(site, reducer or stream.reducer, stream, batch))
+            kinds.extend(_kinds_of(site, reducer or stream.reducer, stream, batch, special))
         except SiteError as error:
             if site not in unnamed:
                 raise
@@ -109,7 +110,11 @@ def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
 
 
 def _kinds_of(
-    site: Site, asked: str | Reducer, stream: "LiveStream", batch: InputBatch
+    site: Site,
+    asked: str | Reducer,
+    stream: "LiveStream",
+    batch: InputBatch,
+    special: SpecialTokens,
 ) -> Iterator[Kind]:
     probe = stream.probe
     call = last_call(site, probe.calls(site.path))
@@ -117,7 +122,8 @@ def _kinds_of(
     axis = asked.axis if isinstance(asked, Reducer) else None
     leaf, _ = probe.leaf(site.path, call, port, site.key)
     axes = find_axes(probe, site.path, call, port, site.key, axis, Influence(stream.model, batch))
-    axes = _checked_prefix(axes, leaf, patch_grid(stream.model, probe, batch))
+    if stream.further or "flat" not in (asked, getattr(asked, "name", None)):
+        axes = special.marked(axes, leaf, f"{site.path}:{port}")
     reducer = each_position(axes) if asked == POSITIONS else asked
     reducer = Reducer(reducer) if isinstance(reducer, str) and reducer != AUTO else reducer
     if not isinstance(reducer, Reducer):
@@ -159,7 +165,8 @@ def _kind(key: str, site: Site, reducer: Reducer, axes: Axes, leaf: Leaf, module
     made = torch.float32 if reducer.name == "predictions" else leaf.dtype
     dtype = str(made).removeprefix("torch.")
     dim = _dim(reducer, axes, leaf)
-    schema = SiteSchema(key, site, reducer, dim, dtype, module, str(axes), axes.prefix)
+    places = (axes.prefix, axes.suffix, axes.cls)
+    schema = SiteSchema(key, site, reducer, dim, dtype, module, str(axes), *places)
     return Kind(key, site, reduction, schema)
 
 
@@ -170,11 +177,6 @@ def _dim(reducer: Reducer, axes: Axes, leaf: Leaf) -> int:
     if reducer.name == "flat":
         return math.prod(size for word, size in sizes.items() if word != "row")
     return sizes.get("dim", 1)
-
-
-def _checked_prefix(axes: Axes, leaf: Leaf, grid: tuple[int, int] | None) -> Axes:
-    found = with_prefix(axes, leaf.shape, grid)
-    return found if found.prefix <= MOST_PREFIX else axes
 
 
 def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int] | None:
@@ -213,7 +215,7 @@ def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
     if model.task == "causal":
         return "last" if "last" in possible(axes) else "mean"
     if axes.kind == "space":
-        return "cls" if axes.prefix else "mean"
+        return "mean" if axes.cls is None else "cls"
     is_encoder = model.task in ("classifier", "encoder") and axes.kind == "pos"
     return _place_of_cls(model, batch) if is_encoder else "mean"
 

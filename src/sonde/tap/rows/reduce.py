@@ -194,18 +194,19 @@ class Reduction:
         return x.clone(memory_format=torch.contiguous_format), POOLED
 
     def _over_space(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
-        name, prefix = self.reducer.name, self.axes.prefix
-        if name == "mean" and not prefix:
+        name, axes = self.reducer.name, self.axes
+        has_more = bool(axes.prefix or axes.suffix)
+        if name == "mean" and not has_more:
             rows = x.mean(dim=self._space)
             return (rows if rows.ndim == 2 else rows[:, None]), POOLED
-        x = self.axes.last_dim(x)
-        if name == "mean":
-            return x[:, prefix:].mean(dim=1), POOLED
+        x = axes.last_dim(x)
         if name == "cls":
-            return x[:, 0].clone(), POOLED
+            return x[:, axes.cls].clone(), POOLED
         if name == "flat":
             return x.clone(memory_format=torch.contiguous_format).flatten(1), POOLED
-        x = x[:, prefix:] if prefix else x
+        x = x[:, axes.prefix : x.shape[1] - axes.suffix] if has_more else x
+        if name == "mean":
+            return x.mean(dim=1), POOLED
         sizes = tuple(x.shape[1:-1])
         if name == "patches3":
             x = averaged(x.reshape(len(x), *frame.grid_of(sizes), x.shape[-1]))
@@ -221,4 +222,4 @@ def possible(axes: Axes) -> tuple[str, ...]:
     if kind in ("pos", "pos2"):
         return ("mean", "last", "cls", "tokens", "predictions", *STEPPED)
     patches = ("patches",) if "t" in axes.words else ("patches", "patches3")
-    return ("mean", "cls", *patches, "flat") if axes.prefix else ("mean", *patches, "flat")
+    return ("mean", *patches, "flat") if axes.cls is None else ("mean", "cls", *patches, "flat")

@@ -253,5 +253,5 @@ def _kind(schema: SiteSchema) -> Kind:
         raise InputError(
             f"Guard: expected sites with port out or in, got {str(schema.site)!r}. Fit at those."
         )
-    axes = Axes(tuple(schema.axes.split()), schema.prefix)
+    axes = Axes(tuple(schema.axes.split()), schema.prefix, schema.suffix, schema.cls)
     return Kind(schema.key, schema.site, Reduction(schema.reducer, axes), schema)

@@ -1,0 +1,155 @@
+"""Tokens that a model puts beside the patches of an image: class, distillation, register tokens.
+
+They come from parameters, not from the image: before anything is mixed, they are the same for any
+two images. So two images of noise tell where they lie, and the parameters which is which.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.site import Site
+from sonde.tap.model.axes import Axes
+from sonde.tap.model.probe import Leaf, Probe
+from sonde.tap.model.vary import Change, sized
+from sonde.tap.model.watch import watch
+
+SAME = Change("none")
+N_ROWS = 2
+CLOSE = 1e-2
+"""Largest distance, in lengths of a token, to what it is made of: narrow types round."""
+MOST_ROWS = 2**14
+CLASS, REGISTER = ("cls", "class"), ("reg", "storage")
+MOST_EXTRA = 16
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Finds the tokens that are no patches, for the sites of one model.
+
+    Parameters
+    ----------
+    model : Model
+    probe : Probe
+    batch : InputBatch
+    grid : (int, int) or None
+        Lines and columns of patches, where inputs, configuration or first layer tell.
+    """
+
+    model: Model
+    probe: Probe
+    batch: InputBatch
+    grid: tuple[int, int] | None
+    _found: dict[Hashable, Axes] = field(default_factory=dict)
+
+    def marked(self, axes: Axes, leaf: Leaf, where: str) -> Axes:
+        """Return axes with the tokens before and behind the patches, and the class token.
+
+        Raises
+        ------
+        SiteError
+            If there are more tokens than patches and it cannot be told which are none.
+        """
+        if "patch" not in axes.words or "dim" not in axes.words:
+            return axes
+        key = leaf.shape, axes.words
+        if key not in self._found:
+            self._found[key] = self._looked_for(axes, leaf, where)
+        return self._found[key]
+
+    def _looked_for(self, axes: Axes, leaf: Leaf, where: str) -> Axes:
+        x = self._first_of(axes, leaf)
+        same = [] if x is None else _same(x)
+        n = leaf.shape[axes.words.index("patch")]
+        extra = 0 if self.grid is None else n - self.grid[0] * self.grid[1]
+        is_image = any(isinstance(v, Tensor) and v.ndim == 4 for v in _values(self.batch))
+        from_weights = [] if x is None else [i for i in same if self._owners(x[0, i])]
+        if len(same) == n or (not is_image and from_weights != same):
+            return axes  # learned queries; steps that are constant for another reason, as padding
+        before = next((i for i in range(n) if i not in same), n)
+        behind = next((i for i in range(n) if n - 1 - i not in same), n)
+        if (not same and 0 < extra <= MOST_EXTRA) or (same and before + behind != len(same)):
+            raise SiteError(
+                f"Site: expected patches at {where}, got {n} tokens of which "
+                f"{len(same) or extra} are no patches, and which ones cannot be told. Read them "
+                "all in one row (reducer 'flat'), or a module at which the patches are alone."
+            )
+        cls = None if x is None else self._class_token(x[0], same)
+        return replace(axes, prefix=before, suffix=behind, cls=cls)
+
+    def _first_of(self, axes: Axes, leaf: Leaf) -> Tensor | None:
+        """Return the first tensor of a shape, (image, patch, dim), for two images of noise."""
+        calls = (
+            (call.end if port == "out" else call.start, Site(path, i, port, key))
+            for path, several in self.probe.trace.items()
+            for i, call in enumerate(several)
+            for port, key, one in (("in", None, call.input), *_outputs(call.outputs))
+            if one is not None and one.shape == leaf.shape
+        )
+        _, site = min(calls, key=lambda item: item[0], default=(0, None))
+        if site is None:
+            return None
+        args, kwargs = sized(self.batch, SAME, N_ROWS, 0)
+        generator = torch.Generator().manual_seed(0)
+        args = tuple(_noisy(x, generator) for x in args)
+        kwargs = {name: _noisy(x, generator) for name, x in kwargs.items()}
+        noise = replace(self.batch, args=args, kwargs=kwargs)
+        x = watch(self.model.module, noise, [site], place=self.probe.place).tensors[str(site)]
+        return axes.last_dim(x).flatten(1, -2).float().cpu() if x.shape == leaf.shape else None
+
+    def _class_token(self, x: Tensor, same: Sequence[int]) -> int | None:
+        """Return where the class token is: the one of that name, or the only special token."""
+        owners = {i: self._owners(x[i]) for i in same}
+        named = [i for i in same if _names(owners[i], CLASS)]
+        if len(named) == 1:
+            return named[0]
+        is_alone = len(same) == 1 and not _names(owners[same[0]], REGISTER)
+        return same[0] if is_alone else None
+
+    def _owners(self, token: Tensor) -> list[str]:
+        """Return the parameters that a token is a row of, alone or with a position added."""
+        rows = dict(self._rows(len(token)))
+        others = torch.cat([torch.zeros(1, len(token)), *rows.values()])
+        near = CLOSE * float(token.norm())
+        return [
+            name
+            for name, own in rows.items()
+            if "pos" not in name and bool(torch.cdist(token.float() - own, others).amin() <= near)
+        ]
+
+    def _rows(self, dim: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield the parameters that may hold tokens or positions of a width, one a row."""
+        for path, module in self.model.module.named_modules():
+            for name, p in module.named_parameters(recurse=False):
+                is_layer = name in ("weight", "bias") and not isinstance(module, nn.Embedding)
+                if p.shape[-1:] == (dim,) and not is_layer and p.numel() <= MOST_ROWS * dim:
+                    yield f"{path}.{name}".lower(), p.detach().reshape(-1, dim).float().cpu()
+
+
+def _names(owners: Sequence[str], words: Sequence[str]) -> bool:
+    """Return whether the last part of some parameter's name has one of the words in it."""
+    return any(word in owner.rpartition(".")[2] for owner in owners for word in words)
+
+
+def _outputs(outputs: dict[str, Leaf]) -> Iterator[tuple[str, str | None, Leaf]]:
+    yield from (("out", key or None, leaf) for key, leaf in outputs.items())
+
+
+def _values(batch: InputBatch) -> list[object]:
+    return [*batch.args, *batch.kwargs.values()]
+
+
+def _noisy(x: object, generator: torch.Generator) -> object:
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        return x
+    return x + torch.randn(x.shape, generator=generator).to(x)
+
+
+def _same(x: Tensor) -> list[int]:
+    """Return the tokens that two images have in common, but for the last bits."""
+    apart = (x[0] - x[1]).abs().amax(-1)
+    return (apart <= 1e-9 + 1e-6 * x.abs().amax()).nonzero().flatten().tolist()

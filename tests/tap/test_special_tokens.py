@@ -1,0 +1,107 @@
+"""Class and register tokens are found where they lie, not where they mostly do."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import clip_vision, deit, dinov2, vit
+from sonde.core.errors import SiteError
+from sonde.core.inputs import Model
+from sonde.tap import live_stream
+from tap_inputs import images
+
+DIM, N_PATCHES = 8, 16
+
+
+class Net(nn.Module):
+    """Patches of an image among tokens of its own, in any order, and blocks that mix them all."""
+
+    def __init__(self, order: str, positions: bool = False, hides: bool = False) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, DIM, 8, stride=8)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, DIM))
+        self.register_tokens = nn.Parameter(torch.randn(1, 4, DIM))
+        self.summary = nn.Parameter(torch.randn(1, 1, DIM))
+        self.position = nn.Parameter(torch.randn(1, N_PATCHES + 9, DIM)) if positions else None
+        layer = nn.TransformerEncoderLayer(DIM, 2, 16, batch_first=True)
+        self.order, self.hides = order, hides
+        self.layers = nn.ModuleList(
+            [layer, nn.TransformerEncoderLayer(DIM, 2, 16, batch_first=True)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        parts = {"p": x, "c": self.cls_token, "r": self.register_tokens, "s": self.summary}
+        x = torch.cat([parts[one].expand(len(x), -1, -1) for one in self.order], 1)
+        x = x if self.position is None else x + self.position[:, : x.shape[1]]
+        x = x + x.mean(1, keepdim=True) if self.hides else x
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def states(net: nn.Module, inputs) -> Tensor:
+    with torch.no_grad():
+        return net(inputs.x)
+
+
+ORDERS = {
+    "prc": 20,
+    "pr": None,
+    "rcp": 4,
+    "crp": 0,
+    "cp": 0,
+    "sp": 0,
+    "rp": None,
+    "pc": 16,
+    "cpr": 0,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.truth("the order in which the tokens are put together")
+def test_special_tokens_are_where_the_model_puts_them(order, positions):
+    torch.manual_seed(0)
+    net, inputs = Net(order, positions).eval(), images(32, n=3, keyword=None)
+    out = states(net, inputs)
+    start = sum({"r": 4, "p": 0}.get(one, 1) for one in order.partition("p")[0])
+    patches = out[:, start : start + N_PATCHES]
+    for reducer, want in (("patches", patches.flatten(0, 1)), ("mean", patches.mean(1))):
+        (batch,) = live_stream(Model(net), inputs, "layers.1", reducer).batches(0, 3)
+        torch.testing.assert_close(batch.rows["layers.1:out"], want)
+    place = ORDERS[order]
+    if place is None:
+        with pytest.raises(SiteError, match=r"'cls'.*does not fit"):
+            assert live_stream(Model(net), inputs, "layers.1", "cls").schema
+    else:
+        stream = live_stream(Model(net), inputs, "layers.1")
+        (batch,) = stream.batches(0, 3)
+        assert (stream.schema[0].reducer.name, stream.schema[0].cls) == ("cls", place)
+        torch.testing.assert_close(batch.rows["layers.1:out"], out[:, place])
+
+
+def test_tokens_that_are_mixed_before_they_can_be_seen_are_asked_for():
+    net, inputs = Net("cp", hides=True).eval(), images(32, n=3, keyword=None)
+    with pytest.raises(SiteError, match=r"17 tokens of which 1 are no patches.*'flat'"):
+        assert live_stream(Model(net), inputs, "layers.1", "patches").schema
+    (batch,) = live_stream(Model(net), inputs, "layers.1", "flat").batches(0, 3)
+    assert batch.rows["layers.1:out"].shape == (3, 17 * DIM)
+
+
+def test_special_tokens_among_the_patches_are_refused():
+    net, inputs = Net("psp").eval(), images(32, n=3, keyword=None)
+    with pytest.raises(SiteError, match="which ones cannot be told"):
+        assert live_stream(Model(net), inputs, "layers.1", "patches").schema
+
+
+@pytest.mark.parametrize(("build", "prefix"), [(vit, 1), (dinov2, 5), (deit, 2), (clip_vision, 1)])
+@pytest.mark.truth("the configuration of each model")
+def test_models_of_the_hub_have_their_class_token_first(build, prefix):
+    torch.manual_seed(0)
+    net = build()
+    for p in net.parameters():
+        nn.init.normal_(p)
+    stream = live_stream(Model(net, task="encoder"), images(24, n=2))
+    found = stream.schema[0]
+    assert (found.prefix, found.suffix, found.cls, found.reducer.name) == (prefix, 0, 0, "cls")
