@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,16 @@ from scipy.stats import beta, binom
 
 from findings._evidence import digits, evidence_of, shuffled, states, versus_of
 from sonde.core.calibration import Calibration
-from sonde.findings._alarm import Alarm, fuse, surprise
+from sonde.core.stream import Stream
+from sonde.detect import KNN, Mahalanobis
+from sonde.findings._alarm import Alarm, Alarms, fuse, surprise
 from sonde.findings.snd052 import SND052
 from sonde.findings.versus import alarms, scored, versus_section
+from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.fit import fit
+from sonde.run.scoring.fuse import with_fused
+from sonde.run.scoring.score import score
+from sonde.run.scoring.tables import part_of
 
 
 @pytest.mark.slow
@@ -43,7 +51,7 @@ def test_it_needs_other_and_enough_held_out_rows() -> None:
     assert check.tables["needed"] == 99
 
 
-def fused(seed: int, n_held: int, m: int, far: float = 0.0) -> Alarm:
+def both(seed: int, n_held: int, m: int, far: float = 0.0) -> Alarms:
     """Return alarms of two dependent scores, no different in OTHER unless ``far``."""
     rng = np.random.default_rng(seed)
 
@@ -55,14 +63,20 @@ def fused(seed: int, n_held: int, m: int, far: float = 0.0) -> Alarm:
         }
 
     held, other = scores(n_held, 0.0), scores(m, far)
-    alarm = fuse(held, torch.arange(n_held), other, torch.arange(m) + 10**6, 0.01)
-    assert isinstance(alarm, Alarm)
-    return alarm
+    found = fuse(held, torch.arange(n_held), other, torch.arange(m) + 10**6, 0.01)
+    assert isinstance(found, Alarms)
+    return found
+
+
+def fused(seed: int, n_held: int, m: int, far: float = 0.0) -> Alarm:
+    return both(seed, n_held, m, far).total
 
 
 @pytest.mark.slow
 def test_the_beta_binomial_keeps_its_level_where_the_binomial_does_not() -> None:
-    found = [fused(seed, 400, 2000) for seed in range(300)]
+    pairs = [both(seed, 400, 2000) for seed in range(300)]
+    assert sum(a.lead is not None and a.lead.p < 0.01 for a in pairs) <= 9
+    found = [a.total for a in pairs]
     small = sum(a.p < 0.01 for a in found)
     naive = sum(binom.sf(a.n_alarms - 1, a.n, 0.01) < 0.01 for a in found)
     assert small <= 9
@@ -96,9 +110,9 @@ def test_alarms_use_only_rows_that_no_detector_was_fitted_on() -> None:
     x = digits()[0]
     evidence = versus_of(x[:1200], x[1200:])
     found = alarms(evidence)
-    assert isinstance(found, Alarm)
+    assert isinstance(found, Alarms)
     held = 1200 - int(evidence.versus.scorers["Mahalanobis", "x"].scorer.n)
-    assert 0.6 * held < found.calibration.n < 0.9 * held
+    assert 0.6 * held < found.total.calibration.n < 0.9 * held
 
 
 @pytest.mark.truth("Hanley and McNeil's error at both ends, times 1.96")
@@ -116,3 +130,70 @@ def test_detectors_are_listed_with_an_interval_of_95_percent() -> None:
         spread = 1 + pairs * ((1 - end) / (2 - end) + end / (1 + end))
         se = math.sqrt(end * (1 - end) * spread / (n * m))
         assert abs(row["auroc"] - end) / se == pytest.approx(1.959964, rel=1e-4)
+
+
+SITES = tuple("abcdefgh")
+
+
+def at_sites(n: int, seed: int, far: float = 0.0) -> dict[str, torch.Tensor]:
+    """Return rows of eight sites, of which the last moves."""
+    draw = torch.Generator().manual_seed(seed)
+    found = {site: torch.randn(n, 6, generator=draw) for site in SITES}
+    found["h"] += far
+    return found
+
+
+@pytest.mark.truth("the lines and the fused sum of `sonde score --fuse`, of the same rows")
+def test_the_site_that_sees_leads_and_both_shares_are_those_of_score_fuse() -> None:
+    data, other = at_sites(1600, 0), at_sites(600, 1, 1.5)
+    evidence = versus_of(data, other)
+    finding = SND052().check(evidence).finding
+    found = alarms(evidence)
+    assert finding is not None
+    assert isinstance(found, Alarms)
+    assert found.lead is not None
+    ((method, site),) = found.lead.names
+    assert site == "h"
+    assert finding.sentence.startswith(f"By {method} at h, the best of 16 scores, ")
+    assert found.lead.rate > found.total.rate + 0.1
+    first = {s: x[:800] for s, x in data.items()}
+    rest = {s: x[800:] for s, x in data.items()}
+    bundle = fit([Mahalanobis(), KNN(m=2048)], Stream.of(first), calibrate=0, progress=False)
+    bundle = calibrate(bundle, Stream.of(rest), progress=False)
+    table = with_fused(score(bundle, Stream.of(other), progress=False), bundle, "sum")
+
+    def beyond(instrument: str, where: str) -> float:
+        p = part_of(table, (instrument, where))["p"].to_numpy()
+        return float((p <= 0.01).mean())
+
+    word = {"Mahalanobis": "mahalanobis", "KNN": "knn"}[method]
+    names = set(zip(table["instrument"].to_pylist(), table["site"].to_pylist(), strict=True))
+    line = next(n for n in names if n[0].lower().startswith(word) and n[1].startswith("h"))
+    total = next(n for n in names if n[0] == "fuse(sum)")
+    assert found.lead.rate == pytest.approx(beyond(*line), abs=0.12)
+    assert found.total.rate == pytest.approx(beyond(*total), abs=0.06)
+
+
+def test_new_rows_beside_those_of_the_training_are_a_note() -> None:
+    data, other = at_sites(1600, 0), at_sites(600, 1, 1.5)
+
+    def known(n: int, wrong: int) -> dict[str, Any]:
+        label = torch.arange(n) % 2
+        answer = torch.where(torch.arange(n) < wrong, 1 - label, label)
+        logits = 9.0 * torch.nn.functional.one_hot(answer, 2)
+        return {"label": label, "logits": logits, "facts": {"labels_are_models": True}}
+
+    levels = []
+    for wrong in (12, 500):
+        evidence = versus_of(data, other, other=known(600, wrong), **known(1600, 0))
+        finding = SND052().check(evidence).finding
+        assert finding is not None
+        assert len(finding.sentence) <= 240
+        levels.append((finding.level, "those it learned" in finding.sentence))
+    assert levels == [("note", True), ("warning", False)]
+
+
+def test_one_row_of_other_is_too_few_to_say() -> None:
+    check = SND052().check(versus_of(at_sites(800, 0), at_sites(1, 1, 9.0)))
+    assert check.state == "clear"
+    assert "1 row of OTHER: too few" in check.reason

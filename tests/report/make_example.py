@@ -297,7 +297,15 @@ def versus(rng: np.random.Generator) -> dict[str, Any]:
         "length_auroc": 0.53,
         "best": SITES[6],
     }
-    return head | {"alarm": alarm, "scores": scores, "rows": rows}
+    lead = alarm | {
+        "sites": SITES[11:],
+        "rate": 0.067,
+        "low": 0.042,
+        "high": 0.102,
+        "n": 300,
+        "p": 2e-9,
+    }
+    return head | {"alarm": alarm, "lead": lead, "scores": scores, "rows": rows}
 
 
 def rows(rng: np.random.Generator) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Scores of several detectors and sites made one, then calibrated: alarms at a stated rate."""
+"""Alarms at a stated rate: of the detector that sees most, and of all scores added up."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,26 +13,30 @@ from torch import Tensor
 from sonde.alarms import surprise
 from sonde.core.calibration import Calibration
 from sonde.findings._shared import EXAMPLES, one_per_group
+from sonde.stats.auroc import auroc
 from sonde.stats.intervals import clopper_pearson
 
 BINS = 40
 NAMED = 50
+CHOOSING = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Alarm:
-    """Alarms on OTHER of one fused score.
+    """Alarms on OTHER of one score, or of several added up.
 
     Parameters
     ----------
     names : tuple of (str, str)
-        Method and site of each score that was fused.
+        Method and site of each score.
     calibration : Calibration
-        Fused scores of held-out groups of DATA.
+        Their sums on held-out groups of DATA.
     scores : Float[Tensor, "row"]
-        Fused scores of OTHER's rows.
+        Their sums on OTHER's rows.
     one : Int[Tensor, "group"]
         One row of each of OTHER's groups.
+    counted : Int[Tensor, "counted"]
+        Those of them whose alarms are counted: where others chose the detector, the rest.
     alpha : float
     """
 
@@ -40,6 +44,7 @@ class Alarm:
     calibration: Calibration
     scores: Float[Tensor, "row"]
     one: Int[Tensor, "group"]
+    counted: Int[Tensor, "counted"]
     alpha: float
 
     @property
@@ -49,51 +54,63 @@ class Alarm:
 
     @property
     def n(self) -> int:
-        """Groups of OTHER."""
-        return len(self.one)
+        """Groups of OTHER whose alarms are counted."""
+        return len(self.counted)
 
     @property
     def n_alarms(self) -> int:
-        """Groups of OTHER beyond the threshold."""
-        return int((self.scores[self.one] > self.calibration.threshold(self.alpha)).sum())
+        """Groups of OTHER beyond the threshold, of those that are counted."""
+        return int((self.scores[self.counted] > self.calibration.threshold(self.alpha)).sum())
 
     @property
     def rate(self) -> float:
-        """Share of OTHER's groups beyond the threshold."""
+        """Share of the counted groups beyond the threshold."""
         return self.n_alarms / max(self.n, 1)
 
     @property
     def p(self) -> float:
-        """Chance of as many alarms or more on rows like DATA, the threshold being estimated.
+        """Chance of as many alarms or more on rows like DATA."""
+        return self.chance(self.n_alarms)
 
-        The share of such rows beyond the ``l``-th largest of ``n`` held-out scores follows
-        ``Beta(l, n + 1 - l)``, so their number is beta-binomial.
+    def chance(self, n_alarms: int) -> float:
+        """Return the chance of so many alarms or more on rows like DATA.
+
+        The threshold is estimated: the share of such rows beyond the ``l``-th largest of ``n``
+        held-out scores follows ``Beta(l, n + 1 - l)``, so their number is beta-binomial.
         """
         rank = self.calibration.alarms_allowed(self.alpha)
-        return float(betabinom.sf(self.n_alarms - 1, self.n, rank, self.calibration.n + 1 - rank))
+        return float(betabinom.sf(n_alarms - 1, self.n, rank, self.calibration.n + 1 - rank))
 
-    def section(self, ids: list[str], order: list[int], sites: list[str]) -> dict[str, Any]:
-        """Return the report's keys ``alarm``, ``scores`` and ``rows``."""
-        p = self.calibration.p_value(self.scores)
-        worst = torch.argsort(self.scores, descending=True, stable=True)[:NAMED].tolist()
-        threshold = self.calibration.threshold(self.alpha) if self.possible else None
+    def worst(self, at_most: int) -> list[int]:
+        """Return the rows of OTHER with the highest scores."""
+        return torch.argsort(self.scores, descending=True, stable=True)[:at_most].tolist()
+
+    @property
+    def _threshold(self) -> float | None:
+        return self.calibration.threshold(self.alpha) if self.possible else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the report's key ``alarm``, or ``lead``."""
         low, high = clopper_pearson(self.n_alarms, self.n) if self.possible else (None, None)
-        methods = ", ".join(dict.fromkeys(method for method, _ in self.names))
         return {
-            "alarm": {
-                "detector": methods,
-                "sites": sites,
-                "alpha": self.alpha,
-                "rate": self.rate if self.possible else None,
-                "low": low,
-                "high": high,
-                "threshold": _finite(threshold),
-                "n_cal": self.calibration.n,
-                "n": self.n,
-                "p": self.p if self.possible else None,
-                "guarantee": "marginal",
-            },
-            "scores": self._histograms(threshold),
+            "detector": ", ".join(dict.fromkeys(method for method, _ in self.names)),
+            "sites": list(dict.fromkeys(key for _, key in self.names)),
+            "alpha": self.alpha,
+            "rate": self.rate if self.possible else None,
+            "low": low,
+            "high": high,
+            "threshold": _finite(self._threshold),
+            "n_cal": self.calibration.n,
+            "n": self.n,
+            "p": self.p if self.possible else None,
+            "guarantee": "marginal",
+        }
+
+    def section(self, ids: list[str], order: list[int]) -> dict[str, Any]:
+        """Return the report's keys ``scores`` and ``rows``."""
+        p = self.calibration.p_value(self.scores)
+        return {
+            "scores": self._histograms(self._threshold),
             "rows": [
                 {
                     "id": str(ids[i]),
@@ -101,7 +118,7 @@ class Alarm:
                     "score": _finite(float(self.scores[i])),
                     "p": float(p[i]),
                 }
-                for i in worst
+                for i in self.worst(NAMED)
             ],
         }
 
@@ -132,18 +149,51 @@ class Alarm:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Alarms:
+    """Alarms of the site and detector that see most of OTHER, and of all scores added up.
+
+    Parameters
+    ----------
+    total : Alarm
+        All scores added up.
+    lead : Alarm or None
+        The one score, chosen on half of OTHER's groups and counted on the other half; None where
+        there is one score only, or too little of OTHER to choose.
+    """
+
+    total: Alarm
+    lead: Alarm | None
+
+    @property
+    def each(self) -> tuple[Alarm, ...]:
+        """The alarms that are tested, the leading one first."""
+        return (self.total,) if self.lead is None else (self.lead, self.total)
+
+    @property
+    def surest(self) -> Alarm:
+        """The alarm of smaller chance; the leading one of equal ones."""
+        return min(self.each, key=lambda a: a.p) if self.total.possible else self.total
+
+    def corrected(self, p: float) -> float:
+        """Return a chance corrected for the number of alarms that were tested."""
+        return min(1.0, len(self.each) * p)
+
+
 def fuse(
     held: Mapping[tuple[str, str], Float[Tensor, "row"]],
     group: Int[Tensor, "row"],
     other: Mapping[tuple[str, str], Float[Tensor, "row2"]],
     other_group: Int[Tensor, "row2"],
     alpha: float,
-) -> Alarm | str:
-    """Return the alarms of the fused score, or why there can be none.
+) -> Alarms | str:
+    """Return the alarms of the leading score and of the sum, or why there can be none.
 
-    A quarter of the held-out groups turns each score into a p-value, and the negative logarithms
-    are added up; the sum on the other groups, one row of each, is the calibration. Whatever the
-    dependence between sites, the promise holds, because the sum itself is calibrated.
+    A quarter of the held-out groups turns each score into a p-value, whose negative logarithms
+    count; the other groups, one row of each, calibrate them and their sum. Whatever the dependence
+    between sites, the promise holds, because the sum itself is calibrated. The leading score is
+    chosen by that quarter and half of OTHER, and calibrated and counted on the rest of both, so
+    that having looked at all scores costs it nothing.
     """
     part = torch.remainder(group, 4) == 0
     first = torch.nonzero(part).flatten()
@@ -151,14 +201,36 @@ def fuse(
     rest = rest[one_per_group(group[rest])]
     if len(first) == 0 or len(rest) == 0:
         return "too few rows were held out"
-    total = torch.zeros(len(group), dtype=torch.float64)
-    total_other = torch.zeros(len(other_group), dtype=torch.float64)
+    one = one_per_group(other_group)
+    own, theirs = {}, {}
     for name, scores in held.items():
         reference = scores[first].sort().values
-        total += surprise(scores, reference)
-        total_other += surprise(other[name], reference)
-    calibration = Calibration.from_scores(total[rest])
-    return Alarm(tuple(held), calibration, total_other, one_per_group(other_group), alpha)
+        own[name], theirs[name] = surprise(scores, reference), surprise(other[name], reference)
+
+    def alarm(names: tuple[tuple[str, str], ...], counted: Tensor) -> Alarm:
+        calibration = Calibration.from_scores(_sum(own, names)[rest])
+        return Alarm(names, calibration, _sum(theirs, names), one, counted, alpha)
+
+    total, choosing = alarm(tuple(held), one), torch.remainder(other_group[one], 2) == 0
+    if len(held) < 2 or bool(choosing.all()) or not bool(choosing.any()):
+        return Alarms(total, None)
+    usual = first[one_per_group(group[first])]
+    sees = {n: _seen(own[n][usual], theirs[n][one[choosing]], alpha) for n in held}
+    best = max(sees, key=lambda n: sees[n])
+    return Alarms(total, alarm((best,), one[~choosing]))
+
+
+def _sum(surprises: Mapping[tuple[str, str], Tensor], names: Sequence[tuple[str, str]]) -> Tensor:
+    return torch.stack([surprises[name] for name in names]).sum(0)
+
+
+def _seen(usual: Tensor, other: Tensor, alpha: float) -> tuple[float, float]:
+    """Return the mean share of ``other`` beyond the highest usual scores, and the AUROC.
+
+    The partial area up to a few times ``alpha``: one threshold of so few scores is mostly luck.
+    """
+    limits = usual.sort(descending=True).values[: max(1, math.ceil(CHOOSING * alpha * len(usual)))]
+    return float((other[:, None] > limits).double().mean()), auroc(usual, other).value
 
 
 def _finite(value: float | None) -> float | None:

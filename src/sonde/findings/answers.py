@@ -68,14 +68,10 @@ class ClassAnswers:
 @once
 def class_answers(evidence: Evidence) -> ClassAnswers | str:
     """Return a classifier's own answers, or the reason why there are none."""
-    if not (evidence.data.has_labels and evidence.sites):
-        return "the data have no labels"
-    if not evidence.data.labels_are_models:
-        return "the labels are not the model's own classes"
-    shared = shared_rows(evidence)
-    logits, label = shared.column("logits"), shared.column("label")
-    if logits is None or label is None or logits.shape[1] < 2:
-        return "the model gives no logits of two classes or more"
+    columns = _columns(evidence)
+    if isinstance(columns, str):
+        return columns
+    shared, (logits, label) = shared_rows(evidence), columns
     labels = label_evidence(evidence) if usable(evidence) else None
     where = torch.nonzero(label >= 0).flatten() if labels is None else labels.where
     if len(where) == 0:
@@ -93,6 +89,32 @@ def class_answers(evidence: Evidence) -> ClassAnswers | str:
         unseen=float((~torch.isin(answer, truth)).double().mean()),
         labels=labels,
     )
+
+
+def right_rows(evidence: Evidence) -> Float[Tensor, "row"] | None:
+    """Return of each sampled row whether the model is right, NaN without a label; None if unknown.
+
+    Cheaper than ``class_answers``: no probe is fitted.
+    """
+    columns = _columns(evidence)
+    if isinstance(columns, str):
+        return None
+    logits, label = columns
+    right = (logits.argmax(1) == label).double()
+    return torch.where(label >= 0, right, math.nan)
+
+
+def _columns(evidence: Evidence) -> tuple[Tensor, Tensor] | str:
+    """Return logits and labels of the sampled rows, or the reason why they cannot be compared."""
+    if not (evidence.data.has_labels and evidence.sites):
+        return "the data have no labels"
+    if not evidence.data.labels_are_models:
+        return "the labels are not the model's own classes"
+    shared = shared_rows(evidence)
+    logits, label = shared.column("logits"), shared.column("label")
+    if logits is None or label is None or logits.shape[1] < 2:
+        return "the model gives no logits of two classes or more"
+    return logits, label
 
 
 def _probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:

@@ -3,14 +3,19 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._alarm import Alarm
-from sonde.findings._places import counted_as, score_command, too_few
+from torch import Tensor
+
+from sonde.findings._alarm import Alarm, Alarms
+from sonde.findings._places import counted_as, score_command, sentence, too_few
 from sonde.findings._shared import examples_at
-from sonde.findings._text import percent, plural
+from sonde.findings._text import percent, plural, shortened
+from sonde.findings.answers import right_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.findings.versus import alarms
 from sonde.stats.intervals import clopper_pearson
+
+HALF = 0.5
 
 
 @final
@@ -20,20 +25,29 @@ class SND052(Rule):
 
     times: float = 2.0
     level: float = 0.001
+    close: float = 0.05
 
     code: ClassVar[str] = "SND052"
     title: ClassVar[str] = "Rows unlike anything fitted"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "On inputs that look like nothing it was fitted on, a model's answers are a guess."
+        "On inputs that look like nothing it was fitted on, a model's answers are a guess. Rows "
+        "that a model was trained on look more usual to it than new ones: compare held-out rows."
     )
     how: ClassVar[str] = (
-        "Detectors fitted on half of DATA's groups at every site; the logarithms of their p-values "
-        "on the other half are added up and the sum is calibrated, one row of each group. The "
-        "number of alarms in OTHER is compared with a beta-binomial, because the threshold itself "
-        "was estimated. Raised where its chance is below 0.001 and the share above twice the rate."
+        "Detectors fitted on half of DATA's groups at every site score the other half and OTHER. "
+        "The one that sees most is chosen on a quarter of these rows of DATA and half of OTHER, "
+        "then calibrated and counted on the rest; beside it the sum of the logarithms of all "
+        "p-values, calibrated, one row of each group. The number of alarms is compared with a "
+        "beta-binomial, because the threshold itself was estimated; the chance is that of two "
+        "tests. Raised where it is below 0.001 and the share above twice the rate; a note where "
+        "the model is as right on OTHER as on DATA within 5 points, and on most of the rows beyond "
+        "the threshold, as new rows are beside those of its training."
     )
-    false_positives: ClassVar[str] = "OTHER is meant to differ; rows that come in unnamed groups."
+    false_positives: ClassVar[str] = (
+        "OTHER is meant to differ; rows that come in unnamed groups; DATA that the model was "
+        "trained on, without labels that would show it."
+    )
     plant: ClassVar[str] = "One row in ten of OTHER is noise."
     twin: ClassVar[str] = "Another half of the same data."
 
@@ -42,50 +56,84 @@ class SND052(Rule):
         if evidence.versus is None:
             return self.not_applicable("there is no second data set (--versus OTHER)")
         found = alarms(evidence)
-        if not isinstance(found, Alarm):
+        if not isinstance(found, Alarms):
             return self.withheld(found)
-        if not found.possible:
-            needed = found.calibration.needed(found.alpha)
-            what = f"held-out {counted_as(evidence)} for a rate of {percent(found.alpha)}"
-            return too_few(self, found.calibration.n, needed, what)
-        figure = self._figure(found)
-        if found.p >= self.level or found.rate <= self.times * found.alpha:
-            return self.clear(figure)
-        worst = found.scores.argsort(descending=True, stable=True)[: min(50, found.n_alarms)]
-        examples = examples_at(evidence.versus.other, worst.tolist())
-        sites = tuple(dict.fromkeys(key for _, key in found.names))
-        sentence = (
-            f"{percent(found.rate)} of OTHER ({percent(figure.low or 0.0)} to "
-            f"{percent(figure.high or 1.0)}) score beyond a threshold that "
-            f"{percent(found.alpha)} of rows like DATA exceed. {found.n_alarms:,} of {found.n:,} "
-            f"rows; threshold from {found.calibration.n:,} held-out rows, "
-            f"{plural(len(found.names), 'score')} added up."
+        total = found.total
+        if not total.possible:
+            needed = total.calibration.needed(total.alpha)
+            what = f"held-out {counted_as(evidence)} for a rate of {percent(total.alpha)}"
+            return too_few(self, total.calibration.n, needed, what)
+        hits = [a for a in found.each if self._holds(found, a)]
+        figure = self._figure(found, hits[0] if hits else found.each[0])
+        if not hits:
+            least = min(found.corrected(a.chance(a.n)) for a in found.each)
+            few = f"{plural(total.n, 'row')} of OTHER: too few for a chance below {self.level:g}"
+            return self.clear(figure, few if least >= self.level else "")
+        return self.raised(self._finding(evidence, found, hits[0], figure))
+
+    def _holds(self, found: Alarms, alarm: Alarm) -> bool:
+        surely = found.corrected(alarm.p) < self.level
+        return surely and alarm.rate > self.times * alarm.alpha
+
+    def _finding(self, evidence: Evidence, found: Alarms, alarm: Alarm, figure: Figure) -> Finding:
+        beyond = alarm.scores > alarm.calibration.threshold(alarm.alpha)
+        worst = alarm.worst(min(50, int(beyond.sum())))
+        said, explained = self._answers(evidence, beyond)
+        sites = tuple(dict.fromkeys(key for _, key in alarm.names))
+        counts = (
+            f"{alarm.n_alarms:,} of {plural(alarm.n, 'row')}, threshold from "
+            f"{alarm.calibration.n:,} held-out."
         )
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                sentence,
-                figure,
-                sites=sites,
-                examples=tuple(examples),
-                of_other=True,
-                effect=min(1.0, found.rate),
-                next=score_command(sites[-1]),
-            )
+        return Finding(
+            self.code,
+            "note" if explained else "warning",
+            sentence(self._lead(found), said, counts),
+            figure,
+            sites=sites,
+            examples=tuple(examples_at(evidence.versus.other, worst)),
+            of_other=True,
+            effect=min(1.0, alarm.rate),
+            next=score_command(sites[-1]),
+            common=explained,
         )
 
-    def _figure(self, found: Alarm) -> Figure:
-        low, high = clopper_pearson(found.n_alarms, found.n)
+    def _lead(self, found: Alarms) -> str:
+        first = found.each[0]
+        low, high = clopper_pearson(first.n_alarms, first.n)
+        text = (
+            f"{percent(first.rate)} of OTHER ({percent(low)} to {percent(high)}) lie beyond what "
+            f"{percent(first.alpha)} of rows like DATA exceed"
+        )
+        if found.lead is None:
+            return f"{text}."
+        ((method, key),) = first.names
+        where = f"{method} at {shortened(key.removesuffix(':out'), 24)}"
+        best = f"By {where}, the best of {len(found.total.names)} scores"
+        return f"{best}, {text}; by all added up {percent(found.total.rate)}."
+
+    def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
+        """Return what the model's own answers say of OTHER, and whether they explain alarms."""
+        mine, theirs = right_rows(evidence), right_rows(evidence.versus.other)
+        if mine is None or theirs is None:
+            return "", False
+        data, other = float(mine.nanmean()), float(theirs.nanmean())
+        there = float(theirs[beyond].nanmean())
+        text = f"The model is right on {percent(other)} of it"
+        if 0.0 <= data - other <= self.close and there > HALF:
+            return f"{text}, as on rows new to it beside those it learned.", True
+        return f"{text}, {percent(data)} of DATA.", False
+
+    def _figure(self, found: Alarms, alarm: Alarm) -> Figure:
+        low, high = clopper_pearson(alarm.n_alarms, alarm.n)
         return Figure(
             "alarm_rate",
-            found.rate,
+            alarm.rate,
             low,
             high,
             "share",
-            null=found.alpha,
-            threshold=self.times * found.alpha,
-            p=found.p,
-            n_rows=len(found.scores),
-            n_groups=found.n,
+            null=alarm.alpha,
+            threshold=self.times * alarm.alpha,
+            p=found.corrected(alarm.p),
+            n_rows=len(alarm.scores),
+            n_groups=alarm.n,
         )

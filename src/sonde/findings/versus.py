@@ -13,7 +13,7 @@ from torch import Tensor
 from sonde.core.hashing import base_hashes, draws
 from sonde.core.instrument import score_needs
 from sonde.core.plan import Split
-from sonde.findings._alarm import Alarm, fuse
+from sonde.findings._alarm import Alarms, fuse
 from sonde.findings._linear import fitted_on, metric_times
 from sonde.findings._once import once
 from sonde.findings._shared import SharedRows, one_per_group, shared_rows
@@ -204,7 +204,7 @@ def scored(evidence: Evidence) -> Scored | str:
 
 
 @once
-def alarms(evidence: Evidence) -> Alarm | str:
+def alarms(evidence: Evidence) -> Alarms | str:
     """Return the calibrated alarms on OTHER, or the reason why there are none."""
     found = scored(evidence)
     if isinstance(found, str):
@@ -279,16 +279,15 @@ def versus_section(evidence: Evidence) -> dict[str, Any] | None:
         "best": None if found is None else found.best.key,
         "detectors": detector_rows(evidence),
         "alarm": None,
+        "lead": None,
         "scores": None,
         "rows": [],
     }
-    if isinstance(alarm, Alarm):
+    if isinstance(alarm, Alarms):
         shared = shared_rows(evidence.versus.other)
         assert shared.order is not None
         ids, order = evidence.versus.other.ids_of(shared.order), shared.order.tolist()
-        section |= alarm.section(ids, order, _sites_of(alarm))
+        section["alarm"] = alarm.total.facts()
+        section["lead"] = None if alarm.lead is None else alarm.lead.facts()
+        section |= alarm.surest.section(ids, order)
     return section
-
-
-def _sites_of(alarm: Alarm) -> list[str]:
-    return list(dict.fromkeys(key for _, key in alarm.names))

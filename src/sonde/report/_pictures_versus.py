@@ -21,7 +21,7 @@ from sonde.report._axes import (
 )
 from sonde.report._format import Real, number, p_text, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.report._versus_words import beyond_threshold, told_apart
+from sonde.report._versus_words import beyond_threshold, surest_alarm, told_apart
 
 _RULES: Final = ((0.5, "no difference"), (0.6, "a note above"), (0.75, "a warning above"))
 _CATEGORIES: Final = 7
@@ -78,7 +78,7 @@ def _shift(points: Rows, length: Real | None, axis: Axis, width: int) -> Any:
 
 def scores_picture(versus: dict[str, Any]) -> Picture | None:
     """Return two histograms of one score on one axis, with the threshold."""
-    scores, alarm = versus["scores"], versus["alarm"]
+    scores, alarm = versus["scores"], surest_alarm(versus)
     if scores is None or len(scores["edges"]) < 2:
         return None
     bins = list(pairwise(scores["edges"]))
@@ -91,7 +91,7 @@ def scores_picture(versus: dict[str, Any]) -> Picture | None:
     )
     message = "Scores of DATA and OTHER, higher = more unusual"
     if alarm is not None and alarm["rate"] is not None:
-        message = beyond_threshold(alarm)
+        message = beyond_threshold(alarm, lambda site: shown(site, 60))
 
     def draw(width: int) -> Any:
         return _scores(bars, scores["threshold"], width)

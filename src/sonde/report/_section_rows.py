@@ -40,7 +40,8 @@ _LISTS: Final = (
 
 _FITTED: Final = (
     "Fitted on half of DATA; how well each tells OTHER from the other half, with a 95 % interval. "
-    "Their scores are added up, and the sum is calibrated: the alarm below."
+    "The one that sees most of one half of OTHER is counted on its other half; and all scores are "
+    "added up and the sum is calibrated: the alarms below."
 )
 
 
@@ -65,8 +66,7 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
         rows = tuple(tuple(row[key] for key in columns) for row in placed)
         listed = Numbers(columns, rows, "detectors")
         parts.append(tabled(listed, names, opened=len(rows) <= _SHORT))
-    if versus["alarm"]:
-        parts.append(_alarm(versus["alarm"]))
+    parts += [_alarm(alarm) for alarm in (versus.get("lead"), versus["alarm"]) if alarm]
     if versus["rows"]:
         n_other = where["other"]["n_rows"] if where["other"] else None
         listed = [_flat(row) for row in versus["rows"]]
@@ -96,6 +96,7 @@ def _alarm(alarm: dict[str, Any]) -> Markup:
         rate += f" ({share(alarm['low'])} to {share(alarm['high'])})"
     return definitions([
         ("detector", alarm.get("detector")),
+        ("site", shown(_only(alarm.get("sites") or []), 60) or None),
         ("promised false alarms", share(alarm["alpha"])),
         ("alarms on OTHER", rate),
         ("threshold", number(alarm["threshold"])),
@@ -103,6 +104,10 @@ def _alarm(alarm: dict[str, Any]) -> Markup:
         ("p-value", None if alarm.get("p") is None else p_value(alarm["p"])),
         ("guarantee", alarm.get("guarantee")),
     ])  # fmt: skip
+
+
+def _only(sites: list[str]) -> str:
+    return sites[0] if len(sites) == 1 else ""
 
 
 def rows_section(report: dict[str, Any], names: Names) -> Markup:

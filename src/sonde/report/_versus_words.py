@@ -20,11 +20,21 @@ def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str]) -> str
     return f"DATA and OTHER are told apart best at {say(best['site'])}: {value}"
 
 
-def beyond_threshold(alarm: dict[str, Any]) -> str:
-    """Return how many of OTHER lie beyond the threshold, and what it promises of DATA."""
+def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the alarm that scores and rows are of: the leading one unless the sum is surer."""
+    lead, total = versus.get("lead"), versus["alarm"]
+    if lead is None or lead["p"] is None:
+        return total
+    return lead if lead["p"] <= total["p"] else total
+
+
+def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str]) -> str:
+    """Return how many of OTHER lie beyond the threshold, by what, and what it promises of DATA."""
+    one = len(alarm["sites"]) == 1 and "," not in alarm["detector"]
+    by = f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "by all scores added up"
     return (
         f"{share(alarm['rate'])} of OTHER lie beyond the threshold that {share(alarm['alpha'])} of "
-        "rows like DATA exceed"
+        f"rows like DATA exceed, {by}"
     )
 
 
@@ -35,8 +45,9 @@ def sentences(versus: dict[str, Any]) -> Iterator[str]:
     rows = [row for row in versus["sites"] if row["auroc"] is not None]
     if rows:
         yield told_apart(rows, lambda site: shown(site, 60))
-    if versus["alarm"] is not None and versus["alarm"]["rate"] is not None:
-        yield beyond_threshold(versus["alarm"])
+    for alarm in (versus.get("lead"), versus["alarm"]):
+        if alarm is not None and alarm["rate"] is not None:
+            yield beyond_threshold(alarm, lambda site: shown(site, 60))
     if versus["rows"]:
         yield f"most unusual of OTHER: {', '.join(map(_named, versus['rows'][:MOST_IDS]))}"
 
