@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 import sonde
+from narrow import expect
 from sonde import Guard
 from sonde.core import Model, StateError, Stream
+from sonde.core.errors import SondeWarning
 from sonde.detect import DICE, Mahalanobis
 from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
@@ -96,6 +99,47 @@ def test_another_configuration_over_the_same_weights_is_refused():
     probe = probe_of(built())
     assert_refused(probe, built(layer_norm_epsilon=0.1), "configuration differs")
     assert_refused(probe, built(scale_attn_weights=False), "configuration differs")
+
+
+def twin(activation: type[nn.Module] = nn.ReLU, unsaved="", **settings):
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(8, **settings)
+    if unsaved:
+        norm.register_buffer(unsaved, torch.ones(8), persistent=False)
+    return nn.Sequential(nn.Linear(4, 8), norm, activation(), nn.Linear(8, 3)).eval()
+
+
+ROWS = torch.randn(80, 4, generator=DRAW)
+
+
+def fitted_on(net, rows=ROWS):
+    stream = sonde.read(net, rows, sites="2:out")
+    return fit(Mahalanobis(), stream, calibrate=0, progress=False)
+
+
+@pytest.mark.truth("models that differ in what their weights do not say")
+@pytest.mark.parametrize(
+    "other", [{"activation": nn.Tanh}, {"eps": 0.1}, {"unsaved": "scale"}], ids=str
+)
+def test_a_twin_with_the_same_weights_is_refused(other):
+    probe, net = fitted_on(twin()), twin(**other)
+    with pytest.raises(StateError, match="module classes, their settings or unsaved buffers"):
+        score(probe, sonde.read(net, ROWS + 1, sites="2:out"), progress=False)
+    with pytest.raises(StateError, match="module classes, their settings or unsaved buffers"):
+        Guard(net, probe, alpha=None)
+    with pytest.raises(StateError, match="not of the same model"):
+        probe.merge(fitted_on(net, ROWS + 1))
+    probe.merge(fitted_on(expect(nn.Module, torch.compile(twin(), backend="eager")), ROWS + 1))
+
+
+def test_a_state_of_before_is_taken_with_a_warning():
+    facts = {"model": {**fitted_on(twin()).header["model"], "structure": None}}
+    probe = fitted_on(twin())
+    before = replace(probe, header=probe.header | facts)
+    with pytest.warns(SondeWarning, match="classes and settings of the modules .* cannot be"):
+        score(before, sonde.read(twin(nn.Tanh), ROWS, sites="2:out"), progress=False)
+    with pytest.warns(SondeWarning, match="cannot be checked"):
+        Guard(twin(nn.Tanh), before, alpha=None)
 
 
 @pytest.mark.truth("the hash of the configuration as it was recorded")

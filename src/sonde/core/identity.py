@@ -8,8 +8,13 @@ from typing import Any, cast
 
 from sonde.core.state import canonical_json
 
-UNKNOWN_TO_SOME = ("attn", "head")
-HASHED = {"model": "weights differ", "config": "configuration differs", "head": "head differs"}
+UNKNOWN_TO_SOME = ("attn", "head", "structure")
+HASHED = {
+    "model": "weights differ",
+    "config": "configuration differs",
+    "structure": "module classes, their settings or unsaved buffers differ",
+    "head": "head differs",
+}
 HOW_READ = ("batch_size", "skip_bad", "even")
 NESTED = ("prompts", "appended")
 
@@ -17,8 +22,8 @@ NESTED = ("prompts", "appended")
 def agree(name: str, a: Any, b: Any) -> bool:
     """Return whether two values of a fact are the same, as far as both are known.
 
-    States and stores of earlier versions do not know the attention kernel; the head is named where
-    rows came without a model, and with one its weights hold it.
+    States and stores of earlier versions do not know the attention kernel or the structure; the
+    head is named where rows came without a model, and with one its weights hold it.
 
     Examples
     --------

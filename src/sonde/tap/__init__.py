@@ -9,6 +9,7 @@ from sonde.tap.model.objectives import kl_uniform, max_logit, nll
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import resolve
+from sonde.tap.model.structure import structure
 from sonde.tap.reading.live import LiveStream, live_stream
 from sonde.tap.watching.onlooker import Onlooker
 
@@ -30,4 +31,5 @@ __all__ = [
     "probe",
     "replay",
     "resolve",
+    "structure",
 ]

@@ -1,8 +1,9 @@
 """What a bundle says of its model, reading, sites and data, and whether a stream is of them."""
 
+import warnings
 from typing import Any
 
-from sonde.core.errors import StateError
+from sonde.core.errors import SondeWarning, StateError
 from sonde.core.identity import agree, data_hash, difference
 from sonde.core.plan import Plan, Split
 from sonde.core.stream import Stream
@@ -10,7 +11,7 @@ from sonde.run.bundles.group_counts import counts_of, group_draws
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.tap import LiveStream, known_config_hash
 
-MODEL_FIELDS = ("model", "config", "dtype", "attn", "head")
+MODEL_FIELDS = ("model", "structure", "config", "dtype", "attn", "head")
 READING_FIELDS = ("objective", "keep_special", "perturb")
 
 
@@ -64,6 +65,18 @@ def make_header(
     }
 
 
+def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -> None:
+    """Say that a bundle of an earlier version knows only the weights of its model."""
+    if here is not None and header["model"].get("structure") is None:
+        warnings.warn(
+            f"{who}: the state is of an earlier version, which kept of its model the weights and "
+            "the configuration alone. That the classes and settings of the modules are the same "
+            "cannot be checked. Fit again to have them in the state.",
+            SondeWarning,
+            stacklevel=3,
+        )
+
+
 def require_same_model(header: dict[str, Any], stream: Stream) -> None:
     """Refuse a stream whose model, sites, reducers or widths are not those of a bundle.
 
@@ -76,6 +89,7 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
     if isinstance(stream, LiveStream):
         live, known = stream.model, header["model"].get("config")
         identity["config"] = known_config_hash(live.config, live.module, known)
+    warn_unknown_structure(header, identity.get("structure"), "score")
     for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
         for name in names:
             fitted, here = header[kind].get(name), identity.get(name)

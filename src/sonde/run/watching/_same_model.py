@@ -8,7 +8,8 @@ import torch
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.identity import agree, difference
 from sonde.core.inputs import Model
-from sonde.tap import fingerprint, known_config_hash, placement
+from sonde.run.bundles.header import warn_unknown_structure
+from sonde.tap import fingerprint, known_config_hash, placement, structure
 
 
 def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
@@ -32,6 +33,8 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
         "config": known_config_hash(live.config, live.module, fitted.get("config")),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
     }
+    here["structure"] = structure(live.module)
+    warn_unknown_structure(header, here["structure"], "Guard")
     here["attn"] = getattr(live.config, "_attn_implementation", None)
     if here["dtype"] == fitted.get("dtype"):
         here["model"] = fingerprint(live.module)

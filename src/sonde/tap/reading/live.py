@@ -29,6 +29,7 @@ from sonde.tap.model.perturb import float_input, perturbed_logits
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import Pattern
+from sonde.tap.model.structure import structure
 from sonde.tap.reading.choose import Chosen, choose_kinds
 from sonde.tap.reading.reader import Reader, Reading, reading_of
 from sonde.tap.rows.kind import Kind
@@ -302,6 +303,7 @@ class LiveStream(Stream):
         return {
             "model": fingerprint(self.model.module),
             "config": config_hash(config, self.model.module),
+            "structure": structure(self.model.module),
             "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
             "attn": getattr(config, "_attn_implementation", None),
             "sites": [str(kind.site) for kind in self.kinds],
