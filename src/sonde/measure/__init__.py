@@ -2,26 +2,35 @@
 
 from sonde.measure.activation_coverage import ActivationCoverage, activation_coverage
 from sonde.measure.anisotropy import Anisotropy, anisotropy
+from sonde.measure.cca import CCA, cca
 from sonde.measure.cka import CKA, cka
 from sonde.measure.class_separability import ClassSeparability, class_separability
 from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dead_units import DeadUnits, dead_units
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
+from sonde.measure.gulp import GULP, gulp
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
 from sonde.measure.norms import Norms, norms
 from sonde.measure.participation_ratio import ParticipationRatio, participation_ratio
+from sonde.measure.procrustes import Procrustes, procrustes
+from sonde.measure.pwcca import PWCCA, pwcca
 from sonde.measure.regression import Regression, regression
 from sonde.measure.saturated_units import SaturatedUnits, saturated_units
 from sonde.measure.spectrum import Spectrum, spectrum
 from sonde.measure.stable_rank import StableRank, stable_rank
+from sonde.measure.svcca import SVCCA, svcca
 from sonde.measure.unit_entropy import UnitEntropy, unit_entropy
 from sonde.measure.update_similarity import UpdateSimilarity, update_similarity
 from sonde.measure.update_size import UpdateSize, update_size
 
 __all__ = [
+    "CCA",
     "CKA",
+    "GULP",
+    "PWCCA",
+    "SVCCA",
     "ActivationCoverage",
     "Anisotropy",
     "ClassSeparability",
@@ -33,6 +42,7 @@ __all__ = [
     "MassiveActivations",
     "Norms",
     "ParticipationRatio",
+    "Procrustes",
     "Regression",
     "SaturatedUnits",
     "Spectrum",
@@ -42,20 +52,25 @@ __all__ = [
     "UpdateSize",
     "activation_coverage",
     "anisotropy",
+    "cca",
     "cka",
     "class_separability",
     "covariance",
     "dead_units",
     "effective_rank",
     "entropy_rank",
+    "gulp",
     "layer_cka",
     "massive_activations",
     "norms",
     "participation_ratio",
+    "procrustes",
+    "pwcca",
     "regression",
     "saturated_units",
     "spectrum",
     "stable_rank",
+    "svcca",
     "unit_entropy",
     "update_similarity",
     "update_size",

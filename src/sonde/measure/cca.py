@@ -1,0 +1,122 @@
+"""Similarity of two sites up to any invertible linear map: canonical correlations.
+
+It sees directions, not how much variance they have; for that see ``svcca``, ``cka`` and
+``procrustes``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.instrument import Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Span, Statistic
+from sonde.measure._canonical import Canonical, canonical, null_correlations
+from sonde.measure._flags import moment_flags
+from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CCAResult(Result):
+    """Mean canonical correlation; ``correlations`` has all of them, ``mean_square`` their squares'.
+
+    ``mean_square_null`` is what unrelated rows give for the latter, in closed form.
+    """
+
+    direction: Direction = "higher"
+    correlations: Float[Tensor, "pair"]
+    mean_square: float
+    mean_square_null: float
+    ranks: tuple[int, int]
+
+
+@final
+@dataclass(frozen=True)
+class CCA(Instrument):
+    """Mean canonical correlation of two sites.
+
+    Pairs of directions, one of each site, are sought that correlate most; the value is the mean
+    over ``min(dim, dim2)`` pairs. In the metric of each site's own covariance all directions count
+    alike, so noise directions weigh as much as the ones that carry the variance.
+
+    Range        [0, 1]; higher = more alike. Invariant to  invertible linear maps, shifts.
+    Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3).
+    Assumes      many more rows than ``dim``: with no more, every value is 1 (flag ``few_rows``).
+    Differs      from textbooks: directions without variance are left out (``ranks``).
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(cca(x, x @ torch.tensor([[1.0, 2, 0], [0, 1, 5], [1, 0, 3]])).value, 6)
+    1.0
+
+    References
+    ----------
+    hotelling1936relations
+    """
+
+    span: ClassVar[Span] = "pair"
+    least_rows: ClassVar[int] = 3
+    paper: ClassVar[str] = "hotelling1936relations"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of each site and their cross moments."""
+        return {"cross": CrossMoments(), "each": Moments()}
+
+    def result(
+        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+    ) -> CCAResult:
+        """Average the canonical correlations."""
+        return result_of(canonical_or_none(cross, each), cross.n, each, {})
+
+
+def canonical_or_none(
+    cross: CrossMomentsState, each: tuple[MomentsState, MomentsState], keep: float | None = None
+) -> Canonical | None:
+    """Return the canonical correlations; None where a site does not vary."""
+    dead = any(not float(m.variance.detach().sum()) > 0 for m in each)
+    return None if dead else canonical(cross, *each, keep)
+
+
+def result_of(
+    found: Canonical | None,
+    n: int,
+    each: tuple[MomentsState, MomentsState],
+    conventions: dict[str, Any],
+) -> CCAResult:
+    """Return the mean of canonical correlations with what unrelated rows would give."""
+    flags = dict.fromkeys(moment_flags(each[0]) + moment_flags(each[1]))
+    if found is None:
+        none = each[0].mean.detach().new_zeros(0)
+        return CCAResult(
+            n=n, range=(0.0, 1.0), flags=tuple(flags), correlations=none, mean_square=math.nan,
+            mean_square_null=math.nan, ranks=(0, 0),
+        )  # fmt: skip
+    ranks = found.ranks
+    if ranks < tuple(len(m.mean) for m in each) and "keep" not in conventions:
+        flags["rank_deficient"] = None
+    if n - 1 <= max(ranks):
+        flags["few_rows"] = None
+    return CCAResult(
+        value=found.rho.mean(),
+        null=null_correlations(n, *ranks),
+        n=n,
+        range=(0.0, 1.0),
+        flags=tuple(flags),
+        conventions={"centered": True, "pairs": min(ranks), **conventions},
+        correlations=found.rho.detach(),
+        mean_square=float(found.rho.detach().square().mean()),
+        mean_square_null=min(max(ranks) / max(n - 1, 1), 1.0),
+        ranks=ranks,
+    )
+
+
+def cca(x: Any, y: Any, *, group: Any = None) -> CCAResult:
+    """Return the mean canonical correlation of two arrays over the same rows; see ``CCA``."""
+    return CCA().fit(x, y=y, group=group)

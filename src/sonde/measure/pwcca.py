@@ -1,0 +1,62 @@
+"""Similarity of two sites, each direction weighted by how much of the first site it carries."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+from sonde.core.instrument import Instrument
+from sonde.core.statistic import Span, Statistic
+from sonde.measure.cca import CCAResult, canonical_or_none, result_of
+from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+
+
+@final
+@dataclass(frozen=True)
+class PWCCA(Instrument):
+    """Canonical correlations of two sites, weighted by projection onto the first.
+
+    ``sum_a w_a rho_a / sum_a w_a`` with ``w_a = sum_j |<h_a, x_j>|`` over the units ``x_j`` of the
+    first site: what its units hardly use counts little. Not symmetric: take both ways.
+
+    Range        [0, 1]; higher = more alike. Invariant to  isotropic scale and shifts of the first
+                 site, any invertible linear map of the second.
+    Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3).
+    Assumes      many more rows than ``dim`` (flag ``few_rows``); the null is that of equal weights.
+    Differs      from the paper: the standard error takes the weights as given.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(pwcca(x, 3 * x.flip(1) + 1).value, 6)
+    1.0
+
+    References
+    ----------
+    morcos2018pwcca
+    """
+
+    span: ClassVar[Span] = "pair"
+    least_rows: ClassVar[int] = 3
+    paper: ClassVar[str] = "morcos2018pwcca"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of each site and their cross moments."""
+        return {"cross": CrossMoments(), "each": Moments()}
+
+    def result(
+        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+    ) -> CCAResult:
+        """Weight the canonical correlations."""
+        found = canonical_or_none(cross, each)
+        plain = result_of(found, cross.n, each, {"weights": "units of the first site"})
+        if found is None:
+            return plain
+        on_units = found.left[:, : len(found.rho)].T @ each[0].scatter.detach()
+        weight = on_units.abs().sum(1)
+        return replace(plain, value=(weight * found.rho).sum() / weight.sum())
+
+
+def pwcca(x: Any, y: Any, *, group: Any = None) -> CCAResult:
+    """Return the weighted canonical correlation of two arrays; see ``PWCCA``."""
+    return PWCCA().fit(x, y=y, group=group)

@@ -1,0 +1,68 @@
+"""Similarity of the directions of two sites that carry most of their variance."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.core.statistic import Span, Statistic
+from sonde.measure.cca import CCAResult, canonical_or_none, result_of
+from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+
+
+@final
+@dataclass(frozen=True)
+class SVCCA(Instrument):
+    """Mean canonical correlation of the widest directions of two sites.
+
+    Of each site the principal directions are kept that hold ``keep`` of its variance; the rest,
+    which in wide layers is mostly noise, does not enter.
+
+    Range        [0, 1]; higher = more alike. Invariant to  rotation, isotropic scale, shifts.
+    Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3).
+    Assumes      many more rows than directions that are kept (flag ``few_rows``).
+    Differs      from public code: ``keep`` is a share of variance, not of singular values, and rows
+                 are centred. The standard error takes the kept directions as given.
+
+    Parameters
+    ----------
+    keep : float, default=0.99
+        Share of each site's variance, in (0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(svcca(x, 5 * x.flip(1) + 1).value, 6)
+    1.0
+
+    References
+    ----------
+    raghu2017svcca
+    """
+
+    keep: float = 0.99
+    span: ClassVar[Span] = "pair"
+    least_rows: ClassVar[int] = 3
+    paper: ClassVar[str] = "raghu2017svcca"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"keep": 0.8})
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.keep <= 1.0:
+            raise InputError(f"SVCCA: expected a share of variance in (0, 1], got {self.keep}.")
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of each site and their cross moments."""
+        return {"cross": CrossMoments(), "each": Moments()}
+
+    def result(
+        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+    ) -> CCAResult:
+        """Average the canonical correlations of the kept directions."""
+        found = canonical_or_none(cross, each, self.keep)
+        return result_of(found, cross.n, each, {"keep": f"{self.keep:g} of the variance"})
+
+
+def svcca(x: Any, y: Any, *, group: Any = None, keep: float = 0.99) -> CCAResult:
+    """Return the similarity of the widest directions of two arrays; see ``SVCCA``."""
+    return SVCCA(keep).fit(x, y=y, group=group)

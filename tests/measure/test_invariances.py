@@ -1,0 +1,81 @@
+"""What maps of a site leave each measure as it is, and which do not: a line for each measure."""
+
+import math
+
+import pytest
+import torch
+
+from fixture_rows import X, Y
+from sonde import measure
+
+MAPS = {
+    "permutation": lambda x: x.flip(1),
+    "rotation": lambda x: x @ torch.linalg.qr(_square(x))[0],
+    "scale": lambda x: 3.0 * x,
+    "shift": lambda x: x + torch.linspace(-2.0, 5.0, x.shape[1], dtype=x.dtype),
+    "unit scale": lambda x: x * torch.linspace(0.5, 4.0, x.shape[1], dtype=x.dtype),
+    "linear": lambda x: x @ _square(x),
+}
+SHAPE = {"permutation", "rotation", "scale", "shift"}
+EVERY = set(MAPS)
+
+
+def svcca(x, y):
+    return measure.svcca(x, y, keep=0.8)
+
+
+TWO_SIDED = [
+    # measure, invariances of the first site, of the second
+    (measure.cka, SHAPE, SHAPE),
+    (measure.cca, EVERY, EVERY),
+    (svcca, SHAPE, SHAPE),
+    (measure.pwcca, SHAPE - {"rotation"}, EVERY),
+    (measure.procrustes, SHAPE, SHAPE),
+    (measure.gulp, EVERY, EVERY),
+    (measure.regression, EVERY, SHAPE),
+]
+ONE_SIDED = [
+    (measure.participation_ratio, SHAPE),
+    (measure.stable_rank, SHAPE),
+    (measure.entropy_rank, SHAPE),
+]
+
+
+def _square(x):
+    """Return a matrix that is neither orthogonal nor near a singular one."""
+    i = torch.arange(1.0, x.shape[1] + 1, dtype=x.dtype)
+    return torch.eye(x.shape[1], dtype=x.dtype) + 0.8 * torch.sin(torch.outer(i, i))
+
+
+def _widths(x):
+    """Return rows whose units have unlike widths, so that a scale of units is no isotropic one."""
+    return x * torch.linspace(1.0, 2.0, x.shape[1], dtype=x.dtype)
+
+
+def _check(before, after, invariant):
+    value, other = float(before), float(after)
+    if invariant:
+        assert other == pytest.approx(value, rel=1e-6, abs=1e-9)
+    else:
+        assert math.isfinite(other)
+        assert abs(other - value) > 1e-5 * max(1.0, abs(value))
+
+
+@pytest.mark.truth("the map applied to the rows")
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    ("of", "first", "second"), TWO_SIDED, ids=[row[0].__name__ for row in TWO_SIDED]
+)
+def test_two_sites(of, first, second, name):
+    x, y = _widths(X), _widths(Y)
+    before = of(x, y)
+    _check(before, of(MAPS[name](x), y), name in first)
+    _check(before, of(x, MAPS[name](y)), name in second)
+
+
+@pytest.mark.truth("the map applied to the rows")
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(("of", "invariant"), ONE_SIDED, ids=[row[0].__name__ for row in ONE_SIDED])
+def test_one_site(of, invariant, name):
+    x = _widths(X)
+    _check(of(x), of(MAPS[name](x)), name in invariant)
