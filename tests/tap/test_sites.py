@@ -214,6 +214,18 @@ def test_a_module_named_blocks_hides_the_alias():
     assert list(rows_of(Named(), "blocks")) == ["blocks:out"]
 
 
+def test_a_list_named_blocks_does_not_hide_its_members():
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks[1](self.blocks[0](x))
+
+    assert list(rows_of(Listed(), "blocks")) == ["blocks.0:out", "blocks.1:out"]
+
+
 def test_no_sites_at_all_is_an_error():
     with pytest.raises(SiteError, match="at least one site"):
         resolve(mlp(), [])

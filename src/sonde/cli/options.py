@@ -124,9 +124,14 @@ class Reading:
     reducer: Annotated[
         str,
         tyro.conf.arg(
-            help="mean, last, cls, tokens, predictions, patches, patches3, positions, flat, auto"
+            help="mean, last, cls, tokens, predictions, patches, patches3, positions, flat, auto; "
+            "mean(axis=2): axis 2 holds the features"
         ),
     ] = "auto"
+    axes: Annotated[
+        tuple[str, ...],
+        named("'[PATTERN=]WORDS' ...", "axes that sonde asks for: 'row patch dim' (dim: features)"),
+    ] = ()
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
     dtype: Annotated[
         str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
@@ -250,7 +255,7 @@ class Reading:
     def site_options(self) -> dict[str, Any]:
         """Return the named options of ``sonde.read`` about sites."""
         sites = self.sites[0] if len(self.sites) == 1 else list(self.sites)
-        return {"sites": sites, "reducer": self.reducer}
+        return {"sites": sites, "reducer": self.reducer, "axes": self.axes}
 
 
 def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[Any, str | None]:

@@ -47,6 +47,7 @@ def read(
     seed: int = 0,
     perturb: Perturbation | dict[str, Any] | None = None,
     generate: str | Mapping[str, Any] | None = None,
+    axes: str | Sequence[str] = (),
     **options: Any,
 ) -> Stream:
     """Return the stream of a model's hidden states over data. Nothing runs before it is iterated.
@@ -85,6 +86,10 @@ def read(
         Data are prompts: the model continues them, and prompts are read with what comes after
         them. What ``generate`` of transformers takes, as ``{"max_new_tokens": 128}`` or
         ``"max_new_tokens=128,num_beams=4"``; sampling is keyed by ``seed``.
+    axes : str or sequence of str, default=()
+        A word for each axis of an output where that cannot be told, as in an MLP-Mixer with as many
+        patches as channels: ``"row patch dim"``, or ``"blocks.*=row patch dim"`` for some modules.
+        The words are row, pos (tokens), patch, h w (space), t, and dim (features).
     **options
         Named options of ``sonde.data.open_inputs``: ``max_length``, ``long``, ``limit``,
         ``text_column``, ``label_column`` and so on.
@@ -104,7 +109,7 @@ def read(
         asked = {"objective": objective, "keep_special": keep_special or None}
         asked |= {"logits": logits or None, "perturb": None if step is None else step.json()}
         named = {"batch_size": batch_size, "seed": seed, "processor": processor}
-        named |= {"further": tuple(further), "generate": generate, **options}
+        named |= {"further": tuple(further), "generate": generate, "axes": axes, **options}
         return open_store(model, data, sites, reducer, asked, named)
     if data is None:
         raise InputError(f"read: expected data for the model, or a store; {model} is not a store.")
@@ -117,6 +122,7 @@ def read(
             raise InputError("read: feature arrays generate nothing. Pass a model, not '-'.")
         options |= {"reducer": reducer, "further": tuple(further), "batch_size": batch_size}
         options |= {"processor": processor, "keep_special": keep_special, "logits": logits}
+        options |= {"axes": axes}
         return _arrays(data, sites, seed, **options)
     if isinstance(model, str):
         named = [value for name, value in options.items() if name.endswith("_column")]
@@ -140,6 +146,7 @@ def read(
         logits=wants_logits,
         seed=seed,
         perturb=step,
+        axes=axes,
     )
 
 

@@ -96,7 +96,7 @@ def find_axes(
         raise SiteError(
             f"Site: expected one feature axis at {where}, got shape {first.shape} where each of "
             f"{fixed} could be it: neither what made it nor another input tells. Say which one: "
-            "Reducer(name, axis=...)."
+            f"--axes {_choices(words, fixed)} (axes= in Python, or Reducer(name, axis=...))."
         )
     others = [i for i in fixed if i != chosen]
     if chosen is not None:
@@ -111,6 +111,16 @@ def find_axes(
         )
     _name_space(words, others)
     return Axes(tuple(words))
+
+
+def _choices(words: Sequence[str], fixed: Sequence[int]) -> str:
+    """Return the words of all axes, with each that could hold the features as ``dim``."""
+    found = []
+    for dim in fixed:
+        named = ["dim" if i == dim else word for i, word in enumerate(words)]
+        _name_space(named, [i for i in fixed if i != dim])
+        found.append(repr(" ".join(named)))
+    return " or ".join(found)
 
 
 def _pads_itself(root: nn.Module) -> bool:

@@ -64,7 +64,8 @@ def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]
     site = Site.parse(pattern) if isinstance(pattern, str) else pattern
     if pattern == AUTO and probe is not None:
         return default_sites(probe)
-    if site.path == BLOCKS and BLOCKS not in names.modules:
+    is_list = probe is not None and not probe.calls(BLOCKS)  # a list that never runs itself
+    if site.path == BLOCKS and (BLOCKS not in names.modules or is_list):
         every = block_paths(names, probe)
         if not every:
             raise SiteError("resolve: this model has no list of blocks. Name its modules instead.")

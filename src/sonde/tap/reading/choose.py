@@ -21,6 +21,7 @@ from sonde.tap.model.sites import (
     AUTO,
     ENTRY,
     LOGITS,
+    SHOWN,
     Pattern,
     default_sites,
     last_call,
@@ -29,6 +30,7 @@ from sonde.tap.model.sites import (
 )
 from sonde.tap.model.special_tokens import SpecialTokens
 from sonde.tap.model.vary import token_ids
+from sonde.tap.reading.named_axes import NamedAxes
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction, possible
 
@@ -69,8 +71,20 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
             left_out.append(LeftOut(str(site), str(error).removeprefix("Site: ")))
     if not kinds and refused is not None:
         raise refused
+    _check_all_named(stream.axes, kinds)
     entry = list(_entry(kinds, probe)) if stream.entry and kinds else []
     return Chosen((*entry, *kinds), tuple(left_out))
+
+
+def _check_all_named(named: Sequence[NamedAxes], kinds: Sequence[Kind]) -> None:
+    """Refuse axes that no site has which is read."""
+    for axes in named:
+        if not any(axes.fits(k.site, len(k.reduction.axes.words)) for k in kinds):
+            has = dict.fromkeys(f"{k.site.path} ({k.reduction.axes})" for k in kinds)
+            raise SiteError(
+                f"axes: expected outputs of {len(axes.words)} axes at {axes.pattern!r}, got only "
+                f"{', '.join(list(has)[:SHOWN])}."
+            )
 
 
 def _named(stream: "LiveStream", patterns: Sequence[Pattern]) -> list[tuple[Site, Reducer | None]]:
@@ -117,23 +131,28 @@ def _kinds_of(
     special: SpecialTokens,
 ) -> Iterator[Kind]:
     probe = stream.probe
+    if isinstance(asked, str) and asked not in (AUTO, POSITIONS):
+        asked = Reducer.parse(asked)
     call = last_call(site, probe.calls(site.path))
     port = "in" if site.port == "in" else "out"
-    axis = asked.axis if isinstance(asked, Reducer) else None
     leaf, _ = probe.leaf(site.path, call, port, site.key)
+    named = next((n for n in stream.axes if n.fits(site, len(leaf.shape))), None)
+    axis = named.dim if named else asked.axis if isinstance(asked, Reducer) else None
     axes = find_axes(probe, site.path, call, port, site.key, axis, Influence(stream.model, batch))
+    if named is not None:
+        named.check(site, axes)
     if stream.further or "flat" not in (asked, getattr(asked, "name", None)):
         axes = special.marked(axes, leaf, f"{site.path}:{port}")
     reducer = each_position(axes) if asked == POSITIONS else asked
-    reducer = Reducer(reducer) if isinstance(reducer, str) and reducer != AUTO else reducer
     if not isinstance(reducer, Reducer):
         reducer = Reducer(default_reducer(stream.model, axes, batch))
+    reducer = replace(reducer, axis=axis)
     if _predicts(reducer):
         _check_predicts(site, leaf, stream)
     module = type(probe.names.modules[site.path]).__name__
     yield _kind(row_key(site), site, _with(reducer, stream), axes, leaf, module)
     for more in stream.further:
-        name = _with(more, stream)
+        name = replace(_with(more, stream), axis=axis)
         fits = name.name in possible(axes) and not _predicts(name)
         if axes.kind != "vector" and fits and name.name != reducer.name:
             yield _kind(row_key(site, more), site, name, axes, leaf, module)

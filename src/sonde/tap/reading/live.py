@@ -31,6 +31,7 @@ from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import Pattern
 from sonde.tap.model.structure import structure
 from sonde.tap.reading.choose import Chosen, choose_kinds
+from sonde.tap.reading.named_axes import NamedAxes, parse_axes
 from sonde.tap.reading.reader import Reader, Reading, reading_of
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.padding import right_padded
@@ -53,6 +54,7 @@ def live_stream(
     seed: int = 0,
     entry: bool = False,
     perturb: Perturbation | None = None,
+    axes: str | Sequence[str] = (),
 ) -> "LiveStream":
     """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
 
@@ -81,6 +83,9 @@ def live_stream(
     perturb : Perturbation or None, default=None
         Bring the column ``perturbed_logits``: a classifier's logits after this step of its
         floating-point inputs. Costs two more forwards and a backward.
+    axes : str or sequence of str, default=()
+        A word for each axis of an output where the probe forwards cannot tell them, as
+        ``"row patch dim"``, for all outputs of so many axes or ``"pattern=row patch dim"``.
 
     Examples
     --------
@@ -101,8 +106,8 @@ def live_stream(
         model = Model(model, config=model.__dict__.get("config"))
     check_objective(objective)
     several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
-    more = tuple(Reducer(r) if isinstance(r, str) else r for r in further)
-    how = (reducer, more, objective, keep_special, logits, seed, entry, perturb)
+    more = tuple(Reducer.parse(r) if isinstance(r, str) else r for r in further)
+    how = (reducer, more, objective, keep_special, logits, seed, entry, perturb, parse_axes(axes))
     return LiveStream(model, inputs, several, *how)
 
 
@@ -121,6 +126,7 @@ class LiveStream(Stream):
     seed: int = 0
     entry: bool = False
     perturb: Perturbation | None = None
+    axes: tuple[NamedAxes, ...] = ()
 
     def __repr__(self) -> str:
         # Only a forward tells which sites there are.
