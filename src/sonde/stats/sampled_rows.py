@@ -1,0 +1,118 @@
+"""Rows of aligned samples, with errors by halves and nulls by shuffles that move whole groups."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.finite import finite_rows
+from sonde.core.hashing import rank_key
+from sonde.stats.halves import half_error, random_halves
+from sonde.stats.hash_sample import HashSampleState
+
+SHUFFLES = 20
+LEAST_FOR_HALVES = 16
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """The rows that the samples of several sites share, in order of draw, in float64.
+
+    Parameters
+    ----------
+    rows : tuple of Float[Tensor, "row dim"]
+        For each site; row ``i`` is the same row of the data everywhere.
+    group : Int[Tensor, "row"]
+        Which rows belong together: a number for each group (document), or for each row.
+    n_seen : int
+        How many rows the data has.
+    """
+
+    rows: tuple[Float[Tensor, "row _dim"], ...]
+    group: Int[Tensor, "row"]
+    n_seen: int
+
+    @classmethod
+    def of(cls, samples: Sequence[HashSampleState]) -> "SampledRows":
+        """Return the rows that all samples hold; rows that are not finite are left out."""
+        shared = samples[0].draw
+        for sample in samples[1:]:
+            shared = shared[torch.isin(shared, sample.draw)]
+        shared = shared[torch.argsort(rank_key(shared))]
+        places = [_places(sample.draw, shared) for sample in samples]
+        rows = [
+            s.rows[at.to(s.rows.device)].double() for s, at in zip(samples, places, strict=True)
+        ]
+        finite = torch.stack([finite_rows(x).cpu() for x in rows]).all(dim=0)
+        group = samples[0].group[places[0]][finite]
+        _, number = torch.unique(group, return_inverse=True)
+        kept = tuple(x[finite.to(x.device)] for x in rows)
+        return cls(kept, number, max(s.n for s in samples))
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @property
+    def n_groups(self) -> int:
+        """How many groups the rows come from."""
+        return int(self.group.max()) + 1 if len(self) else 0
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """``sampled`` where not every row of the data is here."""
+        return ("sampled",) if self.n_seen > len(self) else ()
+
+    @property
+    def grouped(self) -> bool:
+        """Whether some rows belong together."""
+        return self.n_groups < len(self)
+
+    def take(self, keep: Bool[Tensor, "row"] | Int[Tensor, "_kept"]) -> "SampledRows":
+        """Return some of the rows, in the given order."""
+        _, number = torch.unique(self.group[keep], return_inverse=True)
+        rows = tuple(x[keep.to(x.device)] for x in self.rows)
+        return replace(self, rows=rows, group=number)
+
+    def standard_error(
+        self, figure: Callable[["SampledRows"], float | Tensor], seed: int = 0
+    ) -> tuple[Tensor | None, str]:
+        """Return the spread of a figure over 20 random halves of the groups, and how it was made.
+
+        A half has twice the variance of the whole and shares half of it, so the spread over halves
+        is the standard error on all rows. None below 16 groups.
+        """
+        if self.n_groups < LEAST_FOR_HALVES:
+            return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
+        halves = random_halves(self.group, seed=seed)
+        values = [torch.as_tensor(figure(self.take(half)), dtype=torch.float64) for half in halves]
+        return half_error(torch.stack(values)), "20 random halves"
+
+    def shuffled(self, seed: int = 0, n: int = SHUFFLES) -> list["SampledRows"]:
+        """Return the rows with the last site's moved among groups, ``n`` times.
+
+        Groups of one size change places as wholes, so rows of a document stay together; a
+        group whose size no other has stays where it is.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.argsort(self.group, stable=True)
+        size = torch.bincount(self.group)
+        start = torch.cumsum(size, 0) - size
+        made: list[SampledRows] = []
+        for _ in range(n):
+            source = torch.arange(len(self))
+            for length in torch.unique(size).tolist():
+                mine = torch.nonzero(size == length).flatten()
+                other = mine[torch.randperm(len(mine), generator=generator)]
+                steps = torch.arange(length)
+                source[order[start[mine, None] + steps]] = order[start[other, None] + steps]
+            last = self.rows[-1][source.to(self.rows[-1].device)]
+            made.append(replace(self, rows=(*self.rows[:-1], last)))
+        return made
+
+
+def _places(draw: Int[Tensor, "_sample"], wanted: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+    """Return where each wanted draw stands."""
+    ordered, at = torch.sort(draw)
+    return at[torch.searchsorted(ordered, wanted)]
