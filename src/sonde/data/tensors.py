@@ -1,7 +1,9 @@
 """Tensors, dictionaries of tensors, and items that a user's own callable turns into tensors."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 
@@ -12,10 +14,13 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key, tensor_key
+from sonde.core.token_masks import EITHER, REAL, find_mask, real_tokens
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.images import decode, stored
 from sonde.data.sources import Row
 from sonde.data.special import special_ids
+
+_log = logging.getLogger("sonde")
 
 
 @final
@@ -175,15 +180,24 @@ class CallableEncoder(Encoder):
 
 
 def token_mask(kwargs: Mapping[str, Tensor]) -> Bool[Tensor, "_row _pos"] | None:
-    """Return which tokens are real, by the ``attention_mask`` beside token ids or embeddings."""
-    mask = kwargs.get("attention_mask")
-    if mask is None or mask.ndim != 2:
+    """Return which tokens are real, by the mask beside token ids, embeddings or features."""
+    found = find_mask(kwargs)
+    if found is None:
         return None
+    own, mask = found
     for name, x in kwargs.items():
-        ids = x.ndim == 2 and not x.is_floating_point() and name != "attention_mask"
+        ids = x.ndim == 2 and not x.is_floating_point() and name != own
         if (ids or x.ndim == 3) and x.shape[:2] == mask.shape:
-            return mask.cpu() != 0
+            if own != REAL:
+                _say_once(own)
+            return real_tokens(own, mask.cpu())
     return None
+
+
+@cache
+def _say_once(name: str) -> None:
+    open_case = ", taken as true at real tokens where its values leave that open"
+    _log.warning("padding is read from %r%s", name, open_case if name == EITHER else "")
 
 
 def as_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:

@@ -12,6 +12,7 @@ from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
+from sonde.core.token_masks import find_mask, real_tokens
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import arguments, find, find_input, replaced
@@ -113,8 +114,8 @@ class _Editor:
             self.own_caches.append(cache)
         self.n_calls += 1
         self.calls.clear()
-        mask = named.get("attention_mask")
-        self.mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        mask = find_mask(named)
+        self.mask = None if mask is None else real_tokens(*mask)
         position = named.get("position_ids")
         self.position = position if isinstance(position, Tensor) and position.ndim == 2 else None
         if self.position is None and self.mask is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Reducer
+from sonde.core.token_masks import find_mask, real_tokens
 from sonde.tap.hand.spots import Door, Spot
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.names import Names
@@ -28,8 +29,6 @@ from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.shared import Shared
 from sonde.tap.rows.slab import Slab
 from sonde.tap.rows.waiting import Waiting
-
-MASKS = {"pos": "attention_mask", "pos2": "decoder_attention_mask"}
 
 
 class Tap:
@@ -161,7 +160,12 @@ class Tap:
                 "sonde.tap.replay(model, inputs)."
             )
         self._reset()
-        self._masks = {axis: _plain(named.get(name)) for axis, name in MASKS.items()}
+        found = find_mask(named)
+        target = named.get("decoder_attention_mask")
+        self._masks = {
+            "pos": None if found is None else real_tokens(*found),
+            "pos2": target if isinstance(target, Tensor) and target.ndim == 2 else None,
+        }
         self._has_target = decodes(self.module, named)
         counted = None if self._rack.is_empty else self._what_counts()
         if counted is not None and counted == self._counted:
@@ -256,11 +260,6 @@ class Tap:
             found = self._rack.slab.keep(reduction.stacked(held, frame)[0])
             for (parts, at), rows in zip(places, found.unbind(), strict=True):
                 parts[at] = rows
-
-
-def _plain(mask: Any) -> Tensor | None:
-    """Return a copy of a mask: rows are made when they are asked for, after the forward."""
-    return mask.clone() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _unnamed(n: int) -> InputBatch:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.core.token_masks import NAMES, REAL, value_of_real
 
 LENGTHS = (5, 7)
 LENGTHS2 = (3, 4)
@@ -137,7 +138,9 @@ def _unpadded(name: str, x: Any, given: Any, mask: Tensor | None) -> Any:
     """Return a mask that calls every token real, in place of one that would call some padding."""
     if not isinstance(x, Tensor):
         return x
-    if name.endswith("attention_mask"):
+    if name in NAMES and mask is not None and given.shape == mask.shape:
+        return torch.full_like(x, value_of_real(given, mask.to(given.device)))
+    if name.endswith(REAL):
         return torch.ones_like(x)
     if mask is None or given.dtype != torch.bool:
         return x

@@ -19,6 +19,7 @@ from sonde.core.left_out import LeftOut
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
+from sonde.core.token_masks import NAMES
 from sonde.tap.generating.generation import token_arguments
 from sonde.tap.generating.recorder import Spot, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
@@ -34,7 +35,7 @@ from sonde.tap.reading.choose import Chosen, choose_kinds
 from sonde.tap.reading.named_axes import NamedAxes, parse_axes
 from sonde.tap.reading.reader import Reader, Reading, reading_of
 from sonde.tap.rows.kind import Kind
-from sonde.tap.rows.padding import right_padded
+from sonde.tap.rows.padding import right_padded, seems_padded
 
 _log = logging.getLogger("sonde")
 MOST_AHEAD, SMALL_BYTES = 32, 2**22
@@ -221,6 +222,7 @@ class LiveStream(Stream):
             return
         inputs, n_ahead = map(right_padded, self.inputs.batches(start, stop)), 1
         while several := list(islice(inputs, n_ahead)):
+            _say_if_padded(self.model.module, self.kinds, several[0])
             made = self._several(reader, several)
             n_ahead = 1 if self.perturb is not None else _n_ahead(several, made)
             made.reverse()
@@ -322,6 +324,21 @@ class LiveStream(Stream):
             "seed": self.seed,
             "data": self.inputs.identity(),
         }
+
+
+_TOLD_PADDED: WeakSet[nn.Module] = WeakSet()
+"""Modules of whose inputs has been said that they seem padded."""
+
+
+def _say_if_padded(module: nn.Module, kinds: Sequence[Kind], batch: InputBatch) -> None:
+    over = any({"pos", "patch"} & set(kind.reduction.axes.words) for kind in kinds)
+    if over and module not in _TOLD_PADDED and seems_padded(batch):
+        _TOLD_PADDED.add(module)
+        _log.warning(
+            "some examples end in zeros and no mask says which tokens are padding: padding may be "
+            "in the rows. Give the model's mask of padding among the inputs (%s)",
+            ", ".join(NAMES),
+        )
 
 
 _TOLD: WeakSet[nn.Module] = WeakSet()

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from sonde.core._kinds import is_dict
 from sonde.core.inputs import InputBatch
+from sonde.core.token_masks import REAL, find_mask, real_tokens
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.outputs import arguments, decodes
 
-MASKS = ("attention_mask", "decoder_attention_mask")
+MASKS = (REAL, "decoder_attention_mask")
 
 
 class Call:
@@ -44,6 +45,8 @@ class Call:
         self.axis = "pos2" if self._has_target else "pos"
         length = None if self.fed is None else self.past + self.fed.shape[-1]
         self._masks = {name: _mask(self.named.get(name), length) for name in MASKS}
+        if self._masks[REAL] is None and (found := find_mask(self.named)) is not None:
+            self._masks[REAL] = real_tokens(*found)
 
     def inputs(self, n: int, special: Tensor | None) -> InputBatch:
         """Return the examples of the call, told apart by their number, not by their content."""

@@ -1,0 +1,77 @@
+"""Masks of padding under the names that models give them, as one: which tokens are real.
+
+``attention_mask`` is 1 at real tokens; torch's ``key_padding_mask`` is true at padding, or minus
+infinity where it is added to scores. For ``mask`` there is no custom: tokens are padded on one
+side, so the value that all examples have on the other side, and not on both, is that of real
+tokens; where this leaves it open it is taken as true at real tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+REAL = "attention_mask"
+PADDED = ("key_padding_mask", "src_key_padding_mask", "padding_mask", "pad_mask")
+EITHER = "mask"
+NAMES = (REAL, *PADDED, EITHER)
+
+
+def find_mask(named: Mapping[str, Any]) -> tuple[str, Tensor] | None:
+    """Return name and value of the mask of (example, token) among a model's arguments, or None.
+
+    A square ``mask`` may say which token looks at which, and counts as none.
+    """
+    for name in NAMES:
+        value = named.get(name)
+        if isinstance(value, Tensor) and value.ndim == 2:
+            is_square = value.shape[0] == value.shape[1]
+            if not (name == EITHER and is_square):
+                return name, value
+    return None
+
+
+def real_tokens(name: str, mask: Tensor) -> Bool[Tensor, "example pos"]:
+    """Return which tokens are real.
+
+    Raises
+    ------
+    InputError
+        If the name does not say which value marks padding, and both lie on either side.
+
+    Examples
+    --------
+    >>> import torch
+    >>> real_tokens("key_padding_mask", torch.tensor([[False, False], [False, True]])).tolist()
+    [[True, True], [True, False]]
+    >>> real_tokens("mask", torch.tensor([[True, True], [True, False]])).tolist()
+    [[True, True], [True, False]]
+    """
+    if mask.is_floating_point() and bool((mask < 0).any()):
+        return mask == 0  # added to scores
+    marked = mask != 0
+    if name == REAL:
+        return marked
+    if name == EITHER:
+        return marked == _value_of_real(marked)
+    return ~marked
+
+
+def _value_of_real(marked: Tensor) -> bool:
+    sides = [marked[:, i] for i in (0, -1)] if marked.numel() else []
+    same = {bool(side[0]) for side in sides if bool((side == side[0]).all())}
+    if sides and not same:
+        raise InputError(
+            f"expected a mask with padding on one side, got {EITHER!r} of shape "
+            f"{tuple(marked.shape)} with both values on either side. Pass the mask under the name "
+            f"{REAL!r} (1 at real tokens) or {PADDED[0]!r} (true at padding)."
+        )
+    return same.pop() if len(same) == 1 else True
+
+
+def value_of_real(mask: Tensor, real: Tensor) -> float:
+    """Return what a mask says of a real token."""
+    return float(mask[real][0]) if bool(real.any()) else 1.0

@@ -1,0 +1,78 @@
+"""Padding under whatever name the model has for its mask, boolean or added to scores."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from sonde.core.errors import InputError
+from sonde.core.token_masks import real_tokens
+from sonde.tap import Tap
+
+LENGTHS = (5, 3, 4, 2)
+REAL = torch.arange(5) < torch.tensor(LENGTHS)[:, None]
+MINUS = torch.zeros(4, 5).masked_fill(~REAL, float("-inf"))
+FORMS = {
+    "attention_mask": (REAL, REAL.long(), REAL.float(), MINUS),
+    "key_padding_mask": (~REAL, MINUS),
+    "src_key_padding_mask": (~REAL, MINUS),
+    "padding_mask": (~REAL,),
+    "mask": (REAL, ~REAL, REAL.float(), MINUS, REAL.long()),
+}
+
+
+def takes(name: str) -> Any:
+    """Return a model whose mask has a name; it adds something at padding."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    forward = f"lambda self, x, {name}=None: self.head(self.body(x)).mean(1)"
+    Net.forward = eval(forward)  # the name of an argument is what differs
+    return Net().eval()
+
+
+@pytest.mark.parametrize(("name", "form"), [(n, f) for n in FORMS for f in range(len(FORMS[n]))])
+@pytest.mark.truth("the mean over the real steps, written out")
+def test_padding_does_not_enter_the_mean_under_any_name(name, form):
+    torch.manual_seed(0)
+    net, x, mask = takes(name), torch.randn(4, 5, 3), FORMS[name][form]
+    with torch.no_grad():
+        states = net.body(x)
+    want = torch.stack([s[:n].mean(0) for s, n in zip(states, LENGTHS, strict=True)])
+    items = [{"x": x[i], name: mask[i]} for i in range(4)]
+    (batch,) = sonde.read(net, items, sites="body", reducer="mean").batches(0, 4)
+    torch.testing.assert_close(batch.rows["body:out"], want)
+    with Tap(net, ["body"], "mean") as tap:
+        net(x, **{name: mask})
+    torch.testing.assert_close(tap.rows["body:out"], want)
+
+
+def test_which_value_of_a_mask_is_padding_is_told_by_its_sides():
+    with pytest.raises(InputError, match="under the name 'attention_mask'"):
+        real_tokens("mask", torch.tensor([[True, False], [False, True]]))
+    assert real_tokens("mask", REAL[1:2]).equal(REAL[1:2])
+    for value in (True, False):
+        assert bool(real_tokens("mask", torch.full((3, 4), value)).all())
+    left = torch.tensor([[False, True], [True, True]])
+    assert real_tokens("mask", left).equal(left)
+    assert real_tokens("mask", ~left).equal(left)
+
+
+def test_several_lengths_without_a_mask_are_said_once(caplog):
+    caplog.set_level(logging.WARNING, "sonde")
+    net = takes("padding_mask")
+    x = torch.randn(4, 5, 3) * REAL[..., None]
+    for _ in range(2):
+        list(sonde.read(net, [{"x": one} for one in x], sites="body"))
+    assert [r.message for r in caplog.records].count(caplog.messages[0]) == 1
+    assert "padding may be in the rows" in caplog.text
+    caplog.clear()
+    other = takes("padding_mask")
+    list(sonde.read(other, [{"x": one} for one in torch.randn(4, 5, 3)], sites="body"))
+    assert "padding" not in caplog.text
