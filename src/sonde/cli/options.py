@@ -188,6 +188,9 @@ class Reading:
         bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
     ] = False
     seed: Annotated[int, tyro.conf.arg(help="key of the hash that samples and splits rows")] = 0
+    no_check: Annotated[
+        bool, tyro.conf.arg(help="no two tiny forwards first, to see if rows hang on their batch")
+    ] = False
 
     def check(self, *words: str) -> None:
         """Refuse data that are not there, and columns that they lack, before a model is loaded."""
@@ -244,6 +247,7 @@ class Reading:
             "image_size": _numbers("--image-size", self.image_size, int),
             "image_mean": _numbers("--image-mean", self.image_mean, float),
             "image_std": _numbers("--image-std", self.image_std, float),
+            **({"check": False} if self.no_check else {}),
         }
 
     def typed(self) -> dict[str, Any]:

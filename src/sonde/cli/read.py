@@ -50,11 +50,13 @@ class Read:
         """Read, write, and print what was written."""
         from sonde.run.passes.progress import Bar
         from sonde.run.passes.storing import dropped_if_empty
+        from sonde.run.reading.checking import check_rows
         from sonde.store import Store
 
         self._check()
         self.reading.check(self.data)
         stream, columns = self._stream()
+        check_rows(stream)
         try:
             with (
                 dropped_if_empty(self.output),

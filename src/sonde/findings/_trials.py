@@ -1,20 +1,18 @@
 """Small forwards of one live model, and all rows (tokens, patches) at its sites in each."""
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer, Site
 from sonde.findings._silent import Silent
 from sonde.tap import LiveStream
-from sonde.tap.model.seeding import gpus_of, seed_devices
+from sonde.tap.model.seeding import seed_everything
 from sonde.tap.model.watch import watch
 from sonde.tap.rows.frame import Frame
 from sonde.tap.rows.reduce import Reduction, possible
@@ -75,9 +73,7 @@ class Trials:
 
     def read(self, batch: InputBatch, which: Sequence[int], seed: int) -> Taken:
         """Run a batch of the examples ``which`` under a random seed and return rows by site."""
-        seed_devices(self.module, seed)
-        np.random.seed(seed)  # noqa: NPY002 - the global generator is what a model may draw from
-        random.seed(seed)
+        seed_everything(self.module, seed)
         tensors = self._run(batch)
         frame, found = None, {}
         for key, how in self.sites.items():
@@ -149,27 +145,3 @@ def of_example(taken: Taken, which: int) -> Taken:
         key: Rows(rows.x[rows.example == which], rows.example[rows.example == which])
         for key, rows in taken.items()
     }
-
-
-@contextmanager
-def untouched(module: nn.Module) -> Iterator[list[str]]:
-    """Give back random states and buffers as they were; yields the names of changed buffers."""
-    before = {n: b.detach().clone() for n, b in module.named_buffers() if not b.is_meta}
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    changed: list[str] = []
-    try:
-        with torch.random.fork_rng(devices=gpus_of(module)):
-            yield changed
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        for name, buffer in module.named_buffers():
-            old = before.get(name)
-            if old is not None and not torch.equal(old, buffer) and not _both_nan(old, buffer):
-                changed.append(name)
-                with torch.no_grad():
-                    buffer.copy_(old)
-
-
-def _both_nan(a: Tensor, b: Tensor) -> bool:
-    return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num())

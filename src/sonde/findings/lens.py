@@ -18,12 +18,13 @@ from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
 from sonde.findings._final_head import blocks_of, decoder_of, head_of
-from sonde.findings._probes import chosen_examples, cut, single, token_length
-from sonde.findings._trials import untouched
 from sonde.findings.evidence import Evidence
+from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
+from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
+from sonde.tap.reading.small_batches import cut, single, token_length
 
 MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32
@@ -88,7 +89,7 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
     """
     if stream.model.task != "causal":
         return LensEvidence(reason="the model does not predict a next token")
-    singles = [single(stream, i) for i in chosen_examples(stream, MOST_GROUPS, seed)]
+    singles = [single(stream.inputs, i) for i in chosen_examples(stream, MOST_GROUPS, seed)]
     texts = [cut(s, LONGEST) for s in singles if s is not None]
     texts = [t for t in texts if (token_length(t) or 0) >= 2]
     if not texts:

@@ -6,18 +6,17 @@ with other rows beside them, and padded. What differs is measured against the sp
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from sonde.findings._probes import Side, SmallBatches, small_batches
-from sonde.findings._trials import Taken, Trials, joined, of_example, untouched
+from sonde.core.hashing import base_hashes
+from sonde.findings._trials import Taken, Trials, joined, of_example
 from sonde.tap import LiveStream
+from sonde.tap.model.seeding import untouched
+from sonde.tap.reading.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
+from sonde.tap.reading.small_batches import LONGEST, Side, SmallBatches, small_batches
 
-TAU, TAU_NARROW = 1e-3, 3e-2
-NARROW = ("float16", "bfloat16")
-ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-RESOLVED = 2.0
+ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,17 @@ class SelfCheck:
         return self.dtype in NARROW
 
 
+def chosen_examples(stream: LiveStream, n: int, seed: int) -> list[int]:
+    """Return the index of the first example of each of the ``n`` groups of smallest hash."""
+    keys = list(stream.group_keys)
+    first: dict[bytes, int] = {}
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    groups = list(first)
+    order = np.argsort(base_hashes(groups, "sample", seed), kind="stable")[:n]
+    return sorted(first[groups[i]] for i in order.tolist())
+
+
 def self_check(
     stream: LiveStream, seed: int = 0, deep: bool = False, trials: Trials | None = None
 ) -> SelfCheck:
@@ -122,7 +132,7 @@ class _Compared:
 
     def __init__(self, stream: LiveStream, trials: Trials, tau: float, seed: int) -> None:
         self.stream, self.trials, self.tau, self.seed = stream, trials, tau, seed
-        self.small = small_batches(stream, seed)
+        self.small = self._small()
         self.found: dict[str, Deltas | None] = {}
         self.reasons: dict[str, str] = {}
 
@@ -144,6 +154,10 @@ class _Compared:
     def _every(self) -> list[int]:
         return list(range(len(self.small)))
 
+    def _small(self, longest: int | None = LONGEST) -> SmallBatches:
+        chosen = chosen_examples(self.stream, ROWS, self.seed)
+        return small_batches(self.stream.model, self.stream.inputs, chosen, longest)
+
     def _read(self, small: SmallBatches, which: list[int], seed: int | None = None) -> Taken:
         return self.trials.read(small.together(which), which, self.seed if seed is None else seed)
 
@@ -152,7 +166,7 @@ class _Compared:
         try:
             return self._read(self.small, self._every)
         except Exception:  # a model for one length only
-            self.small = small_batches(self.stream, self.seed, longest=None)
+            self.small = self._small(longest=None)
             return self._read(self.small, self._every)
 
     def _company(self, together: Taken) -> Deltas | None:
@@ -211,28 +225,3 @@ class _Compared:
             if key in a and key in b and torch.equal(a[key].example, b[key].example)
         }
         return Deltas(values, len(self.small))
-
-
-def difference(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"], rounding: float) -> float:
-    """Return the rms difference of two readings over the rms spread of rows of the first.
-
-    The larger of the figure over all units and its median over units that vary: one huge unit hides
-    what happens to the others in the first, a fault of few units does not move the second. A spread
-    that the number format cannot resolve counts as the smallest that it can.
-    """
-    finite = torch.isfinite(a).all(dim=1) & torch.isfinite(b).all(dim=1)
-    a, b = a[finite], b[finite]
-    if len(a) == 0:
-        return 0.0
-    gap = (a - b).square().mean(0)
-    if not bool(gap.any()):
-        return 0.0
-    tau = TAU_NARROW if rounding > ROUNDING["float32"] else TAU
-    least = (RESOLVED * rounding / tau) ** 2 * a.square().mean(0)
-    spread = a.var(0, correction=0).maximum(least)
-    if not bool(spread.any()):
-        spread = a.square().mean(0)
-    total = gap.sum() / spread.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    alive = spread > 0
-    median = (gap[alive] / spread[alive]).median() if bool(alive.any()) else total
-    return float(torch.maximum(total, median).sqrt())

@@ -14,8 +14,8 @@ from sonde.findings._text import plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
-from sonde.findings.self_check import ROUNDING
 from sonde.findings.snd002 import spacing
+from sonde.tap.reading.difference import ROUNDING
 
 Pair = tuple[SiteEvidence, SiteEvidence]
 

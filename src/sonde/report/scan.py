@@ -163,7 +163,7 @@ def run_scan(
 
     def stream(where: Any, **more: Any) -> Stream:
         found = read(live, where, further=further, **{**options, **more})
-        return replace(found, entry=True) if isinstance(found, LiveStream) else found
+        return replace(found, entry=True, check=False) if isinstance(found, LiveStream) else found
 
     mine = stream(data)
     other = None if versus is None else stream(versus, **columns_of(mine))

@@ -22,6 +22,7 @@ from sonde.run.calibrating._scored import Asked, Scored, ScoredJob, scored_batch
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
+from sonde.run.reading.checking import check_rows
 from sonde.run.reading.notes import notes_of
 from sonde.run.reading.read import ARRAYS
 from sonde.run.reading.recipe import recipe_in, recipe_of
@@ -124,6 +125,7 @@ def calibrate(
     crew = Crew(workers, runner, address)
     needed = needs_of_scoring(fitted, stream, workers=crew.workers_here, keeps_table=False)
     check_scoring_memory(needed, memory, "calibrate")
+    check_rows(stream)
     say_cost(stream, shown=progress)
     groups = Groups.of(stream) if in_groups else None
     asked = Asked(tasks, fitted.scorers, said, None if groups is None else groups.rank)

@@ -24,6 +24,7 @@ from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.passes.progress import Bar
+from sonde.run.reading.checking import check_rows
 from sonde.run.reading.notes import warn_of_split
 from sonde.run.reading.read import read
 from sonde.run.workers.crew import Crew, Runner
@@ -118,6 +119,7 @@ def fit(
     settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
     sample = error_sample(tasks, stream, split)
+    check_rows(stream)
     say_cost(stream, tasks, progress)
     with held(place), gathered(crew, settings.threads):
         states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)

@@ -48,6 +48,7 @@ def read(
     perturb: Perturbation | dict[str, Any] | None = None,
     generate: str | Mapping[str, Any] | None = None,
     axes: str | Sequence[str] = (),
+    check: bool = True,
     **options: Any,
 ) -> Stream:
     """Return the stream of a model's hidden states over data. Nothing runs before it is iterated.
@@ -90,6 +91,9 @@ def read(
         A word for each axis of an output where that cannot be told, as in an MLP-Mixer with as many
         patches as channels: ``"row patch dim"``, or ``"blocks.*=row patch dim"`` for some modules.
         The words are row, pos (tokens), patch, h w (space), t, and dim (features).
+    check : bool, default=True
+        Feed the first examples twice, in another order and under another random seed, before the
+        stream is iterated, fitted or scored, and warn (SND004, SND006) where their rows differ.
     **options
         Named options of ``sonde.data.open_inputs``: ``max_length``, ``long``, ``limit``,
         ``text_column``, ``label_column`` and so on.
@@ -147,6 +151,7 @@ def read(
         seed=seed,
         perturb=step,
         axes=axes,
+        check=check,
     )
 
 

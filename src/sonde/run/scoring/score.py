@@ -13,6 +13,7 @@ from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
+from sonde.run.reading.checking import check_rows
 from sonde.run.scoring._apart import score_apart
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
@@ -86,6 +87,7 @@ def score(
     how: dict[str, Any] = {"reduction": reduction, "explain": explain}
     needed = needs_of_scoring(fitted, stream, workers=crew.workers_here, **how)
     check_scoring_memory(needed, memory)
+    check_rows(stream)
     say_cost(stream, shown=progress)
     batches: list[pa.RecordBatch] = []
     apart = crew.is_apart and has_parts(stream)

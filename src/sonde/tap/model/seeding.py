@@ -1,9 +1,13 @@
 """Random numbers of a model's own devices: on others they stay as the user left them."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sonde.tap.model.placement import placement
 
@@ -23,6 +27,37 @@ def seed_devices(module: nn.Module, seed: int) -> None:
         torch.cuda.default_generators[gpu].manual_seed(seed)
     for kind in {place.type for place in _places(module)} - {"cpu", "cuda", "meta"}:
         torch.get_device_module(kind).manual_seed(seed)
+
+
+def seed_everything(module: nn.Module, seed: int) -> None:
+    """Seed all that a model may draw from; call it inside ``untouched``."""
+    seed_devices(module, seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator is what a model may draw from
+    random.seed(seed)
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[list[str]]:
+    """Give back random states and buffers as they were; yields the names of changed buffers."""
+    before = {n: b.detach().clone() for n, b in module.named_buffers() if not b.is_meta}
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    changed: list[str] = []
+    try:
+        with torch.random.fork_rng(devices=gpus_of(module)):
+            yield changed
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        for name, buffer in module.named_buffers():
+            old = before.get(name)
+            if old is not None and not torch.equal(old, buffer) and not _both_nan(old, buffer):
+                changed.append(name)
+                with torch.no_grad():
+                    buffer.copy_(old)
+
+
+def _both_nan(a: Tensor, b: Tensor) -> bool:
+    return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _places(module: nn.Module) -> set[torch.device]:

@@ -1,6 +1,7 @@
 """A live model over inputs as a stream of rows."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sonde.core._shown import places
 from sonde.core.batch import Batch, Head, SiteSchema
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.left_out import LeftOut
 from sonde.core.perturbation import Perturbation
@@ -34,6 +35,7 @@ from sonde.tap.model.structure import structure
 from sonde.tap.reading.choose import Chosen, choose_kinds
 from sonde.tap.reading.named_axes import NamedAxes, parse_axes
 from sonde.tap.reading.reader import Reader, Reading, reading_of
+from sonde.tap.reading.soundness import fault_of
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.padding import right_padded, seems_padded
 
@@ -56,6 +58,7 @@ def live_stream(
     entry: bool = False,
     perturb: Perturbation | None = None,
     axes: str | Sequence[str] = (),
+    check: bool = False,
 ) -> "LiveStream":
     """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
 
@@ -87,6 +90,8 @@ def live_stream(
     axes : str or sequence of str, default=()
         A word for each axis of an output where the probe forwards cannot tell them, as
         ``"row patch dim"``, for all outputs of so many axes or ``"pattern=row patch dim"``.
+    check : bool, default=False
+        Warn of rows that hang on other examples or on chance, by two tiny forwards before a run.
 
     Examples
     --------
@@ -108,8 +113,8 @@ def live_stream(
     check_objective(objective)
     several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
     more = tuple(Reducer.parse(r) if isinstance(r, str) else r for r in further)
-    how = (reducer, more, objective, keep_special, logits, seed, entry, perturb, parse_axes(axes))
-    return LiveStream(model, inputs, several, *how)
+    how = (reducer, more, objective, keep_special, logits, seed, entry, perturb)
+    return LiveStream(model, inputs, several, *how, parse_axes(axes), check)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +133,7 @@ class LiveStream(Stream):
     entry: bool = False
     perturb: Perturbation | None = None
     axes: tuple[NamedAxes, ...] = ()
+    check: bool = False
 
     def __repr__(self) -> str:
         # Only a forward tells which sites there are.
@@ -194,10 +200,23 @@ class LiveStream(Stream):
     @cached_property
     def head(self) -> Head | None:
         """Weight and bias of the final linear layer, where its output is the logits."""
-        return layer_of(self.probe) if self._gives_logits else None
+        return layer_of(self.probe) if self.gives_logits else None
 
     @cached_property
-    def _gives_logits(self) -> bool:
+    def checked(self) -> bool:
+        """Whether rows were checked to be those of their example; a fault is warned of once."""
+        found = fault_of(self) if self.check and len(self) else None
+        if found is not None:
+            warnings.warn(str(found), SondeWarning, stacklevel=3)
+        return self.check
+
+    def __iter__(self) -> Iterator[Batch]:
+        _ = self.checked
+        return super().__iter__()
+
+    @cached_property
+    def gives_logits(self) -> bool:
+        """Whether the model's output holds logits of the examples."""
         found = self.probe.output
         if self.model.task == "tensor":
             return self.probe.head is not None and "" in found and len(found[""].shape) == 2
@@ -214,8 +233,8 @@ class LiveStream(Stream):
             self.probe,
             objective=self.objective,
             causal=self.model.task == "causal",
-            logits=self.with_logits and self._gives_logits,
-            has_logits=self._gives_logits,
+            logits=self.with_logits and self.gives_logits,
+            has_logits=self.gives_logits,
         )
         if isinstance(self.inputs, ReplayInputs):
             yield from self._generated(self.inputs, reader, start, stop)
@@ -256,7 +275,7 @@ class LiveStream(Stream):
     def _records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
         """Return whether all that is read can be taken while a batch is generated from."""
         asks = self.objective is not None or self.perturb is not None
-        if asks or (self.with_logits and self._gives_logits) or prompts.segment is not None:
+        if asks or (self.with_logits and self.gives_logits) or prompts.segment is not None:
             return False
         generation = inputs.generation
         in_place = generation.new_tokens is not None and generation.keeps_rows_in_place

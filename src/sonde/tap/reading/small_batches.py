@@ -1,39 +1,24 @@
-"""A handful of model inputs, cut, stacked, padded and shuffled, for the self-check."""
+"""A handful of model inputs, cut, stacked, padded and shuffled, to run them in several ways."""
 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sonde.core.hashing import base_hashes
-from sonde.core.inputs import InputBatch
-from sonde.tap import LiveStream
+from sonde.core.inputs import InputBatch, Inputs, Model
 
-ROWS = 8
 LONGEST = 64
 SHORTEST = 2
 
 Side = Literal["left", "right"]
 
 
-def chosen_examples(stream: LiveStream, n: int, seed: int) -> list[int]:
-    """Return the index of the first example of each of the ``n`` groups of smallest hash."""
-    keys = list(stream.group_keys)
-    first: dict[bytes, int] = {}
-    for i, key in enumerate(keys):
-        first.setdefault(key, i)
-    groups = list(first)
-    order = np.argsort(base_hashes(groups, "sample", seed), kind="stable")[:n]
-    return sorted(first[groups[i]] for i in order.tolist())
-
-
-def single(stream: LiveStream, index: int) -> InputBatch | None:
+def single(inputs: Inputs, index: int) -> InputBatch | None:
     """Return the inputs of one example without padding, or None where it was left out as broken."""
-    batch = next(iter(stream.inputs.batches(index, index + 1)), None)
+    batch = next(iter(inputs.batches(index, index + 1)), None)
     return None if batch is None else _unpadded(batch)
 
 
@@ -154,14 +139,16 @@ class SmallBatches:
         return one if missing == 0 else _along(one, length, fill)
 
 
-def small_batches(stream: LiveStream, seed: int, longest: int | None = LONGEST) -> SmallBatches:
-    """Return up to eight examples of equal size, chosen by hash; texts cut to ``longest``."""
-    found = [single(stream, i) for i in chosen_examples(stream, ROWS, seed)]
+def small_batches(
+    model: Model, inputs: Inputs, examples: Sequence[int], longest: int | None = LONGEST
+) -> SmallBatches:
+    """Return those of some examples that have one size; texts cut to ``longest``."""
+    found = [single(inputs, i) for i in examples]
     singles = [s if longest is None else cut(s, longest) for s in found if s is not None]
-    names = _parameters(stream.model.module)
+    names = _parameters(model.module)
     return SmallBatches(
         singles=tuple(_same_targets(_evened(singles))),
-        pad_id=_pad_id(stream),
+        pad_id=_pad_id(model),
         takes_mask="attention_mask" in names,
         takes_positions="position_ids" in names,
     )
@@ -203,10 +190,10 @@ def _parameters(module: nn.Module) -> set[str]:
     return set(inspect.signature(inner.forward).parameters)
 
 
-def _pad_id(stream: LiveStream) -> int:
+def _pad_id(model: Model) -> int:
     """Return the id that pads: some models count positions by it; else any id does."""
-    size = getattr(stream.model.config, "vocab_size", None)
-    for owner in (stream.model.processor, stream.model.config):
+    size = getattr(model.config, "vocab_size", None)
+    for owner in (model.processor, model.config):
         found = getattr(owner, "pad_token_id", None)
         if isinstance(found, int) and found >= 0 and (size is None or found < size):
             return found

@@ -1,0 +1,12 @@
+"""The check of a live model that comes before its rows are taken, in the process that drives."""
+
+from sonde.core.derived import innermost
+from sonde.core.stream import Stream
+from sonde.tap import LiveStream
+
+
+def check_rows(stream: Stream) -> None:
+    """Warn where rows of a live model hang on other examples or on chance, unless told not to."""
+    live = innermost(stream)
+    if isinstance(live, LiveStream):
+        _ = live.checked

@@ -1,0 +1,35 @@
+"""How far two readings of the same rows are apart, and how far rounding may put them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+TAU, TAU_NARROW = 1e-3, 3e-2
+NARROW = ("float16", "bfloat16")
+ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+RESOLVED = 2.0
+
+
+def difference(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"], rounding: float) -> float:
+    """Return the rms difference of two readings over the rms spread of rows of the first.
+
+    The larger of the figure over all units and its median over units that vary: one huge unit hides
+    what happens to the others in the first, a fault of few units does not move the second. A spread
+    that the number format cannot resolve counts as the smallest that it can.
+    """
+    finite = torch.isfinite(a).all(dim=1) & torch.isfinite(b).all(dim=1)
+    a, b = a[finite], b[finite]
+    if len(a) == 0:
+        return 0.0
+    gap = (a - b).square().mean(0)
+    if not bool(gap.any()):
+        return 0.0
+    tau = TAU_NARROW if rounding > ROUNDING["float32"] else TAU
+    least = (RESOLVED * rounding / tau) ** 2 * a.square().mean(0)
+    spread = a.var(0, correction=0).maximum(least)
+    if not bool(spread.any()):
+        spread = a.square().mean(0)
+    total = gap.sum() / spread.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    alive = spread > 0
+    median = (gap[alive] / spread[alive]).median() if bool(alive.any()) else total
+    return float(torch.maximum(total, median).sqrt())

@@ -1,0 +1,153 @@
+"""Whether rows are a function of their own example: two tiny forwards before a run.
+
+A model that puts its batch into another order, lets examples influence each other or draws random
+numbers gives rows that say little of the example they stand beside. For where it begins and why,
+scan the model.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sonde.core.site import Reducer
+from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.model.seeding import seed_everything, untouched
+from sonde.tap.reading.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
+from sonde.tap.reading.reader import Reader
+from sonde.tap.reading.small_batches import LONGEST, SmallBatches, small_batches
+from sonde.tap.rows.kind import Kind
+from sonde.tap.rows.reduce import STEPPED, Reduction
+
+if TYPE_CHECKING:
+    from sonde.tap.reading.live import LiveStream
+
+EXAMPLES = 8
+LOGITS = "the logits"
+_log = logging.getLogger("sonde")
+Rows = dict[str, tuple[Tensor, Tensor]]
+"""Rows at each site, and the example of each."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What makes rows unsound.
+
+    Parameters
+    ----------
+    code : {"SND004", "SND006"}
+        States that change when the same input is fed again, or with the rest of the batch.
+    place : str
+        The first site where it shows.
+    amount : float
+        Root mean square difference over root mean square spread between rows.
+    """
+
+    code: Literal["SND004", "SND006"]
+    place: str
+    amount: float
+
+    def __str__(self) -> str:
+        by = f"by {self.amount:.3g} times the spread between them"
+        skip = "check=False (--no-check) skips this check."
+        if self.code == "SND004":
+            return (
+                f"SND004: the same examples, fed again, differ at {self.place} {by}: the model "
+                "draws random numbers, and no figure can be repeated. Take out what draws them "
+                f"(dropout without training=), or declare it so: {skip}"
+            )
+        return (
+            f"SND006: the same examples, fed in another order beside others, differ at "
+            f"{self.place} {by}: rows may be those of other examples. Find the cause by a scan "
+            f"(sonde scan MODEL DATA), or read one by one: batch_size=1 (--batch-size 1). {skip}"
+        )
+
+
+def fault_of(stream: "LiveStream") -> Fault | None:
+    """Return what is wrong with the rows of a stream, by its first examples.
+
+    They are fed together, then without the first one in another order under another random seed;
+    a third forward tells chance from company where these differ. None where nothing is wrong, and
+    where the model refuses such inputs: then nothing is known.
+    """
+    inputs = stream.inputs
+    inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+    found: Fault | None = None
+    with untouched(stream.model.module), torch.no_grad():
+        for longest in (LONGEST, None):  # some models are for one length only
+            try:
+                few = range(min(EXAMPLES, len(inputs)))
+                found = _Check(stream, small_batches(stream.model, inputs, few, longest)).fault()
+            except Exception as error:  # whatever a model raises on inputs that are cut
+                _log.debug("not checked: %s", error)
+            else:
+                break
+    return found
+
+
+class _Check:
+    """Forwards of a few examples through the model of a stream, read as the stream reads."""
+
+    def __init__(self, stream: "LiveStream", small: SmallBatches) -> None:
+        self.stream, self.small = stream, small
+        logits = stream.with_logits and stream.gives_logits
+        self.kinds = [_plain(kind) for kind in stream.kinds if kind.site.port != "grad"]
+        causal = stream.model.task == "causal"
+        module, probe = stream.model.module, stream.probe
+        self.reader = Reader(module, self.kinds, probe, causal=causal, logits=logits)
+
+    def fault(self) -> Fault | None:
+        """Return what differs, and why."""
+        every = list(range(len(self.small)))
+        others = every[:0:-1] or every
+        if not every or not self.kinds:
+            return None
+        seed = self.stream.seed
+        together = self._read(every, seed)
+        found = self._first(together, self._read(others, seed + 1))
+        if found is None:
+            return None
+        again = self._first(together, self._read(every, seed + 1))
+        return Fault("SND006", *found) if again is None else Fault("SND004", *again)
+
+    def _read(self, which: Sequence[int], seed: int) -> Rows:
+        """Return the rows of some examples, fed in this order under a random seed."""
+        seed_everything(self.stream.model.module, seed)
+        with self.reader.session:
+            (reading,) = self.reader.readings([self.reader.read(self.small.together(which))])
+        index = torch.tensor(which)
+        rows = {key: (x, index[reading.columns[key].example]) for key, x in reading.rows.items()}
+        return rows if reading.logits is None else rows | {LOGITS: (reading.logits, index)}
+
+    def _first(self, a: Rows, b: Rows) -> tuple[str, float] | None:
+        """Return the first site where rows of the same examples differ, and by how much."""
+        types = {kind.key: kind.schema.dtype for kind in self.kinds}
+        tau = TAU_NARROW if any(t in NARROW for t in types.values()) else TAU
+        for key in a:
+            rounding = ROUNDING.get(types.get(key, "float32"), ROUNDING["float32"])
+            present = torch.isin(a[key][1], b[key][1])
+            x, y = (
+                _sorted(a[key][0][present.to(a[key][0].device)], a[key][1][present]),
+                _sorted(*b[key]),
+            )
+            amount = difference(x, y, rounding) if x.shape == y.shape else 1.0
+            if amount > tau:
+                return key, amount
+        return None
+
+
+def _sorted(x: Tensor, example: Tensor) -> Tensor:
+    return x.double().cpu()[torch.argsort(example, stable=True)]
+
+
+def _plain(kind: Kind) -> Kind:
+    """Return what is read of a few examples: of steps, whose columns are not cut, all tokens."""
+    reducer = kind.reduction.reducer
+    if reducer.name not in STEPPED:
+        return kind
+    return replace(
+        kind, reduction=Reduction(Reducer("tokens", keep_special=True), kind.reduction.axes)
+    )
