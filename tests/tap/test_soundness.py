@@ -57,9 +57,8 @@ def run(kind: str, module: nn.Module, check: bool) -> None:
     elif kind == "fit":
         sonde.fit(Mahalanobis(), stream, progress=False)
     else:
-        fitted = sonde.fit(
-            Mahalanobis(), live_stream(Model(module), stream.inputs, "last"), progress=False
-        )
+        plain = sonde.read(module, list(X), "last", batch_size=4, check=False)
+        fitted = sonde.fit(Mahalanobis(), plain, progress=False)
         sonde.score(fitted, module, list(X), check=check, batch_size=4, progress=False)
 
 
