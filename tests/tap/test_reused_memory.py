@@ -113,13 +113,20 @@ def test_a_layer_whose_output_is_changed_in_place_is_no_head():
 
 
 def test_a_mask_may_be_used_again_before_rows_are_asked_for():
-    net, mask = nn.Sequential(nn.Identity()), torch.tensor([[1, 1, 0], [1, 0, 0]])
-    net.forward = lambda x, attention_mask: nn.Module.__call__(net[0], x)  # type: ignore[method-assign]
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.fc(x) * attention_mask[..., None]
+
+    net, mask = Masked(), torch.tensor([[1, 1, 0], [1, 0, 0]])
     x = rows(2 * 3, 4).view(2, 3, 4)
-    with Tap(net, ["0"], "last") as tap:
+    with Tap(net, ["fc"], "last") as tap, torch.no_grad():
         net(x, attention_mask=mask)
         mask.fill_(1)
-        assert torch.equal(tap.rows["0:out"], torch.stack([x[0, 1], x[1, 0]]))
+        assert torch.equal(tap.rows["fc:out"], net.fc(x)[[0, 1], [1, 0]])
 
 
 @pytest.mark.truth("the same guard around nets that work in no memory twice")
