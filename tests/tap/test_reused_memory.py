@@ -126,7 +126,8 @@ def test_a_mask_may_be_used_again_before_rows_are_asked_for():
     with Tap(net, ["fc"], "last") as tap, torch.no_grad():
         net(x, attention_mask=mask)
         mask.fill_(1)
-        assert torch.equal(tap.rows["fc:out"], net.fc(x)[[0, 1], [1, 0]])
+        found = tap.rows["fc:out"]
+    assert torch.equal(found, net.fc(x)[[0, 1], [1, 0]])
 
 
 @pytest.mark.truth("the same guard around nets that work in no memory twice")
