@@ -20,6 +20,10 @@ SHAPE = {"permutation", "rotation", "scale", "shift"}
 EVERY = set(MAPS)
 
 
+def mutual_knn(x, y):
+    return measure.mutual_knn(x, y, metric="euclidean")
+
+
 def svcca(x, y):
     return measure.svcca(x, y, keep=0.8)
 
@@ -33,6 +37,7 @@ TWO_SIDED = [
     (measure.procrustes, SHAPE, SHAPE),
     (measure.gulp, EVERY, EVERY),
     (measure.regression, EVERY, SHAPE),
+    (mutual_knn, SHAPE, SHAPE),
 ]
 ONE_SIDED = [
     (measure.participation_ratio, SHAPE),

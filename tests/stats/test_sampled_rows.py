@@ -40,7 +40,10 @@ def test_the_error_of_a_mean(group):
     rows = sampled(x, x, group=group)
     se, _ = rows.standard_error(lambda r: r.rows[0].mean())
     want = float(x.std()) / (400 if group is None else 100) ** 0.5
+    exact, _ = rows.error_of_mean(rows.rows[0][:, 0])
     assert se is not None
+    assert exact is not None
+    assert float(exact) == pytest.approx(want, rel=0.01)
     assert float(se) == pytest.approx(want, rel=0.4)
 
 

@@ -12,6 +12,7 @@ from sonde.measure.entropy_rank import EntropyRank, entropy_rank
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
+from sonde.measure.mutual_knn import MutualKNN, mutual_knn
 from sonde.measure.norms import Norms, norms
 from sonde.measure.participation_ratio import ParticipationRatio, participation_ratio
 from sonde.measure.procrustes import Procrustes, procrustes
@@ -40,6 +41,7 @@ __all__ = [
     "EntropyRank",
     "LayerCKA",
     "MassiveActivations",
+    "MutualKNN",
     "Norms",
     "ParticipationRatio",
     "Procrustes",
@@ -62,6 +64,7 @@ __all__ = [
     "gulp",
     "layer_cka",
     "massive_activations",
+    "mutual_knn",
     "norms",
     "participation_ratio",
     "procrustes",

@@ -89,6 +89,18 @@ class SampledRows:
         values = [torch.as_tensor(figure(self.take(half)), dtype=torch.float64) for half in halves]
         return half_error(torch.stack(values)), "20 random halves"
 
+    def error_of_mean(self, values: Float[Tensor, "row"]) -> tuple[Tensor | None, str]:
+        """Return the standard error of the mean of a figure of each row, and how it was made.
+
+        Rows of a group are taken to say the same thing. None below 16 groups.
+        """
+        if self.n_groups < LEAST_FOR_HALVES:
+            return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
+        gap = values.double().cpu() - values.double().cpu().mean()
+        sums = torch.zeros(self.n_groups, dtype=torch.float64).index_add_(0, self.group, gap)
+        spread = sums.square().sum() * self.n_groups / (self.n_groups - 1)
+        return spread.sqrt() / len(self), "spread over groups"
+
     def shuffled(self, seed: int = 0, n: int = SHUFFLES) -> list["SampledRows"]:
         """Return the rows with the last site's moved among groups, ``n`` times.
 

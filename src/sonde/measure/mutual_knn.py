@@ -1,0 +1,143 @@
+"""How far two sites agree on which rows are neighbours."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Span, Statistic
+from sonde.stats import HashSample, HashSampleState
+from sonde.stats.neighbours import nearest
+from sonde.stats.sampled_rows import SampledRows
+
+Metric = Literal["cosine", "euclidean"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MutualKNNResult(Result):
+    """Mean share of common neighbours; ``jaccard`` divides by all that either site names."""
+
+    direction: Direction = "higher"
+    jaccard: float
+
+
+@final
+@dataclass(frozen=True)
+class MutualKNN(Instrument):
+    """Share of a row's nearest neighbours at one site that are its neighbours at the other.
+
+    ``mean_i |N_x(i) & N_y(i)| / k``. It sees local structure alone: clusters that lie elsewhere, or
+    have another shape, count as the same as long as their members stay together.
+
+    Range        [0, 1]; higher = more alike. Invariant to  rotation, isotropic scale; with the
+                 Euclidean metric also to shifts.
+    Cost         one pass; state ``m`` rows; result O(m^2 dim), never more than 1,024 lines at once.
+    Assumes      rows of one group (document) are no neighbours of each other: they are left out.
+    Differs      from the paper: no clipping of outlying units. The standard error is up to two
+                 fifths too wide.
+
+    Parameters
+    ----------
+    k : int, default=10
+        Neighbours of each row.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        Distance between rows. Rows of zeros have no direction (flag ``dead``).
+    m : int, default=2048
+        Rows of the sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    >>> mutual_knn(x, 2 * x.flip(1)).value
+    1.0
+
+    References
+    ----------
+    huh2024platonic
+    """
+
+    k: int = 10
+    metric: Metric = "cosine"
+    m: int = SAMPLE
+    span: ClassVar[Span] = "pair"
+    paper: ClassVar[str] = "huh2024platonic"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"k": 3},
+        {"k": 2, "metric": "euclidean", "m": 64},
+    )
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"MutualKNN: expected k of at least 1, got {self.k}.")
+        if self.metric not in ("cosine", "euclidean"):
+            raise InputError(
+                f"MutualKNN: expected the metric 'cosine' or 'euclidean', got {self.metric!r}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample of each site."""
+        return {"samples": HashSample(self.m)}
+
+    def result(self, samples: tuple[HashSampleState, HashSampleState]) -> MutualKNNResult:
+        """Compare the neighbours of each row."""
+        rows = SampledRows.of(samples)
+        alive = torch.stack([x.ne(0).any(1).cpu() for x in rows.rows]).all(0)
+        flags = rows.flags + (("dead",) if not bool(alive.all()) else ())
+        rows = rows.take(alive) if self.metric == "cosine" else rows
+        conventions = {"k": self.k, "metric": self.metric, "neighbours": "of other groups"}
+        if len(rows) == 0 or self.k >= len(rows) - int(torch.bincount(rows.group).max()) + 1:
+            return MutualKNNResult(
+                n=len(rows),
+                range=(0.0, 1.0),
+                flags=(*flags, "few_rows"),
+                conventions=conventions,
+                jaccard=float("nan"),
+            )
+        first, second = (self._neighbours(x, rows.group) for x in rows.rows)
+        common = (first[:, :, None] == second[:, None, :]).any(2)
+        shared = common.sum(1).double()
+        # a row enters by its own neighbours and as the neighbour of others: both vary with it
+        named = torch.bincount(first[common], minlength=len(rows)).double()
+        se, how = rows.error_of_mean((shared + named) / self.k)
+        size = torch.bincount(rows.group)[rows.group].double().mean()
+        return MutualKNNResult(
+            value=float(shared.mean() / self.k),
+            se=se,
+            null=self.k / float(len(rows) - size),
+            n=len(rows),
+            range=(0.0, 1.0),
+            flags=flags,
+            conventions={**conventions, "se": how},
+            jaccard=float((shared / (2 * self.k - shared)).mean()),
+        )
+
+    def _neighbours(
+        self, x: Float[Tensor, "row dim"], group: Int[Tensor, "row"]
+    ) -> Int[Tensor, "row k"]:
+        if self.metric == "cosine":
+            x = torch.nn.functional.normalize(x, dim=1)
+        k = min(self.k, len(x) - 1)
+        return nearest(x, x, k, group=group, group2=group)[1].cpu()
+
+
+def mutual_knn(
+    x: Any,
+    y: Any,
+    *,
+    group: Any = None,
+    k: int = 10,
+    metric: Metric = "cosine",
+    m: int | None = None,
+) -> MutualKNNResult:
+    """Return the share of common neighbours in two arrays over the same rows; see ``MutualKNN``.
+
+    All rows enter unless ``m`` is given.
+    """
+    return MutualKNN(k, metric, m or max(len(x), 1)).fit(x, y=y, group=group, ids=range(len(x)))
