@@ -11,6 +11,7 @@ import pytest
 from sonde.cli import _table
 from sonde.cli._fitted import remarks
 from sonde.cli._table import filled, legend, middle, table
+from sonde.core.result import FLAGS
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,26 @@ def test_too_few_rows_for_an_alarm_are_said_with_how_many_it_takes(run, place, t
     said = f"alarms at 0.05 need at least 19 held-out rows, got {min(n)}"
     assert said in " ".join(few.err.split())
     assert "alarms at 0.05 need" not in run(*words, "-o", tmp_path / "a.sonde").err
+
+
+def test_flags_reach_every_command_with_what_they_mean(run, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype("f4")
+    data, probe = tmp_path / "x.npz", tmp_path / "p.sonde"
+    np.savez(data, a=np.column_stack([x, x[:, 0]]))
+    words = ["fit", "mahalanobis(shrinkage=0.0)", "-", data, "--calibrate", "0", "-o", probe]
+    meaning = FLAGS["rank_deficient"]
+    said = f"rank_deficient: {meaning} (mahalanobis at a)"
+    place = [{"method": "mahalanobis", "site": "a"}]
+    want = {"flag": "rank_deficient", "meaning": meaning, "at": place}
+    assert run(*words).err.count(said) == 1
+    fitted = run(*words, "--json").json()
+    assert fitted["flags"] == [want]
+    assert fitted["results"][0]["flags"] == ["rank_deficient"]
+    assert run("info", probe, "--json").json()["flags"] == [want]
+    assert said in " ".join(run("info", probe).out.split())
+    scored = run("score", probe, "-", data, "--json")
+    assert scored.json()[0]["flags"] == ["rank_deficient"]
+    assert run("score", probe, "-", data).err.count(said) == 1
 
 
 def test_no_line_of_dashes(run, tmp_path, words):

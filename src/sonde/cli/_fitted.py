@@ -58,6 +58,7 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
             "n": result.n,
             "n_classes": _n_classes(result),
             "positive": result.conventions.get("positive"),
+            "flags": list(result.flags),
             "detector": isinstance(result, Scorer),
             **_calibration(result),
         }

@@ -68,6 +68,7 @@ class Fit:
 
     def run(self) -> int:
         """Fit, save, and print what was fitted."""
+        from sonde.cli._flags import flag_texts, flags_of
         from sonde.run.fitting.fit import fit
         from sonde.run.passes.directory import beside, dropped_on_error, remove_run
         from sonde.run.reading.notes import split_of
@@ -111,17 +112,18 @@ class Fit:
         replaced = in_place_of(self.output)
         identity = fitted.save(self.output)
         remove_run(directory)
-        rows = fitted_rows(results)
+        rows, flags = fitted_rows(results), flags_of(results)
         if self.printing.json:
             left_out = [entry.json() for entry in stream.left_out]
             found = {"file": str(self.output), "id": identity, "split": split_of(stream)}
-            say_json(found | {"results": rows, "left_out": left_out})
+            say_json(found | {"flags": flags, "results": rows, "left_out": left_out})
         elif not self.printing.quiet:
             say(fitted_text(rows))
             say_notes(stream, self.printing.quiet)
             say_left_out(stream, self.printing.quiet)
             named_as = (self.model, data) if data is not None else ("MODEL", self.model)
-            for remark in remarks(rows, self.output, *named_as, self.reading.typed()):
+            said = remarks(rows, self.output, *named_as, self.reading.typed())
+            for remark in [*flag_texts(flags), *said]:
                 note(f"note: {remark}.")
         note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0

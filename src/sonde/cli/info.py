@@ -1,4 +1,4 @@
-"""``sonde info``: what a file holds, from its header alone."""
+"""``sonde info``: what a file holds, from its header; flags of results from its states."""
 
 import shlex
 from dataclasses import dataclass, field
@@ -13,10 +13,14 @@ from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, StateError
 from sonde.core.wording import gib, plural
 
+FITTED = "fitted state"
+
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a state, a store, a run directory, a report or an export from its header alone.
+    """Describe a state, a store, a run directory, a report or an export from its header.
+
+    Of a fitted state it also says the flags of its results.
 
     Example: sonde info probe.sonde
     """
@@ -30,6 +34,10 @@ class Info:
     def run(self) -> int:
         """Print the header."""
         facts = describe(self.file)
+        if facts["kind"] == FITTED:
+            from sonde.cli._flags import flags_in
+
+            facts["flags"] = flags_in(self.file)
         if self.printing.json:
             say_json(facts)
         else:
@@ -149,7 +157,7 @@ def _bare(header: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict[str, Any]:
     return {
-        "kind": "fitted state",
+        "kind": FITTED,
         "version": header.get("version"),
         "methods": sorted({e["instrument"] for e in entries}),
         "n_results": len(entries),
@@ -190,7 +198,7 @@ def _n_units(entries: list[dict[str, Any]]) -> int:
 
 def _text(facts: dict[str, Any]) -> str:
     """Return the facts for people: one line each, broken at 80 columns."""
-    special = {"fitted state": _state_words, "store of rows": _store_words}
+    special = {FITTED: _state_words, "store of rows": _store_words}
     words = special.get(facts["kind"], _plain_words)(facts)
     return "\n".join(_lines(name, value) for name, value in words.items() if value)
 
@@ -210,10 +218,17 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
         "data": f"{examples}{groups}, {units}",
         "calibrated on": "; ".join(facts["calibration"]),
         "read with": ", ".join(f"{name}={value}" for name, value in options.items()),
+        "flags": _flag_words(facts.get("flags") or []),
         "not finite": f"rows were left out at {', '.join(dropped)}" if dropped else "",
         "model": " ".join(filter(None, (_short(model.get("model")), model.get("dtype")))),
         "more": "--json prints fingerprints, plans and counts",
     }
+
+
+def _flag_words(flags: list[dict[str, Any]]) -> str:
+    from sonde.cli._flags import flag_texts
+
+    return "; ".join(flag_texts(flags))
 
 
 def _store_words(facts: dict[str, Any]) -> dict[str, str]:

@@ -79,6 +79,7 @@ class Score:
 
     def run(self) -> int:
         """Score, write the table, and print how many rows raise an alarm."""
+        from sonde.cli._flags import flag_texts, flags_of
         from sonde.cli._notes import say_notes
         from sonde.cli._scored import oddest_text, scored_text, without_units
         from sonde.run.bundles.fitted import Fitted
@@ -108,12 +109,16 @@ class Score:
         if self.fuse is not None:
             table = with_fused(table, fitted, self.fuse, unusual=known)
         say_notes(stream, self.printing.quiet)
+        for text in () if self.printing.quiet else flag_texts(flags_of(fitted.scorers)):
+            note(f"note: {text}.")
         table = _hashed(table) if self.hash_ids else table
         if self.output is not None:
             self._write(table, fitted, stream, self.output)
             note(f"wrote {self.output}: {plural(table.num_rows, 'row')}")
         if self.printing.json:
-            say_json(plain_rows(table))
+            flags = {name: list(scorer.flags) for name, scorer in fitted.scorers.items()}
+            lines = plain_rows(table)
+            say_json([{**r, "flags": flags.get((r["instrument"], r["site"]), [])} for r in lines])
         elif not self.printing.quiet:
             say(scored_text(table, fitted, self.alpha))
             if self.explain:

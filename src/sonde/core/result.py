@@ -29,7 +29,7 @@ FLAGS: dict[str, str] = {
     "low_precision": "rounding of the rows reaches the value's last digits",
     "lost_precision": "rounding of the rows dominates the value",
     "few_rows": "no more rows (groups) than dimensions",
-    "rank_deficient": "directions without variance were left out",
+    "rank_deficient": "some directions have no variance in these rows",
     "high_dim": "more dimensions than the estimator is known to bear",
     "saturated": "the estimator is at its upper limit",
     "clipped": "part of the data lay outside the estimator's range",
