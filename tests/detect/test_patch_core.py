@@ -119,3 +119,12 @@ def test_refuses_wrong_parameters_and_widths():
     with pytest.raises(ShapeError, match="expected dim=3"):
         PatchCore().fit(_normal(20, 3, 0)).score(_normal(2, 4, 0))
     assert PatchCore().fit(_normal(4, 3, 0)).flags == ("few_rows",)
+
+
+@pytest.mark.truth("the same rows in float64")
+def test_a_bank_beside_a_massive_unit_is_chosen_as_in_float64():
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    x[:, 7] += 200_000.0 * (torch.arange(400) % 2)
+    found, want = (PatchCore(m=64).fit(rows) for rows in (x, x.double()))
+    assert len(found.bank) == 64
+    assert found.radius < 1.05 * want.radius

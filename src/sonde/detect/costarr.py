@@ -17,7 +17,6 @@ from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
-from sonde.detect._logits import at_least_single
 from sonde.detect._metric import check_width
 from sonde.stats import HeadWeights, HeadWeightsState
 
@@ -124,10 +123,10 @@ class COSTARRScorer(Scorer):
         classes = len(self.weight) if self.logit == "zscore" else 1
         step = max(1, CHUNK_ENTRIES // max(1, x.shape[1] * classes))
         parts = [
-            self._familiarity(at_least_single(x[i : i + step]), logits[i : i + step])
+            self._familiarity(x[i : i + step].double(), logits[i : i + step])  # cosines near 1
             for i in range(0, len(x), step)
         ]
-        found = torch.cat(parts) if parts else at_least_single(x[:0]).sum(1)
+        found = torch.cat(parts) if parts else x[:0].double().sum(1)
         return infinite_where_nonfinite(0.0 - found, x, logits=logits)  # 0, not -0
 
     def _familiarity(self, x: Tensor, logits: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class DictLookupScorer(Scorer):
         return self.generators(VALUE, self.bank)
 
     def _unit(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        return unit_rows(self._checked(x)).to(self.bank).nan_to_num(0.0)
+        return unit_rows(self._checked(x).to(self.bank)).nan_to_num(0.0)
 
     def _checked(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         check_width("DictLookup", x, self.bank.shape[1])
@@ -216,7 +216,7 @@ class DictLookup(Detector):
             range=(0.0, 1.0),
             flags=() if kept.is_everything else ("sampled",),
             conventions=conventions,
-            bank=unit_rows(kept.rows),
+            bank=unit_rows(kept.rows.double()),  # cosines near 1 keep their digits
             temperature=self.temperature,
             radius=None if coreset is None else coreset.radius,
             generators=IDENTITY if trained is None else Generators(trained.weights.values),

@@ -5,6 +5,7 @@ logits with what the logits cannot see.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -39,11 +40,14 @@ BLOCK = 4096  # rows at a time, so that memory does not grow with them
 class ViMScorer(Scorer):
     """Weighted length outside the principal space minus the log evidence of the logits.
 
-    ``basis`` spans what is left of the space around ``origin``; ``value`` is ``alpha``.
+    ``basis`` spans what is left of the space around ``origin``; ``middle`` is where the fitted
+    rows are, and ``shift`` where it lies along the basis; ``value`` is ``alpha``.
     """
 
     origin: Float[Tensor, "dim"]
     basis: Float[Tensor, "dim rest"]
+    middle: Float[Tensor, "dim"]
+    shift: Float[Tensor, "rest"]
     alpha: float
     n_classes: int
 
@@ -53,7 +57,8 @@ class ViMScorer(Scorer):
         """Return ``alpha`` times the residual length of each row, plus its energy."""
         check_width("ViM", x, len(self.origin))
         check_width("ViM", logits, self.n_classes, "classes")
-        virtual = self.alpha * _residual(x, self.origin, self.basis)
+        found = [part.norm(dim=1) for part in _residuals(x, self.middle, self.basis, self.shift)]
+        virtual = self.alpha * torch.cat(found)
         return infinite_where_nonfinite(virtual + energy_of(logits, 1.0), x, logits=logits)
 
     def contributions(
@@ -61,10 +66,8 @@ class ViMScorer(Scorer):
     ) -> Float[Tensor, "row dim"]:
         """Return the square of each unit of the residual; they add to the square of its length."""
         check_width("ViM", x, len(self.origin))
-        kind = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        origin, basis = self.origin.to(x.device, kind), self.basis.to(x.device, kind)
-        parts = [((rows.to(kind) - origin) @ basis @ basis.T).square() for rows in x.split(BLOCK)]
-        return torch.cat(parts)
+        parts = _residuals(x, self.middle, self.basis, self.shift)
+        return torch.cat([(part @ self.basis.to(part).T).square() for part in parts])
 
 
 @final
@@ -147,9 +150,12 @@ class ViM(Detector):
         check_head("ViM", head, dim)
         reach, origin = _reach(mean), _origin(head)
         energies, basis = _least_energy(moments, origin, self._principal(dim))
+        middle = moments.mean.float().double()  # without rounding in either type
+        shift = (middle - origin) @ basis
         size, error = math.sqrt(float(energies.sum())), 0.0
         if sample is not None:
-            size, error = _mean_length(_residual(sample.rows, origin, basis), sample.n)
+            parts = _residuals(sample.rows, middle, basis, shift)
+            size, error = _mean_length(torch.cat([p.norm(dim=1) for p in parts]), sample.n)
         dead = float(energies.sum()) == 0.0 or size == 0.0
         alpha = 0.0 if dead else reach / size
         flags = ["dead"] if dead else []
@@ -168,6 +174,8 @@ class ViM(Detector):
             },
             origin=origin,
             basis=basis,
+            middle=middle,
+            shift=shift,
             alpha=alpha,
             n_classes=mean.n_classes,
         )
@@ -217,14 +225,20 @@ def _least_energy(
     return kept.where(kept > floor, torch.zeros_like(kept)), directions[:, :rest].contiguous()
 
 
-def _residual(
-    x: Float[Tensor, "row dim"], origin: Float[Tensor, "dim"], basis: Float[Tensor, "dim rest"]
-) -> Float[Tensor, "row"]:
-    """Return the length of rows relative to the origin along the basis."""
+def _residuals(
+    x: Float[Tensor, "row dim"],
+    middle: Float[Tensor, "dim"],
+    basis: Float[Tensor, "dim rest"],
+    shift: Float[Tensor, "rest"],
+) -> Iterator[Float[Tensor, "_row rest"]]:
+    """Yield rows relative to the origin along the basis, some at a time.
+
+    Products are those of rows around their middle, so that a large common mean costs no digits.
+    """
     kind = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    origin, basis = origin.to(x.device, kind), basis.to(x.device, kind)
-    parts = [((rows.to(kind) - origin) @ basis).norm(dim=1) for rows in x.split(BLOCK)]
-    return torch.cat(parts)
+    middle, basis, shift = (t.to(x.device, kind) for t in (middle, basis, shift))
+    for rows in x.split(BLOCK):
+        yield torch.addmm(shift, rows.to(kind) - middle, basis)
 
 
 def _mean_length(lengths: Float[Tensor, "sample"], n: int) -> tuple[float, float]:

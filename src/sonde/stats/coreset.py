@@ -13,6 +13,7 @@ from sonde.core.state import State
 from sonde.core.statistic import Merging, Statistic
 
 CHUNK = 4096
+COARSE = 100  # squares up to so many times the rounding are those of float64
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,9 @@ def _farthest_first(
     """Return ``m`` rows, each the farthest from those before it, and the nearest one of each row.
 
     What a row covers counts as farther away. Ends early where all that is left are equal to a
-    chosen row, to rounding.
+    chosen row, to rounding. Goes on in float64 where that of float32 would choose.
     """
-    z = rows - rows.mean(0)
-    square = z.square().sum(1)
-    least = 8 * torch.finfo(rows.dtype).eps * float(square.max())
+    z, square, least = _centred(rows)
     gap = torch.full_like(square, torch.inf)
     owner = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     cover, picked = cover.to(rows.dtype), [0]
@@ -149,6 +148,12 @@ def _farthest_first(
         torch.minimum(gap, fresh, out=gap)
         reach = (gap.clamp(min=0.0).sqrt() + cover).masked_fill_(gap <= least, 0.0)
         far = int(reach.argmax())
+        if z.dtype == torch.float32 and float(reach[far]) ** 2 <= COARSE * least:
+            z, square, least = _centred(rows.double())
+            gap = (z - z[torch.tensor(picked, device=rows.device)[owner]]).square().sum(1)
+            cover = cover.double()
+            reach = (gap.sqrt() + cover).masked_fill_(gap <= least, 0.0)
+            far = int(reach.argmax())
         if len(picked) == m or float(reach[far]) == 0.0:
             return torch.tensor(picked, device=rows.device), owner
         picked.append(far)
@@ -157,9 +162,25 @@ def _farthest_first(
 def _nearest(
     x: Float[Tensor, "row dim"], chosen: Float[Tensor, "chosen dim"]
 ) -> tuple[Int[Tensor, "row"], Float[Tensor, "row"]]:
-    """Return a nearest chosen row of each row, to rounding, and the exact distance to it."""
-    origin = chosen.mean(0)
-    near = torch.addmm(
-        (chosen - origin).square().sum(1), x - origin, (chosen - origin).T, alpha=-2.0
-    ).argmin(1)
-    return near, (x.double() - chosen[near].double()).norm(dim=1)
+    """Return a nearest chosen row of each row, to rounding, and the exact distance to it.
+
+    Rows that lie nearer than products of float32 tell are compared in float64.
+    """
+    z, square, least = _centred(chosen)
+    apart = x - chosen.mean(0)
+    near = torch.addmm(square, apart, z.T, alpha=-2.0).argmin(1)
+    gap = (x.double() - chosen[near].double()).norm(dim=1)
+    rounding = least + 8 * torch.finfo(x.dtype).eps * apart.square().sum(1)
+    unsure = torch.nonzero(gap.square() <= COARSE * rounding).flatten()
+    if len(unsure) and x.dtype == torch.float32:
+        near[unsure], gap[unsure] = _nearest(x[unsure].double(), chosen.double())
+    return near, gap
+
+
+def _centred(
+    rows: Float[Tensor, "row dim"],
+) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row"], float]:
+    """Return rows around their mean, their squares, and the square that rounding may make."""
+    z = rows - rows.mean(0)
+    square = z.square().sum(1)
+    return z, square, 8 * torch.finfo(rows.dtype).eps * float(square.max())

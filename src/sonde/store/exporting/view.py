@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
+from sonde.stats import nearest
 from sonde.store.exporting.parts import Part, text_of
 from sonde.store.reading import Store
 
@@ -87,14 +88,15 @@ class View:
     def _nearest(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Return the nearest rows of the sample, the row itself left out, and how far they are."""
         k = min(self.neighbors, max(0, len(self.rows) - 1))
+        if k == 0:
+            return torch.zeros(len(x), 0, dtype=torch.int64), x.new_zeros(len(x), 0)
         near, distance = [], []
         for start in range(0, len(x), _ROWS_AT_ONCE):
             rows = x[start : start + _ROWS_AT_ONCE]
-            far = torch.cdist(rows, self.rows)
-            own = torch.arange(first + start, first + start + len(rows))[:, None] == self.number
-            found = far.masked_fill_(own, torch.inf).topk(k, largest=False)
-            near.append(found.indices)
-            distance.append(found.values)
+            own = torch.arange(first + start, first + start + len(rows))
+            far, found = nearest(rows, self.rows, k, group=own, group2=self.number)
+            near.append(found)
+            distance.append(far)
         return torch.cat(near), torch.cat(distance)
 
 
