@@ -207,7 +207,9 @@ class Trial:
         if not self.drawn.blocks and not read <= leaves:
             return  # other parts are taken for blocks, which is a choice that the schema states
         wanted = set(self.drawn.blocks) or leaves
-        gone = sorted(p for p in wanted - read if not _is_named_in(p, said.text))
+        told = [entry.site.partition(":")[0].partition("@")[0] for entry in reading.stream.left_out]
+        text = "\n".join((said.text, *told))
+        gone = sorted(p for p in wanted - read if not _is_named_in(p, text))
         if gone:
             self._add(command, gone[0], DIFFERENT, f"left out without a word: {', '.join(gone)}")
 
