@@ -142,8 +142,8 @@ def _varying(first: Leaf, second: Leaf | None, probe: Probe) -> list[str]:
     if any(is_row):
         words[is_row.index(True)] = "row"
     for i, pair in enumerate(zip(shape, second_shape, strict=True)):
-        if words[i]:
-            continue
+        if words[i] or (pair[0] == pair[1] and i == first.features):
+            continue  # as long as the texts, but what made it says that these are features
         if pair == change.pos and "pos" not in words:
             words[i] = "pos"
         elif pair == change.pos2 and "pos2" not in words:
