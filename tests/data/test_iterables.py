@@ -47,7 +47,7 @@ class MapStyle:
 
 def test_tensors_are_stacked_and_known_by_their_bytes():
     model = load(mlp())
-    items = [torch.arange(8.0), torch.ones(8), np.zeros(8)]
+    items = [torch.arange(8.0), torch.ones(8), np.zeros(8, dtype=np.float32)]
     batch = only(open_inputs(model, items))
     assert batch.args[0].dtype == torch.float32
     assert torch.equal(batch.args[0][1], torch.ones(8))

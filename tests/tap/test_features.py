@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Reducer
+from sonde.run.reading.read import read
 from sonde.tap import Tap, live_stream
 from tap_inputs import Arrays
 
@@ -219,3 +220,24 @@ def test_a_tap_asks_where_layers_of_both_kinds_are_around():
     assert {k: tuple(v.shape) for k, v in tap.rows.items()} == {"0:out": (2, 8), "3:out": (2, 4)}
     with Tap(net, ["1"], "mean"), pytest.raises(SiteError, match=r"Say which one: Reducer"):
         net(x)
+
+
+class Words(nn.Module):
+    """Reads texts of four tokens only, and has four channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.conv = nn.Embedding(11, 6), nn.Conv1d(4, 4, 1)
+        self.place = nn.Parameter(torch.zeros(4, 6))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.conv(self.words(input_ids) + self.place)
+
+
+@pytest.mark.truth("channels are the first axis of convolutions")
+def test_channels_as_many_as_tokens_are_no_tokens():
+    stream = read(Words().eval(), [torch.arange(4), torch.arange(4) + 1])
+    assert {s.key: s.axes for s in stream.schema} == {
+        "words:out": "row pos dim",
+        "conv:out": "row dim patch",
+    }

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models import mlp
 from sonde.core.inputs import Model
+from sonde.run.reading.read import read
 from sonde.tap import live_stream
 from tap_inputs import Arrays
 
@@ -40,6 +41,26 @@ def test_rows_are_those_of_the_model_called_by_hand(casts, more):
     found = outputs(module, Arrays(X, more=more), "wide")
     with torch.no_grad():
         assert torch.equal(found, module(X if casts else X.bfloat16(), **more))
+
+
+class Later(nn.Module):
+    """Takes a large offset off in double precision, then works in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((x - 1e6).float())
+
+
+@pytest.mark.truth("the model called by hand")
+def test_items_keep_their_type_from_the_data_on():
+    module, x = Later().eval(), X.double() + 1e6
+    for items in ([*x], [{"x": row} for row in x], x.numpy()):
+        found = torch.cat([batch.rows["fc:out"] for batch in read(module, items, "fc")])
+        with torch.no_grad():
+            assert torch.equal(found, module(x))
 
 
 @pytest.mark.truth("the model called by hand")

@@ -58,7 +58,6 @@ def batched(
     values: Sequence[Shaped[Tensor, "..."]],
     lengths: Sequence[int],
     name: str,
-    dtype: torch.dtype | None,
 ) -> Shaped[Tensor, "..."]:
     """Return one argument of several items: of tokens padded with 0 on the right, else stacked.
 
@@ -70,7 +69,7 @@ def batched(
     if all(_of_tokens(x, n) for x, n in zip(values, lengths, strict=True)):
         width = max(lengths)
         values = [torch.cat([x, x.new_zeros(width - len(x), *x.shape[1:])]) for x in values]
-    return stacked(values, name, dtype)
+    return stacked(values, name)
 
 
 def _of_tokens(x: Shaped[Tensor, "..."], length: int) -> bool:

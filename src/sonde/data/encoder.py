@@ -154,8 +154,9 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:
-    """Return the type of a model's weights; None where it has no floating ones."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    """Return the widest type of a model's weights; None where it has no floating ones."""
+    types = {p.dtype: None for p in module.parameters() if p.is_floating_point()}
+    return max(types, key=lambda dtype: dtype.itemsize, default=None)
 
 
 def takes(name: str, names: frozenset[str]) -> bool:

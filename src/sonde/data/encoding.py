@@ -75,13 +75,13 @@ def encoder_for(
         return NumbersEncoder(layout.inputs, "x", names, dtype, unused=layout.unused)
     if layout.kind in ("features", "numbers"):
         _known_arguments(layout.inputs, names, model)
-        return FeatureEncoder(layout.inputs, dtype_of(model.module))
+        return FeatureEncoder(layout.inputs)
     if layout.kind == "tensor":
         if layout.beside:
             _known_arguments(layout.inputs, names, model)
-            return FeatureEncoder((*layout.inputs, *layout.beside), dtype_of(model.module))
+            return FeatureEncoder((*layout.inputs, *layout.beside))
         main = _main_input(model.module) if model.config is not None else "x"
-        return TensorEncoder(layout.inputs[0], main, names, dtype_of(model.module))
+        return TensorEncoder(layout.inputs[0], main, names)
     if layout.kind == "image":
         return image_encoder(model, layout, base, images, names)
     if layout.kind == "trajectory":

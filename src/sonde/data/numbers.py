@@ -33,7 +33,7 @@ class NumbersEncoder(Encoder):
     names : frozenset of str
         Parameters of the model's ``forward``.
     dtype : torch.dtype or None
-        Type of the model's weights, which the numbers are brought to.
+        Widest type of the model's weights, which the numbers are brought to: a table has none.
     unused : tuple of str, default=()
         Other columns of the table, which are left out.
     """
@@ -59,7 +59,7 @@ class NumbersEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack the vectors."""
-        x = stacked([item.value for item in items], "columns", self.dtype or torch.float32)
+        x = stacked([item.value for item in items], "columns").to(self.dtype or torch.float32)
         return Collated(*called(self.main, x, self.names))
 
     def identity(self) -> dict[str, Any]:

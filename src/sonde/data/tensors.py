@@ -35,14 +35,11 @@ class TensorEncoder(Encoder):
         Name of the model's main input.
     names : frozenset of str
         Parameters of the model's ``forward``.
-    dtype : torch.dtype or None
-        Type of the model's weights, which floating inputs are brought to.
     """
 
     column: str
     main: str
     names: frozenset[str]
-    dtype: torch.dtype | None = None
     kind: str = "tensor"
 
     def key(self, row: Row) -> bytes:
@@ -60,14 +57,12 @@ class TensorEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack along a new first axis."""
-        args, kwargs = called(
-            self.main, stacked([i.value for i in items], self.column, self.dtype), self.names
-        )
-        return Collated(args, kwargs)
+        x = stacked([i.value for i in items], self.column)
+        return Collated(*called(self.main, x, self.names))
 
     def identity(self) -> dict[str, Any]:
         """Name the column."""
-        return {"kind": self.kind, "inputs": [self.column], "dtype": str(self.dtype)}
+        return {"kind": self.kind, "inputs": [self.column]}
 
 
 @final
@@ -76,7 +71,6 @@ class FeatureEncoder(Encoder):
     """A dictionary of tensors per row: keyword arguments of one forward without a batch axis."""
 
     inputs: tuple[str, ...]
-    dtype: torch.dtype | None = None
     kind: str = "features"
 
     def key(self, row: Row) -> bytes:
@@ -96,12 +90,12 @@ class FeatureEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack each along a new first axis."""
-        kwargs = {n: stacked([i.value[n] for i in items], n, self.dtype) for n in self.inputs}
+        kwargs = {n: stacked([i.value[n] for i in items], n) for n in self.inputs}
         return Collated(kwargs=kwargs, mask=token_mask(kwargs))
 
     def identity(self) -> dict[str, Any]:
         """Name the arguments."""
-        return {"kind": self.kind, "inputs": list(self.inputs), "dtype": str(self.dtype)}
+        return {"kind": self.kind, "inputs": list(self.inputs)}
 
 
 @final
@@ -158,12 +152,10 @@ class CallableEncoder(Encoder):
             return Collated(bad=bad)
         if all(isinstance(m, Mapping) for m in made):
             names = sorted(made[0])
-            kwargs = {n: stacked([as_tensor(m.get(n), n) for m in made], n, None) for n in names}
+            kwargs = {n: stacked([as_tensor(m.get(n), n) for m in made], n) for n in names}
             mask = token_mask(kwargs)
             return Collated(kwargs=kwargs, mask=mask, special=self._special(kwargs, mask), bad=bad)
-        return Collated(
-            (stacked([as_tensor(m, "processor") for m in made], "processor", None),), bad=bad
-        )
+        return Collated((stacked([as_tensor(m, "processor") for m in made], "processor"),), bad=bad)
 
     def _special(
         self, kwargs: Mapping[str, Tensor], mask: Bool[Tensor, "_row _pos"] | None
@@ -223,18 +215,15 @@ def as_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:
         ) from None
 
 
-def stacked(
-    values: Sequence[Shaped[Tensor, "..."]], name: str, dtype: torch.dtype | None
-) -> Shaped[Tensor, "..."]:
-    """Return tensors of one shape as a batch, floating ones in the model's type."""
+def stacked(values: Sequence[Shaped[Tensor, "..."]], name: str) -> Shaped[Tensor, "..."]:
+    """Return tensors of one shape as a batch, in the type that they have."""
     shapes = sorted({tuple(v.shape) for v in values})
     if len(shapes) > 1:
         raise InputError(
             f"{name}: expected items of one shape, got {', '.join(map(str, shapes[:4]))}. "
             "Bring them to one shape, or pass batch_size=1 (--batch-size 1)."
         )
-    x = torch.stack([v.cpu() for v in values])
-    return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+    return torch.stack([v.cpu() for v in values])
 
 
 def _item_key(found: Any, name: str) -> bytes:

@@ -61,8 +61,6 @@ class TextEncoder(Encoder):
         What happens to a longer text.
     others, unread : tuple of str
         Columns beside token ids that ``forward`` takes, and those that it does not.
-    dtype : torch.dtype or None
-        Type of the model's weights, which floating values of ``others`` are brought to.
     """
 
     tokenizer: Any
@@ -75,7 +73,6 @@ class TextEncoder(Encoder):
     decoder: Decoder | None = None
     others: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
-    dtype: torch.dtype | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -272,7 +269,7 @@ class TextEncoder(Encoder):
         for name in items[0].value[1]:
             if takes(name, self.names):
                 values = [item.value[1][name] for item in items]
-                kwargs[name] = batched(values, [i.length for i in items], name, self.dtype)
+                kwargs[name] = batched(values, [i.length for i in items], name)
         decoder_mask = None
         if self.decoder is not None:
             starts = [[self.decoder.start, *(i.value[2] or [0])[:-1]] for i in items]

@@ -9,7 +9,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import FACTORY
 from sonde.data.columns import Layout
-from sonde.data.encoder import dtype_of, takes
+from sonde.data.encoder import takes
 from sonde.data.processors import is_tokenizer
 from sonde.data.text import Decoder, Long, TextEncoder
 from sonde.data.vocabulary import vocabulary_of
@@ -61,7 +61,6 @@ def text_encoder(
         decoder=_decoder(model, layout, names),
         others=others,
         unread=unread,
-        dtype=dtype_of(model.module),
         origin={"tokenizer": None if tokenizer is None else _hash_of(tokenizer)},
     )
 
