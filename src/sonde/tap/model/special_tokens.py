@@ -98,7 +98,10 @@ class SpecialTokens:
         args = tuple(_noisy(x, generator) for x in args)
         kwargs = {name: _noisy(x, generator) for name, x in kwargs.items()}
         noise = replace(self.batch, args=args, kwargs=kwargs)
-        x = watch(self.model.module, noise, [site], place=self.probe.place).tensors[str(site)]
+        try:
+            x = watch(self.model.module, noise, [site], place=self.probe.place).tensors[str(site)]
+        except Exception:  # whatever a model raises on noise: numbers that it takes for ids, say
+            return None
         return axes.last_dim(x).flatten(1, -2).float().cpu() if x.shape == leaf.shape else None
 
     def _class_token(self, x: Tensor, same: Sequence[int]) -> int | None:
