@@ -89,8 +89,10 @@ def split_inputs(
 
 
 def size_of_example(instrument: Instrument) -> int:
-    """Return how many rows are scored together."""
-    return EXAMPLE if isinstance(instrument, Detector) and instrument.whole_examples else 1
+    """Return how many rows are scored, or observed, together."""
+    scored = isinstance(instrument, Detector) and instrument.whole_examples
+    observed = any(r.statistic.whole_examples for r in instrument.all_reads().values())
+    return EXAMPLE if scored or observed else 1
 
 
 def arranged(instrument: Instrument, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -136,7 +136,10 @@ def private_cases() -> list[Case]:
             statistic = read.statistic if isinstance(read, Read) else read
             if type(statistic).__name__ not in exported_statistics():
                 found.setdefault(type(statistic), statistic)
-    return [Case(s, "group" if s.whole_groups else "row") for s in found.values()]
+    return [
+        Case(s, "group" if s.whole_groups else "example" if s.whole_examples else "row")
+        for s in found.values()
+    ]
 
 
 def learners() -> list[Learner[Any]]:

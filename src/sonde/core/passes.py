@@ -34,7 +34,7 @@ class _Buffer:
         self.readers = readers
         needs = {n for r in readers for n in r.statistic.needs()}
         self.names, self.needs_head = sorted(needs - {"head"}), "head" in needs
-        self.whole = readers[0].statistic.whole_groups
+        self.whole = readers[0].is_whole
         self.exact = _is_exact(readers[0])
         self.columns: dict[str, list[Tensor]] = defaultdict(list)
         self.head: Head | None = None

@@ -45,7 +45,16 @@ class Request:
     @property
     def buffer(self) -> tuple[tuple[str, ...], str, Part, bool]:
         """What shares one row buffer."""
-        return self.keys, digest(self.where), self.part, self.statistic.whole_groups
+        return self.keys, digest(self.where), self.part, self.is_whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the rows of a unit come in one ``observe``, so that none cuts what is whole.
+
+        Learners of whole examples take theirs batch by batch, which holds whole ones.
+        """
+        kind = self.statistic
+        return kind.whole_groups or (kind.whole_examples and kind.merging != "none")
 
 
 def reads_of(task: Task, split: Split | None) -> dict[str, list[list[Request]]]:
