@@ -3,7 +3,7 @@ from functools import cache
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, mean_squared_error
 from torch import Tensor, nn
 
 import sonde
@@ -116,3 +116,24 @@ def test_the_loss_is_known_without_losses_by_block() -> None:
     assert found is not None
     assert found["per_byte"] is None
     assert found["low"] < found["value"] < found["high"]
+
+
+@pytest.mark.truth("scikit-learn's mean_squared_error, and the noise that was added to the targets")
+def test_a_regression_is_held_against_its_last_layer_and_the_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=draw)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 1)).requires_grad_(False)
+    truth = net(x)[:, 0] + 0.1 * torch.randn(400, generator=draw)
+    states = []
+    for scale in (1.0, 30.0):
+        items = [{"x": a, "label": float(scale * t)} for a, t in zip(x, truth, strict=True)]
+        report = sonde.scan(net, items, settings=ScanSettings(progress=False, only=("SND037",)))
+        found = report.json()["answers"]
+        error = mean_squared_error(scale * truth, net(x)[:, 0]) ** 0.5
+        assert found["measure"] == "rms_error"
+        assert found["value"] == pytest.approx(error, rel=1e-4)
+        assert found["last"]["value"] == pytest.approx(0.1 * scale, rel=0.15)
+        assert found["commonest"] == pytest.approx(scale * float(truth.std(correction=0)), rel=1e-4)
+        assert "answers  off by" in str(report)
+        states.append(report.json()["checks"][0]["state"])
+    assert states == ["clear", "raised"]

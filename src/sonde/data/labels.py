@@ -1,12 +1,14 @@
 """From the values of a label column to class numbers, matched with the model's own names."""
 
+import math
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from sonde.data.numbers import as_number
 from sonde.data.sources import is_missing
@@ -31,12 +33,15 @@ class Labels:
         Whether the numbers are the model's own.
     reason : str
         Why a column gives no label, or why the numbers are not the model's own.
+    numbers : Float[np.ndarray, "item"] or None
+        The values of a column of numbers that are not whole, NaN where there is none.
     """
 
     values: Int[np.ndarray, "_item"]
     names: tuple[str, ...] = ()
     own: bool = True
     reason: str = ""
+    numbers: Float[np.ndarray, "_item"] | None = None
 
     @property
     def any(self) -> bool:
@@ -50,10 +55,15 @@ class LabelColumn:
     def __init__(self) -> None:
         self._codes: dict[Any, int] = {}
         self._items: list[int] = []
+        self._numbers = array("d")
+        self._is_of_numbers = True
 
     def add(self, value: Any) -> None:
         """Note the value of the next item."""
         value = _clean(value)
+        number = None if value is None else as_number(value)
+        self._numbers.append(math.nan if number is None else number)
+        self._is_of_numbers &= value is None or number is not None
         if value is None:
             self._items.append(NONE)
         elif len(self._codes) <= MAX_LABELS:
@@ -79,13 +89,15 @@ class LabelColumn:
         codes = np.asarray(self._items, dtype=np.int64)
         values = [v for _, v in self._codes]
         empty = np.full(len(codes), NONE, dtype=np.int64)
+        if self._is_of_numbers and any(map(_is_fraction, values)):
+            return Labels(
+                empty,
+                reason=f"column {column!r} holds numbers that are not whole: no label",
+                numbers=np.frombuffer(self._numbers, dtype=np.float64),
+            )
         if len(values) > MAX_LABELS:
             return Labels(
                 empty, reason=f"column {column!r} has more than {MAX_LABELS:,} values: no label"
-            )
-        if any(map(_is_fraction, values)) and all(as_number(v) is not None for v in values):
-            return Labels(
-                empty, reason=f"column {column!r} holds numbers that are not whole: no label"
             )
         numbers, found, own = _numbered(values, id2label, names)
         lookup = np.asarray([*numbers, NONE], dtype=np.int64)

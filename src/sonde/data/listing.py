@@ -47,6 +47,8 @@ class Listing:
         Why rows were left out (the first few).
     late : frozenset of str
         Columns with a meaning that the layout does not know, for the first rows lack them.
+    target : array or None
+        Of each example, where the label column holds numbers that are not whole; NaN = none.
     """
 
     keys: list[bytes]
@@ -70,6 +72,7 @@ class Listing:
     n_truncated: int
     skipped: tuple[str, ...]
     late: frozenset[str] = frozenset()
+    target: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -165,7 +168,8 @@ def list_source(
     names = source.names_of(column) if layout.label else None
     labels = lists.labels.finish(id2label, names, column)
     numbers = {n: np.frombuffer(v, dtype=np.int64) for n, v in lists.numbers.items()}
-    label = labels.values[numbers.pop("item")]
+    item = numbers.pop("item")
+    label = labels.values[item]
     lists.content.update(label.tobytes())
     return Listing(
         keys=lists.keys,
@@ -174,6 +178,7 @@ def list_source(
         **numbers,
         label=label,
         labels=labels,
+        target=None if labels.numbers is None else labels.numbers[item],
         fingerprint=lists.content.hexdigest(),
         n_items=lists.n_items,
         n_skipped=lists.n_skipped + source.n_bad,

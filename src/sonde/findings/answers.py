@@ -1,6 +1,7 @@
 """How often a model's own answers are right, beside what labels and its layers allow.
 
-A classifier is compared with the labels of the data, a language model with the next tokens.
+A classifier is compared with the labels of the data, a language model with the next tokens, a
+regression with its targets.
 """
 
 import math
@@ -13,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sonde.findings._halves import Z
+from sonde.findings._number_answers import NumberAnswers, number_answers, root_mean
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
 from sonde.findings.evidence import Evidence
@@ -136,8 +138,32 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
     lens = evidence.lens
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return _of_tokens(lens)
+    numbers = number_answers(evidence)
+    if not isinstance(numbers, str):
+        return _of_numbers(numbers)
     found = class_answers(evidence)
     return None if isinstance(found, str) else _of_classes(found)
+
+
+def _of_numbers(found: NumberAnswers) -> dict[str, Any]:
+    value, se = root_mean(found.own, found.group)
+    sites = []
+    for key, squares in (found.probes[-1], found.probes[found.best]):
+        error, error_se = root_mean(squares, found.group)
+        sites.append({"site": key, "value": error, "se": error_se})
+    return {
+        "measure": "rms_error",
+        "value": value,
+        "low": max(0.0, value - Z * se),
+        "high": value + Z * se,
+        "per_byte": None,
+        "chance": None,
+        "commonest": float(found.mean.mean()) ** 0.5,
+        "last": sites[0],
+        "best": sites[1],
+        "n_rows": len(found.own),
+        "n_groups": len(torch.unique(found.group)),
+    }
 
 
 def _of_classes(found: ClassAnswers) -> dict[str, Any]:

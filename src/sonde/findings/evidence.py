@@ -130,6 +130,8 @@ class DataEvidence:
         Names by class number.
     labels_are_models : bool
         Whether these are the model's own classes.
+    target : Float[Tensor, "example"] or None
+        Numbers of a label column that are no classes; NaN = none.
     n_truncated, n_tokens_cut, n_tokens, n_skipped : int
         Examples cut at the context, tokens lost, tokens read, broken items left out.
     seed : int
@@ -148,6 +150,7 @@ class DataEvidence:
     label: Int[Tensor, "example"]
     label_names: tuple[str, ...] | None = None
     labels_are_models: bool = False
+    target: Float[Tensor, "example"] | None = None
     n_truncated: int = 0
     n_tokens_cut: int = 0
     n_tokens: int = 0

@@ -47,6 +47,7 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         label=torch.as_tensor(listing.label).long(),
         label_names=inputs.label_names or None,
         labels_are_models=inputs.own_labels,
+        target=None if listing.target is None else torch.as_tensor(listing.target),
         n_truncated=inputs.n_truncated,
         n_tokens_cut=int(listing.truncated.sum()),
         n_tokens=int(listing.length.sum()),

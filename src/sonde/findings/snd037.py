@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+
 from sonde.core.errorbars import group_error
 from sonde.findings._halves import Z
-from sonde.findings._places import read_command, sentence, too_few
+from sonde.findings._number_answers import NumberAnswers, number_answers, root_mean
+from sonde.findings._places import counted_as, read_command, sentence, too_few
 from sonde.findings._text import number, percent, plural
 from sonde.findings.answers import ClassAnswers, class_answers
 from sonde.findings.evidence import Evidence
@@ -35,7 +38,10 @@ class SND037(Rule):
         "Classifiers: the share of largest logits that are the label, against the larger of the "
         "held-out accuracy of class means at the last site (SND031) and the share of the "
         "commonest label, on the same rows; a standard error over groups. Language models: the "
-        "loss at the next token against the entropy of the tokens' frequencies. A model that says "
+        "loss at the next token against the entropy of the tokens' frequencies. Regressions: mean "
+        "squares of errors, in shares of the targets' variance, against a held-out linear "
+        "regression at the last site and the mean alone, where half of that variance is in the "
+        "model's numbers. A model that says "
         "itself that it does not know (mean entropy of its probabilities at least half of that of "
         "equal ones), as one of random weights does, is not judged."
     )
@@ -51,9 +57,13 @@ class SND037(Rule):
         lens = evidence.lens
         if isinstance(lens, LensEvidence) and lens.n_words > 1:
             return self._of_tokens(lens)
+        numbers = number_answers(evidence)
+        if not isinstance(numbers, str):
+            return self._of_numbers(evidence, numbers)
         found = class_answers(evidence)
         if isinstance(found, str):
-            return self.not_applicable(found)
+            has_numbers = evidence.data.target is not None
+            return self.not_applicable(str(numbers) if has_numbers else found)
         stop = blocked(self, evidence)
         if stop is not None:
             return stop
@@ -112,6 +122,46 @@ class SND037(Rule):
             sites=(last.key,),
             effect=min(1.0, figure.value),
             next=read_command(last.key),
+        )
+
+    def _of_numbers(self, evidence: Evidence, found: NumberAnswers) -> Check:
+        n_groups = len(torch.unique(found.group))
+        if n_groups < LEAST_ROWS:
+            return too_few(self, n_groups, LEAST_ROWS, counted_as(evidence))
+        (key, probe), spread = found.probes[-1], float(found.mean.mean())
+        lag = (found.own - torch.minimum(probe.mean(), found.mean.mean())) / spread
+        value, se = float(lag.mean()), group_error(lag / len(lag), found.group, n_groups)
+        figure = Figure(
+            "error_lag",
+            value,
+            value - Z * se,
+            value + Z * se,
+            "share",
+            null=0.0,
+            threshold=self.lag,
+            n_rows=len(lag),
+            n_groups=n_groups,
+        )
+        if not self._holds(figure, self.lag):
+            return self.clear(figure)
+        if found.correlation**2 < self.doubt:
+            return self.clear(figure, "its numbers hardly follow these targets")
+        own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))
+        text = (
+            f"The model is off by {number(own)} (root mean square), a linear probe on its last "
+            f"layer by {number(last)}, the mean alone by {number(spread**0.5)}."
+        )
+        hint = f"Its numbers follow the targets (correlation {number(found.correlation)})."
+        return self.raised(
+            Finding(
+                self.code,
+                "warning",
+                sentence(text, hint, f"{plural(len(lag), 'row')}."),
+                figure,
+                sites=(key,),
+                effect=min(1.0, value),
+                next=read_command(key),
+            )
         )
 
     def _of_tokens(self, lens: LensEvidence) -> Check:

@@ -21,7 +21,8 @@ def answers_sentence(report: dict[str, Any]) -> str:
     found = report.get("answers")
     if found is None:
         return _unknown(report)
-    return _of_classes(found) if found["measure"] == "accuracy" else _of_tokens(found)
+    say = {"accuracy": _of_classes, "nats_per_token": _of_tokens, "rms_error": _of_numbers}
+    return say[found["measure"]](found)
 
 
 def _of_classes(found: dict[str, Any]) -> str:
@@ -37,6 +38,18 @@ def _of_classes(found: dict[str, Any]) -> str:
     return (
         f"right on {share(found['value'])} of {plural(found['n_rows'], 'row')} ({ends}); "
         + ", ".join(rest)
+    )
+
+
+def _of_numbers(found: dict[str, Any]) -> str:
+    last, best = found["last"], found["best"]
+    probe = f"a linear probe on the last layer: {number(last['value'])}"
+    if best["site"] != last["site"]:
+        probe += f", on the best, {_name(best)}: {number(best['value'])}"
+    return (
+        f"off by {number(found['value'])} ({number(found['low'])} to {number(found['high'])}; root "
+        f"mean square) on {plural(found['n_rows'], 'row')}; {probe}, the mean alone: "
+        f"{number(found['commonest'])}"
     )
 
 
