@@ -44,11 +44,12 @@ def test_rows_of_a_document_are_no_neighbours():
 def test_standard_error_and_null():
     rng = np.random.default_rng(1)
     found = []
-    for _ in range(30):
+    for _ in range(60):
         x = rng.standard_normal((300, 5))
-        found.append(mutual_knn(x, x + rng.standard_normal((300, 5))))
+        found.append(mutual_knn(x, x + rng.standard_normal((300, 5)), metric="euclidean"))
     spread = np.std([float(r) for r in found], ddof=1)
-    assert np.mean([float(torch.as_tensor(r.se)) for r in found]) == pytest.approx(spread, rel=0.45)
+    # on the safe side: what a row does to the neighbours of others is counted in full
+    assert 0.9 < np.mean([float(torch.as_tensor(r.se)) for r in found]) / spread < 1.7
     free = [
         mutual_knn(rng.standard_normal((300, 5)), rng.standard_normal((300, 5))) for _ in range(20)
     ]
