@@ -241,3 +241,19 @@ def test_channels_as_many_as_tokens_are_no_tokens():
         "words:out": "row pos dim",
         "conv:out": "row dim patch",
     }
+
+
+class Alike(nn.Module):
+    """How alike any two steps are: no axis of features, whatever a norm takes for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LocalResponseNorm(1), nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x @ x.transpose(1, 2)).mean((1, 2))[:, None])
+
+
+def test_an_axis_that_follows_the_inputs_is_none_of_features():
+    with pytest.raises(SiteError, match="expected a feature axis at norm:out"):
+        assert live_stream(Model(Alike()), Arrays(torch.randn(3, 10, 6)), "norm").schema

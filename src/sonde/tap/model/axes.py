@@ -86,7 +86,7 @@ def find_axes(
         )
     fixed = [i for i, word in enumerate(words) if word == ""]
     chosen = _given_axis(axis, first, fixed, where)
-    if chosen is None:
+    if fixed and chosen is None:
         chosen = fixed[0] if len(fixed) == 1 else first.features
     if fixed and chosen not in fixed:
         chosen = by_sizes(first.shape, fixed, probe.names.modules[path])
