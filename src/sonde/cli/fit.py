@@ -20,7 +20,7 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.errors import InputError
-from sonde.core.instrument import Detector, Instrument, score_needs
+from sonde.core.instrument import Instrument
 from sonde.core.wording import gib
 from sonde.run.instruments.catalogue import find
 
@@ -70,6 +70,7 @@ class Fit:
         """Fit, save, and print what was fitted."""
         from sonde.cli._flags import flag_texts, flags_of
         from sonde.run.fitting.fit import fit
+        from sonde.run.instruments.asked import need
         from sonde.run.passes.directory import beside, dropped_on_error, remove_run
         from sonde.run.reading.notes import split_of
         from sonde.run.reading.read import ARRAYS, read
@@ -86,13 +87,12 @@ class Fit:
             model,
             data,
             objective=self.objective or ("kl_uniform" if need(instruments, "grad") else None),
-            **({"logits": True} if wants_logits else {}),
             **reading_of(
                 instruments if self.model != ARRAYS else [],
                 self.reading.site_options(),
                 stored=data is None,
             ),
-            **self.reading.data_options(),
+            **({"logits": True} if wants_logits else {}) | self.reading.data_options(),
             **split,
         )
         with dropped_on_error(directory):
@@ -127,13 +127,6 @@ class Fit:
                 note(f"note: {remark}.")
         note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0
-
-
-def need(instruments: list[Instrument], column: str) -> bool:
-    """Return whether a method is fitted on a column, or scores by it."""
-    reads = [read for i in instruments for read in i.all_reads().values()]
-    scored = [name for i in instruments if isinstance(i, Detector) for name in score_needs(i)]
-    return column in scored or any(column in read.statistic.needs() for read in reads)
 
 
 def reading_of(

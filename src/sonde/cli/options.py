@@ -153,6 +153,9 @@ class Reading:
     target_column: Annotated[
         str | None, named("NAME", "column that the decoder of an encoder-decoder reads")
     ] = None
+    logits: Annotated[
+        str | None, named("OUTPUT", "which output of the model holds its logits: a name, or 0, 1")
+    ] = None
     ignore_columns: Annotated[
         str | None, named("NAMES", "columns that are no input, for items of tensors: a,b")
     ] = None
@@ -243,6 +246,7 @@ class Reading:
         )
         return {
             **{name: getattr(self, name) for name in names},
+            **({} if self.logits is None else {"logits": self.logits}),
             "batch_size": size if size == "auto" else int(size),
             "image_size": _numbers("--image-size", self.image_size, int),
             "image_mean": _numbers("--image-mean", self.image_mean, float),

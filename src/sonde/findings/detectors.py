@@ -17,7 +17,7 @@ from sonde.core.site import HEAD_INPUT
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.findings.gather import SAMPLED_COLUMNS
-from sonde.run.instruments.asked import at_head, head_sites
+from sonde.run.instruments.asked import at_head, head_sites, need
 from sonde.run.instruments.catalogue import word_of_class
 from sonde.stats import Calibrated, CalibratedScorer
 from sonde.tap import LiveStream
@@ -55,6 +55,8 @@ def with_columns_of(stream: LiveStream, chosen: Sequence[Detector]) -> LiveStrea
     steps = [method.reading()["perturb"] for method in chosen if "perturb" in method.reading()]
     if steps:
         stream = replace(stream, perturb=Perturbation.from_json(steps[0]))
+    if need(chosen, "logits"):
+        stream = replace(stream, with_logits=True, logits_asked=True)
     if any(map(at_head, chosen)) and not _heads(chosen, stream):
         stream = replace(stream, sites=(*stream.sites, HEAD_INPUT))
     return stream

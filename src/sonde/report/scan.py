@@ -170,6 +170,7 @@ def run_scan(
     if settings is not None and isinstance(mine, LiveStream) and isinstance(other, LiveStream):
         mine = with_columns_of(mine, settings.detectors)
         other = replace(other, sites=mine.sites, perturb=mine.perturb)
+        other = replace(other, with_logits=mine.with_logits, logits_asked=mine.logits_asked)
     scanned = scan_stream(
         mine,
         name_of(data, mine),

@@ -37,7 +37,10 @@ def make_header(
     return {
         "group_draws": group_draws(stream),
         "model": {name: identity.get(name) for name in MODEL_FIELDS},
-        "reading": {name: identity.get(name) for name in READING_FIELDS},
+        "reading": {
+            **{name: identity.get(name) for name in READING_FIELDS},
+            **({"logits_output": identity["logits_output"]} if "logits_output" in identity else {}),
+        },
         "recipe": recipe_of(stream),
         "sites": [
             {

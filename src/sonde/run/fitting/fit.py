@@ -16,7 +16,13 @@ from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import make_header, unit_entry
 from sonde.run.fitting._classes import check_classes
-from sonde.run.instruments.asked import check_grids, check_reading, head_sites
+from sonde.run.instruments.asked import (
+    asking_logits,
+    check_grids,
+    check_reading,
+    head_sites,
+    need,
+)
 from sonde.run.instruments.stages import next_tasks
 from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
 from sonde.run.passes.cost import say_cost
@@ -107,6 +113,7 @@ def fit(
     chosen = [instruments] if isinstance(instruments, Instrument | str) else list(instruments)
     stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
+    stream = asking_logits(stream) if need(chosen, "logits") else stream
     warn_of_split(stream)
     check_reading(chosen, stream)
     check_classes(chosen, stream)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SondeWarning
-from sonde.core.instrument import Instrument, reads_rows
+from sonde.core.instrument import Detector, Instrument, reads_rows, score_needs
 from sonde.core.requests import Task
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.stream import Stream
@@ -51,6 +51,21 @@ def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
         reducer = found.pop("reducer", None)
         found["sites"] = [AUTO if reducer is None else f"{AUTO}|{reducer}", HEAD_INPUT]
     return found
+
+
+def asking_logits(stream: Stream) -> Stream:
+    """Return a live stream that brings logits for a method, also where their form alone says so."""
+    if not isinstance(stream, LiveStream) or (stream.with_logits and stream.logits_key is not None):
+        return stream
+    return replace(stream, with_logits=True, logits_asked=True)
+
+
+def need(instruments: Iterable[Instrument], column: str) -> bool:
+    """Return whether a method is fitted on a column, or scores by it."""
+    chosen = list(instruments)
+    reads = [read for i in chosen for read in i.all_reads().values()]
+    scored = [name for i in chosen if isinstance(i, Detector) for name in score_needs(i)]
+    return column in scored or any(column in read.statistic.needs() for read in reads)
 
 
 def wants_positions(instrument: Instrument) -> bool:

@@ -11,6 +11,7 @@ from sonde.data import ItemInputs
 from sonde.data.splits import TRAIN
 from sonde.tap import LiveStream
 from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.model.logits import other_outputs
 
 
 def notes_of(stream: Stream) -> list[str]:
@@ -20,8 +21,25 @@ def notes_of(stream: Stream) -> list[str]:
     """
     if isinstance(stream, ArrayStream):
         return _unlabelled(stream.label)
-    inputs = items_of(stream)
-    return [] if inputs is None else [*inputs.notes, *_unlabelled(inputs.listing.label)]
+    inputs, said = items_of(stream), _logits_note(stream)
+    return said if inputs is None else [*inputs.notes, *_unlabelled(inputs.listing.label), *said]
+
+
+def _logits_note(stream: Stream) -> list[str]:
+    """Say which output was taken for the logits, where its name does not say so."""
+    live = innermost(stream)
+    if not isinstance(live, LiveStream) or not live.with_logits or "logits_key" not in vars(live):
+        return []
+    key = live.logits_key
+    if key is None or key == "logits" or (key == "" and live.head is not None):
+        return []
+    others = other_outputs(live.probe, key)
+    more = f" (others: {', '.join(others)})" if others else ""
+    shape = live.probe.output[key].shape
+    return [
+        f"the model's output {key or '0'!r}, {shape[-1]} numbers for each example, is taken for "
+        f"its logits by its form{more}; --logits OUTPUT names another."
+    ]
 
 
 def items_of(stream: Stream | None) -> ItemInputs | None:

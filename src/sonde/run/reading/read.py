@@ -43,7 +43,7 @@ def read(
     further: Sequence[str | Reducer] = (),
     processor: Any = None,
     keep_special: bool = False,
-    logits: bool | None = None,
+    logits: bool | str | None = None,
     seed: int = 0,
     perturb: Perturbation | dict[str, Any] | None = None,
     generate: str | Mapping[str, Any] | None = None,
@@ -76,8 +76,9 @@ def read(
         Tokenizer or image processor of a live module.
     keep_special : bool, default=False
         Keep special tokens in ``tokens`` and ``mean``.
-    logits : bool or None, default=None
-        Whether batches carry the model's logits; None where the model is a classifier.
+    logits : bool, str or None, default=None
+        Whether batches carry the model's logits, or which of its outputs holds them; None where
+        the model is a classifier. True takes an output by its form alone.
     seed : int, default=0
         Key of the hash of rows.
     perturb : Perturbation, dict of its parameters, or None, default=None
@@ -133,7 +134,7 @@ def read(
         check_data(data, named, bool(options.get("skip_bad")))
     _check_options(options)
     live = model if isinstance(model, Model) else load(model, processor=processor)
-    wants_logits = live.task in WITH_LOGITS if logits is None else logits
+    wants_logits = live.task in WITH_LOGITS if logits is None else bool(logits)
     if isinstance(generate, str):
         generate = parse_settings(generate)
     settings = None if generate is None else settings_of(generate)
@@ -148,6 +149,8 @@ def read(
         objective=objective,
         keep_special=keep_special,
         logits=wants_logits,
+        logits_output=logits if isinstance(logits, str) else None,
+        logits_asked=bool(logits),
         seed=seed,
         perturb=step,
         axes=axes,

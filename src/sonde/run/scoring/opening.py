@@ -8,6 +8,7 @@ from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import require_same_model
+from sonde.run.instruments.asked import asking_logits
 from sonde.run.reading.read import ARRAYS, open_store, read, require_alone
 from sonde.run.reading.recipe import default_options
 from sonde.run.scoring.batches import needs_of
@@ -21,7 +22,7 @@ def open_for(
     """Return the stream that a bundle wants: its sites, its reducer, its objective."""
     if isinstance(model, Stream):
         require_alone(model, repr(model), data, options)
-        return model
+        return asking_logits(model) if _needs_logits(fitted) or by == "predicted" else model
     if isinstance(model, str | Path) and is_store(Path(model)):
         return _stored(fitted, model, data, options)
     reading = fitted.header.get("reading") or {}
@@ -33,7 +34,8 @@ def open_for(
     if not (isinstance(model, str) and model == ARRAYS):
         one = Reducer.parse(next(iter(reducers))) if len(reducers) == 1 else "auto"
         wants |= {"reducer": one, "keep_special": bool(reading.get("keep_special", False))}
-        wants |= {"logits": _needs_logits(fitted) or by == "predicted" or None}
+        is_needed = _needs_logits(fitted) or by == "predicted"
+        wants |= {"logits": reading.get("logits_output", True) if is_needed else None}
     try:
         kept = default_options(fitted.header, model, data, options)
         kept |= _class_column(fitted, model, options)

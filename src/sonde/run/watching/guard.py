@@ -125,6 +125,7 @@ class Guard:
                 objective=reading.get("objective") if "grad" in needs else None,
                 perturb=reading.get("perturb") if "perturbed_logits" in needs else None,
                 logits="logits" in needs or any(w.by == "predicted" for w in self._watches),
+                logits_output=reading.get("logits_output"),
                 special=special_ids(live.processor),
                 generation_config=generation_config,
             )

@@ -38,11 +38,11 @@ def find_head(module: nn.Module) -> Head | None:
     return _head(last) if path.split(".")[0] in NAMES else None
 
 
-def layer_of(probe: Probe) -> Head | None:
-    """Return the linear layer whose output was the logits in a probe forward, or None."""
-    if probe.head is None:
+def layer_of(probe: Probe, key: str) -> Head | None:
+    """Return the linear layer whose output was the logits ``key`` in a probe forward, or None."""
+    if key not in probe.heads:
         return None
-    layer = probe.names.modules[probe.head]
+    layer = probe.names.modules[probe.heads[key]]
     return _head(layer) if isinstance(layer, nn.Linear) else None
 
 

@@ -20,9 +20,13 @@ from sonde.tap.model.probe import find_logits
 
 
 def perturbed_logits(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: Perturbation
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    how: Perturbation,
+    key: str | None = None,
 ) -> Float[Tensor, "example class"]:
-    """Return a classifier's logits of the inputs after the step.
+    """Return a classifier's logits of the inputs after the step; ``key`` is their output.
 
     The cross-entropy is a sum over examples, so an example's step does not depend on the others.
 
@@ -37,7 +41,7 @@ def perturbed_logits(
     with Session(module, with_grad=True) as session:
         with torch.enable_grad():
             given = watched.clone()  # a model may change it in place, as it may not a leaf
-        logits = _logits(session.run(*_with(args, kwargs, found, given)), len(found))
+        logits = _logits(session.run(*_with(args, kwargs, found, given)), len(found), key)
         with torch.enable_grad():
             wide = logits if logits.dtype == torch.float64 else logits.float()
             scaled = wide / how.temperature
@@ -49,7 +53,7 @@ def perturbed_logits(
     moved = found.detach() - how.eps * gradient.sign() / std
     with Session(module) as session:
         output = session.run(*_with(args, kwargs, found, moved.to(found.dtype)))
-        return _logits(output, len(found)).detach().clone()
+        return _logits(output, len(found), key).detach().clone()
 
 
 def float_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -95,8 +99,8 @@ def _with(
     return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
 
 
-def _logits(output: Any, n: int) -> Tensor:
-    logits = find_logits(output)
+def _logits(output: Any, n: int, key: str | None) -> Tensor:
+    logits = find_logits(output, key)
     if logits is None or logits.ndim != 2 or len(logits) != n:
         shape = "none" if logits is None else f"shape {tuple(logits.shape)}"
         raise InputError(

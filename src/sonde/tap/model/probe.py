@@ -5,7 +5,7 @@ follow tell rows, tokens and space apart from features; nothing is guessed from 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,6 +80,10 @@ class Probe:
         Name of the final linear layer, where its output is the logits.
     place : Place
         Where the model takes its inputs, and in which types.
+    heads : dict of str to str
+        Tensors of the model's output that a linear layer made, and its name.
+    probabilities : frozenset of str
+        Those whose rows are nowhere negative and add up to 1.
     """
 
     names: Names
@@ -90,6 +94,8 @@ class Probe:
     output: dict[str, Leaf]
     head: str | None
     place: Place
+    heads: Mapping[str, str] = field(default_factory=dict)
+    probabilities: frozenset[str] = frozenset()
 
     def calls(self, path: str) -> int:
         """Return how often a module ran in one forward."""
@@ -183,15 +189,15 @@ def probe(model: Model, batch: InputBatch) -> Probe:
         except Exception as error:  # whatever a model raises at a size that it is not made for
             _log.debug("probe: the model does not run at another size: %s", error)
         else:
-            return Probe(names, trace, other, larger, change, output, head, place)
+            return Probe(names, trace, other, larger, change, output, head, place, *recorder.ends)
     with forward_on(batch, first=True):
         trace, output, head = recorder.run(same, ROWS[0], 0)
     try:
         other = recorder.run(same, ROWS[1], 0)[0]
     except Exception as error:  # a model for one batch size only
         _log.debug("probe: the model does not run on three rows: %s", error)
-        return Probe(names, trace, None, None, same, output, head, place)
-    return Probe(names, trace, other, None, same, output, head, place)
+        return Probe(names, trace, None, None, same, output, head, place, *recorder.ends)
+    return Probe(names, trace, other, None, same, output, head, place, *recorder.ends)
 
 
 class _Recorder:
@@ -218,7 +224,13 @@ class _Recorder:
         )
         with session:
             output = session.run(args, kwargs)
-        return self.trace, _described(output, self.features), self._head(output)
+        found = {key: x for key, x in leaves(output).items() if x.is_floating_point()}
+        made = {key: self._maker(x) for key, x in found.items()}
+        heads = {key: name for key, name in made.items() if name is not None}
+        self.ends = heads, frozenset(key for key, x in found.items() if _adds_up(x))
+        logits = find_logits(output)
+        head = None if logits is None else self._maker(logits)
+        return self.trace, _described(output, self.features), head
 
     def _before(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -252,18 +264,27 @@ class _Recorder:
             self.known[id(x)] = seen = (ref(x), self.count)
         return seen[1]
 
-    def _head(self, output: Any) -> str | None:
-        logits = find_logits(output)
-        if logits is None:
+    def _maker(self, x: Tensor) -> str | None:
+        """Return the linear layer whose output a tensor is."""
+        if x.is_nested:
             return None
         for name, value in reversed(self.linear.items()):
-            if value.shape == logits.shape and torch.equal(value.to(logits.device), logits):
+            if value.shape == x.shape and torch.equal(value.to(x.device), x):
                 return name
         return None
 
 
-def find_logits(output: Any) -> Tensor | None:
-    """Return the logits in a model's output: the leaf of that name, else a lone tensor."""
+def _adds_up(x: Tensor) -> bool:
+    """Return whether rows are probabilities."""
+    if x.is_nested or x.ndim != 2 or x.shape[1] < 2 or bool((x < 0).any()):
+        return False
+    return bool(((x.double().sum(1) - 1).abs() < 1e-2).all())
+
+
+def find_logits(output: Any, key: str | None = None) -> Tensor | None:
+    """Return the logits of an output: the leaf ``key``, else the one of that name, or alone."""
+    if key is not None:
+        return find(output, key)
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     found = find(output, "logits")

@@ -26,6 +26,7 @@ from sonde.tap.generating.recorder import Spot, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
 from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.heads import layer_of
+from sonde.tap.model.logits import KNOWN, logits_key
 from sonde.tap.model.objectives import Objective, check_objective, name_of
 from sonde.tap.model.perturb import float_input, perturbed_logits
 from sonde.tap.model.placement import placement
@@ -41,7 +42,6 @@ from sonde.tap.rows.padding import right_padded, seems_padded
 
 _log = logging.getLogger("sonde")
 MOST_AHEAD, SMALL_BYTES = 32, 2**22
-LOGIT_TASKS = frozenset({"causal", "classifier", "image_classifier"})
 
 
 def live_stream(
@@ -59,6 +59,8 @@ def live_stream(
     perturb: Perturbation | None = None,
     axes: str | Sequence[str] = (),
     check: bool = False,
+    logits_output: str | None = None,
+    logits_asked: bool = False,
 ) -> "LiveStream":
     """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
 
@@ -84,6 +86,10 @@ def live_stream(
     entry : bool, default=False
         Read what the first site receives too, under ``site|entry``, where it has the shape of what
         leaves it.
+    logits_output : str or None, default=None
+        The output that holds the logits; by default it is found by its form.
+    logits_asked : bool, default=False
+        Whether a method needs logits: then an output may be taken by its form alone.
     perturb : Perturbation or None, default=None
         Bring the column ``perturbed_logits``: a classifier's logits after this step of its
         floating-point inputs. Costs two more forwards and a backward.
@@ -114,7 +120,8 @@ def live_stream(
     several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
     more = tuple(Reducer.parse(r) if isinstance(r, str) else r for r in further)
     how = (reducer, more, objective, keep_special, logits, seed, entry, perturb)
-    return LiveStream(model, inputs, several, *how, parse_axes(axes), check)
+    how = (*how, parse_axes(axes), check, logits_output, logits_asked)
+    return LiveStream(model, inputs, several, *how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +141,8 @@ class LiveStream(Stream):
     perturb: Perturbation | None = None
     axes: tuple[NamedAxes, ...] = ()
     check: bool = False
+    logits_output: str | None = None
+    logits_asked: bool = False
 
     def __repr__(self) -> str:
         # Only a forward tells which sites there are.
@@ -200,7 +209,7 @@ class LiveStream(Stream):
     @cached_property
     def head(self) -> Head | None:
         """Weight and bias of the final linear layer, where its output is the logits."""
-        return layer_of(self.probe) if self.gives_logits else None
+        return None if self.logits_key is None else layer_of(self.probe, self.logits_key)
 
     @cached_property
     def checked(self) -> bool:
@@ -215,12 +224,15 @@ class LiveStream(Stream):
         return super().__iter__()
 
     @cached_property
+    def logits_key(self) -> str | None:
+        """Which of the model's outputs holds its logits; None where it has none."""
+        asked = self.logits_asked or self.perturb is not None or isinstance(self.objective, str)
+        return logits_key(self.probe, self.model.task, self.logits_output, asked)
+
+    @property
     def gives_logits(self) -> bool:
         """Whether the model's output holds logits of the examples."""
-        found = self.probe.output
-        if self.model.task == "tensor":
-            return self.probe.head is not None and "" in found and len(found[""].shape) == 2
-        return self.model.task in LOGIT_TASKS and bool({"logits", ""} & set(found))
+        return self.logits_key is not None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield rows with their columns; the model is as it was whenever a batch is handed out.
@@ -234,7 +246,7 @@ class LiveStream(Stream):
             objective=self.objective,
             causal=self.model.task == "causal",
             logits=self.with_logits and self.gives_logits,
-            has_logits=self.gives_logits,
+            logits_key=self.logits_key,
         )
         if isinstance(self.inputs, ReplayInputs):
             yield from self._generated(self.inputs, reader, start, stop)
@@ -290,7 +302,7 @@ class LiveStream(Stream):
         if self.perturb is None:
             return None
         args, kwargs = self.probe.place.call(batch.args, batch.kwargs)
-        return perturbed_logits(self.model.module, args, kwargs, self.perturb)
+        return perturbed_logits(self.model.module, args, kwargs, self.perturb, self.logits_key)
 
     def _made(self, batch: InputBatch, reading: Reading, perturbed: Tensor | None = None) -> Batch:
         columns, extra = reading.columns, _extra(batch, self.keep_special)
@@ -342,7 +354,14 @@ class LiveStream(Stream):
             "logits": self.with_logits,
             "seed": self.seed,
             "data": self.inputs.identity(),
+            **({} if self.named_output is None else {"logits_output": self.named_output}),
         }
+
+    @property
+    def named_output(self) -> str | None:
+        """The output that holds the logits, where neither its name nor its being alone says so."""
+        key = self.logits_key if self.with_logits or self.objective or self.perturb else None
+        return None if key in KNOWN else key
 
 
 _TOLD_PADDED: WeakSet[nn.Module] = WeakSet()

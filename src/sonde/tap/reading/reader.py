@@ -55,10 +55,10 @@ class Reader:
         objective: Objective | None = None,
         causal: bool = False,
         logits: bool = True,
-        has_logits: bool = True,
+        logits_key: str | None = None,
     ) -> None:
         self.kinds, self.probe, self.objective = tuple(kinds), probe, objective
-        self.causal, self.wants_logits, self.has_logits = causal, logits, has_logits
+        self.causal, self.wants_logits, self.logits_key = causal, logits, logits_key
         self.modules = list(root.modules())
         self.slots = self._make_slots()
         self.shared, self.rack = Shared(), Rack(Slab())
@@ -146,11 +146,11 @@ class Reader:
                 scalar.backward()
 
     def _logits(self, output: Any, frame: Frame) -> Tensor | None:
-        if output is None or not self.has_logits:
+        if output is None or self.logits_key is None:
             return None
         if not (self.wants_logits or self.objective is not None):
             return None
-        logits = find_logits(output)
+        logits = find_logits(output, self.logits_key)
         if logits is None:
             return None
         with torch.set_grad_enabled(self.objective is not None):

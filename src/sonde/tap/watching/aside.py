@@ -27,13 +27,14 @@ def moved_logits(
     kwargs: dict[str, Any],
     step: Perturbation,
     output: Any,
+    key: str | None = None,
 ) -> Tensor:
     """Return the logits after a step of the inputs of a call that is over and gave ``output``."""
     require_gradients()
     token = _ASIDE.set(True)
     try:
         with _unwritten(output):
-            return perturbed_logits(root, args, kwargs, step)
+            return perturbed_logits(root, args, kwargs, step, key)
     finally:
         _ASIDE.reset(token)
 

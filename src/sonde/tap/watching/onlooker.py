@@ -59,6 +59,8 @@ class Onlooker:
         two forwards and a backward after each forward.
     logits : bool, default=False
         Bring the model's logits.
+    logits_output : str or None, default=None
+        The output that holds them; None for the one called ``logits``, or a lone tensor.
     special : collection of int, default=()
         Ids of tokens that are left out of ``mean`` and ``tokens``.
     generation_config : object, optional
@@ -74,6 +76,7 @@ class Onlooker:
         objective: str | None = None,
         perturb: dict[str, Any] | None = None,
         logits: bool = False,
+        logits_output: str | None = None,
         special: Collection[int] = (),
         generation_config: Any = None,
     ) -> None:
@@ -88,7 +91,8 @@ class Onlooker:
         self._apart = Apart(self.root)
         self._foretold = Foretold()
         ids = torch.tensor(sorted(special), dtype=torch.int64) if special else None
-        self._watching = Watching(self.kinds, model.task, ids, self._foretold, Shared())
+        found = self._foretold, Shared(), logits_output
+        self._watching = Watching(self.kinds, model.task, ids, *found)
         self._forward: WatchedForward | None = None
         self._call = self._no_call = Call(self.root, (), {})
         self._given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
@@ -231,7 +235,7 @@ class Onlooker:
             output = self._backward.released(output)
         moved: dict[str, Tensor] = {}
         if self._step is not None:
-            found = moved_logits(self.root, *self._given, self._step, output)
+            found = moved_logits(self.root, *self._given, self._step, output, self._watching.output)
             moved["perturbed_logits"] = found
         batch = forward.batch(frame, kept, grad, moved)
         self._foretold.end(self._call, output)

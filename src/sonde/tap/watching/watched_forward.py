@@ -34,6 +34,8 @@ class Watching:
         Logits that the forward before made of the next token.
     shared : Shared
         Index tensors.
+    output : str or None
+        The output that holds the logits; None for the one called so, or a lone tensor.
     """
 
     kinds: tuple[Kind, ...]
@@ -41,6 +43,7 @@ class Watching:
     special: Tensor | None
     foretold: Foretold
     shared: Shared
+    output: str | None = None
 
 
 class WatchedForward:
@@ -160,7 +163,7 @@ class WatchedForward:
 
     def logits(self, output: Any, frame: Frame) -> Tensor | None:
         """Return the logits of each example: of a text, those of its last token."""
-        logits = find_logits(output)
+        logits = find_logits(output, self._watching.output)
         if logits is None or logits.ndim == 2:
             return logits if logits is None or logits.shape[0] == frame.n else None
         if self._watching.task != "causal" or logits.ndim != 3:

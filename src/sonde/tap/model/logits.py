@@ -1,0 +1,83 @@
+"""Which tensor of a model's output holds its logits, found by its form in the probe forward.
+
+A tensor called ``logits``, or a lone one that the final linear layer made, is known. A row of at
+least two numbers for each example that a linear layer made is one by its form; others of that form
+are taken only where a method asks for logits, and never where they are probabilities.
+"""
+
+from collections.abc import Mapping
+
+from sonde.core.errors import InputError, near
+from sonde.tap.model.probe import ROWS, Leaf, Probe
+
+KNOWN = frozenset({"logits", ""})
+OF_LIBRARY = frozenset({"causal", "classifier", "image_classifier"})
+
+
+def logits_key(probe: Probe, task: str, said: str | None, asked: bool) -> str | None:
+    """Return the key of the logits among the tensors that a model returns; None if it has none.
+
+    Parameters
+    ----------
+    probe : Probe
+    task : str
+        What the model is.
+    said : str or None
+        The output that the user named.
+    asked : bool
+        Whether a method needs logits: then the form alone is enough.
+
+    Raises
+    ------
+    InputError
+        If there is no such output, or several could be it and a method needs one.
+    """
+    found = {k: leaf for k, leaf in probe.output.items() if leaf.dtype.is_floating_point}
+    if said is not None:
+        said = "" if said == "0" and "" in found else said
+        if said not in found:
+            raise InputError(
+                f"logits: the model returns no output {said!r}, only "
+                f"{_listed(found)}.{near(said, found)} Name one of these (--logits)."
+            )
+        return said
+    if task in OF_LIBRARY:
+        return next((k for k in ("logits", "") if k in probe.output), None)
+    if task != "tensor":
+        return None
+    rows = {k: leaf for k, leaf in found.items() if _is_row(leaf)}
+    made = [k for k in rows if k in probe.heads]
+    if "logits" in rows or len(made) == 1:
+        return "logits" if "logits" in rows else made[0]
+    if not asked or not rows:
+        return None
+    return made[0] if made else _alone(rows, probe)
+
+
+def other_outputs(probe: Probe, key: str) -> list[str]:
+    """Return the further outputs that could be logits by their form."""
+    rows = (k for k, leaf in probe.output.items() if leaf.dtype.is_floating_point and _is_row(leaf))
+    return [k for k in rows if k != key]
+
+
+def _is_row(leaf: Leaf) -> bool:
+    return len(leaf.shape) == 2 and leaf.shape[0] == ROWS[0] and leaf.shape[1] > 1
+
+
+def _alone(rows: Mapping[str, Leaf], probe: Probe) -> str | None:
+    free = [k for k in rows if k not in probe.probabilities]
+    if len(free) == 1:
+        return free[0]
+    if not free:
+        raise InputError(
+            f"logits: expected what comes before the softmax, got probabilities in {_listed(rows)}."
+            " Return the logits too, and name them (--logits)."
+        )
+    raise InputError(
+        f"logits: expected one output with a row of numbers for each example, got "
+        f"{_listed(rows)}. Say which holds the logits: logits=, --logits OUTPUT."
+    )
+
+
+def _listed(found: Mapping[str, Leaf]) -> str:
+    return ", ".join(f"{key or '0'} {leaf.shape}" for key, leaf in found.items()) or "none"
