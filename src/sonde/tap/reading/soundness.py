@@ -97,7 +97,8 @@ class _Check:
         self.kinds = [_plain(kind) for kind in stream.kinds if kind.site.port != "grad"]
         causal = stream.model.task == "causal"
         module, probe = stream.model.module, stream.probe
-        self.reader = Reader(module, self.kinds, probe, causal=causal, logits=logits)
+        how = {"causal": causal, "logits": logits, "logits_key": stream.logits_key}
+        self.reader = Reader(module, self.kinds, probe, **how)
 
     def fault(self) -> Fault | None:
         """Return what differs, and why."""
