@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 _DRAWN = re.compile("[\u2500-\u257f]+")
@@ -26,7 +27,12 @@ def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: st
         What the parser wrote; its wording is only used where nothing better is known.
     """
     flags = dict(_flags(command))
-    said = _unknown(arguments, flags) or _missing(box) or _value(arguments, flags, box)
+    said = (
+        _unknown(arguments, flags)
+        or _spaced(arguments)
+        or _missing(box)
+        or _value(arguments, flags, box)
+    )
     return f"sonde {word}: {said or _paragraph(box)} See sonde {word} --help."
 
 
@@ -64,6 +70,15 @@ def _unknown(arguments: Sequence[str], flags: dict[str, Any]) -> str | None:
             close = get_close_matches(name.lstrip("-"), known, n=2)
             hint = f" Did you mean {' or '.join(known[k] for k in close)}?" if close else ""
             return f"unknown option {name}.{hint}"
+    return None
+
+
+def _spaced(arguments: Sequence[str]) -> str | None:
+    """Return what a list of names with a space after a comma was meant to be."""
+    for one, following in pairwise(arguments):
+        if one.endswith(",") and _name(one) is None and _name(following) is None:
+            said = f"got {one!r} and {following!r}. Write {one}{following}."
+            return f"expected names without spaces, {said}"
     return None
 
 

@@ -27,7 +27,14 @@ from sonde.cli.scan import Scan
 from sonde.cli.score import Score
 from sonde.cli.study import Study
 from sonde.cli.verify import Verify
-from sonde.core.errors import ForwardError, SondeError, SondeWarning, is_out_of_memory, near
+from sonde.core.errors import (
+    IN_FORWARD,
+    ForwardError,
+    SondeError,
+    SondeWarning,
+    is_out_of_memory,
+    near,
+)
 
 COMMANDS: dict[str, type[Any]] = {
     "scan": Scan,
@@ -71,9 +78,14 @@ def run_command(word: str, arguments: list[str]) -> int:
         from sonde.run.passes.driver import Interrupted
 
         return 130 if isinstance(error, Interrupted) else 2
-    except (MemoryError, RuntimeError) as error:
-        if debug or not is_out_of_memory(error):
+    except Exception as error:
+        where = [n for n in getattr(error, "__notes__", ()) if n.startswith(IN_FORWARD)]
+        if debug or not (where or is_out_of_memory(error)):
             raise
+        if where:
+            said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            error_line(f"{said} ({where[0]}; --debug shows where it failed)")
+            return 2
         error_line(
             f"memory ran out: {' '.join(str(error).split()) or type(error).__name__}. What is "
             "committed is kept. Take a smaller --batch-size, fewer methods or sites."

@@ -42,6 +42,10 @@ class MachineError(InputError):
     """Memory ran out or a worker died: the machine is at fault, and what is committed is kept."""
 
 
+IN_FORWARD = "in the model's forward on "
+"""How the note begins that an error of a model's own code carries."""
+
+
 class ForwardError(InputError):
     """The model's own forward refused its inputs; what it raised is the cause."""
 

@@ -182,6 +182,8 @@ def device_of(name: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
+        if name == "gpu":
+            reason = "a GPU of NVIDIA or AMD is called cuda, one of Apple mps"
         raise InputError(
             f"load: expected a device like auto, cpu, cuda, cuda:1, mps or map, got {name!r} "
             f"({reason})."

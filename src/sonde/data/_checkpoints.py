@@ -18,6 +18,7 @@ LIVE = (
 MAX_CONFIG_BYTES = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".onnx", ".safetensors")
+DATA_FILES = (".npy", ".npz", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl", ".txt")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 HUB_LEFT_OUT = ("*/*", "consolidated*")
 
@@ -81,6 +82,11 @@ def _about_file(path: Path) -> str:
         )
     if path.suffix == ".py":
         return f"load: expected package.module:factory, got the file {path}. Add :FACTORY to it."
+    if path.suffix in DATA_FILES:
+        return (
+            f"load: expected a model, got the data file {path}. The model comes first, then the "
+            "data; - stands for the model where the file holds rows."
+        )
     return (
         f"load: expected a model directory, got the file {path}. Pass the directory that holds it."
     )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sonde.core.errors import InputError, near
@@ -112,6 +113,11 @@ def _live(model: Any, device: str, dtype: str, processor: Any) -> Model:
     if isinstance(model, Model):
         return model if processor is None else replace(model, processor=processor)
     inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise InputError(
+            f"load: {type(inner).__name__} is scripted or traced (TorchScript): its inner modules "
+            "run without hooks. Give the Python module that it was made from."
+        )
     return Model(model, processor, config_of(inner), type(inner).__name__, task_of(inner))
 
 

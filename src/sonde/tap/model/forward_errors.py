@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sonde.core.errors import ForwardError, MachineError, SondeError, is_out_of_memory
+from sonde.core.errors import IN_FORWARD, ForwardError, MachineError, SondeError, is_out_of_memory
 from sonde.core.inputs import InputBatch
 from sonde.core.wording import plural
 
@@ -37,15 +37,20 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
     Raises
     ------
     ForwardError
-        From the model's own error; all others pass as they are.
+        From the model's own error; all others pass as they are, with a note of the examples.
     """
     kinds = (RuntimeError, ValueError, IndexError, *((TypeError,) if first else ()))
     try:
         yield
-    except (SondeError, NotImplementedError, torch.OutOfMemoryError):
+    except (SondeError, torch.OutOfMemoryError):
         raise
-    except kinds as error:
+    except Exception as error:
         said = str(error)
+        examples = f"{plural(len(batch), 'example')} from {batch.ids[0]} on"
+        if not _is_ours(error):
+            error.add_note(f"{IN_FORWARD}{examples}")
+        if isinstance(error, NotImplementedError) or not isinstance(error, kinds):
+            raise
         about = (ABOUT_INPUTS if first else ABOUT_SIZES).search(said)
         if about is None or said.startswith("CUDA error") or _is_ours(error):
             raise
@@ -57,7 +62,7 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
         reason = said.partition("\n")[0]
         raise ForwardError(
             f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
-            f"({plural(len(batch), 'example')} from {batch.ids[0]} on): {reason.rstrip('.')}. "
+            f"({examples}): {reason.rstrip('.')}. "
             "Give inputs of the kind and size that it is made for."
         ) from error
 

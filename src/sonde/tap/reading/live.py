@@ -25,6 +25,7 @@ from sonde.tap.generating.generation import token_arguments
 from sonde.tap.generating.recorder import Spot, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
 from sonde.tap.model.fingerprint import config_hash, fingerprint
+from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.heads import layer_of
 from sonde.tap.model.logits import KNOWN, logits_key
 from sonde.tap.model.objectives import Objective, check_objective, name_of
@@ -302,7 +303,8 @@ class LiveStream(Stream):
         if self.perturb is None:
             return None
         args, kwargs = self.probe.place.call(batch.args, batch.kwargs)
-        return perturbed_logits(self.model.module, args, kwargs, self.perturb, self.logits_key)
+        with advising(batch):
+            return perturbed_logits(self.model.module, args, kwargs, self.perturb, self.logits_key)
 
     def _made(self, batch: InputBatch, reading: Reading, perturbed: Tensor | None = None) -> Batch:
         columns, extra = reading.columns, _extra(batch, self.keep_special)

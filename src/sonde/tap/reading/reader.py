@@ -184,6 +184,13 @@ class Reader:
             rows, layout = calls[max(calls)]
             return rows, taken.frame.columns(layout)
         parts = [calls[call] for call in sorted(calls)]
+        widths = {rows.shape[1] for rows, _ in parts}
+        if len(widths) > 1:
+            raise SiteError(
+                f"Site: the calls of {str(kind.site)!r} give rows of {sorted(widths)} features, "
+                f"which cannot be joined (examples {', '.join(taken.batch.ids[:3])}, ...). Read "
+                "them apart: @0, @1, ..."
+            )
         each = [taken.frame.columns(layout) for _, layout in parts]
         shift = int(kind.reduction.reducer.one_row)
         position = [c.position + shift * call for c, call in zip(each, sorted(calls), strict=True)]
@@ -194,7 +201,8 @@ class Reader:
         if self.objective is not None and taken.rows[kind.key]:
             return SiteError(
                 f"Site: no gradient reached {str(kind.site)!r}: the objective does not depend on "
-                "it. Choose another objective, or leave the site out."
+                "it, or the model recomputes it (checkpointing). Choose another objective, switch "
+                "checkpointing off, or leave the site out."
             )
         return SiteError(
             f"Site: {str(kind.site)!r} did not run in this forward, though it did in the probe "

@@ -9,6 +9,7 @@ from torch import Tensor
 from sonde.core.inputs import InputBatch
 from sonde.tap.rows.frame import POOLED, Frame
 from sonde.tap.rows.kind import Kind, at_site
+from sonde.tap.rows.nested import DENSE, require_dense
 from sonde.tap.rows.rack import Rack
 from sonde.tap.rows.waiting import SMALL_BYTES
 
@@ -89,6 +90,9 @@ class Taken:
 
     def take(self, leaf: Leaf, x: Tensor, call: int) -> None:
         """Take rows of a tensor, or hold a copy of it until the forward is over."""
+        if x.layout not in DENSE:
+            with at_site(leaf.kinds[0].key):
+                require_dense(x)
         soon, size = leaf.soon, x.nbytes
         x = x.detach() if x.requires_grad else x
         if size > SMALL_BYTES or x.is_nested or x.ndim != len(TOKENS):

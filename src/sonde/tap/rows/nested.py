@@ -1,9 +1,11 @@
-"""Nested tensors as padded ones."""
+"""Nested tensors as padded ones; sparse ones are refused."""
 
 import torch
 from torch import Tensor
 
-from sonde.core.errors import SiteError
+from sonde.core.errors import ShapeError, SiteError
+
+DENSE = (torch.strided, torch.jagged)
 
 
 def padded(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -21,3 +23,18 @@ def padded(x: Tensor, mask: Tensor | None) -> Tensor:
     out = parts[0].new_zeros(*mask.shape, parts[0].shape[-1])
     out[mask.bool().to(out.device)] = torch.cat(parts)
     return out
+
+
+def require_dense(x: Tensor) -> None:
+    """Refuse a sparse output, of which rows could not be copied as they are.
+
+    Raises
+    ------
+    ShapeError
+        With its layout.
+    """
+    if x.layout not in DENSE:
+        raise ShapeError(
+            f"expected a dense output, got one of layout {str(x.layout).removeprefix('torch.')} "
+            f"and shape {tuple(x.shape)}. Leave the site out, or read the module after it."
+        )

@@ -13,7 +13,7 @@ from sonde.core.site import Reducer
 from sonde.stats import token_metrics
 from sonde.tap.model.axes import FREE, Axes
 from sonde.tap.rows.frame import FROM_BEFORE, POOLED, Frame
-from sonde.tap.rows.nested import padded
+from sonde.tap.rows.nested import padded, require_dense
 from sonde.tap.rows.patches import averaged
 from sonde.tap.rows.rack import Rack
 from sonde.tap.rows.steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
@@ -67,6 +67,7 @@ class Reduction:
 
     def __call__(self, x: Tensor, frame: Frame) -> tuple[Float[Tensor, "_row _dim"], Hashable]:
         """Return new rows of a raw output, and their layout."""
+        require_dense(x)
         if x.is_nested:
             x = padded(x, frame.masks["pos"])
         if x.ndim != len(self.axes.words):
