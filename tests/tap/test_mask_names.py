@@ -76,3 +76,27 @@ def test_several_lengths_without_a_mask_are_said_once(caplog):
     other = takes("padding_mask")
     list(sonde.read(other, [{"x": one} for one in torch.randn(4, 5, 3)], sites="body"))
     assert "padding" not in caplog.text
+
+
+class Placed(nn.Module):
+    """Knows the places of its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.arange(5.0)[:, None].expand(5, 3).clone())
+        self.act = nn.Tanh()
+
+    def forward(self, x, mask):
+        return self.act(x + self.place)
+
+
+@pytest.mark.parametrize("real", [REAL.flip(1), torch.tensor([[1, 0, 1, 1, 0]]).bool()])
+@pytest.mark.truth("the model called by hand, and the mean over the real steps, written out")
+def test_padding_stays_where_it_is_for_a_module_of_somebodys_own(real):
+    net, real = Placed().eval(), real.expand(4, 5)
+    x = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    items = [{"x": a, "mask": b} for a, b in zip(x, real, strict=True)]
+    rows = torch.cat([b.rows["act:out"] for b in sonde.read(net, items, "act", "mean")])
+    with torch.no_grad():
+        kept = net(x, real) * real[..., None]
+    torch.testing.assert_close(rows, kept.sum(1) / real.sum(1, keepdim=True))

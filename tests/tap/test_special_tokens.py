@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sonde
 from models import clip_vision, deit, dinov2, vit
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
@@ -105,3 +106,22 @@ def test_models_of_the_hub_have_their_class_token_first(build, prefix):
     stream = live_stream(Model(net, task="encoder"), images(24, n=2))
     found = stream.schema[0]
     assert (found.prefix, found.suffix, found.cls, found.reducer.name) == (prefix, 0, 0, "cls")
+
+
+@pytest.mark.truth("one token is in all images, the others are of each")
+def test_parameters_without_a_token_are_no_tokens():
+    net = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(2)).eval()
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.none = net, nn.Parameter(torch.zeros(1, 0, 4))
+            self.cls_token = nn.Parameter(torch.ones(1, 1, 4))
+            self.act = nn.Tanh()
+
+        def forward(self, x):
+            x = self.cut(x).transpose(1, 2)
+            return self.act(torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1))
+
+    stream = sonde.read(Cut().eval(), [*torch.randn(4, 3, 8, 8)], "act")
+    assert stream.schema[0].reducer.name == "cls"

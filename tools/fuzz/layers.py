@@ -86,7 +86,7 @@ def convolution(w: Writer) -> bool:
 def pooling(w: Writer) -> bool:
     """Write a pooling over all axes after the channels, where these hold the features."""
     n = len(w.axes)
-    if n not in (3, 4) or w.words[0] != ROW or not w.is_feature(1) or w.mask:
+    if n not in (3, 4) or w.words[:2] != (ROW, DIM) or w.mask:
         return False
     if any(not _fixed(w, i) or w.axes[i].special or w.size(i) < 4 for i in range(2, n)):
         return False

@@ -129,7 +129,7 @@ class SpecialTokens:
         for path, module in self.model.module.named_modules():
             for name, p in module.named_parameters(recurse=False):
                 is_layer = name in ("weight", "bias") and not isinstance(module, nn.Embedding)
-                if p.shape[-1:] == (dim,) and not is_layer and p.numel() <= MOST_ROWS * dim:
+                if p.shape[-1:] == (dim,) and not is_layer and 0 < p.numel() <= MOST_ROWS * dim:
                     yield f"{path}.{name}".lower(), p.detach().reshape(-1, dim).float().cpu()
 
 
