@@ -18,7 +18,7 @@ from sonde.core import Running, SondeWarning
 from sonde.data.shipped import Digits
 from sonde.detect import NAC
 from sonde.stats import LogHistogram
-from sonde.studies._separation import area, fitted_on, scores_of
+from sonde_studies._separation import area, fitted_on, scores_of
 
 NINE_TENTHS = 0.9
 BLOCKS = tuple(f"vit.layers.{i}" for i in range(4))

@@ -6,19 +6,20 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-PACKAGES = ("core", "stats", "tap", "data", "store", "metrics", "alarms", "report", "studies")
+ROOMS = ("core", "stats", "tap", "data", "store", "metrics", "alarms", "report")
+PACKAGES = (*(f"sonde.{room}" for room in ROOMS), "sonde_studies")
 LONGEST = 400
 
 
 def reference_pages() -> dict[str, str]:
-    """Return the page of every package by its name."""
-    return {name: package_page(name) for name in PACKAGES}
+    """Return the page of every package by the name of its file."""
+    return {_page(name): package_page(name) for name in PACKAGES}
 
 
 def reference_index() -> str:
     """Return the page that lists the packages."""
     rows = "\n".join(
-        f"| [`sonde.{name}`](reference/{name}.md) | {_summary(_package(name))} |"
+        f"| [`{name}`](reference/{_page(name)}.md) | {_summary(importlib.import_module(name))} |"
         for name in PACKAGES
     )
     return (
@@ -29,8 +30,8 @@ def reference_index() -> str:
 
 def package_page(name: str) -> str:
     """Return the page of one package."""
-    package = _package(name)
-    parts = [f"# `sonde.{name}`", _summary(package)]
+    package = importlib.import_module(name)
+    parts = [f"# `{name}`", _summary(package)]
     for export in package.__all__:
         parts += [f"## `{export}`", *entry(export, getattr(package, export))]
     return "\n\n".join(parts)
@@ -97,5 +98,5 @@ def _summary(package: Any) -> str:
     )
 
 
-def _package(name: str) -> Any:
-    return importlib.import_module(f"sonde.{name}")
+def _page(name: str) -> str:
+    return name.removeprefix("sonde.")

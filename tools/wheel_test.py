@@ -47,6 +47,7 @@ def main() -> None:
         run(sonde, "scan", "sonde:stdlib", "sonde:stdlib/test", "-o", "stdlib.html", cwd=work)
         run(sonde, "fit", "mahalanobis", "sonde:digits", "sonde:digits/train", cwd=work)
         run(sonde, "score", "probe.sonde", "sonde:digits", "sonde:digits/test", cwd=work)
+        run(sonde, "study", cwd=work)
         print(f"the wheel works: {wheel.name}, {wheel.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -12,7 +12,7 @@ import sonde.run.calibrating.calibrate
 from sonde.cli._usage import _flags
 from sonde.cli.commands import COMMANDS
 from sonde.cli.options import Reading
-from sonde.studies import STUDIES
+from sonde_studies import STUDIES
 
 PRINTED = {"--json", "--quiet", "--verbose", "-v", "--no-color", "--debug"}
 READ = {

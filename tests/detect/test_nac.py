@@ -11,9 +11,9 @@ from sonde.data.shipped import Digits
 from sonde.detect import NAC
 from sonde.detect.nac import InfluenceCounts
 from sonde.stats.influence_bins import thresholds
-from sonde.studies._separation import area, fitted_on, scores_of
 from sonde.tap import live_stream
 from sonde.tap.model.objectives import kl_uniform
+from sonde_studies._separation import area, fitted_on, scores_of
 from tap_inputs import Texts
 
 Z = torch.tensor([[-1.0, 0.2], [-0.5, 0.2], [0.0, 0.3], [0.5, 0.9]], dtype=torch.float64)

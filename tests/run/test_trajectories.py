@@ -9,7 +9,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sonde.data import load
 from sonde.data.shipped import model_directory
-from sonde.data.trajectories import Calculator, build_trajectories, write_trajectories
 from sonde.detect import Mahalanobis, TrajectoryVerifier
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.calibrating.calibrate import calibrate
@@ -18,6 +17,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 from sonde.run.scoring.tables import part_of, read_table, write_table
+from sonde_studies.worlds import Calculator, build_trajectories, write_trajectories
 
 QUIET: dict[str, Any] = {"progress": False}
 SITE = "model.layers.1"

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from sonde.studies._language import language_model
-from sonde.studies._questions import LONGEST, World, reading, words
-from sonde.studies.feature_gaps import PROMPTS, _rows
+from sonde_studies._language import language_model
+from sonde_studies._questions import LONGEST, World, reading, words
+from sonde_studies.feature_gaps import PROMPTS, _rows
 
 
 @pytest.mark.truth("the same items read one at a time")

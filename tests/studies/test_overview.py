@@ -5,8 +5,8 @@ import torch
 
 import sonde.detect
 from sonde.core.instrument import Detector
-from sonde.studies._battery import CANNOT, of_patches, of_rows
-from sonde.studies.overview import _least_p
+from sonde_studies._battery import CANNOT, of_patches, of_rows
+from sonde_studies.overview import _least_p
 
 
 def test_every_detector_is_tried_or_left_out_with_a_reason():

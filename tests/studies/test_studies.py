@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sonde.studies import STUDIES, as_text, run_study, study_of
+from sonde_studies import STUDIES, as_text, run_study, study_of
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from sonde.core.errors import InputError
-from sonde.studies import Claim, Outcome, Study, StudyTable, as_text, run_study, study_of
+from sonde_studies import Claim, Outcome, Study, StudyTable, as_text, run_study, study_of
 
 VALUES = (0.03, 0.05, 0.04, 0.07)
 

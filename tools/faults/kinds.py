@@ -130,7 +130,6 @@ NOT_TRIED: Mapping[str, str] = {
     "core.statefile:write_state": "writes for all others",
     "core.lock:RunLock._create_without_links": "the lock where there are no hard links",
     "cli.study:Study._one": "for people and other programs: no command reads it",
-    "data.trajectories.building:write_trajectories": "data, whose ids are hashes of their content",
     "report._standalone:Svg.save": "for people: no command reads it",
     "run.passes.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
     "run.passes.ledger:Ledger.adopt": "a state of the run that another machine wrote",

@@ -34,7 +34,7 @@ class Study:
     def run(self) -> int:
         """Run what is asked for, and print a table after each."""
         from sonde.store.outputs import check_folder
-        from sonde.studies import STUDIES, study_of
+        from sonde_studies import STUDIES, study_of
 
         if self.output is not None:
             check_folder(self.output, alone=False)
@@ -54,7 +54,7 @@ class Study:
 
     def _one(self, study: Any) -> dict[str, Any]:
         from sonde.core.files import atomic_write, make_directory
-        from sonde.studies import as_text, run_study
+        from sonde_studies import as_text, run_study
 
         quiet = self.printing.quiet or self.printing.json
         tick = (lambda _: None) if quiet else note

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import Model
-from sonde.data.trajectories import Calculator, Trajectory, build_trajectories, solve
 from sonde.detect import Mahalanobis, TrajectoryVerifier
 from sonde.metrics import joint_match, localisation, step_f1
 from sonde.run.reading.read import read
-from sonde.studies._language import LAYERS, language_model, tokens_of, train
-from sonde.studies._separation import area
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._language import LAYERS, language_model, tokens_of, train
+from sonde_studies._separation import area
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds import Calculator, Trajectory, build_trajectories, solve
 
 SHORTEST, LONGEST, TASK_ENDS = 2, 5, "Report"
 WORDS = [

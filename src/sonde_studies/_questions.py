@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.inputs import Model
-from sonde.studies._language import language_model, tokens_of, train
+from sonde_studies._language import language_model, tokens_of, train
 
 Row = dict[str, Any]
 

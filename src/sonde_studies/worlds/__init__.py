@@ -1,16 +1,16 @@
 """Trajectories with a known first wrong step, from worlds with exact simulators."""
 
-from sonde.data.trajectories.building import (
+from sonde_studies.worlds.building import (
     WORLDS,
     Built,
     build_trajectories,
     split_of,
     write_trajectories,
 )
-from sonde.data.trajectories.calculator import Calculator
-from sonde.data.trajectories.grid import Grid
-from sonde.data.trajectories.perturb import KINDS, Rejected, perturb_and_complete
-from sonde.data.trajectories.world import Fault, Step, Trajectory, World, complete, solve
+from sonde_studies.worlds.calculator import Calculator
+from sonde_studies.worlds.grid import Grid
+from sonde_studies.worlds.perturb import KINDS, Rejected, perturb_and_complete
+from sonde_studies.worlds.world import Fault, Step, Trajectory, World, complete, solve
 
 __all__ = [
     "KINDS",

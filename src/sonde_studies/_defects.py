@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sonde.studies._digits import pixels
+from sonde_studies._digits import pixels
 
 GARMENTS = Path("/usr/share/datasets/fashion-mnist")
 SIZE, PATCHES, SQUARES, LEAST_CHANGE = 32, 64, (6, 11), 0.15

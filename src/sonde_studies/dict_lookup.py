@@ -11,9 +11,9 @@ from sonde.detect import DictLookup
 from sonde.detect.dict_lookup import DictLookupScorer
 from sonde.detect.knn import unit_rows
 from sonde.detect.patch_core import READERS
-from sonde.studies._defects import DATA, PATCHES, SITE, Objects, objects
-from sonde.studies._patches import image_area, patches_of, pixel_area
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._defects import DATA, PATCHES, SITE, Objects, objects
+from sonde_studies._patches import image_area, patches_of, pixel_area
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 SHOTS, FEW, SEVERAL, DRAWS = (1, 4, 16), (1, 4), (4, 16), 3
 SHARP = (0.005, 0.01, 0.02)

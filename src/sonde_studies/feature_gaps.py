@@ -27,7 +27,7 @@ from sonde.detect import FeatureGaps, LinearProbe
 from sonde.detect._logistic import logistic
 from sonde.metrics import prediction_rejection
 from sonde.run.reading.read import read
-from sonde.studies._questions import (
+from sonde_studies._questions import (
     DOMAINS,
     FACTS_TEST,
     MODE_EXPLAIN,
@@ -37,7 +37,7 @@ from sonde.studies._questions import (
     reading,
     taught,
 )
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 PROMPTS = ("use", "ignore", MODE_EXPLAIN, "tell", "honest", "lie")
 FEATURES = ("context", "comprehension", "honesty")

@@ -14,7 +14,8 @@ from scipy.sparse.csgraph import shortest_path
 from sklearn.metrics import roc_auc_score
 
 from sonde.core.errors import InputError
-from sonde.data.trajectories import (
+from sonde.data.trajectory import first_error_of, step_text
+from sonde_studies.worlds import (
     KINDS,
     Calculator,
     Fault,
@@ -28,7 +29,6 @@ from sonde.data.trajectories import (
     split_of,
     write_trajectories,
 )
-from sonde.data.trajectory import first_error_of, step_text
 
 
 @pytest.fixture(scope="module")

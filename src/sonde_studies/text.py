@@ -2,7 +2,7 @@
 
 from textwrap import wrap
 
-from sonde.studies.study import BETWEEN, NULL_LEVEL, Claim, Outcome, StudyTable
+from sonde_studies.study import BETWEEN, NULL_LEVEL, Claim, Outcome, StudyTable
 
 WIDTH = 100
 LARGE = 20.0

@@ -21,9 +21,9 @@ from sonde.detect._noise_training import (
 from sonde.detect._training import generator, minibatches
 from sonde.detect.patch_core import PatchCoreScorer
 from sonde.detect.simple_net import SimpleNetScorer
-from sonde.studies._defects import DATA, PATCHES, SITE, Objects, objects
-from sonde.studies._patches import image_area, patches_of, pixel_area
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._defects import DATA, PATCHES, SITE, Objects, objects
+from sonde_studies._patches import image_area, patches_of, pixel_area
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 SWEEP = (0.03, 0.1, 0.3, 1.0, 3.0)
 IMAGE_NOISE, MIDDLE, COPIES = (0.05, 0.15, 0.5), 0.15, 4

@@ -6,8 +6,8 @@ Each study is one file; ``STUDIES`` finds it by the word of ``sonde study``.
 import importlib
 
 from sonde.core.errors import InputError, near
-from sonde.studies.study import Claim, Outcome, Study, StudyTable, run_study
-from sonde.studies.text import as_text
+from sonde_studies.study import Claim, Outcome, Study, StudyTable, run_study
+from sonde_studies.text import as_text
 
 STUDIES: dict[str, str] = {
     "clue": "CLUEStudy",
@@ -47,5 +47,5 @@ def study_of(word: str) -> Study:
         raise InputError(
             f"study: expected one of {', '.join(STUDIES)}, got {word!r}.{near(word, STUDIES)}"
         )
-    module = importlib.import_module(f"sonde.studies.{word.replace('-', '_')}")
+    module = importlib.import_module(f"sonde_studies.{word.replace('-', '_')}")
     return getattr(module, STUDIES[word])()

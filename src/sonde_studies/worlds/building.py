@@ -16,11 +16,11 @@ import torch
 from sonde.core.errors import InputError
 from sonde.core.files import atomic_write
 from sonde.core.hashing import base_hashes, draws, fraction
-from sonde.data.trajectories.calculator import Calculator
-from sonde.data.trajectories.grid import Grid
-from sonde.data.trajectories.perturb import KINDS, Kind, Rejected, perturb_and_complete
-from sonde.data.trajectories.world import Trajectory, World, solve
 from sonde.stats import auroc
+from sonde_studies.worlds.calculator import Calculator
+from sonde_studies.worlds.grid import Grid
+from sonde_studies.worlds.perturb import KINDS, Kind, Rejected, perturb_and_complete
+from sonde_studies.worlds.world import Trajectory, World, solve
 
 TRIES = 64
 WORLDS: tuple[World[Any, Any], ...] = (Calculator(), Grid())

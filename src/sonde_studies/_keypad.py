@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sonde.studies._digits import pixels
+from sonde_studies._digits import pixels
 
 PLACES, LOOKS, KEY = 16, 8, 8
 STEPS, RATE = 200, 3e-3

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sonde.studies._digits import FIT, HELD, Source, pixels
+from sonde_studies._digits import FIT, HELD, Source, pixels
 
 GARMENTS = Path("/usr/share/datasets/fashion-mnist")
 MOST, GARMENTS_FIT, GARMENTS_HELD, GARMENTS_TEST = 10_000, 1500, 750, 750

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, final
 
-from sonde.data.trajectories.world import Fault, World
+from sonde_studies.worlds.world import Fault, World
 
 OPERATIONS = {"add": "+", "subtract": "-", "multiply": "*"}
 INPUTS = "abcd"

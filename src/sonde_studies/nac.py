@@ -3,9 +3,9 @@
 from typing import final
 
 from sonde.detect import MSP, NAC, Energy
-from sonde.studies._digits import Digits, digits
-from sonde.studies._separation import area, fitted_on, mean_score, scores_of
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._digits import Digits, digits
+from sonde_studies._separation import area, fitted_on, mean_score, scores_of
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 LAST, EARLY = "body:out", "early:out"
 READING = {"sites": [EARLY, LAST], "objective": "kl_uniform"}

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from sonde.core.errors import InputError
-from sonde.data.trajectories.world import (
+from sonde_studies.worlds.world import (
     MOST_STEPS,
     Fault,
     Policy,

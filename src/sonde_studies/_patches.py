@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sonde.metrics import pixel_auroc
 from sonde.run.reading.read import read
 from sonde.stats import score_map
-from sonde.studies._separation import area
+from sonde_studies._separation import area
 
 
 def patches_of(

@@ -12,9 +12,9 @@ from torch import Tensor
 from sonde.core.inputs import Model
 from sonde.detect import CLUE, LinearProbe, top_majority
 from sonde.metrics import auroc_within
-from sonde.studies._language import LAYERS, language_model, sampled, train
-from sonde.studies._separation import area, fitted_on, scores_of
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._language import LAYERS, language_model, sampled, train
+from sonde_studies._separation import area, fitted_on, scores_of
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 SIGNS, EQUAL, AND, OPEN, CLOSE, STOP = "+-*", "=", ",", "<", ">", "."
 WORDS = [*"0123456789", *SIGNS, EQUAL, AND, OPEN, CLOSE, STOP]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sonde.core.state import size_bytes
-from sonde.studies._battery import Contestant, of_patches, of_rows
-from sonde.studies._digits import Architecture, Digits, digits
-from sonde.studies._separation import area, fitted_on, scores_of
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._battery import Contestant, of_patches, of_rows
+from sonde_studies._digits import Architecture, Digits, digits
+from sonde_studies._separation import area, fitted_on, scores_of
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 ARCHITECTURES: tuple[Architecture, ...] = ("mlp", "cnn")
 PARTS = ("near", "far")

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sonde.detect import FOD, PaDiM, PatchCore
 from sonde.detect.fod import FODScorer
-from sonde.studies._keypad import PLACES, Keypads, keypads
-from sonde.studies._patches import image_area, patch_area, patches_of
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._keypad import PLACES, Keypads, keypads
+from sonde_studies._patches import image_area, patch_area, patches_of
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 SITE = "keys:out"
 NET = {"width": 32, "heads": 4, "layers": 2, "batch": 8, "rate": 5e-3}

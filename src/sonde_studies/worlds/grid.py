@@ -7,7 +7,7 @@ from functools import lru_cache
 from random import Random
 from typing import ClassVar, final
 
-from sonde.data.trajectories.world import Fault, World
+from sonde_studies.worlds.world import Fault, World
 
 Cell = tuple[int, int]
 MOVES: dict[str, Cell] = {"north": (-1, 0), "south": (1, 0), "west": (0, -1), "east": (0, 1)}

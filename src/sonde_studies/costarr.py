@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sonde.core.instrument import Detector
 from sonde.detect import COSTARR, MSP, MaxLogit
-from sonde.studies._digits import Architecture, Digits, open_set
-from sonde.studies._garments import DATA, garments_or_digits
-from sonde.studies._separation import area, fitted_on, rank_correlation, scores_of
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._digits import Architecture, Digits, open_set
+from sonde_studies._garments import DATA, garments_or_digits
+from sonde_studies._separation import area, fitted_on, rank_correlation, scores_of
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 SITE = "body:out"
 ARCHITECTURES: tuple[Architecture, ...] = ("mlp", "cnn")

@@ -19,9 +19,9 @@ from sonde.detect._token_net import N_METRICS
 from sonde.run.fitting.fit import fit as fit_stream
 from sonde.run.reading.read import read
 from sonde.store import Store, write_store
-from sonde.studies._separation import area
-from sonde.studies._written import HUMAN, MACHINE, Texts, code, prose, written
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._separation import area
+from sonde_studies._written import HUMAN, MACHINE, Texts, code, prose, written
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 DOMAINS = {"code": code, "prose": prose}
 SEEN, UNSEEN = DOMAINS

@@ -23,9 +23,9 @@ from sonde.detect import NAC
 from sonde.measure import activation_coverage
 from sonde.measure.activation_coverage import ActivationCoverageResult
 from sonde.run.reading.read import read
-from sonde.studies._digits import KNOWN, Net, net_of, pixels
-from sonde.studies._separation import rank_correlation
-from sonde.studies.study import Claim, Figures, Study, Tick
+from sonde_studies._digits import KNOWN, Net, net_of, pixels
+from sonde_studies._separation import rank_correlation
+from sonde_studies.study import Claim, Figures, Study, Tick
 
 SITE, FIT, RATE, FULL, FIXED = "body:out", 400, 3e-3, 0.05, 0.1
 DECAYS, NOISES, STOPS = (0.0, 0.3, 1.0), (0.0, 0.15, 0.3), (25, 75, 150, 400)
