@@ -100,3 +100,16 @@ def test_padding_stays_where_it_is_for_a_module_of_somebodys_own(real):
     with torch.no_grad():
         kept = net(x, real) * real[..., None]
     torch.testing.assert_close(rows, kept.sum(1) / real.sum(1, keepdim=True))
+
+
+@pytest.mark.truth("the mean over the real steps, written out")
+def test_a_mask_counts_in_a_batch_of_as_many_examples_as_steps():
+    net = takes("mask")
+    x = torch.randn(5, 5, 3, generator=torch.Generator().manual_seed(0))
+    real = torch.arange(5) < torch.tensor([5, 3, 4, 2, 5])[:, None]
+    items = [{"x": a, "mask": b} for a, b in zip(x, real, strict=True)]
+    (batch,) = sonde.read(net, items, "body", "mean", batch_size=5)
+    with torch.no_grad():
+        kept = net.body(x) * real[..., None]
+    expected = kept.sum(1) / real.sum(1, keepdim=True)
+    torch.testing.assert_close(batch.rows["body:out"], expected)

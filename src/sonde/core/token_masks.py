@@ -20,15 +20,16 @@ EITHER = "mask"
 NAMES = (REAL, *PADDED, EITHER)
 
 
-def find_mask(named: Mapping[str, Any]) -> tuple[str, Tensor] | None:
+def find_mask(named: Mapping[str, Any], stacked: bool = False) -> tuple[str, Tensor] | None:
     """Return name and value of the mask of (example, token) among a model's arguments, or None.
 
-    A square ``mask`` may say which token looks at which, and counts as none.
+    A square ``mask`` may say which token looks at which, and counts as none, unless arguments are
+    ``stacked``, one of each example: then there are as many examples as tokens.
     """
     for name in NAMES:
         value = named.get(name)
         if isinstance(value, Tensor) and value.ndim == 2:
-            is_square = value.shape[0] == value.shape[1]
+            is_square = not stacked and value.shape[0] == value.shape[1]
             if not (name == EITHER and is_square):
                 return name, value
     return None

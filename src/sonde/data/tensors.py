@@ -173,7 +173,7 @@ class CallableEncoder(Encoder):
 
 def token_mask(kwargs: Mapping[str, Tensor]) -> Bool[Tensor, "_row _pos"] | None:
     """Return which tokens are real, by the mask beside token ids, embeddings or features."""
-    found = find_mask(kwargs)
+    found = find_mask(kwargs, stacked=True)
     if found is None:
         return None
     own, mask = found
