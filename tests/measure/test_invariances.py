@@ -28,9 +28,20 @@ def svcca(x, y):
     return measure.svcca(x, y, keep=0.8)
 
 
+def copula_information(x, y):
+    return measure.mutual_information(x, y, estimator="copula")
+
+
+def neighbour_information(x, y):
+    return measure.mutual_information(x, y, estimator="ksg", scale="std")
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
+    (measure.mutual_information, EVERY, EVERY),
+    (copula_information, EVERY - {"rotation", "linear"}, EVERY - {"rotation", "linear"}),
+    (neighbour_information, EVERY - {"rotation", "linear"}, EVERY - {"rotation", "linear"}),
     (measure.cca, EVERY, EVERY),
     (svcca, SHAPE, SHAPE),
     (measure.pwcca, SHAPE - {"rotation"}, EVERY),

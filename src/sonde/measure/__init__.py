@@ -12,6 +12,7 @@ from sonde.measure.entropy_rank import EntropyRank, entropy_rank
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
+from sonde.measure.mutual_information import MutualInformation, mutual_information
 from sonde.measure.mutual_knn import MutualKNN, mutual_knn
 from sonde.measure.norms import Norms, norms
 from sonde.measure.participation_ratio import ParticipationRatio, participation_ratio
@@ -41,6 +42,7 @@ __all__ = [
     "EntropyRank",
     "LayerCKA",
     "MassiveActivations",
+    "MutualInformation",
     "MutualKNN",
     "Norms",
     "ParticipationRatio",
@@ -64,6 +66,7 @@ __all__ = [
     "gulp",
     "layer_cka",
     "massive_activations",
+    "mutual_information",
     "mutual_knn",
     "norms",
     "participation_ratio",

@@ -1,0 +1,246 @@
+"""Mutual information of two sites: of Gaussians, of ranks, or from nearest neighbours.
+
+No estimator sees much in many dimensions: the first two see linear and monotone dependence alone,
+the third falls short from a handful of units on (flag ``high_dim``). For similarity see ``cka``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Span, Statistic
+from sonde.measure._flags import moment_flags
+from sonde.measure._gaussian_information import (
+    gaussian_information,
+    information_of_rows,
+    normal_scores,
+)
+from sonde.measure._ksg import ksg_terms, without_ties
+from sonde.stats import (
+    CrossMoments,
+    CrossMomentsState,
+    HashSample,
+    HashSampleState,
+    Moments,
+    MomentsState,
+)
+from sonde.stats.sampled_rows import SHUFFLES, SampledRows
+
+Estimator = Literal["gaussian", "copula", "ksg"]
+Scale = Literal["none", "std"]
+
+MOST_DIMS = 6
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MutualInformationResult(Result):
+    """Mutual information in nats.
+
+    ``raw`` is the estimate itself and ``bias`` its mean over unrelated rows; the value is their
+    difference, and the null 0, where ``debias`` asks for it.
+    """
+
+    direction: Direction = "higher"
+    unit: str = "nats"
+    raw: float
+    bias: float
+
+
+@final
+@dataclass(frozen=True)
+class MutualInformation(Instrument):
+    """How much the rows of one site tell about the rows of another, in nats.
+
+    ``gaussian`` is ``-1/2 sum ln(1 - rho^2)`` over canonical correlations, exact for Gaussian rows
+    and blind to dependence without correlation. ``copula`` is the same of normal scores of each
+    unit's ranks. ``ksg`` compares, around each row, the distance of its ``k`` th neighbour in both
+    sites together with the number of rows that near in each: ``psi(k) + psi(n) - mean(psi(n_x + 1)
+    + psi(n_y + 1))``, distance being the largest difference of a unit.
+
+    Range        [0, inf), nats; higher = more dependent. Estimates fall below 0 by chance.
+                 Invariant to  shifts; gaussian: invertible linear maps; copula: increasing maps of
+                 single units; ksg with ``scale="std"``: scale of single units.
+    Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes, else ``m`` rows; result
+                 O(dim^3), ksg O(m^2 (dim + dim2)), 41 times over for its null and error.
+    Assumes      more rows than ``dim + dim2 + 1`` (flag ``few_rows``); ksg: at most 6 units in all
+                 (flag ``high_dim``). The closed null counts rows as independent; where the sample
+                 has groups the null is the mean of 20 shuffles of whole groups, and neighbours of
+                 one group are left out.
+    Differs      from the papers: units that are constant or copies are left out of the Gaussian
+                 forms, ties are broken by seeded noise of 1e-10 deviations. At independence the
+                 error of ``gaussian`` is 1.4 times too wide.
+
+    Parameters
+    ----------
+    estimator : {"gaussian", "copula", "ksg"}, default="gaussian"
+        What is estimated.
+    debias : bool, default=True
+        Take the null away from the Gaussian forms: exact at independence. Not from ``ksg``, which
+        has hardly any.
+    k : int, default=4
+        Neighbours of ``ksg``: fewer is less bias and more spread.
+    scale : {"none", "std"}, default="none"
+        Distances of ``ksg`` between units as they are, or divided by their deviations.
+    m : int, default=2048
+        Rows of the sample of ``copula`` and ``ksg``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> a, b = torch.randn(2, 1000, 1, generator=torch.Generator().manual_seed(0))
+    >>> round(mutual_information(a, 2 * a + 1 + b).value, 1), round(0.5 * math.log(5), 1)
+    (0.8, 0.8)
+
+    References
+    ----------
+    kraskov2004ksg, ince2017copula
+    """
+
+    estimator: Estimator = "gaussian"
+    debias: bool = True
+    k: int = 4
+    scale: Scale = "none"
+    m: int = SAMPLE
+    span: ClassVar[Span] = "pair"
+    least_rows: ClassVar[int] = 3
+    paper: ClassVar[str] = "kraskov2004ksg"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"estimator": "copula", "m": 64},
+        {"estimator": "ksg", "k": 3, "scale": "std", "m": 64},
+    )
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ("gaussian", "copula", "ksg"):
+            raise InputError(
+                "MutualInformation: expected the estimator 'gaussian', 'copula' or 'ksg', "
+                f"got {self.estimator!r}."
+            )
+        if self.scale not in ("none", "std"):
+            raise InputError(
+                f"MutualInformation: expected the scale 'none' or 'std', got {self.scale!r}."
+            )
+        if self.k < 1 or self.m < 1:
+            raise InputError(
+                f"MutualInformation: expected k and m of at least 1, got {self.k} and {self.m}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of both sites, or their samples."""
+        if self.estimator == "gaussian":
+            return {"cross": CrossMoments(), "each": Moments()}
+        return {"samples": HashSample(self.m)}
+
+    def result(
+        self,
+        cross: CrossMomentsState | None = None,
+        each: tuple[MomentsState, MomentsState] | None = None,
+        samples: tuple[HashSampleState, HashSampleState] | None = None,
+    ) -> MutualInformationResult:
+        """Estimate from the moments, or from the rows of the sample."""
+        if cross is not None and each is not None:
+            return self._of_moments(cross, *each)
+        assert samples is not None  # guaranteed by reads
+        return self._of_sample(SampledRows.of(samples))
+
+    def _of_moments(
+        self, cross: CrossMomentsState, x: MomentsState, y: MomentsState
+    ) -> MutualInformationResult:
+        flags = dict.fromkeys(moment_flags(x) + moment_flags(y))
+        if cross.n <= len(x.mean) + len(y.mean) + 1:
+            flags["few_rows"] = None
+        if "dead" in flags:
+            return self._answer(math.nan, math.nan, cross.n, [*flags], {})
+        raw, null = gaussian_information(cross, x, y)
+        return self._answer(raw, null, cross.n, [*flags], {"null": "closed form"})
+
+    def _of_sample(self, rows: SampledRows) -> MutualInformationResult:
+        dims = sum(x.shape[1] for x in rows.rows)
+        largest = int(torch.bincount(rows.group).max()) if len(rows) else 0
+        ksg = self.estimator == "ksg"
+        few = len(rows) - largest < self.k if ksg else rows.n_groups <= dims + 1
+        dead = any(_is_constant(x) for x in rows.rows)
+        found = {"dead": dead, "few_rows": few, "high_dim": ksg and dims > MOST_DIMS}
+        flags = [*rows.flags, *(flag for flag, raised in found.items() if raised)]
+        if dead or len(rows) - largest < (self.k if ksg else dims):
+            return self._answer(math.nan, math.nan, len(rows), flags, {"se": "no value"})
+        rows, figure = self._prepared(rows), self._by_neighbours if ksg else information_of_rows
+        raw, null = figure(rows)
+        closed = math.isfinite(null) and not rows.grouped
+        if not closed:
+            null = sum(float(figure(other)[0]) for other in rows.shuffled()) / SHUFFLES
+        # halves have another null, the same for each
+        se, how = rows.standard_error(lambda half: figure(half)[0])
+        if se is not None and not bool(se.isfinite()):
+            se, how = None, "none: too few rows for halves"
+        told = {"se": how, "null": "closed form" if closed else f"{SHUFFLES} shuffles of groups"}
+        return self._answer(float(raw), null, len(rows), flags, told, se)
+
+    def _prepared(self, rows: SampledRows) -> SampledRows:
+        """Return what is compared: ranks as normal scores, or rows without ties, perhaps scaled."""
+        if self.estimator == "copula":
+            return replace(rows, rows=tuple(normal_scores(x) for x in rows.rows))
+        ready = [without_ties(x, seed) for seed, x in enumerate(rows.rows)]
+        if self.scale == "std":
+            scales = [x.std(0, correction=0) for x in ready]
+            ready = [x / s.where(s > 0, 1.0) for x, s in zip(ready, scales, strict=True)]
+        return replace(rows, rows=tuple(ready))
+
+    def _by_neighbours(self, rows: SampledRows) -> tuple[Tensor, float]:
+        x, y = rows.rows
+        return ksg_terms(x, y, rows.group, self.k).mean(), math.nan
+
+    def _answer(
+        self,
+        raw: Tensor | float,
+        null: float,
+        n: int,
+        flags: Sequence[str],
+        told: dict[str, Any],
+        se: Tensor | None = None,
+    ) -> MutualInformationResult:
+        ksg = self.estimator == "ksg"
+        how = {"k": self.k, "scale": self.scale} if ksg else {"debiased": self.debias}
+        return MutualInformationResult(
+            value=raw - null if self.debias and not ksg else raw,
+            se=se,
+            null=0.0 if self.debias and not ksg and math.isfinite(null) else null,
+            n=n,
+            range=(0.0, math.inf),
+            flags=tuple(flags),
+            conventions={"estimator": self.estimator, **how, **told},
+            raw=float(torch.as_tensor(raw).detach()),
+            bias=null,
+        )
+
+
+def _is_constant(x: Float[Tensor, "row dim"]) -> bool:
+    return not bool((x != x[:1]).any())
+
+
+def mutual_information(
+    x: Any,
+    y: Any,
+    *,
+    group: Any = None,
+    estimator: Estimator = "gaussian",
+    debias: bool = True,
+    k: int = 4,
+    scale: Scale = "none",
+    m: int | None = None,
+) -> MutualInformationResult:
+    """Return what two arrays over the same rows tell of each other; see ``MutualInformation``.
+
+    All rows enter unless ``m`` is given.
+    """
+    instrument = MutualInformation(estimator, debias, k, scale, m or max(len(x), 1))
+    return instrument.fit(x, y=y, group=group, ids=range(len(x)))
