@@ -13,10 +13,12 @@ from sonde.core.instrument import Instrument, Read
 from sonde.core.statistic import Learner, Statistic
 from sonde.stats import (
     BatchHsic,
+    ClassDirectionMoments,
     ClassMoments,
     ContentSketch,
     Coreset,
     CrossMoments,
+    DirectionMoments,
     EntryCounts,
     Extremes,
     FourierFeatures,
@@ -45,6 +47,7 @@ SMALL = FourierFeatures(2.0, 4)
 
 CASES: tuple[Case, ...] = (
     Case(BatchHsic(8), "8"),
+    Case(ClassDirectionMoments(), dims=(1, 3, 8)),
     Case(ClassMoments()),
     Case(ClassMoments("trace")),
     Case(ClassMoments("diag")),
@@ -52,6 +55,7 @@ CASES: tuple[Case, ...] = (
     Case(ContentSketch(16), "example"),
     Case(Coreset(6)),
     Case(CrossMoments()),
+    Case(DirectionMoments()),
     Case(EntryCounts()),
     Case(Extremes(4)),
     Case(FourierMoments(SMALL)),

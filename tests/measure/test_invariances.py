@@ -18,6 +18,7 @@ MAPS = {
 }
 SHAPE = {"permutation", "rotation", "scale", "shift"}
 EVERY = set(MAPS)
+LABEL = torch.arange(60) % 3
 
 
 def mutual_knn(x, y):
@@ -34,6 +35,10 @@ def copula_information(x, y):
 
 def neighbour_information(x, y):
     return measure.mutual_information(x, y, estimator="ksg", scale="std")
+
+
+def rate_reduction(x):
+    return measure.rate_reduction(x, LABEL)
 
 
 TWO_SIDED = [
@@ -54,6 +59,8 @@ ONE_SIDED = [
     (measure.participation_ratio, SHAPE),
     (measure.stable_rank, SHAPE),
     (measure.entropy_rank, SHAPE),
+    (measure.coding_rate, SHAPE - {"shift"}),
+    (rate_reduction, SHAPE - {"shift"}),
 ]
 
 

@@ -5,6 +5,7 @@ from sonde.measure.anisotropy import Anisotropy, anisotropy
 from sonde.measure.cca import CCA, cca
 from sonde.measure.cka import CKA, cka
 from sonde.measure.class_separability import ClassSeparability, class_separability
+from sonde.measure.coding_rate import CodingRate, coding_rate
 from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dead_units import DeadUnits, dead_units
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
@@ -18,6 +19,7 @@ from sonde.measure.norms import Norms, norms
 from sonde.measure.participation_ratio import ParticipationRatio, participation_ratio
 from sonde.measure.procrustes import Procrustes, procrustes
 from sonde.measure.pwcca import PWCCA, pwcca
+from sonde.measure.rate_reduction import RateReduction, rate_reduction
 from sonde.measure.regression import Regression, regression
 from sonde.measure.saturated_units import SaturatedUnits, saturated_units
 from sonde.measure.spectrum import Spectrum, spectrum
@@ -36,6 +38,7 @@ __all__ = [
     "ActivationCoverage",
     "Anisotropy",
     "ClassSeparability",
+    "CodingRate",
     "Covariance",
     "DeadUnits",
     "EffectiveRank",
@@ -47,6 +50,7 @@ __all__ = [
     "Norms",
     "ParticipationRatio",
     "Procrustes",
+    "RateReduction",
     "Regression",
     "SaturatedUnits",
     "Spectrum",
@@ -59,6 +63,7 @@ __all__ = [
     "cca",
     "cka",
     "class_separability",
+    "coding_rate",
     "covariance",
     "dead_units",
     "effective_rank",
@@ -72,6 +77,7 @@ __all__ = [
     "participation_ratio",
     "procrustes",
     "pwcca",
+    "rate_reduction",
     "regression",
     "saturated_units",
     "spectrum",

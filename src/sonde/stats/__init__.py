@@ -10,6 +10,7 @@ from sonde.stats.class_moments import ClassMoments, ClassMomentsState, Unlabelle
 from sonde.stats.content_sketch import ContentSketch, ContentSketchState
 from sonde.stats.coreset import Coreset, CoresetState
 from sonde.stats.cross_moments import CrossMoments, CrossMomentsState
+from sonde.stats.direction_moments import ClassDirectionMoments, DirectionMoments, unit_rows
 from sonde.stats.entry_counts import EntryCounts, EntryCountsState
 from sonde.stats.extremes import Extremes, ExtremesState
 from sonde.stats.false_discovery import benjamini_hochberg
@@ -57,6 +58,7 @@ __all__ = [
     "Calibrated",
     "CalibratedScorer",
     "ClassCalibration",
+    "ClassDirectionMoments",
     "ClassMoments",
     "ClassMomentsState",
     "ContentSketch",
@@ -65,6 +67,7 @@ __all__ = [
     "CoresetState",
     "CrossMoments",
     "CrossMomentsState",
+    "DirectionMoments",
     "EntryCounts",
     "EntryCountsState",
     "Extremes",
@@ -135,6 +138,7 @@ __all__ = [
     "shrunk",
     "sparsemax",
     "token_metrics",
+    "unit_rows",
     "white_eigenvalues",
     "white_mean",
     "wilson",

@@ -1,0 +1,68 @@
+"""Moments of directions: of rows that are scaled to unit length first."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.statistic import Statistic
+from sonde.stats.class_moments import ClassMoments, ClassMomentsState
+from sonde.stats.moments import Moments, MomentsState
+
+_ALL = Moments("full")
+_EACH = ClassMoments("full")
+
+
+@final
+@dataclass(frozen=True)
+class DirectionMoments(Statistic[MomentsState]):
+    """Count, mean and centred scatter of rows divided by their lengths; zeros stay zeros. Exact."""
+
+    def observe(self, x: Float[Tensor, "row dim"]) -> MomentsState:
+        """Return the moments of a batch of rows at unit length."""
+        return _ALL.observe(unit_rows(x))
+
+    def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
+        """Return the moments of both sets of rows."""
+        return _ALL.merge(a, b)
+
+    def influence(
+        self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
+    ) -> Float[Tensor, "row"]:
+        """Return that of ``Moments`` at the rows of unit length."""
+        return _ALL.influence(state, gradient, unit_rows(x))
+
+
+@final
+@dataclass(frozen=True)
+class ClassDirectionMoments(Statistic[ClassMomentsState]):
+    """Count, mean and scatter matrix of each class, of rows divided by their lengths. Exact."""
+
+    def observe(self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"]) -> ClassMomentsState:
+        """Return the class moments of a batch of rows at unit length."""
+        return _EACH.observe(unit_rows(x), label)
+
+    def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
+        """Return the class moments of both sets of rows."""
+        return _EACH.merge(a, b)
+
+    def influence(
+        self,
+        state: ClassMomentsState,
+        gradient: ClassMomentsState,
+        x: Float[Tensor, "row dim"],
+        label: Int[Tensor, "row"],
+    ) -> Float[Tensor, "row"]:
+        """Return that of ``ClassMoments`` at the rows of unit length."""
+        return _EACH.influence(state, gradient, unit_rows(x), label)
+
+
+def unit_rows(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+    """Return the rows divided by their lengths, in single or double precision."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    largest = wide.abs().amax(dim=1, keepdim=True)  # first, so that no square under- or overflows
+    wide = wide / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    return wide / torch.where(length > 0, length, 1.0)
