@@ -41,6 +41,10 @@ def rate_reduction(x):
     return measure.rate_reduction(x, LABEL)
 
 
+def bottleneck_degree(x):
+    return measure.bottleneck_degree(x, torch.arange(len(x)) % 3)
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
@@ -56,6 +60,7 @@ TWO_SIDED = [
     (mutual_knn, SHAPE, SHAPE),
 ]
 ONE_SIDED = [
+    (bottleneck_degree, SHAPE),
     (measure.participation_ratio, SHAPE),
     (measure.stable_rank, SHAPE),
     (measure.entropy_rank, SHAPE),

@@ -2,6 +2,7 @@
 
 from sonde.measure.activation_coverage import ActivationCoverage, activation_coverage
 from sonde.measure.anisotropy import Anisotropy, anisotropy
+from sonde.measure.bottleneck_degree import BottleneckDegree, bottleneck_degree
 from sonde.measure.cca import CCA, cca
 from sonde.measure.cka import CKA, cka
 from sonde.measure.class_separability import ClassSeparability, class_separability
@@ -37,6 +38,7 @@ __all__ = [
     "SVCCA",
     "ActivationCoverage",
     "Anisotropy",
+    "BottleneckDegree",
     "ClassSeparability",
     "CodingRate",
     "Covariance",
@@ -60,6 +62,7 @@ __all__ = [
     "UpdateSize",
     "activation_coverage",
     "anisotropy",
+    "bottleneck_degree",
     "cca",
     "cka",
     "class_separability",
