@@ -66,6 +66,9 @@ ONE_SIDED = [
     (measure.entropy_rank, SHAPE),
     (measure.coding_rate, SHAPE - {"shift"}),
     (rate_reduction, SHAPE - {"shift"}),
+    (measure.two_nn, SHAPE),
+    (measure.mle_dimension, SHAPE),
+    (measure.gride, SHAPE),
 ]
 
 

@@ -59,3 +59,17 @@ def test_a_shuffle_moves_whole_groups_and_only_the_last_site():
         for one in range(rows.n_groups):
             sources = group[other.rows[1][rows.group == one, 0].long()]
             assert len(set(sources.tolist())) == 1
+
+
+def test_shuffled_columns_come_from_one_other_group_each_and_are_unlike():
+    group = torch.arange(30).repeat_interleave(torch.tensor([1, 2, 3] * 10))
+    x = torch.arange(len(group), dtype=torch.float64)[:, None].repeat(1, 2)
+    moved = sampled(x, x, group=group).with_shuffled_columns().rows[0]
+    rows = sampled(x, x, group=group)
+    assert not torch.equal(moved[:, 0], moved[:, 1])
+    taken = []
+    for one in range(rows.n_groups):
+        sources = group[moved[rows.group == one, 0].long()]
+        assert len(set(sources.tolist())) == 1
+        taken.append(int(sources[0]))
+    assert sorted(taken) == list(range(30))

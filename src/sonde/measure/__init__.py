@@ -11,9 +11,11 @@ from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dead_units import DeadUnits, dead_units
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
+from sonde.measure.gride import Gride, gride
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
+from sonde.measure.mle_dimension import MLEDimension, mle_dimension
 from sonde.measure.mutual_information import MutualInformation, mutual_information
 from sonde.measure.mutual_knn import MutualKNN, mutual_knn
 from sonde.measure.norms import Norms, norms
@@ -26,6 +28,7 @@ from sonde.measure.saturated_units import SaturatedUnits, saturated_units
 from sonde.measure.spectrum import Spectrum, spectrum
 from sonde.measure.stable_rank import StableRank, stable_rank
 from sonde.measure.svcca import SVCCA, svcca
+from sonde.measure.two_nn import TwoNN, two_nn
 from sonde.measure.unit_entropy import UnitEntropy, unit_entropy
 from sonde.measure.update_similarity import UpdateSimilarity, update_similarity
 from sonde.measure.update_size import UpdateSize, update_size
@@ -45,7 +48,9 @@ __all__ = [
     "DeadUnits",
     "EffectiveRank",
     "EntropyRank",
+    "Gride",
     "LayerCKA",
+    "MLEDimension",
     "MassiveActivations",
     "MutualInformation",
     "MutualKNN",
@@ -57,6 +62,7 @@ __all__ = [
     "SaturatedUnits",
     "Spectrum",
     "StableRank",
+    "TwoNN",
     "UnitEntropy",
     "UpdateSimilarity",
     "UpdateSize",
@@ -71,9 +77,11 @@ __all__ = [
     "dead_units",
     "effective_rank",
     "entropy_rank",
+    "gride",
     "gulp",
     "layer_cka",
     "massive_activations",
+    "mle_dimension",
     "mutual_information",
     "mutual_knn",
     "norms",
@@ -86,6 +94,7 @@ __all__ = [
     "spectrum",
     "stable_rank",
     "svcca",
+    "two_nn",
     "unit_entropy",
     "update_similarity",
     "update_size",

@@ -10,6 +10,7 @@ from sonde.core.errors import InputError
 from sonde.core.wording import plural
 
 CHUNK = 1024
+DIFFERENCES = 1 << 23  # entries of the differences of rows that are formed at once
 PRODUCTS = 1 << 23  # entries of a product that are looked at at once; half as many cost 9 % more
 TILE = 1 << 14  # rows of the bank in it
 WAYS = 32
@@ -38,6 +39,7 @@ def nearest(
     *,
     group: Int[Tensor, "row"] | None = None,
     group2: Int[Tensor, "row2"] | None = None,
+    each_once: bool = False,
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
     """Return distances and indices of the ``k`` nearest rows of ``y``, nearest first.
@@ -52,6 +54,9 @@ def nearest(
         How many.
     group, group2 : Int[Tensor, "row"], optional
         Pairs of one group are left out.
+    each_once : bool, default=False
+        Of each group of ``y`` only the row that is nearest is taken; ``k`` is then at most the
+        number of groups. Needs ``group2``.
     """
     if not 1 <= k <= len(y):
         raise InputError(f"nearest: expected k between 1 and {plural(len(y), 'row')}, got {k}.")
@@ -61,16 +66,46 @@ def nearest(
         if group is not None and group2 is not None:
             own = group[start : start + chunk, None].to(rough.device)
             rough = rough.masked_fill(own == group2.to(rough.device), torch.inf)
-        far, index = rough.topk(k, largest=False)
-        part = x[start : start + chunk].double()
-        exact = torch.linalg.vector_norm(part[:, None] - y[index].double(), dim=2)
-        exact = exact.masked_fill(torch.isinf(far), torch.inf)
+        if each_once and group2 is not None:
+            first = _first_of_groups(rough, group2.to(rough.device))
+            far, which = rough.gather(1, first).topk(k, largest=False)
+            index = first.gather(1, which)
+        else:
+            far, index = rough.topk(k, largest=False)
+        exact = _lengths(x[start : start + chunk], y, index).masked_fill(far.isinf(), torch.inf)
         order = exact.argsort(dim=1, stable=True)
         found.append(index.gather(1, order))
         values.append(exact.gather(1, order))
     if not values:
         return x.new_zeros(0, k, dtype=torch.float64), torch.zeros(0, k, dtype=torch.int64)
     return torch.cat(values), torch.cat(found)
+
+
+def _lengths(
+    x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"], index: Int[Tensor, "row k"]
+) -> Float[Tensor, "row k"]:
+    """Return the distance of each row to the rows of ``y`` that its indices name."""
+    step = max(1, DIFFERENCES // max(index.shape[1] * x.shape[1], 1))
+    return torch.cat(
+        [
+            torch.linalg.vector_norm(a.double()[:, None] - y[at].double(), dim=2)
+            for a, at in zip(x.split(step), index.split(step), strict=True)
+        ]
+    )
+
+
+def _first_of_groups(
+    rough: Float[Tensor, "row row2"], group: Int[Tensor, "row2"]
+) -> Int[Tensor, "row _group"]:
+    """Return, for each row and each group, the row of the group that is nearest."""
+    _, number = torch.unique(group, return_inverse=True)
+    shape = len(rough), int(number.max()) + 1
+    number = number.expand(len(rough), -1)
+    least = rough.new_full(shape, torch.inf).scatter_reduce(1, number, rough, "amin")
+    index = torch.arange(rough.shape[1], device=rough.device).expand_as(rough)
+    index = index.masked_fill(rough > least.gather(1, number), rough.shape[1])
+    first = index.new_full(shape, rough.shape[1])
+    return first.scatter_reduce(1, number, index, "amin")
 
 
 def largest_products(

@@ -123,6 +123,26 @@ class SampledRows:
             made.append(replace(self, rows=(*self.rows[:-1], last)))
         return made
 
+    def with_shuffled_columns(self, seed: int = 0) -> "SampledRows":
+        """Return the rows with each unit's values moved on their own: what the units share is lost.
+
+        A group takes its values of one unit from one other group; where sizes differ, values of a
+        shorter one are taken again, and the last ones of a longer one are not taken.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.argsort(self.group, stable=True)
+        size = torch.bincount(self.group)
+        start = torch.cumsum(size, 0) - size
+        step = torch.empty_like(order)
+        step[order] = torch.arange(len(order)) - start[self.group[order]]
+        made = []
+        for x in self.rows:
+            other = torch.rand(self.n_groups, x.shape[1], generator=generator).argsort(0)
+            other = other[self.group]
+            source = order[start[other] + step[:, None] % size[other]]
+            made.append(x.gather(0, source.to(x.device)))
+        return replace(self, rows=tuple(made))
+
 
 def _places(draw: Int[Tensor, "_sample"], wanted: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
     """Return where each wanted draw stands."""

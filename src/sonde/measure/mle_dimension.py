@@ -1,0 +1,110 @@
+"""Intrinsic dimension of a site from the distances of each row to its nearest neighbours."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Statistic
+from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
+from sonde.stats import HashSample, HashSampleState
+from sonde.stats.sampled_rows import SampledRows
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MLEDimensionResult(Result):
+    """Intrinsic dimension; of equal rows one was used: ``n_copies`` were left out."""
+
+    direction: Direction = "higher"
+    n_copies: int
+
+
+@final
+@dataclass(frozen=True)
+class MLEDimension(Instrument):
+    """Intrinsic dimension by maximum likelihood from the ``k`` nearest neighbours.
+
+    The number of rows within ``r`` grows as ``r^d``. A row's own estimate is the inverse of the
+    mean of ``ln(r_k / r_a)`` over its neighbours ``a < k``; the inverses are averaged over rows. It
+    varies less than ``two_nn`` and looks at a wider scale, where surfaces are curved and have
+    edges. The null is the estimate for the same rows with each unit's values shuffled.
+
+    Range        (0, inf); higher = more directions. Invariant to rotation, isotropic scale,
+                 shifts.
+    Cost         one pass; state ``m`` rows; result O(m^2 dim), six times over for the error.
+    Assumes      at most some ``2 log10 n`` dimensions (flag ``high_dim``): more are
+                 underestimated. Copies of a row are left out. Of each other group (document) only
+                 the row that is nearest is a neighbour.
+    Differs      from Levina and Bickel: the mean over rows is harmonic (MacKay and Ghahramani),
+                 since the plain one is too large.
+
+    Parameters
+    ----------
+    k : int, default=20
+        Neighbours of each row, at least 2.
+    m : int, default=2048
+        Rows of the sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> flat = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    >>> round(mle_dimension(torch.nn.functional.pad(flat, (0, 3)), k=10).value)
+    2
+
+    References
+    ----------
+    levina2004mle, mackay2005comments, eckmann1992limits
+    """
+
+    k: int = 20
+    m: int = SAMPLE
+    paper: ClassVar[str] = "levina2004mle"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"k": 5}, {"k": 3, "m": 64})
+
+    def __post_init__(self) -> None:
+        if self.k < 2:
+            raise InputError(f"MLEDimension: expected k of at least 2, got {self.k}.")
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample."""
+        return {"sample": HashSample(self.m)}
+
+    def result(self, sample: HashSampleState) -> MLEDimensionResult:
+        """Average the inverse estimates of the rows."""
+        found = Neighbourhood.of(sample)
+        value = self._dimension(found.rows)
+        se, how = found.error(self._dimension)
+        return MLEDimensionResult(
+            value=float(value),
+            se=se,
+            null=null_dimension(found.rows, self._dimension),
+            n=found.rows.n_groups,
+            range=(0.0, math.inf),
+            flags=found.flags_of(value),
+            conventions={"k": self.k, "neighbours": "of other groups", "se": how},
+            n_copies=found.n_copies,
+        )
+
+    def _dimension(self, rows: SampledRows) -> Float[Tensor, ""]:
+        if rows.n_groups <= self.k:
+            return torch.tensor(math.nan, dtype=torch.float64)
+        near = torch.log(neighbour_distances(rows, self.k))
+        return 1.0 / (near[:, -1:] - near[:, :-1]).mean()
+
+
+def mle_dimension(
+    x: Any, *, group: Any = None, k: int = 20, m: int | None = None
+) -> MLEDimensionResult:
+    """Return the intrinsic dimension of the rows of an array; see ``MLEDimension``.
+
+    All rows enter unless ``m`` is given.
+    """
+    return MLEDimension(k, m or max(len(x), 1)).fit(x, group=group, ids=range(len(x)))
