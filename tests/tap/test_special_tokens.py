@@ -9,7 +9,7 @@ from models import clip_vision, deit, dinov2, vit
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.tap import live_stream
-from tap_inputs import images
+from tap_inputs import Arrays, images
 
 DIM, N_PATCHES = 8, 16
 
@@ -125,3 +125,24 @@ def test_parameters_without_a_token_are_no_tokens():
 
     stream = sonde.read(Cut().eval(), [*torch.randn(4, 3, 8, 8)], "act")
     assert stream.schema[0].reducer.name == "cls"
+
+
+class Spoken(nn.Module):
+    """Numbers that are taken for ids: noise on them is none of the embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(24, 32), nn.LSTM(32, 64, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(self.embedding(x.long()))[0]
+
+
+@pytest.mark.parametrize("n", [20, 32, 64])
+@pytest.mark.truth("the states of the module itself")
+def test_ids_that_come_as_numbers_are_no_special_tokens(n):
+    torch.manual_seed(0)
+    net, x = Spoken().eval(), torch.randint(4, 20, (8, n)).float()
+    stream = live_stream(Model(net), Arrays(x, batch_size=8), "embedding", "mean")
+    rows = next(stream.batches(0, 8)).rows["embedding:out"]
+    torch.testing.assert_close(rows, net.embedding(x.long()).mean(1))

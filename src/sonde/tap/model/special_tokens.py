@@ -54,7 +54,8 @@ class SpecialTokens:
         SiteError
             If there are more tokens than patches and it cannot be told which are none.
         """
-        if "patch" not in axes.words or "dim" not in axes.words:
+        has_noise = any(isinstance(v, Tensor) and v.is_floating_point() for v in _values(self.batch))
+        if "patch" not in axes.words or "dim" not in axes.words or not has_noise:
             return axes
         key = leaf.shape, axes.words
         if key not in self._found:
@@ -70,6 +71,8 @@ class SpecialTokens:
         from_weights = [] if x is None else [i for i in same if self._owners(x[0, i])]
         if len(same) == n or (not is_image and from_weights != same):
             return axes  # learned queries; steps that are constant for another reason, as padding
+        if x is not None and self._are_looked_up(x[0], same):
+            return axes
         before = next((i for i in range(n) if i not in same), n)
         behind = next((i for i in range(n) if n - 1 - i not in same), n)
         if (not same and 0 < extra <= MOST_EXTRA) or (same and before + behind != len(same)):
@@ -103,6 +106,14 @@ class SpecialTokens:
         except Exception:  # whatever a model raises on noise: numbers that it takes for ids, say
             return None
         return axes.last_dim(x).flatten(1, -2).float().cpu() if x.shape == leaf.shape else None
+
+    def _are_looked_up(self, x: Tensor, same: Sequence[int]) -> bool:
+        """Return whether tokens that two images do not share are rows of parameters too.
+
+        Then the model took the noise for ids, and that some agree is chance.
+        """
+        own = next((i for i in range(len(x)) if i not in same), None)
+        return bool(same) and own is not None and bool(self._owners(x[own]))
 
     def _class_token(self, x: Tensor, same: Sequence[int]) -> int | None:
         """Return where the class token is: the one of that name, or the only special token."""
