@@ -80,6 +80,7 @@ def test_special_tokens_are_where_the_model_puts_them(order, positions):
         (batch,) = stream.batches(0, 3)
         assert (stream.schema[0].reducer.name, stream.schema[0].cls) == ("cls", place)
         torch.testing.assert_close(batch.rows["layers.1:out"], out[:, place])
+        assert live_stream(Model(net), inputs, "layers.1.linear1").schema[0].cls == place
 
 
 def test_tokens_that_are_mixed_before_they_can_be_seen_are_asked_for():
@@ -146,3 +147,13 @@ def test_ids_that_come_as_numbers_are_no_special_tokens(n):
     stream = live_stream(Model(net), Arrays(x, batch_size=8), "embedding", "mean")
     rows = next(stream.batches(0, 8)).rows["embedding:out"]
     torch.testing.assert_close(rows, net.embedding(x.long()).mean(1))
+
+
+@pytest.mark.parametrize("site", ["encoder.layer.1", "encoder.layer.1.mlp.fc1"])
+@pytest.mark.truth("the registers that the configuration counts, behind the class token")
+def test_registers_are_counted_by_the_configuration_of_a_known_model(site):
+    model = dinov2()
+    with torch.no_grad():  # tokens that nothing tells apart from the patches of an image
+        model.embeddings.register_tokens.fill_(torch.nan)
+    (found,) = live_stream(Model(model, config=model.config), images(24), site, "patches").schema
+    assert (found.prefix, found.suffix, found.cls) == (5, 0, 0)

@@ -15,6 +15,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
 from sonde.tap.model.axes import Axes
 from sonde.tap.model.probe import Leaf, Probe
+from sonde.tap.model.structure import CONFIGURED
 from sonde.tap.model.vary import Change, sized
 from sonde.tap.model.watch import watch
 
@@ -54,19 +55,23 @@ class SpecialTokens:
         SiteError
             If there are more tokens than patches and it cannot be told which are none.
         """
-        has_noise = any(isinstance(v, Tensor) and v.is_floating_point() for v in _values(self.batch))
+        has_noise = any(
+            isinstance(v, Tensor) and v.is_floating_point() for v in _values(self.batch)
+        )
         if "patch" not in axes.words or "dim" not in axes.words or not has_noise:
             return axes
-        key = leaf.shape, axes.words
+        key = _but(leaf.shape, axes.words.index("dim")), axes.words
         if key not in self._found:
             self._found[key] = self._looked_for(axes, leaf, where)
         return self._found[key]
 
     def _looked_for(self, axes: Axes, leaf: Leaf, where: str) -> Axes:
-        x = self._first_of(axes, leaf)
-        same = [] if x is None else _same(x)
         n = leaf.shape[axes.words.index("patch")]
         extra = 0 if self.grid is None else n - self.grid[0] * self.grid[1]
+        if extra and extra == self._configured():
+            return replace(axes, prefix=extra, cls=0)
+        x = self._first_of(axes, leaf)
+        same = [] if x is None else _same(x)
         is_image = any(isinstance(v, Tensor) and v.ndim == 4 for v in _values(self.batch))
         from_weights = [] if x is None else [i for i in same if self._owners(x[0, i])]
         if len(same) == n or (not is_image and from_weights != same):
@@ -84,14 +89,29 @@ class SpecialTokens:
         cls = None if x is None else self._class_token(x[0], same)
         return replace(axes, prefix=before, suffix=behind, cls=cls)
 
+    def _configured(self) -> int:
+        """Return how many tokens a model of transformers with registers has before the patches.
+
+        There the class token comes first, then the registers. A module of somebody's own may have
+        them in any order, whatever its configuration counts.
+        """
+        config = getattr(self.model.config, "vision_config", self.model.config)
+        n_registers = getattr(config, "num_register_tokens", None)
+        is_theirs = type(self.model.module).__module__.startswith(CONFIGURED)
+        return 1 + n_registers if is_theirs and isinstance(n_registers, int) else 0
+
     def _first_of(self, axes: Axes, leaf: Leaf) -> Tensor | None:
-        """Return the first tensor of a shape, (image, patch, dim), for two images of noise."""
+        """Return the first tensor of so many tokens of any width, for two images of noise.
+
+        Its shape is (image, patch, dim); in later ones the tokens are mixed.
+        """
+        dim = axes.words.index("dim")
         calls = (
             (call.end if port == "out" else call.start, Site(path, i, port, key))
             for path, several in self.probe.trace.items()
             for i, call in enumerate(several)
             for port, key, one in (("in", None, call.input), *_outputs(call.outputs))
-            if one is not None and one.shape == leaf.shape
+            if one is not None and _but(one.shape, dim) == _but(leaf.shape, dim)
         )
         _, site = min(calls, key=lambda item: item[0], default=(0, None))
         if site is None:
@@ -105,7 +125,9 @@ class SpecialTokens:
             x = watch(self.model.module, noise, [site], place=self.probe.place).tensors[str(site)]
         except Exception:  # whatever a model raises on noise: numbers that it takes for ids, say
             return None
-        return axes.last_dim(x).flatten(1, -2).float().cpu() if x.shape == leaf.shape else None
+        if _but(tuple(x.shape), dim) != _but(leaf.shape, dim):
+            return None
+        return axes.last_dim(x).flatten(1, -2).float().cpu()
 
     def _are_looked_up(self, x: Tensor, same: Sequence[int]) -> bool:
         """Return whether tokens that two images do not share are rows of parameters too.
@@ -147,6 +169,11 @@ class SpecialTokens:
 def _names(owners: Sequence[str], words: Sequence[str]) -> bool:
     """Return whether the last part of some parameter's name has one of the words in it."""
     return any(word in owner.rpartition(".")[2] for owner in owners for word in words)
+
+
+def _but(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Return the number of axes, and the sizes of all but one."""
+    return (len(shape), *shape[:axis], *shape[axis + 1 :])
 
 
 def _outputs(outputs: dict[str, Leaf]) -> Iterator[tuple[str, str | None, Leaf]]:
