@@ -19,6 +19,7 @@ MAPS = {
 SHAPE = {"permutation", "rotation", "scale", "shift"}
 EVERY = set(MAPS)
 LABEL = torch.arange(60) % 3
+UNITS = {"permutation", "scale", "shift", "unit scale"}
 
 
 def mutual_knn(x, y):
@@ -45,6 +46,14 @@ def bottleneck_degree(x):
     return measure.bottleneck_degree(x, torch.arange(len(x)) % 3)
 
 
+def mutual_information_gap(x, y):
+    return measure.mutual_information_gap(x, y, n_bins=6)
+
+
+def modularity(x, y):
+    return measure.modularity(x, y, n_bins=6)
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
@@ -58,6 +67,8 @@ TWO_SIDED = [
     (measure.gulp, EVERY, EVERY),
     (measure.regression, EVERY, SHAPE),
     (mutual_knn, SHAPE, SHAPE),
+    (mutual_information_gap, UNITS, UNITS),
+    (modularity, UNITS, UNITS),
 ]
 ONE_SIDED = [
     (bottleneck_degree, SHAPE),

@@ -16,7 +16,9 @@ from sonde.measure.gulp import GULP, gulp
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
 from sonde.measure.mle_dimension import MLEDimension, mle_dimension
+from sonde.measure.modularity import Modularity, modularity
 from sonde.measure.mutual_information import MutualInformation, mutual_information
+from sonde.measure.mutual_information_gap import MutualInformationGap, mutual_information_gap
 from sonde.measure.mutual_knn import MutualKNN, mutual_knn
 from sonde.measure.norms import Norms, norms
 from sonde.measure.participation_ratio import ParticipationRatio, participation_ratio
@@ -52,7 +54,9 @@ __all__ = [
     "LayerCKA",
     "MLEDimension",
     "MassiveActivations",
+    "Modularity",
     "MutualInformation",
+    "MutualInformationGap",
     "MutualKNN",
     "Norms",
     "ParticipationRatio",
@@ -82,7 +86,9 @@ __all__ = [
     "layer_cka",
     "massive_activations",
     "mle_dimension",
+    "modularity",
     "mutual_information",
+    "mutual_information_gap",
     "mutual_knn",
     "norms",
     "participation_ratio",

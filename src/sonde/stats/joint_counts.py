@@ -1,0 +1,54 @@
+"""How often symbols occur together, what they say about each other, and how values become symbols.
+
+All from counts, in nats, as plug-in figures: unrelated symbols of ``A`` and ``B`` kinds have an
+information of about ``(A - 1) (B - 1) / (2 n)``, so compare with shuffled ones.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def as_symbols(x: Float[Tensor, "row dim"], n_bins: int) -> Int[Tensor, "row dim"]:
+    """Return the symbol of each entry: its value, or its bin where a unit has many values.
+
+    A unit with more than ``n_bins`` values is cut into bins of about equal numbers of rows, between
+    values that occur. Equal values share a bin, so any increasing map of a unit changes nothing.
+    """
+    ordered = x.sort(0).values.T.contiguous()
+    places = torch.arange(1, n_bins, device=x.device) * len(x) // n_bins
+    found = torch.searchsorted(ordered[:, places].contiguous(), x.T.contiguous(), right=True).T
+    n_values = (ordered.diff(dim=1) != 0).sum(1) + 1
+    for unit in torch.nonzero(n_values <= n_bins).flatten().tolist():
+        found[:, unit] = torch.unique(x[:, unit], return_inverse=True)[1]
+    return found
+
+
+def joint_counts(
+    a: Int[Tensor, "row dim"], b: Int[Tensor, "row"]
+) -> Int[Tensor, "dim symbol symbol2"]:
+    """Return how often each symbol of each unit of ``a`` occurs with each symbol of ``b``."""
+    dim, kinds, kinds2 = a.shape[1], int(a.max()) + 1, int(b.max()) + 1
+    index = (torch.arange(dim, device=a.device) * kinds + a) * kinds2 + b[:, None]
+    counts = torch.bincount(index.flatten(), minlength=dim * kinds * kinds2)
+    return counts.reshape(dim, kinds, kinds2)
+
+
+def entropy_nats(counts: Int[Tensor, "*many symbol"]) -> Float[Tensor, "*many"]:
+    """Return the entropy of the symbols."""
+    n = counts.sum(-1)
+    return n.double().log() - _count_logs(counts, 1) / n
+
+
+def information_nats(counts: Int[Tensor, "*many symbol symbol2"]) -> Float[Tensor, "*many"]:
+    """Return the mutual information of the symbols along the last two axes."""
+    n = counts.sum((-2, -1))
+    own = _count_logs(counts.sum(-1), 1) + _count_logs(counts.sum(-2), 1)
+    return n.double().log() + (_count_logs(counts, 2) - own) / n
+
+
+def _count_logs(counts: Int[Tensor, "*shape"], axes: int) -> Float[Tensor, "*many"]:
+    """Return the sum of ``c ln c`` over the last axes, each count looked up."""
+    whole = torch.arange(int(counts.max()) + 1, dtype=torch.float64, device=counts.device)
+    logs = torch.xlogy(whole, whole).index_select(0, counts.flatten())
+    return logs.view(counts.shape).sum(tuple(range(-axes, 0)))
