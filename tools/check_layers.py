@@ -3,14 +3,20 @@
 The rooms, from the bottom: core; stats; tap, data, store, metrics, alarms; the families, which
 never import one another; run; findings; report; cli; ``__main__``. The rooms of tap
 and of run have an order too, and no modules import one another in a circle, but for types alone.
+
+The studies are users: ``sonde_studies`` takes what ``sonde`` or a room of it names in ``__all__``,
+and ``cli`` alone imports it.
 """
 
 import ast
 import sys
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "src" / "sonde"
+SOURCES = Path(__file__).resolve().parent.parent / "src"
+PACKAGE, STUDIES = SOURCES / "sonde", SOURCES / "sonde_studies"
+OURS = ("sonde.", "sonde_studies.")
 ORDERS: dict[str, list[tuple[str, ...]]] = {
     "sonde": [
         ("core",),
@@ -54,7 +60,7 @@ BUILT_ON_IT = {
 
 
 def imported(tree: ast.AST) -> list[tuple[int, str]]:
-    """Return the line and the full name of every import of sonde; of a relative one, a dot."""
+    """Return the line and the full name of every import of ours; of a relative one, a dot."""
     found: list[tuple[int, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -63,7 +69,7 @@ def imported(tree: ast.AST) -> list[tuple[int, str]]:
             continue
         above = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
         names = [above + alias.name for alias in node.names]
-        found += [(node.lineno, name) for name in names if name.startswith("sonde.")]
+        found += [(node.lineno, name) for name in names if name.startswith(OURS)]
     return found
 
 
@@ -78,6 +84,8 @@ def fault(module: str, target: str) -> str | None:
     if target == ".":
         return "write imports in full"
     mine, its = rooms(module), rooms(target)
+    if target.partition(".")[0] == STUDIES.name:
+        return None if mine["sonde"] == "cli" else f"{mine['sonde']} may not import the studies"
     for package, room in mine.items():
         other, levels = its.get(package, room), LEVELS[package]
         if other not in (room, "__version__"):
@@ -100,6 +108,39 @@ def violations(package: Path = PACKAGE) -> list[str]:
         found = imported(ast.parse(path.read_text(encoding="utf-8")))
         reasons = ((line, fault(module, target)) for line, target in found)
         wrong += [f"{place}:{line}: {reason}" for line, reason in reasons if reason]
+    return wrong
+
+
+def exports(package: Path = PACKAGE) -> dict[str, frozenset[str]]:
+    """Return what ``__all__`` names, of a package and of those directly below it that have one."""
+    found: dict[str, frozenset[str]] = {}
+    for path in (package / "__init__.py", *sorted(package.glob("*/__init__.py"))):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                name = ".".join(path.parent.relative_to(package.parent).parts)
+                found[name] = frozenset(ast.literal_eval(node.value))
+    return found
+
+
+def not_public(tree: ast.AST, public: Mapping[str, frozenset[str]]) -> list[tuple[int, str]]:
+    """Return the line and the full name of what is used of sonde and is not exported."""
+    used = [(line, name) for line, name in imported(tree) if not name.startswith(OURS[1])]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (home := ast.unparse(node.value)) in public:
+            used.append((node.lineno, f"{home}.{node.attr}"))
+    homes = ((line, name, *name.rpartition(".")[::2]) for line, name in used)
+    return [
+        (i, n) for i, n, home, last in homes if n not in public and last not in public.get(home, ())
+    ]
+
+
+def deep_imports(studies: Path = STUDIES, package: Path = PACKAGE) -> list[str]:
+    """Return one line for each name that the studies take from inside of sonde."""
+    public, wrong = exports(package), []
+    for path in sorted(studies.rglob("*.py")):
+        found = not_public(ast.parse(path.read_text(encoding="utf-8")), public)
+        place = path.relative_to(studies.parent.parent)
+        wrong += [f"{place}:{line}: {name} is not public" for line, name in found]
     return wrong
 
 
@@ -126,9 +167,10 @@ def circle(package: Path = PACKAGE) -> list[str]:
 
 def main() -> int:
     """Print what is wrong and return the exit code."""
-    wrong = violations()
-    if found := circle():
-        wrong.append(f"a circle of imports: {' -> '.join(found)}")
+    wrong = violations() + deep_imports()
+    for package in (PACKAGE, STUDIES):
+        if found := circle(package):
+            wrong.append(f"a circle of imports: {' -> '.join(found)}")
     print("\n".join(wrong) or "imports go downward")
     return 1 if wrong else 0
 

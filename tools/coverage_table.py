@@ -15,7 +15,7 @@ from PIL import Image
 
 import sonde
 from sonde.core import Running, SondeWarning
-from sonde.data.shipped import Digits
+from sonde.data import Digits
 from sonde.detect import NAC
 from sonde.stats import LogHistogram
 from sonde_studies._separation import area, fitted_on, scores_of

@@ -5,7 +5,7 @@ Each study is one file; ``STUDIES`` finds it by the word of ``sonde study``.
 
 import importlib
 
-from sonde.core.errors import InputError, near
+from sonde.core import InputError, near
 from sonde_studies.study import Claim, Outcome, Study, StudyTable, run_study
 from sonde_studies.text import as_text
 

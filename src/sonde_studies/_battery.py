@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sonde.core.instrument import Detector
+from sonde.core import Detector
 from sonde.detect import (
     ASH,
     COSTARR,

@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from sonde.core.inputs import Model
-from sonde.data.loading import load
+from sonde import Model, load
 
 PAD, IGNORED = "_", -100
 LAYERS, HEADS, WIDTH = 3, 4, 64

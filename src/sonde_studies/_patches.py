@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sonde import read
 from sonde.metrics import pixel_auroc
-from sonde.run.reading.read import read
 from sonde.stats import score_map
 from sonde_studies._separation import area
 

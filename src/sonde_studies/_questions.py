@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.core.inputs import Model
+from sonde import Model
 from sonde_studies._language import language_model, tokens_of, train
 
 Row = dict[str, Any]

@@ -9,12 +9,9 @@ import torch
 from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
-from sonde.core.instrument import Instrument
+from sonde import Fitted, fit, read, score
+from sonde.core import Instrument
 from sonde.metrics import auroc
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.fitting.fit import fit
-from sonde.run.reading.read import read
-from sonde.run.scoring.score import score
 
 
 def fitted_on(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sonde.core.inputs import Model
-from sonde.data.shipped import is_test_file, library_files, library_root
+from sonde import Model
+from sonde.data import StandardLibrary
 
 HUMAN, MACHINE = 0, 1
 BATCH = 64
@@ -36,7 +36,7 @@ class Texts:
 
 def code() -> list[bytes]:
     """Return the files of the standard library that the shipped model was not trained on."""
-    return [(library_root() / f).read_bytes() for f in library_files() if is_test_file(f)]
+    return [row["text"].encode() for row in StandardLibrary("test").rows()]
 
 
 def prose() -> list[bytes]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.core.inputs import Model
+from sonde import Model
 from sonde.detect import CLUE, LinearProbe, top_majority
 from sonde.metrics import auroc_within
 from sonde_studies._language import LAYERS, language_model, sampled, train

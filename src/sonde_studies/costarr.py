@@ -13,7 +13,7 @@ from typing import Literal, final
 
 from torch import Tensor
 
-from sonde.core.instrument import Detector
+from sonde.core import Detector
 from sonde.detect import COSTARR, MSP, MaxLogit
 from sonde_studies._digits import Architecture, Digits, open_set
 from sonde_studies._garments import DATA, garments_or_digits

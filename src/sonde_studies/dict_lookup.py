@@ -6,18 +6,18 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sonde.detect import DictLookup
-from sonde.detect.dict_lookup import DictLookupScorer
-from sonde.detect.knn import unit_rows
-from sonde.detect.patch_core import READERS
 from sonde_studies._defects import DATA, PATCHES, SITE, Objects, objects
 from sonde_studies._patches import image_area, patches_of, pixel_area
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SHOTS, FEW, SEVERAL, DRAWS = (1, 4, 16), (1, 4), (4, 16), 3
 SHARP = (0.005, 0.01, 0.02)
-MAPS = tuple((site, reducer) for site in (SITE, "middle.5:out") for reducer in READERS.values())
+MAPS = tuple(
+    (site, reducer) for site in (SITE, "middle.5:out") for reducer in ("patches", "patches3")
+)
 OTHERS, PASSES = 96, 10
 OF_OTHERS, OF_FEW = "taught by other kinds", "taught by the few"
 FIGURE = "difference of AUROC, mean of images and pixels"
@@ -134,12 +134,12 @@ def _few(rows: Parts, chosen: Tensor) -> Tensor:
     return rows["fit"].reshape(-1, PATCHES, rows["fit"].shape[1])[chosen].flatten(0, 1)
 
 
-def _taught(x: Tensor, options: dict[str, Any]) -> DictLookupScorer:
+def _taught(x: Tensor, options: dict[str, Any]) -> Any:
     return DictLookup(**options).fit(x, ids=torch.arange(len(x)) // PATCHES)
 
 
 def _arms(
-    every: list[Parts], chosen: Tensor, taught: DictLookupScorer, options: dict[str, Any]
+    every: list[Parts], chosen: Tensor, taught: Any, options: dict[str, Any]
 ) -> Iterator[tuple[str, Parts]]:
     """Yield the scores (image, patch) of each lookup in the same few images."""
     rows, few = every[0], _few(every[0], chosen)
@@ -157,15 +157,15 @@ def _each(rows: Parts, score: Any) -> Parts:
     return {k: score(x).reshape(-1, PATCHES) for k, x in rows.items() if k != "fit"}
 
 
-def _soft(rows: Parts, scorer: DictLookupScorer) -> Iterator[tuple[str, Parts]]:
+def _soft(rows: Parts, scorer: Any) -> Iterator[tuple[str, Parts]]:
     """Yield the scores by the nearest entry, and by softmax at several temperatures."""
     bank = scorer.bank
-    yield "nearest", _each(rows, lambda x: (1 - (unit_rows(x).to(bank) @ bank.T).amax(1)) / 2)
+    yield "nearest", _each(rows, lambda x: (1 - (normalize(x).to(bank) @ bank.T).amax(1)) / 2)
     for temperature in (scorer.temperature, *SHARP):
 
         def score(x: Tensor, temperature: float = temperature) -> Tensor:
-            query = unit_rows(x).to(bank)
-            found = unit_rows(torch.softmax(query @ bank.T / temperature, 1) @ bank)
+            query = normalize(x).to(bank)
+            found = normalize(torch.softmax(query @ bank.T / temperature, 1) @ bank)
             return (1 - (query * found).sum(1)) / 2
 
         name = "softmax" if temperature == scorer.temperature else f"softmax at {temperature}"

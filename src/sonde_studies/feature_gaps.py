@@ -20,13 +20,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from sonde.core.inputs import Model
+from sonde import Model, read
 from sonde.detect import FeatureGaps, LinearProbe
-from sonde.detect._logistic import logistic
 from sonde.metrics import prediction_rejection
-from sonde.run.reading.read import read
 from sonde_studies._questions import (
     DOMAINS,
     FACTS_TEST,
@@ -276,8 +275,9 @@ def _joined(fit: Answers, contrast: Contrasts, labels: int) -> Score:
         odds = torch.logit(ensemble(answers), eps=1e-6)
         return torch.stack([odds, answers.surprise()], dim=1)
 
-    weight, bias = logistic(columns(fit)[:labels], fit.wrong[:labels], FeatureGaps().l2)
-    return lambda answers: columns(answers) @ weight + bias
+    joined = LogisticRegression(C=1 / FeatureGaps().l2, solver="newton-cholesky", tol=1e-10)
+    joined.fit(columns(fit)[:labels].numpy(), fit.wrong[:labels].numpy())
+    return lambda answers: torch.from_numpy(joined.decision_function(columns(answers).numpy()))
 
 
 def _probe(fit: Answers, labels: int) -> Score:

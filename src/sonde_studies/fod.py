@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sonde.detect import FOD, PaDiM, PatchCore
-from sonde.detect.fod import FODScorer
 from sonde_studies._keypad import PLACES, Keypads, keypads
 from sonde_studies._patches import image_area, patch_area, patches_of
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -110,7 +109,7 @@ def _scores(boards: Keypads, seed: int, passes: int) -> tuple[Scores, float]:
     """Return the scores of all arms and parts, and how many usual keys weigh nearly most."""
     x, place = patches_of(boards.model, boards.fit, SITE)
     ids = torch.arange(len(boards.fit)).repeat_interleave(PLACES)
-    fod: FODScorer = FOD(**NET, passes=passes, seed=seed).fit(x, ids=ids, position=place)
+    fod = FOD(**NET, passes=passes, seed=seed).fit(x, ids=ids, position=place)
     places, anywhere = PaDiM().fit(x, position=place), PatchCore(window=1).fit(x)
     found: Scores = {}
     full = 0.0

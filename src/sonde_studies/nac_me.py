@@ -19,10 +19,10 @@ from scipy.ndimage import rotate  # pyright: ignore[reportMissingTypeStubs, repo
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sonde import read
+from sonde.core import Result
 from sonde.detect import NAC
 from sonde.measure import activation_coverage
-from sonde.measure.activation_coverage import ActivationCoverageResult
-from sonde.run.reading.read import read
 from sonde_studies._digits import KNOWN, Net, net_of, pixels
 from sonde_studies._separation import rank_correlation
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -234,7 +234,7 @@ class Influence:
         """The steepness that ``NAC`` finds on these rows."""
         return float(NAC().fit(self.x, grad=self.grad).conventions["alpha"])
 
-    def covered(self, alpha: float, full: int) -> ActivationCoverageResult:
+    def covered(self, alpha: float, full: int) -> Result:
         """Return the coverage of the units."""
         return activation_coverage(
             self.x, grad=self.grad, label=self.label, logits=self.logits, alpha=alpha, full=full

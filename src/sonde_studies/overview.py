@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sonde.core.state import size_bytes
+from sonde.core import size_bytes
 from sonde_studies._battery import Contestant, of_patches, of_rows
 from sonde_studies._digits import Architecture, Digits, digits
 from sonde_studies._separation import area, fitted_on, scores_of

@@ -10,14 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.core.inputs import Model
-from sonde.core.reduction import OWN
-from sonde.core.stream import Stream
-from sonde.data import load
+from sonde import Model, Stream, load, read
+from sonde import fit as fit_stream
+from sonde.core import Scorer
 from sonde.detect import PAWN, LinearProbe, TokenStatistics
-from sonde.detect._token_net import N_METRICS
-from sonde.run.fitting.fit import fit as fit_stream
-from sonde.run.reading.read import read
 from sonde.store import Store, write_store
 from sonde_studies._separation import area
 from sonde_studies._written import HUMAN, MACHINE, Texts, code, prose, written
@@ -149,11 +145,13 @@ def _written(model: Model, domain: str, n: int, sizes: Sizes, draw: np.random.Ge
 
 def _arms(rows: Store, fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     """Return the scores of whole texts, each fitted on the same texts where it is fitted."""
-    metrics = LinearProbe().fit(fit.means(fit.metrics[:, :N_METRICS]), fit.label)
+    pawn = _pawn(rows, epochs, seed)
+    n_metrics = len(pawn.conventions["metrics"])
+    metrics = LinearProbe().fit(fit.means(fit.metrics[:, :n_metrics]), fit.label)
     states = LinearProbe().fit(fit.means(fit.states), fit.label)
     found: dict[str, Score] = {
-        "PAWN": _pawn(rows, epochs, seed),
-        "plain mean": lambda t: metrics.score(t.means(t.metrics[:, :N_METRICS])),
+        "PAWN": _by_texts(pawn),
+        "plain mean": lambda t: metrics.score(t.means(t.metrics[:, :n_metrics])),
         "states alone": lambda t: states.score(t.means(t.states)),
     }
     for statistic in ("mean_nll", "fast_curvature", "lrr"):
@@ -161,14 +159,17 @@ def _arms(rows: Store, fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     return found
 
 
-def _pawn(rows: Store, epochs: int, seed: int) -> Score:
+def _pawn(rows: Store, epochs: int, seed: int) -> Scorer:
     fitted = fit_stream(PAWN(**SMALL, epochs=epochs, seed=seed), rows, calibrate=0, progress=False)
     ((_, scorer),) = fitted.scorers.items()
+    return scorer
 
+
+def _by_texts(scorer: Scorer) -> Score:
     def score(tokens: Tokens) -> Tensor:
         x, position = [tokens.states, tokens.metrics], tokens.position
         tokenwise = scorer.score(x, position)
-        return scorer.reduced(tokenwise, tokens.text, OWN, x, position).score
+        return scorer.reduced(tokenwise, tokens.text, "own", x, position).score
 
     return score
 
@@ -178,7 +179,7 @@ def _statistic(fit: Tokens, detector: TokenStatistics) -> Score:
 
     def score(tokens: Tokens) -> Tensor:
         tokenwise = scorer.score(tokens.metrics)
-        return scorer.reduced(tokenwise, tokens.text, OWN, tokens.metrics).score
+        return scorer.reduced(tokenwise, tokens.text, "own", tokens.metrics).score
 
     return score
 

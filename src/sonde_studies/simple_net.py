@@ -1,26 +1,14 @@
 """Do copies with noise in feature space stand in for defects, better than noise in the image."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sonde.core import Scorer
 from sonde.detect import PatchCore, SimpleNet
-from sonde.detect._noise_training import (
-    Net,
-    NoiseTraining,
-    NoiseTrainingState,
-    adapted,
-    hinge,
-    judged,
-    standardised,
-)
-from sonde.detect._training import generator, minibatches
-from sonde.detect.patch_core import PatchCoreScorer
-from sonde.detect.simple_net import SimpleNetScorer
 from sonde_studies._defects import DATA, PATCHES, SITE, Objects, objects
 from sonde_studies._patches import image_area, patches_of, pixel_area
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -30,7 +18,7 @@ IMAGE_NOISE, MIDDLE, COPIES = (0.05, 0.15, 0.5), 0.15, 4
 USUAL_SHAPE = 0.3
 NET = {"passes": 10, "hidden": 64, "rate": 3e-3}
 ROWS = 256
-MOMENTUM, ADAPTER_DECAY = 0.1, 1e-2
+SLOPE = 0.2
 Parts = dict[str, Tensor]
 
 
@@ -123,7 +111,7 @@ class SimpleNetStudy(Study):
         }
 
 
-def _scored(scorer: SimpleNetScorer | PatchCoreScorer, rows: Parts) -> Parts:
+def _scored(scorer: "Scorer | _Net", rows: Parts) -> Parts:
     return {part: scorer.score(x).reshape(-1, PATCHES) for part, x in rows.items() if part != "fit"}
 
 
@@ -153,7 +141,7 @@ def _interior(arms: dict[str, Parts], mask: Tensor) -> float:
 
 def _noisy(d: Objects, level: float, seed: int) -> list[Tensor]:
     """Return patches of copies of the fitted images with noise on their pixels."""
-    source = generator("image noise", seed, str(level))
+    source = torch.Generator().manual_seed(1000 + seed)
     noise = [torch.randn(d.fit.shape, generator=source) for _ in range(COPIES)]
     return [patches_of(d.model, d.fit + level * e, SITE)[0] for e in noise]
 
@@ -163,7 +151,7 @@ def _shaped(x: Tensor, noisy: Sequence[Tensor], seed: int) -> dict[str, list[Ten
 
     It moves as image noise moves another patch, or along the difference of two usual patches.
     """
-    source = generator("shapes", seed)
+    source = torch.Generator().manual_seed(2000 + seed)
     moved: list[Tensor] = []
     along: list[Tensor] = []
     for fake in noisy:
@@ -173,35 +161,57 @@ def _shaped(x: Tensor, noisy: Sequence[Tensor], seed: int) -> dict[str, list[Ten
     return {"moved as by image noise": moved, "moved as usual ones differ": along}
 
 
-def _against(x: Tensor, fakes: Sequence[Tensor], detector: SimpleNet) -> SimpleNetScorer:
-    """Train as ``SimpleNet`` does, against given rows in place of noisy ones."""
-    training = detector.reads()["trained"]
-    if not isinstance(training, NoiseTraining):
-        raise TypeError("SimpleNet no longer reads a NoiseTraining")
-    state = training.start(x.shape[1])
-    state = training.close_pass(training.update(state, x, torch.zeros(len(x)).long()))
-    true, *false = (standardised(rows, state.moments) for rows in (x, *fakes))
-    net = state.net
+def _against(x: Tensor, fakes: Sequence[Tensor], detector: SimpleNet) -> "_Net":
+    """Train a net as ``SimpleNet`` does, against given rows in place of noisy ones."""
+    source = torch.Generator().manual_seed(detector.seed)
+    net = _Net(x, detector, source)
+    true, *false = map(net.scaled, (x, *fakes))
+    judge = [*net.first.parameters(), *net.norm.parameters(), *net.last.parameters()]
+    adapter = torch.optim.AdamW(net.adapter.parameters(), detector.adapter_rate, weight_decay=1e-2)
+    steps = adapter, torch.optim.Adam(judge, detector.rate)
     for walk in range(detector.passes):
-        for rows in minibatches(len(x), ROWS, generator("order", detector.seed, walk)):
-            net = _step(net, true[rows], false[walk % len(false)][rows], training)
-    done: NoiseTrainingState = replace(state, net=net, walks=1 + detector.passes)
-    return detector.result(done)
+        for rows in torch.randperm(len(x), generator=source).tensor_split(max(1, len(x) // ROWS)):
+            for step in steps:
+                step.zero_grad()
+            net.loss(true[rows], false[walk % len(false)][rows], detector.margin).backward()
+            for step in steps:
+                step.step()
+    return net.eval()
 
 
-def _step(net: Net, true: Tensor, false: Tensor, training: NoiseTraining) -> Net:
-    with torch.enable_grad():
-        adapter, judge = net.adapter.live(), net.discriminator.live()
-        both = adapted(torch.cat([true, false]), adapter)
-        hidden = torch.nn.functional.linear(both, judge[0], judge[1])
-        spread, centre = torch.var_mean(hidden[: len(true)], dim=0, correction=0)
-        given = judged(hidden, centre, spread, judge)
-        loss = hinge(given[: len(true)], given[len(true) :], training.margin)
-        gradients = torch.autograd.grad(loss, [*adapter, *judge])
-    n = len(adapter)
-    return Net(
-        net.adapter.stepped(gradients[:n], training.adapter_rate, ADAPTER_DECAY, True),
-        net.discriminator.stepped(gradients[n:], training.rate),
-        net.centre.lerp(centre.detach(), MOMENTUM),
-        net.spread.lerp(spread.detach(), MOMENTUM),
-    )
+class _Net(nn.Module):
+    """Adapter and judge of ``SimpleNet`` in plain torch: any rows can stand for the copies."""
+
+    def __init__(self, x: Tensor, detector: SimpleNet, source: torch.Generator) -> None:
+        super().__init__()
+        self.spread, self.mean = torch.std_mean(x, dim=0)
+        self.adapter = nn.Linear(x.shape[1], x.shape[1])
+        self.first = nn.Linear(x.shape[1], detector.hidden)
+        self.norm = nn.BatchNorm1d(detector.hidden)
+        self.last = nn.Linear(detector.hidden, 1, bias=False)
+        for layer in (self.adapter, self.first, self.last):
+            nn.init.xavier_normal_(layer.weight, generator=source)
+        for layer in (self.adapter, self.first):
+            nn.init.zeros_(layer.bias)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return rows with the mean 0 and the spread 1 of the usual ones in each unit."""
+        return (x - self.mean) / torch.where(self.spread > 0, self.spread, self.spread.mean())
+
+    @torch.enable_grad()
+    def loss(self, true: Tensor, false: Tensor, margin: float) -> Tensor:
+        """Return the hinge loss; centre and spread of the hidden units are those of usual rows."""
+        usual, other = (self.first(self.adapter(rows)) for rows in (true, false))
+        spread, centre = torch.var_mean(usual, dim=0, correction=0)
+        normal = (other - centre) * (spread + self.norm.eps).rsqrt()
+        given = self._said(normal * self.norm.weight + self.norm.bias)
+        usual = self._said(self.norm(usual))
+        return (margin - usual).clamp(min=0).mean() + (margin + given).clamp(min=0).mean()
+
+    def _said(self, normal: Tensor) -> Tensor:
+        return self.last(nn.functional.leaky_relu(normal, SLOPE))[:, 0]
+
+    @torch.no_grad()
+    def score(self, x: Tensor) -> Tensor:
+        """Return how surely each row is none of the usual ones."""
+        return -self._said(self.norm(self.first(self.adapter(self.scaled(x)))))

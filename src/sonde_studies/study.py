@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any, ClassVar, Literal
 
-from sonde.core.errors import InputError
+from sonde import InputError
 
 Verdict = Literal["holds", "mixed", "does not hold"]
 Figures = Mapping[str, float]

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.inputs import Model
+from sonde import Model, read
 from sonde.detect import Mahalanobis, TrajectoryVerifier
 from sonde.metrics import joint_match, localisation, step_f1
-from sonde.run.reading.read import read
 from sonde_studies._language import LAYERS, language_model, tokens_of, train
 from sonde_studies._separation import area
 from sonde_studies.study import Claim, Figures, Study, Tick

@@ -53,6 +53,42 @@ def test_family_may_not_import_its_sister(tmp_path: Path):
     ]
 
 
+def test_studies_take_public_names_alone(tmp_path: Path):
+    package, studies = tmp_path / "src" / "sonde", tmp_path / "src" / "sonde_studies"
+    for folder, exported in ((package, "read"), (package / "detect", "knn")):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(f"__all__ = ['{exported}']\n")
+    studies.mkdir()
+    good = (
+        "import sonde\nfrom sonde import read\nfrom sonde.detect import knn\n"
+        "from sonde_studies._b import c\nsonde.read.__doc__\nsonde.detect.knn(c)\n"
+    )
+    (studies / "a.py").write_text(good)
+    check = load("check_layers")
+    assert check.deep_imports(studies, package) == []
+    (studies / "a.py").write_text(
+        "import sonde.run\nfrom sonde import write\nfrom sonde.detect.knn import knn\n"
+        "def f():\n    from sonde.detect import _bank\n    return sonde.detect.shrink(_bank)\n"
+    )
+    assert check.deep_imports(studies, package) == [
+        "src/sonde_studies/a.py:1: sonde.run is not public",
+        "src/sonde_studies/a.py:2: sonde.write is not public",
+        "src/sonde_studies/a.py:3: sonde.detect.knn.knn is not public",
+        "src/sonde_studies/a.py:5: sonde.detect._bank is not public",
+        "src/sonde_studies/a.py:6: sonde.detect.shrink is not public",
+    ]
+
+
+def test_commands_alone_import_the_studies(tmp_path: Path):
+    package = tmp_path / "src" / "sonde"
+    for room in ("cli", "report"):
+        (package / room).mkdir(parents=True)
+        (package / room / "a.py").write_text("from sonde_studies import STUDIES\n")
+    assert load("check_layers").violations(package) == [
+        "src/sonde/report/a.py:1: report may not import the studies"
+    ]
+
+
 def test_upward_import_between_rooms_of_run_is_found(tmp_path: Path):
     package = tmp_path / "src" / "sonde"
     (package / "run" / "fitting").mkdir(parents=True)

@@ -12,6 +12,7 @@ from sonde.core.errors import (
     SondeWarning,
     StateError,
     StoreError,
+    near,
 )
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
@@ -20,7 +21,7 @@ from sonde.core.result import Result, Scorer
 from sonde.core.running import Running
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.site import Reducer, Site
-from sonde.core.state import State
+from sonde.core.state import State, size_bytes
 from sonde.core.statistic import Learner, Statistic
 from sonde.core.stream import Stream
 
@@ -66,4 +67,6 @@ __all__ = [
     "Stream",
     "Subsample",
     "Where",
+    "near",
+    "size_bytes",
 ]

@@ -60,7 +60,13 @@ def leaves(value: Any) -> Iterator[Tensor]:
 
 
 def size_bytes(value: Any) -> int:
-    """Return the bytes that the tensors of a state take."""
+    """Return the bytes that the tensors of a state, a result or a nest of them take.
+
+    Examples
+    --------
+    >>> size_bytes({"mean": torch.zeros(3), "more": (torch.zeros(2, dtype=torch.float64),)})
+    28
+    """
     return sum(t.numel() * t.element_size() for t in leaves(value))
 
 

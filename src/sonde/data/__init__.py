@@ -14,13 +14,16 @@ from sonde.data.listing import Listing
 from sonde.data.loading import load
 from sonde.data.opening import open_inputs
 from sonde.data.processors import PillowProcessor
+from sonde.data.shipped import Digits, StandardLibrary
 from sonde.data.special import special_ids
 
 __all__ = [
+    "Digits",
     "ItemInputs",
     "Labels",
     "Listing",
     "PillowProcessor",
+    "StandardLibrary",
     "check_data",
     "kept_for",
     "load",

@@ -1,6 +1,5 @@
 """A balanced set of right and wrong trajectories, and what can be told without reading them."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from sonde.core.errors import InputError
-from sonde.core.files import atomic_write
-from sonde.core.hashing import base_hashes, draws, fraction
+from sonde import InputError
 from sonde.stats import auroc
 from sonde_studies.worlds.calculator import Calculator
 from sonde_studies.worlds.grid import Grid
@@ -97,8 +93,7 @@ def _pair(
 ) -> tuple[Trajectory, Trajectory]:
     """Return a right trajectory and one that goes wrong, of the first task that has one."""
     for attempt in range(TRIES):
-        key = f"{world.name}|{seed}|{number}|{attempt}".encode()
-        source = Random(int.from_bytes(blake2b(key, digest_size=8).digest(), "little"))
+        source = Random(_number(f"{world.name}|{seed}|{number}|{attempt}"))
         task = world.draw(source)
         clean = solve(world, task, f"{world.name}-{seed}-{number}")
         wrong = perturb_and_complete(clean, world, task, kind, source)
@@ -115,14 +110,16 @@ def split_of(
     trajectories: Sequence[Trajectory], test: float = 0.2, seed: int = 0
 ) -> list[Literal["train", "test"]]:
     """Return the part of each trajectory, by a hash of its source: pairs stay together."""
-    base = base_hashes([t.source.encode() for t in trajectories], "split", seed)
-    zero = np.zeros(len(base), dtype=np.uint64)
-    return ["test" if x < test else "train" for x in fraction(draws(base, zero, zero)).tolist()]
+    places = (_number(f"split|{seed}|{t.source}") / 2**64 for t in trajectories)
+    return ["test" if place < test else "train" for place in places]
+
+
+def _number(key: str) -> int:
+    """Return 64 bits that a key decides."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def write_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> None:
     """Write JSON Lines that ``sonde.read`` and the commands take."""
-    text = io.StringIO()
-    for trajectory in trajectories:
-        text.write(json.dumps(trajectory.row(), ensure_ascii=False) + "\n")
-    atomic_write(Path(path), text.getvalue().encode())
+    lines = (json.dumps(trajectory.row(), ensure_ascii=False) + "\n" for trajectory in trajectories)
+    Path(path).write_bytes("".join(lines).encode())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, get_args
 
-from sonde.core.errors import InputError
+from sonde import InputError
 from sonde_studies.worlds.world import (
     MOST_STEPS,
     Fault,

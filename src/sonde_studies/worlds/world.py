@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sonde.core.errors import InputError
+from sonde import InputError
 
 MOST_STEPS = 64
 
