@@ -11,6 +11,7 @@ from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dead_units import DeadUnits, dead_units
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
+from sonde.measure.feature_complexity import FeatureComplexity, feature_complexity
 from sonde.measure.gride import Gride, gride
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.layer_cka import LayerCKA, layer_cka
@@ -50,6 +51,7 @@ __all__ = [
     "DeadUnits",
     "EffectiveRank",
     "EntropyRank",
+    "FeatureComplexity",
     "Gride",
     "LayerCKA",
     "MLEDimension",
@@ -81,6 +83,7 @@ __all__ = [
     "dead_units",
     "effective_rank",
     "entropy_rank",
+    "feature_complexity",
     "gride",
     "gulp",
     "layer_cka",

@@ -1,0 +1,227 @@
+"""How late in the network the features of its last site can be read off by a linear map.
+
+Features that are principal directions differ in variance too, and variance alone makes a feature
+easy: to tell the two apart, pass features of one variance as the units of the last site.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from scipy.special import betainc
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Span, Statistic
+from sonde.stats import HashSample, HashSampleState
+from sonde.stats.sampled_rows import SampledRows
+
+CUT = 1e-10
+"""Directions below this share of the largest eigenvalue, between standardised units, are none."""
+EMERGED = 0.9
+
+Features = Literal["principal", "units"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FeatureComplexityResult(Result):
+    """Mean complexity over features; ``complexity`` is that of each.
+
+    ``r2`` is the adjusted share of each feature's variance that each earlier site explains, and
+    ``emerges`` the first site where it is nine tenths of that at the last of them (-1: nowhere).
+    """
+
+    title: ClassVar[str] = "Share of each feature that a layer explains"
+    direction: Direction = "higher"
+    complexity: Float[Tensor, "feature"]
+    r2: Float[Tensor, "layer feature"]
+    emerges: Int[Tensor, "feature"]
+
+    @property
+    def nats(self) -> Float[Tensor, "layer feature"]:
+        """Usable information of each layer about each feature, ``-1/2 ln(1 - r2)``."""
+        return -0.5 * torch.log1p(-self.r2)
+
+    def chart(self) -> dict[str, Any]:
+        """Return a heat map of layers and features."""
+        cells = [
+            {"layer": i, "feature": j, "r2": v if math.isfinite(v) else None}
+            for i, row in enumerate(self.r2.tolist())
+            for j, v in enumerate(row)
+        ]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": cells},
+            "mark": {"type": "rect", "tooltip": True},
+            "encoding": {
+                "x": {"field": "layer", "type": "ordinal"},
+                "y": {"field": "feature", "type": "ordinal"},
+                "color": {"field": "r2", "type": "quantitative"},
+            },
+        }
+
+
+@final
+@dataclass(frozen=True)
+class FeatureComplexity(Instrument):
+    """How little of a feature the earlier sites explain, on average over sites.
+
+    ``1 - mean_l max(R2_l, 0)`` with the share ``R2_l`` of the feature's variance that least squares
+    from site ``l`` explain, adjusted for the number of units. 0: a linear map reads it off
+    everywhere. 1: no site but the last has it. With states of one layer at successive checkpoints
+    in place of layers it is the time of emergence.
+
+    Range        [0, 1]; higher = readable only late. Invariant to  invertible linear maps and
+                 shifts of every earlier site; of the last: rotation, isotropic scale, shifts.
+    Cost         one pass; state ``m`` rows per site; result O(layers (m dim^2 + dim^3)).
+    Assumes      more rows in the sample than ``dim + 1`` (flag ``few_rows``). Sites in order of
+                 execution, rows that correspond.
+    Differs      from the paper: least squares on a sample in place of trained probes.
+
+    Parameters
+    ----------
+    features : {"principal", "units"}, default="principal"
+        The principal directions of the last site, or its units as they are.
+    k : int, default=20
+        How many principal directions.
+    m : int, default=2048
+        Rows of the sample.
+
+    Examples
+    --------
+    >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    >>> late = torch.cat([x, x[:, :1] * x[:, 1:2]], 1)
+    >>> feature_complexity([x, 2 * x, late], features="units").complexity.round(decimals=1).tolist()
+    [0.0, 0.0, 0.0, 1.0]
+
+    References
+    ----------
+    fel2024complexity, xu2020usable
+    """
+
+    features: Features = "principal"
+    k: int = 20
+    m: int = SAMPLE
+    span: ClassVar[Span] = "all"
+    least_rows: ClassVar[int] = 3
+    paper: ClassVar[str] = "fel2024complexity"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"features": "units", "m": 64})
+
+    def __post_init__(self) -> None:
+        if self.features not in ("principal", "units"):
+            raise InputError(
+                "FeatureComplexity: expected features 'principal' or 'units', "
+                f"got {self.features!r}."
+            )
+        if self.k < 1:
+            raise InputError(f"FeatureComplexity: expected k of at least 1, got {self.k}.")
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample of each site."""
+        return {"samples": HashSample(self.m)}
+
+    def result(self, samples: tuple[HashSampleState, ...]) -> FeatureComplexityResult:
+        """Explain the features of the last site from each site before it."""
+        rows = SampledRows.of(samples)
+        if self.features == "principal":
+            rows = replace(rows, rows=(*rows.rows[:-1], _principal(rows.rows[-1], self.k)))
+        r2, ranks = _explained(rows)
+        complexity = 1.0 - r2.clamp(min=0.0).mean(0)
+        last = r2[-1]
+        reached = (r2 >= EMERGED * last) & (last > 0)
+        found = {
+            "few_rows": bool((len(rows) - 1 <= ranks).any()),
+            "dead": bool((ranks == 0).any()) or bool(_dead(rows.rows[-1]).any()),
+        }
+        se, how = rows.standard_error(lambda half: (1 - _explained(half)[0].clamp(min=0)).mean())
+        if se is not None and not bool(se.isfinite()):
+            se, how = None, "none: too few rows for halves"
+        return FeatureComplexityResult(
+            value=float(complexity.mean()),
+            se=se,
+            null=1.0 - sum(_by_chance(len(rows), rank) for rank in ranks.tolist()) / len(ranks),
+            n=len(rows),
+            range=(0.0, 1.0),
+            flags=(*rows.flags, *(flag for flag, raised in found.items() if raised)),
+            conventions={"features": self.features, "r2": "adjusted", "se": how},
+            complexity=complexity,
+            r2=r2,
+            emerges=torch.where(reached.any(0), reached.int().argmax(0), -1),
+        )
+
+
+def _dead(x: Float[Tensor, "row dim"]) -> Tensor:
+    return ~(x != x[:1]).any(0)
+
+
+def _principal(x: Float[Tensor, "row dim"], k: int) -> Float[Tensor, "row direction"]:
+    """Return the rows along the directions of largest variance."""
+    z = x - x.sum(0) / max(len(x), 1)
+    return z @ torch.linalg.eigh(z.T @ z)[1].flip(1)[:, :k]
+
+
+def _explained(
+    rows: SampledRows,
+) -> tuple[Float[Tensor, "layer feature"], Int[Tensor, "layer"]]:
+    """Return what each earlier site explains of each feature, adjusted, and their ranks.
+
+    NaN where there are no more rows than directions, or the feature is constant.
+    """
+    n, goal = len(rows), rows.rows[-1]
+    goal = (goal - goal.sum(0) / max(n, 1)) / torch.where(_dead(goal), math.nan, 1.0)
+    total = goal.square().sum(0)
+    shares: list[Tensor] = []
+    ranks: list[int] = []
+    for x in rows.rows[:-1]:
+        basis = _basis(x)
+        freedom = n - 1 - basis.shape[1]
+        left = (goal - basis @ (basis.T @ goal)).square().sum(0) / total
+        ratio = (n - 1) / freedom if freedom > 0 else math.nan
+        shares.append((1.0 - left * ratio).cpu())
+        ranks.append(basis.shape[1])
+    return torch.stack(shares), torch.tensor(ranks)
+
+
+def _basis(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
+    """Return an orthonormal basis of what linear maps of the rows, and a constant, can give."""
+    z = x - x.sum(0) / max(len(x), 1)
+    z = z / torch.where(_dead(x), torch.inf, z.square().sum(0).sqrt())
+    values, vectors = torch.linalg.eigh(z.T @ z)
+    kept = values > CUT * values[-1:].clamp(min=0)
+    return z @ (vectors[:, kept] * values[kept].rsqrt())
+
+
+def _by_chance(n: int, rank: int) -> float:
+    """Return the mean of ``max(R2, 0)``, adjusted, for a feature that the site does not know."""
+    a, b = rank / 2, (n - 1 - rank) / 2
+    if a <= 0 or b <= 0:
+        return 0.0 if a <= 0 else math.nan
+    edge = b / (a + b)
+    return float(betainc(b, a, edge) - betainc(b + 1, a, edge))
+
+
+def feature_complexity(
+    layers: Mapping[str, Any] | Sequence[Any],
+    *,
+    group: Any = None,
+    features: Features = "principal",
+    k: int = 20,
+    m: int | None = None,
+) -> FeatureComplexityResult:
+    """Return how late features of the last of these arrays can be read; see ``FeatureComplexity``.
+
+    All rows enter unless ``m`` is given.
+    """
+    named = dict(layers) if isinstance(layers, Mapping) else dict(enumerate(layers))
+    if len(named) < 2:
+        raise InputError(f"feature_complexity: expected at least two layers, got {len(named)}.")
+    n = len(next(iter(named.values())))
+    instrument = FeatureComplexity(features, k, m or max(n, 1))
+    return instrument.fit({str(key): x for key, x in named.items()}, group=group, ids=range(n))
