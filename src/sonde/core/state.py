@@ -60,11 +60,11 @@ def leaves(value: Any) -> Iterator[Tensor]:
 
 
 def size_bytes(value: Any) -> int:
-    """Return the bytes that the tensors of a state, a result or a nest of them take.
+    """Return the bytes that the tensors of a state, of a result, or of a tuple of these take.
 
     Examples
     --------
-    >>> size_bytes({"mean": torch.zeros(3), "more": (torch.zeros(2, dtype=torch.float64),)})
+    >>> size_bytes((torch.zeros(3), torch.zeros(2, dtype=torch.float64)))
     28
     """
     return sum(t.numel() * t.element_size() for t in leaves(value))
