@@ -7,13 +7,13 @@ from sonde.core.site import Reducer
 from sonde.tap import Tap
 from sonde.tap.model.axes import Axes
 from sonde.tap.rows.frame import Frame
-from sonde.tap.rows.means import BLOCK, PickedMean, WholeMean
+from sonde.tap.rows.means import BLOCK, CACHED_BYTES, PickedMean, WholeMean
 from sonde.tap.rows.rack import Rack
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.slab import Slab
 from sonde.tap.rows.steps import mean_of_each
 
-CPU = torch.device("cpu")
+CPU, LAST = torch.device("cpu"), Reducer("mean", axis=2)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SIZES = [(2, 12), (3, BLOCK), (2, 97), (2, 8192), (1, 1_000_003), (1, 1_000_000)]
 
@@ -39,7 +39,7 @@ def two_units(dtype: torch.dtype) -> float:
 @pytest.mark.truth("the mean in float64; torch.mean in float32 as what to beat")
 def test_a_mean_is_as_exact_as_that_of_torch(n, length, dtype):
     x, net = drawn(n, length, dtype), nn.Identity()
-    with Tap(net, [""], "mean") as tap:
+    with Tap(net, [""], LAST) as tap:
         net(x)
     exact = x.double().mean(1)
     theirs = x.float().mean(1).to(dtype)
@@ -57,7 +57,7 @@ def test_so_is_one_that_leaves_tokens_out_and_never_looks_at_them(n, length, dty
     exact = torch.stack([part.double().mean(0) for part in parts])
     theirs = torch.stack([part.float().mean(0) for part in parts]).to(dtype)
     net = Looks()
-    with Tap(net, ["inner"], "mean") as tap:
+    with Tap(net, ["inner"], LAST) as tap:
         net(x.masked_fill(~kept[..., None], torch.nan), kept)
     assert off(tap.rows["inner:out"], exact) <= max(off(theirs, exact), two_units(dtype))
 
@@ -69,6 +69,16 @@ class Looks(nn.Module):
 
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.inner(x)
+
+
+@pytest.mark.parametrize("length", [64, 1024, 2048])
+@pytest.mark.truth("the mean in float64; torch.mean in float32 as what to beat")
+def test_so_is_one_of_more_than_a_cache_holds(length):
+    n = 1 + CACHED_BYTES // (length * 4 * 4)
+    x = drawn(n, length, torch.float32)
+    exact, theirs = x.double().mean(1), x.mean(1)
+    found = WholeMean(n, length, x.dtype, CPU)(x)
+    assert off(found, exact) <= max(off(theirs, exact), two_units(x.dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -12,15 +12,18 @@ from torch.nn import functional
 
 BLOCK = 32
 """Most numbers that are added one after the other."""
-LEAST = 8
+LEAST, MOST = 8, 16
+"""Sizes of the blocks of a product; ``torch.mean`` adds as many at once and is as exact."""
+CACHED_BYTES = 2**21
+"""Up to this size ``torch.mean`` is faster than two products: what it reads is in the cache."""
 
 
 @final
 class WholeMean:
     """Mean over all tokens of each example.
 
-    On the CPU it is a product with equal weights, which is faster than ``torch.mean``: over up to
-    32 tokens at once, over more in equal blocks whose sums are then added.
+    On the CPU it is a product with equal weights where that is faster than ``torch.mean``: over up
+    to 32 tokens, and of what is larger than a cache in equal blocks whose sums are then added.
 
     Parameters
     ----------
@@ -36,12 +39,14 @@ class WholeMean:
     """
 
     def __init__(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        sizes = range(min(BLOCK, length), min(LEAST, length) - 1, -1)
-        self.block = next((size for size in sizes if length % size == 0), 0)
+        sizes = [length] if length <= BLOCK else range(MOST, LEAST - 1, -1)
+        self.block = next((size for size in sizes if size and length % size == 0), 0)
         self.weights = None
         if self.block and device.type == "cpu":
             shape = n * (length // self.block), 1, self.block
             self.weights = torch.full(shape, 1 / length, dtype=dtype)
+        n_blocks = length // self.block if self.block else 0
+        self.ones = torch.ones(n, 1, n_blocks, dtype=dtype) if 1 < n_blocks <= MOST else None
 
     def __call__(
         self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"] | None = None
@@ -49,14 +54,18 @@ class WholeMean:
         """Return the mean of each example, in ``out`` where that is given."""
         n, length, dim = x.shape
         out = x.new_empty(n, 1, dim) if out is None else out
-        if self.weights is None or not x.is_contiguous():
-            torch.mean(x, 1, keepdim=True, out=out)
-        elif self.block == length:
+        if self.weights is not None and self.block == length and x.is_contiguous():
             torch.bmm(self.weights, x, out=out)
+        elif self.weights is None or x.nbytes <= CACHED_BYTES or not x.is_contiguous():
+            torch.mean(x, 1, keepdim=True, out=out)
         else:
             sums = x.new_empty(len(self.weights), 1, dim)
             torch.bmm(self.weights, x.view(-1, self.block, dim), out=sums)
-            torch.sum(sums.view(n, -1, dim), 1, keepdim=True, out=out)
+            sums = sums.view(n, -1, dim)
+            if self.ones is None:
+                torch.sum(sums, 1, keepdim=True, out=out)
+            else:
+                torch.bmm(self.ones, sums, out=out)
         return out[:, 0]
 
 
