@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,12 +52,10 @@ def listening() -> Iterator[Said]:
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
-            try:
-                yield said
-            finally:
-                said.lines += [str(w.message) for w in caught]
+            warnings.showwarning = lambda message, *_: said.lines.append(str(message))
+            yield said
     finally:
         log.removeHandler(said)
         log.setLevel(level)
@@ -67,11 +64,12 @@ def listening() -> Iterator[Said]:
 
 @dataclass(frozen=True)
 class Reading:
-    """The rows of a stream: by key, for each item of the data in its order."""
+    """The rows of a stream: by key, for each item of the data in its order; what was said of it."""
 
     schema: tuple[SiteSchema, ...]
     rows: dict[str, Rows]
     stream: Stream
+    said: list[str] = field(default_factory=list)
 
 
 def read(module: ModuleType, sites: Any, reducer: Any, batch_size: int) -> Reading:
@@ -91,10 +89,8 @@ def _read(stream: Stream, source: Any) -> Reading:
     parts: dict[str, list[list[tuple[int, np.ndarray]]]] = {
         s.key: [[] for _ in range(n)] for s in stream.schema
     }
-    bounds = stream.units(8)
-    for start, stop in pairwise(bounds):
-        for batch in list(stream.batches(start, stop)):
-            _add(parts, batch, source)
+    for batch in list(stream):
+        _add(parts, batch, source)
     rows = {
         key: [np.stack([x for _, x in sorted(p, key=lambda one: one[0])]) for p in each if p]
         for key, each in parts.items()

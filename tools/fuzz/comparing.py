@@ -1,5 +1,6 @@
 """One model through every command, and what came of each."""
 
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,7 @@ class Trial:
         """Read and compare; where one place is refused, name its axis and try again."""
         with self._judged(command, str(sites)) as said:
             reading = asking.read(self.module, sites, reducer, batch_size)
+            reading.said.extend(said.lines)
             self._compare(command, reading, said)
             if sites == "auto":
                 self._compare_sites(command, reading, said)
@@ -104,6 +106,7 @@ class Trial:
 
     def _stored(self, command: str, live: Reading, name: str) -> None:
         with self._judged(command, "all") as said:
+            said.lines += live.said  # a stream is spoken of once
             again = asking.stored(live, self.folder / name)
             if not self.drawn.facts:
                 for key, rows in live.rows.items():
@@ -169,10 +172,10 @@ class Trial:
             if spot is None:
                 self._add(command, schema.key, UNKNOWN, "inside a module of torch")
                 continue
-            wrong = self._wrong(spot, schema, reading.rows[schema.key])
+            wrong, of_shape = self._wrong(spot, schema, reading.rows[schema.key])
             verdict = EQUAL
             if wrong:
-                verdict = WARNED if self._is_named(said) else DIFFERENT
+                verdict = WARNED if self._is_named(said) and not of_shape else DIFFERENT
                 wrong = f"{wrong}; axes {schema.axes!r}, truly {_words(spot)!r}, {schema.module}"
             self._add(command, schema.key, verdict, wrong)
 
@@ -188,18 +191,22 @@ class Trial:
                 return spot if site.key == spot.key or spot.key != "1" else None
         return None
 
-    def _wrong(self, spot: Spot, schema: SiteSchema, rows: Rows) -> str:
-        """Return how rows differ from all that they could rightly be; empty if they do not."""
+    def _wrong(self, spot: Spot, schema: SiteSchema, rows: Rows) -> tuple[str, bool]:
+        """Return how rows differ from all that they could rightly be, and whether in shape too.
+
+        Empty if they do not. Neither chance nor another order changes a shape.
+        """
         tolerance, widths = self.truth.tolerance(spot), {x.shape[1] for x in rows}
         if widths != {schema.dim}:
-            return f"rows of width {widths}, said to be {schema.dim}"
+            return f"rows of width {widths}, said to be {schema.dim}", True
         gaps = []
         for expected in self.truth.rows(spot, schema.reducer.name):
             gap = _gap(rows, expected)
             if gap <= tolerance:
-                return ""
+                return "", False
             gaps.append(gap)
-        return f"off by {min(gaps, default=np.inf):.3g} where {tolerance:.1g} is rounding"
+        off = min(gaps, default=np.inf)
+        return f"off by {off:.3g} where {tolerance:.1g} is rounding", np.isinf(off)
 
     def _compare_sites(self, command: str, reading: Reading, said: Said) -> None:
         """Ask whether each block, or each leaf where leaves are read, is read or spoken of."""
@@ -269,13 +276,13 @@ def _words(spot: Spot) -> str:
 
 
 def _gap(rows: Sequence[np.ndarray], expected: Rows) -> float:
-    """Return the largest difference; infinite where shapes differ or NaN stands for a number."""
+    """Return the largest difference; infinite where shapes differ, the largest number for a NaN."""
     if [x.shape for x in rows] != [x.shape for x in expected]:
         return float("inf")
     worst = 0.0
     for x, y in zip(rows, expected, strict=True):
         if not np.array_equal(np.isfinite(x), np.isfinite(y)):
-            return float("inf")
+            return sys.float_info.max
         kept = np.isfinite(y)
         worst = max(worst, float(np.abs(x[kept] - y[kept]).max(initial=0.0)))
     return worst

@@ -130,7 +130,8 @@ def look(drawn: Drawn, module: ModuleType) -> Plain:
     reals = None
     if drawn.masked:
         reals = [np.asarray(module.real(item)) for item in items]
-    return Plain(drawn, values, reals, _noise(model, module, items, values))
+    noise = {} if drawn.facts else _noise(model, module, items, values)
+    return Plain(drawn, values, reals, noise)
 
 
 def _noise(
