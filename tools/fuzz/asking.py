@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +18,11 @@ import sonde
 from sonde.core import Batch, SiteSchema, Stream
 from sonde.detect import KNN, MSP, Mahalanobis
 from sonde.run.fitting.fit import fit
+from sonde.run.reading.checking import check_rows
 from sonde.run.scoring.score import score
 from sonde.store import Store, write_store
+
+UNIT = 8
 
 
 @dataclass
@@ -80,7 +84,7 @@ def read(module: ModuleType, sites: Any, reducer: Any, batch_size: int) -> Readi
 
 def stored(reading: Reading, folder: Path) -> Reading:
     """Return the same rows from a store."""
-    write_store(reading.stream, folder, unit_size=8)
+    write_store(reading.stream, folder, unit_size=UNIT)
     return _read(Store(folder, checked=True), reading.stream.source_rows)
 
 
@@ -89,8 +93,11 @@ def _read(stream: Stream, source: Any) -> Reading:
     parts: dict[str, list[list[tuple[int, np.ndarray]]]] = {
         s.key: [[] for _ in range(n)] for s in stream.schema
     }
-    for batch in list(stream):
-        _add(parts, batch, source)
+    check_rows(stream)
+    bounds = stream.units(UNIT)
+    for start, stop in pairwise(bounds):
+        for batch in list(stream.batches(start, stop)):
+            _add(parts, batch, source)
     rows = {
         key: [np.stack([x for _, x in sorted(p, key=lambda one: one[0])]) for p in each if p]
         for key, each in parts.items()
@@ -124,7 +131,7 @@ def fitted_scores(
     methods: list[Any] = [Mahalanobis(shrinkage=SHRINKAGE, classes=False), KNN(k=NEIGHBOURS)]
     methods += [MSP()] if logits else []
     how = {"reduction": "rows", "progress": False, "workers": workers}
-    fitted = fit(methods, reading.stream, calibrate=0, unit_size=8, **how)
+    fitted = fit(methods, reading.stream, calibrate=0, unit_size=UNIT, **how)
     table = score(fitted, module.model(), module.items(), batch_size=batch_size, **how)
     lines = table.to_pylist()
     rows: dict[str, list[int]] = {}

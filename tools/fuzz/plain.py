@@ -114,6 +114,8 @@ def _reduced(table: np.ndarray, real: np.ndarray, reducer: str, spot: Spot) -> n
             return table[[np.flatnonzero(real)[-1]]]
         case "cls" if not special or special[0] == 0:
             return table[[np.flatnonzero(real)[0]]]
+        case "cls" if len(special) == 1:
+            return table[special]
     return np.empty((0, 0))
 
 
