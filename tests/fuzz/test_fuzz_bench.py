@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from tools.fuzz.__main__ import main, tried
-from tools.fuzz.comparing import DIFFERENT, EQUAL, TRACEBACK
+from tools.fuzz.comparing import DIFFERENT, EQUAL, TRACEBACK, WARNED
 from tools.fuzz.drawing import draw
 from tools.fuzz.table import reasons
 
@@ -63,6 +63,15 @@ def test_random_models_are_read_fitted_and_scored_as_they_are(bench):
     assert {o.number for o in outcomes if o.verdict == EQUAL} == set(HEALTHY)
     commands = {o.command.partition(",")[0] for o in outcomes if o.verdict == EQUAL}
     assert commands >= {"read", "read auto", "fit and score", "score a store"}
+
+
+@pytest.mark.slow
+@pytest.mark.truth("hooks that clone, one example at a time")
+def test_what_sonde_says_of_another_order_of_rows_is_heard(bench):
+    outcomes = bench(368)
+    commands = {o.command for o in outcomes if o.verdict == WARNED}
+    assert commands >= {"read auto", "read auto, stored", "fit and score, msp"}
+    assert [o for o in outcomes if o.verdict in (DIFFERENT, TRACEBACK)] == []
 
 
 @pytest.mark.slow
