@@ -54,6 +54,10 @@ def modularity(x, y):
     return measure.modularity(x, y, n_bins=6)
 
 
+def cluster_indices(x):
+    return measure.cluster_indices(x, LABEL)
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
@@ -80,6 +84,7 @@ ONE_SIDED = [
     (measure.two_nn, SHAPE),
     (measure.mle_dimension, SHAPE),
     (measure.gride, SHAPE),
+    (cluster_indices, SHAPE),
 ]
 
 

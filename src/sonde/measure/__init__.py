@@ -6,6 +6,7 @@ from sonde.measure.bottleneck_degree import BottleneckDegree, bottleneck_degree
 from sonde.measure.cca import CCA, cca
 from sonde.measure.cka import CKA, cka
 from sonde.measure.class_separability import ClassSeparability, class_separability
+from sonde.measure.cluster_indices import ClusterIndices, cluster_indices
 from sonde.measure.coding_rate import CodingRate, coding_rate
 from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dead_units import DeadUnits, dead_units
@@ -46,6 +47,7 @@ __all__ = [
     "Anisotropy",
     "BottleneckDegree",
     "ClassSeparability",
+    "ClusterIndices",
     "CodingRate",
     "Covariance",
     "DeadUnits",
@@ -78,6 +80,7 @@ __all__ = [
     "cca",
     "cka",
     "class_separability",
+    "cluster_indices",
     "coding_rate",
     "covariance",
     "dead_units",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sonde.core.finite import finite_rows
@@ -36,14 +36,18 @@ class SampledRows:
 
     @classmethod
     def of(cls, samples: Sequence[HashSampleState]) -> "SampledRows":
-        """Return the rows that all samples hold; rows that are not finite are left out."""
+        """Return the rows that all samples hold; rows that are not finite are left out.
+
+        A sample of another column (labels) stands for rows of width 1.
+        """
         shared = samples[0].draw
         for sample in samples[1:]:
             shared = shared[torch.isin(shared, sample.draw)]
         shared = shared[torch.argsort(rank_key(shared))]
         places = [_places(sample.draw, shared) for sample in samples]
         rows = [
-            s.rows[at.to(s.rows.device)].double() for s, at in zip(samples, places, strict=True)
+            _as_rows(s.rows[at.to(s.rows.device)].double())
+            for s, at in zip(samples, places, strict=True)
         ]
         finite = torch.stack([finite_rows(x).cpu() for x in rows]).all(dim=0)
         group = samples[0].group[places[0]][finite]
@@ -142,6 +146,11 @@ class SampledRows:
             source = order[start[other] + step[:, None] % size[other]]
             made.append(x.gather(0, source.to(x.device)))
         return replace(self, rows=tuple(made))
+
+
+def _as_rows(x: Shaped[Tensor, "row ..."]) -> Float[Tensor, "row _dim"]:
+    """Return rows as they are, and a column of numbers as rows of one."""
+    return x[:, None] if x.ndim == 1 else x
 
 
 def _places(draw: Int[Tensor, "_sample"], wanted: Int[Tensor, "row"]) -> Int[Tensor, "row"]:

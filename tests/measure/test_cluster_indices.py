@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from sklearn.datasets import load_digits
+from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
+from sklearn.utils import Bunch
+
+from narrow import expect
+from sonde.core.errors import InputError
+from sonde.measure import cluster_indices
+
+A = [[0.0, 0.0], [0.0, 2.0], [6.0, 0.0], [6.0, 2.0]]
+B = [[0.0, 0.0], [2.0, 2.0], [6.0, 0.0], [8.0, 2.0]]
+_FOUND = expect(Bunch, load_digits())
+DIGITS, NAMES = _FOUND.data, _FOUND.target
+
+
+@pytest.mark.truth("values worked out by hand")
+@pytest.mark.parametrize(
+    ("x", "values"),
+    [
+        (A, (0.6754446797, 0.3333333333, 18.0, 3.0, 0.0277777778, 0.9)),
+        (B, (0.5313703423, 0.4714045208, 9.0, 1.5811388301, 0.0555555556, 0.8181818182)),
+    ],
+)
+def test_small_examples(x, values):
+    found = cluster_indices(x, [0, 0, 1, 1]).table().to_pydict()
+    assert found["index"][0] == "silhouette"
+    assert found["value"] == pytest.approx(values, rel=1e-8)
+
+
+@pytest.mark.truth("sklearn.metrics, and all distances by scipy")
+def test_digits():
+    result = cluster_indices(DIGITS, NAMES)
+    assert result.value == pytest.approx(silhouette_score(DIGITS, NAMES), rel=1e-9)
+    assert result.value == pytest.approx(0.1629432052, rel=1e-8)
+    assert result.davies_bouldin == pytest.approx(davies_bouldin_score(DIGITS, NAMES), rel=1e-9)
+    ratio = calinski_harabasz_score(DIGITS, NAMES)
+    assert result.calinski_harabasz == pytest.approx(ratio, rel=1e-9)
+    assert result.xie_beni == pytest.approx(1.5857819700, rel=1e-8)
+    distance, same = cdist(DIGITS, DIGITS), NAMES[:, None] == NAMES
+    dunn = distance[~same].min() / distance[same].max()
+    assert result.dunn == pytest.approx(dunn, rel=1e-9)
+
+
+@pytest.mark.truth("labels that say nothing, and the spread over fresh draws")
+def test_nulls_and_errors():
+    rng = np.random.default_rng(0)
+    label = np.tile(np.arange(3), 60)
+    free = [cluster_indices(rng.standard_normal((180, 4)), label) for _ in range(8)]
+    for name in ("calinski_harabasz", "davies_bouldin", "eta2"):
+        want = np.mean([r.nulls[name] for r in free])
+        assert np.mean([getattr(r, name) for r in free]) == pytest.approx(want, rel=0.25)
+    x = np.eye(3, 4)[label] * 2
+    found = [cluster_indices(x + rng.standard_normal((180, 4)), label) for _ in range(16)]
+    for name in ("silhouette", "davies_bouldin", "calinski_harabasz", "eta2"):
+        values = [float(r) if name == "silhouette" else getattr(r, name) for r in found]
+        ratio = np.mean([r.errors[name] for r in found]) / np.std(values, ddof=1)
+        assert 0.6 < ratio < 1.6, name
+
+
+@pytest.mark.truth("documents whose rows are alike, with labels that say nothing of others")
+def test_rows_of_a_document_do_not_count_as_near():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 5)
+    x = rng.standard_normal((40, 6))[group] + 0.1 * rng.standard_normal((200, 6))
+    label = rng.integers(0, 10, 40)[group]
+    grouped, alone = cluster_indices(x, label, group=group), cluster_indices(x, label)
+    assert abs(float(grouped) - float(torch.as_tensor(grouped.null))) < 0.06
+    assert float(alone) - float(torch.as_tensor(alone.null)) > 0.05
+
+
+def test_constant_and_unlabelled_rows():
+    dead = cluster_indices(np.ones((20, 2)), np.arange(20) % 2)
+    assert math.isnan(float(dead))
+    assert "dead" in dead.flags
+    result = cluster_indices([*A, [99.0, 99.0]], [0, 0, 1, 1, -1])
+    assert result.dunn == pytest.approx(3.0)
+    assert "unlabelled" in result.flags
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(InputError, match="ClusterIndices: expected at least two classes, got 1"):
+        cluster_indices(A, [0, 0, 0, 0])
