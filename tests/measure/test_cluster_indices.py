@@ -73,6 +73,14 @@ def test_rows_of_a_document_do_not_count_as_near():
     assert float(alone) - float(torch.as_tensor(alone.null)) > 0.05
 
 
+@pytest.mark.truth("sklearn.metrics, and the one pair of different groups and classes")
+def test_equal_rows_and_groups_of_two_classes():
+    x, label = np.array([0.0, 0, 0, 0, 5, 5])[:, None], [0, 0, 1, 1, 2, 2]
+    assert cluster_indices(x, label).value == pytest.approx(silhouette_score(x, label))
+    line = np.array([0.0, 2, 3, 6])[:, None]  # 2 and 3 are of one document
+    assert cluster_indices(line, [0, 0, 1, 1], group=[0, 1, 1, 2]).dunn == pytest.approx(3 / 3)
+
+
 def test_constant_and_unlabelled_rows():
     dead = cluster_indices(np.ones((20, 2)), np.arange(20) % 2)
     assert math.isnan(float(dead))
