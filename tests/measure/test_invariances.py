@@ -58,6 +58,10 @@ def cluster_indices(x):
     return measure.cluster_indices(x, LABEL)
 
 
+def v_information(x):
+    return measure.v_information(x, torch.arange(len(x)) % 3)
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
@@ -75,6 +79,7 @@ TWO_SIDED = [
     (modularity, UNITS, UNITS),
 ]
 ONE_SIDED = [
+    (v_information, SHAPE),
     (bottleneck_degree, SHAPE),
     (measure.participation_ratio, SHAPE),
     (measure.stable_rank, SHAPE),

@@ -36,6 +36,7 @@ from sonde.measure.two_nn import TwoNN, two_nn
 from sonde.measure.unit_entropy import UnitEntropy, unit_entropy
 from sonde.measure.update_similarity import UpdateSimilarity, update_similarity
 from sonde.measure.update_size import UpdateSize, update_size
+from sonde.measure.v_information import VInformation, v_information
 
 __all__ = [
     "CCA",
@@ -74,6 +75,7 @@ __all__ = [
     "UnitEntropy",
     "UpdateSimilarity",
     "UpdateSize",
+    "VInformation",
     "activation_coverage",
     "anisotropy",
     "bottleneck_degree",
@@ -110,4 +112,5 @@ __all__ = [
     "unit_entropy",
     "update_similarity",
     "update_size",
+    "v_information",
 ]
