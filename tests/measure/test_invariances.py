@@ -77,6 +77,8 @@ TWO_SIDED = [
     (mutual_knn, SHAPE, SHAPE),
     (mutual_information_gap, UNITS, UNITS),
     (modularity, UNITS, UNITS),
+    (measure.sap, UNITS, UNITS),
+    (measure.dci, UNITS, UNITS),
 ]
 ONE_SIDED = [
     (v_information, SHAPE),

@@ -1,6 +1,7 @@
 """Figures about hidden states: one site, a pair, or all layers at once."""
 
 from sonde.measure.activation_coverage import ActivationCoverage, activation_coverage
+from sonde.measure.active_variables import ActiveVariables, active_variables
 from sonde.measure.anisotropy import Anisotropy, anisotropy
 from sonde.measure.bottleneck_degree import BottleneckDegree, bottleneck_degree
 from sonde.measure.cca import CCA, cca
@@ -9,12 +10,14 @@ from sonde.measure.class_separability import ClassSeparability, class_separabili
 from sonde.measure.cluster_indices import ClusterIndices, cluster_indices
 from sonde.measure.coding_rate import CodingRate, coding_rate
 from sonde.measure.covariance import Covariance, covariance
+from sonde.measure.dci import DCI, dci
 from sonde.measure.dead_units import DeadUnits, dead_units
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
 from sonde.measure.feature_complexity import FeatureComplexity, feature_complexity
 from sonde.measure.gride import Gride, gride
 from sonde.measure.gulp import GULP, gulp
+from sonde.measure.info_mec import InfoMEC, info_mec
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
 from sonde.measure.mle_dimension import MLEDimension, mle_dimension
@@ -28,6 +31,7 @@ from sonde.measure.procrustes import Procrustes, procrustes
 from sonde.measure.pwcca import PWCCA, pwcca
 from sonde.measure.rate_reduction import RateReduction, rate_reduction
 from sonde.measure.regression import Regression, regression
+from sonde.measure.sap import SAP, sap
 from sonde.measure.saturated_units import SaturatedUnits, saturated_units
 from sonde.measure.spectrum import Spectrum, spectrum
 from sonde.measure.stable_rank import StableRank, stable_rank
@@ -41,10 +45,13 @@ from sonde.measure.v_information import VInformation, v_information
 __all__ = [
     "CCA",
     "CKA",
+    "DCI",
     "GULP",
     "PWCCA",
+    "SAP",
     "SVCCA",
     "ActivationCoverage",
+    "ActiveVariables",
     "Anisotropy",
     "BottleneckDegree",
     "ClassSeparability",
@@ -56,6 +63,7 @@ __all__ = [
     "EntropyRank",
     "FeatureComplexity",
     "Gride",
+    "InfoMEC",
     "LayerCKA",
     "MLEDimension",
     "MassiveActivations",
@@ -77,6 +85,7 @@ __all__ = [
     "UpdateSize",
     "VInformation",
     "activation_coverage",
+    "active_variables",
     "anisotropy",
     "bottleneck_degree",
     "cca",
@@ -85,12 +94,14 @@ __all__ = [
     "cluster_indices",
     "coding_rate",
     "covariance",
+    "dci",
     "dead_units",
     "effective_rank",
     "entropy_rank",
     "feature_complexity",
     "gride",
     "gulp",
+    "info_mec",
     "layer_cka",
     "massive_activations",
     "mle_dimension",
@@ -104,6 +115,7 @@ __all__ = [
     "pwcca",
     "rate_reduction",
     "regression",
+    "sap",
     "saturated_units",
     "spectrum",
     "stable_rank",

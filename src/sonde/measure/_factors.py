@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.measure._flags import moment_flags
 from sonde.stats import HashSampleState, MomentsState
 from sonde.stats.joint_counts import as_symbols, entropy_nats, information_nats, joint_counts
 from sonde.stats.sampled_rows import SampledRows
@@ -94,6 +95,13 @@ def check_factors(owner: str, n_factors: int) -> None:
             f"{owner}: expected at least two factors, got {n_factors}. "
             "The latents are the first site, the factors the second."
         )
+
+
+def factor_flags(latents: MomentsState, factors: MomentsState) -> tuple[str, ...]:
+    """Return the flags of latents, and ``dead`` where a factor is constant."""
+    flags = moment_flags(latents)
+    lacking = bool((factors.variance.detach() <= 0).any()) and "dead" not in flags
+    return (*flags, "dead") if lacking else flags
 
 
 def unrelated(

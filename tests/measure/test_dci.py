@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from sonde.core.errors import InputError
+from sonde.measure import DCI, dci
+from sonde.measure.dci import concentration
+
+
+@pytest.mark.truth("digits computed independently from the definition")
+def test_known_values():
+    table = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.5, 0.5]], dtype=torch.float64)
+    total, latents = concentration(table)
+    np.testing.assert_allclose(latents, [0.7040967257, 0.3690702464], rtol=1e-9)
+    assert float(total) == pytest.approx(0.5365834861, rel=1e-9)
+    total, factors = concentration(table.T)
+    np.testing.assert_allclose(factors, [1.0, 0.3499775784, 1.0], rtol=1e-9)
+    assert float(total) == pytest.approx(0.8049932735, rel=1e-9)
+    two_of_ten = concentration(torch.tensor([[1.0] * 2 + [0.0] * 8], dtype=torch.float64))[0]
+    assert float(two_of_ten) == pytest.approx(0.6989700043, rel=1e-9)
+
+
+SPARSE = np.array([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0.3, 1, 0.0]])
+DENSE = np.array([[2, 1, 0.7, 1], [-1, 2, 0.5, 0.3], [0.6, -1, 2, -0.6]])
+
+
+def rows(n=500, seed=0, mixing=SPARSE):
+    rng = np.random.default_rng(seed)
+    factors = rng.integers(0, 5, (n, 3)).astype(float)
+    return factors @ mixing + 0.5 * rng.standard_normal((n, 4)), factors
+
+
+@pytest.mark.truth("scikit-learn's ridge of standardised columns")
+def test_importances_are_the_peers_coefficients():
+    latents, factors = rows()
+    x, y = ((z - z.mean(0)) / z.std(0) for z in (latents, factors))
+    peer = Ridge(alpha=500 * 0.1).fit(x, y)
+    result = dci(latents, factors, ridge=0.1)
+    np.testing.assert_allclose(result.importance, np.abs(peer.coef_), rtol=1e-9)
+    left = ((y - peer.predict(x)) ** 2).mean(0)
+    np.testing.assert_allclose(result.informativeness, 1 - left, rtol=1e-9)
+    assert result.value == pytest.approx(float(concentration(result.importance.T)[0]), rel=1e-12)
+
+
+@pytest.mark.truth("the spread over fresh draws, and unrelated sides")
+def test_standard_error_and_null():
+    for mixing, most in ((DENSE, 1.4), (SPARSE, 2.2)):
+        found = [dci(*rows(seed=s, mixing=mixing)) for s in range(40)]
+        spread = np.std([float(r) for r in found], ddof=1)
+        assert 0.7 < np.mean([float(torch.as_tensor(r.se)) for r in found]) / spread < most
+    assert "se_first_order" in found[0].flags
+    free = [dci(rows(seed=s)[0], rows(seed=s + 90)[1]) for s in range(40)]
+    null = float(torch.as_tensor(free[0].null))
+    assert np.mean([float(r) for r in free]) == pytest.approx(null, rel=0.2)
+    assert np.mean([r.complete for r in free]) == pytest.approx(free[0].complete_null, rel=0.2)
+    assert np.mean([float(r) for r in found]) > 2 * null
+
+
+def test_dead_units_are_flagged_and_do_no_harm():
+    latents, factors = rows()
+    more = np.hstack([latents, np.zeros((500, 1))])
+    assert dci(more, factors).value == pytest.approx(dci(latents, factors).value, rel=1e-9)
+    result = dci(latents, np.ones((500, 2)))
+    assert np.isnan(result.value)
+    assert "dead" in result.flags
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(InputError, match="DCI: expected a ridge above 0"):
+        DCI(ridge=0.0)
+    with pytest.raises(InputError, match="DCI: expected at least two factors, got 1"):
+        dci(torch.rand(20, 3), torch.rand(20, 1))
