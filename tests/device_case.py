@@ -13,7 +13,6 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
-from contract import instrument_laws as laws
 from contract.test_instruments import DETECTORS, RUNNABLE
 from models import llama
 from pretend_devices import Pretending, moved
@@ -31,6 +30,7 @@ from sonde.run.watching.guard import Guard
 from sonde.run.workers.job import Job
 from sonde.store import KeptRows, Store, write_store
 from sonde.tap import live_stream, replay
+from sonde.testing import instrument_laws as laws
 from tap_inputs import Texts, texts
 
 FIRST, SECOND = "far:0", "far:1"

@@ -26,7 +26,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("run",),
         ("findings",),
         ("report",),
-        ("cli",),
+        ("cli", "testing"),
         ("__main__",),
     ],
     "sonde.tap": [

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-ROOMS = ("core", "stats", "tap", "data", "store", "metrics", "alarms", "report")
+ROOMS = ("core", "stats", "tap", "data", "store", "metrics", "alarms", "report", "testing")
 PACKAGES = (*(f"sonde.{room}" for room in ROOMS), "sonde_studies")
 LONGEST = 400
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import sonde.stats
-from contract.laws import Case
 from sonde.core.instrument import Instrument, Read
 from sonde.core.statistic import Learner, Statistic
+from sonde.run.instruments.catalogue import FAMILIES
 from sonde.stats import (
     BatchHsic,
     ClassDirectionMoments,
@@ -41,9 +41,23 @@ from sonde.stats import (
     TopK,
     UpdateMoments,
 )
+from sonde.testing.statistic_laws import Case, case_of
 
 EDGES = torch.tensor([0.0, 1.5, 3.0])
 SMALL = FourierFeatures(2.0, 4)
+
+
+def rank_error(state: Any, columns: dict[str, Any]) -> float:
+    """Return by how many rows a quantile sketch misjudges the rank of any row, at worst."""
+    x: Tensor = columns["x"]
+    true = (x[:, None, :] <= x[None, :, :]).sum(0).double()
+    return float((state.rank(x.double()) - true).abs().max())
+
+
+def uncovered(state: Any, columns: dict[str, Any]) -> float:
+    """Return the largest distance of a row to the rows that a coreset chose."""
+    return float(torch.cdist(columns["x"].double(), state.rows.double()).amin(1).max())
+
 
 CASES: tuple[Case, ...] = (
     Case(BatchHsic(8), "8"),
@@ -53,7 +67,7 @@ CASES: tuple[Case, ...] = (
     Case(ClassMoments("diag")),
     Case(ClassMoments("full"), dims=(1, 3, 8)),
     Case(ContentSketch(16), "example"),
-    Case(Coreset(6)),
+    Case(Coreset(6), error=uncovered),
     Case(CrossMoments()),
     Case(DirectionMoments()),
     Case(EntryCounts()),
@@ -79,7 +93,7 @@ CASES: tuple[Case, ...] = (
     Case(NeighbourSums(), "16", whole=False),
     Case(PositionMoments()),
     Case(PositionMoments("diag", 2)),
-    Case(Quantiles(8), grows=3 * 16 * 8),
+    Case(Quantiles(8), grows=3 * 16 * 8, error=rank_error),
     Case(Scalars()),
     Case(Scalars("length")),
     Case(Symbols(EDGES, max_symbols=8)),
@@ -123,8 +137,8 @@ def exported_statistics() -> set[str]:
 def exported_instruments() -> list[Instrument]:
     """Return every exported instrument with every set of its example parameters."""
     found: list[Instrument] = []
-    for family in ("sonde.measure", "sonde.detect"):
-        package = importlib.import_module(family)
+    for family in FAMILIES:
+        package = importlib.import_module(f"sonde.{family}")
         for name in getattr(package, "__all__", ()):
             member = getattr(package, name)
             if inspect.isclass(member) and issubclass(member, Instrument):
@@ -140,15 +154,12 @@ def private_cases() -> list[Case]:
             statistic = read.statistic if isinstance(read, Read) else read
             if type(statistic).__name__ not in exported_statistics():
                 found.setdefault(type(statistic), statistic)
-    return [
-        Case(s, "group" if s.whole_groups else "example" if s.whole_examples else "row")
-        for s in found.values()
-    ]
+    return [case_of(s) for s in found.values()]
 
 
-def learners() -> list[Learner[Any]]:
+def learners() -> list[Case]:
     """Return the learners among the private statistics."""
-    return [c.statistic for c in private_cases() if isinstance(c.statistic, Learner)]
+    return [c for c in private_cases() if isinstance(c.statistic, Learner)]
 
 
 def mergeable() -> list[Case]:
@@ -163,18 +174,3 @@ def name_of(case: Case) -> str:
     ]
     inner = "-".join(str(v) for v in values).replace(" ", "")
     return f"{type(case.statistic).__name__}-{inner}".rstrip("-")
-
-
-def rank_error(state: Any, columns: dict[str, Any]) -> float:
-    """Return by how many rows a quantile sketch misjudges the rank of any row, at worst."""
-    x: Tensor = columns["x"]
-    true = (x[:, None, :] <= x[None, :, :]).sum(0).double()
-    return float((state.rank(x.double()) - true).abs().max())
-
-
-def uncovered(state: Any, columns: dict[str, Any]) -> float:
-    """Return the largest distance of a row to the rows that a coreset chose."""
-    return float(torch.cdist(columns["x"].double(), state.rows.double()).amin(1).max())
-
-
-ERRORS = {"Coreset": uncovered, "Quantiles": rank_error}

@@ -3,158 +3,129 @@
 import pytest
 import torch
 
-from contract import broken, instrument_laws, laws
-from contract.rows import make_columns
+from contract import broken, broken_methods
 from contract.statistics import rank_error
+from sonde.core import Detector, Edit, InputError, Instrument, Learner, Shift, Statistic
 from sonde.core.plan import Split
 from sonde.stats import Moments
+from sonde.testing import KINDS, Case, check, laws_of
+from sonde.testing.rows import make_columns
 
-FAILS = (AssertionError, ValueError, TypeError)
-
-
-@pytest.fixture(scope="module")
-def columns():
-    return make_columns(300, 3, seed=7, dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return instrument_laws.make_inputs()
-
-
-def case(statistic, kind="row"):
-    return laws.Case(statistic, kind)
-
-
-@pytest.mark.parametrize("twin", [broken.AddsMeans(), broken.IndexSample(), broken.SplitsGroups()])
-def test_split(twin, columns):
-    with pytest.raises(AssertionError, match="state"):
-        laws.law_split(case(twin), columns)
-
-
-def test_smallest_parts():
-    columns = make_columns(60, 3, dtype=torch.float64)
-    with pytest.raises(AssertionError, match=r"state\.mean"):
-        laws.law_atoms(case(broken.AddsMeans()), columns)
-
-
-def test_whole_groups_repair_the_split(columns):
-    laws.law_split(case(broken.SplitsGroups(), "group"), columns)
-
-
-def test_update(columns):
-    with pytest.raises(AssertionError, match=r"state\.n"):
-        laws.law_update(case(broken.OtherUpdate()), columns)
-
-
-def test_size():
-    with pytest.raises(AssertionError, match="bytes for 1024 rows"):
-        laws.law_size(case(broken.KeepsRows()))
-
-
-@pytest.mark.parametrize(
-    ("twin", "message"),
-    [(broken.ChangesOperand(), "left operand"), (broken.ChangesRows(), "column x changed")],
-)
-def test_pure(twin, message):
-    with pytest.raises(AssertionError, match=message):
-        laws.law_pure(case(twin), make_columns(50, 3))
-
-
-def test_sizes():
-    with pytest.raises(AssertionError, match="not finite for n=1"):
-        laws.law_sizes(case(broken.NanOfOneRow()), torch.float64)
-
-
-def test_half():
-    with pytest.raises(AssertionError, match=r"state\.mean"):
-        laws.law_half(case(broken.HalfSums()))
-
-
-def test_offset():
-    with pytest.raises(AssertionError, match=r"state\.scatter"):
-        laws.law_offset(case(broken.RawSquares()))
+TWINS = [
+    (Statistic, "split", broken.AddsMeans(), "state"),
+    (Statistic, "split", broken.IndexSample(), "state"),
+    (Statistic, "split", broken.SplitsGroups(), "state"),
+    (Statistic, "split", broken_methods.CutSteps(), r"state\.total"),
+    (Statistic, "atoms", broken.AddsMeans(), r"state\.mean"),
+    (Statistic, "update", broken.OtherUpdate(), r"state\.n"),
+    (Statistic, "size", broken.KeepsRows(), "bytes for 1024 rows"),
+    (Statistic, "pure", broken.ChangesOperand(), "left operand"),
+    (Statistic, "pure", broken.ChangesRows(), "column x changed"),
+    (Statistic, "sizes", broken.NanOfOneRow(), "not finite for n=1"),
+    (Statistic, "half", broken.HalfSums(), r"state\.mean"),
+    (Statistic, "offset", broken.RawSquares(), r"state\.scatter"),
+    (Statistic, "influence", broken.HalfInfluence(), "of the largest effect"),
+    (Statistic, "save", broken.UntypedState(), None),
+    (Statistic, "identity", broken.OtherState(), "named HistogramState"),
+    (Statistic, "bound", Case(broken.BoastsOfItsBound(), error=rank_error), "off by"),
+    (Learner, "learner", broken.Unseeded(), "two runs differ"),
+    (Learner, "learner", broken.MergingLearner(), "a learner merged"),
+    (Instrument, "value", broken.WithoutCount(), "n = 0"),
+    (Instrument, "degenerate", broken.SwallowsNan(), "1 rows: value"),
+    (Instrument, "sizes", broken.SwallowsNan(), "rows of 1: value"),
+    (Instrument, "order", broken.AsksTheFirstRow(), "not close"),
+    (
+        Instrument,
+        "ragged",
+        broken_methods.PathLength(broken_methods.StepsAsTheyCome()),
+        "not close",
+    ),
+    (Instrument, "again", broken.Rolls(), "not (close|equal)"),
+    (Instrument, "company", broken.HearsOthers(), "not (close|equal)"),
+    (Instrument, "then", broken.IgnoresFirstPass(), "ignores the result"),
+    (Detector, "score_finite", broken.Distance("nan"), "non-finite rows"),
+    (Detector, "score_alone", broken.Distance("batch"), "not close"),
+    (Detector, "score_direction", broken.Distance("flipped"), "far rows score"),
+    (Shift, "itself", broken_methods.OfMeans(p=0.0), "against itself"),
+    (Shift, "far", broken_methods.OfMeans(p=1.0), "of a large shift"),
+    (Shift, "far", broken_methods.OfMeans(p=0.0), "without change"),
+    (Shift, "order", broken_methods.OfMeans("first row"), "in another order"),
+    (Shift, "merged", broken_methods.OfMeans("merge"), "merged from parts"),
+    (Shift, "again", broken_methods.OfMeans("random"), "two runs differ"),
+    (Shift, "groups", broken_methods.OfMeans(), "of 40 groups"),
+    (Shift, "degenerate", broken_methods.OfMeans("nan p"), "without a flag"),
+    (Shift, "degenerate", broken_methods.OfMeans("nan value"), "without a flag"),
+    (Edit, "strength", broken_methods.Shifts("copies"), "another tensor"),
+    (Edit, "kept", broken_methods.Shifts("shape"), "shape"),
+    (Edit, "kept", broken_methods.Shifts("widens"), "float64 of torch.float16"),
+    (Edit, "kept", broken_methods.Shifts("in place"), "in place"),
+    (Edit, "rows", broken_methods.Shifts("batch"), "other examples moved"),
+    (Edit, "again", broken_methods.Shifts("random"), "two runs differ"),
+]
+GOOD = [
+    Case(Moments()),
+    Case(broken.SplitsGroups(), "group"),
+    Case(broken_methods.Steps(), "example"),
+    broken.Distance(),
+    broken_methods.PathLength(),
+    broken_methods.PathRatio(),
+    broken_methods.Shifts(),
+]
 
 
-def test_influence():
-    with pytest.raises(AssertionError, match="of the largest effect"):
-        laws.law_influence(case(broken.HalfInfluence()))
-
-
-def test_save(columns):
-    with pytest.raises(FAILS):
-        laws.law_save(case(broken.UntypedState()), columns)
-
-
-def test_identity():
-    with pytest.raises(AssertionError, match="named HistogramState"):
-        laws.law_identity(case(broken.OtherState()))
-
-
-def test_bound(columns):
-    with pytest.raises(AssertionError, match="off by"):
-        laws.law_bound(case(broken.BoastsOfItsBound()), columns, rank_error)
+def test_every_law_has_a_twin_that_breaks_it():
+    laws = {(kind, law.name) for kind, laws in KINDS.items() for law in laws}
+    assert laws == {(kind, name) for kind, name, _, _ in TWINS}
 
 
 @pytest.mark.parametrize(
-    ("twin", "message"),
-    [(broken.Unseeded(), "two runs differ"), (broken.MergingLearner(), "a learner merged")],
+    ("kind", "name", "twin", "message"),
+    [pytest.param(*t, id=f"{t[0].__name__}-{t[1]}-{i}") for i, t in enumerate(TWINS)],
 )
-def test_learner(twin, message, columns):
-    with pytest.raises(AssertionError, match=message):
-        laws.law_learner(twin, columns)
+def test_a_twin_breaks_its_law(kind, name, twin, message):
+    (law,) = (law for law in KINDS[kind] if law.name == name)
+    fails = (ValueError, TypeError) if name == "save" else AssertionError
+    with pytest.raises(fails, match=message):
+        law.hold(Case(twin) if isinstance(twin, Statistic) else twin)
 
 
-def test_split_by_group(columns):
-    laws.law_whole_groups_held(Split(0.5), columns, columns["group_draw"])
+@pytest.mark.parametrize("method", GOOD, ids=lambda m: type(getattr(m, "statistic", m)).__name__)
+def test_a_good_twin_keeps_every_law(method):
+    assert len(laws_of(method)) > 3
+    check(method)
+
+
+def test_what_breaks_a_law_is_named_with_its_parameters():
+    said = r"Distance\(fault='nan'\) breaks the law 'score_finite' \(Finite rows .*non-finite rows"
+    with pytest.raises(AssertionError, match=said):
+        check(broken.Distance("nan"))
+    with pytest.raises(AssertionError, match=r"CutSteps\(\).*breaks the law 'split'"):
+        check(broken_methods.PathLength(broken_methods.CutSteps()))
+
+
+def test_a_law_is_left_out_by_its_name():
+    check(broken.Distance("flipped"), without={"score_direction"})
+    with pytest.raises(InputError, match=r"no law \['direction'\]. Its laws: .*score_direction"):
+        check(broken.Distance(), without={"direction"})
+
+
+def test_what_cannot_be_held_to_laws_is_said():
+    with pytest.raises(InputError, match=r"in Statistic, Learner, .*got <class 'dict'>"):
+        check(dict)
+    with pytest.raises(InputError, match=r"error of its states, got none"):
+        check(broken.BoastsOfItsBound())
+
+
+def assert_whole_groups_held(split, columns, draw):
+    """The rows of one group are all held out, or all not."""
+    held, group = split.is_held(draw), columns["group"]
+    both = set(group[held].tolist()) & set(group[~held].tolist())
+    assert not both, f"{len(both)} groups are in both parts"
+    assert bool(held.any()), "nothing is held out"
+
+
+def test_split_by_group():
+    columns = make_columns(300, 3, seed=7, dtype=torch.float64)
+    assert_whole_groups_held(Split(0.5), columns, columns["group_draw"])
     with pytest.raises(AssertionError, match="in both parts"):
-        laws.law_whole_groups_held(broken.RowSplit(0.5), columns, columns["draw"])
-
-
-def test_good_twin_passes(columns):
-    for law in (laws.law_split, laws.law_update, laws.law_pure):
-        law(case(Moments()), columns)
-
-
-@pytest.mark.parametrize(
-    ("law", "twin", "message"),
-    [
-        ("law_value", broken.WithoutCount(), "n = 0"),
-        ("law_order", broken.AsksTheFirstRow(), "not close|Scalars are not"),
-        ("law_again", broken.Rolls(), "not (close|equal)"),
-        ("law_score_finite", broken.Distance("nan"), "non-finite rows"),
-        ("law_score_alone", broken.Distance("batch"), "not close"),
-        ("law_score_direction", broken.Distance("flipped"), "far rows score"),
-    ],
-)
-def test_instrument(law, twin, message, inputs):
-    with pytest.raises(AssertionError, match=message):
-        getattr(instrument_laws, law)(twin, inputs)
-
-
-def test_degenerate():
-    with pytest.raises(AssertionError, match="1 rows: value"):
-        instrument_laws.law_degenerate(broken.SwallowsNan(), instrument_laws.make_inputs)
-
-
-def test_sizes_of_instruments():
-    with pytest.raises(AssertionError, match="rows of 1: value"):
-        instrument_laws.law_sizes(broken.SwallowsNan(), instrument_laws.make_inputs)
-
-
-def test_company(inputs):
-    with pytest.raises(AssertionError, match=r"not close|not equal"):
-        instrument_laws.law_company(broken.HearsOthers(), [broken.HearsOthers(1)], inputs)
-
-
-def test_then():
-    with pytest.raises(AssertionError, match="ignores the result"):
-        instrument_laws.law_then(broken.IgnoresFirstPass(), instrument_laws.make_inputs)
-
-
-def test_good_detector_passes(inputs):
-    good = broken.Distance()
-    for name in ("value", "order", "again", "score_finite", "score_alone", "score_direction"):
-        getattr(instrument_laws, f"law_{name}")(good, inputs)
-    instrument_laws.law_degenerate(good, instrument_laws.make_inputs)
-    instrument_laws.law_sizes(good, instrument_laws.make_inputs)
+        assert_whole_groups_held(broken.RowSplit(0.5), columns, columns["draw"])

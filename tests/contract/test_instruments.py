@@ -2,19 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
 import sonde.stats
-from contract import instrument_laws as laws
 from contract.statistics import exported_instruments
-from sonde.core.instrument import Detector, Instrument, Read
-from sonde.core.statistic import Learner, parameter_names
+from sonde.core.instrument import Detector
+from sonde.core.shift import Shift
+from sonde.run.instruments.catalogue import FAMILIES
+from sonde.testing import KINDS, laws_of
+from sonde.testing.instrument_laws import lacking
 
 BIBLIOGRAPHY = Path(__file__).parents[2] / "docs" / "papers.bib"
-BROUGHT = set(laws.make_inputs(4)) | {"draw", "group_draw", "order", "occurrence", "y", "special"}
-
 NO_DIRECTION = {
     "ContrastProbe": "high means one class, not far away",
     "LinearProbe": "high means one class, not far away",
@@ -25,20 +24,8 @@ NO_DIRECTION = {
 }
 
 
-def needs(instrument: Instrument) -> set[str]:
-    statistics = [r.statistic if isinstance(r, Read) else r for r in instrument.reads().values()]
-    found = {name for s in statistics for name in s.needs()}
-    if isinstance(instrument, Detector):
-        found |= set(parameter_names(_scorer(instrument).score))
-    return found
-
-
-def _scorer(detector: Detector):
-    return get_type_hints(type(detector).result)["return"]
-
-
 INSTRUMENTS = exported_instruments()
-RUNNABLE = [i for i in INSTRUMENTS if needs(i) <= BROUGHT]
+RUNNABLE = [i for i in INSTRUMENTS if not lacking(i)]
 DETECTORS = [i for i in RUNNABLE if isinstance(i, Detector)]
 
 
@@ -48,23 +35,17 @@ def each(instruments):
     )
 
 
-@pytest.fixture(scope="module")
-def inputs():
-    return laws.make_inputs()
-
-
 def keys_in_bibliography() -> set[str]:
     return set(re.findall(r"^@\w+\{([^,]+),", BIBLIOGRAPHY.read_text(), re.M))
 
 
 def test_families_export_instruments():
     families = {type(i).__module__.split(".")[1] for i in INSTRUMENTS}
-    assert families == {"measure", "detect"}
+    assert families == set(FAMILIES)
 
 
 def test_every_instrument_runs_on_plain_arrays():
-    lacking = {type(i).__name__: sorted(needs(i) - BROUGHT) for i in INSTRUMENTS}
-    assert {name: columns for name, columns in lacking.items() if columns} == {}
+    assert {repr(i): lacking(i) for i in INSTRUMENTS if lacking(i)} == {}
 
 
 @each(INSTRUMENTS)
@@ -84,56 +65,15 @@ def test_references_are_in_the_bibliography():
     assert len(cited) > 5
 
 
-@each(RUNNABLE)
-def test_value(instrument, inputs):
-    laws.law_value(instrument, inputs)
-
-
-@each(RUNNABLE)
-def test_degenerate(instrument):
-    laws.law_degenerate(instrument, laws.make_inputs)
-
-
-@each(RUNNABLE)
-def test_sizes(instrument):
-    laws.law_sizes(instrument, laws.make_inputs)
-
-
-def learns(instrument: Instrument) -> bool:
-    """Whether its state is trained by steps in plan order, so that the order of rows matters."""
-    return any(isinstance(r.statistic, Learner) for r in instrument.all_reads().values())
-
-
-@each([i for i in RUNNABLE if not learns(i)])
-def test_order(instrument, inputs):
-    laws.law_order(instrument, inputs)
-
-
-@each(RUNNABLE)
-def test_again(instrument, inputs):
-    laws.law_again(instrument, inputs)
-
-
-@each([i for i in RUNNABLE if not isinstance(i, Detector)])
-def test_company(instrument, inputs):
-    laws.law_company(instrument, [i for i in RUNNABLE if i is not instrument][:12], inputs)
-
-
-@each([i for i in RUNNABLE if type(i).then is not Instrument.then])
-def test_then(instrument):
-    laws.law_then(instrument, laws.make_inputs)
-
-
-@each(DETECTORS)
-def test_score_finite(instrument, inputs):
-    laws.law_score_finite(instrument, inputs)
-
-
-@each(DETECTORS)
-def test_score_alone(instrument, inputs):
-    laws.law_score_alone(instrument, inputs)
-
-
-@each([i for i in DETECTORS if type(i).__name__ not in NO_DIRECTION])
-def test_score_direction(instrument, inputs):
-    laws.law_score_direction(instrument, inputs)
+@pytest.mark.parametrize(
+    ("law", "instrument"),
+    [
+        pytest.param(law, instrument, id=f"{law.name}-{instrument!r}".replace(" ", ""))
+        for instrument in RUNNABLE
+        for law in laws_of(instrument)
+        if law not in KINDS[Shift]
+        and (law.name != "score_direction" or type(instrument).__name__ not in NO_DIRECTION)
+    ],
+)
+def test_law(law, instrument):
+    law.hold(instrument)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from contract import instrument_laws as laws
 from contract.statistics import exported_instruments
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer
 from sonde.core.statistic import parameter_names
 from sonde.detect import NAC, PaDiM, PatchCore, RelativeMahalanobis, ViM
+from sonde.testing import instrument_laws as laws
 
 DETECTORS = [i for i in exported_instruments() if isinstance(i, Detector)]
 NAMED = {"KNN", "Mahalanobis", "NAC", "PaDiM", "PatchCore", "RelativeMahalanobis", "ViM"}

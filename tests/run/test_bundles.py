@@ -12,8 +12,6 @@ import torch
 from pyarrow import csv, parquet
 from torch import Tensor
 
-from contract.laws import state_of
-from contract.rows import make_columns
 from contract.statistics import CASES
 from models import mlp
 from run_case import Stopping, rows, stream
@@ -40,6 +38,8 @@ from sonde.run.scoring.tables import write_table
 from sonde.stats import Moments
 from sonde.stats.moments import MomentsState
 from sonde.store.outputs import check_file
+from sonde.testing.rows import make_columns
+from sonde.testing.statistic_laws import state_of
 
 QUIET: dict[str, Any] = {"progress": False}
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.stats import betabinom
 
-from contract import instrument_laws as laws
 from contract.statistics import exported_instruments
 from sonde.core import Stream
 from sonde.core.hashing import rank_key
@@ -19,6 +18,7 @@ from sonde.run.comparing.evidence import sample
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
 from sonde.stats import HashSampleState
+from sonde.testing import instrument_laws as laws
 
 DETECTORS = [i for i in exported_instruments() if isinstance(i, Detector)]
 N = 240

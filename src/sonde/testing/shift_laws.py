@@ -32,6 +32,13 @@ def assert_sound(found: Comparison) -> None:
     assert {"value", "p"} <= set(found.table().column_names)
 
 
+def assert_alike(a: Comparison, b: Comparison, how: str) -> None:
+    """Demand the same effect size and p-value up to rounding."""
+    same = math.isclose(float(a), float(b), rel_tol=1e-7, abs_tol=1e-9)
+    same = same and math.isclose(a.p, b.p, rel_tol=1e-6, abs_tol=1e-9)
+    assert same, f"{how}: value {float(a)} and {float(b)}, p {a.p} and {b.p}"
+
+
 def law_itself(shift: Shift) -> None:
     """A side compared with itself shows nothing."""
     side = shift.fit(normal_rows(120, 0))
@@ -60,9 +67,7 @@ def law_order(shift: Shift) -> None:
     first, second = shift.fit(x, ids=ids), shift.fit(x[back], ids=[ids[i] for i in back])
     other = first.shift.fit(y)
     again = _as(second, first).compare(other)
-    found = first.compare(other)
-    assert math.isclose(float(found), float(again), rel_tol=1e-7, abs_tol=1e-9)
-    assert math.isclose(found.p, again.p, rel_tol=1e-6, abs_tol=1e-9)
+    assert_alike(first.compare(other), again, "in another order")
 
 
 def law_merged(shift: Shift) -> None:
@@ -79,9 +84,7 @@ def law_merged(shift: Shift) -> None:
     merged = whole.shift.result(**states_of(task, merge_states(wanted, *parts)))
     one = whole.shift.fit(x, ids=ids)
     other = whole.shift.fit(y)
-    a, b = one.compare(other), merged.compare(other)
-    assert math.isclose(float(a), float(b), rel_tol=1e-7, abs_tol=1e-9)
-    assert math.isclose(a.p, b.p, rel_tol=1e-6, abs_tol=1e-9)
+    assert_alike(one.compare(other), merged.compare(other), "merged from parts")
 
 
 def law_again(shift: Shift) -> None:
@@ -91,7 +94,8 @@ def law_again(shift: Shift) -> None:
     first = shift.between(x, y)
     torch.manual_seed(2)
     second = shift.between(x, y)
-    assert (float(first), first.p) == (float(second), second.p)
+    a, b = (float(first), first.p), (float(second), second.p)
+    assert a == b, f"two runs differ: value and p {a} and {b}"
 
 
 def law_groups(shift: Shift) -> None:

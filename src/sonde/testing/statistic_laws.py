@@ -1,28 +1,42 @@
-"""What every export promises, as functions that fail with AssertionError where it is broken."""
+"""What every statistic promises, as functions that fail with AssertionError where it is broken."""
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from contract.rows import Columns, atoms, make_columns, take
-from sonde.core.errors import SondeError, StateError
+from sonde.core.errors import InputError, SondeError, StateError
 from sonde.core.passes import merge_pair
 from sonde.core.state import digest, equal, leaves, map_tensors, size_bytes
 from sonde.core.statefile import read_state, state_type, write_state
-from sonde.core.statistic import Learner, Statistic
+from sonde.core.statistic import Statistic
+from sonde.testing.rows import Columns, atoms, make_columns, take
 
 
 @dataclass(frozen=True)
 class Case:
-    """A statistic to be held to the laws, and what it may not be split into (see ``rows.atoms``).
+    """A statistic to be held to the laws, and how it may be split.
 
-    ``whole`` says whether one ``observe`` over several parts must give the same as their merge;
-    ``grows`` by how many bytes the state may grow when the rows double.
+    Parameters
+    ----------
+    statistic : Statistic
+    kind : {"row", "example", "group"} or digits, default="row"
+        What may not be split: one row, the rows of an example, of a group, or of so many examples.
+    whole : bool, default=True
+        Whether one ``observe`` over several parts must give the same as their merge.
+    grows : int, default=0
+        By how many bytes the state may grow when the rows double.
+    dims : tuple of int
+        Widths of the rows that it is tried on.
+    error : callable, optional
+        For a statistic that merges within a bound: by how much a state misjudges the columns that
+        it has seen, ``error(state, columns)``, in the unit of ``bound``.
     """
 
     statistic: Statistic[Any]
@@ -30,6 +44,14 @@ class Case:
     whole: bool = True
     grows: int = 0
     dims: tuple[int, ...] = (1, 3, 64)
+    error: Callable[[Any, Columns], float] | None = None
+
+
+def case_of(statistic: Statistic[Any]) -> Case:
+    """Return the case of a statistic, split between examples or groups where it asks for these."""
+    if statistic.whole_groups:
+        return Case(statistic, "group")
+    return Case(statistic, "example" if statistic.whole_examples else "row")
 
 
 def observe(statistic: Statistic[Any], columns: Columns) -> Any:
@@ -147,9 +169,9 @@ def law_pure(case: Case, columns: Columns) -> None:
         assert torch.equal(columns[name], values), f"the column {name} changed"
 
 
-def law_sizes(case: Case, dtype: torch.dtype) -> None:
+def law_sizes(case: Case) -> None:
     """From one row to ten times the width, in any float type: finite, and exact under a split."""
-    for dim in case.dims:
+    for dim, dtype in product(case.dims, (torch.float64, torch.float16)):
         for n in sorted({1, 2, max(dim - 1, 1), 10 * dim}):
             columns = make_columns(n, dim, seed=n, dtype=dtype)
             state = state_of(case, columns)
@@ -264,11 +286,17 @@ def law_identity(case: Case) -> None:
     assert issubclass(found, named), f"a {found.__name__}, named {named.__name__}"
 
 
-def law_bound(case: Case, columns: Columns, error: Any) -> None:
+def law_bound(case: Case, columns: Columns) -> None:
     """However the rows were split, the state is as near to them as its own bound says.
 
     Merged part by part, or updated with one part after another.
     """
+    if case.error is None:
+        name = type(case.statistic).__name__
+        raise InputError(
+            f"check: {name} merges within a bound; expected the error of its states, got none. "
+            f"Pass sonde.testing.Case({name}(..), error=..)."
+        )
     for seed, n_parts in enumerate((1, 2, 7, 40)):
         chain, grown = None, None
         for part in parts_of(case, columns, n_parts, seed):
@@ -277,14 +305,17 @@ def law_bound(case: Case, columns: Columns, error: Any) -> None:
                 grown = update(case.statistic, grown, part)
             chain, grown = merge_pair(case.statistic, chain, state), grown or state
         for kind, found in (("merged", chain), ("updated", grown)):
-            bound, gap = case.statistic.bound(found), error(found, columns)
+            bound, gap = case.statistic.bound(found), case.error(found, columns)
             where = f"{n_parts} parts {kind}"
             assert math.isfinite(bound)
             assert gap <= bound * (1 + 1e-9) + 1e-6, f"off by {gap}, bound {bound}, {where}"
 
 
-def law_learner(learner: Learner[Any], columns: Columns) -> None:
+def law_learner(case: Case) -> None:
     """A learner is seeded, leaves its state as it was in every walk, and refuses to merge."""
+    learner: Any = case.statistic
+    width = 7 if learner.span == "pair" else 3
+    columns = make_columns(300, width, seed=7, dtype=torch.float64, length=4)
     dim = columns["x"].shape[1]
     first, second = learner.start(dim), learner.start(dim)
     for walk in range(min(3, learner.n_passes())):
@@ -304,11 +335,3 @@ def law_learner(learner: Learner[Any], columns: Columns) -> None:
     except SondeError as error:
         raise AssertionError(f"merge raised {error!r} instead of StateError") from error
     raise AssertionError("a learner merged")
-
-
-def law_whole_groups_held(split: Any, columns: Columns, draw: Tensor) -> None:
-    """The rows of one group are all held out, or all not."""
-    held, group = split.is_held(draw), columns["group"]
-    both = set(group[held].tolist()) & set(group[~held].tolist())
-    assert not both, f"{len(both)} groups are in both parts"
-    assert bool(held.any()), "nothing is held out"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sonde.core.columns import WHOLE_NUMBERS
-from sonde.core.errors import SondeError
+from sonde.core.errors import InputError, SondeError
 from sonde.core.finite import finite_rows
 from sonde.core.folding import fit_arrays, observe_stream
-from sonde.core.instrument import Detector, Instrument
+from sonde.core.instrument import Detector, Instrument, score_needs
 from sonde.core.passes import states_of
 from sonde.core.requests import Task, requests
 from sonde.core.result import Result, Scorer
@@ -57,6 +57,33 @@ def make_inputs(
         "side": torch.arange(n) % 2,
         "head": (weight, bias.double()),
     }
+
+
+MADE = {"draw", "group_draw", "order", "piece", "occurrence", "y", "special"}
+"""What a stream makes itself from the columns that plain arrays bring."""
+
+
+def lacking(instrument: Instrument) -> set[str]:
+    """Return the columns that an instrument asks for and plain arrays do not bring."""
+    needs = {name for read in instrument.all_reads().values() for name in read.statistic.needs()}
+    if isinstance(instrument, Detector):
+        needs.update(score_needs(instrument))
+    return needs - set(make_inputs(4)) - MADE
+
+
+def require_columns(instrument: Instrument) -> None:
+    """Refuse an instrument that cannot be tried on plain arrays.
+
+    Raises
+    ------
+    InputError
+        With the columns that it asks for in vain.
+    """
+    if columns := lacking(instrument):
+        raise InputError(
+            f"check: expected columns that plain arrays bring, got {sorted(columns)} in "
+            f"{instrument!r}. See sonde.core.columns."
+        )
 
 
 def pick(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
@@ -219,6 +246,31 @@ def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
         assert_same(first, second, 1e-7)
 
 
+def law_ragged(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
+    """Examples of one to four rows, in any order, give one value; a row's score is its example's.
+
+    For what observes or scores the rows of an example together. What needs examples of one size
+    may say so by an error of ours.
+    """
+    row = torch.arange(len(inputs["label"]))
+    example = row // EXAMPLE
+    kept = row[row % EXAMPLE <= example % EXAMPLE]
+    shuffled = torch.randperm(int(example[-1]) + 1, generator=torch.Generator().manual_seed(5))
+    other = kept[torch.argsort(shuffled[kept // EXAMPLE], stable=True)]
+    try:
+        first, second = (fit(instrument, pick(inputs, rows)) for rows in (kept, other))
+    except SondeError:
+        return
+    if isinstance(first, Scorer) and isinstance(second, Scorer):
+        a = score(instrument, first, pick(inputs, kept))
+        b = score(instrument, first, pick(inputs, other))
+        where = torch.argsort(other)
+        torch.testing.assert_close(a, b[where], rtol=1e-6, atol=1e-6)
+    else:
+        assert_defined(first)
+        assert_same(first, second, 1e-7)
+
+
 def law_again(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
     """The same rows give the same bits whatever the global random state, and stay as they were."""
     kept = {k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor)}
@@ -241,7 +293,8 @@ def law_company(
     stream = stream_of(instrument, inputs)
     keys = sites_of(instrument)
     task = Task(instrument, keys)
-    company = [Task(other, keys) for other in others if other.span == instrument.span]
+    kin = [i for i in others if i.span == instrument.span and not i.reading() and i != instrument]
+    company = [Task(other, keys) for other in kin[:12]]
     alone = observe_stream(stream, requests([task]))
     together = observe_stream(stream, requests([task, *company]))
     first = instrument.result(**states_of(task, alone))
