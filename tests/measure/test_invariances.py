@@ -79,6 +79,8 @@ TWO_SIDED = [
     (modularity, UNITS, UNITS),
     (measure.sap, UNITS, UNITS),
     (measure.dci, UNITS, UNITS),
+    (measure.cknna, SHAPE, SHAPE),
+    (measure.information_imbalance, SHAPE, SHAPE),
 ]
 ONE_SIDED = [
     (v_information, SHAPE),

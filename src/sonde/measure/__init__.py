@@ -6,6 +6,7 @@ from sonde.measure.anisotropy import Anisotropy, anisotropy
 from sonde.measure.bottleneck_degree import BottleneckDegree, bottleneck_degree
 from sonde.measure.cca import CCA, cca
 from sonde.measure.cka import CKA, cka
+from sonde.measure.cknna import CKNNA, cknna
 from sonde.measure.class_separability import ClassSeparability, class_separability
 from sonde.measure.cluster_indices import ClusterIndices, cluster_indices
 from sonde.measure.coding_rate import CodingRate, coding_rate
@@ -18,6 +19,7 @@ from sonde.measure.feature_complexity import FeatureComplexity, feature_complexi
 from sonde.measure.gride import Gride, gride
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.info_mec import InfoMEC, info_mec
+from sonde.measure.information_imbalance import InformationImbalance, information_imbalance
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
 from sonde.measure.mle_dimension import MLEDimension, mle_dimension
@@ -45,6 +47,7 @@ from sonde.measure.v_information import VInformation, v_information
 __all__ = [
     "CCA",
     "CKA",
+    "CKNNA",
     "DCI",
     "GULP",
     "PWCCA",
@@ -64,6 +67,7 @@ __all__ = [
     "FeatureComplexity",
     "Gride",
     "InfoMEC",
+    "InformationImbalance",
     "LayerCKA",
     "MLEDimension",
     "MassiveActivations",
@@ -90,6 +94,7 @@ __all__ = [
     "bottleneck_degree",
     "cca",
     "cka",
+    "cknna",
     "class_separability",
     "cluster_indices",
     "coding_rate",
@@ -102,6 +107,7 @@ __all__ = [
     "gride",
     "gulp",
     "info_mec",
+    "information_imbalance",
     "layer_cka",
     "massive_activations",
     "mle_dimension",
