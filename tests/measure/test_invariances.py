@@ -62,6 +62,14 @@ def v_information(x):
     return measure.v_information(x, torch.arange(len(x)) % 3)
 
 
+def neural_collapse(x):
+    return measure.neural_collapse(x, LABEL)
+
+
+def alignment_quality(x):
+    return measure.alignment_quality({"layer": x}, LABEL)
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
@@ -94,6 +102,8 @@ ONE_SIDED = [
     (measure.mle_dimension, SHAPE),
     (measure.gride, SHAPE),
     (cluster_indices, SHAPE),
+    (neural_collapse, SHAPE),
+    (alignment_quality, SHAPE),
 ]
 
 

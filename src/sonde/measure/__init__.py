@@ -2,6 +2,7 @@
 
 from sonde.measure.activation_coverage import ActivationCoverage, activation_coverage
 from sonde.measure.active_variables import ActiveVariables, active_variables
+from sonde.measure.alignment_quality import AlignmentQuality, alignment_quality
 from sonde.measure.anisotropy import Anisotropy, anisotropy
 from sonde.measure.bottleneck_degree import BottleneckDegree, bottleneck_degree
 from sonde.measure.cca import CCA, cca
@@ -27,6 +28,7 @@ from sonde.measure.modularity import Modularity, modularity
 from sonde.measure.mutual_information import MutualInformation, mutual_information
 from sonde.measure.mutual_information_gap import MutualInformationGap, mutual_information_gap
 from sonde.measure.mutual_knn import MutualKNN, mutual_knn
+from sonde.measure.neural_collapse import NeuralCollapse, neural_collapse
 from sonde.measure.norms import Norms, norms
 from sonde.measure.participation_ratio import ParticipationRatio, participation_ratio
 from sonde.measure.procrustes import Procrustes, procrustes
@@ -55,6 +57,7 @@ __all__ = [
     "SVCCA",
     "ActivationCoverage",
     "ActiveVariables",
+    "AlignmentQuality",
     "Anisotropy",
     "BottleneckDegree",
     "ClassSeparability",
@@ -75,6 +78,7 @@ __all__ = [
     "MutualInformation",
     "MutualInformationGap",
     "MutualKNN",
+    "NeuralCollapse",
     "Norms",
     "ParticipationRatio",
     "Procrustes",
@@ -90,6 +94,7 @@ __all__ = [
     "VInformation",
     "activation_coverage",
     "active_variables",
+    "alignment_quality",
     "anisotropy",
     "bottleneck_degree",
     "cca",
@@ -115,6 +120,7 @@ __all__ = [
     "mutual_information",
     "mutual_information_gap",
     "mutual_knn",
+    "neural_collapse",
     "norms",
     "participation_ratio",
     "procrustes",

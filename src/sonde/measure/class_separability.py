@@ -15,6 +15,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
+from sonde.measure._collapse import collapse
 from sonde.measure._flags import moment_flags
 from sonde.stats import ClassMoments, ClassMomentsState
 
@@ -95,7 +96,7 @@ class ClassSeparability(Instrument):
             calinski_harabasz=_over(float(b.detach()) / (count - 1), mean_square),
             lda_ratio=ratio / (count - 1),
             lda_null=null,
-            nc1=_collapse(classes),
+            nc1=float(collapse(classes).detach()) if bool(between.any()) else float("nan"),
         )
 
 
@@ -122,20 +123,6 @@ def _lda(
     basis = inverse[:, None] * vectors[:, keep]
     trace = ((basis.T @ between @ basis).diagonal() / values[keep]).sum()
     return float(trace), int(keep.sum()) / max(n - 1, 1)
-
-
-def _collapse(classes: ClassMomentsState) -> float:
-    """Return ``tr(S_W S_B^+) / classes`` with class means weighed equally."""
-    mean = classes.mean.detach()
-    count = len(mean)
-    z = mean - mean.mean(0)
-    _, values, vectors = torch.linalg.svd(z, full_matrices=False)
-    keep = values.square() > 1e-8 * values[0].square()
-    if not bool(keep.any()) or not float(values[0]) > 0.0:
-        return float("nan")
-    basis, spread = vectors[keep], values[keep].square() / count
-    within = (basis @ (classes.pooled.detach() / classes.n_labelled) @ basis.T).diagonal()
-    return float((within / spread).sum()) / count
 
 
 def class_separability(x: Any, label: Any, *, group: Any = None) -> ClassSeparabilityResult:

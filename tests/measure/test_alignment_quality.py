@@ -1,0 +1,57 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sonde.core.errors import InputError
+from sonde.measure import AlignmentQuality, alignment_quality
+
+A = [[0.0, 0.0], [0.0, 2.0], [6.0, 0.0], [6.0, 2.0]]
+B = [[0.0, 0.0], [2.0, 2.0], [6.0, 0.0], [8.0, 2.0]]
+
+
+@pytest.mark.truth("digits computed independently from the definition")
+def test_known_values():
+    result = alignment_quality({"a": A, "b": B}, [0, 0, 1, 1])
+    assert result.layers.tolist() == pytest.approx([0.8432432432, 0.7644367779], rel=1e-8)
+    assert result.value == pytest.approx((0.8432432432 + 0.7644367779) / 2, rel=1e-8)
+    only = alignment_quality({"a": A}, [0, 0, 1, 1], weights=(0, 0, 0, 2))
+    assert only.value == pytest.approx(0.9)
+
+
+@pytest.mark.truth("labels that say nothing, and a class that moves away with depth")
+def test_layers_against_their_null():
+    rng = np.random.default_rng(0)
+    label = np.arange(200) % 2
+    noise = rng.standard_normal((200, 4))
+    layers = {f"layer {i}": noise + label[:, None] * i for i in range(4)}
+    result = alignment_quality(layers, label)
+    assert torch.equal(result.layers.argsort(), torch.arange(4))
+    assert result.layers[0] == pytest.approx(float(result.layer_nulls[0]), abs=0.03)
+    assert result.layers[3] > result.layer_nulls[3] + 0.2
+    assert len(result.chart()["data"]["values"]) == 6 * 4
+
+
+@pytest.mark.truth("the spread over fresh draws")
+def test_error():
+    rng = np.random.default_rng(1)
+    label = np.arange(160) % 2
+    found = [
+        alignment_quality({"x": rng.standard_normal((160, 3)) + 2 * label[:, None]}, label)
+        for _ in range(16)
+    ]
+    ratio = np.mean([float(torch.as_tensor(r.se)) for r in found])
+    assert 0.5 < ratio / np.std([float(r) for r in found], ddof=1) < 2.0
+
+
+def test_a_constant_layer_has_no_value():
+    result = alignment_quality({"a": A, "b": np.ones((4, 2))}, [0, 0, 1, 1])
+    assert math.isnan(float(result))
+    assert "dead" in result.flags
+    assert result.layers[0] == pytest.approx(0.8432432432)
+
+
+def test_weights_are_checked():
+    with pytest.raises(InputError, match="AlignmentQuality: expected four weights of at least 0"):
+        AlignmentQuality(weights=(1.0, -1.0, 0.0, 0.0))
