@@ -97,6 +97,7 @@ ONE_SIDED = [
     (measure.stable_rank, SHAPE),
     (measure.entropy_rank, SHAPE),
     (measure.coding_rate, SHAPE - {"shift"}),
+    (measure.uniformity, SHAPE - {"shift"}),
     (rate_reduction, SHAPE - {"shift"}),
     (measure.two_nn, SHAPE),
     (measure.mle_dimension, SHAPE),

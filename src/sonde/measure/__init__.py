@@ -39,8 +39,14 @@ from sonde.measure.sap import SAP, sap
 from sonde.measure.saturated_units import SaturatedUnits, saturated_units
 from sonde.measure.spectrum import Spectrum, spectrum
 from sonde.measure.stable_rank import StableRank, stable_rank
+from sonde.measure.subpopulation_curve import (
+    SubpopulationCurve,
+    accuracies_at_angles,
+    subpopulation_curve,
+)
 from sonde.measure.svcca import SVCCA, svcca
 from sonde.measure.two_nn import TwoNN, two_nn
+from sonde.measure.uniformity import Uniformity, uniformity
 from sonde.measure.unit_entropy import UnitEntropy, unit_entropy
 from sonde.measure.update_similarity import UpdateSimilarity, update_similarity
 from sonde.measure.update_size import UpdateSize, update_size
@@ -87,11 +93,14 @@ __all__ = [
     "SaturatedUnits",
     "Spectrum",
     "StableRank",
+    "SubpopulationCurve",
     "TwoNN",
+    "Uniformity",
     "UnitEntropy",
     "UpdateSimilarity",
     "UpdateSize",
     "VInformation",
+    "accuracies_at_angles",
     "activation_coverage",
     "active_variables",
     "alignment_quality",
@@ -131,8 +140,10 @@ __all__ = [
     "saturated_units",
     "spectrum",
     "stable_rank",
+    "subpopulation_curve",
     "svcca",
     "two_nn",
+    "uniformity",
     "unit_entropy",
     "update_similarity",
     "update_size",
