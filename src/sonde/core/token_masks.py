@@ -3,10 +3,11 @@
 ``attention_mask`` is 1 at real tokens; torch's ``key_padding_mask`` is true at padding, or minus
 infinity where it is added to scores. For ``mask`` there is no custom: tokens are padded on one
 side, so the value that all examples have on the other side, and not on both, is that of real
-tokens; where this leaves it open it is taken as true at real tokens.
+tokens; where this leaves it open it is taken as true at real tokens. Few examples tell less than
+all of the data, so data decide it once (``marks_real``) and not for each batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Bool
@@ -35,13 +36,13 @@ def find_mask(named: Mapping[str, Any], stacked: bool = False) -> tuple[str, Ten
     return None
 
 
-def real_tokens(name: str, mask: Tensor) -> Bool[Tensor, "example pos"]:
-    """Return which tokens are real.
+def real_tokens(name: str, mask: Tensor, marks: bool | None = None) -> Bool[Tensor, "example pos"]:
+    """Return which tokens are real; ``marks`` is what ``marks_real`` said of all examples.
 
     Raises
     ------
     InputError
-        If the name does not say which value marks padding, and both lie on either side.
+        If neither tells which value marks padding.
 
     Examples
     --------
@@ -51,24 +52,37 @@ def real_tokens(name: str, mask: Tensor) -> Bool[Tensor, "example pos"]:
     >>> real_tokens("mask", torch.tensor([[True, True], [True, False]])).tolist()
     [[True, True], [True, False]]
     """
-    if mask.is_floating_point() and bool((mask < 0).any()):
-        return mask == 0  # added to scores
-    marked = mask != 0
-    if name == REAL:
-        return marked
-    if name == EITHER:
-        return marked == _value_of_real(marked)
-    return ~marked
+    return (mask != 0) == (marks_real(name, [mask]) if marks is None else marks)
 
 
-def _value_of_real(marked: Tensor) -> bool:
-    sides = [marked[:, i] for i in (0, -1)] if marked.numel() else []
-    same = {bool(side[0]) for side in sides if bool((side == side[0]).all())}
-    if sides and not same:
+def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
+    """Return whether the masks of examples differ from zero at real tokens, and not at padding.
+
+    Parameters
+    ----------
+    name : str
+    masks : iterable of Tensor
+        All masks that there are, ``(example, pos)``.
+
+    Raises
+    ------
+    InputError
+        If the name does not say which value marks padding, and both lie on either side.
+    """
+    added, sides = False, (set[bool](), set[bool]())
+    for mask in masks:
+        added = added or (mask.is_floating_point() and bool((mask < 0).any()))
+        if name == EITHER and mask.numel():
+            for side, at in zip(sides, (0, -1), strict=True):
+                side |= {bool((mask[:, at] != 0).any()), bool((mask[:, at] != 0).all())}
+    if added or name != EITHER:
+        return name == REAL and not added  # a mask that is added to scores is zero at real tokens
+    same = {value for side in sides if len(side) == 1 for value in side}
+    if not same and all(sides):
         raise InputError(
-            f"expected a mask with padding on one side, got {EITHER!r} of shape "
-            f"{tuple(marked.shape)} with both values on either side. Pass the mask under the name "
-            f"{REAL!r} (1 at real tokens) or {PADDED[0]!r} (true at padding)."
+            f"expected a mask with padding on one side, got {EITHER!r} with both values on either "
+            f"side. Pass the mask under the name {REAL!r} (1 at real tokens) or {PADDED[0]!r} "
+            "(true at padding)."
         )
     return same.pop() if len(same) == 1 else True
 

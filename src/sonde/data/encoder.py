@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,10 @@ class Encoder(ABC):
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
         """Return the examples that each row is cut into."""
         return [[Piece()] for _ in rows]
+
+    def settled(self, rows: Iterable[Row]) -> "Encoder":
+        """Return the encoder that knows what only all rows together tell; most need none."""
+        return self
 
     @abstractmethod
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -140,6 +141,7 @@ def open_inputs(
     if label_column is not None and not listing.labels.any:
         reason = listing.labels.reason or "every value is empty, null or -1"
         raise InputError(f"{source.name}: column {label_column!r} gives no label: {reason}.")
+    encoder = encoder.settled(islice(source.rows(), limit))
     listing = listing if n_picked is None else pick(listing, n_picked, seed)
     size = (
         batch_size_for(model, listing, encoder, logits, new_tokens, beams)

@@ -1,9 +1,11 @@
 """Tensors, dictionaries of tensors, and items that a user's own callable turns into tensors."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key, tensor_key
-from sonde.core.token_masks import EITHER, REAL, find_mask, real_tokens
+from sonde.core.token_masks import EITHER, NAMES, REAL, find_mask, marks_real, real_tokens
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.images import decode, stored
 from sonde.data.sources import Row
@@ -68,10 +70,37 @@ class TensorEncoder(Encoder):
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureEncoder(Encoder):
-    """A dictionary of tensors per row: keyword arguments of one forward without a batch axis."""
+    """A dictionary of tensors per row: keyword arguments of one forward without a batch axis.
+
+    Parameters
+    ----------
+    inputs : tuple of str
+    marks : bool or None
+        Whether the mask of padding differs from zero at real tokens; None before rows are seen.
+    """
 
     inputs: tuple[str, ...]
     kind: str = "features"
+    marks: bool | None = None
+
+    def settled(self, rows: Iterable[Row]) -> "FeatureEncoder":
+        """Decide by all masks which of their values is that of padding."""
+        if not set(self.inputs) & set(NAMES):
+            return self
+        found = (find_mask(self._masks(row), stacked=True) for row in rows)
+        first = next((named for named in found if named is not None), None)
+        if first is None:
+            return self
+        name, mask = first
+        more = (named[1] for named in found if named is not None and named[0] == name)
+        return replace(self, marks=marks_real(name, chain([mask], more)))
+
+    def _masks(self, row: Row) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for name in (n for n in self.inputs if n in NAMES):
+            with suppress(InputError):  # of a broken row, which is left out
+                named[name] = as_tensor(row.get(name), name)[None]
+        return named
 
     def key(self, row: Row) -> bytes:
         """Hash the tensors in the order of their names."""
@@ -91,7 +120,7 @@ class FeatureEncoder(Encoder):
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack each along a new first axis."""
         kwargs = {n: stacked([i.value[n] for i in items], n) for n in self.inputs}
-        return Collated(kwargs=kwargs, mask=token_mask(kwargs))
+        return Collated(kwargs=kwargs, mask=token_mask(kwargs, self.marks))
 
     def identity(self) -> dict[str, Any]:
         """Name the arguments."""
@@ -171,8 +200,13 @@ class CallableEncoder(Encoder):
         return {"kind": self.kind, "inputs": [self.column], "processor": name}
 
 
-def token_mask(kwargs: Mapping[str, Tensor]) -> Bool[Tensor, "_row _pos"] | None:
-    """Return which tokens are real, by the mask beside token ids, embeddings or features."""
+def token_mask(
+    kwargs: Mapping[str, Tensor], marks: bool | None = None
+) -> Bool[Tensor, "_row _pos"] | None:
+    """Return which tokens are real, by the mask beside token ids, embeddings or features.
+
+    ``marks`` is what ``marks_real`` said of all masks of the data.
+    """
     found = find_mask(kwargs, stacked=True)
     if found is None:
         return None
@@ -182,7 +216,7 @@ def token_mask(kwargs: Mapping[str, Tensor]) -> Bool[Tensor, "_row _pos"] | None
         if (ids or x.ndim == 3) and x.shape[:2] == mask.shape:
             if own != REAL:
                 _say_once(own)
-            return real_tokens(own, mask.cpu())
+            return real_tokens(own, mask.cpu(), marks)
     return None
 
 
