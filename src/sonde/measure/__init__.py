@@ -14,8 +14,10 @@ from sonde.measure.coding_rate import CodingRate, coding_rate
 from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dci import DCI, dci
 from sonde.measure.dead_units import DeadUnits, dead_units
+from sonde.measure.disparity_decomposition import disparity_decomposition
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
+from sonde.measure.fair_accuracy_limit import fair_accuracy_limit
 from sonde.measure.feature_complexity import FeatureComplexity, feature_complexity
 from sonde.measure.gride import Gride, gride
 from sonde.measure.gulp import GULP, gulp
@@ -23,6 +25,7 @@ from sonde.measure.info_mec import InfoMEC, info_mec
 from sonde.measure.information_imbalance import InformationImbalance, information_imbalance
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
+from sonde.measure.minimum_entropy_coupling import minimum_entropy_coupling
 from sonde.measure.mle_dimension import MLEDimension, mle_dimension
 from sonde.measure.modularity import Modularity, modularity
 from sonde.measure.mutual_information import MutualInformation, mutual_information
@@ -115,8 +118,10 @@ __all__ = [
     "covariance",
     "dci",
     "dead_units",
+    "disparity_decomposition",
     "effective_rank",
     "entropy_rank",
+    "fair_accuracy_limit",
     "feature_complexity",
     "gride",
     "gulp",
@@ -124,6 +129,7 @@ __all__ = [
     "information_imbalance",
     "layer_cka",
     "massive_activations",
+    "minimum_entropy_coupling",
     "mle_dimension",
     "modularity",
     "mutual_information",
