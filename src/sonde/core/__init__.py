@@ -2,6 +2,7 @@
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.calibration import Calibration
+from sonde.core.columns import COLUMNS
 from sonde.core.edit import Add, Clamp, Edit, EditContext, Project, Replace, Scale
 from sonde.core.errors import (
     CalibrationError,
@@ -17,7 +18,7 @@ from sonde.core.errors import (
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
 from sonde.core.plan import Plan, Split
-from sonde.core.result import Result, Scorer
+from sonde.core.result import Result, Scorer, infinite_where_nonfinite
 from sonde.core.running import Running
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.site import Reducer, Site
@@ -26,6 +27,7 @@ from sonde.core.statistic import Learner, Statistic
 from sonde.core.stream import Stream
 
 __all__ = [
+    "COLUMNS",
     "Add",
     "Batch",
     "Calibration",
@@ -67,6 +69,7 @@ __all__ = [
     "Stream",
     "Subsample",
     "Where",
+    "infinite_where_nonfinite",
     "near",
     "size_bytes",
 ]
