@@ -80,6 +80,7 @@ TWO_SIDED = [
     (svcca, SHAPE, SHAPE),
     (measure.pwcca, SHAPE - {"rotation"}, EVERY),
     (measure.procrustes, SHAPE, SHAPE),
+    (measure.rsa, SHAPE, SHAPE),
     (measure.gulp, EVERY, EVERY),
     (measure.regression, EVERY, SHAPE),
     (mutual_knn, SHAPE, SHAPE),

@@ -38,6 +38,7 @@ from sonde.measure.procrustes import Procrustes, procrustes
 from sonde.measure.pwcca import PWCCA, pwcca
 from sonde.measure.rate_reduction import RateReduction, rate_reduction
 from sonde.measure.regression import Regression, regression
+from sonde.measure.rsa import RSA, rsa
 from sonde.measure.sap import SAP, sap
 from sonde.measure.saturated_units import SaturatedUnits, saturated_units
 from sonde.measure.spectrum import Spectrum, spectrum
@@ -62,6 +63,7 @@ __all__ = [
     "DCI",
     "GULP",
     "PWCCA",
+    "RSA",
     "SAP",
     "SVCCA",
     "ActivationCoverage",
@@ -142,6 +144,7 @@ __all__ = [
     "pwcca",
     "rate_reduction",
     "regression",
+    "rsa",
     "sap",
     "saturated_units",
     "spectrum",
