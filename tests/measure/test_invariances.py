@@ -89,6 +89,7 @@ TWO_SIDED = [
     (measure.sap, UNITS, UNITS),
     (measure.dci, UNITS, UNITS),
     (measure.cknna, SHAPE, SHAPE),
+    (measure.correlation_match, UNITS, UNITS),
     (measure.information_imbalance, SHAPE, SHAPE),
 ]
 ONE_SIDED = [

@@ -11,6 +11,7 @@ from sonde.measure.cknna import CKNNA, cknna
 from sonde.measure.class_separability import ClassSeparability, class_separability
 from sonde.measure.cluster_indices import ClusterIndices, cluster_indices
 from sonde.measure.coding_rate import CodingRate, coding_rate
+from sonde.measure.correlation_match import CorrelationMatch, correlation_match
 from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dci import DCI, dci
 from sonde.measure.dead_units import DeadUnits, dead_units
@@ -74,6 +75,7 @@ __all__ = [
     "ClassSeparability",
     "ClusterIndices",
     "CodingRate",
+    "CorrelationMatch",
     "Covariance",
     "DeadUnits",
     "EffectiveRank",
@@ -117,6 +119,7 @@ __all__ = [
     "class_separability",
     "cluster_indices",
     "coding_rate",
+    "correlation_match",
     "covariance",
     "dci",
     "dead_units",

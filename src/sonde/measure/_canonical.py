@@ -81,7 +81,7 @@ def null_correlations(n: int, dim: int, dim2: int) -> float:
         return 1.0
     generator = torch.Generator().manual_seed(0)
     found = 0.0
-    draws = _draws(least * most)
+    draws = null_draws(least * most)
     for _ in range(draws):
         inside = torch.randn(most, least, generator=generator, dtype=torch.float64)
         rest = _wishart(n - 1 - most, least, generator)
@@ -96,7 +96,7 @@ def null_nuclear(x: MomentsState, y: MomentsState) -> float:
     """Return the nuclear norm of the cross scatter of unrelated rows with these covariances."""
     a, b = (m.eigenvalues.detach().clamp(min=0).sqrt() for m in (x, y))
     generator = torch.Generator().manual_seed(0)
-    draws = _draws(len(a) * len(b))
+    draws = null_draws(len(a) * len(b))
     found = 0.0
     for _ in range(draws):
         noise = torch.randn(len(a), len(b), generator=generator, dtype=torch.float64)
@@ -104,7 +104,8 @@ def null_nuclear(x: MomentsState, y: MomentsState) -> float:
     return found / draws * max(x.n - 1, 0) ** 0.5
 
 
-def _draws(entries: int) -> int:
+def null_draws(entries: int) -> int:
+    """Return how many draws of a null that has so many entries are worth their time."""
     return max(1, min(DRAWS, DRAWS * ENTRIES // max(entries, 1)))
 
 
