@@ -29,7 +29,8 @@ WORDS = [
 STEPS, CONTEXT = 500, 96
 FIT, HELD, FRESH, TEST = 250, 200, 200, 150
 ALARM, MOST_ALARMS = 0.05, 0.10
-SITE = f"transformer.h.{LAYERS - 1}"
+EVERY = [f"transformer.h.{i}" for i in range(LAYERS)]
+SITE, MORE = EVERY[-1], 4
 UNKNOWN_STEP = -2
 
 
@@ -79,6 +80,10 @@ class Steps:
 class TrajectoriesStudy(Study):
     """A verifier on states of a small transformer that has read faultless trajectories only.
 
+    Arms that begin with "why" change one thing of the verifier on completed ones: what it reads
+    (the last token of a step, all layers, the surprise of the step beside the states) or how many
+    pairs teach it.
+
     ``direct`` puts the wrong step in and leaves all others as they were; ``completed`` goes on from
     it. Both share task, wrong step and clean twin.
     """
@@ -108,9 +113,19 @@ class TrajectoriesStudy(Study):
             "difference of AUROC",
         ),
         Claim(
-            "detection over localisation",
-            "To detect is easier than to localise (completed).",
-            "macro-F1 of the verdict less the share of right verdicts with the right step",
+            "verifier over surprise: whether",
+            "The verifier detects better than the largest surprise of a token (completed).",
+            "difference of AUROC",
+        ),
+        Claim(
+            "verifier over surprise: where",
+            "The verifier localises better than the most surprising step (completed).",
+            "difference of the share of right steps",
+        ),
+        Claim(
+            "verifier over step prior",
+            "The verifier localises better than the number of the step alone (completed).",
+            "difference of the share of right steps",
         ),
         Claim(
             "step over trajectory: where",
@@ -138,21 +153,33 @@ class TrajectoriesStudy(Study):
         read_fit = {how: _steps(model, made) for how, made in fit.items()}
         read_test = {how: _steps(model, made) for how, made in test.items()}
         clean = _steps(model, held), _steps(model, fresh)
+        surprise = {how: _surprises(model, made) for how, made in test.items()}
         tick("scoring")
         figures = {
             **_verified("direct", read_fit["direct"], read_test["direct"], clean),
             **_verified("completed", read_fit["completed"], read_test["completed"], clean),
             **_verified("vague", read_fit["completed"].vague(), read_test["completed"], clean),
             **_distances(read_fit["completed"], read_test["completed"], clean),
-            **_by_words(model, test),
+            **{
+                f"largest surprise, {how} | {what}": value
+                for how, score in surprise.items()
+                for what, value in _areas(
+                    read_test[how].highest(score), score, read_test[how]
+                ).items()
+            },
             **_by_numbers(read_fit["completed"], read_test["completed"]),
+            **_why(model, fit["completed"], test["completed"], 2 * seed + 1_000_000),
         }
         return {
             "false alarms": MOST_ALARMS - figures["completed | false alarms"],
             "direct over completed": figures["direct | detection"]
             - figures["completed | detection"],
-            "detection over localisation": figures["completed | macro-F1"]
-            - figures["completed | joint match"],
+            "verifier over surprise: whether": figures["completed | detection"]
+            - figures["largest surprise, completed | detection"],
+            "verifier over surprise: where": figures["completed | localisation"]
+            - figures["largest surprise, completed | localisation"],
+            "verifier over step prior": figures["completed | localisation"]
+            - figures["step prior | localisation"],
             "step over trajectory: where": figures["completed | localisation"]
             - figures["vague | localisation"],
             "step over trajectory: whether": figures["completed | detection"]
@@ -175,8 +202,11 @@ def _trained(seed: int, steps: int) -> Model:
 
 
 def _text(trajectory: Trajectory) -> str:
-    steps = (f"{step.action} {step.observation}" for step in trajectory.steps)
-    return "\n".join([trajectory.task, *steps])
+    return "\n".join([trajectory.task, *_step_texts(trajectory)])
+
+
+def _step_texts(trajectory: Trajectory) -> list[str]:
+    return [f"{step.action} {step.observation}" for step in trajectory.steps]
 
 
 def _clean(n: int, seed: str) -> list[Trajectory]:
@@ -197,37 +227,58 @@ def _pairs(n: int, seed: int) -> dict[str, list[Trajectory]]:
     return {"direct": direct, "completed": list(made)}
 
 
-def _steps(model: Model, trajectories: Sequence[Trajectory]) -> Steps:
-    """Return the mean state of each step at the last layer."""
+def _steps(
+    model: Model, trajectories: Sequence[Trajectory], sites: Any = SITE, reducer: str = "steps"
+) -> Steps:
+    """Return the state of each step, by default the mean at the last layer; sites side by side."""
     rows: list[dict[str, Any]] = [
         {
             "id": str(i),
             "instruction": t.task,
-            "steps": [{"text": f"{s.action} {s.observation}"} for s in t.steps],
+            "steps": [{"text": text} for text in _step_texts(t)],
             "label": t.label,
             "first_error": t.first_error,
         }
         for i, t in enumerate(trajectories)
     ]
-    x: list[Tensor] = []
-    places: list[tuple[int, int]] = []
-    for batch in read(model, rows, sites=SITE, reducer="steps"):
-        ((key, row),) = batch.rows.items()
-        x.append(row)
-        names = (int(batch.ids[int(i)]) for i in batch.example[key].tolist())
-        places += zip(names, batch.position[key].tolist(), strict=True)
-    order = sorted(range(len(places)), key=places.__getitem__)
-    where = torch.tensor(places)[order]
+    x: dict[str, list[Tensor]] = {}
+    places: dict[str, list[tuple[int, int]]] = {}
+    for batch in read(model, rows, sites=sites, reducer=reducer):
+        for key, row in batch.rows.items():
+            x.setdefault(key, []).append(row)
+            names = (int(batch.ids[int(i)]) for i in batch.example[key].tolist())
+            here = zip(names, batch.position[key].tolist(), strict=True)
+            places.setdefault(key, []).extend(here)
+    order = {key: sorted(range(len(p)), key=p.__getitem__) for key, p in places.items()}
+    states = torch.cat([torch.cat(rows)[order[key]] for key, rows in x.items()], dim=1)
+    where = torch.tensor(sorted(next(iter(places.values()))))
     first = torch.tensor([t.first_error for t in trajectories])
-    return Steps(torch.cat(x)[order].double(), where[:, 1], where[:, 0], first[where[:, 0]])
+    return Steps(states.double(), where[:, 1], where[:, 0], first[where[:, 0]])
+
+
+def _surprises(model: Model, trajectories: Sequence[Trajectory]) -> Float[Tensor, "step"]:
+    """Return minus the log-probability of the least likely token of each step."""
+    found: list[Tensor] = []
+    for t in trajectories:
+        lengths = [len(ids) for ids in model.processor([t.task, *_step_texts(t)])["input_ids"]]
+        ids = tokens_of(model, [_text(t)])
+        with torch.no_grad():
+            chances = model.module(ids).logits[0, :-1].log_softmax(1)
+        surprise = -chances.gather(1, ids[0, 1:, None])[:, 0]
+        found += [part.max() for part in surprise.split([lengths[0] - 1, *lengths[1:]])[1:]]
+    return torch.stack(found).double()
+
+
+def _fitted(fit: Steps) -> Any:
+    names = [str(i) for i in fit.trajectory.tolist()]
+    return TrajectoryVerifier().fit(
+        fit.x, first_error=fit.first_error, position=fit.position, ids=names, group=names
+    )
 
 
 def _verified(name: str, fit: Steps, test: Steps, clean: tuple[Steps, Steps]) -> dict[str, float]:
     """Return what a verifier fitted on some trajectories says of others."""
-    names = [str(i) for i in fit.trajectory.tolist()]
-    scorer = TrajectoryVerifier().fit(
-        fit.x, first_error=fit.first_error, position=fit.position, ids=names, group=names
-    )
+    scorer = _fitted(fit)
     found = scorer.localise(test.x, test.position, test.trajectory)
     held, fresh = (scorer.localise(c.x, c.position, c.trajectory).wrong for c in clean)
     said = found.answers()[test.trajectory] == test.position
@@ -240,6 +291,35 @@ def _verified(name: str, fit: Steps, test: Steps, clean: tuple[Steps, Steps]) ->
     }
     null = {"null": area(held, fresh)} if name == "completed" else {}
     return null | {f"{name} | {what}": value for what, value in figures.items()}
+
+
+def _why(
+    model: Model, fit: list[Trajectory], test: list[Trajectory], seed: int
+) -> dict[str, float]:
+    """Return what verifiers tell that read something else, or learn from more pairs."""
+    both = {"fit": fit, "test": test}
+    plain = {part: _steps(model, made) for part, made in both.items()}
+    last, every = (
+        {part: _steps(model, made, sites, reducer) for part, made in both.items()}
+        for sites, reducer in ((SITE, "step_ends"), (EVERY, "steps"))
+    )
+    extra = {part: _surprises(model, made)[:, None] for part, made in both.items()}
+    joined = {k: replace(s, x=torch.cat([s.x, extra[k]], dim=1)) for k, s in plain.items()}
+    more = _pairs((MORE - 1) * len(fit) // 2, seed)["completed"]
+    arms = {
+        "why: last token": last,
+        "why: all layers": every,
+        "why: surprise beside": joined,
+        "why: surprise alone": {k: replace(s, x=extra[k]) for k, s in plain.items()},
+        f"why: {MORE} x the pairs": plain | {"fit": _steps(model, [*fit, *more])},
+    }
+    figures: dict[str, float] = {}
+    for name, steps in arms.items():
+        of = steps["test"]
+        found = _fitted(steps["fit"]).localise(of.x, of.position, of.trajectory)
+        told = _areas(found.wrong, found.first, of)
+        figures |= {f"{name} | {what}": value for what, value in told.items()}
+    return figures
 
 
 def _areas(whole: Tensor, by_step: Tensor, test: Steps) -> dict[str, float]:
@@ -265,22 +345,6 @@ def _distances(fit: Steps, test: Steps, clean: tuple[Steps, Steps]) -> dict[str,
     score = scorer.score(test.x)
     figures = {"false alarms": _alarms(held, fresh), **_areas(test.highest(score), score, test)}
     return {f"Mahalanobis | {what}": value for what, value in figures.items()}
-
-
-def _by_words(model: Model, test: dict[str, list[Trajectory]]) -> dict[str, float]:
-    """Return what the least likely token of the steps tells."""
-    found: dict[str, float] = {}
-    start = model.processor.convert_tokens_to_ids(TASK_ENDS)
-    for how, made in test.items():
-        ids = tokens_of(model, [_text(t) for t in made])
-        with torch.no_grad():
-            chances = model.module(ids).logits[:, :-1].log_softmax(2)
-        surprise = -chances.gather(2, ids[:, 1:, None])[..., 0]
-        asked = ((ids == start).cumsum(1) > 0)[:, :-1] & (ids[:, 1:] > 0)
-        most = torch.where(asked, surprise, 0.0).amax(1)
-        wrong = torch.tensor([t.label == 1 for t in made])
-        found[f"largest surprise, {how} | detection"] = area(most[~wrong], most[wrong])
-    return found
 
 
 def _by_numbers(fit: Steps, test: Steps) -> dict[str, float]:
