@@ -70,6 +70,10 @@ def alignment_quality(x):
     return measure.alignment_quality({"layer": x}, LABEL)
 
 
+def spurious_shift(x):
+    return measure.spurious_shift(x, torch.arange(60) % 3, torch.arange(60) // 3 % 2)
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
@@ -93,6 +97,7 @@ TWO_SIDED = [
     (measure.information_imbalance, SHAPE, SHAPE),
 ]
 ONE_SIDED = [
+    (spurious_shift, SHAPE),
     (v_information, SHAPE),
     (bottleneck_degree, SHAPE),
     (measure.participation_ratio, SHAPE),

@@ -4,6 +4,7 @@ from sonde.measure.activation_coverage import ActivationCoverage, activation_cov
 from sonde.measure.active_variables import ActiveVariables, active_variables
 from sonde.measure.alignment_quality import AlignmentQuality, alignment_quality
 from sonde.measure.anisotropy import Anisotropy, anisotropy
+from sonde.measure.attention_entropy import AttentionEntropy, attention_entropy
 from sonde.measure.bottleneck_degree import BottleneckDegree, bottleneck_degree
 from sonde.measure.cca import CCA, cca
 from sonde.measure.cka import CKA, cka
@@ -42,7 +43,9 @@ from sonde.measure.regression import Regression, regression
 from sonde.measure.rsa import RSA, rsa
 from sonde.measure.sap import SAP, sap
 from sonde.measure.saturated_units import SaturatedUnits, saturated_units
+from sonde.measure.shortcut_bias import ShortcutBias, ShortcutRows, shortcut_bias
 from sonde.measure.spectrum import Spectrum, spectrum
+from sonde.measure.spurious_shift import SpuriousShift, spurious_shift
 from sonde.measure.stable_rank import StableRank, stable_rank
 from sonde.measure.subpopulation_curve import (
     SubpopulationCurve,
@@ -71,6 +74,7 @@ __all__ = [
     "ActiveVariables",
     "AlignmentQuality",
     "Anisotropy",
+    "AttentionEntropy",
     "BottleneckDegree",
     "ClassSeparability",
     "ClusterIndices",
@@ -98,7 +102,10 @@ __all__ = [
     "RateReduction",
     "Regression",
     "SaturatedUnits",
+    "ShortcutBias",
+    "ShortcutRows",
     "Spectrum",
+    "SpuriousShift",
     "StableRank",
     "SubpopulationCurve",
     "TwoNN",
@@ -112,6 +119,7 @@ __all__ = [
     "active_variables",
     "alignment_quality",
     "anisotropy",
+    "attention_entropy",
     "bottleneck_degree",
     "cca",
     "cka",
@@ -150,7 +158,9 @@ __all__ = [
     "rsa",
     "sap",
     "saturated_units",
+    "shortcut_bias",
     "spectrum",
+    "spurious_shift",
     "stable_rank",
     "subpopulation_curve",
     "svcca",
