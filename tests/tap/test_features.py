@@ -257,3 +257,24 @@ class Alike(nn.Module):
 def test_an_axis_that_follows_the_inputs_is_none_of_features():
     with pytest.raises(SiteError, match="expected a feature axis at norm:out"):
         assert live_stream(Model(Alike()), Arrays(torch.randn(3, 10, 6)), "norm").schema
+
+
+class Free(nn.Module):
+    """Takes signals of any number of channels and any length."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.act = first, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.first(x)).mean((1, 2))[:, None]
+
+
+@pytest.mark.parametrize(
+    "first", [nn.InstanceNorm1d(6), nn.AvgPool1d(2), nn.LocalResponseNorm(2)], ids=repr
+)
+@pytest.mark.filterwarnings("ignore:input's size at dim=1")
+@pytest.mark.truth("norms and pools of signals have channels first")
+def test_channels_that_a_model_takes_any_number_of_are_features_still(first):
+    stream = live_stream(Model(Free(first)), Arrays(torch.randn(3, 6, 16)), ["first", "act"])
+    assert [(s.axes, s.dim) for s in stream.schema] == [(SIGNAL, 6)] * 2

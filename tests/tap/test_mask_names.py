@@ -1,6 +1,7 @@
 """Padding under whatever name the model has for its mask, boolean or added to scores."""
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from torch import nn
 
 import sonde
 from sonde.core.errors import InputError
+from sonde.core.inputs import Model
 from sonde.core.token_masks import real_tokens
-from sonde.tap import Tap
+from sonde.tap import Tap, live_stream
+from tap_inputs import Arrays
 
 LENGTHS = (5, 3, 4, 2)
 REAL = torch.arange(5) < torch.tensor(LENGTHS)[:, None]
@@ -116,3 +119,21 @@ def test_a_mask_counts_in_a_batch_of_as_many_examples_as_steps():
         kept = net.body(x) * real[..., None]
     expected = kept.sum(1) / real.sum(1, keepdim=True)
     torch.testing.assert_close(batch.rows["body:out"], expected)
+
+
+class Spoken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(pad_token_id=9)
+        self.words = nn.Embedding(10, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.words(input_ids)
+
+
+@pytest.mark.parametrize(("last", "said"), [(9, True), (0, False)])
+def test_padding_is_what_the_configuration_calls_so(caplog, last, said):
+    caplog.set_level(logging.WARNING, "sonde")
+    ids = torch.tensor([[1, 2, 3], [4, 5, last]])
+    list(live_stream(Model(Spoken().eval(), config=Spoken().config), Arrays(ids, "input_ids")))
+    assert ("the id 9" in caplog.text) is said

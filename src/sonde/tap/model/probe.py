@@ -19,7 +19,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves
 from sonde.tap.hooks.session import Session, check_readable
-from sonde.tap.model.features import Known
+from sonde.tap.model.features import Known, by_class, by_kind_of_pool
 from sonde.tap.model.forward_errors import forward_on
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.placement import Place
@@ -189,6 +189,8 @@ def probe(model: Model, batch: InputBatch) -> Probe:
         except Exception as error:  # whatever a model raises at a size that it is not made for
             _log.debug("probe: the model does not run at another size: %s", error)
         else:
+            if _features_of_input(names, trace) in change.axes:
+                continue  # a model may take any number of features
             return Probe(names, trace, other, larger, change, output, head, place, *recorder.ends)
     with forward_on(batch, first=True):
         trace, output, head = recorder.run(same, ROWS[0], 0)
@@ -198,6 +200,20 @@ def probe(model: Model, batch: InputBatch) -> Probe:
         _log.debug("probe: the model does not run on three rows: %s", error)
         return Probe(names, trace, None, None, same, output, head, place, *recorder.ends)
     return Probe(names, trace, other, None, same, output, head, place, *recorder.ends)
+
+
+def _features_of_input(names: Names, trace: Trace) -> int | None:
+    """Return the feature axis of the model's input, where a layer that gets it tells by class."""
+    given = {call.got for call in trace.get("", ())}
+    for path, calls in trace.items():
+        module, first = names.modules[path], calls[0]
+        if first.input is None or first.got not in given or module._modules:
+            continue
+        ndim = len(first.input.shape)
+        axis = by_class(module, ndim) or by_kind_of_pool(module, ndim)
+        if axis is not None:
+            return axis
+    return None
 
 
 class _Recorder:

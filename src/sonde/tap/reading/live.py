@@ -267,7 +267,7 @@ class LiveStream(Stream):
             return
         inputs, n_ahead = map(self._placed, self.inputs.batches(start, stop)), 1
         while several := list(islice(inputs, n_ahead)):
-            _say_if_padded(self.model.module, self.kinds, several[0])
+            _say_if_padded(self.model, self.kinds, several[0])
             made = self._several(reader, several)
             n_ahead = 1 if self.perturb is not None else _n_ahead(several, made)
             made.reverse()
@@ -396,13 +396,15 @@ _TOLD_PADDED: WeakSet[nn.Module] = WeakSet()
 """Modules of whose inputs has been said that they seem padded."""
 
 
-def _say_if_padded(module: nn.Module, kinds: Sequence[Kind], batch: InputBatch) -> None:
+def _say_if_padded(model: Model, kinds: Sequence[Kind], batch: InputBatch) -> None:
+    module, pad = model.module, getattr(model.config, "pad_token_id", None)
     over = any({"pos", "patch"} & set(kind.reduction.axes.words) for kind in kinds)
-    if over and module not in _TOLD_PADDED and seems_padded(batch):
+    if over and module not in _TOLD_PADDED and seems_padded(batch, pad):
         _TOLD_PADDED.add(module)
         _log.warning(
-            "some examples end in zeros and no mask says which tokens are padding: padding may be "
-            "in the rows. Give the model's mask of padding among the inputs (%s)",
+            "some examples end in padding (%s) and no mask says which tokens that is: padding may "
+            "be in the rows. Give the model's mask of padding among the inputs (%s)",
+            f"the id {pad}" if pad else "zeros",
             ", ".join(NAMES),
         )
 

@@ -56,15 +56,20 @@ def _moved(x: Any, order: Tensor, name: str) -> Any:
     return x
 
 
-def seems_padded(batch: InputBatch) -> bool:
-    """Return whether some examples of a batch without a mask end in zeros, and some do not.
+def seems_padded(batch: InputBatch, pad: int | None = None) -> bool:
+    """Return whether some examples of a batch without a mask end in padding, and some do not.
 
-    Of token ids the last one counts, of steps of numbers the last step.
+    Of token ids the last one counts, which is padding where it is ``pad`` (0 if none is known); of
+    steps of numbers the last step, where all of it is zero.
     """
     for x in (*batch.args, *batch.kwargs.values()) if batch.mask is None else ():
         is_sequence = isinstance(x, Tensor) and x.ndim == (3 if x.is_floating_point() else 2)
         if is_sequence and x.shape[0] == len(batch) and x.shape[1] > 1:
-            ended = (x[:, -1] == 0).reshape(len(x), -1).all(dim=1)
+            ended = (
+                (x[:, -1] == (0 if x.is_floating_point() else pad or 0))
+                .reshape(len(x), -1)
+                .all(dim=1)
+            )
             if bool(ended.any()) and not bool(ended.all()):
                 return True
     return False
