@@ -427,3 +427,16 @@ def test_interactive_tap_takes_calls_too(toy):
         toy(X)
     with pytest.raises(SiteError, match=r"never:out did not run in the last forward"):
         _ = tap.rows
+
+
+@pytest.mark.parametrize("made", ["weight_norm", "spectral_norm"])
+@pytest.mark.truth("hooks on the layers")
+def test_what_makes_the_weights_of_a_layer_is_no_layer(made):
+    make = getattr(nn.utils.parametrizations, made)
+    net = nn.Sequential(make(nn.Linear(6, 8)), nn.ReLU(), make(nn.Linear(8, 8)), nn.ReLU()).eval()
+    x = torch.randn(4, 6)
+    stream = live_stream(Model(net), Arrays(x))
+    (batch,) = stream.batches(0, 4)
+    assert stream.left_out == ()
+    assert list(batch.rows) == ["0:out", "1:out", "2:out", "3:out"]
+    torch.testing.assert_close(batch.rows["2:out"], net[:3](x))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 WRAPPERS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_checkpoint_wrapped"}
@@ -47,16 +48,23 @@ class Names:
         full = self.root.named_modules(remove_duplicate=False)
         return {name: self.canonical.get(id(m), names.get(id(m), "")) for name, m in full}
 
+    @cached_property
+    def _makes_weights(self) -> frozenset[int]:
+        """The ids of modules that make weights of others (spectral norm, say): they see no data."""
+        made = [m.parametrizations for m in self.modules.values() if is_parametrized(m)]
+        return frozenset(id(m) for one in made if isinstance(one, nn.Module) for m in one.modules())
+
     def primary(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield each module once, under its first name."""
+        """Yield each module once, under its first name, but those that make weights of others."""
         for name, module in self.modules.items():
-            if self.canonical[id(module)] == name:
+            if self.canonical[id(module)] == name and id(module) not in self._makes_weights:
                 yield name, module
 
     def children(self, path: str) -> list[str]:
-        """Return the names of the direct children of ``path``."""
+        """Return the names of the direct children of ``path`` that may see data."""
         prefix = f"{path}." if path else ""
-        return [f"{prefix}{name}" for name, _ in self.modules[path].named_children()]
+        named = self.modules[path].named_children()
+        return [f"{prefix}{name}" for name, m in named if id(m) not in self._makes_weights]
 
 
 def _named(root: nn.Module, path: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:

@@ -243,7 +243,7 @@ def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
             continue
         if blocks and (path.rpartition(".")[0], type(module)) not in kinds:
             continue
-        is_leaf = not module._modules and next(module.parameters(), None) is not None
+        is_leaf = not names.children(path) and next(module.parameters(), None) is not None
         if blocks or (is_leaf and not chosen.intersection(_around(path)[1:])):
             silent = f"did not run{_why_silent(module)}"
             reason = "returned no floating-point tensor" if path in probe.trace else silent
