@@ -19,8 +19,8 @@ from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde.core.instrument import Every
 from sonde.core.plan import Plan
-from sonde.core.requests import Request
 from sonde.core.stream import Stream
+from sonde.engine.requests import Request
 from sonde.run.fitting.fit import make_plan
 from sonde.run.passes.driver import run_pass
 from sonde.run.workers.crew import Crew, Runner

@@ -18,10 +18,10 @@ from benchmarks.nets import Tokens, encoder, transformer
 from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde.core.instrument import Every
-from sonde.core.passes import observe_unit
 from sonde.core.plan import UNIT_SIZE, Plan
-from sonde.core.requests import Request
 from sonde.core.stream import Stream
+from sonde.engine.passes import observe_unit
+from sonde.engine.requests import Request
 from sonde.run.passes.ledger import FOLD_BYTES, Ledger
 from sonde.run.passes.memory import commit_level, state_bytes
 from sonde.stats import Moments

@@ -14,7 +14,7 @@ from benchmarks.child import MIB, added_peak, resident
 from benchmarks.environments import peer_version
 from benchmarks.formulas import Rows
 from sonde import detect
-from sonde.core import Running
+from sonde.engine import Running
 from sonde.tap.model.objectives import kl_uniform
 from sonde.tap.model.perturb import perturbed_logits
 

@@ -11,8 +11,8 @@ from benchmarks.nets import forward_of, token_batch, transformer
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, spread_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
-from sonde.core.running import Running
 from sonde.detect import KNN
+from sonde.engine.running import Running
 from sonde.metrics import auroc
 
 USUAL, UNUSUAL = 64, 8

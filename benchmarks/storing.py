@@ -23,8 +23,8 @@ from benchmarks.protocol import AGAIN, PLAIN, ratio_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde.core.batch import Batch
-from sonde.core.derived import DerivedStream
 from sonde.core.stream import Stream
+from sonde.engine.derived import DerivedStream
 from sonde.store import Store, write_store
 from sonde.tap import live_stream
 

@@ -17,10 +17,10 @@ from contract.test_instruments import DETECTORS, RUNNABLE
 from models import llama
 from pretend_devices import Pretending, moved
 from sonde.core.batch import Batch
-from sonde.core.derived import DerivedStream
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.detect import Energy, Mahalanobis
+from sonde.engine.derived import DerivedStream
 from sonde.findings.lens import lens_evidence
 from sonde.measure import Covariance, LayerCKA
 from sonde.run.fitting.fit import fit

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sonde.core.instrument import Every, Where
 from sonde.core.plan import Part
-from sonde.core.requests import Request
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.engine.requests import Request
 
 
 @dataclass(frozen=True)

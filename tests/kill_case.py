@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ledger_case import Job, case
-from sonde.core import files
-from sonde.core.lock import RunLock
-from sonde.core.statefile import write_state
+from sonde.files import durable
+from sonde.files.lock import RunLock
+from sonde.files.state_file import write_state
 from sonde.run.passes.ledger import Ledger
 
 
@@ -26,7 +26,7 @@ class Killed(BaseException):
 def killed_at(n: int) -> Iterator[None]:
     """Make the n-th file primitive raise, and every one after it; a write stops half-way."""
     calls: list[str] = []
-    real = {name: getattr(files, name) for name in files.PRIMITIVES}
+    real = {name: getattr(durable, name) for name in durable.PRIMITIVES}
 
     def wrapped(name):
         def call(*arguments):
@@ -41,8 +41,8 @@ def killed_at(n: int) -> Iterator[None]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in files.PRIMITIVES:
-            patch.setattr(files, name, wrapped(name))
+        for name in durable.PRIMITIVES:
+            patch.setattr(durable, name, wrapped(name))
         yield
 
 
@@ -123,7 +123,7 @@ def compare(place: Path, expected: bytes, n: int) -> None:
     if (place / "fit.sonde").read_bytes() != expected:
         raise SystemExit(f"killed at primitive {n}: other bytes")
     rest = [p.name for p in place.iterdir() if p.name != "fit.sonde"]
-    if any(files.TEMPORARY not in name for name in rest):
+    if any(durable.TEMPORARY not in name for name in rest):
         raise SystemExit(f"killed at primitive {n}: left {rest}")
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from sonde.core.array_stream import ArrayStream
-from sonde.core.folding import fold, grow
 from sonde.core.instrument import Every, Subsample
-from sonde.core.passes import observe_unit
 from sonde.core.plan import Plan
-from sonde.core.requests import Request, States
 from sonde.core.state import equal
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.folding import fold, grow
+from sonde.engine.passes import observe_unit
+from sonde.engine.requests import Request, States
 from sonde.run.passes.ledger import Ledger
 from sonde.run.passes.units import add_counters
 from sonde.stats import HashSample, Moments

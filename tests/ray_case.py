@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from run_case import rows
-from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
-from sonde.core.derived import DerivedStream
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.derived import DerivedStream
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
-from sonde.core.derived import DerivedStream
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.derived import DerivedStream
 
 
 def rows(n: int, dim: int = 4, seed: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sonde.core.state import State, canonical_json
-from sonde.core.statefile import write_state
+from sonde.files.state_file import write_state
 
 QUIET_NAN = struct.unpack(">d", bytes.fromhex("7ff8000000abcdef"))[0]
 

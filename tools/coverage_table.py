@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 import sonde
-from sonde.core import Running, SondeWarning
+from sonde.core import SondeWarning
+from sonde.engine import Running
 from sonde.data import Digits
 from sonde.detect import NAC
 from sonde.stats import LogHistogram

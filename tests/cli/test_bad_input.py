@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sonde.core.statefile import read_header
+from sonde.files.state_file import read_header
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_full_disk(run, place, tmp_path, monkeypatch):
     def full(descriptor, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sonde.core.files.write", full)
+    monkeypatch.setattr("sonde.files.durable.write", full)
     line = run("fit", "knn", "-", place / "rows.npz", "-o", tmp_path / "a.sonde").error()
     assert "full" in line or "No space" in line
     assert not (tmp_path / "a.sonde").exists()

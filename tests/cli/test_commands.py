@@ -291,7 +291,7 @@ def test_a_closed_pipe_is_no_error():
 
 
 def test_ctrl_c_says_how_to_go_on(run, place, tmp_path, monkeypatch):
-    from sonde.core.array_stream import ArrayStream
+    from sonde.engine.array_stream import ArrayStream
 
     original, asked = ArrayStream.batches, []
 

@@ -9,10 +9,10 @@ import torch
 
 from ledger_case import case
 from run_case import stream
-from sonde.core.running import Running
-from sonde.core.statefile import read_header, write_state
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
+from sonde.engine.running import Running
+from sonde.files.state_file import read_header, write_state
 from sonde.measure import Covariance, UnitEntropy
 from sonde.run.bundles.merge import merge
 from sonde.run.calibrating.calibrate import calibrate

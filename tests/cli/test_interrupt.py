@@ -95,9 +95,9 @@ def test_before_the_pass_nothing_is_left(place, moment):
 
 FIT_MOMENTS = {
     "pass": ("sonde.run.passes.ranges:observe_unit", 4, "", "interrupted after 3 of 6 units."),
-    "commit": ("sonde.core.files:replace", 3, "states", "interrupted after 2 of 6 units."),
+    "commit": ("sonde.files.durable:replace", 3, "states", "interrupted after 2 of 6 units."),
     "results": ("sonde.run.bundles.fitted:result_with_error", 1, "", KEPT),
-    "writing": ("sonde.core.files:replace", 1, "a.sonde", KEPT),
+    "writing": ("sonde.files.durable:replace", 1, "a.sonde", KEPT),
 }
 
 
@@ -126,7 +126,7 @@ def test_a_resumed_scan_gives_the_same_report(place):
     partial = json.loads((place / "out/a.json").read_text())
     assert partial["partial"] == {"done": 3, "total": 6}
     (place / "out/a.json").unlink()
-    assert KEPT in stopped(SCAN + " --resume", "sonde.core.files:replace", 1, "a.json")
+    assert KEPT in stopped(SCAN + " --resume", "sonde.files.durable:replace", 1, "a.json")
     assert "out/a.json" not in files(place)
     ended(SCAN + " --resume")
     assert plain(place / "out/a.json") == expected

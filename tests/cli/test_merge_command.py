@@ -3,7 +3,7 @@
 import pytest
 
 from sonde.core.plan import STATE_VERSION
-from sonde.core.statefile import read_header, write_state
+from sonde.files.state_file import read_header, write_state
 from sonde.run.bundles.fitted import Fitted
 
 

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from sonde.core.lock import RunLock
-from sonde.core.statefile import read_header
+from sonde.files.lock import RunLock
+from sonde.files.state_file import read_header
 
 NETS = """
 import os, signal, torch

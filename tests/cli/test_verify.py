@@ -9,7 +9,7 @@ import pytest
 
 from ledger_case import case
 from run_case import stream
-from sonde.core.files import TEMPORARY
+from sonde.files.durable import TEMPORARY
 from sonde.run.passes.ledger import Ledger
 from sonde.store import write_store
 
@@ -107,7 +107,7 @@ def test_a_run_directory(run, tmp_path):
 
 
 def test_what_is_in_use_is_not_repaired(run, acts):
-    from sonde.core.lock import RunLock
+    from sonde.files.lock import RunLock
 
     flip(next(acts.glob("rows/*/1-2.arrow")))
     with RunLock(acts):

@@ -8,9 +8,9 @@ import torch
 
 from kept_rows import Keep, Rows, one
 from narrow import expect
-from sonde.core.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE
-from sonde.core.passes import observe_unit
 from sonde.core.stream import Stream
+from sonde.engine.joining import BUFFER_ROWS, BUFFER_ROWS_WIDE
+from sonde.engine.passes import observe_unit
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 
 from sonde.core.finite import all_finite, fetched, finite_entries, finite_rows, largest
 from sonde.core.result import infinite_where_nonfinite
-from sonde.core.selection import FiniteRows
 from sonde.core.stream import Stream
+from sonde.engine.selection import FiniteRows
 
 ROWS = [
     (torch.float32, 1e15, True),

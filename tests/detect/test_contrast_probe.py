@@ -7,10 +7,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from sonde.core.errors import InputError
-from sonde.core.running import Running
 from sonde.detect import ContrastProbe
 from sonde.detect._pair_sample import PairSample
 from sonde.detect.contrast_probe import ContrastScorer, contrast_loss
+from sonde.engine.running import Running
 
 
 def _pairs(seed=0, n=150, dim=8, loud=0.5):

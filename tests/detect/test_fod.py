@@ -5,7 +5,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from sonde.core.errors import InputError, ShapeError, StateError
-from sonde.core.running import Running
 from sonde.core.stream import Stream
 from sonde.detect import FOD
 from sonde.detect._grid_net import (
@@ -17,6 +16,7 @@ from sonde.detect._grid_net import (
     widths,
 )
 from sonde.detect._grid_training import Usual, whole_images
+from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score

@@ -6,8 +6,8 @@ from sklearn.metrics import log_loss
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
-from sonde.core.running import Running
 from sonde.detect import LinearProbe
+from sonde.engine.running import Running
 from sonde.stats import HashSample, HashSampleState
 
 

@@ -9,11 +9,11 @@ from sklearn.metrics import roc_auc_score
 from narrow import expect
 from run_case import Stopping
 from sonde.core.errors import InputError, ShapeError, StateError
-from sonde.core.running import Running
 from sonde.core.stream import Stream
 from sonde.detect import DictLookup
 from sonde.detect._lookup import Generators, retrieval, starting_weights
 from sonde.detect._lookup_training import HINGE, MARGIN, LookupTraining, scrambled
+from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted

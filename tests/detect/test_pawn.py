@@ -13,10 +13,10 @@ import sonde
 from models import gpt2
 from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.inputs import Model
-from sonde.core.running import Running
 from sonde.core.state import map_tensors
 from sonde.detect import PAWN
 from sonde.detect._token_net import NetShape, Texts, text_logits, token_logits
+from sonde.engine.running import Running
 from sonde.metrics import auroc
 from sonde.store import Store, write_store
 from sonde.tap import live_stream

@@ -6,9 +6,9 @@ from torch import nn
 from detect.head_rows import SMALL_HEAD, made
 from sonde.core.edit import Clamp
 from sonde.core.errors import InputError, ShapeError
-from sonde.core.running import Running
 from sonde.core.state import canonical
 from sonde.detect.react import ReAct
+from sonde.engine.running import Running
 from sonde.tap import editing
 
 

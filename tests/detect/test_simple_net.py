@@ -8,11 +8,11 @@ from torch import nn
 from narrow import expect
 from run_case import Stopping
 from sonde.core.errors import InputError, ShapeError, StateError
-from sonde.core.running import Running
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.detect import SimpleNet
 from sonde.detect._noise_training import Net, NoiseTraining, hinge
+from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.reduction import OWN
-from sonde.core.running import Running
 from sonde.detect import TrajectoryVerifier
 from sonde.detect.trajectory_verifier import TrajectoryScorer
+from sonde.engine.running import Running
 from sonde.metrics import joint_match, localisation
 
 

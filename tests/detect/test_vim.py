@@ -5,8 +5,8 @@ from sklearn.decomposition import PCA
 
 from detect.head_rows import made
 from sonde.core.errors import InputError, ShapeError
-from sonde.core.running import Running
 from sonde.detect.vim import ViM
+from sonde.engine.running import Running
 
 WEIGHT, BIAS = torch.eye(2, 3).double(), torch.tensor([0.5, -0.5]).double()
 X = torch.tensor(

@@ -10,10 +10,10 @@ import pytest
 
 from kill_case import attempt, fit, put, undisturbed
 from ledger_case import case, in_memory, same
-from sonde.core import files
 from sonde.core.errors import StateError, StoreError
-from sonde.core.lock import RunLock
-from sonde.core.statefile import read_state, state_type
+from sonde.files import durable
+from sonde.files.lock import RunLock
+from sonde.files.state_file import read_state, state_type
 from sonde.run.passes.ledger import Ledger
 
 TESTS = Path(__file__).parent.parent
@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
     assert (
         "File too large. Free some space or choose another place; what was committed" in done.stdout
     )
-    assert not list(directory.rglob(f"*{files.TEMPORARY}*"))
+    assert not list(directory.rglob(f"*{durable.TEMPORARY}*"))
     resumed = Ledger(directory, job.plan, job.wanted)
     assert resumed.n_done == 3
     for start, stop in resumed.missing():

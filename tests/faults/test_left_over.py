@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from run_case import stream
-from sonde.core import files
 from sonde.core.errors import StoreError
-from sonde.core.files import TEMPORARY
+from sonde.files import durable
+from sonde.files.durable import TEMPORARY
 from sonde.run.passes.ranges import token_in
 from sonde.store import Store, write_store
 
@@ -53,7 +53,7 @@ def test_the_token_of_a_killed_driver_goes_with_the_next(tmp_path):
 @pytest.mark.truth("errno.ENOSPC")
 def test_a_disk_that_fills_while_rows_are_written_is_told_in_one_line(tmp_path, monkeypatch, after):
     """Whichever write it is: of a schema, of a batch, of a footer, in the thread that writes."""
-    written, real = [], files.write
+    written, real = [], durable.write
 
     def full(descriptor, content):
         written.append(content)
@@ -61,10 +61,10 @@ def test_a_disk_that_fills_while_rows_are_written_is_told_in_one_line(tmp_path, 
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor, content)
 
-    monkeypatch.setattr(files, "write", full)
+    monkeypatch.setattr(durable, "write", full)
     with pytest.raises(StoreError, match=r"write .*arrow: No space left on device\. Free"):
         write_store(stream(40), tmp_path / "a", unit_size=20)
     assert half_written(tmp_path) == []
-    monkeypatch.setattr(files, "write", real)
+    monkeypatch.setattr(durable, "write", real)
     write_store(stream(40), tmp_path / "a", unit_size=20)
     assert len(Store(tmp_path / "a")) == 40

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sonde.core.errors import StoreError
-from sonde.core.lock import NAME, Holder, RunLock
+from sonde.files.lock import NAME, Holder, RunLock
 
 
 def leave(directory, **changes):
@@ -52,7 +52,7 @@ def other_process():
 
 
 def test_a_live_process_is_respected_and_a_dead_one_is_not(tmp_path, other_process):
-    from sonde.core import lock
+    from sonde.files import lock
 
     started = lock._start_time(other_process.pid)
     leave(tmp_path, pid=other_process.pid, started=started)
@@ -122,7 +122,7 @@ def test_a_place_that_cannot_be_written_is_a_store_error(tmp_path):
 
 
 def test_a_directory_that_another_one_removes_is_made_again(tmp_path, monkeypatch):
-    from sonde.core import lock
+    from sonde.files import lock
 
     left, real = [3], lock.open_new
 

@@ -12,14 +12,14 @@ from sklearn.utils import Bunch
 from torch import Tensor, nn
 
 from narrow import expect
-from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
-from sonde.core.folding import observe_stream
-from sonde.core.passes import states_of
 from sonde.core.plan import Split
-from sonde.core.requests import Task, requests
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.folding import observe_stream
+from sonde.engine.passes import states_of
+from sonde.engine.requests import Task, requests
 from sonde.findings.evidence import Evidence
 from sonde.findings.facts import data_evidence
 from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics

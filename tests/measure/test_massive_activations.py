@@ -7,8 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import sonde
 from sonde.core.errors import InputError, SondeWarning
-from sonde.core.running import Running
 from sonde.detect import MSP, PaDiM
+from sonde.engine.running import Running
 from sonde.measure import MassiveActivations, Spectrum, massive_activations
 from sonde.measure.massive_activations import MassiveActivationsResult
 from sonde.run.instruments.asked import asked

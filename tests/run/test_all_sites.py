@@ -1,6 +1,6 @@
 """A detector that scores the rows of all sites together, from the fit to the table of scores."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,9 +11,9 @@ from cli_case import run_words
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError
 from sonde.core.instrument import NotLabelled
-from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
 from sonde.detect import CLUE, Mahalanobis
+from sonde.engine.selection import JoinedRows
 from sonde.run.bundles.calibrations import merge_calibrations
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.calibrating.calibrate import calibrate
@@ -32,7 +32,7 @@ def _arrays(seed=0, n=600, gap=1.0):
 
 def _stream(seed=0, n=600, **columns):
     arrays, label = _arrays(seed, n)
-    return Stream.of(arrays, **{"label": label, **columns})
+    return Stream.of(arrays, **cast("Any", {"label": label, **columns}))
 
 
 def _plain(fit_rows, label, rows):

@@ -18,11 +18,11 @@ from run_case import Stopping, rows, stream
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
-from sonde.core.running import Running
-from sonde.core.statefile import read_header, read_state, write_state
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
+from sonde.engine.running import Running
+from sonde.files.state_file import read_header, read_state, write_state
 from sonde.measure import ParticipationRatio, StableRank
 from sonde.run.bundles._soundness import flaw_of
 from sonde.run.bundles.fitted import Fitted
@@ -228,7 +228,7 @@ def test_what_to_do_with_another_version(tmp_path, bundle, version, advice):
 
 
 def _types(bundle):
-    from sonde.core.statefile import state_type
+    from sonde.files.state_file import state_type
 
     return {i: state_type(r.statistic) for i, r in bundle.requests.items()}
 

@@ -5,10 +5,10 @@ import errno
 import pytest
 
 from run_case import Stopping, stream
-from sonde.core import lock
 from sonde.core.errors import InputError, StoreError
-from sonde.core.lock import RunLock
 from sonde.detect import Mahalanobis
+from sonde.files import lock
+from sonde.files.lock import RunLock
 from sonde.measure import UnitEntropy
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.directory import dropped_on_error, remove_run

@@ -7,10 +7,10 @@ import torch
 
 from sonde.core import Stream
 from sonde.core.batch import Batch
-from sonde.core.derived import DerivedStream
 from sonde.core.errors import StateError
-from sonde.core.statefile import read_state, state_type, write_state
 from sonde.detect import Hotelling, Mahalanobis
+from sonde.engine.derived import DerivedStream
+from sonde.files.state_file import read_state, state_type, write_state
 from sonde.measure import ParticipationRatio
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.merge import merge

@@ -9,9 +9,9 @@ import torch
 
 from sonde.cli.main import main
 from sonde.core.instrument import score_needs
-from sonde.core.running import Running
 from sonde.core.stream import Stream
 from sonde.detect import FDBD, KNN, SHE, Mahalanobis, NNGuide, RelativeMahalanobis, ViM
+from sonde.engine.running import Running
 from sonde.findings.scan import scan_stream
 from sonde.measure import Covariance
 from sonde.run.bundles.fitted import Fitted

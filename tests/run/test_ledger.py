@@ -9,9 +9,9 @@ import torch
 
 from ledger_case import N_UNITS, case, in_memory, run_units, same
 from sonde.core.errors import StateError, StoreError
-from sonde.core.files import atomic_write
 from sonde.core.plan import Plan
-from sonde.core.statefile import write_state
+from sonde.files.durable import atomic_write
+from sonde.files.state_file import write_state
 from sonde.run.passes.ledger import Ledger
 from sonde.run.passes.units import Range, add_counters, join_units, nodes
 from sonde.stats.moments import MomentsState

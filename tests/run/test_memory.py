@@ -10,10 +10,10 @@ import torch
 from sonde import detect, measure
 from sonde.core import InputError, Stream
 from sonde.core.instrument import WIDEST_FULL, Instrument
-from sonde.core.machine import whole_memory_bytes
 from sonde.core.state import size_bytes
 from sonde.core.statistic import Learner
 from sonde.detect import Mahalanobis, RelativeMahalanobis
+from sonde.files.machine import whole_memory_bytes
 from sonde.measure import Covariance
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.memory import Estimate, _free_in_group, check_memory

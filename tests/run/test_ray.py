@@ -18,9 +18,9 @@ from ray_case import Broken, Elsewhere, Slow, source, two_cpus
 from sonde.core.errors import InputError
 from sonde.core.instrument import Every
 from sonde.core.plan import Plan
-from sonde.core.requests import Request
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis, SimpleNet
+from sonde.engine.requests import Request
 from sonde.measure import ParticipationRatio
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted, run_pass

@@ -90,7 +90,7 @@ import json, sys, torch
 from pathlib import Path
 from benchmarks.child import added_peak
 from dataclasses import replace
-from sonde.core.derived import DerivedStream
+from sonde.engine.derived import DerivedStream
 from sonde.core.stream import Stream
 from sonde.store.writing import StoreWriter
 torch.set_num_threads(1)

@@ -8,9 +8,9 @@ import pytest
 
 from run_case import stream
 from sonde.core.errors import StoreError
-from sonde.core.running import Running
-from sonde.core.statefile import read_header, write_state
 from sonde.detect import Mahalanobis
+from sonde.engine.running import Running
+from sonde.files.state_file import read_header, write_state
 from sonde.run.fitting.fit import fit
 from sonde.run.verifying.verify_state import verify_state
 from sonde.stats import Moments

@@ -4,7 +4,7 @@ import pytest
 
 from run_case import stream
 from sonde.core.errors import InputError
-from sonde.core.files import TEMPORARY
+from sonde.files.durable import TEMPORARY
 from sonde.measure import Covariance, ParticipationRatio
 from sonde.run.fitting.fit import fit
 from sonde.run.training.track import Track

@@ -13,9 +13,9 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from sonde.core.errors import InputError, StoreError
-from sonde.core.seal import is_sealed, sealed_file
 from sonde.core.stream import Stream
 from sonde.data.arrays import load_arrays
+from sonde.files.seal import is_sealed, sealed_file
 from sonde.store import Store, write_store
 from sonde.store.exporting import SUFFIXES, export_store, verify_export
 from sonde.store.exporting.to_lance import FILES, files_in

@@ -100,7 +100,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_store_that_another_process_writes_is_left_alone(tmp_path):
     program = (
-        "import sys, time\nfrom sonde.core.lock import RunLock\n"
+        "import sys, time\nfrom sonde.files.lock import RunLock\n"
         "with RunLock(sys.argv[1]):\n    print('held', flush=True)\n    input()\n"
     )
     place = write_store(stream(60), tmp_path / "a")

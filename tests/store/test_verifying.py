@@ -11,8 +11,8 @@ import pytest
 
 from run_case import rows, stream
 from sonde.core.errors import InputError, StoreError
-from sonde.core.files import TEMPORARY
 from sonde.core.stream import Stream
+from sonde.files.durable import TEMPORARY
 from sonde.store import (
     Store,
     add_sites,

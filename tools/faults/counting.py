@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from sonde.core.errors import SondeError
-from sonde.core.statefile import read_header
+from sonde.files.state_file import read_header
 
 LOCK, TEMPORARY = "lock", ".tmp-"
 

@@ -15,7 +15,7 @@ from tools.faults.kinds import FINISHED, OF_A_RUN, OF_A_STORE, TRACK, Kind
 from tools.faults.trial import Trial, judged, unclear
 
 from sonde.alarms import Cusum
-from sonde.core.running import Running
+from sonde.engine.running import Running
 from sonde.measure import Norms
 
 FLIPPED, TRUNCATED = "a flipped byte", "a truncated file"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import StateError
 from sonde.core.state import State
-from sonde.core.statefile import read_header, read_state, write_state
+from sonde.files.state_file import read_header, read_state, write_state
 
 FORMAT = "sonde-watch"
 S = TypeVar("S", bound=State)

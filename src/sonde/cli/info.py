@@ -122,7 +122,7 @@ def _report(path: Path) -> dict[str, Any]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    from sonde.core.statefile import read_header
+    from sonde.files.state_file import read_header
     from sonde.run.verifying.verify_state import refuse_future
 
     refuse_future(path)

@@ -224,7 +224,7 @@ class Scan:
             note(f"wrote {self.output} ({gib(self.output.stat().st_size)})")
 
     def _compare(self, first: Path, second: Path) -> int:
-        from sonde.core.files import atomic_write
+        from sonde.files.durable import atomic_write
         from sonde.report import diff, diff_to_html, diff_to_text, load_report
         from sonde.report.files import sealed_page
         from sonde.store.outputs import check_file

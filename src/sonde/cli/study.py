@@ -53,7 +53,7 @@ class Study:
         return 0
 
     def _one(self, study: Any) -> dict[str, Any]:
-        from sonde.core.files import atomic_write, make_directory
+        from sonde.files.durable import atomic_write, make_directory
         from sonde_studies import as_text, run_study
 
         quiet = self.printing.quiet or self.printing.json

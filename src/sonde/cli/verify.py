@@ -43,7 +43,7 @@ class Verify:
 
     def run(self) -> int:
         """Check, repair if asked to, and print what was found."""
-        from sonde.core.lock import RunLock
+        from sonde.files.lock import RunLock
         from sonde.run.passes.progress import Bar
         from sonde.store import repair
 

@@ -19,7 +19,6 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
 from sonde.core.plan import Plan, Split
 from sonde.core.result import Result, Scorer, infinite_where_nonfinite
-from sonde.core.running import Running
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.site import Reducer, Site
 from sonde.core.state import State, size_bytes
@@ -50,7 +49,6 @@ __all__ = [
     "Reducer",
     "Replace",
     "Result",
-    "Running",
     "Scale",
     "Scorer",
     "ShapeError",

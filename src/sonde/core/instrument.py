@@ -229,7 +229,7 @@ class Instrument(ABC):
         Result
             With its standard error, where one is known.
         """
-        from sonde.core.folding import fit_arrays
+        from sonde.engine.folding import fit_arrays
 
         sites = x if y is None else {"x": x, "y": y}
         one_site = self.at_width(_width(x)) if self.span == "one" else self

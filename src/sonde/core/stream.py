@@ -16,7 +16,7 @@ from sonde.core.plan import UNIT_SIZE, unit_bounds
 from sonde.core.wording import plural
 
 if TYPE_CHECKING:
-    from sonde.core.array_stream import ArrayStream
+    from sonde.engine.array_stream import ArrayStream
 
 
 class Stream(OneLine, ABC):
@@ -119,6 +119,6 @@ class Stream(OneLine, ABC):
         **columns : optional
             What comes with the rows, see ``Columns``.
         """
-        from sonde.core.array_stream import array_stream
+        from sonde.engine.array_stream import array_stream
 
         return array_stream(x, columns, label, seed)

@@ -14,13 +14,13 @@ import torch
 
 from sonde.core.columns import WHOLE_NUMBERS
 from sonde.core.errors import InputError, SiteError, SondeWarning, near
-from sonde.core.seal import is_sealed
 from sonde.core.stream import Stream
 from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
 from sonde.data.iterables import ArrayRows
 from sonde.data.labels import LabelColumn
 from sonde.data.sources import Source
+from sonde.files.seal import is_sealed
 
 _log = logging.getLogger("sonde")
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errorbars import group_error
+from sonde.engine.errorbars import group_error
 from sonde.findings._held_out import FOLDS
 from sonde.findings._linear import metric_times
 from sonde.findings._once import once

@@ -9,13 +9,13 @@ import torch
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SondeError
 from sonde.core.instrument import WIDEST_FULL, Detector, score_needs
-from sonde.core.passes import states_of
 from sonde.core.perturbation import Perturbation
 from sonde.core.plan import Split
-from sonde.core.requests import States, Task
 from sonde.core.site import HEAD_INPUT
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
+from sonde.engine.passes import states_of
+from sonde.engine.requests import States, Task
 from sonde.findings.gather import SAMPLED_COLUMNS
 from sonde.run.instruments.asked import at_head, head_sites, need
 from sonde.run.instruments.catalogue import word_of_class

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sonde.core.array_stream import ArrayStream
 from sonde.core.batch import Batch
 from sonde.core.stream import Stream
 from sonde.data import ItemInputs
+from sonde.engine.array_stream import ArrayStream
 from sonde.findings.evidence import DataEvidence
 from sonde.run.bundles.header import data_fingerprint
 from sonde.tap import LiveStream

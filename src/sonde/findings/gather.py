@@ -8,11 +8,11 @@ from typing import Any
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import StateError
 from sonde.core.instrument import SAMPLE, WIDEST_FULL, Every, Subsample, Where
-from sonde.core.passes import merge_pair
 from sonde.core.plan import Part, Split
-from sonde.core.requests import Request, States
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
+from sonde.engine.passes import merge_pair
+from sonde.engine.requests import Request, States
 from sonde.findings.evidence import AllRows, SiteEvidence
 from sonde.stats import (
     ClassMoments,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errorbars import group_error
+from sonde.engine.errorbars import group_error
 from sonde.findings._held_out import eta_squared, held_out_scores
 from sonde.findings._once import once
 from sonde.findings._places import counted_as, too_few

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from sonde.core.errorbars import SampleRows, Term, results_with_error
 from sonde.core.result import Result
+from sonde.engine.errorbars import SampleRows, Term, results_with_error
 from sonde.findings._update import update_per_spread
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.measure import (

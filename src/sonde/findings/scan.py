@@ -11,8 +11,8 @@ import torch
 
 from sonde.core.errors import InputError
 from sonde.core.plan import Plan, Split, groups_are_whole
-from sonde.core.requests import Request, Task, requests
 from sonde.core.stream import Stream
+from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import settle
 from sonde.findings.detectors import chosen_detectors, fitted_scorers, name_of
 from sonde.findings.evidence import DataEvidence, Evidence

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errorbars import group_error
+from sonde.engine.errorbars import group_error
 from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.core.errorbars import group_error
+from sonde.engine.errorbars import group_error
 from sonde.findings._halves import Z
 from sonde.findings._number_answers import NumberAnswers, number_answers, root_mean
 from sonde.findings._places import counted_as, read_command, sentence, too_few

@@ -12,7 +12,7 @@ import vl_convert
 from altair.utils.schemapi import debug_mode
 
 from sonde.core.errors import InputError
-from sonde.core.files import atomic_write
+from sonde.files.durable import atomic_write
 from sonde.report._axes import WIDE
 from sonde.report._draw import clean, config
 from sonde.report._format import shown

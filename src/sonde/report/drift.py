@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde.core.errors import InputError
-from sonde.core.files import atomic_write
 from sonde.core.wording import gib
+from sonde.files.durable import atomic_write
 from sonde.report._format import plural, shown
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import badge, definitions, drawer, figure, section, table, tabled

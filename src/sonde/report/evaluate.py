@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
-from sonde.core.files import atomic_write
+from sonde.files.durable import atomic_write
 from sonde.report._format import number, plural, share, shown
 from sonde.report._markup import Markup, Names, el, join
 from sonde.report._parts import definitions, figure, section, table

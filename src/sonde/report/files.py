@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde.core.errors import InputError, StateError, StoreError
-from sonde.core.files import atomic_write
+from sonde.files.durable import atomic_write
 from sonde.report._schema import check_report
 from sonde.report.html import to_html
 

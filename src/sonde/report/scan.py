@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, StateError
-from sonde.core.identity import agree
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.data import check_data, load
+from sonde.files.identity import agree
 from sonde.findings.detectors import with_columns_of
 from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from sonde.core.files import atomic_write
+from sonde.files.durable import atomic_write
 from sonde.report._exhibits import exhibit
 from sonde.report._format import number, plural, share, shown
 from sonde.report._heat import Scale

@@ -14,9 +14,9 @@ from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, AsScored, Detector, Instrument, Read, score_needs
 from sonde.core.reduction import Reduced
 from sonde.core.result import Result, Scorer
-from sonde.core.selection import SITE_COLUMNS
 from sonde.core.state import LATER
 from sonde.core.statistic import Span, Statistic
+from sonde.engine.selection import SITE_COLUMNS
 from sonde.stats.class_calibration import By, ClassCalibration
 from sonde.stats.hash_sample import HashSample, HashSampleState
 from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibration

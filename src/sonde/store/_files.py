@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from sonde.core.errors import StoreError
-from sonde.core.files import AtomicFile, WriteOnly, atomic_file, atomic_write, make_directory
+from sonde.files.durable import AtomicFile, WriteOnly, atomic_file, atomic_write, make_directory
 from sonde.store.layout import record_file, row_file, sealed
 
 Span = tuple[int, int]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sonde.core.identity import agree
+from sonde.files.identity import agree
 
 PARALLEL = ("sites", "reducers", "keys")
 DATA = "data"

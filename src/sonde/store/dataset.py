@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.classes import joined_names
 from sonde.core.errors import StoreError
+from sonde.engine.classes import joined_names
 from sonde.store.layout import EXAMPLES, GROUPS, HEAD, SITES, beside, row_file
 from sonde.store.volume import Span, Volume
 

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sonde.core.lock import holder_of
+from sonde.files.lock import holder_of
 from sonde.store.dataset import DataSet, common_schema
 from sonde.store.layout import DATA, RANGES, ROWS
 from sonde.store.volume import Volume

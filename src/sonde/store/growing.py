@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.batch import SiteSchema
-from sonde.core.classes import with_classes
 from sonde.core.errors import StoreError
-from sonde.core.files import atomic_write
-from sonde.core.identity import which_rows
-from sonde.core.lock import RunLock
 from sonde.core.stream import Stream
+from sonde.engine.classes import with_classes
+from sonde.files.durable import atomic_write
+from sonde.files.identity import which_rows
+from sonde.files.lock import RunLock
 from sonde.store._columns import fits, kind_of
 from sonde.store._identity import (
     contradiction,

@@ -8,9 +8,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.derived import DerivedStream
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
+from sonde.engine.derived import DerivedStream
 from sonde.store._subset import with_rows
 
 

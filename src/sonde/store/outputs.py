@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from sonde.core.errors import InputError, StoreError
-from sonde.core.files import TEMPORARY, behind_link
-from sonde.core.lock import NAME as LOCK
+from sonde.files.durable import TEMPORARY, behind_link
+from sonde.files.lock import NAME as LOCK
 from sonde.store.layout import FORMAT, GROUPS, HEAD, MANIFEST, RANGES, read_json
 from sonde.store.verifying import is_store
 

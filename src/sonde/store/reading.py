@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError, StoreError, near
-from sonde.core.lock import holder_of
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.site import POSITIONS, Reducer, Site
 from sonde.core.stream import Stream
+from sonde.files.lock import holder_of
 from sonde.store._identity import appended, joined, only_sites
 from sonde.store._select import keys_of
 from sonde.store._subset import with_examples

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sonde.core import files
+from sonde.files import durable
 
 
 @dataclass(frozen=True)
@@ -102,5 +102,5 @@ def repair(root: Path, found: Soundness) -> list[Path]:
     """
     gone = removals(root, found)
     for path in gone:
-        files.remove(path)
+        durable.remove(path)
     return gone

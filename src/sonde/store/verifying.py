@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sonde.core.errors import InputError, StoreError
-from sonde.core.files import TEMPORARY
+from sonde.files.durable import TEMPORARY
 from sonde.store._content import batch_faults, schema_faults
 from sonde.store.layout import (
     EXAMPLES,

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StoreError
-from sonde.core.files import TEMPORARY, atomic_write, make_directory, remove
-from sonde.core.lock import RunLock
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
+from sonde.files.durable import TEMPORARY, atomic_write, make_directory, remove
+from sonde.files.lock import RunLock
 from sonde.store._background import Background
 from sonde.store._columns import chosen_column, examples_of, kind_of, rows_of
 from sonde.store._copies import Coming, to_host

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import SondeError
-from sonde.core.folding import observe_stream
-from sonde.core.passes import merge_states, states_of
-from sonde.core.requests import Task, requests
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.stream import Stream
+from sonde.engine.folding import observe_stream
+from sonde.engine.passes import merge_states, states_of
+from sonde.engine.requests import Task, requests
 
 WIDTH = 4
 

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sonde.core.classes import joined_names
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.hashing import rank_key
-from sonde.core.identity import agree
-from sonde.core.passes import merge_states
 from sonde.core.plan import Split
-from sonde.core.requests import Request, States, Task
+from sonde.engine.classes import joined_names
+from sonde.engine.passes import merge_states
+from sonde.engine.requests import Request, States, Task
+from sonde.files.identity import agree
 from sonde.run.bundles.group_counts import KEPT_DRAWS, joined_counts
 from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-from sonde.core.classes import joined_names
 from sonde.core.errors import StateError
-from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
-from sonde.core.requests import Request, Task, reads_of
 from sonde.core.state import equal
+from sonde.engine.classes import joined_names
+from sonde.engine.passes import merge_pair
+from sonde.engine.requests import Request, Task, reads_of
 from sonde.run.bundles._joining import REMEDY, Drawn, shared_rows
 from sonde.run.bundles.fitted import Fitted
 from sonde.stats import HeldScoresState

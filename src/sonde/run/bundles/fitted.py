@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core._shown import places
-from sonde.core.errorbars import result_with_error
 from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.passes import states_of
 from sonde.core.plan import STATE_VERSION, Split
-from sonde.core.requests import Request, States, Task, terms_of
 from sonde.core.result import Result, Scorer
 from sonde.core.state import digest, require_finite
-from sonde.core.statefile import read_header, read_state, state_type, write_state
 from sonde.core.wording import plural
+from sonde.engine.errorbars import result_with_error
+from sonde.engine.passes import states_of
+from sonde.engine.requests import Request, States, Task, terms_of
+from sonde.files.state_file import read_header, read_state, state_type, write_state
 from sonde.run.bundles._joining import Bundle, joined
 from sonde.run.bundles._soundness import check_states
 from sonde.run.bundles.group_counts import damaged_counts

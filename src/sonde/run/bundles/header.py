@@ -4,9 +4,9 @@ import warnings
 from typing import Any
 
 from sonde.core.errors import SondeWarning, StateError
-from sonde.core.identity import agree, data_hash, difference
 from sonde.core.plan import Plan, Split
 from sonde.core.stream import Stream
+from sonde.files.identity import agree, data_hash, difference
 from sonde.run.bundles.group_counts import counts_of, group_draws
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.tap import LiveStream, known_config_hash

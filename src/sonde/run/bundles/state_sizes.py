@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sonde.core.requests import requests
 from sonde.core.state import size_bytes
+from sonde.engine.requests import requests
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import word_of
 from sonde.run.instruments.stages import last_task

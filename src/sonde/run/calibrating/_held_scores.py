@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sonde.core.array_stream import ArrayStream
 from sonde.core.errors import InputError
 from sonde.core.hashing import splitmix64
-from sonde.core.passes import merge_pair
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.passes import merge_pair
 from sonde.run.calibrating._scored import Found, Scored, least
 from sonde.run.instruments.entries import Key
 from sonde.run.passes.progress import Bar

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.hashing import rank_key
-from sonde.core.requests import Task
 from sonde.core.result import Scorer
-from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
+from sonde.engine.requests import Task
+from sonde.engine.selection import JoinedRows
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import (
     Whole,

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from sonde.core.calibration import Guarantee
-from sonde.core.classes import joined_names, with_classes
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector
 from sonde.core.reduction import AUTO
-from sonde.core.requests import States, Task, requests
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
+from sonde.engine.classes import joined_names, with_classes
+from sonde.engine.requests import States, Task, requests
 from sonde.run.bundles.calibrations import held_requests
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import data_fingerprint, require_same_model

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 from sonde.core.errors import InputError, SondeError
-from sonde.core.requests import Task
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.state import equal
 from sonde.detect import (
@@ -21,6 +20,7 @@ from sonde.detect import (
     UnitShift,
 )
 from sonde.detect._sides import Rows, paired_rows
+from sonde.engine.requests import Task
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.evidence import evidence, groups_of, sample
 from sonde.run.comparing.moved_direction import MovedDirection, moved_direction

@@ -3,9 +3,9 @@
 import math
 from typing import Any, Final
 
-from sonde.core.identity import agree
 from sonde.detect.subspace_shift import SubspaceComparison
 from sonde.detect.unit_shift import UnitComparison
+from sonde.files.identity import agree
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.state_sizes import state_sizes
 from sonde.run.comparing.drift import MOST_TIMES, Drift

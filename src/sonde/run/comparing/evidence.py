@@ -7,11 +7,11 @@ import torch
 
 from sonde.core.finite import finite_rows
 from sonde.core.instrument import WIDEST_FULL, AsScored, Every, Where
-from sonde.core.passes import merge_pair
 from sonde.core.plan import Part
-from sonde.core.requests import Request
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.engine.passes import merge_pair
+from sonde.engine.requests import Request
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.group_counts import counts_in
 from sonde.stats import (

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError
-from sonde.core.folding import check_whole
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
-from sonde.core.requests import Request, States, Task
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
+from sonde.engine.folding import check_whole
+from sonde.engine.requests import Request, States, Task
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import make_header, unit_entry
 from sonde.run.fitting._classes import check_classes

@@ -10,9 +10,9 @@ from torch import Tensor
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import Detector, Instrument, reads_rows, score_needs
-from sonde.core.requests import Task
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.stream import Stream
+from sonde.engine.requests import Task
 from sonde.stats import HeadWeightsState
 from sonde.tap import LiveStream
 

@@ -14,8 +14,8 @@ from typing import Any
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, Instrument, reads_rows
 from sonde.core.plan import Split
-from sonde.core.requests import Task
 from sonde.core.state import canonical, canonical_json, digest
+from sonde.engine.requests import Task
 from sonde.run.instruments.catalogue import distribution_of, find, methods, word_of_class
 from sonde.run.instruments.tasks import ErrorSample
 from sonde.stats import Calibrated, Kept

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 
 from sonde.core.instrument import Instrument
-from sonde.core.passes import states_of
 from sonde.core.plan import Split
-from sonde.core.requests import States, Task
+from sonde.engine.passes import states_of
+from sonde.engine.requests import States, Task
 
 
 def has_stages(task: Task) -> bool:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sonde.core.batch import SiteSchema
-from sonde.core.errorbars import SampleRows
 from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import SAMPLE, Detector, Every, Instrument, reads_rows
-from sonde.core.passes import merge_pair
 from sonde.core.plan import Split
 from sonde.core.reduction import AUTO, reduction_at
-from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.shift import Shift
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.state import digest
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
+from sonde.engine.errorbars import SampleRows
+from sonde.engine.passes import merge_pair
+from sonde.engine.requests import Request, States, Task, requests, terms_of
 from sonde.run.instruments.asked import at_head
 from sonde.stats import Calibrated, HashSample, HashSampleState
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sonde.core.errors import StateError
-from sonde.core.passes import close_pass, observe_unit, still_learning
 from sonde.core.plan import Plan
-from sonde.core.requests import Request, States
 from sonde.core.state import require_finite
-from sonde.core.statefile import read_state, state_type, write_state
 from sonde.core.stream import Stream
+from sonde.engine.passes import close_pass, observe_unit, still_learning
+from sonde.engine.requests import Request, States
+from sonde.files.state_file import read_state, state_type, write_state
 
 CHECKPOINT = "chain.sonde"
 

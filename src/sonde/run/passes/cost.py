@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Iterable
 
-from sonde.core.derived import innermost
-from sonde.core.requests import Task
 from sonde.core.stream import Stream
+from sonde.engine.derived import innermost
+from sonde.engine.requests import Task
 from sonde.run.instruments.stages import has_stages
 from sonde.tap import LiveStream
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import MachineError, SondeError, StoreError
-from sonde.core.lock import RunLock
+from sonde.files.lock import RunLock
 from sonde.run.passes.chain import CHECKPOINT
 from sonde.run.passes.driver import Interrupted
 from sonde.run.passes.ledger import PLAN, STATES

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from sonde.core.errors import SondeError, StoreError
 from sonde.core.plan import Plan
-from sonde.core.requests import Request, States
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
+from sonde.engine.requests import Request, States
 from sonde.run.passes.chain import walk_chain
 from sonde.run.passes.ledger import Ledger
 from sonde.run.passes.memory import state_bytes

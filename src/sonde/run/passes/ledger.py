@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sonde.core import files
 from sonde.core.errors import StateError, StoreError
-from sonde.core.passes import merge_states
 from sonde.core.plan import Plan
-from sonde.core.requests import Request, States
 from sonde.core.state import canonical_json, require_finite
-from sonde.core.statefile import check_state, read_state, state_type, write_state
 from sonde.core.wording import plural
+from sonde.engine.passes import merge_states
+from sonde.engine.requests import Request, States
+from sonde.files import durable
+from sonde.files.state_file import check_state, read_state, state_type, write_state
 from sonde.run.passes.units import (
     Counters,
     Range,
@@ -138,7 +138,7 @@ class Ledger:
             raise StateError(f"Ledger.adopt: expected the name of a range, got {name!r}.")
         if any(done.covers(place) for done in self._listed()):
             return
-        files.atomic_write(self._states / place.name, content, self.durable)
+        durable.atomic_write(self._states / place.name, content, self.durable)
         self._is_sound(place)
 
     def compact(self) -> None:
@@ -208,18 +208,18 @@ class Ledger:
         return stack[0][1], stack[0][2], units
 
     def remove(self) -> None:
-        """Remove the run's own files, and the directory if nothing else is in it."""
+        """Remove the run's own durable, and the directory if nothing else is in it."""
         for path in [*self._states.glob("*.sonde"), *self._leftovers(), self.directory / PLAN]:
-            files.remove(path)
+            durable.remove(path)
         for directory in (self._states, self.directory):
             if directory.exists() and not any(directory.iterdir()):
                 directory.rmdir()
 
     def _start(self, fresh: bool) -> None:
-        files.make_directory(self._states)
+        durable.make_directory(self._states)
         path = self.directory / PLAN
         for leftover in self._leftovers():
-            files.remove(leftover)
+            durable.remove(leftover)
         text = (canonical_json(self.plan.json()) + "\n").encode()
         found = _head_of(path, len(text) + 1)
         if found not in (None, text) and not fresh:
@@ -229,7 +229,7 @@ class Ledger:
             )
         self.resumed = found == text and not fresh
         if found != text:
-            files.atomic_write(path, text, self.durable)
+            durable.atomic_write(path, text, self.durable)
         for place in self._listed():
             if fresh or not self._is_sound(place):
                 self._remove(place)
@@ -237,7 +237,7 @@ class Ledger:
 
     def _leftovers(self) -> Iterator[Path]:
         for directory in (self.directory, self._states):
-            yield from directory.glob(f"*{files.TEMPORARY}*")
+            yield from directory.glob(f"*{durable.TEMPORARY}*")
 
     def _listed(self) -> list[Range]:
         """Return every range that has a file, in order; a longer one before those it covers."""
@@ -343,7 +343,7 @@ class Ledger:
             raise StateError(f"Ledger: {place.name} has no counters. Remove the file.")
 
     def _remove(self, place: Range) -> None:
-        files.remove(self._states / place.name)
+        durable.remove(self._states / place.name)
 
 
 def _head_of(path: Path, n_bytes: int) -> bytes | None:

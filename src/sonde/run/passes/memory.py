@@ -8,11 +8,11 @@ from pathlib import Path
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
-from sonde.core.machine import in_meminfo, whole_memory_bytes
-from sonde.core.passes import rows_at_once
 from sonde.core.plan import Plan
-from sonde.core.requests import Request
 from sonde.core.wording import gib
+from sonde.engine.passes import rows_at_once
+from sonde.engine.requests import Request
+from sonde.files.machine import in_meminfo, whole_memory_bytes
 
 COMMIT_BYTES = 16 * 2**20
 MOST_LEVELS = 6

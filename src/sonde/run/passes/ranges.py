@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonde.core.files import TEMPORARY, atomic_write, make_directory, remove
-from sonde.core.folding import fold, grow
-from sonde.core.passes import observe_unit
 from sonde.core.plan import Plan
-from sonde.core.requests import Request, States
 from sonde.core.stream import Stream
+from sonde.engine.folding import fold, grow
+from sonde.engine.passes import observe_unit
+from sonde.engine.requests import Request, States
+from sonde.files.durable import TEMPORARY, atomic_write, make_directory, remove
 from sonde.run.passes.ledger import STATES, Ledger
 from sonde.run.workers.job import Job
 

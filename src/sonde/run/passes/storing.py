@@ -6,10 +6,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonde.core.derived import innermost
 from sonde.core.errors import InputError, MachineError, SondeError, StoreError
-from sonde.core.lock import RunLock
 from sonde.core.wording import gib
+from sonde.engine.derived import innermost
+from sonde.files.lock import RunLock
 from sonde.run.passes.memory import allowed_bytes
 from sonde.run.passes.ranges import Tick, token_in
 from sonde.run.workers.crew import Crew, using_threads

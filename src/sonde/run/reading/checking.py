@@ -1,7 +1,7 @@
 """The check of a live model that comes before its rows are taken, in the process that drives."""
 
-from sonde.core.derived import innermost
 from sonde.core.stream import Stream
+from sonde.engine.derived import innermost
 from sonde.tap import LiveStream
 
 

@@ -3,12 +3,12 @@
 import warnings
 from typing import Any
 
-from sonde.core.array_stream import ArrayStream
-from sonde.core.derived import innermost
 from sonde.core.errors import SondeWarning
 from sonde.core.stream import Stream
 from sonde.data import ItemInputs
 from sonde.data.splits import TRAIN
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.derived import innermost
 from sonde.tap import LiveStream
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.model.logits import other_outputs

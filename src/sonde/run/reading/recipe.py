@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from sonde.core.derived import innermost
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.stream import Stream
 from sonde.data import kept_for
 from sonde.data.inputs import ItemInputs
+from sonde.engine.derived import innermost
 from sonde.run.reading.read import ARRAYS
 from sonde.tap import LiveStream
 from sonde.tap.generating.replay import ReplayInputs

@@ -10,14 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sonde.core.batch import Batch
-from sonde.core.classes import with_classes
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, score_needs
 from sonde.core.reduction import AUTO, reduction_at
-from sonde.core.requests import Task
 from sonde.core.result import Scorer
-from sonde.core.selection import JoinedRows
 from sonde.core.stream import Stream
+from sonde.engine.classes import with_classes
+from sonde.engine.requests import Task
+from sonde.engine.selection import JoinedRows
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import require_same_model
 from sonde.run.instruments.entries import Key, inner_of

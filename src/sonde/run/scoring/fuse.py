@@ -16,7 +16,7 @@ from torch import Tensor
 from sonde.alarms import FusedScore, bonferroni, fuse, simes, twice_mean
 from sonde.alarms.fusion import Rule
 from sonde.core.errors import InputError, StateError
-from sonde.core.requests import reads_of
+from sonde.engine.requests import reads_of
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import SCHEMA

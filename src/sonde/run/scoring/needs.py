@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from sonde.core.derived import innermost
 from sonde.core.errors import InputError
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.reduction import AUTO
 from sonde.core.state import size_bytes
 from sonde.core.stream import Stream
 from sonde.core.wording import gib
+from sonde.engine.derived import innermost
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.memory import BASE, COPIES, SLACK, allowed_bytes
 from sonde.run.scoring.batches import reduction_of

@@ -6,8 +6,8 @@ import torch
 
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError
-from sonde.core.requests import Task
 from sonde.core.result import Scorer
+from sonde.engine.requests import Task
 from sonde.run.instruments.entries import Key
 from sonde.stats import CalibratedScorer
 

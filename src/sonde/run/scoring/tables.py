@@ -12,8 +12,8 @@ from pyarrow import compute, csv, parquet
 from pyarrow import json as arrow_json
 
 from sonde.core.errors import InputError
-from sonde.core.files import atomic_write
 from sonde.core.wording import plural
+from sonde.files.durable import atomic_write
 
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 NEEDED = ("id", "site", "instrument", "score")

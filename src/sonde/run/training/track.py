@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from sonde.core.errors import InputError, StateError, StoreError, near
-from sonde.core.files import make_directory
 from sonde.core.instrument import Instrument
-from sonde.core.statefile import read_header
+from sonde.files.durable import make_directory
+from sonde.files.state_file import read_header
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import entry_of
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, StoreError
-from sonde.core.files import TEMPORARY
-from sonde.core.lock import holder_of
+from sonde.files.durable import TEMPORARY
+from sonde.files.lock import holder_of
 from sonde.run.passes.ledger import PLAN, STATES
 from sonde.run.passes.units import Range
 from sonde.run.verifying.verify_run import is_run_directory, passes_in

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, StateError
-from sonde.core.files import TEMPORARY
 from sonde.core.state import canonical_json
-from sonde.core.statefile import check_state
+from sonde.files.durable import TEMPORARY
+from sonde.files.state_file import check_state
 from sonde.run.passes.chain import CHECKPOINT
 from sonde.run.passes.ledger import PLAN, STATES
 from sonde.run.passes.units import Range

@@ -8,7 +8,7 @@ from typing import Any
 
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.plan import STATE_VERSION
-from sonde.core.statefile import check_state
+from sonde.files.state_file import check_state
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.catalogue import find
 from sonde.store import Fault, Soundness

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sonde.core.errors import InputError
-from sonde.core.files import TEMPORARY
-from sonde.core.statefile import read_header
+from sonde.files.durable import TEMPORARY
+from sonde.files.state_file import read_header
 from sonde.run.training.track import ALIKE, Track
 from sonde.run.verifying.verify_state import verify_state
 from sonde.store import Fault, Soundness

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from sonde.core.errors import SondeWarning, StateError
-from sonde.core.identity import agree, difference
 from sonde.core.inputs import Model
+from sonde.files.identity import agree, difference
 from sonde.run.bundles.header import warn_unknown_structure
 from sonde.tap import fingerprint, known_config_hash, placement, structure
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema, special_tokens
 from sonde.core.errors import CalibrationError, InputError, StateError
-from sonde.core.requests import Task
 from sonde.core.result import Scorer
-from sonde.core.selection import JoinedRows
 from sonde.core.site import Reducer, Site
 from sonde.core.state import map_tensors
 from sonde.core.statistic import Span
+from sonde.engine.requests import Task
+from sonde.engine.selection import JoinedRows
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import class_columns, classes_of, needs_of

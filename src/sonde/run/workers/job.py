@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from sonde.core.array_stream import ArrayStream
-from sonde.core.derived import innermost
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.derived import innermost
 from sonde.tap import LiveStream
 
 Span = tuple[int, int]

@@ -7,10 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from sonde.core.array_stream import ArrayStream
-from sonde.core.derived import DerivedStream
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.derived import DerivedStream
 from sonde.run.workers.crew import Crew
 from sonde.run.workers.hand_out import hand_out
 from sonde.run.workers.job import Job, Span

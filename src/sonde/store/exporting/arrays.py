@@ -18,7 +18,7 @@ from torch import Tensor
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.columns import WHOLE_NUMBERS
 from sonde.core.errors import InputError
-from sonde.core.seal import BLANK, sealed_file
+from sonde.files.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
 from sonde.store.exporting.parts import column_names, parts_of, text_of
 from sonde.store.reading import Store

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sonde.core.identity import data_hash, hashed
+from sonde.files.identity import data_hash, hashed
 from sonde.store.reading import Store
 
 KEY = "sonde"

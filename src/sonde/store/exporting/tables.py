@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from sonde.core.seal import BLANK, sealed_file
+from sonde.files.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
 from sonde.store.exporting.parts import (
     Part,

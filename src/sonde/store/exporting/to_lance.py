@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 
 from sonde.core.errors import InputError, SondeError, StoreError
-from sonde.core.files import TEMPORARY, replace, sync_directory, write_error
-from sonde.core.seal import BLANK, sealed_file
+from sonde.files.durable import TEMPORARY, replace, sync_directory, write_error
+from sonde.files.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import SEAL
 from sonde.store.exporting.tables import Table
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError
-from sonde.core.seal import is_sealed
+from sonde.files.seal import is_sealed
 from sonde.store.exporting.describe import describe_export
 from sonde.store.exporting.to_lance import FILES, file_hash, files_in
 from sonde.store.soundness import Fault, Soundness

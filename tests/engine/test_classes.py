@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sonde.core.classes import joined_names, with_classes
 from sonde.core.stream import Stream
+from sonde.engine.classes import joined_names, with_classes
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from sonde.core._kinds import is_dict, is_list
-from sonde.core._stateval import DEEPEST, LARGEST
 from sonde.core.errors import StateError
 from sonde.core.state import canonical_json
+from sonde.files._values import DEEPEST, LARGEST
 
 FORMAT = "sonde-state"
 VERSION = 1

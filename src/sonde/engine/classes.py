@@ -7,8 +7,8 @@ from typing import final
 import torch
 
 from sonde.core.batch import Batch
-from sonde.core.derived import DerivedStream
 from sonde.core.stream import Stream
+from sonde.engine.derived import DerivedStream
 
 Names = tuple[str, ...]
 

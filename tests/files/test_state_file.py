@@ -16,12 +16,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from narrow import expect
-from sonde.core._statelayout import head_of, read_contents
 from sonde.core.calibration import Calibration
 from sonde.core.errors import StateError, StoreError
 from sonde.core.state import State, equal, map_tensors
-from sonde.core.statefile import check_state, read_header, read_state, state_type, write_state
 from sonde.core.statistic import Learner, Statistic
+from sonde.files._layout import head_of, read_contents
+from sonde.files.state_file import check_state, read_header, read_state, state_type, write_state
 from sonde.stats import HashSample, Moments
 from sonde.stats.moments import MomentsState
 from state_case import QUIET_NAN, Part, Rich, good, rich
@@ -121,7 +121,7 @@ def test_the_id_is_the_hash_of_the_file_and_does_not_depend_on_the_order_of_anyt
 @pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     program = (
-        "import torch; from sonde.core.statefile import write_state; "
+        "import torch; from sonde.files.state_file import write_state; "
         "from sonde.stats import Moments; x = torch.arange(12.0).reshape(4, 3); "
         f"write_state({str(tmp_path / 'b')!r}, {{'k': 1}}, {{'s': Moments().observe(x)}})"
     )
@@ -173,7 +173,7 @@ def test_a_payload_larger_than_the_memory_is_refused_before_it_is_read(tmp_path,
     path = tmp_path / "a.sonde"
     write_state(path, {}, {"s": Box(torch.zeros(1000))})
     path.write_bytes(path.read_bytes()[:-1] + b"\1")  # a reader of the payload would say so
-    monkeypatch.setattr("sonde.core.statefile.whole_memory_bytes", lambda: 3999)
+    monkeypatch.setattr("sonde.files.state_file.whole_memory_bytes", lambda: 3999)
     with pytest.raises(StateError, match="4000 bytes, more than the memory of this machine, 3999"):
         read_state(path, {"s": Box})
 

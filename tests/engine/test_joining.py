@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sonde.core.batch import Batch
-from sonde.core.joining import BUFFER_ROWS, join, joined_batches
 from sonde.core.stream import Stream
+from sonde.engine.joining import BUFFER_ROWS, join, joined_batches
 
 COLUMNS = ("label", "order", "position", "draw", "ids", "group", "occurrence")
 

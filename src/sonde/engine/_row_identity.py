@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sonde.core._array_columns import sequence
+from sonde.engine._array_columns import sequence
 
 
 class RowIdentity:

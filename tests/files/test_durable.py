@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from sonde.core import files
 from sonde.core.errors import StoreError
-from sonde.core.files import atomic_file, atomic_write, make_directory
+from sonde.files import durable
+from sonde.files.durable import atomic_file, atomic_write, make_directory
 
 
 def names(directory):
@@ -60,10 +60,10 @@ def test_an_exception_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_durable_syncs_the_file_before_the_rename_and_the_directory_after(tmp_path, monkeypatch):
     calls = []
-    for name in files.PRIMITIVES:
-        real = getattr(files, name)
+    for name in durable.PRIMITIVES:
+        real = getattr(durable, name)
         monkeypatch.setattr(
-            files, name, lambda *a, _name=name, _real=real: (calls.append(_name), _real(*a))[1]
+            durable, name, lambda *a, _name=name, _real=real: (calls.append(_name), _real(*a))[1]
         )
     atomic_write(tmp_path / "a", b"x")
     assert calls == ["open_new", "write", "fsync", "replace", "fsync"]
@@ -88,7 +88,7 @@ def test_an_error_of_the_system_is_a_store_error_that_says_what_to_do(
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, primitive, fail)
+    monkeypatch.setattr(durable, primitive, fail)
     with pytest.raises(StoreError, match=f"could not write .*a: {os.strerror(number)}. .*{advice}"):
         atomic_write(tmp_path / "a", b"x")
     assert names(tmp_path) == []
@@ -111,7 +111,7 @@ def test_a_missing_directory_and_a_directory_in_place_of_the_file(tmp_path):
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
     pytest.importorskip("resource")
     program = (
-        "import resource; from sonde.core.files import atomic_write\n"
+        "import resource; from sonde.files.durable import atomic_write\n"
         "from sonde.core.errors import StoreError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"try: atomic_write({str(tmp_path / 'a')!r}, bytes(5000))\n"
@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_environment_ends_the_process_at_a_call(tmp_path):
     program = (
-        "import os, pathlib; from sonde.core.files import atomic_write\n"
+        "import os, pathlib; from sonde.files.durable import atomic_write\n"
         f"top = pathlib.Path({str(tmp_path)!r})\n"
         "for n in range(1, 7):\n"
         "    (top / str(n)).mkdir()\n"

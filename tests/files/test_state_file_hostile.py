@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sonde.core._statelayout import HEADER_LIMIT, MOST_TENSORS
 from sonde.core.errors import StateError
-from sonde.core.statefile import check_state, read_header, read_state
+from sonde.files._layout import HEADER_LIMIT, MOST_TENSORS
+from sonde.files.state_file import check_state, read_header, read_state
 from state_case import Parts, Rich, forged, framed, good
 
 Change = Callable[[Parts], object]
@@ -294,7 +294,7 @@ def test_no_bad_file_takes_a_hundred_megabytes(bad_files, tmp_path):
         import json, resource, sys
         from state_case import Rich
         from sonde.core.errors import StateError
-        from sonde.core.statefile import read_state
+        from sonde.files.state_file import read_state
         paths = json.load(sys.stdin)
         try:
             read_state(paths[0], {"a": Rich, "b": Rich})

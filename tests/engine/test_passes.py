@@ -14,18 +14,18 @@ from narrow import expect, present
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, StateError
 from sonde.core.finite import largest
-from sonde.core.folding import fold, grow, observe_stream
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample
-from sonde.core.passes import merge_pair, observe_unit, states_of
 from sonde.core.plan import Split
-from sonde.core.requests import Request, Task, requests
 from sonde.core.result import Result
-from sonde.core.selection import FiniteRows
 from sonde.core.site import Reducer, Site
 from sonde.core.state import State, equal
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
+from sonde.engine.folding import fold, grow, observe_stream
+from sonde.engine.passes import merge_pair, observe_unit, states_of
+from sonde.engine.requests import Request, Task, requests
+from sonde.engine.selection import FiniteRows
 from sonde.stats import HashSample, HashSampleState, Moments
 
 

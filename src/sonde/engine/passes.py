@@ -15,13 +15,13 @@ from sonde.core.autocast import without_autocast
 from sonde.core.batch import Batch, Head
 from sonde.core.errors import InputError, StateError
 from sonde.core.finite import largest
-from sonde.core.joining import joined_batches, rows_enough
 from sonde.core.plan import Split
-from sonde.core.requests import Request, States, Task, reads_of
-from sonde.core.selection import FiniteRows, row_indices
 from sonde.core.state import State
 from sonde.core.statistic import Learner, StateT, Statistic
 from sonde.core.tensors import beside
+from sonde.engine.joining import joined_batches, rows_enough
+from sonde.engine.requests import Request, States, Task, reads_of
+from sonde.engine.selection import FiniteRows, row_indices
 
 NARROW, TOGETHER = 64, 4096
 """Rows up to this wide are taken so many at once, where what is exact reads them."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.finite import all_finite, finite_rows
-from sonde.core.requests import Request
 from sonde.core.statistic import Span
+from sonde.engine.requests import Request
 
 SITE_COLUMNS = ("x", "grad")
 

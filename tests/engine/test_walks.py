@@ -9,12 +9,12 @@ from torch import Tensor
 from kept_rows import Rows
 from narrow import expect
 from sonde.core.errors import StateError
-from sonde.core.folding import observe_stream
 from sonde.core.instrument import Every
-from sonde.core.requests import Request
 from sonde.core.state import equal
 from sonde.core.statistic import Learner, Statistic
 from sonde.core.stream import Stream
+from sonde.engine.folding import observe_stream
+from sonde.engine.requests import Request
 from sonde.stats import Moments
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import StoreError
-from sonde.core.files import AtomicFile, WriteOnly, atomic_file
+from sonde.files.durable import AtomicFile, WriteOnly, atomic_file
 
 _MARK, _DIGITS = b"sonde-seal:", 32
 BLANK = _MARK.decode() + _DIGITS * "0"

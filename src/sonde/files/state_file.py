@@ -17,9 +17,12 @@ from typing import Any, cast, get_type_hints
 import torch
 from torch import Tensor
 
-from sonde.core import _stateval
 from sonde.core._kinds import is_dict, is_list
-from sonde.core._statelayout import (
+from sonde.core.errors import StateError, StoreError
+from sonde.core.state import State, canonical_json
+from sonde.core.statistic import Learner, Statistic
+from sonde.files import _values
+from sonde.files._layout import (
     CODES,
     DTYPES,
     FORMAT,
@@ -37,11 +40,8 @@ from sonde.core._statelayout import (
     slots_of,
     verify,
 )
-from sonde.core.errors import StateError, StoreError
-from sonde.core.files import atomic_file
-from sonde.core.machine import whole_memory_bytes
-from sonde.core.state import State, canonical_json
-from sonde.core.statistic import Learner, Statistic
+from sonde.files.durable import atomic_file
+from sonde.files.machine import whole_memory_bytes
 
 States = Mapping[str, State | None]
 Types = Mapping[str, type[State]] | Callable[[str], type[State]]
@@ -90,7 +90,7 @@ def write_state(
     """
     shelf = _Shelf()
     trees = {
-        name: None if state is None else _stateval.encode(state, shelf.put, name)
+        name: None if state is None else _values.encode(state, shelf.put, name)
         for name, state in sorted(states.items())
     }
     tensors = shelf.tensors
@@ -192,7 +192,7 @@ def read_state(
                 raise StateError(f"read_state: {path} holds an unknown state {name!r}.") from error
             where = f"read_state: {path}: {name}"
             try:
-                states[name] = None if tree is None else _stateval.decode(tree, wanted, load, where)
+                states[name] = None if tree is None else _values.decode(tree, wanted, load, where)
             except StateError as error:
                 raise StateError(f"{error} {OTHER_FORM}") from error
         if not partial:

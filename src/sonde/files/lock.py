@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from sonde.core.errors import StoreError
-from sonde.core.files import TEMPORARY, make_directory, open_new, remove, unlink, write
+from sonde.files.durable import TEMPORARY, make_directory, open_new, remove, unlink, write
 
 NAME = "lock"
 UNREADABLE_SECONDS = 10.0

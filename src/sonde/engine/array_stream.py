@@ -8,16 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.core._array_columns import beside, entries, integers, labels, matrix, sequence
 from sonde.core._kinds import is_mapping
-from sonde.core._row_identity import (
-    Later,
-    RowIdentity,
-    identity_of,
-    joined_hash,
-    text_bytes,
-    text_hashes,
-)
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.columns import Columns
 from sonde.core.errors import InputError, ShapeError, near
@@ -25,6 +16,15 @@ from sonde.core.hashing import tensor_key
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
+from sonde.engine._array_columns import beside, entries, integers, labels, matrix, sequence
+from sonde.engine._row_identity import (
+    Later,
+    RowIdentity,
+    identity_of,
+    joined_hash,
+    text_bytes,
+    text_hashes,
+)
 
 ARRAY_BATCH = 2048
 OWN_FIELD = frozenset(

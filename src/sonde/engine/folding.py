@@ -7,24 +7,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sonde.core.array_stream import ARRAY_BATCH
-from sonde.core.errorbars import SampleRows, Term, has_influence, result_with_error
 from sonde.core.errors import InputError
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Detector, Instrument
-from sonde.core.passes import (
+from sonde.core.plan import UNIT_SIZE, Split, groups_are_whole
+from sonde.core.result import Result
+from sonde.core.statistic import Learner
+from sonde.core.stream import Stream
+from sonde.engine.array_stream import ARRAY_BATCH
+from sonde.engine.errorbars import SampleRows, Term, has_influence, result_with_error
+from sonde.engine.passes import (
     close_pass,
     merge_states,
     observe_unit,
     states_of,
     still_learning,
 )
-from sonde.core.plan import UNIT_SIZE, Split, groups_are_whole
-from sonde.core.requests import Request, States, Task, requests, terms_of
-from sonde.core.result import Result
-from sonde.core.statistic import Learner
-from sonde.core.stream import Stream
+from sonde.engine.requests import Request, States, Task, requests, terms_of
 
 
 def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:

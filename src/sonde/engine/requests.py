@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sonde.core.errorbars import Term
 from sonde.core.instrument import Instrument, Read, Where
 from sonde.core.plan import Part, Split
 from sonde.core.state import State, digest
 from sonde.core.statistic import Statistic
+from sonde.engine.errorbars import Term
 
 States = dict[str, State | None]
 

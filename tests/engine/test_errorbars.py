@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sonde.core.errorbars import group_error
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Result
+from sonde.engine.errorbars import group_error
 from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
 
 

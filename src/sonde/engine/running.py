@@ -5,16 +5,16 @@ from typing import Any, Unpack
 
 from sonde.core._kinds import is_mapping
 from sonde.core.columns import Columns
-from sonde.core.errorbars import result_with_error
 from sonde.core.errors import ShapeError, StateError
 from sonde.core.instrument import Every, Instrument
-from sonde.core.passes import merge_states, observe_unit, states_of
-from sonde.core.requests import Request, States, Task, requests, terms_of
 from sonde.core.result import Result
 from sonde.core.state import State, digest, require_finite
-from sonde.core.statefile import read_state, state_type, write_state
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
+from sonde.engine.errorbars import result_with_error
+from sonde.engine.passes import merge_states, observe_unit, states_of
+from sonde.engine.requests import Request, States, Task, requests, terms_of
+from sonde.files.state_file import read_state, state_type, write_state
 
 
 class Running:
