@@ -11,7 +11,7 @@ WRITERS = {
     "atomic_write", "atomic_file", "sealed_file", "write_state", "open_new", "write_dataset",
 }  # fmt: skip
 BESIDE = {"write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "savez", "tofile"}
-MADE_OF_THEM = "core.files:atomic_file"
+MADE_OF_THEM = "files.durable:atomic_file"
 
 
 def calls(source: Path) -> Iterator[tuple[str, str, ast.Call]]:

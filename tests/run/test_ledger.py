@@ -17,7 +17,7 @@ from sonde.run.passes.units import Range, add_counters, join_units, nodes
 from sonde.stats.moments import MomentsState
 
 
-@pytest.mark.truth("core.passes: grow and fold in memory")
+@pytest.mark.truth("engine.passes: grow and fold in memory")
 @pytest.mark.parametrize("level", [0, 1, 2, 5])
 def test_states_have_the_bits_of_the_fold_in_memory(tmp_path, level):
     job = case(level)
@@ -31,7 +31,7 @@ def test_states_have_the_bits_of_the_fold_in_memory(tmp_path, level):
     assert counters["nonfinite"]["x"] == 3
 
 
-@pytest.mark.truth("core.passes: grow and fold in memory")
+@pytest.mark.truth("engine.passes: grow and fold in memory")
 @pytest.mark.parametrize("seed", range(5))
 def test_any_order_of_units_and_any_moment_of_compaction_give_the_same_bits(tmp_path, seed):
     job = case(0)
@@ -282,7 +282,7 @@ def test_waiting_commits_are_merged_up_the_tree_with_one_write(tmp_path, monkeyp
     assert found[0][1] == found[1][1]
 
 
-@pytest.mark.truth("core.passes: grow and fold in memory")
+@pytest.mark.truth("engine.passes: grow and fold in memory")
 @pytest.mark.parametrize("seed", range(4))
 def test_workers_that_merge_what_they_commit_leave_the_ranges_of_a_binary_number(tmp_path, seed):
     job = case(0)

@@ -79,7 +79,7 @@ FINISHED: Mapping[str, Kind] = {
         refused_by=("verify merged.sonde", _SCORED.replace("left", "merged") + " -o out.csv"),
     ),
     "running state": Kind(
-        "running.sonde", "core.running:Running.save", refused_by=("verify running.sonde",)
+        "running.sonde", "engine.running:Running.save", refused_by=("verify running.sonde",)
     ),
     "state of a watch": Kind(
         "watch.sonde", "alarms._saved:save_watch", refused_by=("verify watch.sonde",)
@@ -114,7 +114,7 @@ FINISHED: Mapping[str, Kind] = {
 OF_A_RUN: Mapping[str, Part] = {
     "run: plan": Part("plan.json", "run.passes.ledger:Ledger._start"),
     "run: states": Part("states/*.sonde", "run.passes.ledger:Ledger._write"),
-    "run: lock": Part("lock", "core.lock:RunLock._create"),
+    "run: lock": Part("lock", "files.lock:RunLock._create"),
 }
 
 OF_A_STORE: Mapping[str, Part] = {
@@ -126,9 +126,9 @@ OF_A_STORE: Mapping[str, Part] = {
 }
 
 NOT_TRIED: Mapping[str, str] = {
-    "core.files:atomic_write": "writes for all others",
-    "core.statefile:write_state": "writes for all others",
-    "core.lock:RunLock._create_without_links": "the lock where there are no hard links",
+    "files.durable:atomic_write": "writes for all others",
+    "files.state_file:write_state": "writes for all others",
+    "files.lock:RunLock._create_without_links": "the lock where there are no hard links",
     "cli.study:Study._one": "for people and other programs: no command reads it",
     "report._standalone:Svg.save": "for people: no command reads it",
     "run.passes.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
@@ -137,7 +137,7 @@ NOT_TRIED: Mapping[str, str] = {
     "store.growing:_commit": "the manifest once more, with what was added",
     "store.exporting.to_lance:write_lance": "a folder: tests/store/test_sealed_exports.py",
     "store.exporting.to_lance:_list_files": "the list of the files in that folder",
-    "core.seal:sealed_file": "writes for all exports",
+    "files.seal:sealed_file": "writes for all exports",
 }
 
 
