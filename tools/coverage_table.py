@@ -15,9 +15,9 @@ from PIL import Image
 
 import sonde
 from sonde.core import SondeWarning
-from sonde.engine import Running
 from sonde.data import Digits
 from sonde.detect import NAC
+from sonde.engine import Running
 from sonde.stats import LogHistogram
 from sonde_studies._separation import area, fitted_on, scores_of
 
