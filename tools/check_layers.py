@@ -2,7 +2,8 @@
 
 The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; the
 families, which never import one another; run; findings; report; cli; ``__main__``. The rooms of
-tap and of run have an order too, and no modules import one another in a circle, but for types alone.
+tap and of run have an order too, and no modules import one another in a circle, but for types
+alone.
 
 The studies are users: ``sonde_studies`` takes what ``sonde`` or a room of it names in ``__all__``,
 and ``cli`` alone imports it.
