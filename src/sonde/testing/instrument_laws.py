@@ -11,15 +11,15 @@ from torch import Tensor
 from sonde.core.columns import WHOLE_NUMBERS
 from sonde.core.errors import InputError, SondeError
 from sonde.core.finite import finite_rows
-from sonde.engine.folding import fit_arrays, observe_stream
 from sonde.core.instrument import Detector, Instrument, score_needs
-from sonde.engine.passes import states_of
-from sonde.engine.requests import Task, requests
 from sonde.core.result import Result, Scorer
-from sonde.engine.selection import SITE_COLUMNS
 from sonde.core.state import digest
 from sonde.core.statistic import parameter_names
 from sonde.core.stream import Stream
+from sonde.engine.folding import fit_arrays, observe_stream
+from sonde.engine.passes import states_of
+from sonde.engine.requests import Task, requests
+from sonde.engine.selection import SITE_COLUMNS
 from sonde.stats import token_metrics
 
 WIDTH, CLASSES = 4, 3

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import InputError, SondeError, StateError
-from sonde.engine.passes import merge_pair
 from sonde.core.state import digest, equal, leaves, map_tensors, size_bytes
-from sonde.files.state_file import read_state, state_type, write_state
 from sonde.core.statistic import Statistic
+from sonde.engine.passes import merge_pair
+from sonde.files.state_file import read_state, state_type, write_state
 from sonde.testing.rows import Columns, atoms, make_columns, take
 
 
