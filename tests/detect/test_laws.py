@@ -1,77 +1,43 @@
 """What every detector keeps to, beyond the laws of its statistics."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from contract.statistics import exported_instruments
 from sonde.core.calibration import Calibration
 from sonde.core.errors import InputError
-from sonde.core.instrument import score_needs
-from sonde.detect import (
-    ASH,
-    COSTARR,
-    DICE,
-    FDBD,
-    GEN,
-    KNN,
-    MSP,
-    NAC,
-    ODIN,
-    SCALE,
-    SHE,
-    DictLookup,
-    Energy,
-    Entropy,
-    GradNorm,
-    KLMatching,
-    Mahalanobis,
-    MaxLogit,
-    NNGuide,
-    PatchCore,
-    ReAct,
-    RelativeMahalanobis,
-    ViM,
-)
+from sonde.core.instrument import Detector, score_needs
+from sonde.core.statistic import Learner
 from sonde.stats import Calibrated
+from sonde.testing.instrument_laws import lacking
 
-PRUNES = ASH(variant="p")  # what it keeps of a row with large entries is large evidence
+BROUGHT = {
+    "x",
+    "grad",
+    "logits",
+    "perturbed_logits",
+    "label",
+    "head",
+    "group",
+    "draw",
+    "group_draw",
+}
 
-DETECTORS = [
-    KNN(k=5),
-    NAC(),
-    NAC(alpha=0.2),
-    Energy(),
-    Entropy(),
-    GEN(),
-    GradNorm(),
-    KLMatching(),
-    MaxLogit(),
-    MSP(),
-    ODIN(temperature=10.0),
-    SHE(),
-    Mahalanobis(),
-    Mahalanobis(classes=False),
-    Mahalanobis(scatter="diag"),
-    RelativeMahalanobis(),
-    ViM(),
-    ViM(alpha="paper"),
-    ReAct(),
-    ASH(),
-    ASH(variant="b"),
-    PRUNES,
-    SCALE(),
-    DICE(share=0.3),
-    COSTARR(),
-    COSTARR(logit="minmax"),
-    COSTARR(logit="zscore"),
-    FDBD(),
-    NNGuide(k=5),
-    DictLookup(m=64),
-    PatchCore(m=64, b=1),
-    PatchCore(m=1024),
-]
+
+def _is_tried(instrument):
+    """Whether it scores single rows by the columns below, higher where they are unusual."""
+    if not isinstance(instrument, Detector) or lacking(instrument) or instrument.reading():
+        return False
+    needs = {n for read in instrument.all_reads().values() for n in read.statistic.needs()}
+    learns = any(isinstance(r.statistic, Learner) for r in instrument.all_reads().values())
+    return instrument.span == "one" and not learns and {*needs, *score_needs(instrument)} <= BROUGHT
+
+
+DETECTORS = [i for i in exported_instruments() if _is_tried(i)]
 
 WEIGHT = torch.tensor([[1.0] * 3 + [0.0] * 3, [0.0] * 3 + [1.0] * 3])
 
@@ -95,32 +61,6 @@ def _fit(detector, columns, label):
 
 def _score(scorer, detector, columns):
     return scorer.score(*[columns[c] for c in score_needs(detector)])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("detector", [d for d in DETECTORS if d is not PRUNES], ids=repr)
-def test_far_rows_score_above_usual_ones(detector):
-    columns, label = _columns(0)
-    held, _ = _columns(1)
-    scorer = _fit(detector, columns, label)
-    usual = _score(scorer, detector, held)
-    far = {"x": torch.tensor([[-8.0, 8.0] * 3]).repeat(4, 1), "logits": torch.zeros(4, 2)}
-    far["perturbed_logits"] = far["logits"]
-    far["grad"] = torch.full((4, 6), 2.0)
-    assert float(_score(scorer, detector, far).min()) > float(usual.quantile(0.99))
-
-
-@pytest.mark.parametrize("detector", DETECTORS, ids=repr)
-def test_a_score_does_not_depend_on_the_batch(detector):
-    columns, label = _columns(2, dtype=torch.float64)
-    scorer = _fit(detector, columns, label)
-    whole = _score(scorer, detector, columns)
-    singles = [{k: v[i : i + 1] for k, v in columns.items()} for i in range(9)]
-    one = [_score(scorer, detector, single) for single in singles]
-    torch.testing.assert_close(torch.cat(one), whole[:9], rtol=1e-9, atol=1e-9)
-    perm = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    mixed = _score(scorer, detector, {k: v[perm] for k, v in columns.items()})
-    torch.testing.assert_close(mixed, whole[perm], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=repr)
@@ -151,15 +91,6 @@ def test_a_broken_row_is_dropped_from_the_fit(detector):
 
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=repr)
-def test_order_of_rows_does_not_matter(detector):
-    columns, label = _columns(5, n=700, dtype=torch.float64)
-    perm = torch.randperm(700, generator=torch.Generator().manual_seed(1))
-    a = _fit(detector, columns, label)
-    b = _fit(detector, {k: v[perm] for k, v in columns.items()}, label[perm])
-    torch.testing.assert_close(_score(a, detector, columns), _score(b, detector, columns))
-
-
-@pytest.mark.parametrize("detector", DETECTORS, ids=repr)
 @pytest.mark.parametrize(
     "case", ["constant unit", "duplicated unit", "few rows", "one class", "half", "all equal"]
 )
@@ -178,15 +109,14 @@ def test_hard_rows_give_finite_scores(detector, case):
     else:
         columns = {k: v[:1].repeat(50, 1) for k, v in columns.items()}
         label = torch.arange(50) % 2
-    if case in ("one class", "all equal") and isinstance(detector, SHE):
-        with pytest.raises(InputError, match="got none for 1 of 2 classes"):
-            _fit(detector, columns, label)
+    try:
+        scorer = _fit(detector, columns, label)
+    except InputError as error:
+        degenerate = case in ("few rows", "one class", "all equal")
+        if not degenerate or not re.search("expected .*, got", str(error)):
+            raise
         return
-    if case == "one class" and isinstance(detector, RelativeMahalanobis):
-        with pytest.raises(InputError, match="at least two classes, got 1"):
-            _fit(detector, columns, label)
-        return
-    scores = _score(_fit(detector, columns, label), detector, columns)
+    scores = _score(scorer, detector, columns)
     assert bool(torch.isfinite(scores).all())
 
 
