@@ -76,9 +76,11 @@ class Reading:
     said: list[str] = field(default_factory=list)
 
 
-def read(module: ModuleType, sites: Any, reducer: Any, batch_size: int) -> Reading:
+def read(
+    module: ModuleType, sites: Any, reducer: Any, batch_size: int, logits: bool | None = None
+) -> Reading:
     """Return what ``sonde.read`` gives."""
-    stream = sonde.read(module.model(), module.items(), sites, reducer, batch_size)
+    stream = sonde.read(module.model(), module.items(), sites, reducer, batch_size, logits=logits)
     return _read(stream, stream.source_rows)
 
 

@@ -116,15 +116,15 @@ class Trial:
 
     def _score(self, sites: list[str], small: int, large: int) -> None:
         wants = self.drawn.logits is not None
-        reading = None
         with self._judged("fit and score", str(sites)) as said:
-            reading = asking.read(self.module, sites, "mean", small)
-            try:
+            try:  # a store brings logits of any form only where it is asked for them
+                reading = asking.read(self.module, sites, "mean", small, wants or None)
                 fitted, scores = asking.fitted_scores(self.module, reading, large, wants)
             except SondeError as error:
                 if not wants or "logits" not in str(error):
                     raise
                 self._add("score msp", "logits", REFUSED, str(error))
+                reading = asking.read(self.module, sites, "mean", small)
                 fitted, scores = asking.fitted_scores(self.module, reading, large, False)
             self._compare_scores("fit and score", reading, scores, said)
             self._score_stored(reading, fitted, scores)
