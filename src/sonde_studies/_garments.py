@@ -1,4 +1,4 @@
-"""Debian's Fashion-MNIST, small; scikit-learn's digits where the package is not installed."""
+"""Debian's Fashion-MNIST, small: 16 x 16, means of four pixels."""
 
 import gzip
 from functools import cache
@@ -8,21 +8,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sonde_studies._digits import FIT, HELD, Source, pixels
+from sonde_studies._digits import Source
 
 GARMENTS = Path("/usr/share/datasets/fashion-mnist")
 MOST, GARMENTS_FIT, GARMENTS_HELD, GARMENTS_TEST = 10_000, 1500, 750, 750
-DATA = (
-    "six of ten kinds known, the other four near: Fashion-MNIST (16 x 16, means of four pixels) "
-    "where Debian's package is installed, else scikit-learn's digits; uniform noise as far"
-)
 
 
 @cache
-def garments_or_digits() -> Source:
-    """Return small images of ten kinds."""
+def garments() -> Source | None:
+    """Return small images of ten kinds; None where the package is not installed."""
     if not GARMENTS.is_dir():
-        return Source(*pixels(), FIT, HELD)
+        return None
     raw = gzip.decompress((GARMENTS / "train-images-idx3-ubyte.gz").read_bytes())
     kind = gzip.decompress((GARMENTS / "train-labels-idx1-ubyte.gz").read_bytes())
     x = torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).reshape(-1, 1, 28, 28)[:MOST]

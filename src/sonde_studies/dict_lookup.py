@@ -55,7 +55,12 @@ class DictLookupStudy(Study):
             "With 1 and 4 images, sparsemax beats the cosine to the nearest patch.",
             FIGURE,
         ),
-        Claim("more images", "Sixteen images are better than one.", FIGURE),
+        Claim(
+            "few images",
+            "Four images are enough: they lose less than .05 against sixteen.",
+            FIGURE,
+            above=-0.05,
+        ),
         Claim(
             "taught by other kinds",
             "With 1 and 4 images, generators taught by other kinds beat plain patches.",
@@ -108,7 +113,7 @@ class DictLookupStudy(Study):
         return {
             "sparse over softmax": _over(mean, "sparse", "softmax", FEW),
             "sparse over nearest": _over(mean, "sparse", "nearest", FEW),
-            "more images": _both(mean, "sparse", SHOTS[-1]) - _both(mean, "sparse", SHOTS[0]),
+            "few images": _both(mean, "sparse", FEW[-1]) - _both(mean, "sparse", SHOTS[-1]),
             "taught by other kinds": _over(mean, OF_OTHERS, "sparse", FEW),
             "taught by the few": _over(mean, OF_FEW, "sparse", SEVERAL),
             "averaged maps": _over(mean, "averaged maps", "sparse", FEW),
