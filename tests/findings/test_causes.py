@@ -1,7 +1,7 @@
 import pytest
 
 from findings._evidence import digits, evidence_of, states
-from sonde.findings.causes import TABLE, settle
+from sonde.findings.causes import TABLE, name_causes
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Level
 
@@ -23,7 +23,7 @@ def because(checks: list[Check]) -> dict[str, str | None]:
 @pytest.mark.slow
 def test_later_sites_are_explained_and_earlier_ones_are_not() -> None:
     checks = [found("SND001", "blocks.1"), found("SND016", "blocks.0"), found("SND023", "blocks.2")]
-    assert because(settle(scanned(), checks)) == {
+    assert because(name_causes(scanned(), checks)) == {
         "SND001": None,
         "SND016": None,
         "SND023": "SND001",
@@ -34,44 +34,44 @@ def test_later_sites_are_explained_and_earlier_ones_are_not() -> None:
 def test_dead_sites_explain_only_at_the_highest_level_and_the_same_sites() -> None:
     for level, expected in (("error", "SND011"), ("warning", None)):
         checks = [found("SND011", "blocks.1", level=level), found("SND025", "blocks.1")]  # type: ignore[arg-type]
-        assert because(settle(scanned(), checks))["SND025"] == expected
+        assert because(name_causes(scanned(), checks))["SND025"] == expected
     checks = [found("SND011", "blocks.1", level="error"), found("SND025", "blocks.1", "blocks.2")]
-    assert because(settle(scanned(), checks))["SND025"] is None
+    assert because(name_causes(scanned(), checks))["SND025"] is None
 
 
 def test_two_findings_never_explain_each_other() -> None:
     checks = [found("SND011", "blocks.1", level="error"), found("SND023", "blocks.1")]
-    assert because(settle(scanned(), checks)) == {"SND011": None, "SND023": "SND011"}
+    assert because(name_causes(scanned(), checks)) == {"SND011": None, "SND023": "SND011"}
 
 
 def test_rows_that_meet_on_corners_meet_at_all_later_sites() -> None:
     for sites, expected in ((("blocks.2",), "SND013"), (("blocks.0", "blocks.2"), None)):
         checks = [found("SND013", "blocks.1"), found("SND042", *sites)]
-        assert because(settle(scanned(), checks))["SND042"] == expected
+        assert because(name_causes(scanned(), checks))["SND042"] == expected
 
 
 def test_without_a_function_comparisons_are_withheld() -> None:
     clear = Check("SND051", "clear")
     missing = Check("SND053", "not_applicable", "no OTHER")
     for level, state in (("error", "withheld"), ("note", "clear")):
-        settled = settle(scanned(), [found("SND004", level=level), clear, missing])  # type: ignore[arg-type]
+        settled = name_causes(scanned(), [found("SND004", level=level), clear, missing])  # type: ignore[arg-type]
         assert [c.state for c in settled] == ["raised", state, "not_applicable"]
     assert settled[1].reason == ""
-    settled = settle(scanned(), [found("SND004"), found("SND042")])
+    settled = name_causes(scanned(), [found("SND004"), found("SND042")])
     assert settled[1].state == "withheld"
     assert settled[1].finding is None
     assert "SND004" in settled[1].reason
 
 
 def test_shuffled_labels_withhold_what_rests_on_labels() -> None:
-    settled = settle(scanned(), [found("SND034"), found("SND036"), Check("SND033", "clear")])
+    settled = name_causes(scanned(), [found("SND034"), found("SND036"), Check("SND033", "clear")])
     assert [c.state for c in settled] == ["withheld", "raised", "withheld"]
 
 
 def test_few_copies_do_not_explain_the_order_of_the_file() -> None:
     for effect, expected in ((0.02, "SND041"), (0.0005, None)):
         checks = [found("SND041", effect=effect), found("SND044", "blocks.0")]
-        assert because(settle(scanned(), checks))["SND044"] == expected
+        assert because(name_causes(scanned(), checks))["SND044"] == expected
 
 
 def test_sites_are_written_as_tables_write_them() -> None:
@@ -80,7 +80,7 @@ def test_sites_are_written_as_tables_write_them() -> None:
     evidence = scanned()
     schema = replace(evidence.sites[1].schema, key="blocks.1:out")
     sites = (evidence.sites[0], replace(evidence.sites[1], schema=schema), evidence.sites[2])
-    settled = settle(replace(evidence, sites=sites), [found("SND016", "blocks.1")])
+    settled = name_causes(replace(evidence, sites=sites), [found("SND016", "blocks.1")])
     assert settled[0].finding is not None
     assert settled[0].finding.sites == ("blocks.1:out",)
 

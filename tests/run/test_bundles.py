@@ -29,7 +29,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.merge import merge
 from sonde.run.fitting.fit import fit
 from sonde.run.instruments.catalogue import detectors, find, methods
-from sonde.run.passes.directory import beside, remove_run
+from sonde.run.passes.directory import remove_run
 from sonde.run.passes.driver import Interrupted
 from sonde.run.reading.read import read
 from sonde.run.scoring.batches import SCHEMA

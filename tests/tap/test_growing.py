@@ -12,7 +12,7 @@ from narrow import expect, present
 from sonde.core.inputs import Model
 from sonde.core.site import Reducer
 from sonde.tap import live_stream, replay
-from sonde.tap.generating.recorder import Spot
+from sonde.tap.generating.recorder import TappedSite
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.rows.frame import Frame
 from tap_inputs import Texts
@@ -173,9 +173,9 @@ def test_a_module_that_runs_twice_in_a_step_gives_no_rows(reducer):
     block, (kind,) = module.model.layers[1], stream.kinds
     inputs = expect(ReplayInputs, stream.inputs)
     prompts = next(inputs.prompt_batches(0, 3))
-    spots = {"norm": Spot(block.input_layernorm, None, kind.reduction)}
+    tapped_sites = {"norm": TappedSite(block.input_layernorm, None, kind.reduction)}
     for is_shared in (False, True):
         if is_shared:
             block.post_attention_layernorm = block.input_layernorm
-        batch, recorder = inputs.record(prompts, spots)
+        batch, recorder = inputs.record(prompts, tapped_sites)
         assert (recorder.rows(Frame(batch)) is None) == is_shared

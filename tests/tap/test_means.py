@@ -7,10 +7,10 @@ from sonde.core.site import Reducer
 from sonde.tap import Tap
 from sonde.tap.model.axes import Axes
 from sonde.tap.rows.frame import Frame
+from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.means import BLOCK, CACHED_BYTES, PickedMean, WholeMean
-from sonde.tap.rows.rack import Rack
 from sonde.tap.rows.reduce import Reduction
-from sonde.tap.rows.slab import Slab
+from sonde.tap.rows.row_memory import RowMemory
 from sonde.tap.rows.steps import mean_of_each
 
 CPU, LAST = torch.device("cpu"), Reducer("mean", axis=2)
@@ -113,7 +113,7 @@ def test_means_of_sites_that_wait_are_those_of_each():
         mask[1, 4:] = not masked
         frame = Frame(batch_of(2, mask), CPU)
         rows, _ = reduction.stacked(copies, frame)
-        alone = [reduction.token_mean(x, frame, Rack(Slab())) for x in copies]
+        alone = [reduction.token_mean(x, frame, MeanWriter(RowMemory())) for x in copies]
         assert torch.equal(torch.stack(list(rows)), torch.stack(alone))
 
 

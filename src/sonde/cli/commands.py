@@ -136,9 +136,9 @@ def _kept(command: Any) -> Path | None:
     """Return the run directory that an interrupted command leaves to go on from."""
     if not hasattr(command, "running") or command.output is None:
         return None
-    from sonde.run.passes.directory import beside, is_run
+    from sonde.run.passes.directory import is_run, run_directory
 
-    directory = beside(command.output)
+    directory = run_directory(command.output)
     return directory if is_run(directory) else None
 
 

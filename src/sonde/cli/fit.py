@@ -13,7 +13,7 @@ from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
     Printing,
     Reading,
-    Running,
+    RunFlags,
     SourceDataWord,
     SourceWord,
     named,
@@ -63,7 +63,7 @@ class Fit:
         named("NAME", "kl_uniform, max_logit or nll, for methods that need a gradient"),
     ] = None
     reading: Reading = field(default_factory=Reading)
-    running: Running = field(default_factory=Running)
+    running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -71,14 +71,14 @@ class Fit:
         from sonde.cli._flags import flag_texts, flags_of
         from sonde.run.fitting.fit import fit
         from sonde.run.instruments.asked import need
-        from sonde.run.passes.directory import beside, dropped_on_error, remove_run
+        from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
         from sonde.run.reading.notes import split_of
         from sonde.run.reading.read import ARRAYS, read
         from sonde.store.outputs import check_file
 
         instruments = parse_methods(self.methods)
         check_file(self.output, self.model, self.data)
-        directory = beside(self.output)
+        directory = run_directory(self.output)
         self.running.check(directory)
         model, data = source_of("fit", self.model, self.data, self.reading)
         split: dict[str, Any] = {} if self.model == ARRAYS or data is None else {"split": "train"}

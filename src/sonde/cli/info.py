@@ -144,7 +144,7 @@ _BARE: dict[Any, tuple[str, tuple[str, ...]]] = {
 
 
 def _bare(header: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the facts of a state that is no bundle: of a run, a stream, or ``Running``."""
+    """Return the facts of a state that is no bundle: of a run, a stream, or ``RunFlags``."""
     kind, names = _BARE.get(
         header.get("format"), ("state of a run", ("plan", "units", "passes", "counters"))
     )

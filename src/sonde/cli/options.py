@@ -332,7 +332,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Running(Workers):
+class RunFlags(Workers):
     """How the run is driven."""
 
     unit_size: Annotated[int, tyro.conf.arg(help="examples that are committed together")] = 256

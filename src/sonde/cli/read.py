@@ -9,7 +9,7 @@ import tyro
 
 from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import Failed, note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Running, named
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, RunFlags, named
 from sonde.core.wording import plural
 
 
@@ -43,7 +43,7 @@ class Read:
         named("REDUCER,...", "read the sites by these too, e.g. tokens, under site|tokens"),
     ] = None
     reading: Reading = field(default_factory=Reading)
-    running: Running = field(default_factory=Running)
+    running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:

@@ -15,7 +15,7 @@ from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_
 from sonde.cli.options import (
     Printing,
     Reading,
-    Running,
+    RunFlags,
     SourceDataWord,
     SourceWord,
     named,
@@ -71,7 +71,7 @@ class Scan:
     show_inputs: Annotated[bool, tyro.conf.arg(help="let the report hold inputs")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows in the report")] = False
     reading: Reading = field(default_factory=Reading)
-    running: Running = field(default_factory=Running)
+    running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -91,7 +91,7 @@ class Scan:
         from sonde.findings.step import Again
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
-        from sonde.run.passes.directory import beside, dropped_on_error, remove_run
+        from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
         from sonde.store.outputs import check_file
 
         started = time.time()
@@ -104,7 +104,7 @@ class Scan:
                 raise InputError(f"scan: expected -o to end in .html or .json, got {self.output}.")
             sources = filter(None, [self.model, self.data, self.versus, self.baseline])
             check_file(self.output, *sources)
-            directory = beside(self.output)
+            directory = run_directory(self.output)
         self.running.check(directory)
         settings = self._settings(directory, gate)
         model, data = self._source()

@@ -21,7 +21,7 @@ from sonde.core.finite import finite_rows, is_finite
 from sonde.core.reduction import Reduced, reduce_scores
 from sonde.core.state import leaves, map_tensors
 from sonde.core.statistic import parameter_names
-from sonde.core.tensors import as_tensor, beside, device_of
+from sonde.core.tensors import as_tensor, device_of, on_device
 
 Direction = Literal["higher", "lower", "none"]
 
@@ -249,8 +249,8 @@ def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
         device = device_of(x) if first else None
         if device is None:
             return score(self, *columns, **named)
-        columns = tuple(beside(c, device) for c in columns)
-        named = {name: beside(c, device) for name, c in named.items()}
+        columns = tuple(on_device(c, device) for c in columns)
+        named = {name: on_device(c, device) for name, c in named.items()}
         with without_autocast(device):
             return score(_placed(self, device), *columns, **named)
 

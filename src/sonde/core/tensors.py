@@ -57,18 +57,18 @@ def as_tensor(
     return torch.as_tensor(found)
 
 
-def beside(values: Any, device: torch.device) -> Any:
+def on_device(values: Any, device: torch.device) -> Any:
     """Return a column on the device of the rows that it goes with, at every site where it is many.
 
     Only floats move: whole numbers say which row is whose, and stay where they were counted.
 
     Examples
     --------
-    >>> beside((torch.ones(2), torch.arange(2)), torch.device("meta"))[0].device.type
+    >>> on_device((torch.ones(2), torch.arange(2)), torch.device("meta"))[0].device.type
     'meta'
     """
     if is_tuple(values) or is_list(values):
-        return type(values)(beside(value, device) for value in values)
+        return type(values)(on_device(value, device) for value in values)
     if isinstance(values, Tensor) and values.device != device and values.is_floating_point():
         return values.to(device)
     return values

@@ -81,7 +81,7 @@ class Encoder(ABC):
     def size(self, row: Row) -> int:
         """Return the bytes of the input as stored."""
 
-    def beside(self, row: Row) -> bytes:
+    def other_content(self, row: Row) -> bytes:
         """Return what of a row beside its input shapes the batches, for the fingerprint."""
         return b""
 

@@ -241,7 +241,7 @@ def _list_block(
     for index, row in block:
         try:
             found = index, row, encoder.key(row), encoder.size(row)
-            more, member = encoder.beside(row), _member(row, layout)
+            more, member = encoder.other_content(row), _member(row, layout)
             beside.append(more + (repr(member).encode() if layout.paired else b""))
             members.append(member)
             good.append(found)

@@ -51,7 +51,7 @@ class SpanEncoder(Encoder):
         """Return the bytes of the text."""
         return self.text.size(row)
 
-    def beside(self, row: Row) -> bytes:
+    def other_content(self, row: Row) -> bytes:
         """Return where the part lies."""
         return repr(self._ends(row)).encode()
 

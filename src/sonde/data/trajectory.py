@@ -61,7 +61,7 @@ class TrajectoryEncoder(Encoder):
         """Return the bytes of the prompt and the steps."""
         return sum(len(part.encode("utf-8", "surrogatepass")) for part in self._parts(row))
 
-    def beside(self, row: Row) -> bytes:
+    def other_content(self, row: Row) -> bytes:
         """Return what is known of the first wrong step."""
         return str(self._first_error(row)).encode()
 

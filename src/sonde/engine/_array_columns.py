@@ -29,7 +29,7 @@ def matrix(x: Any, name: str) -> Tensor:
     return tensor.detach()
 
 
-def beside(x: Any, n: int, name: str) -> Tensor:
+def matrix_of_rows(x: Any, n: int, name: str) -> Tensor:
     """Return a matrix with one line for each row."""
     found = matrix(x, name)
     if len(found) != n:
@@ -99,4 +99,4 @@ def _numbers(values: Any, n: int, name: str) -> Tensor:
 def entries(values: Any, n: int, name: str) -> Tensor:
     """Return a declared column: a line for each row, or whole numbers."""
     column = COLUMNS[name]
-    return integers(values, n, name) if column.shape == "row" else beside(values, n, name)
+    return integers(values, n, name) if column.shape == "row" else matrix_of_rows(values, n, name)

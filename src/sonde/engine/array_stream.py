@@ -16,7 +16,7 @@ from sonde.core.hashing import tensor_key
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
-from sonde.engine._array_columns import beside, entries, integers, labels, matrix, sequence
+from sonde.engine._array_columns import entries, integers, labels, matrix, matrix_of_rows, sequence
 from sonde.engine._row_identity import (
     Later,
     RowIdentity,
@@ -168,7 +168,7 @@ def array_stream(x: Any, given: Columns, label: Any = None, seed: int = 0) -> Ar
         groups=_groups(columns.get("group"), n) or _pairs_as_groups(pair, sides, who),
         positions=position,
         grad=_gradients(columns.get("grad"), sites),
-        logits=None if logits is None else beside(logits, n, "logits"),
+        logits=None if logits is None else matrix_of_rows(logits, n, "logits"),
         extra={name: entries(columns[name], n, name) for name in columns if name not in OWN_FIELD},
         pair=None if pair is None else text_hashes(sequence(pair, n, "pair")),
         side=sides,
@@ -182,7 +182,7 @@ def _gradients(grad: Any, sites: dict[str, Tensor]) -> dict[str, Tensor]:
     given = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
     if unknown := [str(k) for k in given if str(k) not in sites]:
         raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")
-    return {str(k): beside(v, len(sites[str(k)]), f"grad of {k}") for k, v in given.items()}
+    return {str(k): matrix_of_rows(v, len(sites[str(k)]), f"grad of {k}") for k, v in given.items()}
 
 
 def _groups(group: Any, n: int) -> tuple[bytes, ...] | None:

@@ -18,7 +18,7 @@ from sonde.core.finite import largest
 from sonde.core.plan import Split
 from sonde.core.state import State
 from sonde.core.statistic import Learner, StateT, Statistic
-from sonde.core.tensors import beside
+from sonde.core.tensors import on_device
 from sonde.engine.joining import joined_batches, rows_enough
 from sonde.engine.requests import Request, States, Task, reads_of
 from sonde.engine.selection import FiniteRows, row_indices
@@ -167,7 +167,7 @@ def _fill(buffer: _Buffer, batch: Batch, finite: FiniteRows, held: Tensor | None
         which = 1 if name == "y" else 0
         column = batch.column("x" if name == "y" else name, request.keys[which])
         column = column if index is None else column[index[which].to(column.device)]
-        rows[name] = beside(column, batch.rows[request.keys[0]].device)
+        rows[name] = on_device(column, batch.rows[request.keys[0]].device)
     head = batch.column("head", request.keys[0]) if buffer.needs_head else None
     buffer.add(rows, head, n)
 

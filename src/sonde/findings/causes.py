@@ -68,7 +68,7 @@ TABLE: tuple[Cause, ...] = (
 )
 
 
-def settle(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
+def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
     """Return the checks with causes named and void ones withheld; sites as tables name them.
 
     A finding has at most one cause, the first in the table that reaches it, and no two findings

@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.plan import Plan, Split, groups_are_whole
 from sonde.core.stream import Stream
 from sonde.engine.requests import Request, Task, requests
-from sonde.findings.causes import settle
+from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers, name_of
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.facts import data_evidence
@@ -170,7 +170,7 @@ def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
         except KeyboardInterrupt:
             _say_stopping()
             first.append(rule.withheld(STOPPED))
-    settled = {check.code: check for check in settle(evidence, first)}
+    settled = {check.code: check for check in name_causes(evidence, first)}
     seen = replace(evidence, checks=tuple(settled.values()))
     for rule in chosen:
         if rule.code == COUNTS_WITHHELD:

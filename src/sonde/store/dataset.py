@@ -12,7 +12,7 @@ import torch
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import StoreError
 from sonde.engine.classes import joined_names
-from sonde.store.layout import EXAMPLES, GROUPS, HEAD, SITES, beside, row_file
+from sonde.store.layout import EXAMPLES, GROUPS, HEAD, SITES, row_file, side_file
 from sonde.store.volume import Span, Volume
 
 
@@ -94,7 +94,7 @@ class DataSet:
         for volume in self.volumes:
             for name in sorted({GROUPS, HEAD} & volume.manifest.files.keys()):
                 try:
-                    beside(volume.directory, name, volume.manifest.files)
+                    side_file(volume.directory, name, volume.manifest.files)
                 except StoreError as error:
                     wrong.append(str(error))
             for span in volume.manifest.ranges():

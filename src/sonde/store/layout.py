@@ -66,7 +66,7 @@ def is_sealed(path: Path, content: dict[str, Any]) -> bool:
         return False
 
 
-def beside(directory: Path, name: str, files: dict[str, Any]) -> bytes:
+def side_file(directory: Path, name: str, files: dict[str, Any]) -> bytes:
     """Return the bytes of a file beside the manifest, which names their hash.
 
     Raises

@@ -19,11 +19,11 @@ from sonde.store.layout import (
     MANIFEST,
     SITES,
     VERSION,
-    beside,
     is_sealed,
     read_json,
     record_file,
     row_file,
+    side_file,
 )
 
 MAX_FURTHER: Final = 100_000
@@ -183,7 +183,7 @@ def pack_groups(keys: Sequence[bytes], rows: Int[np.ndarray, "_example"] | None)
 
 
 def _beside_examples(directory: Path, files: dict[str, Any]) -> pa.Table:
-    table = pa.ipc.open_file(pa.py_buffer(beside(directory, GROUPS, files))).read_all()
+    table = pa.ipc.open_file(pa.py_buffer(side_file(directory, GROUPS, files))).read_all()
     table.validate(full=True)
     return table
 

@@ -21,9 +21,9 @@ from sonde.store.layout import (
     ROWS,
     SITES,
     VERSION,
-    beside,
     is_sealed,
     read_json,
+    side_file,
 )
 from sonde.store.manifest import Manifest, further_stores, read_manifest
 from sonde.store.soundness import Fault, Soundness
@@ -147,7 +147,7 @@ def _head(directory: Path, manifest: Manifest) -> list[Fault]:
     path = directory / HEAD
     try:
         if HEAD in manifest.files:
-            beside(directory, HEAD, manifest.files)
+            side_file(directory, HEAD, manifest.files)
     except StoreError:
         what = "its bytes are not those that were committed"
         what = what if path.is_file() else "the file is missing"

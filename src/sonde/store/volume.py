@@ -19,10 +19,10 @@ from sonde.store.layout import (
     EXAMPLES,
     HEAD,
     REPAIR,
-    beside,
     read_json,
     record_file,
     row_file,
+    side_file,
 )
 from sonde.store.manifest import Manifest, is_whole, read_manifest
 
@@ -173,7 +173,7 @@ class Volume:
         if HEAD not in self.manifest.files:
             return None
         try:
-            found = safetensors.torch.load(beside(self.directory, HEAD, self.manifest.files))
+            found = safetensors.torch.load(side_file(self.directory, HEAD, self.manifest.files))
             return found["weight"], found.get("bias")
         except (safetensors.SafetensorError, LookupError) as error:
             raise StoreError(f"Store: {self.directory / HEAD} is damaged: {error}.") from error

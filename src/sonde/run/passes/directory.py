@@ -13,12 +13,12 @@ from sonde.run.passes.driver import Interrupted
 from sonde.run.passes.ledger import PLAN, STATES
 
 
-def beside(output: Path) -> Path:
+def run_directory(output: Path) -> Path:
     """Return the run directory of an output file.
 
     Examples
     --------
-    >>> beside(Path("out/probe.sonde")).as_posix()
+    >>> run_directory(Path("out/probe.sonde")).as_posix()
     'out/probe.run'
     """
     return output.with_suffix(".run")

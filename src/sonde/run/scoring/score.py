@@ -14,7 +14,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.progress import Bar
 from sonde.run.reading.checking import check_rows
-from sonde.run.scoring._apart import score_apart
+from sonde.run.scoring._with_workers import score_with_workers
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
@@ -93,7 +93,7 @@ def score(
     apart = crew.is_apart and has_parts(stream)
     if apart:
         check_scoring(fitted, stream, explain)
-        tables = score_apart(fitted, stream, crew, reduction, explain, threads)
+        tables = score_with_workers(fitted, stream, crew, reduction, explain, threads)
     else:
         tables = score_batches(fitted, stream, reduction, explain)
     with using_threads(None if apart else threads), Bar("score", len(stream), progress) as bar:

@@ -31,7 +31,7 @@ class Stretch:
     begins: Bool[Tensor, "example"]
     _there: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
 
-    def beside(self, name: str, selection: Tensor, x: Tensor) -> Tensor:
+    def on_device(self, name: str, selection: Tensor, x: Tensor) -> Tensor:
         """Return a selection on the device of an output, copied there once for all sites."""
         key = name, x.device
         if key not in self._there:
@@ -144,13 +144,13 @@ class OneToken(Growing):
         if self._x is not None and not self._is_last and bool(self._found.all()):
             return
         index = stretch.last if self._is_last else stretch.first
-        at = stretch.beside("last" if self._is_last else "first", index, x)
+        at = stretch.on_device("last" if self._is_last else "first", index, x)
         picked = x[torch.arange(len(x), device=x.device), at]
         if self._x is None:
             self._x, self._found = picked, stretch.any_real
             return
         takes = stretch.any_real if self._is_last else stretch.begins
-        there = stretch.beside(f"takes {self._is_last}", takes[:, None], x)
+        there = stretch.on_device(f"takes {self._is_last}", takes[:, None], x)
         self._x = torch.where(there, picked, self._x)
         self._found = self._found | takes
 
@@ -174,7 +174,7 @@ class Mean(Growing):
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
         """Add the tokens that count; what the others hold, NaN or not, is nothing."""
         counted = stretch.counted(self._keep_special)
-        left_out = stretch.beside(f"left out {self._keep_special}", ~counted[:, :, None], x)
+        left_out = stretch.on_device(f"left out {self._keep_special}", ~counted[:, :, None], x)
         quiet = x.masked_fill(left_out, 0.0)
         part = quiet.sum(dim=1, dtype=_wide(x))
         self._sum = part if self._sum is None else self._sum + part

@@ -26,7 +26,7 @@ REDUCERS = ("mean", "last", "cls", "tokens")
 
 
 @dataclass(frozen=True)
-class Spot:
+class TappedSite:
     """An output of a module (its first floating-point tensor, or ``key``), and how it is read."""
 
     module: nn.Module
@@ -40,7 +40,7 @@ class Recorder:
     Parameters
     ----------
     root : nn.Module
-    spots : mapping of name to Spot
+    tapped_sites : mapping of name to TappedSite
     marks : Marks
         Of the prompts.
     length : int
@@ -48,17 +48,21 @@ class Recorder:
     """
 
     def __init__(
-        self, root: nn.Module, spots: Mapping[str, Spot], marks: Marks, length: int
+        self, root: nn.Module, tapped_sites: Mapping[str, TappedSite], marks: Marks, length: int
     ) -> None:
         self.root, self.marks = root, marks
-        self.grown = {name: growing(spot.reduction, length) for name, spot in spots.items()}
-        self.calls = dict.fromkeys(spots, 0)
+        self.grown = {
+            name: growing(tapped.reduction, length) for name, tapped in tapped_sites.items()
+        }
+        self.calls = dict.fromkeys(tapped_sites, 0)
         self.stretches: list[Stretch] = []
         self.ids: list[Tensor] = []
         self.aligns = True
         self.session = Session(
             root,
-            outputs=[(s.module, partial(self._take, name, s.key)) for name, s in spots.items()],
+            outputs=[
+                (s.module, partial(self._take, name, s.key)) for name, s in tapped_sites.items()
+            ],
             inputs=[(root, self._take_ids)],
         )
 
@@ -99,7 +103,7 @@ class Recorder:
             self.session.run((), kwargs)
 
     def rows(self, frame: Frame) -> dict[str, tuple[Tensor, Hashable]] | None:
-        """Return rows and layout of every spot, or None where calls do not spell the sequences."""
+        """Return rows and layout of every site, or None where calls do not spell the sequences."""
         once = all(n == len(self.stretches) for n in self.calls.values())
         if not (self.aligns and once and self.ids):
             return None

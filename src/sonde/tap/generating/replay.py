@@ -21,7 +21,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.tap.generating.decoding import settings_of
 from sonde.tap.generating.generation import Generation
 from sonde.tap.generating.growing import Marks
-from sonde.tap.generating.recorder import Recorder, Spot
+from sonde.tap.generating.recorder import Recorder, TappedSite
 from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.rows.padding import left_padded
 
@@ -148,8 +148,10 @@ class ReplayInputs(Inputs):
         more = ids[:, -1:].expand(-1, self.generation.new_tokens or 1)
         return self.generation.as_text(prompts, torch.cat((ids, more), dim=1))
 
-    def record(self, prompts: InputBatch, spots: Mapping[str, Spot]) -> tuple[InputBatch, Recorder]:
-        """Return a batch with its continuations, padded on the left, and the rows at some spots.
+    def record(
+        self, prompts: InputBatch, tapped_sites: Mapping[str, TappedSite]
+    ) -> tuple[InputBatch, Recorder]:
+        """Return a batch with its continuations, padded on the left, and the rows at some sites.
 
         The recorder has none where the model did not run over each token once, in order: read the
         batch instead.
@@ -157,7 +159,7 @@ class ReplayInputs(Inputs):
         prompts, generation = left_padded(prompts), self.generation
         marks = Marks(prompts, generation.ends(), generation.special_ids())
         length = prompts.kwargs["input_ids"].shape[1] + (generation.new_tokens or 0)
-        recorder = Recorder(self.model.module, spots, marks, length)
+        recorder = Recorder(self.model.module, tapped_sites, marks, length)
         sequences, cache = generation.run(prompts, recorder)
         batch = generation.as_text(prompts, sequences)
         if cache is not None:

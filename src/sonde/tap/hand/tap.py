@@ -16,7 +16,7 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Reducer
 from sonde.core.token_masks import find_mask, real_tokens
-from sonde.tap.hand.spots import Door, Spot
+from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import arguments, decodes, find, find_input
@@ -24,10 +24,10 @@ from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.rows.frame import Frame, all_set
-from sonde.tap.rows.rack import Rack
+from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.reduce import Reduction
+from sonde.tap.rows.row_memory import RowMemory
 from sonde.tap.rows.shared import Shared
-from sonde.tap.rows.slab import Slab
 from sonde.tap.rows.waiting import Waiting
 
 
@@ -73,22 +73,24 @@ class Tap:
         if any(site.port == "grad" for site in self.sites):
             raise SiteError("Tap: port grad needs an objective. Use sonde.read(objective=...).")
         names = Names(self.module)
-        doors: dict[tuple[str, str], Door] = {}
+        owners: dict[tuple[str, str], TappedModule] = {}
         for site in self.sites:
-            door = doors.setdefault((site.path, site.port), Door(site, names.modules[site.path]))
-            door.add(Spot(site, str(site)))
-        self._doors = list(doors.values())
+            owner = owners.setdefault(
+                (site.path, site.port), TappedModule(site, names.modules[site.path])
+            )
+            owner.add(TappedSite(site, str(site)))
+        self._owners = list(owners.values())
         self._session = Session(
             self.module,
-            outputs=[(d.module, partial(self._after, d)) for d in self._doors if d.port == "out"],
+            outputs=[(d.module, partial(self._after, d)) for d in self._owners if d.port == "out"],
             inputs=[
                 (self.module, self._begin),
-                *((d.module, partial(self._before, d)) for d in self._doors if d.port == "in"),
+                *((d.module, partial(self._before, d)) for d in self._owners if d.port == "in"),
             ],
         )
         self._names = [str(site) for site in self.sites]
         self._batch: InputBatch | None = None
-        self._shared, self._rack = Shared(), Rack(Slab())
+        self._shared, self._writer = Shared(), MeanWriter(RowMemory())
         self._counted: Hashable = None
         self._reset()
 
@@ -117,7 +119,7 @@ class Tap:
             self._place(self._frame)
         taken = self._taken
         if missing := [name for name in self._names if name not in taken]:
-            calls = {door.path: door.calls for door in self._doors if door.calls}
+            calls = {owner.path: owner.calls for owner in self._owners if owner.calls}
             raise SiteError(
                 f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
                 f"{calls}). Run the model inside the with block, or read a module that runs."
@@ -144,8 +146,8 @@ class Tap:
     def _reset(self) -> None:
         self._taken: dict[str, list[Tensor]] = {}
         self._waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
-        for door in self._doors:
-            door.calls = 0
+        for owner in self._owners:
+            owner.calls = 0
         self._masks: dict[str, Tensor | None] = {}
         self._has_target = False
         self._frame: Frame | None = None
@@ -167,11 +169,11 @@ class Tap:
             "pos2": target if isinstance(target, Tensor) and target.ndim == 2 else None,
         }
         self._has_target = decodes(self.module, named)
-        counted = None if self._rack.is_empty else self._what_counts()
+        counted = None if self._writer.is_empty else self._what_counts()
         if counted is not None and counted == self._counted:
-            self._rack.again_as_before()
+            self._writer.again_as_before()
         else:
-            self._rack.begin()
+            self._writer.begin()
             self._counted = counted
 
     def _what_counts(self) -> Hashable:
@@ -181,69 +183,71 @@ class Tap:
             return None
         return self._has_target, *(None if mask is None else mask.shape for mask in masks)
 
-    def _after(self, door: Door, output: Any) -> None:
+    def _after(self, owner: TappedModule, output: Any) -> None:
         """Take from an output; the short way is a mean like that of a site before."""
-        spot = door.lone
+        tapped = owner.lone
         if (
-            spot is not None
+            tapped is not None
             and output.__class__ is Tensor
-            and output.shape == spot.shape
-            and not (door.calls or output.requires_grad or self._to_come >= 0)
+            and output.shape == tapped.shape
+            and not (owner.calls or output.requires_grad or self._to_come >= 0)
         ):
-            rows = self._rack.again((spot.mean, spot.shape, output.dtype), output)
+            rows = self._writer.again((tapped.mean, tapped.shape, output.dtype), output)
             if rows is not None:
-                door.calls, self._taken[spot.name] = 1, [rows]
+                owner.calls, self._taken[tapped.name] = 1, [rows]
                 return
-        for spot in door.called():
-            self._keep(spot, door.module, find(output, spot.leaf))
+        for tapped in owner.called():
+            self._keep(tapped, owner.module, find(output, tapped.leaf))
 
-    def _before(self, door: Door, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for spot in door.called():
-            self._keep(spot, door.module, find_input(door.module, args, kwargs, spot.leaf)[1])
+    def _before(self, owner: TappedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for tapped in owner.called():
+            self._keep(tapped, owner.module, find_input(owner.module, args, kwargs, tapped.leaf)[1])
 
-    def _keep(self, spot: Spot, module: nn.Module, leaf: Tensor | None) -> None:
-        taken, name = self._taken, spot.name
+    def _keep(self, tapped: TappedSite, module: nn.Module, leaf: Tensor | None) -> None:
+        taken, name = self._taken, tapped.name
         if leaf is None:
             raise SiteError(f"Tap: {name!r} returned no such floating-point tensor.")
-        if spot.call is None and name in taken:
+        if tapped.call is None and name in taken:
             raise SiteError(
-                f"Tap: {spot.site.path!r} is called more than once in one forward. "
-                f"Write {spot.site.path}@0, @1, ..., @last or @all."
+                f"Tap: {tapped.site.path!r} is called more than once in one forward. "
+                f"Write {tapped.site.path}@0, @1, ..., @last or @all."
             )
-        parts = taken[name] = taken.get(name, []) if spot.call == "all" else []
+        parts = taken[name] = taken.get(name, []) if tapped.call == "all" else []
         parts.append(
-            self._reduced(leaf.detach() if leaf.requires_grad else leaf, spot, module, parts)
+            self._reduced(leaf.detach() if leaf.requires_grad else leaf, tapped, module, parts)
         )
-        if len(taken) == self._to_come and spot.call not in ("last", "all"):
+        if len(taken) == self._to_come and tapped.call not in ("last", "all"):
             self._session.stop()
 
-    def _reduced(self, x: Tensor, spot: Spot, module: nn.Module, parts: list[Tensor]) -> Tensor:
+    def _reduced(
+        self, x: Tensor, tapped: TappedSite, module: nn.Module, parts: list[Tensor]
+    ) -> Tensor:
         """Return rows; where they wait for those of other sites, what they will replace."""
         if self._reducer is None:
-            return self._rack.slab.copy(x)
+            return self._writer.memory.copy(x)
         if x.ndim == 0:
             raise SiteError(
-                f"Tap: {spot.name!r} returned a single number, which has no rows to reduce. "
+                f"Tap: {tapped.name!r} returned a single number, which has no rows to reduce. "
                 "Read it as it is: reducer=None."
             )
         frame = self._frame
         if frame is None:
             frame = self._frame = self._framed(x)
         shape = (x.ndim,) if x.is_nested else x.shape
-        if spot.reduction is None or spot.shape != shape:
+        if tapped.reduction is None or tapped.shape != shape:
             axes = guess_axes(x, module, self.module, self._reducer.axis)
-            if self._has_target and "encoder" not in spot.site.path.split("."):
+            if self._has_target and "encoder" not in tapped.site.path.split("."):
                 axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
-            spot.reduction, spot.shape = Reduction(self._reducer, axes), shape
-            is_mean = spot.reduction.is_token_mean and not x.is_nested
-            spot.mean = spot.reduction.stack_key if is_mean else None
-        if spot.mean is not None:
-            return spot.reduction.token_mean(x, frame, self._rack)
-        if Waiting.takes(spot.reduction, x):
+            tapped.reduction, tapped.shape = Reduction(self._reducer, axes), shape
+            is_mean = tapped.reduction.is_token_mean and not x.is_nested
+            tapped.mean = tapped.reduction.stack_key if is_mean else None
+        if tapped.mean is not None:
+            return tapped.reduction.token_mean(x, frame, self._writer)
+        if Waiting.takes(tapped.reduction, x):
             copy = x.clone()
-            self._waiting.add((parts, len(parts)), spot.reduction, copy)
+            self._waiting.add((parts, len(parts)), tapped.reduction, copy)
             return copy
-        return self._rack.slab.keep(spot.reduction(x, frame)[0])
+        return self._writer.memory.keep(tapped.reduction(x, frame)[0])
 
     def _framed(self, x: Tensor) -> Frame:
         if self._batch is None or len(self._batch) != x.shape[0]:
@@ -257,7 +261,7 @@ class Tap:
     def _place(self, frame: Frame) -> None:
         """Put the rows that waited for those of other sites in the places of what was held."""
         for reduction, places, held in self._waiting.groups():
-            found = self._rack.slab.keep(reduction.stacked(held, frame)[0])
+            found = self._writer.memory.keep(reduction.stacked(held, frame)[0])
             for (parts, at), rows in zip(places, found.unbind(), strict=True):
                 parts[at] = rows
 

@@ -22,7 +22,7 @@ from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.token_masks import NAMES
 from sonde.tap.generating.generation import token_arguments
-from sonde.tap.generating.recorder import Spot, may_record
+from sonde.tap.generating.recorder import TappedSite, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
 from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.forward_errors import advising
@@ -285,12 +285,14 @@ class LiveStream(Stream):
     ) -> Iterator[Batch]:
         """Yield the rows of generated texts: taken while they arise, else by one more forward."""
         modules = self.probe.names.modules
-        spots = {k.key: Spot(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds}
+        tapped_sites = {
+            k.key: TappedSite(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds
+        }
         for prompts in inputs.prompt_batches(start, stop):
             if not self._records(inputs, prompts):
                 yield from self._several(reader, [right_padded(inputs.continued(prompts))])
                 continue
-            batch, recorder = inputs.record(prompts, spots)
+            batch, recorder = inputs.record(prompts, tapped_sites)
             frame = reader.frame(batch)
             taken = recorder.rows(frame)
             if taken is None:

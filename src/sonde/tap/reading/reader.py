@@ -15,12 +15,12 @@ from sonde.tap.model.objectives import Objective, value
 from sonde.tap.model.probe import Probe, find_logits
 from sonde.tap.model.sites import last_call
 from sonde.tap.reading.slot import Slot
-from sonde.tap.reading.taken import Calls, Taken, settle
+from sonde.tap.reading.taken import Calls, Taken, make_rows
 from sonde.tap.rows.frame import Columns, Frame
 from sonde.tap.rows.kind import Kind
-from sonde.tap.rows.rack import Rack
+from sonde.tap.rows.mean_writer import MeanWriter
+from sonde.tap.rows.row_memory import RowMemory
 from sonde.tap.rows.shared import Shared
-from sonde.tap.rows.slab import Slab
 
 HELD_BYTES = 2**17
 """Copies of one forward up to this size wait until several have run."""
@@ -61,7 +61,7 @@ class Reader:
         self.causal, self.wants_logits, self.logits_key = causal, logits, logits_key
         self.modules = list(root.modules())
         self.slots = self._make_slots()
-        self.shared, self.rack = Shared(), Rack(Slab())
+        self.shared, self.writer = Shared(), MeanWriter(RowMemory())
         modules = probe.names.modules
         self.session = Session(
             root,
@@ -110,15 +110,15 @@ class Reader:
         waiting = [one for one in several if isinstance(one, Taken)]
         if waiting:
             with advising(waiting[0].batch):
-                settle(waiting)
+                make_rows(waiting)
         return [one if isinstance(one, Reading) else self._reading(one) for one in several]
 
     def _run(self, batch: InputBatch, frame: Frame) -> Taken:
         args, kwargs = self.probe.place.call(batch.args, batch.kwargs)
-        self.rack.begin()
+        self.writer.begin()
         stops = self.may_stop and kwargs.get("past_key_values") is None
         stop = self.session.stop if stops else None
-        taken = Taken(self.kinds, batch, frame, self.rack, stop)
+        taken = Taken(self.kinds, batch, frame, self.writer, stop)
         for slot in self.slots:
             slot.begin(taken)
         try:
@@ -136,7 +136,7 @@ class Reader:
     def _read(self, taken: Taken) -> Reading:
         """Return the rows of a forward at once."""
         with advising(taken.batch):
-            settle([taken])
+            make_rows([taken])
         return self._reading(taken)
 
     def _backward(self, output: Any, logits: Tensor | None, batch: InputBatch) -> None:
@@ -156,9 +156,9 @@ class Reader:
         with torch.set_grad_enabled(self.objective is not None):
             if self.causal and logits.ndim == 3:
                 one = frame.one("pos", logits.shape[1], "last")
-                return logits[tuple(frame.beside(index, logits) for index in one)]
+                return logits[tuple(frame.on_device(index, logits) for index in one)]
             is_ours = logits.ndim == 2 and logits.shape[0] == frame.n
-            return self.rack.slab.copy(logits) if is_ours else None
+            return self.writer.memory.copy(logits) if is_ours else None
 
     def _reading(self, taken: Taken) -> Reading:
         reading = Reading({}, {}, {}, taken.logits if self.wants_logits else None)

@@ -9,8 +9,8 @@ from torch import Tensor
 from sonde.core.inputs import InputBatch
 from sonde.tap.rows.frame import POOLED, Frame
 from sonde.tap.rows.kind import Kind, at_site
+from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import DENSE, require_dense
-from sonde.tap.rows.rack import Rack
 from sonde.tap.rows.waiting import SMALL_BYTES
 
 TOKENS = ("row", "pos", "dim")
@@ -60,7 +60,7 @@ class Taken:
     batch : InputBatch
     frame : Frame
         Which of its tokens count.
-    rack : Rack
+    writer : MeanWriter
     stop : callable or None
         Ends the forward after the last site that is read; None runs it to its end.
 
@@ -68,7 +68,7 @@ class Taken:
     ----------
     rows, gradients : dict of str to Calls
     held_bytes : int
-        Of the copies in ``held``, of which ``settle`` makes rows.
+        Of the copies in ``held``, of which ``make_rows`` makes rows.
     logits : Tensor or None
     """
 
@@ -77,11 +77,11 @@ class Taken:
         kinds: Sequence[Kind],
         batch: InputBatch,
         frame: Frame,
-        rack: Rack,
+        writer: MeanWriter,
         stop: Callable[[], None] | None,
     ) -> None:
         self.kinds, self.batch, self.frame = kinds, batch, frame
-        self.rack, self.stop = rack, stop
+        self.writer, self.stop = writer, stop
         self.rows: dict[str, Calls] = {kind.key: {} for kind in kinds}
         self.gradients: dict[str, Calls] = {kind.key: {} for kind in kinds}
         self.logits: Tensor | None = None
@@ -107,9 +107,9 @@ class Taken:
     def _reduced(self, kind: Kind, x: Tensor) -> tuple[Tensor, Hashable]:
         reduction = kind.reduction
         if reduction.is_token_mean and not x.is_nested and x.ndim == len(TOKENS):
-            return reduction.token_mean(x, self.frame, self.rack), POOLED
+            return reduction.token_mean(x, self.frame, self.writer), POOLED
         rows, layout = reduction(x, self.frame)
-        return self.rack.slab.keep(rows), layout
+        return self.writer.memory.keep(rows), layout
 
     def take_gradient(self, kinds: Sequence[Kind], grad: Tensor, call: int) -> None:
         """Take the rows of a gradient."""
@@ -125,7 +125,7 @@ class Taken:
         return watched
 
 
-def settle(several: Sequence[Taken]) -> None:
+def make_rows(several: Sequence[Taken]) -> None:
     """Make rows of the copies that were held in forwards of one reader, like ones together."""
     groups: dict[Hashable, list[tuple[Taken, Held]]] = {}
     for taken in several:
@@ -148,8 +148,8 @@ def _make_rows(alike: Sequence[tuple[Taken, Held]]) -> None:
             rows, layout = kind.reduction.of_copies(copies, taken.frame)
         if isinstance(rows, Tensor):
             # Batches must not share memory; the sites of one may, which fragments the heap less.
-            alone, slab = alike[-1][0] is taken, taken.rack.slab
-            rows = slab.keep(rows).unbind() if alone else slab.keep_each(rows)
+            alone, memory = alike[-1][0] is taken, taken.writer.memory
+            rows = memory.keep(rows).unbind() if alone else memory.keep_each(rows)
         elif given:
             rows = [copy.clone() for copy in rows]
         else:

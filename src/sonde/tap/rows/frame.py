@@ -62,11 +62,11 @@ class Frame:
         self._means: dict[Hashable, Mean] = {}
         self._columns: dict[Hashable, Columns] = {}
 
-    def beside(self, selection: Tensor, x: Tensor) -> Tensor:
+    def on_device(self, selection: Tensor, x: Tensor) -> Tensor:
         """Return a selection on the device of the states that it is used on, copied there once."""
         if selection.device == x.device:
             return selection
-        key = ("beside", id(selection), x.device)
+        key = ("on_device", id(selection), x.device)
         if key not in self._selected:
             self._selected[key] = selection.to(x.device, non_blocking=True)
         return self._selected[key]

@@ -13,9 +13,9 @@ from sonde.core.site import Reducer
 from sonde.stats import token_metrics
 from sonde.tap.model.axes import FREE, Axes
 from sonde.tap.rows.frame import FROM_BEFORE, POOLED, Frame
+from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import padded, require_dense
 from sonde.tap.rows.patches import averaged
-from sonde.tap.rows.rack import Rack
 from sonde.tap.rows.steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -91,10 +91,10 @@ class Reduction:
         if name == "mean":
             return self.token_mean(x, frame), POOLED
         if name == "tokens":
-            flat = frame.beside(frame.flat(self._kind, length, keep), x)
+            flat = frame.on_device(frame.flat(self._kind, length, keep), x)
             return x.flatten(0, 1).index_select(0, flat), ("tokens", self._kind, length, keep)
         if name == "predictions":
-            source, ids = (frame.beside(s, x) for s in frame.predicted(self._kind, length, keep))
+            source, ids = (frame.on_device(s, x) for s in frame.predicted(self._kind, length, keep))
             rows = token_metrics(x.flatten(0, 1), ids, source).to(torch.float32)
             return rows, (name, self._kind, length, keep)
         if name in STEPPED:
@@ -102,7 +102,7 @@ class Reduction:
         if frame.is_whole(self._kind, length, True):
             return x[:, 0 if name == "cls" else length - 1].clone(), POOLED
         example, position = frame.one(self._kind, length, name)
-        return x[frame.beside(example, x), frame.beside(position, x)], POOLED
+        return x[frame.on_device(example, x), frame.on_device(position, x)], POOLED
 
     @cached_property
     def is_token_mean(self) -> bool:
@@ -110,14 +110,14 @@ class Reduction:
         return self._in_order and self.reducer.name == "mean"
 
     def token_mean(
-        self, x: Float[Tensor, "row pos dim"], frame: Frame, rack: Rack | None = None
+        self, x: Float[Tensor, "row pos dim"], frame: Frame, writer: MeanWriter | None = None
     ) -> Float[Tensor, "row dim"]:
         """Return the mean over the tokens that count; of narrow types in float32.
 
-        A rack takes it where the mean is a small one of the CPU.
+        A writer takes it where the mean is a small one of the CPU.
         """
         key = self.stack_key, x.shape, x.dtype
-        rows = None if rack is None else rack.again(key, x)
+        rows = None if writer is None else writer.again(key, x)
         if rows is not None:
             return rows
         n, length, _ = x.shape
@@ -126,7 +126,7 @@ class Reduction:
         mean = frame.mean(self._kind, length, self.reducer.keep_special, dtype, x.device)
         if x.dtype is not dtype:
             return mean(x.to(dtype)).to(x.dtype)
-        rows = None if rack is None else rack.first(key, x, mean)
+        rows = None if writer is None else writer.first(key, x, mean)
         return mean(x) if rows is None else rows
 
     def _over_steps(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
@@ -139,7 +139,7 @@ class Reduction:
             layout = ("steps", self._kind, length, self.reducer.keep_special)
             flat, row = frame.steps(*layout[1:])
             take = last_of_each if name == "step_ends" else mean_of_each
-        return take(x.flatten(0, 1), frame.beside(flat, x), frame.beside(row, x)), layout
+        return take(x.flatten(0, 1), frame.on_device(flat, x), frame.on_device(row, x)), layout
 
     def of_copies(
         self, copies: Sequence[Float[Tensor, "row pos dim"]], frame: Frame
@@ -175,9 +175,9 @@ class Reduction:
         if name == "mean":
             return self._means_of_sites(x, frame), POOLED
         if name != "tokens":
-            example, position = (frame.beside(s, x) for s in frame.one(self._kind, length, name))
+            example, position = (frame.on_device(s, x) for s in frame.one(self._kind, length, name))
             return x[:, example, position], POOLED
-        flat, rows = frame.beside(frame.flat(self._kind, length, keep), x), x.flatten(1, 2)
+        flat, rows = frame.on_device(frame.flat(self._kind, length, keep), x), x.flatten(1, 2)
         rows = rows if len(flat) == n * length else rows.index_select(1, flat)
         return rows, ("tokens", self._kind, length, keep)
 

@@ -12,7 +12,7 @@ from sonde.tap.hooks.outputs import arguments, leaves
 from sonde.tap.rows.kind import Kind
 
 
-class Apart:
+class EncoderRun:
     """Keeps the last run of a model's encoder outside the whole model.
 
     Parameters

@@ -24,12 +24,12 @@ from sonde.tap.model.axes import Axes
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.shared import Shared
-from sonde.tap.watching.aside import is_aside, moved_logits
 from sonde.tap.watching.backward import Backward
 from sonde.tap.watching.call import Call
+from sonde.tap.watching.carried_logits import CarriedLogits
 from sonde.tap.watching.ends import Ends
-from sonde.tap.watching.foretold import Foretold
-from sonde.tap.watching.lone_encoder import Apart
+from sonde.tap.watching.lone_encoder import EncoderRun
+from sonde.tap.watching.perturbed_forward import in_perturbed_forward, moved_logits
 from sonde.tap.watching.slots import Slot, slots_of
 from sonde.tap.watching.watched_forward import WatchedForward, Watching
 
@@ -88,8 +88,8 @@ class Onlooker:
         self._backward = None if objective is None else Backward(self.root, objective)
         self._step = None if perturb is None else Perturbation.from_json(perturb)
         self._ends = Ends(self.root, generation_config, special)
-        self._apart = Apart(self.root)
-        self._foretold = Foretold()
+        self._apart = EncoderRun(self.root)
+        self._foretold = CarriedLogits()
         ids = torch.tensor(sorted(special), dtype=torch.int64) if special else None
         found = self._foretold, Shared(), logits_output
         self._watching = Watching(self.kinds, model.task, ids, *found)
@@ -132,10 +132,10 @@ class Onlooker:
     @property
     def is_open(self) -> bool:
         """Whether a forward of the whole model, or of its encoder alone, is under way."""
-        return (self._forward is not None or self._apart.is_running) and not is_aside()
+        return (self._forward is not None or self._apart.is_running) and not in_perturbed_forward()
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_aside():
+        if in_perturbed_forward():
             return
         self._call = call = Call(self.root, args, kwargs)
         self._given = (args, kwargs) if self._step is None else copied((args, kwargs))
@@ -149,14 +149,14 @@ class Onlooker:
         self._take_apart(forward, self._apart.times(call.named))
 
     def _begin_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._forward is not None or is_aside():
+        if self._forward is not None or in_perturbed_forward():
             return
         self._apart.begin(args, kwargs)
         for slot in self._slots:
             slot.calls = 0
 
     def _end_apart(self, output: Any) -> None:
-        if self._apart.is_running and not is_aside():
+        if self._apart.is_running and not in_perturbed_forward():
             self._apart.end(output)
 
     def _take_apart(self, forward: WatchedForward, times: int) -> None:
@@ -214,7 +214,7 @@ class Onlooker:
         return args, kwargs
 
     def _end(self, output: Any) -> Any:
-        if is_aside() or self._forward is None:
+        if in_perturbed_forward() or self._forward is None:
             return None
         forward, self._forward = self._forward, None
         frame = forward.frame
@@ -245,7 +245,7 @@ class Onlooker:
 
     def _finish(self) -> None:
         """Leave nothing of a forward behind, also of one that raised."""
-        if is_aside():
+        if in_perturbed_forward():
             return
         self._forward, self._call, self._given = None, self._no_call, ((), {})
         if self._backward is not None:

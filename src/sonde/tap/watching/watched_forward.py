@@ -14,7 +14,7 @@ from sonde.tap.rows.frame import Columns, Frame
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.shared import Shared
 from sonde.tap.watching.call import Call
-from sonde.tap.watching.foretold import Foretold
+from sonde.tap.watching.carried_logits import CarriedLogits
 from sonde.tap.watching.window import window
 
 WHOLE_TEXTS = ("mean", "cls")
@@ -30,7 +30,7 @@ class Watching:
     task : str
     special : Int[Tensor, "token"] or None
         Ids of tokens that are left out of ``mean`` and ``tokens``.
-    foretold : Foretold
+    carried_logits : CarriedLogits
         Logits that the forward before made of the next token.
     shared : Shared
         Index tensors.
@@ -41,7 +41,7 @@ class Watching:
     kinds: tuple[Kind, ...]
     task: str
     special: Tensor | None
-    foretold: Foretold
+    carried_logits: CarriedLogits
     shared: Shared
     output: str | None = None
 
@@ -123,8 +123,10 @@ class WatchedForward:
         if kind.reduction.reducer.name != "predictions":
             return frame, leaf
         logits = kind.reduction.axes.last_dim(leaf)
-        self._watching.foretold.say(kind.key, _last(logits, frame.real(call.axis, logits.shape[1])))
-        said = None if start else self._watching.foretold.said(kind.key)
+        self._watching.carried_logits.say(
+            kind.key, _last(logits, frame.real(call.axis, logits.shape[1]))
+        )
+        said = None if start else self._watching.carried_logits.said(kind.key)
         if said is None:
             return frame, leaf
         at = words.index(call.axis)
@@ -171,7 +173,7 @@ class WatchedForward:
         mask = frame.masks["pos"]
         if mask is None or mask.shape[1] == logits.shape[1]:
             last = frame.one("pos", logits.shape[1], "last")
-            return logits[tuple(frame.beside(index, logits) for index in last)]
+            return logits[tuple(frame.on_device(index, logits) for index in last)]
         if not bool(mask[:, -1].all()):
             raise InputError(
                 "Guard: expected logits for every token, or padding on the left, got logits of "

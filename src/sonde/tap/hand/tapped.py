@@ -10,7 +10,7 @@ from sonde.tap.rows.reduce import Reduction
 
 
 @dataclass
-class Spot:
+class TappedSite:
     """A site, and how its last output was reduced."""
 
     site: Site
@@ -24,28 +24,28 @@ class Spot:
         self.any_call = not isinstance(self.call, int)
 
 
-class Door:
+class TappedModule:
     """One module and port: its sites, and how often it was called in this forward.
 
     Attributes
     ----------
-    lone : Spot or None
+    lone : TappedSite or None
         The only site, of a module that runs once and returns a tensor.
     """
 
     def __init__(self, site: Site, module: nn.Module) -> None:
         self.path, self.port, self.module = site.path, site.port, module
-        self.spots: list[Spot] = []
-        self.lone: Spot | None = None
+        self.tapped_sites: list[TappedSite] = []
+        self.lone: TappedSite | None = None
         self.calls = 0
 
-    def add(self, spot: Spot) -> None:
+    def add(self, tapped: TappedSite) -> None:
         """Read one more site here."""
-        self.spots.append(spot)
-        is_lone = len(self.spots) == 1 and spot.call is None and spot.leaf is None
-        self.lone = spot if is_lone else None
+        self.tapped_sites.append(tapped)
+        is_lone = len(self.tapped_sites) == 1 and tapped.call is None and tapped.leaf is None
+        self.lone = tapped if is_lone else None
 
-    def called(self) -> list[Spot]:
+    def called(self) -> list[TappedSite]:
         """Count a call, and return the sites that read it."""
         call, self.calls = self.calls, self.calls + 1
-        return [spot for spot in self.spots if spot.any_call or spot.call == call]
+        return [tapped for tapped in self.tapped_sites if tapped.any_call or tapped.call == call]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from sonde.tap.rows.means import Mean
-from sonde.tap.rows.slab import SLAB_BYTES, Slab
+from sonde.tap.rows.row_memory import PIECE_BYTES, RowMemory
 
 
-class Rack:
-    """Takes means of the outputs of one forward, site after site, into places in a slab.
+class MeanWriter:
+    """Takes means of the outputs of one forward, site after site, into places that stay.
 
     What averages the first output of a shape serves those that follow. Making a place costs as much
     as a small mean, so as many are made at once as the forward before took. A place is handed out
@@ -18,11 +18,11 @@ class Rack:
 
     Parameters
     ----------
-    slab : Slab
+    memory : RowMemory
     """
 
-    def __init__(self, slab: Slab) -> None:
-        self.slab = slab
+    def __init__(self, memory: RowMemory) -> None:
+        self.memory = memory
         self._lanes: dict[Hashable, _Lane] = {}
         self.begin()
 
@@ -36,7 +36,7 @@ class Rack:
 
         What that one found out stands; there are places for as many outputs as it had.
         """
-        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.renew(self.slab)}
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.renew(self.memory)}
 
     def begin(self) -> None:
         """Forget the outputs of the forward before, but not how many there were."""
@@ -63,14 +63,14 @@ class Rack:
             What averages outputs like this one.
         """
         n, _, dim = x.shape
-        most = SLAB_BYTES // (n * dim * x.dtype.itemsize or SLAB_BYTES + 1)
+        most = PIECE_BYTES // (n * dim * x.dtype.itemsize or PIECE_BYTES + 1)
         if not most or not x.is_cpu:
             return None
         lane = self._lanes.get(key)
         if lane is None:
             kind = len(self._lanes), dim, x.dtype
             lane = self._lanes[key] = _Lane(kind, n, mean, most)
-        lane.make(self._expected.get(lane.kind, 1) - lane.n_made, self.slab)
+        lane.make(self._expected.get(lane.kind, 1) - lane.n_made, self.memory)
         return self.again(key, x)
 
 
@@ -82,17 +82,17 @@ class _Lane:
         self.free: list[Tensor] = []
         self.n_made = 0
 
-    def renew(self, slab: Slab) -> bool:
+    def renew(self, memory: RowMemory) -> bool:
         """Make as many places as the forward before took; False if it took none."""
         taken, self.n_made = self.n_made - len(self.free), 0
         if taken:
-            self.make(taken, slab)
+            self.make(taken, memory)
         return taken > 0
 
-    def make(self, count: int, slab: Slab) -> None:
+    def make(self, count: int, memory: RowMemory) -> None:
         """Make places for outputs to come, as many as one piece holds and at least one."""
         count = max(1, min(count, self.most))
         _, dim, dtype = self.kind
-        self.free = [*slab.place((count, self.n, 1, dim), dtype).unbind()]
+        self.free = [*memory.place((count, self.n, 1, dim), dtype).unbind()]
         self.free.reverse()
         self.n_made += count

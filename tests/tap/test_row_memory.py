@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sonde.tap import Tap
-from sonde.tap.rows.slab import SLAB_BYTES, Slab
+from sonde.tap.rows.row_memory import PIECE_BYTES, RowMemory
 
 FORKS = """
 import os, torch
-from sonde.tap.rows.slab import Slab
-slab = Slab()
-kept = slab.keep(torch.ones(3))
+from sonde.tap.rows.row_memory import RowMemory
+memory = RowMemory()
+kept = memory.keep(torch.ones(3))
 if (pid := os.fork()) == 0:
     kept.fill_(-7.0)
     os._exit(0)
@@ -24,8 +24,8 @@ print(kept.tolist(), end="")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
 def test_a_kept_tensor_is_a_copy_of_its_own(dtype):
-    slab, x = Slab(), torch.arange(24).reshape(4, 6).to(dtype)
-    first, second = slab.keep(x), slab.keep(x.T)
+    memory, x = RowMemory(), torch.arange(24).reshape(4, 6).to(dtype)
+    first, second = memory.keep(x), memory.keep(x.T)
     x.zero_()
     want = torch.arange(24).reshape(4, 6).to(dtype)
     assert torch.equal(first, want)
@@ -36,41 +36,41 @@ def test_a_kept_tensor_is_a_copy_of_its_own(dtype):
 
 
 def test_many_small_tensors_share_a_piece_and_outlive_the_slab():
-    slab = Slab()
-    kept = [slab.keep(torch.full((100,), float(i))) for i in range(2000)]
+    memory = RowMemory()
+    kept = [memory.keep(torch.full((100,), float(i))) for i in range(2000)]
     starts = torch.tensor([x.data_ptr() for x in kept])
     n_pieces = 1 + int((starts.diff() != 448).sum())
-    assert n_pieces == -(-2000 * 448 // (SLAB_BYTES // 448 * 448))
-    del slab
+    assert n_pieces == -(-2000 * 448 // (PIECE_BYTES // 448 * 448))
+    del memory
     assert all(bool((x == i).all()) for i, x in enumerate(kept))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.complex64, torch.float8_e4m3fn])
 def test_what_is_saved_holds_nothing_of_other_rows(dtype):
-    slab = Slab()
-    slab.keep(torch.full((40,), 3.0))
-    kept = slab.keep(torch.ones(5).to(dtype))
+    memory = RowMemory()
+    memory.keep(torch.full((40,), 3.0))
+    kept = memory.keep(torch.ones(5).to(dtype))
     file = io.BytesIO()
     torch.save(kept, file)
     assert kept.untyped_storage().nbytes() == kept.nbytes
-    assert len(file.getvalue()) < SLAB_BYTES // 10
+    assert len(file.getvalue()) < PIECE_BYTES // 10
     found = torch.load(io.BytesIO(file.getvalue()))
     assert torch.equal(found.to(torch.complex64), kept.to(torch.complex64))
 
 
 def test_large_and_empty_tensors_are_handed_back():
-    slab = Slab()
-    for x in (torch.zeros(0, 5), torch.zeros(SLAB_BYTES)):
-        assert slab.keep(x) is x
+    memory = RowMemory()
+    for x in (torch.zeros(0, 5), torch.zeros(PIECE_BYTES)):
+        assert memory.keep(x) is x
 
 
 def test_inference_mode_leaves_nothing_that_others_may_not_write():
-    slab = Slab()
+    memory = RowMemory()
     with torch.inference_mode():
-        slab.keep(torch.ones(3))
-        place = slab.place((2, 3), torch.float32)
+        memory.keep(torch.ones(3))
+        place = memory.place((2, 3), torch.float32)
     assert not place.is_inference()
-    assert torch.equal(slab.keep(torch.full((3,), 2.0)), torch.full((3,), 2.0))
+    assert torch.equal(memory.keep(torch.full((3,), 2.0)), torch.full((3,), 2.0))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -10,7 +10,7 @@ from sonde.tap.hooks.cache import cache_in
 from sonde.tap.watching.call import Call
 
 
-class Foretold:
+class CarriedLogits:
     """Hands the last logits of a forward to the one that goes on from its key-value cache.
 
     Beam search changes the order of a cache's rows between two forwards: the logits follow, by what

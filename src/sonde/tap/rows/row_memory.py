@@ -11,24 +11,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SLAB_BYTES = 2**18
+PIECE_BYTES = 2**18
 ALIGNED = 64
 
 
-class Slab:
+class RowMemory:
     """Copies small tensors of the CPU into pages of their own, many into one piece."""
 
     def __init__(self) -> None:
         self._piece: mmap.mmap | None = None
-        self._used = SLAB_BYTES
+        self._used = PIECE_BYTES
 
-    def __reduce__(self) -> tuple[type["Slab"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["RowMemory"], tuple[()]]:
         """Copy and pickle as an empty one: a tapped model may be copied."""
-        return Slab, ()
+        return RowMemory, ()
 
     def keep(self, x: Tensor) -> Tensor:
         """Return a copy of a small tensor outside the heap; anything else as it is."""
-        if not x.is_cpu or x.is_nested or not 0 < x.nbytes <= SLAB_BYTES:
+        if not x.is_cpu or x.is_nested or not 0 < x.nbytes <= PIECE_BYTES:
             return x
         return self.place(x.shape, x.dtype).copy_(x)
 
@@ -39,11 +39,11 @@ class Slab:
 
     def keep_each(self, x: Tensor) -> list[Tensor]:
         """Return a copy of each member of ``x``, small ones outside the heap."""
-        small = x.is_cpu and 0 < x[:1].nbytes <= SLAB_BYTES
+        small = x.is_cpu and 0 < x[:1].nbytes <= PIECE_BYTES
         return [self.keep(member) if small else member.clone() for member in x.unbind()]
 
     def place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return a place of its own, unfilled, of at most ``SLAB_BYTES``.
+        """Return a place of its own, unfilled, of at most ``PIECE_BYTES``.
 
         Autograd and pickle know of no other in the same piece.
         """
@@ -51,7 +51,7 @@ class Slab:
             with torch.inference_mode(False):
                 return self.place(shape, dtype)
         n, piece, start = math.prod(shape), self._piece, self._used
-        if piece is None or start + n * dtype.itemsize > SLAB_BYTES:
+        if piece is None or start + n * dtype.itemsize > PIECE_BYTES:
             piece, start = _pages(), 0
         self._piece = piece
         self._used = -(-(start + n * dtype.itemsize) // ALIGNED) * ALIGNED
@@ -61,4 +61,4 @@ class Slab:
 def _pages() -> mmap.mmap:
     """Return memory that a forked child does not share."""
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-    return mmap.mmap(-1, SLAB_BYTES, flags=private) if private else mmap.mmap(-1, SLAB_BYTES)
+    return mmap.mmap(-1, PIECE_BYTES, flags=private) if private else mmap.mmap(-1, PIECE_BYTES)

@@ -5,75 +5,75 @@ from torch import nn
 from narrow import present
 from sonde.core.errors import ShapeError, SiteError
 from sonde.tap import Tap
+from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.means import PickedMean, WholeMean
-from sonde.tap.rows.rack import Rack
-from sonde.tap.rows.slab import SLAB_BYTES, Slab
+from sonde.tap.rows.row_memory import PIECE_BYTES, RowMemory
 
 
-def taken(rack: Rack, x: torch.Tensor) -> torch.Tensor:
+def taken(writer: MeanWriter, x: torch.Tensor) -> torch.Tensor:
     key = x.shape, x.dtype
-    rows = rack.again(key, x)
+    rows = writer.again(key, x)
     if rows is None:
-        rows = rack.first(key, x, WholeMean(len(x), x.shape[1], x.dtype, x.device))
+        rows = writer.first(key, x, WholeMean(len(x), x.shape[1], x.dtype, x.device))
     assert rows is not None
     return rows
 
 
 def test_means_of_one_forward_lie_in_one_piece_and_each_in_its_own_place():
-    rack = Rack(Slab())
+    writer = MeanWriter(RowMemory())
     for forward in range(3):
-        rack.begin()
-        rows = [taken(rack, torch.full((2, 3, 5), float(i))) for i in range(4)]
+        writer.begin()
+        rows = [taken(writer, torch.full((2, 3, 5), float(i))) for i in range(4)]
         assert [float(r.mean()) for r in rows] == pytest.approx([0.0, 1.0, 2.0, 3.0])
         sizes = {r.untyped_storage().nbytes() for r in rows}
         assert sizes == ({40} if forward == 0 else {160})
 
 
 def test_as_many_places_are_made_as_texts_of_another_length_took():
-    rack = Rack(Slab())
+    writer = MeanWriter(RowMemory())
     for length in (7, 3, 9):
-        rack.begin()
-        rows = [taken(rack, torch.ones(2, length, 5)) for _ in range(4)]
+        writer.begin()
+        rows = [taken(writer, torch.ones(2, length, 5)) for _ in range(4)]
         sizes = {r.untyped_storage().nbytes() for r in rows}
     assert sizes == {160}
 
 
 def test_forwards_share_nothing_though_one_asked_for_less():
-    rack = Rack(Slab())
+    writer = MeanWriter(RowMemory())
     seen = []
     for n_sites in (3, 3, 1, 2, 5):
-        rack.begin()
-        rows = [taken(rack, torch.ones(1, 2, 4)) for _ in range(n_sites)]
+        writer.begin()
+        rows = [taken(writer, torch.ones(1, 2, 4)) for _ in range(n_sites)]
         seen.append({r.untyped_storage().data_ptr() for r in rows})
     assert sum(map(len, seen)) == len(set.union(*seen))
 
 
 def test_what_is_too_large_or_empty_is_left_to_others():
-    rack = Rack(Slab())
+    writer = MeanWriter(RowMemory())
     for _ in range(2):
-        rack.begin()
+        writer.begin()
         mean = WholeMean(1, 1, torch.float32, torch.device("cpu"))
-        for shape in ((1, 1, SLAB_BYTES), (1, 1, 0)):
-            assert rack.first(shape, torch.ones(shape), mean) is None
-            assert rack.again(shape, torch.ones(shape)) is None
-        rows = [taken(rack, torch.ones(1, 1, SLAB_BYTES // 8)) for _ in range(3)]
+        for shape in ((1, 1, PIECE_BYTES), (1, 1, 0)):
+            assert writer.first(shape, torch.ones(shape), mean) is None
+            assert writer.again(shape, torch.ones(shape)) is None
+        rows = [taken(writer, torch.ones(1, 1, PIECE_BYTES // 8)) for _ in range(3)]
         assert len({r.data_ptr() for r in rows}) == 3
 
 
 def test_what_does_not_count_is_not_looked_at_at_any_site():
-    rack, kept = Rack(Slab()), torch.tensor([[True, True, False]])
+    writer, kept = MeanWriter(RowMemory()), torch.tensor([[True, True, False]])
     mean = PickedMean(kept, torch.float32, torch.device("cpu"))
     x = torch.tensor([[[1.0], [2.0], [torch.nan]]])
-    assert rack.first("here", x, mean) == 1.5
-    rack.begin()
-    rack.first("here", x, mean)
-    assert rack.again("here", x) is None  # one site ran in the forward before
-    rack.begin()
+    assert writer.first("here", x, mean) == 1.5
+    writer.begin()
+    writer.first("here", x, mean)
+    assert writer.again("here", x) is None  # one site ran in the forward before
+    writer.begin()
     for _ in range(2):
-        rack.first("here", x, mean)
-    rack.begin()
-    rack.first("here", x, mean)
-    assert rack.again("here", 2 * x) == 3.0
+        writer.first("here", x, mean)
+    writer.begin()
+    writer.first("here", x, mean)
+    assert writer.again("here", 2 * x) == 3.0
 
 
 @pytest.mark.truth("the mean of plain hooks")
@@ -96,18 +96,18 @@ def test_means_of_many_forwards_stay_as_they_were():
 
 
 def test_a_forward_that_counts_like_the_one_before_gets_as_many_new_places():
-    rack = Rack(Slab())
+    writer = MeanWriter(RowMemory())
     kept = []
     for n_sites in (3, 3, 1, 2, 2):
-        rack.again_as_before()
-        rows = [taken(rack, torch.full((1, 2, 4), float(i))) for i in range(n_sites)]
+        writer.again_as_before()
+        rows = [taken(writer, torch.full((1, 2, 4), float(i))) for i in range(n_sites)]
         assert [float(r.mean()) for r in rows] == pytest.approx([*range(n_sites)])
         kept.append({r.untyped_storage().data_ptr() for r in rows})
     assert sum(map(len, kept)) == len(set.union(*kept))
     assert [len(storages) for storages in kept] == [3, 1, 1, 2, 1]
-    rack.again_as_before()
-    rack.again_as_before()
-    assert rack.is_empty
+    writer.again_as_before()
+    writer.again_as_before()
+    assert writer.is_empty
 
 
 class Halves(nn.Module):

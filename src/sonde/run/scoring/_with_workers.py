@@ -38,7 +38,7 @@ class ScoreJob(PartJob):
         return sink.getvalue().to_pybytes()
 
 
-def score_apart(
+def score_with_workers(
     fitted: Fitted,
     stream: Stream,
     crew: Crew,

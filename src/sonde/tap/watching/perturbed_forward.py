@@ -13,12 +13,12 @@ from sonde.tap.hooks.outputs import leaves
 from sonde.tap.model.perturb import perturbed_logits
 from sonde.tap.watching.backward import require_gradients
 
-_ASIDE = contextvars.ContextVar("sonde_aside", default=False)
+_PERTURBED = contextvars.ContextVar("sonde_perturbed_forward", default=False)
 
 
-def is_aside() -> bool:
+def in_perturbed_forward() -> bool:
     """Return whether this thread is in such a forward."""
-    return _ASIDE.get()
+    return _PERTURBED.get()
 
 
 def moved_logits(
@@ -31,12 +31,12 @@ def moved_logits(
 ) -> Tensor:
     """Return the logits after a step of the inputs of a call that is over and gave ``output``."""
     require_gradients()
-    token = _ASIDE.set(True)
+    token = _PERTURBED.set(True)
     try:
         with _unwritten(output):
             return perturbed_logits(root, args, kwargs, step, key)
     finally:
-        _ASIDE.reset(token)
+        _PERTURBED.reset(token)
 
 
 @contextlib.contextmanager
