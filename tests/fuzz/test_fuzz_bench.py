@@ -13,7 +13,7 @@ from sonde.tap.model.axes import Axes
 from sonde.tap.reading import choose
 from sonde.tap.rows.frame import POOLED, Frame
 from sonde.tap.rows.reduce import Reduction
-from sonde.tap.rows.slab import Slab
+from sonde.tap.rows.row_memory import RowMemory
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def bench(tmp_path, monkeypatch):
 
 def no_copy(monkeypatch):
     """Keep a tensor without positions itself, which the model may change or write over."""
-    monkeypatch.setattr(Slab, "keep", lambda _self, rows: rows)
+    monkeypatch.setattr(RowMemory, "keep", lambda _self, rows: rows)
     monkeypatch.setattr(
         Reduction, "_vector", lambda self, x, _frame: (self.axes.last_dim(x), POOLED)
     )

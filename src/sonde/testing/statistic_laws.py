@@ -44,7 +44,7 @@ class Case:
     whole: bool = True
     grows: int = 0
     dims: tuple[int, ...] = (1, 3, 64)
-    error: Callable[[Any, Columns], float] | None = None
+    error: Callable[[Any, Columns], float] | None = field(default=None, repr=False)
 
 
 def case_of(statistic: Statistic[Any]) -> Case:
