@@ -10,12 +10,17 @@ ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bflo
 RESOLVED = 2.0
 
 
-def difference(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"], rounding: float) -> float:
+def difference(
+    a: Float[Tensor, "row dim"],
+    b: Float[Tensor, "row dim"],
+    rounding: float,
+    resolved: float = RESOLVED,
+) -> float:
     """Return the rms difference of two readings over the rms spread of rows of the first.
 
     The larger of the figure over all units and its median over units that vary: one huge unit hides
     what happens to the others in the first, a fault of few units does not move the second. A spread
-    that the number format cannot resolve counts as the smallest that it can.
+    in which the threshold is less than ``resolved`` roundings counts as one in which it is that.
     """
     finite = torch.isfinite(a).all(dim=1) & torch.isfinite(b).all(dim=1)
     a, b = a[finite], b[finite]
@@ -25,7 +30,7 @@ def difference(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"], roundin
     if not bool(gap.any()):
         return 0.0
     tau = TAU_NARROW if rounding > ROUNDING["float32"] else TAU
-    least = (RESOLVED * rounding / tau) ** 2 * a.square().mean(0)
+    least = (resolved * rounding / tau) ** 2 * a.square().mean(0)
     spread = a.var(0, correction=0).maximum(least)
     if not bool(spread.any()):
         spread = a.square().mean(0)

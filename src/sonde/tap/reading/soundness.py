@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sonde.tap.reading.live import LiveStream
 
 EXAMPLES = 8
+ROUNDINGS = 64.0
+"""Another order of a batch rounds otherwise, in a deep model many times over: that is no fault."""
 LOGITS = "the logits"
 _log = logging.getLogger("sonde")
 Rows = dict[str, tuple[Tensor, Tensor]]
@@ -134,7 +136,7 @@ class _Check:
                 _sorted(a[key][0][present.to(a[key][0].device)], a[key][1][present]),
                 _sorted(*b[key]),
             )
-            amount = difference(x, y, rounding) if x.shape == y.shape else 1.0
+            amount = difference(x, y, rounding, ROUNDINGS) if x.shape == y.shape else 1.0
             if amount > tau:
                 return key, amount
         return None
