@@ -80,7 +80,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 @contextmanager
 def watched(clock: Clock) -> Iterator[None]:
     """Note the process time of the parts of a scan while this is open."""
-    names = ("data_evidence", "model_evidence", "gather", "_run_all", "settle")
+    names = ("data_evidence", "model_evidence", "gather", "_run_all", "name_causes")
     kept = {name: getattr(scanning, name) for name in names}
 
     def noting(name: str) -> Callable[..., Any]:

@@ -6,7 +6,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-ROOMS = ("core", "stats", "tap", "data", "store", "metrics", "alarms", "report", "testing")
+ROOMS = (
+    "core",
+    "engine",
+    "stats",
+    "tap",
+    "data",
+    "store",
+    "metrics",
+    "alarms",
+    "report",
+    "testing",
+)
 PACKAGES = (*(f"sonde.{room}" for room in ROOMS), "sonde_studies")
 LONGEST = 400
 
@@ -45,7 +56,9 @@ def documented(page: str) -> set[str]:
 def entry(name: str, found: Any) -> list[str]:
     """Return how a name is called, and its docstring; of a value, the value."""
     if not (inspect.isclass(found) or inspect.isroutine(inspect.unwrap(found))):
-        return [_block([f"{name} = {found!r}"[:LONGEST]], "python")]
+        is_short = len(repr(found)) <= LONGEST and "<" not in repr(found)
+        shown = f"{name} = {found!r}" if is_short else f"{name}: {type(found).__name__}"
+        return [_block([shown], "python")]
     doc = inspect.getdoc(found) or ""
     return [_block([f"{name}{_signature(found)}"], "python"), *sections(doc)]
 

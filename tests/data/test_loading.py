@@ -255,7 +255,7 @@ def test_a_model_file_is_not_a_directory(tmp_path):
     for name, message in [
         ("m.gguf", "GGUF"),
         ("m.pt", "pickle"),
-        ("m.txt", "expected a model dir"),
+        ("m.txt", "expected a model, got the data file"),
     ]:
         (tmp_path / name).write_text("x")
         with pytest.raises(errors.InputError, match=message):

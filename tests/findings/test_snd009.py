@@ -93,4 +93,4 @@ def test_every_larger_set_is_larger() -> None:
         small, large = shipped_source(name), shipped_source(LARGER[name])
         assert small[1] == PIECES
         assert large[1] is None
-        assert large[0].name == small[0].name
+        assert large[0].name == LARGER[name]

@@ -29,7 +29,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.merge import merge
 from sonde.run.fitting.fit import fit
 from sonde.run.instruments.catalogue import detectors, find, methods
-from sonde.run.passes.directory import remove_run
+from sonde.run.passes.directory import remove_run, run_directory
 from sonde.run.passes.driver import Interrupted
 from sonde.run.reading.read import read
 from sonde.run.scoring.batches import SCHEMA
@@ -346,7 +346,7 @@ def test_another_number_of_threads_is_another_plan(tmp_path):
 
 
 def test_outputs_are_checked_before_work(tmp_path):
-    assert beside(tmp_path / "p.sonde") == tmp_path / "p.run"
+    assert run_directory(tmp_path / "p.sonde") == tmp_path / "p.run"
     check_file(tmp_path / "p.sonde")
     check_file(tmp_path / "p.sonde", "-", tmp_path / "none.npz", "sonde:digits/test", "")
     with pytest.raises(StoreError, match=r"there is no folder .*none"):

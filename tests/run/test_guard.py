@@ -391,7 +391,8 @@ def test_rows_of_another_width_are_refused(small):
     wide = nn.Sequential(nn.Linear(8, 20), *list(net)[1:2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = {**probe.header, "model": {**probe.header["model"], "dtype": "float64"}}
+        named = {k: v for k, v in probe.header["model"].items() if k != "structure"}
+        header = {**probe.header, "model": {**named, "dtype": "float64"}}
         other = Fitted(probe.tasks[:1], probe.states, header, probe.split)
         with Guard(wide, other, alpha=None) as guard, pytest.raises(ShapeError, match="dim=16"):
             wide(torch.zeros(1, 8))

@@ -43,7 +43,7 @@ def test_rows_are_made_on_the_device_of_their_layer(reducer):
         stacked, _ = reduction.stacked([elsewhere] * 2, frame)
         assert stacked.device.type == "meta"
         assert stacked.shape[1:] == here.shape
-    assert frame.beside(batch.order, elsewhere) is frame.beside(batch.order, elsewhere)
+    assert frame.on_device(batch.order, elsewhere) is frame.on_device(batch.order, elsewhere)
 
 
 @pytest.mark.truth("the model in memory")

@@ -138,6 +138,7 @@ NOT_TRIED: Mapping[str, str] = {
     "store.exporting.to_lance:write_lance": "a folder: tests/store/test_sealed_exports.py",
     "store.exporting.to_lance:_list_files": "the list of the files in that folder",
     "files.seal:sealed_file": "writes for all exports",
+    "testing.statistic_laws:law_save": "a state that a law reads back at once",
 }
 
 

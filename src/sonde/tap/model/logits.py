@@ -1,8 +1,8 @@
 """Which tensor of a model's output holds its logits, found by its form in the probe forward.
 
-A tensor called ``logits``, or a lone one that the final linear layer made, is known. A row of at
-least two numbers for each example that a linear layer made is one by its form; others of that form
-are taken only where a method asks for logits, and never where they are probabilities.
+A tensor called ``logits``, or a lone one that the final linear layer made, is known; a regression
+has one number for each example there. A row of at least two numbers is one by its form, which is
+taken only where a method asks for logits, and never where they are probabilities.
 """
 
 from collections.abc import Mapping
@@ -49,9 +49,10 @@ def logits_key(probe: Probe, task: str, said: str | None, asked: bool) -> str | 
     made = [k for k in rows if k in probe.heads]
     if "logits" in rows or len(made) == 1:
         return "logits" if "logits" in rows else made[0]
-    if not asked or not rows:
+    several = {k: leaf for k, leaf in rows.items() if leaf.shape[1] > 1}
+    if not asked or not several:
         return None
-    return made[0] if made else _alone(rows, probe)
+    return next((k for k in made if k in several), None) or _alone(several, probe)
 
 
 def other_outputs(probe: Probe, key: str) -> list[str]:
@@ -61,7 +62,7 @@ def other_outputs(probe: Probe, key: str) -> list[str]:
 
 
 def _is_row(leaf: Leaf) -> bool:
-    return len(leaf.shape) == 2 and leaf.shape[0] == ROWS[0] and leaf.shape[1] > 1
+    return len(leaf.shape) == 2 and leaf.shape[0] == ROWS[0] and leaf.shape[1] > 0
 
 
 def _alone(rows: Mapping[str, Leaf], probe: Probe) -> str | None:
