@@ -87,7 +87,8 @@ class Recorder:
 
     def _stream(self, model: nn.Module) -> Stream:
         if self._opened is None or self._opened[0] is not model:
-            stream = read(model, self.probe, **self._options)
+            # two more forwards at each step of a training are not worth what they would say
+            stream = read(model, self.probe, **{"check": False, **self._options})
             given = self._options.get("batch_size", "auto") != "auto"
             self._opened = model, stream if given else _in_small_batches(stream)
         return self._opened[1]
