@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from sonde.engine.errorbars import group_error
 from sonde.findings._halves import Z
@@ -84,10 +86,14 @@ class SND037(Rule):
         knows = last.accuracy >= found.majority
         right = found.right.double()
         lag = last.hit - right if knows else found.majority - right
-        n_groups = int(found.group.unique().numel())
-        value, se = float(lag.mean()), group_error(lag / len(lag), found.group, n_groups)
+        return self._figure("accuracy_lag", lag, found.group)
+
+    def _figure(self, name: str, lag: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> Figure:
+        """Return the mean of what rows fall short by, with its interval over groups."""
+        n_groups = int(group.unique().numel())
+        value, se = float(lag.mean()), group_error(lag / len(lag), group, n_groups)
         return Figure(
-            "accuracy_lag",
+            name,
             value,
             value - Z * se,
             value + Z * se,
@@ -130,18 +136,7 @@ class SND037(Rule):
             return too_few(self, n_groups, LEAST_ROWS, counted_as(evidence))
         (key, probe), spread = found.probes[-1], float(found.mean.mean())
         lag = (found.own - torch.minimum(probe.mean(), found.mean.mean())) / spread
-        value, se = float(lag.mean()), group_error(lag / len(lag), found.group, n_groups)
-        figure = Figure(
-            "error_lag",
-            value,
-            value - Z * se,
-            value + Z * se,
-            "share",
-            null=0.0,
-            threshold=self.lag,
-            n_rows=len(lag),
-            n_groups=n_groups,
-        )
+        figure = self._figure("error_lag", lag, found.group)
         if not self._holds(figure, self.lag):
             return self.clear(figure)
         if found.correlation**2 < self.doubt:
@@ -159,7 +154,7 @@ class SND037(Rule):
                 sentence(text, hint, f"{plural(len(lag), 'row')}."),
                 figure,
                 sites=(key,),
-                effect=min(1.0, value),
+                effect=min(1.0, figure.value),
                 next=read_command(key),
             )
         )
