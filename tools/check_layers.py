@@ -1,7 +1,7 @@
 """Check that imports inside ``sonde`` go only downward, also where they stand inside a function.
 
-The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; the
-families, which never import one another; run; findings; report; cli; ``__main__``. The rooms of
+The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; weights;
+the families, which never import one another; run; findings; report; cli; ``__main__``. The rooms of
 tap and of run have an order too, and no modules import one another in a circle, but for types
 alone.
 
@@ -25,7 +25,8 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("engine",),
         ("stats",),
         ("tap", "data", "store", "metrics", "alarms"),
-        ("measure", "detect"),
+        ("weights",),
+        ("measure", "detect", "edit"),
         ("run",),
         ("findings",),
         ("report",),

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("stats", "measure", "detect")
+FOLDERS = ("stats", "measure", "detect", "edit")
 
 
 def truths(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sonde import detect, measure
+    from sonde import detect, edit, measure
     from sonde.core import (
         Calibration,
         CalibrationError,
@@ -61,6 +61,7 @@ _HOMES = {
     "TrackCallback": "sonde.run.training.callback",
     "calibrate": "sonde.run.calibrating.calibrate",
     "detect": "",
+    "edit": "",
     "editing": "sonde.tap",
     "fit": "sonde.run.fitting.fit",
     "load": "sonde.data",
@@ -93,6 +94,7 @@ __all__ = [
     "TrackCallback",
     "calibrate",
     "detect",
+    "edit",
     "editing",
     "fit",
     "load",

@@ -144,7 +144,7 @@ def test_an_edit_knows_mask_positions_and_step():
     first, second = spy.seen
     assert torch.equal(present(first.mask), mask)
     assert present(first.position).tolist() == [[0, 1, 2], [0, 0, 1]]
-    assert (second.mask, second.position, first.step, second.step) == (None, None, 0, 1)
+    assert (second.mask, second.position, first.call, second.call) == (None, None, 0, 1)
 
 
 def test_generation_under_an_edit_and_the_warm_cache():

@@ -3,7 +3,7 @@
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.calibration import Calibration
 from sonde.core.columns import COLUMNS
-from sonde.core.edit import Add, Clamp, Edit, EditContext, Project, Replace, Scale
+from sonde.core.edit import Add, AffineMap, Clamp, Edit, EditContext, Project, Replace, Scale
 from sonde.core.errors import (
     CalibrationError,
     InputError,
@@ -28,6 +28,7 @@ from sonde.core.stream import Stream
 __all__ = [
     "COLUMNS",
     "Add",
+    "AffineMap",
     "Batch",
     "Calibration",
     "CalibrationError",

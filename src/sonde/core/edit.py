@@ -5,7 +5,8 @@ Strength 0 returns the very tensor that came in.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import cast, final
 
 import torch
@@ -25,13 +26,53 @@ class EditContext:
         Real tokens; None where nothing is padded or nothing is known.
     position : Int[Tensor, "example pos"] or None
         Position of each token in its document.
+    tokens : Int[Tensor, "example pos"] or None
+        Ids of the tokens.
+    generated : Bool[Tensor, "example pos"] or None
+        Tokens that the model made itself; the others are the prompt.
+    row : Int[Tensor, "example"] or None
+        Which example of the first call each example goes on from; beams of one prompt share it.
     step : int
+        Generation step: 0 while the prompt is read, then 1, 2, ... for each call on the same cache.
+    call : int
         How many times the site has run since the edit was opened.
+    others : mapping of str to Float[Tensor, "example *axes dim"]
+        States of other runs at this site (``clean``, ``source``), an example for each of this run.
     """
 
     mask: Bool[Tensor, "example pos"] | None = None
     position: Int[Tensor, "example pos"] | None = None
+    tokens: Int[Tensor, "example pos"] | None = None
+    generated: Bool[Tensor, "example pos"] | None = None
+    row: Int[Tensor, "example"] | None = None
     step: int = 0
+    call: int = 0
+    others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """The map ``x -> scale x + (x @ right) @ left.T + shift`` of rows.
+
+    Parameters
+    ----------
+    shift : Float[Tensor, "dim"] or None
+    left, right : Float[Tensor, "dim rank"] or None
+        Factors of the part of low rank.
+    scale : float, default=1.0
+    """
+
+    shift: Float[Tensor, "dim"] | None = None
+    left: Float[Tensor, "dim rank"] | None = None
+    right: Float[Tensor, "dim rank"] | None = None
+    scale: float = 1.0
+
+    def __call__(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        """Return the mapped rows."""
+        y = x if self.scale == 1.0 else self.scale * x
+        if self.left is not None and self.right is not None:
+            y = y + (x @ self.right.to(x)) @ self.left.to(x).T
+        return y if self.shift is None else y + self.shift.to(x)
 
 
 class Edit(ABC):
@@ -42,6 +83,13 @@ class Edit(ABC):
         self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "*axes dim"]:
         """Return the changed activation: same shape and type, ``x`` itself at strength 0."""
+
+    def as_affine(self) -> AffineMap | None:
+        """Return the edit as a map of each row by itself, or None if it is none.
+
+        What is affine can be folded into the weights of a linear layer.
+        """
+        return None
 
 
 @final
@@ -64,6 +112,10 @@ class Add(Edit):
             return x
         return x + self.strength * self.direction.to(x)
 
+    def as_affine(self) -> AffineMap:
+        """Return the shift."""
+        return AffineMap(shift=self.strength * self.direction)
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -85,10 +137,17 @@ class Project(Edit):
         """Return ``x - strength (x . d) d`` with d of unit length."""
         if self.strength == 0.0:
             return x
-        direction = self.direction.double()
-        length = cast(Tensor, direction.norm())  # pyright: ignore[reportUnknownMemberType]
-        unit = (direction / length).to(x)
+        unit = self._unit().to(x)
         return x - self.strength * (x @ unit).unsqueeze(-1) * unit
+
+    def as_affine(self) -> AffineMap:
+        """Return the projection."""
+        unit = self._unit().unsqueeze(1)
+        return AffineMap(left=-self.strength * unit, right=unit)
+
+    def _unit(self) -> Tensor:
+        direction = self.direction.double()
+        return direction / cast(Tensor, direction.norm())  # pyright: ignore[reportUnknownMemberType]
 
 
 @final
@@ -109,7 +168,11 @@ class Scale(Edit):
         """Return the scaled activation."""
         if self.strength == 0.0:
             return x
-        return x * (1.0 + self.strength * (self.factor - 1.0))
+        return self.as_affine()(x)
+
+    def as_affine(self) -> AffineMap:
+        """Return the scaling."""
+        return AffineMap(scale=1.0 + self.strength * (self.factor - 1.0))
 
 
 @final

@@ -17,7 +17,7 @@ from typing import Any
 from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.instrument import Detector, Instrument
 
-FAMILIES = ("measure", "detect")
+FAMILIES = ("measure", "detect", "edit")
 PLUG_IN = "plug-in"
 
 PLUG_INS = "sonde.methods"

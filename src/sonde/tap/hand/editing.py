@@ -161,7 +161,7 @@ class _Editor:
         return new if dim == leaf.ndim - 1 else new.movedim(-1, dim)
 
     def _context(self, leaf: Tensor, step: int) -> EditContext:
-        return EditContext(_latest(self.mask, leaf), _latest(self.position, leaf), step)
+        return EditContext(_latest(self.mask, leaf), _latest(self.position, leaf), call=step)
 
 
 def _latest(column: Tensor | None, leaf: Tensor) -> Tensor | None:
