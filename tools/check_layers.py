@@ -47,7 +47,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("fitting",),
         ("scoring",),
         ("calibrating",),
-        ("evaluating", "watching", "comparing", "training"),
+        ("evaluating", "watching", "comparing", "training", "judging"),
         ("verifying",),
     ],
 }

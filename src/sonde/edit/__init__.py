@@ -1,3 +1,5 @@
 """Change what a model computes: its activations, its next tokens, its weights."""
 
-__all__: list[str] = []
+from sonde.edit.random_direction import RandomDirection
+
+__all__ = ["RandomDirection"]

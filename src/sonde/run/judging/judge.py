@@ -1,0 +1,250 @@
+"""Four numbers on every change of a model: effect, damage, size, and a control.
+
+The *effect* is how far the target moves: the log-probability of some texts or labels, less that of
+others. The *damage* is what else changes: cross-entropy and Kullback-Leibler divergence on neutral
+data. The *size* is how far states move, in the spread that they have by themselves. The *control*
+is the effect of random changes of the same size: what is no larger than these is no evidence.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.run.judging.size import change_size
+from sonde.run.passes.progress import Bar
+from sonde.tap import live_stream
+from sonde.tap.reading.answers import answers
+
+Act = Callable[[], AbstractContextManager[nn.Module]]
+"""Opens a change and gives the module to run: the model under an edit, or a changed copy."""
+
+LARGEST_SIZE, LARGEST_DAMAGE = 4.0, 0.5
+N_CONTROLS = 10
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean change over examples.
+
+    Parameters
+    ----------
+    value : float
+        In nats per answer.
+    se : float
+        Standard error over groups of examples; NaN for fewer than two.
+    n : int
+        Examples.
+    """
+
+    value: float
+    se: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """Data whose answers a change should make likelier (``sign`` 1) or less likely (-1)."""
+
+    name: str
+    inputs: Inputs
+    sign: Literal[1, -1] = 1
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a change did.
+
+    Parameters
+    ----------
+    effect : Difference
+        Rise of the target's log-probability, nats per answer.
+    by_side : dict of str to Difference
+        Rise of the log-probability of each side's answers.
+    loss : Difference
+        Rise of the cross-entropy on neutral data.
+    kl : Difference
+        Divergence of the changed answers from the old ones on neutral data.
+    size : float
+        Root mean square change of a state, in standard deviations along it; NaN if not measured.
+    controls : tuple of float
+        Effects of random changes of the same size.
+    """
+
+    effect: Difference
+    by_side: dict[str, Difference]
+    loss: Difference
+    kl: Difference
+    size: float
+    controls: tuple[float, ...]
+
+    @property
+    def control(self) -> tuple[float, float]:
+        """Mean and standard deviation of the effects of random changes; NaN without any."""
+        found = torch.tensor(self.controls, dtype=torch.float64)
+        spread = float(found.std()) if len(found) > 1 else float("nan")
+        return float(found.mean()), spread
+
+    @property
+    def beyond_control(self) -> float:
+        """How many standard deviations of random effects the effect lies above their mean."""
+        mean, spread = self.control
+        return (self.effect.value - mean) / spread if spread > 0 else float("nan")
+
+    @property
+    def too_large(self) -> str:
+        """Why the change should be refused; empty where it should not."""
+        said: list[str] = []
+        if self.size > LARGEST_SIZE:
+            said.append(f"it moves states by {self.size:.3g} of their own spreads")
+        worst = max(self.loss.value, self.kl.value)
+        if worst > LARGEST_DAMAGE:
+            said.append(f"it costs {worst:.3g} nats on neutral data")
+        limits = f"limits: {LARGEST_SIZE:g} spreads, {LARGEST_DAMAGE:g} nats"
+        return f"{' and '.join(said)} ({limits})" if said else ""
+
+    def json(self) -> dict[str, Any]:
+        """Return the judgement as it stands in reports."""
+        mean, spread = self.control
+        control = {"mean": mean, "sd": spread, "n": len(self.controls)}
+        sides = {name: asdict(d) for name, d in self.by_side.items()}
+        return {
+            "effect": asdict(self.effect),
+            "by_side": sides,
+            "loss": asdict(self.loss),
+            "kl": asdict(self.kl),
+            "size": self.size,
+            "control": control | {"effects": list(self.controls)},
+            "beyond_control": self.beyond_control,
+            "too_large": self.too_large,
+        }
+
+
+def judge(
+    model: Model,
+    act: Act,
+    target: Sequence[Side],
+    neutral: Inputs,
+    *,
+    controls: Sequence[Act] = (),
+    sites: Sequence[str] = (),
+    progress: bool = True,
+) -> Judgement:
+    """Return what a change of a model does to its target and to everything else.
+
+    Parameters
+    ----------
+    model : Model
+        Unchanged.
+    act : callable
+        Opens the change: ``lambda: editing(...)`` wrapped so that it gives the module, or a
+        folded copy.
+    target : sequence of Side
+        Data of the target.
+    neutral : Inputs
+        Data that the change should leave alone.
+    controls : sequence of callable, optional
+        Random changes of the same size.
+    sites : sequence of str, optional
+        Where the size of the change is measured.
+    progress : bool, default=True
+
+    Raises
+    ------
+    InputError
+        If a side is empty, or its answers have no truth.
+    """
+    if not target or any(not len(side.inputs) for side in target) or not len(neutral):
+        raise InputError(
+            "judge: expected at least one example on each side of the target and in the neutral "
+            "data, got none. Give it data."
+        )
+    total = sum(len(side.inputs) for side in target) * (2 + len(controls)) + 2 * len(neutral)
+    with Bar("judge", total, shown=progress) as bar:
+        trial = _Trial(model, live_stream(model, neutral, logits_asked=True).logits_key, bar)
+        plain = {side.name: trial.log_p(_unchanged(model), side.inputs) for side in target}
+        by_side = trial.rises(act, target, plain)
+        loss, kl = trial.damage(act, neutral)
+        effects = tuple(
+            _together(target, trial.rises(control, target, plain)).value for control in controls
+        )
+    moved = change_size(model, act, neutral, sites) if sites else float("nan")
+    return Judgement(_together(target, by_side), by_side, loss, kl, moved, effects)
+
+
+def _unchanged(model: Model) -> Act:
+    return lambda: nullcontext(model.module)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Runs a model as it is and changed."""
+
+    model: Model
+    logits: str | None
+    bar: Bar
+
+    def log_p(self, act: Act, inputs: Inputs) -> Tensor:
+        """Return the mean log-probability of each example's true answers."""
+        parts: list[Tensor] = []
+        with act() as module:
+            for batch in inputs.batches(0, len(inputs)):
+                found = answers(self.model, module, batch, self.logits)
+                parts.append(found.per_example(found.log_p_of_truth, len(batch)))
+                self.bar.advance(len(batch))
+        return torch.cat(parts)
+
+    def rises(
+        self, act: Act, target: Sequence[Side], plain: Mapping[str, Tensor]
+    ) -> dict[str, Difference]:
+        """Return how far the log-probability of each side rises."""
+        return {
+            side.name: _difference(self.log_p(act, side.inputs) - plain[side.name], side.inputs)
+            for side in target
+        }
+
+    def damage(self, act: Act, inputs: Inputs) -> tuple[Difference, Difference]:
+        """Return the rise of cross-entropy and the divergence."""
+        losses: list[Tensor] = []
+        divergences: list[Tensor] = []
+        for batch in inputs.batches(0, len(inputs)):
+            old, n = answers(self.model, self.model.module, batch, self.logits), len(batch)
+            with act() as module:  # for one batch: an edit changes the model that runs above
+                new = answers(self.model, module, batch, self.logits)
+            losses.append(old.per_example(old.log_p_of_truth - new.log_p_of_truth, n))
+            gap = old.log_p.exp() * (old.log_p - new.log_p)  # 0 * inf where p is 0
+            every = replace(old, truth=torch.zeros_like(old.truth))
+            divergences.append(every.per_example(gap.nan_to_num(0.0).sum(1), n))
+            self.bar.advance(2 * n)
+        return _difference(torch.cat(losses), inputs), _difference(torch.cat(divergences), inputs)
+
+
+def _difference(rises: Tensor, inputs: Inputs) -> Difference:
+    """Return the mean over examples that have an answer, with an error over their groups."""
+    known = ~rises.isnan()
+    n = int(known.sum())
+    if not n:
+        raise InputError(
+            "judge: expected answers whose truth is known (labels, or texts of two tokens), got "
+            "none. Give data with labels."
+        )
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(inputs.group_keys))}
+    group = torch.tensor([numbers[key] for key in inputs.group_keys])[known]
+    value = float(rises[known].mean())
+    sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, group, rises[known] - value)
+    k = len(group.unique())
+    se = float(sums.square().sum().sqrt()) / n * math.sqrt(k / (k - 1)) if k > 1 else math.nan
+    return Difference(value, se, n)
+
+
+def _together(target: Sequence[Side], by_side: Mapping[str, Difference]) -> Difference:
+    """Return the rise of what should rise less that of what should fall."""
+    parts = [(side.sign, by_side[side.name]) for side in target]
+    se = math.sqrt(sum(d.se**2 for _, d in parts))
+    return Difference(sum(sign * d.value for sign, d in parts), se, sum(d.n for _, d in parts))

@@ -1,0 +1,92 @@
+"""What a model answers to one batch: log-probabilities of classes or next tokens, and the truth."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Model
+from sonde.tap.hooks.outputs import find
+from sonde.tap.hooks.session import Session
+from sonde.tap.model.input_types import place_of
+from sonde.tap.model.vary import token_ids
+from sonde.tap.rows.padding import right_padded
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Answers of a classifier, one for each example, or of a language model, one for each token.
+
+    Parameters
+    ----------
+    log_p : Float[Tensor, "answer classes"]
+        Log-probabilities in nats, at least float32.
+    truth : Int[Tensor, "answer"]
+        The class or the token that is right; -1 where there is no label.
+    example : Int[Tensor, "answer"]
+        Index of the example in the batch.
+    """
+
+    log_p: Float[Tensor, "answer classes"]
+    truth: Int[Tensor, "answer"]
+    example: Int[Tensor, "answer"]
+
+    def per_example(self, values: Float[Tensor, "answer"], n: int) -> Float[Tensor, "example"]:
+        """Return the mean over each example's answers; NaN where it has none."""
+        known = self.truth >= 0
+        where, wide = self.example[known], values[known].double()
+        total = torch.zeros(n, dtype=torch.float64).index_add_(0, where, wide)
+        return total / torch.zeros_like(total).index_add_(0, where, torch.ones_like(wide))
+
+    @property
+    def log_p_of_truth(self) -> Float[Tensor, "answer"]:
+        """The log-probability of what is right; 0 where that is not known."""
+        found = self.log_p.gather(1, self.truth.clamp(min=0)[:, None])[:, 0]
+        return torch.where(self.truth >= 0, found, torch.zeros_like(found))
+
+
+def answers(model: Model, module: nn.Module, batch: InputBatch, logits: str | None) -> Answers:
+    """Run a module on a batch and return its answers.
+
+    Parameters
+    ----------
+    model : Model
+        Whose inputs the batch holds.
+    module : nn.Module
+        What is run: the model's own module, or a changed copy of it. Edits that are open act.
+    batch : InputBatch
+    logits : str or None
+        Which output holds the logits.
+
+    Raises
+    ------
+    InputError
+        If the model has no logits, or gives them in a form that is not known.
+    """
+    batch = right_padded(batch)
+    with Session(module) as session:
+        output = session.run(*place_of(module, batch).call(batch.args, batch.kwargs))
+    found = None if logits is None else find(output, logits)
+    if found is None:
+        raise InputError(
+            f"judge: {type(module).__name__} returns no logits, so the effect of a change on its "
+            "answers cannot be told. Take a classifier or a language model."
+        )
+    wide = found if found.dtype == torch.float64 else found.float()
+    log_p = torch.log_softmax(wide.cpu(), dim=-1)
+    n = len(batch)
+    if found.ndim == 2:
+        return Answers(log_p, batch.label.clone(), torch.arange(n))
+    axis = "pos2" if batch.decoder_mask is not None or model.task == "seq2seq" else "pos"
+    ids = token_ids(batch, axis)
+    if found.ndim != 3 or ids is None or ids.shape != found.shape[:2]:
+        raise InputError(
+            f"judge: expected logits of (example, classes) or (example, token, vocabulary), got "
+            f"{tuple(found.shape)}. Name the output that holds them."
+        )
+    mask = batch.decoder_mask if axis == "pos2" else batch.mask
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu()
+    example, place = (real[:, 1:] & real[:, :-1]).nonzero(as_tuple=True)
+    return Answers(log_p[example, place], ids.cpu()[example, place + 1], example)
