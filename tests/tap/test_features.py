@@ -259,15 +259,34 @@ def test_an_axis_that_follows_the_inputs_is_none_of_features():
         assert live_stream(Model(Alike()), Arrays(torch.randn(3, 10, 6)), "norm").schema
 
 
+class Sparse(nn.Module):
+    """A norm behind a rectifier, then a function: a change reaches what the rectifier passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act, self.head = nn.RMSNorm(7), nn.Sigmoid(), nn.Linear(70, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.norm(x.relu()).flip(0)).flatten(1))
+
+
+@pytest.mark.truth("features are the last axis of an RMSNorm")
+def test_an_axis_of_one_place_does_not_win_because_a_rectifier_stops_changes():
+    generator = torch.Generator().manual_seed(331)
+    x = torch.randn(3, 1, 10, 7, generator=generator)
+    with pytest.raises(SiteError, match="Say which one"):
+        assert live_stream(Model(Sparse().eval()), Arrays(x), "act").schema
+
+
 class Free(nn.Module):
     """Takes signals of any number of channels and any length."""
 
     def __init__(self, first: nn.Module) -> None:
         super().__init__()
-        self.first, self.act = first, nn.ReLU()
+        self.before, self.first, self.act = nn.Tanh(), first, nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.first(x)).mean((1, 2))[:, None]
+        return self.act(self.first(self.before(x))).mean((1, 2))[:, None]
 
 
 @pytest.mark.parametrize(

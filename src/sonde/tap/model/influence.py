@@ -17,6 +17,7 @@ from sonde.tap.model.watch import watch
 
 SAME = Change("none")
 N_ROWS = 2
+SIGNS = (1, -1)
 FAR = 0.6
 """Share of the places of an axis that a change must reach to count as all over."""
 
@@ -40,8 +41,7 @@ class Influence:
         All other candidates must keep some change near its place.
         """
         near, far = set[int](), set(candidates)
-        for before, after in self._pairs(site):
-            changed = (after - before).abs() > 1e-6 * before.abs().amax()
+        for changed in self._reached(site):
             for axis in candidates:
                 others = [i for i in range(changed.ndim) if i != axis]
                 share = float(changed.any(dim=others).float().mean())
@@ -50,14 +50,18 @@ class Influence:
                     near |= {axis} if share > 0 else set()
         return far.pop() if len(far) == 1 and len(near) == len(candidates) - 1 else None
 
-    def _pairs(self, site: Site) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the tensor at a site before and after each change."""
+    def _reached(self, site: Site) -> Iterator[Tensor]:
+        """Yield which numbers at a site some change of one place of one axis reaches.
+
+        Each number goes far up and far down: one way alone may end where a rectifier ends both.
+        """
         try:
             before = self._at(site, None)
-            for change in list(self._changes()):
-                after = self._at(site, change)
-                if after.shape == before.shape:
-                    yield before, after
+            for name, axis in list(self._changes()):
+                after = [self._at(site, (name, axis, sign)) for sign in SIGNS]
+                if all(x.shape == before.shape for x in after):
+                    least = 1e-6 * before.abs().amax()
+                    yield torch.stack([(x - before).abs() > least for x in after]).any(0)
         except Exception:  # whatever a model raises on inputs that are not its data
             return
 
@@ -68,22 +72,22 @@ class Influence:
             if isinstance(x, Tensor) and x.is_floating_point():
                 yield from ((name, axis) for axis in range(1, x.ndim) if x.shape[axis] > 2)
 
-    def _at(self, site: Site, change: tuple[int | str, int] | None) -> Tensor:
+    def _at(self, site: Site, change: tuple[int | str, int, int] | None) -> Tensor:
         args, kwargs = sized(self.batch, SAME, N_ROWS, 0)
         if change is not None:
-            name, axis = change
+            name, axis, sign = change
             by_name = dict(enumerate(args)) | kwargs
-            by_name[name] = _changed(by_name[name], axis)
+            by_name[name] = _changed(by_name[name], axis, sign)
             args = tuple(by_name[i] for i in range(len(args)))
             kwargs = {key: by_name[key] for key in kwargs}
         batch = replace(self.batch, args=args, kwargs=kwargs)
         return watch(self.model.module, batch, [site]).tensors[str(site)].double()
 
 
-def _changed(x: Tensor, axis: int) -> Tensor:
-    """Return a copy with other numbers at the place in the middle of an axis."""
+def _changed(x: Tensor, axis: int, sign: int) -> Tensor:
+    """Return a copy with other numbers at the place in the middle of an axis, all beyond zero."""
     x, generator = x.clone(), torch.Generator().manual_seed(0)
     place = x.select(axis, x.shape[axis] // 2)
     noise = torch.randn(place.shape, generator=generator).to(place)
-    place.add_(noise * (1 + x.abs().amax()))
+    place.add_(sign * noise.sign() * (1 + noise.abs()) * (1 + x.abs().amax()))
     return x

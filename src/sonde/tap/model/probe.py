@@ -189,7 +189,7 @@ def probe(model: Model, batch: InputBatch) -> Probe:
         except Exception as error:  # whatever a model raises at a size that it is not made for
             _log.debug("probe: the model does not run at another size: %s", error)
         else:
-            if _features_of_input(names, trace) in change.axes:
+            if _resizes_features(names, trace, larger):
                 continue  # a model may take any number of features
             return Probe(names, trace, other, larger, change, output, head, place, *recorder.ends)
     with forward_on(batch, first=True):
@@ -202,18 +202,19 @@ def probe(model: Model, batch: InputBatch) -> Probe:
     return Probe(names, trace, other, None, same, output, head, place, *recorder.ends)
 
 
-def _features_of_input(names: Names, trace: Trace) -> int | None:
-    """Return the feature axis of the model's input, where a layer that gets it tells by class."""
-    given = {call.got for call in trace.get("", ())}
+def _resizes_features(names: Names, trace: Trace, larger: Trace) -> bool:
+    """Return whether a layer whose class says where its features are got more of them alone."""
     for path, calls in trace.items():
-        module, first = names.modules[path], calls[0]
-        if first.input is None or first.got not in given or module._modules:
+        module, got = names.modules[path], calls[0].input
+        more = larger[path][0].input if path in larger else None
+        if got is None or more is None or module._modules or len(got.shape) != len(more.shape):
             continue
-        ndim = len(first.input.shape)
-        axis = by_class(module, ndim) or by_kind_of_pool(module, ndim)
-        if axis is not None:
-            return axis
-    return None
+        axis = by_class(module, len(got.shape))
+        if axis is None and got.features is None:
+            axis = by_kind_of_pool(module, len(got.shape))
+        if [i for i, n in enumerate(got.shape) if n != more.shape[i]] == [axis]:
+            return True
+    return False
 
 
 class _Recorder:
