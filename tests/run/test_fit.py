@@ -20,6 +20,7 @@ from sonde.core.result import Result
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.detect import KNN, MSP, GradNorm, Mahalanobis
+from sonde.engine.progress import Bar
 from sonde.measure import (
     LayerCKA,
     ParticipationRatio,
@@ -34,7 +35,6 @@ from sonde.run.instruments.entries import place_of
 from sonde.run.instruments.tasks import assign
 from sonde.run.passes.driver import Interrupted
 from sonde.run.passes.ledger import Ledger
-from sonde.run.passes.progress import Bar
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 from sonde.stats import Moments

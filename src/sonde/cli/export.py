@@ -51,7 +51,7 @@ class Export:
     def run(self) -> int:
         """Write, and say what was written."""
         from sonde.core.wording import gib
-        from sonde.run.passes.progress import Bar
+        from sonde.engine.progress import Bar
         from sonde.store import Store
         from sonde.store.exporting import export_store
 

@@ -48,7 +48,7 @@ class Read:
 
     def run(self) -> int:
         """Read, write, and print what was written."""
-        from sonde.run.passes.progress import Bar
+        from sonde.engine.progress import Bar
         from sonde.run.passes.storing import dropped_if_empty
         from sonde.run.reading.checking import check_rows
         from sonde.store import Store

@@ -43,8 +43,8 @@ class Verify:
 
     def run(self) -> int:
         """Check, repair if asked to, and print what was found."""
+        from sonde.engine.progress import Bar
         from sonde.files.lock import RunLock
-        from sonde.run.passes.progress import Bar
         from sonde.store import repair
 
         if not self.file.exists():

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from sonde.engine.progress import peak_memory_bytes
 from sonde.findings._text import plural
 from sonde.findings.evidence import DataEvidence
 from sonde.findings.gather import ScanStatistics
 from sonde.findings.scan import Gathered, Scanned
-from sonde.run.passes.progress import peak_memory_bytes
 from sonde.tap import LiveStream
 from sonde.tap.model.sites import ENTRY
 

@@ -12,6 +12,7 @@ import torch
 from sonde.core.errors import InputError
 from sonde.core.plan import Plan, Split, groups_are_whole
 from sonde.core.stream import Stream
+from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers, name_of
@@ -29,7 +30,6 @@ from sonde.run.passes.cost import say_cost
 from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Interrupted, Outcome, run_pass
 from sonde.run.passes.memory import check_memory, estimate
-from sonde.run.passes.progress import Bar
 from sonde.tap import LiveStream
 
 _log = logging.getLogger("sonde")

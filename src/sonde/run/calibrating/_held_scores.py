@@ -13,9 +13,9 @@ from sonde.core.hashing import splitmix64
 from sonde.core.stream import Stream
 from sonde.engine.array_stream import ArrayStream
 from sonde.engine.passes import merge_pair
+from sonde.engine.progress import Bar
 from sonde.run.calibrating._scored import Found, Scored, least
 from sonde.run.instruments.entries import Key
-from sonde.run.passes.progress import Bar
 from sonde.stats import HeldScoresState, Kept
 
 

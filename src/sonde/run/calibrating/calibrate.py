@@ -13,6 +13,7 @@ from sonde.core.reduction import AUTO
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.engine.classes import joined_names, with_classes
+from sonde.engine.progress import Bar
 from sonde.engine.requests import States, Task, requests
 from sonde.run.bundles.calibrations import held_requests
 from sonde.run.bundles.fitted import Fitted
@@ -21,7 +22,6 @@ from sonde.run.calibrating._held_scores import Groups, held_scores
 from sonde.run.calibrating._scored import Asked, Scored, ScoredJob, scored_batches
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
-from sonde.run.passes.progress import Bar
 from sonde.run.reading.checking import check_rows
 from sonde.run.reading.notes import notes_of
 from sonde.run.reading.read import ARRAYS

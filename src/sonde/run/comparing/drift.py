@@ -20,12 +20,12 @@ from sonde.detect import (
     UnitShift,
 )
 from sonde.detect._sides import Rows, paired_rows
+from sonde.engine.progress import Bar
 from sonde.engine.requests import Task
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.evidence import evidence, groups_of, sample
 from sonde.run.comparing.moved_direction import MovedDirection, moved_direction
 from sonde.run.instruments.entries import Key, names_of
-from sonde.run.passes.progress import Bar
 from sonde.run.reading.recipe import recipe_in, require_same_columns
 from sonde.stats import HashSampleState, adjusted_p
 from sonde.stats.adjusted_p import Correction

@@ -12,6 +12,7 @@ from sonde.core.reduction import AUTO
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.engine.folding import check_whole
+from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, States, Task
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import make_header, unit_entry
@@ -29,7 +30,6 @@ from sonde.run.passes.cost import say_cost
 from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
-from sonde.run.passes.progress import Bar
 from sonde.run.reading.checking import check_rows
 from sonde.run.reading.notes import warn_of_split
 from sonde.run.reading.read import read

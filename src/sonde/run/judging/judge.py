@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.engine.progress import Bar
 from sonde.run.judging.size import change_size
-from sonde.run.passes.progress import Bar
 from sonde.tap import live_stream
 from sonde.tap.reading.answers import answers
 

@@ -10,9 +10,9 @@ from sonde.core.errors import SondeWarning
 from sonde.core.reduction import AUTO
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
+from sonde.engine.progress import Bar
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.cost import say_cost
-from sonde.run.passes.progress import Bar
 from sonde.run.reading.checking import check_rows
 from sonde.run.scoring._with_workers import score_with_workers
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches

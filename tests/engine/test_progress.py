@@ -2,8 +2,8 @@
 
 import pytest
 
-from sonde.run.passes import progress
-from sonde.run.passes.progress import Bar
+from sonde.engine import progress
+from sonde.engine.progress import Bar
 
 
 class Clock:
