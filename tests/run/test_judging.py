@@ -1,18 +1,15 @@
 """The four numbers of a change, against closed forms."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-import sonde
 from sonde.core import Add, InputError, Model
 from sonde.data import open_inputs
-from sonde.edit import RandomDirection
-from sonde.run.judging.judge import Judgement, Side, judge
+from sonde.run.judging.acts import edit_act, edit_controls, plan_act
+from sonde.run.judging.judge import Side, judge
 from sonde.weights import LowRank, RewritePlan
 from sonde.weights.control import random_plan
 
@@ -27,15 +24,6 @@ def inputs(model: Model, label: int, n: int = 40) -> Any:
     return open_inputs(model, [{"x": row, "label": label} for row in x], batch_size=16)
 
 
-def steering(model: Model, direction: torch.Tensor, edit: Any = None) -> Any:
-    @contextmanager
-    def act() -> Iterator[nn.Module]:
-        with sonde.editing(model.module, edit or Add(direction), "1"):
-            yield model.module
-
-    return act
-
-
 def log_p(model: nn.Module, label: int, shift: torch.Tensor | float = 0.0) -> torch.Tensor:
     x = torch.randn(40, 4, generator=torch.Generator().manual_seed(label))
     hidden = model[1](model[0](x)) + shift  # type: ignore[index]
@@ -47,7 +35,9 @@ def log_p(model: nn.Module, label: int, shift: torch.Tensor | float = 0.0) -> to
 def test_effect_and_damage_are_differences_of_log_probabilities():
     model, direction = net(), torch.tensor([1.0, -2.0, 0.5, 0.0, 0.0, 1.0])
     sides = (Side("up", inputs(model, 1)), Side("down", inputs(model, 2), -1))
-    found = judge(model, steering(model, direction), sides, inputs(model, 0), sites=["1"])
+    found = judge(
+        model, edit_act(model, Add(direction), ["1"]), sides, inputs(model, 0), sites=["1"]
+    )
     m = model.module
     rise = {k: (log_p(m, k, direction) - log_p(m, k))[:, k] for k in (0, 1, 2)}
     assert found.effect.value == pytest.approx(float(rise[1].mean() - rise[2].mean()), abs=1e-6)
@@ -65,11 +55,11 @@ def test_effect_and_damage_are_differences_of_log_probabilities():
 def test_the_head_s_own_direction_beats_random_ones_of_the_same_length():
     model = net()
     direction = (model.module[2].weight[1] - model.module[2].weight[2]).detach()  # type: ignore[index]
-    controls = [
-        steering(model, direction, RandomDirection(Add(direction), seed)) for seed in range(10)
-    ]
+    controls = edit_controls(model, Add(direction), ["1"])
     sides = (Side("up", inputs(model, 1)), Side("down", inputs(model, 2), -1))
-    found = judge(model, steering(model, direction), sides, inputs(model, 0), controls=controls)
+    found = judge(
+        model, edit_act(model, Add(direction), ["1"]), sides, inputs(model, 0), controls=controls
+    )
     assert found.beyond_control > 2
     assert len(set(found.controls)) == 10
 
@@ -77,30 +67,23 @@ def test_the_head_s_own_direction_beats_random_ones_of_the_same_length():
 def test_changed_weights_are_judged_like_edits():
     model, direction = net(), torch.tensor([1.0, -2.0, 0.5, 0.0, 0.0, 1.0])
     hooked = judge(
-        model, steering(model, direction), [Side("up", inputs(model, 1))], inputs(model, 0)
+        model,
+        edit_act(model, Add(direction), ["1"]),
+        [Side("up", inputs(model, 1))],
+        inputs(model, 0),
     )
     shift = model.module[2].weight.detach() @ direction  # type: ignore[index]
     plan = RewritePlan.of(model, {"2.bias": LowRank(shift[:, None], torch.ones(1, 1))}, "shift")
-    folded = folded_judgement(model, plan)
+    folded = judge(model, plan_act(model, plan), [Side("up", inputs(model, 1))], inputs(model, 0))
     assert folded.effect.value == pytest.approx(hooked.effect.value, abs=1e-6)
     control = random_plan(model, plan, 0)
     change = control.changes["2.bias"].of(model.module[2].bias) - model.module[2].bias  # type: ignore[index]
     assert float(change.detach().norm()) == pytest.approx(float(shift.norm()), rel=1e-5)
 
 
-def folded_judgement(model: Model, plan: RewritePlan) -> Judgement:
-    new = plan.fold(model)
-
-    @contextmanager
-    def act() -> Iterator[nn.Module]:
-        yield new
-
-    return judge(model, act, [Side("up", inputs(model, 1))], inputs(model, 0))
-
-
 def test_data_without_labels_or_examples_are_refused():
     model = net()
-    act = steering(model, torch.ones(6))
+    act = edit_act(model, Add(torch.ones(6)), ["1"])
     bare = open_inputs(model, [torch.randn(4) for _ in range(3)])
     with pytest.raises(InputError, match="with labels"):
         judge(model, act, [Side("up", bare)], inputs(model, 0))

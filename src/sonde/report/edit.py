@@ -1,0 +1,166 @@
+"""What a change of a model did, as one page."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import altair as alt
+
+from sonde.core.errors import InputError
+from sonde.files.durable import atomic_write
+from sonde.report._axes import dots, layer, sized, tip
+from sonde.report._format import number, plural, shown
+from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._parts import badge, command, definitions, figure, section, table, tabled
+from sonde.report._picture import Numbers, Picture
+from sonde.report.edit_terminal import CLEAR, edit_verdict, four_numbers
+from sonde.report.files import sealed_json, sealed_page
+from sonde.report.html import contents, page
+
+ENDINGS: Final = (".html", ".htm", ".json")
+_TITLES: Final = {
+    "numbers": "Four numbers",
+    "more": "What the method found",
+    "samples": "Before and after",
+    "undo": "Take it back",
+}
+
+
+def edit_to_html(found: dict[str, Any]) -> str:
+    """Return an act as one self-contained page.
+
+    Parameters
+    ----------
+    found : dict
+        JSON of an act, ``sonde-edit/1``.
+    """
+    names = Names()
+    parts = {
+        "numbers": _numbers(found, names),
+        "more": _tables(found, names),
+        "samples": _samples(found),
+        "undo": _undo(found),
+    }
+    sections = {key: _TITLES[key] for key, part in parts.items() if part}
+    made = [part for part in parts.values() if part is not None]
+    body = join(_header(found), contents("toc", sections), *made)
+    title = f"{shown(found['word'], 40)} {shown(found['model'], 80)}: sonde edit"
+    return page(title, edit_verdict(found), body, found, sections)
+
+
+def save_edit(found: dict[str, Any], path: str | Path) -> Path:
+    """Write an act as a page (``.html``) or as JSON, by the name's ending."""
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in ENDINGS:
+        raise InputError(
+            f"save_edit: expected a name that ends in .html or .json, got {str(path)!r}."
+        )
+    sealed = sealed_json(found) if kind == ".json" else sealed_page(edit_to_html(found))
+    atomic_write(path, sealed.encode())
+    return path
+
+
+def _header(found: dict[str, Any]) -> Markup:
+    judged = found["judgement"]
+    places = found["places"]
+    more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+    facts = [
+        ("model", shown(found["model"], 120)),
+        ("method", shown(found["method"], 200)),
+        ("changed", ", ".join(shown(p, 60) for p in places[:4]) + more),
+        ("neutral data", shown(found["neutral"], 120)),
+        ("written to", shown(found["output"], 200) if found["output"] else None),
+    ]
+    if judged is None:
+        label = badge("clear", "read only")
+    elif judged["too_large"]:
+        label = badge("error", "too large")
+    elif judged["beyond_control"] is None:
+        label = badge("withheld", "no control")
+    else:
+        is_clear = judged["beyond_control"] >= CLEAR
+        label = badge("clear", "an effect") if is_clear else badge("warning", "as chance")
+    notes = [el("p", note, cls="reading") for note in found["notes"]]
+    if judged is not None and judged["too_large"]:
+        notes.insert(0, el("p", f"Too large: {judged['too_large']}.", cls="reading"))
+    return el(
+        "header",
+        el("p", "sonde edit", cls="brand"),
+        el("h1", f"What sonde edit {shown(found['word'], 40)} did"),
+        el("p", label, " ", edit_verdict(found), cls="verdict"),
+        definitions(facts),
+        *notes,
+    )
+
+
+def _numbers(found: dict[str, Any], names: Names) -> Markup | None:
+    if found["judgement"] is None:
+        return None
+    rows = tuple(
+        (name.strip() or "damage", value, said) for name, value, said in four_numbers(found)
+    )
+    numbers = Numbers(("number", "value", "meaning"), rows, "four-numbers")
+    parts = [table(numbers, names)]
+    if found["judgement"]["control"]["n"]:
+        parts.insert(0, figure(_control_picture(found), names))
+    lead = "Effect: how far the target moves. Control: what random changes of the same size do to "
+    lead += "it. Damage: what the change does to data that it should leave alone. Size: how far "
+    lead += "states move, in the spread that they have by themselves."
+    return section("numbers", _TITLES["numbers"], *parts, lead=lead)
+
+
+def _control_picture(found: dict[str, Any]) -> Picture:
+    judged = found["judgement"]
+    effect, effects = judged["effect"]["value"], judged["control"]["effects"]
+    rows = [
+        {"x": e, "y": "random", "t": tip("a random change", f"{number(e)} nats")} for e in effects
+    ]
+    mine = [{"x": effect, "y": "this change", "t": tip("this change", f"{number(effect)} nats")}]
+
+    def draw(width: int) -> Any:
+        order = ["this change", "random"]
+        y = alt.Y("y:N", sort=order, axis=alt.Axis(title=None, grid=False, minExtent=96))
+        x = alt.X("x:Q", axis=alt.Axis(title="effect in nats", format=",.3~r", tickCount=5))
+        zero = layer([{"z": 0.0}]).mark_rule(color="var(--line)").encode(x=alt.X("z:Q"))
+        marks = [
+            dots(rows, x, y, color="var(--c1)", opacity=0.6),
+            dots(mine, x, y, color="var(--c2)", shape="diamond", size=120),
+        ]
+        return sized([zero, *marks], width, 90)
+
+    table_rows = (("this change", effect), *((f"random {i}", e) for i, e in enumerate(effects)))
+    numbers = Numbers(("change", "effect in nats"), table_rows, "control")
+    return Picture("control", edit_verdict(found), draw, numbers)
+
+
+def _tables(found: dict[str, Any], names: Names) -> Markup | None:
+    parts: list[Markup] = []
+    for i, one in enumerate(found["tables"]):
+        numbers = Numbers(tuple(one["columns"]), tuple(map(tuple, one["rows"])), f"table-{i}")
+        parts += [el("p", one["title"]), tabled(numbers, names, opened=len(one["rows"]) <= 20)]
+    return section("more", _TITLES["more"], *parts) if parts else None
+
+
+def _samples(found: dict[str, Any]) -> Markup | None:
+    made = [
+        el(
+            "dl",
+            *(
+                el("div", el("dt", key), el("dd", code(shown(text, 2000))))
+                for key, text in s.items()
+            ),
+        )
+        for s in found["samples"]
+    ]
+    lead = f"{plural(len(made), 'input')}, answered by the model as it was and as it is now."
+    return section("samples", _TITLES["samples"], *made, lead=lead) if made else None
+
+
+def _undo(found: dict[str, Any]) -> Markup | None:
+    if found["undo"] is None:
+        return None
+    lead = (
+        "The bytes that were overwritten lie in a folder beside the new model; every file of the "
+    )
+    lead += "old one comes back with the same hash."
+    return section("undo", _TITLES["undo"], command(found["undo"]), lead=lead)

@@ -1,0 +1,98 @@
+"""A change of a model and its judgement as JSON, ``sonde-edit/1``, for pages and terminals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sonde.run.judging.judge import Judgement
+
+SCHEMA: Final = "sonde-edit/1"
+
+
+@dataclass(frozen=True)
+class EditTable:
+    """Further figures of a method, for instance what probes find at later sites.
+
+    Parameters
+    ----------
+    title : str
+        A sentence that says what the numbers are.
+    columns : tuple of str
+    rows : tuple of tuples
+        Texts, numbers or None.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+
+
+def edit_document(
+    word: str,
+    judgement: Judgement | None,
+    *,
+    model: str,
+    method: str,
+    places: Sequence[str],
+    target: str,
+    neutral: str = "",
+    output: str | None = None,
+    tables: Sequence[EditTable] = (),
+    samples: Sequence[Mapping[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the JSON of one act.
+
+    Parameters
+    ----------
+    word : str
+        The word of ``sonde edit``.
+    judgement : Judgement or None
+        None where an act only reads.
+    model, method : str
+        As the user typed them.
+    places : sequence of str
+        Sites or tensors that change.
+    target : str
+        What the effect is about, in words.
+    neutral : str
+        The neutral data, in words.
+    output : str or None
+        The folder that was written.
+    tables : sequence of EditTable, optional
+    samples : sequence of mapping, optional
+        Texts ``before`` and ``after`` with their ``prompt``.
+    notes : sequence of str, optional
+    """
+    return {
+        "schema": SCHEMA,
+        "word": word,
+        "model": model,
+        "method": method,
+        "places": list(places),
+        "target": target,
+        "neutral": neutral,
+        "output": output,
+        "undo": None if output is None else f"sonde edit undo {output} -o {output}-undone",
+        "judgement": None if judgement is None else finite(judgement.json()),
+        "tables": [
+            {
+                "title": t.title,
+                "columns": list(t.columns),
+                "rows": finite([list(r) for r in t.rows]),
+            }
+            for t in tables
+        ],
+        "samples": [dict(s) for s in samples],
+        "notes": list(notes),
+    }
+
+
+def finite(value: Any) -> Any:
+    """Return JSON values with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
