@@ -1,5 +1,22 @@
 """Change what a model computes: its activations, its next tokens, its weights."""
 
+from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
+from sonde.edit.inject import Inject, increment_penalty
+from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.random_direction import RandomDirection
+from sonde.edit.temporal_correction import TemporalCorrection
+from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
 
-__all__ = ["RandomDirection"]
+__all__ = [
+    "Adapter",
+    "DecoupledCrossAttention",
+    "Inject",
+    "ParallelAdapters",
+    "RandomDirection",
+    "TemporalCorrection",
+    "UnMixNorm",
+    "drop_sources",
+    "increment_penalty",
+    "with_adapters",
+    "with_unmix_norm",
+]

@@ -1,0 +1,119 @@
+"""A second source for the queries of an attention, beside the first one and as strong as asked."""
+
+import math
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from sonde.core.errors import InputError, ShapeError
+
+
+@final
+class DecoupledCrossAttention(nn.Module):
+    """Let the queries of an attention look at a second source too, by a softmax of its own.
+
+    ``Attention(Q, K, V) + scale Attention(Q, K', V')`` with new ``K' = c W_k'`` and ``V' = c W_v'``
+    of the second source ``c``; the queries are shared. Only ``W_k'`` and ``W_v'`` are trained. Two
+    softmaxes, not one over both sources: what the first source says is as it was, so that ``scale``
+    can be turned after the training and 0 gives the old model bit for bit.
+
+    Cost         one attention over the second source, four tokens in the paper.
+    Assumes      queries, keys and values (example, head, token, width), as attention kernels get
+                 them.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the second source's tokens.
+    n_heads, width : int
+        Of the attention.
+    scale : float, default=1.0
+
+    References
+    ----------
+    ye2023ipadapter
+    """
+
+    def __init__(self, dim: int, n_heads: int, width: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.key = nn.Linear(dim, n_heads * width, bias=False)
+        self.value = nn.Linear(dim, n_heads * width, bias=False)
+        self.n_heads, self.width, self.scale = n_heads, width, scale
+
+    @classmethod
+    def of(
+        cls,
+        key: Float[Tensor, "out dim"],
+        value: Float[Tensor, "out dim"],
+        n_heads: int,
+        scale: float = 1.0,
+    ) -> "DecoupledCrossAttention":
+        """Return one that starts from the weights by which the first source is read."""
+        if key.shape != value.shape or key.shape[0] % n_heads:
+            raise ShapeError(
+                "DecoupledCrossAttention: expected key and value weights of one shape, a multiple "
+                f"of {n_heads} heads high, got {tuple(key.shape)} and {tuple(value.shape)}."
+            )
+        new = cls(key.shape[1], n_heads, key.shape[0] // n_heads, scale).to(key)
+        with torch.no_grad():
+            new.key.weight.copy_(key)
+            new.value.weight.copy_(value)
+        return new
+
+    def forward(
+        self,
+        heads: Float[Tensor, "example head token width"],
+        queries: Float[Tensor, "example head token width"],
+        source: Float[Tensor, "example source dim"] | None,
+    ) -> Float[Tensor, "example head token width"]:
+        """Return the heads of the first source with what the second one adds.
+
+        Parameters
+        ----------
+        heads : Float[Tensor, "example head token width"]
+            What the attention over the first source gave.
+        queries : Float[Tensor, "example head token width"]
+        source : Float[Tensor, "example source dim"] or None
+            Tokens of the second source; none of them, or None, adds nothing.
+        """
+        if self.scale == 0.0 or source is None or not source.shape[1]:
+            return heads
+        keys, values = self._split(self.key(source)), self._split(self.value(source))
+        added = scaled_dot_product_attention(queries, keys, values, scale=1 / math.sqrt(self.width))
+        return heads + self.scale * added
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, self.width)).transpose(1, 2)
+
+
+def drop_sources(n: int, share: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return for which examples of a training batch the first and the second source are dropped.
+
+    Each is dropped for ``share`` of the examples, and both for as many more: a model trained so
+    can be run with either source alone.
+
+    Parameters
+    ----------
+    n : int
+        Examples.
+    share : float, default=0.05
+    seed : int, default=0
+
+    Returns
+    -------
+    first, second : Bool[Tensor, "example"]
+
+    Examples
+    --------
+    >>> first, second = drop_sources(1000, seed=1)
+    >>> bool((first & second).any()), bool((first & ~second).any())
+    (True, True)
+    """
+    if not 0.0 <= share <= 1 / 3:
+        raise InputError(f"drop_sources: expected a share in [0, 1/3], got {share}.")
+    draw = torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    both = (draw >= 2 * share) & (draw < 3 * share)
+    return (draw < share) | both, ((draw >= share) & (draw < 2 * share)) | both

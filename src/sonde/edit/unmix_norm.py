@@ -1,0 +1,143 @@
+"""Batch norm at test time for a stream whose classes come in runs, not mixed."""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class UnMixNorm(nn.Module):
+    """Normalise each example by a mixture of statistics that follows the stream.
+
+    ``K`` components of mean and variance start around the source's. An example with mean ``mu`` and
+    variance ``v`` over space belongs to component ``k`` by ``p_k = softmax(cos(mu, m_k) / tau)``;
+    it is normalised by the mean over ``k`` of ``(1 - p_k) m_k + p_k mu``, and by the variance of
+    that mixture. Afterwards each component moves towards its examples by
+    ``1 - (1 - momentum)^(batch / 64)``. The state depends on the order of the batches, so it is
+    saved with the model and never merged. What an example becomes does not depend on its batch.
+
+    Cost         K dim numbers for each example; state 2 K dim numbers.
+    Assumes      maps: a batch norm over rows without space has no variance of one example.
+    Differs      from the paper's code: noise is seeded; ``within`` adds the variance inside the
+                 mixture that the code leaves out.
+
+    Parameters
+    ----------
+    norm : nn.BatchNorm1d, 2d or 3d
+        With running statistics of the source.
+    components : int, default=16
+    spread : float, default=0.5
+        Share ``a`` of the source's variance that lies between the components at the start.
+    temperature : float, default=0.07
+        ``tau``.
+    momentum : float, default=0.1
+    within : bool, default=False
+        Add ``p (1 - p) (mu - m_k)^2`` to each component's variance.
+    seed : int, default=0
+
+    References
+    ----------
+    tomar2024unmixtns
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(
+        self,
+        norm: Any,
+        components: int = 16,
+        spread: float = 0.5,
+        temperature: float = 0.07,
+        momentum: float = 0.1,
+        within: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if norm.running_mean is None or components < 1 or not 0.0 <= spread < 1.0:
+            raise InputError(
+                "UnMixNorm: expected a batch norm with running statistics, at least one component "
+                f"and a spread in [0, 1), got {norm}, {components} and {spread}."
+            )
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.temperature, self.momentum, self.within = temperature, momentum, within
+        mean, variance = norm.running_mean.detach(), norm.running_var.detach()
+        spread = spread if components > 1 else 0.0
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(components, len(mean), generator=generator).to(mean)
+        width = (spread * components / max(components - 1, 1)) ** 0.5
+        self.register_buffer("mean", mean + width * variance.sqrt() * noise)
+        self.register_buffer("variance", ((1.0 - spread) * variance).expand_as(noise).clone())
+
+    @torch.no_grad()
+    def _follow(self, share: Tensor, mean: Tensor, variance: Tensor) -> None:
+        rate = 1.0 - (1.0 - self.momentum) ** (len(share) / 64.0)
+        for state, found in ((self.mean, mean), (self.variance, variance)):
+            step = share.unsqueeze(-1) * (found.unsqueeze(1) - state)
+            state += rate * step.mean(0)
+
+    def forward(
+        self, x: Float[Tensor, "example dim *space"]
+    ) -> Float[Tensor, "example dim *space"]:
+        """Return the normalised maps and let the components follow them."""
+        if x.ndim < 3:
+            raise InputError(
+                f"UnMixNorm: expected maps (example, dim, *space), got {tuple(x.shape)}."
+            )
+        flat = x.flatten(2)
+        mu, v = flat.mean(2), flat.var(2, correction=0)
+        similarity = cosine_similarity(mu.unsqueeze(1), self.mean.unsqueeze(0), dim=2)
+        share = (similarity / self.temperature).softmax(1)
+        p = share.unsqueeze(-1)
+        means = (1.0 - p) * self.mean + p * mu.unsqueeze(1)
+        variances = (1.0 - p) * self.variance + p * v.unsqueeze(1)
+        if self.within:
+            variances = variances + p * (1.0 - p) * (mu.unsqueeze(1) - self.mean).square()
+        mean = means.mean(1)
+        variance = (variances + means.square()).mean(1) - mean.square()
+        self._follow(share.detach(), mu.detach(), v.detach())
+        shape = (*mean.shape, *[1] * (x.ndim - 2))
+        y = (x - mean.reshape(shape)) / (variance.reshape(shape) + self.eps).sqrt()
+        if self.weight is None:
+            return y
+        affine = (1, -1, *[1] * (x.ndim - 2))
+        return y * self.weight.reshape(affine) + self.bias.reshape(affine)
+
+
+def with_unmix_norm(model: Model | nn.Module, **parameters: Any) -> Any:
+    """Return a copy of a model whose batch norms follow the stream; the model itself stays.
+
+    Each norm draws its components with a seed of its own. A batch norm over rows without space
+    raises when it runs.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    **parameters
+        Those of ``UnMixNorm``.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    >>> type(with_unmix_norm(net)[1]).__name__, type(net[1]).__name__
+    ('UnMixNorm', 'BatchNorm2d')
+    """
+    new = copy.deepcopy(model.module if isinstance(model, Model) else model)
+    seed = int(parameters.pop("seed", 0))
+    named = [(name, part) for name, part in new.named_modules() if isinstance(part, NORMS)]
+    if not named:
+        raise InputError("with_unmix_norm: expected a model with batch norms, got none in it.")
+    for index, (name, part) in enumerate(named):
+        path, _, leaf = name.rpartition(".")
+        if not name:
+            return UnMixNorm(part, seed=seed, **parameters)
+        setattr(new.get_submodule(path), leaf, UnMixNorm(part, seed=seed + index, **parameters))
+    return new

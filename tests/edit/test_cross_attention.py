@@ -1,0 +1,48 @@
+"""Attention over a second source: two softmaxes, none at scale 0."""
+
+import pytest
+import torch
+
+from sonde.core import ShapeError
+from sonde.edit import DecoupledCrossAttention, drop_sources
+
+
+def rows(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(queries, keys, values):
+    return (queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5).softmax(-1) @ values
+
+
+@pytest.mark.truth("two attentions, summed by hand")
+@torch.no_grad()
+def test_the_second_source_has_a_softmax_of_its_own():
+    queries, text, image = rows(0, 2, 3, 5, 4), rows(1, 2, 3, 6, 4), rows(2, 2, 4, 7)
+    heads = attention(queries, text, text)
+    layer = DecoupledCrossAttention.of(rows(3, 12, 7), rows(4, 12, 7), n_heads=3, scale=0.7)
+    keys = (image @ layer.key.weight.T).reshape(2, 4, 3, 4).transpose(1, 2)
+    values = (image @ layer.value.weight.T).reshape(2, 4, 3, 4).transpose(1, 2)
+    found = layer(heads, queries, image)
+    torch.testing.assert_close(found, heads + 0.7 * attention(queries, keys, values))
+    both = torch.cat((text, keys), 2), torch.cat((text, values), 2)
+    assert not torch.allclose(found, attention(queries, *both), atol=0.1)
+
+
+@torch.no_grad()
+def test_scale_zero_and_an_empty_source_change_no_bit():
+    heads, queries = rows(0, 2, 3, 5, 4), rows(1, 2, 3, 5, 4)
+    layer = DecoupledCrossAttention(7, 3, 4)
+    assert layer(heads, queries, torch.zeros(2, 0, 7)) is heads
+    layer.scale = 0.0
+    assert layer(heads, queries, rows(2, 2, 4, 7)) is heads
+    layer.scale = 1.0
+    with pytest.raises(ShapeError, match="a multiple of 3 heads"):
+        DecoupledCrossAttention.of(rows(3, 10, 7), rows(4, 10, 7), n_heads=3)
+
+
+def test_each_source_is_dropped_as_often_as_asked():
+    first, second = drop_sources(60_000, 0.05)
+    only, other, both = first & ~second, second & ~first, first & second
+    for share in (only, other, both):
+        assert float(share.float().mean()) == pytest.approx(0.05, abs=0.004)
