@@ -152,7 +152,9 @@ def increment_penalty(
             f"for each example, got {tuple(with_it.shape)}, {tuple(without.shape)} and "
             f"{tuple(inside.shape)}."
         )
-    outside = 1.0 - adaptive_avg_pool2d(inside[:, None].to(with_it), list(with_it.shape[2:]))
+    outside = 1.0 - adaptive_avg_pool2d(
+        inside[:, None].to(with_it), (with_it.shape[2], with_it.shape[3])
+    )
     if math.isclose(float(outside.sum()), 0.0):
         raise InputError("increment_penalty: the mask covers everything, so nothing is outside.")
     return (outside * (with_it - without)).square().sum() / outside.sum()
