@@ -18,8 +18,14 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector, NotLabelled, Read, Where
 from sonde.core.statistic import Statistic
-from sonde.detect._probe import Labelled, ProbeScorer, TwoGroups
-from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState
+from sonde.detect._probe import Labelled, ProbeScorer, probe_scorer
+from sonde.stats import (
+    ClassMoments,
+    ClassMomentsState,
+    HashSample,
+    HashSampleState,
+    TwoGroups,
+)
 
 GRID = tuple(10.0**power for power in range(1, -6, -1))
 INNER = 4
@@ -120,10 +126,10 @@ class LinearProbe(Detector):
             )
         if sample is None or label is None:
             l2, axis, origin = _ridge(groups, scale, self.l2)
-            return groups.scorer(axis, origin, self.positive, l2=l2)
+            return probe_scorer(groups, axis, origin, self.positive, l2=l2)
         one = (label.rows == self.positive).to(sample.rows.device)
         l2, axis, origin = _logistic(sample, one, scale / groups.n_rows, self.l2)
-        return groups.scorer(axis, origin, self.positive, l2=l2, sampled_rows=len(one))
+        return probe_scorer(groups, axis, origin, self.positive, l2=l2, sampled_rows=len(one))
 
 
 def _bordered(axis: Tensor, through: Tensor, value: float) -> tuple[Tensor, Tensor]:

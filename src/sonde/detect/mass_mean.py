@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 
 from sonde.core.instrument import Detector, NotLabelled, Where
 from sonde.core.statistic import Statistic
-from sonde.detect._probe import ProbeScorer, TwoGroups
-from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.detect._probe import ProbeScorer, probe_scorer
+from sonde.stats import ClassMoments, ClassMomentsState, TwoGroups
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage, inverse_root
 
 
@@ -74,8 +74,10 @@ class MassMean(Detector):
         axis, middle = groups.gap, groups.mean.mean(0)
         if not self.whiten:
             length = axis.norm()
-            return groups.scorer(axis / length if length > 0 else axis, middle, self.positive)
+            return probe_scorer(
+                groups, axis / length if length > 0 else axis, middle, self.positive
+            )
         metric = inverse_root(groups.within, groups.n_rows, self.shrinkage)
         if metric.rank:
             axis = metric.root @ (metric.root.T @ axis)
-        return groups.scorer(axis, middle, self.positive, shrinkage=metric.shrinkage)
+        return probe_scorer(groups, axis, middle, self.positive, shrinkage=metric.shrinkage)

@@ -27,8 +27,8 @@ from sonde.detect._hazard_head import (
 )
 from sonde.detect._hazards import StepChances, step_chances
 from sonde.detect._metric import check_width
-from sonde.detect._probe import TwoGroups
-from sonde.stats import inverse_root
+from sonde.detect._probe import probe_scorer
+from sonde.stats import TwoGroups, inverse_root
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage
 
 
@@ -192,7 +192,7 @@ class TrajectoryVerifier(Detector):
         within = groups.within * inverse * inverse[:, None]
         root = inverse_root(within, groups.n_rows, self.shrinkage).root
         axis = inverse * (root @ (root.T @ (groups.gap * inverse)))
-        found = groups.scorer(axis, groups.mean.mean(0), 1)
+        found = probe_scorer(groups, axis, groups.mean.mean(0), 1)
         return TrajectoryScorer(
             value=found.value,
             n=groups.n_rows,

@@ -46,6 +46,7 @@ from sonde.stats.symbols import Symbols, SymbolsState
 from sonde.stats.token_metrics import TOKEN_METRICS, token_metrics
 from sonde.stats.token_norms import TokenNorms, TokenNormsState
 from sonde.stats.top_k import TopK, TopKState
+from sonde.stats.two_groups import TwoGroups
 from sonde.stats.update_moments import UpdateMoments
 from sonde.stats.white_spectrum import white_eigenvalues, white_mean
 
@@ -110,6 +111,7 @@ __all__ = [
     "TokenNormsState",
     "TopK",
     "TopKState",
+    "TwoGroups",
     "UnlabelledState",
     "UpdateMoments",
     "adjusted_p",
