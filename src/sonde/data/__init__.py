@@ -6,6 +6,7 @@ feature arrays without a model.
 
 from sonde.data._model_kind import task_of
 from sonde.data.arrays import open_arrays
+from sonde.data.contrast import contrast
 from sonde.data.early import check_data
 from sonde.data.inputs import ItemInputs
 from sonde.data.kept import kept_for
@@ -25,6 +26,7 @@ __all__ = [
     "PillowProcessor",
     "StandardLibrary",
     "check_data",
+    "contrast",
     "kept_for",
     "load",
     "open_arrays",

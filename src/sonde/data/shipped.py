@@ -1,4 +1,4 @@
-"""The two models that come with the package, and the data that they were trained on."""
+"""The models that come with the package, the data that they were trained on, and parts of it."""
 
 import os
 import sysconfig
@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from sonde.core.errors import InputError, near
+from sonde.data.functions import Functions
 from sonde.data.sources import Row, Source
 
 PREFIX = "sonde:"
@@ -43,10 +44,13 @@ def model_directory(name: str) -> Path:
 def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | None]:
     """Return shipped data and how many examples of smallest draw are taken (None = every one).
 
-    ``sonde:digits[/train|/test]`` and ``sonde:stdlib[/train|/test|/train-all|/test-all]``, also
-    with a colon before the split; without one, the split that is wanted, else the test split.
+    ``sonde:digits``, ``sonde:docstrings`` and ``sonde:code``, each ``[/train|/test]``, and
+    ``sonde:stdlib[/train|/test|/train-all|/test-all]``, also with a colon before the split; without
+    one, the split that is wanted, else the test split.
     """
-    splits = {"digits": ("train", "test"), "stdlib": ("train", "test", "train-all", "test-all")}
+    both = ("train", "test")
+    splits = {"digits": both, "stdlib": (*both, "train-all", "test-all")}
+    splits |= {"docstrings": both, "code": both}
     known = [f"{PREFIX}{data}/{split}" for data, names in splits.items() for split in names]
     data, _, said = name.removeprefix(PREFIX).replace(":", "/").partition("/")
     split = said or wanted or "test"
@@ -55,9 +59,17 @@ def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | 
             f"data: no shipped data {name!r}, only {', '.join(known)}.{near(name, known)}"
         )
     is_whole = split.endswith("-all")
-    source = Digits(split) if data == "digits" else StandardLibrary(split.removesuffix("-all"))
+    source: Source
+    if data == "digits":
+        source = Digits(split)
+    elif data == "stdlib":
+        source = StandardLibrary(split.removesuffix("-all"))
+    else:
+        part = "docstrings" if data == "docstrings" else "code"
+        files = [f for f in library_files() if is_test_file(f) == (split == "test")]
+        source = Functions(part, library_root(), files)
     source.name = f"{PREFIX}{data}/{split}"
-    n_picked = None if data == "digits" or is_whole else PIECES
+    n_picked = PIECES if data == "stdlib" and not is_whole else None
     return source.of_split(split, splits[data], bool(said)), n_picked
 
 

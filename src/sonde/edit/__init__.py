@@ -4,6 +4,7 @@ from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.random_direction import RandomDirection
+from sonde.edit.steering_vector import SteeringDirection, SteeringVector
 from sonde.edit.temporal_correction import TemporalCorrection
 from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
 
@@ -13,6 +14,8 @@ __all__ = [
     "Inject",
     "ParallelAdapters",
     "RandomDirection",
+    "SteeringDirection",
+    "SteeringVector",
     "TemporalCorrection",
     "UnMixNorm",
     "drop_sources",

@@ -1,0 +1,112 @@
+"""Two data sets as one, labelled by which of them an item is from."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from sonde.core.errors import InputError
+from sonde.data.columns import IMAGE_NAMES
+from sonde.data.opening import open_source
+from sonde.data.sources import Row, Source
+
+SIDES = ("negative side", "positive side")
+"""Names of the classes 0 and 1, in the order in which names are numbered."""
+
+
+def contrast(positive: Any, negative: Any, split: str = "train") -> Source:
+    """Return the items of two data sets as one, labelled 1 and 0, for ``sonde.read``.
+
+    Parameters
+    ----------
+    positive, negative : str, path, array, or re-iterable
+        As in ``sonde.read``; labels of their own are put aside.
+    split : str, default="train"
+        Which part is read of a data set that has several and whose name does not say it.
+
+    Raises
+    ------
+    InputError
+        If one side has no item, or is a sample that is drawn after the items were cut.
+
+    Examples
+    --------
+    >>> [row["label"] for row in contrast(["good", "fine"], ["bad"]).rows()]
+    [0, 1, 1]
+    """
+    return _Contrast(_side(negative, "negative", split), _side(positive, "positive", split))
+
+
+def _side(data: Any, side: str, split: str) -> Source:
+    source, n_picked = open_source(data, split=split)
+    if n_picked is not None:
+        raise InputError(
+            f"contrast: {source.name} is a sample of the pieces of its texts, which "
+            f"has no place beside other data. Name {source.name}-all, which is every piece, or "
+            "other data."
+        )
+    if next(iter(source.rows()), None) is None:
+        raise InputError(f"contrast: {source.name}, the {side} side, is empty. Give it items.")
+    return source
+
+
+@final
+class _Contrast(Source):
+    """The items of the negative side, then those of the positive one."""
+
+    rows_differ = True
+
+    def __init__(self, negative: Source, positive: Source) -> None:
+        self.name = f"{positive.name} against {negative.name}"
+        self._sides = (negative, positive)
+        self._first = sum(1 for _ in negative.rows())
+        self._one_base = negative.base == positive.base
+
+    @property
+    def base(self) -> Path:
+        """That of both; paths of images start from their own where these differ."""
+        return self._sides[0].base if self._one_base else Path()
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the items of both with their label."""
+        for label, side in enumerate(self._sides):
+            for row in side.rows():
+                yield self._labelled(row, label)
+        self.n_bad = sum(side.n_bad for side in self._sides)
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return some items of either or both."""
+        n, found = self._first, list[Row]()
+        for label, side, first, last in (
+            (0, self._sides[0], start, min(stop, n)),
+            (1, self._sides[1], max(start - n, 0), stop - n),
+        ):
+            if first < last:
+                found += [self._labelled(row, label) for row in side.take(first, last)]
+        return found
+
+    def where(self, index: int) -> str:
+        """Name the item of its side."""
+        side, own = self._side_of(index)
+        return side.where(own)
+
+    def place(self, index: int) -> str:
+        """Name the item of its side."""
+        side, own = self._side_of(index)
+        return f"{side.place(own)} of {side.name}"
+
+    def names_of(self, column: str) -> Sequence[str] | None:
+        """Name the sides."""
+        return SIDES if column == "label" else None
+
+    def _side_of(self, index: int) -> tuple[Source, int]:
+        is_positive = index >= self._first
+        return self._sides[is_positive], index - self._first * is_positive
+
+    def _labelled(self, row: Row, label: int) -> Row:
+        if self._one_base:
+            return {**row, "label": label}
+        base = self._sides[label].base
+        moved = {
+            name: base / row[name] for name in IMAGE_NAMES if isinstance(row.get(name), str | Path)
+        }
+        return {**row, **moved, "label": label}

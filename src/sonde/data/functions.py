@@ -1,0 +1,82 @@
+"""Functions of Python files, told apart into their docstrings and their code."""
+
+import ast
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, final
+
+from sonde.data.sources import Row, Source
+
+LENGTH = 200
+FEWEST = 40
+MOST = 512
+MOST_OF_FILE = 8
+
+
+@final
+class Functions(Source):
+    """The first characters of functions: of their docstrings, or of the code that follows these.
+
+    Both kinds are about the same functions, which are the column ``pair``; the file is the group.
+    Functions of which either part is short are left out.
+
+    Parameters
+    ----------
+    part : {"docstrings", "code"}
+    root : Path
+    files : sequence of str
+        Paths below the root.
+    """
+
+    def __init__(self, part: Literal["docstrings", "code"], root: Path, files: Sequence[str]):
+        self.name, self._part, self._root = part, part, root
+        self._files = sorted(files, key=lambda f: blake2b(f.encode(), digest_size=8).digest())
+
+    @cached_property
+    def _rows(self) -> list[Row]:
+        found: list[Row] = []
+        for file in self._files:
+            text = (self._root / file).read_bytes().decode("utf-8", "replace")
+            for name, docstring, code in list(_functions(text))[:MOST_OF_FILE]:
+                part = docstring if self._part == "docstrings" else code
+                side = int(self._part == "docstrings")
+                pair = f"{file}:{name}"
+                found.append({"text": part, "group": file, "pair": pair, "side": side})
+            if len(found) >= MOST:
+                break
+        return found[:MOST]
+
+    def place(self, index: int) -> str:
+        """Name the file and the function."""
+        return str(self._rows[index]["pair"])
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a part of each function."""
+        yield from self._rows
+
+    def take(self, start: int, stop: int) -> list[Row]:
+        """Return some of them."""
+        return self._rows[start:stop]
+
+
+def _functions(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield line and name, docstring and code of each function that has both."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return
+    lines = text.splitlines(keepends=True)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or len(node.body) < 2:
+            continue
+        first, after = node.body[0], node.body[1]
+        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
+            continue
+        if not isinstance(first.value.value, str) or first.end_lineno is None:
+            continue
+        docstring = "".join(lines[first.lineno - 1 : first.end_lineno])[:LENGTH]
+        code = "".join(lines[after.lineno - 1 : node.end_lineno])[:LENGTH]
+        if min(len(docstring.strip()), len(code.strip())) >= FEWEST:
+            yield f"{node.lineno} {node.name}", docstring, code
