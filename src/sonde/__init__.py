@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sonde.run.training.track import Track
     from sonde.run.watching.guard import Guard
     from sonde.tap import Tap, editing
+    from sonde.weights import undo
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ _HOMES = {
     "read": "sonde.run.reading.read",
     "scan": "sonde.report",
     "score": "sonde.run.scoring.score",
+    "undo": "sonde.weights",
 }
 
 __all__ = [
@@ -103,6 +105,7 @@ __all__ = [
     "read",
     "scan",
     "score",
+    "undo",
 ]
 
 

@@ -16,6 +16,7 @@ from sonde.cli._usage import wrong_usage
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.console import Failed, error_line, note_interrupted, say
 from sonde.cli.drift import Drift
+from sonde.cli.edits import EDITS, overview
 from sonde.cli.evaluate import Evaluate
 from sonde.cli.export import Export
 from sonde.cli.fit import Fit
@@ -53,12 +54,27 @@ COMMANDS: dict[str, type[Any]] = {
 }
 
 
+EDIT = "edit"
+"""The word before those that change a model."""
+
+
 def run_command(word: str, arguments: list[str]) -> int:
     """Run a command and return its exit code; everything that is wrong is told in one line."""
-    if word not in COMMANDS:
-        error_line(f"no command is called {word!r}.{near(word, COMMANDS)} See sonde --help.")
+    known, above = COMMANDS, ""
+    if word == EDIT:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            say(overview())
+            return 0
+        known, above, word, arguments = EDITS, f"{EDIT} ", arguments[0], arguments[1:]
+    if word not in known:
+        hint = near(word, known if above else [*known, EDIT])
+        error_line(f"no command is called {above + word!r}.{hint} See sonde {above}--help.")
         return 2
-    command = _parsed(word, arguments)
+    return _run(above + word, known[word], arguments)
+
+
+def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
+    command = _parsed(word, kind, arguments)
     if isinstance(command, int):
         return command
     debug = bool(command.printing.debug)
@@ -96,9 +112,9 @@ def run_command(word: str, arguments: list[str]) -> int:
         return 130
 
 
-def _parsed(word: str, arguments: list[str]) -> Any:
+def _parsed(word: str, kind: type[Any], arguments: list[str]) -> Any:
     """Return the command with its flags, or the exit code if there is nothing to run."""
-    form: Any = Annotated[COMMANDS[word], tyro.conf.arg(name=word)]
+    form: Any = Annotated[kind, tyro.conf.arg(name=word)]
     box, help_text = io.StringIO(), _Help()
     try:
         with redirect_stderr(box), redirect_stdout(help_text):
@@ -112,7 +128,7 @@ def _parsed(word: str, arguments: list[str]) -> Any:
         if stop.code in (0, None):
             say(filled(help_text.text()))
             return 0
-        error_line(wrong_usage(COMMANDS[word], word, arguments, box.getvalue()))
+        error_line(wrong_usage(kind, word, arguments, box.getvalue()))
         return 2
     return parsed
 

@@ -1,7 +1,10 @@
 """Changes of a model's weights: planned, looked at, folded into a new model, taken back."""
 
 from sonde.weights.change import Change, Exchange, LowRank, Sparse
-from sonde.weights.rewrite import Rewrite, RewritePlan, module_of, tensor_hash, with_tensors
+from sonde.weights.live import module_of, tensor_hash, with_tensors
+from sonde.weights.rewrite import Rewrite, RewritePlan
+from sonde.weights.saving import Saved, save_edited
+from sonde.weights.undoing import undo
 
 __all__ = [
     "Change",
@@ -9,8 +12,11 @@ __all__ = [
     "LowRank",
     "Rewrite",
     "RewritePlan",
+    "Saved",
     "Sparse",
     "module_of",
+    "save_edited",
     "tensor_hash",
+    "undo",
     "with_tensors",
 ]

@@ -5,14 +5,14 @@ small edit of a half-precision weight would be lost in its rounding.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import ShapeError
+from sonde.core.errors import ShapeError, StateError
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -20,25 +20,44 @@ HALF = (torch.float16, torch.bfloat16)
 class Change(ABC):
     """What becomes of one tensor. Subclasses are final frozen dataclasses."""
 
-    def of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def of(self, old: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
         """Return the changed tensor, of the same shape; float32 for one of a half type.
+
+        Parameters
+        ----------
+        old : Float[Tensor, "..."] or None
+            None where the model has no such tensor, as a bias that it could have.
 
         Raises
         ------
         ShapeError
             If the change is for a tensor of another shape.
+        StateError
+            If it needs a tensor and there is none.
         """
+        if old is None:
+            return self._made()
         new = self._of(old.detach().double())
         if new.shape != old.shape:
             raise ShapeError(
                 f"{type(self).__name__}: expected a tensor of shape {tuple(new.shape)}, "
                 f"got {tuple(old.shape)}. The change was made for another model."
             )
-        return new.to(torch.float32 if old.dtype in HALF else old.dtype)
+        return new.to(written_type(old.dtype))
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return what the change is made of, as it is kept in a patch."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
 
     @abstractmethod
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the changed tensor in float64."""
+
+    def _made(self) -> Float[Tensor, "..."]:
+        raise StateError(
+            f"{type(self).__name__}: the model has no such tensor to change. Give a new one with "
+            "Exchange."
+        )
 
 
 @final
@@ -93,5 +112,17 @@ class Exchange(Change):
 
     values: Float[Tensor, "..."]
 
+    def factors(self) -> dict[str, Tensor]:
+        """Return nothing: the new values are the edited model's own."""
+        return {}
+
     def _of(self, old: Tensor) -> Tensor:
         return self.values.to(old)
+
+    def _made(self) -> Tensor:
+        return self.values.detach().to(written_type(self.values.dtype))
+
+
+def written_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which a changed tensor is kept."""
+    return torch.float32 if dtype in HALF else dtype

@@ -1,17 +1,21 @@
 """A change of weights: planned from what was fitted, looked at, then folded into a new model."""
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sonde.core.errors import StateError
-from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
+from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
+from sonde.weights.live import TIED, module_of, tensor_hash, with_tensors
+
+if TYPE_CHECKING:
+    from sonde.weights.saving import Saved
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,18 @@ class RewritePlan:
         Word of the method, with its parameters.
     figures : mapping of str to float
         What the method found out on the way, for the report.
+    ties : mapping of str to tuple of str
+        For each tensor, other names under which the model holds the same one. They keep the old.
+    config : mapping of str to JSON value
+        What the model's configuration must say for the new tensors, e.g. ``{"mlp_bias": True}``.
     """
 
     changes: Mapping[str, Change]
     made_for: Mapping[str, str]
     method: str = ""
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def of(
@@ -44,9 +54,10 @@ class RewritePlan:
         **figures: float,
     ) -> "RewritePlan":
         """Return the plan for the weights that a model has now."""
-        named = dict(module_of(model).state_dict())
+        module = module_of(model)
+        named = dict(module.state_dict())
         made_for = {name: tensor_hash(named[name]) for name in changes if name in named}
-        return cls(dict(changes), made_for, method, figures)
+        return cls(dict(changes), made_for, method, figures, _ties(module, changes))
 
     def fold(self, model: Model | nn.Module) -> Any:
         """Return a new model with the changes in it.
@@ -66,8 +77,19 @@ class RewritePlan:
                     f"RewritePlan.fold: {name} is not the tensor that this plan was made for. "
                     "Plan again for this model."
                 )
-        changed = {name: change.of(named[name]) for name, change in self.changes.items()}
-        return with_tensors(module, changed)
+        changed = {name: change.of(named.get(name)) for name, change in self.changes.items()}
+        new = with_tensors(module, changed)
+        told = {**self.config, **({TIED: False} if self.ties else {})}
+        for name, value in told.items():
+            if config_of(new) is not None:
+                setattr(config_of(new), name, value)
+        return new
+
+    def save(self, model: Model | str | Path, output: str | Path) -> "Saved":
+        """Write the edited model to a folder, and its patch beside it. See ``save_edited``."""
+        from sonde.weights.saving import save_edited
+
+        return save_edited(model, self, output)
 
 
 class Rewrite(ABC):
@@ -85,31 +107,10 @@ class Rewrite(ABC):
         """
 
 
-def tensor_hash(x: Tensor) -> str:
-    """Return the hash by which a plan knows the tensor that it was made for."""
-    return tensor_key(x.detach().cpu()).hex()
-
-
-def module_of(model: Model | nn.Module) -> nn.Module:
-    """Return the live module of a model."""
-    return model.module if isinstance(model, Model) else model
-
-
-def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of a module with some tensors exchanged; all others share their storage."""
-    kept = {id(p): p for p in [*module.parameters(), *module.buffers()]}
-    memo: dict[int, Any] = {}
-    for key, old in kept.items():
-        same = old.detach()
-        memo[key] = nn.Parameter(same, old.requires_grad) if isinstance(old, nn.Parameter) else same
-    new = copy.deepcopy(module, memo)
-    for name, value in changed.items():
-        path, _, leaf = name.rpartition(".")
-        owner = new.get_submodule(path)
-        if leaf in owner._buffers:
-            owner._buffers[leaf] = value
-            continue
-        before = owner._parameters.get(leaf)
-        trains = before is None or before.requires_grad
-        owner._parameters[leaf] = nn.Parameter(value, trains and value.is_floating_point())
-    return new
+def _ties(module: nn.Module, changed: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = {}
+    every = dict(module.named_parameters(remove_duplicate=False))
+    for name, parameter in every.items():
+        names.setdefault(id(parameter), []).append(name)
+    groups = {name: names[id(every[name])] for name in changed if name in every}
+    return {name: tuple(n for n in one if n != name) for name, one in groups.items() if one[1:]}

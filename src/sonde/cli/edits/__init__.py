@@ -1,0 +1,45 @@
+"""``sonde edit WORD ...``: the words that change a model, one file each, and what sets them apart.
+
+A word is a frozen dataclass like every command. Its docstring says what it does in the first line,
+gives one ``Example:`` that runs on a shipped model, and one line ``Differs:`` that keeps it apart
+from its neighbours; ``sonde edit --help`` is made of these.
+"""
+
+import inspect
+import re
+import shutil
+from textwrap import fill, indent
+from typing import Any
+
+from sonde.cli._table import filled
+from sonde.cli.edits.undo import Undo
+
+EDITS: dict[str, type[Any]] = {
+    "undo": Undo,
+}
+
+_HEAD = """sonde edit WORD: change a model, and take it back
+
+Every edit is written as a new model: its folder is copied,
+only the changed tensors are rewritten, and NEW.patch beside
+it holds what they were.
+"""
+_FOOT = "`sonde edit WORD --help` shows the flags of a word."
+
+
+def overview() -> str:
+    """Return the help of ``sonde edit``: each word with what it does, its limits, an example."""
+    width = shutil.get_terminal_size().columns
+    parts = [_HEAD]
+    for word, command in EDITS.items():
+        summary = (inspect.getdoc(command) or "").partition("\n\n")[0]
+        told = (summary, f"Differs: {told_by(command, 'Differs')}")
+        parts += [word, *(indent(fill(" ".join(x.split()), width - 2), "  ") for x in told)]
+        parts += [filled(f"  Example: {told_by(command, 'Example')}"), ""]
+    return "\n".join([*parts, filled(_FOOT)])
+
+
+def told_by(command: type[Any], label: str) -> str:
+    """Return the paragraph of a command's docstring that a label begins."""
+    found = re.search(rf"^{label}: (.+?)(?:\n\n|\Z)", inspect.getdoc(command) or "", re.M | re.S)
+    return found[1] if found else ""

@@ -1,0 +1,44 @@
+"""``sonde edit undo``: an edited model back to what it was."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sonde.cli.console import note, say_json
+from sonde.cli.options import Printing, named
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Give back the model that an edited one was made from, every file with the hash it had.
+
+    NEW.patch must lie beside NEW. Where a model was edited several times, the last edit is taken
+    back first; run it again on the result for the one before.
+
+    Differs: reads no data and makes no choice; strength 0 of another word copies, this restores.
+
+    Example: sonde edit undo NEW -o OLD
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[Path], named("NEW", "the folder of a model that sonde edited")
+    ]
+    output: Annotated[
+        Path, tyro.conf.arg(aliases=["-o"], metavar="OLD", help="folder for the original model")
+    ]
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Check the patch, write, and say what was written."""
+        from sonde.weights import undo
+        from sonde.weights.patch import Patch, patch_of
+
+        told = Patch.open(patch_of(self.model)).told if patch_of(self.model).is_dir() else {}
+        undo(self.model, self.output)
+        files = told["before"]
+        if self.printing.json:
+            say_json({"folder": str(self.output), "model": told["model"], "files": files})
+        note(f"wrote {self.output}: {told['model']} as it was, {len(files)} files")
+        return 0

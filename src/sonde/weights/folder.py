@@ -1,0 +1,180 @@
+"""A model's folder: which of its files hold weights, and where a new one may be written."""
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any
+
+from sonde.core.errors import InputError, StoreError
+from sonde.core.inputs import Model
+from sonde.data._checkpoints import checkpoint_directory, json_object
+from sonde.data.shipped import is_shipped, model_directory
+from sonde.files.durable import TEMPORARY, make_directory, replace, sync_directory, write_error
+from sonde.weights._weight_file import WeightFile
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+PATCH = ".patch"
+OTHER_WEIGHTS = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.tflite",
+    "*.safetensors",
+)
+"""Other copies of the weights: an edited model does not carry them."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The files of a model's folder.
+
+    Parameters
+    ----------
+    path : Path
+    weights : mapping of str to WeightFile
+        The files that ``from_pretrained`` reads, by name.
+    """
+
+    path: Path
+    weights: Mapping[str, WeightFile]
+
+    @classmethod
+    def open(cls, path: Path) -> "ModelFolder":
+        """Return the folder with its weights opened.
+
+        Raises
+        ------
+        InputError
+            If it holds no model that can be changed on the disk.
+        """
+        if (path / CONFIG).is_file() and "quantization_config" in json_object(path / CONFIG):
+            raise InputError(
+                f"{path}: its weights are quantised and cannot be changed. Take the model in "
+                "float16, bfloat16 or float32."
+            )
+        if (path / WHOLE).is_file():
+            names = [WHOLE]
+        elif (path / INDEX).is_file():
+            names = sorted(set(json_object(path / INDEX).get("weight_map", {}).values()))
+        else:
+            names = sorted(file.name for file in path.glob("*.safetensors"))[:2]
+        if len(names) != 1 and not (path / INDEX).is_file():
+            raise InputError(f"{path}: expected {WHOLE} or {INDEX}, got neither.")
+        return cls(path, {name: WeightFile.open(path / name) for name in names})
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """The file of each tensor."""
+        return {name: file for file, one in self.weights.items() for name in one.entries}
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """Every file below the folder, links followed, with slashes."""
+        found = (file for file in self.path.rglob("*") if file.is_file())
+        return tuple(sorted(file.relative_to(self.path).as_posix() for file in found))
+
+    def is_other_copy(self, file: str) -> bool:
+        """Return whether a file may hold the weights once more, in a form that is not read here."""
+        return file not in self.weights and any(map(Path(file).match, OTHER_WEIGHTS))
+
+    def config(self) -> dict[str, Any]:
+        """Return ``config.json``."""
+        return json_object(self.path / CONFIG)
+
+
+def folder_of(model: Model | str | Path) -> Path:
+    """Return the folder that a model was loaded from.
+
+    Raises
+    ------
+    InputError
+        If it comes from no folder.
+    """
+    name = model.name if isinstance(model, Model) else str(model)
+    if is_shipped(name):
+        return model_directory(name)
+    is_live = isinstance(model, Model) and name in ("", type(model.module).__name__)
+    if is_live or (":" in name and not Path(name).exists()):
+        raise InputError(
+            "expected a model that was loaded from a folder: its files are copied. Load it with "
+            "sonde.load, or fold the plan and save the new model yourself."
+        )
+    return checkpoint_directory(name, trust_remote_code=True)
+
+
+def patch_of(folder: Path) -> Path:
+    """Return where the patch of an edited model lies: beside it."""
+    folder = folder.absolute()
+    return folder.with_name(folder.name + PATCH)
+
+
+def check_output(output: Path, *sources: Path) -> None:
+    """Refuse a folder that is there and not empty, has a patch already, or lies in a source.
+
+    Raises
+    ------
+    InputError
+        Naming what is there.
+    """
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        kind = "a file" if output.is_file() else "not empty"
+        raise InputError(f"cannot write {output}: it is {kind}. Name a new folder.")
+    if patch_of(output).exists():
+        raise InputError(
+            f"cannot write {output}: {patch_of(output)} is there, the patch of a model of this "
+            "name. Name another folder, or remove the patch."
+        )
+    whole = output.resolve()
+    for source in sources:
+        if source.resolve() in (whole, *whole.parents):
+            raise InputError(f"cannot write {output}: it lies in {source}, which is read. Name "
+                             "a folder beside it.")  # fmt: skip
+    if not output.absolute().parent.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {output.parent}. Make it.")
+
+
+@contextmanager
+def new_folders(output: Path) -> Generator[tuple[Path, Path], None, None]:
+    """Give a folder and a folder for its patch, which get their names when the block ends well.
+
+    The patch is named first: an edited model without its patch never stands there.
+    """
+    output = output.absolute()
+    try:
+        work = Path(mkdtemp(prefix=f"{output.name[:100]}{TEMPORARY}", dir=output.parent))
+    except OSError as error:
+        raise write_error(output, error) from error
+    try:
+        new, patch = work / "model", work / "patch"
+        make_directory(new)
+        yield new, patch
+        if patch.exists():
+            replace(patch, patch_of(output))
+        if output.is_dir():
+            output.rmdir()
+        replace(new, output)
+        sync_directory(output.parent)
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise write_error(output, error) from error
+    finally:
+        rmtree(work, ignore_errors=True)
+
+
+def as_json(value: Any) -> bytes:
+    """Return a value as the JSON file that transformers would write."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

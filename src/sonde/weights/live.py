@@ -1,0 +1,43 @@
+"""Tensors of a live model: known by their hash, exchanged in a copy."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sonde.core.hashing import tensor_key
+from sonde.core.inputs import Model
+
+TIED = "tie_word_embeddings"
+"""What a configuration calls one matrix for the embedding and the output."""
+
+
+def tensor_hash(x: Tensor) -> str:
+    """Return the hash by which a plan knows the tensor that it was made for."""
+    return tensor_key(x.detach().cpu()).hex()
+
+
+def module_of(model: Model | nn.Module) -> nn.Module:
+    """Return the live module of a model."""
+    return model.module if isinstance(model, Model) else model
+
+
+def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a module with some tensors exchanged; all others share their storage."""
+    kept = {id(p): p for p in [*module.parameters(), *module.buffers()]}
+    memo: dict[int, Any] = {}
+    for key, old in kept.items():
+        same = old.detach()
+        memo[key] = nn.Parameter(same, old.requires_grad) if isinstance(old, nn.Parameter) else same
+    new = copy.deepcopy(module, memo)
+    for name, value in changed.items():
+        path, _, leaf = name.rpartition(".")
+        owner = new.get_submodule(path)
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = value
+            continue
+        before = owner._parameters.get(leaf)
+        trains = before is None or before.requires_grad
+        owner._parameters[leaf] = nn.Parameter(value, trains and value.is_floating_point())
+    return new

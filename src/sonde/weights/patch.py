@@ -1,0 +1,184 @@
+"""``NEW.patch``: what an edit of a model's folder took away, so that it can be given back.
+
+``patch.json`` says what was done, with a hash of every file before and after, and of each changed
+tensor. ``patch.safetensors`` holds what the change is made of and the original bytes: of tensors,
+of headers of weight files, of small files. ``files/`` holds copies of the weights in other forms,
+``earlier/`` the patch of the edit before this one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import torch
+
+from sonde.core.errors import StateError, StoreError
+from sonde.files.durable import atomic_write, make_directory
+from sonde.weights._weight_file import (
+    Entry,
+    WeightFile,
+    file_hash,
+    file_pieces,
+    pieces_of,
+    tensor_bytes,
+    write_hashed,
+)
+from sonde.weights.change import Change
+from sonde.weights.folder import ModelFolder, as_json, patch_of
+from sonde.weights.live import tensor_hash
+
+FORMAT = "sonde patch 1"
+TOLD, KEPT, FILES, EARLIER = "patch.json", "patch.safetensors", "files", "earlier"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was done to a model.
+
+    Parameters
+    ----------
+    model : str
+        What was changed, as it was named.
+    method : str
+    figures : mapping of str to float
+    config : mapping
+        What changed in the configuration.
+    """
+
+    model: str
+    method: str
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch on the disk.
+
+    Parameters
+    ----------
+    path : Path
+    told : mapping
+        ``patch.json``.
+    """
+
+    path: Path
+    told: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Patch":
+        """Return the patch in a folder.
+
+        Raises
+        ------
+        StoreError
+            If there is none, or it is not whole.
+        """
+        try:
+            told = json.loads((path / TOLD).read_text(encoding="utf-8"))
+            if not isinstance(told, dict) or told.get("format") != FORMAT:
+                raise ValueError(f"expected the format {FORMAT!r}")
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot read the patch {path}: {error}.") from None
+        kept = path / KEPT
+        if "kept" in told and (not kept.is_file() or file_hash(kept) != told["kept"]):
+            raise StoreError(f"{kept} is missing or damaged. Take it from a backup.")
+        return cls(path, told)
+
+    @staticmethod
+    def write(
+        path: Path,
+        old: ModelFolder,
+        step: Step,
+        changes: Mapping[str, Change | None],
+        after: Mapping[str, str],
+        small: Mapping[str, bytes],
+    ) -> None:
+        """Write the patch from ``old`` to a folder whose files have the hashes ``after``."""
+        make_directory(path)
+        touched = {old.places[n] for n in changes if n in old.places}
+        touched |= {file for file in old.weights if after[file] != file_hash(old.path / file)}
+        entries: dict[str, Entry] = {}
+        tensors: dict[str, dict[str, Any]] = {}
+        for name, change in changes.items():
+            before = None
+            if name in old.places:
+                one = old.weights[old.places[name]]
+                entries[f"{name}|original"] = one.entries[name]
+                before = tensor_hash(one.tensor(name))
+            factors = {} if change is None else change.factors()
+            entries |= {f"{name}|{key}": Entry.of(x) for key, x in factors.items()}
+            kind = "copy" if change is None else type(change).__name__
+            tensors[name] = {"before": before, "change": kind}
+        for file in touched:
+            entries[f"header|{file}"] = _entry(old.weights[file].header)
+        for file in small:
+            entries[f"file|{file}"] = _entry((old.path / file).read_bytes())
+        others = [file for file in old.files if old.is_other_copy(file)]
+        for file in others:
+            (path / FILES / file).parent.mkdir(parents=True, exist_ok=True)
+            write_hashed(path / FILES / file, pieces_of(old.path / file))
+        told = {
+            "format": FORMAT,
+            **asdict(step),
+            "tensors": tensors,
+            "before": {file: file_hash(old.path / file) for file in old.files},
+            "after": dict(after),
+            "kept": write_hashed(path / KEPT, file_pieces(entries)),
+        }
+        atomic_write(path / TOLD, as_json(told))
+
+    @cached_property
+    def kept(self) -> WeightFile:
+        """The original bytes."""
+        return WeightFile.open(self.path / KEPT)
+
+    @property
+    def earlier(self) -> "Patch | None":
+        """The patch of the edit before this one, if there was one."""
+        return Patch.open(self.path / EARLIER) if (self.path / EARLIER).is_dir() else None
+
+    def copy_into(self, patch: Path) -> None:
+        """Keep this patch as the earlier one of another."""
+        copytree(self.path, patch / EARLIER)
+
+    def check_applies(self, folder: Path) -> None:
+        """Refuse a folder whose files are not those that this patch belongs to.
+
+        Raises
+        ------
+        StateError
+            Naming the first that is another.
+        """
+        after: Mapping[str, str] = self.told["after"]
+        for file, digest in after.items():
+            path = folder / file
+            if not path.is_file() or file_hash(path) != digest:
+                what = "was changed since" if path.is_file() else "is missing"
+                raise StateError(
+                    f"{self.path} is no patch for {folder}: {file} {what}. Undo what changed it "
+                    "first, or take the original model."
+                )
+
+
+def earlier_patch(folder: Path) -> Patch | None:
+    """Return the patch of a model that is an edited one, if it lies beside it."""
+    found = patch_of(folder)
+    if not (found / TOLD).is_file():
+        return None
+    patch = Patch.open(found)
+    patch.check_applies(folder)
+    return patch
+
+
+def _entry(content: bytes) -> Entry:
+    return Entry.of(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+
+
+def kept_bytes(patch: Patch, name: str) -> bytes:
+    """Return bytes that a patch keeps under a name."""
+    return bytes(tensor_bytes(patch.kept.tensor(name)))

@@ -1,0 +1,245 @@
+"""An edited model on the disk: its folder copied byte for byte, the changed tensors rewritten."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import Model
+from sonde.weights._weight_file import DTYPES, Entry, file_pieces, pieces_of, write_hashed
+from sonde.weights.change import Change, written_type
+from sonde.weights.folder import (
+    CONFIG,
+    INDEX,
+    ModelFolder,
+    as_json,
+    check_output,
+    folder_of,
+    new_folders,
+)
+from sonde.weights.live import TIED, tensor_hash
+from sonde.weights.patch import Patch, Step, earlier_patch
+
+if TYPE_CHECKING:
+    from sonde.weights.rewrite import RewritePlan
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@final
+@dataclass(frozen=True)
+class Saved:
+    """What ``save_edited`` wrote.
+
+    Parameters
+    ----------
+    folder : Path
+        The edited model: ``from_pretrained`` loads it.
+    patch : Path
+        What takes it back, beside it.
+    tensors : tuple of str
+        The tensors that were rewritten or added.
+    """
+
+    folder: Path
+    patch: Path
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A tensor of the new model: made from one of the old (None: from nothing) by a change."""
+
+    file: str
+    source: str | None
+    change: Change | None
+
+
+def save_edited(
+    model: Model | str | Path, plan: "RewritePlan", output: str | Path, name: str = ""
+) -> Saved:
+    """Write a model with a plan folded in, and beside it the patch that takes it back.
+
+    The model's folder is copied byte for byte. Only the changed tensors are rewritten, as float32
+    where they were of a half type. ``OUTPUT.patch`` holds the original bytes of all that differs;
+    copies of the weights in other forms (``*.bin``, ``*.gguf``) are kept there alone.
+
+    Parameters
+    ----------
+    model : Model, str or path
+        A folder, ``sonde:digits``, ``sonde:stdlib``, or a model that was loaded from one.
+    plan : RewritePlan
+    output : str or path
+        A folder that does not exist, or is empty.
+    name : str, optional
+        What the patch calls the model; by default its path.
+
+    Raises
+    ------
+    InputError
+        If the model has no folder, its weights are quantised, or something is at ``output``.
+    StateError
+        If the weights in the folder are not those that the plan was made for.
+    """
+    old, output = ModelFolder.open(folder_of(model)), Path(output)
+    check_output(output, old.path)
+    written, config = _placed(old, plan)
+    said = name or (model.name if isinstance(model, Model) else str(model))
+    with new_folders(output) as (new, patch):
+        after, small = _write(old, new, written, config)
+        step = Step(said, plan.method, dict(plan.figures), config)
+        Patch.write(patch, old, step, {n: w.change for n, w in written.items()}, after, small)
+        earlier = earlier_patch(old.path)
+        if earlier is not None:
+            earlier.copy_into(patch)
+        if config:
+            _check_loads(new, old, plan, written)
+    return Saved(output, output.with_name(output.name + ".patch"), tuple(written))
+
+
+def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written], dict[str, Any]]:
+    """Return what is written for each tensor on the disk, and what the configuration must say."""
+    written: dict[str, _Written] = {}
+    config = dict(plan.config)
+    for name, change in plan.changes.items():
+        if name not in plan.made_for:
+            sibling = _named_like(old, name.rpartition(".")[0] + ".weight")
+            file = old.places[sibling[0]] if sibling else next(iter(old.weights))
+            new = sibling[0].removesuffix("weight") + name.rpartition(".")[2] if sibling else name
+            written[new] = _Written(file, None, change)
+            continue
+        found = _found(old, name, plan)
+        group = (name, *plan.ties.get(name, ()))
+        if plan.ties.get(name):
+            _check_tie(old, group)
+            config[TIED] = False
+        own = name if len(group) > 1 and _own_name(old, name, found) is None else found
+        written[_own_name(old, name, found) or own] = _Written(old.places[found], found, change)
+        for other in set(group[1:]) - plan.changes.keys():
+            if _own_name(old, other, found) is None:
+                written[other] = _Written(old.places[found], found, None)
+    return written, config
+
+
+def _named_like(old: ModelFolder, name: str) -> list[str]:
+    """Return the tensors on the disk that a model's name may mean: prefixes come and go."""
+    if name in old.places:
+        return [name]
+    return [n for n in old.places if name.endswith(f".{n}") or n.endswith(f".{name}")]
+
+
+def _own_name(old: ModelFolder, name: str, found: str) -> str | None:
+    """Return the name of the tensor on the disk that is this one's alone, not of a tied one."""
+    mine = _named_like(old, name)
+    return found if found in mine else mine[0] if mine else None
+
+
+def _found(old: ModelFolder, name: str, plan: "RewritePlan") -> str:
+    """Return the tensor on the disk that a plan means, known by its hash.
+
+    Raises
+    ------
+    StateError
+        If there is none.
+    """
+    wanted = plan.made_for[name]
+    for known in (name, *plan.ties.get(name, ())):
+        for candidate in _named_like(old, known):
+            x = old.weights[old.places[candidate]].tensor(candidate)
+            if wanted in (tensor_hash(x.to(dtype)) for dtype in (x.dtype, *FLOATS)):
+                return candidate
+    raise StateError(
+        f"save_edited: {old.path} has no {name} with the weights that this plan was made for. "
+        "Plan again for this model; tensors that loading joins or splits cannot be changed on the "
+        "disk."
+    )
+
+
+def _check_tie(old: ModelFolder, group: tuple[str, ...]) -> None:
+    if len(group) > 2:
+        raise StateError(
+            f"save_edited: {', '.join(group)} are one tensor in {old.path}, and its configuration "
+            "cannot hold them apart. Change all of them alike, or another tensor."
+        )
+
+
+def _write(
+    old: ModelFolder, new: Path, written: Mapping[str, _Written], config: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Write the new folder; return the hash of each file in it, and the small files that differ."""
+    touched = {w.file for w in written.values()}
+    after: dict[str, str] = {}
+    small: dict[str, bytes] = {}
+    for file, one in old.weights.items():
+        if file in touched:
+            mine = {n: w for n, w in written.items() if w.file == file}
+            entries = {**one.entries, **{n: _entry(old, w) for n, w in mine.items()}}
+            after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
+    if config:
+        small[CONFIG] = as_json({**old.config(), **config})
+    if INDEX in old.files:
+        small[INDEX] = as_json(_index(old, written))
+    for file in old.files:
+        if file in after or old.is_other_copy(file):
+            continue
+        (new / file).parent.mkdir(parents=True, exist_ok=True)
+        pieces = [small[file]] if file in small else pieces_of(old.path / file)
+        after[file] = write_hashed(new / file, pieces)
+    return after, small
+
+
+def _entry(old: ModelFolder, one: _Written) -> Entry:
+    source = one.source
+    if source is None:
+        assert one.change is not None  # what has no source is made by a change
+        return Entry.of(one.change.of(None))
+    stored = old.weights[old.places[source]].entries[source]
+    if one.change is None:
+        return stored
+    change, dtype = one.change, written_type(DTYPES[stored.dtype])
+
+    def make() -> Tensor:
+        return change.of(old.weights[old.places[source]].tensor(source))
+
+    return Entry.later(dtype, stored.shape, make)
+
+
+def _index(old: ModelFolder, written: Mapping[str, _Written]) -> dict[str, Any]:
+    """Return the index of the shards with what was added, and the new size."""
+    index = json.loads((old.path / INDEX).read_bytes())
+    index["weight_map"] = {**index["weight_map"], **{n: w.file for n, w in written.items()}}
+    sizes = {n: e.n_bytes for one in old.weights.values() for n, e in one.entries.items()}
+    sizes |= {n: _entry(old, w).n_bytes for n, w in written.items()}
+    index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
+    return index
+
+
+def _check_loads(
+    new: Path, old: ModelFolder, plan: "RewritePlan", written: Mapping[str, _Written]
+) -> None:
+    """Raise unless the new folder loads with every changed tensor in it: the configuration moved.
+
+    Raises
+    ------
+    InputError
+        If the model's class has no such option.
+    """
+    from sonde.data import load
+
+    loaded = dict(load(str(new), device="cpu", dtype="float32").module.state_dict())
+    for name, change in plan.changes.items():
+        source = _found(old, name, plan) if name in plan.made_for else None
+        x = None if source is None else old.weights[old.places[source]].tensor(source)
+        expected = change.of(x).to(torch.float32)
+        got = loaded.get(name)
+        if got is None or prod(got.shape) == 0 or not torch.equal(got.cpu(), expected):
+            raise InputError(
+                f"save_edited: {name} does not load from the new folder: the model's class ties it "
+                "or has no place for it. Nothing was written; fold the plan in Python instead."
+            )

@@ -1,0 +1,94 @@
+"""An edited model's folder back to what it was, file by file with the same hash."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+from sonde.core.errors import InputError, StateError
+from sonde.files.durable import Bytes
+from sonde.weights._weight_file import WeightFile, pieces_of, write_hashed
+from sonde.weights.folder import check_output, new_folders, patch_of
+from sonde.weights.patch import EARLIER, FILES, Patch, kept_bytes
+
+
+def undo(model: str | Path, output: str | Path) -> Path:
+    """Write the model that an edited one was made from: every file with the hash it had.
+
+    The patch is taken from beside the edited model. Of a model that was edited several times, the
+    last edit is taken back, and the patch of the one before is put beside ``output``.
+
+    Parameters
+    ----------
+    model : str or path
+        The folder of an edited model.
+    output : str or path
+        A folder that does not exist, or is empty.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    InputError
+        If ``model`` is no folder or has no patch beside it, or something is at ``output``.
+    StateError
+        If the model or the patch was changed since.
+    """
+    folder, output = Path(model), Path(output)
+    patch = _patch(folder)
+    check_output(output, folder, patch.path)
+    patch.check_applies(folder)
+    with new_folders(output) as (new, earlier):
+        for file, digest in patch.told["before"].items():
+            (new / file).parent.mkdir(parents=True, exist_ok=True)
+            if write_hashed(new / file, _original(patch, folder, file)) != digest:
+                raise StateError(
+                    f"undo: {file} does not come back from {patch.path} as it was: the patch was "
+                    "changed. Take the original model."
+                )
+        if (patch.path / EARLIER).is_dir():
+            copytree(patch.path / EARLIER, earlier)
+    return output
+
+
+def _patch(folder: Path) -> Patch:
+    if not folder.is_dir():
+        raise InputError(f"undo: expected the folder of an edited model, got {folder}.")
+    found = patch_of(folder)
+    if not found.is_dir():
+        raise InputError(
+            f"undo: there is no patch {found}. Only a model that sonde edited can be taken back, "
+            "with its patch beside it under the model's name."
+        )
+    patch = Patch.open(found)
+    if "sources" in patch.told:
+        sources: list[dict[str, Any]] = patch.told["sources"]
+        named = ", ".join(str(source["model"]) for source in sources)
+        raise InputError(
+            f"undo: {folder} was merged from {named}: nothing of them was overwritten. Take the "
+            f"one that you want; {found / 'patch.json'} has their hashes."
+        )
+    return patch
+
+
+def _original(patch: Patch, folder: Path, file: str) -> Iterator[Bytes]:
+    """Yield the bytes that a file had."""
+    kept = patch.kept.entries
+    if f"file|{file}" in kept:
+        yield kept_bytes(patch, f"file|{file}")
+    elif f"header|{file}" in kept:
+        header = kept_bytes(patch, f"header|{file}")
+        yield header
+        now = WeightFile.open(folder / file)
+        told: dict[str, Any] = json.loads(header[8:])
+        told.pop("__metadata__", None)
+        for name in sorted(told, key=lambda name: told[name]["data_offsets"]):
+            old = kept.get(f"{name}|original")
+            yield from (now.entries[name] if old is None else old).content()
+    else:
+        at = folder if (folder / file).is_file() else patch.path / FILES
+        yield from pieces_of(at / file)

@@ -1,0 +1,159 @@
+"""Edited models on the disk: what is rewritten, what is kept, and how all of it comes back."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import LlamaForCausalLM
+
+import sonde
+from cli_case import run_words
+from models import llama
+from sonde.core.errors import InputError, StateError
+from sonde.data.shipped import model_directory
+from sonde.weights import Exchange, LowRank, RewritePlan, Sparse, save_edited, undo
+from sonde.weights._weight_file import file_hash
+
+
+def hashes(folder: Path):
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
+
+
+def plan_for(model, name, method="test"):
+    x = dict(model.module.state_dict())[name]
+    torch.manual_seed(0)
+    thin = LowRank(1e-3 * torch.randn(x.shape[0], 1), torch.randn(1, x[0].numel()))
+    return RewritePlan.of(model, {name: thin}, method)
+
+
+def same_weights(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name].float(), second[name].float())]
+
+
+@pytest.mark.parametrize("word", ["sonde:digits", "sonde:stdlib"])
+def test_one_tensor_of_a_shipped_model_is_rewritten_and_comes_back(tmp_path, word):
+    model, old = sonde.load(word, dtype="float32"), hashes(model_directory(word))
+    name = next(n for n, x in model.module.state_dict().items() if x.ndim > 1 and "mlp" in n)
+    plan = plan_for(model, name)
+    saved = save_edited(model, plan, tmp_path / "new")
+    new = hashes(tmp_path / "new")
+    assert [file for file in old if new[file] != old[file]] == ["model.safetensors"]
+    assert new.keys() == old.keys()
+    loaded = sonde.load(str(saved.folder), dtype="float32").module
+    assert same_weights(plan.fold(model), loaded) == []
+    assert same_weights(model.module, loaded) == [name]
+    told = json.loads((saved.patch / "patch.json").read_text())
+    assert told["method"] == "test"
+    assert told["tensors"][name]["change"] == "LowRank"
+    ran = run_words("edit", "undo", saved.folder, "-o", tmp_path / "old", "--json")
+    assert ran.code == 0, ran.err
+    assert hashes(tmp_path / "old") == old == ran.json()["files"]
+
+
+def test_an_edit_of_an_edit_comes_back_step_by_step(tmp_path):
+    model = sonde.load("sonde:digits", dtype="float32")
+    names = [n for n, x in model.module.state_dict().items() if "mlp" in n and x.ndim > 1][:2]
+    save_edited(model, plan_for(model, names[0], "one"), tmp_path / "a")
+    edited = sonde.load(str(tmp_path / "a"), dtype="float32")
+    save_edited(edited, plan_for(edited, names[1], "two"), tmp_path / "b")
+    undo(tmp_path / "b", tmp_path / "a2")
+    assert hashes(tmp_path / "a2") == hashes(tmp_path / "a")
+    assert hashes(tmp_path / "a2.patch") == hashes(tmp_path / "a.patch")
+    undo(tmp_path / "a2", tmp_path / "old")
+    assert hashes(tmp_path / "old") == hashes(model_directory("sonde:digits"))
+    assert not (tmp_path / "old.patch").exists()
+
+
+def saved_llama(folder, **options):
+    config = llama().config
+    for name, value in options.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "pytorch_model.bin").write_bytes(b"the same weights once more")
+    return sonde.load(str(folder))
+
+
+def test_shards_and_other_copies_of_the_weights(tmp_path):
+    model = saved_llama(tmp_path / "llama")
+    assert len(list((tmp_path / "llama").glob("*.safetensors"))) > 2
+    plan = plan_for(model, "model.layers.0.mlp.down_proj.weight")
+    saved = plan.save(model, tmp_path / "new")
+    assert not (tmp_path / "new" / "pytorch_model.bin").exists()
+    assert same_weights(plan.fold(model), sonde.load(str(saved.folder)).module) == []
+    undo(saved.folder, tmp_path / "old")
+    assert hashes(tmp_path / "old") == hashes(tmp_path / "llama")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_one_side_of_tied_weights(tmp_path, name):
+    model = saved_llama(tmp_path / "llama", tie_word_embeddings=True)
+    tied = dict(model.module.named_parameters(remove_duplicate=False))
+    assert tied["lm_head.weight"] is tied["model.embed_tokens.weight"]
+    plan = plan_for(model, name)
+    saved = plan.save(model, tmp_path / "new")
+    loaded = sonde.load(str(saved.folder)).module
+    assert same_weights(plan.fold(model), loaded) == []
+    assert same_weights(model.module, loaded) == [name]
+    undo(saved.folder, tmp_path / "old")
+    assert hashes(tmp_path / "old") == hashes(tmp_path / "llama")
+
+
+def test_a_small_edit_of_a_half_type_is_kept(tmp_path):
+    saved_llama(tmp_path / "llama")
+    half = LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    model = sonde.load(str(tmp_path / "half"))
+    name = "model.layers.0.mlp.down_proj.weight"
+    old = model.module.state_dict()[name]
+    assert old.dtype == torch.float16
+    value = old.flatten()[3].double() + 1e-6
+    plan = RewritePlan.of(model, {name: Sparse(torch.tensor([3]), value.reshape(1))})
+    plan.save(model, tmp_path / "new")
+    with safe_open(tmp_path / "new" / "model.safetensors", "pt") as file:
+        new = file.get_tensor(name)
+        assert file.get_tensor("lm_head.weight").dtype == torch.float16
+    assert new.dtype == torch.float32
+    assert new.flatten()[3].item() == pytest.approx(value.item(), abs=1e-10)
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
+    model = sonde.load("sonde:digits", dtype="float32")
+    name = next(n for n, x in model.module.state_dict().items() if "mlp" in n and x.ndim > 1)
+    plan = plan_for(model, name)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        plan.save(model, tmp_path / "full")
+    with pytest.raises(InputError, match="loaded from a folder"):
+        plan.save(sonde.load(model.module), tmp_path / "new")
+    with pytest.raises(StateError, match="the weights that this plan was made for"):
+        plan.save(str(saved_path(tmp_path)), tmp_path / "new")
+    other = RewritePlan.of(model, {name: Exchange(torch.zeros(2, 2))})
+    with pytest.raises(sonde.ShapeError, match="another model"):
+        other.save(model, tmp_path / "new")
+    with pytest.raises(InputError, match="there is no patch"):
+        undo(tmp_path / "llama", tmp_path / "new")
+    plan.save(model, tmp_path / "edited")
+    with (tmp_path / "edited" / "README.md").open("a") as file:
+        file.write("changed")
+    with pytest.raises(StateError, match=r"README\.md was changed since"):
+        undo(tmp_path / "edited", tmp_path / "new")
+    with (tmp_path / "edited.patch" / "patch.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    with pytest.raises(sonde.StoreError, match="damaged"):
+        undo(tmp_path / "edited", tmp_path / "new")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"full", "llama", "edited", "edited.patch"}
+
+
+def saved_path(tmp_path):
+    saved_llama(tmp_path / "llama")
+    return tmp_path / "llama"
