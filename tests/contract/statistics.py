@@ -63,6 +63,7 @@ CASES: tuple[Case, ...] = (
     Case(BatchHsic(8), "8"),
     Case(ClassDirectionMoments(), dims=(1, 3, 8)),
     Case(ClassMoments()),
+    Case(ClassMoments(products="fast")),
     Case(ClassMoments("trace")),
     Case(ClassMoments("diag")),
     Case(ClassMoments("full"), dims=(1, 3, 8)),

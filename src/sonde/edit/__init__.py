@@ -1,9 +1,13 @@
 """Change what a model computes: its activations, its next tokens, its weights."""
 
+from sonde.edit._eraser import Erase, Eraser, Subtract
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.inject import Inject, increment_penalty
+from sonde.edit.inlp import Inlp
+from sonde.edit.leace import Leace, PairedLeace
 from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.random_direction import RandomDirection
+from sonde.edit.sal import Sal
 from sonde.edit.steering_vector import SteeringDirection, SteeringVector
 from sonde.edit.temporal_correction import TemporalCorrection
 from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
@@ -11,11 +15,18 @@ from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
 __all__ = [
     "Adapter",
     "DecoupledCrossAttention",
+    "Erase",
+    "Eraser",
     "Inject",
+    "Inlp",
+    "Leace",
+    "PairedLeace",
     "ParallelAdapters",
     "RandomDirection",
+    "Sal",
     "SteeringDirection",
     "SteeringVector",
+    "Subtract",
     "TemporalCorrection",
     "UnMixNorm",
     "drop_sources",

@@ -31,6 +31,11 @@ class MomentsState(State):
         return self.scatter / self.n
 
     @property
+    def second_moment(self) -> Float[Tensor, "dim dim"]:
+        """Mean of ``x x^T``, not centred, from a whole scatter."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+    @property
     def variance(self) -> Float[Tensor, "dim"]:
         """Variance of each unit, divisor ``n``."""
         return (self.scatter if self.scatter.ndim == 1 else self.scatter.diagonal()) / self.n
@@ -132,13 +137,15 @@ def column_sum(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
     return total
 
 
-def gram(centred: Float[Tensor, "row dim"]) -> Float[Tensor, "dim dim"]:
-    """Return ``z^T z`` in float64, from products in ``product_type``, 2,048 rows at a time.
+def gram(
+    centred: Float[Tensor, "row dim"], products: torch.dtype | None = None
+) -> Float[Tensor, "dim dim"]:
+    """Return ``z^T z`` in float64, from products in a type, ``product_type``, 2,048 rows at a time.
 
     On the CPU only strips above the diagonal are multiplied, which wins back most of what float64
     costs; they are mirrored at the end.
     """
-    dim, kind = centred.shape[1], product_type(centred)
+    dim, kind = centred.shape[1], products or product_type(centred)
     total = torch.zeros(dim, dim, dtype=torch.float64, device=centred.device)
     width = STRIP if centred.device.type == "cpu" else max(dim, 1)
     for rows in centred.split(2048):
