@@ -1,7 +1,9 @@
 """Change what a model computes: its activations, its next tokens, its weights."""
 
 from sonde.edit._eraser import Erase, Eraser, Subtract
+from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
+from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
@@ -13,8 +15,13 @@ from sonde.edit.temporal_correction import TemporalCorrection
 from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
 
 __all__ = [
+    "Ablate",
+    "AblationChoice",
+    "AblationDirection",
+    "AblationTrial",
     "Adapter",
     "DecoupledCrossAttention",
+    "DirectionalAblation",
     "Erase",
     "Eraser",
     "Inject",
@@ -29,6 +36,7 @@ __all__ = [
     "Subtract",
     "TemporalCorrection",
     "UnMixNorm",
+    "choose_ablation",
     "drop_sources",
     "increment_penalty",
     "with_adapters",

@@ -1,0 +1,187 @@
+"""Which of many candidate directions to ablate: the one whose removal does most and harms least."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.edit.directional_ablation import AblationDirection
+from sonde.tap import editing, live_stream
+
+
+@final
+@dataclass(frozen=True)
+class AblationTrial:
+    """What one candidate does.
+
+    Parameters
+    ----------
+    site : str
+        Where it was fitted.
+    depth : float
+        Place of the site among the candidates, 0 the first, 1 the last.
+    bypass : float
+        Log-odds of the behaviour where it belongs, with the direction taken out; low is good.
+    induce : float
+        Log-odds of the behaviour where it does not belong, with the direction added; high is good.
+    kl : float
+        Divergence of the answers where the behaviour does not belong, with the direction taken
+        out, nats.
+    refused : str
+        Why it is not chosen; empty where it could be.
+    """
+
+    site: str
+    depth: float
+    bypass: float
+    induce: float
+    kl: float
+    refused: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AblationChoice:
+    """The chosen direction, and what every candidate did.
+
+    Parameters
+    ----------
+    site : str
+    direction : AblationDirection
+    trials : tuple of AblationTrial
+        In the order of the candidates.
+    plain : (float, float)
+        Log-odds of the behaviour, unedited, where it belongs and where it does not.
+    targets : tuple of int
+        Tokens or classes that make up the behaviour.
+    """
+
+    site: str
+    direction: AblationDirection
+    trials: tuple[AblationTrial, ...]
+    plain: tuple[float, float]
+    targets: tuple[int, ...]
+
+
+def choose_ablation(
+    model: Model,
+    candidates: Mapping[str, AblationDirection],
+    showing: Inputs,
+    usual: Inputs,
+    *,
+    targets: Sequence[int] | None = None,
+    sites: str | Sequence[str] = "blocks",
+    kl_limit: float = 0.1,
+    deepest: float = 0.8,
+) -> AblationChoice:
+    """Return the candidate that removes the behaviour best among those that can also induce it.
+
+    Each direction is taken out at all ``sites`` of prompts that show the behaviour and of usual
+    ones, and added at its own site of usual ones. Of those that raise the behaviour when added,
+    leave usual answers alone (``kl_limit``) and lie in the first part of the model (``deepest``)
+    the one of lowest log-odds after removal is taken.
+
+    Parameters
+    ----------
+    model : Model
+        A classifier, or a language model whose next token is looked at.
+    candidates : mapping of str to AblationDirection
+        By site, in order of execution; ``{site: result for (_, site), result in fitted}``.
+    showing, usual : Inputs
+        Prompts with and without the behaviour, better not those of the fit.
+    targets : sequence of int, optional
+        Tokens or classes that make up the behaviour; by default those that are likelier on
+        ``showing`` than on ``usual``.
+    sites : pattern or several, default="blocks"
+        Where directions are taken out.
+    kl_limit : float, default=0.1
+        Nats.
+    deepest : float, default=0.8
+        Candidates after this share of the sites are not taken.
+
+    Raises
+    ------
+    InputError
+        If there is no candidate, or none passes: with what each failed by.
+    """
+    if not candidates or not len(showing) or not len(usual):
+        raise InputError(
+            "choose_ablation: expected candidates and prompts of both kinds, got "
+            f"{len(candidates)} candidates, {len(showing)} and {len(usual)} prompts. Give all."
+        )
+    site = next(iter(candidates))
+    plain, plain_usual = _answers(model, showing, site), _answers(model, usual, site)
+    behaviour = _behaviour(plain, plain_usual, targets)
+    before = (_odds(plain, behaviour), _odds(plain_usual, behaviour))
+    trials: list[AblationTrial] = []
+    for number, (name, direction) in enumerate(candidates.items()):
+        depth = number / max(len(candidates) - 1, 1)
+        if "dead" in direction.flags:
+            trials.append(AblationTrial(name, depth, math.nan, math.nan, math.nan, "no direction"))
+            continue
+        with editing(model, direction.edit(), sites):
+            bypass = _odds(_answers(model, showing, site), behaviour)
+            after = _answers(model, usual, site)
+        with editing(model, direction.induce(), name):
+            induce = _odds(_answers(model, usual, site), behaviour)
+        kl = float((plain_usual.exp() * (plain_usual - after)).nan_to_num(0.0).sum(1).mean())
+        why = [f"does not induce it ({induce:.3g} after {before[1]:.3g})"] * (induce <= before[1])
+        why += [f"KL {kl:.3g} above {kl_limit:g}"] * (kl > kl_limit)
+        why += [f"at depth {depth:.2f}, beyond {deepest:g}"] * (depth > deepest)
+        trials.append(AblationTrial(name, depth, bypass, induce, kl, ", ".join(why)))
+    passed = [trial for trial in trials if not trial.refused]
+    if not passed:
+        told = "; ".join(f"{t.site}: {t.refused}" for t in trials)
+        raise InputError(
+            f"choose_ablation: none of {len(trials)} candidates passes. {told}. Give other prompts "
+            "or targets, or raise kl_limit."
+        )
+    best = min(passed, key=lambda trial: trial.bypass)
+    chosen = tuple(int(i) for i in behaviour.nonzero().flatten())
+    return AblationChoice(best.site, candidates[best.site], tuple(trials), before, chosen)
+
+
+def _answers(model: Model, inputs: Inputs, site: str) -> Float[Tensor, "example answer"]:
+    """Return the log-probabilities of each example's class or next token, in the planned order."""
+    stream = live_stream(model, inputs, site.partition("|")[0], logits=True, logits_asked=True)
+    found: list[Tensor] = []
+    order: list[Tensor] = []
+    for batch in stream.batches(0, len(inputs)):
+        if batch.logits is None:
+            raise InputError(
+                "choose_ablation: the model returns no logits, so its answers cannot be told. Take "
+                "a classifier or a causal language model."
+            )
+        found.append(batch.logits.double().cpu().log_softmax(1))
+        order.append(batch.order)
+    return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def _behaviour(
+    showing: Float[Tensor, "example answer"],
+    usual: Float[Tensor, "example2 answer"],
+    targets: Sequence[int] | None,
+) -> Bool[Tensor, "answer"]:
+    n = showing.shape[1]
+    if targets is None:
+        return showing.exp().mean(0) > usual.exp().mean(0)
+    chosen = torch.zeros(n, dtype=torch.bool)
+    if not targets or min(targets) < 0 or max(targets) >= n or len({*targets}) >= n:
+        raise InputError(
+            f"choose_ablation: expected targets below {n}, some but not all answers, got "
+            f"{list(targets)}. Name tokens or classes of the model."
+        )
+    chosen[list(targets)] = True
+    return chosen
+
+
+def _odds(log_p: Float[Tensor, "example answer"], behaviour: Bool[Tensor, "answer"]) -> float:
+    """Return the mean log-odds of the behaviour."""
+    odds = log_p[:, behaviour].logsumexp(1) - log_p[:, ~behaviour].logsumexp(1)
+    return float(odds.mean())
