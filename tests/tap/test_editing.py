@@ -102,7 +102,9 @@ def test_the_first_leaf_of_a_tuple_is_edited_and_the_rest_kept():
         net(**batch.kwargs)
     with Tap(net, "encoder.block.0") as plain:
         net(**batch.kwargs)
-    assert torch.equal(tap.rows["encoder.block.1:in"], 2 * plain.rows["encoder.block.0:out"])
+    mask = batch.kwargs["attention_mask"].bool()
+    edited, states = tap.rows["encoder.block.1:in"], plain.rows["encoder.block.0:out"]
+    assert torch.equal(edited, torch.where(mask[..., None], 2 * states, states))
 
 
 def test_calls_of_a_shared_module_can_be_chosen():
@@ -144,7 +146,8 @@ def test_an_edit_knows_mask_positions_and_step():
     first, second = spy.seen
     assert torch.equal(present(first.mask), mask)
     assert present(first.position).tolist() == [[0, 1, 2], [0, 0, 1]]
-    assert (second.mask, second.position, first.call, second.call) == (None, None, 0, 1)
+    assert present(second.position).tolist() == [[0, 1, 2]] * 2
+    assert (second.mask, first.call, second.call) == (None, 0, 1)
 
 
 def test_generation_under_an_edit_and_the_warm_cache():

@@ -2,7 +2,9 @@
 
 from sonde.tap.generating.replay import replay
 from sonde.tap.hand.editing import editing
+from sonde.tap.hand.gate import Gate
 from sonde.tap.hand.tap import Tap
+from sonde.tap.hand.where import TokenIds
 from sonde.tap.model.fingerprint import config_hash, fingerprint, known_config_hash
 from sonde.tap.model.heads import find_head
 from sonde.tap.model.objectives import kl_uniform, max_logit, nll
@@ -14,10 +16,12 @@ from sonde.tap.reading.live import LiveStream, live_stream
 from sonde.tap.watching.onlooker import Onlooker
 
 __all__ = [
+    "Gate",
     "LiveStream",
     "Onlooker",
     "Probe",
     "Tap",
+    "TokenIds",
     "config_hash",
     "editing",
     "find_head",

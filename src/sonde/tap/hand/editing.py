@@ -3,31 +3,48 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from sonde.core.autocast import without_autocast
 from sonde.core.edit import Edit, EditContext
-from sonde.core.errors import ShapeError, SiteError
+from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
-from sonde.core.token_masks import find_mask, real_tokens
-from sonde.tap.hooks.cache import cache_in, cached_length
+from sonde.tap.hand.edited_call import EditedCall, Recorded
+from sonde.tap.hand.features_last import FeaturesLast
+from sonde.tap.hand.gate import Gate
+from sonde.tap.hand.texts import TextLog, Texts
+from sonde.tap.hand.where import Places, Where
+from sonde.tap.hooks.call import Call, encoder_of
 from sonde.tap.hooks.names import Names
-from sonde.tap.hooks.outputs import arguments, find, find_input, replaced
+from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
 from sonde.tap.hooks.session import Session, active_sessions, check_readable
-from sonde.tap.model.axes import guess_axes
 from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.rows.reduce import NARROW
+
+NO_CONTEXT = EditContext()
 
 
 @contextmanager
 def editing(
-    model: Model | nn.Module, edit: Edit, sites: Pattern | Iterable[Pattern]
+    model: Model | nn.Module,
+    edit: Edit,
+    sites: Pattern | Iterable[Pattern],
+    where: Where = "all",
+    *,
+    gate: Gate | None = None,
+    others: Recorded | None = None,
+    cache: Literal["refuse", "keep"] = "refuse",
 ) -> Iterator[None]:
     """Apply an edit at some sites of a live model inside a ``with`` block.
 
-    A module that runs several times is edited at each call unless ``@call`` is given. Taps, also
+    Padding is never edited. States of half precision are edited in float32 and rounded once. A
+    module that runs several times is edited at each call unless ``@call`` is given. Taps, also
     those opened before, read what the next module receives. Only this thread's calls are edited.
 
     Parameters
@@ -36,90 +53,153 @@ def editing(
     edit : Edit
     sites : pattern, Site, or several
         Ports ``out`` and ``in``.
+    where : str, TokenIds, or a sequence of these and of positions, default="all"
+        Tokens that are edited. ``prompt`` is what the first call reads, ``generated`` what later
+        calls go on with, each by the tokens that are new in it; ``last`` is the last token of the
+        prompt; positions count the tokens of a document from 0, padding apart. Of several terms
+        each adds its tokens.
+    gate : Gate, optional
+        Decides for each example whether the edit acts at all.
+    others : mapping of str to mapping of site to Tensor, optional
+        What other runs brought, such as ``{"clean": tap.rows}`` of a ``Tap`` without a reducer, at
+        the edited sites. The edit finds it in ``context.others``, an example for each of this run.
+    cache : {"refuse", "keep"}, default="refuse"
+        What to do with a key-value cache that was filled without the edit; ``keep`` leaves the
+        tokens in it unedited.
 
     Raises
     ------
     SiteError
-        If the model is called with a key-value cache that was filled before, or a site never runs.
+        If the model is called with a key-value cache that was filled before, a site never runs, or
+        ``where`` selects no token of any call.
 
     Examples
     --------
-    >>> import torch
     >>> from sonde.core.edit import Scale
     >>> net = nn.Sequential(nn.Identity(), nn.Identity())
     >>> with editing(net, Scale(3.0), "0"):
     ...     net(torch.ones(1, 2)).tolist()
     [[3.0, 3.0]]
+    >>> with editing(net, Scale(3.0), "0", where="last"):
+    ...     net(torch.ones(1, 2, 2)).tolist()
+    [[[1.0, 1.0], [3.0, 3.0]]]
     """
+    if cache not in ("refuse", "keep"):
+        raise InputError(f"editing: expected cache to be 'refuse' or 'keep', got {cache!r}.")
     module = model.module if isinstance(model, Model) else model
     check_readable(module)
-    editor = _Editor(module, edit, resolve(module, sites))
+    editor = _Editor(module, edit, resolve(module, sites), Places.of(where), gate, others or {})
+    editor.keeps_cache = cache == "keep"
     with editor.session:
         for session in active_sessions():
             if session.reading:
                 session.move_to_end()
         yield
-    editor.check_ran()
+    editor.check_acted()
 
 
 class _Editor:
-    """Applies one edit; knows the mask and positions of the running call."""
+    """Applies one edit; knows the call that is running."""
 
-    def __init__(self, root: nn.Module, edit: Edit, sites: list[Site]) -> None:
-        self.root, self.edit, self.sites = root, edit, sites
-        self.modules = Names(root).modules
-        self.steps: Counter[str] = Counter()
-        self.n_calls = 0
-        self.calls: Counter[str] = Counter()
-        self.own_caches: list[Any] = []
-        self.mask: Tensor | None = None
-        self.position: Tensor | None = None
+    def __init__(
+        self,
+        root: nn.Module,
+        edit: Edit,
+        sites: list[Site],
+        places: Places,
+        gate: Gate | None,
+        others: Recorded,
+    ) -> None:
         if any(site.port == "grad" for site in sites):
             raise SiteError("editing: gradients cannot be edited. Name the port out or in.")
-        self.session = Session(
-            root,
-            outputs=[
-                (self.modules[s.path], partial(self._after, s)) for s in sites if s.port == "out"
-            ],
-            inputs=[
-                (root, self._begin),
-                *(
-                    (self.modules[s.path], partial(self._before, s))
-                    for s in sites
-                    if s.port == "in"
-                ),
-            ],
-            reading=False,
-        )
+        self.edit, self.sites, self.places, self.gate = edit, sites, places, gate
+        self.recorded, self.keeps_cache = others, False
+        self.modules = Names(root).modules
+        self.root = self.modules[""]
+        self.encoder = encoder_of(self.root)
+        inside = [] if self.encoder is None else list(self.encoder.modules())
+        self.in_encoder = {id(module) for module in inside}
+        self.steps: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.acted: set[str] = set()
+        self.n_calls = 0
+        self.log = TextLog()
+        self.running: EditedCall | None = None
+        self.encoding: EditedCall | None = None
+        self.session = self._session(root, sites)
 
-    def check_ran(self) -> None:
-        """Raise if the model ran but a site never did."""
+    def _session(self, root: nn.Module, sites: list[Site]) -> Session:
+        outputs: list[Any] = []
+        inputs: list[Any] = [(self.root, self._begin)]
+        if self.encoder is not None:
+            inputs.append((self.encoder, self._begin_encoder))
+        if self.gate is not None:
+            pattern = sites[0] if self.gate.site is None else self.gate.site
+            (at,) = resolve(root, pattern)
+            hook = partial(self._take if at.port == "out" else self._take_input, at)
+            (outputs if at.port == "out" else inputs).append((self.modules[at.path], hook))
+        for site in sites:
+            hook = partial(self._after if site.port == "out" else self._before, site)
+            (outputs if site.port == "out" else inputs).append((self.modules[site.path], hook))
+        outputs.append((self.root, self._end))
+        return Session(self.root, outputs, inputs, reading=False, finish=self._finish)
+
+    def check_acted(self) -> None:
+        """Raise if the model ran but a site never did, or no token was meant."""
         silent = [str(s) for s in self.sites if self.n_calls and not self.steps[str(s)]]
         if silent:
             raise SiteError(
                 f"editing: {', '.join(silent)} never ran, so the edit had no effect there. "
                 "Name a module that runs."
             )
+        idle = [str(s) for s in self.sites if self.n_calls and str(s) not in self.acted]
+        if idle:
+            raise SiteError(
+                f"editing: where={self.places} selected no token at {', '.join(idle)}, so "
+                "the edit had no effect there. Name tokens that the calls have."
+            )
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = arguments(self.root, args, kwargs)
-        cache = cache_in(named)
-        is_own = any(cache is known for known in self.own_caches)
-        if cache is not None and not is_own:
-            if cached_length(cache) > 0:
-                raise SiteError(
-                    "editing: this key-value cache was filled without the edit, so earlier tokens "
-                    "would stay unedited. Start from an empty cache inside the with block."
-                )
-            self.own_caches.append(cache)
+        call = Call(self.root, args, kwargs)
+        texts = self.log.begin(call, keep=self.keeps_cache)
+        if texts is None:
+            raise SiteError(
+                "editing: this key-value cache was filled without the edit, so earlier tokens "
+                "would stay unedited. Start from an empty cache inside the with block, or say "
+                "cache='keep'."
+            )
+        self.running = EditedCall(call, texts)
         self.n_calls += 1
         self.calls.clear()
-        mask = find_mask(named)
-        self.mask = None if mask is None else real_tokens(*mask)
-        position = named.get("position_ids")
-        self.position = position if isinstance(position, Tensor) and position.ndim == 2 else None
-        if self.position is None and self.mask is not None:
-            self.position = (self.mask.long().cumsum(1) - 1).clamp(min=0)
+
+    def _begin_encoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.encoder is not None:
+            call = Call(self.encoder, args, kwargs, decoding=False)
+            self.encoding = EditedCall(call, Texts.begun(call))
+            if self.running is None:  # generate runs it alone
+                self.n_calls += 1
+                self.calls.clear()
+
+    def _end(self, output: Any) -> None:
+        self.log.end(output)
+
+    def _finish(self) -> None:
+        self.running = None
+
+    def _take(self, at: Site, output: Any) -> None:
+        self._decide(at, find(output, at.key))
+
+    def _take_input(self, at: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._decide(at, find_input(self.modules[at.path], args, kwargs, at.key)[1])
+
+    def _decide(self, at: Site, leaf: Tensor | None) -> None:
+        """Ask the gate about the prompts; what is generated follows them."""
+        module = self.modules[at.path]
+        now = self._now(module)
+        if leaf is None or now is None or self.gate is None or now.texts.step:
+            return
+        with without_autocast(leaf.device), torch.no_grad():
+            now.texts.decided = self.gate.decide(leaf, now.call, at, module, self.root)
 
     def _after(self, site: Site, output: Any) -> Any:
         if not self._is_turn(site):
@@ -135,7 +215,7 @@ class _Editor:
             return None
         _, leaf = find_input(self.modules[site.path], args, kwargs, site.key)
         new = self._changed(leaf, site)
-        return None if new is leaf else (replaced(args, leaf, new), replaced(kwargs, leaf, new))
+        return None if new is leaf else with_input(args, kwargs, leaf, new)
 
     def _is_turn(self, site: Site) -> bool:
         call = self.calls[str(site)]
@@ -144,30 +224,72 @@ class _Editor:
             raise SiteError("editing: which call is the last is known only after it. Write @0, @1.")
         return not isinstance(site.call, int) or site.call == call
 
+    def _now(self, module: nn.Module) -> EditedCall | None:
+        """Return the call that a module's states belong to."""
+        return self.encoding if id(module) in self.in_encoder else self.running
+
     def _changed(self, leaf: Tensor, site: Site) -> Tensor:
-        step, self.steps[str(site)] = self.steps[str(site)], self.steps[str(site)] + 1
-        axes = guess_axes(leaf, self.modules[site.path], self.root) if leaf.ndim > 1 else None
-        dim = axes.words.index("dim") if axes is not None else 0
-        x = leaf if dim == leaf.ndim - 1 else leaf.movedim(dim, -1)
-        new = self.edit.apply(x, site, self._context(leaf, step))
-        if new is x:
-            return leaf
-        if new.shape != x.shape or new.dtype != x.dtype:
+        """Return the edited activation; ``leaf`` itself where nothing is to be changed."""
+        module = self.modules[site.path]
+        now = self._now(module)
+        view = FeaturesLast.of(leaf, module, self.root, None if now is None else now.call)
+        new = self._edited(view.x, site, now, view.has_tokens)
+        return leaf if new is view.x else view.back(new)
+
+    def _edited(self, x: Tensor, site: Site, now: EditedCall | None, has_tokens: bool) -> Tensor:
+        """Return the edited activation, features last; ``x`` itself where nothing is changed."""
+        name = str(site)
+        step, self.steps[name] = self.steps[name], self.steps[name] + 1
+        selected = self._selected(x, site, now, has_tokens)
+        if selected is False:
+            return x
+        self.acted.add(name)
+        if self.gate is not None:
+            selected = self._through_gate(selected, x, site, now)
+        if selected is False:
+            return x
+        context = NO_CONTEXT if now is None else now.context(x, has_tokens, step)
+        if self.recorded and now is not None:
+            context = replace(context, others=now.others(self.recorded, name, x))
+        wide = x.float() if x.dtype in NARROW else x
+        with without_autocast(x.device):
+            new = self.edit.apply(wide, site, context)
+        if new is wide:
+            return x
+        if new.shape != wide.shape or new.dtype != wide.dtype:
             raise ShapeError(
                 f"{type(self.edit).__name__}.apply: expected shape {tuple(x.shape)} and "
-                f"{x.dtype}, got {tuple(new.shape)} and {new.dtype} at {site}. "
+                f"{wide.dtype}, got {tuple(new.shape)} and {new.dtype} at {site}. "
                 "An edit keeps shape and type."
             )
-        return new if dim == leaf.ndim - 1 else new.movedim(-1, dim)
+        new = new.to(x.dtype)
+        return new if selected is True else torch.where(selected, new, x)
 
-    def _context(self, leaf: Tensor, step: int) -> EditContext:
-        return EditContext(_latest(self.mask, leaf), _latest(self.position, leaf), call=step)
+    def _selected(
+        self, x: Tensor, site: Site, now: EditedCall | None, has_tokens: bool
+    ) -> Tensor | bool:
+        """Return which entries may change: all, none, or a mask that broadcasts to ``x``."""
+        if has_tokens and now is None:
+            raise SiteError(
+                f"editing: {site} ran outside a call of {type(self.root).__name__}, so which of "
+                "its tokens are padding is not known. Open the edit on the module that you call."
+            )
+        if has_tokens and now is not None:
+            return now.selected(self.places, x)
+        if not self.places.is_all:
+            raise SiteError(
+                f"editing: where={self.places} needs states of tokens, got shape "
+                f"{tuple(x.shape)} at {site}. Say where='all'."
+            )
+        return True
 
-
-def _latest(column: Tensor | None, leaf: Tensor) -> Tensor | None:
-    """Return the part of a (example, token) column that this call's states are about."""
-    if column is None or leaf.ndim < 3 or column.shape[0] != leaf.shape[0]:
-        return None
-    if column.shape[1] < leaf.shape[1]:
-        return None
-    return column[:, column.shape[1] - leaf.shape[1] :]
+    def _through_gate(
+        self, selected: Tensor | bool, x: Tensor, site: Site, now: EditedCall | None
+    ) -> Tensor | bool:
+        if now is None:
+            raise SiteError(
+                f"editing: {site} ran outside a call of {type(self.root).__name__}, so its gate "
+                "knows no examples. Open the edit on the module that you call."
+            )
+        is_open = now.gated(len(x), x.device).view(-1, *[1] * (x.ndim - 1))
+        return (is_open & selected) if bool(is_open.any()) else False

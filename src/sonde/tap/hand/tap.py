@@ -25,6 +25,7 @@ from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.rows.frame import Frame, all_set
 from sonde.tap.rows.mean_writer import MeanWriter
+from sonde.tap.rows.nested import padded
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.row_memory import RowMemory
 from sonde.tap.rows.shared import Shared
@@ -189,6 +190,7 @@ class Tap:
         if (
             tapped is not None
             and output.__class__ is Tensor
+            and not output.is_nested
             and output.shape == tapped.shape
             and not (owner.calls or output.requires_grad or self._to_come >= 0)
         ):
@@ -223,6 +225,8 @@ class Tap:
         self, x: Tensor, tapped: TappedSite, module: nn.Module, parts: list[Tensor]
     ) -> Tensor:
         """Return rows; where they wait for those of other sites, what they will replace."""
+        if x.is_nested:
+            x = padded(x, self._masks["pos"])
         if self._reducer is None:
             return self._writer.memory.copy(x)
         if x.ndim == 0:
@@ -233,14 +237,12 @@ class Tap:
         frame = self._frame
         if frame is None:
             frame = self._frame = self._framed(x)
-        shape = (x.ndim,) if x.is_nested else x.shape
-        if tapped.reduction is None or tapped.shape != shape:
+        if tapped.reduction is None or tapped.shape != x.shape:
             axes = guess_axes(x, module, self.module, self._reducer.axis)
             if self._has_target and "encoder" not in tapped.site.path.split("."):
                 axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
-            tapped.reduction, tapped.shape = Reduction(self._reducer, axes), shape
-            is_mean = tapped.reduction.is_token_mean and not x.is_nested
-            tapped.mean = tapped.reduction.stack_key if is_mean else None
+            tapped.reduction, tapped.shape = Reduction(self._reducer, axes), x.shape
+            tapped.mean = tapped.reduction.stack_key if tapped.reduction.is_token_mean else None
         if tapped.mean is not None:
             return tapped.reduction.token_mean(x, frame, self._writer)
         if Waiting.takes(tapped.reduction, x):

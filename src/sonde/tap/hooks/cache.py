@@ -16,13 +16,25 @@ def cache_in(named: dict[str, Any]) -> Any:
 
 
 def cached_length(cache: Any) -> int:
-    """Return how many positions a cache holds."""
+    """Return how many positions a cache holds; 1 of a filled one that does not count them."""
     if callable(getattr(cache, "get_seq_length", None)):
-        return int(cache.get_seq_length())
+        counts = counts_positions(cache)
+        return int(cache.get_seq_length() if counts else bool(cache.has_previous_state()))
     if isinstance(cache, tuple | list) and cache and isinstance(cache[0], tuple | list):
         keys = cache[0][0]
         return int(keys.shape[-2]) if isinstance(keys, Tensor) else 0
     return int(bool(getattr(cache, "has_previous_state", False)))
+
+
+def counts_positions(cache: Any) -> bool:
+    """Return whether a cache tells how many positions it holds; recurrent states do not."""
+    if not callable(getattr(cache, "get_seq_length", None)):
+        return isinstance(cache, tuple | list)
+    try:
+        cache.get_seq_length()
+    except ValueError:  # transformers: layers of recurrent states alone
+        return False
+    return True
 
 
 def detach_cache(cache: Any) -> None:

@@ -25,6 +25,12 @@ def padded(x: Tensor, mask: Tensor | None) -> Tensor:
     return out
 
 
+def nested_like(old: Tensor, x: Tensor) -> Tensor:
+    """Return the tokens of a padded tensor nested again, as many of each example as before."""
+    parts = [row[: len(part)] for row, part in zip(x, old.unbind(), strict=True)]
+    return torch.nested.as_nested_tensor(parts, layout=old.layout)
+
+
 def require_dense(x: Tensor) -> None:
     """Refuse a sparse output, of which rows could not be copied as they are.
 

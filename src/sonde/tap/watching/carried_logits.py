@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.tap.hooks.cache import cache_in
-from sonde.tap.watching.call import Call
+from sonde.tap.hooks.call import Call
 
 
 class CarriedLogits:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sonde.tap.hooks.call import encoder_of
 from sonde.tap.hooks.outputs import arguments, leaves
 from sonde.tap.rows.kind import Kind
 
@@ -22,7 +23,8 @@ class EncoderRun:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self.encoder = _encoder_of(root)
+        found = encoder_of(root)
+        self.encoder = [] if found is None else [found]
         self.clear()
 
     def clear(self) -> None:
@@ -55,11 +57,3 @@ class EncoderRun:
     def repeated_ids(self, times: int) -> Tensor | None:
         """Return the tokens of this run, each row so often; None where it is not repeated."""
         return self._ids.repeat_interleave(times, 0) if times and self._ids is not None else None
-
-
-def _encoder_of(root: nn.Module) -> list[nn.Module]:
-    """Return the encoder of an encoder-decoder, none of other models."""
-    is_pair = bool(getattr(root.__dict__.get("config"), "is_encoder_decoder", False))
-    find = getattr(root, "get_encoder", None) if is_pair else None
-    found = None if find is None else find()
-    return [found] if isinstance(found, nn.Module) and found is not root else []

@@ -17,6 +17,7 @@ from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
+from sonde.tap.hooks.call import Call
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import copied, find, find_input
 from sonde.tap.hooks.session import Session, check_readable
@@ -25,7 +26,6 @@ from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.shared import Shared
 from sonde.tap.watching.backward import Backward
-from sonde.tap.watching.call import Call
 from sonde.tap.watching.carried_logits import CarriedLogits
 from sonde.tap.watching.ends import Ends
 from sonde.tap.watching.lone_encoder import EncoderRun

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, SondeError
+from sonde.tap.hooks.call import Call
 from sonde.tap.model.probe import find_logits
 from sonde.tap.rows.frame import Columns, Frame
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.shared import Shared
-from sonde.tap.watching.call import Call
 from sonde.tap.watching.carried_logits import CarriedLogits
 from sonde.tap.watching.window import window
 

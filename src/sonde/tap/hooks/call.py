@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from sonde.core._kinds import is_dict
+from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.token_masks import REAL, find_mask, real_tokens
 from sonde.tap.hooks.cache import cache_in, cached_length
@@ -22,6 +24,8 @@ class Call:
     root : nn.Module
     args, kwargs
         What it is called with.
+    decoding : bool, optional
+        Whether it runs a decoder beside an encoder; by default what its configuration says.
 
     Attributes
     ----------
@@ -35,16 +39,21 @@ class Call:
         Their axis: ``pos2`` where an encoder has tokens of its own.
     """
 
-    def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        decoding: bool | None = None,
+    ) -> None:
         self.args, self.kwargs = args, kwargs
         self.named = arguments(root, args, kwargs) if args else kwargs
         cache = cache_in(self.named)
         self.past = 0 if cache is None else cached_length(cache)
         self.fed = _fed(self.named)
-        self._has_target = decodes(root, self.named)
+        self._has_target = decodes(root, self.named) if decoding is None else decoding
         self.axis = "pos2" if self._has_target else "pos"
-        length = None if self.fed is None else self.past + self.fed.shape[-1]
-        self._masks = {name: _mask(self.named.get(name), length) for name in MASKS}
+        self._masks = {name: _mask(self.named.get(name), self.past) for name in MASKS}
         if self._masks[REAL] is None and (found := find_mask(self.named)) is not None:
             self._masks[REAL] = real_tokens(*found)
 
@@ -74,6 +83,42 @@ class Call:
             first=first,
         )
 
+    @property
+    def mask(self) -> Bool[Tensor, "example pos"] | None:
+        """Which tokens are real, those in the cache first; None where nothing is known."""
+        return self._masks[MASKS[self._has_target]]
+
+    def real(self, length: int) -> Bool[Tensor, "example pos"] | None:
+        """Return which of the ``length`` tokens whose states the call makes are real.
+
+        None where nothing is padded, or nothing is known.
+
+        Raises
+        ------
+        SiteError
+            If some tokens are padding, and there are not as many tokens as states.
+        """
+        mask = self.mask
+        if mask is None:
+            return None
+        if mask.shape[1] not in (length, self.past + length):
+            if bool(mask.all()):
+                return None
+            raise SiteError(
+                f"expected {mask.shape[1] - self.past} tokens as in the attention mask, got "
+                f"{length} states: which of them are padding is not known."
+            )
+        return mask[:, mask.shape[1] - length :]
+
+    def position(self, n: int, length: int) -> Int[Tensor, "example pos"]:
+        """Return the position in its document of each token whose state the call makes."""
+        given, mask = self.named.get("position_ids"), self.mask
+        if isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
+            return given.expand(n, length)
+        if mask is not None and mask.shape[1] == self.past + length:
+            return (mask.long().cumsum(1) - 1).clamp(min=0)[:, self.past :]
+        return torch.arange(self.past, self.past + length).expand(n, length)
+
     def marked(self, special: Tensor, otherwise: Tensor | None) -> Tensor | None:
         """Return which real tokens are of the ids ``special``.
 
@@ -89,15 +134,32 @@ class Call:
         return found if real is None or real.shape != found.shape else found & real
 
 
-def _mask(found: Any, length: int | None) -> Tensor | None:
-    """Return which tokens are real; of a mask for each query, what the last one may look at.
+def encoder_of(root: nn.Module) -> nn.Module | None:
+    """Return the encoder of an encoder-decoder of ``transformers``; None of any other model."""
+    is_pair = bool(getattr(root.__dict__.get("config"), "is_encoder_decoder", False))
+    find = getattr(root, "get_encoder", None) if is_pair else None
+    found = None if find is None else find()
+    return found if isinstance(found, nn.Module) and found is not root else None
 
-    ``generate`` makes such masks, true or 0 where a query may look, for caches of a fixed size.
+
+def _mask(found: Any, past: int) -> Tensor | None:
+    """Return which tokens are real, those before the call first.
+
+    ``generate`` makes a mask for each query, true or 0 where it may look, for caches of a fixed
+    size. A padded query looks at nothing, or not at itself. Of a sliding window's cache nothing is
+    known of the tokens before.
     """
-    found = found.get("full_attention") if is_dict(found) else found
+    if is_dict(found):
+        kinds = [found.get("full_attention"), *found.values()]
+        found = next((x for x in kinds if isinstance(x, Tensor)), None)
     if isinstance(found, Tensor) and found.ndim == 4:
-        last = found[:, 0, -1, :length]
-        return last.clone() if last.dtype == torch.bool else last == 0
+        looks = found[:, 0] if found.dtype == torch.bool else found[:, 0] == 0
+        n, fed, keys = looks.shape
+        real, before = looks.any(dim=2), looks.new_ones(n, past)
+        if keys >= past + fed:
+            real = real & looks.diagonal(past, 1, 2)[:, :fed]
+            before = looks[:, -1, :past]
+        return torch.cat((before, real), dim=1)
     is_plain = isinstance(found, Tensor) and found.ndim == 2
     return found.to(torch.bool, copy=True) if is_plain else None
 

@@ -1,0 +1,158 @@
+"""What an edit is told about one call of a model, and which of its states it may touch."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from sonde.core.edit import EditContext
+from sonde.core.errors import InputError, SiteError
+from sonde.tap.hand.texts import Texts
+from sonde.tap.hand.where import Places
+from sonde.tap.hooks.call import Call
+
+Recorded = Mapping[str, Mapping[str, Tensor]]
+"""The name of a run, then of a site (as ``Tap.rows`` names it), then its whole outputs."""
+
+
+class EditedCall:
+    """One call of a model, or of its encoder alone.
+
+    Contexts and selections depend on the number of states alone, so sites of one call share them.
+
+    Parameters
+    ----------
+    call : Call
+    texts : Texts
+    """
+
+    def __init__(self, call: Call, texts: Texts) -> None:
+        self.call, self.texts = call, texts
+        self._known: dict[tuple[int, int, torch.device], EditContext] = {}
+        self._selected: dict[tuple[int, int, torch.device], Tensor | bool] = {}
+
+    def context(self, x: Tensor, has_tokens: bool, n_before: int) -> EditContext:
+        """Return what an edit is told about an activation.
+
+        Parameters
+        ----------
+        x : Tensor
+            Examples first; ``has_tokens`` says that tokens come next.
+        n_before : int
+            How many activations the edit met at the site before.
+        """
+        if not has_tokens:
+            row, step = self._row(len(x), x.device), self.texts.step
+            return EditContext(row=row, step=step, call=n_before)
+        known = self._of_tokens(x.shape[0], x.shape[1], x.device)
+        return known if n_before == known.call else replace(known, call=n_before)
+
+    def _of_tokens(self, n: int, length: int, device: torch.device) -> EditContext:
+        key = n, length, device
+        if key not in self._known:
+            call = self.call
+            mask, fed = call.real(length), call.fed
+            generated = torch.zeros(n, length, dtype=torch.bool, device=device)
+            generated[:, self._prompt_length(length) :] = True
+            self._known[key] = EditContext(
+                mask=None if mask is None else mask.to(device).expand(n, length),
+                position=call.position(n, length).to(device),
+                tokens=None if fed is None or fed.shape != (n, length) else fed.to(device),
+                generated=generated,
+                row=self._row(n, device),
+                step=self.texts.step,
+                call=self.texts.step,
+            )
+        return self._known[key]
+
+    def _row(self, n: int, device: torch.device) -> Tensor | None:
+        """Return the prompt of each example; None if these are not the examples of the call."""
+        return self.texts.row.to(device) if n == len(self.texts.origin) else None
+
+    def selected(self, places: Places, x: Shaped[Tensor, "example pos dim"]) -> Tensor | bool:
+        """Return which states an edit may touch: all, none, or ``Bool[Tensor, "example pos 1"]``.
+
+        Raises
+        ------
+        SiteError
+            If there is not one state for each token, and this matters.
+        """
+        n, length = x.shape[:2]
+        key = n, length, x.device
+        if key not in self._selected:
+            fed = self.call.fed
+            if not places.is_all and fed is not None and fed.shape[-1] != length:
+                raise SiteError(
+                    f"editing: expected a state for each of {fed.shape[-1]} tokens, got {length}: "
+                    "which state belongs to which token is not known. Say where='all'."
+                )
+            context = self._of_tokens(*key)
+            found = places.select(context, self._prompt_length(length))
+            if context.mask is not None:
+                found = found & context.mask
+            n_found = int(torch.count_nonzero(found))
+            some = 0 < n_found < found.numel()
+            self._selected[key] = found.unsqueeze(2) if some else n_found > 0
+        return self._selected[key]
+
+    def gated(self, n: int, device: torch.device) -> Bool[Tensor, "example"]:
+        """Return for which examples a gate is open.
+
+        Raises
+        ------
+        SiteError
+            If the gate's site has not run yet.
+        """
+        decided, origin = self.texts.decided, self.texts.origin
+        if decided is None:
+            raise SiteError(
+                "editing: the gate's site had not run yet when the edit's did, so nothing was "
+                "decided. Give Gate(site=...) a module that runs before the edited ones."
+            )
+        if n != len(origin):
+            raise SiteError(
+                f"editing: expected the {len(origin)} examples that the gate decided about, got "
+                f"{n}. Edit a module that keeps the examples of the model's call."
+            )
+        return decided.to(device)[origin.to(device)]
+
+    def others(self, recorded: Recorded, name: str, x: Shaped[Tensor, "..."]) -> dict[str, Tensor]:
+        """Return what other runs brought at a site, an example and a state for each of ``x``.
+
+        Raises
+        ------
+        InputError
+            If a run has no such site, or other examples or states.
+        """
+        return {run: self._aligned(of_run, run, name, x) for run, of_run in recorded.items()}
+
+    def _aligned(self, of_run: Mapping[str, Tensor], run: str, name: str, x: Tensor) -> Tensor:
+        other, texts = of_run.get(name), self.texts
+        if other is None:
+            raise InputError(
+                f"editing: expected others[{run!r}] to have the edited site {name}, got "
+                f"{', '.join(of_run) or 'none'}. Read it there too: Tap(model, sites).rows."
+            )
+        n_first, n_other = texts.n_first, len(other)
+        fits = n_other > 0 and n_first % n_other == 0 and len(x) == len(texts.origin)
+        if fits:
+            other = other.to(x.device)[(texts.origin // (n_first // n_other)).to(x.device)]
+            past, n_dims = self.call.past, x.ndim
+            if n_dims == 3 and other.ndim == 3 and other.shape[1] > x.shape[1]:
+                other = other[:, past : past + x.shape[1]]
+        if not fits or other.shape != x.shape:
+            raise InputError(
+                f"editing: expected others[{run!r}] to hold a state for each of {tuple(x.shape)} "
+                f"at {name}, got shape {tuple(of_run[name].shape)}. Run both on examples in one "
+                "order, padded to one length; with where='prompt' generated tokens need none."
+            )
+        return other
+
+    def _prompt_length(self, length: int) -> int:
+        """Return how many of ``length`` states are of the prompt; they come first."""
+        texts = self.texts
+        if texts.step == 0:
+            return length
+        return min(texts.prompt_length, length) if texts.grows else 0

@@ -1,0 +1,56 @@
+"""A raw output as an edit takes it: examples first, features last, nothing nested."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sonde.tap.hooks.call import Call
+from sonde.tap.model.axes import Axes, guess_axes
+from sonde.tap.rows.nested import nested_like, padded
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturesLast:
+    """A raw output with its features last.
+
+    Attributes
+    ----------
+    x : Tensor
+        The very output where it is so already.
+    has_tokens : bool
+        Whether its axes are (example, token, feature).
+    """
+
+    leaf: Tensor
+    x: Tensor
+    has_tokens: bool
+    dim: int = -1
+
+    @staticmethod
+    def of(leaf: Tensor, module: nn.Module, root: nn.Module, call: Call | None) -> "FeaturesLast":
+        """Return an output of a module; a nested one is padded as in the mask of the call."""
+        if leaf.is_nested:
+            mask = None if call is None else call.mask
+            return FeaturesLast(leaf, padded(leaf, mask), has_tokens=True)
+        if leaf.ndim < 2:
+            return FeaturesLast(leaf, leaf, has_tokens=False)
+        axes = axes_in(call, leaf, module, root)
+        dim = axes.words.index("dim")
+        x = leaf if dim == leaf.ndim - 1 else leaf.movedim(dim, -1)
+        return FeaturesLast(leaf, x, axes.kind == "pos", dim)
+
+    def back(self, new: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x`` in the form of the output."""
+        if self.leaf.is_nested:
+            return nested_like(self.leaf, new)
+        return new if new.ndim < 2 else new.movedim(-1, self.dim)
+
+
+def axes_in(
+    call: Call | None, x: Tensor, module: nn.Module, root: nn.Module, axis: int | None = None
+) -> Axes:
+    """Return the axes of an output; a state for each token that the call reads has three."""
+    fed = None if call is None else call.fed
+    if x.ndim == 3 and axis is None and fed is not None and x.shape[:2] == fed.shape:
+        return Axes(("row", "pos", "dim"))
+    return guess_axes(x, module, root, axis)

@@ -1,0 +1,80 @@
+"""A fitted score that decides, example by example, whether an edit acts."""
+
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.site import Reducer, Site
+from sonde.tap.hand.features_last import axes_in
+from sonde.tap.hooks.call import Call
+from sonde.tap.model.axes import Axes
+from sonde.tap.rows.frame import Frame
+from sonde.tap.rows.reduce import Reduction
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """Scores rows: the ``Scorer`` of a fitted detector, or anything like it."""
+
+    def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+        """Return a score for each row."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """An edit acts on the examples whose score is above a threshold.
+
+    The prompt of an example decides, before any edit of it, and what is generated after it follows.
+
+    Parameters
+    ----------
+    scorer : object with ``score(x) -> row``
+        Such as the scorer of a fitted detector.
+    threshold : float
+    site : pattern or Site, optional
+        Where states are scored; by default where they are edited, of several sites the first. It
+        must run before the sites that are edited.
+    reducer : str or Reducer, default="mean"
+        Over the tokens of the prompt: ``mean``, ``last`` or ``cls``.
+
+    Examples
+    --------
+    >>> import sonde
+    >>> from sonde.core import Scale
+    >>> class First:
+    ...     def score(self, x):
+    ...         return x[:, 0]
+    >>> net = nn.Sequential(nn.Identity(), nn.Identity())
+    >>> with sonde.editing(net, Scale(3.0), "1", gate=Gate(First(), 0.0, "0")):
+    ...     net(torch.tensor([[1.0], [-1.0]])).tolist()
+    [[3.0], [-1.0]]
+    """
+
+    scorer: Scores
+    threshold: float
+    site: str | Site | None = None
+    reducer: str | Reducer = "mean"
+
+    def decide(
+        self, x: Tensor, call: Call, site: Site, module: nn.Module, root: nn.Module
+    ) -> Bool[Tensor, "example"]:
+        """Return which examples a raw output of the site is above the threshold for."""
+        reducer = Reducer(self.reducer) if isinstance(self.reducer, str) else self.reducer
+        axes = axes_in(call, x, module, root, reducer.axis)
+        axes = Axes(tuple(call.axis if word == "pos" else word for word in axes.words))
+        n = len(x.unbind()) if x.is_nested else len(x)
+        frame = Frame(call.inputs(n, None), x.device)
+        rows = Reduction(reducer, axes)(x.detach(), frame)[0]
+        score = self.scorer.score(rows)
+        if score.shape != (n,):
+            raise InputError(
+                f"{type(self.scorer).__name__}.score: expected one score for each of {n} examples, "
+                f"got shape {tuple(score.shape)} at {site}. A gate reduces the tokens of an "
+                "example to one row: reducer mean, last or cls."
+            )
+        return score > self.threshold

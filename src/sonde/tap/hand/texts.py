@@ -1,0 +1,141 @@
+"""Which texts the calls of a model go on with: steps of generation, and rows that follow beams."""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sonde.tap.hooks.cache import cache_in, counts_positions
+from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.outputs import leaves
+
+
+@dataclass(eq=False)
+class Texts:
+    """Texts that one call begins and later calls go on with.
+
+    Attributes
+    ----------
+    prompt_length : int
+        Tokens of the first call, padding among them.
+    n_first : int
+        Examples of the first call.
+    repeats : int
+        How many neighbours of the first call are alike, such as the beams of one prompt.
+    origin : Int[Tensor, "example"]
+        Which example of the first call each example goes on from.
+    step : int
+        How many calls went before on the same texts.
+    grows : bool
+        Whether each call reads whole texts again, as without a cache.
+    decided : Bool[Tensor, "example"] or None
+        What a gate said of each example of the first call.
+    n_read : int
+        Tokens that all calls so far read.
+    """
+
+    prompt_length: int
+    n_first: int
+    repeats: int
+    origin: Int[Tensor, "example"]
+    step: int = 0
+    grows: bool = False
+    decided: Bool[Tensor, "example"] | None = None
+    n_read: int = 0
+    ids: Tensor | None = None
+
+    @staticmethod
+    def begun(call: Call) -> "Texts":
+        """Return the texts of a first call."""
+        given = [x for x in leaves(call.named).values() if x.ndim]
+        n = len(call.fed) if call.fed is not None else len(given[0]) if given else 1
+        length = 0 if call.fed is None else call.fed.shape[-1]
+        rows = [x for x in given if len(x) == n]
+        return Texts(length, n, _repeats(rows, n), torch.arange(n), n_read=length, ids=call.fed)
+
+    @property
+    def row(self) -> Int[Tensor, "example"]:
+        """Which prompt each example goes on from."""
+        return self.origin // self.repeats
+
+    def go_on(self, call: Call, parent: Tensor | None = None) -> None:
+        """Take one more call; ``parent`` is the example of the last call that each goes on from."""
+        self.step, fed = self.step + 1, call.fed
+        self.n_read += 0 if fed is None else fed.shape[-1]
+        if parent is None and fed is not None and len(fed) != len(self.origin):
+            n, before = len(fed), len(self.origin)  # as often as cache.batch_repeat_interleave
+            parent = torch.arange(n) * before // n
+        if parent is not None:
+            self.origin = self.origin[parent.cpu()]
+        self.grows, self.ids = call.past == 0, fed
+
+    def follows(self, call: Call) -> Int[Tensor, "example"] | None:
+        """Return where each text of a call stood in the last one, if it has one token more."""
+        before, fed = self.ids, call.fed
+        if before is None or fed is None or fed.ndim != 2 or before.ndim != 2:
+            return None
+        if fed.shape[1] != before.shape[1] + 1 or fed.device != before.device:
+            return None
+        fed = fed[:, :-1]
+        if fed.shape == before.shape and torch.equal(fed, before):
+            return torch.arange(len(fed))
+        same = (fed[:, None] == before[None]).all(dim=2)
+        return same.to(torch.uint8).argmax(dim=1) if bool(same.any(dim=1).all()) else None
+
+
+class TextLog:
+    """Knows the texts of each cache, and those of the last call."""
+
+    def __init__(self) -> None:
+        self._of_cache: list[tuple[Callable[[], Any], Texts]] = []
+        self._current: Texts | None = None
+
+    def begin(self, call: Call, *, keep: bool) -> Texts | None:
+        """Return the texts of a call; None if its cache was filled by a call that is not known."""
+        cache, texts = cache_in(call.named), None
+        self._of_cache = [(ref, t) for ref, t in self._of_cache if ref() is not None]
+        if cache is not None and call.past:
+            texts = next((t for ref, t in self._of_cache if ref() is cache), None)
+            if texts is None and not keep:
+                return None
+            if texts is not None:
+                call.past = call.past if counts_positions(cache) else texts.n_read
+                texts.go_on(call)
+        elif cache is None and self._current is not None:
+            parent = self._current.follows(call)
+            if parent is not None:
+                texts = self._current
+                texts.go_on(call, parent)
+        texts = Texts.begun(call) if texts is None else texts
+        self._current = texts
+        self._remember(cache, texts)
+        return texts
+
+    def end(self, output: Any) -> None:
+        """Take the cache that a call hands out."""
+        if self._current is not None and isinstance(output, Mapping):
+            self._remember(cache_in(dict(output)), self._current)
+
+    def _remember(self, cache: Any, texts: Texts) -> None:
+        if cache is None:
+            return
+        self._of_cache = [(ref, t) for ref, t in self._of_cache if ref() is not cache]
+        try:
+            self._of_cache.append((weakref.ref(cache), texts))
+        except TypeError:  # a plain tuple: the last one alone is kept
+            self._of_cache = [(ref, t) for ref, t in self._of_cache if t is not texts]
+            self._of_cache.append((lambda: cache, texts))
+
+
+def _repeats(rows: list[Tensor], n: int) -> int:
+    """Return the largest number of neighbours that are alike in each run of so many."""
+    if n < 2 or not rows or not all(torch.equal(x[0], x[1]) for x in rows):
+        return 1
+    for k in range(n, 1, -1):
+        if n % k == 0 and all(torch.equal(x, x[::k].repeat_interleave(k, 0)) for x in rows):
+            return k
+    return 1
