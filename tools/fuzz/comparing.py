@@ -261,7 +261,8 @@ class Trial:
             if spot is None or alike is None:
                 return None
             rows, of = np.concatenate(alike), {"knn": plain.knn}.get(method, plain.mahalanobis)
-        if not np.isfinite(rows).all() or not np.ptp(rows, axis=0).any():
+        varies = np.ptp(rows, axis=0) > self.truth.tolerance(spot)
+        if not np.isfinite(rows).all() or not varies.any():
             return None
         expected, moved = of(rows), []
         for _ in range(5):
