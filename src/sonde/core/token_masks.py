@@ -52,7 +52,8 @@ def real_tokens(name: str, mask: Tensor, marks: bool | None = None) -> Bool[Tens
     >>> real_tokens("mask", torch.tensor([[True, True], [True, False]])).tolist()
     [[True, True], [True, False]]
     """
-    return (mask != 0) == (marks_real(name, [mask]) if marks is None else marks)
+    marks = marks_real(name, [mask]) if marks is None else marks
+    return mask != 0 if marks else mask == 0
 
 
 def marks_real(name: str, masks: Iterable[Tensor]) -> bool:

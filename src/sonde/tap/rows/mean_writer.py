@@ -48,7 +48,9 @@ class MeanWriter:
         lane = self._lanes.get(key)
         if lane is None or not lane.free or not x.is_cpu:
             return None
-        return lane.mean(x, lane.free.pop())
+        place, rows = lane.free.pop()
+        lane.mean.write(x, place)
+        return rows
 
     def first(self, key: Hashable, x: Tensor, mean: Mean) -> Tensor | None:
         """Return the mean of an output, or None where that is no small one of the CPU.
@@ -79,7 +81,7 @@ class _Lane:
 
     def __init__(self, kind: tuple[int, int, torch.dtype], n: int, mean: Mean, most: int) -> None:
         self.kind, self.n, self.mean, self.most = kind, n, mean, most
-        self.free: list[Tensor] = []
+        self.free: list[tuple[Tensor, Tensor]] = []
         self.n_made = 0
 
     def renew(self, memory: RowMemory) -> bool:
@@ -93,6 +95,7 @@ class _Lane:
         """Make places for outputs to come, as many as one piece holds and at least one."""
         count = max(1, min(count, self.most))
         _, dim, dtype = self.kind
-        self.free = [*memory.place((count, self.n, 1, dim), dtype).unbind()]
+        places = memory.place((count, self.n, 1, dim), dtype)
+        self.free = [*zip(places.unbind(), places.squeeze(2).unbind(), strict=True)]
         self.free.reverse()
         self.n_made += count

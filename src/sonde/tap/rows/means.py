@@ -48,12 +48,13 @@ class WholeMean:
         n_blocks = length // self.block if self.block else 0
         self.ones = torch.ones(n, 1, n_blocks, dtype=dtype) if 1 < n_blocks <= MOST else None
 
-    def __call__(
-        self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"] | None = None
-    ) -> Float[Tensor, "row dim"]:
-        """Return the mean of each example, in ``out`` where that is given."""
+    def __call__(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row dim"]:
+        """Return the mean of each example."""
+        return _written(self, x)
+
+    def write(self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"]) -> None:
+        """Write the mean of each example."""
         n, length, dim = x.shape
-        out = x.new_empty(n, 1, dim) if out is None else out
         if self.weights is not None and self.block == length and x.is_contiguous():
             torch.bmm(self.weights, x, out=out)
         elif self.weights is None or x.nbytes <= CACHED_BYTES or not x.is_contiguous():
@@ -66,7 +67,6 @@ class WholeMean:
                 torch.sum(sums, 1, keepdim=True, out=out)
             else:
                 torch.bmm(self.ones, sums, out=out)
-        return out[:, 0]
 
 
 @final
@@ -98,14 +98,22 @@ class PickedMean:
             counts, index = -(-counts // BLOCK), torch.arange(len(first))
         self.steps.append((index.to(device), (counts.cumsum(0) - counts).to(device)))
 
-    def __call__(
-        self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"] | None = None
-    ) -> Float[Tensor, "row dim"]:
-        """Return the mean of each example, in ``out`` where that is given."""
+    def __call__(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row dim"]:
+        """Return the mean of each example."""
+        return _written(self, x)
+
+    def write(self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"]) -> None:
+        """Write the mean of each example."""
         sums = x.flatten(0, 1)
         for index, first in self.steps:
             sums = functional.embedding_bag(index, sums, first, mode="sum")
-        return torch.div(sums[:, None], self.counts, out=out)[:, 0]
+        torch.div(sums[:, None], self.counts, out=out)
 
 
 Mean = WholeMean | PickedMean
+
+
+def _written(mean: Mean, x: Tensor) -> Tensor:
+    out = x.new_empty(len(x), 1, x.shape[2])
+    mean.write(x, out)
+    return out[:, 0]
