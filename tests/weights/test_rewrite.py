@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sonde.core.errors import ShapeError, StateError
+from sonde.core.errors import ShapeError, SondeWarning, StateError
 from sonde.weights import Exchange, LowRank, RewritePlan, Sparse
 
 
@@ -38,11 +38,17 @@ def test_tied_weights_that_stay_are_still_tied():
     assert new[2].bias.tolist() == [0.0, 0.0]
 
 
-def test_a_small_edit_of_a_half_type_is_not_rounded_away():
-    model = nn.Linear(2, 1, bias=False).half()
+def test_a_model_of_a_half_type_stays_one_and_a_lost_edit_is_told():
+    model = nn.Linear(2, 2).half()
     torch.nn.init.ones_(model.weight)
-    new = RewritePlan.of(model, {"weight": Sparse(torch.tensor([1]), torch.tensor([1.00001]))})
-    assert new.fold(model).weight.tolist() == [[1.0, pytest.approx(1.00001, abs=1e-7)]]
+    far = RewritePlan.of(model, {"weight": Sparse(torch.tensor([1]), torch.tensor([1.25]))})
+    new = far.fold(model)
+    assert new(torch.ones(1, 2).half()).dtype == torch.float16
+    assert new.weight.flatten().tolist() == [1.0, 1.25, 1.0, 1.0]
+    near = {"weight": Sparse(torch.tensor([1]), torch.tensor([1.00001]))}
+    assert near["weight"].of(model.weight)[0, 1].item() == pytest.approx(1.00001, abs=1e-7)
+    with pytest.warns(SondeWarning, match="more than half of the change of weight"):
+        RewritePlan.of(model, near).fold(model)
 
 
 def test_a_plan_for_other_weights_is_refused():

@@ -1,7 +1,9 @@
 """Changes of a model's weights: planned, looked at, folded into a new model, taken back."""
 
 from sonde.weights.change import Change, Exchange, LowRank, Sparse
+from sonde.weights.folding import fold_edit, fold_writers
 from sonde.weights.live import module_of, tensor_hash, with_tensors
+from sonde.weights.residual import residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
 from sonde.weights.undoing import undo
@@ -14,7 +16,10 @@ __all__ = [
     "RewritePlan",
     "Saved",
     "Sparse",
+    "fold_edit",
+    "fold_writers",
     "module_of",
+    "residual_writers",
     "save_edited",
     "tensor_hash",
     "undo",

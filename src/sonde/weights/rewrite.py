@@ -1,18 +1,23 @@
 """A change of weights: planned from what was fitted, looked at, then folded into a new model."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sonde.core.errors import StateError
+from sonde.core.errors import SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
 from sonde.weights.live import TIED, module_of, tensor_hash, with_tensors
+
+MOST_LOST = 0.5
+"""Share of a change that rounding to a half type may take away without a word."""
 
 if TYPE_CHECKING:
     from sonde.weights.saving import Saved
@@ -63,6 +68,8 @@ class RewritePlan:
         """Return a new model with the changes in it.
 
         It shares the storage of all other tensors with ``model``: to train one is to train both.
+        A model of a half type stays one, so that it runs: changed tensors are rounded once. On the
+        disk (``save``) they are kept as float32.
 
         Raises
         ------
@@ -77,7 +84,11 @@ class RewritePlan:
                     f"RewritePlan.fold: {name} is not the tensor that this plan was made for. "
                     "Plan again for this model."
                 )
-        changed = {name: change.of(named.get(name)) for name, change in self.changes.items()}
+        dtype = next((x.dtype for x in named.values() if x.is_floating_point()), None)
+        changed = {
+            name: _rounded(name, change.of(named.get(name)), named.get(name), dtype)
+            for name, change in self.changes.items()
+        }
         new = with_tensors(module, changed)
         told = {**self.config, **({TIED: False} if self.ties else {})}
         for name, value in told.items():
@@ -105,6 +116,22 @@ class Rewrite(ABC):
         fitted : optional
             What the method's docstring asks for: results or states that ``sonde fit`` made.
         """
+
+
+def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | None) -> Tensor:
+    """Return a changed tensor in the type of the model; say where that undoes the change."""
+    dtype = other if old is None else old.dtype
+    value = new if dtype is None else new.to(dtype)
+    if old is not None and value.dtype != new.dtype:
+        wanted, got = (x.double() - old.double() for x in (new, value))
+        if (got - wanted).square().sum() > MOST_LOST**2 * wanted.square().sum():
+            warnings.warn(
+                f"RewritePlan.fold: rounding to {value.dtype} takes away more than half of the "
+                f"change of {name}. Load the model in float32 before you fold, or save the plan.",
+                SondeWarning,
+                stacklevel=3,
+            )
+    return value
 
 
 def _ties(module: nn.Module, changed: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,187 @@
+"""A linear layer as a matrix: what becomes of its tensors when its input or output is mapped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.edit import AffineMap
+from sonde.core.errors import ShapeError, StateError
+from sonde.weights.change import Change, Exchange, LowRank
+
+_MATRIX = {nn.Linear.forward}
+_MAPS = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
+_ROWS = {nn.Embedding.forward}
+_TRANSPOSED = ("transformers.pytorch_utils", "Conv1D")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that multiplies by a matrix and may add a bias.
+
+    Parameters
+    ----------
+    name : str
+        Of the module, as in ``state_dict()``.
+    module : nn.Module
+    kind : {"matrix", "transposed", "maps", "rows"}
+        How the weight holds the matrix: (out, in), (in, out), a kernel, or a row for each token.
+    """
+
+    name: str
+    module: Any
+    kind: str
+
+    @property
+    def weight(self) -> str:
+        """Name of the weight."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def bias(self) -> str:
+        """Name of the bias, also of one that is not there."""
+        return self.weight.removesuffix("weight") + "bias"
+
+    def after(self, affine: AffineMap) -> dict[str, Change]:
+        """Return the changes that map the layer's output."""
+        matrix = self._matrix()
+        if self.kind == "rows":
+            return {self.weight: mapped_rows(self.name, matrix, affine)}
+        scale, left, right, shift = _parts(self.name, affine, matrix, len(matrix))
+        changes: dict[str, Change] = {}
+        if scale != 1.0:
+            changes[self.weight] = self._whole(scale * matrix + left @ (right.T @ matrix))
+        elif left.numel():
+            changes[self.weight] = self._thin(left, right.T @ matrix)
+        bias = self._bias()
+        if bias is not None:
+            bias = scale * bias + left @ (right.T @ bias) + (0.0 if shift is None else shift)
+            changes[self.bias] = Exchange(bias)
+        elif shift is not None:
+            changes[self.bias] = Exchange(shift)
+        return changes
+
+    def before(self, affine: AffineMap) -> dict[str, Change]:
+        """Return the changes that map the layer's input.
+
+        Raises
+        ------
+        StateError
+            If the input is no vector of features: of an embedding, of a padded or grouped kernel.
+        """
+        if self.kind == "rows":
+            raise StateError(f"fold_edit: {self.name} takes tokens in; name its output.")
+        matrix = self._matrix()
+        if self.kind == "maps":
+            matrix = self._kernel(affine)
+        scale, left, right, shift = _parts(self.name, affine, matrix, matrix.shape[1])
+        changes: dict[str, Change] = {}
+        reads = torch.einsum("oi...,ir->or...", matrix, left)
+        if scale != 1.0 or (left.numel() and matrix.ndim > 2):
+            part = torch.einsum("or...,ir->oi...", reads, right)
+            changes[self.weight] = self._whole(scale * matrix + part)
+        elif left.numel():
+            changes[self.weight] = self._thin(reads, right.T)
+        if shift is not None:
+            added = torch.einsum("oi...,i->o...", matrix, shift).reshape(len(matrix), -1).sum(1)
+            bias = self._bias()
+            changes[self.bias] = Exchange(added if bias is None else bias + added)
+        return changes
+
+    def _matrix(self) -> Tensor:
+        weight = self.module.weight.detach().double()
+        if self.kind == "transposed":
+            return weight.T
+        return weight.flatten(1)
+
+    def _bias(self) -> Tensor | None:
+        bias = self.module._parameters.get("bias")
+        return None if bias is None else bias.detach().double()
+
+    def _kernel(self, affine: AffineMap) -> Tensor:
+        if self.module.groups != 1:
+            raise StateError(
+                f"fold_edit: each group of {self.name} reads its own channels, so its input cannot "
+                "be mapped in its weights. Name an output."
+            )
+        if affine.shift is not None and self.module.padding not in (
+            "valid",
+            (0,) * 3,
+            (0, 0),
+            (0,),
+        ):
+            raise StateError(
+                f"fold_edit: {self.name} pads with zeros, which a shift would not reach. Name the "
+                "output that it reads."
+            )
+        return self.module.weight.detach().double()
+
+    def _whole(self, matrix: Tensor) -> Change:
+        matrix = matrix.T if self.kind == "transposed" else matrix
+        return Exchange(matrix.reshape(self.module.weight.shape))
+
+    def _thin(self, left: Tensor, right: Tensor) -> Change:
+        return LowRank(right.T, left.T) if self.kind == "transposed" else LowRank(left, right)
+
+
+def layer_of(name: str, module: nn.Module) -> Layer | None:
+    """Return a module as a layer, or None where it does more than multiply and add a bias."""
+    kind = _kind(module)
+    if kind is None or "weight" not in module._parameters:
+        return None
+    weight = module._parameters["weight"]
+    return Layer(name, module, kind) if weight is not None and weight.is_floating_point() else None
+
+
+def _kind(module: nn.Module) -> str | None:
+    forward: Any = type(module).forward
+    if (type(module).__module__, type(module).__name__) == _TRANSPOSED:
+        return "transposed"
+    if forward in _ROWS:
+        return None if getattr(module, "max_norm", None) is not None else "rows"
+    return "matrix" if forward in _MATRIX else "maps" if forward in _MAPS else None
+
+
+def mapped_rows(name: str, rows: Float[Tensor, "... dim"], affine: AffineMap) -> Change:
+    """Return the change that maps each row of a tensor."""
+    rows = rows.double()
+    scale, left, right, shift = _parts(name, affine, rows, rows.shape[-1])
+    if scale != 1.0:
+        return Exchange(scale * rows + (rows @ right) @ left.T + (0.0 if shift is None else shift))
+    thin = rows.reshape(-1, rows.shape[-1]) @ right
+    if shift is not None:
+        thin = torch.cat([thin, thin.new_ones(len(thin), 1)], 1)
+        left = torch.cat([left, shift.unsqueeze(1)], 1)
+    return LowRank(thin, left.T)
+
+
+def _parts(
+    name: str, affine: AffineMap, like: Tensor, width: int
+) -> tuple[float, Tensor, Tensor, Tensor | None]:
+    """Return scale, factors and shift in the type of ``like``; factors of rank 0 where none are.
+
+    Raises
+    ------
+    ShapeError
+        If the map is of another width.
+    """
+    for x in (affine.shift, affine.left, affine.right):
+        if x is not None and x.shape[0] != width:
+            raise ShapeError(
+                f"fold_edit: expected an edit of {width} features at {name}, got one of "
+                f"{x.shape[0]}. Fit it at this site."
+            )
+    none = like.new_zeros(width, 0)
+    left, right = (none if x is None else x.to(like) for x in (affine.left, affine.right))
+    return affine.scale, left, right, None if affine.shift is None else affine.shift.to(like)
+
+
+def names_of(module: nn.Module) -> Mapping[int, str]:
+    """Return the name in ``state_dict()`` of each module, by its id."""
+    found: dict[int, str] = {}
+    for name, part in module.named_modules():
+        found.setdefault(id(part), name)
+    return found

@@ -1,0 +1,238 @@
+"""Edits of activations written into weights: the folded model does what the hooked one does."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from sonde.core.edit import AffineMap, Edit
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import Model
+from sonde.core.site import Site
+from sonde.data._model_kind import config_of
+from sonde.tap import editing
+from sonde.tap.hooks.names import Names
+from sonde.tap.model.sites import Pattern, resolve
+from sonde.weights._layer import Layer, layer_of, mapped_rows, names_of
+from sonde.weights.change import Change, Exchange
+from sonde.weights.live import module_of
+from sonde.weights.residual import residual_writers, run, sums_at
+from sonde.weights.rewrite import RewritePlan
+
+TOLERANCE = 1e-5
+"""Largest difference between folded and hooked outputs, in parts of the largest output."""
+
+
+def fold_edit(
+    model: Model | nn.Module,
+    edit: Edit,
+    sites: Pattern | Iterable[Pattern],
+    where: str = "all",
+    inputs: Any = None,
+) -> RewritePlan:
+    """Return the plan that writes an edit into the weights of linear layers.
+
+    At the output of a linear layer, an embedding or a convolution any affine edit folds, at the
+    input of a linear layer too. At the output of another module (a block, an MLP) it folds where
+    one layer's output is returned as it is, and a shift where the last of a sum is one; that the
+    folded model is the hooked one is then checked on ``inputs``.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    edit : Edit
+        One with ``as_affine()``.
+    sites : pattern, Site, or several
+        Ports ``out`` and ``in``.
+    where : str, default="all"
+        Weights know no positions: anything else is refused.
+    inputs : tensor, tuple or dict, optional
+        What the model is called with for the check; made from its configuration if left out.
+
+    Raises
+    ------
+    StateError
+        If the edit does not fold there, with the reason.
+    ShapeError
+        If it is of another width.
+
+    Examples
+    --------
+    >>> from sonde.core.edit import Add
+    >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    >>> plan = fold_edit(net, Add(torch.tensor([1.0, -1.0])), "0")
+    >>> (plan.fold(net)[0].bias - net[0].bias).tolist()
+    [1.0, -1.0]
+    """
+    affine = affine_of(edit)
+    if where != "all":
+        raise StateError(
+            f"fold_edit: weights change every position, got where={where!r}. Open the edit with "
+            "sonde.editing(..., where=...) or sonde generate."
+        )
+    module = module_of(model)
+    names, modules = names_of(module), Names(module).modules
+    changes: dict[str, Change] = {}
+    checked = False
+    chosen = resolve(module, sites)
+    for site in chosen:
+        if site.port not in ("in", "out") or site.call is not None:
+            raise StateError(f"fold_edit: expected the port out or in of all calls, got {site}.")
+        part = modules[site.path]
+        layer = layer_of(names[id(part)], part)
+        if layer is None and site.port == "in":
+            raise _no_layer(site, part)
+        if layer is None:
+            layer, checked = _layer_behind(module, site, affine, inputs), True
+        _join(changes, layer.before(affine) if site.port == "in" else layer.after(affine), site)
+    plan = planned(module, changes, type(edit).__name__)
+    if checked:
+        _check_same(module, edit, chosen, plan, inputs)
+    return plan
+
+
+def fold_writers(model: Model | nn.Module, edit: Edit, inputs: Any = None) -> RewritePlan:
+    """Return the plan that writes an edit into everything that writes into the residual stream.
+
+    For a projection, the stream then lacks the direction everywhere. See ``residual_writers``.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    edit : Edit
+        A linear one: a shift would be added once for each writer.
+    inputs : tensor, tuple or dict, optional
+        What the model is called with; made from its configuration if left out.
+
+    Raises
+    ------
+    StateError
+        If the stream is no sum of linear layers' outputs, or the edit is not linear.
+    """
+    affine = affine_of(edit)
+    if affine.shift is not None:
+        raise StateError(
+            f"fold_writers: expected a linear edit, got {type(edit).__name__} with a shift: each "
+            "writer would add it once more. Use fold_edit at one site."
+        )
+    module = module_of(model)
+    named = dict(module.named_parameters(remove_duplicate=False))
+    changes: dict[str, Change] = {}
+    for writer in residual_writers(module, inputs):
+        if isinstance(writer, Layer):
+            changes |= writer.after(affine)
+        else:
+            changes[writer] = mapped_rows(writer, named[writer].detach(), affine)
+    return planned(module, changes, type(edit).__name__)
+
+
+def affine_of(edit: Edit) -> AffineMap:
+    """Return an edit as an affine map.
+
+    Raises
+    ------
+    StateError
+        If it is none.
+    """
+    affine = edit.as_affine()
+    if affine is None:
+        raise StateError(
+            f"fold_edit: {type(edit).__name__} is no affine map of each row by itself, so no "
+            "weights do the same. Open it with sonde.editing or sonde generate."
+        )
+    return affine
+
+
+def planned(module: nn.Module, changes: Mapping[str, Change], method: str) -> RewritePlan:
+    """Return the plan of changes, with what the configuration must say for new biases.
+
+    Raises
+    ------
+    StateError
+        If the model's class can have no such bias.
+    """
+    known = module.state_dict().keys()
+    config: dict[str, Any] = {}
+    added: dict[str, Change] = {}
+    for name in changes.keys() - known:
+        if name in added or config_of(module) is None:
+            continue
+        option, zeros = _bias_option(module, name)
+        config |= option
+        added |= zeros
+    plan = RewritePlan.of(module, {**added, **changes}, method)
+    return replace(plan, config=config)
+
+
+def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str, Change]]:
+    """Return the option of a configuration that makes a bias, and all that it makes, as zeros."""
+    config = config_of(module)
+    kind: Any = type(module)
+    known = module.state_dict().keys()
+    for option, value in vars(config).items():
+        if "bias" not in option or value is not False:
+            continue
+        twin = deepcopy(config)
+        setattr(twin, option, True)
+        with torch.device("meta"):
+            made = kind(twin).state_dict()
+        new = {n: made[n].shape for n in made.keys() - known}
+        if name in new:
+            return {option: True}, {n: Exchange(torch.zeros(shape)) for n, shape in new.items()}
+    raise StateError(
+        f"fold_edit: {name.removesuffix('.bias')} has no bias to fold a shift into, and "
+        f"{type(config).__name__} has no option for one. Open the edit with sonde.editing or "
+        "sonde generate."
+    )
+
+
+def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any) -> Layer:
+    """Return the layer whose output a module returns, or adds last to what it returns."""
+    found = sums_at(module, [site], inputs)[0]
+    last = found.terms[-1] if found.terms else None
+    linear = affine.left is not None or affine.scale != 1.0
+    if not isinstance(last, Layer) or (linear and (found.other or len(found.terms) > 1)):
+        part = Names(module).modules[site.path]
+        raise _no_layer(site, part, found.other, len(found.terms) > 1)
+    return last
+
+
+def _no_layer(site: Site, part: nn.Module, other: str = "", is_sum: bool = False) -> StateError:
+    if is_sum:
+        why = "adds up what several layers wrote: fold it into each of them with fold_writers"
+    else:
+        why = other or f"is a {type(part).__name__}, which is no plain linear layer"
+    return StateError(
+        f"fold_edit: the edit does not fold at {site}: {site.path or 'the model'} {why}. Name a "
+        "linear layer, or open it with sonde.editing or sonde generate."
+    )
+
+
+def _join(changes: dict[str, Change], more: Mapping[str, Change], site: Site) -> None:
+    twice = sorted(changes.keys() & more.keys())
+    if twice:
+        raise InputError(
+            f"fold_edit: {twice[0]} would be changed twice, again for {site}. Fold one edit after "
+            "the other: each into the model that the one before gave."
+        )
+    changes |= more
+
+
+def _check_same(
+    module: nn.Module, edit: Edit, sites: Sequence[Site], plan: RewritePlan, inputs: Any
+) -> None:
+    with editing(module, edit, sites):
+        hooked = run(module, inputs).double()
+    folded = run(plan.fold(module), inputs).double()
+    differs = (hooked - folded).abs().max().item()
+    largest = hooked.abs().max().item()
+    allowed = max(TOLERANCE, 4 * torch.finfo(next(module.parameters()).dtype).eps)
+    if not differs <= allowed * largest:
+        raise StateError(
+            f"fold_edit: the folded model differs from the hooked one at "
+            f"{', '.join(map(str, sites))} by {differs:.2g} of {largest:.2g}: what is edited there "
+            "goes elsewhere too. Open it with sonde.editing or sonde generate."
+        )

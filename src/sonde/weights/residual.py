@@ -1,0 +1,246 @@
+"""Which tensors of a model write into its residual stream: found by following sums.
+
+One small forward is watched. What a linear layer or an embedding returns is a term, and so is a
+parameter; a sum of terms is the list of both; views, copies and concatenations keep it. Where
+something else is added, or a norm or a gate stands in between, the stream is no sum of them, and
+what stands there is named.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.inputs import Model
+from sonde.core.site import Site
+from sonde.data._model_kind import config_of
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.outputs import find
+from sonde.tap.model.sites import BLOCKS, resolve
+from sonde.weights._layer import Layer, layer_of, names_of
+from sonde.weights.live import module_of
+
+_KEEPS = frozenset(
+    {
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "transpose",
+        "permute",
+        "t",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "slice",
+        "select",
+        "clone",
+        "alias",
+        "detach",
+        "_to_copy",
+        "embedding",
+    }
+)
+"""Operations after which each row is still a row of the same sum."""
+_ADDS = frozenset(("add", "add_"))
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A tensor as a sum of terms.
+
+    Parameters
+    ----------
+    terms : tuple of Layer or str
+        Layers whose outputs are added, and names of parameters, in the order of execution.
+    other : str
+        What else is in it, in words; empty where nothing is.
+    """
+
+    terms: tuple[Layer | str, ...]
+    other: str = ""
+
+
+def residual_writers(
+    model: Model | nn.Module, inputs: Any = None, site: str | Site = BLOCKS
+) -> tuple[Layer | str, ...]:
+    """Return what is added up to the residual stream behind the last block.
+
+    For a transformer: token and position embeddings, and of each block the output layers of its
+    attention and of its MLP. To take a direction out of the stream, take it out of each of them.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : tensor, tuple or dict, optional
+        What the model is called with; made from its configuration where there is one.
+    site : str or Site, default="blocks"
+        Where the stream is: the last site that this names.
+
+    Returns
+    -------
+    tuple of Layer or str
+        Layers (``layer.name`` is the module's), and names of parameters that are added themselves.
+
+    Raises
+    ------
+    StateError
+        If the stream is no sum of linear layers' outputs: a norm or a gate stands in between.
+
+    Examples
+    --------
+    >>> import sonde
+    >>> model = sonde.load("sonde:stdlib", device="cpu")
+    >>> [x.name for x in residual_writers(model)][:3]
+    ['transformer.wte', 'transformer.wpe', 'transformer.h.0.attn.c_proj']
+    """
+    module = module_of(model)
+    last = resolve(module, site)[-1]
+    found = sums_at(module, [last], inputs)[0]
+    if found.other:
+        raise StateError(
+            f"residual_writers: at {last} the stream is no sum of linear layers: {found.other}. "
+            "Open the edit with sonde.editing instead."
+        )
+    return found.terms
+
+
+def sums_at(module: nn.Module, sites: Sequence[Site], inputs: Any = None) -> list[Sum]:
+    """Return what is added up at the outputs of some modules."""
+    watch = _Watch(module)
+    seen: dict[str, Sum] = {}
+    modules = Names(module).modules
+    handles = [part.register_forward_hook(watch.after) for part in module.modules()]
+
+    def look(site: Site) -> Any:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            x = find(output, site.key)
+            seen[str(site)] = Sum((), "it returned no tensor") if x is None else watch.sum_of(x)
+
+        return hook
+
+    handles += [modules[site.path].register_forward_hook(look(site)) for site in sites]
+    try:
+        run(module, inputs, watch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [str(site) for site in sites if str(site) not in seen]
+    if silent:
+        raise SiteError(f"fold: {silent[0]} did not run on these inputs. Name a module that runs.")
+    return [seen[str(site)] for site in sites]
+
+
+def run(module: nn.Module, inputs: Any = None, mode: Any = None) -> Tensor:
+    """Return the first output of a forward in evaluation mode, without gradients."""
+    inputs = example_inputs(module) if inputs is None else inputs
+    trained = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            if mode is None:
+                output = _called(module, inputs)
+            else:
+                with mode:
+                    output = _called(module, inputs)
+    finally:
+        for part in trained:
+            part.training = True
+    found = find(output, None)
+    if found is None:
+        raise StateError("fold: the model returned no floating-point tensor.")
+    return found
+
+
+def _called(module: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def example_inputs(module: nn.Module) -> dict[str, Tensor]:
+    """Return a small input for a model of transformers, made from its configuration.
+
+    Raises
+    ------
+    InputError
+        If the model says nothing of its inputs.
+    """
+    config = config_of(module)
+    first = next(module.parameters())
+    name = getattr(module, "main_input_name", "")
+    if config is not None and name == "input_ids":
+        size = int(getattr(config, "vocab_size", 0))
+        if size > 0 and not getattr(config, "is_encoder_decoder", False):
+            return {name: (torch.arange(6, device=first.device) * 7 % size).unsqueeze(0)}
+    if config is not None and name == "pixel_values":
+        side: Any = getattr(config, "image_size", None)
+        n_channels = getattr(config, "num_channels", 3)
+        if side is not None:
+            shape = (1, n_channels, *(side if isinstance(side, tuple | list) else (side, side)))
+            values = torch.linspace(-1, 1, int(torch.tensor(shape).prod())).reshape(shape)
+            return {name: values.to(first)}
+    raise InputError(
+        f"fold: {type(module).__name__} does not say what it is called with. Pass inputs=..."
+    )
+
+
+class _Watch(TorchDispatchMode):
+    """Follows which layers' outputs are added up in each tensor of a forward."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.names = names_of(root)
+        self.sums: dict[int, Sum] = {}
+        self.makers: dict[int, str] = {}
+        self.held: list[Tensor] = []
+        self.order: dict[Layer | str, int] = {}
+        for name, parameter in root.named_parameters():
+            self._put(parameter, Sum((name,)))
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Note that a module returned a tensor; a linear layer's is a term."""
+        x = find(output, None)
+        if x is None:
+            return
+        name = self.names[id(module)]
+        layer = layer_of(name, module)
+        if layer is not None:
+            self.order[layer] = len(self.order)
+            self._put(x, Sum((layer,)))
+        self.held.append(x)
+        self.makers.setdefault(id(x), f"{name or 'the model'} ({type(module).__name__})")
+
+    def sum_of(self, x: Tensor) -> Sum:
+        """Return what is added up in a tensor."""
+        found = self.sums.get(id(x))
+        return found or Sum((), f"{self.makers.get(id(x), 'an operation')} stands there")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and note what its result is a sum of."""
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in _KEEPS and isinstance(out, Tensor) and id(args[0]) in self.sums:
+            self._put(out, self.sums[id(args[0])])
+        elif name == "cat":
+            self._add(out, args[0])
+        elif name in _ADDS and (kwargs or {}).get("alpha", 1) == 1:
+            self._add(out, args[:2])
+        return out
+
+    def _add(self, out: Tensor, parts: Sequence[Any]) -> None:
+        if not any(id(x) in self.sums for x in parts):
+            return
+        sums = [self.sum_of(x) for x in parts]
+        terms = {term for one in sums for term in one.terms}
+        other = next((one.other for one in sums if one.other), "")
+        self._put(out, Sum(tuple(sorted(terms, key=lambda t: self.order.get(t, -1))), other))
+
+    def _put(self, x: Tensor, one: Sum) -> None:
+        self.held.append(x)  # an id is not given again while its tensor lives
+        self.sums[id(x)] = one
