@@ -14,6 +14,7 @@ import tyro
 from sonde.cli._table import filled
 from sonde.cli._usage import wrong_usage
 from sonde.cli.calibrate import Calibrate
+from sonde.cli.compare import Compare
 from sonde.cli.console import Failed, error_line, note_interrupted, say
 from sonde.cli.drift import Drift
 from sonde.cli.edits import EDITS, overview
@@ -46,6 +47,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "merge": Merge,
     "drift": Drift,
+    "compare": Compare,
     "info": Info,
     "verify": Verify,
     "export": Export,

@@ -7,6 +7,7 @@ covariance and unit vector, is infinite. So a number beyond ``largest`` counts a
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -76,3 +77,18 @@ def fetched(numbers: Sequence[Tensor]) -> list[float]:
 def _length(x: Tensor) -> Float[Tensor, ""]:
     wide = torch.float32 if x.dtype in HALVES else None
     return torch.linalg.vector_norm(x.detach(), dtype=wide)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def finite_json(value: Any) -> Any:
+    """Return JSON values with None in place of numbers that are not finite.
+
+    Examples
+    --------
+    >>> finite_json({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    return [finite_json(item) for item in value] if isinstance(value, list | tuple) else value

@@ -8,6 +8,7 @@ from sonde.report.files import carried
 
 KINDS: Final = {
     "sonde-diff/1": "difference of two scans",
+    "sonde-compare/1": "comparison of two models",
     "sonde-drift/1": "drift",
     "sonde-edit/1": "change of a model",
     "sonde-evaluate/1": "evaluation",

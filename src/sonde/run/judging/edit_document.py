@@ -1,10 +1,10 @@
 """A change of a model and its judgement as JSON, ``sonde-edit/1``, for pages and terminals."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sonde.core.finite import finite_json
 from sonde.run.judging.judge import Judgement
 
 SCHEMA: Final = "sonde-edit/1"
@@ -75,24 +75,15 @@ def edit_document(
         "neutral": neutral,
         "output": output,
         "undo": None if output is None else f"sonde edit undo {output} -o {output}-undone",
-        "judgement": None if judgement is None else finite(judgement.json()),
+        "judgement": None if judgement is None else finite_json(judgement.json()),
         "tables": [
             {
                 "title": t.title,
                 "columns": list(t.columns),
-                "rows": finite([list(r) for r in t.rows]),
+                "rows": finite_json([list(r) for r in t.rows]),
             }
             for t in tables
         ],
         "samples": [dict(s) for s in samples],
         "notes": list(notes),
     }
-
-
-def finite(value: Any) -> Any:
-    """Return JSON values with None in place of numbers that are not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.inputs import Inputs, Model
+from sonde.stats.spreads import spreads
 from sonde.tap import live_stream
 
 MOST_ROWS = 2048
@@ -54,29 +54,6 @@ def change_size(
             for key in new:
                 new[key].append(batch.rows[key].cpu())
     return max(spreads(torch.cat(old[key]), torch.cat(new[key])) for key in old)
-
-
-def spreads(old: Float[Tensor, "row dim"], new: Float[Tensor, "row dim"]) -> float:
-    """Return the root mean square change of the rows that change, in spreads along it.
-
-    The spread is the root mean square over those rows of the standard deviation of ``old`` along
-    each row's own change: a shift by ``a`` standard deviations of one direction is ``a``.
-
-    Examples
-    --------
-    >>> old = torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])
-    >>> spreads(old, old + torch.tensor([0.0, 3.0]))
-    3.0
-    """
-    change = new.double() - old.double()
-    change = change[change.norm(dim=1) > 0]
-    if not len(change):
-        return 0.0
-    length = change.norm(dim=1)
-    centred = old.double() - old.double().mean(0)
-    along = (change / length[:, None]) @ centred.T
-    spread = along.square().mean(1)
-    return float((length.square().mean() / spread.mean()).sqrt())
 
 
 def _reducer(model: Model) -> str:

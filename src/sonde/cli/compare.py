@@ -1,0 +1,106 @@
+"""``sonde compare``: two models on the same inputs, layer by layer."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
+from sonde.core.errors import InputError
+
+PAGES = (".html", ".htm", ".json")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two models on the same inputs: which layers are alike, what moved, who is right.
+
+    Two trainings, two checkpoints, a model and its fine-tuned or compressed copy. Inputs are read
+    by each model in its own way and their states joined by input, so the models may differ in
+    depth and width. Of two fits of one model on different data, `sonde drift` tells the difference.
+
+    Example: sonde compare sonde:digits ./finetuned sonde:digits/test -o compare.html
+    """
+
+    first: ModelWord
+    second: Annotated[
+        tyro.conf.Positional[str], named("OTHER", "the model that is compared, named like MODEL")
+    ]
+    data: DataWord
+    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    other_sites: Annotated[
+        tuple[str, ...], named("PATTERN ...", "sites of OTHER; by default those of --sites")
+    ] = ()
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Read both, compare, print and write."""
+        from sonde.data import load
+        from sonde.report.compare_terminal import compare_to_text, compare_verdict
+        from sonde.run.comparing.two_models import compare_models
+        from sonde.run.comparing.two_models_document import two_models_document
+
+        self._check()
+        options, progress = self.reading.model_options(), not self.printing.quiet
+        models = [load(word, **options) for word in (self.first, self.second)]
+        fits = [
+            self._fitted(model, sites, progress)
+            for model, sites in zip(models, (self.reading.sites, self.other_sites), strict=True)
+        ]
+        found = compare_models(fits[0], fits[1], progress=progress)
+        document = two_models_document(
+            found, self._answers(models, progress), names=(self.first, self.second), data=self.data
+        )
+        if self.output is not None:
+            from sonde.report.compare import save_compare
+
+            save_compare(document, self.output)
+        if self.printing.json:
+            say_json(document)
+        else:
+            say(compare_verdict(document) if self.printing.quiet else compare_to_text(document))
+        if self.output is not None:
+            note(f"wrote {self.output}")
+        return 0
+
+    def _check(self) -> None:
+        from sonde.run.reading.read import ARRAYS
+        from sonde.store.outputs import check_file
+
+        self.reading.check(self.data)
+        if ARRAYS in (self.first, self.second):
+            raise InputError(
+                "compare: expected two models, got feature arrays. For arrays in Python: "
+                "sonde.measure.layer_cka({'a': rows, 'b': others})."
+            )
+        if self.output is None:
+            return
+        if self.output.suffix.lower() not in PAGES:
+            raise InputError(
+                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
+            )
+        check_file(self.output, self.first, self.second, self.data)
+
+    def _fitted(self, model: Any, sites: tuple[str, ...], progress: bool) -> Any:
+        from sonde.run.comparing.two_models import RowSample
+        from sonde.run.fitting.fit import fit
+        from sonde.run.reading.read import read
+
+        options = self.reading.site_options()
+        if sites:
+            options["sites"] = sites[0] if len(sites) == 1 else list(sites)
+        stream = read(model, self.data, **options, **self.reading.data_options())
+        return fit(RowSample(), stream, progress=progress)
+
+    def _answers(self, models: list[Any], progress: bool) -> Any:
+        from sonde.data import open_inputs
+        from sonde.run.comparing.two_answers import compare_answers
+
+        known = self.reading.data_options()
+        for name in ("check", "logits", "keep_special", "generate"):
+            known.pop(name, None)
+        inputs = [open_inputs(model, self.data, logits=True, **known) for model in models]
+        return compare_answers(*models, *inputs, progress=progress)

@@ -1,0 +1,88 @@
+"""Whether two models give the same answers to the same inputs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sonde.core.inputs import Inputs, Model
+from sonde.engine.progress import Bar
+from sonde.tap import live_stream
+from sonde.tap.reading.answers import Answers, answers
+
+
+@dataclass(frozen=True)
+class TwoAnswers:
+    """How the answers of two models differ, each example counting once.
+
+    Parameters
+    ----------
+    n : int
+        Examples.
+    same, same_se : float
+        Share of answers whose likeliest class or token is the same, and its standard error.
+    divergence : float
+        Mean Kullback-Leibler divergence of the second model's answers from the first's, in nats.
+    right : (float, float)
+        Share of right answers of either; NaN without labels.
+    loss : (float, float)
+        Cross-entropy of either, in nats per answer; NaN without labels.
+    """
+
+    n: int
+    same: float
+    same_se: float
+    divergence: float
+    right: tuple[float, float]
+    loss: tuple[float, float]
+
+
+def compare_answers(
+    first: Model, second: Model, inputs: Inputs, others: Inputs, *, progress: bool = True
+) -> TwoAnswers | None:
+    """Return how the answers differ; None where the models do not answer the same question.
+
+    Parameters
+    ----------
+    first, second : Model
+    inputs, others : Inputs
+        The same data as inputs of each.
+    progress : bool, default=True
+    """
+    keys = [
+        live_stream(model, data).logits_key for model, data in ((first, inputs), (second, others))
+    ]
+    if None in keys or list(inputs.group_keys) != list(others.group_keys):
+        return None
+    parts: list[Tensor] = []
+    pairs = zip(inputs.batches(0, len(inputs)), others.batches(0, len(others)), strict=False)
+    with Bar("answers", len(inputs), shown=progress) as bar:
+        for one, two in pairs:
+            a = answers(first, first.module, one, keys[0])
+            b = answers(second, second.module, two, keys[1])
+            if a.log_p.shape != b.log_p.shape or not torch.equal(a.truth, b.truth):
+                return None  # other classes, or texts cut into other tokens
+            parts.append(_figures(a, b, len(one)))
+            bar.advance(len(one))
+    return _summary(torch.cat(parts))
+
+
+def _figures(a: Answers, b: Answers, n: int) -> Tensor:
+    """Return, for each example, agreement, divergence, and right answers and losses of both."""
+    gap = (a.log_p.exp() * (a.log_p - b.log_p)).nan_to_num(0.0).sum(1)
+    best = a.log_p.argmax(1), b.log_p.argmax(1)
+    every = Answers(a.log_p, torch.zeros_like(a.truth), a.example)
+    columns = [every.per_example(v, n) for v in ((best[0] == best[1]).double(), gap)]
+    columns += [
+        x.per_example((top == x.truth).double(), n) for x, top in zip((a, b), best, strict=True)
+    ]
+    columns += [x.per_example(-x.log_p_of_truth, n) for x in (a, b)]
+    return torch.stack(columns, dim=1)
+
+
+def _summary(each: Tensor) -> TwoAnswers:
+    each = each[~each[:, 0].isnan()]
+    n, mean = len(each), each.nanmean(0).tolist()
+    se = float(each[:, 0].std()) / n**0.5 if n > 1 else math.nan
+    return TwoAnswers(n, mean[0], se, mean[1], (mean[2], mean[3]), (mean[4], mean[5]))

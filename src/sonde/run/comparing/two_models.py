@@ -1,0 +1,234 @@
+"""Two models on the same inputs: which layers are alike, and what moved in those of one name."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.result import Result
+from sonde.core.statistic import Statistic
+from sonde.engine.progress import Bar
+from sonde.measure import CorrelationMatch, LayerCKA, MutualKNN, Procrustes, Regression
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.comparing.evidence import sample
+from sonde.stats import HashSample, HashSampleState
+from sonde.stats.sampled_rows import SampledRows
+from sonde.stats.spreads import spreads
+
+LEAST_ROWS = 16
+NAMED_UNITS = 5
+FOUND_AGAIN = 0.7
+"""A unit whose best partner correlates at least so much is found again in the other model."""
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How the states of one name and width moved from the first model to the second.
+
+    Parameters
+    ----------
+    size : float
+        Root mean square change of a row, in standard deviations of the first model's rows along it.
+    common : float
+        Share of the squared change that all rows have in common: 1 is a plain shift.
+    direction : float
+        Share of the squared change along its strongest direction.
+    units : tuple of (int, float)
+        The units that moved most, with their root mean square change in their own deviations.
+    """
+
+    size: float
+    common: float
+    direction: float
+    units: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class SiteMatch:
+    """A site of the first model beside one of the second: the same name, else the most alike.
+
+    Parameters
+    ----------
+    site, other : str
+    cka, cka_se : float
+        Debiased similarity in [0, 1]; its error NaN where there are too few rows.
+    neighbours, neighbours_null : float
+        Share of common nearest neighbours, and what chance gives.
+    distance : float
+        Squared Procrustes distance in [0, 2].
+    forward, backward : float
+        Variance of the other site that a linear map of this one explains, and the reverse, beyond
+        what as many unrelated units explain; NaN where rows are too few.
+    found_again : float
+        Share of this site's units that have a partner there (correlation of at least 0.7).
+    movement : Movement or None
+        Where name and width are the same.
+    flags : tuple of str
+    """
+
+    site: str
+    other: str
+    cka: float
+    cka_se: float
+    neighbours: float
+    neighbours_null: float
+    distance: float
+    forward: float
+    backward: float
+    found_again: float
+    movement: Movement | None
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TwoModels:
+    """The comparison of two models.
+
+    Parameters
+    ----------
+    sites, others : tuple of str
+        Of the first and of the second model, in order of execution.
+    cka, cka_se : Float[Tensor, "site other"]
+        Debiased similarity of every site to every other; the error is NaN for too few rows.
+    matches : tuple of SiteMatch
+        One for each site of the first model.
+    n_rows, n_missing : int
+        Rows that both models have, and sampled rows of either that the other lacks.
+    grouped : bool
+        Whether rows come in groups, of which one row each enters the map.
+    """
+
+    sites: tuple[str, ...]
+    others: tuple[str, ...]
+    cka: Float[Tensor, "site other"]
+    cka_se: Float[Tensor, "site other"]
+    matches: tuple[SiteMatch, ...]
+    n_rows: int
+    n_missing: int
+    grouped: bool
+
+
+@final
+@dataclass(frozen=True)
+class RowSample(Instrument):
+    """A sample of rows of each site, the same rows in every model; nothing is computed of it."""
+
+    m: int = SAMPLE
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample."""
+        return {"sample": HashSample(self.m)}
+
+    def result(self, sample: HashSampleState) -> Result:
+        """Return how many rows were seen."""
+        return Result(value=float(sample.n), n=sample.n)
+
+
+def compare_models(first: Fitted, second: Fitted, *, progress: bool = True) -> TwoModels:
+    """Compare two fits of ``RowSample``, of the rows that two models made of the same inputs.
+
+    Rows are joined by what they are rows of, so the order of the inputs does not matter.
+
+    Raises
+    ------
+    InputError
+        If a fit holds no sample, or fewer than 16 rows are in both.
+    """
+    one, two = _samples(first, "first"), _samples(second, "second")
+    joined = SampledRows.of((*one.values(), *two.values()))
+    if len(joined) < LEAST_ROWS:
+        raise InputError(
+            f"compare: expected at least {LEAST_ROWS} rows that both models have, got "
+            f"{len(joined)}. Give both the same data; models that cut texts into other tokens are "
+            "compared by --reducer mean or last."
+        )
+    both = tuple(one.values()) + tuple(two.values())
+    found = LayerCKA(max(LEAST_ROWS, *(len(s.draw) for s in both))).result(samples=both)
+    k = len(one)
+    value = torch.as_tensor(found.value)[:k, k:]
+    error = (
+        torch.full_like(value, math.nan) if found.se is None else torch.as_tensor(found.se)[:k, k:]
+    )
+    others, matches = list(two), list[SiteMatch]()
+    with Bar("compare", k, shown=progress) as bar:
+        for i, site in enumerate(one):
+            j = others.index(site) if site in two else _most_alike(value[i])
+            pair = joined.take(torch.arange(len(joined)))
+            rows = pair.rows[i], pair.rows[k + j]
+            is_same = site == others[j] and rows[0].shape == rows[1].shape
+            measured = _measured(rows, pair.group, with_movement=is_same)
+            figures = (float(value[i, j]), float(error[i, j]))
+            matches.append(SiteMatch(site, others[j], *figures, *measured))
+            bar.advance(1)
+    seen = [max(len(s.draw) for s in side.values()) for side in (one, two)]
+    return TwoModels(
+        sites=tuple(one),
+        others=tuple(two),
+        cka=value,
+        cka_se=error,
+        matches=tuple(matches),
+        n_rows=len(joined),
+        n_missing=sum(n - len(joined) for n in seen),
+        grouped=joined.grouped,
+    )
+
+
+def _samples(fitted: Fitted, which: str) -> dict[str, HashSampleState]:
+    found: dict[str, HashSampleState] = {}
+    for site in fitted.header["sites"]:
+        held = sample(fitted, site["text"])
+        if held is None or not isinstance(held.state, HashSampleState):
+            raise InputError(
+                f"compare: the {which} fit holds no sample of rows at {site['text']}. Fit "
+                "RowSample on both."
+            )
+        found[site["text"]] = held.state
+    return found
+
+
+def _most_alike(row: Float[Tensor, "other"]) -> int:
+    return int(torch.nan_to_num(row, nan=-math.inf).argmax())
+
+
+def _measured(
+    rows: tuple[Tensor, Tensor], group: Tensor, *, with_movement: bool
+) -> tuple[float, float, float, float, float, float, Movement | None, tuple[str, ...]]:
+    x, y = rows
+    common = MutualKNN(k=min(10, len(x) // 4)).fit(x, y=y, group=group)
+    distance = Procrustes().fit(x, y=y, group=group)
+    forward, backward = (
+        _beyond_null(Regression().fit(a, y=b, group=group)) for a, b in ((x, y), (y, x))
+    )
+    match = CorrelationMatch("soft").fit(x, y=y, group=group)
+    figure = match.figure[~match.figure.isnan()]
+    found_again = float((figure >= FOUND_AGAIN).double().mean()) if len(figure) else math.nan
+    null = math.nan if common.null is None else float(torch.as_tensor(common.null))
+    movement = _movement(x, y) if with_movement else None
+    flags = tuple(dict.fromkeys((*common.flags, *distance.flags, *match.flags)))
+    numbers = (float(common), null, float(distance), forward, backward, found_again)
+    return (*numbers, movement, flags)
+
+
+def _beyond_null(result: Result) -> float:
+    """Return explained variance less what unrelated rows give, scaled so that all of it is 1."""
+    null = 0.0 if result.null is None else float(torch.as_tensor(result.null))
+    return (float(result) - null) / (1.0 - null) if null < 0.95 else math.nan
+
+
+def _movement(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"]) -> Movement:
+    change = y - x
+    total = float(change.square().sum())
+    if total == 0.0:
+        return Movement(0.0, math.nan, math.nan, ())
+    common = len(change) * float(change.mean(0).square().sum()) / total
+    direction = float(torch.linalg.eigvalsh(change.T @ change)[-1]) / total
+    each = change.square().mean(0).sqrt() / x.std(0, correction=0).clamp(
+        min=torch.finfo(x.dtype).tiny
+    )
+    top = torch.argsort(each, descending=True, stable=True)[:NAMED_UNITS].tolist()
+    return Movement(spreads(x, y), common, direction, tuple((u, float(each[u])) for u in top))

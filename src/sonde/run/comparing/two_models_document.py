@@ -1,0 +1,42 @@
+"""The comparison of two models as JSON, ``sonde-compare/1``: what pages and terminals read."""
+
+from dataclasses import asdict
+from typing import Any, Final
+
+from sonde.core.finite import finite_json
+from sonde.run.comparing.two_answers import TwoAnswers
+from sonde.run.comparing.two_models import TwoModels
+
+SCHEMA: Final = "sonde-compare/1"
+
+
+def two_models_document(
+    found: TwoModels, answers: TwoAnswers | None, *, names: tuple[str, str], data: str
+) -> dict[str, Any]:
+    """Return the JSON of a comparison.
+
+    Parameters
+    ----------
+    found : TwoModels
+    answers : TwoAnswers or None
+        None where the models do not answer the same question.
+    names : (str, str)
+        The models, as the user typed them.
+    data : str
+    """
+    document = {
+        "schema": SCHEMA,
+        "first": names[0],
+        "second": names[1],
+        "data": data,
+        "n_rows": found.n_rows,
+        "n_missing": found.n_missing,
+        "grouped": found.grouped,
+        "sites": list(found.sites),
+        "others": list(found.others),
+        "cka": found.cka.tolist(),
+        "cka_se": found.cka_se.tolist(),
+        "matches": [asdict(m) for m in found.matches],
+        "answers": None if answers is None else asdict(answers),
+    }
+    return finite_json(document)

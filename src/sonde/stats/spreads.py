@@ -1,0 +1,28 @@
+"""How far rows moved, in the spread that they have by themselves."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def spreads(old: Float[Tensor, "row dim"], new: Float[Tensor, "row dim"]) -> float:
+    """Return the root mean square change of the rows that change, in spreads along it.
+
+    The spread is the root mean square over those rows of the standard deviation of ``old`` along
+    each row's own change: a shift by ``a`` standard deviations of one direction is ``a``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> old = torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]])
+    >>> spreads(old, old + torch.tensor([0.0, 3.0]))
+    3.0
+    """
+    change = new.double() - old.double()
+    change = change[change.norm(dim=1) > 0]
+    if not len(change):
+        return 0.0
+    length = change.norm(dim=1)
+    centred = old.double() - old.double().mean(0)
+    along = (change / length[:, None]) @ centred.T
+    spread = along.square().mean(1)
+    return float((length.square().mean() / spread.mean()).sqrt())

@@ -1,0 +1,127 @@
+"""Two models on the same inputs: planted rotations, permutations, shifts, and one broken layer."""
+
+import copy
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from page_case import Page
+from sonde.core import InputError, Model
+from sonde.data import open_inputs
+from sonde.report.compare import compare_to_html, save_compare
+from sonde.report.compare_terminal import compare_to_text, compare_verdict
+from sonde.run.comparing.two_answers import compare_answers
+from sonde.run.comparing.two_models import RowSample, compare_models
+from sonde.run.comparing.two_models_document import two_models_document
+
+INPUTS, WIDTH = 24, 12
+
+
+def net(seed=0) -> Any:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 4)]
+    return nn.Sequential(*layers)
+
+
+def items(n=400):
+    x = torch.randn(n, INPUTS, generator=torch.Generator().manual_seed(7))
+    return [{"x": row, "label": int(row[0] > 0)} for row in x]
+
+
+def fitted(module, data=None):
+    stream = sonde.read(module, data or items(), sites=["0", "1", "2"], check=False)
+    return sonde.fit(RowSample(), stream, progress=False)
+
+
+def compared(first, second):
+    return compare_models(fitted(first), fitted(second), progress=False)
+
+
+@torch.no_grad()
+def turned(module: Any, matrix: Any, shift: Any = 0.0) -> Any:
+    """Return a net whose first layer is turned and whose second turns it back."""
+    new = copy.deepcopy(module)
+    new[0].weight.copy_(matrix @ module[0].weight)
+    new[0].bias.copy_(matrix @ module[0].bias + shift)
+    new[1].weight.copy_(module[1].weight @ matrix.T)
+    return new
+
+
+@pytest.mark.truth("planted: a rotation, a permutation and a shift that later layers undo")
+def test_what_was_done_to_a_layer_is_told_apart():
+    base = net()
+    rotation = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q
+    found = compared(base, turned(base, rotation)).matches
+    assert found[0].cka == pytest.approx(1.0, abs=1e-5)
+    assert found[0].distance == pytest.approx(0.0, abs=1e-5)
+    assert found[0].found_again < 0.7
+    assert found[1].movement is not None
+    assert found[1].movement.size < 1e-4
+    permuted = compared(base, turned(base, torch.eye(WIDTH).flip(0))).matches
+    assert permuted[0].found_again == 1.0
+    direction = torch.zeros(WIDTH)
+    direction[3] = 5.0
+    moved = compared(base, turned(base, torch.eye(WIDTH), direction)).matches[0].movement
+    assert moved is not None
+    assert moved.common == pytest.approx(1.0)
+    assert moved.direction == pytest.approx(1.0)
+    assert moved.units[0][0] == 3
+    spread = float(base[0](torch.stack([i["x"] for i in items()]))[:, 3].std(correction=0).detach())
+    assert moved.size == pytest.approx(5.0 / spread, rel=1e-4)
+
+
+def test_a_broken_layer_parts_and_the_page_says_where(tmp_path):
+    base, broken = net(), net()
+    nn.init.normal_(broken[1].weight, std=3.0)
+    found = compared(base, broken)
+    inputs = [open_inputs(Model(m), items(), batch_size=64) for m in (base, broken)]
+    both = compare_answers(Model(base), Model(broken), *inputs, progress=False)
+    assert both is not None
+    document = two_models_document(found, both, names=("<b>a</b>", "b"), data="items")
+    assert "part at 1:out" in compare_verdict(document)
+    text, html = compare_to_text(document), compare_to_html(document)
+    assert max(map(len, text.splitlines())) <= 80
+    page = Page(html)
+    assert {a.get("id") for a in page.all("section")} == {"map", "alike", "moved", "units"}
+    assert "<b>a" not in html
+    carried = re.search(r'<script type="application/json" id="sonde">([^<]*)</script>', html)
+    assert carried is not None
+    assert json.loads(carried[1]) == document
+    assert save_compare(document, tmp_path / "c.json").exists()
+
+
+@pytest.mark.truth("softmax by hand")
+@torch.no_grad()
+def test_answers_are_compared_example_by_example():
+    base, other = net(), net(1)
+    inputs = [open_inputs(Model(m), items(50), batch_size=16) for m in (base, other)]
+    found = compare_answers(Model(base), Model(other), *inputs, progress=False)
+    assert found is not None
+    x = torch.stack([i["x"] for i in items(50)])
+    p, q = (torch.log_softmax(m(x).double(), 1) for m in (base, other))
+    assert found.same == pytest.approx(float((p.argmax(1) == q.argmax(1)).double().mean()))
+    assert found.divergence == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), abs=1e-6)
+    wide = nn.Sequential(nn.Linear(INPUTS, 9))
+    data = open_inputs(Model(wide), items(50), batch_size=16)
+    assert compare_answers(Model(base), Model(wide), inputs[0], data, progress=False) is None
+
+
+def test_models_of_other_layers_are_matched_by_likeness_and_by_example():
+    base = net()
+    small = nn.Sequential(copy.deepcopy(base[0]))
+    stream = sonde.read(small, list(reversed(items())), sites=["0"], check=False)
+    found = compare_models(
+        fitted(base), sonde.fit(RowSample(), stream, progress=False), progress=False
+    )
+    assert found.cka.shape == (3, 1)
+    assert found.matches[0].cka == pytest.approx(1.0, abs=1e-6)
+    assert found.matches[0].movement is not None
+    assert found.matches[0].movement.size < 1e-6
+    other = [{"x": i["x"] + 1, "label": 0} for i in items()]
+    with pytest.raises(InputError, match="rows that both models have, got 0"):
+        compare_models(fitted(base), fitted(base, other), progress=False)
