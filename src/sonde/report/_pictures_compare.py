@@ -8,7 +8,6 @@ import altair as alt
 from sonde.report._axes import MARGIN, NARROW, WIDE, Rows, layer, line, sized, tip, x_sites, y_axis
 from sonde.report._format import number
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.report.compare_terminal import compare_verdict
 
 _MOST: Final = {WIDE: 48, NARROW: 24}
 
@@ -105,7 +104,9 @@ def alike_picture(found: dict[str, Any]) -> Picture | None:
 
     note = "Debiased CKA with its 95 % interval; a layer's partner has the same name, else it is "
     note += "the most alike."
-    return Picture("alike", compare_verdict(found), draw, Numbers(columns, table, "matches"), note)
+    least = min(known, key=lambda m: m["cka"])
+    message = f"Least alike to its partner: {axis.say(least['site'])} (CKA {number(least['cka'])})"
+    return Picture("alike", message, draw, Numbers(columns, table, "matches"), note)
 
 
 def _point(match: dict[str, Any], axis: Axis) -> dict[str, Any]:
