@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sonde.core._kinds import is_dict, is_list, is_tuple
+
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -89,6 +91,6 @@ def finite_json(value: Any) -> Any:
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if is_dict(value):
         return {key: finite_json(item) for key, item in value.items()}
-    return [finite_json(item) for item in value] if isinstance(value, list | tuple) else value
+    return [finite_json(item) for item in value] if is_list(value) or is_tuple(value) else value
