@@ -15,10 +15,12 @@ from sonde.testing.instrument_laws import lacking
 
 BIBLIOGRAPHY = Path(__file__).parents[2] / "docs" / "papers.bib"
 NO_DIRECTION = {
+    "ConditionalSteering": "high means one class, not far away",
     "ContrastProbe": "high means one class, not far away",
     "LinearProbe": "high means one class, not far away",
     "MassMean": "high means one class, not far away",
     "PAWN": "high means one class, not far away",
+    "RepresentationReading": "high means one class, not far away",
     "NAC": "its outer bins are open, and far rows share them with the largest usual ones",
     "TrajectoryVerifier": "high means wrong, not far away",
 }

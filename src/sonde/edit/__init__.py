@@ -2,6 +2,7 @@
 
 from sonde.edit._eraser import Erase, Eraser, Subtract
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
+from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.inject import Inject, increment_penalty
@@ -9,6 +10,12 @@ from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
 from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.random_direction import RandomDirection
+from sonde.edit.representation_reading import (
+    Amplify,
+    ContrastVector,
+    ReadingScorer,
+    RepresentationReading,
+)
 from sonde.edit.sal import Sal
 from sonde.edit.steering_vector import SteeringDirection, SteeringVector
 from sonde.edit.temporal_correction import TemporalCorrection
@@ -20,6 +27,10 @@ __all__ = [
     "AblationDirection",
     "AblationTrial",
     "Adapter",
+    "Amplify",
+    "ConditionScorer",
+    "ConditionalSteering",
+    "ContrastVector",
     "DecoupledCrossAttention",
     "DirectionalAblation",
     "Erase",
@@ -30,6 +41,8 @@ __all__ = [
     "PairedLeace",
     "ParallelAdapters",
     "RandomDirection",
+    "ReadingScorer",
+    "RepresentationReading",
     "Sal",
     "SteeringDirection",
     "SteeringVector",

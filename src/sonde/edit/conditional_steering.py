@@ -1,0 +1,180 @@
+"""Steer only where a condition holds: the gate, and how well it tells the cases apart.
+
+Any fitted detector can be a gate; this one is a direction and a threshold, found together.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.instrument import SAMPLE, Detector, NotLabelled, Where
+from sonde.core.result import Scorer, infinite_where_nonfinite
+from sonde.core.site import Reducer, Site
+from sonde.core.statistic import Statistic
+from sonde.edit._directions import Direction
+from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState, TwoGroups
+from sonde.tap import Gate
+
+BELOW_ALL = 1e-6
+"""How far below the lowest score a threshold lies that takes every row."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ConditionScorer(Scorer):
+    """Cosine of each row with the condition's direction; above ``threshold`` the condition holds.
+
+    ``value`` is the F1 of the threshold on the rows of the fit, ``share`` how many of them lie
+    above it.
+    """
+
+    vector: Float[Tensor, "dim"]
+    threshold: float
+    share: float
+    positive: int
+
+    def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+        """Return the cosine of each row, higher where the condition holds; 0 for a row of zeros."""
+        if x.shape[1] != len(self.vector):
+            raise ShapeError(
+                f"ConditionalSteering.score: expected dim={len(self.vector)} (as fitted), got "
+                f"dim={x.shape[1]}. Fit a second scorer for that site."
+            )
+        return infinite_where_nonfinite(_cosine(x, self.vector), x)
+
+    def holds(self, x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
+        """Return for which rows the condition holds."""
+        return self.score(x) > self.threshold
+
+    def gate(self, site: str | Site | None = None, reducer: str | Reducer = "mean") -> Gate:
+        """Return the gate of ``sonde.editing(..., gate=...)``: the prompt decides, once.
+
+        Parameters
+        ----------
+        site : pattern or Site, optional
+            Where the condition was fitted; by default the first site that is edited.
+        reducer : str or Reducer, default="mean"
+            By which the rows of the fit were read.
+        """
+        return Gate(self, self.threshold, site, reducer)
+
+
+@final
+@dataclass(frozen=True)
+class ConditionalSteering(Detector):
+    """Whether a prompt meets a condition: its cosine with a direction, and where to draw the line.
+
+    The direction leads from the mean of all other rows to that of class ``positive``. The threshold
+    is the one of highest F1 on a sample of the rows, half way between two of them. Fit it at every
+    block and take the site of highest ``value``; then steer by a vector of another fit, at any
+    later site, through ``gate``.
+
+    Range        [-1, 1]; higher = more like the condition.
+    Cost         one pass; state 8 (dim^2 + classes dim) + 4 m dim bytes; result O(m dim + m ln m).
+    Assumes      labels; all classes but ``positive`` are one side.
+    Differs      from the paper: the cosine keeps its sign; the prompt's states are reduced before
+                 they are compared, as in the fit, not after; every threshold between two rows
+                 is tried, not a grid.
+
+    Parameters
+    ----------
+    positive : int, default=1
+        The class for which the condition holds.
+    m : int, default=2048
+        Most rows in the sample.
+
+    Examples
+    --------
+    >>> x = [[1.0, 0.0], [2.0, 0.5], [0.0, 1.0], [0.5, 2.0]]
+    >>> scorer = ConditionalSteering().fit(x, [1, 1, 0, 0])
+    >>> scorer.value, scorer.holds(torch.tensor([[3.0, 1.0], [1.0, 3.0]])).tolist()
+    (1.0, [True, False])
+
+    References
+    ----------
+    lee2024cast
+    """
+
+    positive: int = 1
+    m: int = SAMPLE
+    paper: ClassVar[str] = "lee2024cast"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"positive": 0, "m": 32})
+
+    def __post_init__(self) -> None:
+        if self.m < 2:
+            raise InputError(f"ConditionalSteering: expected m of at least 2, got {self.m}.")
+
+    @property
+    def usual(self) -> Where:
+        """Rows that are not known as ``positive``."""
+        return NotLabelled(self.positive)
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of each class, and a sample of rows with their labels."""
+        return {
+            "by_class": ClassMoments("diag"),
+            "sample": HashSample(self.m),
+            "labels": HashSample(self.m, "label"),
+        }
+
+    def result(
+        self, by_class: ClassMomentsState, sample: HashSampleState, labels: HashSampleState
+    ) -> ConditionScorer:
+        """Take the difference of the means and the threshold of highest F1 along it."""
+        groups = TwoGroups.of("ConditionalSteering", by_class, self.positive)
+        vector = Direction.along(groups.gap, groups.gap, groups.total / groups.n_rows).unit
+        label = labels.rows.to(sample.rows.device)
+        score = _cosine(sample.rows.double(), vector)[label >= 0]
+        threshold, f1 = best_threshold(score, label[label >= 0] == self.positive)
+        dead = not bool(vector.any())
+        return ConditionScorer(
+            value=f1,
+            n=groups.n_rows,
+            range=(0.0, 1.0),
+            flags=(
+                *groups.flags,
+                *(() if sample.is_everything else ("sampled",)),
+                *(("dead",) if dead else ()),
+            ),
+            conventions={
+                "value": "F1 of the threshold, on the rows that it was chosen by",
+                "positive": self.positive,
+                "se": "not given for a scorer: calibrate its scores",
+            },
+            vector=vector,
+            threshold=threshold,
+            share=float((score > threshold).double().mean()),
+            positive=self.positive,
+        )
+
+
+def best_threshold(score: Float[Tensor, "row"], holds: Bool[Tensor, "row"]) -> tuple[float, float]:
+    """Return the threshold above which rows are taken with the highest F1, and this.
+
+    Of several equally good ones that in the widest gap between two scores is taken.
+
+    Examples
+    --------
+    >>> best_threshold(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([False, False, True]))
+    (2.0, 1.0)
+    """
+    order = score.argsort(descending=True)
+    ranked, hits = score[order].double(), holds[order].double().cumsum(0)
+    taken = torch.arange(1, len(score) + 1, device=score.device)
+    f1 = 2 * hits / (taken + holds.sum())
+    gap = -ranked.diff(append=ranked[-1:] - BELOW_ALL)
+    f1 = torch.where(gap > 0, f1, -1.0)
+    best = torch.where(f1 >= f1.max() - 1e-12, gap, -1.0)
+    at = int(best.argmax())
+    return float(ranked[at] - gap[at] / 2), float(f1[at])
+
+
+def _cosine(x: Float[Tensor, "row dim"], unit: Float[Tensor, "dim"]) -> Float[Tensor, "row"]:
+    """Return the cosine of rows with a unit vector, in a type of at least 32 bits."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    length = wide.norm(dim=1)
+    return (wide @ unit.to(wide)) / torch.where(length > 0, length, torch.ones_like(length))
