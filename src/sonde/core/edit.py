@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sonde.core.errors import InputError, ShapeError
 from sonde.core.site import Site
 
 
@@ -106,10 +107,14 @@ class Add(Edit):
     direction: Float[Tensor, "dim"]
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_direction("Add", self.direction)
+
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
         """Return ``x + strength direction``."""
         if self.strength == 0.0:
             return x
+        check_width("Add", self.direction, x, site)
         return x + self.strength * self.direction.to(x)
 
     def as_affine(self) -> AffineMap:
@@ -133,10 +138,14 @@ class Project(Edit):
     direction: Float[Tensor, "dim"]
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_direction("Project", self.direction)
+
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
         """Return ``x - strength (x . d) d`` with d of unit length."""
         if self.strength == 0.0:
             return x
+        check_width("Project", self.direction, x, site)
         unit = self._unit().to(x)
         return x - self.strength * (x @ unit).unsqueeze(-1) * unit
 
@@ -219,3 +228,40 @@ class Replace(Edit):
             return x
         new = self.values.to(x).expand_as(x)
         return new.clone() if self.strength == 1.0 else torch.lerp(x, new, self.strength)
+
+
+def check_direction(owner: str, direction: Tensor) -> None:
+    """Refuse what is no direction.
+
+    Raises
+    ------
+    InputError
+        If it is not one vector, has an entry that is not finite, or is zero.
+    """
+    if direction.ndim != 1:
+        found = f"shape {tuple(direction.shape)}"
+    elif not bool(torch.isfinite(direction).all()):
+        found = f"{int((~torch.isfinite(direction)).sum())} entries that are not finite"
+    elif not bool(direction.any()):
+        found = "zeros only"
+    else:
+        return
+    raise InputError(
+        f"{owner}: expected a direction, one finite vector that is not zero, got {found}. Fit it "
+        "on rows that differ."
+    )
+
+
+def check_width(owner: str, direction: Tensor, x: Tensor, site: Site) -> None:
+    """Refuse activations of another width.
+
+    Raises
+    ------
+    ShapeError
+        With both widths and the site.
+    """
+    if x.shape[-1] != direction.shape[-1]:
+        raise ShapeError(
+            f"{owner}.apply: expected activations as wide as the direction, {direction.shape[-1]}, "
+            f"got {x.shape[-1]} at {site}. Fit a direction for that site."
+        )

@@ -2,9 +2,11 @@
 
 from sonde.edit._eraser import Erase, Eraser, Subtract
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
+from sonde.edit.clamp import ClampFeature, ClampUnit, MeanAblate, ScaleUnit
 from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
+from sonde.edit.function import Function
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
@@ -28,6 +30,8 @@ __all__ = [
     "AblationTrial",
     "Adapter",
     "Amplify",
+    "ClampFeature",
+    "ClampUnit",
     "ConditionScorer",
     "ConditionalSteering",
     "ContrastVector",
@@ -35,15 +39,18 @@ __all__ = [
     "DirectionalAblation",
     "Erase",
     "Eraser",
+    "Function",
     "Inject",
     "Inlp",
     "Leace",
+    "MeanAblate",
     "PairedLeace",
     "ParallelAdapters",
     "RandomDirection",
     "ReadingScorer",
     "RepresentationReading",
     "Sal",
+    "ScaleUnit",
     "SteeringDirection",
     "SteeringVector",
     "Subtract",
