@@ -36,6 +36,11 @@ LABEL_NAMES = ("label", "labels", "target", "class", "y")
 MEANT = {*LABEL_NAMES, "id", "group", "key", "group_key", "pair", "side", "position", "first_error"}
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
 TENSOR_NAMES = ("x", "pixel_values")
+ITEMS: dict[Reads, tuple[str, ...]] = {
+    "text": ("input_ids", "messages", *TEXT_NAMES),
+    "image": (*IMAGE_NAMES, *TENSOR_NAMES),
+}
+"""Names of columns that hold one item of a kind."""
 STEPS = "steps"
 PAIRED = ("pair", "side")
 PROMPTS = ("instruction", "prompt", "task")
@@ -104,12 +109,19 @@ class Layout:
 
 
 def layout(
-    sample: Sample, reads: Reads, flags: Flags, names: Collection[str], model: str, source: str
+    sample: Sample,
+    reads: Reads,
+    flags: Flags,
+    names: Collection[str],
+    model: str,
+    source: str,
+    main: str = "",
 ) -> Layout:
     """Return what the columns are, from their names, their first values and the user's flags.
 
     A column with the name of a parameter of ``forward`` (one of ``names``) is an input, whatever
-    its name means by default, unless a flag says what it is.
+    its name means by default, unless a flag says what it is. Where the ``main`` one is there, or
+    nothing else that could be read, such columns are all that is read.
 
     Raises
     ------
@@ -133,7 +145,11 @@ def layout(
     paired = are_pairs(meant)
     taken = {*named.values(), *(PAIRED if paired else ())}
     free = {n: v for n, v in sample.items() if n not in taken}
-    kind, inputs, image = _input(free, reads, flags, model, source)
+    arguments = tuple(n for n in free if n in inputs_by_name)
+    if _are_read(arguments, main, free, reads, flags):
+        kind, inputs, image = "features", _arrays(free), False
+    else:
+        kind, inputs, image = _input(free, reads, flags, model, source)
     beside = {n: v for n, v in free.items() if n not in inputs}
     named["beside"] = _beside(beside, kind, inputs_by_name)
     if kind == "numbers" and flags.numbers:
@@ -142,6 +158,22 @@ def layout(
         return Layout(kind, inputs, image=image, paired=paired, **named)
     by_columns = _check_span(flags.span, kind, sample, source)
     return Layout("span", inputs, paired=paired, span=flags.span, span_columns=by_columns, **named)
+
+
+def _are_read(
+    arguments: Collection[str], main: str, free: Sample, reads: Reads, flags: Flags
+) -> bool:
+    """Return whether a model of texts or images is given its arguments instead of items."""
+    if reads not in ITEMS or not arguments or flags.text is not None or flags.image is not None:
+        return False
+    if main in arguments:
+        return main not in ITEMS[reads]
+    items = {*ITEMS[reads], *_strings(free), *(n for n, v in free.items() if _is_token_list(v))}
+    return not items & (set(free) - set(arguments)) and not set(arguments) & {*ITEMS[reads], STEPS}
+
+
+def _arrays(free: Sample) -> tuple[str, ...]:
+    return tuple(n for n, v in free.items() if not _are_words(v))
 
 
 def _beside(free: Sample, kind: Kind, inputs_by_name: Collection[str]) -> tuple[str, ...]:
@@ -213,7 +245,7 @@ def _names_of_text(free: Sample, flags: Flags, model: str, source: str) -> tuple
         return (names,)
     if any(isinstance(v, list) for v in free.get(STEPS, ())):
         return ((STEPS, *[n for n in PROMPTS if n in free][:1]),)
-    for name in ("input_ids", "messages", *TEXT_NAMES):
+    for name in ITEMS["text"]:
         if name in free:
             return ((name,),)
     strings = _strings(free)

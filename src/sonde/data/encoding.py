@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
 from sonde.data.columns import Layout, Reads
@@ -44,7 +42,7 @@ def reads_of(model: Model, images: ImageFlags) -> Reads:
         return "callable"
     if model.config is None:
         return "tensor"
-    return "image" if _main_input(model.module) == "pixel_values" else "text"
+    return "image" if main_input(model) == "pixel_values" else "text"
 
 
 def encoder_for(
@@ -80,8 +78,7 @@ def encoder_for(
         if layout.beside:
             _known_arguments(layout.inputs, names, model)
             return FeatureEncoder((*layout.inputs, *layout.beside))
-        main = _main_input(model.module) if model.config is not None else "x"
-        return TensorEncoder(layout.inputs[0], main, names)
+        return TensorEncoder(layout.inputs[0], main_input(model), names)
     if layout.kind == "image":
         return image_encoder(model, layout, base, images, names)
     if layout.kind == "trajectory":
@@ -170,5 +167,6 @@ def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
         )
 
 
-def _main_input(module: nn.Module) -> str:
-    return getattr(module, "main_input_name", "x")
+def main_input(model: Model) -> str:
+    """Return the argument that a model of transformers works on; ``x`` for any other."""
+    return "x" if model.config is None else getattr(model.module, "main_input_name", "x")

@@ -16,7 +16,7 @@ from sonde.data import hub
 from sonde.data.arrays import ARRAY_SUFFIXES, array_source
 from sonde.data.columns import Flags, Layout, Sample, layout
 from sonde.data.encoder import Encoder, forward_names, tensor_arguments
-from sonde.data.encoding import batch_size_for, encoder_for, reads_of
+from sonde.data.encoding import batch_size_for, encoder_for, main_input, reads_of
 from sonde.data.folders import ImageFolder
 from sonde.data.image_encoding import ImageFlags
 from sonde.data.inputs import ItemInputs
@@ -126,10 +126,11 @@ def open_inputs(
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
     reads, id2label = reads_of(model, images), _id2label(model)
-    names = forward_names(model.module)
+    names, main = forward_names(model.module), main_input(model)
 
     def listed(sample: Sample) -> tuple[Layout, Encoder, Listing]:
-        found = layout(sample, reads, flags, names, model.name or "the model", source.name)
+        name = model.name or "the model"
+        found = layout(sample, reads, flags, names, name, source.name, main)
         encoder = encoder_for(model, found, source.base, images, max_length, chosen)
         asked = {"id2label": id2label, "limit": limit, "skip_bad": skip_bad, "known": sample}
         asked |= {"arguments": names}
