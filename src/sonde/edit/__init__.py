@@ -7,6 +7,7 @@ from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.function import Function
+from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
@@ -40,6 +41,8 @@ __all__ = [
     "Erase",
     "Eraser",
     "Function",
+    "HeadDirections",
+    "HeadSteering",
     "Inject",
     "Inlp",
     "Leace",
