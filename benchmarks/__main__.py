@@ -25,6 +25,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.calibrating import calibration_rows
     from benchmarks.clustering import ray_rows
     from benchmarks.detect import detector_rows, nac_rows
+    from benchmarks.edit import fisher_rows
     from benchmarks.generating import generation_time
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
@@ -48,6 +49,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "scan-small": scan_small,
         "nac": nac_rows,
         "detect": detector_rows,
+        "fisher": fisher_rows,
         "sample": sample_rows,
         "soak": soak_rows,
         "guard": guard_rows,

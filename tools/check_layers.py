@@ -39,6 +39,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("rows",),
         ("generating", "hand"),
         ("reading", "watching"),
+        ("gradients",),
     ],
     "sonde.run": [
         ("instruments", "workers"),

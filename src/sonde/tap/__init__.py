@@ -1,6 +1,7 @@
 """From a live PyTorch model to a stream of rows: the only place that touches modules and hooks."""
 
 from sonde.tap.generating.replay import replay
+from sonde.tap.gradients.squared import SquaredGradients, squared_gradients
 from sonde.tap.hand.editing import editing
 from sonde.tap.hand.gate import Gate
 from sonde.tap.hand.tap import Tap
@@ -20,6 +21,7 @@ __all__ = [
     "LiveStream",
     "Onlooker",
     "Probe",
+    "SquaredGradients",
     "Tap",
     "TokenIds",
     "config_hash",
@@ -35,5 +37,6 @@ __all__ = [
     "probe",
     "replay",
     "resolve",
+    "squared_gradients",
     "structure",
 ]

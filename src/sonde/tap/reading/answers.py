@@ -1,6 +1,7 @@
 """What a model answers to one batch: log-probabilities of classes or next tokens, and the truth."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -68,11 +69,31 @@ def answers(model: Model, module: nn.Module, batch: InputBatch, logits: str | No
     batch = right_padded(batch)
     with Session(module) as session:
         output = session.run(*place_of(module, batch).call(batch.args, batch.kwargs))
+    return answers_in(output, model, module, batch, logits)
+
+
+def answers_in(
+    output: Any, model: Model, module: nn.Module, batch: InputBatch, logits: str | None
+) -> Answers:
+    """Return the answers that an output holds, with its graph where it has one.
+
+    Parameters
+    ----------
+    output
+        What the module returned for the batch.
+    model, module, batch, logits
+        As in ``answers``; the padding of the batch is on the right.
+
+    Raises
+    ------
+    InputError
+        If the model has no logits, or gives them in a form that is not known.
+    """
     found = None if logits is None else find(output, logits)
     if found is None:
         raise InputError(
-            f"judge: {type(module).__name__} returns no logits, so the effect of a change on its "
-            "answers cannot be told. Take a classifier or a language model."
+            f"answers: {type(module).__name__} returns no logits, so what it answers cannot be "
+            "told. Take a classifier or a language model."
         )
     wide = found if found.dtype == torch.float64 else found.float()
     log_p = torch.log_softmax(wide.cpu(), dim=-1)
@@ -83,7 +104,7 @@ def answers(model: Model, module: nn.Module, batch: InputBatch, logits: str | No
     ids = token_ids(batch, axis)
     if found.ndim != 3 or ids is None or ids.shape != found.shape[:2]:
         raise InputError(
-            f"judge: expected logits of (example, classes) or (example, token, vocabulary), got "
+            f"answers: expected logits of (example, classes) or (example, token, vocabulary), got "
             f"{tuple(found.shape)}. Name the output that holds them."
         )
     mask = batch.decoder_mask if axis == "pos2" else batch.mask

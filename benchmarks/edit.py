@@ -1,0 +1,135 @@
+"""What changes of a model cost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.nets import VOCABULARY
+from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
+from benchmarks.rows import Row
+from benchmarks.size import Size
+from sonde.core.inputs import Model
+from sonde.data import open_inputs
+from sonde.tap import squared_gradients
+
+ROWS_BUDGET, TEXT_BUDGET = 0.25, 0.8
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A net, its examples, and the loss of one of them."""
+
+    model: Model
+    items: list[dict[str, Any]]
+    loss: Callable[[dict[str, Any]], Tensor]
+    budget: float
+
+    def by_rows(self) -> dict[str, Tensor]:
+        """Return sums of squares, as a loop of one backward for each example gives them."""
+        named = dict(self.model.module.named_parameters())
+        sums = {name: torch.zeros_like(p) for name, p in named.items()}
+        for item in self.items:
+            found = torch.autograd.grad(self.loss(item), list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, found, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.square()
+        return sums
+
+
+def fisher_rows(size: Size) -> list[Row]:
+    """Time of a Fisher diagonal against one backward for each example."""
+    found: list[Row] = []
+    for what, case in _cases(size).items():
+        inputs = open_inputs(case.model, case.items, batch_size=32)
+        arms: dict[str, Callable[[], object]] = {
+            PLAIN: case.by_rows,
+            "ours": lambda case=case, inputs=inputs: squared_gradients(
+                case.model, inputs, progress=False
+            ),
+            AGAIN: case.by_rows,
+        }
+        ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=1), "ours")
+        found.append(
+            Row(
+                "fisher",
+                f"Fisher diagonal, {what}, against one backward for each",
+                ratio.median,
+                budget=case.budget,
+                spread=ratio.spread,
+                rounds=ratio.rounds,
+                note=ratio.noise,
+            )
+        )
+    return found
+
+
+def _cases(size: Size) -> dict[str, _Case]:
+    n = size.pick(256, 8)
+    cases = {"single rows": _rows(n, size.pick(512, 16)), "images of 17 patches": _images(n, size)}
+    for length in (32, 64):
+        cases[f"texts of {length} tokens"] = _texts(n // 2, length, size)
+    return cases
+
+
+def _rows(n: int, width: int) -> _Case:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+    ).eval()
+    items = [{"x": x, "label": i % 10, "id": str(i)} for i, x in enumerate(torch.randn(n, 64))]
+    return _Case(Model(net), items, lambda i: _cross_entropy(net(i["x"][None]), i), ROWS_BUDGET)
+
+
+def _images(n: int, size: Size) -> _Case:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    width = size.pick(192, 32)
+    config: Any = ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=size.pick(6, 2),
+        num_attention_heads=width // 32,
+        intermediate_size=4 * width,
+        image_size=32,
+        patch_size=8,
+    )
+    config.num_labels = 10
+    net = ViTForImageClassification(config).eval()
+    images = torch.randn(n, 3, 32, 32)
+    items = [{"pixel_values": x, "label": i % 10, "id": str(i)} for i, x in enumerate(images)]
+    model = Model(net, config=config, task="image_classifier")
+    return _Case(
+        model, items, lambda i: _cross_entropy(net(i["pixel_values"][None]).logits, i), ROWS_BUDGET
+    )
+
+
+def _texts(n: int, length: int, size: Size) -> _Case:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=size.pick(4, 2),
+        n_embd=size.pick(256, 32),
+        n_head=size.pick(4, 1),
+        vocab_size=VOCABULARY,
+        n_positions=length,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    net = GPT2LMHeadModel(config).eval()
+    texts = torch.randint(VOCABULARY, (n, length))
+    items = [{"input_ids": ids, "id": str(i)} for i, ids in enumerate(texts)]
+
+    def loss(item: dict[str, Any]) -> Tensor:
+        logits: Any = net(input_ids=item["input_ids"][None]).logits
+        target = item["input_ids"][1:]
+        return nn.functional.cross_entropy(logits[0, :-1], target, reduction="sum")
+
+    return _Case(Model(net, config=config, task="causal"), items, loss, TEXT_BUDGET)
+
+
+def _cross_entropy(logits: Tensor, item: dict[str, Any]) -> Tensor:
+    return nn.functional.cross_entropy(logits, torch.tensor([item["label"]]))

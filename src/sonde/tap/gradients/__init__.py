@@ -1,0 +1,1 @@
+"""Gradients of parameters for each row of a batch by itself."""

@@ -1,0 +1,216 @@
+"""Squared gradients of every parameter, summed over examples: the diagonal Fisher information."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, StateError, near
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.state import State
+from sonde.engine.progress import Bar
+from sonde.files.state_file import read_state, write_state
+from sonde.tap.gradients.losses import Loss, RowLosses, check_loss, one_of
+from sonde.tap.gradients.meeting import Finder
+from sonde.tap.gradients.per_row import squares_alone, squares_together
+from sonde.tap.hooks.session import Session
+from sonde.tap.model.fingerprint import fingerprint
+from sonde.tap.model.input_types import place_of
+from sonde.tap.reading.live import live_stream
+from sonde.tap.rows.padding import right_padded
+
+KEY = "squared_gradients"
+
+
+@final
+@dataclass(frozen=True)
+class SquaredGradients(State):
+    """Sums over examples of the squared gradient of each example's own loss.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Parameters, as in ``model.named_parameters()``.
+    sums : tuple of Float[Tensor, "..."]
+        In float64, of the parameters' shapes.
+    total_loss : float
+        Sum of the losses in nats: near zero the squares are mostly noise.
+    n : int
+        Examples.
+    model : str
+        Fingerprint of the weights that the gradients were taken at.
+    loss : str
+        What the loss was.
+    """
+
+    names: tuple[str, ...]
+    sums: tuple[Tensor, ...]
+    total_loss: float
+    n: int
+    model: str
+    loss: str
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss of an example in nats."""
+        return self.total_loss / self.n
+
+    def means(self) -> dict[str, Float[Tensor, "..."]]:
+        """Return the diagonal Fisher information of each parameter."""
+        return {name: total / self.n for name, total in zip(self.names, self.sums, strict=True)}
+
+    def merge(self, other: "SquaredGradients") -> "SquaredGradients":
+        """Return the state of both sets of examples together.
+
+        Raises
+        ------
+        StateError
+            If the gradients are of other weights, parameters or losses.
+        """
+        for what in ("model", "names", "loss"):
+            if getattr(self, what) != getattr(other, what):
+                raise StateError(
+                    f"SquaredGradients.merge: the two were taken of another {what}. Merge states "
+                    "of one model, with the same parameters and loss."
+                )
+        sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
+        total = self.total_loss + other.total_loss
+        return SquaredGradients(self.names, sums, total, self.n + other.n, self.model, self.loss)
+
+    def save(self, path: Path | str) -> str:
+        """Write the state to a ``.sonde`` file and return its id."""
+        return write_state(path, {"kind": KEY}, {KEY: self})
+
+    @classmethod
+    def load(cls, path: Path | str) -> "SquaredGradients":
+        """Return what ``save`` wrote.
+
+        Raises
+        ------
+        StateError
+            If the file is damaged or holds something else.
+        """
+        _, states = read_state(path, {KEY: cls})
+        found = states[KEY]
+        assert isinstance(found, cls)
+        return found
+
+
+def squared_gradients(
+    model: Model | nn.Module,
+    inputs: Inputs,
+    loss: Loss = "label",
+    *,
+    parameters: Collection[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> SquaredGradients:
+    """Return the sums of squared gradients of single examples, in one backward pass for each batch.
+
+    The model is read in eval mode and left as it was. Batches may be of any size: the numbers are
+    those of one backward pass for each example, to rounding.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : Inputs
+        Examples; those without a label are left out.
+    loss : {"label", "sampled"} or callable, default="label"
+        Cross-entropy with the true label, summed over the tokens of a text; the same with answers
+        drawn from the model; or ``(outputs, batch) -> Float["example"]``.
+    parameters : collection of str, optional
+        By name; all that are floating point by default.
+    seed : int, default=0
+        Key of the answers that are drawn.
+    progress : bool, default=True
+
+    Raises
+    ------
+    InputError
+        If a parameter does not exist, no example has a label, or a gradient is not finite.
+    """
+    check_loss(loss)
+    live = (
+        model if isinstance(model, Model) else Model(model, config=getattr(model, "config", None))
+    )
+    chosen = _chosen(live.module, parameters)
+    logits = None if callable(loss) else live_stream(live, inputs, logits_asked=True).logits_key
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in chosen.items()}
+    finder, compute, total, n = Finder(), None, 0.0, 0
+    with Bar("gradients", len(inputs), shown=progress) as bar:
+        for batch in map(right_padded, inputs.batches(0, len(inputs))):
+            if compute is None:
+                place = place_of(live.module, batch)
+                compute = RowLosses(live, live.module, loss, logits, place, seed)
+            with Session(live.module), torch.enable_grad(), _differentiable(chosen):
+                losses, known = _add(sums, finder, compute, batch, chosen)
+            total, n = total + losses, n + known
+            bar.advance(len(batch))
+    _check(sums, n)
+    name = loss if isinstance(loss, str) else getattr(loss, "__qualname__", "callable")
+    mark = fingerprint(live.module)
+    return SquaredGradients(tuple(sums), tuple(sums.values()), total, n, mark, name)
+
+
+def _add(
+    sums: dict[str, Tensor],
+    finder: Finder,
+    compute: RowLosses,
+    batch: InputBatch,
+    chosen: Mapping[str, Tensor],
+) -> tuple[float, int]:
+    """Add the squares of one batch, and return the sum of its losses and how many have one."""
+    found = compute(batch)
+    squares, alone = squares_together(finder, found.losses, chosen)
+
+    def loss_of(row: int) -> Tensor:
+        return compute(one_of(batch, row), found.drawn_for(row)).losses
+
+    if alone:
+        squares |= squares_alone(loss_of, len(batch), {name: chosen[name] for name in alone})
+    for name, values in squares.items():
+        sums[name] += values
+    return float(found.losses.detach().double().sum()), int(found.known.sum())
+
+
+def _chosen(module: nn.Module, names: Collection[str] | None) -> dict[str, Tensor]:
+    every: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
+    for name in names or ():
+        if name not in every:
+            raise InputError(
+                f"squared_gradients: the model has no floating-point parameter {name!r}."
+                f"{near(name, every)}"
+            )
+    return every if names is None else {name: every[name] for name in every if name in names}
+
+
+@contextmanager
+def _differentiable(parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let gradients flow to parameters, also to frozen ones."""
+    frozen = [p for p in parameters.values() if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def _check(sums: Mapping[str, Tensor], n: int) -> None:
+    if n == 0:
+        raise InputError(
+            "squared_gradients: expected labels, or texts of two tokens, got no example that has a "
+            "loss. Give data with labels, or loss='sampled'."
+        )
+    for name, total in sums.items():
+        if not bool(torch.isfinite(total).all()):
+            raise InputError(
+                f"squared_gradients: expected finite gradients, got NaN or infinity at {name}. "
+                "Look for broken examples, or read the model in float32."
+            )
