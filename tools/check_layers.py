@@ -35,6 +35,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
     ],
     "sonde.tap": [
         ("hooks",),
+        ("attention",),
         ("model",),
         ("rows",),
         ("generating", "hand"),

@@ -1,7 +1,7 @@
 """How widely each attention head spreads over the keys that it may see.
 
-The instrument reads rows of one query each, with a unit for each head; the function makes them from
-attention probabilities and masks.
+The instrument reads rows of one query each, with a unit for each head, as the site
+``blocks:probs.entropy`` gives them; the function makes them from attention probabilities and masks.
 """
 
 from dataclasses import dataclass, replace
@@ -61,12 +61,13 @@ class AttentionEntropy(Instrument):
 
     ``H_i / ln m_i`` with ``H_i = -sum_j p_ij ln p_ij`` and ``m_i`` the keys that query ``i`` may
     see: a causal head that spreads evenly has 1, not less for early queries. Rows are queries and
-    units are heads; queries of one key alone are no rows.
+    units are heads. ``attention_entropy`` leaves out queries that see one key alone; at the site
+    ``blocks:probs.entropy`` they are rows of 1.
 
     Range        [0, 1]; higher = more widely spread. The null is an even spread, 1.
     Cost         one pass; state 24 heads bytes.
-    Assumes      entropies that are shares already: ``attention_entropy`` makes them from
-                 probabilities.
+    Assumes      entropies that are shares already: the site ``blocks:probs.entropy`` of a model, or
+                 ``attention_entropy`` on probabilities.
     Differs      from the paper: each query's own maximum, no loss.
 
     Examples

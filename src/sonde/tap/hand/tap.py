@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
-from sonde.core.site import Reducer
+from sonde.core.site import ATTENTION_PORTS, Reducer
 from sonde.core.token_masks import find_mask, real_tokens
+from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.names import Names
@@ -88,6 +89,13 @@ class Tap:
                 (self.module, self._begin),
                 *((d.module, partial(self._before, d)) for d in self._owners if d.port == "in"),
             ],
+            inside=watch_attention(
+                [
+                    (d.module, d.port, partial(self._after, d))
+                    for d in self._owners
+                    if d.port in ATTENTION_PORTS
+                ]
+            ),
         )
         self._names = [str(site) for site in self.sites]
         self._batch: InputBatch | None = None
@@ -238,7 +246,8 @@ class Tap:
         if frame is None:
             frame = self._frame = self._framed(x)
         if tapped.reduction is None or tapped.shape != x.shape:
-            axes = guess_axes(x, module, self.module, self._reducer.axis)
+            axis = 2 if tapped.site.port in ATTENTION_PORTS else self._reducer.axis
+            axes = guess_axes(x, module, self.module, axis)
             if self._has_target and "encoder" not in tapped.site.path.split("."):
                 axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
             tapped.reduction, tapped.shape = Reduction(self._reducer, axes), x.shape

@@ -1,13 +1,14 @@
 """Tensors inside what a module receives and returns: finding one, putting another there."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
+from sonde.tap.hooks.port_view import PortView
 
 DEEPEST = 4
 
@@ -30,9 +31,9 @@ def _walk(output: Any, key: str, depth: int) -> Iterator[tuple[str, Tensor]]:
             yield from _walk(member, f"{key}_{name}" if key else name, depth + 1)
 
 
-def _members(output: Any) -> list[tuple[str, Any]]:
+def _members(output: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(output, Mapping):
-        return [(str(name), member) for name, member in output.items()]
+        return ((str(name), member) for name, member in output.items())
     if isinstance(output, tuple | list):
         return [(str(index), member) for index, member in enumerate(output)]
     if is_dataclass(output) and not isinstance(output, type):
@@ -45,7 +46,9 @@ def find(output: Any, key: str | None) -> Tensor | None:
     if isinstance(output, Tensor):
         return output if (key is None and output.is_floating_point()) or key in ("", "0") else None
     if key is None:
-        return next((x for x in leaves(output).values() if x.is_floating_point()), None)
+        return next((x for _, x in _walk(output, "", 0) if x.is_floating_point()), None)
+    if isinstance(output, PortView):
+        return output.get(key)
     return leaves(output).get(key)
 
 
@@ -55,6 +58,8 @@ def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
         return new
     if isinstance(output, Tensor):
         return output
+    if isinstance(output, PortView):
+        return {key: new if leaf is old else leaf for key, leaf in output.made.items()}
     if isinstance(output, Mapping):
         return _with_items(output, old, new)
     if isinstance(output, tuple | list):

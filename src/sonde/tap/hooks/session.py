@@ -8,6 +8,7 @@ opened it: other threads may run the model meanwhile and pass through.
 import contextlib
 import contextvars
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -66,6 +67,8 @@ class Session:
         With ``reading``, put the model in eval mode; without, leave its mode as it is.
     finish : callable, optional
         Runs after each call of ``root``, also after one that raises.
+    inside : callable, optional
+        Makes what is open as long as the session is, to look inside modules: ``watch_attention``.
     owner : str, default="Tap"
         Who opens it, for messages.
     """
@@ -82,11 +85,13 @@ class Session:
         parameters: Sequence[nn.Parameter] | None = None,
         in_eval: bool = True,
         finish: Callable[[], None] | None = None,
+        inside: Callable[[], AbstractContextManager[None]] | None = None,
         owner: str = "Tap",
     ) -> None:
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
         self.reading, self.with_grad = reading, with_grad
         self._in_eval, self._finish, self._owner = in_eval, finish, owner
+        self._inside = inside
         self._modules, self._parameters = modules, parameters
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
@@ -111,6 +116,8 @@ class Session:
             _ACTIVE.set((*before, self))
             self._stack.callback(self._unhook)
             self._hook()
+            if self._inside is not None:
+                self._stack.enter_context(self._inside())
         except BaseException:
             self._stack.close()
             raise

@@ -5,8 +5,8 @@ follow tell rows, tokens and space apart from features; nothing is guessed from 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from weakref import ReferenceType, ref
@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.site import ATTENTION_PORTS
+from sonde.tap.attention.opening import watch_attention
+from sonde.tap.attention.places import is_attention
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves
+from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.features import Known, by_class, by_kind_of_pool
 from sonde.tap.model.forward_errors import forward_on
@@ -46,6 +50,7 @@ class Call:
     """One call of a module: when it began and ended, what it got and returned.
 
     ``got`` and ``gave`` number the tensors of one forward: the same number is the same tensor.
+    ``ports`` are what an attention made inside: when, and its leaves.
     """
 
     start: int
@@ -54,6 +59,7 @@ class Call:
     input: Leaf | None = None
     got: int | None = None
     gave: int | None = None
+    ports: dict[str, tuple[int, dict[str, Leaf]]] = field(default_factory=dict)
 
 
 Trace = dict[str, list[Call]]
@@ -104,6 +110,8 @@ class Probe:
     def order(self, path: str, call: int, port: str) -> int:
         """Return when the tensor at a port came to be, as a rank in one forward."""
         at = self.trace[path][call]
+        if port in at.ports:
+            return at.ports[port][0]
         return at.start if port == "in" else at.end
 
     @property
@@ -151,14 +159,20 @@ def _leaf(call: Call, port: str, key: str | None, path: str) -> Leaf:
         if call.input is None:
             raise SiteError(f"Site: {path!r} got no floating-point tensor. Read its output.")
         return call.input
-    if key is not None:
-        if key in call.outputs or (key == "0" and "" in call.outputs):
-            return call.outputs.get(key) or call.outputs[""]
+    if port in ATTENTION_PORTS and port not in call.ports:
         raise SiteError(
-            f"Site: {path!r} returns no tensor {key!r}, only {sorted(call.outputs)}. "
-            f"Write one of them after the port, as in {path}:out.KEY."
+            f"Site: the attention {path!r} ran without a kernel of the AttentionInterface, so its "
+            f"{port} were not seen. Load the model with attn_implementation='sdpa'."
         )
-    for leaf in call.outputs.values():
+    outputs = call.ports[port][1] if port in call.ports else call.outputs
+    if key is not None:
+        if key in outputs or (key == "0" and "" in outputs):
+            return outputs.get(key) or outputs[""]
+        raise SiteError(
+            f"Site: {path!r} returns no tensor {key!r}, only {sorted(filter(None, outputs))}. "
+            f"Write one of them after the port, as in {path}:{port}.KEY."
+        )
+    for leaf in outputs.values():
         if leaf.dtype.is_floating_point:
             return leaf
     raise SiteError(
@@ -167,8 +181,15 @@ def _leaf(call: Call, port: str, key: str | None, path: str) -> Leaf:
     )
 
 
-def probe(model: Model, batch: InputBatch) -> Probe:
+def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Probe:
     """Run the model on repeats of one batch's first rows and record every module.
+
+    Parameters
+    ----------
+    model : Model
+    batch : InputBatch
+    inside : collection of str, default=()
+        Ports of attentions that are recorded too.
 
     Raises
     ------
@@ -178,7 +199,7 @@ def probe(model: Model, batch: InputBatch) -> Probe:
     check_readable(model.module)
     names = Names(model.module)
     place = place_of(model.module, batch)
-    recorder = _Recorder(model, names, batch, place)
+    recorder = _Recorder(model, names, batch, place, inside)
     *resized, same = changes(batch)
     for change in resized:
         try:
@@ -220,8 +241,21 @@ def _resizes_features(names: Names, trace: Trace, larger: Trace) -> bool:
 class _Recorder:
     """Runs the model at one size with a hook on every module."""
 
-    def __init__(self, model: Model, names: Names, batch: InputBatch, place: Place) -> None:
+    def __init__(
+        self,
+        model: Model,
+        names: Names,
+        batch: InputBatch,
+        place: Place,
+        inside: Collection[str] = (),
+    ) -> None:
         self.model, self.names, self.batch, self.place = model, names, batch, place
+        self.inside = [
+            (m, port, partial(self._inside, name, port))
+            for name, m in names.primary()
+            if inside and is_attention(m)
+            for port in inside
+        ]
 
     def run(
         self, change: Change, n_rows: int, which: int
@@ -238,6 +272,7 @@ class _Recorder:
             self.model.module,
             outputs=[(m, partial(self._after, name, m)) for name, m in modules],
             inputs=[(m, partial(self._before, name, m)) for name, m in modules],
+            inside=watch_attention(self.inside),
         )
         with session:
             output = session.run(args, kwargs)
@@ -270,6 +305,12 @@ class _Recorder:
         self.trace.setdefault(name, []).append(call)
         if isinstance(module, nn.Linear) and not output.is_nested:
             self.linear[name] = output.clone()  # what follows may change it in place
+
+    def _inside(self, name: str, port: str, view: PortView) -> None:
+        call = self.open[name][-1][0]
+        found = {key: replace(_describe(x, self.features), features=2) for key, x in view.items()}
+        call.ports[port] = self.tick, found
+        self.tick += 1
 
     def _number(self, x: Tensor | None) -> int | None:
         """Return a number for a tensor; one whose memory was freed keeps none."""

@@ -9,7 +9,8 @@ from torch import nn
 
 from sonde.core.errors import SiteError, near
 from sonde.core.left_out import LeftOut
-from sonde.core.site import Site
+from sonde.core.site import ATTENTION_PORTS, Site
+from sonde.tap.attention.places import attention_at, attentions_at
 from sonde.tap.hooks.names import Names
 from sonde.tap.model.blocks import block_paths, has_float
 from sonde.tap.model.probe import Probe, executed
@@ -60,6 +61,13 @@ def resolve(
     return sorted(found.values()) if probe is not None else list(found.values())
 
 
+def port_of(pattern: Pattern) -> str:
+    """Return the port that a pattern names, with or without a reducer after it."""
+    if isinstance(pattern, str):
+        pattern = Site.parse(pattern.partition("|")[0])
+    return pattern.port
+
+
 def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]:
     site = Site.parse(pattern) if isinstance(pattern, str) else pattern
     if pattern == AUTO and probe is not None:
@@ -76,9 +84,17 @@ def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]
     else:
         chosen = [replace(site, path=path) for path in match(site.path, names)]
         is_open = False
+    if site.port in ATTENTION_PORTS:
+        chosen = _at_attentions(chosen, names)
     if probe is None:
         return chosen
     return [s for one in chosen for s in _executed_sites(one, probe, every_call=is_open)]
+
+
+def _at_attentions(sites: list[Site], names: Names) -> list[Site]:
+    """Return the attentions that modules mean; of several those are left out that have none."""
+    found = [s for s in sites if len(sites) == 1 or attentions_at(s.path, names)] or sites[:1]
+    return [replace(s, path=attention_at(s.path, s.port, names)) for s in found]
 
 
 def _logits_site(site: Site, probe: Probe) -> Site:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
-from sonde.core.site import Site
+from sonde.core.site import ATTENTION_PORTS, Site
+from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input
 from sonde.tap.hooks.session import Session
@@ -45,7 +46,7 @@ def watch(
     around: AbstractContextManager[Any] | None = None,
     place: Place | None = None,
 ) -> Watched:
-    """Run a model once and return the raw tensors at sites, ports ``out`` and ``in``.
+    """Run a model once and return the raw tensors at sites of every port but ``grad``.
 
     Parameters
     ----------
@@ -66,17 +67,22 @@ def watch(
     taken: dict[str, Tensor] = {}
     outputs: list[tuple[nn.Module, Callable[..., Any]]] = []
     inputs: list[tuple[nn.Module, Callable[..., Any]]] = []
+    inside: list[tuple[nn.Module, str, Callable[..., Any]]] = []
     for path, wanted in _by_path(sites).items():
         part = names.modules[path]
-        leaving = [s for s in wanted if s.port != "in"]
+        leaving = [s for s in wanted if s.port in ("out", "grad")]
         entering = [s for s in wanted if s.port == "in"]
         if leaving:
             outputs.append((part, _after(leaving, taken)))
         if entering:
             inputs.append((part, _before(part, entering, taken)))
+        for port in ATTENTION_PORTS:
+            if at_port := [s for s in wanted if s.port == port]:
+                inside.append((part, port, _after(at_port, taken)))
     place = place_of(module, batch) if place is None else place
     args, kwargs = place.call(batch.args, batch.kwargs)
-    session = Session(module, outputs, inputs, reading=not as_found)
+    look = watch_attention(inside)
+    session = Session(module, outputs, inputs, reading=not as_found, inside=look)
     with session, around if around is not None else nullcontext():
         output = session.run(args, kwargs)
     return Watched(taken, output)

@@ -134,8 +134,10 @@ def _kinds_of(
     if isinstance(asked, str) and asked not in (AUTO, POSITIONS):
         asked = Reducer.parse(asked)
     call = last_call(site, probe.calls(site.path))
-    port = "in" if site.port == "in" else "out"
-    leaf, _ = probe.leaf(site.path, call, port, site.key)
+    port = "out" if site.port == "grad" else site.port
+    leaf, other = probe.leaf(site.path, call, port, site.key)
+    if port == "probs" and other is not None and other.shape[2:] != leaf.shape[2:]:
+        _refuse_wide(site, leaf, probe)
     named = next((n for n in stream.axes if n.fits(site, len(leaf.shape))), None)
     axis = named.dim if named else asked.axis if isinstance(asked, Reducer) else None
     axes = find_axes(probe, site.path, call, port, site.key, axis, Influence(stream.model, batch))
@@ -156,6 +158,16 @@ def _kinds_of(
         fits = name.name in possible(axes) and not _predicts(name)
         if axes.kind != "vector" and fits and name.name != reducer.name:
             yield _kind(row_key(site, more), site, name, axes, leaf, module)
+
+
+def _refuse_wide(site: Site, leaf: Leaf, probe: Probe) -> None:
+    """Refuse probabilities whose rows are as wide as their text is long."""
+    figures = [key for key in probe.trace[site.path][0].ports["probs"][1] if key.isidentifier()]
+    raise SiteError(
+        f"Site: a row of {str(site)!r} is as wide as its text is long, so rows of different texts "
+        f"do not fit together. Read a statistic of each head, {site.path}:probs.KEY with KEY one "
+        f"of {', '.join(figures)}; or the probabilities of one forward by hand, with sonde.Tap."
+    )
 
 
 def _predicts(reducer: str | Reducer) -> bool:

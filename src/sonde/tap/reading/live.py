@@ -18,7 +18,7 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.left_out import LeftOut
 from sonde.core.perturbation import Perturbation
-from sonde.core.site import Reducer, Site
+from sonde.core.site import ATTENTION_PORTS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.token_masks import NAMES
 from sonde.tap.generating.generation import token_arguments
@@ -32,7 +32,7 @@ from sonde.tap.model.objectives import Objective, check_objective, name_of
 from sonde.tap.model.perturb import float_input, perturbed_logits
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
-from sonde.tap.model.sites import Pattern
+from sonde.tap.model.sites import Pattern, port_of
 from sonde.tap.model.structure import structure
 from sonde.tap.model.vary import token_ids
 from sonde.tap.reading.choose import Chosen, choose_kinds
@@ -158,7 +158,8 @@ class LiveStream(Stream):
     def probe(self) -> Probe:
         """What a probe forward on the first example found."""
         _say_how(self.model.module)
-        return probe(self.model, self._first)
+        inside = {p for p in map(port_of, self.sites) if p in ATTENTION_PORTS}
+        return probe(self.model, self._first, sorted(inside))
 
     @cached_property
     def _first(self) -> InputBatch:

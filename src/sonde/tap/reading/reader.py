@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
+from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.objectives import Objective, value
@@ -67,6 +68,9 @@ class Reader:
             root,
             outputs=[(modules[s.path], s.after) for s in self.slots if s.port == "out"],
             inputs=[(modules[s.path], s.before) for s in self.slots if s.port == "in"],
+            inside=watch_attention(
+                [(modules[s.path], s.port, s.after) for s in self.slots if s.is_inside]
+            ),
             with_grad=objective is not None,
             modules=self.modules,
             parameters=list(root.parameters()),
@@ -76,7 +80,7 @@ class Reader:
     def _make_slots(self) -> list[Slot]:
         grouped: dict[tuple[str, str], list[Kind]] = {}
         for kind in self.kinds:
-            port = "in" if kind.site.port == "in" else "out"
+            port = "out" if kind.site.port == "grad" else kind.site.port
             grouped.setdefault((kind.site.path, port), []).append(kind)
         last = max(self.kinds, key=lambda kind: kind.site.order)
         slots: list[Slot] = []

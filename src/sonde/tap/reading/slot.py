@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
+from sonde.core.site import ATTENTION_PORTS
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
 from sonde.tap.reading.taken import Leaf, Taken
 from sonde.tap.rows.kind import Kind
@@ -36,6 +37,7 @@ class Slot:
     ) -> None:
         self.path, self.module, self.port, self.kinds = path, module, port, tuple(kinds)
         self.stop_at, self.differentiates = stop_at, differentiates
+        self.is_inside = port in ATTENTION_PORTS
         self._leaves: dict[int, tuple[Leaf, ...]] = {}
         self._taken: Taken | None = None
 

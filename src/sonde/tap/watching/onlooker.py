@@ -17,6 +17,8 @@ from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
+from sonde.core.site import ATTENTION_PORTS
+from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hooks.call import Call
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import copied, find, find_input
@@ -109,6 +111,13 @@ class Onlooker:
                 *((encoder, self._begin_apart) for encoder in self._apart.encoder),
                 *((s.module, partial(self._before, s)) for s in self._slots if s.port == "in"),
             ],
+            inside=watch_attention(
+                [
+                    (s.module, s.port, partial(self._after, s))
+                    for s in self._slots
+                    if s.port in ATTENTION_PORTS
+                ]
+            ),
             in_eval=False,
             finish=self._finish,
             owner="Guard",
@@ -253,9 +262,9 @@ class Onlooker:
 
 
 def _kind(schema: SiteSchema) -> Kind:
-    if schema.site.port not in ("out", "in"):
+    if schema.site.port == "grad":
         raise InputError(
-            f"Guard: expected sites with port out or in, got {str(schema.site)!r}. Fit at those."
+            f"Guard: expected no site with port grad, got {str(schema.site)!r}. Fit at its output."
         )
     axes = Axes(tuple(schema.axes.split()), schema.prefix, schema.suffix, schema.cls)
     return Kind(schema.key, schema.site, Reduction(schema.reducer, axes), schema)

@@ -1,0 +1,1 @@
+"""Ports inside an attention: queries, keys, values, probabilities and heads."""

@@ -1,0 +1,235 @@
+"""Attentions of transformers that get their kernel from its ``AttentionInterface``.
+
+While anything is watched, the interface hands out a pass-through around the kernel that it would
+have handed out. The kernel runs as it is, on the tensors that it was given; probabilities are
+computed beside it, by the class's own explicit function. Only where a hook changes them do the
+heads come from them.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.tap.attention.figures import figures
+from sonde.tap.attention.watching import WatchedAttention, is_anything_watched
+from sonde.tap.hooks.cache import cache_in
+from sonde.tap.hooks.outputs import arguments
+
+EXPLICIT = "eager"
+WITH_MASKS = (EXPLICIT, "sdpa")
+"""Kernels that are given a mask of queries and keys, or none."""
+OTHER_TEXT = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+Kernel = Callable[..., Any]
+
+_lock = threading.Lock()
+_original: list[Kernel] = []
+_readers = 0
+
+
+def hold_interface() -> None:
+    """Hand out pass-throughs from now on; each call needs one ``release_interface``."""
+    global _readers
+    with _lock:
+        _readers += 1
+        modeling = sys.modules.get("transformers.modeling_utils")
+        if not _original and modeling is not None:
+            interface = modeling.AttentionInterface
+            _original.append(interface.get_interface)
+            interface.get_interface = _get_interface
+
+
+def release_interface() -> None:
+    """Take one ``hold_interface`` back."""
+    global _readers
+    with _lock:
+        _readers -= 1
+        if _readers == 0 and _original:
+            modeling = sys.modules["transformers.modeling_utils"]
+            modeling.AttentionInterface.get_interface = _original.pop()
+
+
+def _get_interface(interface: Any, attn_implementation: str, default: Kernel) -> Kernel:
+    """Return the kernel, with a pass-through around it in threads that watch something."""
+    kernel = _original[0](interface, attn_implementation, default)
+    if not is_anything_watched():
+        return kernel
+    return partial(_attend, kernel, default, attn_implementation)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the keys of one call come from.
+
+    Parameters
+    ----------
+    past : int, default=0
+        Keys in the cache before the call.
+    cached : bool, default=False
+        Whether a cache holds the keys that the kernel is given.
+    same_text : bool, default=True
+        Whether queries and keys are of one text.
+    known : bool, default=False
+        Whether all keys were there before the call.
+    """
+
+    past: int = 0
+    cached: bool = False
+    same_text: bool = True
+    known: bool = False
+
+    def new(self, n_queries: int, n_keys: int) -> slice:
+        """Return which of the keys that a kernel is given are new."""
+        if self.known:
+            return slice(0, 0)
+        if not self.same_text or n_keys == n_queries:
+            return slice(0, n_keys)
+        start = self.past if self.past + n_queries <= n_keys else n_keys - n_queries
+        return slice(start, start + n_queries)
+
+
+def source_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
+    """Return where the keys of a call of an attention come from."""
+    named = arguments(module, args, kwargs)
+    cache, layer = cache_in(named), getattr(module, "layer_idx", None)
+    same_text = all(named.get(name) is None for name in OTHER_TEXT)
+    if cache is None or not callable(getattr(cache, "get_seq_length", None)):
+        return Source(same_text=same_text)
+    known = not same_text and bool(getattr(cache, "is_updated", {}).get(layer))
+    return Source(int(cache.get_seq_length(layer or 0)), True, same_text, known)
+
+
+def _attend(
+    kernel: Kernel,
+    explicit: Kernel,
+    implementation: str | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Run a kernel, (example, head, position, width) to (example, position, head, width)."""
+    watched = WatchedAttention.find(module)
+    if watched is None:
+        return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+    source = watched.first.notes.get(id(module), Source())
+    query = _seen(watched, "queries", query)
+    new = source.new(query.shape[2], key.shape[2])
+    key = _seen_new(watched, "keys", key, new, source)
+    value = _seen_new(watched, "values", value, new, source)
+    rest = attention_mask, *args
+    out: Any = None
+    if watched.wants("probs"):
+        if kernel is explicit:
+            out = explicit(module, query, key, value, *rest, **kwargs)
+            (expected, probs), seen = out[:2], _in_sight(query, key, attention_mask, False)
+        else:
+            _require_mask(implementation, attention_mask, module)
+            causal = kwargs.get("is_causal")
+            causal = getattr(module, "is_causal", True) if causal is None else causal
+            seen = _in_sight(query, key, attention_mask, causal)
+            rest = _additive(attention_mask, seen, query), *args
+            kept = kwargs | ({"dropout": 0.0} if "dropout" in kwargs else {})
+            expected, probs = explicit(module, query, key, value, *rest, **kept)[:2]
+        changed = _seen_probs(watched, probs, seen, new.start if source.same_text else None)
+        if changed is not probs:
+            changed = _dropped(changed, 0.0 if out else kwargs.get("dropout", 0.0))
+            out = _from_probs(changed, probs, value, expected, module), changed
+    if out is None:
+        out = kernel(module, query, key, value, attention_mask, *args, **kwargs)
+    heads = watched.seen("heads", out[0]) if watched.wants("heads") else out[0]
+    return out if heads is out[0] else (heads, *out[1:])
+
+
+def _seen(watched: WatchedAttention, port: str, x: Tensor) -> Tensor:
+    if not watched.wants(port):
+        return x
+    given = x.transpose(1, 2)
+    left = watched.seen(port, given)
+    return x if left is given else left.transpose(1, 2)
+
+
+def _seen_new(
+    watched: WatchedAttention, port: str, x: Tensor, new: slice, source: Source
+) -> Tensor:
+    """Return keys or values with what hooks left of the new ones, which a cache keeps too."""
+    if new.start == new.stop or not watched.wants(port):
+        return x
+    given = x[:, :, new]
+    left = _seen(watched, port, given)
+    if left is given:
+        return x
+    if source.cached:
+        x[:, :, new] = left  # the tensor of the cache: later calls go on from what was changed
+        return x
+    return torch.cat([x[:, :, : new.start], left, x[:, :, new.stop :]], 2)
+
+
+def _seen_probs(
+    watched: WatchedAttention, probs: Tensor, seen: Tensor | None, first_query: int | None
+) -> Tensor:
+    """Return probabilities, (example, head, query, key), as hooks left them."""
+    given = probs.transpose(1, 2)
+    in_sight = None if seen is None else seen[..., : probs.shape[-1]]
+    left = watched.seen("probs", given, figures(given, in_sight, first_query))
+    return probs if left is given else left.transpose(1, 2)
+
+
+def _from_probs(
+    changed: Tensor, probs: Tensor, value: Tensor, expected: Tensor, module: nn.Module
+) -> Tensor:
+    """Return the heads of changed probabilities, (example, position, head, width)."""
+    every = value.repeat_interleave(probs.shape[1] // value.shape[1], 1)
+    with torch.no_grad():
+        off = float((_heads(probs, every) - expected).abs().max())
+        bound = 8 * torch.finfo(probs.dtype).eps * float(every.abs().max())
+    if not off <= bound:
+        raise SiteError(
+            f"editing: heads of {type(module).__name__} are not its probabilities times its values "
+            f"(off by {off:.2g}), so changed probabilities give no heads. Edit the port heads."
+        )
+    return _heads(changed, every)
+
+
+def _heads(probs: Tensor, value: Tensor) -> Tensor:
+    return (probs @ value).transpose(1, 2).contiguous()
+
+
+def _require_mask(implementation: str | None, mask: Any, module: nn.Module) -> None:
+    is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
+    if implementation not in WITH_MASKS or not is_plain:
+        raise SiteError(
+            f"Site: probabilities of {type(module).__name__} need a kernel that is given the mask "
+            f"of each query, got {implementation!r}. Load the model with "
+            "attn_implementation='sdpa'."
+        )
+
+
+def _in_sight(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    """Return which keys each query sees, (example, head, query, key) or 1 of them; None for all."""
+    if mask is not None:
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    if not causal or n_queries == 1:
+        return None
+    return torch.ones(1, 1, n_queries, n_keys, dtype=torch.bool, device=query.device).tril()
+
+
+def _additive(mask: Tensor | None, seen: Tensor | None, query: Tensor) -> Tensor | None:
+    """Return the mask that an explicit function adds to its scores."""
+    if seen is None or (mask is not None and mask.dtype != torch.bool):
+        return mask
+    return torch.where(seen, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+
+
+def _dropped(probs: Tensor, share: float) -> Tensor:
+    return nn.functional.dropout(probs, share) if share else probs

@@ -1,0 +1,65 @@
+"""What a session puts on to see inside attentions, and takes off again."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from sonde.tap.attention.interface import hold_interface, release_interface, source_of
+from sonde.tap.attention.multihead import observe
+from sonde.tap.attention.watching import PortHook, Watch, WatchedAttention, opened
+
+Wanted = Sequence[tuple[nn.Module, str, PortHook]]
+
+
+def watch_attention(
+    wanted: Wanted, *, edits: bool = False
+) -> Callable[[], AbstractContextManager[None]] | None:
+    """Return what calls hooks at ports of attentions that a thread runs while it is open.
+
+    Parameters
+    ----------
+    wanted : sequence of (module, port, hook)
+        ``hook(view)`` runs when the attention has made what is at the port, a ``PortView``; what it
+        returns, if not None, replaces it. None without any.
+    edits : bool, default=False
+        Whether the hooks change what they see: they come before those that only read.
+    """
+    return partial(_watched, wanted, edits) if wanted else None
+
+
+@contextlib.contextmanager
+def _watched(wanted: Wanted, edits: bool) -> Iterator[None]:
+    hooks: dict[tuple[int, str], list[PortHook]] = {}
+    for module, port, hook in wanted:
+        hooks.setdefault((id(module), port), []).append(hook)
+    watch = Watch(hooks, edits)
+    with contextlib.ExitStack() as stack:
+        hold_interface()
+        stack.callback(release_interface)
+        stack.enter_context(opened(watch))
+        for module in {id(m): m for m, _, _ in wanted}.values():
+            before = partial(_before, watch)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            if isinstance(module, nn.MultiheadAttention):
+                stack.callback(module.register_forward_hook(partial(_after, watch)).remove)
+        yield
+
+
+def _before(watch: Watch, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Look at a call before it runs; of several sessions the first does, for all."""
+    watched = WatchedAttention.find(module)
+    if watched is None or watched.first is not watch:
+        return
+    if isinstance(module, nn.MultiheadAttention):
+        watch.notes[id(module)] = observe(module, watched, args, kwargs)
+    else:
+        watch.notes[id(module)] = source_of(module, args, kwargs)
+
+
+def _after(watch: Watch, module: nn.Module, args: Any, output: Any) -> Any:
+    """Return what hooks made of the call; None where they changed nothing."""
+    return watch.notes.pop(id(module), None)

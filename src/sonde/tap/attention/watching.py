@@ -1,0 +1,101 @@
+"""Hooks of open sessions at the ports of attentions, found when an attention runs."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.tap.hooks.port_view import PortView
+
+PortHook = Callable[[Any], Any]
+Figures = Mapping[str, Callable[[], Tensor]]
+
+
+@dataclass(eq=False)
+class Watch:
+    """What one session watches.
+
+    Parameters
+    ----------
+    hooks : dict of (id of module, port) to list of hook
+        ``hook(view)`` is given a ``PortView``; what it returns, if not None, replaces it.
+    edits : bool
+        Whether the session changes what it sees: it comes before those that only read.
+    notes : dict of int to object
+        What a hook before a module keeps for the one after it, by id of the module.
+    """
+
+    hooks: dict[tuple[int, str], list[PortHook]]
+    edits: bool
+    notes: dict[int, Any] = field(default_factory=dict[int, Any])
+
+    def __post_init__(self) -> None:
+        self.owners = frozenset(owner for owner, _ in self.hooks)
+
+
+_OPEN: ContextVar[tuple[Watch, ...]] = ContextVar("sonde_attention", default=())
+
+
+def is_anything_watched() -> bool:
+    """Return whether this thread watches the port of any attention."""
+    return bool(_OPEN.get())
+
+
+@contextlib.contextmanager
+def opened(watch: Watch) -> Iterator[None]:
+    """Let attentions that run in this thread find what is watched."""
+    _OPEN.set((*_OPEN.get(), watch))
+    try:
+        yield
+    finally:
+        _OPEN.set(tuple(w for w in _OPEN.get() if w is not watch))
+
+
+class WatchedAttention:
+    """The hooks at one attention, of all sessions that are open in this thread, edits first."""
+
+    def __init__(self, module: nn.Module, watches: Sequence[Watch]) -> None:
+        self._id, self._watches = id(module), watches
+        self.first = watches[0]
+
+    @classmethod
+    def find(cls, module: nn.Module) -> "WatchedAttention | None":
+        """Return what is watched at a module; None where nothing is, or in a backward pass."""
+        if torch._C._current_graph_task_id() != -1:
+            return None
+        mine = [watch for watch in _OPEN.get() if id(module) in watch.owners]
+        mine.sort(key=lambda w: not w.edits)
+        return cls(module, mine) if mine else None
+
+    def wants(self, port: str) -> bool:
+        """Return whether a hook is at a port."""
+        return any((self._id, port) in watch.hooks for watch in self._watches)
+
+    def seen(
+        self,
+        port: str,
+        x: Tensor,
+        figures: Figures | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return heads, (example, position, head, width), as hooks left them: the same if they did.
+
+        Parameters
+        ----------
+        port : str
+        x : Float[Tensor, "example pos head width"]
+        figures : mapping of str to callable, optional
+            Make what can be read of each head.
+        lengths : sequence of int, optional
+            Real positions of each example where hooks are given nested tensors.
+        """
+        for watch in self._watches:
+            for hook in watch.hooks.get((self._id, port), ()):
+                view = PortView(x, figures or {}, lengths)
+                new = hook(view)
+                x = x if new is None or new is view else view.with_changes(new)
+        return x

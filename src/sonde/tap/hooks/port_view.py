@@ -1,0 +1,95 @@
+"""What a hook at a port of an attention is given: all heads, each head, and figures of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import SiteError
+
+ALL = ""
+
+
+class PortView(Mapping[str, Tensor]):
+    """Tensors of one port by key; each is made when it is asked for.
+
+    The key ``""`` holds all heads side by side, (example, position, heads x width), ``"3"`` the
+    fourth of them, and names such as ``"entropy"`` a figure of each head, (example, position,
+    heads).
+
+    Parameters
+    ----------
+    x : Float[Tensor, "example pos head width"]
+    figures : mapping of str to callable
+        Make the figures.
+    lengths : sequence of int or None
+        Real positions of each example where hooks are given nested tensors.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        figures: Mapping[str, Callable[[], Tensor]],
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        self.x, self._figures, self._lengths = x, figures, lengths
+        self.made: dict[str, Tensor] = {}
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self.made:
+            self.made[key] = nested(self._make(key), self._lengths)
+        return self.made[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield ALL
+        yield from map(str, range(self.x.shape[2]))
+        yield from self._figures
+
+    def __len__(self) -> int:
+        return 1 + self.x.shape[2] + len(self._figures)
+
+    def _make(self, key: str) -> Tensor:
+        if key == ALL:
+            return self.x.flatten(2)
+        if key in self._figures:
+            return self._figures[key]()
+        if not key.isdigit() or int(key) >= self.x.shape[2]:
+            raise KeyError(key)
+        return self.x[:, :, int(key)]
+
+    def with_changes(self, new: Any) -> Tensor:
+        """Return the heads with what a hook gave in place of what it was given.
+
+        Raises
+        ------
+        SiteError
+            If it changed a figure, of which no heads follow.
+        """
+        x, changed = self.x, dict[int, Tensor]()
+        for key, leaf in new.items():
+            if leaf is self.made.get(key):
+                continue
+            dense = leaf.to_padded_tensor(0.0, self._shape_of(key)) if leaf.is_nested else leaf
+            if key == ALL:
+                x = dense.unflatten(2, x.shape[2:])
+            elif key.isdigit():
+                changed[int(key)] = dense
+            else:
+                raise SiteError(
+                    f"Site: {key!r} is a figure of the heads: it can be read, not changed, and has "
+                    "no gradient. Edit the port without a key, or one head."
+                )
+        if not changed:
+            return x
+        return torch.stack([changed.get(i, x[:, :, i]) for i in range(x.shape[2])], 2)
+
+    def _shape_of(self, key: str) -> tuple[int, ...]:
+        return tuple(self._make(key).shape)
+
+
+def nested(x: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """Return a padded tensor as a nested one of these lengths; the same without any."""
+    if lengths is None:
+        return x
+    return torch.nested.as_nested_tensor([row[:n] for row, n in zip(x, lengths, strict=True)])
