@@ -126,7 +126,7 @@ def test_rows_follow_beams_and_steps_are_counted(use_cache):
     assert [c.call for c in spy.seen] == list(range(6))
     for context in spy.seen:
         assert context.row is not None
-        assert context.row.tolist() == [0, 0, 0, 1, 1, 1]
+        assert context.of_examples(torch.tensor([5, 7])).tolist() == [5, 5, 5, 7, 7, 7]
     last = spy.seen[2]
     assert last.generated is not None
     assert last.position is not None
@@ -307,7 +307,9 @@ def test_an_encoder_that_generate_runs_alone_is_edited_but_for_its_padding():
     assert torch.equal(encoder.mask, mask)
     assert (first.step, second.step) == (0, 1)
     assert first.row is not None
-    assert first.row.tolist() == [0, 0, 1, 1]
+    assert first.row.tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match=r"each of the 4 examples .* got 3"):
+        first.of_examples(torch.zeros(3))
     assert first.tokens is not None
     assert first.tokens.tolist() == [[0]] * 4
 

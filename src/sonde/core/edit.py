@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import cast, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
@@ -32,7 +32,10 @@ class EditContext:
     generated : Bool[Tensor, "example pos"] or None
         Tokens that the model made itself; the others are the prompt.
     row : Int[Tensor, "example"] or None
-        Which example of the first call each example goes on from; beams of one prompt share it.
+        Which example of the first call on the same texts each example goes on from.
+    n_rows : int or None
+        How many examples that call had; a multiple of those of the user where ``generate`` repeats
+        prompts, as for beams.
     step : int
         Generation step: 0 while the prompt is read, then 1, 2, ... for each call on the same cache.
     call : int
@@ -46,9 +49,35 @@ class EditContext:
     tokens: Int[Tensor, "example pos"] | None = None
     generated: Bool[Tensor, "example pos"] | None = None
     row: Int[Tensor, "example"] | None = None
+    n_rows: int | None = None
     step: int = 0
     call: int = 0
     others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def of_examples(
+        self, values: Shaped[Tensor, "prompt *axes"]
+    ) -> Shaped[Tensor, "example *axes"]:
+        """Return for each example of this call the entry of the prompt that it goes on from.
+
+        Parameters
+        ----------
+        values : Tensor
+            An entry for each example of the user's batch.
+
+        Raises
+        ------
+        InputError
+            If the first call had no whole multiple of them.
+        """
+        if self.row is None or self.n_rows is None:
+            return values
+        repeats, rest = divmod(self.n_rows, max(len(values), 1))
+        if rest or not repeats:
+            raise InputError(
+                f"expected an entry for each of the {self.n_rows} examples that the model was "
+                f"called with (or one for several that are repeated), got {len(values)}."
+            )
+        return values[self.row.to(values.device) // repeats]
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,7 @@ class Subtract(Edit):
     Parameters
     ----------
     shift : Float[Tensor, "example dim"]
-        One vector for each example of the batch, of the first call where the model runs in steps.
+        One vector for each example of the batch; of prompts where the model generates.
     strength : float, default=1.0
     """
 
@@ -73,7 +73,7 @@ class Subtract(Edit):
         """Return ``x - strength shift``."""
         if self.strength == 0.0:
             return x
-        shift = self.shift.to(x) if context.row is None else self.shift.to(x)[context.row]
+        shift = context.of_examples(self.shift.to(x))
         if shift.shape != (len(x), x.shape[-1]):
             raise ShapeError(
                 f"Subtract.apply: expected {len(shift)} examples of dim={shift.shape[1]}, got "

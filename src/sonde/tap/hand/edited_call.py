@@ -44,8 +44,8 @@ class EditedCall:
             How many activations the edit met at the site before.
         """
         if not has_tokens:
-            row, step = self._row(len(x), x.device), self.texts.step
-            return EditContext(row=row, step=step, call=n_before)
+            row, texts = self._row(len(x), x.device), self.texts
+            return EditContext(row=row, n_rows=texts.n_first, step=texts.step, call=n_before)
         known = self._of_tokens(x.shape[0], x.shape[1], x.device)
         return known if n_before == known.call else replace(known, call=n_before)
 
@@ -62,14 +62,15 @@ class EditedCall:
                 tokens=None if fed is None or fed.shape != (n, length) else fed.to(device),
                 generated=generated,
                 row=self._row(n, device),
+                n_rows=self.texts.n_first,
                 step=self.texts.step,
                 call=self.texts.step,
             )
         return self._known[key]
 
     def _row(self, n: int, device: torch.device) -> Tensor | None:
-        """Return the prompt of each example; None if these are not the examples of the call."""
-        return self.texts.row.to(device) if n == len(self.texts.origin) else None
+        """Return where each example began; None if these are not the examples of the call."""
+        return self.texts.origin.to(device) if n == len(self.texts.origin) else None
 
     def selected(self, places: Places, x: Shaped[Tensor, "example pos dim"]) -> Tensor | bool:
         """Return which states an edit may touch: all, none, or ``Bool[Tensor, "example pos 1"]``.
@@ -118,7 +119,9 @@ class EditedCall:
             )
         return decided.to(device)[origin.to(device)]
 
-    def others(self, recorded: Recorded, name: str, x: Shaped[Tensor, "..."]) -> dict[str, Tensor]:
+    def others(
+        self, recorded: Recorded, name: str, x: Shaped[Tensor, "..."], context: EditContext
+    ) -> dict[str, Tensor]:
         """Return what other runs brought at a site, an example and a state for each of ``x``.
 
         Raises
@@ -126,27 +129,32 @@ class EditedCall:
         InputError
             If a run has no such site, or other examples or states.
         """
-        return {run: self._aligned(of_run, run, name, x) for run, of_run in recorded.items()}
+        return {
+            run: self._aligned(of_run, run, name, x, context) for run, of_run in recorded.items()
+        }
 
-    def _aligned(self, of_run: Mapping[str, Tensor], run: str, name: str, x: Tensor) -> Tensor:
-        other, texts = of_run.get(name), self.texts
+    def _aligned(
+        self, of_run: Mapping[str, Tensor], run: str, name: str, x: Tensor, context: EditContext
+    ) -> Tensor:
+        other, past = of_run.get(name), self.call.past
         if other is None:
             raise InputError(
                 f"editing: expected others[{run!r}] to have the edited site {name}, got "
                 f"{', '.join(of_run) or 'none'}. Read it there too: Tap(model, sites).rows."
             )
-        n_first, n_other = texts.n_first, len(other)
-        fits = n_other > 0 and n_first % n_other == 0 and len(x) == len(texts.origin)
-        if fits:
-            other = other.to(x.device)[(texts.origin // (n_first // n_other)).to(x.device)]
-            past, n_dims = self.call.past, x.ndim
-            if n_dims == 3 and other.ndim == 3 and other.shape[1] > x.shape[1]:
-                other = other[:, past : past + x.shape[1]]
-        if not fits or other.shape != x.shape:
+        shape = tuple(other.shape)
+        try:
+            other = context.of_examples(other.to(x.device))
+        except InputError as error:
+            error.add_note(f"others[{run!r}] at {name}")
+            raise
+        if x.ndim == 3 and other.ndim == 3 and other.shape[1] > x.shape[1]:
+            other = other[:, past : past + x.shape[1]]
+        if other.shape != x.shape:
             raise InputError(
                 f"editing: expected others[{run!r}] to hold a state for each of {tuple(x.shape)} "
-                f"at {name}, got shape {tuple(of_run[name].shape)}. Run both on examples in one "
-                "order, padded to one length; with where='prompt' generated tokens need none."
+                f"at {name}, got shape {shape}. Run both on examples in one order, padded to one "
+                "length; with where='prompt' generated tokens need none."
             )
         return other
 

@@ -250,7 +250,7 @@ class _Editor:
             return x
         context = NO_CONTEXT if now is None else now.context(x, has_tokens, step)
         if self.recorded and now is not None:
-            context = replace(context, others=now.others(self.recorded, name, x))
+            context = replace(context, others=now.others(self.recorded, name, x, context))
         wide = x.float() if x.dtype in NARROW else x
         with without_autocast(x.device):
             new = self.edit.apply(wide, site, context)

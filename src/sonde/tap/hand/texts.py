@@ -24,8 +24,6 @@ class Texts:
         Tokens of the first call, padding among them.
     n_first : int
         Examples of the first call.
-    repeats : int
-        How many neighbours of the first call are alike, such as the beams of one prompt.
     origin : Int[Tensor, "example"]
         Which example of the first call each example goes on from.
     step : int
@@ -40,7 +38,6 @@ class Texts:
 
     prompt_length: int
     n_first: int
-    repeats: int
     origin: Int[Tensor, "example"]
     step: int = 0
     grows: bool = False
@@ -51,16 +48,10 @@ class Texts:
     @staticmethod
     def begun(call: Call) -> "Texts":
         """Return the texts of a first call."""
-        given = [x for x in leaves(call.named).values() if x.ndim]
-        n = len(call.fed) if call.fed is not None else len(given[0]) if given else 1
+        given = (x for x in (call.fed, *leaves(call.named).values()) if x is not None and x.ndim)
+        n = len(next(given, torch.zeros(1)))
         length = 0 if call.fed is None else call.fed.shape[-1]
-        rows = [x for x in given if len(x) == n]
-        return Texts(length, n, _repeats(rows, n), torch.arange(n), n_read=length, ids=call.fed)
-
-    @property
-    def row(self) -> Int[Tensor, "example"]:
-        """Which prompt each example goes on from."""
-        return self.origin // self.repeats
+        return Texts(length, n, torch.arange(n), n_read=length, ids=call.fed)
 
     def go_on(self, call: Call, parent: Tensor | None = None) -> None:
         """Take one more call; ``parent`` is the example of the last call that each goes on from."""
@@ -129,13 +120,3 @@ class TextLog:
         except TypeError:  # a plain tuple: the last one alone is kept
             self._of_cache = [(ref, t) for ref, t in self._of_cache if t is not texts]
             self._of_cache.append((lambda: cache, texts))
-
-
-def _repeats(rows: list[Tensor], n: int) -> int:
-    """Return the largest number of neighbours that are alike in each run of so many."""
-    if n < 2 or not rows or not all(torch.equal(x[0], x[1]) for x in rows):
-        return 1
-    for k in range(n, 1, -1):
-        if n % k == 0 and all(torch.equal(x, x[::k].repeat_interleave(k, 0)) for x in rows):
-            return k
-    return 1
