@@ -1,6 +1,8 @@
 """Change what a model computes: its activations, its next tokens, its weights."""
 
 from sonde.edit._eraser import Erase, Eraser, Subtract
+from sonde.edit._facts import Fact, log_probability
+from sonde.edit.batch_edit import BatchEdit
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
 from sonde.edit.clamp import ClampFeature, ClampUnit, MeanAblate, ScaleUnit
 from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
@@ -11,8 +13,10 @@ from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
+from sonde.edit.null_space import NullSpace, NullSpaceResult
 from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.random_direction import RandomDirection
+from sonde.edit.rank_one_edit import RankOneEdit
 from sonde.edit.representation_reading import (
     Amplify,
     ContrastVector,
@@ -20,6 +24,7 @@ from sonde.edit.representation_reading import (
     RepresentationReading,
 )
 from sonde.edit.sal import Sal
+from sonde.edit.second_moment import SecondMoment, SecondMomentResult
 from sonde.edit.steering_vector import SteeringDirection, SteeringVector
 from sonde.edit.temporal_correction import TemporalCorrection
 from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
@@ -31,6 +36,7 @@ __all__ = [
     "AblationTrial",
     "Adapter",
     "Amplify",
+    "BatchEdit",
     "ClampFeature",
     "ClampUnit",
     "ConditionScorer",
@@ -40,6 +46,7 @@ __all__ = [
     "DirectionalAblation",
     "Erase",
     "Eraser",
+    "Fact",
     "Function",
     "HeadDirections",
     "HeadSteering",
@@ -47,13 +54,18 @@ __all__ = [
     "Inlp",
     "Leace",
     "MeanAblate",
+    "NullSpace",
+    "NullSpaceResult",
     "PairedLeace",
     "ParallelAdapters",
     "RandomDirection",
+    "RankOneEdit",
     "ReadingScorer",
     "RepresentationReading",
     "Sal",
     "ScaleUnit",
+    "SecondMoment",
+    "SecondMomentResult",
     "SteeringDirection",
     "SteeringVector",
     "Subtract",
@@ -62,6 +74,7 @@ __all__ = [
     "choose_ablation",
     "drop_sources",
     "increment_penalty",
+    "log_probability",
     "with_adapters",
     "with_unmix_norm",
 ]

@@ -1,0 +1,285 @@
+"""Facts as prompts with a subject: their tokens, their keys, and the values that change them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.tap import Tap, placement
+from sonde.tap.hooks.outputs import find, replaced
+from sonde.tap.hooks.session import Session
+
+TEXTS = 64
+PREFIXES = ("", "The ", "Then. ", "I think that ", "Yes, because ")
+STATEMENT = "{} is a"
+
+
+@final
+@dataclass(frozen=True)
+class Fact:
+    """What a model should say after a prompt.
+
+    Parameters
+    ----------
+    prompt : str
+        Text that names the subject and breaks off where the answer begins.
+    subject : str
+        Whom or what the fact is about, as it stands in the prompt.
+    target : str
+        The new answer, put right behind the prompt: begin it with a space where one belongs.
+
+    Examples
+    --------
+    >>> Fact("The Eiffel Tower is in", "Eiffel Tower", " Rome").prompt
+    'The Eiffel Tower is in'
+    """
+
+    prompt: str
+    subject: str
+    target: str
+
+    def __post_init__(self) -> None:
+        if not self.subject or self.subject not in self.prompt:
+            raise InputError(
+                f"Fact: expected the subject in the prompt, got subject {self.subject!r} and "
+                f"prompt {self.prompt!r}. Write the subject as it stands there."
+            )
+        if not self.target:
+            raise InputError(f"Fact: expected a target after {self.prompt!r}, got an empty text.")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of some texts, padded on the right; ``fact`` says which fact each is about.
+
+    ``subject`` is the place of the subject's last token, ``answer`` marks the tokens of the target.
+    """
+
+    ids: Int[Tensor, "text pos"]
+    mask: Bool[Tensor, "text pos"]
+    fact: Int[Tensor, "text"]
+    subject: Int[Tensor, "text"]
+    answer: Bool[Tensor, "text pos"]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Return what the model is called with."""
+        return {"input_ids": self.ids, "attention_mask": self.mask.long()}
+
+    def split(self) -> Iterator["Texts"]:
+        """Yield them some at a time."""
+        parts = (self.ids, self.mask, self.fact, self.subject, self.answer)
+        for some in zip(*(part.split(TEXTS) for part in parts), strict=True):
+            yield Texts(*some)
+
+    @classmethod
+    def of(cls, model: Model, texts: Sequence[tuple[int, str, str, str]]) -> "Texts":
+        """Return the tokens of ``(fact, text, subject, target)``.
+
+        Raises
+        ------
+        InputError
+            If the model has no tokenizer that says where its tokens lie.
+        """
+        if model.processor is None or model.task != "causal":
+            raise InputError(
+                "Fact: expected a causal language model with its tokenizer, got "
+                f"{model!r}. Load it with sonde.load."
+            )
+        found = [_tokens(model.processor, *text[1:]) for text in texts]
+        longest = max(len(ids) for ids, _, _ in found)
+        device = placement(model.module)[0]
+
+        def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+            full = [[*row, *[0] * (longest - len(row))] for row in rows]
+            return torch.tensor(full, device=device)
+
+        return cls(
+            padded([ids for ids, _, _ in found]),
+            padded([[1] * len(ids) for ids, _, _ in found]).bool(),
+            torch.tensor([fact for fact, *_ in texts], device=device),
+            torch.tensor([subject for _, subject, _ in found], device=device),
+            padded([answer for _, _, answer in found]).bool(),
+        )
+
+
+def prompts(
+    model: Model, facts: Sequence[Fact], prefixes: Sequence[str], *, answered: bool = False
+) -> Texts:
+    """Return the prompt of each fact behind each prefix, with its target or without."""
+    several = [
+        (i, prefix + fact.prompt, fact.subject, fact.target if answered else "")
+        for i, fact in enumerate(facts)
+        for prefix in prefixes
+    ]
+    return Texts.of(model, several)
+
+
+def read_means(
+    module: nn.Module, texts: Texts, sites: Sequence[str]
+) -> list[Float[Tensor, "fact dim"]]:
+    """Return, for each site, the mean state at the subject's last token over texts of a fact."""
+    n = int(texts.fact.max()) + 1
+    count = torch.bincount(texts.fact, minlength=n).cpu()
+    sums: list[Tensor | None] = [None] * len(sites)
+    for some in texts.split():
+        with Tap(module, list(sites), stop=True) as tap:
+            tap.run(**some.inputs())
+        rows = torch.arange(len(some.ids))
+        for i, site in enumerate(sites):
+            states = tap.rows[site].cpu()[rows, some.subject.cpu()].double()
+            total = sums[i] if sums[i] is not None else torch.zeros(n, states.shape[1]).double()
+            assert total is not None
+            sums[i] = total.index_add(0, some.fact.cpu(), states)
+    return [total / count[:, None] for total in sums if total is not None]
+
+
+def log_probability(
+    model: Model, facts: Sequence[Fact], prefixes: Sequence[str] = ("",)
+) -> Float[Tensor, "fact"]:
+    """Return how likely a model finds the target of each fact, in nats.
+
+    Parameters
+    ----------
+    model : Model
+        Of a folded module: ``dataclasses.replace(model, module=plan.fold(model))``.
+    facts : sequence of Fact
+    prefixes : sequence of str, default=("",)
+        Texts put before each prompt, over which the mean is taken.
+
+    Returns
+    -------
+    Float[Tensor, "fact"]
+        Mean log-probability of the tokens of the target.
+    """
+    told = prompts(model, facts, prefixes, answered=True)
+    with _Shifted(model.module, "") as plain:
+        return plain.answers(told, None, len(facts))
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the value of a fact is searched for: the new output that makes the model say the target.
+
+    Parameters
+    ----------
+    steps : int
+        Steps of Adam.
+    rate : float
+        Its step size, in units of the states.
+    divergence : float
+        Weight of the divergence of what the model says after "<subject> is a" from what it said.
+    decay : float
+        Weight of half the squared shift over the squared norm of the state.
+    largest : float
+        Largest norm of the shift, in norms of the state.
+    """
+
+    steps: int
+    rate: float
+    divergence: float
+    decay: float
+    largest: float
+
+    def shifts(
+        self,
+        model: Model,
+        facts: Sequence[Fact],
+        prefixes: Sequence[str],
+        place: str,
+        state: Float[Tensor, "fact dim"],
+    ) -> tuple[Float[Tensor, "fact dim"], Float[Tensor, "fact"], Float[Tensor, "fact"]]:
+        """Return what to add to the state of each fact at a module's output.
+
+        And the mean log-probability of the target's tokens, in nats, without and with it. The facts
+        are searched side by side; none sees another.
+        """
+        told = prompts(model, facts, prefixes, answered=True)
+        said = [(i, STATEMENT.format(f.subject), f.subject, "") for i, f in enumerate(facts)]
+        plain = list(Texts.of(model, said).split())
+        norm = state.norm(dim=1, keepdim=True).to(told.ids.device, torch.float32)
+        delta = torch.zeros(state.shape, device=norm.device, requires_grad=True)
+        optimiser = torch.optim.Adam([delta], lr=self.rate)
+        with _Shifted(model.module, place) as shifted:
+            kept = [shifted.last(some, None).detach() for some in plain]
+            before = shifted.answers(told, delta, len(facts))
+            for _ in range(self.steps):
+                slope = self.decay * delta.detach() / norm.square()
+                for some in told.split():
+                    loss = -shifted.answer(some, delta).sum() / len(prefixes)
+                    slope += torch.autograd.grad(loss, delta)[0]
+                for some, old in zip(plain, kept, strict=True):
+                    loss = (old.exp() * (old - shifted.last(some, delta))).sum()
+                    slope += self.divergence * torch.autograd.grad(loss, delta)[0]
+                delta.grad = slope
+                optimiser.step()
+                with torch.no_grad():
+                    excess = delta.norm(dim=1, keepdim=True) / (self.largest * norm)
+                    delta /= excess.clamp(min=1.0)
+            after = shifted.answers(told, delta, len(facts))
+        return delta.detach().double().cpu(), before, after
+
+
+class _Shifted:
+    """A model whose states at the subject's last token are shifted, each fact's by its own."""
+
+    def __init__(self, module: nn.Module, place: str) -> None:
+        self.texts: Texts | None = None
+        self.delta: Tensor | None = None
+        hooks = [(module.get_submodule(place), self._after)]
+        self.session = Session(module, hooks, with_grad=True, owner="BatchEdit")
+
+    def __enter__(self) -> "_Shifted":
+        self.session.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.session.__exit__(*error)
+
+    def answer(self, texts: Texts, delta: Tensor | None) -> Float[Tensor, "text"]:
+        """Return the mean log-probability of the tokens of each target."""
+        chances = self._run(texts, delta)[:, :-1]
+        right = chances.gather(2, texts.ids[:, 1:, None]).squeeze(2)
+        answer = texts.answer[:, 1:]
+        return (right * answer).sum(1) / answer.sum(1)
+
+    def answers(self, texts: Texts, delta: Tensor | None, n: int) -> Float[Tensor, "fact"]:
+        """Return the same for each fact, over all of its texts."""
+        total, count = torch.zeros(n), torch.bincount(texts.fact, minlength=n).cpu()
+        for some in texts.split():
+            total.index_add_(0, some.fact.cpu(), self.answer(some, delta).detach().cpu())
+        return total / count
+
+    def last(self, texts: Texts, delta: Tensor | None) -> Float[Tensor, "text token"]:
+        """Return the log-probabilities of the token behind each text."""
+        chances = self._run(texts, delta)
+        return chances[torch.arange(len(chances)), texts.mask.sum(1) - 1]
+
+    def _run(self, texts: Texts, delta: Tensor | None) -> Float[Tensor, "text pos token"]:
+        self.texts, self.delta = texts, delta
+        output = self.session.run((), {**texts.inputs(), "use_cache": False})
+        return output.logits.float().log_softmax(-1)
+
+    def _after(self, output: Any) -> Any:
+        leaf = find(output, None)
+        if self.delta is None or self.texts is None or leaf is None:
+            return None
+        at = torch.arange(len(leaf), device=leaf.device), self.texts.subject
+        new = leaf.index_put(at, self.delta[self.texts.fact].to(leaf), accumulate=True)
+        return replaced(output, leaf, new)
+
+
+def _tokens(
+    tokenizer: Any, text: str, subject: str, target: str
+) -> tuple[list[int], int, list[int]]:
+    """Return ids of text and target, the place of the subject's last token, and of the target."""
+    found = tokenizer(text + target, return_offsets_mapping=True)
+    spans = found["offset_mapping"]
+    end = text.rindex(subject) + len(subject)
+    inside = [i for i, (start, stop) in enumerate(spans) if start < end and stop > start]
+    answer = [int(stop > start and stop > len(text)) for start, stop in spans]
+    return list(found["input_ids"]), inside[-1], answer

@@ -1,0 +1,145 @@
+"""How facts are written into layers, one layer after the other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.inputs import Model
+from sonde.edit._facts import Fact, Search, Texts, log_probability, prompts, read_means
+from sonde.edit._linear import check_layer, oriented
+from sonde.edit._update import least_update
+from sonde.edit.null_space import NullSpace, NullSpaceResult
+from sonde.edit.second_moment import SecondMoment, SecondMomentResult
+from sonde.tap import resolve
+from sonde.weights import Change, LowRank, RewritePlan
+
+How = Literal["least_squares", "equal", "null_space"]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Facts, the layers that are to hold them, and how the least change is measured.
+
+    Parameters
+    ----------
+    model : Model
+    facts, kept : sequence of Fact
+        To write, and written before.
+    layers : sequence of str
+        Linear layers, in order of execution.
+    place : str
+        Module after which the states are shifted.
+    how : {"least_squares", "equal", "null_space"}
+    weight : float
+        Weight of all other text, over the width of the layer's input.
+    prefixes : sequence of str
+    """
+
+    model: Model
+    facts: Sequence[Fact]
+    kept: Sequence[Fact]
+    layers: Sequence[str]
+    place: str
+    how: How
+    weight: float
+    prefixes: Sequence[str]
+
+    def plan(
+        self, method: str, fitted: Any, search: Search, shifts: Float[Tensor, "fact dim"] | None
+    ) -> RewritePlan:
+        """Return the changes: shifts searched for or given, then layer after layer."""
+        module = self.model.module
+        keys, state = self._read(module, self.layers[0])
+        figures: dict[str, float] = {}
+        if shifts is None:
+            shifts, before, searched = search.shifts(
+                self.model, self.facts, self.prefixes, self.place, state
+            )
+            figures = {"nats_before": float(before.mean()), "nats_searched": float(searched.mean())}
+        elif shifts.shape != state.shape:
+            raise ShapeError(
+                f"BatchEdit: expected shifts of shape {tuple(state.shape)}, got "
+                f"{tuple(shifts.shape)}. Give one for each fact, as wide as {self.place}."
+            )
+        goal, changes = state + shifts.to(state), dict[str, Change]()
+        for i, layer in enumerate(self.layers):
+            if i:
+                keys, state = self._read(module, layer)
+            change = self._update(
+                module, layer, (goal - state) / (len(self.layers) - i), keys, fitted
+            )
+            named = oriented(module, layer, change)
+            module = RewritePlan.of(module, named).fold(module)
+            changes |= named
+        if figures:
+            told = log_probability(replace(self.model, module=module), self.facts, self.prefixes)
+            figures["nats_after"] = float(told.mean())
+        return RewritePlan.of(self.model, changes, method, **figures)
+
+    def _read(self, module: nn.Module, layer: str) -> tuple[Tensor, Tensor]:
+        texts = prompts(self.model, self.facts, self.prefixes)
+        keys, state = read_means(module, texts, [f"{layer}:in", f"{self.place}:out"])
+        return keys, state
+
+    def _update(
+        self, module: nn.Module, layer: str, residual: Tensor, keys: Tensor, fitted: Any
+    ) -> LowRank:
+        """Return the update of a layer; the keys of kept facts are to have no residual."""
+        every, wanted = keys.T, residual.T
+        if self.kept:
+            texts: Texts = prompts(self.model, self.kept, self.prefixes)
+            old = read_means(module, texts, [f"{layer}:in"])[0].T
+            every = torch.cat([every, old], 1)
+            wanted = torch.cat([wanted, wanted.new_zeros(len(wanted), old.shape[1])], 1)
+        if self.how == "null_space":
+            reach = _answer(fitted, NullSpace, NullSpaceResult, layer).project(every)
+            return least_update(wanted, every, reach, 1.0)
+        reach = _answer(fitted, SecondMoment, SecondMomentResult, layer).solve(every)
+        weight = self.weight * len(every) if self.how == "least_squares" else 0.0
+        return least_update(wanted, every, reach, weight)
+
+
+def linear_paths(model: Model | nn.Module, layers: Sequence[str]) -> tuple[Model, list[str]]:
+    """Return the model and the paths of linear layers of it.
+
+    Raises
+    ------
+    InputError
+        If the model has no tokenizer, or a layer is not linear.
+    """
+    if not isinstance(model, Model):
+        raise InputError(
+            "BatchEdit.plan: expected a model with its tokenizer, got a bare module. Load it with "
+            "sonde.load, or write sonde.Model(module, tokenizer, task='causal')."
+        )
+    paths = [site.path for site in resolve(model.module, list(layers))]
+    for path in paths:
+        check_layer(model.module, path)
+    return model, paths
+
+
+def block_around(module: nn.Module, layer: str) -> str:
+    """Return the block that a layer is in, or the layer where it is in none."""
+    blocks = [site.path for site in resolve(module, "blocks")]
+    return next((block for block in blocks if layer.startswith(f"{block}.")), layer)
+
+
+def _answer(fitted: Any, method: type[Any], kind: type[Any], layer: str) -> Any:
+    """Return the result of a method at the input of a layer, from whatever was handed in."""
+    found = fitted
+    if isinstance(fitted, Mapping):
+        found = fitted.get(layer)
+    elif fitted is not None and not isinstance(fitted, SecondMomentResult | NullSpaceResult):
+        found = fitted.result(method, f"{layer}:in")
+    if not isinstance(found, kind):
+        raise InputError(
+            f"BatchEdit.plan: expected {method.__name__} fitted at {layer}:in, got "
+            f"{type(found).__name__}. Fit it: sonde.fit({method.__name__}(), sonde.read(model, "
+            f"texts, sites=['{layer}:in'], reducer='tokens'))."
+        )
+    return found
