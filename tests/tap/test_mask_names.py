@@ -11,8 +11,9 @@ from torch import nn
 import sonde
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
-from sonde.core.token_masks import real_tokens
+from sonde.core.token_masks import MaskMeaning, real_tokens
 from sonde.tap import Tap, live_stream
+from sonde.tap.hooks.call import Call
 from tap_inputs import Arrays
 
 LENGTHS = (5, 3, 4, 2)
@@ -68,6 +69,50 @@ def test_which_value_of_a_mask_is_padding_is_told_by_its_sides():
     left = torch.tensor([[False, True], [True, True]])
     assert real_tokens("mask", left).equal(left)
     assert real_tokens("mask", ~left).equal(left)
+
+
+SHORT = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()
+"""Padded in all examples: of itself it may mean either."""
+HALF = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
+
+
+@pytest.mark.parametrize("is_real", [True, False])
+@pytest.mark.truth("the mean over the real steps, written out")
+def test_a_mask_means_in_all_batches_what_it_meant_in_the_first(is_real):
+    net, x = takes("mask"), torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+
+    def given(real: torch.Tensor) -> torch.Tensor:
+        return real if is_real else ~real
+
+    with torch.no_grad():
+        kept = net.body(x) * SHORT[..., None]
+    want = kept.sum(1) / SHORT.sum(1, keepdim=True)
+    with Tap(net, ["body"], "mean") as tap:
+        net(x, mask=given(HALF))
+        net(x, mask=given(SHORT))
+        torch.testing.assert_close(tap.rows["body:out"], want)
+        with pytest.raises(InputError, match=r"'mask' to be (not )?zero at padding"):
+            net(x, mask=given(~HALF))
+    states = {0: HALF, 1: SHORT}
+    items = [{"n": i, "k": k} for i in states for k in range(2)]
+    model = Model(net, processor=lambda at: {"x": x[at[1]], "mask": given(states[at[0]][at[1]])})
+    named = [{"x": [item["n"], item["k"]]} for item in items]
+    rows = torch.cat(
+        [b.rows["body:out"] for b in sonde.read(model, named, "body", "mean", batch_size=2)]
+    )
+    torch.testing.assert_close(rows[2:], want)
+
+
+@pytest.mark.truth("the mean over the real steps, written out")
+def test_a_guarded_call_reads_a_mask_that_is_added_to_scores():
+    call = Call(takes("attention_mask"), (), {"attention_mask": MINUS})
+    assert call.mask is not None
+    assert call.mask.equal(REAL)
+    meaning = MaskMeaning()
+    for given, real in ((~HALF, HALF), (~SHORT, SHORT)):
+        call = Call(takes("mask"), (), {"mask": given}, meaning=meaning)
+        assert call.mask is not None
+        assert call.mask.equal(real)
 
 
 def test_several_lengths_without_a_mask_are_said_once(caplog):

@@ -112,7 +112,11 @@ class Inputs(OneLine, ABC):
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
-        """Yield the model inputs of one unit, cut and sorted the same way each time."""
+        """Yield the model inputs of one unit, cut and sorted the same way each time.
+
+        Each batch has tensors of its own: several are taken before the first is read, so what is
+        written into one buffer again and again gives the rows of the last batch for all of them.
+        """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

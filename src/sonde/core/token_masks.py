@@ -4,7 +4,8 @@
 infinity where it is added to scores. For ``mask`` there is no custom: tokens are padded on one
 side, so the value that all examples have on the other side, and not on both, is that of real
 tokens; where this leaves it open it is taken as true at real tokens. Few examples tell less than
-all of the data, so data decide it once (``marks_real``) and not for each batch.
+all of the data, so data decide it once (``marks_real``), and who sees one batch after the other
+keeps to what the first one said (``MaskMeaning``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -70,22 +71,68 @@ def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
     InputError
         If the name does not say which value marks padding, and both lie on either side.
     """
-    added, sides = False, (set[bool](), set[bool]())
-    for mask in masks:
-        added = added or (mask.is_floating_point() and bool((mask < 0).any()))
-        if name == EITHER and mask.numel():
-            for side, at in zip(sides, (0, -1), strict=True):
-                side |= {bool((mask[:, at] != 0).any()), bool((mask[:, at] != 0).all())}
-    if added or name != EITHER:
-        return name == REAL and not added  # a mask that is added to scores is zero at real tokens
-    same = {value for side in sides if len(side) == 1 for value in side}
-    if not same and all(sides):
+    possible = _possible(name, masks)
+    if not possible:
         raise InputError(
-            f"expected a mask with padding on one side, got {EITHER!r} with both values on either "
+            f"expected a mask with padding on one side, got {name!r} with both values on either "
             f"side. Pass the mask under the name {REAL!r} (1 at real tokens) or {PADDED[0]!r} "
             "(true at padding)."
         )
-    return same.pop() if len(same) == 1 else True
+    return True in possible
+
+
+class MaskMeaning:
+    """What the masks say that one owner is given, batch by batch: the same in all of them.
+
+    The first batch decides. One that does not tell is taken as true at real tokens.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[str, bool] = {}
+
+    def is_told_by(self, name: str, mask: Tensor) -> bool:
+        """Return whether a mask tells which of its values is padding, and keep to that."""
+        possible = _possible(name, [mask])
+        if name not in self._marks and len(possible) == 1:
+            self._marks[name] = True in possible
+        return name in self._marks
+
+    def real_tokens(self, name: str, mask: Tensor) -> Bool[Tensor, "example pos"]:
+        """Return which tokens are real.
+
+        Raises
+        ------
+        InputError
+            If a mask can only mean the opposite of what those before it meant, or the first one
+            has both values on either side.
+        """
+        if name not in self._marks:
+            self._marks[name] = marks_real(name, [mask])
+        marks = self._marks[name]
+        if _possible(name, [mask]) == {not marks}:
+            raise InputError(
+                f"expected {name!r} to be {'' if marks else 'not '}zero at padding, as in the "
+                "batches before, got one that can only mean the opposite. Pass the mask under the "
+                f"name {REAL!r} (1 at real tokens) or {PADDED[0]!r} (true at padding)."
+            )
+        return real_tokens(name, mask, marks)
+
+
+def _possible(name: str, masks: Iterable[Tensor]) -> set[bool]:
+    """Return which of differing from zero, and being zero, can mean that a token is real."""
+    signs, sides = set[int](), (set[bool](), set[bool]())
+    for mask in masks:
+        if mask.is_floating_point() and mask.numel():
+            signs |= {int(mask.min().sign()), int(mask.max().sign())}
+        if name == EITHER and mask.numel():
+            for side, at in zip(sides, (0, -1), strict=True):
+                side |= {bool((mask[:, at] != 0).any()), bool((mask[:, at] != 0).all())}
+    added = bool(signs) and (-1 in signs or 1 not in signs)
+    if added or name != EITHER:
+        return {name == REAL and not added}  # a mask that is added to scores is zero at real tokens
+    if not all(sides):
+        return {True, False}
+    return {value for side in sides if len(side) == 1 for value in side}
 
 
 def value_of_real(mask: Tensor, real: Tensor) -> float:

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +16,15 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key, tensor_key
-from sonde.core.token_masks import EITHER, NAMES, REAL, find_mask, marks_real, real_tokens
+from sonde.core.token_masks import (
+    EITHER,
+    NAMES,
+    REAL,
+    MaskMeaning,
+    find_mask,
+    marks_real,
+    real_tokens,
+)
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.images import decode, stored
 from sonde.data.sources import Row
@@ -120,7 +128,8 @@ class FeatureEncoder(Encoder):
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack each along a new first axis."""
         kwargs = {n: stacked([i.value[n] for i in items], n) for n in self.inputs}
-        return Collated(kwargs=kwargs, mask=token_mask(kwargs, self.marks))
+        real = partial(real_tokens, marks=self.marks)
+        return Collated(kwargs=kwargs, mask=token_mask(kwargs, real))
 
     def identity(self) -> dict[str, Any]:
         """Name the arguments."""
@@ -141,6 +150,8 @@ class CallableEncoder(Encoder):
         Where relative paths of images start.
     image : bool
         Whether the column holds images, which are decoded before the call.
+    meaning : MaskMeaning
+        What the masks mean that the processor returns.
     """
 
     processor: Callable[[Any], Any]
@@ -148,6 +159,19 @@ class CallableEncoder(Encoder):
     base: Path
     image: bool
     kind: str = "callable"
+    meaning: MaskMeaning = field(default_factory=MaskMeaning)
+
+    def settled(self, rows: Iterable[Row]) -> "CallableEncoder":
+        """Decide by the first item whose mask tells which of its values is that of padding."""
+        for row in rows:
+            with suppress(Exception):  # whatever the processor raises, the item's batch says
+                made = self._made(row)
+                named = made if isinstance(made, Mapping) else {}
+                masks = {n: as_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
+                found = find_mask(masks, stacked=True)
+                if found is None or self.meaning.is_told_by(*found):
+                    break
+        return self
 
     def key(self, row: Row) -> bytes:
         """Hash the item as stored."""
@@ -164,6 +188,10 @@ class CallableEncoder(Encoder):
     def _stored(self, row: Row) -> Any:
         return stored(row, self.column, self.base) if self.image else row.get(self.column)
 
+    def _made(self, row: Row) -> Any:
+        found = self._stored(row)
+        return self.processor(decode(found) if self.image else found)
+
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
         """Leave items as they are until their batch."""
         return [Prepared(rows[row]) for row, _ in wanted]
@@ -173,8 +201,7 @@ class CallableEncoder(Encoder):
         made, bad = [], {}
         for i, item in enumerate(items):
             try:
-                found = self._stored(item.value)
-                made.append(self.processor(decode(found) if self.image else found))
+                made.append(self._made(item.value))
             except InputError as error:
                 bad[i] = str(error)
         if not made:
@@ -182,7 +209,7 @@ class CallableEncoder(Encoder):
         if all(isinstance(m, Mapping) for m in made):
             names = sorted(made[0])
             kwargs = {n: stacked([as_tensor(m.get(n), n) for m in made], n) for n in names}
-            mask = token_mask(kwargs)
+            mask = token_mask(kwargs, self.meaning.real_tokens)
             return Collated(kwargs=kwargs, mask=mask, special=self._special(kwargs, mask), bad=bad)
         return Collated((stacked([as_tensor(m, "processor") for m in made], "processor"),), bad=bad)
 
@@ -201,11 +228,11 @@ class CallableEncoder(Encoder):
 
 
 def token_mask(
-    kwargs: Mapping[str, Tensor], marks: bool | None = None
+    kwargs: Mapping[str, Tensor], real: Callable[[str, Tensor], Tensor]
 ) -> Bool[Tensor, "_row _pos"] | None:
     """Return which tokens are real, by the mask beside token ids, embeddings or features.
 
-    ``marks`` is what ``marks_real`` said of all masks of the data.
+    ``real`` says it of a mask and its name.
     """
     found = find_mask(kwargs, stacked=True)
     if found is None:
@@ -216,7 +243,7 @@ def token_mask(
         if (ids or x.ndim == 3) and x.shape[:2] == mask.shape:
             if own != REAL:
                 _say_once(own)
-            return real_tokens(own, mask.cpu(), marks)
+            return real(own, mask.cpu())
     return None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import ATTENTION_PORTS, Reducer
-from sonde.core.token_masks import find_mask, real_tokens
+from sonde.core.token_masks import MaskMeaning, find_mask
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
@@ -101,6 +101,7 @@ class Tap:
         self._batch: InputBatch | None = None
         self._shared, self._writer = Shared(), MeanWriter(RowMemory())
         self._counted: Hashable = None
+        self._meaning = MaskMeaning()
         self._reset()
 
     def __enter__(self) -> "Tap":
@@ -174,7 +175,7 @@ class Tap:
         found = find_mask(named)
         target = named.get("decoder_attention_mask")
         self._masks = {
-            "pos": None if found is None else real_tokens(*found),
+            "pos": None if found is None else self._meaning.real_tokens(*found),
             "pos2": target if isinstance(target, Tensor) and target.ndim == 2 else None,
         }
         self._has_target = decodes(self.module, named)

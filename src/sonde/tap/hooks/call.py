@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sonde.core._kinds import is_dict
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
-from sonde.core.token_masks import REAL, find_mask, real_tokens
+from sonde.core.token_masks import REAL, MaskMeaning, find_mask
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.outputs import arguments, decodes
 
@@ -26,6 +26,8 @@ class Call:
         What it is called with.
     decoding : bool, optional
         Whether it runs a decoder beside an encoder; by default what its configuration says.
+    meaning : MaskMeaning, optional
+        What masks meant in the calls before.
 
     Attributes
     ----------
@@ -45,6 +47,7 @@ class Call:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         decoding: bool | None = None,
+        meaning: MaskMeaning | None = None,
     ) -> None:
         self.args, self.kwargs = args, kwargs
         self.named = arguments(root, args, kwargs) if args else kwargs
@@ -54,8 +57,9 @@ class Call:
         self._has_target = decodes(root, self.named) if decoding is None else decoding
         self.axis = "pos2" if self._has_target else "pos"
         self._masks = {name: _mask(self.named.get(name), self.past) for name in MASKS}
-        if self._masks[REAL] is None and (found := find_mask(self.named)) is not None:
-            self._masks[REAL] = real_tokens(*found)
+        found = find_mask(self.named)
+        if found is not None and (found[0] == REAL or self._masks[REAL] is None):
+            self._masks[REAL] = (meaning or MaskMeaning()).real_tokens(*found)
 
     def inputs(self, n: int, special: Tensor | None) -> InputBatch:
         """Return the examples of the call, told apart by their number, not by their content."""

@@ -18,6 +18,7 @@ from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import ATTENTION_PORTS
+from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hooks.call import Call
 from sonde.tap.hooks.names import Names
@@ -96,6 +97,7 @@ class Onlooker:
         found = self._foretold, Shared(), logits_output
         self._watching = Watching(self.kinds, model.task, ids, *found)
         self._forward: WatchedForward | None = None
+        self._meaning = MaskMeaning()
         self._call = self._no_call = Call(self.root, (), {})
         self._given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
         self._slots = slots_of(self.kinds, names.modules)
@@ -146,7 +148,7 @@ class Onlooker:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if in_perturbed_forward():
             return
-        self._call = call = Call(self.root, args, kwargs)
+        self._call = call = Call(self.root, args, kwargs, meaning=self._meaning)
         self._given = (args, kwargs) if self._step is None else copied((args, kwargs))
         over = self._ends.after(call.fed, call.past)
         self._foretold.begin(call)
