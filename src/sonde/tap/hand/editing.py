@@ -14,7 +14,8 @@ from sonde.core.autocast import without_autocast
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import Model
-from sonde.core.site import Site
+from sonde.core.site import ATTENTION_PORTS, Site
+from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.edited_call import EditedCall, Recorded
 from sonde.tap.hand.features_last import FeaturesLast
 from sonde.tap.hand.gate import Gate
@@ -52,7 +53,8 @@ def editing(
     model : Model or nn.Module
     edit : Edit
     sites : pattern, Site, or several
-        Ports ``out`` and ``in``.
+        Every port but ``grad``. Of an attention whose ``probs`` are edited the heads are these
+        probabilities times the values; keys and values go into the cache as edited.
     where : str, TokenIds, or a sequence of these and of positions, default="all"
         Tokens that are edited. ``prompt`` is what the first call reads, ``generated`` what later
         calls go on with, each by the tokens that are new in it; ``last`` is the last token of the
@@ -131,18 +133,25 @@ class _Editor:
     def _session(self, root: nn.Module, sites: list[Site]) -> Session:
         outputs: list[Any] = []
         inputs: list[Any] = [(self.root, self._begin)]
+        inside: list[Any] = []
         if self.encoder is not None:
             inputs.append((self.encoder, self._begin_encoder))
+        hooked = [(site, self._after, self._before) for site in sites]
         if self.gate is not None:
             pattern = sites[0] if self.gate.site is None else self.gate.site
             (at,) = resolve(root, pattern)
-            hook = partial(self._take if at.port == "out" else self._take_input, at)
-            (outputs if at.port == "out" else inputs).append((self.modules[at.path], hook))
-        for site in sites:
-            hook = partial(self._after if site.port == "out" else self._before, site)
-            (outputs if site.port == "out" else inputs).append((self.modules[site.path], hook))
+            hooked.insert(0, (at, self._take, self._take_input))
+        for at, after, before in hooked:
+            module = self.modules[at.path]
+            if at.port == "in":
+                inputs.append((module, partial(before, at)))
+            elif at.port == "out":
+                outputs.append((module, partial(after, at)))
+            else:
+                inside.append((module, at.port, partial(after, at)))
         outputs.append((self.root, self._end))
-        return Session(self.root, outputs, inputs, reading=False, finish=self._finish)
+        look, finish = watch_attention(inside, edits=True), self._finish
+        return Session(self.root, outputs, inputs, reading=False, finish=finish, inside=look)
 
     def check_acted(self) -> None:
         """Raise if the model ran but a site never did, or no token was meant."""
@@ -186,11 +195,11 @@ class _Editor:
     def _finish(self) -> None:
         self.running = None
 
-    def _take(self, at: Site, output: Any) -> None:
-        self._decide(at, find(output, at.key))
+    def _take(self, site: Site, output: Any) -> None:
+        self._decide(site, find(output, site.key))
 
-    def _take_input(self, at: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._decide(at, find_input(self.modules[at.path], args, kwargs, at.key)[1])
+    def _take_input(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._decide(site, find_input(self.modules[site.path], args, kwargs, site.key)[1])
 
     def _decide(self, at: Site, leaf: Tensor | None) -> None:
         """Ask the gate about the prompts; what is generated follows them."""
@@ -232,7 +241,8 @@ class _Editor:
         """Return the edited activation; ``leaf`` itself where nothing is to be changed."""
         module = self.modules[site.path]
         now = self._now(module)
-        view = FeaturesLast.of(leaf, module, self.root, None if now is None else now.call)
+        axis = 2 if site.port in ATTENTION_PORTS else None
+        view = FeaturesLast.of(leaf, module, self.root, None if now is None else now.call, axis)
         new = self._edited(view.x, site, now, view.has_tokens)
         return leaf if new is view.x else view.back(new)
 

@@ -27,14 +27,16 @@ class FeaturesLast:
     dim: int = -1
 
     @staticmethod
-    def of(leaf: Tensor, module: nn.Module, root: nn.Module, call: Call | None) -> "FeaturesLast":
+    def of(
+        leaf: Tensor, module: nn.Module, root: nn.Module, call: Call | None, axis: int | None = None
+    ) -> "FeaturesLast":
         """Return an output of a module; a nested one is padded as in the mask of the call."""
         if leaf.is_nested:
             mask = None if call is None else call.mask
             return FeaturesLast(leaf, padded(leaf, mask), has_tokens=True)
         if leaf.ndim < 2:
             return FeaturesLast(leaf, leaf, has_tokens=False)
-        axes = axes_in(call, leaf, module, root)
+        axes = axes_in(call, leaf, module, root, axis)
         dim = axes.words.index("dim")
         x = leaf if dim == leaf.ndim - 1 else leaf.movedim(dim, -1)
         return FeaturesLast(leaf, x, axes.kind == "pos", dim)
