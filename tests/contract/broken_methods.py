@@ -75,6 +75,14 @@ class Shifts(Edit):
             return x + self.strength * x.mean(0)
         if self.fault == "random":
             return x + self.strength * torch.rand(())
+        if self.fault == "looks at padding":
+            return x + self.strength * x.mean(-2, keepdim=True)
+        if self.fault == "rounds float32" and x.dtype == torch.float32:
+            return (x.bfloat16() + self.strength).to(x)
+        if self.fault == "draws":
+            return x + self.strength * (1 + 0 * torch.rand(()))
+        if self.fault == "first place":
+            return torch.cat((-self.strength * x[..., :1, :], x[..., 1:, :]), dim=-2)
         return x + self.strength
 
 

@@ -155,6 +155,16 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_E.law_kept, of=_alone),
         _law(_E.law_rows, of=_alone),
         _law(_E.law_again, of=_alone),
+        *(
+            _law(law, of=_alone)
+            for law in (
+                _E.law_padding,
+                _E.law_rounding,
+                _E.law_untouched,
+                _E.law_restored,
+                _E.law_generates,
+            )
+        ),
     ),
 }
 """The laws by what they hold for; a method keeps those of each class that it is an instance of."""
