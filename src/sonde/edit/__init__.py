@@ -13,6 +13,8 @@ from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
+from sonde.edit.merge_arithmetic import Dare, TaskArithmetic, Ties
+from sonde.edit.merge_means import FisherMerge, RegMean, Slerp
 from sonde.edit.null_space import NullSpace, NullSpaceResult
 from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.random_direction import RandomDirection
@@ -42,11 +44,13 @@ __all__ = [
     "ConditionScorer",
     "ConditionalSteering",
     "ContrastVector",
+    "Dare",
     "DecoupledCrossAttention",
     "DirectionalAblation",
     "Erase",
     "Eraser",
     "Fact",
+    "FisherMerge",
     "Function",
     "HeadDirections",
     "HeadSteering",
@@ -61,15 +65,19 @@ __all__ = [
     "RandomDirection",
     "RankOneEdit",
     "ReadingScorer",
+    "RegMean",
     "RepresentationReading",
     "Sal",
     "ScaleUnit",
     "SecondMoment",
     "SecondMomentResult",
+    "Slerp",
     "SteeringDirection",
     "SteeringVector",
     "Subtract",
+    "TaskArithmetic",
     "TemporalCorrection",
+    "Ties",
     "UnMixNorm",
     "choose_ablation",
     "drop_sources",

@@ -3,6 +3,7 @@
 from sonde.weights.change import Change, Exchange, LowRank, Sparse
 from sonde.weights.folding import fold_edit, fold_writers
 from sonde.weights.live import module_of, tensor_hash, with_tensors
+from sonde.weights.merging import Merged, MergeRule, merge_models
 from sonde.weights.residual import residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
@@ -12,12 +13,15 @@ __all__ = [
     "Change",
     "Exchange",
     "LowRank",
+    "MergeRule",
+    "Merged",
     "Rewrite",
     "RewritePlan",
     "Saved",
     "Sparse",
     "fold_edit",
     "fold_writers",
+    "merge_models",
     "module_of",
     "residual_writers",
     "save_edited",

@@ -12,9 +12,11 @@ from textwrap import fill, indent
 from typing import Any
 
 from sonde.cli._table import filled
+from sonde.cli.edits.merge import MergeModels
 from sonde.cli.edits.undo import Undo
 
 EDITS: dict[str, type[Any]] = {
+    "merge": MergeModels,
     "undo": Undo,
 }
 

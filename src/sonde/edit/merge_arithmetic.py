@@ -1,0 +1,173 @@
+"""Merging by sums of task vectors: plain, with signs elected, with entries dropped at random."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.weights.merging import MergeRule, generator_for
+
+
+@final
+@dataclass(frozen=True)
+class TaskArithmetic(MergeRule):
+    """Add what training changed in each model: ``base + weight sum (model - base)``.
+
+    The differences to a common base, the task vectors, are added up as if the models had learned
+    one after the other. It works where they moved different weights, and fails where they pull the
+    same weights apart.
+
+    Range        tensors of the base's shape.
+    Cost         one sum for each tensor; memory of the models' largest tensor.
+    Assumes      models trained from one base.
+    Differs      from the paper: nothing.
+
+    Parameters
+    ----------
+    weight : float, default=0.3
+        Of each task vector; the paper's authors choose 0.3 to 0.4 on held-out data.
+
+    Examples
+    --------
+    >>> TaskArithmetic(0.5).merge("w", torch.zeros(2), [torch.ones(2), torch.tensor([1.0, 3.0])])
+    tensor([1., 2.])
+
+    References
+    ----------
+    ilharco2023editing
+    """
+
+    weight: float = 0.3
+
+    paper: ClassVar[str] = "ilharco2023editing"
+
+    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the base with the task vectors added."""
+        total = torch.zeros_like(base)
+        for other in others:
+            total += other - base
+        return base + self.weight * total
+
+
+@final
+@dataclass(frozen=True)
+class Ties(MergeRule):
+    """Add task vectors without what is small in them and what disagrees in sign.
+
+    Of each task vector only the largest entries are kept; for each entry the sign with more mass
+    wins; the mean over the models that agree with it is added.
+
+    Range        tensors of the base's shape.
+    Cost         a selection and two sums for each tensor and model.
+    Assumes      models trained from one base.
+    Differs      from the paper: the largest entries are chosen in each tensor, not among all
+                 weights, so that tensors can be merged one after the other; an entry whose masses
+                 cancel exactly stays the base's.
+
+    Parameters
+    ----------
+    density : float, default=0.2
+        Share of the entries that are kept, in (0, 1].
+    weight : float, default=1.0
+        Of the merged task vector.
+
+    Examples
+    --------
+    >>> tasks = [torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])]
+    >>> Ties(density=1.0).merge("w", torch.zeros(2), tasks)
+    tensor([2., 2.])
+
+    References
+    ----------
+    yadav2023ties
+    """
+
+    density: float = 0.2
+    weight: float = 1.0
+
+    paper: ClassVar[str] = "yadav2023ties"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise InputError(f"Ties: expected density in (0, 1], got {self.density}.")
+
+    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the base with what the models agree on."""
+        tasks = [largest(other - base, self.density) for other in others]
+        mass = torch.zeros_like(base)
+        for task in tasks:
+            mass += task
+        elected = mass.sign_()
+        total, n = torch.zeros_like(base), torch.zeros_like(base)
+        for task in tasks:
+            agrees = task.sign() * elected > 0
+            total += task.mul_(agrees)
+            n += agrees
+        return base + self.weight * total / n.clamp_(min=1)
+
+
+@final
+@dataclass(frozen=True)
+class Dare(MergeRule):
+    """Drop most of each task vector at random, rescale the rest, and merge that.
+
+    What is left is ``1 / (1 - drop)`` times as large, so that the mean over draws is the whole task
+    vector. Models that overlap in few entries disturb each other less.
+
+    Range        tensors of the base's shape.
+    Cost         a draw for each entry, and the rule that follows.
+    Assumes      models trained from one base, with small differences to it.
+    Differs      from the paper: nothing; the draws depend on seed, tensor name and model alone.
+
+    Parameters
+    ----------
+    drop : float, default=0.9
+        Share of the entries that are dropped, in [0, 1).
+    then : MergeRule, default=TaskArithmetic()
+        What merges the models that are left.
+    seed : int, default=0
+
+    Examples
+    --------
+    >>> draws = [Dare(0.5, TaskArithmetic(1.0), seed).merge("w", torch.zeros(1), [torch.ones(1)])
+    ...          for seed in range(200)]
+    >>> sorted({float(x) for x in draws})
+    [0.0, 2.0]
+
+    References
+    ----------
+    yu2024language
+    """
+
+    drop: float = 0.9
+    then: MergeRule = field(default_factory=TaskArithmetic)
+    seed: int = 0
+
+    paper: ClassVar[str] = "yu2024language"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise InputError(f"Dare: expected drop in [0, 1), got {self.drop}.")
+
+    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return what the following rule makes of the thinned models."""
+        thinned = []
+        for i, other in enumerate(others):
+            draw = torch.rand(base.shape, generator=generator_for(name, self.seed, i))
+            kept = (draw.to(base.device) >= self.drop) / (1.0 - self.drop)
+            thinned.append(base + (other - base) * kept.to(base))
+        return self.then.merge(name, base, thinned)
+
+
+def largest(task: Float[Tensor, "..."], density: float) -> Float[Tensor, "..."]:
+    """Return a tensor with all but its largest entries set to zero."""
+    n_dropped = task.numel() - max(1, int(density * task.numel()))
+    if n_dropped <= 0:
+        return task
+    size = task.abs()
+    least = size.flatten().kthvalue(n_dropped).values
+    return task * (size > least)

@@ -1,0 +1,206 @@
+"""Merging by means of the models themselves: weighted by Fisher, by inputs, along a sphere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.stats import MomentsState
+from sonde.weights.merging import MergeRule
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FisherMerge(MergeRule):
+    """Mean of the models, each weight counted as much as its model's loss depends on it.
+
+    ``sum F_i w_i / sum F_i`` with the diagonal of each model's Fisher information: the maximum of
+    the product of normal posteriors around the models. Where no model's loss depends on a weight,
+    or a tensor has no Fisher information, the plain mean.
+
+    Range        tensors of the base's shape; the base itself does not count.
+    Cost         two sums for each tensor, after the Fisher diagonals.
+    Assumes      models trained from one base; diagonals over data of each model's own task.
+    Differs      from the paper: nothing.
+
+    Parameters
+    ----------
+    fishers : sequence of mapping of str to Float[Tensor, "..."]
+        For each model the Fisher diagonal of each tensor, by its name in the file.
+
+    Examples
+    --------
+    >>> one, other = {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}
+    >>> FisherMerge([one, other]).merge("w", torch.zeros(1), [torch.ones(1), torch.zeros(1)])
+    tensor([0.7500])
+
+    References
+    ----------
+    matena2022merging
+    """
+
+    fishers: Sequence[Mapping[str, Tensor]]
+
+    paper: ClassVar[str] = "matena2022merging"
+
+    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the weighted mean."""
+        _check_count("FisherMerge", "fishers", len(self.fishers), len(others))
+        weights = [fisher.get(name) for fisher in self.fishers]
+        if any(w is None for w in weights):
+            return mean(others)
+        total, norm = torch.zeros_like(base), torch.zeros_like(base)
+        for other, found in zip(others, weights, strict=True):
+            assert found is not None  # looked at above
+            if found.shape != base.shape:
+                raise ShapeError(
+                    f"FisherMerge: expected a diagonal of shape {tuple(base.shape)} for {name}, "
+                    f"got {tuple(found.shape)}. Fit it on this model."
+                )
+            weight = found.to(base)
+            total += weight * other
+            norm += weight
+        weighted = total / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        return torch.where(norm > 0, weighted, mean(others))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RegMean(MergeRule):
+    """The linear layer that is nearest to every model's on that model's own inputs.
+
+    ``W = (sum G_i)^-1 sum G_i W_i`` with ``G_i = X_i' X_i`` of the inputs that the layer has in
+    model i: least squares on all models' answers at once. Tensors without inputs get the mean.
+
+    Range        tensors of the base's shape; the base itself does not count.
+    Cost         one solve of the layer's width; state: one second moment for each layer.
+    Assumes      the moments of each layer's inputs, from data of each model's own task.
+    Differs      from the paper: nothing.
+
+    Parameters
+    ----------
+    moments : sequence of mapping of str to MomentsState
+        For each model the moments of the inputs (``in``) of its layers, by the layer's name:
+        ``Moments()`` fitted at ``*:in``.
+    off_diagonal : float, default=0.9
+        What the entries of ``G_i`` beside the diagonal are multiplied with, in [0, 1].
+    transposed : bool, default=False
+        The weights are (in, out), as in GPT-2.
+
+    Examples
+    --------
+    >>> from sonde.stats import Moments
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> g = {"0": Moments().observe(x)}
+    >>> w = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]])]
+    >>> RegMean([g, g]).merge("0.weight", torch.zeros(1, 2), w)
+    tensor([[2., 2.]])
+
+    References
+    ----------
+    jin2023dataless
+    """
+
+    moments: Sequence[Mapping[str, MomentsState]]
+    off_diagonal: float = 0.9
+    transposed: bool = False
+
+    paper: ClassVar[str] = "jin2023dataless"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.off_diagonal <= 1:
+            raise InputError(f"RegMean: expected off_diagonal in [0, 1], got {self.off_diagonal}.")
+
+    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the least squares weights of a layer, the mean of what is none."""
+        _check_count("RegMean", "moments", len(self.moments), len(others))
+        layer = name.removesuffix(".weight")
+        states = [found.get(layer) for found in self.moments]
+        if layer == name or base.ndim != 2 or any(state is None for state in states):
+            return mean(others)
+        middle = mean(others)
+        grams, answers = [], []
+        for other, state in zip(others, states, strict=True):
+            assert state is not None  # looked at above
+            gram = state.n * state.second_moment.double().cpu()
+            apart = (other - middle).double()
+            apart = apart if self.transposed else apart.T
+            if len(gram) != len(apart):
+                raise ShapeError(
+                    f"RegMean: expected inputs of {len(apart)} features for {name}, got "
+                    f"{len(gram)}. Fit the moments at this layer's input; transposed=True is for "
+                    "weights of shape (in, out)."
+                )
+            diagonal = gram.diagonal().diag()
+            gram = self.off_diagonal * gram + (1.0 - self.off_diagonal) * diagonal
+            grams.append(gram)
+            answers.append(gram @ apart)
+        # Solved around the mean: what no model has inputs for stays the mean.
+        found: Any = torch.linalg.lstsq(sum(grams), sum(answers), driver="gelsd").solution
+        return middle + (found if self.transposed else found.T).to(base)
+
+
+@final
+@dataclass(frozen=True)
+class Slerp(MergeRule):
+    """The point between two models on the arc through their directions, tensor by tensor.
+
+    ``sin((1 - t) a) / sin a  base + sin(t a) / sin a  other`` with ``a`` the angle between the two
+    tensors. Where they are parallel, or one is zero, the straight line.
+
+    Range        tensors of the base's shape.
+    Cost         three sums for each tensor.
+    Assumes      two models of one shape.
+    Differs      from common tools: the arc is taken however small the angle; they take the line
+                 below 1.8 degrees.
+
+    Parameters
+    ----------
+    weight : float, default=0.5
+        0 is the base, 1 the other model.
+
+    Examples
+    --------
+    >>> Slerp().merge("w", torch.tensor([1.0, 0.0]), [torch.tensor([0.0, 1.0])])
+    tensor([0.7071, 0.7071])
+
+    References
+    ----------
+    shoemake1985animating
+    """
+
+    weight: float = 0.5
+
+    paper: ClassVar[str] = "shoemake1985animating"
+    most: ClassVar[int | None] = 1
+
+    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the point on the arc."""
+        other = others[0]
+        one, two = base.double().flatten(), other.double().flatten()
+        sizes = one.square().sum().sqrt() * two.square().sum().sqrt()
+        if sizes == 0:
+            return torch.lerp(base, other, self.weight)
+        first, second = one / one.square().sum().sqrt(), two / two.square().sum().sqrt()
+        # Half the chord keeps its digits where the cosine is nearly 1.
+        angle = 2 * torch.asin(((first - second).square().sum().sqrt() / 2).clamp(max=1.0))
+        if angle == 0 or torch.sin(angle) < 1e-9:
+            return torch.lerp(base, other, self.weight)
+        share = torch.sin((1 - self.weight) * angle), torch.sin(self.weight * angle)
+        return ((share[0] * one + share[1] * two) / torch.sin(angle)).reshape(base.shape).to(base)
+
+
+def mean(others: Sequence[Tensor]) -> Tensor:
+    """Return the mean of some tensors."""
+    total = torch.zeros_like(others[0])
+    for other in others:
+        total += other
+    return total / len(others)
+
+
+def _check_count(rule: str, what: str, n: int, n_models: int) -> None:
+    if n != n_models:
+        raise InputError(f"{rule}: expected {what} of each of {n_models} models, got {n}.")

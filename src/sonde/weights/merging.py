@@ -1,0 +1,246 @@
+"""Models of one shape joined into one, from folder to folder, one tensor at a time."""
+
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError, SondeWarning
+from sonde.core.inputs import Model
+from sonde.data._checkpoints import json_object
+from sonde.files.durable import atomic_write, make_directory
+from sonde.weights._weight_file import (
+    DTYPES,
+    Entry,
+    file_hash,
+    file_pieces,
+    pieces_of,
+    write_hashed,
+)
+from sonde.weights.folder import (
+    ModelFolder,
+    as_json,
+    check_output,
+    folder_of,
+    new_folders,
+    patch_of,
+)
+from sonde.weights.patch import FORMAT, TOLD
+
+TRACKED = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
+TOKENIZER = "tokenizer.json"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class MergeRule(ABC):
+    """How one tensor of a merged model is made. Subclasses are final frozen dataclasses."""
+
+    most: ClassVar[int | None] = None
+    """The most models beside the base that the rule takes; None for any number."""
+
+    @abstractmethod
+    def merge(
+        self, name: str, base: Float[Tensor, "..."], others: Sequence[Float[Tensor, "..."]]
+    ) -> Float[Tensor, "..."]:
+        """Return the merged tensor.
+
+        Parameters
+        ----------
+        name : str
+            The tensor's name: what is random is seeded by it.
+        base : Float[Tensor, "..."]
+            Of the model that the others were trained from.
+        others : sequence of Float[Tensor, "..."]
+        """
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What ``merge_models`` wrote.
+
+    Parameters
+    ----------
+    folder : Path
+    n_merged, n_kept : int
+        Tensors that were merged, and that are the base's.
+    sources : tuple of mappings
+        Each model's name and the SHA-256 of each of its weight files.
+    """
+
+    folder: Path
+    n_merged: int
+    n_kept: int
+    sources: Sequence[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+
+def merge_models(
+    base: Model | str | Path,
+    others: Sequence[Model | str | Path],
+    rule: MergeRule,
+    output: str | Path,
+    keep: Iterable[str] = (),
+    tick: Callable[[int], Any] = lambda _: None,
+) -> Merged:
+    """Write the model that a rule makes of several: all files are the base's, the weights new.
+
+    Tensors are read, merged and written one after the other, in the base's type, so memory stays
+    below one model. ``OUTPUT.patch`` names the sources with the hashes of their weights. Running
+    statistics of batch norm are not averaged: the base's are kept, and told.
+
+    Parameters
+    ----------
+    base : Model, str or path
+        The model that the others were trained from; for ``Slerp`` the first of two.
+    others : sequence of Model, str or path
+    rule : MergeRule
+    output : str or path
+        A folder that does not exist, or is empty.
+    keep : iterable of str, optional
+        Patterns of tensors that stay the base's (``classifier.*``).
+    tick : callable, optional
+        Is told of each tensor that is written.
+
+    Raises
+    ------
+    InputError
+        If the models have other tensors, shapes or vocabularies, or something is at ``output``.
+    """
+    folders = [ModelFolder.open(folder_of(model)) for model in (base, *others)]
+    names, output, patterns = [_said(model) for model in (base, *others)], Path(output), tuple(keep)
+    _check_count(rule, len(others))
+    check_output(output, *(folder.path for folder in folders))
+    chosen = _chosen(folders, names, patterns)
+    with new_folders(output) as (new, patch):
+        first = folders[0]
+        for file, one in first.weights.items():
+            merged = {n: _entry(folders, n, rule, tick) for n in one.entries if n in chosen}
+            write_hashed(new / file, file_pieces({**one.entries, **merged}, one.metadata))
+        for file in first.files:
+            if file not in first.weights and not first.is_other_copy(file):
+                (new / file).parent.mkdir(parents=True, exist_ok=True)
+                write_hashed(new / file, pieces_of(first.path / file))
+        sources = [_source(folder, name) for folder, name in zip(folders, names, strict=True)]
+        make_directory(patch)
+        told = {"format": FORMAT, "method": method_of(rule), "keep": patterns, "sources": sources}
+        atomic_write(patch / TOLD, as_json(told))
+    return Merged(output, len(chosen), len(first.places) - len(chosen), sources)
+
+
+def method_of(rule: Any) -> str:
+    """Return a rule with its plain parameters, as it is written in patches."""
+    plain = {f.name: getattr(rule, f.name) for f in fields(rule)}
+    shown = ", ".join(
+        f"{name}={method_of(value) if isinstance(value, MergeRule) else repr(value)}"
+        for name, value in plain.items()
+        if isinstance(value, bool | int | float | str | MergeRule)
+    )
+    return f"{type(rule).__name__}({shown})"
+
+
+def generator_for(name: str, seed: int, *numbers: int) -> torch.Generator:
+    """Return the random numbers of a tensor: the same in any order and for any split in files."""
+    word = blake2b(f"{name}|{seed}|{numbers}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(word, "little") >> 1)
+
+
+def _said(model: Model | str | Path) -> str:
+    return model.name if isinstance(model, Model) else str(model)
+
+
+def _check_count(rule: MergeRule, n: int) -> None:
+    if not n or (rule.most is not None and n > rule.most):
+        wanted = "at least one model" if rule.most is None else f"{rule.most} model"
+        raise InputError(
+            f"merge_models: {type(rule).__name__} takes {wanted} beside the base, got {n}."
+        )
+
+
+def _chosen(
+    folders: Sequence[ModelFolder], names: Sequence[str], keep: tuple[str, ...]
+) -> frozenset[str]:
+    """Return the tensors to merge, once all models are seen to have them alike.
+
+    Raises
+    ------
+    InputError
+        Naming the first that is another.
+    """
+    first, kept = folders[0], {n for n in folders[0].places if _matches(n, keep)}
+    unused = [p for p in keep if not any(fnmatchcase(n, p) for n in first.places)]
+    if unused:
+        raise InputError(f"merge_models: no tensor of {names[0]} matches {unused[0]!r}.")
+    for folder, name in zip(folders[1:], names[1:], strict=True):
+        _check_vocabulary(first, folder, names[0], name)
+        mine = {n for n in folder.places if not _matches(n, keep)}
+        apart = sorted((first.places.keys() - kept) ^ mine)
+        if apart:
+            has, lacks = (name, names[0]) if apart[0] in mine else (names[0], name)
+            raise InputError(
+                f"merge_models: {has} has {apart[0]} and {lacks} has not: they are no models of "
+                f"one base. Give models of one base, or keep {apart[0]!r} out."
+            )
+        for n in mine:
+            one, other = (f.weights[f.places[n]].entries[n].shape for f in (first, folder))
+            if one != other:
+                raise InputError(
+                    f"merge_models: {n} is {tuple(one)} in {names[0]} and {tuple(other)} in {name}."
+                    f" Give models of one base, or keep {n!r} as the base has it."
+                )
+    tracked = [n for n in first.places if TRACKED.search(n) and n not in kept]
+    if any(n.endswith("running_mean") for n in tracked):
+        warnings.warn(
+            f"merge_models: {len(tracked)} statistics of batch norm are the base's, not averaged. "
+            "Pass data through the merged model in training mode once to renew them.",
+            SondeWarning,
+            stacklevel=3,
+        )
+    types = {n: DTYPES.get(first.weights[f].entries[n].dtype) for n, f in first.places.items()}
+    floats = {n for n, dtype in types.items() if dtype in _FLOATS}
+    return frozenset(floats - kept - set(tracked))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: str) -> None:
+    found = []
+    for folder in (one, other):
+        path = folder.path / TOKENIZER
+        model = json_object(path).get("model") if path.is_file() else None
+        found.append(model.get("vocab") if isinstance(model, dict) else None)
+    if None not in found and found[0] != found[1]:
+        raise InputError(
+            f"merge_models: {name2} has another vocabulary than {name}, so their embeddings mean "
+            "other tokens. Give models of one base."
+        )
+
+
+def _entry(
+    folders: Sequence[ModelFolder], name: str, rule: MergeRule, tick: Callable[[int], Any]
+) -> Entry:
+    first = folders[0].weights[folders[0].places[name]].entries[name]
+    dtype = DTYPES[first.dtype]
+
+    def make() -> Tensor:
+        base, *others = (f.weights[f.places[name]].tensor(name) for f in folders)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        merged = rule.merge(name, base.to(wide), [x.to(wide) for x in others])
+        tick(1)
+        return merged.to(dtype)
+
+    return Entry.later(dtype, first.shape, make)
+
+
+def _source(folder: ModelFolder, name: str) -> dict[str, Any]:
+    files = {file: file_hash(folder.path / file) for file in folder.weights}
+    return {"model": name, "files": files, "patch": patch_of(folder.path).is_dir()}
