@@ -26,7 +26,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("stats",),
         ("tap", "data", "store", "metrics", "alarms"),
         ("weights",),
-        ("measure", "detect", "edit"),
+        ("measure", "detect", "edit", "explain"),
         ("run",),
         ("findings",),
         ("report",),

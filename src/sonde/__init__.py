@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sonde import detect, edit, measure
+    from sonde import detect, edit, explain, measure
     from sonde.core import (
         Calibration,
         CalibrationError,
@@ -63,6 +63,7 @@ _HOMES = {
     "calibrate": "sonde.run.calibrating.calibrate",
     "detect": "",
     "edit": "",
+    "explain": "",
     "editing": "sonde.tap",
     "fit": "sonde.run.fitting.fit",
     "load": "sonde.data",
@@ -98,6 +99,7 @@ __all__ = [
     "detect",
     "edit",
     "editing",
+    "explain",
     "fit",
     "load",
     "measure",

@@ -39,6 +39,8 @@ FLAGS: dict[str, str] = {
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
     "sampled": "computed from a sample of the rows",
     "paired": "the same rows on both sides, and no sample of them to compare one by one",
+    "incomplete": "the parts miss more than 5 % of the whole: take more steps",
+    "unused": "the objective does not depend on this site: all parts are 0",
     "se_first_order": "the standard error is first-order and known to be poor here",
 }
 

@@ -1,0 +1,25 @@
+"""What units, directions and inputs stand for, with the tests that can refute it."""
+
+from sonde.explain.attribution import Attribution, Attributor
+from sonde.explain.baseline import Baseline
+from sonde.explain.gradients import (
+    ExpectedGradients,
+    GradTimesInput,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+)
+from sonde.explain.objective import FixedObjective, Objective
+
+__all__ = [
+    "Attribution",
+    "Attributor",
+    "Baseline",
+    "ExpectedGradients",
+    "FixedObjective",
+    "GradTimesInput",
+    "IntegratedGradients",
+    "Objective",
+    "Saliency",
+    "SmoothGrad",
+]

@@ -1,0 +1,149 @@
+"""How much each entry of an input or of a state raises the objective, and what was assumed."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.explain.objective import FixedObjective, Objective
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT, SiteFunction
+
+RTOL, SMALL = 0.05, 1e-6
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Attribution(Result):
+    """A number for each entry of the tensor at a site; positive = it raises the objective.
+
+    ``value`` has the tensor's shape, examples first (maps have one without features).
+    ``objective`` is the number that is explained, for each row; ``gap``, where parts should add up,
+    what is missing between them and the rise from the baseline; ``feature_axis`` the axis of
+    features in ``value``, None where it has none.
+    """
+
+    title: ClassVar[str] = "Attribution"
+    objective: Float[Tensor, "row"]
+    gap: Float[Tensor, "row"] | None = None
+    feature_axis: int | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Whether the method can say that something lowers the objective."""
+        return bool(self.conventions["signed"])
+
+    @property
+    def by_place(self) -> Float[Tensor, "row *place"]:
+        """The sum over features: one number for each token, pixel or row."""
+        value = torch.as_tensor(self.value)
+        return value if self.feature_axis is None else value.sum(self.feature_axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a method found.
+
+    Parameters
+    ----------
+    value : Tensor
+    base : Float[Tensor, "row"] or None
+        The objective at the baseline, where parts add up to the rise from it.
+    is_reached : bool
+        Whether the objective depends on the site at all.
+    """
+
+    value: Tensor
+    base: Float[Tensor, "row"] | None = None
+    is_reached: bool = True
+
+
+class Attributor(ABC):
+    """A way of attributing. Subclasses are final frozen dataclasses of parameters."""
+
+    adds_up: ClassVar[bool] = False
+    paper: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def attribute(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        objective: Objective | None = None,
+        site: Pattern = INPUT,
+    ) -> Attribution:
+        """Return what each entry at a site does to the objective.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+            Left as it was; rows must not interact (eval mode is set meanwhile).
+        inputs : Tensor, tuple, dict or InputBatch
+            What the model is called with.
+        objective : Objective, optional
+            By default the logit of the predicted class or token.
+        site : pattern, default="input"
+            ``input``, or a module's output; of a model of tokens ``input`` is its embedding.
+
+        Raises
+        ------
+        SiteError
+            If the site cannot be varied.
+        InputError
+            If the objective does not fit the model.
+        """
+        return self.at(SiteFunction(model, inputs, site), objective or Objective())
+
+    def at(self, function: SiteFunction, objective: Objective) -> Attribution:
+        """Return the attribution for a model as a function of one of its tensors."""
+        fixed = objective.at(function)
+        explained = fixed.of(function.outputs).detach()
+        parts = self._parts(function, fixed)
+        value, gap = parts.value, None
+        flags = [] if parts.is_reached else ["unused"]
+        if parts.base is not None:
+            rise = explained - parts.base.to(explained)
+            gap = rise - value.flatten(1).sum(1).to(explained)
+            wide = bool((gap.abs() > RTOL * rise.abs().clamp(min=SMALL)).any())
+            flags += ["incomplete"] if wide else []
+        if not bool(torch.isfinite(value).all()):
+            flags.append("nonfinite")
+        axis = function.feature_axis if value.shape == function.value.shape else None
+        return Attribution(
+            value=value,
+            n=len(value),
+            unit="objective" if self.adds_up else "",
+            direction="higher" if self.signed else "none",
+            flags=tuple(flags),
+            conventions={
+                "method": repr(self),
+                "objective": objective.name,
+                "site": function.site,
+                "baseline": self.baseline_name,
+                "signed": self.signed,
+                "se": "none: one answer for each input",
+            },
+            objective=explained,
+            gap=gap,
+            feature_axis=axis,
+        )
+
+    @property
+    def signed(self) -> bool:
+        """Whether it can say that something lowers the objective."""
+        return True
+
+    @property
+    def baseline_name(self) -> str:
+        """What the values are compared with."""
+        found = getattr(self, "baseline", None)
+        return "none" if found is None else str(found)
+
+    @abstractmethod
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        """Return what the method finds."""

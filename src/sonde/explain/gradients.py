@@ -1,0 +1,284 @@
+"""Attribution by gradients: at the point itself, along a path to a baseline, or around the point.
+
+``Saliency`` and ``GradTimesInput`` look at the point alone and miss what is saturated there;
+``IntegratedGradients`` adds up to the rise from the baseline; ``SmoothGrad`` averages noise away.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.explain.attribution import Attributor, Parts
+from sonde.explain.baseline import Baseline
+from sonde.explain.objective import FixedObjective
+from sonde.tap.reading.site_function import SiteFunction
+
+MOST_ROWS = 256
+"""Rows of one forward and backward, so that memory does not grow with the number of steps."""
+
+
+@final
+@dataclass(frozen=True)
+class Saliency(Attributor):
+    """Size of the gradient at each entry: how much the objective moves for a small step there.
+
+    Range        [0, inf), objective per unit of the site; unsigned.
+    Cost         one forward and backward.
+    Assumes      nothing; what is saturated gets 0.
+
+    Examples
+    --------
+    >>> net = torch.nn.Linear(2, 1, bias=False)
+    >>> net.weight.data = torch.tensor([[3.0, -2.0]])
+    >>> Saliency().attribute(net, torch.ones(1, 2)).value.tolist()
+    [[3.0, 2.0]]
+
+    References
+    ----------
+    simonyan2014saliency
+    """
+
+    paper: ClassVar[str] = "simonyan2014saliency"
+
+    @property
+    def signed(self) -> bool:
+        """No."""
+        return False
+
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        _, gradient, reached = function.gradient(function.value, objective.of)
+        return Parts(gradient.abs(), is_reached=reached)
+
+
+@final
+@dataclass(frozen=True)
+class GradTimesInput(Attributor):
+    """Entry times gradient; at a hidden site, gradient times activation.
+
+    Range        objective; signed.
+    Cost         one forward and backward.
+    Assumes      nothing; adds up to the objective for a net without biases and only ReLUs.
+
+    Examples
+    --------
+    >>> net = torch.nn.Linear(2, 1, bias=False)
+    >>> net.weight.data = torch.tensor([[3.0, -2.0]])
+    >>> GradTimesInput().attribute(net, torch.tensor([[1.0, 5.0]])).value.tolist()
+    [[3.0, -10.0]]
+
+    References
+    ----------
+    shrikumar2017deeplift
+    """
+
+    paper: ClassVar[str] = "shrikumar2017deeplift"
+
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        _, gradient, reached = function.gradient(function.value, objective.of)
+        return Parts(gradient * function.value, is_reached=reached)
+
+
+@final
+@dataclass(frozen=True)
+class IntegratedGradients(Attributor):
+    """Mean gradient on the straight way from the baseline, times the way: parts that add up.
+
+    ``(x_i - b_i) int_0^1 df/dx_i(b + t (x - b)) dt`` with Gauss-Legendre nodes. At a hidden site
+    the way runs through the states of that site, and the model goes on from there.
+
+    Range        objective; signed; adds up to ``f(x) - f(b)``: ``gap`` is what is missing, with the
+                 flag ``incomplete`` above 5 %.
+    Cost         ``steps`` forwards and backwards, at most 256 rows at once.
+    Assumes      a baseline that says nothing; results of two baselines do not compare.
+
+    Parameters
+    ----------
+    steps : int, default=50
+        Nodes; exact where the objective is a polynomial of degree ``2 steps`` along the way.
+    baseline : Baseline, optional
+        By default the mean of each feature over what is explained.
+
+    Examples
+    --------
+    >>> net = torch.nn.Linear(2, 1)
+    >>> found = IntegratedGradients(baseline=Baseline("zero")).attribute(net, torch.ones(1, 2))
+    >>> torch.allclose(found.value, net.weight)
+    True
+
+    References
+    ----------
+    sundararajan2017ig
+    """
+
+    steps: int = 50
+    baseline: Baseline = field(default_factory=Baseline)
+    adds_up: ClassVar[bool] = True
+    paper: ClassVar[str] = "sundararajan2017ig"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 4},)
+
+    def __post_init__(self) -> None:
+        _check_count("IntegratedGradients", "steps", self.steps)
+
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        base = self.baseline.at(function)
+        way = function.value - base
+        nodes, weights = np.polynomial.legendre.leggauss(self.steps)
+        total, reached = torch.zeros_like(way), False
+        for part in _chunks(self.steps, function.n):
+            t = _column((nodes[part] + 1.0) / 2.0, way)
+            w = _column(weights[part] / 2.0, way)
+            points = base[:, None] + t * way[:, None]
+            k = len(t)
+            _, gradient, reached = function.gradient(
+                points.flatten(0, 1), objective.repeated(k).of, k
+            )
+            total += (w * gradient.unflatten(0, (function.n, k))).sum(1)
+        with torch.no_grad():
+            low = objective.of(function.run(base)).detach()
+        return Parts(total * way, low, reached)
+
+
+@final
+@dataclass(frozen=True)
+class ExpectedGradients(Attributor):
+    """Integrated gradients averaged over baselines drawn from given rows.
+
+    Range        objective; signed; adds up to the rise from the mean objective of the references,
+                 up to the noise of the draws.
+    Cost         ``n`` forwards and backwards.
+    Assumes      references that stand for what could have been there.
+
+    Parameters
+    ----------
+    references : Tensor (row, ...)
+        Values like those of the site, without the axis of examples.
+    n : int, default=200
+        Draws; the error falls as ``1 / sqrt(n)``.
+    seed : int, default=0
+
+    References
+    ----------
+    erion2021expected
+    """
+
+    references: Tensor = field(repr=False)
+    n: int = 200
+    seed: int = 0
+    paper: ClassVar[str] = "erion2021expected"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ()
+
+    @property
+    def baseline_name(self) -> str:
+        """The references."""
+        return f"{len(self.references)} references"
+
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        generator = torch.Generator().manual_seed(self.seed)
+        x = function.value
+        total, reached = torch.zeros_like(x), False
+        for part in _chunks(self.n, function.n):
+            k = len(range(*part.indices(self.n)))
+            # The same draws for every example: what it gets does not hang on its batch.
+            drawn = torch.randint(len(self.references), (k,), generator=generator)
+            t = torch.rand(k, generator=generator).to(x).reshape(1, k, *[1] * (x.ndim - 1))
+            base = self.references[drawn].to(x)[None]
+            points = base + t * (x[:, None] - base)
+            _, gradient, reached = function.gradient(
+                points.flatten(0, 1), objective.repeated(k).of, k
+            )
+            total += (gradient.unflatten(0, (function.n, k)) * (x[:, None] - base)).sum(1)
+        return Parts(total / self.n, is_reached=reached)
+
+
+@final
+@dataclass(frozen=True)
+class SmoothGrad(Attributor):
+    """Mean gradient over noisy copies of the point.
+
+    Range        objective per unit of the site; signed for ``mean``, else unsigned.
+    Cost         ``n`` forwards and backwards.
+    Assumes      noise of a size that the model bears.
+
+    Parameters
+    ----------
+    n : int, default=25
+    sigma : float, default=0.15
+        Standard deviation of the noise, in ranges (largest less smallest entry) of each example.
+    how : {"mean", "squared", "variance"}, default="mean"
+        Mean gradient, mean of its squares, or their variance.
+    seed : int, default=0
+
+    Examples
+    --------
+    >>> net = torch.nn.Linear(2, 1)
+    >>> found = SmoothGrad(n=4).attribute(net, torch.tensor([[1.0, 2.0]]))
+    >>> torch.allclose(found.value, net.weight)
+    True
+
+    References
+    ----------
+    smilkov2017smoothgrad
+    """
+
+    n: int = 25
+    sigma: float = 0.15
+    how: Literal["mean", "squared", "variance"] = "mean"
+    seed: int = 0
+    paper: ClassVar[str] = "smilkov2017smoothgrad"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"n": 3}, {"n": 3, "how": "variance"})
+
+    def __post_init__(self) -> None:
+        _check_count("SmoothGrad", "n", self.n)
+        if self.how not in ("mean", "squared", "variance") or not 0.0 <= self.sigma < math.inf:
+            raise InputError(
+                "SmoothGrad: expected how mean, squared or variance and a finite sigma of at least "
+                f"0, got {self.how!r} and {self.sigma}."
+            )
+
+    @property
+    def signed(self) -> bool:
+        """For ``mean``."""
+        return self.how == "mean"
+
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        x = function.value
+        generator = torch.Generator().manual_seed(self.seed)
+        flat = x.flatten(1)
+        spread = self.sigma * (flat.amax(1) - flat.amin(1))
+        spread = spread.reshape(-1, *[1] * x.ndim)
+        first, second, reached = torch.zeros_like(x), torch.zeros_like(x), False
+        for part in _chunks(self.n, function.n):
+            k = len(range(*part.indices(self.n)))
+            # The same noise for every example: what it gets does not hang on its batch.
+            noise = torch.randn(k, *x.shape[1:], generator=generator).to(x)
+            points = x[:, None] + spread * noise[None]
+            _, gradient, reached = function.gradient(
+                points.flatten(0, 1), objective.repeated(k).of, k
+            )
+            each = gradient.unflatten(0, (function.n, k))
+            first, second = first + each.sum(1), second + each.square().sum(1)
+        mean, square = first / self.n, second / self.n
+        value = {"mean": mean, "squared": square, "variance": square - mean.square()}[self.how]
+        return Parts(value, is_reached=reached)
+
+
+def _chunks(n: int, rows: int) -> list[slice]:
+    """Return slices of ``n`` steps that make at most ``MOST_ROWS`` rows of one forward."""
+    size = max(1, MOST_ROWS // max(rows, 1))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _column(values: Any, like: Tensor) -> Tensor:
+    """Return one value for each step, to be multiplied with (row, step, ...)."""
+    made = torch.from_numpy(np.ascontiguousarray(values)).to(like)
+    return made.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _check_count(who: str, name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{who}: expected {name} of at least 1, got {value}.")

@@ -1,0 +1,195 @@
+"""What an explanation is about: one number for each example, named and never implied."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core._kinds import is_list, is_tuple
+from sonde.core.errors import InputError
+from sonde.tap.hooks.outputs import find
+from sonde.tap.reading.site_function import SiteFunction
+
+Kind = Literal["logit", "log_prob", "prob", "margin", "answer"]
+Target = int | Sequence[int] | Tensor | Literal["predicted"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A number that the model gives each example, whose causes are sought.
+
+    ``logit`` of the target; its ``log_prob`` or ``prob``; the ``margin`` by which its logit exceeds
+    that of ``other`` (by default the largest of the others); ``answer``, for language models, the
+    log-probability of the last ``length`` tokens of the text together. A target of a language model
+    is the token that comes after the last real one.
+
+    Parameters
+    ----------
+    kind : {"logit", "log_prob", "prob", "margin", "answer"}, default="logit"
+    target : "predicted", int, or ints (row,), default="predicted"
+        Class or token; ``predicted`` is the likeliest for the inputs as they are.
+    other : int, ints (row,) or None, default=None
+        Of ``margin``.
+    length : int, default=1
+        Of ``answer``: how many tokens.
+    output : str or None, default=None
+        Which output holds the logits; None is ``logits``, or the first floating-point one.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[1.0, 3.0], [2.0, 0.0]])
+    >>> Objective("margin").fixed(logits).of(logits).tolist()
+    [2.0, 2.0]
+    """
+
+    kind: Kind = "logit"
+    target: Target = "predicted"
+    other: int | Sequence[int] | Tensor | None = None
+    length: int = 1
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(
+                f"Objective: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}."
+            )
+        if self.length < 1:
+            raise InputError(
+                f"Objective: expected an answer of a token or more, got {self.length}."
+            )
+
+    @property
+    def name(self) -> str:
+        """How results name it."""
+        if self.kind == "answer":
+            return f"log-probability of the last {self.length} tokens"
+        target = self.target if isinstance(self.target, int | str) else "given"
+        return f"{self.kind}[{target}]"
+
+    def at(self, function: SiteFunction) -> "FixedObjective":
+        """Return the objective with the targets that a model's inputs have.
+
+        Raises
+        ------
+        InputError
+            If a target is no class of the model, or an answer is longer than its text.
+        """
+        fed, mask = function.call.fed, function.call.mask
+        return self.fixed(function.outputs, fed, mask)
+
+    def fixed(
+        self, outputs: Any, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> "FixedObjective":
+        """Return the objective with its targets taken from the outputs as they are."""
+        logits = self._logits(outputs).detach()
+        n = len(logits)
+        last = None
+        if logits.ndim == 3:
+            real = torch.ones(logits.shape[:2]) if mask is None else mask
+            last = (real.to(logits.device).cumsum(1).argmax(1)).long()
+        if self.kind == "answer":
+            return self._answer(logits, tokens, last)
+        row = logits if last is None else logits[torch.arange(n), last]
+        if row.ndim != 2:
+            raise InputError(
+                f"Objective: expected logits of (row, class), got {tuple(logits.shape)}. Name the "
+                "output that holds them: Objective(output=...)."
+            )
+        best = row.argmax(1)
+        target = best if isinstance(self.target, str) else _indices(self.target, n, row.shape[1])
+        other = None
+        if self.kind == "margin":
+            rest = row.scatter(1, target.to(row.device)[:, None], -torch.inf)
+            other = rest.argmax(1) if self.other is None else _indices(self.other, n, row.shape[1])
+        return FixedObjective(self, target.to(row.device), other, last)
+
+    def _answer(
+        self, logits: Tensor, tokens: Tensor | None, last: Tensor | None
+    ) -> "FixedObjective":
+        if tokens is None or last is None or tokens.shape != logits.shape[:2]:
+            raise InputError(
+                "Objective: an answer needs a language model with input_ids, got logits of shape "
+                f"{tuple(logits.shape)}. Take kind='logit'."
+            )
+        if int(last.min()) < self.length:
+            raise InputError(
+                f"Objective: an answer of {self.length} tokens needs a prompt of one token or more "
+                f"before it, the shortest text has {int(last.min()) + 1}."
+            )
+        places = last[:, None] - torch.arange(self.length, device=last.device).flip(0)
+        target = tokens.to(last.device).gather(1, places)
+        return FixedObjective(self, target, None, places - 1)
+
+    def _logits(self, outputs: Any) -> Float[Tensor, "row ..."]:
+        found = None if self.output else find(outputs, "logits")
+        found = find(outputs, self.output) if found is None else found
+        if found is None:
+            raise InputError(
+                f"Objective: the model returns no floating-point output "
+                f"{self.output or 'logits'!r}."
+            )
+        return found if found.dtype == torch.float64 else found.float()
+
+
+@dataclass(frozen=True, eq=False)
+class FixedObjective:
+    """An objective with the targets of some inputs, which stay when states are changed.
+
+    Parameters
+    ----------
+    objective : Objective
+    target : Int[Tensor, "row"] or Int[Tensor, "row token"]
+    other : Int[Tensor, "row"] or None
+    place : Int[Tensor, "row"], Int[Tensor, "row token"] or None
+        Which token's logits count, in a language model.
+    """
+
+    objective: Objective
+    target: Int[Tensor, "..."]
+    other: Int[Tensor, "row"] | None
+    place: Int[Tensor, "..."] | None
+
+    def repeated(self, times: int) -> "FixedObjective":
+        """Return the objective of the same examples, each ``times`` times."""
+        if times == 1:
+            return self
+        target, other, place = (
+            None if x is None else x.repeat_interleave(times, dim=0)
+            for x in (self.target, self.other, self.place)
+        )
+        assert target is not None  # it was there before
+        return replace(self, target=target, other=other, place=place)
+
+    def of(self, outputs: Any) -> Float[Tensor, "row"]:
+        """Return the number of each row."""
+        logits = self.objective._logits(outputs)
+        row = torch.arange(len(logits), device=logits.device)
+        if self.objective.kind == "answer":
+            assert self.place is not None  # as ``fixed`` made it
+            log_p = torch.log_softmax(logits, dim=-1)
+            return log_p[row[:, None], self.place, self.target].sum(1)
+        at = logits if self.place is None else logits[row, self.place]
+        if self.objective.kind == "log_prob":
+            at = torch.log_softmax(at, dim=-1)
+        elif self.objective.kind == "prob":
+            at = at.softmax(dim=-1)
+        found = at[row, self.target]
+        return found if self.other is None else found - at[row, self.other]
+
+
+def _indices(value: Any, n: int, n_classes: int) -> Int[Tensor, "row"]:
+    given = list(value) if is_list(value) or is_tuple(value) else value
+    found = torch.as_tensor(given, dtype=torch.int64).flatten()
+    found = found.expand(n).clone() if len(found) == 1 else found
+    if len(found) != n:
+        raise InputError(f"Objective: expected a target for each of {n} rows, got {len(found)}.")
+    if int(found.min()) < 0 or int(found.max()) >= n_classes:
+        raise InputError(
+            f"Objective: expected targets in 0..{n_classes - 1}, got {int(found.min())} to "
+            f"{int(found.max())}."
+        )
+    return found

@@ -1,0 +1,242 @@
+"""A live model as a differentiable function of one of its tensors: an input or states."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core._kinds import is_dict, is_tuple
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.site import Site
+from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.outputs import find, find_input, leaves, replaced, with_input
+from sonde.tap.hooks.session import Session, check_readable
+from sonde.tap.model.axes import guess_axes
+from sonde.tap.model.input_types import place_of
+from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.rows.padding import right_padded
+
+INPUT = "input"
+Args = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class SiteFunction:
+    """What a model makes of its inputs when the tensor at one site has other values.
+
+    The model runs in eval mode, its parameters frozen, and is left as it was. Rows must not
+    interact: the gradient of one row's objective is taken from the sum over rows.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : Tensor, tuple, dict or InputBatch
+        What the model is called with, examples first.
+    site : pattern, default="input"
+        ``input`` is the first floating-point input; of a model of tokens, what its embedding
+        gives. Else a module's output (``layers.3``) or input (``layers.3:in``).
+
+    Attributes
+    ----------
+    site : str
+        The address of what is varied.
+    value : Tensor
+        What is there for these inputs, examples first.
+    outputs
+        What the model returns for these inputs.
+    call : Call
+        What the inputs tell: tokens, mask.
+
+    Raises
+    ------
+    SiteError
+        If the site never runs, runs several times, or holds no floating-point tensor.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> at = SiteFunction(net, torch.ones(3, 2), "1")
+    >>> at.site, at.value.shape, at.run(at.value * 0).shape
+    ('1:out', torch.Size([3, 2]), torch.Size([3, 1]))
+    """
+
+    def __init__(self, model: Model | nn.Module, inputs: Any, site: Pattern = INPUT) -> None:
+        self.module = model.module if isinstance(model, Model) else model
+        check_readable(self.module)
+        self._args, self._kwargs = arguments_of(self.module, inputs)
+        self.call = Call(self.module, self._args, self._kwargs)
+        self._site = self._found(site)
+        self.site = INPUT if self._site is None else str(self._site)
+        self.value, self.outputs = self._recorded()
+        self.n = len(self.value)
+
+    def run(self, values: Tensor, repeats: int = 1) -> Any:
+        """Return the outputs with ``values`` at the site; each example comes ``repeats`` times."""
+        with self._replacing(values) as session:
+            return session.run(*self._repeated(values, repeats))
+
+    def gradient(
+        self, values: Tensor, objective: Callable[[Any], Tensor], repeats: int = 1
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Return the objective of each row and its gradient at ``values``.
+
+        Parameters
+        ----------
+        values : Tensor
+            Each example's values ``repeats`` times, one after the other.
+        objective : callable
+            Outputs -> one number for each row.
+        repeats : int, default=1
+
+        Returns
+        -------
+        objective : Float[Tensor, "row"]
+        gradient : Tensor
+            Like ``values``.
+        is_reached : bool
+            Whether the objective depends on the site at all; the gradient is 0 otherwise.
+        """
+        point = values.detach().requires_grad_(True)
+        found = objective(self.run(point, repeats))
+        if not found.requires_grad:
+            return found.detach(), torch.zeros_like(values), False
+        (gradient,) = torch.autograd.grad(found.sum(), point, allow_unused=True)
+        if gradient is None:
+            return found.detach(), torch.zeros_like(values), False
+        return found.detach(), gradient, True
+
+    @property
+    def feature_axis(self) -> int:
+        """The axis of features (channels, units) of ``value``."""
+        if self._site is None:
+            return self.value.ndim - 1 if self.value.ndim < 4 else 1
+        module = Names(self.module).modules[self._site.path]
+        if self.value.ndim < 2:
+            return 0
+        return guess_axes(self.value, module, self.module).words.index("dim")
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The real tokens of each example, where the site has a state for each token."""
+        fed, mask = self.call.fed, self.call.mask
+        if mask is None or fed is None or self.value.shape[:2] != fed.shape:
+            return None
+        return mask
+
+    def _found(self, site: Pattern) -> Site | None:
+        if site != INPUT:
+            (found,) = _one(resolve(self.module, site), site)
+            if found.port == "grad":
+                raise SiteError("SiteFunction: gradients are no site. Name the port out or in.")
+            return found
+        if any(x.is_floating_point() for x in leaves((self._args, self._kwargs)).values()):
+            return None
+        names = Names(self.module)
+        get = getattr(self.module, "get_input_embeddings", None)
+        embedding = get() if callable(get) else None
+        if embedding is None:
+            embedding = next(
+                (m for m in self.module.modules() if isinstance(m, nn.Embedding)), None
+            )
+        if not isinstance(embedding, nn.Module):
+            raise SiteError(
+                "SiteFunction: expected a floating-point input or an embedding of tokens, found "
+                "none. Name a site."
+            )
+        return Site(names.canonical[id(embedding)])
+
+    def _recorded(self) -> tuple[Tensor, Any]:
+        if self._site is None:
+            value = find_input(self.module, self._args, self._kwargs)[1]
+            return value.detach(), self.run(value.detach())
+        seen: list[Tensor] = []
+        with self._hooked(lambda leaf: seen.append(leaf.detach().clone())) as session:
+            outputs = session.run(self._args, self._kwargs)
+        if len(seen) != 1:
+            raise SiteError(
+                f"SiteFunction: expected {self._site} to run once, it ran {len(seen)} times. Name "
+                "one of its calls (@0) or another site."
+            )
+        return seen[0], outputs
+
+    @contextmanager
+    def _replacing(self, values: Tensor) -> Iterator[Session]:
+        if self._site is None:
+            with Session(self.module, with_grad=True) as session:
+                yield session
+        else:
+            # A copy: what comes next may work in place, and the values are a leaf of the graph.
+            with self._hooked(lambda leaf: values.to(leaf).clone()) as session:
+                yield session
+
+    @contextmanager
+    def _hooked(self, act: Callable[[Tensor], Tensor | None]) -> Iterator[Session]:
+        site, calls = self._site, [0]
+        assert site is not None  # the input needs no hook
+        module = Names(self.module).modules[site.path]
+
+        def is_turn() -> bool:
+            calls[0] += 1
+            return not isinstance(site.call, int) or calls[0] - 1 == site.call
+
+        def after(output: Any) -> Any:
+            leaf = find(output, site.key)
+            if leaf is None or not is_turn():
+                return None
+            new = act(leaf)
+            return None if new is None else replaced(output, leaf, new)
+
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not is_turn():
+                return None
+            leaf = find_input(module, args, kwargs, site.key)[1]
+            new = act(leaf)
+            return None if new is None else with_input(args, kwargs, leaf, new)
+
+        outputs = [(module, after)] if site.port == "out" else []
+        inputs = [(module, before)] if site.port == "in" else []
+        with Session(self.module, outputs, inputs, with_grad=True) as session:
+            yield session
+
+    def _repeated(self, values: Tensor, repeats: int) -> Args:
+        args, kwargs = self._args, self._kwargs
+        is_input = self._site is None
+        old = find_input(self.module, args, kwargs)[1] if is_input else None
+
+        def again(x: Tensor) -> Tensor:
+            if x is old:
+                return values.to(x).clone()
+            fits = x.ndim > 0 and len(x) == self.n and repeats > 1
+            return x.repeat_interleave(repeats, dim=0) if fits else x
+
+        new_args = tuple(_mapped(value, again) for value in args)
+        return new_args, {name: _mapped(value, again) for name, value in kwargs.items()}
+
+
+def arguments_of(module: nn.Module, inputs: Any) -> Args:
+    """Return the arguments of a call: of a batch, a tensor, a tuple, or a mapping of names."""
+    if isinstance(inputs, InputBatch):
+        batch = right_padded(inputs)
+        return place_of(module, batch).call(batch.args, batch.kwargs)
+    if is_dict(inputs):
+        return (), {str(name): value for name, value in inputs.items()}
+    if hasattr(inputs, "keys"):  # what a tokenizer returns
+        return (), {str(name): inputs[name] for name in inputs.keys()}  # noqa: SIM118
+    return (inputs if is_tuple(inputs) else (inputs,)), {}
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    for x in leaves(value).values():
+        value = replaced(value, x, change(x))
+    return value
+
+
+def _one(found: list[Site], site: Pattern) -> list[Site]:
+    if len(found) != 1:
+        raise SiteError(
+            f"SiteFunction: expected one site, {str(site)!r} names {len(found)}. Name one of them."
+        )
+    return found
