@@ -2,6 +2,13 @@
 
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
+from sonde.explain.class_activation import (
+    GradCam,
+    GradCamPP,
+    HiResCam,
+    LayerCam,
+    upsampled,
+)
 from sonde.explain.gradients import (
     ExpectedGradients,
     GradTimesInput,
@@ -17,9 +24,14 @@ __all__ = [
     "Baseline",
     "ExpectedGradients",
     "FixedObjective",
+    "GradCam",
+    "GradCamPP",
     "GradTimesInput",
+    "HiResCam",
     "IntegratedGradients",
+    "LayerCam",
     "Objective",
     "Saliency",
     "SmoothGrad",
+    "upsampled",
 ]

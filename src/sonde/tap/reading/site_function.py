@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from sonde.tap.hooks.call import Call
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves, replaced, with_input
 from sonde.tap.hooks.session import Session, check_readable
-from sonde.tap.model.axes import guess_axes
+from sonde.tap.model.axes import Axes, find_axes, guess_axes
+from sonde.tap.model.influence import Influence
 from sonde.tap.model.input_types import place_of
+from sonde.tap.model.probe import probe
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.rows.padding import right_padded
 
@@ -108,15 +111,29 @@ class SiteFunction:
             return found.detach(), torch.zeros_like(values), False
         return found.detach(), gradient, True
 
-    @property
+    @cached_property
     def feature_axis(self) -> int:
-        """The axis of features (channels, units) of ``value``."""
-        if self._site is None:
-            return self.value.ndim - 1 if self.value.ndim < 4 else 1
-        module = Names(self.module).modules[self._site.path]
-        if self.value.ndim < 2:
-            return 0
-        return guess_axes(self.value, module, self.module).words.index("dim")
+        """The axis of features (channels, units) of ``value``.
+
+        Raises
+        ------
+        SiteError
+            If the module's class does not tell, and probe forwards do not either.
+        """
+        site, x = self._site, self.value
+        if x.ndim < 3 or site is None:
+            return x.ndim - 1 if x.ndim < 4 else 1
+        try:
+            found = guess_axes(x, Names(self.module).modules[site.path], self.module)
+        except SiteError:
+            found = self._probed(site)
+        return found.words.index("dim")
+
+    def _probed(self, site: Site) -> Axes:
+        model = Model(self.module, config=self.module.__dict__.get("config"))
+        batch = self.call.inputs(self.n, None)
+        call, influence = site.call if isinstance(site.call, int) else 0, Influence(model, batch)
+        return find_axes(probe(model, batch), site.path, call, site.port, site.key, None, influence)
 
     @property
     def mask(self) -> Tensor | None:
