@@ -85,7 +85,7 @@ def test_maps_over_tokens_leave_the_class_token_out_and_grow_to_the_picture():
     model = Tokens()
     x = torch.randn(2, 7, 4)
     found = GradCam(special=(0,)).attribute(model, x, site="embed")
-    assert found.value.shape == (2, 6)
+    assert found.by_place.shape == (2, 6)
     assert upsampled(found, (4, 6), grid=(2, 3)).shape == (2, 4, 6)
     with pytest.raises(InputError, match="Leave special tokens out"):
         upsampled(GradCam().attribute(model, x, site="embed"), (4, 6), grid=(2, 3))
