@@ -38,7 +38,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("attention",),
         ("model",),
         ("rows",),
-        ("generating", "hand"),
+        ("generating", "hand", "decoding"),
         ("reading", "watching"),
         ("gradients",),
     ],

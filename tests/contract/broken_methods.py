@@ -22,6 +22,7 @@ from sonde.core import (
     Statistic,
 )
 from sonde.stats import Moments
+from sonde.tap import Decode, DecodeContext, OtherLogits
 
 
 @final
@@ -84,6 +85,38 @@ class Shifts(Edit):
         if self.fault == "first place":
             return torch.cat((-self.strength * x[..., :1, :], x[..., 1:, :]), dim=-2)
         return x + self.strength
+
+
+@final
+@dataclass(frozen=True)
+class Sharpens(Decode):
+    """Doubles the log-probabilities; ``fault`` says how it is broken."""
+
+    fault: str = ""
+    strength: float = 1.0
+    seen: list[int] = field(default_factory=list, compare=False, repr=False)
+
+    def reads(self) -> dict[str, OtherLogits]:
+        return {"early": OtherLogits(layer=0)}
+
+    def step(self, logits: Tensor, context: DecodeContext) -> Tensor:
+        if self.strength == 0.0 and self.fault != "copies":
+            return logits
+        found = (1 + self.strength) * logits.log_softmax(1)
+        self.seen.append(len(logits))
+        if self.fault == "in place":
+            return logits.mul_(1 + self.strength)
+        if self.fault == "empty":
+            return torch.full_like(logits, -math.inf)
+        if self.fault == "logits":
+            return logits * (context.others["early"] > 0)
+        if self.fault == "batch":
+            return found * logits.mean().exp()
+        if self.fault == "remembers":
+            return found + 5.0 * (torch.arange(found.shape[1]) % 7 == len(self.seen) % 7)
+        if self.fault == "random":
+            return found + torch.rand(found.shape)
+        return found
 
 
 @dataclass(frozen=True)

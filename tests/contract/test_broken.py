@@ -8,6 +8,7 @@ from contract.statistics import rank_error
 from sonde.core import Detector, Edit, InputError, Instrument, Learner, Shift, Statistic
 from sonde.core.plan import Split
 from sonde.stats import Moments
+from sonde.tap import Decode
 from sonde.testing import KINDS, Case, check, laws_of
 from sonde.testing.rows import make_columns
 
@@ -66,6 +67,13 @@ TWINS = [
     (Edit, "untouched", broken_methods.Shifts("in place"), "padding changed"),
     (Edit, "restored", broken_methods.Shifts("draws"), "another random state"),
     (Edit, "generates", broken_methods.Shifts("first place"), "logits with a cache are off"),
+    (Decode, "strength", broken_methods.Sharpens("copies"), "gives other logits"),
+    (Decode, "kept", broken_methods.Sharpens("in place"), "logits was changed in place"),
+    (Decode, "kept", broken_methods.Sharpens("empty"), "no token left"),
+    (Decode, "constant", broken_methods.Sharpens("logits"), "moved by constants"),
+    (Decode, "rows", broken_methods.Sharpens("batch"), "moved by other texts"),
+    (Decode, "recomputed", broken_methods.Sharpens("remembers"), "than without cache"),
+    (Decode, "untouched", broken_methods.Sharpens("random"), "random state"),
 ]
 GOOD = [
     Case(Moments()),
@@ -75,6 +83,7 @@ GOOD = [
     broken_methods.PathLength(),
     broken_methods.PathRatio(),
     broken_methods.Shifts(),
+    broken_methods.Sharpens(),
 ]
 
 

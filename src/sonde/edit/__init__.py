@@ -6,8 +6,10 @@ from sonde.edit.batch_edit import BatchEdit
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
 from sonde.edit.clamp import ClampFeature, ClampUnit, MeanAblate, ScaleUnit
 from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
+from sonde.edit.contrastive_decode import ContrastiveDecode
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
+from sonde.edit.dola import DoLa
 from sonde.edit.function import Function
 from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
@@ -44,9 +46,11 @@ __all__ = [
     "ConditionScorer",
     "ConditionalSteering",
     "ContrastVector",
+    "ContrastiveDecode",
     "Dare",
     "DecoupledCrossAttention",
     "DirectionalAblation",
+    "DoLa",
     "Erase",
     "Eraser",
     "Fact",

@@ -1,20 +1,12 @@
-"""What a language model does between its last block and its logits: the final norm and the head."""
+"""The blocks of a language model and its final norm and head, from a stream that reads it."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
 from sonde.tap import LiveStream
 from sonde.tap.model.blocks import block_paths
-from sonde.tap.model.probe import find_logits
-from sonde.tap.model.watch import watch
-
-REPRODUCED = 1e-3
+from sonde.tap.model.readout import Readout, head_module, readout
 
 
 def blocks_of(stream: LiveStream) -> list[Site]:
@@ -36,73 +28,9 @@ def blocks_of(stream: LiveStream) -> list[Site]:
 
 def head_of(stream: LiveStream) -> nn.Module | None:
     """Return the layer that gives the logits, or None."""
-    inner = stream.probe.names.modules[""]
-    get = getattr(inner, "get_output_embeddings", None)
-    found = get() if callable(get) else None
-    if isinstance(found, nn.Module):
-        return found
-    return None if stream.probe.head is None else stream.probe.names.modules[stream.probe.head]
+    return head_module(stream.probe)
 
 
-def decoder_of(
-    stream: LiveStream, head: nn.Module, last: Site, text: InputBatch
-) -> Callable[[Tensor], Tensor] | None:
+def decoder_of(stream: LiveStream, head: nn.Module, last: Site, text: InputBatch) -> Readout | None:
     """Return what the model does between its last block and its logits, if that is what it does."""
-    between = _between(stream, head, last)
-    if between is None:
-        return None
-
-    def decode(states: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
-        states = states[None].to(usual.device)
-        with _reading([*between, head]):
-            for module in between:
-                states = module(states)
-            return head(states)[0]
-
-    watched = watch(stream.model.module, text, [last])
-    logits = find_logits(watched.output)
-    if logits is None or logits.ndim != 3 or str(last) not in watched.tensors:
-        return None
-    usual = watched.tensors[str(last)][0]
-    try:
-        again = decode(usual).to(logits.device)
-    except Exception:  # what ran between takes more than states
-        return None
-    gap = (again - logits[0]).abs().max() if again.shape == logits[0].shape else math.inf
-    return decode if float(gap) <= REPRODUCED * float(logits[0].std()) + 1e-6 else None
-
-
-@contextmanager
-def _reading(parts: Sequence[nn.Module]) -> Iterator[None]:
-    modes = [(m, m.training) for part in parts for m in part.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _between(stream: LiveStream, head: nn.Module, last: Site) -> list[nn.Module] | None:
-    """Return the outermost modules that ran after the last block and before the head, in order."""
-    probe = stream.probe
-    path = probe.names.canonical.get(id(head))
-    if path is None or probe.calls(path) == 0:
-        return None
-    start = probe.order(last.path, last.call if isinstance(last.call, int) else 0, "out")
-    stop = probe.order(path, 0, "in")
-    inside = [
-        (call.start, call.end, name)
-        for name, calls in probe.trace.items()
-        for call in calls
-        if start < call.start and call.end < stop
-    ]
-    inside.sort()
-    found: list[nn.Module] = []
-    end = -1
-    for first, finish, name in inside:
-        if first > end:
-            found.append(probe.names.modules[name])
-            end = finish
-    return found
+    return readout(stream.model.module, stream.probe, head, last, text)

@@ -1,5 +1,8 @@
 """From a live PyTorch model to a stream of rows: the only place that touches modules and hooks."""
 
+from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
+from sonde.tap.decoding.prompts import OtherPrompts
+from sonde.tap.decoding.rule import Decode
 from sonde.tap.generating.replay import replay
 from sonde.tap.gradients.squared import SquaredGradients, squared_gradients
 from sonde.tap.hand.editing import editing
@@ -17,9 +20,14 @@ from sonde.tap.reading.live import LiveStream, live_stream
 from sonde.tap.watching.onlooker import Onlooker
 
 __all__ = [
+    "Decode",
+    "DecodeContext",
     "Gate",
     "LiveStream",
     "Onlooker",
+    "OtherLogits",
+    "OtherPrompts",
+    "OtherState",
     "Probe",
     "SquaredGradients",
     "Tap",

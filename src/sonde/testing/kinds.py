@@ -17,7 +17,8 @@ from sonde.core.shift import Shift
 from sonde.core.state import digest
 from sonde.core.statistic import Learner, Statistic
 from sonde.run.instruments.catalogue import FAMILIES
-from sonde.testing import edit_laws, instrument_laws, shift_laws, statistic_laws
+from sonde.tap import Decode
+from sonde.testing import decode_laws, edit_laws, instrument_laws, shift_laws, statistic_laws
 from sonde.testing.instrument_laws import make_inputs
 from sonde.testing.rows import make_columns
 from sonde.testing.statistic_laws import Case
@@ -106,6 +107,7 @@ def _company() -> tuple[Any, ...]:
 
 
 _S, _I, _H, _E = statistic_laws, instrument_laws, shift_laws, edit_laws
+_D = decode_laws
 
 KINDS: dict[type, tuple[Law, ...]] = {
     Statistic: (
@@ -166,6 +168,19 @@ KINDS: dict[type, tuple[Law, ...]] = {
             )
         ),
     ),
+    Decode: (
+        _law(_D.law_strength, of=_alone, applies=_D.has_strength),
+        *(
+            _law(law, of=_alone)
+            for law in (
+                _D.law_kept,
+                _D.law_constant,
+                _D.law_rows,
+                _D.law_recomputed,
+                _D.law_untouched,
+            )
+        ),
+    ),
 }
 """The laws by what they hold for; a method keeps those of each class that it is an instance of."""
 
@@ -175,7 +190,7 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
     Parameters
     ----------
-    method : Instrument, Edit or Case
+    method : Instrument, Edit, Decode or Case
         An instance; a statistic as a ``Case``.
     """
     thing = method.statistic if isinstance(method, Case) else method
@@ -184,14 +199,15 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
 
 def check(method: Any, *, without: Collection[str] = ()) -> None:
-    """Hold a method to every law of its kind: instrument, detector, shift, statistic or edit.
+    """Hold a method to every law of its kind, e.g. of detectors, of edits or of decoding rules.
 
     Parameters
     ----------
     method : class or instance
         Of a class each entry of its ``examples`` is tried; without these, its defaults. A statistic
         that may not be split between any two rows is given as a ``Case``. An edit meets
-        activations of width 4.
+        activations of width 4. A decoding rule meets ``causal_model()``; the models that it reads
+        have its 32 tokens.
     without : names of laws, optional
         Left out, for instance ``{"score_direction"}`` where a high score means one of two classes.
 

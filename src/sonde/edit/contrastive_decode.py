@@ -1,0 +1,118 @@
+"""Decoding by contrast: what a good model says and a worse one does not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.tap import Decode, DecodeContext, OtherLogits
+from sonde.tap.decoding.prompts import Rewording
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ContrastiveDecode(Decode):
+    """Raise the tokens that a model finds more likely than a worse one, its amateur, does.
+
+    Among the plausible tokens ``V = {y: p(y) >= plausible max p}`` the score is
+    ``(1 + strength) log p(y) - strength log a(y)``; the others get minus infinity. The amateur is
+    another model, an early layer of the same one, or the same one after another prompt, such as
+    one without its context (context-aware decoding). ``layers=(low, -1)`` adds the same contrast
+    after the block ``low`` of both (LOL).
+
+    Range        scores in nats; -inf outside V, which is never empty.
+    Cost         one forward of the amateur for each token; an early layer: its read-out.
+    Assumes      one vocabulary.
+    Differs      LOL's contrast with a guiding context is an amateur with ``prompt``; its weights
+                 are not in its abstract and are ours.
+
+    Parameters
+    ----------
+    amateur : Model, nn.Module, int or None, default=None
+        A model or the number of a block; None is the model that generates, after ``prompt``.
+    prompt : callable or None, default=None
+        What the amateur reads in place of the prompt, e.g. ``sonde.tap.OtherPrompts``.
+    strength : float, default=0.5
+    plausible : float, default=0.1
+        In (0, 1]; the share of the greatest probability that a token needs.
+    layers : tuple of int, default=(-1,)
+        Blocks after which model and amateur are contrasted; -1 is the last and must be there.
+    layer_weight : float, default=0.3
+        Weight of each contrast at a block that is not the last.
+
+    Examples
+    --------
+    >>> rule = ContrastiveDecode(amateur=0, strength=1.0, plausible=0.2)
+    >>> p, a = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.8, 0.1, 0.1]]).log()
+    >>> scores = rule.step(p, DecodeContext({"amateur": a}))
+    >>> [round(x, 2) for x in scores.exp()[0].tolist()]  # p^2 / a
+    [0.31, 1.6, 0.1]
+
+    References
+    ----------
+    li2023contrastive, shi2024context, chen2024lol
+    """
+
+    amateur: Model | nn.Module | int | None = None
+    prompt: Rewording | None = None
+    strength: float = 0.5
+    plausible: float = 0.1
+    layers: tuple[int, ...] = (-1,)
+    layer_weight: float = 0.3
+    paper: ClassVar[str] = "li2023contrastive"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.plausible <= 1:
+            raise InputError(
+                f"ContrastiveDecode: expected plausible in (0, 1], got {self.plausible}."
+            )
+        if self.amateur is None and self.prompt is None:
+            raise InputError(
+                "ContrastiveDecode: expected an amateur (a model or the number of a block) or a "
+                "prompt for it, got neither: the model would be contrasted with itself."
+            )
+        if -1 not in self.layers or (len(self.layers) > 1 and isinstance(self.amateur, int)):
+            raise InputError(
+                "ContrastiveDecode: expected layers with -1, the last, and a whole model or "
+                f"another prompt where there are more, got {self.layers} of {self.amateur!r}."
+            )
+
+    def reads(self) -> Mapping[str, OtherLogits]:
+        """Name the amateur and, of both, what the lower layers say."""
+        if isinstance(self.amateur, int):
+            return {"amateur": OtherLogits(prompt=self.prompt, layer=self.amateur)}
+        found = {"amateur": OtherLogits(self.amateur, self.prompt)}
+        for layer in self._lower():
+            found[f"layer {layer}"] = OtherLogits(layer=layer)
+            found[f"amateur layer {layer}"] = OtherLogits(self.amateur, self.prompt, layer)
+        return found
+
+    def step(
+        self, logits: Float[Tensor, "row token"], context: DecodeContext
+    ) -> Float[Tensor, "row token"]:
+        """Return the contrast among the plausible tokens."""
+        if self.strength == 0.0:
+            return logits
+        others = {name: x.log_softmax(1) for name, x in context.others.items()}
+        p = logits.log_softmax(1)
+        score = self._contrast(p, others["amateur"])
+        for layer in self._lower():
+            low = self._contrast(others[f"layer {layer}"], others[f"amateur layer {layer}"])
+            score = score + self.layer_weight * low
+        return score.masked_fill(~plausible_tokens(p, self.plausible), -torch.inf)
+
+    def _contrast(self, p: Tensor, amateur: Tensor) -> Tensor:
+        return p + self.strength * (p - amateur)
+
+    def _lower(self) -> list[int]:
+        return [layer for layer in self.layers if layer != -1]
+
+
+def plausible_tokens(p: Float[Tensor, "row token"], share: float) -> Tensor:
+    """Return which tokens have at least a share of the greatest probability; ``p`` in nats."""
+    return p >= p.amax(dim=1, keepdim=True) + torch.tensor(share, dtype=torch.float64).log().to(p)

@@ -1,0 +1,1 @@
+"""Rules for the next token, run inside the ``generate`` of a live model."""

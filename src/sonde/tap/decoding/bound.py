@@ -1,0 +1,180 @@
+"""A rule inside the ``generate`` of one model, as a ``LogitsProcessor``."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LogitsProcessor
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.inputs import Model
+from sonde.core.site import Site
+from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
+from sonde.tap.decoding.last_states import LastStates
+from sonde.tap.decoding.layers import Layers
+from sonde.tap.decoding.other_run import OtherRun
+from sonde.tap.decoding.own_calls import ASIDE, OwnCalls
+from sonde.tap.decoding.prompts import Rewording
+from sonde.tap.decoding.vocabulary import check_vocabulary
+from sonde.tap.hooks.session import check_readable
+from sonde.tap.model.sites import resolve
+
+if TYPE_CHECKING:
+    from sonde.tap.decoding.rule import Decode
+
+Read = OtherLogits | OtherState
+
+
+class BoundRule(LogitsProcessor):
+    """What ``Decode.bind`` returns; gives the logarithms of the rule's own probabilities.
+
+    Parameters
+    ----------
+    rule : Decode
+    model : Model or nn.Module
+
+    Attributes
+    ----------
+    close : callable
+        Takes the hooks off the model; so does the end of the processor's life.
+    """
+
+    def __init__(self, rule: "Decode", model: Model | nn.Module) -> None:
+        self.rule = rule
+        own, *others = _grouped(rule.reads(), model)
+        self._own, self._calls = own, OwnCalls(own.module, own.states)
+        for group in others:
+            group.check(own, model)
+        self._others = [(g, OtherRun(g.module, g.prompt, g.states)) for g in others]
+        self._texts = self._origins = torch.empty(0)
+        self._step = 0
+        self.close = weakref.finalize(self, _remove, self._calls.hooked())
+
+    def __enter__(self) -> "BoundRule":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(
+        self, input_ids: Int[Tensor, "row pos"], scores: Float[Tensor, "row token"]
+    ) -> Float[Tensor, "row token"]:
+        """Return the changed scores of the next token."""
+        mask, states, begins = self._calls.take(input_ids)
+        if len(self._texts) != len(input_ids):
+            begins = True
+        token = ASIDE.set(True)
+        try:
+            self._follow(input_ids, mask, begins)
+        finally:
+            ASIDE.reset(token)
+        others = self._own.values(scores, states)
+        for group, run in self._others:
+            others |= group.values(run.logits, run.kept)
+        others = {name: x.to(scores) for name, x in others.items()}
+        new = self.rule.step(scores, DecodeContext(others, input_ids, mask, self._step))
+        if new is scores:
+            return scores
+        if new.shape != scores.shape:
+            raise ShapeError(
+                f"{type(self.rule).__name__}.step: expected shape {tuple(scores.shape)}, got "
+                f"{tuple(new.shape)}. A rule keeps the shape of the logits."
+            )
+        return new.log_softmax(dim=-1)
+
+    def _follow(self, ids: Tensor, mask: Tensor, begins: bool) -> None:
+        """Let the other runs read what is new, each row after the one that it goes on from."""
+        texts = ids.masked_fill(~mask, -1)
+        if not begins:
+            before = torch.cat((self._origins, self._texts), dim=1)
+            parent = _parents(before, torch.cat((self._origins, texts[:, :-1]), dim=1))
+            begins = parent is None
+            if parent is not None:
+                moved = None if torch.equal(parent, torch.arange(len(ids)).to(parent)) else parent
+                for _, run in self._others:
+                    run.go_on(ids[:, -1], moved)
+        if begins:
+            for _, run in self._others:
+                run.begin(ids, mask)
+            origins = [run.origin().to(ids) for _, run in self._others]
+            self._origins = torch.stack(origins, 1) if origins else ids.new_empty(len(ids), 0)
+        self._step = 0 if begins else self._step + 1
+        self._texts = texts
+
+
+def _parents(before: Tensor, now: Tensor) -> Int[Tensor, "row"] | None:
+    """Return which row each row goes on from; None if there is none."""
+    if torch.equal(before, now):
+        return torch.arange(len(now), device=now.device)
+    same = (now[:, None] == before[None]).all(dim=2)
+    return same.to(torch.uint8).argmax(dim=1) if bool(same.any(dim=1).all()) else None
+
+
+class _Group:
+    """What a rule reads of one model after one kind of prompt."""
+
+    def __init__(
+        self, model: Model | nn.Module, prompt: Rewording | None, reads: Mapping[str, Read]
+    ) -> None:
+        self.module = model.module if isinstance(model, Model) else model
+        self.model, self.prompt, self._reads = model, prompt, reads
+        check_readable(self.module)
+        self._layers = Layers(self.module)
+        sites: dict[str, Site] = {}
+        for name, read in reads.items():
+            if isinstance(read, OtherState):
+                sites[name] = _lone(resolve(self.module, read.site), read.site)
+            elif read.layer is not None:
+                sites[name] = self._layers.site(read.layer)
+        if any(isinstance(reads[name], OtherLogits) for name in sites):
+            self._layers.check()
+        self.states = LastStates(self.module, sites)
+
+    def values(self, logits: Tensor, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what was read, by name."""
+        found: dict[str, Tensor] = {}
+        for name, read in self._reads.items():
+            x = states.get(name, logits)
+            is_layer = isinstance(read, OtherLogits) and read.layer is not None
+            found[name] = self._layers.logits(x) if is_layer else x
+        return found
+
+    def check(self, own: "_Group", model: Model | nn.Module) -> None:
+        """Refuse a model that cannot read the texts of the one that generates."""
+        for module in (own.module, self.module):
+            if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+                raise InputError(
+                    f"Decode: expected causal language models, got {type(module).__name__}, whose "
+                    "decoder reads another text than its encoder."
+                )
+        check_vocabulary(model, self.model)
+
+
+def _grouped(reads: Mapping[str, Read], model: Model | nn.Module) -> list[_Group]:
+    """Return what is read of the generating model's own calls, then of each other run."""
+    found: dict[tuple[int, int], tuple[Any, Any, dict[str, Read]]] = {}
+    own = model.module if isinstance(model, Model) else model
+    found[id(own), id(None)] = (model, None, {})
+    for name, read in reads.items():
+        its = model if read.model is None else read.model
+        module = its.module if isinstance(its, Model) else its
+        key = id(module), id(read.prompt)
+        found.setdefault(key, (its, read.prompt, {}))[2][name] = read
+    return [_Group(its, prompt, named) for its, prompt, named in found.values()]
+
+
+def _lone(sites: Sequence[Site], pattern: str) -> Site:
+    if len(sites) == 1 and sites[0].port in ("in", "out"):
+        return sites[0]
+    raise InputError(
+        f"OtherState: expected one module, port in or out, got {pattern!r} for "
+        f"{', '.join(map(str, sites))}."
+    )
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,87 @@
+"""Early layers of a causal model, read through its final norm and head."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.site import Site
+from sonde.tap.hooks.names import Names
+from sonde.tap.model.blocks import block_paths
+from sonde.tap.model.probe import probe
+from sonde.tap.model.readout import Readout, head_module, readout
+
+TOKENS = 4
+
+
+class Layers:
+    """The blocks of one model, by number.
+
+    Parameters
+    ----------
+    module : nn.Module
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The blocks in order of execution."""
+        return block_paths(Names(self._module), None)
+
+    def site(self, layer: int) -> Site:
+        """Return the output of a block."""
+        n = len(self.paths)
+        if not -n <= layer < n:
+            raise SiteError(
+                f"Decode: expected a layer in {-n}..{n - 1}, got {layer}: "
+                f"{type(self._module).__name__} has {n} blocks."
+            )
+        return Site(self.paths[layer])
+
+    @cached_property
+    def _readout(self) -> Readout:
+        """What runs after the last block; found and checked on a few tokens."""
+        ids = torch.arange(1, TOKENS + 1)[None].expand(2, -1)
+        batch = _batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        found = probe(Model(self._module, task="causal"), batch)
+        head = head_module(found)
+        last = self.site(-1)
+        decode = None
+        if head is not None:
+            decode = readout(self._module, found, head, last, batch)
+        if decode is None:
+            raise SiteError(
+                f"Decode: the final norm and head of {type(self._module).__name__} alone do not "
+                f"give its logits after {last.path}, so its layers cannot be read out."
+            )
+        return decode
+
+    def check(self) -> None:
+        """Refuse a model whose layers cannot be read out."""
+        assert self._readout is not None
+
+    def logits(self, state: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
+        """Return the logits that the model would give after a block with these states."""
+        with torch.no_grad():
+            return self._readout(state)
+
+
+def _batch(kwargs: dict[str, Any]) -> InputBatch:
+    n = len(kwargs["input_ids"])
+    index, keys = torch.arange(n), [b""] * n
+    return InputBatch(
+        args=(),
+        kwargs=kwargs,
+        ids=[str(i) for i in range(n)],
+        keys=keys,
+        order=index,
+        occurrence=torch.zeros_like(index),
+        group_keys=keys,
+        label=torch.full((n,), -1),
+    )

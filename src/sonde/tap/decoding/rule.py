@@ -1,0 +1,55 @@
+"""The noun ``Decode``: a rule that changes the logits of the next token while a model generates.
+
+What a rule needs beside the model's own logits it names in ``reads``: another model, another
+prompt, an early layer, the state at a site. Each comes with its own key-value cache and follows the
+beams of the generation. A rule that must take tokens back or feed embeddings is no ``Decode``, but
+a callable for ``generate(custom_generate=...)``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.inputs import Model
+from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
+
+if TYPE_CHECKING:
+    from sonde.tap.decoding.bound import BoundRule
+
+
+class Decode(ABC):
+    """A rule for the next token. Subclasses are final frozen dataclasses."""
+
+    def reads(self) -> Mapping[str, OtherLogits | OtherState]:
+        """Name what comes with the context."""
+        return {}
+
+    @abstractmethod
+    def step(
+        self, logits: Float[Tensor, "row token"], context: DecodeContext
+    ) -> Float[Tensor, "row token"]:
+        """Return the changed logits, ``logits`` itself at strength 0.
+
+        A constant may be missing from each row of what comes in and of what goes out: greedy
+        search and sampling give logits, beam search log-probabilities.
+        """
+
+    def bind(self, model: Model | nn.Module) -> "BoundRule":
+        """Return the rule as a ``LogitsProcessor`` for this model's ``generate``.
+
+        A hook on the model reads the mask of each call; it goes with the processor, or at the end
+        of ``with rule.bind(model) as processor``.
+
+        Raises
+        ------
+        InputError
+            If a model that the rule reads has another vocabulary, or is no causal model.
+        SiteError
+            If a layer or a site is not there, or its state does not give the model's logits.
+        """
+        from sonde.tap.decoding.bound import BoundRule
+
+        return BoundRule(self, model)
