@@ -275,7 +275,7 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
         If data are missing or not there, or a store is asked for what only a model does.
     """
     from sonde.data import load
-    from sonde.run.reading.read import ARRAYS
+    from sonde.run.reading.read import ARRAYS, reads_weights
     from sonde.store import is_store
 
     if is_store(Path(model)):
@@ -284,6 +284,8 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
             flag = typed[0].replace("_", "-")
             raise InputError(f"--{flag}: {model} is a store of rows; no model is loaded for it.")
         return model, data or None
+    if not data and reads_weights(reading.sites):
+        return load(model, **reading.model_options()), None
     if not data:
         raise InputError(f"sonde {command}: expected DATA. See sonde {command} --help.")
     reading.check(data)

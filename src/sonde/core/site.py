@@ -7,15 +7,17 @@ from typing import Any, ClassVar, Literal, get_args
 
 from sonde.core.errors import SiteError, near
 
-Port = Literal["out", "in", "grad", "queries", "keys", "values", "probs", "heads"]
+Port = Literal["out", "in", "grad", "queries", "keys", "values", "probs", "heads", "weight"]
 PORTS: tuple[str, ...] = get_args(Port)
 HEAD_INPUT = "logits:in"
 """The pattern of what the model's final linear layer takes in."""
 POSITIONS = "positions"
 """In place of a reducer: a row for each token or patch where there are any, else as by default."""
-ATTENTION_PORTS = PORTS[3:]
+ATTENTION_PORTS = PORTS[3:8]
 """Ports of an attention, in the order in which it makes them."""
-LATER_PORTS = ("scores", "weight")
+WEIGHT = "weight"
+"""The port of a parameter, which no forward makes."""
+LATER_PORTS = ("scores",)
 
 _GRAMMAR = re.compile(
     r"^(?P<path>[^@:]*)(?:@(?P<call>\d+|last|all))?(?::(?P<port>\w+)(?:\.(?P<key>\w+))?)?$"
@@ -33,13 +35,14 @@ class Site:
         Full module path without wrapper prefixes; empty for the model itself.
     call : int or "last" or "all" or None, default=None
         Which call of a module that runs several times in one forward; None where it runs once.
-    port : {"out", "in", "grad", "queries", "keys", "values", "probs", "heads"}, default="out"
-        What is read: output, input, or the gradient of a named objective at the output; of an
-        attention also what it computes inside.
+    port : str, default="out"
+        What is read: ``out``, ``in``, or ``grad``, the gradient of a named objective at the output;
+        of an attention also ``queries``, ``keys``, ``values``, ``probs`` and ``heads``; ``weight``
+        is a parameter of the module, read without data.
     key : str or None, default=None
         Which leaf of an output with several tensors, by index or name; None is the first
         floating-point tensor. At a port of an attention: the number of a head, or at ``probs`` a
-        figure of each head (``entropy``).
+        statistic of each head (``entropy``); at ``weight`` the name of another parameter.
     order : int, default=0
         Rank in the order of execution. Sites sort by it; it is no part of the address.
 

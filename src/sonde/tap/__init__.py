@@ -17,6 +17,7 @@ from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import resolve
 from sonde.tap.model.structure import structure
 from sonde.tap.reading.live import LiveStream, live_stream
+from sonde.tap.reading.weights import WeightStream, weight_stream
 from sonde.tap.watching.onlooker import Onlooker
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "SquaredGradients",
     "Tap",
     "TokenIds",
+    "WeightStream",
     "config_hash",
     "editing",
     "find_head",
@@ -47,4 +49,5 @@ __all__ = [
     "resolve",
     "squared_gradients",
     "structure",
+    "weight_stream",
 ]

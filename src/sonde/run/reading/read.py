@@ -10,15 +10,16 @@ from torch import nn
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
-from sonde.core.site import Reducer, Site
+from sonde.core.site import WEIGHT, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.data import check_data, load, open_arrays, open_inputs
 from sonde.data.inputs import ItemInputs
 from sonde.data.text_encoding import context_of
 from sonde.store import Store, is_store
-from sonde.tap import LiveStream, live_stream, replay
+from sonde.tap import LiveStream, live_stream, replay, weight_stream
 from sonde.tap.generating.decoding import parse_settings, settings_of
 from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.model.sites import port_of
 
 ARRAYS = "-"
 AUTO = "auto"
@@ -59,10 +60,12 @@ def read(
         What ``sonde.load`` gives or takes; ``"-"`` reads feature arrays from the file ``data``; the
         folder of a store reads the rows in it, without ``data``.
     data : str, path or iterable
-        A path, a data set's name, ``sonde:digits/test``, or any re-iterable of model inputs.
+        A path, a data set's name, ``sonde:digits/test``, or any re-iterable of model inputs; none
+        where ``sites`` are weights.
     sites : str, Site or sequence, default="auto"
         Patterns such as ``"layers.*.mlp"`` or ``"blocks"``; "auto" is the stream after every block.
-        ``|reducer`` after a pattern reads its sites by another reducer.
+        ``|reducer`` after a pattern reads its sites by another reducer. ``blocks:heads`` reads
+        inside attentions, ``layers.*.mlp.down_proj:weight`` parameters.
     reducer : str or Reducer, default="auto"
         How outputs become rows: mean, last, cls, tokens, patches or flat; "positions" is a row for
         each token (special ones too) or patch where a site has any, else as "auto".
@@ -116,6 +119,10 @@ def read(
         named = {"batch_size": batch_size, "seed": seed, "processor": processor}
         named |= {"further": tuple(further), "generate": generate, "axes": axes, **options}
         return open_store(model, data, sites, reducer, asked, named)
+    if reads_weights(sites):
+        asked = {"objective": objective, "generate": generate, "further": tuple(further)}
+        asked |= {"reducer": reducer, "perturb": step, "axes": axes, **options}
+        return _weights(model, data, sites, seed, asked)
     if data is None:
         raise InputError(f"read: expected data for the model, or a store; {model} is not a store.")
     if isinstance(model, Path):
@@ -156,6 +163,30 @@ def read(
         axes=axes,
         check=check,
     )
+
+
+def reads_weights(sites: str | Site | Sequence[str | Site]) -> bool:
+    """Return whether a site is a parameter, which needs no data."""
+    several = [sites] if isinstance(sites, str | Site) else list(sites)
+    return any(port_of(pattern) == WEIGHT for pattern in several)
+
+
+def _weights(
+    model: Any,
+    data: Any,
+    sites: str | Site | Sequence[str | Site],
+    seed: int,
+    asked: Mapping[str, Any],
+) -> Stream:
+    """Return parameters as rows, where nothing is asked that only data could bring."""
+    if typed := _typed(asked):
+        raise InputError(
+            f"read: weights are as they are: leave out {', '.join(typed)}, which is about states."
+        )
+    if data is not None:
+        raise InputError("read: weights are read without data, got some. Leave the data out.")
+    live = model if isinstance(model, Model | nn.Module) else load(str(model))
+    return weight_stream(live, sites, seed=seed)
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from sonde.core.errors import SiteError, near
 from sonde.core.left_out import LeftOut
-from sonde.core.site import ATTENTION_PORTS, Site
+from sonde.core.site import ATTENTION_PORTS, WEIGHT, Site
 from sonde.tap.attention.places import attention_at, attentions_at
 from sonde.tap.hooks.names import Names
 from sonde.tap.model.blocks import block_paths, has_float
@@ -53,12 +53,22 @@ def resolve(
     several = [patterns] if isinstance(patterns, str | Site) else list(patterns)
     names = Names(module) if probe is None else probe.names
     found: dict[str, Site] = {}
+    if weights := [str(pattern) for pattern in several if port_of(pattern) == WEIGHT]:
+        raise SiteError(
+            f"resolve: {', '.join(weights)} is no state of a forward: a parameter is read once, "
+            "alone and without data, by sonde.read(model, sites=...), and changed by sonde.weights."
+        )
     for pattern in several:
         for site in _sites_of(pattern, names, probe):
             found.setdefault(str(site), site)
     if not found:
         raise SiteError("resolve: expected at least one site, got none. Try sites='blocks'.")
     return sorted(found.values()) if probe is not None else list(found.values())
+
+
+def places_of(pattern: Pattern, names: Names) -> list[Site]:
+    """Return the sites of the modules that a pattern names, whether or not they run."""
+    return _sites_of(pattern, names, None)
 
 
 def port_of(pattern: Pattern) -> str:
