@@ -29,6 +29,7 @@ from sonde.edit.representation_reading import (
 )
 from sonde.edit.sal import Sal
 from sonde.edit.second_moment import SecondMoment, SecondMomentResult
+from sonde.edit.selective_dampening import SelectiveDampening
 from sonde.edit.steering_vector import SteeringDirection, SteeringVector
 from sonde.edit.temporal_correction import TemporalCorrection
 from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
@@ -75,6 +76,7 @@ __all__ = [
     "ScaleUnit",
     "SecondMoment",
     "SecondMomentResult",
+    "SelectiveDampening",
     "Slerp",
     "SteeringDirection",
     "SteeringVector",

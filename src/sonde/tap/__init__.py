@@ -4,6 +4,7 @@ from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
 from sonde.tap.decoding.prompts import OtherPrompts
 from sonde.tap.decoding.rule import Decode
 from sonde.tap.generating.replay import replay
+from sonde.tap.gradients.losses import RowLosses, cross_entropy
 from sonde.tap.gradients.squared import SquaredGradients, squared_gradients
 from sonde.tap.hand.editing import editing
 from sonde.tap.hand.gate import Gate
@@ -11,6 +12,7 @@ from sonde.tap.hand.tap import Tap
 from sonde.tap.hand.where import TokenIds
 from sonde.tap.model.fingerprint import config_hash, fingerprint, known_config_hash
 from sonde.tap.model.heads import find_head
+from sonde.tap.model.input_types import place_of
 from sonde.tap.model.objectives import kl_uniform, max_logit, nll
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
@@ -18,6 +20,7 @@ from sonde.tap.model.sites import resolve
 from sonde.tap.model.structure import structure
 from sonde.tap.reading.live import LiveStream, live_stream
 from sonde.tap.reading.weights import WeightStream, weight_stream
+from sonde.tap.rows.padding import right_padded
 from sonde.tap.watching.onlooker import Onlooker
 
 __all__ = [
@@ -30,11 +33,13 @@ __all__ = [
     "OtherPrompts",
     "OtherState",
     "Probe",
+    "RowLosses",
     "SquaredGradients",
     "Tap",
     "TokenIds",
     "WeightStream",
     "config_hash",
+    "cross_entropy",
     "editing",
     "find_head",
     "fingerprint",
@@ -43,10 +48,12 @@ __all__ = [
     "live_stream",
     "max_logit",
     "nll",
+    "place_of",
     "placement",
     "probe",
     "replay",
     "resolve",
+    "right_padded",
     "squared_gradients",
     "structure",
     "weight_stream",

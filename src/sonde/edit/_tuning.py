@@ -1,0 +1,195 @@
+"""Training a copy of a model by batches: seeded, deterministic, with a progress bar.
+
+The original stays as it is, so that an interrupted training leaves nothing behind. Copies are
+trained in eval mode: nothing is dropped, and the statistics of norms stay those of the original.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.engine.progress import Bar
+from sonde.tap import RowLosses, live_stream, place_of, right_padded
+from sonde.weights import Exchange, RewritePlan, module_of
+
+Objective = Callable[["Trainee", InputBatch], Tensor]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A module in training, and how its answers are read.
+
+    Parameters
+    ----------
+    module : nn.Module
+    losses : RowLosses
+        Of the module: cross-entropy with the truth.
+    draw : torch.Generator
+        The one source of chance.
+    """
+
+    module: nn.Module
+    losses: RowLosses
+    draw: torch.Generator
+
+
+def as_model(model: Model | nn.Module) -> Model:
+    """Return what a user passed as a model."""
+    if isinstance(model, Model):
+        return model
+    return Model(model, config=model.__dict__.get("config"))
+
+
+def required(fitted: Any, owner: str, *names: str) -> list[Any]:
+    """Return members of a mapping that a method is planned from.
+
+    Raises
+    ------
+    InputError
+        If one is missing, or data are empty.
+    """
+    for name in names:
+        if not isinstance(fitted, Mapping) or name not in fitted:
+            raise InputError(
+                f"{owner}.plan: expected a dict with {' and '.join(map(repr, names))} as fitted, "
+                f"got no {name!r}. See the examples of {owner}."
+            )
+        if isinstance(fitted[name], Inputs) and not len(fitted[name]):
+            raise InputError(f"{owner}.plan: expected examples in {name!r}, got none.")
+    return [fitted[name] for name in names]
+
+
+def row_losses(model: Model, module: nn.Module, inputs: Inputs) -> RowLosses:
+    """Return how the cross-entropy of a module on a model's inputs is computed."""
+    first = next(iter(inputs.batches(0, 1)), None)
+    if first is None:
+        raise InputError("expected at least one example that can be read, got none. Pass data.")
+    logits = live_stream(model, inputs, logits_asked=True).logits_key
+    return RowLosses(model, module, "label", logits, place_of(module, first))
+
+
+def with_copy(module: nn.Module) -> nn.Module:
+    """Return a copy that shares nothing, in eval mode, all of it open to training."""
+    new = copy.deepcopy(module).eval()
+    for p in new.parameters():
+        p.requires_grad_(p.is_floating_point())
+    return new
+
+
+def tuned(
+    model: Model | nn.Module,
+    inputs: Inputs,
+    objective: Objective,
+    *,
+    rate: float,
+    epochs: int,
+    seed: int,
+    label: str,
+    weight_decay: float = 0.0,
+    stop: Callable[[Trainee], bool] | None = None,
+    start: nn.Module | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Return a copy of a model after training by Adam.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+        Unchanged.
+    inputs : Inputs
+        Whose batches are walked in a random order in each epoch.
+    objective : callable
+        From the trainee and a batch to the scalar that falls.
+    rate, epochs, seed, weight_decay
+        Of Adam; the seed draws the order.
+    label : str
+        For the progress bar.
+    stop : callable, optional
+        Asked after every epoch.
+    start : nn.Module, optional
+        What is trained, in the mode that it has; a copy of the model by default.
+    progress : bool, default=True
+    """
+    live = as_model(model)
+    module = with_copy(live.module) if start is None else start
+    draw = torch.Generator().manual_seed(seed)
+    trainee = Trainee(module, row_losses(live, module, inputs), draw)
+    batches = [right_padded(batch) for batch in inputs.batches(0, len(inputs))]
+    optimiser = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=weight_decay)
+    with (
+        Bar(label, epochs * len(inputs), shown=progress) as bar,
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+    ):
+        torch.default_generator.manual_seed(seed)
+        for _ in range(epochs):
+            for index in torch.randperm(len(batches), generator=draw).tolist():
+                optimiser.zero_grad(set_to_none=True)
+                objective(trainee, batches[index]).backward()
+                optimiser.step()
+                bar.advance(len(batches[index]))
+            if stop is not None and stop(trainee):
+                break
+    module.zero_grad(set_to_none=True)
+    return module.eval()
+
+
+def mean_loss(trainee: Trainee, batch: InputBatch) -> Tensor:
+    """Return the mean cross-entropy of the examples of a batch that have a truth."""
+    found = trainee.losses(batch)
+    return found.losses.sum() / max(1, int(found.known.sum()))
+
+
+class Cycle:
+    """Batches one after another, without an end, in a new random order each time around."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.batches = [right_padded(batch) for batch in inputs.batches(0, len(inputs))]
+        self._left: list[int] = []
+
+    def next(self, draw: torch.Generator) -> InputBatch:
+        """Return the next batch."""
+        if not self._left:
+            self._left = torch.randperm(len(self.batches), generator=draw).tolist()
+        return self.batches[self._left.pop()]
+
+
+def plan_of(model: Model | nn.Module, new: nn.Module, method: str, **figures: float) -> RewritePlan:
+    """Return the plan that puts the weights and buffers of a trained copy into a model."""
+    before = module_of(model).state_dict()
+    after: Mapping[str, Tensor] = new.state_dict()
+    changes = {
+        name: Exchange(value.detach().cpu())
+        for name, value in after.items()
+        if value.is_floating_point() and not torch.equal(value, before[name])
+    }
+    return RewritePlan.of(model, changes, method, **figures)
+
+
+def each_batch(inputs: Inputs) -> Iterator[InputBatch]:
+    """Yield the batches of data with their padding on the right."""
+    return map(right_padded, inputs.batches(0, len(inputs)))
+
+
+def check_positive(owner: str, **values: float) -> None:
+    """Refuse parameters that must be above zero.
+
+    Raises
+    ------
+    InputError
+        Naming the first that is not.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise InputError(f"{owner}: expected {name} above 0, got {value}.")
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of some numbers; NaN of none."""
+    return sum(values) / len(values) if values else float("nan")
