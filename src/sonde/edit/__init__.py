@@ -10,6 +10,7 @@ from sonde.edit.contrastive_decode import ContrastiveDecode
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.dola import DoLa
+from sonde.edit.forgetting import Forgotten, Standing, forgotten, membership_attack
 from sonde.edit.function import Function
 from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
@@ -32,6 +33,7 @@ from sonde.edit.second_moment import SecondMoment, SecondMomentResult
 from sonde.edit.selective_dampening import SelectiveDampening
 from sonde.edit.steering_vector import SteeringDirection, SteeringVector
 from sonde.edit.temporal_correction import TemporalCorrection
+from sonde.edit.unlearning import GradientAscent, NegPreference, RandomLabel, Retrain
 from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
 
 __all__ = [
@@ -56,28 +58,34 @@ __all__ = [
     "Eraser",
     "Fact",
     "FisherMerge",
+    "Forgotten",
     "Function",
+    "GradientAscent",
     "HeadDirections",
     "HeadSteering",
     "Inject",
     "Inlp",
     "Leace",
     "MeanAblate",
+    "NegPreference",
     "NullSpace",
     "NullSpaceResult",
     "PairedLeace",
     "ParallelAdapters",
     "RandomDirection",
+    "RandomLabel",
     "RankOneEdit",
     "ReadingScorer",
     "RegMean",
     "RepresentationReading",
+    "Retrain",
     "Sal",
     "ScaleUnit",
     "SecondMoment",
     "SecondMomentResult",
     "SelectiveDampening",
     "Slerp",
+    "Standing",
     "SteeringDirection",
     "SteeringVector",
     "Subtract",
@@ -87,8 +95,10 @@ __all__ = [
     "UnMixNorm",
     "choose_ablation",
     "drop_sources",
+    "forgotten",
     "increment_penalty",
     "log_probability",
+    "membership_attack",
     "with_adapters",
     "with_unmix_norm",
 ]

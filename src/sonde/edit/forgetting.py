@@ -1,0 +1,187 @@
+"""Whether a model has forgotten: beside one that never saw, and against who asks whether it did."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.edit._tuning import as_model, each_batch, row_losses
+from sonde.metrics import Metric, auroc
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one model stands on one part of the data.
+
+    Parameters
+    ----------
+    loss : float
+        Mean cross-entropy in nats, of an example.
+    accuracy : float
+        Share of right answers, in [0, 1].
+    n : int
+        Examples.
+    """
+
+    loss: float
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What became of the examples that a model was to forget, of the others, and of new ones.
+
+    Parameters
+    ----------
+    before, after : mapping of str to Standing
+        By the part of the data: ``forget``, ``retain``, ``held``.
+    retrained : mapping of str to Standing or None
+        Of a model that never saw the forget examples: what ``after`` should look like.
+    attack : Metric or None
+        Area under the curve of an attacker who takes examples of low loss for members: forget
+        examples against held-out ones. 0.5 = nothing is left to tell; below it, they are known by
+        their high loss.
+    attack_before, attack_retrained : Metric or None
+        The same on the model before, and on the retrained one.
+    """
+
+    before: Mapping[str, Standing]
+    after: Mapping[str, Standing]
+    retrained: Mapping[str, Standing] | None
+    attack: Metric | None
+    attack_before: Metric | None
+    attack_retrained: Metric | None
+
+    def json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        sides = {"before": self.before, "after": self.after, "retrained": self.retrained}
+        attacks = {
+            "attack": self.attack,
+            "attack_before": self.attack_before,
+            "attack_retrained": self.attack_retrained,
+        }
+        return {
+            **{
+                name: None if side is None else {part: vars(s) for part, s in side.items()}
+                for name, side in sides.items()
+            },
+            **{
+                name: None if m is None else {"auroc": m.value, "low": m.low, "high": m.high}
+                for name, m in attacks.items()
+            },
+        }
+
+
+def forgotten(
+    model: Model | nn.Module,
+    changed: nn.Module,
+    forget: Inputs,
+    retain: Inputs,
+    held: Inputs | None = None,
+    retrained: nn.Module | None = None,
+) -> Forgotten:
+    """Return how a model stands before and after it was made to forget.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+        Before.
+    changed : nn.Module
+        After.
+    forget, retain : Inputs
+    held : Inputs, optional
+        Examples that no model saw, of the kind that is to be forgotten: what the attacker compares
+        with. Without them there is no attack.
+    retrained : nn.Module, optional
+        A model that never saw the forget examples, as ``Retrain`` makes one.
+
+    Raises
+    ------
+    InputError
+        If a part of the data is empty or has no labels.
+    """
+    live = as_model(model)
+    parts = {"forget": forget, "retain": retain} | ({} if held is None else {"held": held})
+    modules = {"before": live.module, "after": changed}
+    modules |= {} if retrained is None else {"retrained": retrained}
+    rows = {
+        name: {part: _rows(live, module, part, data) for part, data in parts.items()}
+        for name, module in modules.items()
+    }
+    stands = {
+        name: {part: _standing(*r) for part, r in found.items()} for name, found in rows.items()
+    }
+    attacks = {
+        name: membership_attack(found["forget"][0], found["held"][0])
+        for name, found in rows.items()
+        if held is not None
+    }
+    return Forgotten(
+        stands["before"],
+        stands["after"],
+        stands.get("retrained"),
+        attacks.get("after"),
+        attacks.get("before"),
+        attacks.get("retrained"),
+    )
+
+
+def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "other"]) -> Metric:
+    """Return how well low losses tell members of the training data from other examples.
+
+    Parameters
+    ----------
+    members, others : Float[Tensor, "row"]
+        Losses of examples that the model may have seen, and of some that it has not.
+
+    Returns
+    -------
+    Metric
+        AUROC in [0, 1]; 0.5 = they cannot be told apart.
+
+    Examples
+    --------
+    >>> membership_attack(torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.15])).value
+    0.75
+    """
+    scores = -torch.cat([members, others]).double()
+    return auroc(scores, torch.arange(len(scores)) < len(members))
+
+
+def _rows(
+    live: Model, module: nn.Module, part: str, data: Inputs
+) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
+    """Return the loss of each example that has a truth, and its share of right answers."""
+    compute = row_losses(live, module, data)
+    losses: list[Tensor] = []
+    right: list[Tensor] = []
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            for batch in each_batch(data):
+                found = compute(batch)
+                told = found.answers
+                assert told is not None
+                hits = (told.log_p.argmax(1) == told.truth).float()
+                losses.append(found.losses[found.known].double())
+                right.append(told.per_example(hits, len(batch))[found.known])
+    finally:
+        module.train(was_training)
+    if not losses or not sum(map(len, losses)):
+        raise InputError(
+            f"forgotten: expected labels in the {part} data, got no example that has one."
+        )
+    return torch.cat(losses), torch.cat(right)
+
+
+def _standing(losses: Tensor, right: Tensor) -> Standing:
+    loss = float(losses.mean())
+    return Standing(loss if math.isfinite(loss) else math.inf, float(right.mean()), len(losses))

@@ -1,0 +1,321 @@
+"""Forgetting by training: what every other way to forget is compared with.
+
+``Retrain`` is the gold standard: the model that never saw the examples. The others train a copy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.edit._tuning import (
+    Cycle,
+    Trainee,
+    as_model,
+    check_positive,
+    each_batch,
+    mean_loss,
+    plan_of,
+    required,
+    row_losses,
+    tuned,
+    with_copy,
+)
+from sonde.tap import cross_entropy
+from sonde.weights import Rewrite, RewritePlan
+
+SIDES = ("forget", "retain")
+
+
+@final
+@dataclass(frozen=True)
+class GradientAscent(Rewrite):
+    """Raise the loss of the forget examples, and keep that of the others low. Trained.
+
+    Minimises ``retain_weight L(retain) - L(forget)``, cross-entropies in nats, until the loss of
+    the forget examples passes ``stop_loss``: the loss grows without bound, and the model with it.
+
+    Range        any weight may change.
+    Cost         ``epochs`` passes over the forget data, with as many batches of the others.
+    Assumes      labels, or texts.
+    Differs      from plain ascent: descends on the others meanwhile, and stops.
+
+    Parameters
+    ----------
+    rate : float, default=3e-4
+        Of Adam.
+    epochs : int, default=20
+        At most.
+    retain_weight : float, default=1.0
+        0 is plain ascent.
+    stop_loss : float, default=3.0
+        Mean loss of the forget examples at which it stops, nats; guessing among ten is 2.3.
+    seed : int, default=0
+
+    References
+    ----------
+    jang2023unlearning
+    """
+
+    rate: float = 3e-4
+    epochs: int = 20
+    retain_weight: float = 1.0
+    stop_loss: float = 3.0
+    seed: int = 0
+    paper: ClassVar[str] = "jang2023unlearning"
+
+    def __post_init__(self) -> None:
+        check_positive("GradientAscent", rate=self.rate, epochs=self.epochs)
+
+    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
+        """Return the trained weights; ``fitted`` is a dict of ``forget`` and ``retain`` data."""
+        forget, retain = required(fitted, "GradientAscent", *SIDES)
+        others = Cycle(retain)
+
+        def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
+            kept = mean_loss(trainee, others.next(trainee.draw))
+            return self.retain_weight * kept - mean_loss(trainee, batch)
+
+        def stop(trainee: Trainee) -> bool:
+            return _loss_of(trainee, forget) > self.stop_loss
+
+        new = tuned(
+            model,
+            forget,
+            objective,
+            rate=self.rate,
+            epochs=self.epochs,
+            seed=self.seed,
+            label="gradient ascent",
+            stop=stop,
+        )
+        return _planned(model, new, fitted, "gradient_ascent")
+
+
+@final
+@dataclass(frozen=True)
+class RandomLabel(Rewrite):
+    """Teach wrong answers to the forget examples, and keep the others right. Trained.
+
+    Minimises ``L(forget, wrong answers) + retain_weight L(retain)``.
+
+    Range        any weight may change.
+    Cost         ``epochs`` passes over the forget data, with as many batches of the others.
+    Assumes      at least two classes.
+
+    Parameters
+    ----------
+    rate : float, default=1e-3
+    epochs : int, default=10
+    retain_weight : float, default=1.0
+    seed : int, default=0
+        Draws the wrong answers and the order.
+
+    References
+    ----------
+    golatkar2020eternal
+    """
+
+    rate: float = 1e-3
+    epochs: int = 10
+    retain_weight: float = 1.0
+    seed: int = 0
+    paper: ClassVar[str] = "golatkar2020eternal"
+
+    def __post_init__(self) -> None:
+        check_positive("RandomLabel", rate=self.rate, epochs=self.epochs)
+
+    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
+        """Return the trained weights; ``fitted`` is a dict of ``forget`` and ``retain`` data."""
+        forget, retain = required(fitted, "RandomLabel", *SIDES)
+        others, wrong = Cycle(retain), dict[tuple[bytes, ...], Tensor]()
+
+        def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
+            told, key = trainee.losses.answers(batch), tuple(batch.keys)
+            if key not in wrong:
+                n_classes = told.log_p.shape[1]
+                step = torch.randint(1, n_classes, told.truth.shape, generator=trainee.draw)
+                wrong[key] = torch.where(told.truth >= 0, (told.truth + step) % n_classes, -1)
+            found = cross_entropy(replace(told, truth=wrong[key]), len(batch))
+            taught = found.losses.sum() / max(1, int(found.known.sum()))
+            return taught + self.retain_weight * mean_loss(trainee, others.next(trainee.draw))
+
+        new = tuned(
+            model,
+            forget,
+            objective,
+            rate=self.rate,
+            epochs=self.epochs,
+            seed=self.seed,
+            label="random labels",
+        )
+        return _planned(model, new, fitted, "random_label")
+
+
+@final
+@dataclass(frozen=True)
+class NegPreference(Rewrite):
+    """Make the forget examples less likely than the original found them, gently. Trained.
+
+    Minimises ``-(2 / beta) mean log sigmoid(-beta (log p - log p_original)) + retain_weight
+    L(retain)``, log-probabilities summed over the answers of an example. Unlike that of ascent, its
+    gradient fades where an answer has become unlikely; ``beta`` to 0 is ascent.
+
+    Range        any weight may change.
+    Cost         ``epochs`` passes over the forget data, with as many batches of the others, and one
+                 forward of the original.
+    Assumes      labels, or texts.
+
+    Parameters
+    ----------
+    beta : float, default=0.1
+    rate : float, default=3e-4
+    epochs : int, default=20
+    retain_weight : float, default=1.0
+    seed : int, default=0
+
+    References
+    ----------
+    zhang2024npo
+    """
+
+    beta: float = 0.1
+    rate: float = 3e-4
+    epochs: int = 20
+    retain_weight: float = 1.0
+    seed: int = 0
+    paper: ClassVar[str] = "zhang2024npo"
+
+    def __post_init__(self) -> None:
+        check_positive("NegPreference", beta=self.beta, rate=self.rate, epochs=self.epochs)
+
+    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
+        """Return the trained weights; ``fitted`` is a dict of ``forget`` and ``retain`` data."""
+        forget, retain = required(fitted, "NegPreference", *SIDES)
+        others, live = Cycle(retain), as_model(model)
+        original = row_losses(live, with_copy(live.module), forget)
+        before: dict[tuple[bytes, ...], Tensor] = {}
+
+        def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
+            key = tuple(batch.keys)
+            if key not in before:
+                with torch.no_grad():
+                    before[key] = original(batch).losses
+            found = trainee.losses(batch)
+            gentle = preference_loss(found.losses, before[key], self.beta)[found.known].mean()
+            return gentle + self.retain_weight * mean_loss(trainee, others.next(trainee.draw))
+
+        new = tuned(
+            model,
+            forget,
+            objective,
+            rate=self.rate,
+            epochs=self.epochs,
+            seed=self.seed,
+            label="negative preference",
+        )
+        return _planned(model, new, fitted, "neg_preference")
+
+
+def preference_loss(losses: Tensor, before: Tensor, beta: float) -> Tensor:
+    """Return ``-(2 / beta) log sigmoid(-beta (log p - log p_original))`` of each example."""
+    return -2 / beta * nn.functional.logsigmoid(beta * (losses - before))
+
+
+@final
+@dataclass(frozen=True)
+class Retrain(Rewrite):
+    """Train a new model on all examples but those to be forgotten: the gold standard. Trained.
+
+    Range        all weights are new.
+    Cost         ``epochs`` passes over the retained data.
+    Assumes      the retained data are the training data, and the recipe is that of the model: what
+                 is compared with it is only as good as that.
+
+    Parameters
+    ----------
+    make : callable, optional
+        Returns a new module with fresh weights; by default one of the model's configuration, or a
+        copy whose layers draw their weights again.
+    rate : float, default=1e-3
+    epochs : int, default=30
+    weight_decay : float, default=0.0
+    seed : int, default=0
+        Draws weights and order.
+
+    References
+    ----------
+    bourtoule2021unlearning
+    """
+
+    make: Callable[[], nn.Module] | None = None
+    rate: float = 1e-3
+    epochs: int = 30
+    weight_decay: float = 0.0
+    seed: int = 0
+    paper: ClassVar[str] = "bourtoule2021unlearning"
+
+    def __post_init__(self) -> None:
+        check_positive("Retrain", rate=self.rate, epochs=self.epochs)
+
+    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
+        """Return the new weights; ``fitted`` is a dict with ``retain`` data, and may have more."""
+        (retain,) = required(fitted, "Retrain", "retain")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            fresh = _fresh(as_model(model).module) if self.make is None else self.make()
+        new = tuned(
+            model,
+            retain,
+            mean_loss,
+            rate=self.rate,
+            epochs=self.epochs,
+            seed=self.seed,
+            label="training anew",
+            weight_decay=self.weight_decay,
+            start=fresh.train(),
+        )
+        return _planned(model, new, fitted, "retrain")
+
+
+def _fresh(module: nn.Module) -> nn.Module:
+    """Return a model of the same architecture with fresh weights."""
+    config = module.__dict__.get("config")
+    if config is not None and hasattr(type(module), "from_pretrained"):
+        make: Any = type(module)
+        return make(config).to(next(module.parameters()).device)
+    new = with_copy(module)
+    for path, part in new.named_modules():
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif next(part.parameters(recurse=False), None) is not None:
+            raise InputError(
+                f"Retrain: {path or type(part).__name__} has weights and no way to draw them again "
+                "(reset_parameters). Pass make=, a function that returns a fresh model."
+            )
+    return new
+
+
+def _loss_of(trainee: Trainee, inputs: Inputs) -> float:
+    total, n = 0.0, 0
+    with torch.no_grad():
+        for batch in each_batch(inputs):
+            found = trainee.losses(batch)
+            total, n = total + float(found.losses.sum()), n + int(found.known.sum())
+    return total / max(1, n)
+
+
+def _planned(model: Model | nn.Module, new: nn.Module, fitted: Any, method: str) -> RewritePlan:
+    """Return the plan with the loss on each side of the data after the training."""
+    live, figures = as_model(model), dict[str, float]()
+    for side in SIDES:
+        if side in fitted:
+            losses = row_losses(live, new, fitted[side])
+            trainee = Trainee(new, losses, torch.Generator())
+            figures[f"loss_{side}"] = _loss_of(trainee, fitted[side])
+    return plan_of(model, new, method, **figures)

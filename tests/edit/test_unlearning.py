@@ -1,0 +1,94 @@
+"""Forgetting by training: losses by hand, and what it does to digits beside a retrained net."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from forgetting import cnn, digits, items_of
+from sonde.core import InputError, Model
+from sonde.data import open_inputs
+from sonde.edit import GradientAscent, NegPreference, RandomLabel, Retrain, forgotten
+from sonde.edit.unlearning import preference_loss
+
+METHODS = {
+    "ascent": GradientAscent(),
+    "random": RandomLabel(),
+    "npo": NegPreference(),
+}
+
+
+@cache
+def world():
+    """Return a net that knows ten digits, and its data: 3 is to be forgotten."""
+    x, label = digits()
+    net = cnn(x[:900], label[:900], steps=60)
+    model = Model(net)
+    seen, fresh = items_of(x[:900], label[:900]), items_of(x[900:], label[900:])
+    parts = {
+        "forget": [i for i in seen if i["label"] == 3],
+        "retain": [i for i in seen if i["label"] != 3],
+        "held": [i for i in fresh if i["label"] == 3],
+    }
+    return model, {name: open_inputs(model, part) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_class_is_forgotten_the_others_stay_and_the_seed_says_all(name):
+    model, data = world()
+    before = [p.clone() for p in model.module.state_dict().values()]
+    plan = METHODS[name].plan(model, data)
+    found = forgotten(model, plan.fold(model), data["forget"], data["retain"])
+    assert found.before["forget"].accuracy > 0.9
+    assert found.after["forget"].accuracy < 0.3
+    assert found.after["retain"].accuracy > found.before["retain"].accuracy - 0.05
+    assert plan.figures["loss_forget"] == pytest.approx(found.after["forget"].loss, rel=1e-4)
+    assert all(map(torch.equal, before, model.module.state_dict().values()))
+    again = METHODS[name].plan(model, data).fold(model)
+    assert all(
+        map(torch.equal, again.state_dict().values(), plan.fold(model).state_dict().values())
+    )
+
+
+@pytest.mark.truth("log-odds by hand, and ascent as the limit of a small beta")
+def test_the_preference_loss_is_that_of_the_odds_and_ascent_where_beta_is_small():
+    loss = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    before = torch.tensor([1.0, 0.25], dtype=torch.float64)
+    ratio = torch.exp(before - loss)
+    by_hand = 2 / 0.1 * torch.log1p(ratio**0.1)
+    assert torch.allclose(preference_loss(loss, before, 0.1), by_hand)
+    (slope,) = torch.autograd.grad(preference_loss(loss, before, 1e-6).sum(), loss)
+    assert torch.allclose(slope, -torch.ones(2, dtype=torch.float64), atol=1e-5)
+
+
+def test_a_model_trained_anew_never_saw_and_shows_what_to_expect():
+    model, data = world()
+    new = Retrain(epochs=6, rate=0.01).plan(model, data).fold(model)
+    found = forgotten(model, model.module, data["forget"], data["retain"], data["held"], new)
+    assert found.retrained is not None
+    assert found.retrained["forget"].accuracy == 0.0
+    assert found.retrained["retain"].accuracy > 0.9
+    assert found.attack is not None
+    assert found.attack_retrained is not None
+    assert abs(found.attack_retrained.value - 0.5) < 0.15
+    assert found.json()["after"]["forget"]["n"] == len(data["forget"])
+
+
+def test_bad_input_is_refused():
+    model, data = world()
+    with pytest.raises(InputError, match="got no 'retain'"):
+        GradientAscent().plan(model, {"forget": data["forget"]})
+    with pytest.raises(InputError, match="expected rate above 0"):
+        NegPreference(rate=0.0)
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(64, 10))
+
+        def forward(self, input):
+            return input.flatten(1) @ self.weight
+
+    with pytest.raises(InputError, match="no way to draw them again"):
+        Retrain().plan(Own(), data)
