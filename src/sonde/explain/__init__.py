@@ -9,6 +9,14 @@ from sonde.explain.class_activation import (
     LayerCam,
     upsampled,
 )
+from sonde.explain.faithfulness import (
+    Comprehensiveness,
+    Deletion,
+    FaithfulnessResult,
+    Insertion,
+    Sufficiency,
+)
+from sonde.explain.faithfulness_violation import FaithfulnessViolation, ViolationResult
 from sonde.explain.gradients import (
     ExpectedGradients,
     GradTimesInput,
@@ -22,16 +30,23 @@ __all__ = [
     "Attribution",
     "Attributor",
     "Baseline",
+    "Comprehensiveness",
+    "Deletion",
     "ExpectedGradients",
+    "FaithfulnessResult",
+    "FaithfulnessViolation",
     "FixedObjective",
     "GradCam",
     "GradCamPP",
     "GradTimesInput",
     "HiResCam",
+    "Insertion",
     "IntegratedGradients",
     "LayerCam",
     "Objective",
     "Saliency",
     "SmoothGrad",
+    "Sufficiency",
+    "ViolationResult",
     "upsampled",
 ]
