@@ -8,6 +8,7 @@ from sonde.tap.gradients.losses import RowLosses, cross_entropy
 from sonde.tap.gradients.squared import SquaredGradients, squared_gradients
 from sonde.tap.hand.editing import editing
 from sonde.tap.hand.gate import Gate
+from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hand.tap import Tap
 from sonde.tap.hand.where import TokenIds
 from sonde.tap.model.fingerprint import config_hash, fingerprint, known_config_hash
@@ -33,6 +34,7 @@ __all__ = [
     "OtherPrompts",
     "OtherState",
     "Probe",
+    "RecordedForward",
     "RowLosses",
     "SquaredGradients",
     "Tap",
@@ -51,6 +53,7 @@ __all__ = [
     "place_of",
     "placement",
     "probe",
+    "record_forward",
     "replay",
     "resolve",
     "right_padded",

@@ -1,0 +1,135 @@
+"""What every module of a model returned in one forward, as far as it can be handed out again."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import wraps
+from typing import Any
+
+from torch import Tensor, nn
+
+from sonde.tap.hooks.eager import hold_eager, release_eager
+from sonde.tap.hooks.outputs import copied, leaves
+
+Forward = Callable[..., Any]
+
+
+@dataclass(eq=False)
+class RecordedCall:
+    """One call of a module: what it returned, and the calls that it made.
+
+    Attributes
+    ----------
+    begin, end : int
+        Places in the order of all beginnings and ends of the forward.
+    output : object
+        A copy.
+    can_skip : bool
+        Whether the output says all that the call did: it holds tensors and plain values alone, none
+        of them a view of an input, and no input was written into, but one that is returned.
+    same : dict of str to str
+        Outputs that are inputs themselves, by the keys of both.
+    """
+
+    module: nn.Module
+    begin: int
+    end: int = -1
+    output: Any = None
+    can_skip: bool = False
+    same: dict[str, str] = field(default_factory=dict[str, str])
+    children: list["RecordedCall"] = field(default_factory=list["RecordedCall"])
+
+
+class Recorder:
+    """Writes down the calls of one forward."""
+
+    def __init__(self) -> None:
+        self._clock = 0
+        self._stack: list[RecordedCall] = []
+        self.calls: list[RecordedCall] = []
+
+    def __call__(
+        self, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a module's forward, and keep what it returns."""
+        call = RecordedCall(module, self._tick())
+        self.calls.append(call)
+        if self._stack:
+            self._stack[-1].children.append(call)
+        given = leaves((args, kwargs))
+        versions = {key: x._version for key, x in given.items()}
+        self._stack.append(call)
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            self._stack.pop()
+        changed = {key for key, x in given.items() if x._version != versions[key]}
+        found = leaves(output)
+        call.same = {o: i for o, y in found.items() for i, x in given.items() if x is y}
+        is_view = any(
+            _shares(y, x) for o, y in found.items() if o not in call.same for x in given.values()
+        )
+        is_said = changed <= set(call.same.values())
+        call.can_skip = is_plain(output) and not is_view and is_said
+        call.output = copied(output) if call.can_skip else None
+        call.end = self._tick()
+        return output
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+
+@contextmanager
+def intercepted(
+    modules: Sequence[nn.Module],
+    around: Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any],
+) -> Iterator[None]:
+    """Run ``around`` in place of the forward of modules, for calls of this thread."""
+    thread = threading.get_ident()
+
+    def wrapped(module: nn.Module, forward: Forward) -> Forward:
+        @wraps(forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return forward(*args, **kwargs)
+            return around(module, forward, args, kwargs)
+
+        return call
+
+    before = [(m, m.__dict__.get("forward")) for m in modules]
+    hold_eager()
+    try:
+        for module in modules:
+            module.__dict__["forward"] = wrapped(module, module.forward)
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+        release_eager()
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is made of tensors and plain values alone."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return True
+    if isinstance(value, Tensor):
+        return not value.is_nested
+    if isinstance(value, Mapping):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(is_plain, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(is_plain(getattr(value, f.name)) for f in fields(value))
+    return False
+
+
+def _shares(x: Tensor, y: Tensor) -> bool:
+    """Return whether two tensors lie in one piece of memory."""
+    if not x.numel() or x.is_nested or y.is_nested:
+        return False
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
