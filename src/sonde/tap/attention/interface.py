@@ -60,7 +60,7 @@ def _get_interface(interface: Any, attn_implementation: str, default: Kernel) ->
     kernel = _original[0](interface, attn_implementation, default)
     if not is_anything_watched():
         return kernel
-    return partial(_attend, kernel, default, attn_implementation)
+    return partial(attend, kernel, default, attn_implementation)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def source_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return Source(int(cache.get_seq_length(layer or 0)), True, same_text, known)
 
 
-def _attend(
+def attend(
     kernel: Kernel,
     explicit: Kernel,
     implementation: str | None,

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from sonde.tap.attention.functions import FunctionsWatched
 from sonde.tap.attention.interface import hold_interface, release_interface, source_of
 from sonde.tap.attention.multihead import observe
+from sonde.tap.attention.places import asks_interface
 from sonde.tap.attention.watching import PortHook, Watch, WatchedAttention, opened
 
 Wanted = Sequence[tuple[nn.Module, str, PortHook]]
@@ -41,11 +43,12 @@ def _watched(wanted: Wanted, edits: bool) -> Iterator[None]:
         hold_interface()
         stack.callback(release_interface)
         stack.enter_context(opened(watch))
+        stack.callback(watch.leave)
         for module in {id(m): m for m, _, _ in wanted}.values():
             before = partial(_before, watch)
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            if isinstance(module, nn.MultiheadAttention):
-                stack.callback(module.register_forward_hook(partial(_after, watch)).remove)
+            after = partial(_after, watch)
+            stack.callback(module.register_forward_hook(after, always_call=True).remove)
         yield
 
 
@@ -56,10 +59,16 @@ def _before(watch: Watch, module: nn.Module, args: tuple[Any, ...], kwargs: dict
         return
     if isinstance(module, nn.MultiheadAttention):
         watch.notes[id(module)] = observe(module, watched, args, kwargs)
-    else:
+    elif asks_interface(type(module)):
         watch.notes[id(module)] = source_of(module, args, kwargs)
+    else:
+        watch.leave()
+        watch.mode = FunctionsWatched(module, watched, source_of(module, args, kwargs))
+        watch.mode.__enter__()
 
 
 def _after(watch: Watch, module: nn.Module, args: Any, output: Any) -> Any:
     """Return what hooks made of the call; None where they changed nothing."""
-    return watch.notes.pop(id(module), None)
+    watch.leave()
+    made = watch.notes.pop(id(module), None)
+    return made if isinstance(module, nn.MultiheadAttention) else None

@@ -2,41 +2,56 @@
 
 import functools
 import inspect
+from collections.abc import Iterable
 from types import FunctionType
 
 from torch import nn
 
 from sonde.core.errors import SiteError
+from sonde.core.site import ATTENTION_PORTS, Site
 from sonde.tap.hooks.names import Names
 
 INTERFACE = "get_interface"
+FUNCTIONS = frozenset({"scaled_dot_product_attention", "softmax"})
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Return whether the ports of a module can be read."""
-    return isinstance(module, nn.MultiheadAttention) or _asks_interface(type(module))
+    """Return whether every port of a module can be read."""
+    return isinstance(module, nn.MultiheadAttention) or asks_interface(type(module))
+
+
+def asks_interface(cls: type[nn.Module]) -> bool:
+    """Return whether a class gets its kernel from the interface of transformers."""
+    return bool(_names_in(cls) & {INTERFACE})
+
+
+def calls_functions(module: nn.Module) -> bool:
+    """Return whether a module may be an attention written with torch's functions."""
+    return bool(_names_in(type(module)) & FUNCTIONS) and not is_attention(module)
 
 
 @functools.cache
-def _asks_interface(cls: type[nn.Module]) -> bool:
-    """Return whether a class gets its kernel from the interface of transformers."""
-    for owner in cls.__mro__:
-        for member in vars(owner).values():
-            if isinstance(member, FunctionType) and INTERFACE in _names_in(member):
-                return True
-    return False
-
-
-def _names_in(function: FunctionType) -> tuple[str, ...]:
-    return inspect.unwrap(function).__code__.co_names
+def _names_in(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the names that the methods of a class use, those of torch's own classes apart."""
+    owners = [c for c in cls.__mro__ if not c.__module__.startswith("torch.")]
+    members = [inspect.unwrap(m) for c in owners for m in vars(c).values() if callable(m)]
+    functions = [m for m in members if isinstance(m, FunctionType)]
+    return frozenset(name for f in functions for name in f.__code__.co_names)
 
 
 def attentions_at(path: str, names: Names) -> list[str]:
-    """Return the attentions that a path may mean: itself, or those inside, in order."""
+    """Return the attentions that a path may mean: itself, or those inside, in order.
+
+    Where none gets its kernel from an interface, modules that call torch's functions may be some.
+    """
     if is_attention(names.modules[path]):
         return [path]
     inside = f"{path}." if path else ""
-    return [name for name, m in names.primary() if name.startswith(inside) and is_attention(m)]
+    parts = [(n, m) for n, m in names.primary() if n == path or n.startswith(inside)]
+    if found := [name for name, module in parts if is_attention(module)]:
+        return found
+    may = [name for name, module in parts if calls_functions(module)]
+    return [a for a in may if not any(b.startswith(f"{a}." if a else "") for b in may if b != a)]
 
 
 def attention_at(path: str, port: str, names: Names) -> str:
@@ -58,6 +73,13 @@ def attention_at(path: str, port: str, names: Names) -> str:
         )
     raise SiteError(
         f"Site: expected an attention for the port {port}, got {path!r} ({kind}): neither it nor a "
-        "module in it is nn.MultiheadAttention or takes its kernel from the AttentionInterface of "
-        "transformers. Name a block with such an attention."
+        "module in it is nn.MultiheadAttention, takes its kernel from the AttentionInterface of "
+        "transformers, or calls softmax. Name a block with an attention."
     )
+
+
+def what_runs(sites: Iterable[Site]) -> str:
+    """Return what to name in place of sites that never ran."""
+    if any(site.port in ATTENTION_PORTS for site in sites):
+        return "a module that runs and a port that its kernel shows (of a softmax probs alone)"
+    return "a module that runs"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sonde.tap.hooks.port_view import PortView
 
@@ -27,14 +28,23 @@ class Watch:
         Whether the session changes what it sees: it comes before those that only read.
     notes : dict of int to object
         What a hook before a module keeps for the one after it, by id of the module.
+    mode : context manager or None
+        What is open while an attention runs that is written with torch's functions.
     """
 
     hooks: dict[tuple[int, str], list[PortHook]]
     edits: bool
     notes: dict[int, Any] = field(default_factory=dict[int, Any])
+    mode: TorchFunctionMode | None = None
 
     def __post_init__(self) -> None:
         self.owners = frozenset(owner for owner, _ in self.hooks)
+
+    def leave(self) -> None:
+        """Close the mode, if one is open; a forward that was ended early leaves it behind."""
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+        self.mode = None
 
 
 _OPEN: ContextVar[tuple[Watch, ...]] = ContextVar("sonde_attention", default=())

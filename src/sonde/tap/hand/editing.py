@@ -16,6 +16,7 @@ from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import ATTENTION_PORTS, Site
 from sonde.tap.attention.opening import watch_attention
+from sonde.tap.attention.places import what_runs
 from sonde.tap.hand.edited_call import EditedCall, Recorded
 from sonde.tap.hand.features_last import FeaturesLast
 from sonde.tap.hand.gate import Gate
@@ -159,7 +160,7 @@ class _Editor:
         if silent:
             raise SiteError(
                 f"editing: {', '.join(silent)} never ran, so the edit had no effect there. "
-                "Name a module that runs."
+                f"Name {what_runs(self.sites)}."
             )
         idle = [str(s) for s in self.sites if self.n_calls and str(s) not in self.acted]
         if idle:

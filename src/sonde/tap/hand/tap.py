@@ -17,6 +17,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import ATTENTION_PORTS, Reducer
 from sonde.core.token_masks import MaskMeaning, find_mask
 from sonde.tap.attention.opening import watch_attention
+from sonde.tap.attention.places import what_runs
 from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.names import Names
@@ -132,7 +133,7 @@ class Tap:
             calls = {owner.path: owner.calls for owner in self._owners if owner.calls}
             raise SiteError(
                 f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
-                f"{calls}). Run the model inside the with block, or read a module that runs."
+                f"{calls}). Run the model inside the with block, or read {what_runs(self.sites)}."
             )
         return {
             name: own[0] if len(own) == 1 else torch.cat(own)

@@ -18,7 +18,7 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import ATTENTION_PORTS
 from sonde.tap.attention.opening import watch_attention
-from sonde.tap.attention.places import is_attention
+from sonde.tap.attention.places import calls_functions, is_attention
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves
 from sonde.tap.hooks.port_view import PortView
@@ -161,8 +161,9 @@ def _leaf(call: Call, port: str, key: str | None, path: str) -> Leaf:
         return call.input
     if port in ATTENTION_PORTS and port not in call.ports:
         raise SiteError(
-            f"Site: the attention {path!r} ran without a kernel of the AttentionInterface, so its "
-            f"{port} were not seen. Load the model with attn_implementation='sdpa'."
+            f"Site: {path!r} ran, but its {port} were not seen: it calls no kernel that shows "
+            f"them. Seen there: {', '.join(call.ports) or 'nothing'}. With transformers, load the "
+            "model with attn_implementation='sdpa'."
         )
     outputs = call.ports[port][1] if port in call.ports else call.outputs
     if key is not None:
@@ -253,7 +254,7 @@ class _Recorder:
         self.inside = [
             (m, port, partial(self._inside, name, port))
             for name, m in names.primary()
-            if inside and is_attention(m)
+            if inside and (is_attention(m) or calls_functions(m))
             for port in inside
         ]
 
