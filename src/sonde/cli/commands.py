@@ -21,6 +21,7 @@ from sonde.cli.edits import EDITS, overview
 from sonde.cli.evaluate import Evaluate
 from sonde.cli.export import Export
 from sonde.cli.fit import Fit
+from sonde.cli.generate import Generate
 from sonde.cli.info import Info
 from sonde.cli.merge import Merge
 from sonde.cli.methods import Methods
@@ -48,6 +49,7 @@ COMMANDS: dict[str, type[Any]] = {
     "merge": Merge,
     "drift": Drift,
     "compare": Compare,
+    "generate": Generate,
     "info": Info,
     "verify": Verify,
     "export": Export,

@@ -19,6 +19,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde calibrate probe.sonde MODEL DATA          alarms at a stated rate
   sonde score probe.sonde MODEL DATA              score new inputs
   sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
+  sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
   sonde edit WORD MODEL ... -o NEW/               change a model, or undo it
   sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
   sonde drift A.sonde B.sonde                     what moved between two fits

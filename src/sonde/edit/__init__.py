@@ -5,17 +5,20 @@ from sonde.edit._facts import Fact, log_probability
 from sonde.edit.batch_edit import BatchEdit
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
 from sonde.edit.clamp import ClampFeature, ClampUnit, MeanAblate, ScaleUnit
+from sonde.edit.coda import CoDa
 from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
 from sonde.edit.contrastive_decode import ContrastiveDecode
 from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.dola import DoLa
+from sonde.edit.emulated_finetune import EmulatedFinetune
 from sonde.edit.forgetting import Forgotten, Standing, forgotten, membership_attack
 from sonde.edit.function import Function
 from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
+from sonde.edit.log_linear import LogLinear, log_linear
 from sonde.edit.merge_arithmetic import Dare, TaskArithmetic, Ties
 from sonde.edit.merge_means import FisherMerge, RegMean, Slerp
 from sonde.edit.null_space import NullSpace, NullSpaceResult
@@ -46,6 +49,7 @@ __all__ = [
     "BatchEdit",
     "ClampFeature",
     "ClampUnit",
+    "CoDa",
     "ConditionScorer",
     "ConditionalSteering",
     "ContrastVector",
@@ -54,6 +58,7 @@ __all__ = [
     "DecoupledCrossAttention",
     "DirectionalAblation",
     "DoLa",
+    "EmulatedFinetune",
     "Erase",
     "Eraser",
     "Fact",
@@ -66,6 +71,7 @@ __all__ = [
     "Inject",
     "Inlp",
     "Leace",
+    "LogLinear",
     "MeanAblate",
     "NegPreference",
     "NullSpace",
@@ -97,6 +103,7 @@ __all__ = [
     "drop_sources",
     "forgotten",
     "increment_penalty",
+    "log_linear",
     "log_probability",
     "membership_attack",
     "with_adapters",

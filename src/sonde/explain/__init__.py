@@ -9,14 +9,6 @@ from sonde.explain.class_activation import (
     LayerCam,
     upsampled,
 )
-from sonde.explain.faithfulness import (
-    Comprehensiveness,
-    Deletion,
-    FaithfulnessResult,
-    Insertion,
-    Sufficiency,
-)
-from sonde.explain.faithfulness_violation import FaithfulnessViolation, ViolationResult
 from sonde.explain.gradients import (
     ExpectedGradients,
     GradTimesInput,
@@ -30,23 +22,16 @@ __all__ = [
     "Attribution",
     "Attributor",
     "Baseline",
-    "Comprehensiveness",
-    "Deletion",
     "ExpectedGradients",
-    "FaithfulnessResult",
-    "FaithfulnessViolation",
     "FixedObjective",
     "GradCam",
     "GradCamPP",
     "GradTimesInput",
     "HiResCam",
-    "Insertion",
     "IntegratedGradients",
     "LayerCam",
     "Objective",
     "Saliency",
     "SmoothGrad",
-    "Sufficiency",
-    "ViolationResult",
     "upsampled",
 ]

@@ -1,0 +1,266 @@
+"""``sonde generate``: a model's own text, plain, steered, or by another rule for the next token."""
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sonde.cli.console import note, say_json
+from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
+
+FILES = frozenset({".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"})
+INPUTS = ("input_ids", "attention_mask")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue prompts and print the text as it comes, to try an edit or a decoding rule.
+
+    --steer adds what was fitted to the states: any file of sonde fit whose result makes an edit.
+    --decode changes the choice of the next token: contrastive against a worse model or an early
+    layer (--amateur), dola against that block of the lower half
+    that differs most, emulated by what tuning did
+    to a small model (--tuned, --untuned).
+
+    Example: sonde generate sonde:stdlib "def read(path):" --max-new-tokens 40
+
+    Against an early layer: sonde generate sonde:stdlib "import " --decode contrastive --amateur 3
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[str],
+        named(
+            "MODEL",
+            "a Hugging Face directory or name, package.module:factory, or sonde:stdlib",
+        ),
+    ]
+    prompts: Annotated[
+        tyro.conf.Positional[str],
+        named("PROMPTS", "a text, or a file: .txt (a prompt on each line), .jsonl, .csv, .parquet"),
+    ]
+    steer: Annotated[
+        Path | None, named("FILE.sonde", "a file that sonde fit wrote, whose result makes an edit")
+    ] = None
+    strength: Annotated[
+        float, tyro.conf.arg(help="strength of --steer; 0 is plain, below 0 the other way")
+    ] = 1.0
+    where: Annotated[
+        str, tyro.conf.arg(help="tokens that are steered: all, prompt, generated or last")
+    ] = "all"
+    method: Annotated[
+        str | None, named("WORD", "which method of the file, where it holds several")
+    ] = None
+    site: Annotated[str | None, named("SITE", "at which of its sites the direction was fitted")] = (
+        None
+    )
+    act_at: Annotated[
+        tuple[str, ...], named("PATTERN ...", "where it acts; by default where it was fitted")
+    ] = ()
+    decode: Annotated[
+        Literal["contrastive", "dola", "emulated"] | None,
+        named("contrastive|dola|emulated", "rule for the next token"),
+    ] = None
+    amateur: Annotated[str | None, named("MODEL|LAYER", "what contrastive decoding subtracts")] = (
+        None
+    )
+    tuned: Annotated[str | None, named("MODEL", "small tuned model of emulated tuning")] = None
+    untuned: Annotated[str | None, named("MODEL", "the same small model before its tuning")] = None
+    decode_strength: Annotated[
+        float | None, named("X", "strength of --decode; its own default is in its method page")
+    ] = None
+    max_new_tokens: Annotated[int, tyro.conf.arg(help="tokens of one answer at most")] = 64
+    sample: Annotated[bool, tyro.conf.arg(help="draw tokens instead of the likeliest")] = False
+    temperature: Annotated[float, tyro.conf.arg(help="of --sample; low is close to greedy")] = 1.0
+    seed: Annotated[int, tyro.conf.arg(help="of --sample")] = 0
+    text_column: Annotated[str | None, named("NAME", "column of the prompts in a table")] = None
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    dtype: Annotated[
+        str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
+    ] = "auto"
+    trust_remote_code: Annotated[
+        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
+    ] = False
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Load, steer, generate, and print each text as it grows."""
+        self._check()
+        texts = prompts_of(self.prompts, self.text_column)
+        model = self._load(self.model)
+        if not callable(getattr(model.module, "generate", None)) or model.processor is None:
+            raise InputError(f"sonde generate: expected a model of texts, got {model!r}.")
+        steering, said = self._steering(model)
+        rule = self._rule(model)
+        answers: list[dict[str, str]] = []
+        with steering, nullcontext() if rule is None else rule.bind(model) as processor:
+            if not self.printing.quiet and (said or rule is not None):
+                how = rule and f"next tokens by {self.decode} decoding"
+                note(f"note: {'; '.join(filter(None, [said, how]))}")
+            for text in texts:
+                answers.append({"prompt": text, "text": self._answer(model, processor, text)})
+        if self.printing.json:
+            say_json(answers)
+        return 0
+
+    def _check(self) -> None:
+        """Refuse numbers and flags that do not go together, before a model is loaded."""
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens: expected at least 1, got {self.max_new_tokens}.")
+        if self.temperature <= 0:
+            raise InputError(f"--temperature: expected more than 0, got {self.temperature:g}.")
+        if self.where not in ("all", "prompt", "generated", "last"):
+            raise InputError(
+                f"--where: expected all, prompt, generated or last, got {self.where!r}."
+            )
+        needs = {"contrastive": ("amateur",), "emulated": ("tuned", "untuned")}
+        needed = needs.get(self.decode or "", ())
+        for name in ("amateur", "tuned", "untuned"):
+            given = getattr(self, name) is not None
+            if given != (name in needed):
+                rule = next(rule for rule, flags in needs.items() if name in flags)
+                verb = "missing with" if name in needed else "needs"
+                raise InputError(f"--{name}: {verb} --decode {rule}.")
+        if self.decode_strength is not None and self.decode is None:
+            raise InputError("--decode-strength: needs --decode.")
+
+    def _load(self, word: str) -> Any:
+        from sonde.data import load
+
+        return load(word, self.device, self.dtype, self.trust_remote_code)
+
+    def _steering(self, model: Any) -> tuple[AbstractContextManager[None], str]:
+        """Return what steers the model while it is open, and a line about it."""
+        if self.steer is None:
+            return nullcontext(), ""
+        from sonde.run.bundles.fitted import Fitted
+        from sonde.tap import editing, fingerprint
+
+        fitted = Fitted.load(self.steer)
+        fitted_on = fitted.header["model"].get("model")
+        if fitted_on is not None and fitted_on != fingerprint(model.module):
+            raise InputError(
+                f"--steer: {self.steer} was fitted on another model than {self.model}. Fit again "
+                "on this one."
+            )
+        (word, site), result = self._chosen(fitted)
+        where: Any = self.where
+        sites = list(self.act_at) or [site]
+        said = f"{word} of {site}, strength {self.strength:g}, at {', '.join(sites)}"
+        return editing(model, result.edit(self.strength), sites, where), said
+
+    def _chosen(self, fitted: Any) -> Any:
+        """Return the one result of a file that is asked for and makes an edit."""
+        found = [
+            (key, result)
+            for key, result in fitted
+            if callable(getattr(result, "edit", None))
+            and self.method in (None, key[0])
+            and self.site in (None, key[1])
+        ]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{word} at {site}" for word, site in fitted.names)
+        what = "several" if found else "none"
+        raise InputError(
+            f"--steer: expected one result that makes an edit, got {what} in {self.steer}: {known}."
+            + (" Choose by --method and --site." if found else "")
+        )
+
+    def _rule(self, model: Any) -> Any:
+        """Return the rule for the next token, or None."""
+        from sonde.edit import ContrastiveDecode, DoLa, EmulatedFinetune
+        from sonde.tap.decoding.layers import Layers
+
+        how: dict[str, Any] = (
+            {} if self.decode_strength is None else {"strength": self.decode_strength}
+        )
+        if self.decode == "contrastive":
+            amateur = str(self.amateur)
+            is_layer = amateur.removeprefix("-").isdigit()
+            return ContrastiveDecode(int(amateur) if is_layer else self._load(amateur), **how)
+        if self.decode == "dola":
+            n = len(Layers(model.module).paths)
+            return DoLa(tuple(range(0, max(1, n // 2), 2)), **how)
+        if self.decode == "emulated":
+            tuned, untuned = self._load(str(self.tuned)), self._load(str(self.untuned))
+            return EmulatedFinetune(tuned, untuned, **how)
+        return None
+
+    def _answer(self, model: Any, processor: Any, text: str) -> str:
+        """Return what the model writes after a prompt; without ``--json`` print it as it comes."""
+        import torch
+
+        from sonde.tap import placement
+
+        tokens = model.processor(text, return_tensors="pt")
+        given = {n: tokens[n].to(placement(model.module)[0]) for n in INPUTS if n in tokens}
+        ids = given["input_ids"]
+        if ids.shape[1] == 0:
+            raise InputError("sonde generate: expected a prompt of at least one token, got none.")
+        sampled = {"temperature": self.temperature} if self.sample else {}
+        torch.manual_seed(self.seed)
+        out = model.module.generate(
+            **given,
+            **sampled,
+            do_sample=self.sample,
+            max_new_tokens=self.max_new_tokens,
+            logits_processor=[] if processor is None else [processor],
+            streamer=None if self.printing.json else streamer(model.processor),
+        )
+        return str(model.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def streamer(tokenizer: Any) -> Any:
+    """Return what ``generate`` hands its tokens to, so that words are printed as they come."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            sys.stdout.write(text + "\n" * stream_end)
+            sys.stdout.flush()
+
+    return Streamer(tokenizer, skip_special_tokens=True)
+
+
+def prompts_of(word: str, column: str | None) -> list[str]:
+    """Return the prompts that a user named: those of a file, or the very words.
+
+    Raises
+    ------
+    InputError
+        If a file is not there, or holds no texts.
+    """
+    path = Path(word)
+    suffix = path.suffix.lower()
+    if suffix not in FILES or any(letter.isspace() for letter in word):
+        return [word]
+    if not path.is_file():
+        raise InputError(f"sonde generate: no file {word}. Pass a text, or a file that is there.")
+    if suffix == ".txt":
+        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        from sonde.data.opening import open_file
+
+        found = [_text(row, column, path) for row in open_file(path).rows()]
+    if not found:
+        raise InputError(f"sonde generate: {word} holds no prompt.")
+    return found
+
+
+def _text(row: Any, column: str | None, path: Path) -> str:
+    """Return the prompt in one row of a table."""
+    from sonde.data.columns import TEXT_NAMES
+
+    names = [column] if column is not None else [n for n in TEXT_NAMES if n in row]
+    value = row.get(names[0]) if names else None
+    if isinstance(value, str):
+        return value
+    known = ", ".join(map(str, row))
+    raise InputError(
+        f"{path}: expected a text in column {column or 'text'}, got columns {known}. "
+        "Name it by --text-column."
+    )

@@ -1,0 +1,105 @@
+"""Decoding against overshadowed context: what a prompt says that the model hardly reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.edit.contrastive_decode import plausible_tokens
+from sonde.tap import Decode, DecodeContext, OtherLogits
+from sonde.tap.decoding.prompts import NextLogits, left_out, packed
+
+
+@final
+@dataclass(frozen=True)
+class CoDa(Decode):
+    """Raise what a model says because of the tokens that it is about to overlook.
+
+    A token of the prompt is overshadowed where the prompt without it gives nearly the same next
+    token. X' is the prompt without its overshadowed tokens, which leaves what drowns them. The
+    score is ``log p(y | X) + strength (log p(y | X) - log p(y | X'))``, ``bonus`` more for tokens
+    that are plausible after X and not after X', and minus infinity for those that are implausible
+    after X.
+
+    Range        scores in nats; -inf outside the plausible tokens, which are never empty.
+    Cost         a second forward for each token, and once as many as the prompt has tokens.
+    Assumes      a causal model; X' leaves tokens out and closes the gap.
+    Differs      tokens are found once, at the end of the prompt; the threshold and the bonus are
+                 ours.
+
+    Parameters
+    ----------
+    strength : float, default=1.0
+    threshold : float, default=0.1
+        Nats; a token is overshadowed if no common plausible token changes more without it.
+    plausible : float, default=0.1
+        In (0, 1]; the share of the greatest probability that a token needs.
+    bonus : float, default=0.0
+        Nats.
+
+    Examples
+    --------
+    >>> p, prior = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.8, 0.1, 0.1]]).log()
+    >>> CoDa(plausible=0.2).step(p, DecodeContext({"overlooking": prior})).argmax().item()
+    1
+
+    References
+    ----------
+    zhang2024overshadowing
+    """
+
+    strength: float = 1.0
+    threshold: float = 0.1
+    plausible: float = 0.1
+    bonus: float = 0.0
+    paper: ClassVar[str] = "zhang2024overshadowing"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.plausible <= 1 or self.threshold < 0:
+            raise InputError(
+                "CoDa: expected plausible in (0, 1] and threshold of at least 0, got "
+                f"{self.plausible} and {self.threshold}."
+            )
+
+    def reads(self) -> Mapping[str, OtherLogits]:
+        """Name what the model says after the prompt without its overshadowed tokens."""
+        return {"overlooking": OtherLogits(prompt=self.without_overshadowed)}
+
+    def step(
+        self, logits: Float[Tensor, "row token"], context: DecodeContext
+    ) -> Float[Tensor, "row token"]:
+        """Return the contrast among the plausible tokens."""
+        if self.strength == 0.0:
+            return logits
+        p, prior = logits.log_softmax(1), context.others["overlooking"].log_softmax(1)
+        mine = plausible_tokens(p, self.plausible)
+        only = mine & ~plausible_tokens(prior, self.plausible)
+        score = p + self.strength * (p - prior) + self.bonus * only
+        return score.masked_fill(~mine, -torch.inf)
+
+    def overshadowed(
+        self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
+    ) -> Bool[Tensor, "row pos"]:
+        """Return the tokens of prompts without which the next token is nearly the same.
+
+        The last token is none of them, so that a prompt is left.
+        """
+        p = logits(ids, mask).log_softmax(1)
+        without = left_out(ids, mask, logits).log_softmax(2)
+        both = torch.stack([plausible_tokens(q, self.plausible) for q in without])
+        both = both & plausible_tokens(p, self.plausible)
+        change = (p - without).abs().masked_fill(~both, 0.0).amax(dim=2)
+        small = (change < self.threshold) & both.any(dim=2)
+        found = small.T.to(ids.device) & mask
+        found[:, -1] = False
+        return found
+
+    def without_overshadowed(
+        self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
+    ) -> tuple[Int[Tensor, "row pos2"], Bool[Tensor, "row pos2"]]:
+        """Return the prompts without their overshadowed tokens, packed to the right."""
+        return packed(ids, mask & ~self.overshadowed(ids, mask, logits))
