@@ -132,6 +132,57 @@ def test_a_twin_with_the_same_weights_is_refused(other):
     probe.merge(fitted_on(expect(nn.Module, torch.compile(twin(), backend="eager")), ROWS + 1))
 
 
+class Called(nn.Module):
+    """Leaves its activation to a function; ``again`` is written otherwise and is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(self.b.weight.new_zeros(()) + torch.relu(self.a(x)))
+
+
+def called(forward=None):
+    torch.manual_seed(0)
+    kind = Called if forward is None else type("Called", (Called,), {"forward": forward})
+    return kind().eval()
+
+
+def hidden_tanh(self, x):
+    return self.b(self.b.weight.new_zeros(()) + torch.tanh(self.a(x)))
+
+
+def commented(self, given):
+    """Say what it does."""
+    # and more
+    return self.b(self.b.weight.new_zeros(()) + torch.relu(self.a(given)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_another_function_inside_a_forward_is_warned_of():
+    def read(net, rows):
+        return sonde.read(net, rows, sites="a:out")
+
+    def fitted(net, rows):
+        return fit(Mahalanobis(), read(net, rows), calibrate=0, progress=False)
+
+    probe, other = fitted(called(), ROWS), called(hidden_tanh)
+    says = pytest.warns(SondeWarning, match="a forward, .* is written otherwise. Fit again")
+    with says:
+        score(probe, read(other, ROWS + 1), progress=False)
+    with says:
+        Guard(other, probe, alpha=None)
+    with says:
+        probe.merge(fitted(other, ROWS + 1))
+    same = called(commented)
+    score(probe, read(same, ROWS + 1), progress=False)
+    probe.merge(fitted(same, ROWS + 1))
+    Guard(same, probe, alpha=None)
+    Guard(other, with_model(probe, code=None), alpha=None)
+    Guard(other, with_model(probe, code="2.7:0"), alpha=None)
+
+
 def test_a_state_of_before_is_taken_with_a_warning():
     facts = {"model": {**fitted_on(twin()).header["model"], "structure": None}}
     probe = fitted_on(twin())

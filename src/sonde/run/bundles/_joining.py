@@ -17,6 +17,7 @@ from sonde.engine.passes import merge_states
 from sonde.engine.requests import Request, States, Task
 from sonde.files.identity import agree
 from sonde.run.bundles.group_counts import KEPT_DRAWS, joined_counts
+from sonde.run.bundles.header import CODE, warn_other_code
 from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages
 from sonde.run.passes.units import add_counters, join_units
@@ -98,10 +99,11 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
         )
     mine, its = a.header["model"], b.header["model"]
     others = [name for name in ("reading", "sites") if a.header.get(name) != b.header.get(name)]
-    if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its}):
+    if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its} - {CODE}):
         others.insert(0, "model")
     if others:
         raise StateError(f"Fitted.merge: the bundles are not of the same {others[0]}.")
+    warn_other_code(a.header, its.get(CODE), "Fitted.merge")
     require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
     if seeds[0] != seeds[1]:

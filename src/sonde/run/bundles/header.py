@@ -9,9 +9,10 @@ from sonde.core.stream import Stream
 from sonde.files.identity import agree, data_hash, difference
 from sonde.run.bundles.group_counts import counts_of, group_draws
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
-from sonde.tap import LiveStream, known_config_hash
+from sonde.tap import LiveStream, forward_code, known_config_hash, same_code
 
 MODEL_FIELDS = ("model", "structure", "config", "dtype", "attn", "head")
+CODE = "code"
 READING_FIELDS = ("objective", "keep_special", "perturb")
 
 
@@ -36,7 +37,7 @@ def make_header(
     identity = stream.identity()
     return {
         "group_draws": group_draws(stream),
-        "model": {name: identity.get(name) for name in MODEL_FIELDS},
+        "model": {name: identity.get(name) for name in MODEL_FIELDS} | {CODE: code_of(stream)},
         "reading": {
             **{name: identity.get(name) for name in READING_FIELDS},
             **({"logits_output": identity["logits_output"]} if "logits_output" in identity else {}),
@@ -80,6 +81,22 @@ def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -
         )
 
 
+def code_of(stream: Stream) -> str | None:
+    """Return the hash of the forwards of a live model; None of rows that are stored."""
+    return forward_code(stream.model.module) if isinstance(stream, LiveStream) else None
+
+
+def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
+    """Say that a forward is written otherwise than the one that a bundle was fitted on."""
+    if not same_code(header["model"].get(CODE), here):
+        warnings.warn(
+            f"{who}: weights and modules are those of the fit, but a forward, or a function that "
+            "it calls, is written otherwise. Fit again, unless it computes the same.",
+            SondeWarning,
+            stacklevel=3,
+        )
+
+
 def require_same_model(header: dict[str, Any], stream: Stream) -> None:
     """Refuse a stream whose model, sites, reducers or widths are not those of a bundle.
 
@@ -102,6 +119,7 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
                     f"score: the state was fitted for another {kind}: "
                     f"{difference(name, here, fitted)}. Fit again.{more}"
                 )
+    warn_other_code(header, code_of(stream), "score")
     require_same_recipe(recipe_in(header), recipe_of(stream))
     schema = {s.key: s for s in stream.schema}
     for site in header["sites"]:

@@ -109,7 +109,9 @@ def _notes(
         )
     for what in ("reading", "model"):
         one, other = first.header[what], second.header[what]
-        differ = sorted(k for k in one if k != "model" and not agree(k, one[k], other.get(k)))
+        differ = sorted(
+            k for k in one if k not in ("model", "code") and not agree(k, one[k], other.get(k))
+        )
         if differ:
             notes.append(f"The sides were read with another {', '.join(differ)}.")
     blind = sum("paired" in c.flags for _, c in found)

@@ -8,8 +8,8 @@ import torch
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.files.identity import agree, difference
-from sonde.run.bundles.header import warn_unknown_structure
-from sonde.tap import fingerprint, known_config_hash, placement, structure
+from sonde.run.bundles.header import warn_other_code, warn_unknown_structure
+from sonde.tap import fingerprint, forward_code, known_config_hash, placement, structure
 
 
 def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
@@ -53,4 +53,5 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
                 f"{difference(name, value, fitted.get(name))}. Guard the model that it was fitted "
                 "on, or fit again."
             )
+    warn_other_code(header, forward_code(live.module), "Guard")
     return device

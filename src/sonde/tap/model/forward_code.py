@@ -1,0 +1,88 @@
+"""What the forwards of somebody's own modules are written as: ``relu`` or ``tanh`` called inside.
+
+Neither weights nor the classes of modules say it. A rewritten forward may compute the same numbers,
+so another hash is a reason to warn, and none to refuse.
+"""
+
+import dis
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from sonde.tap.hooks.names import Names
+
+LIBRARIES = frozenset({"torch", "transformers"})
+"""Packages whose forwards are known by their version and configuration."""
+
+
+def forward_code(module: nn.Module) -> str:
+    """Return a hash of the compiled forwards of a model, and of its own functions that they call.
+
+    Comments, docstrings, annotations and the names of variables do not count, nor do modules of
+    torch and transformers. The hash begins with the version of Python: each compiles otherwise.
+
+    Examples
+    --------
+    >>> class Squared(nn.Module):
+    ...     def forward(self, x):
+    ...         return x * x
+    >>> class Doubled(nn.Module):
+    ...     def forward(self, x):
+    ...         return x + x
+    >>> forward_code(Squared()) == forward_code(Doubled())
+    False
+    """
+    kinds = dict.fromkeys(type(part) for part in Names(module).modules.values())
+    parts = {"\n".join(_functions(kind)) for kind in kinds if _package(kind) not in LIBRARIES}
+    digest = hashlib.sha256("\n\n".join(sorted(parts)).encode()).hexdigest()
+    return f"{sys.version_info.major}.{sys.version_info.minor}:{digest}"
+
+
+def same_code(a: str | None, b: str | None) -> bool:
+    """Return whether two hashes are of the same code, as far as they can be compared."""
+    if a is None or b is None or a.partition(":")[0] != b.partition(":")[0]:
+        return True
+    return a == b
+
+
+def _functions(kind: type[nn.Module]) -> Iterator[str]:
+    """Yield the code of a class's forward and of what it calls in its own package, each once."""
+    waiting: list[Any] = [kind.forward]
+    seen: set[CodeType] = set()
+    while waiting:
+        function = inspect.unwrap(waiting.pop())
+        code = getattr(function, "__code__", None)
+        if code is None or code in seen or _package(function) in LIBRARIES:
+            continue
+        seen.add(code)
+        yield _said(code)
+        for name in code.co_names:
+            called = inspect.getattr_static(kind, name, function.__globals__.get(name))
+            if isinstance(called, FunctionType) and _package(called) == _package(function):
+                waiting.append(called)
+
+
+def _said(code: CodeType) -> str:
+    """Return the instructions with the names and constants that they use; variables by number."""
+    steps = dis.get_instructions(code)
+    return " ".join(f"{step.opname}({_argument(step)})" for step in steps)
+
+
+def _argument(step: dis.Instruction) -> str:
+    if step.opcode in dis.hasname:
+        return str(step.argval)
+    if step.opcode not in dis.hasconst:
+        return str(step.arg)
+    value = step.argval
+    if isinstance(value, CodeType):
+        return _said(value)
+    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+
+def _package(thing: Any) -> str:
+    return str(thing.__module__).partition(".")[0]
