@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import albert, bert, clip_vision, gpt2, llama, lstm, mamba, mixtral, resnet18, t5, vit
+from models import albert, gpt2, llama, lstm, mamba, resnet18, t5, vit
 from sonde.core.edit import Add, Replace
 from sonde.core.errors import ShapeError, SiteError
 from sonde.tap import Tap, editing, record_forward
@@ -54,13 +54,10 @@ X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt2": (gpt2, TEXT),
     "llama": (llama, TEXT),
-    "mixtral": (mixtral, TEXT),
-    "bert": (bert, TEXT),
     "albert": (albert, TEXT),
     "t5": (t5, TEXT | {"decoder_input_ids": IDS[:, :3]}),
     "mamba": (mamba, TEXT),
     "vit": (vit, {"pixel_values": PIXELS}),
-    "clip": (clip_vision, {"pixel_values": PIXELS}),
     "resnet": (lambda: resnet18(width=4), {"x": PIXELS}),
     "lstm": (lstm, {"input_ids": IDS}),
     "loop": (loop, {"x": X[..., :6]}),

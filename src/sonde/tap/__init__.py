@@ -1,5 +1,6 @@
 """From a live PyTorch model to a stream of rows: the only place that touches modules and hooks."""
 
+from sonde.engine.paired_stream import PairedStream
 from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
 from sonde.tap.decoding.prompts import OtherPrompts
 from sonde.tap.decoding.rule import Decode
@@ -34,6 +35,7 @@ __all__ = [
     "OtherLogits",
     "OtherPrompts",
     "OtherState",
+    "PairedStream",
     "Probe",
     "RecordedForward",
     "RowLosses",
