@@ -17,6 +17,7 @@ from sonde.explain.gradients import (
     SmoothGrad,
 )
 from sonde.explain.objective import FixedObjective, Objective
+from sonde.explain.shapley import Occlusion, Shapley
 
 __all__ = [
     "Attribution",
@@ -31,7 +32,9 @@ __all__ = [
     "IntegratedGradients",
     "LayerCam",
     "Objective",
+    "Occlusion",
     "Saliency",
+    "Shapley",
     "SmoothGrad",
     "upsampled",
 ]
