@@ -9,6 +9,14 @@ from sonde.explain.class_activation import (
     LayerCam,
     upsampled,
 )
+from sonde.explain.faithfulness import (
+    Comprehensiveness,
+    Deletion,
+    FaithfulnessResult,
+    Insertion,
+    Sufficiency,
+)
+from sonde.explain.faithfulness_violation import FaithfulnessViolation, ViolationResult
 from sonde.explain.gradients import (
     ExpectedGradients,
     GradTimesInput,
@@ -23,12 +31,17 @@ __all__ = [
     "Attribution",
     "Attributor",
     "Baseline",
+    "Comprehensiveness",
+    "Deletion",
     "ExpectedGradients",
+    "FaithfulnessResult",
+    "FaithfulnessViolation",
     "FixedObjective",
     "GradCam",
     "GradCamPP",
     "GradTimesInput",
     "HiResCam",
+    "Insertion",
     "IntegratedGradients",
     "LayerCam",
     "Objective",
@@ -36,5 +49,7 @@ __all__ = [
     "Saliency",
     "Shapley",
     "SmoothGrad",
+    "Sufficiency",
+    "ViolationResult",
     "upsampled",
 ]

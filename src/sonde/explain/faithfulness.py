@@ -1,0 +1,311 @@
+"""Whether an attribution says what the model uses: take places away and see what the model does.
+
+Every figure comes beside that of random orders of the same places.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.core.result import Direction, Result
+from sonde.explain._places import Places
+from sonde.explain.attribution import Attribution
+from sonde.explain.baseline import Baseline
+from sonde.explain.objective import FixedObjective, Objective
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT, SiteFunction
+
+PROB = Objective("prob")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FaithfulnessResult(Result):
+    """A figure over examples; ``each`` of them, the mean ``curve``, and those of random orders.
+
+    ``null`` is the mean over random orders of the same places, ``null_spread`` the standard
+    deviation of their means.
+    """
+
+    title: ClassVar[str] = "Objective while places are taken away"
+    each: Float[Tensor, "row"]
+    share: Float[Tensor, "step"]
+    curve: Float[Tensor, "step"]
+    null_curve: Float[Tensor, "step"]
+    null_spread: float
+
+    def chart(self) -> dict[str, Any]:
+        """Return the curve beside that of random orders."""
+        rows = [
+            {"share": s, "objective": v, "order": order}
+            for order, curve in (("attribution", self.curve), ("random", self.null_curve))
+            for s, v in zip(self.share.tolist(), curve.tolist(), strict=True)
+        ]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": rows},
+            "mark": {"type": "line", "point": True, "tooltip": True},
+            "encoding": {
+                "x": {"field": "share", "type": "quantitative"},
+                "y": {"field": "objective", "type": "quantitative"},
+                "color": {"field": "order", "type": "nominal"},
+            },
+        }
+
+
+@dataclass(frozen=True)
+class OrderTest(ABC):
+    """Judges an attribution by the order in which it puts the places.
+
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        What stands at a place that is taken away; by default the mean of each feature.
+    n_random : int, default=10
+        Random orders beside the attribution's.
+    seed : int, default=0
+        Of the random orders, and of the order of places with equal attribution.
+    """
+
+    baseline: Baseline = field(default_factory=Baseline)
+    n_random: int = 10
+    seed: int = 0
+    direction: ClassVar[Direction] = "higher"
+
+    def judge(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        found: Attribution,
+        objective: Objective = PROB,
+        site: Pattern = INPUT,
+    ) -> FaithfulnessResult:
+        """Return how much the order of an attribution says.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        inputs : as for the attribution
+        found : Attribution
+        objective : Objective, optional
+            By default the probability of the class that is predicted for the whole input.
+        site : pattern, default="input"
+            Where places are taken away; it may be another than the attribution's where the places
+            are the same.
+        """
+        function = SiteFunction(model, inputs, site)
+        fixed = objective.at(function)
+        places = Places.of(function, self.baseline)
+        curves = self._curves(function, fixed, places, places.scores(found), self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = [
+            torch.rand(1, places.n, generator=generator).to(places.x).expand(len(places.x), -1)
+            for _ in range(self.n_random)
+        ]
+        nulls = [self._curves(function, fixed, places, s, self.seed) for s in drawn]
+        each = self._figure(curves)
+        means = torch.stack([self._figure(c).mean() for c in nulls]) if nulls else each.new_zeros(0)
+        null_curve = (
+            torch.stack(nulls).mean((0, 1)) if nulls else torch.full_like(curves[0], torch.nan)
+        )
+        n = len(each)
+        return FaithfulnessResult(
+            value=float(each.mean()),
+            se=float(each.std()) / n**0.5 if n > 1 else None,
+            null=float(means.mean()) if nulls else None,
+            n=n,
+            direction=self.direction,
+            conventions={
+                "method": repr(self),
+                "objective": objective.name,
+                "site": function.site,
+                "baseline": str(self.baseline),
+                "masking": "replaced by the baseline",
+                "attribution": found.conventions["method"],
+                "null": f"{self.n_random} random orders",
+            },
+            each=each,
+            share=torch.tensor(self.shares, dtype=torch.float64),
+            curve=curves.mean(0),
+            null_curve=null_curve,
+            null_spread=float(means.std()) if len(means) > 1 else float("nan"),
+        )
+
+    @property
+    @abstractmethod
+    def shares(self) -> tuple[float, ...]:
+        """Which shares of the places are taken, from first to last."""
+
+    @abstractmethod
+    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
+        """Return which places are gone once the first ``count`` of the order were taken."""
+
+    @abstractmethod
+    def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
+        """Return one number for each example."""
+
+    @torch.no_grad()
+    def _curves(
+        self,
+        function: SiteFunction,
+        objective: FixedObjective,
+        places: Places,
+        scores: Float[Tensor, "row place"],
+        seed: int,
+    ) -> Float[Tensor, "row step"]:
+        order = places.order(scores, seed)
+        rank = order.argsort(1)
+        n_real = places.real.sum(1, keepdim=True)
+        steps: list[Tensor] = []
+        for share in self.shares:
+            count = (share * n_real).round()
+            values = places.without(self._gone(rank, count))
+            steps.append(objective.of(function.run(values)).detach().double().cpu())
+        return torch.stack(steps, dim=1)
+
+
+@dataclass(frozen=True)
+class CurveTest(OrderTest):
+    """An order test whose figure is the area under the objective over the share of places.
+
+    Parameters
+    ----------
+    steps : int, default=20
+        Equal shares of the places.
+    """
+
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"{type(self).__name__}: expected a step or more, got {self.steps}.")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """From none to all."""
+        return tuple(i / self.steps for i in range(self.steps + 1))
+
+    def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
+        return torch.trapezoid(curves, dx=1.0 / self.steps, dim=1)
+
+
+@final
+@dataclass(frozen=True)
+class Deletion(CurveTest):
+    """Area under the objective while the places with the largest attribution are taken away first.
+
+    Range        of the objective, [0, 1] for a probability; lower = the attribution finds sooner
+                 what the model uses.
+    Cost         ``steps`` forwards, and as many for each random order.
+    Assumes      that the model copes with places at the baseline.
+
+    References
+    ----------
+    petsiuk2018rise
+    """
+
+    direction: ClassVar[Direction] = "lower"
+
+    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
+        return rank < count
+
+
+@final
+@dataclass(frozen=True)
+class Insertion(CurveTest):
+    """Area under the objective while the places with the largest attribution come first.
+
+    Range        of the objective, [0, 1] for a probability; higher = better.
+    Cost         ``steps`` forwards, and as many for each random order.
+    Assumes      that the model copes with places at the baseline.
+
+    References
+    ----------
+    petsiuk2018rise
+    """
+
+    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
+        return rank >= count
+
+
+@dataclass(frozen=True)
+class ShareTest(OrderTest):
+    """An order test whose figure is the mean fall of the objective over a few shares.
+
+    Parameters
+    ----------
+    parts : tuple of float, default=(0.01, 0.05, 0.1, 0.2, 0.5)
+        Shares of the places.
+    """
+
+    parts: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.5)
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(0.0 < p <= 1.0 for p in self.parts):
+            raise InputError(f"{type(self).__name__}: expected shares in (0, 1], got {self.parts}.")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The whole input, then each share."""
+        return (0.0, *self.parts)
+
+    def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
+        return (self._whole(curves)[:, None] - curves[:, 1:]).mean(1)
+
+    @abstractmethod
+    def _whole(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
+        """Return the objective of the whole input."""
+
+
+@final
+@dataclass(frozen=True)
+class Comprehensiveness(ShareTest):
+    """Fall of the objective when the places with the largest attribution are gone.
+
+    Range        of the objective; higher = what was pointed at is needed.
+    Cost         a forward for each share, and as many for each random order.
+
+    References
+    ----------
+    deyoung2020eraser
+    """
+
+    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
+        return rank < count
+
+    def _whole(self, curves: Tensor) -> Tensor:
+        return curves[:, 0]
+
+
+@final
+@dataclass(frozen=True)
+class Sufficiency(ShareTest):
+    """Fall of the objective when only the places with the largest attribution are left.
+
+    Range        of the objective; lower = what was pointed at is enough.
+    Cost         a forward for each share, and as many for each random order.
+
+    References
+    ----------
+    deyoung2020eraser
+    """
+
+    direction: ClassVar[Direction] = "lower"
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The whole input, then each share."""
+        return (1.0, *self.parts)
+
+    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
+        return rank >= count
+
+    def _whole(self, curves: Tensor) -> Tensor:
+        return curves[:, 0]

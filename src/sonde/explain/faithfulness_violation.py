@@ -1,0 +1,160 @@
+"""Whether the sign of an attribution holds: taking a place away must move the objective its way."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.core.result import Direction, Result
+from sonde.explain._places import Places
+from sonde.explain.attribution import Attribution
+from sonde.explain.baseline import Baseline
+from sonde.explain.faithfulness import PROB
+from sonde.explain.objective import Objective
+from sonde.stats.intervals import clopper_pearson
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT, SiteFunction
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ViolationResult(Result):
+    """Share of places whose removal moves the objective against the sign of their attribution.
+
+    Counts are by rank of the absolute attribution. ``low`` and ``high`` are the exact 95 % interval
+    of ``value``; ``without_ties`` leaves out places whose removal moves nothing; ``base_rate`` is
+    the share of tested places whose removal raises the objective, which is the violation rate of an
+    attribution that is always positive.
+    """
+
+    title: ClassVar[str] = "Violations by rank"
+    direction: Direction = "lower"
+    violations: Int[Tensor, "rank"]
+    ties: Int[Tensor, "rank"]
+    trials: Int[Tensor, "rank"]
+    low: float
+    high: float
+    without_ties: float
+    base_rate: float
+
+
+@final
+@dataclass(frozen=True)
+class FaithfulnessViolation:
+    """Takes the places with the largest absolute attribution away, one at a time.
+
+    A place violates where ``sign(attribution) * sign(f(x) - f(x without it)) < 0``, with the
+    objective's target fixed from the whole input. A change below ``tol`` is a tie, which never
+    violates and is counted apart.
+
+    Range        [0, 1]; lower = better, 0.5 = a coin.
+    Cost         one forward for each place that is tested.
+    Assumes      signed attributions; one that is never negative cannot say "against", so its rate
+                 is ``base_rate`` (``conventions["signed"]`` says so).
+
+    Parameters
+    ----------
+    k : int, default=1
+        How many places of each example, by absolute attribution.
+    baseline : Baseline, optional
+        What stands at a place that is taken away; figures of two baselines do not compare.
+    tol : float, default=1e-6
+    seed : int, default=0
+        Of the order of places with equal attribution.
+
+    Examples
+    --------
+    >>> from sonde.explain import GradTimesInput
+    >>> net, x = torch.nn.Linear(3, 2, bias=False), torch.randn(20, 3)
+    >>> test = FaithfulnessViolation(baseline=Baseline("zero"))
+    >>> test.judge(net, x, GradTimesInput().attribute(net, x), Objective()).value
+    0.0
+
+    References
+    ----------
+    liu2022fvt
+    """
+
+    k: int = 1
+    baseline: Baseline = field(default_factory=Baseline)
+    tol: float = 1e-6
+    seed: int = 0
+    paper: ClassVar[str] = "liu2022fvt"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"FaithfulnessViolation: expected k of at least 1, got {self.k}.")
+
+    @torch.no_grad()
+    def judge(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        found: Attribution,
+        objective: Objective = PROB,
+        site: Pattern = INPUT,
+    ) -> ViolationResult:
+        """Return how often the sign is wrong, by default for the probability of the prediction."""
+        function = SiteFunction(model, inputs, site)
+        fixed = objective.at(function)
+        places = Places.of(function, self.baseline)
+        scores = places.scores(found)
+        order = places.order(scores.abs(), self.seed)
+        whole = fixed.of(function.outputs).double()
+        counts = torch.zeros(3, min(self.k, places.n), dtype=torch.int64)
+        n_raised = 0
+        for rank in range(counts.shape[1]):
+            at = order[:, rank : rank + 1]
+            tried = places.real.gather(1, at)[:, 0].cpu()
+            gone = torch.zeros_like(places.real).scatter_(1, at, True)
+            fall = (whole - fixed.of(function.run(places.without(gone))).double()).cpu()
+            sign = scores.gather(1, at)[:, 0].sign().cpu()
+            is_tie = fall.abs() < self.tol
+            wrong = (sign * fall < 0) & ~is_tie
+            for row, which in enumerate((wrong, is_tie, torch.ones_like(tried))):
+                counts[row, rank] = int((which & tried).sum())
+            n_raised += int(((fall < 0) & ~is_tie & tried).sum())
+        return self._result(counts, n_raised, found, objective, function)
+
+    def _result(
+        self,
+        counts: Int[Tensor, "three rank"],
+        n_raised: int,
+        found: Attribution,
+        objective: Objective,
+        function: SiteFunction,
+    ) -> ViolationResult:
+        wrong, ties, n = (int(row.sum()) for row in counts)
+        low, high = clopper_pearson(wrong, n)
+        return ViolationResult(
+            value=_share(wrong, n),
+            null=_share(n_raised, n),
+            n=n,
+            range=(0.0, 1.0),
+            conventions={
+                "method": repr(self),
+                "objective": objective.name,
+                "site": function.site,
+                "baseline": str(self.baseline),
+                "masking": "replaced by the baseline",
+                "attribution": found.conventions["method"],
+                "signed": found.signed,
+                "null": "an attribution that is always positive",
+                "se": "an exact interval instead (low, high)",
+            },
+            violations=counts[0],
+            ties=counts[1],
+            trials=counts[2],
+            low=low,
+            high=high,
+            without_ties=_share(wrong, n - ties),
+            base_rate=_share(n_raised, n),
+        )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
