@@ -23,6 +23,7 @@ from sonde.edit.merge_arithmetic import Dare, TaskArithmetic, Ties
 from sonde.edit.merge_means import FisherMerge, RegMean, Slerp
 from sonde.edit.null_space import NullSpace, NullSpaceResult
 from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
+from sonde.edit.probes import Probed, probe_accuracy, probes_along
 from sonde.edit.random_direction import RandomDirection
 from sonde.edit.rank_one_edit import RankOneEdit
 from sonde.edit.representation_reading import (
@@ -78,6 +79,7 @@ __all__ = [
     "NullSpaceResult",
     "PairedLeace",
     "ParallelAdapters",
+    "Probed",
     "RandomDirection",
     "RandomLabel",
     "RankOneEdit",
@@ -106,6 +108,8 @@ __all__ = [
     "log_linear",
     "log_probability",
     "membership_attack",
+    "probe_accuracy",
+    "probes_along",
     "with_adapters",
     "with_unmix_norm",
 ]
