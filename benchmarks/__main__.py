@@ -26,6 +26,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.clustering import ray_rows
     from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.edit import fisher_rows
+    from benchmarks.erasing import erase_rows, fact_rows
     from benchmarks.generating import generation_time
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
@@ -61,6 +62,8 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "scan": scan_time,
         "scan-memory": scan_memory,
         "ray": ray_rows,
+        "erase": erase_rows,
+        "facts": fact_rows,
         "merge-scale": merge_rows,
         "scale": scale_rows,
     }

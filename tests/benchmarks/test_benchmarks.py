@@ -33,6 +33,8 @@ NAMES = {
     "cka": 2,
     "scan": 2,
     "scan-memory": 1,
+    "erase": 1,
+    "facts": 3,
     "merge-scale": 6,
     "scale": 6,
 }

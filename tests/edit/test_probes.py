@@ -26,7 +26,7 @@ class Squares(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Identity(), nn.Identity()
-        self.second.forward = lambda x: torch.cat([x, x.square()], 1)
+        self.second.forward = lambda input: torch.cat([input, input.square()], 1)
 
     def forward(self, x):
         return self.second(self.first(x))

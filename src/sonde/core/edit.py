@@ -99,10 +99,15 @@ class AffineMap:
 
     def __call__(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
         """Return the mapped rows."""
-        y = x if self.scale == 1.0 else self.scale * x
-        if self.left is not None and self.right is not None:
-            y = y + (x @ self.right.to(x)) @ self.left.to(x).T
-        return y if self.shift is None else y + self.shift.to(x)
+        if self.left is None or self.right is None:
+            y = x if self.scale == 1.0 else self.scale * x
+            return y if self.shift is None else y + self.shift.to(x)
+        rows, left = x.reshape(-1, x.shape[-1]), self.left.to(x)
+        far = rows @ self.right.to(x)
+        if self.shift is not None:  # as one more direction, so that x is read and written once
+            far = torch.cat([far, far.new_ones(len(far), 1)], 1)
+            left = torch.cat([left, self.shift.to(x)[:, None]], 1)
+        return torch.addmm(rows, far, left.T, beta=self.scale).reshape(x.shape)
 
 
 class Edit(ABC):

@@ -140,6 +140,9 @@ class Instrument(ABC):
         The smallest number of sites where the span is all.
     least_rows : int
         The smallest number of rows for which the quantity is defined; 0 where nothing is refused.
+    estimates : bool
+        Whether its value is an estimate that wants a standard error. That of a detector is none
+        (its scores are calibrated), nor that of an instrument that proposes an edit.
     word : str
         Its name on the command line, where that is not its class in snake_case.
     paper : str
@@ -152,6 +155,7 @@ class Instrument(ABC):
     equal_widths: ClassVar[bool] = False
     least_sites: ClassVar[int] = 2
     least_rows: ClassVar[int] = 0
+    estimates: ClassVar[bool] = True
     word: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -259,6 +263,7 @@ class Detector(Instrument):
     """
 
     part: ClassVar[Part] = "fit"
+    estimates: ClassVar[bool] = False
     reduces: ClassVar[bool] = False
     whole_examples: ClassVar[bool] = False
 

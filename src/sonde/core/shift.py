@@ -107,6 +107,7 @@ class Shift(Instrument):
     """
 
     least_rows: ClassVar[int] = 2
+    estimates: ClassVar[bool] = False
 
     @abstractmethod
     def compare(self, first: Side, second: Side) -> Comparison:

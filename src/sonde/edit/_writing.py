@@ -70,13 +70,15 @@ class Writing:
         for i, layer in enumerate(self.layers):
             if i:
                 keys, state = self._read(module, layer)
-            change = self._update(
-                module, layer, (goal - state) / (len(self.layers) - i), keys, fitted
-            )
+            residual = (goal - state) / (len(self.layers) - i)
+            change = self._update(module, layer, residual, keys, fitted)
+            missed = (keys @ change.right.T @ change.left.T - residual).norm(dim=1)
+            worst = float((missed / residual.norm(dim=1).clamp(min=1e-300)).max())
+            figures["missed"] = max(worst, figures.get("missed", 0.0))
             named = oriented(module, layer, change)
             module = RewritePlan.of(module, named).fold(module)
             changes |= named
-        if figures:
+        if "nats_searched" in figures:
             told = log_probability(replace(self.model, module=module), self.facts, self.prefixes)
             figures["nats_after"] = float(told.mean())
         return RewritePlan.of(self.model, changes, method, **figures)

@@ -59,6 +59,7 @@ class Inlp(Instrument):
     margin: float = 0.01
     shrinkage: Shrinkage = "oas"
     sample: int = SAMPLE
+    estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "ravfogel2020inlp"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"max_rounds": 1, "shrinkage": 0.1})
 

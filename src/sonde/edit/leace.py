@@ -65,6 +65,7 @@ class Leace(Instrument):
     """
 
     products: Products = "fast"
+    estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "belrose2023leace"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"products": "exact"})
 
@@ -102,6 +103,7 @@ class PairedLeace(Instrument):
     """
 
     span: ClassVar[Span] = "pair"
+    estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "belrose2023leace"
 
     def reads(self) -> dict[str, Statistic[Any]]:

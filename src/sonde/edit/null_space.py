@@ -86,6 +86,7 @@ class NullSpace(Instrument):
     """
 
     tolerance: float = 1e-2
+    estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "fang2025alphaedit"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"tolerance": 0.5})
 

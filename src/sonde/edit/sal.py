@@ -42,6 +42,7 @@ class Sal(Instrument):
     """
 
     rank: int | None = None
+    estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "shao2023sal"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"rank": 1})
 

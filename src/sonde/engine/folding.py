@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
-from sonde.core.instrument import SAMPLE, Detector, Instrument
+from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.plan import UNIT_SIZE, Split, groups_are_whole
 from sonde.core.result import Result
 from sonde.core.statistic import Learner
@@ -42,9 +42,7 @@ def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
     while True:
         task = Task(following, keys)
         states = observe_stream(stream, requests([task]), unit_size=ARRAY_BATCH)
-        # A scorer's value is no estimate that needs an error: its scores are calibrated instead.
-        scores = isinstance(following, Detector)
-        sample = None if scores else array_sample(stream, terms_of(task))
+        sample = array_sample(stream, terms_of(task)) if following.estimates else None
         result = result_with_error(following, states_of(task, states), terms_of(task), sample)
         later = following.then(result)
         if later is None:

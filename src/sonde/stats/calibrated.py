@@ -148,6 +148,7 @@ class Calibrated(Instrument):
     With ``kept``, the detector was calibrated later on other rows, of which scores are kept.
     """
 
+    estimates: ClassVar[bool] = False
     detector: Detector
     m: int = SAMPLE
     reduction: str | None = None

@@ -5,12 +5,15 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.stats.moments import MomentsState, centre, gram
+from sonde.stats.moments import BLOCK, MomentsState, centre, gram
+
+FEW = 32
+"""Most classes whose rows are summed by products."""
 
 Scatter = Literal["pooled", "trace", "diag", "full"]
 Products = Literal["exact", "fast"]
@@ -137,9 +140,9 @@ class ClassMoments(Statistic[ClassMomentsState]):
         self._check(len(labels))
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         weight = torch.bincount(member, minlength=len(labels)).double()
-        rough = _sums(wide.double(), member, len(labels)) / weight[:, None]
+        rough = _sums(wide, member, len(labels)) / weight[:, None]
         centred = wide - rough.to(wide.dtype)[member]
-        residual = _sums(centred.double(), member, len(labels)) / weight[:, None]
+        residual = _sums(centred, member, len(labels)) / weight[:, None]
         within = self._within(centred, member, weight, residual)
         mean = rough.to(wide.dtype).double() + residual
         return ClassMomentsState(labels, weight, mean, within, self.scatter, rest)
@@ -153,8 +156,8 @@ class ClassMoments(Statistic[ClassMomentsState]):
         delta = _spread(b.mean, b.labels, labels) - mean
         weight, share = wa + wb, wa * wb / (wa + wb)
         if self.scatter == "pooled":
-            within = a.within + b.within
-            within += (delta * share[:, None]).T @ delta
+            within = torch.addmm(a.within, (delta * share[:, None]).T, delta)
+            within += b.within  # in place: these may be the largest things in memory
         else:
             within = _spread(a.within, a.labels, labels) + _spread(b.within, b.labels, labels)
             within = within + _outer(delta, self.scatter) * _column(share, within)
@@ -207,8 +210,7 @@ class ClassMoments(Statistic[ClassMomentsState]):
     ) -> Tensor:
         if self.scatter == "pooled":
             within = gram(centred, centred.dtype if self.products == "fast" else None)
-            within -= (residual * weight[:, None]).T @ residual
-            return within
+            return within.addmm_((residual * weight[:, None]).T, residual, alpha=-1.0)
         correction = _outer(residual, self.scatter) * _column(
             weight, _outer(residual, self.scatter)
         )
@@ -239,6 +241,18 @@ def _average(weight: Float[Tensor, "class"], mean: Float[Tensor, "class dim"]) -
 
 
 def _sums(values: Tensor, member: Int[Tensor, "row"], n_classes: int) -> Tensor:
+    """Return the sum of each class in float64.
+
+    Of a few classes by products of 64 rows in their own type, added in float64: several times
+    faster, and as exact as ``column_sum``.
+    """
+    if 0 < n_classes <= FEW and values.ndim == 2 and values.dtype == torch.float32:
+        whole, own = len(values) // BLOCK * BLOCK, nn.functional.one_hot(member, n_classes)
+        own = own.to(values)
+        rows = values[:whole].reshape(-1, BLOCK, values.shape[1])
+        blocks = own[:whole].reshape(-1, BLOCK, n_classes).mT @ rows
+        return blocks.double().sum(0) + (own[whole:].T @ values[whole:]).double()
+    values = values.double()
     out = torch.zeros(n_classes, *values.shape[1:], dtype=values.dtype, device=values.device)
     return out.index_add_(0, member, values)
 

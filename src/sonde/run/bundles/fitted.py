@@ -136,7 +136,7 @@ class Fitted:
         if i not in self._results:
             task = last_task(self.tasks[i], self.states, self.split)
             rows = None
-            if self.sample is not None and not isinstance(task.instrument, Calibrated | Detector):
+            if self.sample is not None and task.instrument.estimates:
                 n_groups = int(self.header["data"]["n_groups"])
                 rows = self.sample.rows(task.keys, self.states, n_groups)
             result = result_with_error(

@@ -10,7 +10,6 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import SAMPLE, Detector, Every, Instrument, reads_rows
 from sonde.core.plan import Split
 from sonde.core.reduction import AUTO, reduction_at
-from sonde.core.shift import Shift
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.state import digest
 from sonde.core.statistic import Statistic
@@ -213,7 +212,7 @@ def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> 
     names: set[str] = set()
     for task in tasks:
         terms = terms_of(task, split)
-        if isinstance(task.instrument, Detector | Calibrated | Shift) or any(
+        if not task.instrument.estimates or any(
             type(t.statistic).influence is Statistic.influence for t in terms
         ):
             continue
