@@ -13,7 +13,7 @@ from sonde.weights import Exchange, RewritePlan
 def test_the_overview_teaches_every_word(run):
     text = run("edit", "--help").out
     assert text == run("edit").out
-    flat = " ".join(text.split())
+    flat = " ".join(text.replace("\\\n", " ").split())
     for word, command in EDITS.items():
         for label in ("Example", "Differs"):
             assert told_by(command, label), f"{word} says no {label}"

@@ -92,3 +92,17 @@ def test_bad_input_is_refused():
 
     with pytest.raises(InputError, match="no way to draw them again"):
         Retrain().plan(Own(), data)
+
+
+def test_the_examples_of_a_class_are_those_with_its_label():
+    model, _ = world()
+    data = open_inputs(model, items_of(*(part[:50] for part in digits())))
+    three, rest = data.of_class("3"), data.of_class("3", without=True)
+    labels = [torch.cat([b.label for b in part.batches(0, len(part))]) for part in (three, rest)]
+    assert bool((labels[0] == 3).all())
+    assert not bool((labels[1] == 3).any())
+    assert len(three) + len(rest) == 50
+    assert len(rest.first(7)) == 7
+    assert three.identity() != rest.identity()
+    with pytest.raises(InputError, match=r"expected a class among 0, 1, .*got '33'"):
+        data.of_class("33")

@@ -1,7 +1,7 @@
 """A data set as the batches of one model: ``ItemInputs``."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, final
@@ -9,12 +9,12 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, near
 from sonde.core.inputs import InputBatch, Inputs
 from sonde.core.wording import plural
 from sonde.data.columns import LABEL_NAMES, Layout
 from sonde.data.encoder import Collated, Encoder, Prepared
-from sonde.data.listing import Listing
+from sonde.data.listing import Listing, taken
 from sonde.data.sources import Row, Source
 
 
@@ -43,6 +43,30 @@ class ItemInputs(Inputs):
     skip_bad: bool = False
     typed: dict[str, Any] = field(default_factory=dict[str, Any])
     _broken: dict[int, str] = field(default_factory=dict)
+
+    def first(self, n: int) -> "ItemInputs":
+        """Return the first ``n`` examples of the planned order."""
+        if n >= len(self):
+            return self
+        return replace(self, listing=taken(self.listing, np.arange(n), f"first {n}"))
+
+    def of_class(self, name: str, without: bool = False) -> "ItemInputs":
+        """Return the examples of one class, or all others.
+
+        Raises
+        ------
+        InputError
+            If no class of the data has this name.
+        """
+        known = dict(zip(self.label_names, range(len(self.label_names)), strict=True))
+        if name not in known:
+            raise InputError(
+                f"{self.source.name}: expected a class among {', '.join(known) or 'none'}, got "
+                f"{name!r}.{near(name, known)}"
+            )
+        wanted = (self.listing.label == known[name]) != without
+        how = f"{'without' if without else 'class'} {name}"
+        return replace(self, listing=taken(self.listing, np.flatnonzero(wanted), how))
 
     @property
     def group_keys(self) -> Sequence[bytes]:

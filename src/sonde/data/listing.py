@@ -196,6 +196,20 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
     base = base_hashes(listing.keys, "sample", seed)
     rank = rank_key(draws(base, listing.first, listing.occurrence)).numpy()
     kept = np.sort(np.argsort(rank, kind="stable")[:n])
+    return taken(listing, kept, f"{n}|{seed}")
+
+
+def taken(listing: Listing, kept: np.ndarray, how: str) -> Listing:
+    """Return some examples of a listing, by their numbers in its order.
+
+    Parameters
+    ----------
+    listing : Listing
+    kept : array of int
+        Sorted.
+    how : str
+        By what they were chosen, for the fingerprint.
+    """
     rows = listing.row[kept]
     names = "occurrence row piece first length truncated label size pair side"
     arrays = tuple(names.split())
@@ -205,9 +219,7 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
         group_keys=[listing.group_keys[i] for i in kept],
         contents=[listing.contents[i] for i in kept],
         **{name: getattr(listing, name)[kept] for name in arrays},
-        fingerprint=blake2b(
-            f"{listing.fingerprint}|{n}|{seed}".encode(), digest_size=16
-        ).hexdigest(),
+        fingerprint=blake2b(f"{listing.fingerprint}|{how}".encode(), digest_size=16).hexdigest(),
         n_items=len(np.unique(rows)),
         n_chunked=len(np.intersect1d(rows, listing.row[listing.piece > 0])),
         n_truncated=len(np.unique(rows[listing.truncated[kept] > 0])),

@@ -111,7 +111,7 @@ def tuned(
     label : str
         For the progress bar.
     stop : callable, optional
-        Asked after every epoch.
+        Asked after every step.
     start : nn.Module, optional
         What is trained, in the mode that it has; a copy of the model by default.
     progress : bool, default=True
@@ -134,8 +134,9 @@ def tuned(
                 objective(trainee, batches[index]).backward()
                 optimiser.step()
                 bar.advance(len(batches[index]))
-            if stop is not None and stop(trainee):
-                break
+                if stop is not None and stop(trainee):
+                    module.zero_grad(set_to_none=True)
+                    return module.eval()
     module.zero_grad(set_to_none=True)
     return module.eval()
 

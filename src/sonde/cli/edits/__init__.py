@@ -12,10 +12,12 @@ from textwrap import fill, indent
 from typing import Any
 
 from sonde.cli._table import filled
+from sonde.cli.edits.forget import Forget
 from sonde.cli.edits.merge import MergeModels
 from sonde.cli.edits.undo import Undo
 
 EDITS: dict[str, type[Any]] = {
+    "forget": Forget,
     "merge": MergeModels,
     "undo": Undo,
 }

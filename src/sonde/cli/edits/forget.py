@@ -1,0 +1,213 @@
+"""``sonde edit forget``: as if some examples had never been in the training data."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import ModelWord, Printing, named
+from sonde.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.core.inputs import Model
+    from sonde.data import ItemInputs
+    from sonde.edit import Forgotten
+    from sonde.weights import Rewrite
+
+JUDGED = 128
+"""Most examples of a side that the change is judged by."""
+
+
+@dataclass(frozen=True)
+class ForgetData:
+    """What is forgotten and what is kept."""
+
+    forget: Annotated[str, named("DATA", "examples to forget, with their labels or texts")]
+    retain: Annotated[
+        str | None, named("DATA", "the rest of the training data (with --of-class: of --forget)")
+    ] = None
+    held: Annotated[
+        str | None, named("DATA", "examples that the model never saw, for the membership attack")
+    ] = None
+    of_class: Annotated[
+        str | None, named("NAME", "forget this class of --forget, and keep the others of --retain")
+    ] = None
+    limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
+    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
+    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+
+    @property
+    def kept(self) -> str:
+        """The data that are kept, as the user named them."""
+        return self.retain or self.forget
+
+    def sides(self, model: "Model") -> dict[str, "ItemInputs"]:
+        """Return the data by their part: forget, retain, and held where it was named."""
+        from sonde.data import open_inputs
+
+        if self.retain is None and self.of_class is None:
+            raise InputError(
+                "edit forget: expected --retain, the training data to be kept, got none. Name "
+                "them, or a class of --forget by --of-class."
+            )
+        words = {"forget": self.forget, "retain": self.kept, "held": self.held}
+        found: dict[str, ItemInputs] = {}
+        for part, word in words.items():
+            if word is None:
+                continue
+            split = "test" if part == "held" else "train"
+            data = open_inputs(
+                model,
+                word,
+                split=split,
+                limit=self.limit,
+                label_column=self.label_column,
+                text_column=self.text_column,
+            )
+            if self.of_class is not None:
+                data = data.of_class(self.of_class, without=part == "retain")
+            found[part] = data
+            if not len(data):
+                raise InputError(f"--{part}: expected examples, got none. Give it other data.")
+        return found
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Make a model as if it had never seen some of its training data.
+
+    random, preference and ascent train a copy: wrong answers for these examples, answers less
+    likely than before, or a higher loss, and the old answers for the rest. dampen trains nothing:
+    it shrinks the weights that matter to these examples far more than to all, which may change
+    nothing. The report has what became of each side and, with --held, whether an attacker can
+    still tell who was in the training data.
+
+    Differs: forgets examples; erase takes a concept out of the states, ablate a behaviour.
+
+    Example: sonde edit forget sonde:digits --forget sonde:digits --of-class 3 -o NEW
+    """
+
+    model: ModelWord
+    data: ForgetData
+    output: Annotated[
+        Path, tyro.conf.arg(aliases=["-o"], metavar="NEW", help="folder for the changed model")
+    ]
+    method: Annotated[
+        Literal["random", "preference", "ascent", "dampen"],
+        tyro.conf.arg(help="how it is made to forget"),
+    ] = "random"
+    alpha: Annotated[
+        float | None, named("A", "dampen: how much more a weight must matter to --forget")
+    ] = None
+    retrain: Annotated[
+        bool, tyro.conf.arg(help="train a model anew without --forget, to compare with (slow)")
+    ] = False
+    report: Annotated[
+        Path | None, named("FILE", "page to write, .html or .json (default: NEW.html)")
+    ] = None
+    force: Annotated[bool, tyro.conf.arg(help="write it even where it is too large")] = False
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Plan, judge, write, and say what became of the examples."""
+        from sonde.data import load
+        from sonde.edit import Retrain, forgotten
+        from sonde.report.edit import save_edit
+        from sonde.report.edit_terminal import edit_to_text, edit_verdict
+        from sonde.weights import save_edited
+        from sonde.weights.folder import check_output, folder_of
+
+        model = load(self.model, device=self.data.device)
+        check_output(self.output, folder_of(model))
+        page = self.report or self.output.absolute().with_name(self.output.name + ".html")
+        rule, sides = self._rule(), self.data.sides(model)
+        plan = rule.plan(model, sides)
+        judgement = self._judged(model, plan, sides)
+        if judgement.too_large and not self.force:
+            raise InputError(
+                f"this edit is too large: {judgement.too_large}. Take another --method, a larger "
+                "--alpha, or --force."
+            )
+        anew = Retrain().plan(model, sides).fold(model) if self.retrain else None
+        found = forgotten(model, plan.fold(model), **sides, retrained=anew)
+        saved = save_edited(model, plan, self.output, name=self.model)
+        document = self._document(judgement, found, saved.tensors, plan.method)
+        save_edit(document, page)
+        if self.printing.json:
+            say_json({**document, "forgotten": found.json()})
+        else:
+            say(edit_verdict(document) if self.printing.quiet else edit_to_text(document))
+        note(f"wrote {page}")
+        return 0
+
+    def _rule(self) -> "Rewrite":
+        from sonde.edit import GradientAscent, NegPreference, RandomLabel, SelectiveDampening
+
+        if self.method == "dampen":
+            return SelectiveDampening(self.alpha)
+        if self.alpha is not None:
+            raise InputError(f"--alpha: {self.method} does not read it.")
+        trained = {"ascent": GradientAscent, "random": RandomLabel, "preference": NegPreference}
+        return trained[self.method]()
+
+    def _judged(self, model: "Model", plan: Any, sides: dict[str, "ItemInputs"]) -> Any:
+        from sonde.run.judging.acts import plan_act, plan_controls
+        from sonde.run.judging.judge import Side, judge
+
+        return judge(
+            model,
+            plan_act(model, plan),
+            [Side("forget", sides["forget"].first(JUDGED), -1)],
+            sides["retain"].first(JUDGED),
+            controls=plan_controls(model, plan),
+            progress=not self.printing.quiet,
+        )
+
+    def _document(
+        self, judgement: Any, found: "Forgotten", tensors: Any, method: str
+    ) -> dict[str, Any]:
+        from sonde.run.judging.edit_document import edit_document
+
+        only = "" if self.data.of_class is None else f", class {self.data.of_class}"
+        notes = [] if found.attack else ["Without --held nobody can tell how an attacker fares."]
+        if found.retrained is None:
+            notes.append("--retrain shows a model that never saw the examples, beside these.")
+        return edit_document(
+            "forget",
+            judgement,
+            model=self.model,
+            method=method,
+            places=list(tensors),
+            target=f"{self.data.forget}{only} less likely",
+            neutral=self.data.kept,
+            output=str(self.output),
+            tables=tables_of(found),
+            notes=notes,
+        )
+
+
+def tables_of(found: "Forgotten") -> list[Any]:
+    """Return what became of each part of the data, and of the attacker, as tables of a report."""
+    from sonde.run.judging.edit_document import EditTable
+
+    models = {"before": found.before, "after": found.after, "trained anew": found.retrained}
+    shown = {name: parts for name, parts in models.items() if parts is not None}
+    columns = ("model", *(f"{what}, {part}" for part in found.after for what in ("right", "nats")))
+    rows = tuple(
+        (name, *(value for part in parts.values() for value in (part.accuracy, part.loss)))
+        for name, parts in shown.items()
+    )
+    tables = [EditTable("Share of right answers and mean loss of each part", columns, rows)]
+    attacks = {
+        "before": found.attack_before,
+        "after": found.attack,
+        "trained anew": found.attack_retrained,
+    }
+    told = tuple((n, float(m.value), m.low, m.high) for n, m in attacks.items() if m is not None)
+    if told:
+        title = "Membership attack by low loss, forgotten against unseen examples; .5 = cannot tell"
+        tables.append(EditTable(title, ("model", "AUROC", "low", "high"), told))
+    return tables
