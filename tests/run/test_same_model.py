@@ -174,7 +174,7 @@ def test_another_function_inside_a_forward_is_warned_of():
     with says:
         Guard(other, probe, alpha=None)
     with says:
-        probe.merge(fitted(other, ROWS + 1))
+        assert probe.merge(fitted(other, ROWS + 1)).header["model"]["code"] is None
     same = called(commented)
     score(probe, read(same, ROWS + 1), progress=False)
     probe.merge(fitted(same, ROWS + 1))

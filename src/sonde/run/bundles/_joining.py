@@ -23,6 +23,7 @@ from sonde.run.instruments.stages import has_stages
 from sonde.run.passes.units import add_counters, join_units
 from sonde.run.reading.recipe import common, recipe_in, require_same_recipe
 from sonde.stats import HashSample, HashSampleState
+from sonde.tap import same_code
 
 Units = list[dict[str, Any]]
 MOST_SHARED = 0.5
@@ -58,7 +59,7 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
     header = {
         **{name: value for name, value in a.header.items() if name != "group_draws"},
         **draws,
-        "model": b.header["model"] | {k: v for k, v in a.header["model"].items() if v is not None},
+        "model": _one_model(a.header["model"], b.header["model"]),
         "recipe": common(recipe_in(a.header), recipe_in(b.header)),
         "units": units,
         "counters": add_counters(a.header["counters"], b.header["counters"]),
@@ -66,6 +67,12 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
         | {**data, "label_names": list(names or ())},
     }
     return merge_states(a.requests, a.states, b.states), header
+
+
+def _one_model(mine: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of the model; forwards of two kinds are none that could be compared."""
+    found = its | {k: v for k, v in mine.items() if v is not None}
+    return found if same_code(mine.get(CODE), its.get(CODE)) else found | {CODE: None}
 
 
 def _require_alike(a: Bundle, b: Bundle) -> None:
