@@ -114,6 +114,25 @@ def test_padding_is_left_alone():
     assert torch.equal(b[~real], a[~real])
 
 
+@torch.no_grad()
+def test_values_of_an_encoder_are_padded_as_its_text_is():
+    model = models.t5()
+    inputs = inputs_of("t5", model, padded=True)
+    inputs["decoder_input_ids"] = inputs["decoder_input_ids"].repeat(1, 2)[:, :7]  # as long
+    site = "decoder.block.1.layer.1:values"
+    with Tap(model, site) as before:
+        model(**inputs)
+    with editing(model, Scale(2.0), site), Tap(model, site) as tap:
+        model(**inputs)
+    with Tap(model, site, "mean") as mean:
+        model(**inputs)
+    (a,), (b,), (m,) = before.rows.values(), tap.rows.values(), mean.rows.values()
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(b[real], 2 * a[real])
+    assert torch.equal(b[~real], a[~real])
+    torch.testing.assert_close(m[1], a[1, :4].mean(0))
+
+
 def test_one_layer_runs_explicitly_and_is_refused_where_heads_are_not_the_product(monkeypatch):
     model, inputs = llama_inputs()
     modeling = importlib.import_module(type(model).__module__)

@@ -150,11 +150,11 @@ def attend(
     return out if heads is out[0] else (heads, *out[1:])
 
 
-def _seen(watched: WatchedAttention, port: str, x: Tensor) -> Tensor:
+def _seen(watched: WatchedAttention, port: str, x: Tensor, *, of_encoder: bool = False) -> Tensor:
     if not watched.wants(port):
         return x
     given = x.transpose(1, 2)
-    left = watched.seen(port, given)
+    left = watched.seen(port, given, of_encoder=of_encoder)
     return x if left is given else left.transpose(1, 2)
 
 
@@ -165,7 +165,7 @@ def _seen_new(
     if new.start == new.stop or not watched.wants(port):
         return x
     given = x[:, :, new]
-    left = _seen(watched, port, given)
+    left = _seen(watched, port, given, of_encoder=not source.same_text)
     if left is given:
         return x
     if source.cached:

@@ -91,6 +91,8 @@ class WatchedAttention:
         x: Tensor,
         figures: Figures | None = None,
         lengths: Sequence[int] | None = None,
+        *,
+        of_encoder: bool = False,
     ) -> Tensor:
         """Return heads, (example, position, head, width), as hooks left them: the same if they did.
 
@@ -102,10 +104,12 @@ class WatchedAttention:
             Make what can be read of each head.
         lengths : sequence of int, optional
             Real positions of each example where hooks are given nested tensors.
+        of_encoder : bool, default=False
+            Whether the positions are those of an encoder's text.
         """
         for watch in self._watches:
             for hook in watch.hooks.get((self._id, port), ()):
-                view = PortView(x, figures or {}, lengths)
+                view = PortView(x, figures or {}, lengths, of_encoder=of_encoder)
                 new = hook(view)
                 x = x if new is None or new is view else view.with_changes(new)
         return x

@@ -25,6 +25,7 @@ from sonde.tap.hand.where import Places, Where
 from sonde.tap.hooks.call import Call, encoder_of
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
+from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, active_sessions, check_readable
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.rows.reduce import NARROW
@@ -217,7 +218,8 @@ class _Editor:
         leaf = find(output, site.key)
         if leaf is None:
             raise SiteError(f"editing: {str(site)!r} returned no such floating-point tensor.")
-        new = self._changed(leaf, site)
+        of_encoder = isinstance(output, PortView) and output.of_encoder
+        new = self._changed(leaf, site, of_encoder=of_encoder)
         return None if new is leaf else replaced(output, leaf, new)
 
     def _before(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -238,10 +240,10 @@ class _Editor:
         """Return the call that a module's states belong to."""
         return self.encoding if id(module) in self.in_encoder else self.running
 
-    def _changed(self, leaf: Tensor, site: Site) -> Tensor:
+    def _changed(self, leaf: Tensor, site: Site, *, of_encoder: bool = False) -> Tensor:
         """Return the edited activation; ``leaf`` itself where nothing is to be changed."""
         module = self.modules[site.path]
-        now = self._now(module)
+        now = self.encoding if of_encoder else self._now(module)
         axis = 2 if site.port in ATTENTION_PORTS else None
         view = FeaturesLast.of(leaf, module, self.root, None if now is None else now.call, axis)
         new = self._edited(view.x, site, now, view.has_tokens)

@@ -22,6 +22,7 @@ from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import arguments, decodes, find, find_input
+from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import Pattern, resolve
@@ -209,6 +210,7 @@ class Tap:
                 owner.calls, self._taken[tapped.name] = 1, [rows]
                 return
         for tapped in owner.called():
+            tapped.of_encoder = isinstance(output, PortView) and output.of_encoder
             self._keep(tapped, owner.module, find(output, tapped.leaf))
 
     def _before(self, owner: TappedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -250,7 +252,8 @@ class Tap:
         if tapped.reduction is None or tapped.shape != x.shape:
             axis = 2 if tapped.site.port in ATTENTION_PORTS else self._reducer.axis
             axes = guess_axes(x, module, self.module, axis)
-            if self._has_target and "encoder" not in tapped.site.path.split("."):
+            in_encoder = tapped.of_encoder or "encoder" in tapped.site.path.split(".")
+            if self._has_target and not in_encoder:
                 axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
             tapped.reduction, tapped.shape = Reduction(self._reducer, axes), x.shape
             tapped.mean = tapped.reduction.stack_key if tapped.reduction.is_token_mean else None

@@ -18,6 +18,7 @@ class TappedSite:
     shape: Sequence[int] = ()
     reduction: Reduction | None = None
     mean: Hashable = None  # names the reduction where it is a mean over tokens
+    of_encoder: bool = False  # its positions are those of the text that a decoder looks at
 
     def __post_init__(self) -> None:
         self.call, self.leaf = self.site.call, self.site.key

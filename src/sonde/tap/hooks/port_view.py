@@ -25,6 +25,8 @@ class PortView(Mapping[str, Tensor]):
         Make the figures.
     lengths : sequence of int or None
         Real positions of each example where hooks are given nested tensors.
+    of_encoder : bool, default=False
+        Whether the positions are those of an encoder's text, in a decoder that looks at it.
     """
 
     def __init__(
@@ -32,8 +34,11 @@ class PortView(Mapping[str, Tensor]):
         x: Tensor,
         figures: Mapping[str, Callable[[], Tensor]],
         lengths: Sequence[int] | None = None,
+        *,
+        of_encoder: bool = False,
     ) -> None:
         self.x, self._figures, self._lengths = x, figures, lengths
+        self.of_encoder = of_encoder
         self.made: dict[str, Tensor] = {}
 
     def __getitem__(self, key: str) -> Tensor:
