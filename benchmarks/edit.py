@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.against import seconds_note
 from benchmarks.nets import VOCABULARY
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
-from benchmarks.rows import Row
+from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 from sonde.core.inputs import Model
 from sonde.data import open_inputs
 from sonde.tap import squared_gradients
 
 ROWS_BUDGET, TEXT_BUDGET = 0.25, 0.8
+MERGE_BUDGET = 0.5
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,41 @@ def _texts(n: int, length: int, size: Size) -> _Case:
 
 def _cross_entropy(logits: Tensor, item: dict[str, Any]) -> Tensor:
     return nn.functional.cross_entropy(logits, torch.tensor([item["label"]]))
+
+
+def merge_models_rows(size: Size) -> list[Row]:
+    """Time and memory of merging three models from disk to disk, against mergekit."""
+    from benchmarks.child import run_child
+    from benchmarks.environments import PeerError, python_of
+
+    name = "merge-models"
+    try:
+        python = python_of("mergekit", size.offline)
+    except PeerError as error:
+        return [not_measured(name, "merging three models from disk to disk", str(error))]
+    options = {"tiny": size.tiny, "rounds": size.pick(3, 1)}
+    found = run_child("benchmarks.merge_runner:merges", python, steady=True, **options)
+    rows: list[Row] = []
+    for rule, one in found["rules"].items():
+        what = f"{rule} of three models of {found['model_mib']:.0f} MiB, disk to disk"
+        apart = f"; weights apart {one['apart']:.1g}" if rule == "TIES" else ""
+        rows += [
+            Row(
+                name,
+                f"{what}, against mergekit",
+                one["median"],
+                budget=MERGE_BUDGET,
+                spread=one["spread"],
+                rounds=one["rounds"],
+                note=f"{seconds_note(one)}{apart}; {found['peer']}",
+            ),
+            Row(
+                name,
+                f"{what}, memory without mapped files",
+                one["mib"]["ours"],
+                unit="MiB",
+                budget=found["model_mib"] + 256,
+                note=f"the peer {one['mib']['theirs']:.0f} MiB",
+            ),
+        ]
+    return rows

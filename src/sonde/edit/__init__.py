@@ -37,6 +37,7 @@ from sonde.edit.second_moment import SecondMoment, SecondMomentResult
 from sonde.edit.selective_dampening import SelectiveDampening
 from sonde.edit.steering_vector import SteeringDirection, SteeringVector
 from sonde.edit.temporal_correction import TemporalCorrection
+from sonde.edit.twin_merge import LinearRouter, TwinMerge, TwinModel
 from sonde.edit.unlearning import GradientAscent, NegPreference, RandomLabel, Retrain
 from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
 
@@ -72,6 +73,7 @@ __all__ = [
     "Inject",
     "Inlp",
     "Leace",
+    "LinearRouter",
     "LogLinear",
     "MeanAblate",
     "NegPreference",
@@ -100,6 +102,8 @@ __all__ = [
     "TaskArithmetic",
     "TemporalCorrection",
     "Ties",
+    "TwinMerge",
+    "TwinModel",
     "UnMixNorm",
     "choose_ablation",
     "drop_sources",

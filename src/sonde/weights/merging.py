@@ -175,7 +175,7 @@ def _chosen(
         Naming the first that is another.
     """
     first, kept = folders[0], {n for n in folders[0].places if _matches(n, keep)}
-    unused = [p for p in keep if not any(fnmatchcase(n, p) for n in first.places)]
+    unused = [p for p in keep if not any(_matches(n, [p]) for f in folders for n in f.places)]
     if unused:
         raise InputError(f"merge_models: no tensor of {names[0]} matches {unused[0]!r}.")
     for folder, name in zip(folders[1:], names[1:], strict=True):
@@ -186,7 +186,7 @@ def _chosen(
             has, lacks = (name, names[0]) if apart[0] in mine else (names[0], name)
             raise InputError(
                 f"merge_models: {has} has {apart[0]} and {lacks} has not: they are no models of "
-                f"one base. Give models of one base, or keep {apart[0]!r} out."
+                f"one base. Give models of one base, or name {apart[0]!r} among those to keep."
             )
         for n in mine:
             one, other = (f.weights[f.places[n]].entries[n].shape for f in (first, folder))

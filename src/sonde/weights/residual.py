@@ -95,7 +95,7 @@ def residual_writers(
     >>> import sonde
     >>> model = sonde.load("sonde:stdlib", device="cpu")
     >>> [x.name for x in residual_writers(model)][:3]
-    ['transformer.wte', 'transformer.wpe', 'transformer.h.0.attn.c_proj']
+    ['model.embed_tokens', 'model.layers.0.self_attn.o_proj', 'model.layers.0.mlp.down_proj']
     """
     module = module_of(model)
     last = resolve(module, site)[-1]

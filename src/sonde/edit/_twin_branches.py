@@ -1,0 +1,173 @@
+"""Branches beside the layers of a shared model: what each expert adds, weighted for each row."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sonde.core.errors import ShapeError, StateError
+from sonde.weights._layer import layer_of
+
+LINEAR = 1e-3
+"""Largest departure from linearity in the parameters, in parts of the largest change."""
+
+
+class Route:
+    """How much of each expert every example gets; None while the branches are closed."""
+
+    def __init__(self) -> None:
+        self.weights: Float[Tensor, "example expert"] | None = None
+
+    def for_rows(self, n: int, like: Tensor) -> Float[Tensor, "row expert"]:
+        """Return the weights of rows, some for each example, in the type of a tensor.
+
+        Raises
+        ------
+        ShapeError
+            If the rows are no examples.
+        """
+        assert self.weights is not None  # closed branches ask for nothing
+        if n % len(self.weights):
+            raise ShapeError(
+                f"TwinModel: expected rows of {len(self.weights)} examples, got {n} rows. This "
+                "model mixes its examples; route them one by one."
+            )
+        return self.weights.to(like).repeat_interleave(n // len(self.weights), 0)
+
+
+class Branch(nn.Module):
+    """A forward hook that adds what the experts' parameters change."""
+
+    def __init__(self, name: str, route: Route) -> None:
+        super().__init__()
+        self.name, self.route = name, route
+
+    def forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Return the output with the branches added, None while they are closed."""
+        like = output if isinstance(output, Tensor) else None
+        if self.route.weights is None:
+            return None
+        if like is None or not args:
+            raise StateError(
+                f"TwinModel: {self.name} ({type(module).__name__}) does not take and return one "
+                "tensor, so no branch can be added."
+            )
+        x = args[0]
+        if len(x) == 1:  # one for all examples, as positions are
+            x = x.expand(len(self.route.weights), *x.shape[1:])
+        return output + self.added(module, x, self.route.for_rows(len(x), like))
+
+    def added(self, module: Any, x: Tensor, weights: Tensor) -> Tensor:
+        """Return what the branches add for an input."""
+        raise NotImplementedError
+
+
+class _Thin(Branch):
+    """Of a matrix: ``sum_e w_e (x right_e) left_e^T``, and the biases."""
+
+    def __init__(self, name: str, route: Route, kind: str, left: Tensor, right: Tensor,
+                 bias: Tensor | None) -> None:  # fmt: skip
+        super().__init__(name, route)
+        self.kind = kind
+        self.register_buffer("left", left)
+        self.register_buffer("right", right)
+        self.register_buffer("bias", bias)
+
+    def added(self, module: Any, x: Tensor, weights: Tensor) -> Tensor:
+        left: Any = self.left
+        right: Any = self.right
+        bias: Any = self.bias
+        if self.kind == "rows":
+            return torch.einsum("eb...r,edr,be->b...d", left[:, x], right, weights)
+        if self.kind == "maps":
+            total = None
+            for i in range(len(left)):
+                kernel = right[i].T.reshape(-1, *module.weight.shape[1:])
+                thin = module._conv_forward(x, kernel, None)
+                one = torch.einsum("br...,or,b->bo...", thin, left[i], weights[:, i])
+                total = one if total is None else total + one
+            assert total is not None  # there is at least one expert
+        else:
+            thin = torch.einsum("b...i,eir,be->be...r", x, right, weights)
+            total = torch.einsum("be...r,eor->b...o", thin, left)
+        if bias is None:
+            return total
+        mixed = weights @ bias
+        at = 1 if self.kind == "maps" else total.ndim - 1
+        return total + mixed.reshape([len(mixed) if i == 0 else -1 if i == at else 1
+                                      for i in range(total.ndim)])  # fmt: skip
+
+
+class _Whole(Branch):
+    """Of a norm and the like: what the module gives with each expert's parameters."""
+
+    def __init__(self, name: str, route: Route, parts: Mapping[str, Tensor]) -> None:
+        super().__init__(name, route)
+        self.names, self.checked = list(parts), False
+        for part, x in parts.items():
+            self.register_buffer(f"of_{part}", x)
+
+    def added(self, module: Any, x: Tensor, weights: Tensor) -> Tensor:
+        kept, self.route.weights = self.route.weights, None
+        try:
+            plain = module(x)
+            total = torch.zeros_like(plain)
+            for i in range(weights.shape[1]):
+                change = self._given(module, x, i, 1.0) - plain
+                if not self.checked:
+                    self._check_linear(module, change, self._given(module, x, i, 0.5) - plain)
+                weight = weights[:, i]
+                total = total + weight.reshape(-1, *[1] * (plain.ndim - 1)) * change
+            self.checked = True
+            return total
+        finally:
+            self.route.weights = kept
+
+    def _given(self, module: nn.Module, x: Tensor, expert: int, share: float) -> Tensor:
+        parameters = {
+            name: module._parameters[name] + share * getattr(self, f"of_{name}")[expert]
+            for name in self.names
+        }
+        return functional_call(module, parameters, (x,))
+
+    def _check_linear(self, module: nn.Module, change: Tensor, half: Tensor) -> None:
+        apart = (change - 2 * half).abs().max()
+        if apart > LINEAR * change.abs().max() + 1e-6:
+            raise StateError(
+                f"TwinModel: the output of {self.name} ({type(module).__name__}) is not linear in "
+                "its parameters, so experts cannot be mixed there."
+            )
+
+
+def branch_of(
+    name: str,
+    module: nn.Module,
+    apart: Mapping[str, Tensor],
+    rank_of: Callable[[int, int], int],
+    route: Route,
+) -> Branch:
+    """Return the branch of a module from what each expert's parameters are apart.
+
+    Parameters
+    ----------
+    name : str
+    module : nn.Module
+    apart : mapping of str to Float[Tensor, "expert ..."]
+    rank_of : callable
+        The rank that is kept of a matrix of some rows and columns.
+    route : Route
+    """
+    layer = layer_of(name, module)
+    if layer is None or getattr(module, "groups", 1) != 1:
+        return _Whole(name, route, apart)
+    matrices = apart["weight"].flatten(2)
+    if layer.kind == "transposed":
+        matrices = matrices.mT
+    u, s, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
+    rank = rank_of(*matrices.shape[1:])
+    left = (u * s.unsqueeze(1))[:, :, :rank].to(matrices)
+    right = vh[:, :rank].mT.to(matrices)
+    return _Thin(name, route, layer.kind, left, right, apart.get("bias"))

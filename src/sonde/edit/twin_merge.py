@@ -1,0 +1,224 @@
+"""One shared model with a thin branch for each expert, mixed for each input by a router.
+
+For models that must share their weights and still be told apart; where one set of weights is
+wanted, use ``Ties`` or ``TaskArithmetic``.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.inputs import Model
+from sonde.edit._twin_branches import Branch, Route, branch_of
+from sonde.edit.merge_arithmetic import TaskArithmetic
+from sonde.stats import ClassMomentsState
+from sonde.tap import Tap
+from sonde.weights import module_of, with_tensors
+from sonde.weights.merging import MergeRule
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LinearRouter:
+    """Which expert an input is for, read off the shared model's state at a site.
+
+    ``softmax(weight x + bias)``, e.g. the linear discriminant of the experts' own data.
+
+    Parameters
+    ----------
+    site : str
+        Where the state is read, with all branches closed.
+    weight : Float[Tensor, "expert dim"]
+    bias : Float[Tensor, "expert"]
+    reducer : str, default="mean"
+        How the state of an input becomes one row.
+    """
+
+    site: str
+    weight: Float[Tensor, "expert dim"]
+    bias: Float[Tensor, "expert"]
+    reducer: str = "mean"
+
+    @classmethod
+    def of(
+        cls, classes: ClassMomentsState, site: str, reducer: str = "mean", ridge: float = 1e-3
+    ) -> "LinearRouter":
+        """Return the linear discriminant of rows whose labels are the experts' numbers.
+
+        Parameters
+        ----------
+        classes : ClassMomentsState
+            Fitted with ``scatter="pooled"`` at ``site`` of the shared model.
+        site, reducer : str
+        ridge : float, default=1e-3
+            Share of the mean variance that is added to the shared covariance.
+        """
+        covariance = classes.pooled.double() / classes.weight.sum()
+        dim = covariance.shape[0]
+        covariance = covariance + ridge * covariance.trace() / dim * torch.eye(dim).to(covariance)
+        middle = classes.grand_mean.double()
+        means = classes.mean.double() - middle
+        weight = torch.linalg.solve(covariance, means.T).T
+        prior = (classes.weight / classes.weight.sum()).double().log()
+        bias = prior - 0.5 * (weight * means).sum(1) - weight @ middle
+        return cls(site, weight.float(), bias.float(), reducer)
+
+    def __call__(self, x: Float[Tensor, "example dim"]) -> Float[Tensor, "example expert"]:
+        """Return the weight of each expert."""
+        logits = x.float() @ self.weight.T.to(x.device) + self.bias.to(x.device)
+        return logits.softmax(1)
+
+
+class TwinModel(nn.Module):
+    """A shared model with branches that a router opens; made by ``TwinMerge``.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The shared model. Inside ``routed`` it is called and generates with the branches open.
+    """
+
+    def __init__(
+        self, model: nn.Module, branches: Sequence[Branch], route: Route, router: Any
+    ) -> None:
+        super().__init__()
+        self.model, self.branches = model, nn.ModuleList(branches)
+        self.route, self.router = route, router
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Route the inputs, then run the shared model with the branches that they need."""
+        with self.routed(self.weights(*args, **kwargs)):
+            return self.model(*args, **kwargs)
+
+    def weights(self, *args: Any, **kwargs: Any) -> Float[Tensor, "example expert"]:
+        """Return the weight of each expert for each example."""
+        tap = Tap(self.model, self.router.site, self.router.reducer, stop=True)
+        with torch.no_grad(), tap:
+            tap.run(*args, **kwargs)
+            return self.router(next(iter(tap.rows.values())))
+
+    @contextmanager
+    def routed(self, weights: Float[Tensor, "example expert"]) -> Iterator[None]:
+        """Keep the branches open with given weights inside a ``with`` block."""
+        before, self.route.weights = self.route.weights, weights
+        try:
+            yield
+        finally:
+            self.route.weights = before
+
+
+@final
+@dataclass(frozen=True)
+class TwinMerge:
+    """Merge experts into shared weights and a thin branch for what each knows alone.
+
+    The shared weights are a merge of all; of what an expert has beyond them only the largest
+    singular directions are kept. Each input runs through the shared layers with the branches added,
+    weighted by a router, so that one batch mixes inputs of all experts.
+
+    Range        a model with the outputs of the base's.
+    Cost         a singular value decomposition for each matrix and expert once; then a forward of
+                 the shared model to route, and one with ``experts x rank`` more columns.
+    Assumes      models trained from one base; layers whose outputs are linear in their parameters.
+    Differs      from the paper: the router is a linear discriminant of a state of the shared model;
+                 branches are low-rank alone, entries are not pruned by size.
+
+    Parameters
+    ----------
+    rank : float, default=0.1
+        Share of each matrix's full rank that a branch keeps, in (0, 1]; 1 is the whole expert.
+    shared : MergeRule, default=TaskArithmetic()
+
+    Examples
+    --------
+    >>> base, expert = nn.Linear(3, 2), nn.Linear(3, 2)
+    >>> twin = TwinMerge(rank=1.0).join(base, [expert], LinearRouter("", torch.zeros(1, 2),
+    ...                                                              torch.zeros(1)))
+    >>> x = torch.randn(4, 3)
+    >>> bool(torch.allclose(twin(x), expert(x), atol=1e-5))
+    True
+
+    References
+    ----------
+    lu2024twin
+    """
+
+    rank: float = 0.1
+    shared: MergeRule = field(default_factory=TaskArithmetic)
+
+    paper: ClassVar[str] = "lu2024twin"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rank <= 1:
+            raise InputError(f"TwinMerge: expected rank in (0, 1], got {self.rank}.")
+
+    def join(
+        self,
+        base: Model | nn.Module,
+        experts: Sequence[Model | nn.Module],
+        router: Callable[[Tensor], Tensor],
+    ) -> TwinModel:
+        """Return the merged model; those given stay as they are.
+
+        Parameters
+        ----------
+        base : Model or nn.Module
+        experts : sequence of Model or nn.Module
+            Trained from the base.
+        router : LinearRouter
+            Or another callable with ``site`` and ``reducer``.
+
+        Raises
+        ------
+        InputError
+            If there are no experts.
+        ShapeError
+            If an expert has other tensors.
+        """
+        if not experts:
+            raise InputError("TwinMerge.join: expected at least one expert, got none.")
+        root = module_of(base)
+        states = [dict(module_of(x).named_parameters(remove_duplicate=False)) for x in experts]
+        own = dict(root.named_parameters(remove_duplicate=False))
+        for state in states:
+            _check_alike(own, state)
+        with torch.no_grad():
+            merged = {
+                name: self.shared.merge(name, x.detach(), [s[name].detach() for s in states])
+                for name, x in own.items()
+            }
+        model = with_tensors(root, merged)
+        route, branches = Route(), []
+        for name, part in model.named_modules():
+            mine = {n: f"{name}.{n}" if name else n for n in part._parameters}
+            mine = {n: full for n, full in mine.items() if full in own}
+            apart = {
+                n: torch.stack([s[full].detach() - merged[full] for s in states])
+                for n, full in mine.items()
+            }
+            if any(bool(x.any()) for x in apart.values()):
+                branch = branch_of(name, part, apart, self._rank_of, route)
+                part.register_forward_hook(branch)
+                branches.append(branch)
+        return TwinModel(model, branches, route, router)
+
+    def _rank_of(self, n_rows: int, n_columns: int) -> int:
+        return max(1, math.ceil(self.rank * min(n_rows, n_columns)))
+
+
+def _check_alike(own: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> None:
+    apart = sorted(own.keys() ^ other.keys())
+    shapes = [n for n in own if n in other and own[n].shape != other[n].shape]
+    if apart or shapes:
+        name = (apart or shapes)[0]
+        raise ShapeError(
+            f"TwinMerge.join: an expert's {name} is not like the base's. Give models that were "
+            "trained from one base, heads left out."
+        )
