@@ -22,6 +22,12 @@ def test_items_keep_their_data_set_as_label_and_place(tmp_path):
     ]
     for start, stop in ((0, 2), (1, 4), (2, 5), (3, 4)):
         assert found.take(start, stop) == listed[start:stop]
+    two = contrast(good, bad, limit=2)
+    assert (
+        [r["text"] for r in two.rows()]
+        == ["x", "y", "a", "b"]
+        == [r["text"] for r in two.take(0, 4)]
+    )
     assert found.place(1) == "line 2 of bad.jsonl"
     assert found.where(3) == "good.jsonl line 2"
     assert found.names_of("label") == ("negative side", "positive side")

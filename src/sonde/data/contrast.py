@@ -1,6 +1,7 @@
 """Two data sets as one, labelled by which of them an item is from."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
@@ -13,7 +14,9 @@ SIDES = ("negative side", "positive side")
 """Names of the classes 0 and 1, in the order in which names are numbered."""
 
 
-def contrast(positive: Any, negative: Any, split: str = "train") -> Source:
+def contrast(
+    positive: Any, negative: Any, split: str = "train", limit: int | None = None
+) -> Source:
     """Return the items of two data sets as one, labelled 1 and 0, for ``sonde.read``.
 
     Parameters
@@ -22,6 +25,8 @@ def contrast(positive: Any, negative: Any, split: str = "train") -> Source:
         As in ``sonde.read``; labels of their own are put aside.
     split : str, default="train"
         Which part is read of a data set that has several and whose name does not say it.
+    limit : int, optional
+        Take only the first items of each side.
 
     Raises
     ------
@@ -33,7 +38,10 @@ def contrast(positive: Any, negative: Any, split: str = "train") -> Source:
     >>> [row["label"] for row in contrast(["good", "fine"], ["bad"]).rows()]
     [0, 1, 1]
     """
-    return _Contrast(_side(negative, "negative", split), _side(positive, "positive", split))
+    if limit is not None and limit < 1:
+        raise InputError(f"contrast: expected limit of at least 1, got {limit}.")
+    sides = _side(negative, "negative", split), _side(positive, "positive", split)
+    return _Contrast(*sides, limit)
 
 
 def _side(data: Any, side: str, split: str) -> Source:
@@ -55,10 +63,11 @@ class _Contrast(Source):
 
     rows_differ = True
 
-    def __init__(self, negative: Source, positive: Source) -> None:
+    def __init__(self, negative: Source, positive: Source, limit: int | None) -> None:
         self.name = f"{positive.name} against {negative.name}"
         self._sides = (negative, positive)
-        self._first = sum(1 for _ in negative.rows())
+        self._limit = limit
+        self._first = sum(1 for _ in islice(negative.rows(), limit))
         self._one_base = negative.base == positive.base
 
     @property
@@ -69,7 +78,7 @@ class _Contrast(Source):
     def rows(self) -> Iterator[Row]:
         """Yield the items of both with their label."""
         for label, side in enumerate(self._sides):
-            for row in side.rows():
+            for row in islice(side.rows(), self._limit):
                 yield self._labelled(row, label)
         self.n_bad = sum(side.n_bad for side in self._sides)
 

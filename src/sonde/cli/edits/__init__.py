@@ -12,13 +12,17 @@ from textwrap import fill, indent
 from typing import Any
 
 from sonde.cli._table import filled
+from sonde.cli.edits.ablate import Ablate
 from sonde.cli.edits.forget import Forget
 from sonde.cli.edits.merge import MergeModels
+from sonde.cli.edits.steer import Steer
 from sonde.cli.edits.undo import Undo
 
 EDITS: dict[str, type[Any]] = {
+    "ablate": Ablate,
     "forget": Forget,
     "merge": MergeModels,
+    "steer": Steer,
     "undo": Undo,
 }
 

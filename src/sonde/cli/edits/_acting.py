@@ -1,0 +1,128 @@
+"""What words of ``sonde edit`` share: an act is judged, refused where it is too large, reported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.core.inputs import Inputs, Model
+    from sonde.run.judging.acts import Act
+    from sonde.run.judging.judge import Judgement, Side
+
+JUDGED = 128
+"""Most examples of a data set that an act is judged by."""
+N_SAMPLES, PROMPT, NEW = 3, 32, 80
+"""Samples of text, tokens of their prompts, and tokens that are made."""
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How an act is judged and told of."""
+
+    neutral: Annotated[
+        str | None, named("DATA", "data that the edit should leave alone; by default --negative")
+    ] = None
+    report: Annotated[
+        Path | None, named("FILE", "page to write, .html or .json (default: OUTPUT.html)")
+    ] = None
+    force: Annotated[bool, tyro.conf.arg(help="write it even where it is too large")] = False
+    show_inputs: Annotated[
+        bool, tyro.conf.arg(help="show texts before and after in the report")
+    ] = False
+
+    def page(self, output: Path) -> Path:
+        """Return where the report goes, refused where it cannot.
+
+        Raises
+        ------
+        InputError
+            If its name is of no page.
+        """
+        page = self.report or output.absolute().with_name(output.name + ".html")
+        if page.suffix.lower() not in (".html", ".htm", ".json"):
+            raise InputError(f"--report: expected a name that ends in .html or .json, got {page}.")
+        return page
+
+    def check(self, judgement: "Judgement") -> None:
+        """Refuse an act that does more than it should.
+
+        Raises
+        ------
+        InputError
+            With both numbers.
+        """
+        if judgement.too_large and not self.force:
+            raise InputError(
+                f"this edit is too large: {judgement.too_large}. Pass a smaller --strength, or "
+                "--force."
+            )
+
+    def tell(self, document: dict[str, Any], page: Path, printing: Printing) -> None:
+        """Write the report and print the act."""
+        from sonde.report.edit import save_edit
+        from sonde.report.edit_terminal import edit_to_text, edit_verdict
+
+        save_edit(document, page)
+        if printing.json:
+            say_json(document)
+        else:
+            say(edit_verdict(document) if printing.quiet else edit_to_text(document))
+        note(f"wrote {page}")
+
+
+def side(model: "Model", name: str, data: str, sign: Any, **options: Any) -> "Side":
+    """Return some of the held-out data of one side of a target."""
+    from sonde.run.judging.judge import Side
+
+    return Side(name, some_inputs(model, data, **options), sign)
+
+
+def some_inputs(model: "Model", data: str, **options: Any) -> "Inputs":
+    """Return as much of the split ``test`` of data as an act is judged by."""
+    from sonde.data import open_inputs
+
+    limit = min(options.pop("limit", None) or JUDGED, JUDGED)
+    return open_inputs(model, data, limit=limit, **options)
+
+
+def samples(model: "Model", act: "Act", inputs: "Inputs") -> Sequence[dict[str, str]]:
+    """Return how a language model goes on from some prompts, as it is and under an act.
+
+    Empty for other models.
+    """
+    import torch
+
+    if model.task != "causal" or model.processor is None:
+        return []
+    found: list[dict[str, str]] = []
+    for batch in inputs.batches(0, min(N_SAMPLES, len(inputs))):
+        ids, mask = batch.kwargs["input_ids"], batch.mask
+        for row in range(len(ids)):
+            own = ids[row] if mask is None else ids[row][mask[row]]
+            prompt = own[:PROMPT][None].to(next(model.module.parameters()).device)
+            told = {"prompt": _text(model, prompt[0])}
+            for word, opened in (("before", None), ("after", act)):
+                with torch.no_grad():
+                    told[word] = _continued(model, prompt, opened)
+            found.append(told)
+    return found[:N_SAMPLES]
+
+
+def _continued(model: "Model", prompt: Any, act: "Act | None") -> str:
+    from contextlib import nullcontext
+
+    with nullcontext(model.module) if act is None else act() as module:
+        made: Any = module
+        out = made.generate(prompt, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    return _text(model, out[0, prompt.shape[1] :])
+
+
+def _text(model: "Model", ids: Any) -> str:
+    return str(model.processor.decode(ids.tolist(), skip_special_tokens=True))

@@ -1,0 +1,180 @@
+"""``sonde edit steer``: more of what one data set shows and another does not."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sonde.cli.console import note
+from sonde.cli.edits._acting import Acting, samples, side, some_inputs
+from sonde.cli.options import ModelWord, Printing, named
+from sonde.core.errors import InputError, StateError
+
+if TYPE_CHECKING:
+    from sonde.core.edit import Edit
+    from sonde.core.inputs import Model
+    from sonde.run.bundles.fitted import Fitted
+
+FITTED, CONTROL = ".sonde", ".gguf"
+DEPTH = 0.5
+"""Which of the blocks is taken where none is named."""
+
+PositiveWord = Annotated[str, named("DATA", "data that show the behaviour")]
+NegativeWord = Annotated[str, named("DATA", "data that do not")]
+
+
+@dataclass(frozen=True)
+class Contrasted:
+    """How two data sets are read."""
+
+    reducer: Annotated[
+        str, tyro.conf.arg(help="how tokens become a row: mean, last, tokens, cls, auto")
+    ] = "tokens"
+    limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
+    max_length: Annotated[int | None, named("N", "tokens of one example at most")] = None
+
+    def data_options(self) -> dict[str, Any]:
+        """Return the named options of the data that were typed."""
+        names = ("text_column", "max_length")
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+    def fit(
+        self, model: "Model", instrument: Any, positive: str, negative: str, sites: Any, quiet: bool
+    ) -> "Fitted":
+        """Fit an instrument on the split ``train`` of both, the positive side as class 1."""
+        from sonde.data import contrast
+        from sonde.run.fitting.fit import fit
+        from sonde.run.reading.read import read
+
+        data = contrast(positive, negative, limit=self.limit)
+        stream = read(model, data, sites=sites, reducer=self.reducer, **self.data_options())
+        return fit(instrument, stream, calibrate=0, progress=not quiet)
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Add to every state of one block what POSITIVE shows and NEGATIVE does not.
+
+    The direction between the two is fitted on their split train and added as a bias; its effect is
+    judged on their split test. An OUTPUT that ends in .sonde keeps the directions of all blocks for
+    sonde generate, one that ends in .gguf writes them as a control vector for llama.cpp.
+
+    Differs: makes a behaviour stronger or weaker; ablate takes away what the model does, erase what
+    can be read off its states.
+
+    Example: sonde edit steer sonde:stdlib --positive sonde:docstrings --negative sonde:code -o NEW
+    """
+
+    model: ModelWord
+    positive: PositiveWord
+    negative: NegativeWord
+    output: Annotated[
+        Path, tyro.conf.arg(aliases=["-o"], help="folder, or FILE.sonde, or FILE.gguf")
+    ]
+    site: Annotated[str, named("SITE", "where it is added; auto: the block half way")] = "auto"
+    strength: Annotated[
+        float, tyro.conf.arg(help="spreads of the states; below 0: less of POSITIVE")
+    ] = 2.0
+    method: Annotated[
+        Literal["mean_difference", "pca_difference", "probe"],
+        tyro.conf.arg(help="how the direction is found"),
+    ] = "mean_difference"
+    reading: Contrasted = field(default_factory=Contrasted)
+    acting: Acting = field(default_factory=Acting)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Fit, judge, write and report."""
+        from sonde.data import load
+        from sonde.edit import SteeringVector
+        from sonde.store.outputs import check_file
+
+        kind = self.output.suffix.lower()
+        if kind in (FITTED, CONTROL):
+            check_file(self.output)
+        model = load(self.model, device=self.reading.device)
+        sites = "blocks" if self.site == "auto" or kind in (FITTED, CONTROL) else self.site
+        instrument = SteeringVector(how=self.method)
+        fitted = self.reading.fit(
+            model, instrument, self.positive, self.negative, sites, self.printing.quiet
+        )
+        if kind == FITTED:
+            fitted.save(self.output)
+            note(f"wrote {self.output}: the directions of {len(fitted)} sites")
+            return 0
+        if kind == CONTROL:
+            self._write_control_vector(model, fitted)
+            return 0
+        name = self._site(fitted)
+        edit = fitted.result(instrument, name).edit(self.strength)
+        self._fold(model, edit, name)
+        return 0
+
+    def _site(self, fitted: "Fitted") -> str:
+        """Return the site that was named, or the block half way."""
+        names = [site for _, site in fitted.names]
+        return names[round(DEPTH * (len(names) - 1))] if self.site == "auto" else names[0]
+
+    def _fold(self, model: "Model", edit: "Edit", site: str) -> None:
+        from sonde.run.judging.acts import edit_act, edit_controls
+        from sonde.run.judging.edit_document import edit_document
+        from sonde.run.judging.judge import judge
+        from sonde.weights import fold_edit, save_edited
+        from sonde.weights.folder import check_output, folder_of
+
+        check_output(self.output, folder_of(model))
+        page = self.acting.page(self.output)
+        try:
+            plan = replace(fold_edit(model, edit, site), method=self._method())
+        except StateError as error:
+            raise InputError(
+                f"sonde edit steer: {error} To try it: -o FILE.sonde here, then `sonde generate "
+                f"{self.model} PROMPTS --steer FILE.sonde`."
+            ) from error
+        options = self.reading.data_options() | {"limit": self.reading.limit}
+        target = [
+            side(model, "positive", self.positive, 1, **options),
+            side(model, "negative", self.negative, -1, **options),
+        ]
+        neutral = self.acting.neutral or self.negative
+        act = edit_act(model, edit, [site])
+        judgement = judge(
+            model,
+            act,
+            target,
+            some_inputs(model, neutral, **options),
+            controls=edit_controls(model, edit, [site]),
+            sites=[site],
+            progress=not self.printing.quiet,
+        )
+        self.acting.check(judgement)
+        saved = save_edited(model, plan, self.output, name=self.model)
+        shown = samples(model, act, target[1].inputs) if self.acting.show_inputs else ()
+        document = edit_document(
+            "steer",
+            judgement,
+            model=self.model,
+            method=self._method(),
+            places=[site, *saved.tensors],
+            target=f"{self.positive} likelier than {self.negative}",
+            neutral=neutral,
+            output=str(self.output),
+            samples=shown,
+            notes=(f"{self.strength:g} spreads are added behind {site}.",),
+        )
+        self.acting.tell(document, page, self.printing)
+
+    def _method(self) -> str:
+        return f"steering_vector(how={self.method!r}), strength {self.strength:g}"
+
+    def _write_control_vector(self, model: "Model", fitted: "Fitted") -> None:
+        from sonde.files.gguf import write_control_vector
+
+        found = [fitted.result(method, site) for method, site in fitted.names]
+        vectors = {n: self.strength * r.spread * r.vector for n, r in enumerate(found)}
+        kind = getattr(model.config, "model_type", "") or type(model.module).__name__
+        write_control_vector(self.output, kind, vectors)
+        note(f"wrote {self.output}: a control vector of {len(vectors) - 1} blocks")
