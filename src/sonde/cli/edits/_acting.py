@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sonde.run.judging.acts import Act
     from sonde.run.judging.judge import Judgement, Side
 
-JUDGED = 128
+JUDGED = 64
 """Most examples of a data set that an act is judged by."""
 N_SAMPLES, PROMPT, NEW = 3, 32, 80
 """Samples of text, tokens of their prompts, and tokens that are made."""

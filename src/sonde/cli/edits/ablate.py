@@ -28,6 +28,7 @@ class Ablate:
     makes more or less of it.
 
     Example: sonde edit ablate sonde:stdlib --positive sonde:docstrings --negative sonde:code -o NEW
+    --limit 24
     """
 
     model: ModelWord

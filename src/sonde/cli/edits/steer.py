@@ -66,6 +66,7 @@ class Steer:
     can be read off its states.
 
     Example: sonde edit steer sonde:stdlib --positive sonde:docstrings --negative sonde:code -o NEW
+    --limit 24
     """
 
     model: ModelWord
