@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "overview": "OverviewStudy",
     "pawn": "PAWNStudy",
     "simple-net": "SimpleNetStudy",
+    "ssd": "SSDStudy",
     "trajectories": "TrajectoriesStudy",
 }
 

@@ -1,0 +1,168 @@
+"""Does shrinking the weights that matter to a class alone forget it as training anew would.
+
+A toy: a small conv net on digits. What came out (ten seeds): the class falls from .93 to .17 on
+unseen digits, where training anew gives 0, and the others stay (.946 before and after); it spreads
+widely over seeds (.13). Smaller alphas forget no more. Random labels forget all of the class and
+cost the others 13 points. No attacker tells any of them from unseen digits (AUROC .5).
+"""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core import Inputs, Model
+from sonde.data import open_inputs
+from sonde.edit import Forgotten, RandomLabel, Retrain, SelectiveDampening, forgotten
+from sonde.tap import squared_gradients
+from sonde_studies._digits import pixels
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+TRAIN, CLASS = 1200, 3
+STEPS, RATE, BATCH = 60, 3e-3, 128
+EPOCHS = 7
+"""Of the net that is trained anew: as many steps as the first one had."""
+ALPHAS = (1.5, 2.5)
+Sides = dict[str, Inputs]
+
+
+@final
+class SSDStudy(Study):
+    """A toy: one class of ten, a small conv net on digits; random labels as another quick way."""
+
+    name = "ssd"
+    title = "does dampening the weights that matter to a class forget it as training anew would?"
+    paper = "foster2024ssd"
+    fidelity = (
+        "the rule as published; gradients of single examples where the reference squares the mean "
+        "over a batch; alpha relative to its bound, since the published 10 selects nothing here; "
+        "nothing was chosen on test digits"
+    )
+    data = "digits: 1,200 for training, the others for tests; class 3 is to be forgotten"
+    claims = (
+        Claim(
+            "near retraining",
+            "Accuracy on unseen digits of the forgotten class falls by more than nine tenths.",
+            "share of the accuracy before that is lost, less 0.9",
+        ),
+        Claim(
+            "retained",
+            "Accuracy on the other classes stays within 2 points, at the default alpha.",
+            "accuracy after less before, and 0.02",
+        ),
+        Claim(
+            "half forgotten",
+            "Accuracy on unseen digits of the forgotten class falls by more than half.",
+            "share of the accuracy before that is lost, less 0.5",
+        ),
+    )
+    null = Claim(
+        "attack on retrained",
+        "Nobody can tell the class's training digits from others on a net that never saw them.",
+        "AUROC of a membership attack by low loss",
+        above=0.5,
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train a net, make it forget, and compare with one that never saw the class."""
+        tick("train")
+        x, kind = pixels()
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        images, label = x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
+        n = TRAIN // 4 if tiny else TRAIN
+        model = Model(_trained(images[:n], label[:n], seed))
+        sides = _sides(model, images, label, n)
+        tick("squared gradients")
+        squares = {
+            side: squared_gradients(model, sides[side], progress=False)
+            for side in ("forget", "retain")
+        }
+        tick("train anew")
+        epochs = 2 if tiny else EPOCHS
+        anew = Retrain(rate=RATE, epochs=epochs, seed=seed).plan(model, sides).fold(model)
+        tick("forget")
+        arms = {"default": SelectiveDampening()} | {
+            f"alpha {a:g}": SelectiveDampening(a) for a in ALPHAS
+        }
+        plans = {name: rule.plan(model, squares) for name, rule in arms.items()}
+        plans["random labels"] = RandomLabel(seed=seed).plan(model, sides)
+        found = {name: _stand(model, plan.fold(model), sides, anew) for name, plan in plans.items()}
+        return _figures(found) | {
+            "share changed | default": plans["default"].figures["share_changed"],
+            "loss | training": squares["forget"].merge(squares["retain"]).mean_loss,
+        }
+
+
+def _trained(x: Tensor, label: Tensor, seed: int) -> nn.Sequential:
+    """Return a small conv net, briefly trained: its gradients are not all noise."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+        optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
+        for _ in range(STEPS):
+            chosen = torch.randint(len(x), (BATCH,))
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x[chosen]), label[chosen]).backward()
+            optimiser.step()
+    return net.eval()
+
+
+def _sides(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:
+    """Return the class and the others, of training and of test digits."""
+    items: list[dict[str, Any]] = [
+        {"input": row, "label": int(c)} for row, c in zip(x, label, strict=True)
+    ]
+    seen, fresh = items[:n], items[n:]
+
+    def part(rows: list[dict[str, Any]], of_class: bool) -> Inputs:
+        return open_inputs(model, [r for r in rows if (r["label"] == CLASS) == of_class])
+
+    return {
+        "forget": part(seen, True),
+        "retain": part(seen, False),
+        "held": part(fresh, True),
+        "others": part(fresh, False),
+    }
+
+
+def _stand(
+    model: Model, changed: nn.Module, sides: Sides, anew: nn.Module
+) -> tuple[Forgotten, Forgotten]:
+    """Return what became of the class and, second, of unseen digits of the other classes."""
+    forget, held, others = sides["forget"], sides["held"], sides["others"]
+    return (
+        forgotten(model, changed, forget, sides["retain"], held, anew),
+        forgotten(model, changed, forget, others, None, anew),
+    )
+
+
+def _figures(found: dict[str, tuple[Forgotten, Forgotten]]) -> dict[str, float]:
+    of_class, of_rest = found["default"]
+    lost = 1 - of_class.after["held"].accuracy / of_class.before["held"].accuracy
+    moved = of_rest.after["retain"].accuracy - of_rest.before["retain"].accuracy
+    assert of_class.retrained is not None
+    assert of_class.attack_retrained is not None
+    figures = {
+        "near retraining": lost - 0.9,
+        "half forgotten": lost - 0.5,
+        "retained": moved + 0.02,
+        "attack on retrained": float(of_class.attack_retrained.value),
+        "forgotten class | before": of_class.before["held"].accuracy,
+        "other classes | before": of_rest.before["retain"].accuracy,
+        "forgotten class | trained anew": of_class.retrained["held"].accuracy,
+    }
+    for name, (own, rest) in found.items():
+        assert own.attack is not None
+        figures |= {
+            f"forgotten class | {name}": own.after["held"].accuracy,
+            f"other classes | {name}": rest.after["retain"].accuracy,
+            f"attack | {name}": float(own.attack.value),
+        }
+    return figures
