@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.against import seconds_note
+from benchmarks.generating import language_model
 from benchmarks.nets import VOCABULARY
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 from sonde.core.inputs import Model
 from sonde.data import open_inputs
+from sonde.edit import ContrastiveDecode, EmulatedFinetune
 from sonde.tap import squared_gradients
 
 ROWS_BUDGET, TEXT_BUDGET = 0.25, 0.8
 MERGE_BUDGET = 0.5
+DECODING_BUDGET = 1.10
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,49 @@ def fisher_rows(size: Size) -> list[Row]:
                 spread=ratio.spread,
                 rounds=ratio.rounds,
                 note=ratio.noise,
+            )
+        )
+    return found
+
+
+def decoding_rows(size: Size) -> list[Row]:
+    """Time of decoding rules that run other models, against these models' own generation."""
+    depth, width, new = size.pick((12, 768, 48), (2, 64, 4))
+    large, tuned, untuned = (
+        language_model(*shape) for shape in ((depth, width), *[(depth // 2, width // 2)] * 2)
+    )
+    rules = {
+        "contrastive decoding": (ContrastiveDecode(tuned), (large, tuned)),
+        "emulated tuning": (EmulatedFinetune(tuned, untuned), (large, tuned, untuned)),
+    }
+    ids = torch.randint(1, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
+    greedy = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+
+    def run(net: Any, processors: list[Any]) -> None:
+        net.generate(
+            ids, attention_mask=torch.ones_like(ids), logits_processor=processors, **greedy
+        )
+
+    found: list[Row] = []
+    for what, (rule, models) in rules.items():
+        arms: dict[str, Callable[[], object]] = {
+            PLAIN: lambda models=models: [run(net, []) for net in models],
+            "ours": lambda rule=rule: run(large, [rule.bind(large)]),
+            AGAIN: lambda models=models: [run(net, []) for net in models],
+        }
+        ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=1), "ours")
+        told = f"{what}, {new} tokens after 4 prompts, against the sum of its models' own"
+        noise = ratio.noise
+        found.append(
+            Row(
+                "decode",
+                told,
+                ratio.median,
+                "x",
+                DECODING_BUDGET,
+                ratio.spread,
+                ratio.rounds,
+                noise,
             )
         )
     return found

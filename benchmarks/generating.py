@@ -88,7 +88,7 @@ def generation_time(size: Size) -> list[Row]:
     Rounds are fewer where one takes longer: beams run four times the rows, and move their cache.
     """
     depth, width, new = size.pick((4, 256, 128), (2, 64, 8))
-    net, n = _language_model(depth, width), size.pick(64, 4)
+    net, n = language_model(depth, width), size.pick(64, 4)
     what = f"{n} prompts of {SHORTEST} to {LONGEST} tokens, {new} new ones, all blocks"
     greedy = {"max_new_tokens": new, "do_sample": False}
     taken = _taken(net, n, min(7, size.rounds), greedy, by_forward=True)
@@ -102,7 +102,8 @@ def generation_time(size: Size) -> list[Row]:
     ]
 
 
-def _language_model(depth: int, width: int) -> nn.Module:
+def language_model(depth: int, width: int) -> nn.Module:
+    """Return a random language model of this depth and width."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)

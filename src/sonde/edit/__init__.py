@@ -22,6 +22,7 @@ from sonde.edit.log_linear import LogLinear, log_linear
 from sonde.edit.merge_arithmetic import Dare, TaskArithmetic, Ties
 from sonde.edit.merge_means import FisherMerge, RegMean, Slerp
 from sonde.edit.null_space import NullSpace, NullSpaceResult
+from sonde.edit.over_trust_decode import AttentionColumns, OverTrustDecode
 from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.probes import Probed, probe_accuracy, probes_along
 from sonde.edit.random_direction import RandomDirection
@@ -36,6 +37,7 @@ from sonde.edit.sal import Sal
 from sonde.edit.second_moment import SecondMoment, SecondMomentResult
 from sonde.edit.selective_dampening import SelectiveDampening
 from sonde.edit.steering_vector import SteeringDirection, SteeringVector
+from sonde.edit.superposed_generate import NGrams, SuperposedGenerate, linearity
 from sonde.edit.temporal_correction import TemporalCorrection
 from sonde.edit.twin_merge import LinearRouter, TwinMerge, TwinModel
 from sonde.edit.unlearning import GradientAscent, NegPreference, RandomLabel, Retrain
@@ -48,6 +50,7 @@ __all__ = [
     "AblationTrial",
     "Adapter",
     "Amplify",
+    "AttentionColumns",
     "BatchEdit",
     "ClampFeature",
     "ClampUnit",
@@ -76,9 +79,11 @@ __all__ = [
     "LinearRouter",
     "LogLinear",
     "MeanAblate",
+    "NGrams",
     "NegPreference",
     "NullSpace",
     "NullSpaceResult",
+    "OverTrustDecode",
     "PairedLeace",
     "ParallelAdapters",
     "Probed",
@@ -99,6 +104,7 @@ __all__ = [
     "SteeringDirection",
     "SteeringVector",
     "Subtract",
+    "SuperposedGenerate",
     "TaskArithmetic",
     "TemporalCorrection",
     "Ties",
@@ -109,6 +115,7 @@ __all__ = [
     "drop_sources",
     "forgotten",
     "increment_penalty",
+    "linearity",
     "log_linear",
     "log_probability",
     "membership_attack",

@@ -1,0 +1,222 @@
+"""Beam search that steps back from columns of attention, which come before repetition."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.tap import Tap
+from sonde.tap.decoding.layers import Layers
+
+
+@final
+@dataclass(frozen=True)
+class AttentionColumns:
+    """How much later tokens keep looking at one token: the column of an attention matrix.
+
+    Attention among the tokens of a window, greatest over heads, each row made to sum to 1. The
+    score of token j is the sum over later tokens i of ``log(scale P_ij)``, which is the logarithm
+    of the product, or its mean.
+
+    Range        (-inf, inf) nats; higher = more trust in one token; -inf where none is later.
+    Differs      the paper multiplies in half precision, which overflows after four rows at a
+                 probability of one half; logarithms do not.
+
+    Parameters
+    ----------
+    scale : float, default=50.0
+        Above 0.
+    average : bool, default=True
+        Mean instead of sum, so that long windows compare with short ones.
+
+    Examples
+    --------
+    >>> probs = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.8, 0.1, 0.1]])
+    >>> AttentionColumns(scale=1.0, average=False).score(probs[None, None]).exp()[0].tolist()
+    [0.4000000059604645, 0.10000000149011612, 0.0]
+
+    References
+    ----------
+    huang2024opera
+    """
+
+    scale: float = 50.0
+    average: bool = True
+    paper: ClassVar[str] = "huang2024opera"
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise InputError(f"AttentionColumns: expected scale above 0, got {self.scale}.")
+
+    def score(self, probs: Float[Tensor, "row head query key"]) -> Float[Tensor, "row key"]:
+        """Return the score of each column of a window of as many queries as keys."""
+        if probs.shape[2] != probs.shape[3]:
+            raise InputError(
+                "AttentionColumns.score: expected as many queries as keys, those of a window, got "
+                f"{tuple(probs.shape)}. Cut out probs[:, :, start:, start:]."
+            )
+        seen = probs.double().amax(dim=1)
+        logs = (seen / seen.sum(dim=2, keepdim=True) * self.scale).log()
+        later = torch.ones_like(logs[0], dtype=torch.bool).tril(-1)
+        total, n = logs.masked_fill(~later, 0.0).sum(dim=1), later.sum(dim=0)
+        found = total / n.clamp(min=1) if self.average else total
+        return found.masked_fill(n == 0, -torch.inf).to(probs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Beams:
+    """The texts of one prompt, best first, and for each where it trusts most, step by step."""
+
+    texts: Int[Tensor, "beam pos"]
+    scores: Float[Tensor, "beam"]
+    logits: Float[Tensor, "beam token"]
+    peaks: tuple[tuple[int, ...], ...]
+    over: tuple[bool, ...]
+
+
+@final
+@dataclass(frozen=True)
+class OverTrustDecode:
+    """Beam search whose candidates pay for columns of attention, and that takes tokens back.
+
+    A callable for ``model.generate(custom_generate=...)``. Each beam offers its likeliest tokens;
+    each is read, and ``strength`` times its greatest column score among generated tokens is taken
+    from its log-probability. Where the best beam trusted one position in more than ``patience`` of
+    its last steps, the search goes back to the token after it, and forbids what stood there.
+
+    Cost         beams x candidates whole forwards for each token, without a cache.
+    Assumes      an attention whose port ``probs`` can be read.
+    Differs      columns are scored in logarithms and as means; prompts come one after the other.
+
+    Parameters
+    ----------
+    columns : AttentionColumns
+    beams, candidates : int, default=5
+    strength : float, default=1.0
+    patience : int, default=15
+    retries : int, default=5
+        How often tokens are taken back at most for one prompt.
+    layer : int, default=-1
+        The block whose attention is read.
+
+    References
+    ----------
+    huang2024opera
+    """
+
+    columns: AttentionColumns = AttentionColumns()
+    beams: int = 5
+    candidates: int = 5
+    strength: float = 1.0
+    patience: int = 15
+    retries: int = 5
+    layer: int = -1
+    paper: ClassVar[str] = "huang2024opera"
+
+    def __post_init__(self) -> None:
+        if min(self.beams, self.candidates, self.patience) < 1 or self.retries < 0:
+            raise InputError(
+                "OverTrustDecode: expected at least one beam, candidate and step of patience, and "
+                f"no fewer than 0 retries, got {self}."
+            )
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Int[Tensor, "row pos"],
+        logits_processor: Sequence[Any] = (),
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        **model_kwargs: Any,
+    ) -> Int[Tensor, "row pos2"]:
+        """Generate; called by ``generate``."""
+        if len(logits_processor):
+            raise InputError(
+                f"OverTrustDecode: expected no logits processors, got {list(logits_processor)}."
+            )
+        mask = model_kwargs.get("attention_mask")
+        pad = getattr(generation_config, "pad_token_id", None) or 0
+        rows: list[Tensor] = []
+        for i, ids in enumerate(input_ids):
+            prompt = ids if mask is None else ids[mask[i] != 0]
+            n_pad = len(ids) - len(prompt)
+            new = self._search(model, prompt, stopping_criteria, pad, n_pad)[len(prompt) :]
+            rows.append(torch.cat((ids, new)))
+        longest = max(map(len, rows))
+        return torch.stack(
+            [torch.nn.functional.pad(row, (0, longest - len(row)), value=pad) for row in rows]
+        )
+
+    def _search(self, model: Any, prompt: Tensor, stop: Any, pad: int, n_pad: int) -> Tensor:
+        """Return the best text after one prompt."""
+        start, ids = len(prompt), prompt[None]
+        logits, _ = self._read(model, ids, start)
+        now = _Beams(ids, torch.zeros(1, device=ids.device), logits, ((),), (False,))
+        history, forbidden, left = [now], dict[int, set[int]](), self.retries
+        while not all(now.over):
+            now = self._step(model, now, start, forbidden.get(now.texts.shape[1], set()), pad)
+            padded = torch.nn.functional.pad(now.texts, (n_pad, 0), value=pad)
+            ended = stop(padded, None).tolist()
+            now = replace(now, over=tuple(a or b for a, b in zip(now.over, ended, strict=True)))
+            history.append(now)
+            back = self._trusted(now)
+            if left and back is not None and not all(now.over):
+                left -= 1
+                width = back + 1
+                forbidden.setdefault(width, set()).add(int(now.texts[0, width]))
+                history = history[: width - start + 1]
+                now = history[-1]
+        return now.texts[0]
+
+    def _trusted(self, now: _Beams) -> int | None:
+        """Return the position that the best beam trusts too often, if there is a token after it."""
+        recent = now.peaks[0][-2 * self.patience :]
+        position, n = Counter(recent).most_common(1)[0] if recent else (-1, 0)
+        return position if n > self.patience and position + 1 < now.texts.shape[1] else None
+
+    def _step(self, model: Any, now: _Beams, start: int, forbidden: set[int], pad: int) -> _Beams:
+        """Return the beams with one token more."""
+        p = now.logits.log_softmax(dim=1)
+        if forbidden:
+            p[:, sorted(forbidden)] = -torch.inf
+        over = torch.tensor(now.over, device=p.device)[:, None]
+        values, tokens = p.topk(self.candidates, dim=1)
+        tokens = tokens.masked_fill(over, pad)
+        stays = torch.full_like(values, -torch.inf)
+        stays[:, 0] = 0.0
+        values = torch.where(over, stays, values)
+        old = now.texts[:, None].expand(-1, self.candidates, -1)
+        texts = torch.cat((old, tokens[:, :, None]), dim=2).flatten(0, 1)
+        logits, columns = self._read(model, texts, start)
+        best, peak = columns.max(dim=1)
+        paid = self.strength * best.view_as(values) if self.strength != 0 else 0.0
+        paid = torch.where(over | torch.isinf(values), 0.0, torch.as_tensor(paid).nan_to_num(0.0))
+        total = (now.scores[:, None] + values - paid).flatten()
+        scores, chosen = total.topk(min(self.beams, int(total.isfinite().sum())))
+        parents = [i // self.candidates for i in chosen.tolist()]
+        peaks = [int(x) + start for x in peak[chosen]]
+        return _Beams(
+            texts[chosen],
+            scores,
+            logits[chosen],
+            tuple((*now.peaks[i], at) for i, at in zip(parents, peaks, strict=True)),
+            tuple(now.over[i] for i in parents),
+        )
+
+    def _read(self, model: Any, texts: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Return the logits after texts, and the column scores of what follows the prompt."""
+        site = f"{Layers(model).site(self.layer).path}:probs"
+        n_heads = model.config.num_attention_heads
+        with Tap(model, site) as tap:
+            logits = tap.run(texts, use_cache=False).logits[:, -1].float()
+            (probs,) = tap.rows.values()
+        n = texts.shape[1]
+        probs = probs.reshape(len(texts), n, n_heads, n).movedim(2, 1)[:, :, start:, start:]
+        if n - start < 2:
+            return logits, torch.zeros(len(texts), 1, device=logits.device)
+        return logits, self.columns.score(probs.float())
