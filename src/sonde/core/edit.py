@@ -7,6 +7,7 @@ Strength 0 returns the very tensor that came in.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast, final
 
 import torch
@@ -180,14 +181,15 @@ class Project(Edit):
         if self.strength == 0.0:
             return x
         check_width("Project", self.direction, x, site)
-        unit = self._unit().to(x)
-        return x - self.strength * (x @ unit).unsqueeze(-1) * unit
+        unit = self._unit.to(x)
+        return x - (x @ unit).unsqueeze(-1) * (self.strength * unit)
 
     def as_affine(self) -> AffineMap:
         """Return the projection."""
-        unit = self._unit().unsqueeze(1)
+        unit = self._unit.unsqueeze(1)
         return AffineMap(left=-self.strength * unit, right=unit)
 
+    @cached_property
     def _unit(self) -> Tensor:
         direction = self.direction.double()
         return direction / cast(Tensor, direction.norm())  # pyright: ignore[reportUnknownMemberType]

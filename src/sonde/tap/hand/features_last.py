@@ -45,7 +45,7 @@ class FeaturesLast:
         """Return a tensor of the shape of ``x`` in the form of the output."""
         if self.leaf.is_nested:
             return nested_like(self.leaf, new)
-        return new if new.ndim < 2 else new.movedim(-1, self.dim)
+        return new if self.dim in (-1, new.ndim - 1) else new.movedim(-1, self.dim)
 
 
 def axes_in(
