@@ -19,6 +19,7 @@ from sonde.cli.console import Failed, error_line, note_interrupted, say
 from sonde.cli.drift import Drift
 from sonde.cli.edits import EDITS, overview
 from sonde.cli.evaluate import Evaluate
+from sonde.cli.explain import Explain
 from sonde.cli.export import Export
 from sonde.cli.fit import Fit
 from sonde.cli.generate import Generate
@@ -49,6 +50,7 @@ COMMANDS: dict[str, type[Any]] = {
     "merge": Merge,
     "drift": Drift,
     "compare": Compare,
+    "explain": Explain,
     "generate": Generate,
     "info": Info,
     "verify": Verify,

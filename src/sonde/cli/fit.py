@@ -1,6 +1,7 @@
 """``sonde fit``: methods on a model's states, to one file."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,8 +147,8 @@ def reading_of(
     return {**chosen, **wanted, **typed}
 
 
-def parse_methods(text: str) -> list[Instrument]:
-    """Return the instruments that ``named(name=value),word`` names.
+def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[Any]:
+    """Return the instruments that ``named(name=value),word`` names, or others that ``find`` knows.
 
     Examples
     --------
@@ -172,7 +173,7 @@ def parse_methods(text: str) -> list[Instrument]:
     nodes = parsed.elts if isinstance(parsed, ast.List) else []
     if not nodes:
         raise InputError("METHODS: expected at least one method. `sonde methods` lists them.")
-    return [_instrument(node) for node in nodes]
+    return [_method(node, find) for node in nodes]
 
 
 def _with_underscores(text: str) -> str:
@@ -181,7 +182,7 @@ def _with_underscores(text: str) -> str:
     return re.sub(word, lambda found: found[0].replace("-", "_"), text)
 
 
-def _instrument(node: object) -> Instrument:
+def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
     import ast
 
     if isinstance(node, ast.Name):

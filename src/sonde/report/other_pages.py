@@ -11,6 +11,7 @@ KINDS: Final = {
     "sonde-compare/1": "comparison of two models",
     "sonde-drift/1": "drift",
     "sonde-edit/1": "change of a model",
+    "sonde-explain/1": "explanation",
     "sonde-evaluate/1": "evaluation",
     "sonde-scores/1": "page of scores",
 }

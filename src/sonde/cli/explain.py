@@ -1,0 +1,134 @@
+"""``sonde explain``: why a model gives its answers, and which explanation can be believed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
+from sonde.core.errors import InputError
+
+MOST = 256
+PAGES = (".html", ".htm", ".json")
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Say what the answers of a model hang on, by several methods, each tested in the same run.
+
+    The first inputs of DATA are explained (--limit, 32 by default). Beside each method stand the
+    tests that can refute it: does the answer fall when what it points at is taken away, faster than
+    for random orders, and do its signs hold?
+
+    Example: sonde explain sonde:digits sonde:digits/test -o explain.html --show-inputs
+
+    Methods by word: sonde explain sonde:stdlib sonde:stdlib/test --methods integrated_gradients
+    """
+
+    model: ModelWord
+    data: DataWord
+    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    methods: Annotated[
+        str | None, named("METHODS", "e.g. integrated_gradients(steps=20),saliency,shapley")
+    ] = None
+    target: Annotated[
+        str, tyro.conf.arg(metavar="CLASS", help="a class or token id; predicted by default")
+    ] = "predicted"
+    answer: Annotated[
+        int | None, named("N", "language models: explain the last N tokens as one answer")
+    ] = None
+    at: Annotated[str, named("SITE", "where: input, or a module's output, e.g. vit.layers.2")] = (
+        "input"
+    )
+    show_inputs: Annotated[
+        bool, tyro.conf.arg(help="draw the inputs into the page; without, only places and ids")
+    ] = False
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Explain, judge, print and write."""
+        from sonde.data import load, open_inputs
+        from sonde.report.explain import save_explain
+        from sonde.report.explain_terminal import explain_to_text, explain_verdict
+        from sonde.run.explaining.explain import (
+            DEFAULTS,
+            explain,
+            explain_document,
+            find_attributor,
+        )
+
+        self._check()
+        methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
+        objective = self._objective()
+        model = load(self.model, **self.reading.model_options())
+        inputs = open_inputs(model, self.data, **self._data_options())
+        batch, judged = explain(
+            model, inputs, methods, objective, self.at, progress=not self.printing.quiet
+        )
+        document = explain_document(judged, batch, model=self.model, data=self.data)
+        if self.output is not None:
+            drawn = self._drawn(model, batch, len(document["examples"]))
+            save_explain(document, self.output, drawn)
+        if self.printing.json:
+            say_json(document)
+        else:
+            say(explain_verdict(document) if self.printing.quiet else explain_to_text(document))
+        if self.output is not None:
+            note(f"wrote {self.output}")
+        return 0
+
+    def _check(self) -> None:
+        from sonde.store.outputs import check_file
+
+        self.reading.check(self.data)
+        if self.reading.limit is not None and self.reading.limit > MOST:
+            raise InputError(
+                f"--limit: expected at most {MOST} inputs to explain, got {self.reading.limit}."
+            )
+        if self.output is None:
+            return
+        if self.output.suffix.lower() not in PAGES:
+            raise InputError(
+                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
+            )
+        check_file(self.output, self.model, self.data)
+
+    def _methods(self, find: Any) -> list[Any]:
+        from sonde.cli.fit import parse_methods
+
+        return parse_methods(self.methods or "", find)
+
+    def _objective(self) -> Any:
+        from sonde.explain import Objective
+
+        if self.answer is not None:
+            return Objective("answer", length=self.answer)
+        if self.target == "predicted":
+            return Objective()
+        if not self.target.isdigit():
+            raise InputError(f"--target: expected a class or token id, got {self.target!r}.")
+        return Objective(target=int(self.target))
+
+    def _data_options(self) -> dict[str, Any]:
+        """Return the options of data; all that is explained is one batch."""
+        known = self.reading.data_options()
+        for name in ("check", "logits", "keep_special", "generate"):
+            known.pop(name, None)
+        limit = known["limit"] or 32
+        return {**known, "limit": limit, "batch_size": limit, "logits": True}
+
+    def _drawn(self, model: Any, batch: Any, n: int) -> list[dict[str, Any]]:
+        if not self.show_inputs or self.at != "input":
+            return []
+        from sonde.data.pieces import pieces_of
+        from sonde.run.scoring.exhibit import pixels_of
+        from sonde.tap.rows.padding import right_padded
+
+        placed = right_padded(batch)
+        if pixels_of(placed) is None:
+            return [{"pieces": pieces_of(placed, model.processor, example=i)} for i in range(n)]
+        images = next(v for v in (*placed.args, *placed.kwargs.values()) if v.ndim == 4)
+        return [{"pixels": images[i].detach().float().cpu()} for i in range(n)]

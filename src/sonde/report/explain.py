@@ -1,0 +1,123 @@
+"""Judged explanations, as one page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from sonde.core.errors import InputError
+from sonde.files.durable import atomic_write
+from sonde.report._format import plural, shown
+from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._parts import badge, definitions, section, table
+from sonde.report._picture import Numbers
+from sonde.report.explain_terminal import explain_verdict
+from sonde.report.files import sealed_json, sealed_page
+from sonde.report.html import contents, page
+from sonde.report.pictures import heat_map, tokens
+
+ENDINGS: Final = (".html", ".htm", ".json")
+_TITLES: Final = {"methods": "Which explanation holds", "examples": "Answers, one by one"}
+Shown = Mapping[str, Any]
+"""What is drawn of an example: ``pixels`` of a picture, or ``pieces`` of a text."""
+
+
+def explain_to_html(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> str:
+    """Return an explanation as one self-contained page.
+
+    Parameters
+    ----------
+    found : dict
+        JSON of an explanation, ``sonde-explain/1``.
+    shown_inputs : sequence of mapping, optional
+        ``pixels`` or ``pieces`` of each example, where inputs may be shown.
+    """
+    names = Names()
+    parts = {"methods": _methods(found, names), "examples": _examples(found, shown_inputs, names)}
+    body = join(_header(found), contents("toc", _TITLES), *parts.values())
+    title = f"{shown(found['model'], 60)} on {shown(found['data'], 60)}: sonde explain"
+    return page(title, explain_verdict(found), body, found, _TITLES)
+
+
+def save_explain(
+    found: dict[str, Any], path: str | Path, shown_inputs: Sequence[Shown] = ()
+) -> Path:
+    """Write an explanation as a page (``.html``) or as JSON, by the name's ending."""
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in ENDINGS:
+        raise InputError(
+            f"save_explain: expected a name that ends in .html or .json, got {str(path)!r}."
+        )
+    if kind == ".json":
+        sealed = sealed_json(found)
+    else:
+        sealed = sealed_page(explain_to_html(found, shown_inputs))
+    atomic_write(path, sealed.encode())
+    return path
+
+
+def _header(found: dict[str, Any]) -> Markup:
+    label = badge("withheld", "none") if found["best"] is None else badge("clear", "holds")
+    facts = [
+        ("model", shown(found["model"], 120)),
+        ("data", f"{shown(found['data'], 120)}, {plural(found['n'], 'answer')}"),
+        ("explained", f"{found['objective']} at {shown(found['site'], 80)}"),
+    ]
+    return el(
+        "header",
+        el("p", "sonde explain", cls="brand"),
+        el("h1", "Why these answers?"),
+        el("p", label, " ", explain_verdict(found), cls="verdict"),
+        definitions(facts),
+    )
+
+
+def _methods(found: dict[str, Any], names: Names) -> Markup:
+    columns = ("method", "holds", "deletion", "at random", "insertion", "at random")
+    columns += ("wrong signs", "flags")
+    rows = tuple(
+        (
+            one["method"],
+            "yes" if one["believable"] else "no",
+            one["deletion"]["value"],
+            one["deletion"]["random"],
+            one["insertion"]["value"],
+            one["insertion"]["random"],
+            one["violation"]["value"] if one["violation"]["signed"] else None,
+            ", ".join(one["flags"]) or None,
+        )
+        for one in found["methods"]
+    )
+    lead = "Deletion: area under the answer's probability while the places with the largest "
+    lead += "attribution go first; low is good. Insertion: while they come first; high is good. "
+    lead += "At random: the same for random orders. Wrong signs: how often the largest place moves "
+    lead += "the answer against its sign; half is a coin."
+    numbers = Numbers(columns, rows, "methods")
+    return section("methods", _TITLES["methods"], table(numbers, names), lead=lead)
+
+
+def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names) -> Markup:
+    best = found["best"] or found["methods"][0]["method"]
+    made: list[Markup] = []
+    for i, example in enumerate(found["examples"]):
+        given = shown_inputs[i] if i < len(shown_inputs) else {}
+        title = el("h3", f"{i}: ", code(shown(example["id"], 60)))
+        made += [title, _drawn(example["attributions"][best], given, names)]
+    lead = f"Attributions by {best}: what is warm raises the answer."
+    lead += "" if shown_inputs else " Inputs are not shown; --show-inputs draws them."
+    return section("examples", _TITLES["examples"], *made, lead=lead)
+
+
+def _drawn(attribution: dict[str, Any], given: Shown, names: Names) -> Markup:
+    values, shape = attribution["values"], attribution["shape"]
+    values = [0.0 if v is None else v for v in values]
+    if len(shape) == 2:
+        grid = [(line, column) for line in range(shape[0]) for column in range(shape[1])]
+        return el("div", Markup(str(heat_map(given.get("pixels"), values, grid))), cls="inside")
+    pieces = given.get("pieces")
+    if pieces:
+        return el("div", Markup(str(tokens(pieces, values[: len(pieces)]))), cls="inside")
+    order = sorted(range(len(values)), key=lambda i: -math.fabs(values[i]))[:10]
+    rows = tuple((str(i), values[i]) for i in order)
+    return table(Numbers(("place", "attribution"), rows, "places"), names)

@@ -1,0 +1,50 @@
+"""Judged explanations as text for a terminal of 80 columns."""
+
+from textwrap import wrap
+from typing import Any
+
+from sonde.report._format import number, plural, share, shown
+
+COLUMNS = 80
+LEGEND = """deletion   area under the answer while places go, largest first; low is good
+insertion  the same while they come, largest first; high is good
+violation  share of the largest places whose sign is wrong (-: has no signs)"""
+
+
+def explain_verdict(found: dict[str, Any]) -> str:
+    """Return which explanation can be believed here, or that none can.
+
+    Parameters
+    ----------
+    found : dict
+        JSON of an explanation, ``sonde-explain/1``.
+    """
+    if found["best"] is None:
+        return (
+            "No explanation can be believed here: none is clearly better than random orders, with "
+            "signs that hold."
+        )
+    return f"Believe {shown(found['best'], 60)} here: it finds what the answers hang on."
+
+
+def explain_to_text(found: dict[str, Any]) -> str:
+    """Return the verdict and a line for each method."""
+    lines = [*wrap(explain_verdict(found), COLUMNS), ""]
+    what = f"{plural(found['n'], 'answer')}; {found['objective']} at {shown(found['site'], 40)}"
+    lines += [what, "", f"{'method':<34}{'deletion':>16}{'insertion':>16}{'violation':>12}"]
+    for one in found["methods"]:
+        cells = [_curve(one["deletion"]), _curve(one["insertion"]), _violation(one["violation"])]
+        name = ("* " if one["believable"] else "  ") + shown(one["method"], 31)
+        lines.append(f"{name:<34}{cells[0]:>16}{cells[1]:>16}{cells[2]:>12}")
+        if one["flags"]:
+            lines.append(f"    {', '.join(one['flags'])}")
+    lines += ["", "* can be believed; in brackets the same for random orders", *LEGEND.splitlines()]
+    return "\n".join(lines)
+
+
+def _curve(figure: dict[str, Any]) -> str:
+    return f"{number(figure['value'])} ({number(figure['random'])})"
+
+
+def _violation(figure: dict[str, Any]) -> str:
+    return share(figure["value"], 2) if figure["signed"] else "–"

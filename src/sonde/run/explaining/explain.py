@@ -1,0 +1,247 @@
+"""Several attributions of the same answers, each judged, and which of them can be believed here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError, near
+from sonde.core.finite import finite_json
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.engine.progress import Bar
+from sonde.explain import (
+    Attribution,
+    Attributor,
+    Baseline,
+    Deletion,
+    FaithfulnessViolation,
+    GradTimesInput,
+    Insertion,
+    IntegratedGradients,
+    Objective,
+    Saliency,
+    SmoothGrad,
+)
+from sonde.run.instruments.catalogue import snake_case
+
+SCHEMA: Final = "sonde-explain/1"
+DEFAULTS: tuple[Attributor, ...] = (
+    IntegratedGradients(),
+    GradTimesInput(),
+    SmoothGrad(),
+    Saliency(),
+)
+CLEAR = 2.0
+"""So many standard deviations of random orders an attribution must lie beyond their mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One attribution of a batch with its tests.
+
+    Parameters
+    ----------
+    word : str
+        The method with its parameters.
+    found : Attribution
+    deletion, insertion : dict
+        ``value``, ``se``, ``random`` (mean over random orders) and ``random_spread``.
+    violation : dict
+        ``value`` with its interval (``low``, ``high``), ``base_rate``, ``signed``.
+    """
+
+    word: str
+    found: Attribution
+    deletion: dict[str, Any]
+    insertion: dict[str, Any]
+    violation: dict[str, Any]
+
+    @property
+    def gain(self) -> float:
+        """Insertion less deletion, beyond that of random orders; higher = more faithful."""
+        own = self.insertion["value"] - self.deletion["value"]
+        return own - (self.insertion["random"] - self.deletion["random"])
+
+    @property
+    def is_believable(self) -> bool:
+        """Whether both curves beat random orders clearly, and signs hold more often than a coin."""
+        down, up = self.deletion, self.insertion
+        beats = down["value"] < down["random"] - CLEAR * down["random_spread"]
+        beats = beats and up["value"] > up["random"] + CLEAR * up["random_spread"]
+        return beats and (not self.violation["signed"] or self.violation["high"] < 0.5)
+
+
+def find_attributor(word: str) -> type[Attributor]:
+    """Return the class of an attribution by its word, or an error with near words."""
+    import sonde.explain as family
+
+    members = (getattr(family, name) for name in family.__all__)
+    known = {
+        snake_case(m.__name__): m
+        for m in members
+        if isinstance(m, type) and issubclass(m, Attributor) and m is not Attributor
+    }
+    if word not in known:
+        raise InputError(
+            f"no attribution is called {word!r}.{near(word, known)} There are "
+            f"{', '.join(sorted(known))}."
+        )
+    return known[word]
+
+
+def name_of(method: Attributor) -> str:
+    """Return a method as it is typed: its word, and the parameters that are not at their defaults.
+
+    Examples
+    --------
+    >>> name_of(IntegratedGradients(steps=20))
+    'integrated_gradients(steps=20)'
+    """
+    plain = (int, float, str, bool)
+    typed = [
+        f"{f.name}={value!r}"
+        for f in fields(method)  # type: ignore[arg-type]
+        if isinstance(value := getattr(method, f.name), plain) and value != f.default
+    ]
+    word = snake_case(type(method).__name__)
+    return f"{word}({','.join(typed)})" if typed else word
+
+
+def explain(
+    model: Model,
+    inputs: Inputs,
+    methods: Sequence[Attributor] = DEFAULTS,
+    objective: Objective | None = None,
+    site: str = "input",
+    *,
+    n_random: int = 5,
+    progress: bool = True,
+) -> tuple[InputBatch, list[Judged]]:
+    """Return the first batch of inputs and the attributions of its answers, each judged.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : Inputs
+        Only the first batch is explained.
+    methods : sequence of Attributor
+    objective : Objective, optional
+        By default the logit of the predicted class or token. Tests use its probability.
+    site : str, default="input"
+    n_random : int, default=5
+        Random orders of the places beside each attribution's.
+    progress : bool, default=True
+
+    Raises
+    ------
+    InputError
+        If there is no input or no method.
+    """
+    batch = next(iter(inputs.batches(0, len(inputs))), None)
+    if batch is None or not methods:
+        raise InputError("explain: expected at least one input and one method, got none.")
+    objective = objective or Objective()
+    test = objective if objective.kind == "answer" else Objective("prob", objective.target)
+    judged: list[Judged] = []
+    with Bar("explain", len(methods), shown=progress) as bar:
+        for method in methods:
+            judged.append(_judged(model, batch, method, objective, test, site, n_random))
+            bar.advance(1)
+    return batch, judged
+
+
+def _judged(
+    model: Model,
+    batch: InputBatch,
+    method: Attributor,
+    objective: Objective,
+    test: Objective,
+    site: str,
+    n_random: int,
+) -> Judged:
+    found = method.attribute(model, batch, objective, site)
+    baseline = getattr(method, "baseline", None) or Baseline()
+    curves: list[dict[str, Any]] = []
+    for kind in (Deletion, Insertion):
+        result = kind(baseline, n_random).judge(model, batch, found, test, site)
+        null = float("nan") if result.null is None else float(torch.as_tensor(result.null))
+        spread = {"random": null, "random_spread": result.null_spread}
+        curves.append({"value": float(result), "se": result.se, **spread})
+    signs = FaithfulnessViolation(baseline=baseline).judge(model, batch, found, test, site)
+    violation = {
+        "value": float(signs),
+        "low": signs.low,
+        "high": signs.high,
+        "base_rate": signs.base_rate,
+        "signed": found.signed,
+    }
+    return Judged(name_of(method), found, curves[0], curves[1], violation)
+
+
+def best_of(judged: Sequence[Judged]) -> Judged | None:
+    """Return the believable attribution with the largest gain; None where none can be believed."""
+    known = [one for one in judged if one.is_believable]
+    return max(known, key=lambda one: one.gain, default=None)
+
+
+def explain_document(
+    judged: Sequence[Judged], batch: InputBatch, *, model: str, data: str, most: int = 16
+) -> dict[str, Any]:
+    """Return the JSON of an explanation, ``sonde-explain/1``.
+
+    Parameters
+    ----------
+    judged : sequence of Judged
+    batch : InputBatch
+    model, data : str
+        As the user typed them.
+    most : int, default=16
+        How many examples carry their attributions.
+    """
+    first, best = judged[0].found, best_of(judged)
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "data": data,
+        "n": first.n,
+        "objective": first.conventions["objective"],
+        "site": first.conventions["site"],
+        "best": None if best is None else best.word,
+        "methods": [
+            finite_json(
+                {
+                    "method": one.word,
+                    "baseline": one.found.conventions["baseline"],
+                    "believable": one.is_believable,
+                    "gain": one.gain,
+                    "deletion": one.deletion,
+                    "insertion": one.insertion,
+                    "violation": one.violation,
+                    "flags": list(one.found.flags),
+                }
+            )
+            for one in judged
+        ],
+        "examples": [
+            finite_json(
+                {
+                    "id": batch.ids[i],
+                    "objective": float(first.objective[i]),
+                    "attributions": {
+                        one.word: {"shape": list(by.shape), "values": by.flatten().tolist()}
+                        for one in judged
+                        for by in [_places(one.found, i)]
+                    },
+                }
+            )
+            for i in range(min(most, first.n))
+        ],
+    }
+
+
+def _places(found: Attribution, i: int) -> Tensor:
+    """Return one example's attribution by place, or by unit where it has no places."""
+    value = torch.as_tensor(found.value)
+    return (value if value.ndim == 2 else found.by_place)[i].double().cpu()

@@ -1,0 +1,87 @@
+"""Judged explanations: a planted cause is found, noise is not believed, the page holds both."""
+
+import json
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from page_case import Page
+from sonde.core import InputError, Model
+from sonde.data import open_inputs
+from sonde.explain import Attributor, GradTimesInput, IntegratedGradients, Saliency
+from sonde.explain.attribution import Parts
+from sonde.report.explain import explain_to_html, save_explain
+from sonde.report.explain_terminal import explain_to_text, explain_verdict
+from sonde.run.explaining.explain import best_of, explain, explain_document, find_attributor
+
+
+@dataclass(frozen=True)
+class Noise(Attributor):
+    """Numbers that have nothing to do with the model."""
+
+    def _parts(self, function, objective):
+        x = function.value
+        return Parts(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x))
+
+
+class Corner(nn.Module):
+    """Answers by the mean of the upper left 3 x 3 pixels alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        nn.init.ones_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x):
+        level = 4 * self.conv(x)[:, 0, :3, :3].mean((1, 2))
+        return torch.stack((level, -level), dim=1)
+
+
+@pytest.fixture(scope="module")
+def judged():
+    images = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:, :, :3, :3] += 1.0
+    model = Model(Corner())
+    inputs = open_inputs(model, [{"x": image} for image in images], batch_size=12)
+    return explain(model, inputs, [Noise(), IntegratedGradients(8)], progress=False)
+
+
+@pytest.mark.truth("planted: nine pixels decide")
+def test_what_points_at_the_cause_is_believed_and_noise_is_not(judged):
+    _, (noise, integrated) = judged
+    assert not noise.is_believable
+    assert integrated.is_believable
+    assert best_of((noise, integrated)) is integrated
+    assert best_of((noise,)) is None
+    mass = torch.as_tensor(integrated.found.by_place).abs()
+    assert float(mass[:, :3, :3].sum() / mass.sum()) == pytest.approx(1.0)
+
+
+def test_page_and_text_say_which_one(judged, tmp_path):
+    batch, both = judged
+    found = explain_document(both, batch, model="<b>m</b>", data="d", most=3)
+    assert "Believe integrated_gradients(steps=8) here" in explain_verdict(found)
+    text = explain_to_text(found)
+    assert max(map(len, text.splitlines())) <= 80
+    pixels = [{"pixels": batch.args[0][i]} for i in range(3)]
+    html = explain_to_html(found, pixels)
+    assert {a.get("id") for a in Page(html).all("section")} == {"methods", "examples"}
+    assert "<b>m" not in html
+    carried = re.search(r'<script type="application/json" id="sonde">([^<]*)</script>', html)
+    assert carried is not None
+    assert json.loads(carried[1]) == found
+    assert save_explain(found, tmp_path / "e.json").exists()
+    none = explain_document(both[:1], batch, model="m", data="d")
+    assert "No explanation can be believed" in explain_verdict(none)
+    assert len(Page(explain_to_html(none)).all("svg")) > 12
+
+
+def test_methods_have_words():
+    assert find_attributor("grad_times_input") is GradTimesInput
+    with pytest.raises(InputError, match="saliency"):
+        find_attributor("salience")
+    assert find_attributor("saliency") is Saliency
