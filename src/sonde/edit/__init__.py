@@ -18,6 +18,7 @@ from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.leace import Leace, PairedLeace
+from sonde.edit.lipschitz_prune import LipschitzPrune
 from sonde.edit.log_linear import LogLinear, log_linear
 from sonde.edit.merge_arithmetic import Dare, TaskArithmetic, Ties
 from sonde.edit.merge_means import FisherMerge, RegMean, Slerp
@@ -77,6 +78,7 @@ __all__ = [
     "Inlp",
     "Leace",
     "LinearRouter",
+    "LipschitzPrune",
     "LogLinear",
     "MeanAblate",
     "NGrams",
