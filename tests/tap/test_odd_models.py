@@ -24,7 +24,7 @@ from sonde.detect import Mahalanobis
 from sonde.run.fitting.fit import fit
 from sonde.run.watching.guard import Guard
 from sonde.tap import Tap, live_stream
-from tap_inputs import Texts, padded
+from tap_inputs import Arrays, Texts, padded
 
 CLS = 2
 DRAW = torch.Generator().manual_seed(0)
@@ -170,3 +170,25 @@ def test_dropout_stays_off_until_the_last_reader_has_left():
     thread.join()
     assert modes == [False]
     assert all(module.training for module in net.modules())
+
+
+class Thin(nn.Module):
+    """Hands a sparse tensor on."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu().to_sparse()
+
+
+class Dense(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to_dense()
+
+
+def test_a_sparse_output_is_left_out_of_auto_with_its_reason():
+    net = nn.Sequential(nn.Linear(4, 8), Thin(), Dense(), nn.Linear(8, 3)).eval()
+    stream = live_stream(Model(net), Arrays(torch.randn(6, 4)))
+    assert [s.key for s in stream.schema] == ["0:out", "2:out", "3:out"]
+    (left,) = stream.left_out
+    assert left.site == "1:out"
+    assert "expected a dense output, got one of layout sparse_coo" in left.reason
+    assert sum(len(b.ids) for b in stream) == 6

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
@@ -78,6 +79,7 @@ def find_axes(
     """
     first, second = probe.leaf(path, call, port, key)
     where = f"{path}:{port}"
+    _require_dense(first, where)
     words = _varying(first, second, probe)
     if "row" not in words:
         raise SiteError(
@@ -111,6 +113,15 @@ def find_axes(
         )
     _name_space(words, others)
     return Axes(tuple(words))
+
+
+def _require_dense(leaf: Leaf, where: str) -> None:
+    if leaf.layout is not torch.strided:
+        layout = str(leaf.layout).removeprefix("torch.")
+        raise SiteError(
+            f"Site: expected a dense output, got one of layout {layout} and shape {leaf.shape} at "
+            f"{where}. Read the module after it."
+        )
 
 
 def _choices(words: Sequence[str], fixed: Sequence[int]) -> str:

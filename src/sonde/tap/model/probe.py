@@ -35,7 +35,7 @@ _log = logging.getLogger("sonde")
 
 @dataclass(frozen=True)
 class Leaf:
-    """Shape and type of one tensor; a nested tensor has the shape that it would have padded.
+    """Shape, type and layout of one tensor; a nested one is taken as if it were padded.
 
     ``features`` is the axis of its features, where what made it tells.
     """
@@ -43,6 +43,7 @@ class Leaf:
     shape: tuple[int, ...]
     dtype: torch.dtype
     features: int | None = field(default=None, compare=False)
+    layout: torch.layout = torch.strided
 
 
 @dataclass
@@ -359,7 +360,7 @@ def _describe(x: Tensor, known: Known) -> Leaf:
         parts = x.unbind()
         longest = max((len(p) for p in parts), default=0)
         return Leaf((len(parts), longest, *parts[0].shape[1:]), x.dtype)
-    return Leaf(tuple(x.shape), x.dtype, known.of(x))
+    return Leaf(tuple(x.shape), x.dtype, known.of(x), x.layout)
 
 
 def executed(found: Probe) -> Iterator[str]:
