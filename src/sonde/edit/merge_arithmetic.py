@@ -157,9 +157,10 @@ class Dare(MergeRule):
         """Return what the following rule makes of the thinned models."""
         thinned = []
         for i, other in enumerate(others):
-            draw = torch.rand(base.shape, generator=generator_for(name, self.seed, i))
-            kept = (draw.to(base.device) >= self.drop) / (1.0 - self.drop)
-            thinned.append(base + (other - base) * kept.to(base))
+            kept = torch.empty(base.shape, dtype=torch.bool)
+            kept.bernoulli_(1.0 - self.drop, generator=generator_for(name, self.seed, i))
+            task = (other - base).mul_(kept.to(base.device)).mul_(1.0 / (1.0 - self.drop))
+            thinned.append(task.add_(base))
         return self.then.merge(name, base, thinned)
 
 

@@ -123,7 +123,7 @@ def merge_models(
         first = folders[0]
         for file, one in first.weights.items():
             merged = {n: _entry(folders, n, rule, tick) for n in one.entries if n in chosen}
-            write_hashed(new / file, file_pieces({**one.entries, **merged}, one.metadata))
+            atomic_write(new / file, file_pieces({**one.entries, **merged}, one.metadata))
         for file in first.files:
             if file not in first.weights and not first.is_other_copy(file):
                 (new / file).parent.mkdir(parents=True, exist_ok=True)
