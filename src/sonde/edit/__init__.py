@@ -2,6 +2,7 @@
 
 from sonde.edit._eraser import Erase, Eraser, Subtract
 from sonde.edit._facts import Fact, log_probability
+from sonde.edit._linear import linear_layers
 from sonde.edit.batch_edit import BatchEdit
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
 from sonde.edit.clamp import ClampFeature, ClampUnit, MeanAblate, ScaleUnit
@@ -117,6 +118,7 @@ __all__ = [
     "drop_sources",
     "forgotten",
     "increment_penalty",
+    "linear_layers",
     "linearity",
     "log_linear",
     "log_probability",

@@ -17,11 +17,17 @@ def check_layer(module: nn.Module, layer: str) -> None:
     part = module.get_submodule(layer)
     if is_linear(part):
         return
-    inside = [f"{layer}.{name}" for name, one in part.named_modules() if name and is_linear(one)]
+    inside = linear_layers(module, layer)
     raise InputError(
         f"BatchEdit: expected a linear layer, got {layer}, a {type(part).__name__}. Linear layers "
         f"in it: {', '.join(inside) or 'none'}."
     )
+
+
+def linear_layers(module: nn.Module, path: str) -> list[str]:
+    """Return the paths of the linear layers inside a module, in the order of the module tree."""
+    inside = module.get_submodule(path).named_modules()
+    return [f"{path}.{name}" for name, part in inside if name and is_linear(part)]
 
 
 def is_linear(part: nn.Module) -> bool:

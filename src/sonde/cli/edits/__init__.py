@@ -13,15 +13,19 @@ from typing import Any
 
 from sonde.cli._table import filled
 from sonde.cli.edits.ablate import Ablate
+from sonde.cli.edits.erase import Erase
 from sonde.cli.edits.forget import Forget
 from sonde.cli.edits.merge import MergeModels
+from sonde.cli.edits.rewrite_fact import RewriteFact
 from sonde.cli.edits.steer import Steer
 from sonde.cli.edits.undo import Undo
 
 EDITS: dict[str, type[Any]] = {
     "ablate": Ablate,
+    "erase": Erase,
     "forget": Forget,
     "merge": MergeModels,
+    "rewrite-fact": RewriteFact,
     "steer": Steer,
     "undo": Undo,
 }

@@ -1,0 +1,143 @@
+"""``sonde edit erase``: what can be read off the states of one layer, out of its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sonde.cli.edits._acting import JUDGED, Acting, samples, side, some_inputs
+from sonde.cli.edits.steer import Contrasted, NegativeWord, PositiveWord
+from sonde.cli.options import ModelWord, Printing, named
+from sonde.core.errors import InputError, StateError
+
+if TYPE_CHECKING:
+    from sonde.core.edit import Edit
+    from sonde.core.inputs import Model
+    from sonde.edit.probes import Probed
+    from sonde.run.judging.edit_document import EditTable
+
+
+@dataclass(frozen=True)
+class Erase:
+    """Change a layer so that no linear probe of its states tells POSITIVE from NEGATIVE.
+
+    What to remove is fitted on their split train and written into the weights of a linear layer:
+    --site names one, for its output, or with :in for what it reads. The report says what a linear
+    and a two-layer probe find on their split test, there and at every later block: the model may
+    compute anew what was erased.
+
+    Differs: takes away what can be read off states; ablate takes away what the model does.
+
+    Example: sonde edit erase sonde:stdlib --positive sonde:docstrings --negative sonde:code
+    --site layers.3.mlp.down_proj -o NEW
+    """
+
+    model: ModelWord
+    positive: PositiveWord
+    negative: NegativeWord
+    site: Annotated[str, named("SITE", "a linear layer, for what it gives; :in for what it reads")]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
+    method: Annotated[
+        Literal["leace", "sal", "inlp"],
+        tyro.conf.arg(help="least change, spectral, or iterative erasure"),
+    ] = "leace"
+    strength: Annotated[float, tyro.conf.arg(help="1 erases, 0.5 halves")] = 1.0
+    reading: Contrasted = field(default_factory=lambda: Contrasted(reducer="tokens"))
+    acting: Acting = field(default_factory=Acting)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Fit, judge, write and report."""
+        from sonde.data import load
+        from sonde.run.instruments.catalogue import find
+        from sonde.run.judging.acts import edit_act, edit_controls
+        from sonde.run.judging.edit_document import edit_document
+        from sonde.run.judging.judge import judge
+        from sonde.weights import fold_edit, save_edited
+        from sonde.weights.folder import check_output, folder_of
+
+        model = load(self.model, device=self.reading.device)
+        check_output(self.output, folder_of(model))
+        page = self.acting.page(self.output)
+        instrument = find(self.method)()
+        fitted = self.reading.fit(
+            model, instrument, self.positive, self.negative, self.site, self.printing.quiet
+        )
+        site, eraser = fitted.names[0][1], fitted.result(instrument)
+        edit = eraser.edit(self.strength)
+        try:
+            plan = replace(fold_edit(model, edit, site), method=self._method())
+        except StateError as error:
+            raise InputError(f"sonde edit erase: {error}") from error
+        options = self.reading.data_options() | {"limit": self.reading.limit}
+        target = [
+            side(model, "positive", self.positive, -1, **options),
+            side(model, "negative", self.negative, 1, **options),
+        ]
+        neutral = self.acting.neutral or self.negative
+        act = edit_act(model, edit, [site])
+        judgement = judge(
+            model,
+            act,
+            target,
+            some_inputs(model, neutral, **options),
+            controls=edit_controls(model, edit, [site]),
+            sites=[site],
+            progress=not self.printing.quiet,
+        )
+        self.acting.check(judgement)
+        read = self._probes(model, edit, site)
+        saved = save_edited(model, plan, self.output, name=self.model)
+        shown = samples(model, act, target[0].inputs) if self.acting.show_inputs else ()
+        document = edit_document(
+            "erase",
+            judgement,
+            model=self.model,
+            method=self._method(),
+            places=[site, *saved.tensors],
+            target=f"{self.positive} less likely than {self.negative}",
+            neutral=neutral,
+            output=str(self.output),
+            tables=(read,),
+            samples=shown,
+            notes=(f"{eraser.rank} directions of {len(eraser.mean)} are erased at {site}.",),
+        )
+        self.acting.tell(document, page, self.printing)
+        return 0
+
+    def _probes(self, model: "Model", edit: "Edit", site: str) -> "EditTable":
+        """Return what probes find at the site and at all later blocks, before and after."""
+        from sonde.data import contrast
+        from sonde.edit import probes_along
+        from sonde.run.judging.edit_document import EditTable
+        from sonde.run.reading.read import read
+        from sonde.tap import editing
+
+        data = contrast(self.positive, self.negative, split="test", limit=JUDGED)
+        options: dict[str, Any] = {"reducer": self.reading.reducer, **self.reading.data_options()}
+        stream = read(model, data, sites=[site, "blocks"], **options)
+        keys = [s.key for s in stream.schema]
+        later = keys[next(i for i, key in enumerate(keys) if key.partition("|")[0] == site) :]
+        before = probes_along(stream)
+        with editing(model, edit, site):
+            after = probes_along(read(model, data, sites=[site, "blocks"], **options))
+        title = (
+            "Share of held-out rows whose side a probe names, before and after, at the site and at "
+            f"later ones; {before[later[0]].majority:.3g} says nothing"
+        )
+        columns = ("site", "linear before", "after", "two-layer before", "after")
+        return EditTable(title, columns, _rows(later, before, after))
+
+    def _method(self) -> str:
+        return f"{self.method} at {self.site}, strength {self.strength:g}"
+
+
+def _rows(
+    keys: Sequence[str], before: "dict[str, Probed]", after: "dict[str, Probed]"
+) -> tuple[tuple[str | float, ...], ...]:
+    return tuple(
+        (k, before[k].linear, after[k].linear, before[k].two_layer, after[k].two_layer)
+        for k in keys
+    )

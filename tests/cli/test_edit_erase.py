@@ -1,0 +1,95 @@
+"""``sonde edit erase`` and ``rewrite-fact``: what they write, report and refuse."""
+
+import json
+
+import pytest
+import torch
+
+import sonde
+from sonde.edit import Fact, log_probability
+
+PROSE = [f"    The value number {i} is returned to the caller, unless empty.\n" for i in range(6)]
+CODE = [f"        self._x{i} = y[{i}] or z.call(a={i}, b=[q for q in r])\n" for i in range(6)]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    for name, lines in (("prose", PROSE), ("code", CODE)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return tmp_path
+
+
+def states(model, site, texts):
+    with torch.no_grad(), sonde.Tap(model, site) as tap:
+        found = []
+        for text in texts:
+            model.module(torch.tensor([list(text.encode())]))
+            found.append(tap.rows[f"model.{site}:out"][0])
+    return torch.cat(found).double()
+
+
+def test_the_means_of_both_sides_are_equal_in_the_written_model(run, tmp_path, texts):
+    new, site = tmp_path / "new", "layers.1.mlp.down_proj"
+    sides = ("--positive", texts / "prose.jsonl", "--negative", texts / "code.jsonl")
+    words = ("edit", "erase", "sonde:stdlib", *sides, "--site", site, "-o", new, "--json")
+    ran = run(*words, "--force")
+    assert ran.code == 0, ran.err
+    found = ran.json()
+    assert (found["word"], (tmp_path / "new.html").is_file()) == ("erase", True)
+    probes = found["tables"][0]["rows"]
+    assert [row[0] for row in probes][:2] == [f"model.{site}:out", "model.layers.1:out"]
+    assert probes[-1][0] == "model.layers.6:out"
+    plain, edited = sonde.load("sonde:stdlib"), sonde.load(str(new))
+    gaps = [
+        states(model, site, PROSE).mean(0) - states(model, site, CODE).mean(0)
+        for model in (plain, edited)
+    ]
+    assert float(gaps[1].norm() / gaps[0].norm()) < 1e-4
+    assert run(*words, "--force").code == 2
+
+
+def test_what_does_not_fold_is_refused(run, tmp_path, texts):
+    sides = ("--positive", texts / "prose.jsonl", "--negative", texts / "code.jsonl")
+    ran = run(
+        "edit",
+        "erase",
+        "sonde:stdlib",
+        *sides,
+        "--site",
+        "layers.1.mlp.act_fn",
+        "-o",
+        tmp_path / "n",
+    )
+    assert ran.code == 2
+    assert "sonde edit erase" in ran.err
+    assert not (tmp_path / "n").exists()
+
+
+def test_a_fact_is_written_and_taken_back(run, tmp_path, texts):
+    new = tmp_path / "new"
+    fact = Fact("def setUp(", "setUp", "this")
+    words = ("--prompt", fact.prompt, "--subject", fact.subject, "--target", fact.target)
+    ran = run(
+        "edit", "rewrite-fact", "sonde:stdlib", texts / "code.jsonl", *words, "-o", new, "--json",
+        "--ridge", 0.1,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    found = ran.json()
+    assert found["places"] == ["model.layers.2.mlp.down_proj.weight"]
+    assert found["judgement"]["effect"]["value"] > 0
+    plain, edited = sonde.load("sonde:stdlib"), sonde.load(str(new))
+    assert log_probability(edited, [fact]) > log_probability(plain, [fact])
+    assert run("edit", "undo", new, "-o", tmp_path / "old").code == 0
+    again = sonde.load(str(tmp_path / "old"))
+    assert torch.equal(log_probability(again, [fact]), log_probability(plain, [fact]))
+
+
+def test_a_subject_that_is_not_in_the_prompt_is_refused(run, tmp_path, texts):
+    words = ("--prompt", "def setUp(", "--subject", "tearDown", "--target", "this")
+    ran = run(
+        "edit", "rewrite-fact", "sonde:stdlib", texts / "code.jsonl", *words, "-o", tmp_path / "n"
+    )
+    assert ran.code == 2
+    assert "expected the subject in the prompt, got subject 'tearDown'" in ran.err
+    assert not (tmp_path / "n").exists()
