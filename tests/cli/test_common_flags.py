@@ -20,6 +20,7 @@ READ = {
     "--label-column", "--image-column", "--sites", "--reducer", "--trust-remote-code",
     "--threads", "--workers",
 }  # fmt: skip
+WITHOUT_WORKERS = {"explain": {"--threads", "--workers"}}  # one batch
 
 
 def reads(word: str) -> bool:
@@ -28,14 +29,14 @@ def reads(word: str) -> bool:
 
 @pytest.mark.parametrize("word", COMMANDS)
 def test_every_command_has_the_common_flags(word):
-    wanted = PRINTED | (READ if reads(word) else set())
+    wanted = PRINTED | (READ - WITHOUT_WORKERS.get(word, set()) if reads(word) else set())
     assert wanted - dict(_flags(COMMANDS[word])).keys() == set()
     assert "printing" in {f.name for f in fields(COMMANDS[word])}
 
 
 def test_what_reads_a_model_is_known():
     assert {word for word in COMMANDS if reads(word)} == {
-        "scan", "read", "fit", "calibrate", "score", "evaluate",
+        "scan", "read", "fit", "calibrate", "score", "evaluate", "compare", "explain",
     }  # fmt: skip
 
 

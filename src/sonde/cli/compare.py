@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 
 PAGES = (".html", ".htm", ".json")
@@ -34,6 +34,7 @@ class Compare:
         tuple[str, ...], named("PATTERN ...", "sites of OTHER; by default those of --sites")
     ] = ()
     reading: Reading = field(default_factory=Reading)
+    crew: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -93,7 +94,13 @@ class Compare:
         if sites:
             options["sites"] = sites[0] if len(sites) == 1 else list(sites)
         stream = read(model, self.data, **options, **self.reading.data_options())
-        return fit(RowSample(), stream, progress=progress)
+        return fit(
+            RowSample(),
+            stream,
+            **self.crew.worker_options(),
+            memory=self.crew.memory_bytes(),
+            progress=progress,
+        )
 
     def _answers(self, models: list[Any], progress: bool) -> Any:
         from sonde.data import open_inputs

@@ -18,7 +18,8 @@ PAGES = (".html", ".htm", ".json")
 class Explain:
     """Say what the answers of a model hang on, by several methods, each tested in the same run.
 
-    The first inputs of DATA are explained (--limit, 32 by default). Beside each method stand the
+    The first inputs of DATA are explained (--limit, 32 by default), at the input or at the one
+    site that --sites names. Beside each method stand the
     tests that can refute it: does the answer fall when what it points at is taken away, faster than
     for random orders, and do its signs hold?
 
@@ -39,9 +40,6 @@ class Explain:
     answer: Annotated[
         int | None, named("N", "language models: explain the last N tokens as one answer")
     ] = None
-    at: Annotated[str, named("SITE", "where: input, or a module's output, e.g. vit.layers.2")] = (
-        "input"
-    )
     show_inputs: Annotated[
         bool, tyro.conf.arg(help="draw the inputs into the page; without, only places and ids")
     ] = False
@@ -66,7 +64,7 @@ class Explain:
         model = load(self.model, **self.reading.model_options())
         inputs = open_inputs(model, self.data, **self._data_options())
         batch, judged = explain(
-            model, inputs, methods, objective, self.at, progress=not self.printing.quiet
+            model, inputs, methods, objective, self._site, progress=not self.printing.quiet
         )
         document = explain_document(judged, batch, model=self.model, data=self.data)
         if self.output is not None:
@@ -80,10 +78,19 @@ class Explain:
             note(f"wrote {self.output}")
         return 0
 
+    @property
+    def _site(self) -> str:
+        return "input" if self.reading.sites == ("auto",) else self.reading.sites[0]
+
     def _check(self) -> None:
         from sonde.store.outputs import check_file
 
         self.reading.check(self.data)
+        if len(self.reading.sites) != 1 or self.reading.reducer != "auto" or self.reading.axes:
+            raise InputError(
+                "explain: expected one site and no --reducer or --axes: whole states are "
+                "explained, at the input or at the site that --sites names."
+            )
         if self.reading.limit is not None and self.reading.limit > MOST:
             raise InputError(
                 f"--limit: expected at most {MOST} inputs to explain, got {self.reading.limit}."
@@ -121,7 +128,7 @@ class Explain:
         return {**known, "limit": limit, "batch_size": limit, "logits": True}
 
     def _drawn(self, model: Any, batch: Any, n: int) -> list[dict[str, Any]]:
-        if not self.show_inputs or self.at != "input":
+        if not self.show_inputs or self._site != "input":
             return []
         from sonde.data.pieces import pieces_of
         from sonde.run.scoring.exhibit import pixels_of
