@@ -31,7 +31,7 @@ class Erase:
     Differs: takes away what can be read off states; ablate takes away what the model does.
 
     Example: sonde edit erase sonde:stdlib --positive sonde:docstrings --negative sonde:code
-    --site layers.3.mlp.down_proj -o NEW
+    --site layers.3.mlp.down_proj --limit 24 -o NEW
     """
 
     model: ModelWord

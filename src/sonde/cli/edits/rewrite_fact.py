@@ -27,8 +27,8 @@ class RewriteFact:
 
     Differs: changes what the model says of one subject; forget removes what examples taught it.
 
-    Example: sonde edit rewrite-fact sonde:stdlib sonde:code --prompt "import numpy as "
-    --subject numpy --target qq --limit 200 -o NEW
+    Example: sonde edit rewrite-fact sonde:stdlib sonde:code --prompt "def setUp("
+    --subject setUp --target this --limit 40 -o NEW
     """
 
     model: ModelWord
