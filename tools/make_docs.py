@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reference import reference_index, reference_pages, sections
 from sonde.findings.catalogue import rule_classes
-from sonde.run.instruments.catalogue import FAMILIES, Method, methods
+from sonde.run.instruments.catalogue import FAMILIES, IN_PYTHON, Method, methods, python_methods
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,6 +84,13 @@ def methods_index() -> str:
             if m.family == family
         ]
         lines[-1] += "\n" + "\n".join(rows)
+    for family in IN_PYTHON:
+        lines.append(f"## {family}, in Python")
+        lines.append("| class | what it does |\n|---|---|")
+        called = [m for m in python_methods().values() if m.family == family]
+        lines[-1] += "\n" + "\n".join(
+            f"| `sonde.{family}.{m.name}` | {m.summary} |" for m in called
+        )
     return "\n\n".join(lines)
 
 

@@ -11,10 +11,13 @@ ROOMS = (
     "engine",
     "stats",
     "tap",
+    "weights",
     "data",
     "store",
     "metrics",
     "alarms",
+    "edit",
+    "explain",
     "report",
     "testing",
 )

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from sonde.cli.commands import COMMANDS
 from sonde.findings.catalogue import rule_classes
-from sonde.run.instruments.catalogue import methods
+from sonde.run.instruments.catalogue import methods, python_methods
 
 FIT = "fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"
 NEEDS = {
@@ -178,6 +178,9 @@ def test_methods_are_the_catalogue(run):
     assert {m["word"] for m in ran.json()} == methods().keys()
     text = run("methods").out
     assert all(m.word in text and m.summary in text for m in methods().values())
+    assert all(f"  {m.name} " in text and m.summary in text for m in python_methods().values())
+    assert "IntegratedGradients" in run("methods", "explain").out
+    assert "steps : int" in run("methods", "IntegratedGradients").out
     assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
 
 

@@ -53,6 +53,10 @@ def legend(meanings: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+_CONTINUED = re.compile(r"(: sonde [^\n]*)\n[ ]*(--?\w)")
+"""A command of which a later line goes on with flags."""
+
+
 def filled(text: str) -> str:
     r"""Return a text whose long lines are wrapped to the terminal; commands end in a backslash.
 
@@ -65,7 +69,7 @@ def filled(text: str) -> str:
     width = shutil.get_terminal_size().columns
     return "\n".join(
         line if len(line) <= width or _DRAWN.search(line) else _filled(line, width)
-        for line in text.splitlines()
+        for line in _CONTINUED.sub(r"\1 \2", text).splitlines()
     )
 
 

@@ -17,7 +17,7 @@ LEAST_TEXT = 20
 
 @dataclass(frozen=True)
 class Methods:
-    """List the methods that `sonde fit` knows, or tell all about one.
+    """List the methods that `sonde fit` knows and those for Python, or tell all about one.
 
     Example: sonde methods detect
 
@@ -26,19 +26,27 @@ class Methods:
 
     which: Annotated[
         tyro.conf.Positional[str],
-        named("[FAMILY|METHOD]", "measure, detect, or the word of a method; all where left out"),
+        named("[FAMILY|METHOD]", "measure, detect, edit, explain, or a method; all where left out"),
     ] = ""
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
         """Print one line for each method, all about one, or JSON."""
-        from sonde.run.instruments.catalogue import FAMILIES, PLUG_IN, methods
+        from sonde.run.instruments.catalogue import (
+            FAMILIES,
+            IN_PYTHON,
+            PLUG_IN,
+            methods,
+            python_methods,
+        )
 
-        known = methods()
-        if self.which and self.which not in (*FAMILIES, PLUG_IN, *known):
+        known, called = methods(), python_methods()
+        families = tuple(dict.fromkeys((*FAMILIES, *IN_PYTHON, PLUG_IN)))
+        if self.which and self.which not in (*families, *known, *called):
             raise InputError(
-                f"methods: expected one of {', '.join(FAMILIES)}, or a method, got "
-                f"{self.which!r}.{near(self.which, known)} `sonde methods` lists them all."
+                f"methods: expected one of {', '.join(families[:-1])}, or a method, got "
+                f"{self.which!r}.{near(self.which, [*known, *called])} `sonde methods` lists them "
+                "all."
             )
         chosen = [m for m in known.values() if self.which in ("", m.family, m.word)]
         if self.printing.json:
@@ -47,11 +55,19 @@ class Methods:
         if self.which in known:
             say(f"{self.which} ({known[self.which].family})\n\n{known[self.which].description}")
             return 0
-        for family in (*FAMILIES, PLUG_IN):
+        if self.which in called:
+            say(f"{self.which} (sonde.{called[self.which].family})")
+            say(f"\n{called[self.which].description}")
+            return 0
+        for family in families:
             mine = [m for m in chosen if m.family == family]
             if mine:
                 say(family)
                 say("\n".join(_lines(m.word, m.summary) for m in mine))
+            also = [m for m in called.values() if m.family == family and self.which in ("", family)]
+            if also:
+                say(f"{family}, in Python (sonde.{family}.NAME)")
+                say("\n".join(_lines(m.name, m.summary) for m in also))
         return 0
 
 

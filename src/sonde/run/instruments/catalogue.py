@@ -14,10 +14,18 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from torch import nn
+
+from sonde.core.edit import Edit
 from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.instrument import Detector, Instrument
+from sonde.core.result import Result
+from sonde.tap.decoding.rule import Decode
+from sonde.weights import Rewrite
 
 FAMILIES = ("measure", "detect", "edit")
+IN_PYTHON = ("edit", "explain")
+"""Families with methods that are called, not fitted: edits, decoding rules, attributions."""
 PLUG_IN = "plug-in"
 
 PLUG_INS = "sonde.methods"
@@ -122,6 +130,45 @@ def _plug_ins(taken: frozenset[str]) -> dict[str, Method]:
 def _leave_out(word: str, distribution: str, why: str) -> None:
     text = f"sonde methods: {word!r} of {distribution} is left out: {why}."
     warnings.warn(text, SondeWarning, stacklevel=4)
+
+
+@dataclass(frozen=True)
+class PythonMethod:
+    """One exported class that is no instrument: it is made and called in Python."""
+
+    name: str
+    family: str
+    cls: type[Any]
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring."""
+        return (self.cls.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def description(self) -> str:
+        """The class's docstring, without its examples."""
+        return (inspect.getdoc(self.cls) or "").partition("\n\nExamples\n")[0]
+
+
+@cache
+def python_methods() -> dict[str, PythonMethod]:
+    """Return every method that is called in Python by its class's name, sorted."""
+    found: dict[str, PythonMethod] = {}
+    for family in IN_PYTHON:
+        module = importlib.import_module(f"sonde.{family}")
+        for name in module.__all__:
+            cls = getattr(module, name)
+            is_class = isinstance(cls, type) and not issubclass(cls, Instrument | Result)
+            if is_class and not inspect.isabstract(cls) and _acts(cls):
+                found[name] = PythonMethod(name, family, cls)
+    return dict(sorted(found.items()))
+
+
+def _acts(cls: type[Any]) -> bool:
+    """Return whether a class is a method: of one of the nouns that act, or with a paper."""
+    nouns = Edit | Rewrite | Decode | nn.Module
+    return issubclass(cls, nouns) or bool(getattr(cls, "paper", ""))
 
 
 def find(word: str, further: Iterable[type[Instrument]] = ()) -> type[Instrument]:
