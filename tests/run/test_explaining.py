@@ -67,7 +67,7 @@ def test_page_and_text_say_which_one(judged, tmp_path):
     assert "Believe integrated_gradients(steps=8) here" in explain_verdict(found)
     text = explain_to_text(found)
     assert max(map(len, text.splitlines())) <= 80
-    pixels = [{"pixels": batch.args[0][i]} for i in range(3)]
+    pixels = [{"pixels": batch.kwargs["x"][i]} for i in range(3)]
     html = explain_to_html(found, pixels)
     assert {a.get("id") for a in Page(html).all("section")} == {"methods", "examples"}
     assert "<b>m" not in html

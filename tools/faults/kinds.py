@@ -138,6 +138,14 @@ NOT_TRIED: Mapping[str, str] = {
     "store.exporting.to_lance:write_lance": "a folder: tests/store/test_sealed_exports.py",
     "store.exporting.to_lance:_list_files": "the list of the files in that folder",
     "files.seal:sealed_file": "writes for all exports",
+    "files.gguf:write_control_vector": "for llama.cpp: no command reads it",
+    "report.compare:save_compare": "sealed like the page of drift, which is tried",
+    "report.edit:save_edit": "sealed like the page of drift, which is tried",
+    "report.explain:save_explain": "sealed like the page of drift, which is tried",
+    "tap.gradients.squared:SquaredGradients.save": "write_state, which is tried; no command has it",
+    "weights._weight_file:write_hashed": "a new folder: tests/weights/test_saving.py",
+    "weights.merging:merge_models": "a new folder: tests/weights/test_merging.py",
+    "weights.patch:Patch.write": "a new folder: tests/weights/test_saving.py",
     "testing.statistic_laws:law_save": "a state that a law reads back at once",
 }
 

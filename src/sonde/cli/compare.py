@@ -21,7 +21,7 @@ class Compare:
     by each model in its own way and their states joined by input, so the models may differ in
     depth and width. Of two fits of one model on different data, `sonde drift` tells the difference.
 
-    Example: sonde compare sonde:digits ./finetuned sonde:digits/test -o compare.html
+    Example: sonde compare sonde:digits sonde:digits sonde:digits/test -o compare.html --limit 64
     """
 
     first: ModelWord

@@ -50,7 +50,8 @@ class Ablate(Edit):
     Examples
     --------
     >>> edit = Ablate(torch.tensor([[1.0], [1.0]]))
-    >>> edit.apply(torch.tensor([[3.0, 1.0]]), Site("0"), EditContext()).tolist()
+    >>> x = torch.tensor([[3.0, 1.0]])
+    >>> edit.apply(x, Site("0"), EditContext()).round(decimals=4).tolist()
     [[1.0, -1.0]]
     """
 

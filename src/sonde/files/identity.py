@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from sonde.core.state import canonical_json
 
+CODE = "code"
 UNKNOWN_TO_SOME = ("attn", "head", "structure")
 HASHED = {
     "model": "weights differ",
     "config": "configuration differs",
     "structure": "module classes, their settings or unsaved buffers differ",
     "head": "head differs",
+    "code": "forward, or a function that it calls, is written otherwise",
 }
 HOW_READ = ("batch_size", "skip_bad", "even")
 NESTED = ("prompts", "appended")
@@ -30,7 +32,19 @@ def agree(name: str, a: Any, b: Any) -> bool:
     >>> agree("attn", "sdpa", None), agree("attn", "sdpa", "eager"), agree("dtype", "int8", None)
     (True, False, False)
     """
+    if name == CODE:
+        return same_code(a, b)
     return a == b or (name in UNKNOWN_TO_SOME and None in (a, b))
+
+
+def same_code(a: str | None, b: str | None) -> bool:
+    """Return whether two hashes of forwards are the same, as far as they can be compared.
+
+    Each version of Python compiles otherwise; a hash begins with it.
+    """
+    if a is None or b is None or a.partition(":")[0] != b.partition(":")[0]:
+        return True
+    return a == b
 
 
 def difference(name: str, here: Any, fitted: Any) -> str:

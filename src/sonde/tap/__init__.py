@@ -13,7 +13,7 @@ from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hand.tap import Tap
 from sonde.tap.hand.where import TokenIds
 from sonde.tap.model.fingerprint import config_hash, fingerprint, known_config_hash
-from sonde.tap.model.forward_code import forward_code, same_code
+from sonde.tap.model.forward_code import forward_code
 from sonde.tap.model.heads import find_head
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.objectives import kl_uniform, max_logit, nll
@@ -61,7 +61,6 @@ __all__ = [
     "replay",
     "resolve",
     "right_padded",
-    "same_code",
     "squared_gradients",
     "structure",
     "weight_stream",

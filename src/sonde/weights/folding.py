@@ -64,7 +64,7 @@ def fold_edit(
     >>> from sonde.core.edit import Add
     >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     >>> plan = fold_edit(net, Add(torch.tensor([1.0, -1.0])), "0")
-    >>> (plan.fold(net)[0].bias - net[0].bias).tolist()
+    >>> (plan.fold(net)[0].bias - net[0].bias).round(decimals=4).tolist()
     [1.0, -1.0]
     """
     affine = affine_of(edit)

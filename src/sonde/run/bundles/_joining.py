@@ -15,15 +15,14 @@ from sonde.core.plan import Split
 from sonde.engine.classes import joined_names
 from sonde.engine.passes import merge_states
 from sonde.engine.requests import Request, States, Task
-from sonde.files.identity import agree
+from sonde.files.identity import CODE, agree, same_code
 from sonde.run.bundles.group_counts import KEPT_DRAWS, joined_counts
-from sonde.run.bundles.header import CODE, warn_other_code
+from sonde.run.bundles.header import warn_other_code
 from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages
 from sonde.run.passes.units import add_counters, join_units
 from sonde.run.reading.recipe import common, recipe_in, require_same_recipe
 from sonde.stats import HashSample, HashSampleState
-from sonde.tap import same_code
 
 Units = list[dict[str, Any]]
 MOST_SHARED = 0.5

@@ -6,13 +6,12 @@ from typing import Any
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.plan import Plan, Split
 from sonde.core.stream import Stream
-from sonde.files.identity import agree, data_hash, difference
+from sonde.files.identity import CODE, agree, data_hash, difference, same_code
 from sonde.run.bundles.group_counts import counts_of, group_draws
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
-from sonde.tap import LiveStream, forward_code, known_config_hash, same_code
+from sonde.tap import LiveStream, known_config_hash
 
 MODEL_FIELDS = ("model", "structure", "config", "dtype", "attn", "head")
-CODE = "code"
 READING_FIELDS = ("objective", "keep_special", "perturb")
 
 
@@ -37,7 +36,7 @@ def make_header(
     identity = stream.identity()
     return {
         "group_draws": group_draws(stream),
-        "model": {name: identity.get(name) for name in MODEL_FIELDS} | {CODE: code_of(stream)},
+        "model": {name: identity.get(name) for name in MODEL_FIELDS} | {CODE: identity.get(CODE)},
         "reading": {
             **{name: identity.get(name) for name in READING_FIELDS},
             **({"logits_output": identity["logits_output"]} if "logits_output" in identity else {}),
@@ -81,11 +80,6 @@ def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -
         )
 
 
-def code_of(stream: Stream) -> str | None:
-    """Return the hash of the forwards of a live model; None of rows that are stored."""
-    return forward_code(stream.model.module) if isinstance(stream, LiveStream) else None
-
-
 def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
     """Say that a forward is written otherwise than the one that a bundle was fitted on."""
     if not same_code(header["model"].get(CODE), here):
@@ -119,7 +113,7 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
                     f"score: the state was fitted for another {kind}: "
                     f"{difference(name, here, fitted)}. Fit again.{more}"
                 )
-    warn_other_code(header, code_of(stream), "score")
+    warn_other_code(header, identity.get(CODE), "score")
     require_same_recipe(recipe_in(header), recipe_of(stream))
     schema = {s.key: s for s in stream.schema}
     for site in header["sites"]:

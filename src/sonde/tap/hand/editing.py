@@ -84,8 +84,10 @@ def editing(
     >>> with editing(net, Scale(3.0), "0"):
     ...     net(torch.ones(1, 2)).tolist()
     [[3.0, 3.0]]
-    >>> with editing(net, Scale(3.0), "0", where="last"):
-    ...     net(torch.ones(1, 2, 2)).tolist()
+    >>> same = nn.Sequential(nn.Linear(2, 2, bias=False))
+    >>> _ = nn.init.eye_(same[0].weight)
+    >>> with editing(same, Scale(3.0), "0", where="last"):
+    ...     same(torch.ones(1, 2, 2)).tolist()
     [[[1.0, 1.0], [3.0, 3.0]]]
     """
     if cache not in ("refuse", "keep"):

@@ -45,6 +45,7 @@ class Gate:
     Examples
     --------
     >>> import sonde
+    >>> import torch
     >>> from sonde.core import Scale
     >>> class First:
     ...     def score(self, x):

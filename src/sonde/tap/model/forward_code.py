@@ -43,13 +43,6 @@ def forward_code(module: nn.Module) -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}:{digest}"
 
 
-def same_code(a: str | None, b: str | None) -> bool:
-    """Return whether two hashes are of the same code, as far as they can be compared."""
-    if a is None or b is None or a.partition(":")[0] != b.partition(":")[0]:
-        return True
-    return a == b
-
-
 def _functions(kind: type[nn.Module]) -> Iterator[str]:
     """Yield the code of a class's forward and of what it calls in its own package, each once."""
     waiting: list[Any] = [kind.forward]

@@ -25,6 +25,7 @@ from sonde.tap.generating.generation import token_arguments
 from sonde.tap.generating.recorder import TappedSite, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
 from sonde.tap.model.fingerprint import config_hash, fingerprint
+from sonde.tap.model.forward_code import forward_code
 from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.heads import layer_of
 from sonde.tap.model.logits import KNOWN, logits_key
@@ -361,6 +362,7 @@ class LiveStream(Stream):
             "model": fingerprint(self.model.module),
             "config": config_hash(config, self.model.module),
             "structure": structure(self.model.module),
+            "code": forward_code(self.model.module),
             "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
             "attn": getattr(config, "_attn_implementation", None),
             "sites": [str(kind.site) for kind in self.kinds],
