@@ -145,3 +145,24 @@ def test_ranges_of_killed_workers_go_to_others():
     assert len(deaths) == 2
     assert answers == {span: span[0] for span in SPANS}
     assert not active_children()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_the_first_process_too_starts_with_ctrl_c_held_back():
+    program = """
+import multiprocessing, signal, time
+from sonde.run.workers._processes import _sigint_held
+
+if __name__ == "__main__":
+    for _ in range(2):
+        process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        with _sigint_held():
+            process.start()
+        status = open(f"/proc/{process.pid}/status").read()
+        print(int(status.split("SigBlk:")[1].split()[0], 16) >> (signal.SIGINT - 1) & 1)
+        process.kill()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert ran.stdout.split() == ["1", "1"]
