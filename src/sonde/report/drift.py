@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any, Final
 
-from sonde.core.errors import InputError
 from sonde.core.wording import gib
-from sonde.files.durable import atomic_write
 from sonde.report._format import plural, shown
 from sonde.report._markup import Markup, Names, code, el, join
-from sonde.report._parts import badge, definitions, drawer, figure, section, table, tabled
-from sonde.report._picture import Numbers, Picture
+from sonde.report._parts import drawer, figure, table, tabled
+from sonde.report._picture import Numbers
 from sonde.report._pictures_drift import (
     angles_picture,
     grid_picture,
@@ -17,18 +15,10 @@ from sonde.report._pictures_drift import (
     question,
     units_picture,
 )
+from sonde.report.document import Head, Section, document_page, save_document
 from sonde.report.drift_terminal import UNMOVED, verdict
-from sonde.report.files import sealed_json, sealed_page
-from sonde.report.html import contents, page
 
 _NO_UNITS: Final = "No histogram of units was held that tells their values apart."
-_SECTIONS: Final = {
-    "where": "What moved where",
-    "units": "Units",
-    "directions": "Directions",
-    "comparisons": "All comparisons",
-    "states": "States",
-}
 _ROWS: Final = {
     "same": "the same on both sides: compared one by one",
     "some": "some stand on both sides",
@@ -45,32 +35,27 @@ def drift_to_html(found: dict[str, Any]) -> str:
         JSON of a drift, ``sonde-drift/1``.
     """
     names = Names()
-    body = join(
-        _header(found),
-        contents("toc", _SECTIONS),
-        _where(found, names),
-        _drawn("units", "Units", units_picture(found), names, _NO_UNITS),
-        _directions(found, names),
-        _comparisons(found, names),
-        _states(found, names),
+    units = units_picture(found)
+    drawn = figure(units, names) if units else el("p", _NO_UNITS, cls="empty")
+    return document_page(
+        found,
+        _head(found),
+        [
+            _where(found, names),
+            Section("units", "Units", [drawn]),
+            _directions(found, names),
+            _comparisons(found, names),
+            _states(found, names),
+        ],
     )
-    return page("What moved: sonde drift", verdict(found), body, found, _SECTIONS)
 
 
 def save_drift(found: dict[str, Any], path: str | Path) -> Path:
     """Write a drift as a page (``.html``) or as JSON, by the name's ending."""
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in (".html", ".htm", ".json"):
-        raise InputError(
-            f"save_drift: expected a name that ends in .html or .json, got {str(path)!r}."
-        )
-    sealed = sealed_json(found) if kind == ".json" else sealed_page(drift_to_html(found))
-    atomic_write(path, sealed.encode())
-    return path
+    return save_document(found, path, drift_to_html, "save_drift")
 
 
-def _header(found: dict[str, Any]) -> Markup:
+def _head(found: dict[str, Any]) -> Head:
     level = "warning" if found["moved"] else "clear" if found["moved"] is False else "withheld"
     label = {"warning": "moved", "clear": "not moved", "withheld": "not tested"}[level]
     facts = [
@@ -80,14 +65,14 @@ def _header(found: dict[str, Any]) -> Markup:
         ("model", "the same" if found["same_model"] else _models(found)),
         ("level", f"{found['level']:g}, corrected ({found['correction']})"),
     ]
-    notes = [el("p", note, cls="reading") for note in found["notes"]]
-    return el(
-        "header",
-        el("p", "sonde drift", cls="brand"),
-        el("h1", "What moved between two fits"),
-        el("p", badge(level, label), " ", verdict(found), cls="verdict"),
-        definitions(facts),
-        *notes,
+    return Head(
+        "drift",
+        "What moved between two fits",
+        verdict(found),
+        facts,
+        subject="What moved",
+        badge=(level, label),
+        notes=found["notes"],
     )
 
 
@@ -103,7 +88,7 @@ def _models(found: dict[str, Any]) -> str:
     return f"two: fingerprints {marks[0][:12]} and {marks[1][:12]}"
 
 
-def _where(found: dict[str, Any], names: Names) -> Markup:
+def _where(found: dict[str, Any], names: Names) -> Section:
     columns = ("site", "moved", "adjusted p", "clearest in", "moved in", "units moved")
     rows = tuple(
         (
@@ -123,15 +108,10 @@ def _where(found: dict[str, Any], names: Names) -> Markup:
     if found["correction"] == "holm":
         lead = "A site moved where one of its comparisons did, with at most the level's chance of "
         lead += "a single false alarm over the whole page."
-    return section("where", _SECTIONS["where"], *parts, lead=lead)
+    return Section("where", "What moved where", parts, lead)
 
 
-def _drawn(key: str, title: str, made: Picture | None, names: Names, said: str) -> Markup:
-    body = figure(made, names) if made else el("p", said, cls="empty")
-    return section(key, title, body)
-
-
-def _directions(found: dict[str, Any], names: Names) -> Markup:
+def _directions(found: dict[str, Any], names: Names) -> Section:
     parts: list[Markup] = [
         figure(made, names)
         for made in (mean_picture(found), angles_picture(found))
@@ -141,7 +121,7 @@ def _directions(found: dict[str, Any], names: Names) -> Markup:
         parts.append(_moved_most(found, names))
     if not parts:
         parts.append(el("p", UNMOVED, cls="empty"))
-    return section("directions", _SECTIONS["directions"], *parts)
+    return Section("directions", "Directions", parts)
 
 
 def _moved_most(found: dict[str, Any], names: Names) -> Markup:
@@ -155,7 +135,7 @@ def _moved_most(found: dict[str, Any], names: Names) -> Markup:
     return join(heading, tabled(numbers, names, "Unit vector, the largest components first"))
 
 
-def _comparisons(found: dict[str, Any], names: Names) -> Markup:
+def _comparisons(found: dict[str, Any], names: Names) -> Section:
     columns = (
         "site", "method", "value", "no change", "p", "adjusted", "first", "second", "rows", "flags",
     )  # fmt: skip
@@ -181,10 +161,10 @@ def _comparisons(found: dict[str, Any], names: Names) -> Markup:
         parts.append(drawer(f"Left out ({len(left)})", table(numbers, names)))
     lead = "Value: a size, to be read beside what it would be without any change. First and second:"
     lead += " independent rows, groups where rows come in groups."
-    return section("comparisons", _SECTIONS["comparisons"], *parts, lead=lead)
+    return Section("comparisons", "All comparisons", parts, lead)
 
 
-def _states(found: dict[str, Any], names: Names) -> Markup:
+def _states(found: dict[str, Any], names: Names) -> Section:
     columns = ("site", "side", "state", "part", "bytes", "read by")
     rows = tuple(
         (s["site"], s["side"], s["statistic"], s["part"], s["bytes"], ", ".join(s["read_by"]))
@@ -194,4 +174,4 @@ def _states(found: dict[str, Any], names: Names) -> Markup:
     lead = f"{plural(len(rows), 'state')}, {gib(total)} in all."
     sides = [el("p", code(found[word]["name"])) for word in ("first", "second")]
     made = tabled(Numbers(columns, rows, "states"), names, "States")
-    return section("states", _SECTIONS["states"], *sides, made, lead=lead)
+    return Section("states", "States", [*sides, made], lead)

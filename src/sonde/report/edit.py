@@ -1,28 +1,17 @@
 """What a change of a model did, as one page."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import altair as alt
 
-from sonde.core.errors import InputError
-from sonde.files.durable import atomic_write
 from sonde.report._axes import dots, layer, sized, tip
 from sonde.report._format import number, plural, shown
-from sonde.report._markup import Markup, Names, code, el, join
-from sonde.report._parts import badge, command, definitions, figure, section, table, tabled
+from sonde.report._markup import Markup, Names, code, el
+from sonde.report._parts import command, figure, table, tabled
 from sonde.report._picture import Numbers, Picture
+from sonde.report.document import Head, Section, document_page, save_document
 from sonde.report.edit_terminal import CLEAR, edit_verdict, four_numbers
-from sonde.report.files import sealed_json, sealed_page
-from sonde.report.html import contents, page
-
-ENDINGS: Final = (".html", ".htm", ".json")
-_TITLES: Final = {
-    "numbers": "Four numbers",
-    "more": "What the method found",
-    "samples": "Before and after",
-    "undo": "Take it back",
-}
 
 
 def edit_to_html(found: dict[str, Any]) -> str:
@@ -34,33 +23,16 @@ def edit_to_html(found: dict[str, Any]) -> str:
         JSON of an act, ``sonde-edit/1``.
     """
     names = Names()
-    parts = {
-        "numbers": _numbers(found, names),
-        "more": _tables(found, names),
-        "samples": _samples(found),
-        "undo": _undo(found),
-    }
-    sections = {key: _TITLES[key] for key, part in parts.items() if part}
-    made = [part for part in parts.values() if part is not None]
-    body = join(_header(found), contents("toc", sections), *made)
-    title = f"{shown(found['word'], 40)} {shown(found['model'], 80)}: sonde edit"
-    return page(title, edit_verdict(found), body, found, sections)
+    parts = [_numbers(found, names), _tables(found, names), _samples(found), _undo(found)]
+    return document_page(found, _head(found), parts)
 
 
 def save_edit(found: dict[str, Any], path: str | Path) -> Path:
     """Write an act as a page (``.html``) or as JSON, by the name's ending."""
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in ENDINGS:
-        raise InputError(
-            f"save_edit: expected a name that ends in .html or .json, got {str(path)!r}."
-        )
-    sealed = sealed_json(found) if kind == ".json" else sealed_page(edit_to_html(found))
-    atomic_write(path, sealed.encode())
-    return path
+    return save_document(found, path, edit_to_html, "save_edit")
 
 
-def _header(found: dict[str, Any]) -> Markup:
+def _head(found: dict[str, Any]) -> Head:
     judged = found["judgement"]
     places = found["places"]
     more = f" and {len(places) - 4} more" if len(places) > 4 else ""
@@ -72,28 +44,30 @@ def _header(found: dict[str, Any]) -> Markup:
         ("written to", shown(found["output"], 200) if found["output"] else None),
     ]
     if judged is None:
-        label = badge("clear", "read only")
+        mark = ("clear", "read only")
     elif judged["too_large"]:
-        label = badge("error", "too large")
+        mark = ("error", "too large")
     elif judged["beyond_control"] is None:
-        label = badge("withheld", "no control")
+        mark = ("withheld", "no control")
     else:
         is_clear = judged["beyond_control"] >= CLEAR
-        label = badge("clear", "an effect") if is_clear else badge("warning", "as chance")
-    notes = [el("p", note, cls="reading") for note in found["notes"]]
+        mark = ("clear", "an effect") if is_clear else ("warning", "as chance")
+    notes = list(found["notes"])
     if judged is not None and judged["too_large"]:
-        notes.insert(0, el("p", f"Too large: {judged['too_large']}.", cls="reading"))
-    return el(
-        "header",
-        el("p", "sonde edit", cls="brand"),
-        el("h1", f"What sonde edit {shown(found['word'], 40)} did"),
-        el("p", label, " ", edit_verdict(found), cls="verdict"),
-        definitions(facts),
-        *notes,
+        notes.insert(0, f"Too large: {judged['too_large']}.")
+    word = shown(found["word"], 40)
+    return Head(
+        "edit",
+        f"What sonde edit {word} did",
+        edit_verdict(found),
+        facts,
+        subject=f"{word} {shown(found['model'], 80)}",
+        badge=mark,
+        notes=notes,
     )
 
 
-def _numbers(found: dict[str, Any], names: Names) -> Markup | None:
+def _numbers(found: dict[str, Any], names: Names) -> Section | None:
     if found["judgement"] is None:
         return None
     rows = tuple(
@@ -106,7 +80,7 @@ def _numbers(found: dict[str, Any], names: Names) -> Markup | None:
     lead = "Effect: how far the target moves. Control: what random changes of the same size do to "
     lead += "it. Damage: what the change does to data that it should leave alone. Size: how far "
     lead += "states move, in the spread that they have by themselves."
-    return section("numbers", _TITLES["numbers"], *parts, lead=lead)
+    return Section("numbers", "Four numbers", parts, lead)
 
 
 def _control_picture(found: dict[str, Any]) -> Picture:
@@ -133,15 +107,15 @@ def _control_picture(found: dict[str, Any]) -> Picture:
     return Picture("control", edit_verdict(found), draw, numbers)
 
 
-def _tables(found: dict[str, Any], names: Names) -> Markup | None:
+def _tables(found: dict[str, Any], names: Names) -> Section | None:
     parts: list[Markup] = []
     for i, one in enumerate(found["tables"]):
         numbers = Numbers(tuple(one["columns"]), tuple(map(tuple, one["rows"])), f"table-{i}")
         parts += [el("p", one["title"]), tabled(numbers, names, opened=len(one["rows"]) <= 20)]
-    return section("more", _TITLES["more"], *parts) if parts else None
+    return Section("more", "What the method found", parts) if parts else None
 
 
-def _samples(found: dict[str, Any]) -> Markup | None:
+def _samples(found: dict[str, Any]) -> Section | None:
     made = [
         el(
             "dl",
@@ -153,14 +127,14 @@ def _samples(found: dict[str, Any]) -> Markup | None:
         for s in found["samples"]
     ]
     lead = f"{plural(len(made), 'input')}, answered by the model as it was and as it is now."
-    return section("samples", _TITLES["samples"], *made, lead=lead) if made else None
+    return Section("samples", "Before and after", made, lead) if made else None
 
 
-def _undo(found: dict[str, Any]) -> Markup | None:
+def _undo(found: dict[str, Any]) -> Section | None:
     if found["undo"] is None:
         return None
     lead = (
         "The bytes that were overwritten lie in a folder beside the new model; every file of the "
     )
     lead += "old one comes back with the same hash."
-    return section("undo", _TITLES["undo"], command(found["undo"]), lead=lead)
+    return Section("undo", "Take it back", [command(found["undo"])], lead)

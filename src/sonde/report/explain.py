@@ -3,21 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from sonde.core.errors import InputError
-from sonde.files.durable import atomic_write
 from sonde.report._format import plural, shown
-from sonde.report._markup import Markup, Names, code, el, join
-from sonde.report._parts import badge, definitions, section, table
+from sonde.report._markup import Markup, Names, code, el
+from sonde.report._parts import table
 from sonde.report._picture import Numbers
+from sonde.report.document import Head, Section, document_page, save_document
 from sonde.report.explain_terminal import explain_verdict
-from sonde.report.files import sealed_json, sealed_page
-from sonde.report.html import contents, page
 from sonde.report.pictures import heat_map, tokens
 
-ENDINGS: Final = (".html", ".htm", ".json")
-_TITLES: Final = {"methods": "Which explanation holds", "examples": "Answers, one by one"}
 Shown = Mapping[str, Any]
 """What is drawn of an example: ``pixels`` of a picture, or ``pieces`` of a text."""
 
@@ -33,47 +28,36 @@ def explain_to_html(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -
         ``pixels`` or ``pieces`` of each example, where inputs may be shown.
     """
     names = Names()
-    parts = {"methods": _methods(found, names), "examples": _examples(found, shown_inputs, names)}
-    body = join(_header(found), contents("toc", _TITLES), *parts.values())
-    title = f"{shown(found['model'], 60)} on {shown(found['data'], 60)}: sonde explain"
-    return page(title, explain_verdict(found), body, found, _TITLES)
+    parts = [_methods(found, names), _examples(found, shown_inputs, names)]
+    return document_page(found, _head(found), parts)
 
 
 def save_explain(
     found: dict[str, Any], path: str | Path, shown_inputs: Sequence[Shown] = ()
 ) -> Path:
     """Write an explanation as a page (``.html``) or as JSON, by the name's ending."""
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in ENDINGS:
-        raise InputError(
-            f"save_explain: expected a name that ends in .html or .json, got {str(path)!r}."
-        )
-    if kind == ".json":
-        sealed = sealed_json(found)
-    else:
-        sealed = sealed_page(explain_to_html(found, shown_inputs))
-    atomic_write(path, sealed.encode())
-    return path
+    return save_document(
+        found, path, lambda found: explain_to_html(found, shown_inputs), "save_explain"
+    )
 
 
-def _header(found: dict[str, Any]) -> Markup:
-    label = badge("withheld", "none") if found["best"] is None else badge("clear", "holds")
+def _head(found: dict[str, Any]) -> Head:
     facts = [
         ("model", shown(found["model"], 120)),
         ("data", f"{shown(found['data'], 120)}, {plural(found['n'], 'answer')}"),
         ("explained", f"{found['objective']} at {shown(found['site'], 80)}"),
     ]
-    return el(
-        "header",
-        el("p", "sonde explain", cls="brand"),
-        el("h1", "Why these answers?"),
-        el("p", label, " ", explain_verdict(found), cls="verdict"),
-        definitions(facts),
+    return Head(
+        "explain",
+        "Why these answers?",
+        explain_verdict(found),
+        facts,
+        subject=f"{shown(found['model'], 60)} on {shown(found['data'], 60)}",
+        badge=("withheld", "none") if found["best"] is None else ("clear", "holds"),
     )
 
 
-def _methods(found: dict[str, Any], names: Names) -> Markup:
+def _methods(found: dict[str, Any], names: Names) -> Section:
     columns = ("method", "holds", "deletion", "at random", "insertion", "at random")
     columns += ("wrong signs", "flags")
     rows = tuple(
@@ -94,10 +78,10 @@ def _methods(found: dict[str, Any], names: Names) -> Markup:
     lead += "At random: the same for random orders. Wrong signs: how often the largest place moves "
     lead += "the answer against its sign; half is a coin."
     numbers = Numbers(columns, rows, "methods")
-    return section("methods", _TITLES["methods"], table(numbers, names), lead=lead)
+    return Section("methods", "Which explanation holds", [table(numbers, names)], lead)
 
 
-def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names) -> Markup:
+def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names) -> Section:
     best = found["best"] or found["methods"][0]["method"]
     made: list[Markup] = []
     for i, example in enumerate(found["examples"]):
@@ -106,7 +90,7 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names
         made += [title, _drawn(example["attributions"][best], given, names)]
     lead = f"Attributions by {best}: what is warm raises the answer."
     lead += "" if shown_inputs else " Inputs are not shown; --show-inputs draws them."
-    return section("examples", _TITLES["examples"], *made, lead=lead)
+    return Section("examples", "Answers, one by one", made, lead)
 
 
 def _drawn(attribution: dict[str, Any], given: Shown, names: Names) -> Markup:
