@@ -3,6 +3,7 @@
 from sonde.edit._eraser import Erase, Eraser, Subtract
 from sonde.edit._facts import Fact, log_probability
 from sonde.edit._linear import linear_layers
+from sonde.edit.attention_steer import AttentionSteer, attention_mass
 from sonde.edit.batch_edit import BatchEdit
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
 from sonde.edit.clamp import ClampFeature, ClampUnit, MeanAblate, ScaleUnit
@@ -53,6 +54,7 @@ __all__ = [
     "Adapter",
     "Amplify",
     "AttentionColumns",
+    "AttentionSteer",
     "BatchEdit",
     "ClampFeature",
     "ClampUnit",
@@ -114,6 +116,7 @@ __all__ = [
     "TwinMerge",
     "TwinModel",
     "UnMixNorm",
+    "attention_mass",
     "choose_ablation",
     "drop_sources",
     "forgotten",

@@ -228,7 +228,8 @@ def _additive(mask: Tensor | None, seen: Tensor | None, query: Tensor) -> Tensor
     """Return the mask that an explicit function adds to its scores."""
     if seen is None or (mask is not None and mask.dtype != torch.bool):
         return mask
-    return torch.where(seen, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+    hidden = torch.finfo(query.dtype).min
+    return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, hidden)
 
 
 def _dropped(probs: Tensor, share: float) -> Tensor:
