@@ -22,6 +22,7 @@ STUDIES: dict[str, str] = {
     "simple-net": "SimpleNetStudy",
     "ssd": "SSDStudy",
     "trajectories": "TrajectoriesStudy",
+    "unmix-norm": "UnMixNormStudy",
 }
 
 __all__ = [

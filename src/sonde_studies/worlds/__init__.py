@@ -1,4 +1,8 @@
-"""Trajectories with a known first wrong step, from worlds with exact simulators."""
+"""Worlds whose truth is known, and nets that learn in them.
+
+The names below are of trajectories with a known first wrong step, from exact simulators; what other
+studies share is reached through its own file.
+"""
 
 from sonde_studies.worlds.building import (
     WORLDS,

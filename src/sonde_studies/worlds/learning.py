@@ -1,0 +1,76 @@
+"""How the small nets of studies are drawn and learn, and the digits that many of them learn on."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sonde_studies._digits import pixels
+
+
+@torch.enable_grad()
+def minimise(
+    loss: Callable[[Tensor], Tensor],
+    parameters: Iterable[nn.Parameter],
+    n: int,
+    *,
+    steps: int,
+    seed: int,
+    rate: float = 3e-3,
+    batch: int = 64,
+) -> None:
+    """Move parameters by Adam so that a loss falls; every batch is drawn anew from ``n`` examples.
+
+    Parameters
+    ----------
+    loss : callable
+        Takes the numbers of the examples of a batch.
+    parameters : iterable of nn.Parameter
+    n : int
+        Examples to draw from.
+    steps, seed, rate, batch
+        The seed draws batches and what is random in the nets, such as dropout.
+    """
+    optimiser = torch.optim.Adam(list(parameters), lr=rate)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss(torch.randint(n, (batch,))).backward()
+            optimiser.step()
+    optimiser.zero_grad()
+
+
+def drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a net whose first weights follow from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def digit_images(seed: int) -> tuple[Float[Tensor, "image 1 8 8"], Int[Tensor, "image"]]:
+    """Return the 1,797 digits in an order that follows from a seed, and which digit each is."""
+    x, kind = pixels()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
+
+
+def learn_labels(
+    model: nn.Module,
+    x: Float[Tensor, "image *axes"],
+    label: Int[Tensor, "image"],
+    *,
+    steps: int,
+    seed: int,
+    rate: float = 3e-3,
+) -> None:
+    """Train a classifier by cross-entropy; it comes back in evaluation mode."""
+
+    def loss(rows: Tensor) -> Tensor:
+        return cross_entropy(model(x[rows]), label[rows])
+
+    model.train()
+    minimise(loss, model.parameters(), len(x), steps=steps, seed=seed, rate=rate)
+    model.eval()
