@@ -22,6 +22,7 @@ STUDIES: dict[str, str] = {
     "simple-net": "SimpleNetStudy",
     "ssd": "SSDStudy",
     "trajectories": "TrajectoriesStudy",
+    "twin-merge": "TwinMergeStudy",
     "unmix-norm": "UnMixNormStudy",
 }
 
