@@ -25,10 +25,13 @@ from sonde.explain.gradients import (
     SmoothGrad,
 )
 from sonde.explain.objective import FixedObjective, Objective
+from sonde.explain.patching import ActivationPatching, AttributionPatching, PatchEffects
 from sonde.explain.shapley import Occlusion, Shapley
 
 __all__ = [
+    "ActivationPatching",
     "Attribution",
+    "AttributionPatching",
     "Attributor",
     "Baseline",
     "Comprehensiveness",
@@ -46,6 +49,7 @@ __all__ = [
     "LayerCam",
     "Objective",
     "Occlusion",
+    "PatchEffects",
     "Saliency",
     "Shapley",
     "SmoothGrad",

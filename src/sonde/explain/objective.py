@@ -164,6 +164,17 @@ class FixedObjective:
         assert target is not None  # it was there before
         return replace(self, target=target, other=other, place=place)
 
+    def tiled(self, times: int) -> "FixedObjective":
+        """Return the objective of all examples, one batch of them after another."""
+        if times == 1:
+            return self
+        target, other, place = (
+            None if x is None else x.repeat(times, *[1] * (x.ndim - 1))
+            for x in (self.target, self.other, self.place)
+        )
+        assert target is not None  # it was there before
+        return replace(self, target=target, other=other, place=place)
+
     def of(self, outputs: Any) -> Float[Tensor, "row"]:
         """Return the number of each row."""
         logits = self.objective._logits(outputs)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sonde.core.errors import ShapeError, SiteError
 from sonde.core.inputs import Model
-from sonde.core.site import Site
+from sonde.core.site import ATTENTION_PORTS, Site
+from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.recording import Forward, RecordedCall, Recorder, intercepted
 from sonde.tap.hooks.cache import cache_in
 from sonde.tap.hooks.names import Names
@@ -69,6 +70,8 @@ class RecordedForward:
     ----------
     output : object
         What the model returned.
+    n : int
+        How many examples were recorded.
     whole_because : str
         Why each restart is a whole forward; empty where calls before the site are skipped.
     """
@@ -86,7 +89,7 @@ class RecordedForward:
         self._given, self._calls = given, calls
         self._edits = _open_edits()
         named = arguments(self._root, *given)
-        self._n = next((len(x) for x in leaves(named).values() if x.ndim), 1)
+        self.n = next((len(x) for x in leaves(named).values() if x.ndim), 1)
         self.whole_because = ""
         is_mapping = isinstance(output, Mapping)
         if any(m.training for m in self._root.modules()):
@@ -123,7 +126,8 @@ class RecordedForward:
         Parameters
         ----------
         site : pattern or Site
-            Port ``out`` or ``in``; a module that ran several times needs ``@call``.
+            Every port but ``grad``; one of an attention costs a whole forward. A module that ran
+            several times needs ``@call``.
         value : Tensor
             As the site's own, or k of them one after another: entry ``i`` of each n belongs to
             example ``i`` of the n recorded ones.
@@ -136,21 +140,22 @@ class RecordedForward:
             If the value has another shape than the states, or is no multiple of them.
         """
         sites = resolve(self.module, site)
-        if len(sites) != 1 or sites[0].port not in ("out", "in"):
+        if len(sites) != 1 or sites[0].port == "grad":
             raise SiteError(
-                f"RecordedForward.from_site: expected one site with port out or in, got "
+                f"RecordedForward.from_site: expected one site with port out or in, or of an "
+                f"attention, got "
                 f"{', '.join(map(str, sites))}."
             )
-        repeats, rest = divmod(len(value), self._n)
+        repeats, rest = divmod(len(value), self.n)
         if rest or not repeats:
             raise ShapeError(
-                f"RecordedForward.from_site: expected {self._n} examples or a multiple, got "
+                f"RecordedForward.from_site: expected {self.n} examples or a multiple, got "
                 f"{len(value)} at {sites[0]}."
             )
-        call = self._call(sites[0])
+        call = self._call(sites[0]) if sites[0].port in ("out", "in") else None
         args, kwargs = self._arguments(repeats)
         if call is not None and not self.whole_because and _open_edits() == self._edits:
-            replay = Replay(self._calls[0], call, sites[0], value, repeats, self._n)
+            replay = Replay(self._calls[0], call, sites[0], value, repeats, self.n)
             try:
                 with intercepted(_modules(self._root), replay):
                     return self._root(*args, **kwargs)
@@ -173,9 +178,9 @@ class RecordedForward:
         """Return fresh arguments, every example so often."""
         args, kwargs = copy.deepcopy(self._given)
         if repeats > 1:
-            args = tuple(_tiled(x, repeats, self._n) for x in args)
+            args = tuple(_tiled(x, repeats, self.n) for x in args)
             kwargs = {
-                name: x if name in LOOKS else _tiled(x, repeats, self._n)
+                name: x if name in LOOKS else _tiled(x, repeats, self.n)
                 for name, x in kwargs.items()
             }
         return args, kwargs
@@ -201,7 +206,9 @@ class RecordedForward:
         module = self._paths[site.path]
         outputs = [(module, after)] if site.port == "out" else []
         inputs = [(module, before)] if site.port == "in" else []
-        with Session(self._root, outputs, inputs, reading=False):
+        inside = [(module, site.port, after)] if site.port in ATTENTION_PORTS else []
+        look = watch_attention(inside, edits=True)
+        with Session(self._root, outputs, inputs, reading=False, inside=look):
             output = self._root(*args, **kwargs)
         if not done:
             raise SiteError(f"RecordedForward.from_site: {site} never ran. Name one that runs.")

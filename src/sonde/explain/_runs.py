@@ -1,0 +1,263 @@
+"""Two runs of one model on inputs that belong together, and states that go between them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, SiteError
+from sonde.core.inputs import Model
+from sonde.core.site import ATTENTION_PORTS, Site
+from sonde.explain.objective import FixedObjective, Objective
+from sonde.tap.attention.opening import watch_attention
+from sonde.tap.hand.restart import RecordedForward, record_forward
+from sonde.tap.hooks.cache import cache_in
+from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.outputs import arguments, find, find_input, leaves, replaced, with_input
+from sonde.tap.hooks.session import Session, check_readable
+from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.reading.site_function import INPUT, SiteFunction, arguments_of
+
+Side = Literal["clean", "corrupt"]
+Act = Callable[[Site, Tensor], Tensor | None]
+States = dict[Site, Tensor]
+
+
+class TwoRuns:
+    """A clean and a corrupted run of one model, and the number that tells them apart.
+
+    The model runs in eval mode, its parameters frozen, and is left as it was. The targets of the
+    objective are those of the clean run.
+
+    Raises
+    ------
+    InputError
+        If the two are not of one shape, or come with a key-value cache.
+    """
+
+    def __init__(
+        self, model: Model | nn.Module, clean: Any, corrupt: Any, objective: Objective | None
+    ) -> None:
+        self.module = model.module if isinstance(model, Model) else model
+        check_readable(self.module)
+        self.root = Names(self.module).modules[""]
+        self.objective = objective or Objective()
+        self._given = {
+            side: _without_cache(self.root, *arguments_of(self.module, inputs))
+            for side, inputs in (("clean", clean), ("corrupt", corrupt))
+        }
+        check_pair(*({**kw, **dict(enumerate(args))} for args, kw in self._given.values()))
+        self.call = Call(self.module, *self._given["clean"])
+        self._fixed: FixedObjective | None = None
+        self._recorded: dict[Side, RecordedForward] = {}
+
+    def sites(self, patterns: Pattern | Sequence[Pattern]) -> list[Site]:
+        """Return the sites that patterns name."""
+        return resolve(self.module, patterns)
+
+    def number(self, side: Side, outputs: Any, times: int = 1) -> Float[Tensor, "pair"]:
+        """Return the objective of what a run of one side, ``times`` over, returned."""
+        if self._fixed is None:
+            if side != "clean" or times > 1:
+                self.states("clean", [])
+            else:
+                mask = self.call.mask
+                mask = None if mask is None or bool(mask.all()) else mask
+                self._fixed = self.objective.fixed(outputs, self.call.fed, mask)
+        assert self._fixed is not None  # made by the clean run at the latest
+        return self._fixed.tiled(times).of(outputs)
+
+    def states(self, side: Side, sites: Sequence[Site]) -> tuple[Float[Tensor, "pair"], States]:
+        """Return the objective of one run, and its states."""
+        seen: States = {}
+
+        def keep(site: Site, leaf: Tensor) -> None:
+            seen[site] = leaf.detach().clone()
+
+        outputs = self._acting(side, sites, keep)
+        self._check_seen(sites, seen)
+        return self.number(side, outputs).detach(), seen
+
+    def gradients(
+        self, side: Side, sites: Sequence[Site], act: Act | None = None, at: Sequence[Site] = ()
+    ) -> tuple[Float[Tensor, "pair"], States, States]:
+        """Return the objective of one run, its states at sites and its gradient there.
+
+        ``act`` changes states at the sites ``at`` meanwhile. Where the objective does not depend on
+        a site its gradient is 0.
+        """
+        seen: States = {}
+        moves: States = {}
+
+        def look(site: Site, leaf: Tensor) -> Tensor | None:
+            new = act(site, leaf) if act is not None and site in at else None
+            if site not in wanted:
+                return new
+            seen[site] = (leaf if new is None else new).detach()
+            moves[site] = torch.zeros_like(seen[site]).requires_grad_(True)
+            return (leaf if new is None else new) + moves[site]
+
+        wanted = set(sites)
+        outputs = self._acting(side, list(dict.fromkeys([*at, *sites])), look, with_grad=True)
+        self._check_seen(sites, seen)
+        found = self.number(side, outputs)
+        points = [moves[site] for site in sites]
+        made: Sequence[Tensor | None] = [None] * len(sites)
+        if found.requires_grad:
+            made = torch.autograd.grad(found.sum(), points, allow_unused=True)
+        zipped = zip(sites, made, points, strict=True)
+        gradients = {s: torch.zeros_like(p) if g is None else g for s, g, p in zipped}
+        return found.detach(), seen, gradients
+
+    def patched(self, side: Side, site: Site, values: Tensor) -> Float[Tensor, "time pair"]:
+        """Return the objective of a run with other states at a site.
+
+        Parameters
+        ----------
+        side : {"clean", "corrupt"}
+        site : Site
+        values : Tensor
+            Whole batches of states, one after another.
+        """
+        with Session(self.root), torch.no_grad():
+            run = self.recorded(side)
+            outputs = run.from_site(site, values)
+        times = len(values) // max(run.n, 1)
+        return self.number(side, outputs, times).reshape(times, -1)
+
+    def recorded(self, side: Side) -> RecordedForward:
+        """Return one side's run, that goes on from any site."""
+        if side not in self._recorded:
+            args, kwargs = self._given[side]
+            with Session(self.root):
+                self._recorded[side] = record_forward(self.module, *args, **kwargs)
+            self.number(side, self._recorded[side].output)
+        return self._recorded[side]
+
+    def entry(self) -> Site | None:
+        """Return where tokens become states; None of a model of numbers."""
+        args, kwargs = self._given["clean"]
+        if any(x.is_floating_point() for x in leaves((args, kwargs)).values()):
+            return None
+        found = SiteFunction(self.module, dict(arguments(self.root, args, kwargs))).site
+        return None if found == INPUT else self.sites(found)[0]
+
+    def run(self, side: Side, sites: Sequence[Site], act: Act) -> Float[Tensor, "pair"]:
+        """Return the objective of a run whose states are changed."""
+        return self.number(side, self._acting(side, sites, act)).detach()
+
+    def between(self, share: float) -> "TwoRuns":
+        """Return the pair with inputs of numbers that share of the way from corrupt to clean."""
+        made = object.__new__(TwoRuns)
+        made.__dict__ = {**self.__dict__, "_recorded": {}}
+        args, kwargs = self._given["corrupt"]
+        ends = zip(
+            leaves(self._given["clean"]).values(), leaves((args, kwargs)).values(), strict=True
+        )
+        both: Any = (args, kwargs)
+        for clean, corrupt in ends:
+            if corrupt.is_floating_point():
+                both = replaced(both, corrupt, torch.lerp(corrupt, clean, share))
+        made._given = {"clean": both, "corrupt": both}
+        return made
+
+    def _acting(
+        self, side: Side, sites: Sequence[Site], act: Act, *, with_grad: bool = False
+    ) -> Any:
+        args, kwargs = self._given[side]
+        with self._hooked(sites, act, with_grad) as session:
+            return session.run(args, kwargs)
+
+    @contextmanager
+    def _hooked(self, sites: Sequence[Site], act: Act, with_grad: bool) -> Iterator[Session]:
+        modules, counts = Names(self.module).modules, dict[Site, int]()
+        outputs: list[Any] = []
+        inputs: list[Any] = []
+        inside: list[Any] = []
+
+        def is_turn(site: Site) -> bool:
+            counts[site] = counts.get(site, 0) + 1
+            if site.call is None and counts[site] > 1:
+                raise SiteError(f"{site} ran several times. Name one of its calls (@0).")
+            return site.call is None or counts[site] - 1 == site.call
+
+        def after(site: Site, output: Any) -> Any:
+            leaf = find(output, site.key)
+            if leaf is None or not is_turn(site):
+                return None
+            new = act(site, leaf)
+            return None if new is None else replaced(output, leaf, new)
+
+        def before(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not is_turn(site):
+                return None
+            leaf = find_input(modules[site.path], args, kwargs, site.key)[1]
+            new = act(site, leaf)
+            return None if new is None else with_input(args, kwargs, leaf, new)
+
+        for site in sites:
+            module = modules[site.path]
+            if site.port == "in":
+                inputs.append((module, partial(before, site)))
+            elif site.port in ATTENTION_PORTS:
+                inside.append((module, site.port, partial(after, site)))
+            else:
+                outputs.append((module, partial(after, site)))
+        look = watch_attention(inside, edits=True)
+        with Session(self.root, outputs, inputs, with_grad=with_grad, inside=look) as session:
+            yield session
+
+    def _check_seen(self, sites: Sequence[Site], seen: States) -> None:
+        missing = [str(site) for site in sites if site not in seen]
+        if missing:
+            raise SiteError(
+                f"{', '.join(missing[:4])} brought no state of numbers. Name modules that run."
+            )
+
+
+def check_pair(clean: dict[Any, Any], corrupt: dict[Any, Any]) -> None:
+    """Refuse inputs that do not belong together one by one.
+
+    Raises
+    ------
+    InputError
+        If a tensor has another shape, or other tokens are padding.
+    """
+    first, second = leaves(clean), leaves(corrupt)
+    if first.keys() != second.keys():
+        raise InputError(
+            f"expected clean and corrupted inputs of the same names, got {sorted(first)} and "
+            f"{sorted(second)}."
+        )
+    for name, x in first.items():
+        y = second[name]
+        if x.shape != y.shape:
+            kind = "tokens" if x.ndim == 2 and not x.is_floating_point() else "entries"
+            raise InputError(
+                f"expected clean and corrupted inputs of one length, got {tuple(x.shape)} and "
+                f"{tuple(y.shape)} {kind} at {name!r}. States go from a position to the same "
+                "position: write texts with as many tokens."
+            )
+        if "mask" in name and not torch.equal(x, y):
+            raise InputError(
+                f"expected clean and corrupted inputs with padding at the same places, got "
+                f"{name!r} that differ. Give each pair as many tokens."
+            )
+
+
+def _without_cache(
+    root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if cache_in(arguments(root, args, kwargs)) is not None:
+        raise InputError(
+            "expected whole inputs, got a key-value cache: the states of its tokens were made "
+            "before and cannot be patched. Give the whole text, without past_key_values."
+        )
+    known = inspect.signature(root.forward).parameters
+    return args, ({**kwargs, "use_cache": False} if "use_cache" in known else kwargs)
