@@ -2,6 +2,7 @@
 
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
+from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import (
     GradCam,
     GradCamPP,
@@ -9,6 +10,7 @@ from sonde.explain.class_activation import (
     LayerCam,
     upsampled,
 )
+from sonde.explain.edges import EdgeAttribution, EdgeEffects, EdgePatching
 from sonde.explain.faithfulness import (
     Comprehensiveness,
     Deletion,
@@ -34,8 +36,13 @@ __all__ = [
     "AttributionPatching",
     "Attributor",
     "Baseline",
+    "Circuit",
+    "CircuitSearch",
     "Comprehensiveness",
     "Deletion",
+    "EdgeAttribution",
+    "EdgeEffects",
+    "EdgePatching",
     "ExpectedGradients",
     "FaithfulnessResult",
     "FaithfulnessViolation",

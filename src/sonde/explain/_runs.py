@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import ATTENTION_PORTS, Site
-from sonde.explain.objective import FixedObjective, Objective
+from sonde.explain.objective import Objective
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hooks.cache import cache_in
@@ -23,6 +23,38 @@ from sonde.tap.hooks.outputs import arguments, find, find_input, leaves, replace
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.reading.site_function import INPUT, SiteFunction, arguments_of
+
+
+@runtime_checkable
+class FixedGoal(Protocol):
+    """A number for each pair, with the targets of some inputs."""
+
+    def tiled(self, times: int) -> "FixedGoal":
+        """Return that of all examples, one batch of them after another."""
+        ...
+
+    def of(self, outputs: Any) -> Float[Tensor, "pair"]:
+        """Return the number of each pair."""
+        ...
+
+    def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
+        """Return the distribution that each answer is drawn from."""
+        ...
+
+
+@runtime_checkable
+class Goal(Protocol):
+    """A number that tells two runs apart: an ``Objective``, or ``AnswerMargin``."""
+
+    @property
+    def name(self) -> str:
+        """How results name it."""
+        ...
+
+    def fixed(self, outputs: Any, tokens: Tensor | None, mask: Tensor | None) -> FixedGoal:
+        """Return it with its targets taken from the outputs as they are."""
+        ...
+
 
 Side = Literal["clean", "corrupt"]
 Act = Callable[[Site, Tensor], Tensor | None]
@@ -42,19 +74,19 @@ class TwoRuns:
     """
 
     def __init__(
-        self, model: Model | nn.Module, clean: Any, corrupt: Any, objective: Objective | None
+        self, model: Model | nn.Module, clean: Any, corrupt: Any, objective: Goal | None
     ) -> None:
         self.module = model.module if isinstance(model, Model) else model
         check_readable(self.module)
         self.root = Names(self.module).modules[""]
-        self.objective = objective or Objective()
+        self.objective: Goal = objective or Objective()
         self._given = {
             side: _without_cache(self.root, *arguments_of(self.module, inputs))
             for side, inputs in (("clean", clean), ("corrupt", corrupt))
         }
         check_pair(*({**kw, **dict(enumerate(args))} for args, kw in self._given.values()))
         self.call = Call(self.module, *self._given["clean"])
-        self._fixed: FixedObjective | None = None
+        self._fixed: FixedGoal | None = None
         self._recorded: dict[Side, RecordedForward] = {}
 
     def sites(self, patterns: Pattern | Sequence[Pattern]) -> list[Site]:
@@ -80,7 +112,7 @@ class TwoRuns:
         def keep(site: Site, leaf: Tensor) -> None:
             seen[site] = leaf.detach().clone()
 
-        outputs = self._acting(side, sites, keep)
+        outputs = self.acting(side, sites, keep)
         self._check_seen(sites, seen)
         return self.number(side, outputs).detach(), seen
 
@@ -104,7 +136,7 @@ class TwoRuns:
             return (leaf if new is None else new) + moves[site]
 
         wanted = set(sites)
-        outputs = self._acting(side, list(dict.fromkeys([*at, *sites])), look, with_grad=True)
+        outputs = self.acting(side, list(dict.fromkeys([*at, *sites])), look, with_grad=True)
         self._check_seen(sites, seen)
         found = self.number(side, outputs)
         points = [moves[site] for site in sites]
@@ -145,12 +177,23 @@ class TwoRuns:
         args, kwargs = self._given["clean"]
         if any(x.is_floating_point() for x in leaves((args, kwargs)).values()):
             return None
-        found = SiteFunction(self.module, dict(arguments(self.root, args, kwargs))).site
+        found = SiteFunction(self.module, self.inputs("clean")).site
         return None if found == INPUT else self.sites(found)[0]
 
-    def run(self, side: Side, sites: Sequence[Site], act: Act) -> Float[Tensor, "pair"]:
-        """Return the objective of a run whose states are changed."""
-        return self.number(side, self._acting(side, sites, act)).detach()
+    def inputs(self, side: Side) -> dict[str, Any]:
+        """Return what the model is called with, by name."""
+        return arguments(self.root, *self._given[side])
+
+    @property
+    def n(self) -> int:
+        """How many examples a run has."""
+        return next((len(x) for x in leaves(self._given["clean"]).values() if x.ndim), 1)
+
+    def log_probs(self, side: Side, outputs: Any) -> Float[Tensor, "answer class"]:
+        """Return the distribution that each answer is drawn from."""
+        self.number(side, outputs)
+        assert self._fixed is not None  # made by the line before
+        return self._fixed.log_probs(outputs).detach().double()
 
     def between(self, share: float) -> "TwoRuns":
         """Return the pair with inputs of numbers that share of the way from corrupt to clean."""
@@ -167,10 +210,22 @@ class TwoRuns:
         made._given = {"clean": both, "corrupt": both}
         return made
 
-    def _acting(
-        self, side: Side, sites: Sequence[Site], act: Act, *, with_grad: bool = False
+    def acting(
+        self,
+        side: Side,
+        sites: Sequence[Site],
+        act: Act,
+        *,
+        with_grad: bool = False,
+        times: int = 1,
     ) -> Any:
+        """Return the outputs of one run, all its examples ``times`` over.
+
+        ``act`` is given the states of each site; what it returns, if not None, replaces them.
+        """
         args, kwargs = self._given[side]
+        if times > 1:
+            args, kwargs = self.recorded(side).arguments(times)
         with self._hooked(sites, act, with_grad) as session:
             return session.run(args, kwargs)
 

@@ -175,6 +175,15 @@ class FixedObjective:
         assert target is not None  # it was there before
         return replace(self, target=target, other=other, place=place)
 
+    def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
+        """Return the distribution that each target is drawn from."""
+        logits = self.objective._logits(outputs)
+        row = torch.arange(len(logits), device=logits.device)
+        if self.place is not None:
+            row = row if self.place.ndim == 1 else row[:, None]
+            logits = logits[row, self.place].flatten(0, -2)
+        return torch.log_softmax(logits, dim=-1)
+
     def of(self, outputs: Any) -> Float[Tensor, "row"]:
         """Return the number of each row."""
         logits = self.objective._logits(outputs)

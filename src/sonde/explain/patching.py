@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, final, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
@@ -19,8 +19,7 @@ from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
 from sonde.explain._points import Over, Points
-from sonde.explain._runs import Side, States, TwoRuns
-from sonde.explain.objective import Objective
+from sonde.explain._runs import Goal, Side, States, TwoRuns
 from sonde.tap.model.sites import Pattern
 
 Direction = Literal["denoise", "noise"]
@@ -147,7 +146,7 @@ class ActivationPatching:
         model: Model | nn.Module,
         clean: Any,
         corrupt: Any,
-        objective: Objective | None = None,
+        objective: Goal | None = None,
         sites: Pattern | Sequence[Pattern] = "blocks",
         *,
         progress: bool = False,
@@ -289,7 +288,7 @@ class AttributionPatching:
         model: Model | nn.Module,
         clean: Any,
         corrupt: Any,
-        objective: Objective | None = None,
+        objective: Goal | None = None,
         sites: Pattern | Sequence[Pattern] = "blocks",
     ) -> PatchEffects:
         """Return the estimate of each point; arguments as of ``ActivationPatching.trace``."""
@@ -395,23 +394,15 @@ def summed(
 ) -> PatchEffects:
     """Return the shares, mean over the pairs that differ and have the point."""
     base, source = (x.double().cpu() for x in ends)
-    whole = source - base
-    kept = whole.abs() >= tol
     has = torch.ones_like(effects, dtype=torch.bool)
     mask, first = runs.call.mask, points[sites[0]]
     if first.over == "positions" and mask is not None and mask.shape[1] == first.n:
         rows = mask.shape[0] // len(base)
         has &= mask[::rows].cpu()[:, None, :]
-    counted = has & kept[:, None, None]
-    share = effects / torch.where(kept, whole, 1.0)[:, None, None]
-    n = counted.sum(0)
-    mean = (share * counted).sum(0) / n
-    squares = ((share - mean).square() * counted).sum(0)
-    se = torch.where(n > 1, (squares / (n * (n - 1)).clamp(min=1)).sqrt(), torch.nan)
-    several = int(kept.sum()) > 1
+    mean, se, kept = mean_share(effects, source - base, tol, has)
     return PatchEffects(
         value=mean,
-        se=se if several else None,
+        se=se,
         n=int(kept.sum()),
         direction="higher",
         flags=() if bool(mean.isfinite().all()) else ("dead",),
@@ -419,7 +410,7 @@ def summed(
             **conventions,
             "objective": runs.objective.name,
             "average": "mean over pairs of each pair's share",
-            **({} if several else {"se": "none: one pair"}),
+            **({} if se is not None else {"se": "none: one pair"}),
         },
         effects=effects,
         base=base,
@@ -428,6 +419,26 @@ def summed(
         n_dropped=int((~kept).sum()),
         gap=gap,
     )
+
+
+def mean_share(
+    effects: Float[Tensor, "pair *part"],
+    whole: Float[Tensor, "pair"],
+    tol: float,
+    has: Bool[Tensor, "pair *part"] | None = None,
+) -> tuple[Float[Tensor, "*part"], Float[Tensor, "*part"] | None, Bool[Tensor, "pair"]]:
+    """Return the mean share of each part, its standard error, and the pairs that differ."""
+    wide = [-1, *[1] * (effects.ndim - 1)]
+    kept = whole.abs() >= tol
+    counted = kept.view(wide).expand_as(effects)
+    counted = counted if has is None else counted & has
+    share = effects / torch.where(kept, whole, 1.0).view(wide)
+    n = counted.sum(0)
+    mean = (share * counted).sum(0) / n
+    if int(kept.sum()) < 2:
+        return mean, None, kept
+    squares = ((share - mean).square() * counted).sum(0)
+    return mean, torch.where(n > 1, (squares / (n * (n - 1)).clamp(min=1)).sqrt(), torch.nan), kept
 
 
 def _points(runs: TwoRuns, states: States, over: Over) -> dict[Site, Points]:

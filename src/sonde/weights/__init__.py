@@ -4,7 +4,7 @@ from sonde.weights.change import Change, Exchange, LowRank, Sparse
 from sonde.weights.folding import fold_edit, fold_writers
 from sonde.weights.live import module_of, tensor_hash, with_tensors
 from sonde.weights.merging import Merged, MergeRule, merge_models
-from sonde.weights.residual import residual_writers
+from sonde.weights.residual import residual_readers, residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
 from sonde.weights.undoing import undo
@@ -23,6 +23,7 @@ __all__ = [
     "fold_writers",
     "merge_models",
     "module_of",
+    "residual_readers",
     "residual_writers",
     "save_edited",
     "tensor_hash",

@@ -20,7 +20,7 @@ from sonde.core.site import Site
 from sonde.data._model_kind import config_of
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find
-from sonde.tap.model.sites import BLOCKS, resolve
+from sonde.tap.model.sites import BLOCKS, SILENT, resolve
 from sonde.weights._layer import Layer, layer_of, names_of
 from sonde.weights.live import module_of
 
@@ -106,6 +106,62 @@ def residual_writers(
             "Open the edit with sonde.editing instead."
         )
     return found.terms
+
+
+def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, tuple[str, ...]]:
+    """Return which modules read a sum of layers' outputs, and the layers of each.
+
+    For a transformer: the norms before attentions and MLPs and the last one; without norms, the
+    layers of queries, keys and values themselves. Modules with parts of their own are left out,
+    and so are those that read one layer which is added to no other.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : tensor, tuple or dict, optional
+        As of ``residual_writers``.
+
+    Returns
+    -------
+    dict of str to tuple of str
+        Names of readers and of layers, in order of execution.
+
+    Examples
+    --------
+    >>> import sonde
+    >>> model = sonde.load("sonde:stdlib", device="cpu")
+    >>> list(residual_readers(model))[:2]
+    ['model.layers.0.input_layernorm', 'model.layers.0.post_attention_layernorm']
+    """
+    module = module_of(model)
+    watch, seen = _Watch(module), dict[str, Sum]()
+
+    def look(name: str) -> Any:
+        def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = find((args, kwargs), None)
+            if x is not None:
+                seen.setdefault(name, watch.sum_of(x))
+
+        return hook
+
+    handles = [part.register_forward_hook(watch.after) for part in module.modules()]
+    handles += [
+        part.register_forward_pre_hook(look(name), with_kwargs=True)
+        for name, part in Names(module).primary()
+        if not any(True for _ in part.children()) and not isinstance(part, SILENT)
+    ]
+    try:
+        run(module, inputs, watch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = {
+        name: tuple(term.name for term in one.terms if isinstance(term, Layer))
+        for name, one in seen.items()
+        if not one.other
+    }
+    added = {name for found in layers.values() if len(found) > 1 for name in found}
+    return {name: f for name, f in layers.items() if f and (not added or added.intersection(f))}
 
 
 def sums_at(module: nn.Module, sites: Sequence[Site], inputs: Any = None) -> list[Sum]:

@@ -153,15 +153,26 @@ class RecordedForward:
                 f"{len(value)} at {sites[0]}."
             )
         call = self._call(sites[0]) if sites[0].port in ("out", "in") else None
-        args, kwargs = self._arguments(repeats)
+        args, kwargs = self.arguments(repeats)
         if call is not None and not self.whole_because and _open_edits() == self._edits:
             replay = Replay(self._calls[0], call, sites[0], value, repeats, self.n)
             try:
                 with intercepted(_modules(self._root), replay):
                     return self._root(*args, **kwargs)
             except Diverged:
-                args, kwargs = self._arguments(repeats)
+                args, kwargs = self.arguments(repeats)
         return self._whole(sites[0], value, args, kwargs)
+
+    def arguments(self, repeats: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return fresh arguments, all examples so often, one batch of them after another."""
+        args, kwargs = copy.deepcopy(self._given)
+        if repeats > 1:
+            args = tuple(_tiled(x, repeats, self.n) for x in args)
+            kwargs = {
+                name: x if name in LOOKS else _tiled(x, repeats, self.n)
+                for name, x in kwargs.items()
+            }
+        return args, kwargs
 
     def _call(self, site: Site) -> RecordedCall | None:
         """Return the recorded call of a site; None of a module that a fused kernel went past."""
@@ -173,17 +184,6 @@ class RecordedForward:
             )
         index = {"last": -1, None: 0}.get(site.call, site.call) if calls else None
         return calls[index] if isinstance(index, int) and index < len(calls) else None
-
-    def _arguments(self, repeats: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return fresh arguments, every example so often."""
-        args, kwargs = copy.deepcopy(self._given)
-        if repeats > 1:
-            args = tuple(_tiled(x, repeats, self.n) for x in args)
-            kwargs = {
-                name: x if name in LOOKS else _tiled(x, repeats, self.n)
-                for name, x in kwargs.items()
-            }
-        return args, kwargs
 
     def _whole(
         self, site: Site, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]

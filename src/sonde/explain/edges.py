@@ -1,0 +1,215 @@
+"""Which way through a residual stream carries what tells two inputs apart: effects of edges.
+
+An edge goes from a layer that writes into the stream to a module that reads it. ``EdgePatching``
+runs the model for each; ``EdgeAttribution`` estimates all of them from a few backwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.engine.progress import Bar
+from sonde.explain._residual_graph import ResidualGraph
+from sonde.explain._runs import Goal, TwoRuns
+from sonde.explain.patching import SIDES, Direction, mean_gradients, mean_share
+
+Edge = tuple[str, str]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EdgeEffects(Result):
+    """What each edge does to the number that tells two runs apart.
+
+    ``value`` is the share of the difference that an edge brings, mean over pairs. ``edges`` are
+    names of a writer's output and a reader's input; ``effects``, ``base``, ``source`` and
+    ``n_dropped`` are as of ``PatchEffects``.
+    """
+
+    title: ClassVar[str] = "Share of the difference that an edge brings"
+    value: Float[Tensor, "edge"]  # pyright: ignore[reportGeneralTypeIssues]
+    effects: Float[Tensor, "pair edge"]
+    base: Float[Tensor, "pair"]
+    source: Float[Tensor, "pair"]
+    edges: tuple[Edge, ...]
+    n_dropped: int = 0
+
+    def best(self, n: int = 5) -> list[tuple[str, str, float]]:
+        """Return the edges with the largest shares: writer, reader, share."""
+        order = self.value.abs().nan_to_num(-torch.inf).argsort(descending=True)[:n].tolist()
+        return [(*self.edges[i], float(self.value[i])) for i in order]
+
+
+@final
+@dataclass(frozen=True)
+class EdgePatching:
+    """Share of the difference that one layer's output brings over its way into one reader alone.
+
+    The reader takes in ``x + (u_source - u_base)``; every other module, the later readers of the
+    same writer too, sees the patched run's own stream.
+
+    Range        share of the difference, around [0, 1]; not clamped.
+    Cost         two forwards, and one example of a forward for each edge.
+    Assumes      a stream that is a sum of layers' outputs (no norm on it).
+
+    Parameters
+    ----------
+    how : {"denoise", "noise"}, default="denoise"
+        As of ``ActivationPatching``.
+    tol : float, default=1e-6
+    rows : int, default=64
+        Examples of one forward.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> EdgePatching().trace(net, torch.ones(1, 2), torch.zeros(1, 2)).edges
+    (('0:out', '1:in'),)
+
+    References
+    ----------
+    goldowskydill2023paths
+    """
+
+    how: Direction = "denoise"
+    tol: float = 1e-6
+    rows: int = 64
+    paper: ClassVar[str] = "goldowskydill2023paths"
+
+    def trace(
+        self,
+        model: Model | nn.Module,
+        clean: Any,
+        corrupt: Any,
+        objective: Goal | None = None,
+        *,
+        progress: bool = False,
+    ) -> EdgeEffects:
+        """Return what each edge does; arguments as of ``ActivationPatching.trace``.
+
+        Raises
+        ------
+        StateError
+            If nothing reads a sum of layers' outputs.
+        """
+        runs = TwoRuns(model, clean, corrupt, objective)
+        return self.between(runs, ResidualGraph.of(runs), progress=progress)
+
+    def between(
+        self, runs: TwoRuns, graph: ResidualGraph, *, progress: bool = False
+    ) -> EdgeEffects:
+        """Return what each edge does to two runs that are already open."""
+        base_side, source_side = SIDES[self.how]
+        base, _ = runs.states(base_side, [])
+        source, other = runs.states(source_side, graph.writers)
+        each = torch.eye(len(graph.edges), dtype=torch.bool)
+        with Bar("patch edges", len(graph.edges), shown=progress) as bar:
+            found = graph.numbers(runs, base_side, other, each, self.rows, bar)
+        effects = (found - base).T.double().cpu()
+        return edge_effects(self, runs, graph, effects, (base, source), self.tol)
+
+
+@final
+@dataclass(frozen=True)
+class EdgeAttribution:
+    """First-order estimate of every edge: the writer's difference, along the reader's gradient.
+
+    ``(u_source - u_base) . dm/d in_v``: one backward for all edges, or one for each step.
+
+    Range        share of the difference; ``effects`` in units of the objective.
+    Cost         two forwards, and ``ig_steps`` forwards and backwards.
+    Assumes      as of ``EdgePatching``, and little curvature between the runs.
+
+    Parameters
+    ----------
+    how : {"denoise", "noise"}, default="denoise"
+    ig_steps : int, default=5
+        1 is the gradient of the patched run alone; else the mean over Gauss-Legendre nodes while
+        the inputs (embeddings) go from base to source.
+    tol : float, default=1e-6
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> found = EdgeAttribution().trace(net, torch.ones(1, 2), torch.zeros(1, 2))
+    >>> round(float(found.value), 4)
+    1.0
+
+    References
+    ----------
+    syed2023edges
+    hanna2024faith
+    """
+
+    how: Direction = "denoise"
+    ig_steps: int = 5
+    tol: float = 1e-6
+    paper: ClassVar[str] = "syed2023edges"
+
+    def trace(
+        self,
+        model: Model | nn.Module,
+        clean: Any,
+        corrupt: Any,
+        objective: Goal | None = None,
+    ) -> EdgeEffects:
+        """Return the estimate of each edge; arguments as of ``EdgePatching.trace``."""
+        runs = TwoRuns(model, clean, corrupt, objective)
+        return self.between(runs, ResidualGraph.of(runs))
+
+    def between(self, runs: TwoRuns, graph: ResidualGraph) -> EdgeEffects:
+        """Return the estimates for two runs that are already open."""
+        base_side, source_side = SIDES[self.how]
+        source, new = runs.states(source_side, graph.writers)
+        base, old = runs.states(base_side, graph.writers)
+        if self.ig_steps == 1:
+            _, _, slopes = runs.gradients(base_side, graph.readers)
+        else:
+            slopes = mean_gradients(runs, graph.readers, self.how, self.ig_steps)
+        parts: list[Tensor] = []
+        for u, v in graph.edges:
+            product = slopes[graph.readers[v]] * (new[graph.writers[u]] - old[graph.writers[u]])
+            parts.append(product.flatten(1).sum(1).unflatten(0, (len(base), -1)).sum(1))
+        effects = torch.stack(parts, 1).double().cpu()
+        return edge_effects(self, runs, graph, effects, (base, source), self.tol)
+
+
+def edge_effects(
+    method: Any,
+    runs: TwoRuns,
+    graph: ResidualGraph,
+    effects: Float[Tensor, "pair edge"],
+    ends: tuple[Float[Tensor, "pair"], Float[Tensor, "pair"]],
+    tol: float,
+) -> EdgeEffects:
+    """Return the shares of edges, mean over the pairs that differ."""
+    base, source = (x.double().cpu() for x in ends)
+    mean, se, kept = mean_share(effects, source - base, tol)
+    return EdgeEffects(
+        value=mean,
+        se=se,
+        n=int(kept.sum()),
+        direction="higher",
+        flags=() if bool(mean.isfinite().all()) else ("dead",),
+        conventions={
+            "method": repr(method),
+            "objective": runs.objective.name,
+            "average": "mean over pairs of each pair's share",
+        },
+        effects=effects,
+        base=base,
+        source=source,
+        edges=graph.names,
+        n_dropped=int((~kept).sum()),
+    )
+
+
+def named(edges: Sequence[Edge]) -> list[str]:
+    """Return edges as people read them."""
+    return [f"{u.removesuffix(':out')} -> {v.removesuffix(':in')}" for u, v in edges]
