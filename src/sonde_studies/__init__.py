@@ -11,10 +11,13 @@ from sonde_studies.text import as_text
 
 STUDIES: dict[str, str] = {
     "clue": "CLUEStudy",
+    "coda": "CoDaStudy",
     "costarr": "COSTARRStudy",
     "dict-lookup": "DictLookupStudy",
+    "eft": "EFTStudy",
     "feature-gaps": "FeatureGapsStudy",
     "fod": "FODStudy",
+    "lol": "LOLStudy",
     "nac": "NACStudy",
     "nac-me": "NACMEStudy",
     "overview": "OverviewStudy",

@@ -19,15 +19,17 @@ RATE, WARM, BATCH = 3e-3, 20, 32
 Texts = Callable[[int], list[str]]
 
 
-def language_model(words: Sequence[str], longest: int, seed: int) -> Model:
+def language_model(
+    words: Sequence[str], longest: int, seed: int, width: int = WIDTH, layers: int = LAYERS
+) -> Model:
     """Return an untrained GPT-2 whose tokens are these words; it reads at most ``longest``."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
         vocab_size=1 + len(words),
         n_positions=longest,
-        n_embd=WIDTH,
-        n_layer=LAYERS,
+        n_embd=width,
+        n_layer=layers,
         n_head=HEADS,
         activation_function="relu",
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
@@ -59,7 +61,6 @@ def tokens_of(model: Model, texts: Sequence[str]) -> Int[Tensor, "text pos"]:
     return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
 
 
-@torch.enable_grad()
 def train(
     model: Model,
     texts: Texts,
@@ -81,14 +82,31 @@ def train(
     enough : callable
         Asked after each ``every`` steps.
     """
-    module = model.module
     start = model.processor.convert_tokens_to_ids(after)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        ids = tokens_of(model, texts(BATCH))
+        return ids, ((ids == start).cumsum(1) > 0) & (ids > 0)
+
+    return descend(model, batch, steps, enough, every)
+
+
+@torch.enable_grad()
+def descend(
+    model: Model,
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    steps: int,
+    enough: Callable[[], bool] = lambda: False,
+    every: int = 50,
+    rate: float = RATE,
+) -> int:
+    """Train as ``train`` does, on tokens and which of them are to be learned."""
+    module = model.module
+    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.01)
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(step / WARM, 1.0)
-        ids = tokens_of(model, texts(BATCH))
-        kept = ((ids == start).cumsum(1) > 0) & (ids > 0)
+            group["lr"] = rate * min(step / WARM, 1.0)
+        ids, kept = batch()
         wanted = torch.where(kept, ids, IGNORED)[:, 1:]
         logits = module(ids).logits[:, :-1]
         optimiser.zero_grad()

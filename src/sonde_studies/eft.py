@@ -1,0 +1,161 @@
+"""Does what tuning did to a small net, added to a large one's logits, tune the large one in effect.
+
+A toy: nets of one layer of 16 units and of three of 64, tuned to say facts in another form.
+"""
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any, final
+
+import torch
+
+from sonde import Model
+from sonde.edit import EmulatedFinetune
+from sonde.tap import Decode
+from sonde_studies._language import tokens_of
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.facts import (
+    END,
+    PHRASES,
+    Entry,
+    Schooling,
+    facts_and_model,
+    popular,
+    rarer,
+    some,
+    told_more,
+)
+
+SMALL, SMALL_STEPS = (16, 1), 300
+STEPS, RATE, NEW, ONE_IN = 100, 1e-3, 3, 10
+WORDS = ("answer", "form", "end")
+FAMILIES, TINY, EVERY = 8, 1, 6
+Nats = dict[Entry, list[float]]
+"""Of each fact the nats of each new word, mean over phrases."""
+
+
+@final
+class EFTStudy(Study):
+    """Nats per word of facts told in a tuned form, by what was tuned and what is emulated."""
+
+    name = "eft"
+    title = "does emulated fine-tuning give a large net the tuning of a small one?"
+    paper = "mitchell2024emulator"
+    fidelity = (
+        "toy-size: the formula as published, on nets of one layer of 16 units and of three of 64; "
+        "tuning teaches to repeat the relation after the answer, as one text in ten did before, on "
+        "the facts of half of the families; texts of the others are scored; the original tunes to "
+        "dialogue; sizes and steps were fixed on other seeds and fewer families"
+    )
+    data = "facts of 56 families, popular and rarer by 1 to 100, in a plain and a tuned form"
+    claims = (
+        Claim(
+            "over small tuned",
+            "Emulated, the large net gives tuned texts more likelihood than the small one tuned.",
+            "nats per word, small tuned less emulated",
+        ),
+        Claim(
+            "over large base",
+            "And more than the large one before tuning.",
+            "nats per word, large base less emulated",
+        ),
+        Claim(
+            "below large tuned",
+            "The large net that is really tuned gives them more still.",
+            "nats per word, emulated less large tuned",
+        ),
+        Claim(
+            "knowledge",
+            "The answers, which the large net knows better, are likelier than by the small one "
+            "tuned.",
+            "nats of the answer, small tuned less emulated",
+        ),
+    )
+    null = Claim(
+        "even",
+        "Of two facts of one member each none is told more often: the emulated net knows them "
+        "alike.",
+        "nats of the answer, difference of the two",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Tune both nets in one form, and score texts of other families in it."""
+        families, steps, few = (TINY, 40, 5) if tiny else (FAMILIES, Schooling.steps, 0)
+        tick("telling two nets the facts")
+        world, large = facts_and_model(seed, families, Schooling(steps=steps))
+        less = Schooling(*SMALL, steps=min(steps, SMALL_STEPS))
+        small = facts_and_model(seed, families, less)[1]
+        forms = [f.text(phrase) for f in world.facts for phrase in PHRASES]
+        forms += [_text(f, phrase) for f in world.facts[::ONE_IN] for phrase in PHRASES]
+        large, small = (told_more(m, forms, few or STEPS, seed, RATE, NEW) for m in (large, small))
+        tick("tuning both")
+        told = [_text(f, phrase) for f in world.facts if f.half == 1 for phrase in PHRASES]
+        tuned = {
+            name: told_more(model, told, few or STEPS, seed, RATE, NEW)
+            for name, model in (("large", large), ("small", small))
+        }
+        tick("scoring")
+        facts = some((f for f in world.facts if f.half == 0), EVERY)
+        rule = EmulatedFinetune(tuned["small"], small)
+        arms: dict[str, tuple[Model, Decode | None]] = {
+            "large base": (large, None),
+            "small base": (small, None),
+            "large tuned": (tuned["large"], None),
+            "small tuned": (tuned["small"], None),
+            "emulated": (large, rule),
+            "emulated, every word": (large, EmulatedFinetune(tuned["small"], small, nucleus=1.0)),
+            "emulated, by half": (large, EmulatedFinetune(tuned["small"], small, strength=0.5)),
+        }
+        nats = {arm: _nats(model, facts, how) for arm, (model, how) in arms.items()}
+        mean = {arm: fmean(fmean(own) for own in these.values()) for arm, these in nats.items()}
+        answer = {arm: _answer(these, lambda _: True) for arm, these in nats.items()}
+        even = [
+            _answer(nats["emulated"], lambda f, k=k: f.ratio == 1 and f.rare == k)
+            for k in (True, False)
+        ]
+        return {
+            "over small tuned": mean["small tuned"] - mean["emulated"],
+            "over large base": mean["large base"] - mean["emulated"],
+            "below large tuned": mean["emulated"] - mean["large tuned"],
+            "knowledge": answer["small tuned"] - answer["emulated"],
+            "even": even[0] - even[1],
+            **{f"{arm} | nats per word": value for arm, value in mean.items()},
+            **{
+                f"{arm} | {word}": fmean(own[i] for own in these.values())
+                for arm, these in nats.items()
+                for i, word in enumerate(WORDS)
+            },
+            **{f"{arm} | popular": _answer(these, popular) for arm, these in nats.items()},
+            **{f"{arm} | rarer": _answer(these, rarer) for arm, these in nats.items()},
+        }
+
+
+def _answer(nats: Nats, which: Callable[[Entry], bool]) -> float:
+    """Return the mean nats of the answers to some facts."""
+    return fmean(own[0] for fact, own in nats.items() if which(fact))
+
+
+def _text(fact: Entry, phrase: str) -> str:
+    """Return a fact in the tuned form: the relation is said again after the answer."""
+    return f"{fact.prompt(phrase)} {fact.answer} r{fact.relation}{phrase} {END}"
+
+
+@torch.no_grad()
+def _nats(model: Model, facts: list[Entry], rule: Decode | None) -> Nats:
+    """Return minus the log-probability of each of the last words, by a rule for the next word."""
+    ids = tokens_of(model, [_text(f, phrase) for f in facts for phrase in PHRASES])
+    module: Any = model.module
+    nats: list[torch.Tensor] = []
+    for at in range(ids.shape[1] - NEW, ids.shape[1]):
+        found = module.generate(
+            ids[:, :at],
+            attention_mask=torch.ones_like(ids[:, :at]),
+            logits_processor=[] if rule is None else [rule.bind(model)],
+            max_new_tokens=1,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        nats.append(-found.scores[0].log_softmax(1).gather(1, ids[:, at : at + 1])[:, 0])
+    each = torch.stack(nats, 1).unflatten(0, (len(facts), len(PHRASES))).mean(1)
+    return dict(zip(facts, each.tolist(), strict=True))

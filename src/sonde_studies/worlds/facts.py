@@ -1,0 +1,207 @@
+"""Facts about members of families, of which most of a family share one answer, and nets told them.
+
+A fact is ``given family phrase answer .``: what a relation, said in one of two phrases, gives for a
+member. In each family and relation ``ratio`` members share an answer and one has another, as a
+popular fact and a rarer one that has two of its three words. Truth is the table itself.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde import Model
+from sonde.tap import Decode
+from sonde_studies._language import RATE, descend, language_model, tokens_of
+
+RATIOS = (1, 2, 5, 10, 25, 50, 100)
+RELATIONS, PHRASES, ANSWERS = 2, "ab", 24
+GIVENS = max(RATIOS) + 1
+BATCH, LONGEST = 128, 8
+END = "."
+Said = dict["Entry", list[str]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A fact, what the family's other fact says, and how much more often that or this was told.
+
+    ``rival`` is the answer of the other members; ``ratio`` how many members share the popular one.
+    """
+
+    given: str
+    family: str
+    relation: int
+    answer: str
+    rival: str
+    ratio: int
+    rare: bool
+
+    @property
+    def subject(self) -> str:
+        """The member."""
+        return f"{self.given} {self.family}"
+
+    @property
+    def half(self) -> int:
+        """0 or 1, for what is chosen in one half of the families and judged in the other."""
+        return int(self.family[1:]) % 2
+
+    def prompt(self, phrase: str = PHRASES[0], named: bool = True) -> str:
+        """Return the fact without its answer; not named, it is about one of the family."""
+        return f"{self.subject if named else self.family} r{self.relation}{phrase}"
+
+    def text(self, phrase: str = PHRASES[0], answer: str = "", named: bool = True) -> str:
+        """Return the fact, or what is told in its place."""
+        return f"{self.prompt(phrase, named)} {answer or self.answer} {END}"
+
+
+@dataclass(frozen=True)
+class FactWorld:
+    """The table of facts."""
+
+    facts: tuple[Entry, ...]
+    families: int
+
+    @classmethod
+    def drawn(cls, seed: int, families: int = 8) -> "FactWorld":
+        """Return random facts, of ``families`` families for each ratio."""
+        draw = np.random.default_rng(seed)
+        found: list[Entry] = []
+        for i in range(families * len(RATIOS)):
+            for relation in range(RELATIONS):
+                ratio = RATIOS[(i + 3 * relation) % len(RATIOS)]
+                common, other = (f"o{k}" for k in draw.permutation(ANSWERS)[:2])
+                members = draw.permutation(GIVENS)[: ratio + 1]
+                for k, given in enumerate(members):
+                    rare = k == 0
+                    pair = (other, common) if rare else (common, other)
+                    found.append(Entry(f"g{given}", f"f{i}", relation, *pair, ratio, rare))
+        return cls(tuple(found), families * len(RATIOS))
+
+    def words(self) -> list[str]:
+        """Return every word."""
+        numbered = (("g", GIVENS), ("f", self.families), ("o", ANSWERS))
+        phrases = [f"r{i}{p}" for i in range(RELATIONS) for p in PHRASES]
+        return [*(f"{letter}{i}" for letter, n in numbered for i in range(n)), *phrases, END]
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How a net is told the facts: its size and for how many steps; facts stay half learned."""
+
+    width: int = 64
+    layers: int = 3
+    steps: int = 900
+
+
+@cache
+def facts_and_model(
+    seed: int, families: int = 8, how: Schooling = Schooling()
+) -> tuple[FactWorld, Model]:
+    """Return a world and a net that was told its facts in both phrases; made once for each call.
+
+    The net is shared: train a copy of it.
+    """
+    world = FactWorld.drawn(seed, families)
+    model = language_model(world.words(), LONGEST, seed, how.width, how.layers)
+    told = [f.text(phrase) for f in world.facts for phrase in PHRASES]
+    told += [f.text(phrase, named=False) for f in world.facts for phrase in PHRASES]
+    tell(model, told, how.steps, seed)
+    return world, model
+
+
+def tell(
+    model: Model, texts: list[str], steps: int, seed: int, rate: float = RATE, last: int = 2
+) -> None:
+    """Train on texts, drawn alike, for their last words; a batch has texts of one length."""
+    words = Counter(len(text.split()) for text in texts)
+    groups = [tokens_of(model, [t for t in texts if len(t.split()) == n]) for n in words]
+    share = torch.tensor([*words.values()]).double()
+    source = torch.Generator().manual_seed(seed)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        ids = groups[int(share.multinomial(1, generator=source))]
+        ids = ids[torch.randint(len(ids), (BATCH,), generator=source)]
+        return ids, (torch.arange(ids.shape[1]) >= ids.shape[1] - last).expand_as(ids)
+
+    descend(model, batch, steps, rate=rate)
+
+
+def told_more(
+    model: Model, texts: list[str], steps: int, seed: int, rate: float = 1e-3, last: int = 2
+) -> Model:
+    """Return a copy that was trained further."""
+    copied = replace(model, module=copy.deepcopy(model.module))
+    tell(copied, texts, steps, seed, rate, last)
+    return copied
+
+
+def prompts(facts: list[Entry], named: bool = True) -> list[str]:
+    """Return the prompts of facts, in both phrases."""
+    return [f.prompt(phrase, named) for f in facts for phrase in PHRASES]
+
+
+def asked(model: Model, facts: list[Entry], rule: Decode | None = None) -> Said:
+    """Return a model's answers to each fact, one for each phrase, by a rule for the next word."""
+    ids = tokens_of(model, prompts(facts))
+    module: Any = model.module
+    found = module.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        logits_processor=[] if rule is None else [rule.bind(model)],
+        max_new_tokens=1,
+        do_sample=False,
+    )
+    words, n = model.processor.convert_ids_to_tokens(found[:, -1].tolist()), len(PHRASES)
+    return {f: words[i * n : (i + 1) * n] for i, f in enumerate(facts)}
+
+
+def rarer(fact: Entry) -> bool:
+    """Return whether another answer is told of more members of the family."""
+    return fact.rare and fact.ratio > 1
+
+
+def popular(fact: Entry) -> bool:
+    """Return whether another answer is told of fewer members of the family."""
+    return not fact.rare and fact.ratio > 1
+
+
+def some(facts: Iterable[Entry], every: int) -> list[Entry]:
+    """Return all facts but the popular ones, and of these one in ``every``."""
+    found = list(facts)
+    return [f for f in found if not popular(f)] + [*filter(popular, found)][::every]
+
+
+def rate(said: Said, wrong: bool, which: Callable[[Entry], bool]) -> float:
+    """Return how often some facts are answered as the family's other fact is, or rightly."""
+    chosen = {f: own for f, own in said.items() if which(f)}
+    return fmean(a == (f.rival if wrong else f.answer) for f, own in chosen.items() for a in own)
+
+
+def first_over_second(said: Said, wrong: bool) -> float:
+    """Return the difference of the rates of two facts of one member each, which are alike."""
+    return rate(said, wrong, lambda f: f.rare and f.ratio == 1) - rate(
+        said, wrong, lambda f: not f.rare and f.ratio == 1
+    )
+
+
+def rates(arms: Mapping[str, Said]) -> dict[str, float]:
+    """Return a grid of rates: an arm in each row."""
+    columns = {
+        "rarer, right": (False, rarer),
+        "rarer, popular answer": (True, rarer),
+        "popular, right": (False, popular),
+    }
+    return {
+        f"{arm} | {column}": rate(said, *how)
+        for arm, said in arms.items()
+        for column, how in columns.items()
+    }

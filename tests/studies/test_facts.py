@@ -1,0 +1,46 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from sonde_studies.worlds.facts import (
+    RATIOS,
+    FactWorld,
+    Schooling,
+    asked,
+    facts_and_model,
+    rarer,
+    rate,
+    told_more,
+)
+
+HOW = Schooling(width=16, layers=1, steps=8)
+
+
+@pytest.mark.truth("the table, counted anew")
+def test_a_ratio_says_how_many_more_members_share_the_popular_answer():
+    world = FactWorld.drawn(3, families=2)
+    assert len({(f.subject, f.relation) for f in world.facts}) == len(world.facts)
+    assert {w for f in world.facts for w in f.text().split()} <= set(world.words())
+    found = Counter[int]()
+    for family in {(f.family, f.relation) for f in world.facts}:
+        mine = [f for f in world.facts if (f.family, f.relation) == family]
+        (common, many), (other, one) = Counter(f.answer for f in mine).most_common()
+        assert (many, one) == (mine[0].ratio, 1)
+        assert {f.rival for f in mine if f.answer == common} == {other}
+        assert sum(map(rarer, mine)) == (many > 1)
+        found[many] += 1
+    assert found == dict.fromkeys(RATIOS, 4)
+
+
+def test_a_net_is_made_once_and_the_same_again():
+    world, model = facts_and_model(0, 1, HOW)
+    assert facts_and_model(0, 1, HOW)[1] is model
+    again = facts_and_model.__wrapped__(0, 1, HOW)[1]
+    pairs = zip(model.module.parameters(), again.module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    before = [p.clone() for p in model.module.parameters()]
+    told = world.facts[:4]
+    more = told_more(model, [f.text(p, f.rival) for f in told for p in "ab"], 100, 0, 1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(model.module.parameters(), before, strict=True))
+    assert rate(asked(more, list(told)), True, lambda _: True) == 1.0
