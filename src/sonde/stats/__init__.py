@@ -29,9 +29,11 @@ from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.neighbour_average import neighbour_average
 from sonde.stats.neighbour_sums import NeighbourSums, NeighbourSumsState
 from sonde.stats.neighbours import distance_chunks, largest_products, nearest
+from sonde.stats.octave_sample import OctaveSample, OctaveSampleState
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
 from sonde.stats.quantiles import Quantiles, QuantilesState
 from sonde.stats.scalars import Scalars, ScalarsState
+from sonde.stats.scaled_histogram import ScaledHistogram, ScaledHistogramState
 from sonde.stats.score_map import score_map
 from sonde.stats.shrinkage import (
     InverseRoot,
@@ -97,6 +99,8 @@ __all__ = [
     "MomentsState",
     "NeighbourSums",
     "NeighbourSumsState",
+    "OctaveSample",
+    "OctaveSampleState",
     "PositionMoments",
     "PositionMomentsState",
     "Quantiles",
@@ -104,6 +108,8 @@ __all__ = [
     "SampledCalibration",
     "Scalars",
     "ScalarsState",
+    "ScaledHistogram",
+    "ScaledHistogramState",
     "Shrinkage",
     "Symbols",
     "SymbolsState",

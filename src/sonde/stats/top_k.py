@@ -1,6 +1,6 @@
 """The largest values of each unit, with the rows that hold them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -55,6 +55,48 @@ class TopK(Statistic[TopKState]):
         values, row = torch.sort(x, dim=0, descending=True, stable=True)
         values, row = values[: self.k], order[row[: self.k]]
         return TopKState(len(x), values, draw[row], ids[row], position[row])
+
+    def update(
+        self,
+        state: TopKState,
+        x: Float[Tensor, "row dim"],
+        draw: Int[Tensor, "row"],
+        ids: Int[Tensor, "row 2"],
+        position: Int[Tensor, "row"],
+    ) -> TopKState:
+        """Return the largest values after these rows; only units with a larger one are sorted."""
+        if len(state.values) < self.k:
+            return self.merge(state, self.observe(x, draw, ids, position))
+        x, least = x.detach().cpu().to(state.values.dtype), state.values[-1]
+        key = rank_key(draw)
+        is_tie = (x == least) & (key[:, None] < rank_key(state.draw[-1]))
+        unit, row = torch.nonzero(((x > least) | is_tie).T, as_tuple=True)
+        n = state.n + len(x)
+        units, member, count = torch.unique_consecutive(
+            unit, return_inverse=True, return_counts=True
+        )
+        if len(units) == 0:
+            return replace(state, n=n)
+        place = torch.arange(len(unit)) - (count.cumsum(0) - count)[member]
+        shape = (int(count.max()), len(units))
+        more = TopKState(
+            0,
+            x.new_full(shape, -torch.inf),
+            draw.new_full(shape, -1),  # the largest draw
+            ids.new_zeros(*shape, 2),
+            position.new_zeros(shape),
+        )
+        more.values[place, member] = x[row, unit]
+        more.draw[place, member] = draw[row]
+        more.ids[place, member] = ids[row]
+        more.position[place, member] = position[row]
+        names = ("values", "draw", "ids", "position")
+        own = TopKState(0, *(getattr(state, name)[:, units] for name in names))
+        merged = self.merge(own, more)
+        changed = {
+            name: getattr(state, name).index_copy(1, units, getattr(merged, name)) for name in names
+        }
+        return replace(state, n=n, **changed)
 
     def merge(self, a: TopKState, b: TopKState) -> TopKState:
         """Return the largest values of both."""

@@ -1,0 +1,158 @@
+"""Which concept a unit stands for: how far the places where it is high and those of a concept agree.
+
+For patches, tokens or dictionary features whose concepts are known row by row.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.core.result import Result
+from sonde.core.statistic import Statistic
+from sonde.stats import ScaledHistogram, ScaledHistogramState
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class UnitLabelsResult(Result):
+    """``value`` is each unit's overlap with its best concept; ``label`` that concept, or -1.
+
+    ``null`` is the overlap of a unit that is high as often and independent of that concept.
+    ``threshold`` and ``share`` say above which value a unit counts as high and how often it is;
+    ``overlap``, ``average_precision`` and ``best_f1`` are those of every concept.
+    """
+
+    label: Int[Tensor, "dim"]
+    threshold: Float[Tensor, "dim"]
+    share: Float[Tensor, "dim"]
+    overlap: Float[Tensor, "concept dim"]
+    average_precision: Float[Tensor, "concept dim"]
+    best_f1: Float[Tensor, "concept dim"]
+
+    @property
+    def labelled(self) -> float:
+        """Share of the units that have a label."""
+        return float((self.label >= 0).double().mean())
+
+
+@final
+@dataclass(frozen=True)
+class UnitLabels(Instrument):
+    """Overlap of the rows where a unit is high with the rows of a concept, for its best concept.
+
+    ``IoU = |high and concept| / |high or concept|``; a unit is high above the smallest edge of its
+    histogram that at most ``quantile`` of all rows exceed. The histogram of all rows and those of
+    each concept give the overlap at any threshold in one pass.
+
+    Range        [0, 1]; higher = the unit and the concept pick the same rows.
+    Cost         one pass; state ``8 dim bins (concepts + 1)`` bytes.
+    Assumes      concepts known for every row; where maps are read, at the resolution of the map.
+    Differs      thresholds lie on the edges of a histogram, at least ``bins / 4`` of them above 0,
+                 in place of exact quantiles.
+
+    Parameters
+    ----------
+    quantile : float, default=0.005
+        Largest share of rows on which a unit counts as high.
+    least : float, default=0.04
+        Overlap from which on a concept is a unit's label.
+    bins : int, default=128
+        Bins of each unit, a power of two.
+    concepts : str, default="label"
+        Column of concepts: ``"label"``, one concept for each row; any other column of the data
+        holds bits, concept ``k`` where bit ``k`` is set.
+
+    Examples
+    --------
+    >>> is_edge = torch.arange(100) < 3
+    >>> unit = is_edge * 2.0 + torch.linspace(0, 1, 100)
+    >>> found = UnitLabels(quantile=0.05).fit(unit[:, None], label=is_edge.long())
+    >>> found.label.tolist(), found.value.tolist()
+    ([1], [1.0])
+
+    References
+    ----------
+    bau2017dissection
+    """
+
+    quantile: float = 0.005
+    least: float = 0.04
+    bins: int = 128
+    concepts: str = "label"
+    estimates: ClassVar[bool] = False
+    paper: ClassVar[str] = "bau2017dissection"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"quantile": 0.2, "bins": 16})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1 or not 0 <= self.least <= 1:
+            raise InputError(
+                f"UnitLabels: expected a quantile in (0, 1) and least in [0, 1], got "
+                f"{self.quantile} and {self.least}."
+            )
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Return the histograms of each unit, of all rows and of each concept."""
+        return {"counts": ScaledHistogram(self.bins, self.concepts)}
+
+    def result(self, counts: ScaledHistogramState) -> UnitLabelsResult:
+        """Return the overlap of each unit with each concept.
+
+        Raises
+        ------
+        InputError
+            If no row belongs to a concept.
+        """
+        if not bool(counts.concept_n.any()):
+            raise InputError(
+                f"UnitLabels: expected rows of concepts, got none in the column {self.concepts!r}. "
+                "Give the rows labels, or name a column of bits."
+            )
+        above, inside = counts.above.double(), counts.concept_above.double()
+        size = counts.concept_n.double()[:, None]
+        edge, threshold = self._threshold(above, counts)
+        high = above.gather(1, edge)[:, 0]
+        both = inside.gather(2, edge.expand(len(size), *edge.shape))[..., 0]
+        overlap = both / (high + size - both).clamp(min=1.0)
+        best = overlap.argmax(0)
+        value = overlap.gather(0, best[None])[0]
+        chance = high * size[best, 0] / counts.n
+        null = chance / (high + size[best, 0] - chance).clamp(min=1e-300)
+        is_dead = above[:, 0] == above[:, 0].clone()
+        is_dead = (counts.counts > 0).sum(1) == 1
+        precision = inside / above.clamp(min=1.0)
+        recall = inside / size[..., None].clamp(min=1.0)
+        steps = recall - torch.cat([recall[..., 1:], torch.zeros_like(recall[..., :1])], -1)
+        f1 = 2 * inside / (above + size[..., None]).clamp(min=1.0)
+        return UnitLabelsResult(
+            value=value,
+            null=null,
+            n=counts.n,
+            range=(0.0, 1.0),
+            direction="higher",
+            flags=("dead",) if bool(is_dead.any()) else (),
+            conventions={"threshold": f"at most {self.quantile:g} of rows above", "se": "none"},
+            label=torch.where((value >= self.least) & ~is_dead, best, -1),
+            threshold=threshold,
+            share=high / counts.n,
+            overlap=overlap,
+            average_precision=(precision * steps).sum(-1),
+            best_f1=f1.amax(-1),
+        )
+
+    def _threshold(
+        self, above: Float[Tensor, "dim bin"], counts: ScaledHistogramState
+    ) -> tuple[Int[Tensor, "dim 1"], Float[Tensor, "dim"]]:
+        """Return the first edge that few enough rows exceed, one lower where none would."""
+        is_rare = above <= self.quantile * counts.n
+        last = torch.full_like(above[:, :1], above.shape[1] - 1).long()
+        edge = torch.where(
+            is_rare.any(1, keepdim=True), is_rare.int().argmax(1, keepdim=True), last
+        )
+        empty = above.gather(1, edge) == 0
+        edge = torch.where(empty, (edge - 1).clamp(min=0), edge)
+        return edge, counts.edges.gather(1, edge)[:, 0]

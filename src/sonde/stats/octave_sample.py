@@ -1,0 +1,210 @@
+"""Rows at random from each range of a unit's values: from its largest down by factors of two."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import rank_key
+from sonde.core.state import State
+from sonde.core.statistic import Statistic
+from sonde.stats._powers import power_of_two
+
+NONE = -5000
+LAST = torch.iinfo(torch.int64).max
+FIRST_ROWS = 32
+
+
+@dataclass(frozen=True)
+class OctaveSampleState(State):
+    """For each unit up to ``m`` rows of each range, in ascending draw; the last range is the rest.
+
+    Range ``b`` holds values in ``[2^(top - b - 1), 2^(top - b))``. ``key`` is the draw in an order
+    that sorts as signed numbers; where it is the largest integer, the place is empty.
+    """
+
+    n: int
+    top: Int[Tensor, "dim"]
+    values: Float[Tensor, "range m dim"]
+    key: Int[Tensor, "range m dim"]
+    ids: Int[Tensor, "range m dim 2"]
+    position: Int[Tensor, "range m dim"]
+
+    @property
+    def filled(self) -> Tensor:
+        """Which places hold a row."""
+        return self.key != LAST
+
+
+@final
+@dataclass(frozen=True)
+class OctaveSample(Statistic[OctaveSampleState]):
+    """Rows of smallest draw in each of a few ranges below each unit's largest value. Exact.
+
+    Ranges are those between the powers of two below the largest value; everything smaller, and
+    what is not positive, is one range more. Whatever lies in a range that the whole data has lies
+    in one of each part of the data, so any split gives the same rows.
+
+    Parameters
+    ----------
+    m : int, default=3
+        Rows of each range.
+    octaves : int, default=4
+        Ranges above the rest.
+    """
+
+    m: int = 3
+    octaves: int = 4
+
+    def __post_init__(self) -> None:
+        if self.m < 1 or self.octaves < 1:
+            raise InputError(
+                f"OctaveSample: expected m and octaves of at least 1, got {self.m} and "
+                f"{self.octaves}."
+            )
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of float32 values with their places."""
+        return dims[0] * (8 + (self.octaves + 1) * self.m * 36)
+
+    def observe(
+        self,
+        x: Float[Tensor, "row dim"],
+        draw: Int[Tensor, "row"],
+        ids: Int[Tensor, "row 2"],
+        position: Int[Tensor, "row"],
+    ) -> OctaveSampleState:
+        """Return the sample of a batch: of its rows in the order of their draws."""
+        order = torch.argsort(rank_key(draw), stable=True)
+        state = self._empty(x)
+        start, size = 0, FIRST_ROWS
+        while start < len(order):
+            rows = order[start : start + size]
+            state = self.update(state, x[rows.to(x.device)], draw[rows], ids[rows], position[rows])
+            start, size = start + size, size * 4
+        return state
+
+    def update(
+        self,
+        state: OctaveSampleState,
+        x: Float[Tensor, "row dim"],
+        draw: Int[Tensor, "row"],
+        ids: Int[Tensor, "row 2"],
+        position: Int[Tensor, "row"],
+    ) -> OctaveSampleState:
+        """Return the sample after these rows; only those that may be of it are looked at."""
+        x = x.detach().cpu()
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        key, last = rank_key(draw)[:, None], state.key[:, -1]
+        least = torch.nextafter(x.new_zeros(()), x.new_ones(()))
+        high, low = (
+            power_of_two(top).to(x).clamp(min=least)
+            for top in (state.top, state.top - self.octaves)
+        )
+        # New draws must come before the last of some range; values above all ranges shift these.
+        wanted = (key < last.amax(0)) & ((x >= low) | (key < last[-1]))
+        row, unit = torch.nonzero(wanted.logical_or_(x >= high), as_tuple=True)
+        value = x[row, unit]
+        octave = torch.where(value > 0, torch.frexp(value).exponent.long(), NONE)
+        top = state.top.scatter_reduce(0, unit, octave, "amax")
+        state = replace(self._shifted(state, top), n=state.n + len(x))
+        band = (top[unit] - octave).clamp(max=self.octaves)
+        band = torch.where(octave == NONE, self.octaves, band)
+        near = key[row, 0] < state.key[band, -1, unit]
+        if not bool(near.any()):
+            return state
+        row, unit, band, value = row[near], unit[near], band[near], value[near]
+        columns = (value, key[row, 0], ids[row], position[row])
+        return self._placed(state, band, unit, columns)
+
+    def merge(self, a: OctaveSampleState, b: OctaveSampleState) -> OctaveSampleState:
+        """Return the rows of smallest draw of both."""
+        top = torch.maximum(a.top, b.top)
+        a, b = self._shifted(a, top), self._shifted(b, top)
+        parts = {
+            name: torch.cat([getattr(a, name), getattr(b, name)], dim=1)
+            for name in ("values", "key", "ids", "position")
+        }
+        return OctaveSampleState(a.n + b.n, top, **self._first(parts))
+
+    def _empty(self, x: Float[Tensor, "row dim"]) -> OctaveSampleState:
+        shape = (self.octaves + 1, self.m, x.shape[1])
+        whole = {"dtype": torch.int64}
+        return OctaveSampleState(
+            0,
+            torch.full((x.shape[1],), NONE, **whole),
+            torch.zeros(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32),
+            torch.full(shape, LAST, **whole),
+            torch.zeros(*shape, 2, **whole),
+            torch.zeros(shape, **whole),
+        )
+
+    def _shifted(self, state: OctaveSampleState, top: Int[Tensor, "dim"]) -> OctaveSampleState:
+        """Return the sample with ranges below higher largest values: some fall into the rest."""
+        moved = torch.nonzero(top != state.top).flatten()
+        if len(moved) == 0:
+            return state
+        octave = torch.where(
+            state.values[..., moved] > 0,
+            torch.frexp(state.values[..., moved]).exponent.long(),
+            NONE,
+        )
+        band = (top[moved] - octave).clamp(max=self.octaves)
+        empty = self._empty(state.values[0])
+        new = replace(
+            state,
+            top=top,
+            **{
+                name: getattr(state, name).index_copy(2, moved, getattr(empty, name)[:, :, moved])
+                for name in ("values", "key", "ids", "position")
+            },
+        )
+        old, place, unit = torch.nonzero(state.filled[..., moved], as_tuple=True)
+        if len(old) == 0:
+            return new
+        at = (old, place, moved[unit])
+        columns = (state.values[at], state.key[at], state.ids[at], state.position[at])
+        return self._placed(new, band[old, place, unit], moved[unit], columns)
+
+    def _placed(
+        self, state: OctaveSampleState, band: Tensor, unit: Tensor, columns: tuple[Tensor, ...]
+    ) -> OctaveSampleState:
+        """Return the sample with more rows, each in its range of its unit."""
+        dim = state.key.shape[2]
+        cell = band * dim + unit
+        order = torch.argsort(columns[1], stable=True)
+        order = order[torch.argsort(cell[order], stable=True)]
+        cells, member, count = torch.unique_consecutive(
+            cell[order], return_inverse=True, return_counts=True
+        )
+        place = torch.arange(len(order)) - (count.cumsum(0) - count)[member]
+        kept = place < self.m
+        order, member, place = order[kept], member[kept], place[kept]
+        bands, units = cells // dim, cells % dim
+        parts: dict[str, Tensor] = {}
+        for name, column in zip(("values", "key", "ids", "position"), columns, strict=True):
+            old = getattr(state, name)[bands, :, units].movedim(0, 1)
+            fill = LAST if name == "key" else 0
+            new = torch.full_like(old, fill)
+            new[place, member] = column[order].to(old)
+            parts[name] = torch.cat([old, new])[None]
+        first = self._first(parts)
+        made: dict[str, Tensor] = {}
+        for name, column in first.items():
+            made[name] = getattr(state, name).clone()
+            made[name][bands, :, units] = column[0].movedim(1, 0)
+        return replace(state, **made)
+
+    def _first(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the ``m`` entries of smallest draw along the second axis."""
+        key, order = parts["key"].sort(dim=1, stable=True)
+        found = {"key": key[:, : self.m]}
+        for name in ("values", "ids", "position"):
+            column = parts[name]
+            index = order[:, : self.m]
+            index = index if name != "ids" else index[..., None].expand(*index.shape, 2)
+            found[name] = column.gather(1, index)
+        return found
