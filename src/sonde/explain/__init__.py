@@ -11,6 +11,7 @@ from sonde.explain.class_activation import (
     upsampled,
 )
 from sonde.explain.edges import EdgeAttribution, EdgeEffects, EdgePatching
+from sonde.explain.exemplars import Exemplar, Exemplars, ExemplarsResult
 from sonde.explain.faithfulness import (
     Comprehensiveness,
     Deletion,
@@ -29,6 +30,7 @@ from sonde.explain.gradients import (
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.explain.patching import ActivationPatching, AttributionPatching, PatchEffects
 from sonde.explain.shapley import Occlusion, Shapley
+from sonde.explain.unit_labels import UnitLabels, UnitLabelsResult
 
 __all__ = [
     "ActivationPatching",
@@ -43,6 +45,9 @@ __all__ = [
     "EdgeAttribution",
     "EdgeEffects",
     "EdgePatching",
+    "Exemplar",
+    "Exemplars",
+    "ExemplarsResult",
     "ExpectedGradients",
     "FaithfulnessResult",
     "FaithfulnessViolation",
@@ -61,6 +66,8 @@ __all__ = [
     "Shapley",
     "SmoothGrad",
     "Sufficiency",
+    "UnitLabels",
+    "UnitLabelsResult",
     "ViolationResult",
     "upsampled",
 ]

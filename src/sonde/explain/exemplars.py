@@ -30,7 +30,8 @@ class Exemplar:
     position : int
         Token, patch or line of the row in its example.
     range : str
-        ``"top"``, a range of values as ``"0.5-1 of the largest power of two"``, or ``"rest"``.
+        ``"top"``; ``"0.5 to 1"`` and so on, in units of the power of two above the largest value;
+        or ``"rest"``.
     """
 
     value: float
@@ -103,7 +104,7 @@ class ExemplarsResult(Result):
 
 
 def _exemplar(state: TopKState | OctaveSampleState, at: tuple[int, ...], said: str) -> Exemplar:
-    words: Int[Tensor, "2"] = state.ids[at]
+    words: Int[Tensor, 2] = state.ids[at]
     value: Float[Tensor, ""] = state.values[at]
     pair = (int(words[0]), int(words[1]))
     return Exemplar(float(value), pair, int(state.position[at]), said)
@@ -137,12 +138,17 @@ class Exemplars(Instrument):
     >>> found = Exemplars(n=2, m=1, octaves=1).fit(torch.tensor([[1.0], [8.0], [5.0], [-3.0]]))
     >>> [(one.value, one.range) for one in found.of(0)]
     [(8.0, 'top'), (5.0, 'top'), (8.0, '0.5 to 1'), (5.0, 'rest')]
+
+    References
+    ----------
+    olah2017feature
     """
 
     n: int = 20
     m: int = 3
     octaves: int = 4
     estimates: ClassVar[bool] = False
+    paper: ClassVar[str] = "olah2017feature"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n": 3, "m": 1, "octaves": 2})
 
     def __post_init__(self) -> None:

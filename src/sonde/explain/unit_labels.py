@@ -1,4 +1,4 @@
-"""Which concept a unit stands for: how far the places where it is high and those of a concept agree.
+"""Which concept a unit stands for: the one whose rows are those on which the unit is high.
 
 For patches, tokens or dictionary features whose concepts are known row by row.
 """
@@ -122,7 +122,6 @@ class UnitLabels(Instrument):
         value = overlap.gather(0, best[None])[0]
         chance = high * size[best, 0] / counts.n
         null = chance / (high + size[best, 0] - chance).clamp(min=1e-300)
-        is_dead = above[:, 0] == above[:, 0].clone()
         is_dead = (counts.counts > 0).sum(1) == 1
         precision = inside / above.clamp(min=1.0)
         recall = inside / size[..., None].clamp(min=1.0)

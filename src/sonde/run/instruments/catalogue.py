@@ -23,7 +23,7 @@ from sonde.core.result import Result
 from sonde.tap.decoding.rule import Decode
 from sonde.weights import Rewrite
 
-FAMILIES = ("measure", "detect", "edit")
+FAMILIES = ("measure", "detect", "edit", "explain")
 IN_PYTHON = ("edit", "explain")
 """Families with methods that are called, not fitted: edits, decoding rules, attributions."""
 PLUG_IN = "plug-in"

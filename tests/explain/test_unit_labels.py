@@ -1,0 +1,61 @@
+"""Labels of units against brute force over all rows."""
+
+import pytest
+import torch
+
+from sonde.core import InputError
+from sonde.explain import UnitLabels
+
+GENERATOR = torch.Generator().manual_seed(1)
+
+
+def planted() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return units, of which 0 and 2 follow concepts 0 and 1, and the concept of each row."""
+    concept = torch.randint(-1, 40, (4000,), generator=GENERATOR).clamp(max=2)
+    x = torch.rand(4000, 4, generator=GENERATOR)
+    x[:, 0] += 3.0 * (concept == 0)
+    x[:, 2] += 2.0 * (concept == 1)
+    return x, concept
+
+
+@pytest.mark.truth("brute force over the rows above each threshold")
+def test_labels_of_planted_units():
+    x, concept = planted()
+    found = UnitLabels(quantile=0.02, least=0.3).fit(x, label=concept)
+    assert found.label.tolist() == [0, -1, 1, -1]
+    assert found.labelled == 0.5
+    high = x.double() > found.threshold
+    assert bool((high.double().mean(0) <= 0.02 + 1e-9).all())
+    for k in range(3):
+        member = (concept == k)[:, None]
+        overlap = (high & member).sum(0) / (high | member).sum(0)
+        torch.testing.assert_close(found.overlap[k], overlap.double())
+    share = (concept == 0).double().mean() * high[:, 0].double().mean()
+    both = (concept == 0).double().mean() + high[:, 0].double().mean() - share
+    assert float(torch.as_tensor(found.null)[0]) == pytest.approx(float(share / both))
+    assert float(found.best_f1[0, 0]) == 1.0
+    assert float(found.average_precision[0, 0]) == 1.0
+
+
+@pytest.mark.truth("average precision by scikit-learn")
+def test_average_precision_and_concepts_that_overlap():
+    from sklearn.metrics import average_precision_score
+
+    x, concept = planted()
+    x = (x * 16).ceil() / 16  # on the edges of bins, so that they lose nothing
+    bits = (concept == 0).long() + 2 * (concept >= 0).long()
+    found = UnitLabels(concepts="first_error").fit(x, first_error=bits)
+    for k in range(2):
+        member = (bits >> k) & 1 == 1
+        want = average_precision_score(member.numpy(), x[:, 1].numpy())
+        assert float(found.average_precision[k, 1]) == pytest.approx(want, abs=1e-6)
+
+
+def test_rows_without_concepts_and_constant_units():
+    x, concept = planted()
+    with pytest.raises(InputError, match="expected rows of concepts, got none in the column"):
+        UnitLabels().fit(x, label=torch.full((4000,), -1))
+    x[:, 0] = 1.0
+    found = UnitLabels(least=0.0).fit(x, label=concept)
+    assert found.label[0] == -1
+    assert found.flags == ("dead",)
