@@ -132,14 +132,13 @@ class OctaveSample(Statistic[OctaveSampleState]):
 
     def _empty(self, x: Float[Tensor, "row dim"]) -> OctaveSampleState:
         shape = (self.octaves + 1, self.m, x.shape[1])
-        whole = {"dtype": torch.int64}
         return OctaveSampleState(
             0,
-            torch.full((x.shape[1],), NONE, **whole),
+            torch.full((x.shape[1],), NONE, dtype=torch.int64),
             torch.zeros(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32),
-            torch.full(shape, LAST, **whole),
-            torch.zeros(*shape, 2, **whole),
-            torch.zeros(shape, **whole),
+            torch.full(shape, LAST, dtype=torch.int64),
+            torch.zeros(*shape, 2, dtype=torch.int64),
+            torch.zeros(shape, dtype=torch.int64),
         )
 
     def _shifted(self, state: OctaveSampleState, top: Int[Tensor, "dim"]) -> OctaveSampleState:
