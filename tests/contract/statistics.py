@@ -139,7 +139,11 @@ NO_INFLUENCE = {
 def exported_statistics() -> set[str]:
     """Return the names of the statistics that the package exports."""
     members = {name: getattr(sonde.stats, name) for name in sonde.stats.__all__}
-    return {n for n, m in members.items() if inspect.isclass(m) and issubclass(m, Statistic)}
+    return {
+        n
+        for n, m in members.items()
+        if inspect.isclass(m) and issubclass(m, Statistic) and not inspect.isabstract(m)
+    }
 
 
 def exported_instruments() -> list[Instrument]:

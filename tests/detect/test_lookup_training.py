@@ -121,9 +121,9 @@ def test_a_patch_is_not_looked_up_in_its_own_image():
     x, alone = torch.eye(6), torch.arange(6)
     detector = DictLookup(**{**SMALL, "rate": 1e-30})
     _, state = _trained(detector, x, alone, 4)
-    assert state.usual.average == pytest.approx(0.5, abs=1e-6)
+    assert state.losses[0].average == pytest.approx(0.5, abs=1e-6)
     _, state = _trained(detector, x.repeat(2, 1), torch.arange(12), 4)
-    assert state.usual.average == pytest.approx(0.0, abs=1e-6)
+    assert state.losses[0].average == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.truth("slopes of the loss in numpy, by finite differences")
@@ -168,7 +168,7 @@ def test_a_step_goes_down_the_loss():
 
 def _last_fakes(detector, state, x):
     """The scrambled patches of the next step, in the order of ``x``."""
-    from sonde.detect._training import generator, minibatches
+    from sonde.stats.training import generator, minibatches
 
     steps = state.weights.steps
     (order,) = minibatches(len(x), detector.batch, generator("order", detector.seed, steps))
@@ -274,7 +274,7 @@ def test_errors_say_what_to_do():
         DictLookup(**SMALL).fit(_rows(9), group=["one"] * 9)
     running = Running(DictLookup(**SMALL))
     running.update(_rows(9))
-    with pytest.raises(StateError, match=r"got 0 walks of 4.*fed by hand it sees rows once"):
+    with pytest.raises(StateError, match=r"got one after 0 walks.*fed by hand it sees rows once"):
         running.result()
     with pytest.raises(StateError, match="training diverged"):
         DictLookup(**{**SMALL, "rate": 1e38}).fit(_rows(200))

@@ -46,8 +46,8 @@ def test_loss_of_one_pair():
 
 def _network(net: Net, dim: int) -> nn.Sequential:
     """The same net from the library's modules, ready for use."""
-    weight, bias = net.adapter.values
-    first, offset, scale, shift, last = net.discriminator.values
+    weight, bias = net.adapter
+    first, offset, scale, shift, last = net.judge
     h = len(offset)
     modules = nn.Sequential(
         nn.Linear(dim, dim),
@@ -71,7 +71,7 @@ def test_the_score_is_minus_the_answer_of_the_trained_net():
     detector = SimpleNet(passes=5, **SMALL)
     _, state = _learned(detector, x, passes=6)
     scale = (y.double() - x.double().mean(0)) / x.double().std(0, correction=0)
-    want = -_network(state.net, 4)(scale)[:, 0].detach()
+    want = -_network(Net.of(state.weights), 4)(scale)[:, 0].detach()
     found = detector.result(state).score(y.double())
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
 
@@ -83,12 +83,12 @@ def test_the_running_centre_is_that_of_usual_rows():
     learner, before = _learned(detector, x, passes=1)
     _, after = _learned(detector, x, passes=2)
     scaled = (x - x.mean(0)) / x.std(0, correction=0)
-    first, offset = learner.start(4).net.discriminator.values[:2]
+    first, offset = Net.of(learner.start(4).weights).judge[:2]
     layer = nn.BatchNorm1d(8)
     layer(scaled @ first.T + offset)
-    assert before.net.discriminator.steps == 0
-    torch.testing.assert_close(after.net.centre, layer.running_mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(after.net.spread, layer.running_var, rtol=1e-4, atol=1e-5)
+    assert before.weights.steps == 0
+    torch.testing.assert_close(after.weights.buffers[0], layer.running_mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after.weights.buffers[1], layer.running_var, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_training_stops_by_usual_rows_alone_and_keeps_the_best_net():
     state = learner.close_pass(learner.update(state, x, draw))
     while not learner.is_trained(state):
         state = learner.update(state, x, draw)
-        nets.append(state.net)
+        nets.append(state.weights)
         losses.append(state.held.average)
         state = learner.close_pass(state)
     best = min(range(len(losses)), key=losses.__getitem__)
@@ -236,7 +236,7 @@ def test_parameters_out_of_range_are_refused(bad):
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(StateError, match="expected a net that was trained, got 1 row and 0 steps"):
+    with pytest.raises(StateError, match="expected at least 2 rows to train on, got 1 row"):
         SimpleNet(passes=2).fit(_rows(1))
     with pytest.raises(InputError, match=r"about one group in 10 .*got 0 of 3 rows"):
         SimpleNet(passes=2, patience=1).fit(_rows(3), group=["a"] * 3)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from sonde.detect._training import Weights, generator, xavier
+from sonde.stats.training import Weights, generator, xavier
 
 FLOOR = 1e-4
 

@@ -9,31 +9,34 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.state import State, map_tensors, size_bytes
-from sonde.core.statistic import Learner
+from sonde.core.state import size_bytes
 from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, entropy
-from sonde.detect._training import Tally, Weights, generator, minibatches
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
+from sonde.stats.training import (
+    SURVEY,
+    TRAIN,
+    Examples,
+    LiveWeights,
+    Trainer,
+    TrainingState,
+)
 
 ALL = 1 << 40
 PARTIAL = 0.1
 
 
-@dataclass(frozen=True)
-class GridTrainingState(State):
-    """What a training holds between images: ``walks`` are done, the first one for ``places``."""
+@dataclass(frozen=True, kw_only=True)
+class GridTrainingState(TrainingState):
+    """What a training holds between images; its loss is the error of an image."""
 
-    walks: int
     places: PositionMomentsState
-    weights: Weights
-    error: Tally
-    n_images: int
-    n_partial: int
+    n_images: int = 0
+    n_partial: int = 0
 
 
 @final
 @dataclass(frozen=True)
-class GridTraining(Learner[GridTrainingState]):
+class GridTraining(Trainer[GridTrainingState]):
     """The training of ``FOD``; its parameters are described there."""
 
     net: GridNet
@@ -52,60 +55,60 @@ class GridTraining(Learner[GridTrainingState]):
         empty = torch.zeros(0, dim, dtype=torch.float64)
         counts = torch.zeros(0, dtype=torch.int64)
         places = PositionMomentsState(counts, empty, empty, empty[:, :0], torch.arange(dim), dim)
-        return GridTrainingState(0, places, self.net.start(dim, self.seed), Tally(), 0, 0)
-
-    def n_passes(self) -> int:
-        """Return one walk for what is usual at each position, then those of the training."""
-        return 1 + self.passes
+        return GridTrainingState(weights=self.net.start(dim, self.seed), places=places)
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes at the largest number of positions."""
-        moments = PositionMoments("diag", ALL, 0, self.max_positions)
-        return size_bytes(self.start(dims[0])) + moments.size_bytes(*dims)
+        return size_bytes(self.start(dims[0])) + self._moments.size_bytes(*dims)
 
-    def update(
+    @property
+    def _moments(self) -> PositionMoments:
+        return PositionMoments("diag", ALL, 0, self.max_positions)
+
+    def survey(
+        self,
+        state: GridTrainingState,
+        x: Tensor,
+        ids: Tensor,
+        occurrence: Tensor,
+        position: Tensor,
+    ) -> GridTrainingState:
+        """Learn what is usual at each position."""
+        seen = self._moments.observe(x.cpu(), position.cpu())
+        return replace(state, places=self._moments.merge(state.places, seen))
+
+    def examples(
         self,
         state: GridTrainingState,
         x: Float[Tensor, "row dim"],
         ids: Int[Tensor, "row 2"],
         occurrence: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
-    ) -> GridTrainingState:
-        """Count patches in the first walk, then train on whole images."""
-        if state.walks == 0:
-            moments = PositionMoments("diag", ALL, 0, self.max_positions)
-            seen = moments.observe(x.cpu(), position.cpu())
-            return replace(state, places=moments.merge(state.places, seen))
+    ) -> tuple[GridTrainingState, Examples | None]:
+        """Return whole images, in units of each unit's spread."""
         who = torch.column_stack([ids, occurrence]).cpu()
         rows, partial = whole_images(who, position.cpu(), len(state.places.counts))
-        state = map_tensors(state, lambda t: t.to(x.device))
         state = replace(
             state,
             n_images=state.n_images + len(rows),
             n_partial=state.n_partial + len(partial),
         )
         if len(rows) == 0:
-            return state
-        return self._trained(state, Usual.of(state.places).scaled(x)[rows.to(x.device)].float())
+            return state, None
+        images = Usual.of(state.places).scaled(x)[rows.to(x.device)].float()
+        return state, Examples((images,))
 
-    def _trained(
-        self, state: GridTrainingState, images: Float[Tensor, "image pos dim"]
-    ) -> GridTrainingState:
-        weights, error = state.weights, state.error
+    def loss(
+        self, state: GridTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> tuple[Tensor, tuple[Tensor]]:
+        """Return the error of images, with what moves targets and attentions."""
+        (images,) = batch
         reference = Usual.of(state.places).reference.float()
         columns = columns_of(images.shape[1], self.columns)
-        order = generator("order", self.seed, weights.steps)
-        for chosen in minibatches(len(images), self.batch, order):
-            batch = images[chosen.to(images.device)]
-            with torch.enable_grad():
-                live = weights.live()
-                rebuilt = self.net(live, batch, reference, columns)
-                found = rebuilt.error(batch).mean()
-                loss = 2 * found + self._targets(rebuilt) + self._attentions(rebuilt)
-                gradients = torch.autograd.grad(loss, live)
-            weights = weights.stepped(gradients, self.rate)
-            error = error.plus(float(found.detach()) * len(batch), len(batch))
-        return replace(state, weights=weights, error=error)
+        rebuilt = self.net(live.values, images, reference, columns)
+        error = rebuilt.error(images)
+        loss = 2 * error.mean() + self._targets(rebuilt) + self._attentions(rebuilt)
+        return loss, (error.mean(1),)
 
     def _targets(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
         """Return what moves the targets: near to the intra attention, far from the inter one."""
@@ -122,18 +125,16 @@ class GridTraining(Learner[GridTrainingState]):
 
     def close_pass(self, state: GridTrainingState) -> GridTrainingState:
         """Refuse data in which images are not of one size, and begin to count anew."""
-        if state.walks == 0:
+        if state.stage == SURVEY:
             columns_of(len(state.places.counts), self.columns)
-            return replace(state, walks=1)
         if state.n_partial > PARTIAL * (state.n_images + state.n_partial):
             raise InputError(
                 f"FOD: expected {len(state.places.counts)} patches of every image, got fewer of "
                 f"{state.n_partial} of {state.n_images + state.n_partial} images. Give images of "
                 "one size, with all patches of an image together and finite."
             )
-        done = state.walks == self.passes
-        state = replace(state, walks=state.walks + 1)
-        return state if done else replace(state, error=Tally(), n_images=0, n_partial=0)
+        state = super().close_pass(state)
+        return replace(state, n_images=0, n_partial=0) if state.stage == TRAIN else state
 
 
 def _gap(correlations: Any) -> Float[Tensor, ""]:

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from sonde.detect._training import Weights, generator, xavier
 from sonde.detect.knn import unit_rows
 from sonde.stats import sparsemax
+from sonde.stats.training import Weights, generator, xavier
 
 QUERY, KEY, VALUE = range(3)
 

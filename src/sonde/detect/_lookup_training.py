@@ -1,42 +1,36 @@
 """The training of ``DictLookup``: usual patches are to be retrieved, scrambled ones are not."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError, StateError
-from sonde.core.finite import finite_entries
-from sonde.core.state import State, map_tensors, size_bytes
-from sonde.core.statistic import Learner
+from sonde.core.errors import InputError
+from sonde.core.state import size_bytes
 from sonde.detect._lookup import KEY, VALUE, Generators, misfit, starting_weights
-from sonde.detect._training import Tally, Weights, generator, minibatches
 from sonde.detect.knn import unit_rows
 from sonde.stats import HashSample, HashSampleState
+from sonde.stats.training import Examples, LiveWeights, Trainer, TrainingState, generator
 
 HINGE = 0.1
 MARGIN = 0.25
 
 
-@dataclass(frozen=True)
-class LookupTrainingState(State):
-    """Weights of the maps, what they look up in, and how patches were retrieved in a walk.
+@dataclass(frozen=True, kw_only=True)
+class LookupTrainingState(TrainingState):
+    """Weights of the maps, and what they look up in.
 
-    ``walks`` are done, the first one for ``sample``.
+    Its losses are how usual patches and scrambled ones were retrieved.
     """
 
-    walks: int
-    sample: HashSampleState | None
-    weights: Weights
-    usual: Tally
-    scrambled: Tally
+    sample: HashSampleState | None = None
 
 
 @final
 @dataclass(frozen=True)
-class LookupTraining(Learner[LookupTrainingState]):
+class LookupTraining(Trainer[LookupTrainingState]):
     """The training of ``DictLookup``; its parameters are described there."""
 
     m: int
@@ -49,81 +43,65 @@ class LookupTraining(Learner[LookupTrainingState]):
 
     def start(self, dim: int) -> LookupTrainingState:
         """Return maps that change nothing."""
-        weights = starting_weights(dim, self.hidden, self.seed)
-        return LookupTrainingState(0, None, weights, Tally(), Tally())
-
-    def n_passes(self) -> int:
-        """Return one walk for the patches to look up in, then those of the training."""
-        return 1 + self.passes
+        return LookupTrainingState(weights=starting_weights(dim, self.hidden, self.seed))
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes with a full sample."""
         return size_bytes(self.start(dims[0])) + HashSample(self.m).size_bytes(*dims)
 
-    def update(
+    def survey(
+        self, state: LookupTrainingState, x: Tensor, *who: Tensor, **_: Any
+    ) -> LookupTrainingState:
+        """Sample patches to look up in."""
+        sample = HashSample(self.m)
+        seen = sample.observe(x.cpu(), *who)
+        return replace(
+            state, sample=seen if state.sample is None else sample.merge(state.sample, seen)
+        )
+
+    def examples(
         self,
         state: LookupTrainingState,
         x: Float[Tensor, "row dim"],
         draw: Int[Tensor, "row"],
         group: Int[Tensor, "row"],
         group_draw: Int[Tensor, "row"],
-    ) -> LookupTrainingState:
-        """Sample patches in the first walk, then look patches up in those of other images."""
-        if state.walks == 0:
-            seen = HashSample(self.m).observe(x.cpu(), draw, group, group_draw)
-            known = state.sample
-            return replace(
-                state, sample=seen if known is None else HashSample(self.m).merge(known, seen)
-            )
-        state = replace(state, weights=map_tensors(state.weights, lambda t: t.to(x.device)))
-        source = generator("order", self.seed, state.weights.steps)
-        for rows in minibatches(len(x), self.batch, source):
-            state = self._stepped(state, unit_rows(x[rows.to(x.device)]).float(), group[rows])
-        return state
+    ) -> tuple[LookupTrainingState, Examples]:
+        """Return patches and their images."""
+        return state, Examples((x, group.to(x.device)))
 
-    def _stepped(
-        self, state: LookupTrainingState, x: Float[Tensor, "row dim"], group: Int[Tensor, "row"]
-    ) -> LookupTrainingState:
+    def loss(
+        self, state: LookupTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+        """Look patches, and scrambled ones, up in those of other images."""
         if (sample := state.sample) is None:
-            return state
-        source = generator("scrambled", self.seed, state.weights.steps)
-        drawn = torch.randperm(len(sample.rows), generator=source)[: self.batch]
+            return None
+        x, group = unit_rows(batch[0]).float(), batch[1]
+        source = generator("scrambled", self.seed, live.steps)
+        drawn = torch.randperm(len(sample.rows), generator=source)[: self.batch].to(x.device)
         bank = unit_rows(sample.rows[drawn]).to(x)
-        others = (group[:, None] != sample.group[drawn]).to(x.device)
+        others = group[:, None] != sample.group[drawn]
         known = others.any(1)
         x, others = x[known], others[known]
         if len(x) == 0:
-            return state
+            return None
         fakes, share = scrambled(x, source)
         both, others = torch.cat([x, fakes]), torch.cat([others, others])
-        with torch.enable_grad():
-            live = state.weights.live()
-            maps = Generators(tuple(live))
-            held = maps(KEY, bank), maps(VALUE, bank)
-            usual, odd = misfit(maps, both, *held, self.temperature, others).split(len(x))
-            gap = 2 * (MARGIN * share + usual.mean() - odd).clamp(min=0).mean()
-            gradients = torch.autograd.grad(2 * usual.mean() + HINGE * gap, live)
-        weights = state.weights.stepped(gradients, self.rate)
-        if not all(bool(finite_entries(w).all()) for w in weights.values):
-            raise StateError("DictLookup: the training diverged. Take a smaller rate.")
-        return replace(
-            state,
-            weights=weights,
-            usual=state.usual.plus(float(usual.detach().sum()), len(x)),
-            scrambled=state.scrambled.plus(float(odd.detach().sum()), len(x)),
-        )
+        maps = Generators(tuple(live.values))
+        held = maps(KEY, bank), maps(VALUE, bank)
+        usual, odd = misfit(maps, both, *held, self.temperature, others).split(len(x))
+        gap = 2 * (MARGIN * share + usual.mean() - odd).clamp(min=0).mean()
+        return 2 * usual.mean() + HINGE * gap, (usual, odd)
 
     def close_pass(self, state: LookupTrainingState) -> LookupTrainingState:
-        """Refuse data of one group, and begin to count anew."""
+        """Refuse data of one group."""
         if state.sample is None or len(state.sample.group.unique()) < 2:
             raise InputError(
                 "DictLookup: expected patches of at least 2 images (groups), got 1: in training a "
                 "patch is looked up in those of other images, not in its own. Give more images, "
                 "train on those of another kind (over), or take generators='identity'."
             )
-        done = state.walks == self.passes
-        state = replace(state, walks=state.walks + 1)
-        return state if done else replace(state, usual=Tally(), scrambled=Tally())
+        return super().close_pass(state)
 
 
 def scrambled(

@@ -1,6 +1,6 @@
 """The training of ``SimpleNet``: usual rows against their noisy copies, by steps of a small net."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -11,11 +11,18 @@ from torch.nn import functional
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import fraction
-from sonde.core.state import State, map_tensors
-from sonde.core.statistic import Learner
 from sonde.core.wording import plural
-from sonde.detect._training import Tally, Weights, generator, minibatches, xavier
 from sonde.stats import Moments, MomentsState
+from sonde.stats.training import (
+    SURVEY,
+    Examples,
+    LiveWeights,
+    Trainer,
+    TrainingState,
+    Weights,
+    generator,
+    xavier,
+)
 
 SLOPE = 0.2
 EPSILON = 1e-5
@@ -24,40 +31,40 @@ DISCRIMINATOR_DECAY = 1e-5
 ADAPTER_DECAY = 1e-2
 HELD = 0.1
 EVERYWHERE = 4
+N_JUDGE = 5
 
 
 @dataclass(frozen=True)
-class Net(State):
+class Net:
     """Adapter (nothing, or weight and bias) and discriminator with what it normalises by.
 
-    ``discriminator`` holds the hidden weight and bias, the scale and shift after normalisation, and
-    the last weight.
+    ``judge`` holds the hidden weight and bias, the scale and shift after normalisation, and the
+    last weight.
     """
 
-    adapter: Weights
-    discriminator: Weights
+    adapter: Sequence[Tensor]
+    judge: Sequence[Tensor]
     centre: Float[Tensor, "hidden"]
     spread: Float[Tensor, "hidden"]
 
+    @classmethod
+    def of(cls, weights: Weights | LiveWeights) -> "Net":
+        """Return the net that weights are of."""
+        centre, spread = weights.buffers
+        return cls(weights.values[:-N_JUDGE], weights.values[-N_JUDGE:], centre, spread)
 
-@dataclass(frozen=True)
-class NoiseTrainingState(State):
-    """What a training holds between rows: ``walks`` are done, the first one for ``moments``."""
 
-    walks: int
+@dataclass(frozen=True, kw_only=True)
+class NoiseTrainingState(TrainingState):
+    """What a training holds between rows; the first walk is for ``moments``."""
+
     moments: MomentsState
-    net: Net
-    loss: Tally
-    held: Tally
-    n_held: int
-    best: Net | None
-    best_loss: float
-    waited: int
+    n_held: int = 0
 
 
 @final
-@dataclass(frozen=True)
-class NoiseTraining(Learner[NoiseTrainingState]):
+@dataclass(frozen=True, kw_only=True)
+class NoiseTraining(Trainer[NoiseTrainingState]):
     """The training of ``SimpleNet``; its parameters are described there."""
 
     sigma: float
@@ -76,71 +83,64 @@ class NoiseTraining(Learner[NoiseTrainingState]):
         source, h = generator("simple net", self.seed), self.hidden
         parts = (xavier(source, dim, dim), torch.zeros(dim)) if self.adapter else ()
         first, last = xavier(source, h, dim), xavier(source, 1, h)
-        judge = Weights.of(first, torch.zeros(h), torch.ones(h), torch.zeros(h), last)
-        net = Net(Weights.of(*parts), judge, torch.zeros(h), torch.ones(h))
+        judge = (first, torch.zeros(h), torch.ones(h), torch.zeros(h), last)
+        weights = Weights.of(*parts, *judge, buffers=(torch.zeros(h), torch.ones(h)))
         zero = torch.zeros(dim, dtype=torch.float64)
-        moments = MomentsState(0, zero, zero)
-        return NoiseTrainingState(0, moments, net, Tally(), Tally(), 0, None, math.inf, 0)
+        return NoiseTrainingState(weights=weights, moments=MomentsState(0, zero, zero))
 
-    def n_passes(self) -> int:
-        """Return one walk for the scale of each unit, then those of the training."""
-        return 1 + self.passes
+    def survey(
+        self, state: NoiseTrainingState, x: Tensor, group_draw: Tensor
+    ) -> NoiseTrainingState:
+        """Count rows and those that are held out, and learn the scale of each unit."""
+        moments = Moments("diag").merge(state.moments, Moments("diag").observe(x.cpu()))
+        n_held = state.n_held + int(self._is_held(group_draw).sum())
+        return replace(state, moments=moments, n_held=n_held)
 
-    def update(
+    def examples(
         self,
         state: NoiseTrainingState,
         x: Float[Tensor, "row dim"],
         group_draw: Int[Tensor, "row"],
-    ) -> NoiseTrainingState:
-        """Count rows in the first walk, then train on them, and judge those that are held out."""
-        held = fraction(group_draw.cpu()) < (HELD if self.patience else 0.0)
-        if state.walks == 0:
-            counted = Moments("diag").observe(x.cpu())
-            moments = Moments("diag").merge(state.moments, counted)
-            return replace(state, moments=moments, n_held=state.n_held + int(held.sum()))
-        state = map_tensors(state, lambda t: t.to(x.device))
-        x = standardised(x, state.moments)
-        held = held.to(x.device)
-        return self._judged(self._trained(state, x[~held]), x[held])
+    ) -> tuple[NoiseTrainingState, Examples | None]:
+        """Return rows in units of each unit's spread; a row alone has no noise to be told from."""
+        held = self._is_held(group_draw).to(x.device)
+        if int((~held).sum()) < 2:
+            return state, Examples((standardised(x[held], state.moments),), held[held])
+        return state, Examples((standardised(x, state.moments),), held)
 
-    def _trained(
-        self, state: NoiseTrainingState, x: Float[Tensor, "row dim"]
-    ) -> NoiseTrainingState:
-        if len(x) < 2:
-            return state
-        net, loss, varies = state.net, state.loss, state.moments.scatter > 0
-        order = generator("order", self.seed, net.discriminator.steps)
-        for rows in minibatches(len(x), self.batch, order):
-            net, found = self._step(net, x[rows.to(x.device)], varies)
-            loss = loss.plus(found * len(rows), len(rows))
-        return replace(state, net=net, loss=loss)
+    def _is_held(self, group_draw: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
+        return fraction(group_draw.cpu()) < (HELD if self.patience else 0.0)
 
-    def _step(
-        self, net: Net, x: Float[Tensor, "row dim"], varies: Bool[Tensor, "dim"]
-    ) -> tuple[Net, float]:
-        copies = self._noisy(x, varies, "noise", net.discriminator.steps)
-        with torch.enable_grad():
-            adapter, judge = net.adapter.live(), net.discriminator.live()
-            hidden = functional.linear(adapted(torch.cat([x, copies]), adapter), *judge[:2])
-            spread, centre = torch.var_mean(hidden[: len(x)], dim=0, correction=0)
-            given = judged(hidden, centre, spread, judge)
-            loss = hinge(given[: len(x)], given[len(x) :], self.margin)
-            gradients = torch.autograd.grad(loss, [*adapter, *judge])
-        n = len(adapter)
-        stepped = net.adapter.stepped(gradients[:n], self.adapter_rate, ADAPTER_DECAY, True)
-        trained = net.discriminator.stepped(gradients[n:], self.rate, DISCRIMINATOR_DECAY)
+    def loss(
+        self, state: NoiseTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> tuple[Tensor, tuple[Tensor]]:
+        """Return how badly rows are told from their noisy copies."""
+        (x,), net = batch, Net.of(live)
+        copies = self._noisy(x, state.moments.scatter > 0, "noise", live.steps)
+        hidden = functional.linear(adapted(torch.cat([x, copies]), net.adapter), *net.judge[:2])
+        spread, centre = torch.var_mean(hidden[: len(x)], dim=0, correction=0)
+        given = judged(hidden, centre, spread, net.judge)
+        loss = hinge(given[: len(x)], given[len(x) :], self.margin)
         unbiased = spread.detach() * (len(x) / (len(x) - 1))
-        running = net.centre.lerp(centre.detach(), MOMENTUM), net.spread.lerp(unbiased, MOMENTUM)
-        return Net(stepped, trained, *running), float(loss.detach())
+        live.buffers[0].lerp_(centre.detach(), MOMENTUM)
+        live.buffers[1].lerp_(unbiased, MOMENTUM)
+        return loss, (loss.detach().expand(len(x)),)
 
-    def _judged(self, state: NoiseTrainingState, x: Float[Tensor, "row dim"]) -> NoiseTrainingState:
-        """Add the loss of held-out rows against fresh noise."""
-        if len(x) == 0:
-            return state
-        net, seen = state.net, state.held.n
-        copies = self._noisy(x, state.moments.scatter > 0, "held", state.walks, seen)
-        loss = hinge(normality(x, net), normality(copies, net), self.margin)
-        return replace(state, held=state.held.plus(float(loss) * len(x), len(x)))
+    def step(
+        self, state: NoiseTrainingState, live: LiveWeights, gradients: Sequence[Tensor]
+    ) -> None:
+        """Change adapter and discriminator, each at its rate."""
+        n = len(gradients) - N_JUDGE
+        live.adam(gradients[:n], self.adapter_rate, ADAPTER_DECAY, decoupled=True)
+        live.adam(gradients[n:], self.rate, DISCRIMINATOR_DECAY, first=n)
+
+    def held_loss(
+        self, state: NoiseTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> Tensor:
+        """Return the loss of held-out rows against fresh noise."""
+        (x,), net = batch, Net.of(live)
+        copies = self._noisy(x, state.moments.scatter > 0, "held", state.walks, state.held.n)
+        return hinge(normality(x, net), normality(copies, net), self.margin)
 
     def _noisy(
         self, x: Float[Tensor, "row dim"], varies: Bool[Tensor, "dim"], *key: int | str
@@ -155,30 +155,16 @@ class NoiseTraining(Learner[NoiseTrainingState]):
         return x + self.sigma * noise * (varies | everywhere[:, None])
 
     def close_pass(self, state: NoiseTrainingState) -> NoiseTrainingState:
-        """Keep the net of the least loss on held-out rows, where training stops by that."""
-        if state.walks == 0 and self.patience and not 0 < state.n_held < state.moments.n:
+        """Refuse to stop by held-out rows where there are none."""
+        is_first = state.stage == SURVEY
+        if is_first and self.patience and not 0 < state.n_held < state.moments.n:
             raise InputError(
                 f"SimpleNet: expected about one group in {1 / HELD:.0f} to stop by (patience="
                 f"{self.patience}), got {state.n_held} of {plural(state.moments.n, 'row')}. Give "
                 "it more "
                 "groups, or train for a fixed number of passes (patience=0)."
             )
-        state = replace(state, walks=state.walks + 1)
-        if state.walks == 1 or not self.patience:
-            return replace(state, loss=Tally() if state.walks <= self.passes else state.loss)
-        better = state.held.average < state.best_loss
-        return replace(
-            state,
-            loss=Tally(),
-            held=Tally(),
-            best=state.net if better else state.best,
-            best_loss=state.held.average if better else state.best_loss,
-            waited=0 if better else state.waited + 1,
-        )
-
-    def is_trained(self, state: NoiseTrainingState) -> bool:
-        """Return whether the loss on held-out rows has not fallen for ``patience`` walks."""
-        return 0 < self.patience <= state.waited
+        return super().close_pass(state)
 
 
 def standardised(x: Float[Tensor, "row dim"], moments: MomentsState) -> Float[Tensor, "row dim"]:
@@ -213,9 +199,8 @@ def judged(
 
 def normality(x: Float[Tensor, "row dim"], net: Net) -> Float[Tensor, "row"]:
     """Return the answer to scaled rows by the running centre and spread: above 0 = usual."""
-    judge = net.discriminator.values
-    hidden = functional.linear(adapted(x, net.adapter.values), *judge[:2])
-    return judged(hidden, net.centre, net.spread, judge)
+    hidden = functional.linear(adapted(x, net.adapter), *net.judge[:2])
+    return judged(hidden, net.centre, net.spread, net.judge)
 
 
 def hinge(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sonde.core.state import State
-from sonde.detect._training import generator
+from sonde.stats.training import generator
 
 N_METRICS = 5
 EPSILON = 1e-5

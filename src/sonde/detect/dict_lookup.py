@@ -224,13 +224,9 @@ class DictLookup(Detector):
 
     def _trained(self, trained: LookupTrainingState) -> dict[str, Any]:
         """Return what the last walk came to; refuse a training that did not finish."""
-        if trained.walks <= self.passes:
-            raise StateError(
-                f"DictLookup: expected generators that were trained, got {trained.walks} walks of "
-                f"{1 + self.passes}. Fit it with fit or sonde.fit: fed by hand it sees rows once."
-            )
+        trained.require_trained("DictLookup")
         return {
             "steps": trained.weights.steps,
-            "mean score of usual patches in training": trained.usual.average,
-            "the same of scrambled ones": trained.scrambled.average,
+            "mean score of usual patches in training": trained.losses[0].average,
+            "the same of scrambled ones": trained.losses[1].average,
         }

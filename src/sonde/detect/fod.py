@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError, ShapeError, StateError
+from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Detector
 from sonde.core.reduction import OWN, Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
@@ -221,16 +221,10 @@ class FOD(Detector):
     def result(self, trained: GridTrainingState) -> FODScorer:
         """Return the scorer of the trained net."""
         places, steps = trained.places, trained.weights.steps
-        if steps == 0:
-            raise StateError(
-                f"FOD: expected a net that was trained, got none after {trained.walks} walks. Fit "
-                "it with fit or sonde.fit: fed by hand it sees images once, which is not enough."
-            )
-        if not all(bool(torch.isfinite(w).all()) for w in trained.weights.values):
-            raise StateError("FOD: the training diverged. Take a smaller rate.")
+        trained.require_trained("FOD")
         dead = bool((places.diagonal == 0).all())
         return FODScorer(
-            value=trained.error.average,
+            value=trained.losses[0].average,
             n=places.n,
             range=(0.0, math.inf),
             flags=("dead",) if dead else (),

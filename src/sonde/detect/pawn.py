@@ -21,8 +21,8 @@ from sonde.core.state import State, map_tensors
 from sonde.core.statistic import Learner, Span, Statistic
 from sonde.core.wording import plural
 from sonde.detect._token_net import N_METRICS, NetShape, Texts, text_logits, token_logits
-from sonde.detect._training import Tally, Weights, generator
 from sonde.stats import TOKEN_METRICS
+from sonde.stats.training import Tally, Weights, generator
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class PAWNTraining(Learner[PAWNState]):
         smooth = target * (1 - self.smoothing) + self.smoothing / 2
         weight = target.new_tensor(state.n_other / state.n_positive)
         with torch.enable_grad():
-            values = state.net.live()
+            values = state.net.live().values
             found = text_logits(values, state.shape, texts, kept)
             loss = binary_cross_entropy_with_logits(
                 found, smooth, pos_weight=weight, reduction="sum"
@@ -144,9 +144,11 @@ class PAWNTraining(Learner[PAWNState]):
         mean = [g / state.pending for g in state.gradient]
         length = float(torch.stack([g.norm() for g in mean]).norm())
         cut = min(1.0, self.clip / (length + 1e-6))
-        net = state.net.stepped([cut * g for g in mean], self.rate, self.decay, decoupled=True)
+        live = state.net.live()
+        live.adam([cut * g for g in mean], self.rate, self.decay, decoupled=True)
+        live.steps += 1
         zeros = tuple(torch.zeros_like(g) for g in state.gradient)
-        return replace(state, net=net, gradient=zeros, pending=0)
+        return replace(state, net=live.kept(), gradient=zeros, pending=0)
 
     def close_pass(self, state: PAWNState) -> PAWNState:
         """Take the step of the last texts; refuse texts of one kind."""

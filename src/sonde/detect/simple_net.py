@@ -151,36 +151,31 @@ class SimpleNet(Detector):
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read a training."""
         training = NoiseTraining(
-            self.sigma,
-            self.margin,
-            self.passes,
-            self.patience,
-            self.batch,
-            self.hidden,
-            self.adapter,
-            self.rate,
-            self.adapter_rate,
-            self.seed,
+            sigma=self.sigma,
+            margin=self.margin,
+            passes=self.passes,
+            patience=self.patience,
+            batch=self.batch,
+            hidden=self.hidden,
+            adapter=self.adapter,
+            rate=self.rate,
+            adapter_rate=self.adapter_rate,
+            seed=self.seed,
         )
         return {"trained": training}
 
     def result(self, trained: NoiseTrainingState) -> SimpleNetScorer:
         """Fold the trained net into two linear maps."""
-        net = trained.best or trained.net
-        steps = net.discriminator.steps
-        if trained.moments.n < 2 or steps == 0:
+        weights = trained.best or trained.weights
+        steps = weights.steps
+        if trained.moments.n < 2:
             raise StateError(
-                f"SimpleNet: expected a net that was trained, got "
-                f"{plural(trained.moments.n, 'row')} and "
-                f"{steps} steps after {trained.walks} walks. Fit it on at least 2 rows with fit or "
-                "sonde.fit: fed by hand it sees rows once, which is not enough."
+                "SimpleNet: expected at least 2 rows to train on, got "
+                f"{plural(trained.moments.n, 'row')}."
             )
-        if not all(bool(torch.isfinite(w).all()) for w in net.discriminator.values):
-            raise StateError(
-                "SimpleNet: the training diverged. Take a smaller rate, or look for huge rows."
-            )
-        loss = trained.best_loss if trained.best is not None else trained.loss.average
-        weight, bias, last = _folded(net, trained.moments)
+        trained.require_trained("SimpleNet")
+        loss = trained.best_loss if trained.best is not None else trained.losses[0].average
+        weight, bias, last = _folded(Net.of(weights), trained.moments)
         dead = bool((trained.moments.scatter == 0).all())
         return SimpleNetScorer(
             value=loss,
@@ -204,9 +199,9 @@ class SimpleNet(Detector):
 
 def _folded(net: Net, moments: MomentsState) -> tuple[Tensor, Tensor, Tensor]:
     """Return scale, adapter, first layer and normalisation as one weight and bias, and the last."""
-    first, offset, scale, shift, last = (v.double() for v in net.discriminator.values)
-    if net.adapter.values:
-        weight, bias = (v.double() for v in net.adapter.values)
+    first, offset, scale, shift, last = (v.double() for v in net.judge)
+    if net.adapter:
+        weight, bias = (v.double() for v in net.adapter)
         first, offset = first @ weight, offset + first @ bias
     gain = (net.spread.double() + EPSILON).rsqrt() * scale
     bias = gain * (offset - net.centre.double()) + shift

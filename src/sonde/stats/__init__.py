@@ -48,6 +48,7 @@ from sonde.stats.symbols import Symbols, SymbolsState
 from sonde.stats.token_metrics import TOKEN_METRICS, token_metrics
 from sonde.stats.token_norms import TokenNorms, TokenNormsState
 from sonde.stats.top_k import TopK, TopKState
+from sonde.stats.training import Examples, LiveWeights, Tally, Trainer, TrainingState, Weights
 from sonde.stats.two_groups import TwoGroups
 from sonde.stats.update_moments import UpdateMoments
 from sonde.stats.white_spectrum import white_eigenvalues, white_mean
@@ -73,6 +74,7 @@ __all__ = [
     "DirectionMoments",
     "EntryCounts",
     "EntryCountsState",
+    "Examples",
     "Extremes",
     "ExtremesState",
     "FourierFeatures",
@@ -93,6 +95,7 @@ __all__ = [
     "HsicSumsState",
     "InverseRoot",
     "Kept",
+    "LiveWeights",
     "LogHistogram",
     "LogHistogramState",
     "Moments",
@@ -113,13 +116,17 @@ __all__ = [
     "Shrinkage",
     "Symbols",
     "SymbolsState",
+    "Tally",
     "TokenNorms",
     "TokenNormsState",
     "TopK",
     "TopKState",
+    "Trainer",
+    "TrainingState",
     "TwoGroups",
     "UnlabelledState",
     "UpdateMoments",
+    "Weights",
     "adjusted_p",
     "auroc",
     "auroc_bounds",

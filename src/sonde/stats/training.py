@@ -1,0 +1,372 @@
+"""Nets that are trained by minibatches: one trainer for every method that learns by steps.
+
+A ``Trainer`` walks over the rows several times. The first walk surveys them (their scale, a sample,
+counts), the following ones train, and a last one may review what came out. Everything that it knows
+stands in its state, so a run that was stopped goes on with the same bits; randomness comes from a
+seed and the number of the step. What a solver fits in closed form does not belong here.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.optim.adam import adam
+
+from sonde.core.errors import StateError
+from sonde.core.finite import all_finite
+from sonde.core.state import State, map_tensors
+from sonde.core.statistic import Learner, parameter_names
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+SURVEY, TRAIN, REVIEW, DONE = range(4)
+
+
+@dataclass(frozen=True)
+class Weights(State):
+    """Weights after a number of steps, and Adam's means of their gradients and squares.
+
+    ``buffers`` are what a net keeps beside them and no gradient moves: running means, counts.
+    """
+
+    values: tuple[Tensor, ...]
+    mean: tuple[Tensor, ...]
+    square: tuple[Tensor, ...]
+    steps: int
+    buffers: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, *values: Tensor, buffers: Sequence[Tensor] = ()) -> "Weights":
+        """Return weights before the first step."""
+        zeros = tuple(torch.zeros_like(v) for v in values)
+        return cls(values, zeros, zeros, 0, tuple(buffers))
+
+    def live(self) -> "LiveWeights":
+        """Return a copy that steps change in place."""
+        values = [v.detach().clone().contiguous().requires_grad_() for v in self.values]
+        kept = ([t.clone() for t in group] for group in (self.mean, self.square, self.buffers))
+        return LiveWeights(values, *kept, steps=self.steps)
+
+
+@dataclass
+class LiveWeights:
+    """Weights while they are trained: ``values`` are leaves that gradients are taken of."""
+
+    values: list[Tensor]
+    mean: list[Tensor]
+    square: list[Tensor]
+    buffers: list[Tensor]
+    steps: int
+
+    def adam(
+        self,
+        gradients: Sequence[Tensor],
+        rate: float,
+        decay: float = 0.0,
+        decoupled: bool = False,
+        first: int = 0,
+    ) -> None:
+        """Change the weights from number ``first`` on by Adam; AdamW where decay is decoupled.
+
+        ``steps`` is not counted here: several groups of weights make one step.
+        """
+        which = slice(first, first + len(gradients))
+        with torch.no_grad():
+            adam(
+                self.values[which],
+                [g.detach().contiguous() for g in gradients],
+                self.mean[which],
+                self.square[which],
+                [],
+                [torch.tensor(float(self.steps), device=g.device) for g in gradients],
+                fused=True,
+                decoupled_weight_decay=decoupled,
+                amsgrad=False,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                lr=rate,
+                weight_decay=decay,
+                eps=EPSILON,
+                maximize=False,
+            )
+
+    def kept(self) -> Weights:
+        """Return the weights as they are now."""
+        values = tuple(v.detach() for v in self.values)
+        return Weights(
+            values, tuple(self.mean), tuple(self.square), self.steps, tuple(self.buffers)
+        )
+
+
+@dataclass(frozen=True)
+class Tally(State):
+    """A sum of losses and how many rows it is over."""
+
+    total: float = 0.0
+    n: int = 0
+
+    @property
+    def average(self) -> float:
+        """Loss of a row; infinite without any."""
+        return self.total / self.n if self.n else math.inf
+
+    def plus(self, total: float, n: int) -> "Tally":
+        """Return the sum with that of more rows."""
+        return Tally(self.total + total, self.n + n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState(State):
+    """What a training holds between rows; subclasses add what their first walk learns.
+
+    ``losses`` are those of the walk that is under way or, after the last one, of that.
+    ``diverged`` is the step that led to numbers that are not finite; the weights are those before.
+    """
+
+    weights: Weights
+    walks: int = 0
+    stage: int = SURVEY
+    losses: tuple[Tally, ...] = ()
+    waiting: tuple[Tensor, ...] = ()
+    diverged: int | None = None
+    held: Tally = field(default_factory=Tally)
+    best: Weights | None = None
+    best_loss: float = math.inf
+    waited: int = 0
+
+    def require_trained(self, owner: str) -> None:
+        """Refuse a training that diverged, or that was fed by hand and never came to its end.
+
+        Raises
+        ------
+        StateError
+            With the step, or the number of walks.
+        """
+        if self.diverged is not None:
+            raise StateError(
+                f"{owner}: the training diverged at step {self.diverged}. Take a smaller rate, or "
+                "look for huge rows."
+            )
+        if self.stage != DONE:
+            raise StateError(
+                f"{owner}: expected a net that was trained, got one after {self.walks} walks and "
+                f"{self.weights.steps} steps. Fit it with fit or sonde.fit: fed by hand it sees "
+                "rows once, which is not enough."
+            )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What minibatches are cut from: tensors of one length, and which entries are held out."""
+
+    columns: tuple[Tensor, ...]
+    held: Bool[Tensor, "example"] | None = None
+
+
+TrainingT = TypeVar("TrainingT", bound=TrainingState)
+
+
+class Trainer(Learner[TrainingT]):
+    """A learner of minibatches. Subclasses are final frozen dataclasses with these parameters.
+
+    A subclass says what its first walk learns (``survey``), what it trains on (``examples``) and
+    the loss of a minibatch; ``step`` is one of Adam. Whatever its weights belong to, a module (by
+    ``torch.func.functional_call``) or formulas, is its own affair.
+
+    Attributes
+    ----------
+    passes : int
+        Walks that train.
+    batch : int
+        Examples in a step. Where fewer come together, and nothing waits, a step has fewer.
+    rate : float
+        Step size.
+    seed : int
+        Of order and all else that is random.
+    patience : int
+        Walks without a smaller loss on held-out examples after which the best weights are kept and
+        training stops; 0: it never does.
+    buffer : int
+        Examples that are mixed before they are trained on, across calls; 0: those of one call.
+    reviews : bool
+        Whether one more walk follows, with the weights as they came out.
+    """
+
+    passes: int
+    batch: int
+    rate: float
+    seed: int
+    patience: int = 0
+    buffer: int = 0
+    reviews: ClassVar[bool] = False
+
+    @abstractmethod
+    def survey(self, state: TrainingT, *columns: Any, **_: Any) -> TrainingT:
+        """Return the state after rows of the first walk."""
+
+    @abstractmethod
+    def examples(
+        self, state: TrainingT, *columns: Any, **_: Any
+    ) -> tuple[TrainingT, Examples | None]:
+        """Return what rows give to train on, None for nothing; its parameters are the columns."""
+
+    @abstractmethod
+    def loss(
+        self, state: TrainingT, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> tuple[Float[Tensor, ""], tuple[Tensor, ...]] | None:
+        """Return the loss of a minibatch, and losses of its rows to be summed; None for no step.
+
+        It may change ``live.buffers`` in place.
+        """
+
+    def step(self, state: TrainingT, live: LiveWeights, gradients: Sequence[Tensor]) -> None:
+        """Change the weights along these gradients."""
+        live.adam(gradients, self.rate)
+
+    def held_loss(
+        self, state: TrainingT, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of held-out examples, that training stops by."""
+        found = self.loss(state, live, *batch)
+        return torch.tensor(math.nan) if found is None else found[0]
+
+    def review(self, state: TrainingT, *columns: Any, **_: Any) -> TrainingT:
+        """Return the state after rows of the last walk."""
+        return state
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the columns that ``examples`` takes after the state."""
+        return parameter_names(type(self).examples)[1:]
+
+    def n_passes(self) -> int:
+        """Return one walk that surveys, those that train, and the one that reviews."""
+        return 1 + self.passes + self.reviews
+
+    def is_trained(self, state: TrainingT) -> bool:
+        """Return whether no walk is left."""
+        return state.stage == DONE
+
+    def update(self, state: TrainingT, *columns: Any, **_: Any) -> TrainingT:
+        """Survey, train on or review these rows."""
+        if state.stage == SURVEY:
+            return self.survey(state, *columns)
+        state = map_tensors(state, lambda t: t.to(columns[0].device))
+        if state.stage == REVIEW:
+            return self.review(state, *columns)
+        if state.stage == DONE or state.diverged is not None:
+            return state
+        state, found = self.examples(state, *columns)
+        if found is None:
+            return state
+        known, held = found.columns, found.held
+        state = self._trained(state, known if held is None else tuple(c[~held] for c in known))
+        return state if held is None else self._judged(state, tuple(c[held] for c in known))
+
+    def _trained(
+        self, state: TrainingT, columns: tuple[Tensor, ...], is_last: bool = False
+    ) -> TrainingT:
+        """Return the state after steps on these examples and those that wait."""
+        if self.buffer and state.waiting:
+            columns = tuple(map(torch.cat, zip(state.waiting, columns, strict=True)))
+        n = len(columns[0])
+        if n == 0:
+            return state
+        if self.buffer and not is_last and n < max(self.buffer, self.batch):
+            return replace(state, waiting=columns)
+        source = generator("order", self.seed, state.weights.steps)
+        parts = [p.to(columns[0].device) for p in self._parts(n, source, is_last)]
+        rest = parts.pop() if self.buffer else None
+        trained = self._stepped(state, columns, parts)
+        if rest is not None:
+            trained = replace(trained, waiting=tuple(c[rest] for c in columns))
+        return trained
+
+    def _parts(self, n: int, source: torch.Generator, is_last: bool) -> Iterator[Tensor]:
+        """Yield numbers of examples in random order; with a buffer, last those that wait on."""
+        if not self.buffer:
+            yield from minibatches(n, self.batch, source)
+            return
+        order = torch.randperm(n, generator=source)
+        wait = 0 if is_last else n - self.batch * max(1, (n - self.buffer // 2) // self.batch)
+        free = order[: n - wait]
+        yield from free.tensor_split(max(1, len(free) // self.batch)) if len(free) else ()
+        yield order[n - wait :]
+
+    def _stepped(
+        self, state: TrainingT, columns: tuple[Tensor, ...], parts: Sequence[Tensor]
+    ) -> TrainingT:
+        live, losses = state.weights.live(), state.losses
+        for rows in parts:
+            with torch.enable_grad():
+                found = self.loss(state, live, *(c[rows] for c in columns))
+                if found is None:
+                    continue
+                gradients = torch.autograd.grad(found[0], live.values)
+            self.step(state, live, gradients)
+            is_good = all(all_finite([v.detach() for v in live.values]))
+            if not (is_good and math.isfinite(float(found[0].detach()))):
+                return replace(state, diverged=live.steps)
+            live.steps += 1
+            losses = losses or tuple(Tally() for _ in found[1])
+            sums = ((float(part.detach().sum()), part.numel()) for part in found[1])
+            losses = tuple(t.plus(*s) for t, s in zip(losses, sums, strict=True))
+        return replace(state, weights=live.kept(), losses=losses)
+
+    def _judged(self, state: TrainingT, columns: tuple[Tensor, ...]) -> TrainingT:
+        """Add the loss of held-out examples."""
+        n = len(columns[0])
+        if n == 0 or state.diverged is not None:
+            return state
+        with torch.no_grad():
+            loss = float(self.held_loss(state, state.weights.live(), *columns))
+        return replace(state, held=state.held.plus(loss * n, n))
+
+    def close_pass(self, state: TrainingT) -> TrainingT:
+        """Train on what still waits; keep the best weights where training stops by them."""
+        if state.stage == TRAIN and state.waiting and len(state.waiting[0]):
+            empty = tuple(c[:0] for c in state.waiting)
+            state = replace(self._trained(state, empty, is_last=True), waiting=())
+        if state.stage == TRAIN and self.patience:
+            better = state.held.average < state.best_loss
+            state = replace(
+                state,
+                held=Tally(),
+                best=state.weights if better else state.best,
+                best_loss=min(state.held.average, state.best_loss),
+                waited=0 if better else state.waited + 1,
+            )
+        state = replace(state, walks=state.walks + 1, stage=self._next_stage(state))
+        return replace(state, losses=()) if state.stage == TRAIN else state
+
+    def _next_stage(self, state: TrainingT) -> int:
+        if state.stage == REVIEW:
+            return DONE
+        is_enough = state.walks >= self.passes or 0 < self.patience <= state.waited
+        if state.stage == SURVEY or not (is_enough or state.diverged is not None):
+            return TRAIN
+        return REVIEW if self.reviews else DONE
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """Return a generator on the CPU that is seeded by whole numbers and words."""
+    text = "|".join(map(str, key)).encode()
+    word = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+    return torch.Generator().manual_seed(word >> 1)
+
+
+def xavier(source: torch.Generator, n_out: int, n_in: int) -> Tensor:
+    """Return a normal matrix of variance ``2 / (n_in + n_out)``."""
+    scale = (2.0 / (n_in + n_out)) ** 0.5
+    return scale * torch.randn(n_out, n_in, generator=source)
+
+
+def minibatches(n: int, size: int, source: torch.Generator) -> Iterator[Tensor]:
+    """Yield the numbers below ``n`` in random order, in parts of ``size`` to less than twice it."""
+    order = torch.randperm(n, generator=source)
+    yield from order.tensor_split(max(1, n // size))
