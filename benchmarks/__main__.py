@@ -25,7 +25,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.calibrating import calibration_rows
     from benchmarks.clustering import ray_rows
     from benchmarks.detect import detector_rows, nac_rows
-    from benchmarks.edit import decoding_rows, fisher_rows, merge_models_rows
+    from benchmarks.edit import decoding_rows, fisher_rows, merge_models_rows, steering_rows
     from benchmarks.erasing import erase_rows, fact_rows
     from benchmarks.generating import generation_time
     from benchmarks.guarding import guard_rows
@@ -52,6 +52,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "detect": detector_rows,
         "fisher": fisher_rows,
         "merge-models": merge_models_rows,
+        "steer": steering_rows,
         "decode": decoding_rows,
         "sample": sample_rows,
         "soak": soak_rows,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from benchmarks.nets import VOCABULARY
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
+from sonde.core.edit import Add, Edit
 from sonde.core.inputs import Model
 from sonde.data import open_inputs
-from sonde.edit import ContrastiveDecode, EmulatedFinetune
-from sonde.tap import squared_gradients
+from sonde.edit import Ablate, ContrastiveDecode, EmulatedFinetune
+from sonde.tap import editing, squared_gradients
 
 ROWS_BUDGET, TEXT_BUDGET = 0.25, 0.8
 MERGE_BUDGET = 0.5
 DECODING_BUDGET = 1.10
+STEERING_BUDGET, WRITERS_BUDGET = 1.03, 1.06
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,44 @@ def fisher_rows(size: Size) -> list[Row]:
                 rounds=ratio.rounds,
                 note=ratio.noise,
             )
+        )
+    return found
+
+
+def steering_rows(size: Size) -> list[Row]:
+    """Time of generation with edited states, against plain generation."""
+    depth, width, new = size.pick((12, 768, 48), (2, 64, 4))
+    net: Any = language_model(depth, width)
+    blocks = [f"transformer.h.{i}" for i in range(depth)]
+    writers = ["transformer.wte", *(f"{b}.{part}" for b in blocks for part in ("attn", "mlp"))]
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    ablate = Ablate(direction[:, None])
+    edits = {
+        "a steering vector at one block": (Add(direction, 0.01), blocks[:1], STEERING_BUDGET),
+        f"directional ablation at {depth} blocks": (ablate, blocks, STEERING_BUDGET),
+        f"directional ablation at {len(writers)} writers": (ablate, writers, WRITERS_BUDGET),
+    }
+    ids = torch.randint(1, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+
+    def plain() -> None:
+        net.generate(
+            ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False
+        )
+
+    def edited(edit: Edit, sites: list[str]) -> None:
+        with editing(net, edit, sites):
+            plain()
+
+    arms: dict[str, Callable[[], object]] = {PLAIN: plain}
+    arms |= {name: partial(edited, edit, sites) for name, (edit, sites, _) in edits.items()}
+    taken = interleaved({**arms, AGAIN: plain}, 3 * size.rounds, warm_ups=1)
+    found: list[Row] = []
+    for name, (_, _, budget) in edits.items():
+        ratio = ratio_of(taken, name)
+        what = f"{new} tokens after 4 prompts with {name}, against plain"
+        found.append(
+            Row("steer", what, ratio.median, "x", budget, ratio.spread, ratio.rounds, ratio.noise)
         )
     return found
 

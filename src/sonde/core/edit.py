@@ -100,15 +100,24 @@ class AffineMap:
 
     def __call__(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
         """Return the mapped rows."""
-        if self.left is None or self.right is None:
+        shift, left, right = self._like(x)
+        if left is None or right is None:
             y = x if self.scale == 1.0 else self.scale * x
-            return y if self.shift is None else y + self.shift.to(x)
-        rows, left = x.reshape(-1, x.shape[-1]), self.left.to(x)
-        far = rows @ self.right.to(x)
-        if self.shift is not None:  # as one more direction, so that x is read and written once
+            return y if shift is None else y + shift
+        rows = x.reshape(-1, x.shape[-1])
+        far = rows @ right
+        if shift is not None:  # as one more direction, so that x is read and written once
             far = torch.cat([far, far.new_ones(len(far), 1)], 1)
-            left = torch.cat([left, self.shift.to(x)[:, None]], 1)
+            left = torch.cat([left, shift[:, None]], 1)
         return torch.addmm(rows, far, left.T, beta=self.scale).reshape(x.shape)
+
+    def _like(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the tensors in the type of ``x`` and on its device; kept, as each token asks."""
+        known, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device)
+        if key not in known:
+            mine = (self.shift, self.left, self.right)
+            known[key] = tuple(None if part is None else part.to(x) for part in mine)
+        return known[key]
 
 
 class Edit(ABC):

@@ -1,9 +1,8 @@
 """Run a live model with activations changed at some sites."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -104,6 +103,19 @@ def editing(
     editor.check_acted()
 
 
+@dataclass(eq=False)
+class _Spot:
+    """A site of the model, and how often it ran: in this call of the model, and in all."""
+
+    site: Site
+    name: str
+    module: nn.Module
+    in_encoder: bool
+    in_call: int = 0
+    in_all: int = 0
+    acted: bool = False
+
+
 class _Editor:
     """Applies one edit; knows the call that is running."""
 
@@ -118,54 +130,55 @@ class _Editor:
     ) -> None:
         if any(site.port == "grad" for site in sites):
             raise SiteError("editing: gradients cannot be edited. Name the port out or in.")
-        self.edit, self.sites, self.places, self.gate = edit, sites, places, gate
+        self.edit, self.places, self.gate = edit, places, gate
         self.recorded, self.keeps_cache = others, False
         self.modules = Names(root).modules
         self.root = self.modules[""]
         self.encoder = encoder_of(self.root)
-        inside = [] if self.encoder is None else list(self.encoder.modules())
-        self.in_encoder = {id(module) for module in inside}
-        self.steps: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-        self.acted: set[str] = set()
+        self.spots = [self._spot(site) for site in sites]
         self.n_calls = 0
         self.log = TextLog()
         self.running: EditedCall | None = None
         self.encoding: EditedCall | None = None
-        self.session = self._session(root, sites)
+        self.session = self._session(root)
 
-    def _session(self, root: nn.Module, sites: list[Site]) -> Session:
+    def _spot(self, site: Site) -> _Spot:
+        module = self.modules[site.path]
+        inside = () if self.encoder is None else self.encoder.modules()
+        return _Spot(site, str(site), module, any(m is module for m in inside))
+
+    def _session(self, root: nn.Module) -> Session:
         outputs: list[Any] = []
         inputs: list[Any] = [(self.root, self._begin)]
         inside: list[Any] = []
         if self.encoder is not None:
             inputs.append((self.encoder, self._begin_encoder))
-        hooked = [(site, self._after, self._before) for site in sites]
+        hooked = [(spot, self._after, self._before) for spot in self.spots]
         if self.gate is not None:
-            pattern = sites[0] if self.gate.site is None else self.gate.site
+            pattern = self.spots[0].site if self.gate.site is None else self.gate.site
             (at,) = resolve(root, pattern)
-            hooked.insert(0, (at, self._take, self._take_input))
-        for at, after, before in hooked:
-            module = self.modules[at.path]
-            if at.port == "in":
-                inputs.append((module, partial(before, at)))
-            elif at.port == "out":
-                outputs.append((module, partial(after, at)))
+            hooked.insert(0, (self._spot(at), self._take, self._take_input))
+        for spot, after, before in hooked:
+            port = spot.site.port
+            if port == "in":
+                inputs.append((spot.module, partial(before, spot)))
+            elif port == "out":
+                outputs.append((spot.module, partial(after, spot)))
             else:
-                inside.append((module, at.port, partial(after, at)))
+                inside.append((spot.module, port, partial(after, spot)))
         outputs.append((self.root, self._end))
         look, finish = watch_attention(inside, edits=True), self._finish
         return Session(self.root, outputs, inputs, reading=False, finish=finish, inside=look)
 
     def check_acted(self) -> None:
         """Raise if the model ran but a site never did, or no token was meant."""
-        silent = [str(s) for s in self.sites if self.n_calls and not self.steps[str(s)]]
+        silent = [spot.name for spot in self.spots if self.n_calls and not spot.in_all]
         if silent:
             raise SiteError(
                 f"editing: {', '.join(silent)} never ran, so the edit had no effect there. "
-                f"Name {what_runs(self.sites)}."
+                f"Name {what_runs([spot.site for spot in self.spots])}."
             )
-        idle = [str(s) for s in self.sites if self.n_calls and str(s) not in self.acted]
+        idle = [spot.name for spot in self.spots if self.n_calls and not spot.acted]
         if idle:
             raise SiteError(
                 f"editing: where={self.places} selected no token at {', '.join(idle)}, so "
@@ -182,16 +195,19 @@ class _Editor:
                 "cache='keep'."
             )
         self.running = EditedCall(call, texts)
-        self.n_calls += 1
-        self.calls.clear()
+        self._count()
 
     def _begin_encoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.encoder is not None:
             call = Call(self.encoder, args, kwargs, decoding=False)
             self.encoding = EditedCall(call, Texts.begun(call))
             if self.running is None:  # generate runs it alone
-                self.n_calls += 1
-                self.calls.clear()
+                self._count()
+
+    def _count(self) -> None:
+        self.n_calls += 1
+        for spot in self.spots:
+            spot.in_call = 0
 
     def _end(self, output: Any) -> None:
         self.log.end(output)
@@ -199,73 +215,65 @@ class _Editor:
     def _finish(self) -> None:
         self.running = None
 
-    def _take(self, site: Site, output: Any) -> None:
-        self._decide(site, find(output, site.key))
+    def _take(self, spot: _Spot, output: Any) -> None:
+        self._decide(spot, find(output, spot.site.key))
 
-    def _take_input(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._decide(site, find_input(self.modules[site.path], args, kwargs, site.key)[1])
+    def _take_input(self, spot: _Spot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._decide(spot, find_input(spot.module, args, kwargs, spot.site.key)[1])
 
-    def _decide(self, at: Site, leaf: Tensor | None) -> None:
+    def _decide(self, spot: _Spot, leaf: Tensor | None) -> None:
         """Ask the gate about the prompts; what is generated follows them."""
-        module = self.modules[at.path]
-        now = self._now(module)
+        now = self._now(spot)
         if leaf is None or now is None or self.gate is None or now.texts.step:
             return
         with without_autocast(leaf.device), torch.no_grad():
-            now.texts.decided = self.gate.decide(leaf, now.call, at, module, self.root)
+            now.texts.decided = self.gate.decide(leaf, now.call, spot.site, spot.module, self.root)
 
-    def _after(self, site: Site, output: Any) -> Any:
-        if not self._is_turn(site):
+    def _after(self, spot: _Spot, output: Any) -> Any:
+        if not _is_turn(spot):
             return None
-        leaf = find(output, site.key)
+        leaf = find(output, spot.site.key)
         if leaf is None:
-            raise SiteError(f"editing: {str(site)!r} returned no such floating-point tensor.")
+            raise SiteError(f"editing: {spot.name!r} returned no such floating-point tensor.")
         of_encoder = isinstance(output, PortView) and output.of_encoder
-        new = self._changed(leaf, site, of_encoder=of_encoder)
+        new = self._changed(leaf, spot, of_encoder=of_encoder)
         return None if new is leaf else replaced(output, leaf, new)
 
-    def _before(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._is_turn(site):
+    def _before(self, spot: _Spot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not _is_turn(spot):
             return None
-        _, leaf = find_input(self.modules[site.path], args, kwargs, site.key)
-        new = self._changed(leaf, site)
+        _, leaf = find_input(spot.module, args, kwargs, spot.site.key)
+        new = self._changed(leaf, spot)
         return None if new is leaf else with_input(args, kwargs, leaf, new)
 
-    def _is_turn(self, site: Site) -> bool:
-        call = self.calls[str(site)]
-        self.calls[str(site)] += 1
-        if site.call == "last":
-            raise SiteError("editing: which call is the last is known only after it. Write @0, @1.")
-        return not isinstance(site.call, int) or site.call == call
-
-    def _now(self, module: nn.Module) -> EditedCall | None:
+    def _now(self, spot: _Spot) -> EditedCall | None:
         """Return the call that a module's states belong to."""
-        return self.encoding if id(module) in self.in_encoder else self.running
+        return self.encoding if spot.in_encoder else self.running
 
-    def _changed(self, leaf: Tensor, site: Site, *, of_encoder: bool = False) -> Tensor:
+    def _changed(self, leaf: Tensor, spot: _Spot, *, of_encoder: bool = False) -> Tensor:
         """Return the edited activation; ``leaf`` itself where nothing is to be changed."""
-        module = self.modules[site.path]
-        now = self.encoding if of_encoder else self._now(module)
-        axis = 2 if site.port in ATTENTION_PORTS else None
-        view = FeaturesLast.of(leaf, module, self.root, None if now is None else now.call, axis)
-        new = self._edited(view.x, site, now, view.has_tokens)
+        now = self.encoding if of_encoder else self._now(spot)
+        axis = 2 if spot.site.port in ATTENTION_PORTS else None
+        call = None if now is None else now.call
+        view = FeaturesLast.of(leaf, spot.module, self.root, call, axis)
+        new = self._edited(view.x, spot, now, view.has_tokens)
         return leaf if new is view.x else view.back(new)
 
-    def _edited(self, x: Tensor, site: Site, now: EditedCall | None, has_tokens: bool) -> Tensor:
+    def _edited(self, x: Tensor, spot: _Spot, now: EditedCall | None, has_tokens: bool) -> Tensor:
         """Return the edited activation, features last; ``x`` itself where nothing is changed."""
-        name = str(site)
-        step, self.steps[name] = self.steps[name], self.steps[name] + 1
+        site, n_before = spot.site, spot.in_all
+        spot.in_all += 1
         selected = self._selected(x, site, now, has_tokens)
         if selected is False:
             return x
-        self.acted.add(name)
+        spot.acted = True
         if self.gate is not None:
             selected = self._through_gate(selected, x, site, now)
         if selected is False:
             return x
-        context = NO_CONTEXT if now is None else now.context(x, has_tokens, step)
+        context = NO_CONTEXT if now is None else now.context(x, has_tokens, n_before)
         if self.recorded and now is not None:
-            context = replace(context, others=now.others(self.recorded, name, x, context))
+            context = replace(context, others=now.others(self.recorded, spot.name, x, context))
         wide = x.float() if x.dtype in NARROW else x
         with without_autocast(x.device):
             new = self.edit.apply(wide, site, context)
@@ -308,3 +316,12 @@ class _Editor:
             )
         is_open = now.gated(len(x), x.device).view(-1, *[1] * (x.ndim - 1))
         return (is_open & selected) if bool(is_open.any()) else False
+
+
+def _is_turn(spot: _Spot) -> bool:
+    """Return whether this call of a module is one that is edited, and count it."""
+    call, spot.in_call = spot.in_call, spot.in_call + 1
+    wanted = spot.site.call
+    if wanted == "last":
+        raise SiteError("editing: which call is the last is known only after it. Write @0, @1.")
+    return not isinstance(wanted, int) or wanted == call

@@ -8,6 +8,8 @@ from sonde.tap.hooks.call import Call
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.rows.nested import nested_like, padded
 
+STATES = Axes(("row", "pos", "dim"))
+
 
 @dataclass(frozen=True, eq=False)
 class FeaturesLast:
@@ -54,5 +56,5 @@ def axes_in(
     """Return the axes of an output; a state for each token that the call reads has three."""
     fed = None if call is None else call.fed
     if x.ndim == 3 and axis is None and fed is not None and x.shape[:2] == fed.shape:
-        return Axes(("row", "pos", "dim"))
+        return STATES
     return guess_axes(x, module, root, axis)
