@@ -85,6 +85,26 @@ def test_a_fact_is_written_and_taken_back(run, tmp_path, texts):
     assert torch.equal(log_probability(again, [fact]), log_probability(plain, [fact]))
 
 
+def test_the_facts_of_a_file_are_written_together(run, tmp_path, texts):
+    facts = [Fact("def setUp(", "setUp", "this"), Fact("import numpy as ", "numpy", "n")]
+    lines = tmp_path / "facts.jsonl"
+    lines.write_text("\n".join(json.dumps(vars(fact)) for fact in facts))
+    words = ("edit", "rewrite-fact", "sonde:stdlib", texts / "code.jsonl", "--facts", lines)
+    ran = run(*words, "-o", tmp_path / "new", "--ridge", 0.1, "--force")
+    assert ran.code == 0, ran.err
+    plain, edited = sonde.load("sonde:stdlib"), sonde.load(str(tmp_path / "new"))
+    assert (log_probability(edited, facts) > log_probability(plain, facts)).all()
+
+
+def test_a_line_that_is_no_fact_is_refused(run, tmp_path, texts):
+    lines = tmp_path / "facts.jsonl"
+    lines.write_text('{"prompt": "a b", "subject": "b"}\n')
+    words = ("edit", "rewrite-fact", "sonde:stdlib", texts / "code.jsonl", "--facts", lines)
+    ran = run(*words, "-o", tmp_path / "new")
+    assert ran.code == 2
+    assert f"line 1 of {lines} is no fact: 'target'" in ran.err
+
+
 def test_a_subject_that_is_not_in_the_prompt_is_refused(run, tmp_path, texts):
     words = ("--prompt", "def setUp(", "--subject", "tearDown", "--target", "this")
     ran = run(

@@ -13,8 +13,8 @@ from cli_case import run_words
 from models import llama
 from sonde.core.errors import InputError, StateError
 from sonde.data.shipped import model_directory
-from sonde.weights import Exchange, LowRank, RewritePlan, Sparse, save_edited, undo
-from sonde.weights._weight_file import file_hash
+from sonde.weights import Exchange, LowRank, RewritePlan, Sparse, patch, save_edited, saving, undo
+from sonde.weights._weight_file import file_hash, write_hashed
 
 
 def hashes(folder: Path):
@@ -152,6 +152,28 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
         undo(tmp_path / "edited", tmp_path / "new")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"full", "llama", "edited", "edited.patch"}
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_save_that_is_stopped_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch, nth):
+    model = sonde.load("sonde:digits", dtype="float32")
+    name = next(n for n, x in model.module.state_dict().items() if "mlp" in n and x.ndim > 1)
+    plan, written = plan_for(model, name), []
+
+    def stopped(path, pieces):
+        written.append(path)
+        if len(written) == nth:
+            path.write_bytes(next(iter(pieces)))
+            raise KeyboardInterrupt
+        return write_hashed(path, pieces)
+
+    with monkeypatch.context() as patched:
+        for room in (saving, patch):
+            patched.setattr(room, "write_hashed", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            plan.save(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    assert plan.save(model, tmp_path / "new").patch.is_dir()
 
 
 def saved_path(tmp_path):

@@ -1,6 +1,6 @@
 """What words of ``sonde edit`` share: an act is judged, refused where it is too large, reported."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +14,68 @@ from sonde.core.errors import InputError
 if TYPE_CHECKING:
     from sonde.core.inputs import Inputs, Model
     from sonde.run.judging.acts import Act
+    from sonde.run.judging.edit_document import EditTable
     from sonde.run.judging.judge import Judgement, Side
+    from sonde.weights import RewritePlan
 
 JUDGED = 64
 """Most examples of a data set that an act is judged by."""
 N_SAMPLES, PROMPT, NEW = 3, 32, 80
 """Samples of text, tokens of their prompts, and tokens that are made."""
+
+
+@dataclass(frozen=True, eq=False)
+class Deed:
+    """A change of a model that is about to be judged, written and told of.
+
+    Parameters
+    ----------
+    word : str
+        Of ``sonde edit``.
+    model : Model
+    name : str
+        As the user named it.
+    plan : RewritePlan
+    output : Path
+    act : callable
+        Opens the changed model; see ``sonde.run.judging.acts``.
+    controls : sequence of callable
+        Random changes of the same size.
+    target : sequence of Side
+        What it should change.
+    told : str
+        The same in words.
+    neutral : str
+        Data that it should leave alone.
+    options : mapping
+        How that data is read.
+    sites : sequence of str
+        Where the size of the change is measured.
+    places : sequence of str
+        What is changed beside the tensors of the plan.
+    prompts : Inputs, optional
+        What samples go on from.
+    tables : callable, optional
+        Returns further tables; asked once the change is not refused.
+    notes : sequence of str, optional
+    """
+
+    word: str
+    model: "Model"
+    name: str
+    plan: "RewritePlan"
+    output: Path
+    act: "Act"
+    controls: "Sequence[Act]"
+    target: "Sequence[Side]"
+    told: str
+    neutral: str
+    options: Mapping[str, Any]
+    sites: Sequence[str]
+    places: Sequence[str] = ()
+    prompts: "Inputs | None" = None
+    tables: "Callable[[], Sequence[EditTable]]" = tuple
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +119,42 @@ class Acting:
                 f"this edit is too large: {judgement.too_large}. Pass a smaller --strength, or "
                 "--force."
             )
+
+    def carry_out(self, deed: Deed, page: Path, printing: Printing) -> None:
+        """Judge a change, refuse it where it is too large, write the new model and the report."""
+        from sonde.run.judging.edit_document import edit_document
+        from sonde.run.judging.judge import judge
+        from sonde.weights import save_edited
+
+        judgement = judge(
+            deed.model,
+            deed.act,
+            deed.target,
+            some_inputs(deed.model, deed.neutral, **deed.options),
+            controls=deed.controls,
+            sites=deed.sites,
+            progress=not printing.quiet,
+        )
+        self.check(judgement)
+        tables = deed.tables()
+        saved = save_edited(deed.model, deed.plan, deed.output, name=deed.name)
+        shown: Sequence[dict[str, str]] = ()
+        if self.show_inputs and deed.prompts is not None:
+            shown = samples(deed.model, deed.act, deed.prompts)
+        document = edit_document(
+            deed.word,
+            judgement,
+            model=deed.name,
+            method=deed.plan.method,
+            places=[*deed.places, *saved.tensors],
+            target=deed.told,
+            neutral=deed.neutral,
+            output=str(deed.output),
+            tables=tables,
+            samples=shown,
+            notes=deed.notes,
+        )
+        self.tell(document, page, printing)
 
     def tell(self, document: dict[str, Any], page: Path, printing: Printing) -> None:
         """Write the report and print the act."""

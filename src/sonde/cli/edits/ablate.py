@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sonde.cli.edits._acting import Acting, samples, side, some_inputs
+from sonde.cli.edits._acting import Acting, Deed, side
 from sonde.cli.edits.steer import Contrasted, NegativeWord, PositiveWord
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
@@ -14,6 +14,7 @@ from sonde.core.errors import InputError, StateError
 if TYPE_CHECKING:
     from sonde.core.inputs import Model
     from sonde.edit import AblationChoice
+    from sonde.run.judging.edit_document import EditTable
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Ablate:
         from sonde.data import load
         from sonde.edit import DirectionalAblation, choose_ablation
         from sonde.run.judging.acts import edit_act, edit_controls
-        from sonde.run.judging.judge import judge
-        from sonde.weights import fold_writers, save_edited
+        from sonde.weights import fold_writers
         from sonde.weights.folder import check_output, folder_of
 
         model = load(self.model, device=self.reading.device)
@@ -63,33 +63,32 @@ class Ablate:
         )
         candidates = {site: fitted.result(method, site) for method, site in fitted.names}
         options = self.reading.data_options() | {"limit": self.reading.limit}
-        showing, usual = (
-            some_inputs(model, data, **options) for data in (self.positive, self.negative)
-        )
+        target = [
+            side(model, "positive", self.positive, -1, **options),
+            side(model, "negative", self.negative, 1, **options),
+        ]
+        showing, usual = (one.inputs for one in target)
         choice = choose_ablation(
             model, candidates, showing, usual, sites=places, kl_limit=self.kl_limit
         )
         edit = choice.direction.edit(self.strength)
-        plan = replace(fold_writers(model, edit), method=self._method(choice))
-        neutral = self.acting.neutral or self.negative
-        act = edit_act(model, edit, places)
-        judgement = judge(
-            model,
-            act,
-            [
-                side(model, "positive", self.positive, -1, **options),
-                side(model, "negative", self.negative, 1, **options),
-            ],
-            some_inputs(model, neutral, **options),
+        deed = Deed(
+            word="ablate",
+            model=model,
+            name=self.model,
+            plan=replace(fold_writers(model, edit), method=self._method(choice)),
+            output=self.output,
+            act=edit_act(model, edit, places),
             controls=edit_controls(model, edit, places),
+            target=target,
+            told=f"{self.positive} less likely than {self.negative}",
+            neutral=self.acting.neutral or self.negative,
+            options=options,
             sites=[choice.site],
-            progress=not self.printing.quiet,
+            prompts=showing,
+            tables=lambda: (self._trials(choice),),
         )
-        self.acting.check(judgement)
-        save_edited(model, plan, self.output, name=self.model)
-        shown = samples(model, act, showing) if self.acting.show_inputs else ()
-        document = self._document(judgement, choice, places, neutral, shown)
-        self.acting.tell(document, page, self.printing)
+        self.acting.carry_out(deed, page, self.printing)
         return 0
 
     def _writers(self, model: "Model") -> list[str]:
@@ -114,15 +113,9 @@ class Ablate:
     def _method(self, choice: "AblationChoice") -> str:
         return f"directional_ablation at {choice.site}, strength {self.strength:g}"
 
-    def _document(
-        self,
-        judgement: Any,
-        choice: "AblationChoice",
-        places: list[str],
-        neutral: str,
-        shown: Any,
-    ) -> dict[str, Any]:
-        from sonde.run.judging.edit_document import EditTable, edit_document
+    def _trials(self, choice: "AblationChoice") -> "EditTable":
+        """Return what each candidate did."""
+        from sonde.run.judging.edit_document import EditTable
 
         rows = tuple(
             (t.site, t.bypass, t.induce, t.kl, t.refused or ("taken" * (t.site == choice.site)))
@@ -135,15 +128,4 @@ class Ablate:
             f"{self.negative} before: with each candidate taken out of the first, added to the "
             "second, and the divergence of the second's answers when it is taken out"
         )
-        return edit_document(
-            "ablate",
-            judgement,
-            model=self.model,
-            method=self._method(choice),
-            places=places,
-            target=f"{self.positive} less likely than {self.negative}",
-            neutral=neutral,
-            output=str(self.output),
-            tables=(EditTable(title, columns, rows),),
-            samples=shown,
-        )
+        return EditTable(title, columns, rows)

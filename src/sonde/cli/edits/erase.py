@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sonde.cli.edits._acting import JUDGED, Acting, samples, side, some_inputs
+from sonde.cli.edits._acting import JUDGED, Acting, Deed, side
 from sonde.cli.edits.steer import Contrasted, NegativeWord, PositiveWord
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
@@ -53,9 +53,7 @@ class Erase:
         from sonde.data import load
         from sonde.run.instruments.catalogue import find
         from sonde.run.judging.acts import edit_act, edit_controls
-        from sonde.run.judging.edit_document import edit_document
-        from sonde.run.judging.judge import judge
-        from sonde.weights import fold_edit, save_edited
+        from sonde.weights import fold_edit
         from sonde.weights.folder import check_output, folder_of
 
         model = load(self.model, device=self.reading.device)
@@ -76,35 +74,25 @@ class Erase:
             side(model, "positive", self.positive, -1, **options),
             side(model, "negative", self.negative, 1, **options),
         ]
-        neutral = self.acting.neutral or self.negative
-        act = edit_act(model, edit, [site])
-        judgement = judge(
-            model,
-            act,
-            target,
-            some_inputs(model, neutral, **options),
+        deed = Deed(
+            word="erase",
+            model=model,
+            name=self.model,
+            plan=plan,
+            output=self.output,
+            act=edit_act(model, edit, [site]),
             controls=edit_controls(model, edit, [site]),
+            target=target,
+            told=f"{self.positive} less likely than {self.negative}",
+            neutral=self.acting.neutral or self.negative,
+            options=options,
             sites=[site],
-            progress=not self.printing.quiet,
-        )
-        self.acting.check(judgement)
-        read = self._probes(model, edit, site)
-        saved = save_edited(model, plan, self.output, name=self.model)
-        shown = samples(model, act, target[0].inputs) if self.acting.show_inputs else ()
-        document = edit_document(
-            "erase",
-            judgement,
-            model=self.model,
-            method=self._method(),
-            places=[site, *saved.tensors],
-            target=f"{self.positive} less likely than {self.negative}",
-            neutral=neutral,
-            output=str(self.output),
-            tables=(read,),
-            samples=shown,
+            places=[site],
+            prompts=target[0].inputs,
+            tables=lambda: (self._probes(model, edit, site),),
             notes=(f"{eraser.rank} directions of {len(eraser.mean)} are erased at {site}.",),
         )
-        self.acting.tell(document, page, self.printing)
+        self.acting.carry_out(deed, page, self.printing)
         return 0
 
     def _probes(self, model: "Model", edit: "Edit", site: str) -> "EditTable":

@@ -1,31 +1,34 @@
-"""``sonde edit rewrite-fact``: another answer to one prompt, in the weights of one layer."""
+"""``sonde edit rewrite-fact``: other answers to prompts, in the weights of one layer."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli.edits._acting import Acting, samples, some_inputs
+from sonde.cli.edits._acting import Acting, Deed
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
     from sonde.core.inputs import Model
+    from sonde.edit import BatchEdit, Fact, RankOneEdit
 
 DEPTH = 1 / 3
 """Which of the blocks is changed where no layer is named."""
+KEYS = ("prompt", "subject", "target")
 
 
 @dataclass(frozen=True)
 class RewriteFact:
-    """Write one new answer into the last linear layer of a block.
+    """Write new answers into the last linear layer of a block.
 
-    TARGET is put right behind PROMPT: begin it with a space where one belongs. DATA is plain text
-    of the kind that the model must go on to handle as before: what it costs there is kept least,
-    and is reported.
+    TARGET is put right behind PROMPT: begin it with a space where one belongs. --facts has one
+    object for each answer, with these three keys. DATA is plain text of the kind that the model
+    must go on to handle as before: what it costs there is kept least, and is reported.
 
-    Differs: changes what the model says of one subject; forget removes what examples taught it.
+    Differs: changes what the model says of a subject; forget removes what examples taught it.
 
     Example: sonde edit rewrite-fact sonde:stdlib sonde:code --prompt "def setUp("
     --subject setUp --target this --limit 40 -o NEW
@@ -33,10 +36,15 @@ class RewriteFact:
 
     model: ModelWord
     data: DataWord
-    prompt: Annotated[str, named("TEXT", "text that names the subject and breaks off")]
-    subject: Annotated[str, named("TEXT", "the subject, as it stands in the prompt")]
-    target: Annotated[str, named("TEXT", "what should come next")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
+    prompt: Annotated[str | None, named("TEXT", "text that names the subject and breaks off")] = (
+        None
+    )
+    subject: Annotated[str | None, named("TEXT", "the subject, as it stands in the prompt")] = None
+    target: Annotated[str | None, named("TEXT", "what should come next")] = None
+    facts: Annotated[
+        Path | None, named("FILE", "instead: .jsonl with prompt, subject and target on each line")
+    ] = None
     layer: Annotated[
         str, named("LAYER", "a linear layer; auto: the last of the block a third of the way up")
     ] = "auto"
@@ -52,16 +60,15 @@ class RewriteFact:
     def run(self) -> int:
         """Fit, plan, judge, write and report."""
         from sonde.data import load, open_inputs
-        from sonde.edit import Fact, RankOneEdit, SecondMoment
+        from sonde.edit import SecondMoment
         from sonde.run.fitting.fit import fit
         from sonde.run.judging.acts import plan_act, plan_controls
-        from sonde.run.judging.edit_document import EditTable, edit_document
-        from sonde.run.judging.judge import Side, judge
+        from sonde.run.judging.edit_document import EditTable
+        from sonde.run.judging.judge import Side
         from sonde.run.reading.read import read
-        from sonde.weights import save_edited
         from sonde.weights.folder import check_output, folder_of
 
-        fact = Fact(self.prompt, self.subject, self.target)
+        facts = self._facts()
         model = load(self.model, device=self.device)
         check_output(self.output, folder_of(model))
         page, layer = self.acting.page(self.output), self._layer(model)
@@ -70,39 +77,60 @@ class RewriteFact:
         stream = read(
             model, self.data, sites=[f"{layer}:in"], reducer="tokens", split="train", **options
         )
-        quiet = self.printing.quiet
-        fitted = fit(SecondMoment(ridge=self.ridge), stream, progress=not quiet)
-        edit = RankOneEdit(fact, layer)
+        fitted = fit(SecondMoment(ridge=self.ridge), stream, progress=not self.printing.quiet)
+        edit = self._rule(facts, layer)
         plan = edit.plan(model, fitted)
-        told = open_inputs(model, [p + self.prompt + self.target for p in edit.prefixes])
-        neutral = self.acting.neutral or self.data
-        act = plan_act(model, plan)
-        judgement = judge(
-            model,
-            act,
-            [Side("target", told)],
-            some_inputs(model, neutral, **options),
+        texts = [prefix + f.prompt + f.target for f in facts for prefix in edit.prefixes]
+        answers = open_inputs(model, texts)
+        found = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
+        first, more = facts[0], f", and {len(facts) - 1} more" if len(facts) > 1 else ""
+        deed = Deed(
+            word="rewrite-fact",
+            model=model,
+            name=self.model,
+            plan=plan,
+            output=self.output,
+            act=plan_act(model, plan),
             controls=plan_controls(model, plan),
+            target=[Side("target", answers)],
+            told=f"{first.prompt!r} goes on with {first.target!r}{more}",
+            neutral=self.acting.neutral or self.data,
+            options=options,
             sites=[f"{layer}:out"],
-            progress=not quiet,
+            prompts=answers,
+            tables=lambda: (
+                EditTable("What the search found, over several prefixes", ("", ""), found),
+            ),
         )
-        self.acting.check(judgement)
-        saved = save_edited(model, plan, self.output, name=self.model)
-        figures = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
-        document = edit_document(
-            "rewrite-fact",
-            judgement,
-            model=self.model,
-            method=plan.method,
-            places=saved.tensors,
-            target=f"{self.prompt!r} goes on with {self.target!r}",
-            neutral=neutral,
-            output=str(self.output),
-            tables=(EditTable("What the search found, over several prefixes", ("", ""), figures),),
-            samples=samples(model, act, told) if self.acting.show_inputs else (),
-        )
-        self.acting.tell(document, page, self.printing)
+        self.acting.carry_out(deed, page, self.printing)
         return 0
+
+    def _rule(self, facts: "list[Fact]", layer: str) -> "RankOneEdit | BatchEdit":
+        from sonde.edit import BatchEdit, RankOneEdit
+
+        return RankOneEdit(facts[0], layer) if len(facts) == 1 else BatchEdit(facts, [layer])
+
+    def _facts(self) -> "list[Fact]":
+        """Return the facts that were typed, or those of the file.
+
+        Raises
+        ------
+        InputError
+            If both or neither are given, or a line of the file is no fact.
+        """
+        from sonde.edit import Fact
+
+        typed = (self.prompt, self.subject, self.target)
+        if self.facts is None:
+            if self.prompt is None or self.subject is None or self.target is None:
+                raise InputError(
+                    "sonde edit rewrite-fact: expected --prompt, --subject and --target, or "
+                    "--facts FILE.jsonl with these keys on each line."
+                )
+            return [Fact(self.prompt, self.subject, self.target)]
+        if any(word is not None for word in typed):
+            raise InputError("--facts: takes the place of --prompt, --subject and --target.")
+        return _read_facts(self.facts)
 
     def _layer(self, model: "Model") -> str:
         """Return the layer that was named, or the last linear one of a block.
@@ -126,3 +154,28 @@ class RewriteFact:
                 "with --layer."
             )
         return found[-1]
+
+
+def _read_facts(path: Path) -> "list[Fact]":
+    """Return the facts of a JSONL file."""
+    from sonde.edit import Fact
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--facts: {path} cannot be read: {error}.") from None
+    found: list[Fact] = []
+    for i, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            made = json.loads(line)
+            found.append(Fact(*(made[key] for key in KEYS)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"--facts: line {i} of {path} is no fact: {error}. Write one object on each line: "
+                '{"prompt": ..., "subject": ..., "target": ...}.'
+            ) from None
+    if not found:
+        raise InputError(f"--facts: {path} has no line. Write one fact on each.")
+    return found

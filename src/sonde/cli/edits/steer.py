@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sonde.cli.console import note
-from sonde.cli.edits._acting import Acting, samples, side, some_inputs
+from sonde.cli.edits._acting import Acting, Deed, side
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
 
@@ -121,9 +121,7 @@ class Steer:
 
     def _fold(self, model: "Model", edit: "Edit", site: str) -> None:
         from sonde.run.judging.acts import edit_act, edit_controls
-        from sonde.run.judging.edit_document import edit_document
-        from sonde.run.judging.judge import judge
-        from sonde.weights import fold_edit, save_edited
+        from sonde.weights import fold_edit
         from sonde.weights.folder import check_output, folder_of
 
         check_output(self.output, folder_of(model))
@@ -140,33 +138,24 @@ class Steer:
             side(model, "positive", self.positive, 1, **options),
             side(model, "negative", self.negative, -1, **options),
         ]
-        neutral = self.acting.neutral or self.negative
-        act = edit_act(model, edit, [site])
-        judgement = judge(
-            model,
-            act,
-            target,
-            some_inputs(model, neutral, **options),
+        deed = Deed(
+            word="steer",
+            model=model,
+            name=self.model,
+            plan=plan,
+            output=self.output,
+            act=edit_act(model, edit, [site]),
             controls=edit_controls(model, edit, [site]),
+            target=target,
+            told=f"{self.positive} likelier than {self.negative}",
+            neutral=self.acting.neutral or self.negative,
+            options=options,
             sites=[site],
-            progress=not self.printing.quiet,
-        )
-        self.acting.check(judgement)
-        saved = save_edited(model, plan, self.output, name=self.model)
-        shown = samples(model, act, target[1].inputs) if self.acting.show_inputs else ()
-        document = edit_document(
-            "steer",
-            judgement,
-            model=self.model,
-            method=self._method(),
-            places=[site, *saved.tensors],
-            target=f"{self.positive} likelier than {self.negative}",
-            neutral=neutral,
-            output=str(self.output),
-            samples=shown,
+            places=[site],
+            prompts=target[1].inputs,
             notes=(f"{self.strength:g} spreads are added behind {site}.",),
         )
-        self.acting.tell(document, page, self.printing)
+        self.acting.carry_out(deed, page, self.printing)
 
     def _method(self) -> str:
         return f"steering_vector(how={self.method!r}), strength {self.strength:g}"
