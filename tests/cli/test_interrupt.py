@@ -1,6 +1,7 @@
 """A real Ctrl-C at many moments: exit 130, nothing half written, and the way to go on works."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-STALL = Path(__file__).with_name("stall.py")
+from cli_case import run_words
+
+STALL, ROOT = Path(__file__).with_name("stall.py"), Path(__file__).parents[2]
 FIT = "fit mahalanobis,spectrum nets:make x.npz -o out/a.sonde --unit-size 100"
 SCAN = "scan nets:make x.npz -o out/a.json --unit-size 100"
 NETS = """
@@ -29,6 +32,51 @@ pytestmark = [
 ]
 
 
+class Stalling:
+    """A process that forks commands, each of which waits at one moment."""
+
+    def __init__(self, *how):
+        self.process = subprocess.Popen(
+            [sys.executable, STALL, *how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+            start_new_session=True,
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate(timeout=100)
+
+    def stopped(self, words, moment, n=1, text="", group=False):
+        """Return how a command ends that gets SIGINT at a moment, as its terminal would send it."""
+        said = Path("said").absolute()
+        asked = {"words": words.split(), "moment": moment, "n": n, "text": text}
+        where = {"cwd": str(Path.cwd()), "path": os.environ["PYTHONPATH"], "said": str(said)}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(asked | where) + "\n")
+        self.process.stdin.flush()
+        sign, pid = self.process.stdout.readline().split()
+        assert sign == "waiting", said.read_text()
+        (os.killpg if group else os.kill)(int(pid), signal.SIGINT)
+        answer, err = self.process.stdout.readline(), said.read_text()
+        assert answer == "ended 130\n", err
+        assert "Traceback" not in err
+        return err
+
+
+@pytest.fixture(scope="module")
+def stalling():
+    with Stalling("warm") as found:
+        yield found
+
+
+@pytest.fixture
+def stopped(stalling):
+    return stalling.stopped
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """A folder with a model and data, which is the current one."""
@@ -39,27 +87,8 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
     return tmp_path
-
-
-def stopped(words, moment, n=1, text="", group=False):
-    """Return how a command ends that gets SIGINT at a moment, as its terminal would send it."""
-    process = subprocess.Popen(
-        [sys.executable, STALL, moment, str(n), text, *words.split()],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    if group:
-        import os
-
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    return err
 
 
 def files(place):
@@ -70,12 +99,9 @@ def files(place):
 
 
 def ended(words):
-    """Run a command to its end in a process of its own."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "sonde", *words.split()],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    """Run a command to its end in this process."""
+    ran = run_words(*words.split())
+    assert ran.code == 0, ran.err
 
 
 def plain(path):
@@ -87,9 +113,10 @@ def plain(path):
     return report
 
 
-@pytest.mark.parametrize("moment", ["torch", "sonde.data.listing:_list_block"])
-def test_before_the_pass_nothing_is_left(place, moment):
-    assert NOTHING in stopped(FIT, moment)
+def test_before_the_pass_nothing_is_left(place, stopped):
+    assert NOTHING in stopped(FIT, "sonde.data.listing:_list_block")
+    with Stalling() as cold:
+        assert NOTHING in cold.stopped(FIT, "torch")
     assert files(place) == []
 
 
@@ -102,7 +129,7 @@ FIT_MOMENTS = {
 
 
 @pytest.mark.truth("the undisturbed run")
-def test_a_resumed_fit_gives_the_same_bytes(place):
+def test_a_resumed_fit_gives_the_same_bytes(place, stopped):
     ended(FIT)
     expected = (place / "out/a.sonde").read_bytes()
     for moment, n, text, said in FIT_MOMENTS.values():
@@ -117,7 +144,7 @@ def test_a_resumed_fit_gives_the_same_bytes(place):
 
 
 @pytest.mark.truth("the undisturbed run")
-def test_a_resumed_scan_gives_the_same_report(place):
+def test_a_resumed_scan_gives_the_same_report(place, stopped):
     ended(SCAN)
     expected = plain(place / "out/a.json")
     (place / "out/a.json").unlink()
@@ -133,7 +160,7 @@ def test_a_resumed_scan_gives_the_same_report(place):
     assert files(place) == ["out/a.json"]
 
 
-def test_workers_of_an_interrupted_terminal_are_silent(place):
+def test_workers_of_an_interrupted_terminal_are_silent(place, stopped):
     words = FIT + " --workers 2"
     err = stopped(words, "sonde.run.workers._processes:_opened", group=True)
     assert KEPT in err
@@ -148,7 +175,7 @@ MOMENTS_OF_RESULTS = {
 
 
 @pytest.mark.truth("the undisturbed run")
-def test_a_scan_that_is_stopped_among_its_results_reports_what_it_has(place):
+def test_a_scan_that_is_stopped_among_its_results_reports_what_it_has(place, stopped):
     ended(SCAN)
     expected = plain(place / "out/a.json")
     for moment in MOMENTS_OF_RESULTS:
@@ -165,7 +192,7 @@ def test_a_scan_that_is_stopped_among_its_results_reports_what_it_has(place):
 
 
 @pytest.mark.truth("the undisturbed run")
-def test_a_scan_that_is_stopped_in_other_reports_data(place):
+def test_a_scan_that_is_stopped_in_other_reports_data(place, stopped):
     rng = np.random.default_rng(1)
     np.savez(place / "y.npz", x=rng.normal(size=(600, 6)).astype("f4") + 1)
     words = SCAN + " --versus y.npz"
@@ -189,7 +216,7 @@ def test_a_scan_that_is_stopped_in_other_reports_data(place):
 
 
 @pytest.mark.parametrize("words", [FIT, SCAN])
-def test_before_the_first_unit_is_done_nothing_is_kept(place, words):
+def test_before_the_first_unit_is_done_nothing_is_kept(place, stopped, words):
     err = stopped(words, "sonde.run.passes.ranges:observe_unit", 1)
     assert "interrupted after 0 of 6 units. No unit was done, so nothing is kept" in err
     assert "--unit-size" in err
