@@ -46,7 +46,8 @@ def example_of(word):
 
 def shortened(words):
     takes_limit = words[0] in ("scan", "read", "fit", "calibrate", "score")
-    return [*words, "--limit", "80"] if takes_limit else words
+    return [*words, *(["--limit", "80"] if takes_limit else []),
+            *(["--tiny"] if words[0] == "study" else [])]  # fmt: skip
 
 
 @pytest.mark.slow
