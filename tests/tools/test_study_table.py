@@ -33,6 +33,16 @@ def test_a_tiny_run_is_no_table_for_the_docs(folder):
     assert study_table.main([str(folder)]) == 1
 
 
+def test_rows_of_a_page_are_replaced_and_the_others_stay(folder):
+    page = folder / "page.md"
+    other, old = "| `other` | It was. | 1 |", "| `planted` | It is there. | 9 |"
+    page.write_text(f"# Studies\n\n{study_table.HEAD}\n{other}\n{old}\n{old}\n\nWhy.\n")
+    assert study_table.main([str(folder), str(page)]) == 0
+    study = json.loads((folder / "planted.json").read_text())
+    rows = "\n".join([other, *study_table.lines_of(study)])
+    assert page.read_text() == f"# Studies\n\n{study_table.HEAD}\n{rows}\n\nWhy.\n"
+
+
 def test_usage(capsys):
     assert study_table.main([]) == 2
     assert "usage" in capsys.readouterr().err
