@@ -1,15 +1,24 @@
-"""Does coverage of neuron states tell unknown inputs; which layers, how many rows it needs."""
+"""Does coverage of neuron states tell unknown inputs; which layers, how many rows it needs.
+
+A hundredth of 500 digits would be fewer rows than bins, and 4 bins are full whatever is read; the
+shares are therefore of noisy copies. What came out (ten seeds): 250 of 5,000 rows lose nothing on
+near inputs, and 50, as many as bins, .014 of .896.
+"""
 
 from typing import final
 
+import torch
+
+from sonde import InputError
 from sonde.detect import MSP, NAC, Energy
-from sonde_studies._digits import Digits, digits
+from sonde_studies._digits import Digits, Items, digits
 from sonde_studies._separation import area, fitted_on, mean_score, scores_of
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LAST, EARLY = "body:out", "early:out"
 READING = {"sites": [EARLY, LAST], "objective": "kl_uniform"}
 SHARES = (0.05, 0.01)
+COPIES, NOISE = 10, 0.1
 
 
 @final
@@ -43,8 +52,8 @@ class NACStudy(Study):
         *(
             Claim(
                 f"{share:.0%} of the rows",
-                f"{share:.0%} of the rows are enough, with as many bins as rows: they lose less "
-                "than .02 on near inputs.",
+                f"{share:.0%} of {COPIES} noisy copies of each row are enough, no fewer than bins: "
+                "they lose less than .02 on near inputs against all copies.",
                 "difference of AUROC",
                 above=-0.02,
             )
@@ -63,22 +72,23 @@ class NACStudy(Study):
             **{f"MSP | {k}": v for k, v in _logit_areas(d, MSP()).items()},
             **{f"energy | {k}": v for k, v in _logit_areas(d, Energy()).items()},
         }
-        few = {share: _few(d, share) for share in SHARES}
+        few = {share: _few(d, share, seed) for share in (1.0, *SHARES)}
         both = (found["NAC both | near"] + found["NAC both | far"]) / 2
         last = (found["NAC last | near"] + found["NAC last | far"]) / 2
         return {
             "far: NAC over MSP": found["NAC last | far"] - found["MSP | far"],
             "far: NAC over energy": found["NAC last | far"] - found["energy | far"],
             "near: two layers over the last": both - last,
-            **{f"{s:.0%} of the rows": f - found["NAC last | near"] for s, f in few.items()},
+            **{f"{s:.0%} of the rows": few[s] - few[1.0] for s in SHARES},
             "null": found.pop("NAC last | null"),
             "accuracy": d.accuracy,
+            **{f"{s:.0%} of the copies | near": f for s, f in few.items()},
             **found,
         }
 
 
-def _areas(d: Digits, name: str, detector: NAC, rows: int | None = None) -> dict[str, float]:
-    fitted = fitted_on(d.model, d.fit[:rows], detector, **READING)
+def _areas(d: Digits, name: str, detector: NAC, rows: Items | None = None) -> dict[str, float]:
+    fitted = fitted_on(d.model, d.fit if rows is None else rows, detector, **READING)
     score = {
         part: scores_of(fitted, d.model, items)
         for part, items in (("held", d.held), ("test", d.test), ("near", d.near), ("far", d.far))
@@ -97,11 +107,21 @@ def _areas(d: Digits, name: str, detector: NAC, rows: int | None = None) -> dict
     return found
 
 
-def _few(d: Digits, share: float) -> float:
-    """Return what a share of the rows tells of near inputs, with no more bins than rows."""
-    rows = max(4, round(share * len(d.fit)))
-    n_bins = min(NAC().n_bins, rows // 2 * 2)
-    return _areas(d, "few", NAC(n_bins=n_bins), rows)["few last | near"]
+def _few(d: Digits, share: float, seed: int) -> float:
+    """Return what a random share of noisy copies of the fitted rows tells of near inputs."""
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(COPIES * len(d.fit), generator=draw).tolist()
+    rows = [
+        {
+            **d.fit[i % len(d.fit)],
+            "x": (x := d.fit[i % len(d.fit)]["x"]) + NOISE * torch.randn(x.shape, generator=draw),
+            "id": f"copy{i}",
+        }
+        for i in order[: round(share * len(order))]
+    ]
+    if len(rows) < NAC().n_bins:
+        raise InputError(f"nac: expected rows for {NAC().n_bins} bins, got {len(rows)}.")
+    return _areas(d, "few", NAC(), rows)["few last | near"]
 
 
 def _logit_areas(d: Digits, detector: MSP | Energy) -> dict[str, float]:
