@@ -1,9 +1,7 @@
 """Do learned weights over token metrics tell machine text, and on another domain too."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -11,10 +9,8 @@ import torch
 from torch import Tensor
 
 from sonde import Model, Stream, load, read
-from sonde import fit as fit_stream
 from sonde.core import Scorer
 from sonde.detect import PAWN, LinearProbe, TokenStatistics
-from sonde.store import Store, write_store
 from sonde_studies._separation import area
 from sonde_studies._written import HUMAN, MACHINE, Texts, code, prose, written
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -54,6 +50,10 @@ class Tokens:
         total = torch.zeros(n, rows.shape[1]).index_add_(0, self.text, rows.float())
         return total / torch.bincount(self.text, minlength=n)[:, None]
 
+    def stateless(self) -> "Tokens":
+        """Return the same tokens with zeros for states, so that weights see places alone."""
+        return replace(self, states=torch.zeros_like(self.states))
+
     def separated(self, score: Tensor) -> float:
         """Return how well a score of texts tells those of machines."""
         return area(score[self.label == HUMAN], score[self.label == MACHINE])
@@ -89,6 +89,14 @@ class PAWNStudy(Study):
             "They win more on a domain that was not seen.",
             "difference of differences of AUROC",
         ),
+        *(
+            Claim(
+                f"states in the weights, {domain}",
+                f"Weights that read the states beat weights that know the place alone, {domain}.",
+                "difference of AUROC",
+            )
+            for domain in DOMAINS
+        ),
         Claim(
             "states best on code",
             "States alone are the best on the domain that was seen.",
@@ -111,10 +119,9 @@ class PAWNStudy(Study):
         texts = {d: _written(model, d, sizes.test, sizes, draw) for d in DOMAINS}
         learned = _written(model, SEEN, sizes.fit, sizes, draw)
         test = {d: _tokens(_reading(model, t), t) for d, t in texts.items()}
-        with TemporaryDirectory() as folder:
-            rows = Store(write_store(_reading(model, learned), Path(folder) / "rows"))
-            tick("training")
-            arms = _arms(rows, _tokens(rows, learned), sizes.epochs, seed)
+        fit = _tokens(_reading(model, learned), learned)
+        tick("training")
+        arms = _arms(fit, sizes.epochs, seed)
         found = {
             f"{arm} | {domain}": tokens.separated(score(tokens))
             for domain, tokens in test.items()
@@ -127,6 +134,11 @@ class PAWNStudy(Study):
         return {
             "weights over plain mean, code": gain[SEEN],
             "more so on prose": gain[UNSEEN] - gain[SEEN],
+            **{
+                f"states in the weights, {d}": found[f"PAWN | {d}"]
+                - found[f"PAWN without states | {d}"]
+                for d in DOMAINS
+            },
             "states best on code": found[f"states alone | {SEEN}"] - max(others[SEEN]),
             "states worst on prose": min(others[UNSEEN]) - found[f"states alone | {UNSEEN}"],
             "null": area(people[:half], people[half:]),
@@ -143,14 +155,15 @@ def _written(model: Model, domain: str, n: int, sizes: Sizes, draw: np.random.Ge
     return written(model, DOMAINS[domain](), n, sizes.prompt, sizes.length, draw)
 
 
-def _arms(rows: Store, fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
+def _arms(fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     """Return the scores of whole texts, each fitted on the same texts where it is fitted."""
-    pawn = _pawn(rows, epochs, seed)
+    pawn, blind = (_pawn(tokens, epochs, seed) for tokens in (fit, fit.stateless()))
     n_metrics = len(pawn.conventions["metrics"])
     metrics = LinearProbe().fit(fit.means(fit.metrics[:, :n_metrics]), fit.label)
     states = LinearProbe().fit(fit.means(fit.states), fit.label)
     found: dict[str, Score] = {
         "PAWN": _by_texts(pawn),
+        "PAWN without states": lambda t: _by_texts(blind)(t.stateless()),
         "plain mean": lambda t: metrics.score(t.means(t.metrics[:, :n_metrics])),
         "states alone": lambda t: states.score(t.means(t.states)),
     }
@@ -159,10 +172,13 @@ def _arms(rows: Store, fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     return found
 
 
-def _pawn(rows: Store, epochs: int, seed: int) -> Scorer:
-    fitted = fit_stream(PAWN(**SMALL, epochs=epochs, seed=seed), rows, calibrate=0, progress=False)
-    ((_, scorer),) = fitted.scorers.items()
-    return scorer
+def _pawn(fit: Tokens, epochs: int, seed: int) -> Scorer:
+    return PAWN(**SMALL, epochs=epochs, seed=seed).fit(
+        {"states": fit.states, "metrics": fit.metrics},
+        fit.label[fit.text],
+        ids=[str(i) for i in fit.text.tolist()],
+        position=fit.position,
+    )
 
 
 def _by_texts(scorer: Scorer) -> Score:
