@@ -1,5 +1,6 @@
 """What units, directions and inputs stand for, with the tests that can refute it."""
 
+from sonde.explain.affine_lens import AffineLens, AffineLensResult
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
 from sonde.explain.circuits import Circuit, CircuitSearch
@@ -27,6 +28,8 @@ from sonde.explain.gradients import (
     Saliency,
     SmoothGrad,
 )
+from sonde.explain.lens import LensResult, LogitLens, TunedLens
+from sonde.explain.neuron_lens import NeuronLens, NeuronLensResult
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.explain.patching import ActivationPatching, AttributionPatching, PatchEffects
 from sonde.explain.shapley import Occlusion, Shapley
@@ -34,6 +37,8 @@ from sonde.explain.unit_labels import UnitLabels, UnitLabelsResult
 
 __all__ = [
     "ActivationPatching",
+    "AffineLens",
+    "AffineLensResult",
     "Attribution",
     "AttributionPatching",
     "Attributor",
@@ -59,6 +64,10 @@ __all__ = [
     "Insertion",
     "IntegratedGradients",
     "LayerCam",
+    "LensResult",
+    "LogitLens",
+    "NeuronLens",
+    "NeuronLensResult",
     "Objective",
     "Occlusion",
     "PatchEffects",
@@ -66,6 +75,7 @@ __all__ = [
     "Shapley",
     "SmoothGrad",
     "Sufficiency",
+    "TunedLens",
     "UnitLabels",
     "UnitLabelsResult",
     "ViolationResult",

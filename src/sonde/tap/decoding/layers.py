@@ -12,8 +12,8 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
 from sonde.tap.hooks.names import Names
 from sonde.tap.model.blocks import block_paths
-from sonde.tap.model.probe import probe
-from sonde.tap.model.readout import Readout, head_module, readout
+from sonde.tap.model.probe import Probe, probe
+from sonde.tap.model.readout import Readout, head_module, modules_between, readout
 
 TOKENS = 4
 
@@ -45,22 +45,43 @@ class Layers:
         return Site(self.paths[layer])
 
     @cached_property
+    def _few_tokens(self) -> InputBatch:
+        ids = torch.arange(1, TOKENS + 1)[None].expand(2, -1)
+        return _batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    @cached_property
+    def _probe(self) -> Probe:
+        return probe(Model(self._module, task="causal"), self._few_tokens)
+
+    @cached_property
     def _readout(self) -> Readout:
         """What runs after the last block; found and checked on a few tokens."""
-        ids = torch.arange(1, TOKENS + 1)[None].expand(2, -1)
-        batch = _batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        found = probe(Model(self._module, task="causal"), batch)
-        head = head_module(found)
-        last = self.site(-1)
-        decode = None
+        head, last, decode = head_module(self._probe), self.site(-1), None
         if head is not None:
-            decode = readout(self._module, found, head, last, batch)
+            decode = readout(self._module, self._probe, head, last, self._few_tokens)
         if decode is None:
             raise SiteError(
                 f"Decode: the final norm and head of {type(self._module).__name__} alone do not "
                 f"give its logits after {last.path}, so its layers cannot be read out."
             )
         return decode
+
+    @property
+    def head(self) -> nn.Module:
+        """The layer that gives the logits."""
+        self.check()
+        head = head_module(self._probe)
+        assert head is not None  # read out a moment ago
+        return head
+
+    @property
+    def between(self) -> list[nn.Module]:
+        """What runs between the last block and the head, in order: the final norm."""
+        return modules_between(self._probe, self.head, self.site(-1)) or []
+
+    def decode(self, state: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
+        """Return the logits that the model would give after a block, with their graph."""
+        return self._readout(state)
 
     def check(self) -> None:
         """Refuse a model whose layers cannot be read out."""

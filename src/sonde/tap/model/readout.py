@@ -33,7 +33,7 @@ def readout(
 
     None if what runs in between, and the head, do not give the logits of a text.
     """
-    between = _between(probe, head, last)
+    between = modules_between(probe, head, last)
     if between is None:
         return None
 
@@ -70,7 +70,7 @@ def _reading(parts: Sequence[nn.Module]) -> Iterator[None]:
             module.training = mode
 
 
-def _between(probe: Probe, head: nn.Module, last: Site) -> list[nn.Module] | None:
+def modules_between(probe: Probe, head: nn.Module, last: Site) -> list[nn.Module] | None:
     """Return the outermost modules that ran after the last block and before the head, in order."""
     path = probe.names.canonical.get(id(head))
     if path is None or probe.calls(path) == 0:

@@ -19,6 +19,8 @@ from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.model.sites import Pattern, places_of, port_of
 from sonde.tap.model.structure import structure
 
+WHOLE = Site("")
+
 
 def weight_stream(
     model: Model | nn.Module, sites: Pattern | Sequence[Pattern], *, seed: int = 0
@@ -60,7 +62,7 @@ def weight_stream(
     found = {str(s): s for pattern in patterns for s in _having(places_of(pattern, names), names)}
     for key, site in found.items():
         part = names.modules[site.path]
-        rows[key] = _rows_of(part, site)
+        rows[key] = matrix_of(part, site)
         dtype = str(rows[key].dtype).removeprefix("torch.")
         kind = type(part).__name__
         schema.append(SiteSchema(key, site, Reducer("flat"), rows[key].shape[1], dtype, kind))
@@ -129,8 +131,8 @@ def _is_usable(x: Any) -> TypeGuard[Tensor]:
     return isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0
 
 
-def _rows_of(module: nn.Module, site: Site) -> Float[Tensor, "row dim"]:
-    """Return a parameter as rows, a view of it."""
+def matrix_of(module: nn.Module, site: Site = WHOLE) -> Float[Tensor, "row dim"]:
+    """Return a parameter as rows, one for each output, a view of it."""
     name = site.key or WEIGHT
     x = getattr(module, name, None)
     if not _is_usable(x):
