@@ -16,6 +16,7 @@ from sonde.edit.dola import DoLa
 from sonde.edit.emulated_finetune import EmulatedFinetune
 from sonde.edit.forgetting import Forgotten, Standing, forgotten, membership_attack
 from sonde.edit.function import Function
+from sonde.edit.gated_adapter import GatedAdapter, LowRankAdapter, soft_gate
 from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
@@ -74,6 +75,7 @@ __all__ = [
     "FisherMerge",
     "Forgotten",
     "Function",
+    "GatedAdapter",
     "GradientAscent",
     "HeadDirections",
     "HeadSteering",
@@ -83,6 +85,7 @@ __all__ = [
     "LinearRouter",
     "LipschitzPrune",
     "LogLinear",
+    "LowRankAdapter",
     "MeanAblate",
     "NGrams",
     "NegPreference",
@@ -128,6 +131,7 @@ __all__ = [
     "membership_attack",
     "probe_accuracy",
     "probes_along",
+    "soft_gate",
     "with_adapters",
     "with_unmix_norm",
 ]

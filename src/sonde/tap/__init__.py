@@ -8,7 +8,7 @@ from sonde.tap.generating.replay import replay
 from sonde.tap.gradients.losses import RowLosses, cross_entropy
 from sonde.tap.gradients.squared import SquaredGradients, squared_gradients
 from sonde.tap.hand.editing import editing
-from sonde.tap.hand.gate import Gate
+from sonde.tap.hand.gate import Gate, Scores
 from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hand.tap import Tap
 from sonde.tap.hand.where import TokenIds
@@ -39,6 +39,7 @@ __all__ = [
     "Probe",
     "RecordedForward",
     "RowLosses",
+    "Scores",
     "SquaredGradients",
     "Tap",
     "TokenIds",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sonde.core.edit import EditContext
@@ -98,8 +98,8 @@ class EditedCall:
             self._selected[key] = found.unsqueeze(2) if some else n_found > 0
         return self._selected[key]
 
-    def gated(self, n: int, device: torch.device) -> Bool[Tensor, "example"]:
-        """Return for which examples a gate is open.
+    def gated(self, n: int, device: torch.device) -> Float[Tensor, "example"]:
+        """Return how far a gate is open for each example, in [0, 1].
 
         Raises
         ------

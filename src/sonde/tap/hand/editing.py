@@ -267,10 +267,11 @@ class _Editor:
         if selected is False:
             return x
         spot.acted = True
-        if self.gate is not None:
-            selected = self._through_gate(selected, x, site, now)
-        if selected is False:
-            return x
+        share = None if self.gate is None else self._through_gate(x, site, now)
+        if share is not None:
+            if not bool(share.any()):
+                return x
+            selected = (share > 0) & selected
         context = NO_CONTEXT if now is None else now.context(x, has_tokens, n_before)
         if self.recorded and now is not None:
             context = replace(context, others=now.others(self.recorded, spot.name, x, context))
@@ -285,6 +286,8 @@ class _Editor:
                 f"{wide.dtype}, got {tuple(new.shape)} and {new.dtype} at {site}. "
                 "An edit keeps shape and type."
             )
+        if share is not None:
+            new = torch.lerp(wide, new, share.to(new))
         new = new.to(x.dtype)
         return new if selected is True else torch.where(selected, new, x)
 
@@ -306,16 +309,14 @@ class _Editor:
             )
         return True
 
-    def _through_gate(
-        self, selected: Tensor | bool, x: Tensor, site: Site, now: EditedCall | None
-    ) -> Tensor | bool:
+    def _through_gate(self, x: Tensor, site: Site, now: EditedCall | None) -> Tensor:
+        """Return how far the gate is open for each example, in [0, 1], to broadcast to ``x``."""
         if now is None:
             raise SiteError(
                 f"editing: {site} ran outside a call of {type(self.root).__name__}, so its gate "
                 "knows no examples. Open the edit on the module that you call."
             )
-        is_open = now.gated(len(x), x.device).view(-1, *[1] * (x.ndim - 1))
-        return (is_open & selected) if bool(is_open.any()) else False
+        return now.gated(len(x), x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 def _is_turn(spot: _Spot) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
@@ -27,7 +27,7 @@ class Scores(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """An edit acts on the examples whose score is above a threshold.
+    """An edit acts on the examples whose score is above a threshold, or in proportion to it.
 
     The prompt of an example decides, before any edit of it, and what is generated after it follows.
 
@@ -41,6 +41,9 @@ class Gate:
         must run before the sites that are edited.
     reducer : str or Reducer, default="mean"
         Over the tokens of the prompt: ``mean``, ``last`` or ``cls``.
+    full : float, optional
+        Score from which on the edit acts wholly; between the threshold and it, in proportion. Below
+        the threshold where low scores open the gate.
 
     Examples
     --------
@@ -60,11 +63,19 @@ class Gate:
     threshold: float
     site: str | Site | None = None
     reducer: str | Reducer = "mean"
+    full: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.full == self.threshold:
+            raise InputError(
+                f"Gate: expected full beside the threshold, got {self.full} for both. Leave full "
+                "out for a gate that is open or shut."
+            )
 
     def decide(
         self, x: Tensor, call: Call, site: Site, module: nn.Module, root: nn.Module
-    ) -> Bool[Tensor, "example"]:
-        """Return which examples a raw output of the site is above the threshold for."""
+    ) -> Float[Tensor, "example"]:
+        """Return how much the edit acts on each example of a raw output of the site, in [0, 1]."""
         reducer = Reducer(self.reducer) if isinstance(self.reducer, str) else self.reducer
         axes = axes_in(call, x, module, root, reducer.axis)
         axes = Axes(tuple(call.axis if word == "pos" else word for word in axes.words))
@@ -78,4 +89,7 @@ class Gate:
                 f"got shape {tuple(score.shape)} at {site}. A gate reduces the tokens of an "
                 "example to one row: reducer mean, last or cls."
             )
-        return score > self.threshold
+        if self.full is None:
+            return (score > self.threshold).float()
+        share = (score - self.threshold) / (self.full - self.threshold)
+        return share.clamp(0.0, 1.0).float()

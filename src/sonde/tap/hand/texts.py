@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.tap.hooks.cache import cache_in, counts_positions
@@ -30,8 +30,8 @@ class Texts:
         How many calls went before on the same texts.
     grows : bool
         Whether each call reads whole texts again, as without a cache.
-    decided : Bool[Tensor, "example"] or None
-        What a gate said of each example of the first call.
+    decided : Float[Tensor, "example"] or None
+        How far a gate is open for each example of the first call.
     n_read : int
         Tokens that all calls so far read.
     """
@@ -41,7 +41,7 @@ class Texts:
     origin: Int[Tensor, "example"]
     step: int = 0
     grows: bool = False
-    decided: Bool[Tensor, "example"] | None = None
+    decided: Float[Tensor, "example"] | None = None
     n_read: int = 0
     ids: Tensor | None = None
 

@@ -1,0 +1,230 @@
+"""Forget on request: one small adapter for each request, open only where its examples come in.
+
+For requests that arrive one after the other while the data of the others may be gone. The model's
+own weights stay, so whoever has them has what was forgotten.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.edit import AffineMap, Edit, EditContext
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.site import Reducer, Site
+from sonde.edit._tuning import Cycle, Trainee, as_model, check_positive, mean_loss, tuned, with_copy
+from sonde.tap import Gate, Scores, editing
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LowRankAdapter(Edit):
+    """Add a map of low rank: ``x + strength (x @ down.T) @ up.T``.
+
+    Parameters
+    ----------
+    down : Float[Tensor, "rank dim"]
+    up : Float[Tensor, "dim rank"]
+    strength : float, default=1.0
+
+    References
+    ----------
+    gao2025o3
+    """
+
+    down: Float[Tensor, "_rank _dim"]
+    up: Float[Tensor, "_dim _rank"]
+    strength: float = 1.0
+    paper: ClassVar[str] = "gao2025o3"
+
+    def __post_init__(self) -> None:
+        if self.up.ndim != 2 or self.down.shape != self.up.T.shape:
+            raise ShapeError(
+                "LowRankAdapter: expected down (rank, dim) and up (dim, rank), got "
+                f"{tuple(self.down.shape)} and {tuple(self.up.shape)}."
+            )
+
+    def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
+        """Return the states with what the adapter adds."""
+        if self.strength == 0.0:
+            return x
+        if x.shape[-1] != self.down.shape[1]:
+            raise ShapeError(
+                f"LowRankAdapter: expected dim={self.down.shape[1]}, got dim={x.shape[-1]} at "
+                f"{site}. Apply it where it was learned."
+            )
+        far = nn.functional.linear(x, self.down.to(x))
+        return x + self.strength * nn.functional.linear(far, self.up.to(x))
+
+    def as_affine(self) -> AffineMap:
+        """Return the map."""
+        return AffineMap(left=self.strength * self.up, right=self.down.T)
+
+
+@final
+@dataclass(frozen=True)
+class GatedAdapter:
+    """Learn an adapter of low rank that knows nothing of some examples. Trained.
+
+    The adapter sits at one site of the frozen model. It minimises the cross-entropy to the uniform
+    distribution on the examples to forget, that with the truth on ``retain`` if there are any, and
+    ``overlap`` times the squares of the products of its directions with those of earlier adapters:
+    what one request reads, another does not. Open it behind a gate, which any fitted detector makes
+    (``soft_gate``): ``sonde.editing(model, adapter, site, gate=gate)``.
+
+    Range        starts as the model itself, bit for bit; the model's weights stay.
+    Cost         ``epochs`` passes over the forget data through the frozen model.
+    Assumes      the forget examples are told from others by a detector at an earlier site.
+    Differs      from the paper: any detector of states as they are, at one site, instead of an
+                 encoder trained by contrast; ignorance is taught instead of random answers.
+
+    Parameters
+    ----------
+    rank : int, default=8
+    overlap : float, default=0.1
+        Weight of the penalty on what it shares with earlier adapters.
+    rate : float, default=0.01
+        Of Adam.
+    epochs : int, default=10
+    seed : int, default=0
+
+    References
+    ----------
+    gao2025o3
+    """
+
+    rank: int = 8
+    overlap: float = 0.1
+    rate: float = 0.01
+    epochs: int = 10
+    seed: int = 0
+    paper: ClassVar[str] = "gao2025o3"
+
+    def __post_init__(self) -> None:
+        check_positive("GatedAdapter", rank=self.rank, rate=self.rate, epochs=self.epochs)
+
+    def learn(
+        self,
+        model: Model | nn.Module,
+        site: str | Site,
+        dim: int,
+        forget: Inputs,
+        retain: Inputs | None = None,
+        earlier: Sequence[LowRankAdapter] = (),
+        progress: bool = True,
+    ) -> LowRankAdapter:
+        """Return the adapter of one request; the model stays as it is.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        site : str or Site
+            Where it is added, the same for all requests.
+        dim : int
+            Width of the states there.
+        forget : Inputs
+            With labels, or texts.
+        retain : Inputs, optional
+            What it should leave alone without a gate.
+        earlier : sequence of LowRankAdapter
+            Those of the requests before.
+        progress : bool, default=True
+
+        Raises
+        ------
+        InputError
+            If there is nothing to forget.
+        """
+        if not len(forget):
+            raise InputError("GatedAdapter.learn: expected examples to forget, got none.")
+        start = with_copy(as_model(model).module).requires_grad_(False)
+        draw = torch.Generator().manual_seed(self.seed)
+        near = next(start.parameters())
+        down = torch.randn(self.rank, dim, generator=draw) / dim**0.5
+        learned = [nn.Parameter(x.to(near)) for x in (down, torch.zeros(dim, self.rank))]
+        for name, parameter in zip(("_down", "_up"), learned, strict=True):
+            start.register_parameter(name, parameter)  # of the copy: so it is trained
+        others = None if retain is None else Cycle(retain)
+
+        def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
+            loss = -trainee.losses.answers(batch).log_p.mean()
+            if others is not None:
+                loss = loss + mean_loss(trainee, others.next(trainee.draw))
+            return loss + self.overlap * overlap(learned[0], earlier)
+
+        with editing(start, LowRankAdapter(*learned), site):
+            tuned(
+                model,
+                forget,
+                objective,
+                rate=self.rate,
+                epochs=self.epochs,
+                seed=self.seed,
+                label="adapter",
+                start=start,
+                progress=progress,
+            )
+        return LowRankAdapter(*(p.detach().cpu() for p in learned))
+
+
+def overlap(
+    down: Float[Tensor, "rank dim"], earlier: Sequence[LowRankAdapter]
+) -> Float[Tensor, ""]:
+    """Return the sum of the squared products of directions with those of earlier adapters."""
+    found = [(down @ other.down.to(down).T).square().sum() for other in earlier]
+    return torch.stack(found).sum() if found else down.new_zeros(())
+
+
+def soft_gate(
+    scorer: Scores,
+    others: Float[Tensor, "row"],
+    own: Float[Tensor, "row2"],
+    site: str | Site | None = None,
+    reducer: str | Reducer = "mean",
+    *,
+    shut_for: float = 0.95,
+    open_for: float = 0.5,
+) -> Gate:
+    """Return a gate that is shut for nearly all other examples and open for those of a request.
+
+    Between the scores of the two it opens in proportion, whichever of them are the higher.
+
+    Parameters
+    ----------
+    scorer : object with ``score(x) -> row``
+        Such as the scorer of a detector that was fitted on the examples to forget.
+    others, own : Float[Tensor, "row"], Float[Tensor, "row2"]
+        Its scores of examples to be left alone, and of the request's; best of such that it was not
+        fitted on.
+    site, reducer
+        Where and how the scorer's rows were read.
+    shut_for, open_for : float
+        Share of ``others`` for which it is shut, and of ``own`` for which it is wide open.
+
+    Raises
+    ------
+    InputError
+        If the scores do not tell the two apart.
+
+    Examples
+    --------
+    >>> from sonde.detect import Mahalanobis
+    >>> scorer = Mahalanobis(shrinkage=0.0).fit([[0.0], [2.0]])
+    >>> gate = soft_gate(scorer, torch.tensor([8.0, 9.0]), torch.tensor([1.0, 2.0, 3.0]))
+    >>> round(gate.threshold, 2), gate.full
+    (8.05, 2.0)
+    """
+    rising = float(own.median()) > float(others.median())
+    start = float(others.double().quantile(shut_for if rising else 1 - shut_for))
+    full = float(own.double().quantile(1 - open_for if rising else open_for))
+    if (full > start) != rising or full == start:
+        raise InputError(
+            f"soft_gate: expected {open_for:.0%} of the request's scores beyond {shut_for:.0%} of "
+            f"the others, got {full:.4g} against {start:.4g}. Take another detector or site, or a "
+            "smaller share."
+        )
+    return Gate(scorer, start, site, reducer, full)
