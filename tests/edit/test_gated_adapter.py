@@ -1,6 +1,7 @@
 """Adapters behind gates: bits of the model behind a shut one, requests that do not disturb."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -33,10 +34,9 @@ def world():
 def learned():
     """Return the adapters of two requests, at the flat states."""
     model, data = world()
-    how = {"progress": False}
     rule = GatedAdapter(epochs=20)
-    first = rule.learn(model, LATE, DIM, data[3], **how)
-    return first, rule.learn(model, LATE, DIM, data[7], earlier=[first], **how)
+    first = rule.learn(model, LATE, DIM, data[3], progress=False)
+    return first, rule.learn(model, LATE, DIM, data[7], earlier=[first], progress=False)
 
 
 class First:
@@ -85,7 +85,7 @@ def test_a_gate_opens_in_proportion_from_either_side_and_shut_it_keeps_every_bit
 
 
 def test_each_request_is_forgotten_behind_its_gate_and_the_others_stay():
-    model, _ = world()
+    model: Any = world()[0]
     x, label = digits()
     fresh, truth = x[900:], label[900:]
     before = accuracy(model.module, fresh, truth)

@@ -20,6 +20,7 @@ from sonde.edit.gated_adapter import GatedAdapter, LowRankAdapter, soft_gate
 from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
+from sonde.edit.label_agnostic_forget import LabelAgnosticForget
 from sonde.edit.leace import Leace, PairedLeace
 from sonde.edit.lipschitz_prune import LipschitzPrune
 from sonde.edit.log_linear import LogLinear, log_linear
@@ -81,6 +82,7 @@ __all__ = [
     "HeadSteering",
     "Inject",
     "Inlp",
+    "LabelAgnosticForget",
     "Leace",
     "LinearRouter",
     "LipschitzPrune",

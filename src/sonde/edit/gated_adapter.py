@@ -156,7 +156,7 @@ class GatedAdapter:
                 loss = loss + mean_loss(trainee, others.next(trainee.draw))
             return loss + self.overlap * overlap(learned[0], earlier)
 
-        with editing(start, LowRankAdapter(*learned), site):
+        with editing(start, LowRankAdapter(learned[0], learned[1]), site):
             tuned(
                 model,
                 forget,
@@ -168,7 +168,7 @@ class GatedAdapter:
                 start=start,
                 progress=progress,
             )
-        return LowRankAdapter(*(p.detach().cpu() for p in learned))
+        return LowRankAdapter(learned[0].detach().cpu(), learned[1].detach().cpu())
 
 
 def overlap(

@@ -1,0 +1,271 @@
+"""Forget some examples without knowing any label: by where their states lie.
+
+For models of which one site holds what the answer is made of, such as the features before the head.
+With labels at hand ``RandomLabel`` is surer and cheaper.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.edit import Edit, EditContext
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.site import Site
+from sonde.edit._tuning import (
+    Cycle,
+    as_model,
+    check_positive,
+    mean_loss,
+    plan_of,
+    required,
+    tuned,
+    with_copy,
+)
+from sonde.engine.progress import Bar
+from sonde.tap import editing, place_of
+from sonde.weights import Rewrite, RewritePlan
+
+HIDDEN, FIT_RATE = 64, 3e-3
+
+
+@final
+@dataclass(frozen=True)
+class LabelAgnosticForget(Rewrite):
+    """Move the states of the forget examples out of where they were, and keep the others'. Trained.
+
+    Two variational autoencoders learn the states at a site, one of the retained and one of the
+    forget examples. Then what comes before the site is trained, by turns, to lower
+    ``exp(m_r / (m_r + 1)) - exp(m_f / (m_f + 1))``, where ``m`` is a row's error under its own
+    autoencoder, and a contrast of cosines to the original states: retained rows are to stay close,
+    forget rows are the negatives.
+
+    Range        weights before the site change; those behind it with ``repair`` alone.
+    Cost         ``epochs`` passes over the forget data, with as many batches of the others.
+    Assumes      one row of states for each example (tokens and pixels are averaged). No labels.
+    Differs      from the reference: means over a batch instead of sums, errors in spreads of the
+                 states, norms in eval mode; larger rates, for smaller nets.
+
+    Parameters
+    ----------
+    site : str or Site
+        Whose states are moved: the features before the head.
+    latent : int, default=8
+        Of the autoencoders.
+    fit_steps : int, default=200
+        Of Adam for each autoencoder.
+    rate : float, default=2e-3
+        Of Adam, for the states' error.
+    align_rate : float, default=2e-3
+        Of Adam, for the contrast.
+    temperature : float, default=5.0
+        Of the cosines.
+    epochs : int, default=30
+    repair_epochs : int, default=3
+        Of training on ``repair``, if that is given.
+    seed : int, default=0
+
+    References
+    ----------
+    shen2024labelagnostic
+    """
+
+    site: str | Site
+    latent: int = 8
+    fit_steps: int = 200
+    rate: float = 2e-3
+    align_rate: float = 2e-3
+    temperature: float = 5.0
+    epochs: int = 30
+    repair_epochs: int = 3
+    seed: int = 0
+    paper: ClassVar[str] = "shen2024labelagnostic"
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "LabelAgnosticForget",
+            latent=self.latent,
+            rate=self.rate,
+            align_rate=self.align_rate,
+            temperature=self.temperature,
+            epochs=self.epochs,
+        )
+
+    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
+        """Return the trained weights.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        fitted : dict
+            ``forget`` and ``retain`` data, whose labels are not read; with ``repair``, a few
+            labelled examples, all weights are trained on these at the end.
+        """
+        forget, retain = required(fitted, "LabelAgnosticForget", "forget", "retain")
+        live = as_model(model)
+        original, new = (_States(live, with_copy(live.module), self.site) for _ in range(2))
+        with Bar("forget without labels", self.epochs * len(forget)) as bar, torch.enable_grad():
+            self._train(original, new, forget, retain, bar)
+        new.module.zero_grad(set_to_none=True)
+        if "repair" in fitted:
+            tuned(
+                model,
+                *(fitted["repair"], mean_loss),
+                rate=self.align_rate,
+                epochs=self.repair_epochs,
+                seed=self.seed,
+                label="repair",
+                start=new.module,
+            )
+        return plan_of(model, new.module, "label_agnostic_forget")
+
+    def _train(
+        self, original: "_States", new: "_States", forget: Inputs, retain: Inputs, bar: Bar
+    ) -> None:
+        draw = torch.Generator().manual_seed(self.seed)
+        sides = Cycle(forget), Cycle(retain)
+        before = [[original.of(b).detach() for b in side.batches] for side in sides]
+        rows = [torch.cat(side) for side in before]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            own, others = (autoencoder(x, self.latent, self.fit_steps, draw) for x in rows)
+        known = {
+            id(b): x
+            for side, states in zip(sides, before, strict=True)
+            for b, x in zip(side.batches, states, strict=True)
+        }
+        weights = [p for p in new.module.parameters() if p.requires_grad]
+        push = torch.optim.Adam(weights, lr=self.rate)
+        align = torch.optim.Adam(weights, lr=self.align_rate)
+        for _ in range(self.epochs):
+            for f, r in _pairs(sides, draw):
+                push.zero_grad(set_to_none=True)
+                pushed(own.error(new.of(f)), others.error(new.of(r))).backward()
+                push.step()
+                align.zero_grad(set_to_none=True)
+                near, far = (cosines(new.of(b), known[id(b)]) for b in (r, f))
+                contrast(near, far, self.temperature).backward()
+                align.step()
+                bar.advance(len(f))
+
+
+def pushed(own: Float[Tensor, "row"], others: Float[Tensor, "row2"]) -> Float[Tensor, ""]:
+    """Return what falls where forget rows leave their autoencoder, and the others keep theirs."""
+    return torch.exp(others / (others + 1)).mean() - torch.exp(own / (own + 1)).mean()
+
+
+def contrast(
+    near: Float[Tensor, "row"], far: Float[Tensor, "row2"], temperature: float
+) -> Float[Tensor, ""]:
+    """Return the mean ``-log(e^near / (e^near + mean e^far))`` of cosines over a temperature."""
+    negatives = torch.logsumexp(far / temperature, 0) - torch.tensor(float(len(far))).log()
+    return nn.functional.softplus(negatives - near / temperature).mean()
+
+
+def cosines(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+    """Return the cosine of each row with the same row of another run."""
+    return nn.functional.cosine_similarity(a, b, dim=1)
+
+
+class Autoencoder(nn.Module):
+    """A variational autoencoder of rows in units of their own spread.
+
+    Parameters
+    ----------
+    rows : Float[Tensor, "row dim"]
+        Give the centre and the spread.
+    latent : int
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, rows: Float[Tensor, "row dim"], latent: int) -> None:
+        super().__init__()
+        dim = rows.shape[1]
+        self.register_buffer("centre", rows.mean(0))
+        self.register_buffer("spread", (rows - rows.mean(0)).square().mean().sqrt().clamp(min=1e-6))
+        self.encode = nn.Sequential(
+            nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * latent)
+        )
+        self.decode = nn.Sequential(nn.Linear(latent, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, dim))
+
+    def error(self, rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
+        """Return the mean squared error of each row, without noise, in squared spreads."""
+        x = (rows - self.centre) / self.spread
+        return (self.decode(self.encode(x).chunk(2, 1)[0]) - x).square().mean(1)
+
+    def loss(self, rows: Float[Tensor, "row dim"], draw: torch.Generator) -> Float[Tensor, ""]:
+        """Return the negative evidence bound of rows, up to a factor and a constant."""
+        x = (rows - self.centre) / self.spread
+        mean, log_var = self.encode(x).chunk(2, 1)
+        noise = torch.randn(mean.shape, generator=draw).to(mean)
+        seen = self.decode(mean + (log_var / 2).exp() * noise)
+        divergence = (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean() / 2
+        return (seen - x).square().mean() + divergence / x.shape[1]
+
+
+def autoencoder(
+    rows: Float[Tensor, "row dim"], latent: int, steps: int, draw: torch.Generator
+) -> Autoencoder:
+    """Return a trained autoencoder of rows, frozen."""
+    made = Autoencoder(rows, latent).to(rows)
+    optimiser = torch.optim.Adam(made.parameters(), lr=FIT_RATE)
+    for _ in range(steps):
+        chosen = torch.randint(len(rows), (min(128, len(rows)),), generator=draw)
+        optimiser.zero_grad(set_to_none=True)
+        made.loss(rows[chosen.to(rows.device)], draw).backward()
+        optimiser.step()
+    return made.requires_grad_(False)
+
+
+@final
+@dataclass(eq=False)
+class _Watch(Edit):
+    """Keeps what a site holds, with its graph, and changes nothing."""
+
+    rows: Tensor | None = None
+
+    def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
+        if x.ndim > 2:
+            flat = x.flatten(1, -2)
+            weight = torch.ones_like(flat[..., :1])
+            if context.mask is not None and context.mask.shape == flat.shape[:2]:
+                weight = context.mask.to(weight)[..., None]
+            self.rows = (weight * flat).sum(1) / weight.sum(1).clamp(min=1)
+        else:
+            self.rows = x
+        return x
+
+
+class _States:
+    """The states of a module at a site, one row for each example of a batch."""
+
+    def __init__(self, model: Model, module: nn.Module, site: str | Site) -> None:
+        self.model, self.module, self.site = model, module, site
+
+    def of(self, batch: InputBatch) -> Float[Tensor, "row dim"]:
+        """Return the states of a batch, with their graph."""
+        watch = _Watch()
+        args, kwargs = place_of(self.module, batch).call(batch.args, batch.kwargs)
+        with editing(self.module, watch, self.site):
+            self.module(*args, **kwargs)
+        if watch.rows is None or len(watch.rows) != len(batch):
+            raise InputError(
+                f"LabelAgnosticForget: expected a state for each of {len(batch)} examples at "
+                f"{self.site}. Name a site that keeps the examples of a batch."
+            )
+        return watch.rows
+
+
+def _pairs(
+    sides: Iterable[Cycle], draw: torch.Generator
+) -> Iterator[tuple[InputBatch, InputBatch]]:
+    """Yield a batch of each side, as often as the first has batches."""
+    forget, retain = sides
+    for _ in forget.batches:
+        yield forget.next(draw), retain.next(draw)
