@@ -1,0 +1,152 @@
+"""Channels of a net: who makes them, how they are scaled in a run, and how they are silenced."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sonde.core.edit import Edit, EditContext
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.site import Site
+from sonde.edit._tuning import each_batch, row_losses
+from sonde.weights import Change, Sparse
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> dict[str, Any]:
+    """Return by name the modules that make channels: convolutions, or the batch norms behind them.
+
+    Parameters
+    ----------
+    owner : str
+        For errors.
+    module : nn.Module
+    only : str, optional
+        The name of one of them.
+
+    Raises
+    ------
+    InputError
+        If there are none, or not the one that is named.
+    """
+    found: dict[str, Any] = {}
+    last: tuple[str, nn.Module] | None = None
+    for name, part in module.named_modules():
+        if next(part.children(), None) is not None:
+            continue
+        if isinstance(part, _CONVOLUTIONS):
+            found[name] = part
+        elif isinstance(part, _NORMS) and last is not None and last[0] in found and part.affine:
+            del found[last[0]]
+            found[name] = part
+        last = name, part
+    if not found:
+        raise InputError(
+            f"{owner}.plan: expected a model with convolutions, got none in "
+            f"{type(module).__name__}. Take another method for this model."
+        )
+    if only is None:
+        return found
+    if only not in found:
+        raise InputError(
+            f"{owner}.plan: expected a layer that makes channels, one of {', '.join(found)}, got "
+            f"{only!r}."
+        )
+    return {only: found[only]}
+
+
+@final
+@dataclass(eq=False)
+class Scaled(Edit):
+    """Scales what layers make of their inputs, channel by channel, and their biases.
+
+    Parameters
+    ----------
+    layers : mapping of str to nn.Module
+        By name.
+    weight, bias : dict of str to Float[Tensor, "channel"]
+        Factors, by layer; 1 where there is none.
+    """
+
+    layers: Mapping[str, Any]
+    weight: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    bias: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
+        """Return the scaled channels."""
+        weight, bias = self.weight.get(site.path), self.bias.get(site.path)
+        if weight is None and bias is None:
+            return x
+        own = self.layers[site.path].bias
+        shift = x.new_zeros(()) if own is None else own.to(x)
+        scaled = x - shift if weight is None else (x - shift) * weight.to(x)
+        return scaled + (shift if bias is None else shift * bias.to(x))
+
+
+@final
+@dataclass(eq=False)
+class MeanPassed(Edit):
+    """Sums what a ReLU behind a layer would let pass of each channel; changes nothing."""
+
+    total: Tensor | None = None
+    n: int = 0
+
+    def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
+        """Return ``x``."""
+        rows = x.detach().flatten(0, -2).double().clamp(min=0)
+        self.total = rows.sum(0) if self.total is None else self.total + rows.sum(0)
+        self.n += len(rows)
+        return x
+
+
+def silenced(layers: Mapping[str, Any], which: Mapping[str, Bool[Tensor, "channel"]]) -> dict[str, Change]:
+    """Return the changes after which some channels of layers are 0 whatever comes in."""
+    changes: dict[str, Change] = {}
+    for name, chosen in which.items():
+        for part in ("weight", "bias"):
+            own = getattr(layers[name], part)
+            if own is None or not bool(chosen.any()):
+                continue
+            entries = chosen.to(own.device).view(-1, *[1] * (own.ndim - 1)).expand(own.shape)
+            index = entries.flatten().nonzero()[:, 0].cpu()
+            changes[f"{name}.{part}"] = Sparse(index, torch.zeros(len(index), dtype=torch.float64))
+    return changes
+
+
+@torch.no_grad()
+def accuracy(model: Model, module: nn.Module, clean: Inputs) -> float:
+    """Return the share of examples with a label that a module tells right."""
+    return accuracy_of(row_losses(model, module, clean), each_batch(clean))
+
+
+def accuracy_of(losses: Any, batches: Iterable[InputBatch]) -> float:
+    """Return the share of answers that are right, of those whose truth is known."""
+    right = n = 0
+    for batch in batches:
+        told = losses.answers(batch)
+        known = told.truth >= 0
+        right += int(((told.log_p.argmax(1) == told.truth) & known).sum())
+        n += int(known.sum())
+    return right / max(1, n)
+
+
+def labelled(owner: str, clean: Inputs) -> None:
+    """Refuse data without labels.
+
+    Raises
+    ------
+    InputError
+        If the first batch has none.
+    """
+    first = next(each_batch(clean), None)
+    if first is None or not bool((first.label >= 0).any()):
+        raise InputError(
+            f"{owner}.plan: expected clean examples with labels, got none. Name the column of the "
+            "labels, or pass data that have one."
+        )

@@ -1,0 +1,159 @@
+"""Silence the channels that clean examples hardly use, then tune: the oldest cure of backdoors.
+
+For convolutional classifiers and a few hundred clean images with labels. A trigger that shares its
+channels with what clean images show survives.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.edit._channels import (
+    MeanPassed,
+    Scaled,
+    accuracy,
+    accuracy_of,
+    channel_layers,
+    labelled,
+    silenced,
+)
+from sonde.edit._tuning import (
+    as_model,
+    check_positive,
+    each_batch,
+    mean_loss,
+    plan_of,
+    required,
+    row_losses,
+    tuned,
+    with_copy,
+)
+from sonde.tap import editing
+from sonde.weights import Rewrite, RewritePlan
+
+MOST_STEPS = 64
+
+
+@final
+@dataclass(frozen=True)
+class FinePrune(Rewrite):
+    """Silence the least active channels of a layer while clean accuracy lasts, then train on.
+
+    Channels go one by one, that with the smallest mean of ``max(x, 0)`` over clean images first,
+    until the accuracy on these would fall by more than ``budget``. Then all weights are trained on
+    the clean images, silenced channels staying silent.
+
+    Range        any weight may change; silenced channels are 0.
+    Cost         a pass over the clean data for each silenced channel (of at most 64 steps), then
+                 ``epochs`` passes of training.
+    Assumes      a ReLU behind the layer; images that are really clean.
+
+    Parameters
+    ----------
+    layer : str, optional
+        Name of a convolution, or of the batch norm behind one; the last by default.
+    budget : float, default=0.03
+        Accuracy that may be lost by silencing.
+    rate : float, default=1e-3
+        Of Adam.
+    epochs : int, default=10
+        0 prunes alone.
+    seed : int, default=0
+
+    References
+    ----------
+    liu2018finepruning
+    """
+
+    layer: str | None = None
+    budget: float = 0.03
+    rate: float = 1e-3
+    epochs: int = 10
+    seed: int = 0
+    paper: ClassVar[str] = "liu2018finepruning"
+
+    def __post_init__(self) -> None:
+        check_positive("FinePrune", rate=self.rate)
+        if not 0 <= self.budget < 1:
+            raise InputError(f"FinePrune: expected a budget in [0, 1), got {self.budget}.")
+
+    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
+        """Return which channels are silenced and the trained weights.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        fitted : dict
+            ``{"clean": Inputs}``, with labels.
+        """
+        (clean,) = required(fitted, "FinePrune", "clean")
+        labelled("FinePrune", clean)
+        live = as_model(model)
+        every = channel_layers("FinePrune", live.module, self.layer)
+        name = list(every)[-1]
+        layers = {name: every[name]}
+        order = mean_passed(live, clean, name).argsort(stable=True)
+        before = accuracy(live, live.module, clean)
+        gone = self._silent(live, clean, layers, order, before - self.budget)
+        new = _folded(live, layers, {name: gone})
+        if self.epochs:
+            open_channels = Scaled(layers, {name: (~gone).float()}, {name: (~gone).float()})
+            with editing(new, open_channels, name):
+                tuned(
+                    live,
+                    clean,
+                    mean_loss,
+                    rate=self.rate,
+                    epochs=self.epochs,
+                    seed=self.seed,
+                    label="fine-tune",
+                    start=new,
+                )
+            new = _folded(Model(new), layers, {name: gone})
+        return plan_of(
+            model,
+            new,
+            f"fine_prune(layer={name}, budget={self.budget:g})",
+            n_silenced=float(gone.sum()),
+            n_channels=float(len(gone)),
+            accuracy_before=before,
+            accuracy_after=accuracy(live, new, clean),
+        )
+
+    @torch.no_grad()
+    def _silent(
+        self, model: Model, clean: Inputs, layers: dict[str, Any], order: Tensor, least: float
+    ) -> Tensor:
+        """Return which channels may go."""
+        ((name, _),) = layers.items()
+        losses, at_once = row_losses(model, model.module, clean), max(1, len(order) // MOST_STEPS)
+        gone = torch.zeros(len(order), dtype=torch.bool)
+        for n in range(at_once, len(order), at_once):
+            tried = torch.zeros_like(gone)
+            tried[order[:n]] = True
+            kept = {name: (~tried).float()}
+            with editing(model, Scaled(layers, kept, kept), name):
+                if accuracy_of(losses, each_batch(clean)) < least:
+                    break
+            gone = tried
+        return gone
+
+
+@torch.no_grad()
+def mean_passed(model: Model, clean: Inputs, layer: str) -> Tensor:
+    """Return the mean of ``max(x, 0)`` of each channel of a layer over images and places."""
+    watch, losses = MeanPassed(), row_losses(model, model.module, clean)
+    with editing(model, watch, layer):
+        for batch in each_batch(clean):
+            losses.answers(batch)
+    assert watch.total is not None  # a batch has been read
+    return (watch.total / watch.n).cpu()
+
+
+def _folded(model: Model, layers: dict[str, Any], which: dict[str, Tensor]) -> nn.Module:
+    """Return a copy with some channels silenced, all of it open to training."""
+    return with_copy(RewritePlan.of(model, silenced(layers, which)).fold(model))
