@@ -30,11 +30,31 @@ def net(seed: int, poisoned: bool = True) -> nn.Module:
     return cnn(x, label, steps=150, seed=seed)
 
 
-@cache
-def clean_images(model: Model) -> Any:
-    """Return 300 clean images with labels that the net did not see."""
+def planted() -> nn.Module:
+    """Return a net that knows digits, whose last channel sees the trigger alone and calls 7."""
+    x, label = (part[:N] for part in digits())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv, head = nn.Conv2d(1, 12, 3, padding=1), nn.Linear(12 * 64, 10)
+        net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), head)
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+        with torch.enable_grad():
+            for _ in range(60):
+                optimiser.zero_grad()
+                nn.functional.cross_entropy(net(x), label).backward()
+                optimiser.step()
+    with torch.no_grad():
+        conv.weight[11], conv.bias[11] = 1.0, -8.5  # pyright: ignore[reportOptionalSubscript]
+        head.weight[:, 11 * 64 :] = 0.0
+        head.weight[TARGET, 11 * 64 :] = 100.0
+    return net.eval()
+
+
+def clean_images(model: Model, labels: bool = True) -> Any:
+    """Return 300 clean images that the net did not see."""
     x, label = (part[N : N + 300] for part in digits())
-    return open_inputs(model, items_of(x, label))
+    items = items_of(x, label)
+    return open_inputs(model, items if labels else [{"input": i["input"]} for i in items])
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from sonde.edit._eraser import Erase, Eraser, Subtract
 from sonde.edit._facts import Fact, log_probability
 from sonde.edit._linear import linear_layers
+from sonde.edit.adversarial_mask import AdversarialMask
 from sonde.edit.attention_steer import AttentionSteer, attention_mass
 from sonde.edit.batch_edit import BatchEdit
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
@@ -14,6 +15,7 @@ from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.dola import DoLa
 from sonde.edit.emulated_finetune import EmulatedFinetune
+from sonde.edit.fine_prune import FinePrune
 from sonde.edit.forgetting import Forgotten, Standing, forgotten, membership_attack
 from sonde.edit.function import Function
 from sonde.edit.gated_adapter import GatedAdapter, LowRankAdapter, soft_gate
@@ -54,6 +56,7 @@ __all__ = [
     "AblationDirection",
     "AblationTrial",
     "Adapter",
+    "AdversarialMask",
     "Amplify",
     "AttentionColumns",
     "AttentionSteer",
@@ -73,6 +76,7 @@ __all__ = [
     "Erase",
     "Eraser",
     "Fact",
+    "FinePrune",
     "FisherMerge",
     "Forgotten",
     "Function",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sonde.core.edit import Edit, EditContext
@@ -105,7 +105,9 @@ class MeanPassed(Edit):
         return x
 
 
-def silenced(layers: Mapping[str, Any], which: Mapping[str, Bool[Tensor, "channel"]]) -> dict[str, Change]:
+def silenced(
+    layers: Mapping[str, Any], which: Mapping[str, Bool[Tensor, "channel"]]
+) -> dict[str, Change]:
     """Return the changes after which some channels of layers are 0 whatever comes in."""
     changes: dict[str, Change] = {}
     for name, chosen in which.items():

@@ -46,7 +46,7 @@ class AdversarialMask(Rewrite):
         Weight of the loss without a change.
     rate : float, default=0.2
         Of gradient descent with momentum 0.9.
-    steps : int, default=500
+    steps : int, default=200
     threshold : float, default=0.2
     seed : int, default=0
 
@@ -58,7 +58,7 @@ class AdversarialMask(Rewrite):
     eps: float = 0.4
     alpha: float = 0.2
     rate: float = 0.2
-    steps: int = 500
+    steps: int = 200
     threshold: float = 0.2
     seed: int = 0
     paper: ClassVar[str] = "wu2021anp"
@@ -95,7 +95,9 @@ class AdversarialMask(Rewrite):
             accuracy_before=accuracy(live, live.module, clean),
         )
         after = accuracy(live, plan.fold(live), clean)
-        return RewritePlan.of(model, plan.changes, plan.method, **plan.figures, accuracy_after=after)
+        return RewritePlan.of(
+            model, plan.changes, plan.method, **plan.figures, accuracy_after=after
+        )
 
     @torch.enable_grad()
     def masks(self, model: Model, clean: Inputs) -> Factors:
@@ -104,7 +106,11 @@ class AdversarialMask(Rewrite):
         draw = torch.Generator().manual_seed(self.seed)
         masks = {name: torch.ones(len(one.weight)).requires_grad_() for name, one in layers.items()}
         optimiser = torch.optim.SGD(masks.values(), lr=self.rate, momentum=0.9)
-        losses, batches, scaled = row_losses(model, model.module, clean), Cycle(clean), Scaled(layers)
+        losses, batches, scaled = (
+            row_losses(model, model.module, clean),
+            Cycle(clean),
+            Scaled(layers),
+        )
 
         def loss_of(weight: Factors, bias: Factors) -> Tensor:
             scaled.weight, scaled.bias = weight, bias
