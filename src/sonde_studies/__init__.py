@@ -17,6 +17,8 @@ STUDIES: dict[str, str] = {
     "eft": "EFTStudy",
     "feature-gaps": "FeatureGapsStudy",
     "fod": "FODStudy",
+    "gated-adapter": "GatedAdapterStudy",
+    "label-agnostic": "LabelAgnosticStudy",
     "lol": "LOLStudy",
     "nac": "NACStudy",
     "nac-me": "NACMEStudy",

@@ -6,24 +6,14 @@ widely over seeds (.13). Smaller alphas forget no more. Random labels forget all
 cost the others 13 points. No attacker tells any of them from unseen digits (AUROC .5).
 """
 
-from typing import Any, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
-
-from sonde.core import Inputs, Model
-from sonde.data import open_inputs
-from sonde.edit import Forgotten, RandomLabel, Retrain, SelectiveDampening, forgotten
+from sonde.edit import Forgotten, RandomLabel, Retrain, SelectiveDampening
 from sonde.tap import squared_gradients
-from sonde_studies._digits import pixels
+from sonde_studies._forgetting import EPOCHS, RATE, sides_of, stand, world
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-TRAIN, CLASS = 1200, 3
-STEPS, RATE, BATCH = 60, 3e-3, 128
-EPOCHS = 7
-"""Of the net that is trained anew: as many steps as the first one had."""
 ALPHAS = (1.5, 2.5)
-Sides = dict[str, Inputs]
 
 
 @final
@@ -66,12 +56,8 @@ class SSDStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a net, make it forget, and compare with one that never saw the class."""
         tick("train")
-        x, kind = pixels()
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-        images, label = x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
-        n = TRAIN // 4 if tiny else TRAIN
-        model = Model(_trained(images[:n], label[:n], seed))
-        sides = _sides(model, images, label, n)
+        model, images, label, n = world(seed, tiny)
+        sides = sides_of(model, images, label, n)
         tick("squared gradients")
         squares = {
             side: squared_gradients(model, sides[side], progress=False)
@@ -86,61 +72,11 @@ class SSDStudy(Study):
         }
         plans = {name: rule.plan(model, squares) for name, rule in arms.items()}
         plans["random labels"] = RandomLabel(seed=seed).plan(model, sides)
-        found = {name: _stand(model, plan.fold(model), sides, anew) for name, plan in plans.items()}
+        found = {name: stand(model, plan.fold(model), sides, anew) for name, plan in plans.items()}
         return _figures(found) | {
             "share changed | default": plans["default"].figures["share_changed"],
             "loss | training": squares["forget"].merge(squares["retain"]).mean_loss,
         }
-
-
-def _trained(x: Tensor, label: Tensor, seed: int) -> nn.Sequential:
-    """Return a small conv net, briefly trained: its gradients are not all noise."""
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, padding=1, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(512, 10),
-        )
-        optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
-        for _ in range(STEPS):
-            chosen = torch.randint(len(x), (BATCH,))
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(net(x[chosen]), label[chosen]).backward()
-            optimiser.step()
-    return net.eval()
-
-
-def _sides(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:
-    """Return the class and the others, of training and of test digits."""
-    items: list[dict[str, Any]] = [
-        {"input": row, "label": int(c)} for row, c in zip(x, label, strict=True)
-    ]
-    seen, fresh = items[:n], items[n:]
-
-    def part(rows: list[dict[str, Any]], of_class: bool) -> Inputs:
-        return open_inputs(model, [r for r in rows if (r["label"] == CLASS) == of_class])
-
-    return {
-        "forget": part(seen, True),
-        "retain": part(seen, False),
-        "held": part(fresh, True),
-        "others": part(fresh, False),
-    }
-
-
-def _stand(
-    model: Model, changed: nn.Module, sides: Sides, anew: nn.Module
-) -> tuple[Forgotten, Forgotten]:
-    """Return what became of the class and, second, of unseen digits of the other classes."""
-    forget, held, others = sides["forget"], sides["held"], sides["others"]
-    return (
-        forgotten(model, changed, forget, sides["retain"], held, anew),
-        forgotten(model, changed, forget, others, None, anew),
-    )
 
 
 def _figures(found: dict[str, tuple[Forgotten, Forgotten]]) -> dict[str, float]:

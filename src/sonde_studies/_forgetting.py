@@ -1,0 +1,82 @@
+"""Digits, a small conv net that learned them, and what became of a class that it is to forget."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core import Inputs, Model
+from sonde.data import open_inputs
+from sonde.edit import Forgotten, forgotten
+from sonde_studies._digits import pixels
+
+TRAIN, CLASS = 1200, 3
+STEPS, RATE, BATCH = 60, 3e-3, 128
+EPOCHS = 7
+"""Of the net that is trained anew: as many steps as the first one had."""
+Sides = dict[str, Inputs]
+
+
+def world(seed: int, tiny: bool) -> tuple[Model, Tensor, Tensor, int]:
+    """Return a net that knows ten digits, all images with their labels, and how many it saw."""
+    x, kind = pixels()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    images, label = x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
+    n = TRAIN // 4 if tiny else TRAIN
+    return Model(trained(images[:n], label[:n], seed)), images, label, n
+
+
+def trained(x: Tensor, label: Tensor, seed: int) -> nn.Sequential:
+    """Return a small conv net, briefly trained: its gradients are not all noise."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+        optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
+        for _ in range(STEPS):
+            chosen = torch.randint(len(x), (BATCH,))
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x[chosen]), label[chosen]).backward()
+            optimiser.step()
+    return net.eval()
+
+
+def sides_of(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:
+    """Return the class and the others, of training and of test digits."""
+    items: list[dict[str, Any]] = [
+        {"input": row, "label": int(c)} for row, c in zip(x, label, strict=True)
+    ]
+    seen, fresh = items[:n], items[n:]
+
+    def part(rows: list[dict[str, Any]], of_class: bool) -> Inputs:
+        return open_inputs(model, [r for r in rows if (r["label"] == CLASS) == of_class])
+
+    return {
+        "forget": part(seen, True),
+        "retain": part(seen, False),
+        "held": part(fresh, True),
+        "others": part(fresh, False),
+    }
+
+
+def stand(
+    model: Model, changed: nn.Module, sides: Sides, anew: nn.Module
+) -> tuple[Forgotten, Forgotten]:
+    """Return what became of the class and, second, of unseen digits of the other classes."""
+    forget, held, others = sides["forget"], sides["held"], sides["others"]
+    return (
+        forgotten(model, changed, forget, sides["retain"], held, anew),
+        forgotten(model, changed, forget, others, None, anew),
+    )
+
+
+def items_of_class(model: Model, x: Tensor, label: Tensor, kind: int) -> Inputs:
+    """Return the images of one class, with their label."""
+    chosen = x[label == kind]
+    return open_inputs(model, [{"input": row, "label": kind} for row in chosen])

