@@ -49,7 +49,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("fitting",),
         ("scoring",),
         ("calibrating",),
-        ("evaluating", "watching", "comparing", "training", "judging", "explaining"),
+        ("evaluating", "watching", "comparing", "training", "judging", "explaining", "tracing"),
         ("verifying",),
     ],
 }

@@ -1,6 +1,7 @@
 """What units, directions and inputs stand for, with the tests that can refute it."""
 
 from sonde.explain.affine_lens import AffineLens, AffineLensResult
+from sonde.explain.answers import AnswerMargin
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
 from sonde.explain.circuits import Circuit, CircuitSearch
@@ -39,6 +40,7 @@ __all__ = [
     "ActivationPatching",
     "AffineLens",
     "AffineLensResult",
+    "AnswerMargin",
     "Attribution",
     "AttributionPatching",
     "Attributor",

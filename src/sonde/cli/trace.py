@@ -1,0 +1,116 @@
+"""``sonde trace``: which states carry what tells two texts apart."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import ModelWord, Printing, named
+from sonde.core.errors import InputError
+
+PAGES = (".html", ".htm", ".json")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Say where in a language model the answer to one text parts from the answer to another.
+
+    Two texts of as many tokens, that differ in what decides the answer, are run. The states of one
+    run are put into the other one by one, at each layer and position: the share of the difference
+    that comes back says what that state carries. Beside it stand the estimates by gradients, with
+    what they miss, and the fewest ways through the residual stream that do as much.
+
+    Example: sonde trace sonde:stdlib --clean "for name in names:" --corrupt "for item in names:"
+    --answer " print(name" --instead " print(item"
+
+    Many pairs: sonde trace MODEL --pairs pairs.jsonl -o trace.html (clean, corrupt, answer and
+    maybe instead on each line)
+    """
+
+    model: ModelWord
+    clean: Annotated[str | None, named("TEXT", "the text whose answer is known")] = None
+    corrupt: Annotated[
+        str | None, named("TEXT", "the same but for what decides the answer; as many tokens")
+    ] = None
+    answer: Annotated[
+        str | None, named("TEXT", "what comes after the clean text, with its blank: ' Mary'")
+    ] = None
+    instead: Annotated[
+        str | None, named("TEXT", "what comes after the other one; without, the answer alone")
+    ] = None
+    pairs: Annotated[
+        Path | None, named("FILE", "JSONL of clean, corrupt, answer and maybe instead")
+    ] = None
+    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    sites: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="PATTERN ...", help="whose states are exchanged: 'layers.*.mlp'"),
+    ] = ("blocks",)
+    how: Annotated[
+        Literal["denoise", "noise"],
+        tyro.conf.arg(help="clean states into the corrupted run, or the other way"),
+    ] = "denoise"
+    show_inputs: Annotated[
+        bool, tyro.conf.arg(help="show the tokens of --pairs; those of --clean are always shown")
+    ] = False
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    dtype: Annotated[
+        str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
+    ] = "auto"
+    trust_remote_code: Annotated[
+        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
+    ] = False
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Trace, print and write."""
+        from sonde.data import load
+        from sonde.report.trace import save_trace
+        from sonde.report.trace_terminal import trace_to_text, trace_verdict
+        from sonde.run.tracing.pairs import TextPair, read_pairs
+        from sonde.run.tracing.trace import trace, trace_document
+
+        self._check()
+        if self.pairs is not None:
+            pairs = read_pairs(self.pairs)
+        else:
+            pairs = [
+                TextPair(self.clean or "", self.corrupt or "", self.answer or "", self.instead)
+            ]
+        options = {"device": self.device, "dtype": self.dtype}
+        model = load(self.model, **options, trust_remote_code=self.trust_remote_code)
+        found = trace(model, pairs, self.sites, self.how, progress=not self.printing.quiet)
+        document = trace_document(
+            found,
+            model=self.model,
+            data=None if self.pairs is None else str(self.pairs),
+            how=self.how,
+            show_inputs=self.pairs is None or self.show_inputs,
+        )
+        if self.output is not None:
+            save_trace(document, self.output)
+        if self.printing.json:
+            say_json(document)
+        else:
+            say(trace_verdict(document) if self.printing.quiet else trace_to_text(document))
+        if self.output is not None:
+            note(f"wrote {self.output}")
+        return 0
+
+    def _check(self) -> None:
+        from sonde.store.outputs import check_file
+
+        typed = (self.clean, self.corrupt, self.answer)
+        if (self.pairs is None) == all(text is None for text in (*typed, self.instead)):
+            raise InputError("trace: expected --clean, --corrupt and --answer, or --pairs FILE.")
+        if self.pairs is None and any(text is None for text in typed):
+            raise InputError("trace: expected --clean, --corrupt and --answer, all three.")
+        if self.output is None:
+            return
+        if self.output.suffix.lower() not in PAGES:
+            raise InputError(
+                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
+            )
+        check_file(self.output, self.model, "" if self.pairs is None else str(self.pairs))

@@ -1,0 +1,99 @@
+"""Answers of several tokens as what tells two texts apart."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.explain.objective import FixedObjective, Objective
+from sonde.tap.hooks.outputs import find
+
+
+@final
+@dataclass(frozen=True)
+class AnswerMargin:
+    """Log-probability of one answer of several tokens less that of another, both read after a text.
+
+    Every pair is two examples of a language model: the text with the answer, then the text with
+    the other one.
+
+    Parameters
+    ----------
+    length, other : int
+        Tokens of the answer, and of the other one.
+
+    Examples
+    --------
+    >>> logits, ids = torch.zeros(2, 4, 5), torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]])
+    >>> mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+    >>> round(float(AnswerMargin(2, 1).fixed(logits, ids, mask).of(logits)), 4)  # 1 / 5 less
+    -1.6094
+    """
+
+    length: int
+    other: int
+
+    @property
+    def name(self) -> str:
+        """How results name it."""
+        return f"log-probability of {self.length} tokens, less that of {self.other} others"
+
+    def fixed(
+        self, outputs: Any, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> "FixedAnswers":
+        """Return the margin with the tokens of the answers.
+
+        Raises
+        ------
+        InputError
+            If examples do not come in twos, or an answer is longer than its text.
+        """
+        logits = _logits(outputs)
+        if len(logits) % 2 or tokens is None:
+            raise InputError(
+                "AnswerMargin: expected texts of tokens in twos, with the answer and with the "
+                f"other one, got {len(logits)} examples."
+            )
+        lengths = (self.length, self.other)
+        both = [
+            Objective("answer", length=n).fixed(
+                logits[i::2], tokens[i::2], None if mask is None else mask[i::2]
+            )
+            for i, n in enumerate(lengths)
+        ]
+        return FixedAnswers(both[0], both[1])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FixedAnswers:
+    """A margin of answers with their tokens."""
+
+    first: FixedObjective
+    second: FixedObjective
+
+    def tiled(self, times: int) -> "FixedAnswers":
+        """Return the margin of all examples, one batch of them after another."""
+        return FixedAnswers(self.first.tiled(times), self.second.tiled(times))
+
+    def of(self, outputs: Any) -> Float[Tensor, "pair"]:
+        """Return the margin of each pair."""
+        logits = _logits(outputs)
+        return self.first.of(logits[0::2]) - self.second.of(logits[1::2])
+
+    def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
+        """Return the distribution that each token of the answers is drawn from."""
+        logits = _logits(outputs)
+        parts = (self.first.log_probs(logits[0::2]), self.second.log_probs(logits[1::2]))
+        return torch.cat(parts)
+
+
+def _logits(outputs: Any) -> Tensor:
+    found = find(outputs, "logits")
+    found = find(outputs, None) if found is None else found
+    if found is None:
+        raise InputError("AnswerMargin: the model returns no logits.")
+    return found

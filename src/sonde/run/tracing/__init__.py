@@ -1,0 +1,1 @@
+"""Two texts of one model, and which states carry what tells their answers apart."""

@@ -1,0 +1,171 @@
+"""Pairs of texts that differ in what decides the answer, as a language model reads them."""
+
+import inspect
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.data.pieces import texts_of
+from sonde.data.processors import is_tokenizer
+from sonde.data.vocabulary import vocabulary_of
+from sonde.explain import AnswerMargin, Objective
+from sonde.explain._runs import Goal
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """Two texts of as many tokens, the answer after the first, and the one it is held against."""
+
+    clean: str
+    corrupt: str
+    answer: str
+    instead: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPair:
+    """What the model is called with, the number that tells the runs apart, tokens as text."""
+
+    clean: dict[str, Any]
+    corrupt: dict[str, Any]
+    goal: Goal
+    clean_pieces: list[str]
+    corrupt_pieces: list[str]
+
+
+def read_pairs(path: Path) -> list[TextPair]:
+    """Return the pairs of a JSONL file: ``clean``, ``corrupt``, ``answer`` and maybe ``instead``.
+
+    Raises
+    ------
+    InputError
+        With the line that is wrong.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"trace: {path} cannot be read as text: {error}.") from error
+    known = {f.name for f in fields(TextPair)}
+    found: list[TextPair] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"trace: {path}:{number} is no JSON: {error}.") from error
+        values = row if isinstance(row, dict) else {}
+        given = {name: values[name] for name in known if values.get(name) is not None}
+        if {"clean", "corrupt", "answer"} - given.keys() or not all(
+            isinstance(v, str) for v in given.values()
+        ):
+            raise InputError(
+                f"trace: expected texts clean, corrupt, answer (and maybe instead) in "
+                f"{path}:{number}, got {sorted(values)}."
+            )
+        found.append(TextPair(**given))
+    if not found:
+        raise InputError(f"trace: {path} holds no pair.")
+    return found
+
+
+def encoded(model: Model, pair: TextPair) -> EncodedPair:
+    """Return a pair as the model reads it.
+
+    Raises
+    ------
+    InputError
+        If the model is no language model with a tokenizer, the texts are of different length or the
+        same, or an answer has no token.
+    """
+    tokenizer = model.processor
+    if model.task != "causal" or not is_tokenizer(tokenizer):
+        raise InputError(
+            f"trace: expected a language model with a tokenizer, got {model.name or 'a model'} "
+            f"({model.task}). In Python, ActivationPatching traces any model."
+        )
+    before = vocabulary_of(model, tokenizer).before
+
+    def ids(text: str) -> list[int]:
+        return [*before, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+
+    clean, corrupt = ids(pair.clean), ids(pair.corrupt)
+    _check(clean, corrupt, tokenizer)
+    answers = [_answer(ids, pair.clean, clean, tokenizer, pair.answer)]
+    if pair.instead is not None:
+        answers.append(_answer(ids, pair.clean, clean, tokenizer, pair.instead))
+        if answers[0] == answers[1]:
+            raise InputError(
+                f"trace: expected two answers, got the same tokens for {pair.answer!r} and "
+                f"{pair.instead!r}."
+            )
+    goal, rows = _goal(model, answers)
+    pieces = [texts_of(side, tokenizer) for side in (clean, corrupt)]
+    more = max(map(len, rows))
+    for one in pieces:
+        one += [f"answer {i + 1}" for i in range(more)]
+    device = next(model.module.parameters()).device
+    given = [_inputs(model, side, rows, device) for side in (clean, corrupt)]
+    return EncodedPair(given[0], given[1], goal, pieces[0], pieces[1])
+
+
+def _check(clean: list[int], corrupt: list[int], tokenizer: Any) -> None:
+    if len(clean) != len(corrupt):
+        said = " and ".join(repr(texts_of(side, tokenizer)[-12:]) for side in (clean, corrupt))
+        raise InputError(
+            f"trace: expected texts of as many tokens, got {len(clean)} and {len(corrupt)}: {said}."
+            " States go from a position to the same position: change words, not their number."
+        )
+    if clean == corrupt:
+        raise InputError("trace: the clean and the corrupted text are the same tokens.")
+
+
+def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -> list[int]:
+    """Return the tokens that an answer adds to a text; its own where they do not go on from it."""
+    whole = ids(text + answer)
+    if whole[: len(read)] == read and len(whole) > len(read):
+        return whole[len(read) :]
+    found = list(tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
+    if not found:
+        raise InputError(
+            f"trace: the answer {answer!r} has no token. Write its blank too: ' Mary'."
+        )
+    return found
+
+
+def _goal(model: Model, answers: list[list[int]]) -> tuple[Goal, list[list[int]]]:
+    """Return the number that tells the runs apart, and what each example reads after its text."""
+    if all(len(answer) == 1 for answer in answers):
+        target = answers[0][0]
+        other = answers[1][0] if len(answers) > 1 else None
+        if other is None:
+            return Objective("log_prob", target=target), [[]]
+        return Objective("margin", target=target, other=other), [[]]
+    if len(answers) == 1:
+        return Objective("answer", length=len(answers[0])), answers
+    return AnswerMargin(len(answers[0]), len(answers[1])), answers
+
+
+def _inputs(
+    model: Model, text: list[int], answers: list[list[int]], device: torch.device
+) -> dict[str, Any]:
+    """Return the text with each answer behind it, padded at the right."""
+    rows = [[*text, *answer] for answer in answers]
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    found: dict[str, Any] = {"input_ids": ids.to(device)}
+    if not bool(mask.all()):
+        found["attention_mask"] = mask.to(device)
+    takes = inspect.signature(model.module.forward).parameters
+    if answers == [[]] and "logits_to_keep" in takes:
+        found["logits_to_keep"] = 1  # the last position alone is looked at
+    return found
