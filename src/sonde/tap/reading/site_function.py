@@ -12,6 +12,7 @@ from sonde.core._kinds import is_dict, is_tuple
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
+from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hooks.call import Call
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves, replaced, with_input
@@ -30,8 +31,9 @@ Args = tuple[tuple[Any, ...], dict[str, Any]]
 class SiteFunction:
     """What a model makes of its inputs when the tensor at one site has other values.
 
-    The model runs in eval mode, its parameters frozen, and is left as it was. Rows must not
-    interact: the gradient of one row's objective is taken from the sum over rows.
+    At a named site the model goes on from there where it can, else it runs as a whole. It runs in
+    eval mode, its parameters frozen, and is left as it was. Rows must not interact: the gradient of
+    one row's objective is taken from the sum over rows.
 
     Parameters
     ----------
@@ -73,11 +75,14 @@ class SiteFunction:
         self.call = Call(self.module, self._args, self._kwargs)
         self._site = self._found(site)
         self.site = INPUT if self._site is None else str(self._site)
-        self.value, self.outputs = self._recorded()
+        self._forward: RecordedForward | None = None
+        self.value, self.outputs = self._recorded(goes_on=site != INPUT)
         self.n = len(self.value)
 
     def run(self, values: Tensor, repeats: int = 1) -> Any:
         """Return the outputs with ``values`` at the site; each example comes ``repeats`` times."""
+        if self._forward is not None:
+            return self._gone_on(self._forward, values, repeats)
         with self._replacing(values) as session:
             return session.run(*self._repeated(values, repeats))
 
@@ -110,6 +115,25 @@ class SiteFunction:
         if gradient is None:
             return found.detach(), torch.zeros_like(values), False
         return found.detach(), gradient, True
+
+    def input_of_site(self) -> tuple[nn.Module, Tensor]:
+        """Return the module whose output the site is, and the first tensor that it is given.
+
+        Raises
+        ------
+        SiteError
+            If the site is no output of a module.
+        """
+        if self._site is None or self._site.port != "out":
+            raise SiteError(f"SiteFunction: expected the output of a module, got {self.site}.")
+        module, seen = Names(self.module).modules[self._site.path], list[Tensor]()
+
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(find_input(module, args, kwargs)[1].detach().clone())
+
+        with Session(self.module, inputs=[(module, note)]):
+            self.run(self.value)
+        return module, seen[self._site.call if isinstance(self._site.call, int) else 0]
 
     @cached_property
     def feature_axis(self) -> int:
@@ -165,13 +189,30 @@ class SiteFunction:
             )
         return Site(names.canonical[id(embedding)])
 
-    def _recorded(self) -> tuple[Tensor, Any]:
+    def _gone_on(self, forward: RecordedForward, values: Tensor, repeats: int) -> Any:
+        """Return the outputs of the part of the model after the site.
+
+        It takes all examples once, then again; here the copies of an example come together.
+        """
+        assert self._site is not None  # only a named site is gone on from
+        with Session(self.module, with_grad=True), torch.enable_grad():
+            if repeats == 1:
+                return forward.from_site(self._site, values)
+            output = forward.from_site(self._site, _turned(values, self.n))
+        n = len(values)
+        return _mapped(output, lambda x: _turned(x, repeats) if x.ndim and len(x) == n else x)
+
+    def _recorded(self, *, goes_on: bool) -> tuple[Tensor, Any]:
         if self._site is None:
             value = find_input(self.module, self._args, self._kwargs)[1]
             return value.detach(), self.run(value.detach())
         seen: list[Tensor] = []
         with self._hooked(lambda leaf: seen.append(leaf.detach().clone())) as session:
-            outputs = session.run(self._args, self._kwargs)
+            if goes_on:
+                self._forward = record_forward(self.module, *self._args, **self._kwargs)
+                outputs = self._forward.output
+            else:
+                outputs = session.run(self._args, self._kwargs)
         if len(seen) != 1:
             raise SiteError(
                 f"SiteFunction: expected {self._site} to run once, it ran {len(seen)} times. Name "
@@ -231,6 +272,11 @@ class SiteFunction:
 
         new_args = tuple(_mapped(value, again) for value in args)
         return new_args, {name: _mapped(value, again) for name, value in kwargs.items()}
+
+
+def _turned(x: Tensor, first: int) -> Tensor:
+    """Return rows of (first, second) as rows of (second, first)."""
+    return x.unflatten(0, (first, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def arguments_of(module: nn.Module, inputs: Any) -> Args:
