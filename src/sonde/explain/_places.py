@@ -9,7 +9,11 @@ from torch import Tensor
 from sonde.core.errors import ShapeError
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
+from sonde.explain.objective import FixedObjective
 from sonde.tap.reading.site_function import SiteFunction
+
+MOST_ROWS = 256
+"""Rows of one forward, so that memory does not grow with the number of sets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,26 @@ class Places:
             return x.squeeze(-1)
         wide = [n for i, n in enumerate(self.shape) if i != self.axis]
         return x.reshape(*wide, x.shape[-1]).movedim(-1, self.axis)
+
+    def number_of_sets(
+        self,
+        function: SiteFunction,
+        objective: FixedObjective,
+        kept: Bool[Tensor, "set place"],
+    ) -> Float[Tensor, "row set"]:
+        """Return the objective with only the places of each set left, the same for each row."""
+        found: list[Tensor] = []
+        size = max(1, MOST_ROWS // max(function.n, 1))
+        for sets in kept.split(size):
+            k = len(sets)
+            gone = ~sets.to(self.x.device).unsqueeze(0) & self.real.unsqueeze(1)
+            x = torch.where(gone.unsqueeze(-1), self.base[:, None], self.x[:, None])
+            shaped = [self.values(x[:, i]) for i in range(k)]
+            values = torch.stack(shaped, dim=1).flatten(0, 1)
+            with torch.no_grad():
+                numbers = objective.repeated(k).of(function.run(values, k)).detach()
+            found.append(numbers.double().cpu().reshape(function.n, k))
+        return torch.cat(found, dim=1)
 
 
 def _split(value: Tensor, axis: int) -> Float[Tensor, "row place feature"]:

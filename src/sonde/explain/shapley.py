@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -21,7 +21,6 @@ from sonde.tap.reading.site_function import SiteFunction
 
 EXACT = 12
 """Up to so many parts all sets are tried: 4,096 forwards."""
-MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -39,29 +38,6 @@ class PartTest(Attributor):
 
     baseline: Baseline = field(default_factory=Baseline)
     groups: Int[Tensor, "place"] | None = None
-
-    def _value(
-        self,
-        function: SiteFunction,
-        objective: FixedObjective,
-        places: Places,
-        kept: Bool[Tensor, "set part"],
-        group: Int[Tensor, "place"],
-    ) -> Float[Tensor, "row set"]:
-        """Return the objective with only the parts of each set in place."""
-        found: list[Tensor] = []
-        size = max(1, MOST_ROWS // max(function.n, 1))
-        for start in range(0, len(kept), size):
-            sets = kept[start : start + size][:, group]
-            k = len(sets)
-            gone = ~sets.to(places.x.device).unsqueeze(0) & places.real.unsqueeze(1)
-            x = torch.where(gone.unsqueeze(-1), places.base[:, None], places.x[:, None])
-            shaped = [places.values(x[:, i]) for i in range(k)]
-            values = torch.stack(shaped, dim=1).flatten(0, 1)
-            with torch.no_grad():
-                numbers = objective.repeated(k).of(function.run(values, k)).detach()
-            found.append(numbers.double().cpu().reshape(function.n, k))
-        return torch.cat(found, dim=1)
 
     def _grouped(self, places: Places) -> tuple[Int[Tensor, "place"], int]:
         if self.groups is None:
@@ -113,7 +89,7 @@ class Occlusion(PartTest):
         places = Places.of(function, self.baseline)
         group, n = self._grouped(places)
         whole = objective.of(function.outputs).detach().double().cpu()
-        left = self._value(function, objective, places, ~torch.eye(n, dtype=torch.bool), group)
+        left = places.number_of_sets(function, objective, ~torch.eye(n, dtype=torch.bool)[:, group])
         return Parts(self._shared(whole[:, None] - left, places, group, n))
 
 
@@ -179,7 +155,7 @@ class Shapley(PartTest):
     ) -> tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]:
         number = torch.arange(2**n)
         kept = (number[:, None] >> torch.arange(n)) & 1 == 1
-        value = self._value(function, objective, places, kept, group)
+        value = places.number_of_sets(function, objective, kept[:, group])
         size = kept.sum(1)
         phi = torch.zeros(len(value), n, dtype=torch.float64)
         for part in range(n):
@@ -207,7 +183,7 @@ class Shapley(PartTest):
                 rank = torch.empty(n, dtype=torch.int64)
                 rank[one] = torch.arange(n)
                 kept = rank[None] < torch.arange(n + 1)[:, None]
-                value = self._value(function, objective, places, kept, group)
+                value = places.number_of_sets(function, objective, kept[:, group])
                 added = torch.zeros(len(value), n, dtype=torch.float64)
                 added[:, one] = value.diff(dim=1)
                 total = added if total is None else total + added
