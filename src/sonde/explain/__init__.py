@@ -2,16 +2,16 @@
 
 from sonde.explain.affine_lens import AffineLens, AffineLensResult
 from sonde.explain.answers import AnswerMargin
+from sonde.explain.attention import (
+    AttentionRelevance,
+    AttentionRollout,
+    AttentionTimesGradient,
+    RawAttention,
+)
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
 from sonde.explain.circuits import Circuit, CircuitSearch
-from sonde.explain.class_activation import (
-    GradCam,
-    GradCamPP,
-    HiResCam,
-    LayerCam,
-    upsampled,
-)
+from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
 from sonde.explain.edges import EdgeAttribution, EdgeEffects, EdgePatching
 from sonde.explain.exemplars import Exemplar, Exemplars, ExemplarsResult
 from sonde.explain.faithfulness import (
@@ -30,10 +30,17 @@ from sonde.explain.gradients import (
     SmoothGrad,
 )
 from sonde.explain.lens import LensResult, LogitLens, TunedLens
+from sonde.explain.mask_sensitivity import MaskSensitivity, MaskSensitivityResult
 from sonde.explain.neuron_lens import NeuronLens, NeuronLensResult
+from sonde.explain.normgrad import ClassSensitivity, MetaSaliency, NormGrad, combined
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.explain.patching import ActivationPatching, AttributionPatching, PatchEffects
+from sonde.explain.relevance import Relevance
+from sonde.explain.roar import DiffRoar, DiffRoarResult, Ranked, Roar, RoarResult
+from sonde.explain.sanity import SanityChecks, SanityResult
+from sonde.explain.sensitivity import Infidelity, InfidelityResult, SensitivityN, SensitivityResult
 from sonde.explain.shapley import Occlusion, Shapley
+from sonde.explain.surrogate import Rule, SurrogateResult, SurrogateRules
 from sonde.explain.unit_labels import UnitLabels, UnitLabelsResult
 
 __all__ = [
@@ -41,14 +48,20 @@ __all__ = [
     "AffineLens",
     "AffineLensResult",
     "AnswerMargin",
+    "AttentionRelevance",
+    "AttentionRollout",
+    "AttentionTimesGradient",
     "Attribution",
     "AttributionPatching",
     "Attributor",
     "Baseline",
     "Circuit",
     "CircuitSearch",
+    "ClassSensitivity",
     "Comprehensiveness",
     "Deletion",
+    "DiffRoar",
+    "DiffRoarResult",
     "EdgeAttribution",
     "EdgeEffects",
     "EdgePatching",
@@ -63,23 +76,42 @@ __all__ = [
     "GradCamPP",
     "GradTimesInput",
     "HiResCam",
+    "Infidelity",
+    "InfidelityResult",
     "Insertion",
     "IntegratedGradients",
     "LayerCam",
     "LensResult",
     "LogitLens",
+    "MaskSensitivity",
+    "MaskSensitivityResult",
+    "MetaSaliency",
     "NeuronLens",
     "NeuronLensResult",
+    "NormGrad",
     "Objective",
     "Occlusion",
     "PatchEffects",
+    "Ranked",
+    "RawAttention",
+    "Relevance",
+    "Roar",
+    "RoarResult",
+    "Rule",
     "Saliency",
+    "SanityChecks",
+    "SanityResult",
+    "SensitivityN",
+    "SensitivityResult",
     "Shapley",
     "SmoothGrad",
     "Sufficiency",
+    "SurrogateResult",
+    "SurrogateRules",
     "TunedLens",
     "UnitLabels",
     "UnitLabelsResult",
     "ViolationResult",
+    "combined",
     "upsampled",
 ]

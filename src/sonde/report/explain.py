@@ -59,7 +59,7 @@ def _head(found: dict[str, Any]) -> Head:
 
 def _methods(found: dict[str, Any], names: Names) -> Section:
     columns = ("method", "holds", "deletion", "at random", "insertion", "at random")
-    columns += ("wrong signs", "flags")
+    columns += ("wrong signs", "redrawn", "flags")
     rows = tuple(
         (
             one["method"],
@@ -69,6 +69,7 @@ def _methods(found: dict[str, Any], names: Names) -> Section:
             one["insertion"]["value"],
             one["insertion"]["random"],
             one["violation"]["value"] if one["violation"]["signed"] else None,
+            one["sanity"]["value"],
             ", ".join(one["flags"]) or None,
         )
         for one in found["methods"]
@@ -76,7 +77,8 @@ def _methods(found: dict[str, Any], names: Names) -> Section:
     lead = "Deletion: area under the answer's probability while the places with the largest "
     lead += "attribution go first; low is good. Insertion: while they come first; high is good. "
     lead += "At random: the same for random orders. Wrong signs: how often the largest place moves "
-    lead += "the answer against its sign; half is a coin."
+    lead += "the answer against its sign; half is a coin. Redrawn: likeness to the map after all "
+    lead += "weights are redrawn; above .5 it shows the input and the architecture."
     numbers = Numbers(columns, rows, "methods")
     return Section("methods", "Which explanation holds", [table(numbers, names)], lead)
 

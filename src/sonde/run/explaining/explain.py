@@ -22,6 +22,7 @@ from sonde.explain import (
     IntegratedGradients,
     Objective,
     Saliency,
+    SanityChecks,
     SmoothGrad,
 )
 from sonde.run.instruments.catalogue import snake_case
@@ -50,6 +51,8 @@ class Judged:
         ``value``, ``se``, ``random`` (mean over random orders) and ``random_spread``.
     violation : dict
         ``value`` with its interval (``low``, ``high``), ``base_rate``, ``signed``.
+    sanity : dict
+        ``value`` with its ``se``: rank correlation with the map of the redrawn model; ``passed``.
     """
 
     word: str
@@ -57,6 +60,7 @@ class Judged:
     deletion: dict[str, Any]
     insertion: dict[str, Any]
     violation: dict[str, Any]
+    sanity: dict[str, Any]
 
     @property
     def gain(self) -> float:
@@ -177,7 +181,9 @@ def _judged(
         "base_rate": signs.base_rate,
         "signed": found.signed,
     }
-    return Judged(name_of(method), found, curves[0], curves[1], violation)
+    redrawn = SanityChecks(stages=1).judge(model, batch, method, objective, site)
+    sanity = {"value": float(redrawn), "se": redrawn.se, "passed": redrawn.is_passed}
+    return Judged(name_of(method), found, curves[0], curves[1], violation, sanity)
 
 
 def best_of(judged: Sequence[Judged]) -> Judged | None:
@@ -219,6 +225,7 @@ def explain_document(
                     "deletion": one.deletion,
                     "insertion": one.insertion,
                     "violation": one.violation,
+                    "sanity": one.sanity,
                     "flags": list(one.found.flags),
                 }
             )

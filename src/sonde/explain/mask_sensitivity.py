@@ -1,0 +1,236 @@
+"""Whether a model answers from the object or from what lies around it."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.explain.baseline import Baseline
+from sonde.explain.objective import Objective
+from sonde.metrics import Metric, auroc
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import SiteFunction
+
+CONDITIONS = ("full", "region only", "region removed", "box removed", "other box removed")
+ROWS = 256
+"""Pictures of one forward."""
+Pictures = Float[Tensor, "row channel height width"]
+Regions = Bool[Tensor, "row height width"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MaskSensitivityResult(Result):
+    """Area under the ROC curve of the classes under each condition, with its 95 % interval.
+
+    ``value`` is that with the box of the region removed. ``cosine`` is the mean cosine between the
+    states at a site and those of the whole picture, NaN where no site was named.
+    """
+
+    title: ClassVar[str] = "Area under the ROC curve with and without the region"
+    conditions: tuple[str, ...]
+    auroc: Float[Tensor, "condition"]
+    low: Float[Tensor, "condition"]
+    high: Float[Tensor, "condition"]
+    accuracy: Float[Tensor, "condition"]
+    cosine: Float[Tensor, "condition"]
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether classes are told without the object, beyond what chance explains."""
+        return float(self.low[CONDITIONS.index("box removed")]) > 0.5
+
+    def chart(self) -> dict[str, Any]:
+        """Return the areas with their intervals."""
+        columns = (self.auroc.tolist(), self.low.tolist(), self.high.tolist())
+        named = zip(self.conditions, *columns, strict=True)
+        rows = [{"condition": c, "auroc": v, "low": a, "high": b} for c, v, a, b in named]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": rows},
+            "layer": [
+                {"mark": {"type": "point", "tooltip": True}, "encoding": {"x": _AXIS}},
+                {
+                    "mark": "rule",
+                    "encoding": {
+                        "x": {"field": "low", "type": "quantitative"},
+                        "x2": {"field": "high"},
+                    },
+                },
+            ],
+            "encoding": {"y": {"field": "condition", "type": "nominal", "sort": None}},
+        }
+
+
+_AXIS = {"field": "auroc", "type": "quantitative"}
+
+
+@final
+@dataclass(frozen=True)
+class MaskSensitivity:
+    """How well a model tells classes with the region of the object taken away, or with it alone.
+
+    Five conditions: the whole picture; the region alone; without the region; without the box around
+    it, whose shape says nothing of the object's; without a box of the same size elsewhere. A model
+    that tells classes without the box uses a shortcut.
+
+    Range        [0, 1]; .5 = chance; higher = more of the answer lies outside the object.
+    Cost         five forwards.
+    Assumes      a region for each picture; classes that the shape and place of a box do not tell.
+
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        What stands at what is taken away; by default the mean of each channel.
+    seed : int, default=0
+        Of the place of the other box, and of the intervals.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> x, label = torch.rand(20, 1, 4, 4), torch.arange(20) % 2
+    >>> region = torch.zeros(20, 4, 4, dtype=torch.bool)
+    >>> region[:, 1:3, 1:3] = True
+    >>> MaskSensitivity().judge(net, x, label, region).auroc.shape
+    torch.Size([5])
+
+    References
+    ----------
+    sourget2025maskoftruth
+    """
+
+    baseline: Baseline = field(default_factory=Baseline)
+    seed: int = 0
+    paper: ClassVar[str] = "sourget2025maskoftruth"
+
+    def judge(
+        self,
+        model: Model | nn.Module,
+        images: Pictures,
+        labels: Int[Tensor, "row"],
+        region: Regions,
+        site: Pattern | None = None,
+    ) -> MaskSensitivityResult:
+        """Return the areas of all conditions.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+            Called with pictures alone.
+        images : Float[Tensor, "row channel height width"]
+        labels : Int[Tensor, "row"]
+            Classes as the model numbers them; two or more of them.
+        region : Bool[Tensor, "row height width"]
+            Where the object is.
+        site : pattern, optional
+            Whose states are compared.
+
+        Raises
+        ------
+        InputError
+            If a picture has no region, or there is one class.
+        """
+        empty = (~region.flatten(1).any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise InputError(
+                f"MaskSensitivity: expected a region in each picture, got none in {len(empty)} of "
+                f"them (first: {empty[0]}). Leave these out."
+            )
+        classes = torch.unique(labels).tolist()
+        if len(classes) < 2:
+            raise InputError(f"MaskSensitivity: expected two classes or more, got {classes}.")
+        base = self._base(model, images)
+        found: dict[str, list[Any]] = {"areas": [], "accuracy": [], "cosine": []}
+        whole: Tensor | None = None
+        for gone in _gone(region, self.seed):
+            probs, states = _answers(model, torch.where(gone[:, None], base, images), site)
+            whole = states if whole is None else whole
+            found["areas"].append(self._area(probs, labels, classes))
+            found["accuracy"].append(float((probs.argmax(1) == labels.cpu()).double().mean()))
+            cosine = np.nan if states is None or whole is None else _cosine(states, whole)
+            found["cosine"].append(cosine)
+        area, low, high = torch.tensor(found["areas"], dtype=torch.float64).T
+        return MaskSensitivityResult(
+            value=float(area[CONDITIONS.index("box removed")]),
+            null=0.5,
+            n=len(images),
+            range=(0.0, 1.0),
+            direction="higher",
+            conventions={
+                "method": repr(self),
+                "baseline": str(self.baseline),
+                "masking": "replaced by the baseline",
+                "classes": "mean of each class against the others" if len(classes) > 2 else "two",
+                "site": "none" if site is None else str(site),
+                "se": "an interval instead (low, high)",
+            },
+            conditions=CONDITIONS,
+            auroc=area,
+            low=low,
+            high=high,
+            accuracy=torch.tensor(found["accuracy"], dtype=torch.float64),
+            cosine=torch.tensor(found["cosine"], dtype=torch.float64),
+        )
+
+    def _base(self, model: Model | nn.Module, images: Pictures) -> Pictures:
+        """Return what stands at places that are taken away, of all pictures together."""
+        if self.baseline.kind == "mean":
+            return images.mean((0, 2, 3))[None, :, None, None].expand_as(images)
+        parts = images.split(ROWS)
+        return torch.cat([self.baseline.at(SiteFunction(model, part)) for part in parts])
+
+    def _area(
+        self, probs: Float[Tensor, "row class"], labels: Tensor, classes: list[int]
+    ) -> tuple[float, float, float]:
+        """Return the area with its interval; of several classes the means of each one's."""
+        positive = classes[1:] if len(classes) == 2 else classes
+        one: list[Metric] = [
+            auroc(probs[:, c].numpy(), (labels == c).cpu().numpy(), resamples=200, seed=self.seed)
+            for c in positive
+        ]
+        columns = zip(*((m.value, m.low, m.high) for m in one), strict=True)
+        value, low, high = (float(np.mean(column)) for column in columns)
+        return value, low, high
+
+
+def _gone(region: Regions, seed: int) -> list[Regions]:
+    """Return the places that go under each condition."""
+    draw = np.random.default_rng(seed)
+    box, other = torch.zeros_like(region), torch.zeros_like(region)
+    height, width = region.shape[1:]
+    for i, one in enumerate(region):
+        lines, columns = (one.any(axis).nonzero().flatten() for axis in (1, 0))
+        top, left = int(lines[0]), int(columns[0])
+        tall, wide = int(lines[-1]) - top + 1, int(columns[-1]) - left + 1
+        box[i, top : top + tall, left : left + wide] = True
+        places = [(y, x) for y in range(height - tall + 1) for x in range(width - wide + 1)]
+        shared = [max(0, tall - abs(y - top)) * max(0, wide - abs(x - left)) for y, x in places]
+        apart = [place for place, n in zip(places, shared, strict=True) if n == min(shared)]
+        y, x = apart[int(draw.integers(len(apart)))]
+        other[i, y : y + tall, x : x + wide] = True
+    return [torch.zeros_like(region), ~region, region, box, other]
+
+
+def _answers(
+    model: Model | nn.Module, images: Pictures, site: Pattern | None
+) -> tuple[Float[Tensor, "row class"], Tensor | None]:
+    """Return the probabilities of classes, and the states at a site."""
+    probs, states = [], []
+    for part in images.split(ROWS):
+        function = SiteFunction(model, part) if site is None else SiteFunction(model, part, site)
+        logits = Objective()._logits(function.outputs).detach()
+        probs.append(logits.double().softmax(1).cpu())
+        states.append(function.value.flatten(1))
+    return torch.cat(probs), None if site is None else torch.cat(states)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(cosine_similarity(a.double(), b.double()).mean())

@@ -1,0 +1,315 @@
+"""Where a layer that does nothing would learn: each place's part of its weight gradient.
+
+A layer that leaves states as they are is thought into a site; the gradient of the objective at its
+weights is a sum over places, and the size of a place's term is the map. ``ClassSensitivity`` asks
+whether such maps change with the class, ``MetaSaliency`` draws them after a step of learning.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, final, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, unfold
+
+from sonde.core.errors import InputError, SiteError
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.explain._correlation import pearson
+from sonde.explain.attribution import Attribution, Attributor, Parts
+from sonde.explain.objective import FixedObjective, Objective
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT, SiteFunction
+
+Kind = Literal["bias", "scaling", "conv1x1", "conv3x3", "own"]
+How = Literal["norm", "sum", "positive_norm", "max"]
+Slopes = Float[Tensor, "row group unit place"]
+Given = Float[Tensor, "row group part place"]
+
+
+@final
+@dataclass(frozen=True)
+class NormGrad(Attributor):
+    """Size of each place's term in the weight gradient of a layer at the site.
+
+    With the state ``h`` and the gradient ``g`` at a place: ``g`` of a bias, ``h g`` of a scaling,
+    ``g h'`` of a convolution of 1 x 1, with the patch around in place of ``h`` of 3 x 3. ``own`` is
+    the convolution or linear layer whose output the site is, with its true input. No outer product
+    is formed: the norm of ``g h'`` is ``|g| |h|``.
+
+    Range        [0, inf), objective per unit of weight; ``sum`` and ``max`` are signed.
+    Cost         one forward and backward.
+    Assumes      a site that keeps places; early ones give maps that hardly depend on the class
+                 (``ClassSensitivity``).
+
+    Parameters
+    ----------
+    layer : {"bias", "scaling", "conv1x1", "conv3x3", "own"}, default="conv1x1"
+    how : {"norm", "sum", "positive_norm", "max"}, default="norm"
+        What is made of the entries of a place's term; ``positive_norm`` sets negative ones to 0.
+        The sum of a scaling is gradient times activation.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())
+    >>> NormGrad("own").attribute(net, torch.ones(1, 1, 3, 3), site="0").value.shape
+    torch.Size([1, 3, 3])
+
+    References
+    ----------
+    rebuffi2020normgrad
+    """
+
+    layer: Kind = "conv1x1"
+    how: How = "norm"
+    paper: ClassVar[str] = "rebuffi2020normgrad"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"layer": "scaling", "how": "sum"})
+
+    def __post_init__(self) -> None:
+        if self.layer not in get_args(Kind) or self.how not in get_args(How):
+            raise InputError(
+                f"NormGrad: expected a layer of {', '.join(get_args(Kind))} and how of "
+                f"{', '.join(get_args(How))}, got {self.layer!r} and {self.how!r}."
+            )
+
+    @property
+    def signed(self) -> bool:
+        """For ``sum`` and ``max``."""
+        return self.how in ("sum", "max")
+
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        if function.value.ndim < 3:
+            raise InputError(
+                f"NormGrad: expected a site that keeps places, (row, channel, h, w) or (row, token,"
+                f" unit), got {tuple(function.value.shape)} at {function.site}. Name a layer."
+            )
+        _, gradient, reached = function.gradient(function.value, objective.of)
+        found = _aggregated(*_factors(function, gradient, self.layer), self.how)
+        axis = function.feature_axis
+        size = [n for i, n in enumerate(function.value.shape) if i != axis]
+        return Parts(found.reshape(size), is_reached=reached)
+
+
+@final
+@dataclass(frozen=True)
+class MetaSaliency(Attributor):
+    """An attribution after one step in which a layer at the site learns the target.
+
+    The weights of a layer that does nothing move by ``step`` times the gradient of the target's
+    log-probability, for each example alone; then the inner method runs on the states that this
+    layer returns. No weight of the model changes.
+
+    Range        that of the inner method.
+    Cost         one forward and backward more than the inner method.
+    Assumes      a step small enough for the model to stay what it is: sweep it.
+    Differs      from the paper, which steps on the weights of the model, one picture at a time.
+
+    Parameters
+    ----------
+    method : Attributor, optional
+        By default ``NormGrad``.
+    layer : {"bias", "scaling", "conv1x1"}, default="conv1x1"
+        What learns.
+    step : float, default=1e-3
+
+    References
+    ----------
+    rebuffi2020normgrad
+    """
+
+    method: Attributor = field(default_factory=NormGrad)
+    layer: Literal["bias", "scaling", "conv1x1"] = "conv1x1"
+    step: float = 1e-3
+    paper: ClassVar[str] = "rebuffi2020normgrad"
+
+    def __post_init__(self) -> None:
+        if self.layer not in ("bias", "scaling", "conv1x1") or not self.step >= 0.0:
+            raise InputError(
+                "MetaSaliency: expected a layer of bias, scaling, conv1x1 and a step of at least "
+                f"0, got {self.layer!r} and {self.step}."
+            )
+
+    @property
+    def signed(self) -> bool:
+        """As the inner method."""
+        return self.method.signed
+
+    def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
+        log_prob = Objective("log_prob", output=objective.objective.output)
+        answer = objective.objective.kind == "answer"
+        learned = (
+            objective
+            if answer
+            else FixedObjective(log_prob, objective.target, None, objective.place)
+        )
+        _, gradient, _ = function.gradient(function.value, learned.of)
+        g, h = _factors(function, gradient, self.layer)
+        moved = torch.einsum("ngop,ngip,ngiq->ngoq", g, h, h).flatten(1, 2)
+        axis = function.feature_axis
+        back = function.value.movedim(axis, 1)
+        values = function.value + self.step * moved.reshape(back.shape).movedim(1, axis)
+        after = copy.copy(function)
+        after.value, after.outputs = values.detach(), function.run(values.detach())
+        return self.method._parts(after, objective)
+
+
+@final
+@dataclass(frozen=True)
+class ClassSensitivity:
+    """Correlation over places between the maps for the likeliest and the least likely class.
+
+    Range        [-1, 1]; 1 = the map is the same whatever the class, 0 or below = it depends on it.
+    Cost         two attributions.
+    Assumes      two classes or more.
+
+    Examples
+    --------
+    >>> from sonde.explain import GradTimesInput
+    >>> net = nn.Linear(5, 2, bias=False)
+    >>> net.weight.data[1] = -net.weight.data[0]
+    >>> round(ClassSensitivity().judge(net, torch.randn(4, 5), GradTimesInput()).value, 6)
+    -1.0
+
+    References
+    ----------
+    rebuffi2020normgrad
+    """
+
+    paper: ClassVar[str] = "rebuffi2020normgrad"
+
+    def judge(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        method: Attributor,
+        kind: Literal["logit", "log_prob", "prob"] = "logit",
+        site: Pattern = INPUT,
+    ) -> Result:
+        """Return the mean over examples.
+
+        Parameters
+        ----------
+        model, inputs, site : as for the attribution
+        method : Attributor
+        kind : {"logit", "log_prob", "prob"}, default="logit"
+            Of the objective.
+        """
+        function = SiteFunction(model, inputs, site)
+        fixed = Objective(kind).at(function)
+        logits = Objective(kind)._logits(function.outputs).detach()
+        rows = torch.arange(len(logits), device=logits.device)
+        least = (logits if fixed.place is None else logits[rows, fixed.place]).argmin(1)
+        maps = [
+            method.at(function, Objective(kind, target=target)) for target in (fixed.target, least)
+        ]
+        flat = [_by_place(one).flatten(1).cpu() for one in maps]
+        each = pearson(flat[0], flat[1])
+        n = len(each)
+        return Result(
+            value=float(each.mean()),
+            se=float(each.std()) / n**0.5 if n > 1 else None,
+            n=n,
+            range=(-1.0, 1.0),
+            direction="lower",
+            conventions={
+                "method": maps[0].conventions["method"],
+                "site": function.site,
+                "classes": "the likeliest against the least likely",
+                "correlation": "Pearson over places",
+            },
+        )
+
+
+def combined(
+    maps: Sequence[Attribution],
+    size: tuple[int, int],
+    how: Literal["product", "mean", "geometric"] = "product",
+) -> Float[Tensor, "row height width"]:
+    """Return maps of several layers as one of the size of the picture.
+
+    Each is grown to the picture and scaled to [0, 1] for each example; a constant map becomes 0.
+
+    Parameters
+    ----------
+    maps : sequence of Attribution
+        Over (row, h, w), of the same examples.
+    size : (int, int)
+    how : {"product", "mean", "geometric"}, default="product"
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 2), nn.Flatten())
+    >>> x = torch.randn(3, 1, 4, 4)
+    >>> combined([NormGrad().attribute(net, x, site=s) for s in ("0", "1")], (4, 4)).shape
+    torch.Size([3, 4, 4])
+    """
+    if not maps or any(torch.as_tensor(one.value).ndim != 3 for one in maps):
+        raise InputError("combined: expected one map or more, each (row, h, w).")
+    scaled: list[Tensor] = []
+    for one in maps:
+        value = torch.as_tensor(one.value)[:, None]
+        grown = interpolate(value, list(size), mode="bilinear", align_corners=False)[:, 0]
+        low, high = grown.amin((1, 2), keepdim=True), grown.amax((1, 2), keepdim=True)
+        wide = high - low
+        scaled.append(torch.where(wide > 0, (grown - low) / torch.where(wide > 0, wide, 1.0), 0.0))
+    every = torch.stack(scaled)
+    if how == "mean":
+        return every.mean(0)
+    product = every.prod(0)
+    return product if how == "product" else product ** (1.0 / len(scaled))
+
+
+def _factors(function: SiteFunction, gradient: Tensor, layer: Kind) -> tuple[Slopes, Given]:
+    """Return gradient and input of each place; their outer products by group are the terms."""
+    axis = function.feature_axis
+    g, h = (x.movedim(axis, 1).flatten(2) for x in (gradient, function.value))
+    if layer == "own":
+        return _own(function, g)
+    if layer in ("bias", "scaling"):
+        h = torch.ones_like(h) if layer == "bias" else h
+        return g.unsqueeze(2), h.unsqueeze(2)
+    if layer == "conv3x3":
+        if function.value.ndim != 4:
+            raise InputError(
+                f"NormGrad: conv3x3 needs maps (row, channel, h, w), got "
+                f"{tuple(function.value.shape)} at {function.site}. Take conv1x1."
+            )
+        h = unfold(function.value, 3, padding=1)
+    return g.unsqueeze(1), h.unsqueeze(1)
+
+
+def _own(function: SiteFunction, g: Float[Tensor, "row out place"]) -> tuple[Slopes, Given]:
+    """Return the factors of the layer whose output the site is."""
+    module, x = function.input_of_site()
+    if isinstance(module, nn.Linear):
+        return g.unsqueeze(1), x.movedim(-1, 1).flatten(2).unsqueeze(1)
+    if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str):
+        raise SiteError(
+            f"NormGrad: own needs the output of a linear layer or a convolution in two axes with "
+            f"padding in numbers, got {type(module).__name__} at {function.site}. Take conv1x1."
+        )
+    if module.padding_mode != "zeros":
+        raise SiteError(f"NormGrad: {function.site} pads by {module.padding_mode}. Take conv1x1.")
+    h = unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+    return g.unflatten(1, (module.groups, -1)), h.unflatten(1, (module.groups, -1))
+
+
+def _aggregated(g: Slopes, h: Given, how: How) -> Float[Tensor, "row place"]:
+    """Return one number of each place's outer products, without forming them."""
+    if how == "sum":
+        return (g.sum(2) * h.sum(2)).sum(1)
+    if how == "max":
+        ends = [a * b for a in (g.amin(2), g.amax(2)) for b in (h.amin(2), h.amax(2))]
+        return torch.stack(ends).amax(0).amax(1)
+    if how == "norm":
+        return (g.square().sum(2) * h.square().sum(2)).sum(1).sqrt()
+    above, below = ([x.relu().square().sum(2) for x in (s * g, s * h)] for s in (1, -1))
+    return (above[0] * above[1] + below[0] * below[1]).sum(1).sqrt()
+
+
+def _by_place(found: Attribution) -> Tensor:
+    value = torch.as_tensor(found.value)
+    return value if value.ndim == 2 else found.by_place

@@ -1,0 +1,312 @@
+"""Whether an attribution ranks what tells classes: train again on what it leaves.
+
+A model that is only tested on masked inputs may fail because it never saw such; one that was
+trained on them fails because what tells the classes is gone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.result import Result
+
+Train = Callable[[Tensor, Tensor, int], nn.Module]
+"""A recipe: inputs, classes and a seed to a trained model that returns logits."""
+Fill = Literal["mean", "neighbours"]
+ROUNDS = 100
+"""Of averaging over neighbours; what is known stays."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Inputs with their classes, and an attribution to their places.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row *axes"]
+        Rows of numbers, or pictures (row, channel, height, width).
+    label : Int[Tensor, "row"]
+    scores : Float[Tensor, "row *place"]
+        Without the axis of channels; best for the predicted class, not the true one.
+    """
+
+    x: Float[Tensor, "row *axes"]
+    label: Int[Tensor, "row"]
+    scores: Float[Tensor, "row *place"]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.x.shape)
+        places = (shape[0], *shape[2:]) if self.x.ndim == 4 else shape
+        if tuple(self.scores.shape) != places or len(self.label) != len(self.x):
+            raise ShapeError(
+                f"Ranked: expected scores of {places} and {len(self.x)} labels for inputs of "
+                f"{shape}, got {tuple(self.scores.shape)} and {len(self.label)}."
+            )
+
+    def top(self, share: float, seed: int, sign: int = 1) -> Bool[Tensor, "row *place"]:
+        """Return the share of places with the largest scores; equal ones in a random order."""
+        flat = sign * self.scores.flatten(1)
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = torch.randperm(flat.shape[1], generator=generator)
+        order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+        count = round(share * flat.shape[1])
+        chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order[:, :count], True)
+        return chosen.view_as(self.scores)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RoarResult(Result):
+    """Accuracy of models trained again, for each share of places and each seed.
+
+    ``accuracy`` is without the places that the attribution ranks highest, ``random`` without as
+    many random ones.
+    """
+
+    title: ClassVar[str] = "Accuracy after training again without places"
+    share: Float[Tensor, "share"]
+    accuracy: Float[Tensor, "share seed"]
+    random: Float[Tensor, "share seed"]
+
+    def chart(self) -> dict[str, Any]:
+        """Return accuracy by the share that is taken away."""
+        rows = [
+            {"share": s, "accuracy": v, "order": order}
+            for order, values in (("attribution", self.accuracy), ("random", self.random))
+            for s, v in zip(self.share.tolist(), values.mean(1).tolist(), strict=True)
+        ]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": rows},
+            "mark": {"type": "line", "point": True, "tooltip": True},
+            "encoding": {
+                "x": {"field": "share", "type": "quantitative"},
+                "y": {"field": "accuracy", "type": "quantitative"},
+                "color": {"field": "order", "type": "nominal"},
+            },
+        }
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DiffRoarResult(Result):
+    """Accuracy on the top places less that on the bottom ones, and the same for masks alone.
+
+    ``top`` and ``bottom`` are accuracies of models that saw only these places, for each seed;
+    ``control`` is the difference of models that saw only which places were kept: the shape of a
+    mask may tell the class.
+    """
+
+    title: ClassVar[str] = "Accuracy on the places ranked highest less on those ranked lowest"
+    top: Float[Tensor, "seed"]
+    bottom: Float[Tensor, "seed"]
+    control: float
+
+    @property
+    def beyond_control(self) -> float:
+        """What the values at the places say, beyond the shape of the mask."""
+        return float(self.value) - self.control
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """Trains models on masked inputs.
+
+    Parameters
+    ----------
+    n_seeds : int, default=5
+        Trainings of each kind.
+    fill : {"mean", "neighbours"}, default="mean"
+        What stands at a place that is taken away: the mean over the inputs to train on, or, in
+        pictures, what its neighbours say, which hides the shape of the mask.
+    seed : int, default=0
+    """
+
+    n_seeds: int = 5
+    fill: Fill = "mean"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_seeds < 1 or self.fill not in get_args(Fill):
+            raise InputError(
+                f"{type(self).__name__}: expected a seed or more and fill mean or neighbours, got "
+                f"{self.n_seeds} and {self.fill!r}."
+            )
+
+    def _accuracy(
+        self,
+        train: Train,
+        fit: Ranked,
+        test: Ranked,
+        gone: Callable[[Ranked, int], Bool[Tensor, "row *place"]],
+    ) -> Float[Tensor, "seed"]:
+        """Return the accuracy of models trained and tested without some places."""
+        mean = fit.x.mean(0)
+        found: list[float] = []
+        for seed in range(self.seed, self.seed + self.n_seeds):
+            x, new = (self._masked(part.x, gone(part, seed), mean) for part in (fit, test))
+            found.append(_right(train(x, fit.label, seed), new, test.label))
+        return torch.tensor(found, dtype=torch.float64)
+
+    def _masked(self, x: Tensor, gone: Bool[Tensor, "row *place"], mean: Tensor) -> Tensor:
+        lost = gone.unsqueeze(1).expand_as(x) if x.ndim == 4 else gone
+        if self.fill == "mean":
+            return torch.where(lost, mean.expand_as(x), x)
+        if x.ndim != 4:
+            raise InputError(
+                f"{type(self).__name__}: fill='neighbours' needs pictures (row, channel, h, w), "
+                f"got {tuple(x.shape)}."
+            )
+        filled = torch.where(lost, mean.expand_as(x), x)
+        for _ in range(ROUNDS):
+            around = avg_pool2d(filled, 3, 1, 1, count_include_pad=False)
+            filled = torch.where(lost, around, x)
+        return filled
+
+
+@final
+@dataclass(frozen=True)
+class Roar(Retraining):
+    """Accuracy that is lost by taking the places ranked highest away and training again.
+
+    Range        [-1, 1]; mean over shares of the accuracy without random places less that without
+                 the top ones; higher = better, 0 = no better than random.
+    Cost         two trainings for each share and seed.
+    Assumes      one recipe for all; redundant inputs hide what is lost.
+
+    Parameters
+    ----------
+    shares : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
+        Of the places, taken away.
+
+    References
+    ----------
+    hooker2019roar
+    """
+
+    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    paper: ClassVar[str] = "hooker2019roar"
+
+    def judge(self, train: Train, fit: Ranked, test: Ranked) -> RoarResult:
+        """Return what training again without the top places costs, against random ones.
+
+        Parameters
+        ----------
+        train : callable
+            Inputs, classes and a seed -> a trained model.
+        fit, test : Ranked
+        """
+        own, random = [], []
+        for share in self.shares:
+
+            def top(part: Ranked, seed: int, share: float = share) -> Tensor:
+                return part.top(share, seed)
+
+            def any_(part: Ranked, seed: int, share: float = share) -> Tensor:
+                generator = torch.Generator().manual_seed(seed + len(part.x))
+                drawn = torch.rand(part.scores.shape, generator=generator)
+                return Ranked(part.x, part.label, drawn).top(share, seed)
+
+            own.append(self._accuracy(train, fit, test, top))
+            random.append(self._accuracy(train, fit, test, any_))
+        accuracy, chance = torch.stack(own), torch.stack(random)
+        lost = (chance - accuracy).mean(0)
+        return RoarResult(
+            value=float(lost.mean()),
+            se=float(lost.std()) / self.n_seeds**0.5 if self.n_seeds > 1 else None,
+            null=0.0,
+            n=self.n_seeds,
+            range=(-1.0, 1.0),
+            direction="higher",
+            conventions={"method": repr(self), "masking": self.fill, "null": "random places"},
+            share=torch.tensor(self.shares, dtype=torch.float64),
+            accuracy=accuracy,
+            random=chance,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class DiffRoar(Retraining):
+    """Accuracy of models that see only the top places less that of models that see only the bottom.
+
+    Range        [-1, 1]; above 0 = places that tell classes are ranked high, below 0 = low;
+                 ``beyond_control`` leaves out what the shape of the mask tells.
+    Cost         four trainings for each seed.
+    Assumes      one recipe for all; scores for the predicted class, else masks carry the label.
+
+    Parameters
+    ----------
+    share : float, default=0.25
+        Of the places, kept.
+
+    References
+    ----------
+    shah2021diffroar
+    """
+
+    share: float = 0.25
+    paper: ClassVar[str] = "shah2021diffroar"
+
+    def judge(self, train: Train, fit: Ranked, test: Ranked) -> DiffRoarResult:
+        """Return how much more the top places tell than the bottom ones.
+
+        Parameters
+        ----------
+        train : callable
+            Inputs, classes and a seed -> a trained model.
+        fit, test : Ranked
+        """
+        if not 0.0 < self.share <= 0.5:
+            raise InputError(f"DiffRoar: expected a share in (0, 0.5], got {self.share}.")
+
+        def but(sign: int) -> Callable[[Ranked, int], Tensor]:
+            return lambda part, seed: ~part.top(self.share, seed, sign)
+
+        top, bottom = (self._accuracy(train, fit, test, but(sign)) for sign in (1, -1))
+        shapes = [self._of_masks(train, fit, test, but(sign)) for sign in (1, -1)]
+        each = top - bottom
+        return DiffRoarResult(
+            value=float(each.mean()),
+            se=float(each.std()) / self.n_seeds**0.5 if self.n_seeds > 1 else None,
+            null=0.0,
+            n=self.n_seeds,
+            range=(-1.0, 1.0),
+            direction="higher",
+            conventions={"method": repr(self), "masking": self.fill},
+            top=top,
+            bottom=bottom,
+            control=float((shapes[0] - shapes[1]).mean()),
+        )
+
+    def _of_masks(
+        self,
+        train: Train,
+        fit: Ranked,
+        test: Ranked,
+        gone: Callable[[Ranked, int], Bool[Tensor, "row *place"]],
+    ) -> Float[Tensor, "seed"]:
+        """Return the accuracy of models that see which places were kept, and nothing else."""
+        found: list[float] = []
+        for seed in range(self.seed, self.seed + self.n_seeds):
+            x, new = (_shape_of(part.x, gone(part, seed)) for part in (fit, test))
+            found.append(_right(train(x, fit.label, seed), new, test.label))
+        return torch.tensor(found, dtype=torch.float64)
+
+
+def _shape_of(x: Tensor, gone: Bool[Tensor, "row *place"]) -> Tensor:
+    kept = (~gone).to(x)
+    return kept.unsqueeze(1).expand_as(x).contiguous() if x.ndim == 4 else kept
+
+
+def _right(model: nn.Module, x: Tensor, label: Tensor) -> float:
+    with torch.no_grad():
+        return float((model.eval()(x).argmax(1) == label).double().mean())

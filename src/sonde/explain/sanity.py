@@ -1,0 +1,271 @@
+"""Whether an attribution shows what a model learned: redraw its weights and look again.
+
+A map that stays as it was shows the input and the architecture. It may still be right, where the
+architecture alone decides which places count.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.explain._correlation import spearman, ssim
+from sonde.explain.attribution import Attribution, Attributor
+from sonde.explain.objective import FixedObjective, Objective
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.session import Session
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT, SiteFunction, arguments_of
+
+SAME = 0.5
+"""Above this correlation a map counts as unchanged."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SanityResult(Result):
+    """Likeness of an attribution to those of redrawn models, stage by stage.
+
+    ``absolute`` and ``signed`` are mean rank correlations over examples, of sizes and of values;
+    ``ssim`` the structural similarity of maps that are pictures, else NaN. ``value`` is
+    ``absolute`` at the last stage, where a cascade has redrawn everything.
+    """
+
+    title: ClassVar[str] = "Likeness to maps of redrawn models"
+    stages: tuple[str, ...]
+    absolute: Float[Tensor, "stage"]
+    signed: Float[Tensor, "stage"]
+    ssim: Float[Tensor, "stage"]
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the attribution changed with the weights."""
+        return float(self.value) < SAME
+
+    def chart(self) -> dict[str, Any]:
+        """Return the likeness over the stages."""
+        rows = [
+            {"stage": f"{i}: {stage}", "correlation": value, "of": of}
+            for of, values in (("sizes", self.absolute), ("values", self.signed))
+            for i, (stage, value) in enumerate(zip(self.stages, values.tolist(), strict=True))
+        ]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": rows},
+            "mark": {"type": "line", "point": True, "tooltip": True},
+            "encoding": {
+                "x": {"field": "stage", "type": "ordinal", "sort": None},
+                "y": {"field": "correlation", "type": "quantitative"},
+                "color": {"field": "of", "type": "nominal"},
+            },
+        }
+
+
+@final
+@dataclass(frozen=True)
+class SanityChecks:
+    """Rank correlation of an attribution with itself on a model whose weights are drawn anew.
+
+    Layers are redrawn from the answer down, by their own initialiser where they have one, else
+    normally with the mean and deviation of the weights that they had. The target stays. The model
+    is given back bit for bit, also after an error.
+
+    Range        [-1, 1]; lower = the attribution hangs on what was learned; above .5 it fails.
+    Cost         an attribution for each stage, and one more; a copy of the weights.
+    Assumes      that not the architecture alone decides which places count. Weights that layers
+                 share are redrawn with the first of them.
+
+    Parameters
+    ----------
+    how : {"cascade", "independent"}, default="cascade"
+        Keep what was redrawn before, or redraw each stage alone.
+    stages : int, optional
+        Into how many the layers are put together; by default every layer is one.
+    seed : int, default=0
+
+    Examples
+    --------
+    >>> from sonde.explain import Saliency
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 2))
+    >>> found = SanityChecks().judge(net, torch.randn(3, 4), Saliency())
+    >>> found.stages
+    ('2', '0')
+
+    References
+    ----------
+    adebayo2018sanity
+    """
+
+    how: Literal["cascade", "independent"] = "cascade"
+    stages: int | None = None
+    seed: int = 0
+    paper: ClassVar[str] = "adebayo2018sanity"
+
+    def __post_init__(self) -> None:
+        if self.how not in ("cascade", "independent") or (
+            self.stages is not None and self.stages < 1
+        ):
+            raise InputError(
+                "SanityChecks: expected how cascade or independent and a stage or more, got "
+                f"{self.how!r} and {self.stages}."
+            )
+
+    def judge(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        method: Attributor,
+        objective: Objective | None = None,
+        site: Pattern = INPUT,
+        others: Mapping[str, nn.Module] | None = None,
+    ) -> SanityResult:
+        """Return how much an attribution stays what it is.
+
+        Parameters
+        ----------
+        model, inputs, objective, site : as for the attribution
+        method : Attributor
+        others : mapping of str to nn.Module, optional
+            Other models of the same architecture, such as one trained on shuffled labels: further
+            stages, at the end.
+        """
+        module = model.module if isinstance(model, Model) else model
+        objective = objective or Objective()
+        function = SiteFunction(module, inputs, site)
+        kept = _kept(objective, objective.at(function))
+        first = method.at(function, kept)
+        groups = self._groups(_layers(module, inputs))
+        found: dict[str, Attribution] = {}
+        with _given_back(module), torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            for names, layers in groups:
+                if self.how == "cascade":
+                    _redraw(layers)
+                    found[names] = method.attribute(module, inputs, kept, site)
+                else:
+                    with _given_back(module):
+                        _redraw(layers)
+                        found[names] = method.attribute(module, inputs, kept, site)
+        for name, other in (others or {}).items():
+            found[name] = method.attribute(other, inputs, kept, site)
+        return self._result(first, found, function)
+
+    def _groups(self, layers: list[tuple[str, nn.Module]]) -> list[tuple[str, list[nn.Module]]]:
+        n = min(self.stages or len(layers), len(layers))
+        if not n:
+            raise InputError("SanityChecks: the model has no weights to redraw.")
+        parts = [[layers[i] for i in part] for part in np.array_split(range(len(layers)), n)]
+        named = ((part[0][0], part[-1][0], [module for _, module in part]) for part in parts)
+        return [(a if a == b else f"{a} to {b}", modules) for a, b, modules in named]
+
+    def _result(
+        self, first: Attribution, found: Mapping[str, Attribution], function: SiteFunction
+    ) -> SanityResult:
+        own, every = _map(first), [_map(one) for one in found.values()]
+        flat = own.flatten(1)
+        sizes = torch.stack([spearman(flat.abs(), one.flatten(1).abs()) for one in every])
+        signed = torch.stack([spearman(flat, one.flatten(1)) for one in every])
+        is_picture = own.ndim == 3 and min(own.shape[1:]) > 2
+        alike = [ssim(own, one).mean() if is_picture else torch.tensor(np.nan) for one in every]
+        n = len(own)
+        return SanityResult(
+            value=float(sizes[-1].mean()),
+            se=float(sizes[-1].std()) / n**0.5 if n > 1 else None,
+            n=n,
+            direction="lower",
+            range=(-1.0, 1.0),
+            conventions={
+                "method": repr(self),
+                "attribution": first.conventions["method"],
+                "objective": first.conventions["objective"],
+                "site": function.site,
+                "correlation": "Spearman over places, of sizes",
+            },
+            stages=tuple(found),
+            absolute=sizes.mean(1),
+            signed=signed.mean(1),
+            ssim=torch.stack(alike),
+        )
+
+
+def _kept(objective: Objective, fixed: FixedObjective) -> Objective:
+    """Return the objective with the targets of the model as it is."""
+    if objective.kind == "answer":
+        return objective  # its targets are the text's
+    return replace(objective, target=fixed.target, other=fixed.other)
+
+
+def _map(found: Attribution) -> Tensor:
+    """Return one number for each place, on the processor."""
+    value = torch.as_tensor(found.value)
+    return (value if value.ndim == 2 else found.by_place).detach().double().cpu()
+
+
+def _layers(module: nn.Module, inputs: Any) -> list[tuple[str, nn.Module]]:
+    """Return modules with weights of their own, last to run first.
+
+    One that is not called itself (its weights are used by the module around it) runs with it.
+    """
+    names, ended = Names(module), dict[str, int]()
+
+    def note(path: str, output: Any) -> None:
+        ended[path] = len(ended)
+
+    hooks = [(m, partial(note, path)) for path, m in names.primary()]
+    with Session(module, hooks) as session:
+        session.run(*arguments_of(module, inputs))
+    owners = [(path, m) for path, m in names.modules.items() if _own(m)]
+    owners = [(path, m) for path, m in owners if names.canonical[id(m)] == path]
+
+    def when(path: str) -> int:
+        while path and path not in ended:
+            path = path.rpartition(".")[0]
+        return ended.get(path, -1)
+
+    return sorted(owners, key=lambda one: when(one[0]), reverse=True)
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module._parameters.values() if p is not None]
+
+
+def _redraw(layers: list[nn.Module]) -> None:
+    """Draw weights anew in place."""
+    with torch.no_grad():
+        for module in layers:
+            draw = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+            if callable(draw):
+                draw()
+                continue
+            for p in _own(module):
+                spread = float(p.std(correction=0)) if p.numel() > 1 else 1.0
+                p.copy_(torch.randn(p.shape).to(p) * spread + p.mean())
+
+
+@contextmanager
+def _given_back(module: nn.Module) -> Iterator[None]:
+    """Give a model its weights and buffers back, bit for bit."""
+    held = [*module.parameters(), *module.buffers()]
+    if not all(x.is_floating_point() for x in module.parameters()):
+        raise InputError(
+            "SanityChecks: expected weights of floating point, found quantised ones, which cannot "
+            "be redrawn. Load the model without quantisation."
+        )
+    copies = [x.detach().clone() for x in held]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for x, copy in zip(held, copies, strict=True):
+                x.copy_(copy)

@@ -1,0 +1,236 @@
+"""Whether the attributions of a set of places say how far the objective falls without them.
+
+``SensitivityN`` asks for the correlation, which bears any scale; ``Infidelity`` for the squared
+error, which does not, and reports the best scale beside it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.explain._correlation import pearson
+from sonde.explain._places import Places
+from sonde.explain.attribution import Attribution
+from sonde.explain.baseline import Baseline
+from sonde.explain.objective import Objective
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT, SiteFunction
+
+LOGIT = Objective()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SensitivityResult(Result):
+    """A correlation over sets of places, ``by_share`` of the places that a set takes."""
+
+    title: ClassVar[str] = "Attribution against fall, by the size of the set"
+    share: Float[Tensor, "share"]
+    by_share: Float[Tensor, "share"]
+
+    def chart(self) -> dict[str, Any]:
+        """Return the correlation by the share of the places."""
+        pairs = zip(self.share.tolist(), self.by_share.tolist(), strict=True)
+        rows = [{"share": share, "correlation": value} for share, value in pairs]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": rows},
+            "mark": {"type": "line", "point": True, "tooltip": True},
+            "encoding": {
+                "x": {"field": "share", "type": "quantitative"},
+                "y": {"field": "correlation", "type": "quantitative"},
+            },
+        }
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class InfidelityResult(Result):
+    """A mean squared error; ``each`` example's, and with the ``scale`` that makes it least.
+
+    ``scaled`` is the error left after each example's attribution is multiplied by its ``scale``.
+    """
+
+    title: ClassVar[str] = "Squared error of the attribution of sets of places"
+    each: Float[Tensor, "row"]
+    scale: Float[Tensor, "row"]
+    scaled: float
+
+
+@dataclass(frozen=True)
+class SetTest:
+    """Takes random sets of places away and compares the fall with the sum of their attributions.
+
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        What stands at places that are taken away; by default the mean of each feature.
+    n_sets : int, default=100
+        Of each size.
+    shares : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
+        Of the places, that a set takes.
+    seed : int, default=0
+    """
+
+    baseline: Baseline = field(default_factory=Baseline)
+    n_sets: int = 100
+    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_sets < 2 or not self.shares or not all(0.0 < s < 1.0 for s in self.shares):
+            raise InputError(
+                f"{type(self).__name__}: expected two sets or more and shares in (0, 1), got "
+                f"{self.n_sets} and {self.shares}."
+            )
+
+    def _drawn(
+        self, function: SiteFunction, found: Attribution, objective: Objective
+    ) -> tuple[Float[Tensor, "share row set"], Float[Tensor, "share row set"]]:
+        """Return what the attribution says of each set, and how far the objective falls."""
+        fixed = objective.at(function)
+        places = Places.of(function, self.baseline)
+        scores = (places.scores(found) * places.real).double().cpu()
+        whole = fixed.of(function.outputs).detach().double().cpu()
+        generator = torch.Generator().manual_seed(self.seed)
+        said, fell = [], []
+        for share in self.shares:
+            count = min(max(1, round(share * places.n)), places.n - 1)
+            order = torch.rand(self.n_sets, places.n, generator=generator).argsort(1)
+            gone = torch.zeros(self.n_sets, places.n, dtype=torch.bool)
+            gone.scatter_(1, order[:, :count], True)
+            said.append(scores @ gone.double().T)
+            fell.append(whole[:, None] - places.number_of_sets(function, fixed, ~gone))
+        return torch.stack(said), torch.stack(fell)
+
+    def _conventions(
+        self, function: SiteFunction, found: Attribution, objective: Objective
+    ) -> dict[str, Any]:
+        return {
+            "method": repr(self),
+            "objective": objective.name,
+            "site": function.site,
+            "baseline": str(self.baseline),
+            "masking": "replaced by the baseline",
+            "attribution": found.conventions["method"],
+        }
+
+
+@final
+@dataclass(frozen=True)
+class SensitivityN(SetTest):
+    """Correlation over sets of n places between their attributions' sum and the objective's fall.
+
+    Range        [-1, 1]; higher = better; 1 for every n where the model is linear and the
+                 attribution right.
+    Cost         ``n_sets`` forwards for each share.
+    Assumes      attributions in units of the objective, or of any multiple of it; that the model
+                 copes with places at the baseline.
+
+    Examples
+    --------
+    >>> from sonde.explain import GradTimesInput
+    >>> net, x = nn.Linear(9, 2), torch.randn(4, 9)
+    >>> found = GradTimesInput().attribute(net, x)
+    >>> round(SensitivityN(Baseline("zero"), n_sets=20).judge(net, x, found).value, 4)
+    1.0
+
+    References
+    ----------
+    ancona2018towards
+    """
+
+    paper: ClassVar[str] = "ancona2018towards"
+
+    def judge(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        found: Attribution,
+        objective: Objective = LOGIT,
+        site: Pattern = INPUT,
+    ) -> SensitivityResult:
+        """Return the mean over examples and shares, by default for the predicted class's logit."""
+        function = SiteFunction(model, inputs, site)
+        said, fell = self._drawn(function, found, objective)
+        by_row = torch.stack([pearson(a, b) for a, b in zip(said, fell, strict=True)])
+        each = by_row.mean(0)
+        n = len(each)
+        return SensitivityResult(
+            value=float(each.mean()),
+            se=float(each.std()) / n**0.5 if n > 1 else None,
+            null=0.0,
+            n=n,
+            range=(-1.0, 1.0),
+            direction="higher",
+            conventions=self._conventions(function, found, objective),
+            share=torch.tensor(self.shares, dtype=torch.float64),
+            by_share=by_row.mean(1),
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Infidelity(SetTest):
+    """Mean squared error between the attribution of a random set of places and the fall without it.
+
+    ``mean (sum_S a_i - (f(x) - f(x without S)))^2``.
+
+    Range        [0, inf), objective squared; lower = better. ``null`` is that of attributions that
+                 are all 0.
+    Cost         ``n_sets`` forwards for each share.
+    Assumes      attributions in units of the objective (``scaled`` bears others); that the model
+                 copes with places at the baseline.
+    Differs      from the paper's Gaussian steps: sets of places go to the baseline, as its second
+                 kind of step; a gradient is judged as ``GradTimesInput``.
+
+    Examples
+    --------
+    >>> from sonde.explain import GradTimesInput
+    >>> net, x = nn.Linear(9, 2), torch.randn(4, 9)
+    >>> found = GradTimesInput().attribute(net, x)
+    >>> Infidelity(Baseline("zero"), n_sets=20).judge(net, x, found).value < 1e-10
+    True
+
+    References
+    ----------
+    yeh2019infidelity
+    """
+
+    paper: ClassVar[str] = "yeh2019infidelity"
+
+    def judge(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        found: Attribution,
+        objective: Objective = LOGIT,
+        site: Pattern = INPUT,
+    ) -> InfidelityResult:
+        """Return the mean over examples, sets and shares, by default for the predicted logit."""
+        function = SiteFunction(model, inputs, site)
+        said, fell = (x.transpose(0, 1).flatten(1) for x in self._drawn(function, found, objective))
+        each = (said - fell).square().mean(1)
+        square = said.square().sum(1)
+        scale = torch.where(square > 0, (said * fell).sum(1) / square.clamp(min=1e-300), 0.0)
+        n = len(each)
+        return InfidelityResult(
+            value=float(each.mean()),
+            se=float(each.std()) / n**0.5 if n > 1 else None,
+            null=float(fell.square().mean()),
+            n=n,
+            unit="objective squared",
+            range=(0.0, float("inf")),
+            direction="lower",
+            conventions=self._conventions(function, found, objective),
+            each=each,
+            scale=scale,
+            scaled=float((scale[:, None] * said - fell).square().mean()),
+        )

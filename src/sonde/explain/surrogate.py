@@ -1,0 +1,294 @@
+"""A small tree that answers as a model does, over the few inputs that count: rules to read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.explain.objective import Objective
+from sonde.tap.hooks.session import Session
+
+ROWS = 4096
+"""Rows of one forward."""
+RIDGE = 1e-3
+"""Of the mean variance of the inputs, which are scaled to 1."""
+Rows = Float[Tensor, "row dim"]
+Answers = Float[Tensor, "row out"]
+
+
+@final
+@dataclass(frozen=True)
+class Rule:
+    """One path of the tree, from the root to a leaf.
+
+    Parameters
+    ----------
+    bounds : dict of int to (float, float)
+        Of the inputs that it asks about, by index: above the first, at most the second.
+    answer : float
+        The class, or the number, that it gives.
+    coverage : float
+        Share of the held-out rows that it is about.
+    precision : float
+        Share of these where the model gives this class; of numbers, the root mean squared error.
+        NaN where it is about none.
+    """
+
+    bounds: dict[int, tuple[float, float]]
+    answer: float
+    coverage: float
+    precision: float
+
+    def __str__(self) -> str:
+        asked = [_asked(f"x[{i}]", low, high) for i, (low, high) in sorted(self.bounds.items())]
+        return f"{' and '.join(asked) or 'always'} -> {self.answer:g}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SurrogateResult(Result):
+    """How well the rules answer as the model does, on rows that they were not made from.
+
+    ``value`` is the share of equal classes, or the share of variance explained. ``features`` are
+    the inputs kept, the most important first, with their ``importance``: what shuffling one does to
+    the model's own answers.
+    """
+
+    title: ClassVar[str] = "What shuffling an input does to the answers"
+    features: Int[Tensor, "feature"]
+    importance: Float[Tensor, "feature"]
+    rules: tuple[Rule, ...]
+
+    def chart(self) -> dict[str, Any]:
+        """Return the importance of the inputs."""
+        pairs = zip(self.features.tolist(), self.importance.tolist(), strict=True)
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": [{"input": f"x[{i}]", "importance": v} for i, v in pairs]},
+            "mark": {"type": "bar", "tooltip": True},
+            "encoding": {
+                "y": {"field": "input", "type": "nominal", "sort": None},
+                "x": {"field": "importance", "type": "quantitative"},
+            },
+        }
+
+
+@final
+@dataclass(frozen=True)
+class SurrogateRules:
+    """Rules of a tree that imitates a model of many inputs from its answers alone.
+
+    A linear probe of the model's own answers picks ``4 k`` inputs, shuffling each of them picks
+    ``k``, and a tree of these imitates the answers; its paths are the rules.
+
+    Range        [0, 1] for classes, (-inf, 1] for numbers; higher = the rules answer as the model
+                 does. ``null`` is the best constant answer.
+    Cost         ``4 k + 1`` forwards of all rows; a tree.
+    Assumes      rows of numbers; inputs that count alone, at least a little: one that counts only
+                 together with others may be missed by the probe.
+
+    Parameters
+    ----------
+    k : int or None, default=20
+        Inputs of the tree; None for all.
+    depth : int, default=5
+    held_out : float, default=0.3
+        Share of the rows that rules are judged on.
+    seed : int, default=0
+
+    Examples
+    --------
+    >>> x = torch.randn(400, 30, generator=torch.Generator().manual_seed(0))
+    >>> found = SurrogateRules(k=2, depth=1).judge(lambda x: (x[:, 7:8] > 0) * 1.0 @ torch.tensor(
+    ...     [[-1.0, 1.0]]) + torch.tensor([[0.5, -0.5]]), x)
+    >>> found.value, int(found.features[0]), len(found.rules)
+    (1.0, 7, 2)
+
+    References
+    ----------
+    craven1996trepan
+    """
+
+    k: int | None = 20
+    depth: int = 5
+    held_out: float = 0.3
+    seed: int = 0
+    paper: ClassVar[str] = "craven1996trepan"
+
+    def __post_init__(self) -> None:
+        is_right = (self.k is None or self.k >= 1) and self.depth >= 1 and 0.0 < self.held_out < 1.0
+        if not is_right:
+            raise InputError(
+                "SurrogateRules: expected k and depth of at least 1 and a share held out in (0, 1),"
+                f" got {self.k}, {self.depth} and {self.held_out}."
+            )
+
+    def judge(
+        self, model: Model | nn.Module | Callable[[Rows], Tensor], x: Rows
+    ) -> SurrogateResult:
+        """Return the rules, judged on rows held out.
+
+        Parameters
+        ----------
+        model : Model, nn.Module or callable
+            Rows to logits (row, class) or numbers (row,), (row, 1).
+        x : Float[Tensor, "row dim"]
+
+        Raises
+        ------
+        InputError
+            If there are too few rows, or the model always answers alike.
+        """
+        if len(x) < 20:
+            raise InputError(f"SurrogateRules: expected 20 rows or more, got {len(x)}.")
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(x), generator=generator)
+        n_held = max(1, round(self.held_out * len(x)))
+        held, used = x[order[:n_held]], x[order[n_held:]]
+        answer = _answering(model)
+        said, truth = answer(used), answer(held)
+        is_class = said.shape[1] > 1
+        if bool((_read(said) == _read(said)[0]).all()):
+            raise InputError(
+                f"SurrogateRules: the model gives all {len(used)} rows one answer, so there is "
+                "nothing to imitate. Give rows of several kinds."
+            )
+        chosen, importance = self._chosen(answer, used, said, generator)
+        tree = self._tree(used[:, chosen], said)
+        rules = _rules(tree, chosen, held, _read(truth), is_class=is_class)
+        given = torch.from_numpy(tree.predict(held[:, chosen].cpu().numpy())).double()
+        usual = float(_read(said).mode().values)
+        return self._result(rules, given, _read(truth), usual, chosen, importance, is_class)
+
+    def _chosen(
+        self, answer: Callable[[Rows], Answers], x: Rows, said: Answers, draw: torch.Generator
+    ) -> tuple[Int[Tensor, "feature"], Float[Tensor, "feature"]]:
+        """Return the inputs that count most, and what shuffling each does."""
+        n = x.shape[1]
+        k = n if self.k is None else min(self.k, n)
+        likely = _probed(x, said).argsort(descending=True, stable=True)[: min(4 * k, n)]
+        moved = torch.zeros(len(likely), dtype=torch.float64)
+        for row, i in enumerate(likely.tolist()):
+            shuffled = x.clone()
+            shuffled[:, i] = x[torch.randperm(len(x), generator=draw), i]
+            moved[row] = (answer(shuffled) - said).square().sum(1).mean()
+        best = moved.argsort(descending=True, stable=True)[:k]
+        return likely[best], moved[best]
+
+    def _tree(self, x: Rows, said: Answers) -> Any:
+        from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+        made = DecisionTreeClassifier if said.shape[1] > 1 else DecisionTreeRegressor
+        tree = made(max_depth=self.depth, random_state=self.seed)
+        return tree.fit(x.cpu().numpy(), _read(said).numpy())
+
+    def _result(
+        self,
+        rules: Sequence[Rule],
+        given: Float[Tensor, "row"],
+        truth: Float[Tensor, "row"],
+        usual: float,
+        chosen: Tensor,
+        importance: Tensor,
+        is_class: bool,
+    ) -> SurrogateResult:
+        n = len(truth)
+        if is_class:
+            value = float((given == truth).double().mean())
+            null = float((truth == usual).double().mean())
+            se = (value * (1.0 - value) / n) ** 0.5
+        else:
+            left = (given - truth).square().sum()
+            value, null, se = float(1.0 - left / (truth - truth.mean()).square().sum()), 0.0, None
+        return SurrogateResult(
+            value=value,
+            se=se,
+            null=null,
+            n=n,
+            range=(0.0, 1.0) if is_class else (-float("inf"), 1.0),
+            direction="higher",
+            conventions={
+                "method": repr(self),
+                "fidelity": "share of equal classes" if is_class else "variance explained",
+                "rows": "held out",
+            },
+            features=chosen,
+            importance=importance,
+            rules=tuple(rules),
+        )
+
+
+def _answering(model: Any) -> Callable[[Rows], Answers]:
+    """Return the model as rows to probabilities of classes, or to numbers."""
+    module = model.module if isinstance(model, Model) else model
+
+    def answer(x: Rows) -> Answers:
+        found: list[Tensor] = []
+        for part in x.split(ROWS):
+            if isinstance(module, nn.Module):
+                with Session(module) as session:
+                    outputs = session.run((part,), {})
+            else:
+                with torch.no_grad():
+                    outputs = module(part)
+            logits = Objective()._logits(outputs).detach().double().cpu()
+            found.append(logits[:, None] if logits.ndim == 1 else logits)
+        every = torch.cat(found)
+        return every.softmax(1) if every.shape[1] > 1 else every
+
+    return answer
+
+
+def _read(said: Answers) -> Float[Tensor, "row"]:
+    """Return the class, or the number."""
+    return said.argmax(1).double() if said.shape[1] > 1 else said[:, 0]
+
+
+def _probed(x: Rows, said: Answers) -> Float[Tensor, "dim"]:
+    """Return the size of each input's weight in a ridge regression of the answers."""
+    x = x.double().cpu()
+    spread = x.std(0)
+    z = torch.where(spread > 0, (x - x.mean(0)) / spread.clamp(min=1e-30), 0.0)
+    gram = z.T @ z / len(z) + RIDGE * torch.eye(z.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(gram, z.T @ (said - said.mean(0)) / len(z)).norm(dim=1)
+
+
+def _rules(
+    tree: Any, chosen: Tensor, held: Rows, truth: Float[Tensor, "row"], *, is_class: bool
+) -> list[Rule]:
+    """Return the paths of a tree, judged on rows held out."""
+    parts, features = tree.tree_, chosen.tolist()
+    leaf = torch.from_numpy(tree.apply(held[:, chosen].cpu().numpy()))
+    found: list[Rule] = []
+
+    def walk(node: int, bounds: dict[int, tuple[float, float]]) -> None:
+        left, right = int(parts.children_left[node]), int(parts.children_right[node])
+        if left == right:
+            level = parts.value[node].ravel()
+            said = float(tree.classes_[level.argmax()]) if is_class else float(level[0])
+            mine = truth[leaf == node]
+            right_share = (mine == said).double().mean() if is_class else None
+            error = (mine - said).square().mean().sqrt() if right_share is None else right_share
+            found.append(Rule(bounds, said, len(mine) / len(truth), float(error)))
+            return
+        i, bar = features[int(parts.feature[node])], float(parts.threshold[node])
+        low, high = bounds.get(i, (-np.inf, np.inf))
+        walk(left, bounds | {i: (low, min(high, bar))})
+        walk(right, bounds | {i: (max(low, bar), high)})
+
+    walk(0, {})
+    return found
+
+
+def _asked(name: str, low: float, high: float) -> str:
+    if low == -np.inf:
+        return f"{name} <= {high:.4g}"
+    return f"{name} > {low:.4g}" if high == np.inf else f"{low:.4g} < {name} <= {high:.4g}"

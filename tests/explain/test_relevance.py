@@ -1,0 +1,118 @@
+"""Relevance against rules written out unit by unit, and what must be conserved."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models import llama
+from sonde.core import InputError, SiteError
+from sonde.explain import GradTimesInput, Objective, Relevance
+
+
+def rows(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def net(bias, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Linear(5, 7, bias=bias), nn.ReLU(), nn.Linear(7, 3, bias=bias)]
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.truth("gradient times input, which it is without biases for ReLUs")
+def test_without_biases_it_is_gradient_times_input():
+    model, x = net(bias=False), rows(4, 5)
+    found = Relevance(epsilon=1e-12).attribute(model, x)
+    torch.testing.assert_close(found.value, GradTimesInput().attribute(model, x).value)
+    torch.testing.assert_close(torch.as_tensor(found.value).sum(1), found.objective)
+    assert found.flags == ()
+
+
+@pytest.mark.truth("the epsilon rule unit by unit in plain loops")
+def test_the_epsilon_rule_unit_by_unit():
+    model, x, eps = net(bias=True), rows(2, 5, seed=1), 0.1
+    found = Relevance(epsilon=eps).attribute(model, x, Objective(target=2))
+    w1, b1, w2, b2 = (p.detach() for p in model.parameters())
+    for n in range(2):
+        z1 = w1 @ x[n] + b1
+        h = z1.relu()
+        z2 = w2 @ h + b2
+        r2 = z2 * torch.tensor([0.0, 0.0, 1.0])
+        r1 = torch.zeros(7, dtype=torch.float64)
+        for j in range(3):
+            r1 += h * w2[j] / (z2[j] + eps * (1 if z2[j] >= 0 else -1)) * r2[j]
+        r0 = torch.zeros(5, dtype=torch.float64)
+        for j in range(7):
+            r0 += x[n] * w1[j] / (z1[j] + eps * (1 if z1[j] >= 0 else -1)) * r1[j]
+        torch.testing.assert_close(torch.as_tensor(found.value)[n], r0)
+    gap = found.objective - torch.as_tensor(found.value).sum(1)
+    torch.testing.assert_close(found.gap, gap)
+    assert "incomplete" in found.flags
+
+
+@pytest.mark.truth("the gamma rule of a convolution as a matrix, unit by unit")
+def test_the_gamma_rule_of_a_convolution():
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(1, 2, 2).double(), nn.Linear(8, 1, bias=False).double()
+    model = nn.Sequential(conv, nn.Flatten(), head)
+    x = rows(1, 1, 3, 3).abs()
+    found = Relevance(epsilon=1e-12, gamma=0.5).attribute(model, x, Objective(target=0))
+    eye = torch.eye(9, dtype=torch.float64).reshape(9, 1, 3, 3)
+    w = F.conv2d(eye, conv.weight).flatten(1).detach()
+    z = model[:2](x)[0].detach()
+    r = z * head.weight[0].detach()
+    raised = w + 0.5 * w.relu()
+    assert conv.bias is not None
+    bias = conv.bias.detach().repeat_interleave(4)
+    share = x.reshape(9, 1) * raised
+    expected = (share / (share.sum(0) + bias + 0.5 * bias.relu()) * r).sum(1)
+    torch.testing.assert_close(torch.as_tensor(found.value).flatten(), expected)
+
+
+def test_functions_and_modules_that_run_twice_hand_down_alike():
+    class Functional(nn.Module):
+        def __init__(self, like):
+            super().__init__()
+            self.like = like
+
+        def forward(self, x):
+            first, _, last = self.like
+            h = torch.relu(F.linear(x, first.weight, first.bias))
+            return F.linear(h, last.weight, bias=last.bias)
+
+    model, x = net(bias=True), rows(3, 5)
+    plain = Relevance().attribute(model, x)
+    torch.testing.assert_close(Relevance().attribute(Functional(model), x).value, plain.value)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.act, self.one = nn.GELU(), nn.Linear(5, 5, bias=False)
+
+        def forward(self, x):
+            return self.act(x + self.one(self.act(self.one(x))))
+
+    found = Relevance(epsilon=1e-12).attribute(Twice().double(), x)
+    torch.testing.assert_close(torch.as_tensor(found.value).sum(1), found.objective)
+
+
+@pytest.mark.truth("conservation: a transformer without biases hands down its whole logit")
+def test_a_transformer_without_biases_keeps_it_all():
+    model = llama().double()
+    ids = {"input_ids": torch.tensor([[3, 7, 2, 9], [9, 4, 1, 5]])}
+    for site in ("input", "model.layers.1"):
+        found = Relevance(epsilon=1e-9).attribute(model, ids, site=site)
+        whole = torch.as_tensor(found.value).flatten(1).sum(1)
+        torch.testing.assert_close(whole, found.objective, rtol=1e-4, atol=1e-8)
+        assert found.by_place.shape == (2, 4)
+
+
+def test_what_hides_its_sums_is_refused():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 2))
+    with pytest.raises(SiteError, match="AttentionRelevance"):
+        Relevance().attribute(model, torch.randn(2, 3, 8))
+    with pytest.raises(InputError, match="epsilon above 0"):
+        Relevance(epsilon=0.0)
