@@ -12,6 +12,7 @@ from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
 from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
+from sonde.explain.das import Alignment, Das, Interchange, InterchangeIntervention
 from sonde.explain.edges import EdgeAttribution, EdgeEffects, EdgePatching
 from sonde.explain.exemplars import Exemplar, Exemplars, ExemplarsResult
 from sonde.explain.faithfulness import (
@@ -40,6 +41,7 @@ from sonde.explain.roar import DiffRoar, DiffRoarResult, Ranked, Roar, RoarResul
 from sonde.explain.sanity import SanityChecks, SanityResult
 from sonde.explain.sensitivity import Infidelity, InfidelityResult, SensitivityN, SensitivityResult
 from sonde.explain.shapley import Occlusion, Shapley
+from sonde.explain.subspace_patch import SubspacePatch, SubspaceVerdict
 from sonde.explain.surrogate import Rule, SurrogateResult, SurrogateRules
 from sonde.explain.unit_labels import UnitLabels, UnitLabelsResult
 
@@ -47,6 +49,7 @@ __all__ = [
     "ActivationPatching",
     "AffineLens",
     "AffineLensResult",
+    "Alignment",
     "AnswerMargin",
     "AttentionRelevance",
     "AttentionRollout",
@@ -59,6 +62,7 @@ __all__ = [
     "CircuitSearch",
     "ClassSensitivity",
     "Comprehensiveness",
+    "Das",
     "Deletion",
     "DiffRoar",
     "DiffRoarResult",
@@ -80,6 +84,8 @@ __all__ = [
     "InfidelityResult",
     "Insertion",
     "IntegratedGradients",
+    "Interchange",
+    "InterchangeIntervention",
     "LayerCam",
     "LensResult",
     "LogitLens",
@@ -105,6 +111,8 @@ __all__ = [
     "SensitivityResult",
     "Shapley",
     "SmoothGrad",
+    "SubspacePatch",
+    "SubspaceVerdict",
     "Sufficiency",
     "SurrogateResult",
     "SurrogateRules",

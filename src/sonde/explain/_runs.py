@@ -157,11 +157,16 @@ class TwoRuns:
         values : Tensor
             Whole batches of states, one after another.
         """
-        with Session(self.root), torch.no_grad():
-            run = self.recorded(side)
-            outputs = run.from_site(site, values)
-        times = len(values) // max(run.n, 1)
+        with torch.no_grad():
+            outputs = self.going_on(side, site, values)
+        times = len(values) // max(self.n, 1)
         return self.number(side, outputs, times).reshape(times, -1)
+
+    def going_on(self, side: Side, site: Site, values: Tensor) -> Any:
+        """Return the outputs of one run with other states at a site; gradients reach them."""
+        run = self.recorded(side)
+        with Session(self.root, with_grad=True):
+            return run.from_site(site, values)
 
     def recorded(self, side: Side) -> RecordedForward:
         """Return one side's run, that goes on from any site."""

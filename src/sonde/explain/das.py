@@ -1,0 +1,333 @@
+"""Where a variable of a causal model lies in a network: the subspace whose exchange moves answers.
+
+``InterchangeIntervention`` judges a whole site, some units or a given subspace; ``Das`` learns the
+subspace. A subspace that was learned can work through dormant parts: run ``SubspacePatch`` on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from sonde.core.edit import Edit, EditContext, check_width
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.core.site import Site
+from sonde.engine.progress import Bar
+from sonde.explain._runs import TwoRuns
+from sonde.explain.objective import Objective
+from sonde.tap.model.sites import Pattern
+
+BATCH = 64
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Interchange(Edit):
+    """Put another run's component in a subspace in place of the own one.
+
+    ``x + R R'(source - x)``; applied twice it is what it is once. The other run's states are
+    ``others={"source": ...}`` of ``sonde.editing``.
+
+    Parameters
+    ----------
+    subspace : Float[Tensor, "dim k"]
+        Orthonormal columns.
+    strength : float, default=1.0
+    """
+
+    subspace: Float[Tensor, "dim k"]
+    strength: float = 1.0
+
+    def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
+        """Return the states with the other run's component."""
+        if self.strength == 0.0:
+            return x
+        check_width("Interchange", self.subspace[:, 0], x, site)
+        if "source" not in context.others:
+            raise InputError(
+                "Interchange: expected the states of the other run, got none. Open the edit with "
+                "others={'source': tap.rows}."
+            )
+        return swapped(x, context.others["source"], self.strength * self.subspace, self.subspace)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Alignment(Result):
+    """How often exchanged states give the answer that the causal model gives.
+
+    ``value`` is the share of pairs with the expected answer; ``null`` the same for a random
+    subspace of this size; ``unpatched`` without any exchange. ``subspace`` is None where the whole
+    site was exchanged.
+    """
+
+    title: ClassVar[str] = "Interchange accuracy"
+    subspace: Float[Tensor, "dim k"] | None
+    unpatched: float
+    losses: tuple[float, ...] = ()
+
+    def edit(self, strength: float = 1.0) -> Interchange:
+        """Return the exchange as an edit.
+
+        Raises
+        ------
+        InputError
+            If the whole site was exchanged: take ``Replace``.
+        """
+        if self.subspace is None:
+            raise InputError("Alignment.edit: the whole site was exchanged. Take Replace.")
+        return Interchange(self.subspace, strength)
+
+
+@final
+@dataclass(frozen=True)
+class InterchangeIntervention:
+    """Share of pairs whose answer is the causal model's when a variable takes its source value.
+
+    States of the source run, in a subspace, some units or the whole site, come into the base run.
+
+    Range        [0, 1]; higher = the site holds the variable; compare with ``null`` and
+                 ``unpatched``.
+    Cost         two forwards, and three of the rest of the model.
+    Assumes      pairs for which the variable matters: else ``unpatched`` is high too.
+
+    Parameters
+    ----------
+    units : sequence of int, optional
+        Exchange these alone; the whole site without.
+    seed : int, default=0
+        Of the random subspace.
+
+    References
+    ----------
+    geiger2024das
+    """
+
+    units: Sequence[int] | None = None
+    seed: int = 0
+    paper: ClassVar[str] = "geiger2024das"
+
+    def judge(
+        self,
+        model: Model | nn.Module,
+        base: Any,
+        source: Any,
+        expected: Int[Tensor, "pair"],
+        site: Pattern,
+        position: int | None = None,
+        subspace: Float[Tensor, "dim k"] | None = None,
+    ) -> Alignment:
+        """Return how often the expected answer comes.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        base, source : Tensor, tuple or dict
+            What the model is called with, a pair for each row.
+        expected : Int[Tensor, "pair"]
+            Class or token that the causal model gives for the base with the variable of the source.
+        site : pattern
+        position : int, optional
+            The one position that is exchanged; all without.
+        subspace : Float[Tensor, "dim k"], optional
+            Orthonormal columns, instead of ``units``.
+        """
+        pairs = _Pairs(model, base, source, expected, site, position)
+        if self.units is not None and subspace is None:
+            subspace = torch.eye(pairs.width)[:, list(self.units)]
+        return pairs.alignment(subspace, self.seed, repr(self))
+
+
+@final
+@dataclass(frozen=True)
+class Das:
+    """The subspace of a site whose exchange between runs gives the causal model's answers.
+
+    ``h_b + R R'(h_s - h_b)`` with orthonormal columns R, trained on the cross-entropy of the
+    expected answers; judged on pairs that training did not see.
+
+    Range        interchange accuracy in [0, 1]; higher = better aligned.
+    Cost         ``steps`` forwards and backwards of a batch of 64, from the site on.
+    Assumes      pairs in random order: the last ones are held out. Success does not show that the
+                 model uses the subspace: see ``SubspacePatch``. A control is the same search in a
+                 model with random weights.
+
+    Parameters
+    ----------
+    k : int, default=1
+        Directions.
+    steps : int, default=300
+    rate : float, default=0.001
+        Of Adam.
+    held_out : float, default=0.25
+        Share of the pairs.
+    seed : int, default=0
+
+    References
+    ----------
+    geiger2024das
+    """
+
+    k: int = 1
+    steps: int = 300
+    rate: float = 1e-3
+    held_out: float = 0.25
+    seed: int = 0
+    paper: ClassVar[str] = "geiger2024das"
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.steps < 1 or not 0 < self.held_out < 1:
+            raise InputError(
+                "Das: expected k and steps of at least 1 and held_out inside (0, 1), got "
+                f"{self.k}, {self.steps} and {self.held_out}."
+            )
+
+    def learn(
+        self,
+        model: Model | nn.Module,
+        base: Tensor,
+        source: Tensor,
+        expected: Int[Tensor, "pair"],
+        site: Pattern,
+        position: int | None = None,
+        *,
+        progress: bool = False,
+    ) -> Alignment:
+        """Return the subspace, judged on held-out pairs; arguments as of ``judge``.
+
+        Raises
+        ------
+        InputError
+            If there are too few pairs, or the loss stops being a number.
+        """
+        n = len(expected)
+        n_train = n - round(self.held_out * n)
+        if not 0 < n_train < n:
+            raise InputError(f"Das: expected at least 4 pairs, got {n}.")
+        batches = [
+            _Pairs(model, base[i:j], source[i:j], expected[i:j], site, position)
+            for i in range(0, n_train, BATCH)
+            for j in [min(i + BATCH, n_train)]
+        ]
+        width = batches[0].width
+        if self.k > width:
+            raise InputError(f"Das: expected k of at most {width} at {site}, got {self.k}.")
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(self.seed)
+            turn = nn.Linear(width, self.k, bias=False)
+            parametrizations.orthogonal(turn)
+            subspace, losses = self._trained(turn, batches, progress)
+        held = _Pairs(model, base[n_train:], source[n_train:], expected[n_train:], site, position)
+        return held.alignment(subspace, self.seed, repr(self), losses)
+
+    def _trained(
+        self, turn: nn.Linear, batches: Sequence["_Pairs"], progress: bool
+    ) -> tuple[Float[Tensor, "dim k"], tuple[float, ...]]:
+        optimiser = torch.optim.Adam(turn.parameters(), lr=self.rate)
+        losses: list[float] = []
+        with Bar("align", self.steps, shown=progress) as bar:
+            for step in range(self.steps):
+                loss = batches[step % len(batches)].loss(turn.weight.T)
+                if not bool(loss.isfinite()):
+                    raise InputError(
+                        f"Das: the loss is {float(loss.detach())} at step {step}. Take a smaller "
+                        "rate."
+                    )
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                losses.append(float(loss.detach()))
+                bar.advance(1)
+        return turn.weight.T.detach().clone(), tuple(losses)
+
+
+class _Pairs:
+    """Base and source runs of some pairs at one site, and the answers that are expected."""
+
+    def __init__(
+        self,
+        model: Model | nn.Module,
+        base: Any,
+        source: Any,
+        expected: Int[Tensor, "pair"],
+        site: Pattern,
+        position: int | None,
+    ) -> None:
+        goal = Objective("log_prob", target=expected)
+        self.runs = TwoRuns(model, base, source, goal)
+        (self.site,) = self.runs.sites(site)
+        _, old = self.runs.states("clean", [self.site])
+        _, new = self.runs.states("corrupt", [self.site])
+        self.old, self.new = old[self.site], new[self.site]
+        self.expected, self.position = expected, position
+        self.width = self.old.shape[-1]
+
+    def moved(self, subspace: Float[Tensor, "dim k"] | None) -> Tensor:
+        """Return the base's states with the source's component."""
+        if subspace is not None and len(subspace) != self.width:
+            raise ShapeError(
+                f"interchange: expected a subspace of {self.width} dimensions at {self.site}, got "
+                f"{tuple(subspace.shape)}."
+            )
+        made = self.new if subspace is None else swapped(self.old, self.new, subspace, subspace)
+        if self.position is None or self.old.ndim < 3:
+            return made
+        at = torch.zeros(self.old.shape[1], 1, dtype=torch.bool, device=self.old.device)
+        at[self.position] = True
+        return torch.where(at, made, self.old)
+
+    def loss(self, subspace: Float[Tensor, "dim k"]) -> Tensor:
+        """Return the mean cross-entropy of the expected answers."""
+        outputs = self.runs.going_on("clean", self.site, self.moved(subspace))
+        return -self.runs.number("clean", outputs).mean()
+
+    def accuracy(self, values: Tensor) -> float:
+        """Return the share of expected answers with these states."""
+        outputs = self.runs.going_on("clean", self.site, values)
+        best = self.runs.log_probs("clean", outputs).argmax(-1)
+        return float((best.cpu() == self.expected.cpu()).double().mean())
+
+    def alignment(
+        self,
+        subspace: Float[Tensor, "dim k"] | None,
+        seed: int,
+        method: str,
+        losses: tuple[float, ...] = (),
+    ) -> Alignment:
+        """Return how often the exchange gives the expected answer."""
+        n, null = len(self.expected), None
+        with torch.no_grad():
+            own = self.accuracy(self.moved(subspace))
+            unpatched = self.accuracy(self.old)
+            if subspace is not None:
+                generator = torch.Generator().manual_seed(seed + 1)
+                drawn = torch.randn(subspace.shape, generator=generator, dtype=torch.float64)
+                null = self.accuracy(self.moved(torch.linalg.qr(drawn)[0]))
+        return Alignment(
+            value=own,
+            se=(own * (1 - own) / n) ** 0.5,
+            null=null,
+            n=n,
+            direction="higher",
+            range=(0.0, 1.0),
+            conventions={"method": method, "site": str(self.site)},
+            subspace=subspace,
+            unpatched=unpatched,
+            losses=losses,
+        )
+
+
+def swapped(
+    old: Float[Tensor, "*axes dim"],
+    new: Float[Tensor, "*axes dim"],
+    left: Float[Tensor, "dim k"],
+    right: Float[Tensor, "dim k"],
+) -> Float[Tensor, "*axes dim"]:
+    """Return ``old + left right'(new - old)``."""
+    return old + ((new - old) @ right.to(old)) @ left.to(old).T

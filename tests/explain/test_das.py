@@ -1,0 +1,83 @@
+"""Subspaces that are exchanged, for a variable planted along a known direction."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from circuits import linear
+from narrow import present
+from sonde.core import InputError, ShapeError
+from sonde.explain import Das, InterchangeIntervention
+from sonde.tap import Tap
+
+
+def planted() -> tuple[Any, torch.Tensor]:
+    """Return a net of the signs of two numbers, and the axes of its hidden layer."""
+    drawn = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double()
+    axes = torch.linalg.qr(drawn)[0]
+    head = torch.zeros(4, 6)
+    head[:, 0] = torch.tensor([-4.0, -4.0, 4.0, 4.0])  # class = 2 [a > 0] + [b > 0]
+    head[:, 1] = torch.tensor([-4.0, 4.0, -4.0, 4.0])
+    return nn.Sequential(linear(axes), linear(head.double() @ axes.T)), axes
+
+
+def pairs(n: int = 128):
+    generator = torch.Generator().manual_seed(1)
+    base, source = torch.randn(2, n, 6, generator=generator, dtype=torch.float64)
+    expected = 2 * (source[:, 0] > 0).long() + (base[:, 1] > 0).long()
+    return base, source, expected
+
+
+@pytest.mark.truth("the direction along which the variable was planted")
+def test_the_planted_direction_is_found():
+    net, axes = planted()
+    found = Das(steps=60, rate=0.1).learn(net, *pairs(), "0")
+    assert float(found) == pytest.approx(1.0, abs=0.04)
+    assert float(present(found.null)) < 0.8
+    angle = torch.rad2deg(torch.acos((present(found.subspace)[:, 0].double() @ axes[:, 0]).abs()))
+    assert float(angle) < 5
+    assert found.losses[-1] < found.losses[0]
+
+
+@pytest.mark.truth("closed form: exchanged along the planted direction, the answer is known")
+def test_the_true_subspace_gives_every_answer_and_the_whole_site_does_not():
+    net, axes = planted()
+    judge = InterchangeIntervention()
+    assert float(judge.judge(net, *pairs(), "0", subspace=axes[:, :1])) == 1.0
+    base, source, expected = pairs()
+    whole = judge.judge(net, base, source, expected, "0")
+    share = (expected == net(source).argmax(1)).double().mean()
+    assert float(whole) == pytest.approx(float(share))
+    assert whole.unpatched == pytest.approx(
+        float((expected == net(base).argmax(1)).double().mean())
+    )
+
+
+def test_the_edit_gives_the_answers_and_is_a_projection():
+    net, axes = planted()
+    base, source, expected = pairs()
+    edit = InterchangeIntervention().judge(net, *pairs(), "0", subspace=axes[:, :1]).edit()
+    with Tap(net, "0") as tap:
+        net(source)
+    other = {"source": tap.rows}
+    with sonde.editing(net, edit, "0", others=other):
+        once = net(base)
+        with sonde.editing(net, edit, "0", others=other):
+            twice = net(base)
+    assert bool((once.argmax(1) == expected).all())
+    torch.testing.assert_close(once, twice)
+
+
+def test_what_does_not_fit_is_refused():
+    net, axes = planted()
+    with pytest.raises(ShapeError, match="of 6 dimensions"):
+        InterchangeIntervention().judge(net, *pairs(), "0", subspace=axes[:3, :1])
+    with pytest.raises(InputError, match="at most 6"):
+        Das(k=7).learn(net, *pairs(), "0")
+    with pytest.raises(InputError, match="Take Replace"):
+        InterchangeIntervention().judge(net, *pairs(), "0").edit()
+    with pytest.raises(InputError, match="inside"):
+        Das(held_out=1.0)
