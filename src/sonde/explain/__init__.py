@@ -12,7 +12,9 @@ from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
 from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
+from sonde.explain.crosscoder import Crosscoder
 from sonde.explain.das import Alignment, Das, Interchange, InterchangeIntervention
+from sonde.explain.dictionary import Dictionary, DictionaryEdit, load_dictionary
 from sonde.explain.edges import EdgeAttribution, EdgeEffects, EdgePatching
 from sonde.explain.exemplars import Exemplar, Exemplars, ExemplarsResult
 from sonde.explain.faithfulness import (
@@ -41,8 +43,11 @@ from sonde.explain.roar import DiffRoar, DiffRoarResult, Ranked, Roar, RoarResul
 from sonde.explain.sanity import SanityChecks, SanityResult
 from sonde.explain.sensitivity import Infidelity, InfidelityResult, SensitivityN, SensitivityResult
 from sonde.explain.shapley import Occlusion, Shapley
+from sonde.explain.skip_transcoder import SkipTranscoder
+from sonde.explain.sparse_autoencoder import SparseAutoencoder
 from sonde.explain.subspace_patch import SubspacePatch, SubspaceVerdict
 from sonde.explain.surrogate import Rule, SurrogateResult, SurrogateRules
+from sonde.explain.transcoder import Transcoder
 from sonde.explain.unit_labels import UnitLabels, UnitLabelsResult
 
 __all__ = [
@@ -62,8 +67,11 @@ __all__ = [
     "CircuitSearch",
     "ClassSensitivity",
     "Comprehensiveness",
+    "Crosscoder",
     "Das",
     "Deletion",
+    "Dictionary",
+    "DictionaryEdit",
     "DiffRoar",
     "DiffRoarResult",
     "EdgeAttribution",
@@ -110,16 +118,20 @@ __all__ = [
     "SensitivityN",
     "SensitivityResult",
     "Shapley",
+    "SkipTranscoder",
     "SmoothGrad",
+    "SparseAutoencoder",
     "SubspacePatch",
     "SubspaceVerdict",
     "Sufficiency",
     "SurrogateResult",
     "SurrogateRules",
+    "Transcoder",
     "TunedLens",
     "UnitLabels",
     "UnitLabelsResult",
     "ViolationResult",
     "combined",
+    "load_dictionary",
     "upsampled",
 ]

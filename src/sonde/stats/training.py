@@ -307,7 +307,7 @@ class Trainer(Learner[TrainingT]):
                 found = self.loss(state, live, *(c[rows] for c in columns))
                 if found is None:
                     continue
-                gradients = torch.autograd.grad(found[0], live.values)
+                gradients = torch.autograd.grad(found[0], live.values, materialize_grads=True)
             self.step(state, live, gradients)
             is_good = all(all_finite([v.detach() for v in live.values]))
             if not (is_good and math.isfinite(float(found[0].detach()))):

@@ -1,0 +1,347 @@
+"""The training of dictionaries: features that are few in each row and whose sum rebuilds it."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.statistic import Span
+from sonde.explain._codes import FEW, Codes, codes_of, few_codes, jump
+from sonde.stats.moments import Moments, MomentsState
+from sonde.stats.training import (
+    SURVEY,
+    Examples,
+    LiveWeights,
+    Trainer,
+    TrainingState,
+    Weights,
+    generator,
+)
+
+_DIAGONAL = Moments("diag")
+AUX, AUX_SHARE = 1 / 32, 0.5
+WARM_UP, LAST = 1000, 0.2
+PENALTY_WARM_UP = 0.05
+KERNEL, FIRST_THRESHOLD = 0.05, 0.01
+MEMORY = 0.99
+RECENT = 1e7
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryState(TrainingState):
+    """What the training of a dictionary holds between rows.
+
+    ``read`` and ``rebuilt`` are the moments of what is read and of what is rebuilt, at each site;
+    ``fired`` counts the rows in which each feature is active and ``error`` sums squared errors,
+    both over the last walk, with the weights as they came out.
+    """
+
+    read: tuple[MomentsState, ...] = ()
+    rebuilt: tuple[MomentsState, ...] = ()
+    cross: Tensor | None = None
+    fired: Int[Tensor, "feature"] | None = None
+    error: float = 0.0
+    n: int = 0
+
+    @property
+    def scale(self) -> Float[Tensor, "dim"]:
+        """What each unit that is read is multiplied by: one number for each site."""
+        return _scales(self.read)
+
+    @property
+    def scale_out(self) -> Float[Tensor, "dim_out"]:
+        """What each unit that is rebuilt is multiplied by."""
+        return _scales(self.rebuilt)
+
+
+def _scales(moments: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
+    """Return for each unit ``sqrt(dim / mean |x|^2)`` of its site."""
+    found: list[Tensor] = []
+    for one in moments:
+        power = float((one.variance + one.mean.square()).sum())
+        dim = len(one.mean)
+        scale = math.sqrt(dim / power) if power > 0 else 1.0
+        found.append(torch.full((dim,), scale, dtype=torch.float64))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryTraining(Trainer[DictionaryState]):
+    """The training of a dictionary; the parameters are those of ``SparseAutoencoder``.
+
+    Weights are the encoder, its bias, the decoder (a unit row for each feature) and its bias; then
+    the thresholds of ``jumprelu`` and the direct map of a skip transcoder. Buffers are the rows
+    since each feature was active, and the threshold of ``batchtopk``.
+    """
+
+    features: int | None
+    k: int
+    act: str
+    passes: int
+    batch: int
+    top_rate: float | None
+    penalty: float
+    dead_after: int | None
+    buffer: int
+    seed: int
+    skip: bool = False
+    reviews: ClassVar[bool] = True
+
+    def start(self, dim: int) -> DictionaryState:
+        """Return the state before the first row; weights follow from the first walk."""
+        return DictionaryState(weights=Weights.of())
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it rebuilds what it reads."""
+        return True
+
+    @abstractmethod
+    def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return what is read and what is rebuilt, each by site."""
+
+    def width(self, dim: int) -> int:
+        """Return how many features there are."""
+        return 8 * dim if self.features is None else self.features
+
+    def size_bytes(self, *dims: int) -> int:
+        """Return the bytes of the weights with the means of Adam, and of rows that wait."""
+        return 12 * self.width(dims[0]) * (dims[0] + dims[-1]) + 4 * self.buffer * sum(dims)
+
+    def survey(self, state: DictionaryState, *columns: Tensor, **_: Any) -> DictionaryState:
+        """Learn the scale and the mean of each side."""
+        read, rebuilt = self.sides(*columns)
+        cross = state.cross
+        if self.skip:
+            x, y = read[0].double().cpu(), rebuilt[0].double().cpu()
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+            seen = x.T @ torch.cat([x, y], 1)
+            cross = seen if cross is None else cross + seen
+        return replace(
+            state,
+            read=_counted(state.read, read),
+            rebuilt=_counted(state.rebuilt, rebuilt),
+            cross=cross,
+        )
+
+    def prepared(self, state: DictionaryState, *columns: Tensor) -> Examples:
+        """Return what is read and what is rebuilt, side by side and scaled."""
+        read, rebuilt = self.sides(*columns)
+        u = torch.cat(read, 1).float() * state.scale.to(columns[0].device).float()
+        if self.is_own:
+            return Examples((u,))
+        return Examples((u, torch.cat(rebuilt, 1).float() * state.scale_out.to(u)))
+
+    def loss(
+        self, state: DictionaryState, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> tuple[Tensor, tuple[Tensor]]:
+        """Return the mean squared error of rows, with penalties and what revives dead features."""
+        u, v = batch[0], batch[-1]
+        encoder, bias, decoder, bias_out, *more = live.values
+        centre = bias_out if len(batch) == 1 else torch.zeros_like(u[0])
+        codes, penalty = self._codes(state, live, u, centre)
+        out = codes.decoded(decoder) + bias_out
+        if self.skip:
+            out = out + u @ more[-1].T
+        error = (v - out).square().sum(1)
+        with torch.no_grad():
+            since = live.buffers[0]
+            since += len(u)
+            since[codes.fired(len(since)) > 0] = 0
+            dead = torch.nonzero(since > self._dead_after(state)).flatten()
+        loss = error.mean() + penalty
+        if len(dead) and self.act != "relu":
+            rest = (v - out).detach()
+            few = few_codes(
+                u,
+                centre.detach(),
+                encoder[dead],
+                bias[dead],
+                "abstopk" if self.act == "abstopk" else "topk",
+                max(1, int(AUX_SHARE * u.shape[1])),
+            )
+            whole = (rest - rest.mean(0)).square().sum().clamp(min=1e-12)
+            loss = loss + AUX * (rest - few.decoded(decoder[dead])).square().sum() / whole
+        return loss, (error,)
+
+    def _codes(
+        self, state: DictionaryState, live: LiveWeights, u: Tensor, centre: Tensor
+    ) -> tuple[Codes, Tensor]:
+        """Return the features of a minibatch and the penalty on them."""
+        encoder, bias, decoder, _, *more = live.values
+        none = u.new_zeros(())
+        if self.act in FEW:
+            return few_codes(u, centre, encoder, bias, self.act, self.k), none
+        pre = (u - centre) @ encoder.T + bias
+        if self.act == "relu":
+            warm = min(1.0, live.steps / max(1.0, PENALTY_WARM_UP * self._n_steps(state)))
+            z = pre.relu()
+            lengths = _lengths(decoder, [len(m.mean) for m in state.rebuilt])
+            return Codes(z), warm * self.penalty * (z @ lengths).mean()
+        if self.act == "jumprelu":
+            z, active = jump(pre, more[0].relu(), KERNEL)
+            return Codes(z), self.penalty * active.sum(1).mean()
+        z = pre.relu()
+        n = min(self.k * len(z), z.numel())
+        least = z.detach().flatten().topk(n, sorted=False).values.min()
+        z = z * (z >= least)
+        with torch.no_grad():
+            kept = live.buffers[1]
+            kept.copy_(least if live.steps == 0 else torch.lerp(least, kept, MEMORY))
+        return Codes(z), none
+
+    def step(self, state: DictionaryState, live: LiveWeights, gradients: Sequence[Tensor]) -> None:
+        """Change the weights by Adam; rows of the decoder keep their length."""
+        gradients = list(gradients)
+        decoder = live.values[2]
+        with torch.no_grad():
+            along = (gradients[2] * decoder).sum(1, keepdim=True)
+            gradients[2] = gradients[2] - along * decoder
+            live.adam(gradients, self._rate(state, live.steps))
+            decoder /= decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+    def _rate(self, state: DictionaryState, step: int) -> float:
+        """Return the step size: risen over the first steps, fallen over the last fifth."""
+        n = self._n_steps(state)
+        rate = self.top_rate
+        if rate is None:
+            rate = 2e-4 / math.sqrt(max(1, len(state.weights.values[1])) / 2**14)
+        up = min(1.0, (step + 1) / min(WARM_UP, max(1.0, PENALTY_WARM_UP * n)))
+        return rate * up * min(1.0, max(n - step, 1.0) / max(1.0, LAST * n))
+
+    def _n_steps(self, state: DictionaryState) -> float:
+        return max(1.0, self.passes * state.read[0].n / self.batch)
+
+    def _dead_after(self, state: DictionaryState) -> float:
+        if self.dead_after is not None:
+            return self.dead_after
+        return min(RECENT, 0.1 * self.passes * state.read[0].n)
+
+    def close_pass(self, state: DictionaryState) -> DictionaryState:
+        """Make the first weights when scales are known."""
+        if state.stage == SURVEY:
+            self._check_rows(state)
+            state = replace(state, weights=self._weights(state))
+        return super().close_pass(state)
+
+    def _check_rows(self, state: DictionaryState) -> None:
+        n, width = state.read[0].n, self.width(sum(len(m.mean) for m in state.read))
+        if n < width:
+            raise InputError(
+                f"expected at least a row for each of {width} features of the dictionary, got {n} "
+                "rows. Give more rows, or fewer features (features=)."
+            )
+
+    def _weights(self, state: DictionaryState) -> Weights:
+        dim, dim_out = len(state.scale), len(state.scale_out)
+        n, source = self.width(dim), generator("dictionary", self.seed)
+        decoder = _unit(torch.randn(n, dim_out, generator=source))
+        encoder = decoder if self.is_own else _unit(torch.randn(n, dim, generator=source))
+        mean = torch.cat([m.mean for m in state.rebuilt]) * state.scale_out
+        values = [encoder.clone(), torch.zeros(n), decoder, mean.float()]
+        if self.act == "jumprelu":
+            values.append(torch.full((n,), FIRST_THRESHOLD))
+        if self.skip and state.cross is not None:
+            direct, offset = _least_squares(state.cross)
+            scaled = direct * state.scale_out[:, None] / state.scale
+            values[3] = (offset * state.scale_out).float()
+            values.append(scaled.float())
+        since, kept = torch.zeros(n, dtype=torch.int64), torch.zeros(1)
+        return Weights.of(*values, buffers=(since, kept))
+
+    def review(self, state: DictionaryState, *columns: Tensor, **_: Any) -> DictionaryState:
+        """Add the errors of rows, and count the features that are active in them."""
+        found = self.prepared(state, *columns).columns
+        u, v = found[0], found[-1]
+        encoder, bias, decoder, bias_out, *more = state.weights.values
+        centre = bias_out if len(found) == 1 else torch.zeros_like(u[0])
+        with torch.no_grad():
+            pre = torch.addmm(bias - encoder @ centre, u, encoder.T)
+            codes = codes_of(pre, self.act, self.k, self.threshold(state))
+            out = codes.decoded(decoder) + bias_out
+            out = out + u @ more[-1].T if self.skip else out
+            error = ((v - out).double() / state.scale_out).square().sum()
+        fired = codes.fired(len(bias))
+        return replace(
+            state,
+            fired=fired if state.fired is None else state.fired + fired,
+            error=state.error + float(error),
+            n=state.n + len(u),
+        )
+
+    def threshold(self, state: DictionaryState) -> Float[Tensor, "feature"] | None:
+        """Return what a feature must exceed to be active, where that is how they are chosen."""
+        if self.act == "jumprelu":
+            return state.weights.values[4].relu()
+        return state.weights.buffers[1] if self.act == "batchtopk" else None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OwnTraining(DictionaryTraining):
+    """The training of a dictionary that rebuilds what it reads."""
+
+    def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the rows twice."""
+        rows = (columns[0],)
+        return rows, rows
+
+    def examples(
+        self, state: DictionaryState, x: Float[Tensor, "row dim"]
+    ) -> tuple[DictionaryState, Examples]:
+        """Return rows."""
+        return state, self.prepared(state, x)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PairTraining(DictionaryTraining):
+    """The training of a dictionary of two sites: one rebuilt from the other, or both from both."""
+
+    both: bool = False
+    span: ClassVar[Span] = "pair"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether both sites are rebuilt from both."""
+        return self.both
+
+    def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the rows of the first site and those of the second, or both twice."""
+        pair = columns[:2]
+        return (pair, pair) if self.both else (pair[:1], pair[1:])
+
+    def examples(
+        self, state: DictionaryState, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]
+    ) -> tuple[DictionaryState, Examples]:
+        """Return rows of both sites."""
+        return state, self.prepared(state, x, y.to(x.device))
+
+
+def _counted(known: tuple[MomentsState, ...], rows: tuple[Tensor, ...]) -> tuple[MomentsState, ...]:
+    seen = tuple(_DIAGONAL.observe(x.cpu()) for x in rows)
+    if not known:
+        return seen
+    return tuple(_DIAGONAL.merge(a, b) for a, b in zip(known, seen, strict=True))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def _lengths(decoder: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return the sum over sites of the lengths of each feature's row."""
+    return torch.stack([part.norm(dim=1) for part in decoder.split(list(widths), 1)]).sum(0)
+
+
+def _least_squares(cross: Float[Tensor, "dim1 dim1_and_out"]) -> tuple[Tensor, Tensor]:
+    """Return the linear map and the offset of least squares from sums of products."""
+    n = len(cross)
+    found = torch.linalg.lstsq(cross[:, :n], cross[:, n:], driver="gelsd").solution
+    return found[:-1].T, found[-1]

@@ -1,0 +1,395 @@
+"""A dictionary of features: what they read, what they write, and how well they rebuild the states.
+
+Trained by ``SparseAutoencoder``, ``Transcoder`` and ``Crosscoder``, or read from a file: one
+safetensors file of ours, or a folder as SAELens writes it.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, cast, final
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_safetensors
+from torch import Tensor
+
+from sonde.core.edit import Edit, EditContext
+from sonde.core.errors import InputError, ShapeError, StateError, StoreError
+from sonde.core.result import Result
+from sonde.core.site import Site
+from sonde.explain._codes import FEW, Act, codes_of
+from sonde.files.durable import atomic_write
+
+FORMAT = "sonde-dictionary/1"
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+ARCHITECTURES = {
+    "relu": "standard",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "batchtopk": "jumprelu",
+}
+"""How SAELens calls the activations that it knows."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Dictionary(Result):
+    """Features of the states at a site: ``z = act(encoder (x - centre) + bias)``.
+
+    What they rebuild is ``z decoder + offset``, and ``skip x`` more in a skip transcoder. ``value``
+    is the share of the variance that they leave unexplained.
+
+    Attributes
+    ----------
+    encoder : Float[Tensor, "feature dim"]
+    bias : Float[Tensor, "feature"]
+    centre : Float[Tensor, "dim"]
+    decoder : Float[Tensor, "feature dim_out"]
+        A row for each feature, its direction; all of one length, in the scale of the states.
+    offset : Float[Tensor, "dim_out"]
+    threshold : Float[Tensor, "feature"] or None
+        What a feature must exceed to be active; one number for all or one for each.
+    skip : Float[Tensor, "dim_out dim"] or None
+    act : str
+        How features are chosen; ``k`` of each row for ``topk`` and ``abstopk``.
+    density : Float[Tensor, "feature"] or None
+        Share of rows in which each feature is active; None where that is not known.
+    widths : tuple of int
+        Of the sites whose rows are read together, one after the other; ``scales`` are what their
+        rows were multiplied by in training.
+    """
+
+    title: ClassVar[str] = "Density of features"
+    encoder: Float[Tensor, "feature dim"]
+    bias: Float[Tensor, "feature"]
+    centre: Float[Tensor, "dim"]
+    decoder: Float[Tensor, "feature dim_out"]
+    offset: Float[Tensor, "dim_out"]
+    threshold: Float[Tensor, "#feature"] | None = None
+    skip: Float[Tensor, "dim_out dim"] | None = None
+    act: Act = "relu"
+    k: int = 0
+    density: Float[Tensor, "feature"] | None = None
+    widths: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+
+    @property
+    def n_features(self) -> int:
+        """How many features there are."""
+        return len(self.bias)
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active features of a row; NaN where densities are not known."""
+        return math.nan if self.density is None else float(self.density.sum())
+
+    @property
+    def dead_share(self) -> float:
+        """Share of features that are active in no row; NaN where densities are not known."""
+        if self.density is None or self.n_features == 0:
+            return math.nan
+        return float((self.density == 0).double().mean())
+
+    def encode(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row feature"]:
+        """Return the features of rows, each by itself.
+
+        Raises
+        ------
+        ShapeError
+            If rows have another width than the dictionary.
+        """
+        x = rows.reshape(-1, rows.shape[-1])
+        dim = self.encoder.shape[1]
+        if x.shape[1] != dim:
+            raise ShapeError(
+                f"Dictionary.encode: expected dim={dim} (as fitted), got dim={x.shape[1]}. Fit a "
+                "second dictionary for that site."
+            )
+        kept = {n: getattr(self, n).to(x) for n in ("encoder", "bias", "centre")}
+        pre = (x - kept["centre"]) @ kept["encoder"].T + kept["bias"]
+        threshold = None if self.threshold is None else self.threshold.to(x)
+        z = codes_of(pre, self.act, self.k, threshold).dense(self.n_features)
+        return z.reshape(*rows.shape[:-1], self.n_features)
+
+    def decode(self, z: Float[Tensor, "*row feature"]) -> Float[Tensor, "*row dim_out"]:
+        """Return the rows that features stand for, without what ``skip`` adds."""
+        return z @ self.decoder.to(z) + self.offset.to(z)
+
+    def rebuild(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row dim_out"]:
+        """Return rows as the dictionary has them."""
+        found = self.decode(self.encode(rows))
+        return found if self.skip is None else found + rows @ self.skip.to(rows).T
+
+    @property
+    def shares(self) -> Float[Tensor, "site feature"]:
+        """The length of each feature's direction at each site, over the sum of them.
+
+        Lengths are taken in the scale of each site; a feature of length 0 has a share of NaN.
+        """
+        parts = self.decoder.split(list(self.widths) or [self.decoder.shape[1]], 1)
+        scales = self.scales or (1.0,) * len(parts)
+        lengths = torch.stack([p.norm(dim=1) * s for p, s in zip(parts, scales, strict=True)])
+        return lengths / lengths.sum(0)
+
+    def edit(
+        self, strength: float = 1.0, *, features: Mapping[int, float] | None = None
+    ) -> "DictionaryEdit":
+        """Return the edit that puts what is rebuilt in place of states, or sets features.
+
+        Parameters
+        ----------
+        strength : float, default=1.0
+        features : mapping of int to float, optional
+            Value of each feature that is set; the others, and what the dictionary does not
+            explain, stay as they are.
+
+        Raises
+        ------
+        InputError
+            If there is no such feature, or the dictionary rebuilds another site than it reads.
+        """
+        if self.encoder.shape[1] != self.decoder.shape[1] or len(self.widths) > 1:
+            raise InputError(
+                "Dictionary.edit: expected a dictionary that rebuilds the site that it reads, got "
+                f"{self.encoder.shape[1]} units in and {self.decoder.shape[1]} out, of "
+                f"{max(1, len(self.widths))} sites."
+            )
+        known = tuple(sorted((features or {}).items()))
+        wrong = [i for i, _ in known if not 0 <= i < self.n_features]
+        if wrong:
+            raise InputError(
+                f"Dictionary.edit: expected features from 0 to {self.n_features - 1}, got {wrong}."
+            )
+        return DictionaryEdit(self, None if features is None else known, strength)
+
+    def table(self) -> Any:
+        """Return the density of each feature, in place of the one value."""
+        if self.density is None:
+            return super().table()
+        return replace(self, value=self.density, density=None).table()
+
+    def save(self, path: str | Path, *, site: str = "") -> None:
+        """Write one safetensors file, which any reader of that format opens.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written.
+        """
+        tensors = {n: getattr(self, n) for n in ("encoder", "bias", "centre", "decoder", "offset")}
+        more = {n: getattr(self, n) for n in ("threshold", "skip", "density")}
+        tensors |= {n: t for n, t in more.items() if t is not None}
+        told = {
+            "format": FORMAT,
+            "act": self.act,
+            "k": self.k,
+            "widths": list(self.widths),
+            "scales": list(self.scales),
+            "site": site,
+            "n": self.n,
+            "value": float(self.value) if math.isfinite(float(self.value)) else None,
+        }
+        plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+        atomic_write(Path(path), as_safetensors(plain, {"sonde": json.dumps(told, sort_keys=True)}))
+
+    def save_saelens(self, folder: str | Path, *, hook_name: str = "") -> None:
+        """Write a folder in the layout of SAELens: ``cfg.json`` and ``sae_weights.safetensors``.
+
+        Raises
+        ------
+        InputError
+            If the layout has no such dictionary: signed features, or several sites.
+        """
+        from sonde.files.durable import make_directory
+
+        is_own = self.encoder.shape[1] == self.decoder.shape[1] and len(self.widths) < 2
+        if self.act not in ARCHITECTURES or not is_own or self.skip is not None:
+            raise InputError(
+                f"save_saelens: expected a dictionary of one site with an activation of "
+                f"{', '.join(ARCHITECTURES)}, got {self.act} of {max(1, len(self.widths))} sites. "
+                "Save it with save: one safetensors file."
+            )
+        moved = self.bias - self.encoder @ (self.centre - self.offset)
+        tensors = {
+            "W_enc": self.encoder.T,
+            "b_enc": moved,
+            "W_dec": self.decoder,
+            "b_dec": self.offset,
+        }
+        config: dict[str, Any] = {
+            "architecture": ARCHITECTURES[self.act],
+            "d_in": self.encoder.shape[1],
+            "d_sae": self.n_features,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "metadata": {"hook_name": hook_name},
+        }
+        if self.act == "topk":
+            config |= {"k": self.k, "rescale_acts_by_decoder_norm": False}
+        if self.threshold is not None:
+            tensors["threshold"] = self.threshold.expand(self.n_features)
+        folder = Path(folder)
+        make_directory(folder)
+        plain = {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}
+        atomic_write(folder / WEIGHTS, as_safetensors(plain))
+        atomic_write(folder / CONFIG, json.dumps(config, indent=1).encode())
+
+
+def load_dictionary(path: str | Path) -> Dictionary:
+    """Read a dictionary: a safetensors file of ours, or a folder in the layout of SAELens.
+
+    Raises
+    ------
+    StoreError
+        If there is no such file.
+    StateError
+        If it is none, is damaged, or is of a kind that is not known here.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_saelens(path)
+    tensors, told = _read(path)
+    try:
+        about = json.loads(told.get("sonde", "null"))
+        if about is None or about["format"] != FORMAT:
+            raise StateError(
+                f"load_dictionary: expected {FORMAT}, got another safetensors file: {path}. Give "
+                "the folder with cfg.json for one of SAELens."
+            )
+        value = math.nan if about["value"] is None else float(about["value"])
+        found = Dictionary(
+            value=value,
+            n=int(about["n"]),
+            act=about["act"],
+            k=int(about["k"]),
+            widths=tuple(about["widths"]),
+            scales=tuple(about["scales"]),
+            conventions={"site": about["site"], "value": "share of variance unexplained"},
+            **cast("dict[str, Any]", tensors),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"load_dictionary: {path} is damaged: {error!r}.") from error
+    return _checked(found, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise StoreError(f"load_dictionary: no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise StateError(f"load_dictionary: {path} is no safetensors file: {error}.") from error
+
+
+def _from_saelens(folder: Path) -> Dictionary:
+    if not (folder / CONFIG).is_file():
+        raise StoreError(f"load_dictionary: no {CONFIG} in {folder}.")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    tensors, _ = _read(folder / WEIGHTS)
+    kind = config.get("architecture", "standard")
+    act = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "batchtopk": "jumprelu"}
+    # Older files name topk by its activation function.
+    if kind == "standard" and config.get("activation_fn_str", "relu") == "topk":
+        kind = "topk"
+    scaled = config.get("normalize_activations", "none") not in ("none", None)
+    if kind not in act or scaled or config.get("reshape_activations", "none") != "none":
+        raise StateError(
+            f"load_dictionary: expected a folder of SAELens with architecture among "
+            f"{', '.join(act)}, activations that are neither normalised nor reshaped, got {kind}, "
+            f"{config.get('normalize_activations')} and {config.get('reshape_activations')} in "
+            f"{folder}. Fold the scale into the weights there first."
+        )
+    encoder, decoder = tensors["W_enc"].T.float(), tensors["W_dec"].float()
+    offset, bias = tensors["b_dec"].float(), tensors["b_enc"].float()
+    length = decoder.norm(dim=1).clamp(min=1e-12)
+    if kind == "topk" and config.get("rescale_acts_by_decoder_norm", False):
+        # Features are then chosen, and told, as if rows of the decoder had unit length.
+        encoder, bias, decoder = encoder * length[:, None], bias * length, decoder / length[:, None]
+    threshold = tensors.get("threshold")
+    if "log_threshold" in tensors:
+        threshold = tensors["log_threshold"].exp()
+    k = config.get("k") or config.get("activation_fn_kwargs", {}).get("k", 0)
+    about = config.get("metadata", config)
+    found = Dictionary(
+        encoder=encoder,
+        bias=bias,
+        centre=offset if config.get("apply_b_dec_to_input", True) else torch.zeros_like(offset),
+        decoder=decoder,
+        offset=offset,
+        threshold=None if threshold is None else threshold.float().relu(),
+        act=act[kind],  # type: ignore[arg-type]
+        k=int(k),
+        conventions={
+            "site": "",
+            "hook_name": about.get("hook_name"),
+            "model": about.get("model_name"),
+        },
+    )
+    return _checked(found, folder)
+
+
+def _checked(found: Dictionary, path: Path) -> Dictionary:
+    """Refuse tensors that do not fit one another."""
+    n, dim = found.encoder.shape
+    fits = found.decoder.shape == (n, len(found.offset)) and found.bias.shape == (n,)
+    fits = fits and found.centre.shape == (dim,)
+    needs_k = found.act in FEW and found.k < 1
+    if (
+        not fits
+        or needs_k
+        or (
+            (found.act == "jumprelu") != (found.threshold is not None)
+            and (found.act != "batchtopk")
+        )
+    ):
+        raise StateError(
+            f"load_dictionary: the tensors of {path} do not fit one another: encoder "
+            f"{tuple(found.encoder.shape)}, decoder {tuple(found.decoder.shape)}, {found.act}, "
+            f"k={found.k}."
+        )
+    return found
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DictionaryEdit(Edit):
+    """Put what a dictionary rebuilds in place of states, or set some of its features.
+
+    With features only their part changes, ``x + (value - z) d``: the others, and what the
+    dictionary does not explain of the state, stay as they are.
+
+    Range        the shape and type of the activation.
+    Cost         one reading of the dictionary.
+    Assumes      a dictionary that was fitted at this site.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+    features : tuple of (int, float), optional
+        Features and what they are set to; by default the whole state is rebuilt.
+    strength : float, default=1.0
+        Weight of the change.
+    """
+
+    dictionary: Dictionary
+    features: tuple[tuple[int, float], ...] | None = None
+    strength: float = 1.0
+
+    def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
+        """Return the changed activation."""
+        if self.strength == 0.0:
+            return x
+        if self.features is None:
+            return torch.lerp(x, self.dictionary.rebuild(x).to(x), self.strength)
+        index = [i for i, _ in self.features]
+        values = x.new_tensor([v for _, v in self.features])
+        gap = values - self.dictionary.encode(x)[..., index]
+        return x + self.strength * (gap @ self.dictionary.decoder[index].to(x))

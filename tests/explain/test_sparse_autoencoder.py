@@ -1,0 +1,219 @@
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.optimize import linear_sum_assignment
+
+from run_case import Stopping
+from sonde.core.edit import EditContext
+from sonde.core.errors import InputError, ShapeError, StateError, StoreError
+from sonde.core.site import Site
+from sonde.core.stream import Stream
+from sonde.explain import Dictionary, SparseAutoencoder, load_dictionary
+from sonde.explain._codes import Codes, codes_of, few_codes, jump
+from sonde.run.fitting.fit import fit
+from sonde.run.passes.driver import Interrupted
+from sonde.stats.training import generator
+
+N, DIM, FEATURES, K = 4096, 12, 16, 2
+HOW = {"features": FEATURES, "k": K, "batch": 256, "mixed": 1, "passes": 12, "rate": 2e-2}
+
+
+def _planted(signed=True):
+    """Rows that are each the sum of two planted unit directions, and these directions."""
+    source = generator("planted")
+    true = torch.nn.functional.normalize(torch.randn(FEATURES, DIM, generator=source), dim=1)
+    index = torch.rand(N, FEATURES, generator=source).topk(K, 1).indices
+    size = 1 + torch.rand(N, K, generator=source)
+    sign = torch.randint(0, 2, (N, K), generator=source) * 2 - 1 if signed else 1
+    return (true[index] * (size * sign)[:, :, None]).sum(1), true
+
+
+def _matched(found, true):
+    """Share of planted directions that have one feature of their own along them."""
+    cosines = (torch.nn.functional.normalize(found.decoder, dim=1) @ true.T).abs()
+    rows, columns = linear_sum_assignment(-cosines.numpy())
+    return float((cosines[rows, columns] > 0.9).double().mean())
+
+
+@pytest.fixture(scope="module")
+def signed():
+    x, _ = _planted()
+    return {act: SparseAutoencoder(act=act, **HOW).fit(x) for act in ("abstopk", "topk")}
+
+
+@pytest.mark.truth("the planted directions, one to one")
+def test_signed_features_are_recovered_where_signs_are_kept_and_cost_twice_as_many_elsewhere(
+    signed,
+):
+    _, true = _planted()
+    assert signed["abstopk"].value < 0.15
+    assert _matched(signed["abstopk"], true) >= 0.7
+    assert signed["topk"].value > signed["abstopk"].value + 0.1
+    assert signed["abstopk"].l0 == pytest.approx(K)
+
+
+@pytest.mark.parametrize(("act", "k"), [("topk", 4), ("batchtopk", 3)])
+@pytest.mark.truth("the planted directions, one to one")
+def test_features_without_signs_are_recovered(act, k):
+    source = generator("p")
+    true = torch.nn.functional.normalize(torch.randn(FEATURES, DIM, generator=source), dim=1)
+    z = (torch.rand(N, FEATURES, generator=source) < 0.12) * (
+        1 + torch.rand(N, FEATURES, generator=source)
+    )
+    found = SparseAutoencoder(act=act, dead_after=500, **{**HOW, "k": k}).fit(z @ true)
+    assert found.value < 0.12
+    assert _matched(found, true) >= 0.6
+
+
+@pytest.mark.truth("sums over all rows in numpy's way, and the rows themselves where k = dim")
+def test_health_is_that_of_the_rows(signed):
+    x, _ = _planted()
+    found = signed["abstopk"]
+    left = (x - found.rebuild(x)).double().square().sum()
+    total = (x - x.mean(0)).double().square().sum()
+    assert found.value == pytest.approx(float(left / total), rel=1e-4)
+    z = found.encode(x)
+    assert torch.equal(found.density, (z != 0).double().mean(0))
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator(3)))[0]
+    zero = torch.zeros(5)
+    exact = Dictionary(
+        encoder=turn, bias=zero, centre=zero, decoder=turn, offset=zero, act="abstopk", k=5
+    )
+    rows = torch.randn(7, 5, generator=generator(4))
+    torch.testing.assert_close(exact.rebuild(rows), rows)
+
+
+@pytest.mark.parametrize("act", ["topk", "abstopk"])
+@pytest.mark.truth("autograd through the dense features")
+def test_gradients_of_few_features_are_those_of_all(act):
+    source = generator(act)
+    x = torch.randn(9, 5, generator=source, dtype=torch.float64)
+    leaves = [
+        torch.randn(s, generator=source, dtype=torch.float64) for s in ((7, 5), (7,), (7, 5), (5,))
+    ]
+    leaves = [v.requires_grad_() for v in leaves]
+    encoder, bias, decoder, centre = leaves
+    few = few_codes(x, centre, encoder, bias, act, 3)
+    pre = (x - centre) @ encoder.T + bias
+    kept = codes_of(pre, act, 3).dense(7).detach() != 0
+    all_of = (pre if act == "abstopk" else pre.relu()) * kept
+    torch.testing.assert_close(few.dense(7), all_of)
+    out, want = few.decoded(decoder), all_of @ decoder
+    found = torch.autograd.grad(out.square().sum() + few.value.sum(), leaves)
+    wanted = torch.autograd.grad(want.square().sum() + all_of.sum(), leaves)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    assert few.fired(7).tolist() == kept.sum(0).tolist()
+
+
+@pytest.mark.truth("the formula of the rectangle, entry by entry")
+def test_gradients_of_thresholds_come_through_a_rectangle():
+    pre = torch.tensor([[0.5, 0.98, 1.04, 2.0]], dtype=torch.float64).requires_grad_()
+    theta = torch.ones(4).double().requires_grad_()
+    z, active = jump(pre, theta, 0.1)
+    assert (z.tolist(), active.tolist()) == ([[0.0, 0.0, 1.04, 2.0]], [[0.0, 0.0, 1.0, 1.0]])
+    of_pre, of_theta = torch.autograd.grad((3 * z + active).sum(), (pre, theta))
+    assert of_pre.tolist() == [[0.0, 0.0, 3.0, 3.0]]
+    torch.testing.assert_close(of_theta, torch.tensor([0.0, -40.0, -40.0, 0.0]).double())
+
+
+def test_a_chosen_zero_has_not_fired():
+    codes = codes_of(torch.tensor([[-1.0, -2.0, 3.0]]), "topk", 2)
+    assert codes.fired(3).tolist() == [0, 0, 1]
+    assert Codes(torch.tensor([[0.0, 2.0]])).fired(2).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("act", ["batchtopk", "jumprelu", "relu"])
+def test_a_row_is_read_by_itself(act):
+    x, _ = _planted(signed=False)
+    found = SparseAutoencoder(act=act, **{**HOW, "passes": 2}).fit(x[:1024])
+    z = found.encode(x[:50])
+    torch.testing.assert_close(torch.cat([found.encode(row[None]) for row in x[:50]]), z)
+    assert 0 < float((z != 0).double().mean()) < 1
+
+
+@pytest.mark.truth("the same rows, ten times as long")
+def test_the_scale_of_rows_changes_no_feature():
+    x, _ = _planted()
+    how = {**HOW, "passes": 2}
+    one, ten = (SparseAutoencoder(**how).fit(rows) for rows in (x, 10 * x))
+    torch.testing.assert_close(ten.encode(10 * x[:20]), one.encode(x[:20]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ten.decoder, 10 * one.decoder, rtol=1e-3, atol=1e-3)
+
+
+def test_a_killed_training_goes_on_with_the_same_bits(tmp_path):
+    x, _ = _planted()
+    stream, method = Stream.of(x[:512]), SparseAutoencoder(**{**HOW, "passes": 2, "batch": 48})
+    how = {"unit_size": 64, "progress": False}
+    with pytest.raises(Interrupted):
+        fit(method, Stopping(stream, after=13), directory=tmp_path / "a.run", **how)
+    again = fit(method, stream, directory=tmp_path / "a.run", **how)
+    whole = fit(method, stream, **how)
+    assert again.save(tmp_path / "a.sonde") == whole.save(tmp_path / "b.sonde")
+
+
+@pytest.mark.truth("the tensors as safetensors reads them, and the formula of the layout")
+@pytest.mark.parametrize("act", ["topk", "batchtopk", "relu"])
+def test_files_are_read_by_others_and_their_layout_is_that_of_saelens(tmp_path, act):
+    x, _ = _planted()
+    found = SparseAutoencoder(act=act, **{**HOW, "passes": 1}).fit(x[:512])
+    found.save(tmp_path / "d.safetensors", site="layers.0")
+    assert torch.equal(load_file(tmp_path / "d.safetensors")["decoder"], found.decoder)
+    again = load_dictionary(tmp_path / "d.safetensors")
+    assert torch.equal(again.encode(x), found.encode(x))
+    assert (again.act, again.k, again.conventions["site"]) == (act, K, "layers.0")
+    found.save_saelens(tmp_path / "sae", hook_name="blocks.0.hook_resid_post")
+    t = load_file(tmp_path / "sae" / "sae_weights.safetensors")
+    pre = (x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+    if act == "topk":
+        top = pre.topk(K, dim=1)
+        z = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    else:
+        z = pre.relu() * (pre > t.get("threshold", torch.zeros(1)))
+    theirs = load_dictionary(tmp_path / "sae")
+    torch.testing.assert_close(theirs.encode(x), z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(theirs.rebuild(x), z @ t["W_dec"] + t["b_dec"], rtol=1e-4, atol=1e-4)
+    assert theirs.conventions["hook_name"] == "blocks.0.hook_resid_post"
+
+
+@pytest.mark.truth("x + (value - z) d by hand")
+def test_a_feature_is_set_and_a_state_is_rebuilt(signed):
+    x, _ = _planted()
+    x, found = x[:6].reshape(2, 3, DIM), signed["abstopk"]
+    z = found.encode(x)
+    want = x + (4.0 - z[..., 3:4]) * found.decoder[3]
+    site, context = Site("0"), EditContext()
+    torch.testing.assert_close(found.edit(features={3: 4.0}).apply(x, site, context), want)
+    torch.testing.assert_close(found.edit().apply(x, site, context), found.rebuild(x))
+    assert found.edit(0.0).apply(x, site, context) is x
+
+
+def test_errors_say_what_to_do(tmp_path, signed):
+    x, _ = _planted()
+    with pytest.raises(InputError, match=r"a row for each of 16 features .*got 9 rows"):
+        SparseAutoencoder(**HOW).fit(x[:9])
+    with pytest.raises(InputError, match="a penalty of at least 0"):
+        SparseAutoencoder(penalty=-1.0)
+    with pytest.raises(InputError, match="features of at least 1"):
+        SparseAutoencoder(k=0)
+    with pytest.raises(ShapeError, match=r"expected dim=12 \(as fitted\), got dim=3"):
+        signed["topk"].encode(x[:, :3])
+    with pytest.raises(InputError, match=r"features from 0 to 15, got \[16\]"):
+        signed["topk"].edit(features={16: 1.0})
+    with pytest.raises(InputError, match="Save it with save"):
+        signed["abstopk"].save_saelens(tmp_path / "sae")
+    with pytest.raises(StoreError, match="no file"):
+        load_dictionary(tmp_path / "nowhere.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"1234567890")
+    with pytest.raises(StateError, match="no safetensors file"):
+        load_dictionary(tmp_path / "bad.safetensors")
+
+
+def test_a_training_that_diverges_keeps_the_weights_before_and_says_so():
+    x, _ = _planted()
+    found = SparseAutoencoder(act="relu", **{**HOW, "passes": 3, "rate": 1e30}).fit(x[:512])
+    assert found.flags == ("diverged",)
+    assert found.conventions["diverged at step"] == 0
+    assert math.isfinite(found.value)
