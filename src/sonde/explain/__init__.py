@@ -10,6 +10,7 @@ from sonde.explain.attention import (
 )
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
+from sonde.explain.causal_graph import CausalEdges, CausalGraph
 from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
 from sonde.explain.crosscoder import Crosscoder
@@ -63,6 +64,8 @@ __all__ = [
     "AttributionPatching",
     "Attributor",
     "Baseline",
+    "CausalEdges",
+    "CausalGraph",
     "Circuit",
     "CircuitSearch",
     "ClassSensitivity",
