@@ -142,6 +142,7 @@ NOT_TRIED: Mapping[str, str] = {
     "report.compare:save_compare": "sealed like the page of drift, which is tried",
     "report.edit:save_edit": "sealed like the page of drift, which is tried",
     "report.explain:save_explain": "sealed like the page of drift, which is tried",
+    "report.track:save_track": "sealed like the page of drift, which is tried",
     "report.trace:save_trace": "sealed like the page of drift, which is tried",
     "tap.gradients.squared:SquaredGradients.save": "write_state, which is tried; no command has it",
     "weights._weight_file:write_hashed": "a new folder: tests/weights/test_saving.py",

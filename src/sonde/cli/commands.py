@@ -31,6 +31,7 @@ from sonde.cli.scan import Scan
 from sonde.cli.score import Score
 from sonde.cli.study import Study
 from sonde.cli.trace import Trace
+from sonde.cli.track import Track
 from sonde.cli.verify import Verify
 from sonde.core.errors import (
     IN_FORWARD,
@@ -51,6 +52,7 @@ COMMANDS: dict[str, type[Any]] = {
     "merge": Merge,
     "drift": Drift,
     "compare": Compare,
+    "track": Track,
     "explain": Explain,
     "trace": Trace,
     "generate": Generate,

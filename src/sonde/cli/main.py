@@ -24,6 +24,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
   sonde drift A.sonde B.sonde                     what moved between two fits
   sonde compare MODEL OTHER DATA                  two models, layer by layer
+  sonde track FOLDER [DATA]                       measures over a training
   sonde explain MODEL DATA                        why these answers, tested
   sonde info FILE                                 what a file holds
   sonde export STORE -o FILE                      Parquet, arrays or Lance

@@ -14,6 +14,7 @@ KINDS: Final = {
     "sonde-explain/1": "explanation",
     "sonde-evaluate/1": "evaluation",
     "sonde-scores/1": "page of scores",
+    "sonde-track/1": "measures over a training",
 }
 UNSEALED: Final = {
     "schema", "level", "correction", "moved", "identical", "rows", "same_model", "first", "second",

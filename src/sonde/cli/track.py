@@ -1,0 +1,126 @@
+"""``sonde track``: measures over the steps of a training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, Reading, Workers, named
+from sonde.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.run.training.track import Track as Recorded
+
+PAGES = (".html", ".htm", ".json")
+
+
+@dataclass(frozen=True)
+class Track:
+    """Show how measures of the hidden states change over a training.
+
+    FOLDER is what sonde.TrackCallback recorded, or a folder of checkpoints (checkpoint-500, ...).
+    Checkpoints are read over DATA one after the other, and each one's states are kept in RECORD:
+    the same command goes on where it was stopped, and reads new checkpoints alone.
+
+    Example: sonde track run.track -o track.html
+
+    Of checkpoints: sonde track checkpoints probe.jsonl --methods participation_ratio,two_nn
+    -o track.html
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], named("FOLDER", "a record, or checkpoints")]
+    data: Annotated[tyro.conf.Positional[str], named("DATA", "what checkpoints are read over")] = ""
+    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    methods: Annotated[str, named("METHODS", "measures with commas; see sonde methods measure")] = (
+        "participation_ratio,stable_rank,anisotropy,norms"
+    )
+    record: Annotated[
+        Path | None, named("RECORD", "where the steps are kept (default: FOLDER.track)")
+    ] = None
+    reading: Reading = field(default_factory=Reading)
+    crew: Workers = field(default_factory=Workers)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Read what is not read yet, print and write."""
+        from sonde.report.track_terminal import track_to_text, track_verdict
+        from sonde.run.training.track_document import track_document
+        from sonde.store.outputs import check_file
+
+        if self.output is not None:
+            if self.output.suffix.lower() not in PAGES:
+                raise InputError(
+                    f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
+                )
+            check_file(self.output, self.folder, self.data)
+        document = track_document(self._recorded())
+        if self.output is not None:
+            from sonde.report.track import save_track
+
+            save_track(document, self.output)
+        if self.printing.json:
+            say_json(document)
+        else:
+            say(track_verdict(document) if self.printing.quiet else track_to_text(document))
+        if self.output is not None:
+            note(f"wrote {self.output}")
+        return 0
+
+    def _recorded(self) -> "Recorded":
+        """Return the record, with checkpoints that were not in it read over the data.
+
+        Raises
+        ------
+        InputError
+            If the folder is not there, or holds checkpoints and no data are given.
+        """
+        from sonde.cli.fit import parse_methods, reading_of
+        from sonde.data import load
+        from sonde.run.reading.read import read
+        from sonde.run.training.checkpoints import checkpoint_folders, record_checkpoints
+        from sonde.run.training.track import Track as Recorded
+
+        if not self.folder.is_dir():
+            raise InputError(f"FOLDER: there is no folder {self.folder}.")
+        there = Recorded(self.folder)
+        if there.steps:
+            if self.data:
+                raise InputError(
+                    f"DATA: {self.folder} is a record; what it was read over is in it. Give the "
+                    "folder of checkpoints to read others."
+                )
+            return there
+        folders = checkpoint_folders(self.folder)
+        if not self.data:
+            raise InputError(
+                f"DATA: {self.folder} holds {len(folders)} checkpoints; name the data that they "
+                "are read over."
+            )
+        self.reading.check(self.data)
+        instruments = parse_methods(self.methods)
+        options = reading_of(instruments, self.reading.site_options())
+        record = self.record or self.folder.absolute().with_name(f"{self.folder.name}.track")
+        track, quiet = Recorded(record), self.printing.quiet
+        steps = [step for step, _ in folders]
+
+        def begun(step: int) -> None:
+            if not quiet:
+                note(f"step {step:,} ({steps.index(step) + 1} of {len(steps)})")
+
+        record_checkpoints(
+            instruments,
+            folders,
+            lambda name: read(
+                load(name, **self.reading.model_options()),
+                self.data,
+                **options,
+                **self.reading.data_options(),
+            ),
+            track,
+            begun=begun,
+            progress=not quiet,
+            **self.crew.worker_options(),
+        )
+        return track

@@ -1,0 +1,72 @@
+"""Measures over the steps of a training, as text for a terminal of 80 columns."""
+
+from textwrap import wrap
+from typing import Any
+
+from sonde.core.wording import plural
+from sonde.report._format import number, shown
+
+COLUMNS = 80
+MOST_CURVES = 40
+
+
+def track_verdict(found: dict[str, Any]) -> str:
+    """Return in a sentence how long the track is and which curve changed most for its size.
+
+    Parameters
+    ----------
+    found : dict
+        JSON of a track, ``sonde-track/1``.
+    """
+    steps, curves = found["steps"], found["curves"]
+    first, last = steps[0], steps[-1]
+    n_sites = len({c["site"] for c in curves})
+    text = f"{plural(len(steps), 'step')}, {first:,} to {last:,}, at {plural(n_sites, 'site')}."
+    changed = [(abs(_change(c)), c) for c in curves if _ends(c) is not None]
+    if len(steps) < 2 or not changed:
+        return text
+    most = max(changed, key=lambda pair: pair[0])[1]
+    low, high = _ends(most) or (0.0, 0.0)
+    return (
+        f"{text} {most['method']} at {shown(most['site'], 60)} changed most for its size: "
+        f"{number(low)} to {number(high)}."
+    )
+
+
+def track_to_text(found: dict[str, Any]) -> str:
+    """Return the verdict and a line for each curve: first and last value, and the extremes."""
+    lines = [*wrap(track_verdict(found), COLUMNS), ""]
+    head = f"{'site':<26}{'first':>11}{'last':>11}{'least':>11}{'largest':>11}{'at step':>10}"
+    methods = dict.fromkeys(c["method"] for c in found["curves"])
+    left = MOST_CURVES
+    for method in methods:
+        mine = [c for c in found["curves"] if c["method"] == method]
+        lines += [method, head, *(_line(c, found["steps"]) for c in mine[: max(left, 0)]), ""]
+        left -= len(mine)
+    lines += [f"and {plural(-left, 'more curve')}: -o track.html shows all", ""] if left < 0 else []
+    if found["left_out"]:
+        lines += wrap(f"No curve, as their values are vectors: {', '.join(found['left_out'])}.", 80)
+    return "\n".join(lines).rstrip("\n")
+
+
+def _ends(curve: dict[str, Any]) -> tuple[float, float] | None:
+    known = [v for v in curve["values"] if v is not None]
+    return (known[0], known[-1]) if len(known) > 1 else None
+
+
+def _change(curve: dict[str, Any]) -> float:
+    """Return the change from first to last, over the larger of the two sizes."""
+    first, last = _ends(curve) or (0.0, 0.0)
+    size = max(abs(first), abs(last))
+    return (last - first) / size if size else 0.0
+
+
+def _line(curve: dict[str, Any], steps: list[int]) -> str:
+    name = shown(curve["site"])
+    name = name if len(name) <= 25 else f"…{name[-24:]}"
+    known = [(v, s) for v, s in zip(curve["values"], steps, strict=True) if v is not None]
+    if not known:
+        return f"{name:<26}{'–':>11}"
+    first, last, least, largest = known[0], known[-1], min(known), max(known)
+    cells = "".join(f"{number(v):>11}" for v, _ in (first, last, least, largest))
+    return f"{name:<26}{cells}{largest[1]:>10,}"

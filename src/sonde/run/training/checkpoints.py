@@ -1,0 +1,84 @@
+"""A folder of checkpoints, read one after the other into a ``Track``."""
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.core.stream import Stream
+from sonde.run.fitting.fit import fit
+from sonde.run.training.track import Track
+
+_STEP = re.compile(r"(\d+)$")
+
+
+def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:
+    """Return the models in a folder by the number that ends their names, in ascending order.
+
+    Raises
+    ------
+    InputError
+        If there is none, or two have one number.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp())
+    >>> for step in (20, 100):
+    ...     (place / f"checkpoint-{step}").mkdir()
+    ...     _ = (place / f"checkpoint-{step}" / "config.json").write_text("{}")
+    >>> [step for step, _ in checkpoint_folders(place)]
+    [20, 100]
+    """
+    place = Path(folder)
+    models = [p for p in place.iterdir() if (p / "config.json").is_file()] if place.is_dir() else []
+    found = sorted((int(m[1]), path) for path in models if (m := _STEP.search(path.name)))
+    if not found:
+        raise InputError(
+            f"expected checkpoints in {place}, folders such as checkpoint-500 with a config.json; "
+            "got none."
+        )
+    for (step, path), (other, again) in itertools.pairwise(found):
+        if step == other:
+            raise InputError(f"expected one checkpoint of step {step}, got {path} and {again}.")
+    return found
+
+
+def record_checkpoints(
+    instruments: Sequence[Instrument],
+    folders: Sequence[tuple[int, Path]],
+    opened: Callable[[str], Stream],
+    track: Track,
+    *,
+    begun: Callable[[int], None] = lambda step: None,
+    **options: Any,
+) -> None:
+    """Fit instruments on each checkpoint that a track does not hold yet.
+
+    Parameters
+    ----------
+    instruments : sequence of Instrument
+    folders : sequence of (int, path)
+        See ``checkpoint_folders``.
+    opened : callable
+        Returns the states of the model of a name.
+    track : Track
+        What it holds is kept: a run that was stopped goes on.
+    begun : callable, optional
+        Told of each step before it is read.
+    **options
+        Of ``sonde.fit``.
+
+    Raises
+    ------
+    StateError
+        If the track holds steps of other instruments, sites or data.
+    """
+    for step, path in folders:
+        if step in track.steps:
+            continue
+        begun(step)
+        track.add(step, fit(list(instruments), opened(str(path)), calibrate=0.0, **options))
