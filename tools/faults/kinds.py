@@ -94,8 +94,12 @@ FINISHED: Mapping[str, Kind] = {
     "difference, HTML": _page(
         "difference.html", "cli.scan:Scan._compare", "scan --diff report.json report.json"
     ),
-    "drift, JSON": _page("drift.json", "report.drift:save_drift", "drift left.sonde right.sonde"),
-    "drift, HTML": _page("drift.html", "report.drift:save_drift", "drift left.sonde right.sonde"),
+    "drift, JSON": _page(
+        "drift.json", "report.document:save_document", "drift left.sonde right.sonde"
+    ),
+    "drift, HTML": _page(
+        "drift.html", "report.document:save_document", "drift left.sonde right.sonde"
+    ),
     "scores, HTML": _page("scores.html", "report.scores:save_scores", _SCORED),
     "scores, Parquet": _table("parquet", hashed=True),
     "scores, CSV": _table("csv"),
@@ -139,11 +143,6 @@ NOT_TRIED: Mapping[str, str] = {
     "store.exporting.to_lance:_list_files": "the list of the files in that folder",
     "files.seal:sealed_file": "writes for all exports",
     "files.gguf:write_control_vector": "for llama.cpp: no command reads it",
-    "report.compare:save_compare": "sealed like the page of drift, which is tried",
-    "report.edit:save_edit": "sealed like the page of drift, which is tried",
-    "report.explain:save_explain": "sealed like the page of drift, which is tried",
-    "report.track:save_track": "sealed like the page of drift, which is tried",
-    "report.trace:save_trace": "sealed like the page of drift, which is tried",
     "tap.gradients.squared:SquaredGradients.save": "write_state, which is tried; no command has it",
     "weights._weight_file:write_hashed": "a new folder: tests/weights/test_saving.py",
     "weights.merging:merge_models": "a new folder: tests/weights/test_merging.py",
