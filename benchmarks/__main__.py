@@ -27,6 +27,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.edit import decoding_rows, fisher_rows, merge_models_rows, steering_rows
     from benchmarks.erasing import erase_rows, fact_rows
+    from benchmarks.explain import patching_rows
     from benchmarks.generating import generation_time
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
@@ -54,6 +55,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "merge-models": merge_models_rows,
         "steer": steering_rows,
         "decode": decoding_rows,
+        "patch": patching_rows,
         "sample": sample_rows,
         "soak": soak_rows,
         "guard": guard_rows,
