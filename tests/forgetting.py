@@ -19,7 +19,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def cnn(x: Tensor, label: Tensor, steps: int, seed: int = 0, rate: float = 0.01) -> nn.Sequential:
     """Return a small net with batch norm, trained by Adam."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         net = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),

@@ -8,6 +8,7 @@ from sonde.edit.attention_steer import AttentionSteer, attention_mass
 from sonde.edit.batch_edit import BatchEdit
 from sonde.edit.choose_ablation import AblationChoice, AblationTrial, choose_ablation
 from sonde.edit.clamp import ClampFeature, ClampUnit, MeanAblate, ScaleUnit
+from sonde.edit.clean_unlearning import CleanUnlearning
 from sonde.edit.coda import CoDa
 from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
 from sonde.edit.contrastive_decode import ContrastiveDecode
@@ -15,6 +16,12 @@ from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.dola import DoLa
 from sonde.edit.emulated_finetune import EmulatedFinetune
+from sonde.edit.find_backdoor import (
+    BackdoorFinding,
+    Triggered,
+    find_backdoor,
+    remove_backdoor,
+)
 from sonde.edit.fine_prune import FinePrune
 from sonde.edit.forgetting import Forgotten, Standing, forgotten, membership_attack
 from sonde.edit.function import Function
@@ -60,9 +67,11 @@ __all__ = [
     "Amplify",
     "AttentionColumns",
     "AttentionSteer",
+    "BackdoorFinding",
     "BatchEdit",
     "ClampFeature",
     "ClampUnit",
+    "CleanUnlearning",
     "CoDa",
     "ConditionScorer",
     "ConditionalSteering",
@@ -122,12 +131,14 @@ __all__ = [
     "TaskArithmetic",
     "TemporalCorrection",
     "Ties",
+    "Triggered",
     "TwinMerge",
     "TwinModel",
     "UnMixNorm",
     "attention_mass",
     "choose_ablation",
     "drop_sources",
+    "find_backdoor",
     "forgotten",
     "increment_penalty",
     "linear_layers",
@@ -137,6 +148,7 @@ __all__ = [
     "membership_attack",
     "probe_accuracy",
     "probes_along",
+    "remove_backdoor",
     "soft_gate",
     "with_adapters",
     "with_unmix_norm",

@@ -149,6 +149,6 @@ def labelled(owner: str, clean: Inputs) -> None:
     first = next(each_batch(clean), None)
     if first is None or not bool((first.label >= 0).any()):
         raise InputError(
-            f"{owner}.plan: expected clean examples with labels, got none. Name the column of the "
+            f"{owner}: expected clean examples with labels, got none. Name the column of the "
             "labels, or pass data that have one."
         )

@@ -1,0 +1,110 @@
+"""A copy of a classifier that unlearned clean images, in which a backdoor stands alone.
+
+For looking at what is left: the original is untouched, and the copy is thrown away.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.edit._channels import accuracy_of, labelled
+from sonde.edit._tuning import Trainee, as_model, check_positive, each_batch, mean_loss, tuned
+
+PATIENCE = 4
+"""Steps between two looks at the accuracy."""
+
+
+@final
+@dataclass(frozen=True)
+class CleanUnlearning:
+    """Teach clean images away on a copy, until its accuracy falls below ``stop``.
+
+    A backdoor does not read what clean images hold, and stays: most triggers still work where
+    two clean images in five are told wrong.
+
+    Range        the copy's accuracy on ``clean`` ends below ``stop``, or ``epochs`` are over.
+    Cost         training on a few hundred images.
+    Assumes      labels. Which class is called wrong most often on the copy names no target.
+    Differs      from the paper: teaches the uniform distribution (bounded) instead of raising the
+                 loss, which takes the trigger with it; norms in eval mode.
+
+    Parameters
+    ----------
+    objective : {"uniform", "ascent"}, default="uniform"
+        What the copy is taught; ``ascent`` is the paper's.
+    rate : float, default=1e-3
+        Of Adam.
+    stop : float, default=0.6
+        Clean accuracy below which it stops: later the trigger's path goes too.
+    epochs : int, default=100
+        At most.
+    seed : int, default=0
+
+    References
+    ----------
+    li2024ebyd
+    """
+
+    objective: Literal["uniform", "ascent"] = "uniform"
+    rate: float = 1e-3
+    stop: float = 0.6
+    epochs: int = 100
+    seed: int = 0
+    paper: ClassVar[str] = "li2024ebyd"
+
+    def __post_init__(self) -> None:
+        check_positive("CleanUnlearning", rate=self.rate, epochs=self.epochs)
+        if self.objective not in ("uniform", "ascent"):
+            raise InputError(
+                f"CleanUnlearning: expected objective uniform or ascent, got {self.objective!r}."
+            )
+        if not 0 < self.stop < 1:
+            raise InputError(f"CleanUnlearning: expected stop in (0, 1), got {self.stop}.")
+
+    def expose(self, model: Model | nn.Module, clean: Inputs, progress: bool = True) -> nn.Module:
+        """Return a copy that has unlearned the clean examples; the model stays as it is.
+
+        Raises
+        ------
+        InputError
+            If the examples have no labels.
+        """
+        labelled("CleanUnlearning", clean)
+        return tuned(
+            as_model(model),
+            clean,
+            _uniform if self.objective == "uniform" else _raised,
+            rate=self.rate,
+            epochs=self.epochs,
+            seed=self.seed,
+            label="unlearn clean examples",
+            stop=_Stop(clean, self.stop),
+            progress=progress,
+        )
+
+
+class _Stop:
+    """Says, every few steps, whether the accuracy has fallen far enough."""
+
+    def __init__(self, clean: Inputs, least: float) -> None:
+        self._clean, self._least, self._n = clean, least, 0
+
+    @torch.no_grad()
+    def __call__(self, trainee: Trainee) -> bool:
+        self._n += 1
+        if self._n % PATIENCE:
+            return False
+        return accuracy_of(trainee.losses, each_batch(self._clean)) < self._least
+
+
+def _uniform(trainee: Trainee, batch: InputBatch) -> Tensor:
+    """Return the cross-entropy to the uniform distribution."""
+    return -trainee.losses.answers(batch).log_p.mean()
+
+
+def _raised(trainee: Trainee, batch: InputBatch) -> Tensor:
+    return -mean_loss(trainee, batch)
