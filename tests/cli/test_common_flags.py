@@ -20,7 +20,7 @@ READ = {
     "--label-column", "--image-column", "--sites", "--reducer", "--trust-remote-code",
     "--threads", "--workers",
 }  # fmt: skip
-WITHOUT_WORKERS = {"explain": {"--threads", "--workers"}}  # one batch
+WITHOUT_WORKERS = {word: {"--threads", "--workers"} for word in ("explain", "units")}
 
 
 def reads(word: str) -> bool:
@@ -37,6 +37,7 @@ def test_every_command_has_the_common_flags(word):
 def test_what_reads_a_model_is_known():
     assert {word for word in COMMANDS if reads(word)} == {
         "scan", "read", "fit", "calibrate", "score", "evaluate", "compare", "track", "explain",
+        "units",
     }  # fmt: skip
 
 

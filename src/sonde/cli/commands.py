@@ -32,6 +32,7 @@ from sonde.cli.score import Score
 from sonde.cli.study import Study
 from sonde.cli.trace import Trace
 from sonde.cli.track import Track
+from sonde.cli.units import Units
 from sonde.cli.verify import Verify
 from sonde.core.errors import (
     IN_FORWARD,
@@ -55,6 +56,7 @@ COMMANDS: dict[str, type[Any]] = {
     "track": Track,
     "explain": Explain,
     "trace": Trace,
+    "units": Units,
     "generate": Generate,
     "info": Info,
     "verify": Verify,

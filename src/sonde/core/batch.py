@@ -159,8 +159,7 @@ class Batch:
 
     @cached_property
     def _words(self) -> Int[Tensor, "example 2"]:
-        raw = [k if len(k) == 16 else blake2b(k, digest_size=16).digest() for k in self.keys]
-        return torch.as_tensor(np.frombuffer(b"".join(raw), dtype="<i8").reshape(-1, 2).copy())
+        return words_of_keys(self.keys)
 
     def column(self, name: str, key: str) -> Any:
         """Return one column, a number for each row of ``key`` (``head``: the model's constants).
@@ -227,6 +226,12 @@ class Batch:
                 f"{declared(name).missing}."
             )
         return value
+
+
+def words_of_keys(keys: Sequence[bytes]) -> Int[Tensor, "example 2"]:
+    """Return the ids of examples as the column ``ids`` holds them: two 64-bit words each."""
+    raw = [k if len(k) == 16 else blake2b(k, digest_size=16).digest() for k in keys]
+    return torch.as_tensor(np.frombuffer(b"".join(raw), dtype="<i8").reshape(-1, 2).copy())
 
 
 def word_of(key: bytes) -> int:

@@ -24,7 +24,8 @@ class UnitLabelsResult(Result):
 
     ``null`` is the overlap of a unit that is high as often and independent of that concept.
     ``threshold`` and ``share`` say above which value a unit counts as high and how often it is;
-    ``overlap``, ``average_precision`` and ``best_f1`` are those of every concept.
+    ``overlap``, ``average_precision`` and ``best_f1`` are those of every concept; ``counts`` the
+    histograms that all of it comes from.
     """
 
     label: Int[Tensor, "dim"]
@@ -33,6 +34,7 @@ class UnitLabelsResult(Result):
     overlap: Float[Tensor, "concept dim"]
     average_precision: Float[Tensor, "concept dim"]
     best_f1: Float[Tensor, "concept dim"]
+    counts: ScaledHistogramState
 
     @property
     def labelled(self) -> float:
@@ -141,6 +143,7 @@ class UnitLabels(Instrument):
             overlap=overlap,
             average_precision=(precision * steps).sum(-1),
             best_f1=f1.amax(-1),
+            counts=counts,
         )
 
     def _threshold(

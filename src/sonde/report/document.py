@@ -69,14 +69,19 @@ class Section:
     lead: str = ""
 
 
-def document_page(found: dict[str, Any], head: Head, parts: Sequence[Section | None]) -> str:
-    """Return a self-contained page that carries its JSON; sections that are None are left out."""
+def document_page(
+    found: dict[str, Any], head: Head, parts: Sequence[Section | None], *, script: str = ""
+) -> str:
+    """Return a self-contained page that carries its JSON; sections that are None are left out.
+
+    ``script`` runs after the one that all pages have.
+    """
     kept = [part for part in parts if part is not None]
     titles = {part.key: part.title for part in kept}
     made = [section(part.key, part.title, *part.body, lead=part.lead) for part in kept]
     body = join(head.markup(), contents("toc", titles), *made)
     title = f"{shown(head.subject or head.heading, 160)}: sonde {head.command}"
-    return page(title, head.verdict, body, found, titles)
+    return page(title, head.verdict, body, found, titles, script)
 
 
 def save_document(

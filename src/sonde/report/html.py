@@ -80,11 +80,17 @@ def to_html(report: dict[str, Any]) -> str:
 
 
 def page(
-    title: str, summary: str, body: Markup, carried: dict[str, Any], sections: dict[str, str]
+    title: str,
+    summary: str,
+    body: Markup,
+    carried: dict[str, Any],
+    sections: dict[str, str],
+    further: str = "",
 ) -> str:
     """Return a whole page with styles, script, a strict content policy and the JSON it carries."""
     assets = files("sonde.report").joinpath("assets")
     style, script = (assets.joinpath(n).read_text("utf-8") for n in ("report.css", "report.js"))
+    script += further
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"

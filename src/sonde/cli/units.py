@@ -1,0 +1,96 @@
+"""``sonde units``: what each unit of a site stands for, as a page that can be searched."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
+from sonde.core.errors import InputError
+
+PAGES = (".html", ".htm", ".json")
+
+
+@dataclass(frozen=True)
+class Units:
+    """Say what the units of one site stand for: a page with every one of them.
+
+    For each: the rows on which it is highest, rows of every range below, its histogram, the label
+    of the data that it follows, the tokens that it writes, and what holding it at its highest
+    changes in the answers.
+
+    Example: sonde units sonde:digits sonde:digits/test --sites vit.layers.1 -o atlas.html
+
+    Units of an MLP: sonde units MODEL DATA --sites model.layers.3.mlp.down_proj:in -o atlas.html
+    """
+
+    model: ModelWord
+    data: DataWord
+    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    exemplars: Annotated[int, named("N", "highest rows of each unit")] = 8
+    clamp: Annotated[
+        int, named("N", "hold the first N units at their highest and say what changes; 0 = none")
+    ] = 256
+    show_inputs: Annotated[
+        bool, tyro.conf.arg(help="put texts and pictures into the page; without, only numbers")
+    ] = False
+    reading: Reading = field(default_factory=Reading)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Read, fit, look, print and write."""
+        from sonde.data import load
+        from sonde.report.units import save_units
+        from sonde.report.units_terminal import units_to_text, units_verdict
+        from sonde.run.explaining.atlas import fit_atlas
+        from sonde.run.explaining.atlas_of_model import model_atlas
+        from sonde.run.reading.read import read
+        from sonde.tap.reading.live import LiveStream
+
+        self._check()
+        model = load(self.model, **self.reading.model_options())
+        where, options = self.reading.site_options(), self.reading.data_options()
+        if where["reducer"] == "auto":
+            where["reducer"] = "positions"  # a row for each token or patch
+        stream = read(model, self.data, **where, **options)
+        if not isinstance(stream, LiveStream):
+            raise InputError(f"units: expected a model that can be run, got {self.model}.")
+        atlas = fit_atlas(stream, n=self.exemplars, progress=not self.printing.quiet)
+        document = model_atlas(
+            atlas,
+            stream,
+            model=self.model,
+            data=self.data,
+            n_clamped=self.clamp,
+            shown=self.show_inputs,
+        )
+        if self.output is not None:
+            save_units(document, self.output)
+        if self.printing.json:
+            say_json(document)
+        else:
+            say(units_verdict(document) if self.printing.quiet else units_to_text(document))
+        if self.output is not None:
+            note(f"wrote {self.output}")
+        return 0
+
+    def _check(self) -> None:
+        from sonde.store.outputs import check_file
+
+        self.reading.check(self.data)
+        if self.exemplars < 1 or self.clamp < 0:
+            raise InputError(
+                f"units: expected --exemplars of at least 1 and --clamp of at least 0, got "
+                f"{self.exemplars} and {self.clamp}."
+            )
+        if len(self.reading.sites) != 1 or self.reading.sites == ("auto",):
+            raise InputError("units: expected one site. Name it: --sites model.layers.3.mlp")
+        if self.output is None:
+            return
+        if self.output.suffix.lower() not in PAGES:
+            raise InputError(
+                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
+            )
+        check_file(self.output, self.model, self.data)

@@ -1,0 +1,105 @@
+"""An atlas with what only the model can say: texts of rows, tokens written, clamped runs."""
+
+import itertools
+from typing import Any
+
+import torch
+
+from sonde.core.errors import SondeError
+from sonde.data.pieces import texts_of
+from sonde.explain import NeuronLens, NeuronLensResult
+from sonde.run.explaining.atlas import Atlas, atlas_document
+from sonde.run.explaining.clamping import Clamped, clamp_units
+from sonde.run.explaining.seen_rows import seen_rows
+from sonde.tap.gradients.losses import one_of
+from sonde.tap.hooks.names import Names
+from sonde.tap.model.blocks import block_paths
+from sonde.tap.reading.live import LiveStream
+from sonde.tap.reading.weights import matrix_of
+
+EXAMPLES = 4
+
+
+def model_atlas(
+    atlas: Atlas,
+    stream: LiveStream,
+    *,
+    model: str,
+    data: str,
+    n_clamped: int = 256,
+    shown: bool = False,
+) -> dict[str, Any]:
+    """Return the document of an atlas of a live model's units.
+
+    Parameters
+    ----------
+    atlas : Atlas
+    stream : LiveStream
+        That it was fitted on.
+    model, data : str
+        As they were typed.
+    n_clamped : int, default=256
+        The first so many units are held at their largest value.
+    shown : bool, default=False
+        Whether texts and pictures are put in.
+    """
+    rows = {
+        (*one.ids, one.position)
+        for unit in range(atlas.n_units)
+        for one in atlas.exemplars.of(unit)
+    }
+    seen, pictures = seen_rows(stream.model, stream.inputs, rows, len(stream), shown=shown)
+    lens = _lens(stream)
+    clamped = _clamped(atlas, stream, n_clamped)
+    return atlas_document(
+        atlas,
+        model=model,
+        data=data,
+        lens=lens,
+        token_names=_answers(stream, lens, clamped),
+        clamped=clamped,
+        seen=seen,
+        inputs=pictures,
+    )
+
+
+def _lens(stream: LiveStream) -> NeuronLensResult | None:
+    """Return the tokens that units write: inputs of a layer that writes, or the stream itself."""
+    (site,) = (s.site for s in stream.schema)
+    if stream.model.task != "causal":
+        return None
+    module = Names(stream.model.module).modules[site.path]
+    try:
+        if site.port == "in":
+            return NeuronLens(side="writes").of(stream.model, matrix_of(module).detach().T)
+        is_stream = site.path in block_paths(Names(stream.model.module), None)
+        units = torch.eye(stream.schema[0].dim)
+        return NeuronLens().of(stream.model, units) if is_stream else None
+    except SondeError:  # not a layer that writes, or the head does not read the stream alone
+        return None
+
+
+def _clamped(atlas: Atlas, stream: LiveStream, n: int) -> Clamped | None:
+    units = list(range(min(n, atlas.n_units)))
+    if not units:
+        return None
+    level = torch.as_tensor(atlas.exemplars.value)[units]
+    rows = (one_of(raw, i) for raw in stream.inputs.batches(0, EXAMPLES) for i in range(len(raw)))
+    examples = list(itertools.islice(rows, EXAMPLES))
+    try:
+        return clamp_units(stream.model, examples, stream.schema[0], units, level)
+    except SondeError:  # a model without logits, or a site that cannot be gone on from
+        return None
+
+
+def _answers(
+    stream: LiveStream, lens: NeuronLensResult | None, clamped: Clamped | None
+) -> dict[int, str]:
+    """Return the names of the tokens or classes that are named."""
+    if stream.model.task != "causal":
+        return {i: str(name) for i, name in enumerate(stream.label_names)}
+    used: set[int] = set()
+    for tokens in (lens and lens.top, lens and lens.bottom, clamped and clamped.up):
+        used |= set() if tokens is None else set(tokens.flatten().tolist())
+    used |= set() if clamped is None else set(clamped.down.flatten().tolist())
+    return {i: texts_of([i], stream.model.processor)[0] for i in sorted(used)}
