@@ -25,8 +25,10 @@ HUB_LEFT_OUT = ("*/*", "consolidated*")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
-def checkpoint_directory(name: str, trust_remote_code: bool) -> Path:
+def checkpoint_directory(name: str, with_code: bool) -> Path:
     """Return the directory that ``name`` means, fetched from the hub if it is a name there.
+
+    ``with_code`` fetches its Python files too; nothing is run.
 
     Raises
     ------
@@ -40,7 +42,7 @@ def checkpoint_directory(name: str, trust_remote_code: bool) -> Path:
         known = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(f"load: no such file: {name}.{near(path.name, known)}")
     if not path.is_dir():
-        path = _fetch(name, trust_remote_code)
+        path = _fetch(name, with_code)
     _refuse(path, name)
     return path
 
@@ -125,13 +127,13 @@ def _listing(path: Path) -> str:
     return (", ".join(names[:6]) or "nothing") + more
 
 
-def _fetch(name: str, trust_remote_code: bool) -> Path:
+def _fetch(name: str, with_code: bool) -> Path:
     if not _HUB_NAME.match(name) or name in (".", ".."):
         raise InputError(f"load: no such model directory: {name}. Check the path.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = [*HUB_FILES, *(["*.py"] if trust_remote_code else [])]
+    wanted = [*HUB_FILES, *(["*.py"] if with_code else [])]
     choice = {"allow_patterns": wanted, "ignore_patterns": list(HUB_LEFT_OUT)}
     try:
         return Path(snapshot_download(name, **choice))

@@ -1,5 +1,6 @@
 """Branches beside the layers of a shared model: what each expert adds, weighted for each row."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ class Route:
         return self.weights.to(like).repeat_interleave(n // len(self.weights), 0)
 
 
-class Branch(nn.Module):
+class Branch(nn.Module, ABC):
     """A forward hook that adds what the experts' parameters change."""
 
     def __init__(self, name: str, route: Route) -> None:
@@ -60,9 +61,9 @@ class Branch(nn.Module):
             x = x.expand(len(self.route.weights), *x.shape[1:])
         return output + self.added(module, x, self.route.for_rows(len(x), like))
 
+    @abstractmethod
     def added(self, module: Any, x: Tensor, weights: Tensor) -> Tensor:
         """Return what the branches add for an input."""
-        raise NotImplementedError
 
 
 class _Thin(Branch):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.edit._facts import Fact, Search, Texts, log_probability, prompts, read_means
-from sonde.edit._linear import check_layer, oriented
+from sonde.edit._linear import linear_layer
 from sonde.edit._update import least_update
 from sonde.edit.null_space import NullSpace, NullSpaceResult
 from sonde.edit.second_moment import SecondMoment, SecondMomentResult
@@ -75,7 +75,8 @@ class Writing:
             missed = (keys @ change.right.T @ change.left.T - residual).norm(dim=1)
             worst = float((missed / residual.norm(dim=1).clamp(min=1e-300)).max())
             figures["missed"] = max(worst, figures.get("missed", 0.0))
-            named = oriented(module, layer, change)
+            part = linear_layer(module, layer)
+            named = {part.weight: part.plus(change.left, change.right)}
             module = RewritePlan.of(module, named).fold(module)
             changes |= named
         if "nats_searched" in figures:
@@ -121,7 +122,7 @@ def linear_paths(model: Model | nn.Module, layers: Sequence[str]) -> tuple[Model
         )
     paths = [site.path for site in resolve(model.module, list(layers))]
     for path in paths:
-        check_layer(model.module, path)
+        linear_layer(model.module, path)
     return model, paths
 
 

@@ -91,6 +91,10 @@ class Layer:
             changes[self.bias] = Exchange(added if bias is None else bias + added)
         return changes
 
+    def plus(self, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]) -> Change:
+        """Return the change of the weight that adds ``left right`` to the matrix."""
+        return self._thin(left, right)
+
     def _matrix(self) -> Tensor:
         weight = self.module.weight.detach().double()
         if self.kind == "transposed":

@@ -112,7 +112,7 @@ def folder_of(model: Model | str | Path) -> Path:
             "expected a model that was loaded from a folder: its files are copied. Load it with "
             "sonde.load, or fold the plan and save the new model yourself."
         )
-    return checkpoint_directory(name, trust_remote_code=True)
+    return checkpoint_directory(name, with_code=True)  # every file is copied, none is run
 
 
 def patch_of(folder: Path) -> Path:
