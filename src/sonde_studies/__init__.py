@@ -10,6 +10,7 @@ from sonde_studies.study import Claim, Outcome, Study, StudyTable, run_study
 from sonde_studies.text import as_text
 
 STUDIES: dict[str, str] = {
+    "causal-graph": "CausalGraphStudy",
     "clue": "CLUEStudy",
     "coda": "CoDaStudy",
     "costarr": "COSTARRStudy",
@@ -26,6 +27,7 @@ STUDIES: dict[str, str] = {
     "pawn": "PAWNStudy",
     "simple-net": "SimpleNetStudy",
     "ssd": "SSDStudy",
+    "subspace-patch": "SubspacePatchStudy",
     "trajectories": "TrajectoriesStudy",
     "twin-merge": "TwinMergeStudy",
     "unmix-norm": "UnMixNormStudy",
