@@ -13,6 +13,8 @@ from sonde.explain.baseline import Baseline
 from sonde.explain.causal_graph import CausalEdges, CausalGraph
 from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
+from sonde.explain.concept_marginal import ConceptMarginal, ConceptMarginalResult
+from sonde.explain.concept_matrix_search import ConceptMatrix, ConceptMatrixSearch
 from sonde.explain.crosscoder import Crosscoder
 from sonde.explain.das import Alignment, Das, Interchange, InterchangeIntervention
 from sonde.explain.dictionary import Dictionary, DictionaryEdit, load_dictionary
@@ -70,6 +72,10 @@ __all__ = [
     "CircuitSearch",
     "ClassSensitivity",
     "Comprehensiveness",
+    "ConceptMarginal",
+    "ConceptMarginalResult",
+    "ConceptMatrix",
+    "ConceptMatrixSearch",
     "Crosscoder",
     "Das",
     "Deletion",
