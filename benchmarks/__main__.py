@@ -27,7 +27,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.edit import decoding_rows, fisher_rows, merge_models_rows, steering_rows
     from benchmarks.erasing import erase_rows, fact_rows
-    from benchmarks.explain import patching_rows
+    from benchmarks.explain import atlas_rows, patching_rows, units_rows
     from benchmarks.generating import generation_time
     from benchmarks.guarding import guard_rows
     from benchmarks.importing import import_time
@@ -56,6 +56,8 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "steer": steering_rows,
         "decode": decoding_rows,
         "patch": patching_rows,
+        "units": units_rows,
+        "atlas": atlas_rows,
         "sample": sample_rows,
         "soak": soak_rows,
         "guard": guard_rows,

@@ -1,6 +1,9 @@
 """What explanations cost."""
 
+import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,9 +14,15 @@ from benchmarks.nets import VOCABULARY
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
-from sonde.explain import ActivationPatching, AttributionPatching, Objective
+from sonde.core import Model, Stream
+from sonde.explain import ActivationPatching, AttributionPatching, Exemplars, Objective, UnitLabels
+from sonde.report.units import save_units
+from sonde.run.explaining.atlas import atlas_document, fit_atlas
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
 
 PATCHING_BUDGET, ATTRIBUTION_BUDGET = 0.55, 4.0
+UNITS_BUDGET, ATLAS_BUDGET = 1.6, 60.0
 
 
 def patching_rows(size: Size) -> list[Row]:
@@ -103,3 +112,66 @@ def _whole(net: Any, clean: Tensor, corrupt: Tensor) -> Tensor:
             rows.append(margins(corrupt.expand(length, -1)) - base)
             handle.remove()
     return torch.stack(rows)
+
+
+def units_rows(size: Size) -> list[Row]:
+    """Time of labels and exemplars of all units of all MLPs against plain forwards."""
+    depth, width, n_texts, length = size.pick((12, 768, 782, 128), (2, 64, 8, 16))
+    net: Any = language_model(depth, width)
+    ids = torch.randint(1, VOCABULARY, (n_texts, length), generator=seeded())
+    items = [{"input_ids": row, "label": i % 8} for i, row in enumerate(ids)]
+
+    def plain() -> None:
+        with torch.no_grad():
+            for part in ids.split(16):
+                net(input_ids=part, use_cache=False)
+
+    def ours() -> object:
+        stream = read(
+            Model(net, task="causal"),
+            items,
+            sites="transformer.h.*.mlp.c_proj:in",
+            reducer="positions",
+            batch_size=16,
+            label_column="label",
+        )
+        return fit([Exemplars(), UnitLabels()], stream, progress=False)
+
+    rounds = size.pick(min(size.rounds, 2), 1)
+    arms: dict[str, Callable[[], object]] = {PLAIN: plain, "ours": ours, AGAIN: plain}
+    ratio = ratio_of(interleaved(arms, rounds, warm_ups=0), "ours")
+    return [
+        Row(
+            "units",
+            f"labels and exemplars of {depth} x {4 * width:,} units over {n_texts * length:,} "
+            "tokens, 128 bins, 8 concepts, against plain forwards",
+            ratio.median,
+            "x",
+            UNITS_BUDGET,
+            ratio.spread,
+            ratio.rounds,
+            ratio.noise,
+        )
+    ]
+
+
+def atlas_rows(size: Size) -> list[Row]:
+    """Time from fitted states of features to a page that is written."""
+    n_features = size.pick(4096, 32)
+    rows = torch.randn(512, n_features, generator=seeded())
+    stream = Stream.of({"a": rows}, label=(rows[:, 0] > 1).long())
+    atlas = fit_atlas(stream, progress=False)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "atlas.html"
+        began = time.perf_counter()
+        save_units(atlas_document(atlas, model="net", data="rows"), path)
+        taken = time.perf_counter() - began
+        megabytes = path.stat().st_size / 1e6
+    what = f"atlas of {n_features:,} features, from fitted states to page"
+    note = f"{megabytes:.1f} MB without inputs"
+    return [Row("atlas", what, taken, "s", ATLAS_BUDGET, 0.0, 1, note)]
+
+
+def seeded() -> torch.Generator:
+    """Return the generator of made-up inputs."""
+    return torch.Generator().manual_seed(0)
