@@ -29,6 +29,7 @@ def test_a_pair_is_traced_and_drawn(run, tmp_path):
     assert one["tokens"][4] == "["
     assert one["corrupt_tokens"][4] == "("
     assert one["circuit"]["faithfulness"] > 0.9
+    assert "trace of pairs of texts" in run("info", path).out
     page = path.read_text("utf-8")
     assert "Layers and positions" in page
     assert "The circuit" in page

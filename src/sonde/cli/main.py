@@ -26,6 +26,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde compare MODEL OTHER DATA                  two models, layer by layer
   sonde track FOLDER [DATA]                       measures over a training
   sonde explain MODEL DATA                        why these answers, tested
+  sonde trace MODEL --clean A --corrupt B ...     where two answers part
   sonde units MODEL DATA --sites S -o atlas.html  what each unit stands for
   sonde info FILE                                 what a file holds
   sonde export STORE -o FILE                      Parquet, arrays or Lance

@@ -14,6 +14,7 @@ KINDS: Final = {
     "sonde-explain/1": "explanation",
     "sonde-evaluate/1": "evaluation",
     "sonde-scores/1": "page of scores",
+    "sonde-trace/1": "trace of pairs of texts",
     "sonde-track/1": "measures over a training",
 }
 UNSEALED: Final = {
