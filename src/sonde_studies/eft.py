@@ -1,9 +1,14 @@
 """Does what tuning did to a small net, added to a large one's logits, tune the large one in effect.
 
-A toy: nets of one layer of 16 units and of three of 64, tuned to say facts in another form.
+A toy: nets of one layer of 16 units and of three of 64, tuned to say facts in another form. What
+came out (three seeds, nats per word): the large net before tuning 3.11, emulated .91, really tuned
+.43; the small one tuned 1.38. All of the gain over the small one is in the answers (1.14 against
+2.60), which the large net knows; the form is as good as the small net says it (1.43 against 1.51).
+That the tuned large net is better still is so in every seed, but by very different amounts.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, final
 
@@ -90,29 +95,20 @@ class EFTStudy(Study):
         large, small = (told_more(m, forms, few or STEPS, seed, RATE, NEW) for m in (large, small))
         tick("tuning both")
         told = [_text(f, phrase) for f in world.facts if f.half == 1 for phrase in PHRASES]
-        tuned = {
-            name: told_more(model, told, few or STEPS, seed, RATE, NEW)
-            for name, model in (("large", large), ("small", small))
-        }
+        models = {"large base": large, "small base": small}
+        models["large tuned"] = told_more(large, told, few or STEPS, seed, RATE, NEW)
+        models["small tuned"] = told_more(small, told, few or STEPS, seed, RATE, NEW)
         tick("scoring")
         facts = some((f for f in world.facts if f.half == 0), EVERY)
-        rule = EmulatedFinetune(tuned["small"], small)
-        arms: dict[str, tuple[Model, Decode | None]] = {
-            "large base": (large, None),
-            "small base": (small, None),
-            "large tuned": (tuned["large"], None),
-            "small tuned": (tuned["small"], None),
-            "emulated": (large, rule),
-            "emulated, every word": (large, EmulatedFinetune(tuned["small"], small, nucleus=1.0)),
-            "emulated, by half": (large, EmulatedFinetune(tuned["small"], small, strength=0.5)),
-        }
-        nats = {arm: _nats(model, facts, how) for arm, (model, how) in arms.items()}
+        nats = {arm: _nats(model, facts) for arm, model in models.items()}
+        emulation = EmulatedFinetune(models["small tuned"], small)
+        nats["emulated"] = _nats(large, facts, emulation)
+        nats["emulated, every word"] = _nats(large, facts, replace(emulation, nucleus=1.0))
+        nats["emulated, by half"] = _nats(large, facts, replace(emulation, strength=0.5))
         mean = {arm: fmean(fmean(own) for own in these.values()) for arm, these in nats.items()}
         answer = {arm: _answer(these, lambda _: True) for arm, these in nats.items()}
-        even = [
-            _answer(nats["emulated"], lambda f, k=k: f.ratio == 1 and f.rare == k)
-            for k in (True, False)
-        ]
+        pairs = [[f for f in facts if f.ratio == 1 and f.rare == k] for k in (True, False)]
+        even = [_answer(nats["emulated"], pair.__contains__) for pair in pairs]
         return {
             "over small tuned": mean["small tuned"] - mean["emulated"],
             "over large base": mean["large base"] - mean["emulated"],
@@ -141,7 +137,7 @@ def _text(fact: Entry, phrase: str) -> str:
 
 
 @torch.no_grad()
-def _nats(model: Model, facts: list[Entry], rule: Decode | None) -> Nats:
+def _nats(model: Model, facts: list[Entry], rule: Decode | None = None) -> Nats:
     """Return minus the log-probability of each of the last words, by a rule for the next word."""
     ids = tokens_of(model, [_text(f, phrase) for f in facts for phrase in PHRASES])
     module: Any = model.module
