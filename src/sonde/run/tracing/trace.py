@@ -124,15 +124,13 @@ def trace_document(
         "n": len(traced),
         "n_dropped": sum(one.patched.n_dropped for one in traced),
         "sites": list(traced[0].patched.sites),
-        "pairs": [finite_json(_pair(one, show_inputs)) for one in traced],
+        "pairs": [finite_json(_pair(one, how, show_inputs)) for one in traced],
     }
 
 
-def _pair(one: Traced, show_inputs: bool) -> dict[str, Any]:
-    ends = {"denoise": ("corrupt", "clean"), "noise": ("clean", "corrupt")}
-    base, source = next(
-        names for how, names in ends.items() if how in one.patched.conventions["method"]
-    )
+def _pair(one: Traced, how: str, show_inputs: bool) -> dict[str, Any]:
+    sides = ("corrupt", "clean")  # the run that is patched, and the one that states come from
+    base, source = sides if how == "denoise" else sides[::-1]
     best = one.patched.best(8)
     return {
         "tokens": one.pair.clean_pieces if show_inputs else None,
