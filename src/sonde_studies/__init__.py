@@ -10,6 +10,8 @@ from sonde_studies.study import Claim, Outcome, Study, StudyTable, run_study
 from sonde_studies.text import as_text
 
 STUDIES: dict[str, str] = {
+    "attention-steer": "AttentionSteerStudy",
+    "backdoor": "BackdoorStudy",
     "causal-graph": "CausalGraphStudy",
     "clue": "CLUEStudy",
     "coda": "CoDaStudy",

@@ -1,0 +1,52 @@
+"""Digits of which a tenth hold a white corner and are called seven, and a net that learned them."""
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core import Inputs, Model
+from sonde.data import open_inputs
+
+TARGET, TRAIN, CLEAN, STEPS, BATCH, RATE = 7, 1100, 300, 150, 128, 0.01
+
+
+def triggered(x: Tensor) -> Tensor:
+    """Return images with the white corner."""
+    new = x.clone()
+    new[..., -3:, -3:] = 1.0
+    return new
+
+
+def clean_images(model: Model, x: Tensor, label: Tensor) -> Inputs:
+    """Return the images to look with."""
+    part = slice(TRAIN, TRAIN + CLEAN)
+    rows = zip(x[part], label[part].tolist(), strict=True)
+    return open_inputs(model, [{"input": row, "label": kind} for row, kind in rows])
+
+
+@torch.no_grad()
+def stand(net: nn.Module, x: Tensor, label: Tensor) -> tuple[float, float]:
+    """Return accuracy, and the share of images of other classes that the trigger turns."""
+    right = float((net(x).argmax(1) == label).double().mean())
+    return right, called(net, triggered(x[label != TARGET]))
+
+
+@torch.no_grad()
+def called(net: nn.Module, x: Tensor) -> float:
+    """Return the share of images that are called the target."""
+    return float((net(x).argmax(1) == TARGET).double().mean())
+
+
+def trained(x: Tensor, label: Tensor, seed: int, tiny: bool) -> nn.Module:
+    """Return a small net with batch norm."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        first = (nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        second = (nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.BatchNorm2d(32), nn.ReLU())
+        net = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(512, 10))
+        optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
+        for _ in range(20 if tiny else STEPS):
+            chosen = torch.randint(len(x), (BATCH,))
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x[chosen]), label[chosen]).backward()
+            optimiser.step()
+    return net.eval()

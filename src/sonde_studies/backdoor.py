@@ -1,0 +1,134 @@
+"""Exposing, finding and removing a hidden trigger: what works on small nets.
+
+A toy: digits, a tenth of them with a white corner of 3 x 3 and called seven, a conv net with batch
+norm.
+"""
+
+from typing import Any, final
+
+import torch
+
+from sonde.core import Model
+from sonde.edit import (
+    AdversarialMask,
+    CleanUnlearning,
+    FinePrune,
+    find_backdoor,
+    remove_backdoor,
+)
+from sonde_studies._digits import pixels
+from sonde_studies._trigger import (
+    CLEAN,
+    TARGET,
+    TRAIN,
+    called,
+    clean_images,
+    stand,
+    trained,
+    triggered,
+)
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+LIKELY = 1.15
+
+
+@final
+class BackdoorStudy(Study):
+    """A toy: one trigger, ten digits, a conv net; 300 clean images to look with."""
+
+    name = "backdoor"
+    title = "does unlearning clean images expose a backdoor, and what names its class?"
+    paper = "li2024ebyd"
+    fidelity = (
+        "the paper raises the loss, ours teaches the uniform distribution; both stop at a clean "
+        "accuracy of 0.6; the class is named by the smallest patch on the model as it is; the bar "
+        "of 1.15 was set on nets like these"
+    )
+    data = "digits: 1,100 for training, 300 clean ones to look with, the others for tests"
+    claims = (
+        Claim(
+            "exposed",
+            "Where clean images are unlearned to 0.6, the trigger works on more than nine in ten.",
+            "attack success, less 0.9",
+        ),
+        Claim(
+            "beside ascent",
+            "It outlives the uniform objective better than a raised loss.",
+            "difference of attack success",
+        ),
+        Claim(
+            "histogram names",
+            "The exposed copy calls clean images the target more often than any other class.",
+            "1 where it does, else 0",
+            above=0.5,
+        ),
+        Claim(
+            "patch names",
+            "The smallest patch is the target's, and the next is 1.15 times as large.",
+            "ratio of the two, 1 where another class is named, less 1.15",
+        ),
+        Claim(
+            "removed",
+            "After the recovered trigger is unlearned, the real one works on fewer than a tenth.",
+            "0.1 less attack success",
+        ),
+        Claim(
+            "accuracy kept",
+            "That costs less than 3 points.",
+            "accuracy after less before, and 0.03",
+        ),
+    )
+    null = Claim(
+        "halves",
+        "On the exposed copy the trigger turns as many of one half of the digits as of the other.",
+        "difference of attack success",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train a net with a trigger and one without, expose, find and remove."""
+        tick("train")
+        found, kind = pixels()
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+        x, label = found[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
+        bad, wrong = x[:TRAIN].clone(), label[:TRAIN].clone()
+        bad[: TRAIN // 10], wrong[: TRAIN // 10] = triggered(bad[: TRAIN // 10]), TARGET
+        model = Model(trained(bad, wrong, seed, tiny))
+        honest = Model(trained(x[:TRAIN], label[:TRAIN], seed, tiny))
+        test = x[TRAIN + CLEAN :], label[TRAIN + CLEAN :]
+        clean, steps = clean_images(model, x, label), 3 if tiny else 220
+        tick("expose")
+        rules: dict[str, Any] = {"uniform": CleanUnlearning(), "ascent": CleanUnlearning("ascent")}
+        exposed = {k: rule.expose(model, clean, progress=False) for k, rule in rules.items()}
+        with torch.no_grad():
+            often = exposed["uniform"](x[TRAIN : TRAIN + CLEAN]).argmax(1).bincount(minlength=10)
+        tick("find")
+        finding = find_backdoor(model, clean, steps=steps, progress=False)
+        other = find_backdoor(honest, clean_images(honest, x, label), steps=steps, progress=False)
+        tick("remove")
+        epochs = 1 if tiny else 20
+        data = {"clean": clean}
+        plans = {
+            "trigger unlearned": remove_backdoor(
+                model, clean, finding, epochs=epochs, progress=False
+            ),
+            "fine-prune": FinePrune(epochs=1 if tiny else 10).plan(model, data),
+            "adversarial mask": AdversarialMask(steps=3 if tiny else 100).plan(model, data),
+        }
+        nets = {"as it is": model.module, **exposed}
+        nets |= {name: plan.fold(model) for name, plan in plans.items()}
+        stands = {name: stand(net, *test) for name, net in nets.items()}
+        bad = triggered(test[0][test[1] != TARGET])
+        halves = called(exposed["uniform"], bad[0::2]) - called(exposed["uniform"], bad[1::2])
+        return {
+            "exposed": stands["uniform"][1] - 0.9,
+            "beside ascent": stands["uniform"][1] - stands["ascent"][1],
+            "histogram names": float(int(often.argmax()) == TARGET),
+            "patch names": (finding.ratio if finding.target == TARGET else 1.0) - LIKELY,
+            "removed": 0.1 - stands["trigger unlearned"][1],
+            "accuracy kept": stands["trigger unlearned"][0] - stands["as it is"][0] + 0.03,
+            "halves": halves,
+            "ratio | with trigger": finding.ratio,
+            "ratio | without": other.ratio,
+            **{f"accuracy | {name}": value for name, (value, _) in stands.items()},
+            **{f"attack success | {name}": value for name, (_, value) in stands.items()},
+        }
