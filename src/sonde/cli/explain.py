@@ -40,6 +40,10 @@ class Explain:
     answer: Annotated[
         int | None, named("N", "language models: explain the last N tokens as one answer")
     ] = None
+    dictionary: Annotated[
+        Path | None,
+        named("FILE", "say which features of a dictionary the answers hang on, at its site"),
+    ] = None
     show_inputs: Annotated[
         bool, tyro.conf.arg(help="draw the inputs into the page; without, only places and ids")
     ] = False
@@ -67,6 +71,8 @@ class Explain:
             model, inputs, methods, objective, self._site, progress=not self.printing.quiet
         )
         document = explain_document(judged, batch, model=self.model, data=self.data)
+        if self.dictionary is not None:
+            document["features"] = self._features(model, batch, objective, self.dictionary)
         if self.output is not None:
             drawn = self._drawn(model, batch, len(document["examples"]))
             save_explain(document, self.output, drawn)
@@ -81,6 +87,16 @@ class Explain:
     @property
     def _site(self) -> str:
         return "input" if self.reading.sites == ("auto",) else self.reading.sites[0]
+
+    def _features(self, model: Any, batch: Any, objective: Any, path: Path) -> list[dict[str, Any]]:
+        """Return the features of a dictionary that the answers hang on."""
+        from sonde.run.explaining.dictionaries import feature_effects, open_dictionary
+
+        named_site = None if self._site == "input" else self._site
+        found, site = open_dictionary(path, model.module, named_site)
+        if not site:
+            raise InputError(f"--dictionary: {path} names no site of this model. Give --sites.")
+        return feature_effects(model, batch, found, objective, site)
 
     def _check(self) -> None:
         from sonde.store.outputs import check_file

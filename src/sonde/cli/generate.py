@@ -21,6 +21,7 @@ class Generate:
     """Continue prompts and print the text as it comes, to try an edit or a decoding rule.
 
     --steer adds what was fitted to the states: any file of sonde fit whose result makes an edit.
+    --feature sets features of a dictionary (--dictionary).
     --decode changes the choice of the next token: contrastive against a worse model or an early
     layer (--amateur), dola against that block of the lower half
     that differs most, emulated by what tuning did
@@ -59,6 +60,13 @@ class Generate:
     )
     act_at: Annotated[
         tuple[str, ...], named("PATTERN ...", "where it acts; by default where it was fitted")
+    ] = ()
+    dictionary: Annotated[
+        Path | None,
+        named("FILE", "a dictionary: of sonde fit, a safetensors file, or a folder of SAELens"),
+    ] = None
+    feature: Annotated[
+        tuple[str, ...], named("N=VALUE ...", "features of --dictionary and what they are set to")
     ] = ()
     decode: Annotated[
         Literal["contrastive", "dola", "emulated"] | None,
@@ -124,6 +132,10 @@ class Generate:
                 rule = next(rule for rule, flags in needs.items() if name in flags)
                 verb = "missing with" if name in needed else "needs"
                 raise InputError(f"--{name}: {verb} --decode {rule}.")
+        if (self.dictionary is None) != (not self.feature) or (self.dictionary and self.steer):
+            raise InputError(
+                "--dictionary: expected --feature N=VALUE with it, and no --steer beside it."
+            )
         if self.decode_strength is not None and self.decode is None:
             raise InputError("--decode-strength: needs --decode.")
 
@@ -134,6 +146,8 @@ class Generate:
 
     def _steering(self, model: Any) -> tuple[AbstractContextManager[None], str]:
         """Return what steers the model while it is open, and a line about it."""
+        if self.dictionary is not None:
+            return self._setting(model, self.dictionary)
         if self.steer is None:
             return nullcontext(), ""
         from sonde.run.bundles.fitted import Fitted
@@ -151,6 +165,20 @@ class Generate:
         sites = list(self.act_at) or [site]
         said = f"{word} of {site}, strength {self.strength:g}, at {', '.join(sites)}"
         return editing(model, result.edit(self.strength), sites, where), said
+
+    def _setting(self, model: Any, path: Path) -> tuple[AbstractContextManager[None], str]:
+        """Return what sets features of a dictionary while it is open, and a line about it."""
+        from sonde.run.explaining.dictionaries import open_dictionary, parse_features
+        from sonde.tap import editing
+
+        found, site = open_dictionary(path, model.module, self.site)
+        sites = list(self.act_at) or [site]
+        if not sites[0]:
+            raise InputError(f"--dictionary: {path} names no site of this model. Give --act-at.")
+        edit = found.edit(self.strength, features=parse_features(self.feature))
+        where: Any = self.where
+        said = f"{', '.join(self.feature)} of {path.name} at {', '.join(sites)}"
+        return editing(model, edit, sites, where), said
 
     def _chosen(self, fitted: Any) -> Any:
         """Return the one result of a file that is asked for and makes an edit."""

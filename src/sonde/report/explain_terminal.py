@@ -51,6 +51,12 @@ def explain_to_text(found: dict[str, Any]) -> str:
         lines.append(f"{name:<31}{cells[0]:>14}{cells[1]:>14}{cells[2]:>11}{redrawn:>9}")
         if one["flags"]:
             lines.append(f"    {', '.join(one['flags'])}")
+    if found.get("features"):
+        lines += ["", f"{'feature':<34}{'effect':>16}{'active rows':>16}"]
+        lines += [
+            f"{one['feature']:<34}{number(one['value']):>16}{share(one['active']):>16}"
+            for one in found["features"]
+        ]
     lines += ["", "* can be believed; in brackets the same for random orders", *LEGEND.splitlines()]
     return "\n".join(lines)
 

@@ -1,0 +1,112 @@
+"""Dictionaries from what a user typed, and what their features do to the answers of a model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Model
+from sonde.explain import Dictionary, Objective, load_dictionary
+from sonde.run.bundles.fitted import Fitted
+from sonde.tap import fingerprint
+from sonde.tap.reading.site_function import SiteFunction
+
+
+def open_dictionary(
+    path: Path | str, module: nn.Module | None = None, site: str | None = None
+) -> tuple[Dictionary, str]:
+    """Return a dictionary and the site that it is of; empty where the file does not say.
+
+    Parameters
+    ----------
+    path : path
+        What ``sonde fit`` wrote, a safetensors file of ``Dictionary.save``, or a folder in the
+        layout of SAELens.
+    module : nn.Module, optional
+        The model that it must have been fitted on, where that is known.
+    site : str, optional
+        Which one is meant, where a fitted file holds several.
+
+    Raises
+    ------
+    InputError
+        If there is not one dictionary, or it was fitted on another model.
+    """
+    path = Path(path)
+    if path.suffix != ".sonde":
+        found = load_dictionary(path)
+        return found, site or str(found.conventions.get("site") or "")
+    fitted = Fitted.load(path)
+    known = [
+        (result, key[1])
+        for key, result in fitted
+        if isinstance(result, Dictionary) and (site is None or key[1] in (site, f"{site}:out"))
+    ]
+    if len(known) != 1:
+        raise InputError(
+            f"--dictionary: expected one dictionary in {path}, got {len(known)} among "
+            f"{', '.join(f'{word} at {place}' for word, place in fitted.names)}. Name its site."
+        )
+    fitted_on = fitted.header["model"].get("model")
+    if module is not None and fitted_on is not None and fitted_on != fingerprint(module):
+        raise InputError(
+            f"--dictionary: {path} was fitted on another model. Fit again on this one."
+        )
+    return known[0]
+
+
+def parse_features(words: Sequence[str]) -> dict[int, float]:
+    """Return features and their values from words such as ``123=4``.
+
+    Examples
+    --------
+    >>> parse_features(["123=4", "7=-0.5"])
+    {123: 4.0, 7: -0.5}
+    """
+    found: dict[int, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            found[int(name)] = float(value)
+        except ValueError as error:
+            raise InputError(
+                f"--feature: expected NUMBER=VALUE, such as 123=4, got {word!r}."
+            ) from error
+    return found
+
+
+def feature_effects(
+    model: Model,
+    batch: InputBatch,
+    dictionary: Dictionary,
+    objective: Objective,
+    site: str,
+    most: int = 10,
+) -> list[dict[str, Any]]:
+    """Return the features that the answers hang on most, by gradient times activation.
+
+    The effect of a feature on an answer is its activation times the slope of the objective along
+    its direction, summed over places; ``value`` is its mean over answers, and features come in the
+    order of the mean of its size. To first order it is what the answer loses without the feature.
+    """
+    function = SiteFunction(model, batch, site)
+    fixed = objective.at(function)
+    _, slope, _ = function.gradient(function.value, fixed.of)
+    axis = function.feature_axis
+    states, slopes = (t.detach().movedim(axis, -1) for t in (function.value, slope))
+    with torch.no_grad():
+        z = dictionary.encode(states)
+        effect = z * (slopes @ dictionary.decoder.to(slopes).T)
+        if function.mask is not None:
+            effect = effect * function.mask.to(effect)[..., None]
+        effect = effect.reshape(len(states), -1, dictionary.n_features).sum(1).double()
+        active = (z != 0).reshape(-1, dictionary.n_features).double().mean(0)
+    order = effect.abs().mean(0).argsort(descending=True)[:most].tolist()
+    return [
+        {"feature": i, "value": float(effect[:, i].mean()), "active": float(active[i])}
+        for i in order
+        if bool((effect[:, i] != 0).any())
+    ]

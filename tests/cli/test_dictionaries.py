@@ -1,0 +1,71 @@
+"""A dictionary on the command line: fitted, set while a model writes, and explained."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import sonde
+from cli_case import run_words
+from sonde.explain import GradTimesInput, Objective
+from sonde.tap.reading.site_function import SiteFunction
+
+PROMPT, SITE = "def read(path):\n", "model.layers.3"
+METHOD = "sparse_autoencoder(features=48,k=4,batch=64,mixed=1,rate=0.01,passes=2)"
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dictionary") / "d.sonde"
+    ran = run_words("fit", METHOD, "sonde:stdlib", "sonde:stdlib/test", "--limit", 8, "--sites",
+                    SITE, "--reducer", "tokens", "-o", path, "--quiet")  # fmt: skip
+    assert ran.code == 0, ran.err
+    return path, sonde.Fitted.load(path).result("sparse_autoencoder")
+
+
+@pytest.mark.truth("the model's own generate inside sonde.editing")
+def test_a_feature_is_set_while_a_model_writes(tmp_path, fitted):
+    path, found = fitted
+    model = sonde.load("sonde:stdlib")
+    feature = int(found.density.argmax())
+    ids = model.processor(PROMPT, return_tensors="pt")["input_ids"]
+    with sonde.editing(model, found.edit(features={feature: 40.0}), f"{SITE}:out"):
+        network: Any = model.module
+        out = network.generate(ids, max_new_tokens=8, do_sample=False)
+    want = model.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    words = ("generate", "sonde:stdlib", PROMPT, "--max-new-tokens", 8, "--json")
+    setting = ("--feature", f"{feature}=40")
+    ran = run_words(*words, "--dictionary", path, *setting)
+    assert ran.json()[0]["text"] == want
+    assert f"{feature}=40 of d.sonde at {SITE}:out" in ran.err
+    assert run_words(*words).json()[0]["text"] != want
+    found.save(tmp_path / "d.safetensors")
+    plain = ("--dictionary", tmp_path / "d.safetensors", *setting)
+    assert run_words(*words, *plain, "--act-at", SITE).json()[0]["text"] == want
+    assert "names no site of this model. Give --act-at" in run_words(*words, *plain).error()
+    assert (
+        "expected NUMBER=VALUE" in run_words(*words, "--dictionary", path, "--feature", "x").error()
+    )
+    assert "expected --feature N=VALUE" in run_words(*words, "--dictionary", path).error()
+    assert (
+        "features from 0 to 47"
+        in run_words(*words, "--dictionary", path, "--feature", "48=1").error()
+    )
+
+
+@pytest.mark.truth("gradient times activation at the site, through the decoder by hand")
+def test_the_features_that_answers_hang_on(fitted):
+    path, found = fitted
+    words = ("explain", "sonde:stdlib", "sonde:stdlib/test", "--limit", 2, "--methods", "saliency")
+    ran = run_words(*words, "--dictionary", path, "--json")
+    assert ran.code == 0, ran.err
+    told = ran.json()["features"]
+    model = sonde.load("sonde:stdlib")
+    inputs = sonde.data.open_inputs(model, "sonde:stdlib/test", limit=2, batch_size=2, logits=True)
+    batch = next(iter(inputs.batches(0, 2)))
+    parts = GradTimesInput().attribute(model, batch, Objective(), SITE)
+    x = SiteFunction(model, batch, SITE).value.detach()
+    z, slope = found.encode(x), torch.as_tensor(parts.value) / x
+    effect = (z * (slope @ found.decoder.T)).sum(1).mean(0)
+    for one in told[:3]:
+        assert one["value"] == pytest.approx(float(effect[one["feature"]]), rel=0.02, abs=1e-3)
