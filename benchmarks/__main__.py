@@ -25,6 +25,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.calibrating import calibration_rows
     from benchmarks.clustering import ray_rows
     from benchmarks.detect import detector_rows, nac_rows
+    from benchmarks.dictionaries import dictionary_rows
     from benchmarks.edit import decoding_rows, fisher_rows, merge_models_rows, steering_rows
     from benchmarks.erasing import erase_rows, fact_rows
     from benchmarks.explain import atlas_rows, patching_rows, units_rows
@@ -63,6 +64,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "guard": guard_rows,
         "generate": generation_time,
         "train": training_share,
+        "dictionary": dictionary_rows,
         "calibrate": calibration_rows,
         "store": storing_rows,
         "cka": layer_cka_rows,

@@ -29,6 +29,7 @@ NAMES = {
     "guard": 8,
     "generate": 4,
     "train": 1,
+    "dictionary": 3,
     "calibrate": 1,
     "cka": 2,
     "scan": 2,
