@@ -13,6 +13,7 @@ STUDIES: dict[str, str] = {
     "attention-steer": "AttentionSteerStudy",
     "backdoor": "BackdoorStudy",
     "causal-graph": "CausalGraphStudy",
+    "abstopk": "AbsTopKStudy",
     "clue": "CLUEStudy",
     "coda": "CoDaStudy",
     "costarr": "COSTARRStudy",
