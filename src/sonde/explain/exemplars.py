@@ -13,6 +13,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.stats import OctaveSample, OctaveSampleState, TopK, TopKState
+from sonde.stats.octave_sample import LAST
 
 REST = "rest"
 
@@ -70,7 +71,7 @@ class ExemplarsResult(Result):
             low, high = 2.0 ** -(b + 1), 2.0**-b
             said = REST if b == n_ranges - 1 else f"{low:g} to {high:g}"
             for i in range(m):
-                if bool(self.middle.filled[b, i, unit]):
+                if int(self.middle.key[b, i, unit]) != LAST:
                     yield _exemplar(self.middle, (b, i, unit), said)
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
