@@ -257,8 +257,8 @@ class Trial:
             schema = next(s for s in reading.schema if s.key == site)
             spot = self._spot(schema)
             every = () if spot is None else self.truth.rows(spot, schema.reducer.name)
-            alike = next((r for r in every if _gap(reading.rows[site], r) < np.inf), None)
-            if spot is None or alike is None:
+            alike = min(every, key=lambda r: _gap(reading.rows[site], r), default=None)
+            if spot is None or alike is None or _gap(reading.rows[site], alike) == np.inf:
                 return None
             rows, of = np.concatenate(alike), {"knn": plain.knn}.get(method, plain.mahalanobis)
         varies = np.ptp(rows, axis=0) > self.truth.tolerance(spot)
