@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 import sonde
 from cli_case import run_words
@@ -56,3 +57,21 @@ def test_the_features_that_answers_hang_on_are_named(fitted):
     ran = run_words(*words, "--dictionary", path, "--json")
     assert ran.code == 0, ran.err
     assert all(0 <= one["feature"] < 48 for one in ran.json()["features"])
+
+
+@pytest.mark.truth("the model run with a hook that adds the feature's direction")
+def test_an_atlas_of_features_says_what_setting_them_changes(fitted):
+    path, found = fitted
+    words = ("units", "sonde:stdlib", "sonde:stdlib/test", "--sites", SITE, "--limit", 2)
+    ran = run_words(*words, "--dictionary", path, "--clamp", 48, "--json", "--quiet")
+    assert ran.code == 0, ran.err
+    units = ran.json()["units"]
+    assert len(units) == 48
+    model = sonde.load("sonde:stdlib")
+    stream = sonde.read(model, "sonde:stdlib/test", sites=SITE, reducer="tokens", limit=2)
+    rows = torch.cat([batch.rows[f"{SITE}:out"] for batch in stream])
+    z = found.encode(rows.float())
+    feature = int(z.max(0).values.argmax())
+    top = max(row["v"] for row in units[feature]["rows"] if row["r"] == "top")
+    assert top == pytest.approx(float(z[:, feature].max()), rel=1e-4)
+    assert units[feature]["clamped"]["up"]

@@ -15,7 +15,7 @@ PAGES = (".html", ".htm", ".json")
 
 @dataclass(frozen=True)
 class Units:
-    """Say what the units of one site stand for: a page with every one of them.
+    """Say what the units of one site, or features of a dictionary, stand for: a page of all.
 
     For each: the rows on which it is highest, rows of every range below, its histogram, the label
     of the data that it follows, the tokens that it writes, and what holding it at its highest
@@ -29,6 +29,10 @@ class Units:
     model: ModelWord
     data: DataWord
     output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    dictionary: Annotated[
+        Path | None,
+        named("FILE", "features of a dictionary: of sonde fit, safetensors, or a SAELens folder"),
+    ] = None
     exemplars: Annotated[int, named("N", "highest rows of each unit")] = 8
     clamp: Annotated[
         int, named("N", "hold the first N units at their highest and say what changes; 0 = none")
@@ -46,6 +50,7 @@ class Units:
         from sonde.report.units_terminal import units_to_text, units_verdict
         from sonde.run.explaining.atlas import fit_atlas
         from sonde.run.explaining.atlas_of_model import model_atlas
+        from sonde.run.explaining.dictionaries import open_dictionary
         from sonde.run.reading.read import read
         from sonde.tap.reading.live import LiveStream
 
@@ -57,12 +62,17 @@ class Units:
         stream = read(model, self.data, **where, **options)
         if not isinstance(stream, LiveStream):
             raise InputError(f"units: expected a model that can be run, got {self.model}.")
-        atlas = fit_atlas(stream, n=self.exemplars, progress=not self.printing.quiet)
+        (site,) = stream.schema
+        dictionary = None
+        if self.dictionary is not None:
+            dictionary, _ = open_dictionary(self.dictionary, model.module, str(site.site))
+        atlas = fit_atlas(stream, dictionary, n=self.exemplars, progress=not self.printing.quiet)
         document = model_atlas(
             atlas,
             stream,
             model=self.model,
             data=self.data,
+            dictionary=dictionary,
             n_clamped=self.clamp,
             shown=self.show_inputs,
         )

@@ -1,13 +1,16 @@
 """An atlas with what only the model can say: texts of rows, tokens written, clamped runs."""
 
 import itertools
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sonde.core.errors import SondeError
 from sonde.data.pieces import texts_of
-from sonde.explain import NeuronLens, NeuronLensResult
+from sonde.explain import Dictionary, NeuronLens, NeuronLensResult
 from sonde.run.explaining.atlas import Atlas, atlas_document
 from sonde.run.explaining.clamping import Clamped, clamp_units
 from sonde.run.explaining.seen_rows import seen_rows
@@ -26,6 +29,7 @@ def model_atlas(
     *,
     model: str,
     data: str,
+    dictionary: Dictionary | None = None,
     n_clamped: int = 256,
     shown: bool = False,
 ) -> dict[str, Any]:
@@ -38,6 +42,8 @@ def model_atlas(
         That it was fitted on.
     model, data : str
         As they were typed.
+    dictionary : Dictionary, optional
+        Whose features the atlas is of.
     n_clamped : int, default=256
         The first so many units are held at their largest value.
     shown : bool, default=False
@@ -49,8 +55,8 @@ def model_atlas(
         for one in atlas.exemplars.of(unit)
     }
     seen, pictures = seen_rows(stream.model, stream.inputs, rows, len(stream), shown=shown)
-    lens = _lens(stream)
-    clamped = _clamped(atlas, stream, n_clamped)
+    lens = _lens(stream, dictionary)
+    clamped = _clamped(atlas, stream, dictionary, n_clamped)
     return atlas_document(
         atlas,
         model=model,
@@ -63,33 +69,47 @@ def model_atlas(
     )
 
 
-def _lens(stream: LiveStream) -> NeuronLensResult | None:
+def _lens(stream: LiveStream, dictionary: Dictionary | None) -> NeuronLensResult | None:
     """Return the tokens that units write: inputs of a layer that writes, or the stream itself."""
     (site,) = (s.site for s in stream.schema)
     if stream.model.task != "causal":
         return None
     module = Names(stream.model.module).modules[site.path]
     try:
+        units = torch.eye(stream.schema[0].dim) if dictionary is None else dictionary.decoder
         if site.port == "in":
-            return NeuronLens(side="writes").of(stream.model, matrix_of(module).detach().T)
+            writes = matrix_of(module).detach().T
+            return NeuronLens(side="writes").of(stream.model, units.to(writes) @ writes)
         is_stream = site.path in block_paths(Names(stream.model.module), None)
-        units = torch.eye(stream.schema[0].dim)
         return NeuronLens().of(stream.model, units) if is_stream else None
     except SondeError:  # not a layer that writes, or the head does not read the stream alone
         return None
 
 
-def _clamped(atlas: Atlas, stream: LiveStream, n: int) -> Clamped | None:
+def _clamped(
+    atlas: Atlas, stream: LiveStream, dictionary: Dictionary | None, n: int
+) -> Clamped | None:
     units = list(range(min(n, atlas.n_units)))
     if not units:
         return None
     level = torch.as_tensor(atlas.exemplars.value)[units]
     rows = (one_of(raw, i) for raw in stream.inputs.batches(0, EXAMPLES) for i in range(len(raw)))
     examples = list(itertools.islice(rows, EXAMPLES))
+    moved = None if dictionary is None else partial(_with_features, dictionary)
     try:
-        return clamp_units(stream.model, examples, stream.schema[0], units, level)
+        return clamp_units(stream.model, examples, stream.schema[0], units, level, moved)
     except SondeError:  # a model without logits, or a site that cannot be gone on from
         return None
+
+
+def _with_features(
+    dictionary: Dictionary, rows: Tensor, features: Sequence[int], level: Tensor
+) -> Tensor:
+    """Return rows once for each feature, with it at its level; all else of a row stays."""
+    chosen = list(features)
+    z = dictionary.encode(rows)[:, chosen].T
+    by = level.to(rows)[:, None] - z
+    return rows + by[:, :, None] * dictionary.decoder[chosen].to(rows)[:, None, :]
 
 
 def _answers(
