@@ -12,7 +12,7 @@ from sonde.edit import CleanUnlearning, find_backdoor, remove_backdoor
 from sonde.edit._patches import Pixels, patched
 
 FRESH = 4
-"""A seed that nothing was set on."""
+"""One of the seeds that the line between likely and not was drawn on: a planted truth, no rate."""
 
 
 def found_in(poisoned):

@@ -23,8 +23,8 @@ PATIENCE = 4
 class CleanUnlearning:
     """Teach clean images away on a copy, until its accuracy falls below ``stop``.
 
-    A backdoor does not read what clean images hold, and stays: most triggers still work where
-    two clean images in five are told wrong.
+    A backdoor does not read what clean images hold, and can stay: a corner patch on digits still
+    turned 95 % of images where two clean ones in five were told wrong.
 
     Range        the copy's accuracy on ``clean`` ends below ``stop``, or ``epochs`` are over.
     Cost         training on a few hundred images.
