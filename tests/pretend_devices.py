@@ -75,8 +75,10 @@ def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place, named["device"] = _numbered(asked), torch.device("cpu")
     found = op(*near, **named)
     written = _written(op, args, kwargs)
-    if written:
+    if written and op._schema.returns:
         return written[0] if len(written) == 1 else tuple(written)
+    if written:  # a list of tensors that were changed in place
+        return None
     return found if place.type != KIND else tree_map(lambda v: _far(v, place), found)
 
 

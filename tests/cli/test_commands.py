@@ -24,6 +24,10 @@ NEEDS = {
         "score probe.sonde sonde:digits sonde:digits/train -o unusual.parquet --limit 40",
     ],
     "score": [FIT],
+    "track": [
+        "fit participation_ratio sonde:digits sonde:digits/train "
+        "-o run.track/step-0000000005.sonde --limit 80"
+    ],
     "info": [FIT],
     "export": ["read sonde:digits sonde:digits/test --sites blocks -o acts --limit 80"],
     "verify": ["read sonde:digits sonde:digits/test --sites blocks -o acts --limit 80"],
@@ -39,7 +43,7 @@ NEEDS = {
 
 
 def example_of(word):
-    found = re.search(r"Example: sonde (.+)", COMMANDS[word].__doc__ or "")
+    found = re.search(r"Example: sonde ((?:.+\n)+)", COMMANDS[word].__doc__ or "")
     assert found, f"{word} has no example"
     return shlex.split(found[1])
 
@@ -54,6 +58,8 @@ def shortened(words):
 @pytest.mark.parametrize("word", COMMANDS)
 def test_the_example_of_every_command_runs(run, tmp_path, monkeypatch, word):
     monkeypatch.chdir(tmp_path)
+    if word == "track":
+        (tmp_path / "run.track").mkdir()
     for needed in NEEDS.get(word, ()):
         assert run(*needed.split()).code == 0
     words = example_of(word)

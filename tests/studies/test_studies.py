@@ -1,10 +1,18 @@
 """Every study runs at tiny size and gives what its table needs."""
 
 import math
+import re
 
 import pytest
 
 from sonde_studies import STUDIES, StudyTable, as_text, study_of
+
+TIMES = re.compile(r"\b(ms|us|seconds)\b")
+"""In the names of figures that no two runs share."""
+
+
+def _repeats(figures):
+    return {name: value for name, value in figures.items() if not TIMES.search(name)}
 
 
 @pytest.mark.slow
@@ -15,6 +23,6 @@ def test_it_runs_and_repeats(word):
     found, again = (study.run(0, True, lambda _: None) for _ in range(2))
     for claim in (*study.claims, study.null):
         assert math.isfinite(found[claim.key]), claim.key
-    assert found == pytest.approx(again, rel=0, abs=0, nan_ok=True)
+    assert _repeats(found) == pytest.approx(_repeats(again), rel=0, abs=0, nan_ok=True)
     table = StudyTable(study, (0, 0), {key: (x, x) for key, x in found.items()}, tiny=True)
     assert all(claim.figure.split()[0] in as_text(table) for claim in study.claims)

@@ -200,6 +200,16 @@ class Running:
         self._out.close()
         self._err.close()
 
+    def hold(self) -> None:
+        """Stop the leader where it is; it lives, and holds what it holds."""
+        if not self.is_over():
+            os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        if not self.is_over():
+            os.kill(self.pid, signal.SIGCONT)
+
     def is_over(self) -> bool:
         """Return whether the leader has ended."""
         if self._code is None:

@@ -110,7 +110,9 @@ def other_writer(bench: Bench, job: Job, whole: Undisturbed) -> Iterator[Trial]:
     with bench.commands.start(job.words, folder) as one:
         while not one.is_over() and not (folder / job.sign).exists():
             pass
+        one.hold()  # else it may be over before the other one gets to the lock
         second = bench.commands.run(other, folder)
+        one.go_on()
         first = one.end()
     seen = f"exit {first.code} and {second.said}"
     trial = judged(OTHER_WRITER, job, folder, whole, [second, first], seen)

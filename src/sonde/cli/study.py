@@ -43,7 +43,7 @@ class Study:
             if self.printing.json:
                 say_json([{"name": word, "title": title} for word, title in titles.items()])
             else:
-                say("\n".join(f"{word:<16}{title}" for word, title in titles.items()))
+                say("\n".join(f"{word:<24}{title}" for word, title in titles.items()))
             return 0
         words = list(STUDIES) if self.name == EVERY else [self.name]
         studies = [study_of(word) for word in words]

@@ -26,8 +26,7 @@ class Track:
 
     Example: sonde track run.track -o track.html
 
-    Of checkpoints: sonde track checkpoints probe.jsonl --methods participation_ratio,two_nn
-    -o track.html
+    Of checkpoints: sonde track checkpoints probe.jsonl --methods participation_ratio -o track.html
     """
 
     folder: Annotated[tyro.conf.Positional[Path], named("FOLDER", "a record, or checkpoints")]

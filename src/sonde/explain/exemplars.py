@@ -92,16 +92,18 @@ class ExemplarsResult(Result):
 
     def chart(self) -> dict[str, Any]:
         """Return a Vega-Lite picture: the exemplars' values of each unit, by range."""
-        found = super().chart()
         values = self.table().select(["unit", "range", "value"]).to_pylist()  # pyright: ignore[reportUnknownMemberType]
-        found["data"] = {"values": values}
-        found["mark"] = {"type": "tick", "tooltip": True}
-        found["encoding"] = {
-            "x": {"field": "unit", "type": "quantitative"},
-            "y": {"field": "value", "type": "quantitative"},
-            "color": {"field": "range", "type": "nominal"},
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": values},
+            "mark": {"type": "tick", "tooltip": True},
+            "encoding": {
+                "x": {"field": "unit", "type": "quantitative"},
+                "y": {"field": "value", "type": "quantitative"},
+                "color": {"field": "range", "type": "nominal"},
+            },
         }
-        return found
 
 
 def _exemplar(state: TopKState | OctaveSampleState, at: tuple[int, ...], said: str) -> Exemplar:
@@ -136,9 +138,10 @@ class Exemplars(Instrument):
 
     Examples
     --------
+    >>> import torch
     >>> found = Exemplars(n=2, m=1, octaves=1).fit(torch.tensor([[1.0], [8.0], [5.0], [-3.0]]))
     >>> [(one.value, one.range) for one in found.of(0)]
-    [(8.0, 'top'), (5.0, 'top'), (8.0, '0.5 to 1'), (5.0, 'rest')]
+    [(8.0, 'top'), (5.0, 'top'), (8.0, '0.5 to 1'), (-3.0, 'rest')]
 
     References
     ----------

@@ -74,8 +74,8 @@ class UnitLabels(Instrument):
     >>> is_edge = torch.arange(100) < 3
     >>> unit = is_edge * 2.0 + torch.linspace(0, 1, 100)
     >>> found = UnitLabels(quantile=0.05).fit(unit[:, None], label=is_edge.long())
-    >>> found.label.tolist(), found.value.tolist()
-    ([1], [1.0])
+    >>> found.label.tolist(), found.value
+    ([1], 1.0)
 
     References
     ----------

@@ -144,12 +144,24 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
 
         return hook
 
+    def forget(name: str) -> Any:
+        def hook(part: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+            x, y = find((args, kwargs), None), find(output, None)
+            keeps = x is not None and y is not None and x.shape == y.shape
+            if not keeps and not any(True for _ in part.parameters()):
+                seen.pop(name, None)  # asks for type and device alone, as rotary embeddings do
+
+        return hook
+
     handles = [part.register_forward_hook(watch.after) for part in module.modules()]
-    handles += [
-        part.register_forward_pre_hook(look(name), with_kwargs=True)
+    leaves = [
+        (name, part)
         for name, part in Names(module).primary()
         if not any(True for _ in part.children()) and not isinstance(part, SILENT)
     ]
+    for name, part in leaves:
+        handles.append(part.register_forward_pre_hook(look(name), with_kwargs=True))
+        handles.append(part.register_forward_hook(forget(name), with_kwargs=True))
     try:
         run(module, inputs, watch)
     finally:
