@@ -266,7 +266,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
             codes = codes_of(pre, self.act, self.k, self.threshold(state))
             out = codes.decoded(decoder) + bias_out
             out = out + u @ more[-1].T if self.skip else out
-            error = ((v - out).double() / state.scale_out).square().sum()
+            error = ((v - out).double() / state.scale_out.to(v.device)).square().sum()
         fired = codes.fired(len(bias))
         return replace(
             state,

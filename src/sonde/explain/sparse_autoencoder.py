@@ -137,10 +137,10 @@ def folded(method: Any, trained: DictionaryState, training: DictionaryTraining) 
     name = type(method).__name__
     if trained.diverged is None or trained.fired is None:
         trained.require_trained(name)
-    encoder, bias, decoder, offset, *more = (v.double() for v in trained.weights.values)
+    encoder, bias, decoder, offset, *more = (v.double().cpu() for v in trained.weights.values)
     scale, scale_out = trained.scale, trained.scale_out
     total = sum(float(m.scatter.sum()) for m in trained.rebuilt)
-    fired = torch.zeros(len(bias)) if trained.fired is None else trained.fired
+    fired = torch.zeros(len(bias)) if trained.fired is None else trained.fired.cpu()
     threshold = training.threshold(trained)
     flags = ["diverged"] if trained.diverged is not None else []
     flags += ["dead"] if total == 0 else []
@@ -166,7 +166,7 @@ def folded(method: Any, trained: DictionaryState, training: DictionaryTraining) 
         centre=(offset / scale_out).float() if training.is_own else torch.zeros(len(scale)),
         decoder=(decoder / scale_out).float(),
         offset=(offset / scale_out).float(),
-        threshold=None if threshold is None else threshold.float().reshape(-1),
+        threshold=None if threshold is None else threshold.float().cpu().reshape(-1),
         skip=(more[-1] * scale / scale_out[:, None]).float() if training.skip else None,
         act=method.act,
         k=method.k,
