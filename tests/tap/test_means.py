@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+import sonde
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer
 from sonde.tap import Tap
@@ -120,3 +121,22 @@ def test_means_of_sites_that_wait_are_those_of_each():
 def batch_of(n: int, mask: torch.Tensor) -> InputBatch:
     index, keys = torch.arange(n), [b""] * n
     return InputBatch((), {}, ["a"] * n, keys, index, index, keys, index, mask=mask)
+
+
+@pytest.mark.truth("torch.mean of the tensor with its axes put in order")
+@pytest.mark.parametrize("batch_size", [3, 5])
+def test_the_mean_of_features_that_stand_before_the_examples(batch_size):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv1d(4, 5, 1), nn.Identity()
+
+        def forward(self, x):
+            return self.last(self.first(x).transpose(0, 1)).sum(2).T
+
+    net = Turned().eval()
+    x = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0))
+    how = Reducer("mean", axis=0)
+    stream = sonde.read(net, list(x), sites="last", reducer=how, batch_size=batch_size)
+    rows = torch.cat([batch.rows["last:out"] for batch in stream])
+    assert torch.allclose(rows, net.first(x).mean(2), atol=1e-6)

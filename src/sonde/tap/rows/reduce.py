@@ -199,6 +199,8 @@ class Reduction:
         has_more = bool(axes.prefix or axes.suffix)
         if name == "mean" and not has_more:
             rows = x.mean(dim=self._space)
+            if rows.ndim == 2 and axes.words.index("dim") < axes.words.index("row"):
+                rows = rows.T.contiguous()
             return (rows if rows.ndim == 2 else rows[:, None]), POOLED
         x = axes.last_dim(x)
         if name == "cls":
