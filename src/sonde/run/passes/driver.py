@@ -76,10 +76,8 @@ class Outcome:
 def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
     """Return what of a pass that was stopped is kept, and how to go on."""
     if partial.done == 0 and first:
-        return (
-            " No unit was done, so nothing is kept; run the same command again. A smaller "
-            "--unit-size keeps more."
-        )
+        advice = "" if directory is None else " A smaller --unit-size keeps more."
+        return f" No unit was done, so nothing is kept; run the same command again.{advice}"
     if directory is None:
         return ""
     return (
