@@ -50,9 +50,10 @@ def test_units_are_found_and_opened(opened, page_file, size: str, theme: str) ->
     assert "rows" in page.locator("#tip").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
     page.locator("#unit-search").fill("399")
-    # Not inner_text: a drawer that was out of sight has none before the next frame (content-visibility).
+    # Not inner_text: what was out of sight has none before the next frame (content-visibility).
     found = page.locator("#unit-list > details:visible summary").text_content()
-    assert found is not None and found.startswith("unit 399")
+    assert found is not None
+    assert found.startswith("unit 399")
 
 
 def test_five_thousand_features_stay_small(page_file) -> None:
