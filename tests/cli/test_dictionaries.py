@@ -1,5 +1,14 @@
 """A dictionary on the command line: fitted, set while a model writes, and explained."""
 
+import ast
+import csv
+import glob
+import inspect
+import io
+import json
+import os
+import re
+import shlex
 from typing import Any
 
 import pytest
@@ -13,9 +22,20 @@ METHOD = "sparse_autoencoder(features=48,k=4,batch=64,mixed=1,rate=0.01,passes=2
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
+def data(tmp_path_factory):
+    """Eight short texts: the shipped ones are so long that reading them takes a minute."""
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    texts = [
+        inspect.getsource(module)[:400] for module in (ast, csv, glob, io, json, os, re, shlex)
+    ]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("dictionary") / "d.sonde"
-    ran = run_words("fit", METHOD, "sonde:stdlib", "sonde:stdlib/test", "--limit", 8, "--sites",
+    ran = run_words("fit", METHOD, "sonde:stdlib", data, "--sites",
                     SITE, "--reducer", "tokens", "-o", path, "--quiet")  # fmt: skip
     assert ran.code == 0, ran.err
     return path, sonde.Fitted.load(path).result("sparse_autoencoder")
@@ -51,24 +71,24 @@ def test_a_feature_is_set_while_a_model_writes(tmp_path, fitted):
     )
 
 
-def test_the_features_that_answers_hang_on_are_named(fitted):
+def test_the_features_that_answers_hang_on_are_named(data, fitted):
     path, _ = fitted
-    words = ("explain", "sonde:stdlib", "sonde:stdlib/test", "--limit", 2, "--methods", "saliency")
+    words = ("explain", "sonde:stdlib", data, "--limit", 2, "--methods", "saliency")
     ran = run_words(*words, "--dictionary", path, "--json")
     assert ran.code == 0, ran.err
     assert all(0 <= one["feature"] < 48 for one in ran.json()["features"])
 
 
 @pytest.mark.truth("the model run with a hook that adds the feature's direction")
-def test_an_atlas_of_features_says_what_setting_them_changes(fitted):
+def test_an_atlas_of_features_says_what_setting_them_changes(data, fitted):
     path, found = fitted
-    words = ("units", "sonde:stdlib", "sonde:stdlib/test", "--sites", SITE, "--limit", 2)
+    words = ("units", "sonde:stdlib", data, "--sites", SITE, "--limit", 2)
     ran = run_words(*words, "--dictionary", path, "--clamp", 48, "--json", "--quiet")
     assert ran.code == 0, ran.err
     units = ran.json()["units"]
     assert len(units) == 48
     model = sonde.load("sonde:stdlib")
-    stream = sonde.read(model, "sonde:stdlib/test", sites=SITE, reducer="tokens", limit=2)
+    stream = sonde.read(model, str(data), sites=SITE, reducer="tokens", limit=2)
     rows = torch.cat([batch.rows[f"{SITE}:out"] for batch in stream])
     z = found.encode(rows.float())
     feature = int(z.max(0).values.argmax())
