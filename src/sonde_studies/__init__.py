@@ -32,6 +32,7 @@ STUDIES: dict[str, str] = {
     "nac-me": "NACMEStudy",
     "normgrad": "NormGradStudy",
     "overview": "OverviewStudy",
+    "parallel-adapters": "ParallelAdaptersStudy",
     "pawn": "PAWNStudy",
     "simple-net": "SimpleNetStudy",
     "ssd": "SSDStudy",

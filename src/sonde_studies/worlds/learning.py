@@ -1,6 +1,7 @@
 """How the small nets of studies are drawn and learn, and the digits that many of them learn on."""
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde_studies._digits import pixels
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @torch.enable_grad()
@@ -43,7 +46,7 @@ def minimise(
     optimiser.zero_grad()
 
 
-def drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+def drawn(make: Callable[[], Net], seed: int) -> Net:
     """Return a net whose first weights follow from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
