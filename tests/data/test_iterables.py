@@ -3,11 +3,13 @@
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import SubsetRandomSampler
 
 from models import cnn, mlp
 from narrow import present
@@ -78,14 +80,58 @@ def test_map_style_data_sets_with_labels():
     assert batch.args[0][:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
+def arrays(kind: str) -> Any:
+    """Return what ``MapStyle`` holds in another form that people have."""
+    x = torch.arange(5.0)[:, None].expand(5, 8)
+    y = torch.arange(5) % 2
+    forms = {
+        "(X, y)": lambda: (x.numpy(), y.numpy()),
+        "(X, list)": lambda: (x, y.tolist()),
+        "(X, column)": lambda: (x, y[:, None]),
+        "dictionary": lambda: {"x": x, "label": y.tolist()},
+        "frame": lambda: {"x": x, "label": pandas.Series(y.numpy(), index=range(5, 0, -1))},
+        "loader": lambda: torch.utils.data.DataLoader(MapStyle(), batch_size=2, shuffle=True),  # pyright: ignore[reportArgumentType]
+        "function": lambda: lambda: zip(x, y.tolist(), strict=True),
+    }
+    return forms[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind", ["(X, y)", "(X, list)", "(X, column)", "dictionary", "frame", "loader", "function"]
+)
+def test_arrays_with_labels_in_the_forms_that_people_have(kind):
+    inputs = open_inputs(load(mlp()), arrays(kind))
+    batch = only(inputs)
+    assert batch.label.tolist() == [0, 1, 0, 1, 0]
+    assert batch.args[0][:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_two_arrays_of_one_shape_are_two_items():
+    assert len(open_inputs(load(mlp()), (torch.ones(8), torch.zeros(8)))) == 2
+    assert len(open_inputs(load(mlp()), (torch.ones(3, 8), torch.zeros(3, 8)))) == 2
+
+
+def test_forms_that_could_mean_something_else_are_refused():
+    model = load(mlp())
+    own = torch.utils.data.DataLoader(MapStyle(), collate_fn=lambda items: items)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(errors.InputError, match=r"its own collate_fn.*loader.dataset"):
+        open_inputs(model, own)
+    some = torch.utils.data.DataLoader(MapStyle(), sampler=SubsetRandomSampler([0, 1]))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(errors.InputError, match="a SubsetRandomSampler"):
+        open_inputs(model, some)
+    with pytest.raises(errors.InputError, match=r"one length.*got x 3, label 2"):
+        open_inputs(model, {"x": torch.ones(3, 8), "label": [0, 1]})
+    with pytest.raises(errors.InputError, match="text one value"):
+        open_inputs(model, {"text": "abc"})
+
+
 def test_what_cannot_be_iterated_twice_is_refused():
     model = load(mlp())
     with pytest.raises(errors.InputError, match=r"only once.*Pass a list"):
         open_inputs(model, (torch.ones(8) for _ in range(3)))
-    with pytest.raises(errors.InputError, match=r"DataLoader.*loader.dataset"):
-        open_inputs(model, torch.utils.data.DataLoader(MapStyle()))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(errors.InputError, match=r"dictionary.*list of items"):
-        open_inputs(model, {"x": torch.ones(3, 8)})
+    once = iter([torch.ones(8)])
+    with pytest.raises(errors.InputError, match="function that returns a new iterable"):
+        open_inputs(model, lambda: once)
     with pytest.raises(errors.InputError, match="an iterable of items, got int"):
         open_inputs(model, 3)
     with pytest.raises(errors.InputError, match="is empty"):

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from sonde.cli.fit import parse_methods
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.data.loading import load
 from sonde.detect import FOD, SimpleNet
 from sonde.run.fitting.fit import fit
+from sonde.run.instruments.words import parse_methods
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 

@@ -14,6 +14,8 @@ from sonde.detect import KNN, Mahalanobis
 from sonde.measure import Norms
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
+from sonde.run.training.track import Track
+from sonde.run.watching.guard import Guard
 from sonde.tap import LiveStream
 
 
@@ -57,6 +59,25 @@ def test_a_bundle_names_methods_sites_and_examples():
         "Fitted(mahalanobis, knn, norms at 2 sites: a, b; 300 examples, 20% held out)"
     )
     assert all(len(repr(result)) < 300 for _, result in fitted)
+
+
+def test_a_notebook_shows_tables_of_a_stream_a_bundle_a_guard_and_a_track(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).eval()
+    stream = read(net, list(rows(300, 4)), sites="1")
+    assert stream._repr_html_() is None, "shown as text before a forward has run"
+    fitted = fit(["mahalanobis", "knn(k=3)"], stream, progress=False)
+    assert "<td>1:out</td><td>mean</td><td>4</td>" in str(stream._repr_html_())
+    n = fitted.result("mahalanobis").calibration.n
+    assert fitted._repr_html_().count(f"<td>{n}</td></tr>") == 2
+    with Guard(net, fitted) as guard:
+        net(torch.full((2, 4), 50.0))
+    assert "Guard: 1 forward, 2 alarms" in guard._repr_html_()
+    assert guard._repr_html_().count("<td>2</td></tr>") == 1, "knn is not alarmed: tanh is full"
+    track = Track(tmp_path / "run")
+    assert "nothing recorded" in track._repr_html_()
+    for step in (0, 7):
+        track.add(step, fit("norms", stream, progress=False))
+    assert "<th scope='col'>step 7</th>" in track._repr_html_()
 
 
 def test_a_repr_of_ones_own_is_kept():

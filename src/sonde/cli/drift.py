@@ -97,8 +97,8 @@ class Drift:
         check_file(self.output, self.first, self.second)
 
     def _shifts(self) -> list[Any] | None:
-        from sonde.cli.fit import parse_methods
         from sonde.core.shift import Shift
+        from sonde.run.instruments.words import parse_methods
 
         if self.methods is None:
             return None

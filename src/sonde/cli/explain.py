@@ -120,7 +120,7 @@ class Explain:
         check_file(self.output, self.model, self.data)
 
     def _methods(self, find: Any) -> list[Any]:
-        from sonde.cli.fit import parse_methods
+        from sonde.run.instruments.words import parse_methods
 
         return parse_methods(self.methods or "", find)
 

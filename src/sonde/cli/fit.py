@@ -1,8 +1,6 @@
 """``sonde fit``: methods on a model's states, to one file."""
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +18,8 @@ from sonde.cli.options import (
     named,
     source_of,
 )
-from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.wording import gib
-from sonde.run.instruments.catalogue import find
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,7 @@ class Fit:
         from sonde.cli._flags import flag_texts, flags_of
         from sonde.run.fitting.fit import fit
         from sonde.run.instruments.asked import need
+        from sonde.run.instruments.words import parse_methods
         from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
         from sonde.run.reading.notes import split_of
         from sonde.run.reading.read import ARRAYS, read
@@ -145,66 +142,3 @@ def reading_of(
     if stored:
         wanted = {n: v for n, v in wanted.items() if n != "sites" and v != POSITIONS}
     return {**chosen, **wanted, **typed}
-
-
-def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[Any]:
-    """Return the instruments that ``named(name=value),word`` names, or others that ``find`` knows.
-
-    Examples
-    --------
-    >>> parse_methods("knn(k=10),energy")
-    [KNN(k=10, m=10000), Energy(temperature=1.0)]
-    >>> parse_methods("max-logit")
-    [MaxLogit()]
-
-    Raises
-    ------
-    InputError
-        If a word or a parameter does not exist, or a value is wrong.
-    """
-    import ast
-
-    try:
-        parsed = ast.parse(f"[{_with_underscores(text)}]", mode="eval").body
-    except SyntaxError:
-        raise InputError(
-            f"METHODS: expected words with commas, e.g. knn(k=10),mahalanobis, got {text!r}."
-        ) from None
-    nodes = parsed.elts if isinstance(parsed, ast.List) else []
-    if not nodes:
-        raise InputError("METHODS: expected at least one method. `sonde methods` lists them.")
-    return [_method(node, find) for node in nodes]
-
-
-def _with_underscores(text: str) -> str:
-    """Return the text with ``max-logit`` written ``max_logit``; values are left as they are."""
-    word = r"(^|,)(\s*[a-z]\w*(?:-[a-z]\w*)+)(?=\s*(?:\(|,|$))"
-    return re.sub(word, lambda found: found[0].replace("-", "_"), text)
-
-
-def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
-    import ast
-
-    if isinstance(node, ast.Name):
-        return find(node.id)()
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
-        raise InputError("METHODS: expected a word such as mahalanobis, or knn(k=10).")
-    cls = find(node.func.id)
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    parameters = {}
-    for keyword in node.keywords:
-        if keyword.arg not in known:
-            raise InputError(
-                f"METHODS: {node.func.id} has no parameter {keyword.arg!r}, only "
-                f"{', '.join(known)}."
-            )
-        try:
-            parameters[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError:
-            raise InputError(
-                f"METHODS: expected a plain value for {node.func.id}({keyword.arg}=...)."
-            ) from None
-    try:
-        return cls(**parameters)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"METHODS: {error}") from error

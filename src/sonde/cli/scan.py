@@ -191,8 +191,8 @@ class Scan:
     def _detectors(self) -> tuple[Any, ...]:
         if self.detectors is None:
             return ()
-        from sonde.cli.fit import parse_methods
         from sonde.core.instrument import Detector
+        from sonde.run.instruments.words import parse_methods
 
         if self.versus is None:
             raise InputError("scan: --detectors score OTHER. Name it with --versus OTHER.")

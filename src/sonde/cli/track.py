@@ -75,8 +75,9 @@ class Track:
         InputError
             If the folder is not there, or holds checkpoints and no data are given.
         """
-        from sonde.cli.fit import parse_methods, reading_of
+        from sonde.cli.fit import reading_of
         from sonde.data import load
+        from sonde.run.instruments.words import parse_methods
         from sonde.run.reading.read import read
         from sonde.run.training.checkpoints import checkpoint_folders, record_checkpoints
         from sonde.run.training.track import Track as Recorded

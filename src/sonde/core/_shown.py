@@ -1,9 +1,10 @@
 """What people look at: a line for what holds much; for a result in a notebook, a small table."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from html import escape
+from itertools import islice
 from typing import Any, cast
 
 from torch import Tensor
@@ -46,6 +47,14 @@ def one_line(result: Any) -> str:
     """
     facts = [f"{name}={text}" for name, text in _facts(result)]
     return f"{type(result).__name__}({', '.join(facts)})"
+
+
+def told(result: Any) -> tuple[str, str, str]:
+    """Return value ± error, number of rows, and rows of the calibration as a table shows them."""
+    facts, calibration = dict(_facts(result)), getattr(result, "calibration", None)
+    error = f" ± {facts['se']}" if "se" in facts else ""
+    value = f"{facts.get('value', '')}{error} {result.unit}".strip()
+    return value, facts.get("n", ""), "" if calibration is None else str(calibration.n)
 
 
 def as_html(result: Any, table: Any, flags: Mapping[str, str]) -> str:
@@ -118,15 +127,23 @@ def _row(name: str, text: str) -> str:
 
 
 def _listed(table: Any) -> str:
-    head = "".join(f"<th scope='col'>{name}</th>" for name in table.column_names)
     shown = cast("list[dict[str, float]]", table.slice(0, MOST_ROWS).to_pylist())
+    rows = [[_number(value) for value in row.values()] for row in shown]
+    return html_table("", table.column_names, rows, table.num_rows)
+
+
+def html_table(
+    caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]], n: int
+) -> str:
+    """Return the first of ``n`` rows as a table that a notebook shows, and how many more."""
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row.values()) + "</tr>"
-        for row in shown
+        "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"
+        for row in islice(rows, MOST_ROWS)
     )
-    left = table.num_rows - MOST_ROWS
-    more = f"<p>{left} more rows</p>" if left > 0 else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+    more = f"<p>{plural(n - MOST_ROWS, 'more row')}</p>" if n > MOST_ROWS else ""
+    title = f"<caption><b>{escape(caption)}</b></caption>" if caption else ""
+    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
 def _conventions(conventions: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from sonde.core._shown import OneLine, places
+from sonde.core._shown import OneLine, html_table, places
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.columns import Columns
 from sonde.core.errors import InputError
@@ -83,6 +83,12 @@ class Stream(OneLine, ABC):
     def __repr__(self) -> str:
         sites = places([f"{site.key} ({site.dim})" for site in self.schema])
         return f"{type(self).__name__}({plural(len(self), 'example')}, {sites})"
+
+    def _repr_html_(self) -> str | None:
+        title = f"{type(self).__name__}: {plural(len(self), 'example')}"
+        columns = ("site", "rows", "dim", "dtype", "module")
+        facts = [(s.site, s.reducer.name, s.dim, s.dtype, s.module) for s in self.schema]
+        return html_table(title, columns, facts, len(facts))
 
     def __iter__(self) -> Iterator[Batch]:
         bounds = self.units()

@@ -57,7 +57,7 @@ def array_source(path: Path) -> Source:
             "got the "
             f"shape {tuple(arrays[wrong].shape)}. Fix it, or give it another name."
         )
-    return ArrayRows(x, path.name, columns)
+    return ArrayRows({"x": x, **columns}, path.name)
 
 
 def open_arrays(

@@ -1,6 +1,6 @@
 """Python objects as rows: lists, map-style data sets, and anything that can be iterated twice."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -91,19 +91,26 @@ class Iterated(Source):
 
 @final
 class ArrayRows(Source):
-    """An array whose first axis counts the items."""
+    """Arrays, or lists, of one length by name: the first axis of each counts the items."""
 
-    def __init__(self, x: Any, name: str, columns: Mapping[str, Any] | None = None) -> None:
-        self.name, self._x = name, x
-        self._columns = dict(columns or {})
-        if np.ndim(x) == 0:
+    def __init__(self, columns: Mapping[str, Any], name: str) -> None:
+        self.name, self._columns = name, dict(columns)
+        lengths = {k: _length(v) for k, v in self._columns.items()}
+        if None in lengths.values() or len(set(lengths.values())) != 1:
+            told = ", ".join(f"{k} {'one value' if n is None else n}" for k, n in lengths.items())
+            if lengths == {"x": None}:
+                raise InputError(
+                    f"{name}: expected an array with one row per item, got a single number."
+                )
             raise InputError(
-                f"{name}: expected an array with one row per item, got a single number."
+                f"{name}: expected arrays or lists of one length, a row for each item, got "
+                f"{told or 'none'}."
             )
+        self._n = next(iter(lengths.values())) or 0
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows."""
-        for i in range(len(self._x)):
+        for i in range(self._n):
             yield self._row(i)
 
     def take(self, start: int, stop: int) -> list[Row]:
@@ -111,10 +118,34 @@ class ArrayRows(Source):
         return [self._row(i) for i in range(start, stop)]
 
     def _row(self, i: int) -> Row:
-        values = {k: _plain(v[i]) for k, v in self._columns.items()}
+        values = {k: v.iloc[i] if hasattr(v, "iloc") else v[i] for k, v in self._columns.items()}
         return {
-            "x": np.asarray(self._x[i]) if isinstance(self._x, np.ndarray) else self._x[i]
-        } | values
+            k: np.asarray(v) if k == "x" and isinstance(v, np.ndarray) else _plain(v)
+            for k, v in values.items()
+        }
+
+
+def _length(values: Any) -> int | None:
+    """Return how many items a column has; None where it is a single value."""
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+        return None
+    return None if getattr(values, "ndim", 1) == 0 else len(values)
+
+
+def features_and_labels(data: Any) -> Source | None:
+    """Return ``(X, y)`` as scikit-learn takes it, as rows; None where a tuple holds two items.
+
+    ``X`` is an array of at least two axes, ``y`` holds one label or number for each of its rows.
+    """
+    if not (isinstance(data, tuple) and len(data) == 2):
+        return None
+    x, y = data
+    if not (isinstance(x, np.ndarray | torch.Tensor) and x.ndim > 1):
+        return None
+    if isinstance(y, np.ndarray | torch.Tensor) and y.ndim == 2 and y.shape[1] == 1:
+        y = y.reshape(-1)
+    one_each = getattr(y, "ndim", 1) == 1 and _length(y) is not None
+    return ArrayRows({"x": x, "label": y}, "(X, y)") if one_each else None
 
 
 def as_row(item: Any, index: int, tuples: Tuples = PAIRS) -> Row:
@@ -180,26 +211,53 @@ def _rows_of_table(items: Any) -> Any:
     )
 
 
+@final
+class _Anew:
+    """What a function without arguments makes, made anew for each walk."""
+
+    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
+        self._make = make
+        first = make()
+        if not isinstance(first, Iterable) or (first is make() and iter(first) is first):
+            raise InputError(
+                f"data: expected a function that returns a new iterable at each call, got a "
+                f"{type(first).__name__}. A generator function is one."
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._make())
+
+
+def _data_set_of(loader: "torch.utils.data.DataLoader[Any]") -> Any:
+    """Return the data set of a loader that only cuts batches; its order and size are sonde's."""
+    from torch.utils.data import RandomSampler, SequentialSampler, default_collate
+
+    plain = type(loader.sampler) in (RandomSampler, SequentialSampler)
+    iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
+    if loader.collate_fn is default_collate and (plain or iterable):
+        return loader.dataset
+    what = "its own collate_fn" if plain or iterable else f"a {type(loader.sampler).__name__}"
+    raise InputError(
+        f"data: expected items without a batch axis, got a DataLoader with {what}. Pass a data set "
+        "whose items are what the model takes, without a batch axis (often loader.dataset)."
+    )
+
+
 def _checked(items: Any) -> Any:
     if isinstance(items, torch.utils.data.DataLoader):
-        raise InputError(
-            "data: expected items without a batch axis, got a DataLoader. Pass its data set "
-            "(loader.dataset); sonde cuts the batches."
-        )
-    if isinstance(items, Mapping):
-        raise InputError(
-            "data: expected an iterable of items, got a dictionary. Pass a list of items."
-        )
+        items = _data_set_of(items)
     if isinstance(items, Iterable):
         if iter(items) is items:
             raise InputError(
                 f"data: a {type(items).__name__} can be iterated only once, and a run reads its "
-                "data "
-                "twice. Pass a list, a file, or an object whose __iter__ starts anew."
+                "data twice. Pass a list, a file, a function that returns it anew, or an object "
+                "whose __iter__ starts anew."
             )
         return items
     if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
         return items
+    if callable(items) and not isinstance(items, type | torch.nn.Module):
+        return _Anew(items)
     raise InputError(
         f"data: expected a path, a name, or an iterable of items, got {type(items).__name__}."
     )

@@ -20,7 +20,7 @@ from sonde.data.encoding import batch_size_for, encoder_for, main_input, reads_o
 from sonde.data.folders import ImageFolder
 from sonde.data.image_encoding import ImageFlags
 from sonde.data.inputs import ItemInputs
-from sonde.data.iterables import PAIRS, ArrayRows, Iterated, Tuples
+from sonde.data.iterables import PAIRS, ArrayRows, Iterated, Tuples, features_and_labels
 from sonde.data.listing import Listing, list_source, pick
 from sonde.data.numbers import NumbersEncoder
 from sonde.data.shipped import is_shipped, shipped_source
@@ -76,7 +76,9 @@ def open_inputs(
     model : Model
     data : str, path, array, or re-iterable
         Image folder, JSONL, CSV or Parquet file, ``.npy``, ``.npz`` or ``.safetensors`` file, data
-        set on disk or by name, ``sonde:digits``, ``sonde:stdlib``, or items without a batch axis.
+        set on disk or by name, ``sonde:digits``, ``sonde:stdlib``; in Python also items without a
+        batch axis, ``(X, y)``, a dictionary of arrays or lists of one length, a frame, the
+        ``DataLoader`` of a data set, or a function that returns the items anew.
     batch_size : int or "auto"
         ``auto`` is 64, halved until the states of a batch fit into 1 GiB.
     max_length : int, optional
@@ -193,9 +195,11 @@ def open_source(
     if hub.is_live_dataset(data):
         return hub.from_live(data, split), None
     if isinstance(data, np.ndarray | torch.Tensor):
-        return ArrayRows(data, "array"), None
+        return ArrayRows({"x": data}, "array"), None
+    if isinstance(data, Mapping):
+        return ArrayRows(data, type(data).__name__), None
     if not isinstance(data, str | Path):
-        return Iterated(data, tuples), None
+        return features_and_labels(data) or Iterated(data, tuples), None
     if isinstance(data, str) and is_shipped(data):
         return shipped_source(data, split)
     return _from_path(data, skip_bad, split), None

@@ -102,9 +102,7 @@ def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
         raise InputError("picture: expected something to draw, got no finite value.")
     with debug_mode(False):
         parts = [_titled(made, width) for made in pictures]
-        spec = alt.vconcat(*parts, spacing=36).resolve_scale(
-            color="independent", x="independent", y="independent"
-        )
+        spec = parts[0] if len(parts) == 1 else _stacked(parts)
         found = clean(spec.to_dict(validate=False))
     found["config"] = {**found.get("config", {}), **config(narrow=False)}
     found["background"] = palette()["paper"]
@@ -113,6 +111,12 @@ def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
     message = " ".join(f"{made.message}." for made in pictures)
     title = el("title", message)
     return Svg(re.sub(r"(<svg[^>]*>)", lambda m: f"{m[1]}{title}", svg, count=1))
+
+
+def _stacked(parts: list[Any]) -> Any:
+    """Return drawings one below the other, each with its own scales."""
+    own = {"color": "independent", "x": "independent", "y": "independent"}
+    return alt.vconcat(*parts, spacing=36).resolve_scale(**own)
 
 
 def _titled(made: Picture, width: int) -> Any:

@@ -4,8 +4,10 @@ from typing import Any
 
 from sonde.report._markup import Markup, el, text
 from sonde.report._parts import badge
+from sonde.report._pictures_depth import depth_pictures
 from sonde.report._section_findings import verdict_line
 from sonde.report._select import runs, select
+from sonde.report._standalone import drawn
 from sonde.report.terminal import to_text
 
 
@@ -20,8 +22,8 @@ def to_mime(report: dict[str, Any]) -> dict[str, str]:
     Returns
     -------
     dict
-        Mime type -> content, for ``_repr_mimebundle_``. The HTML holds verdict and findings;
-        the whole page is what ``save_report`` writes.
+        Mime type -> content, for ``_repr_mimebundle_``. The HTML holds verdict, findings and the
+        depth profile; the whole page is what ``save_report`` writes.
     """
     return {"text/html": _view(report), "text/plain": to_text(report)}
 
@@ -33,7 +35,9 @@ def _view(report: dict[str, Any]) -> Markup:
     names = el("b", where["model"]["name"]), " on ", el("b", where["data"]["name"])
     items = [_item(finding, sites) for finding in (*chosen.first, *chosen.more)]
     verdict = el("p", verdict_line(report["verdict"]))
-    return el("div", el("p", "sonde scan: ", *names), verdict, *items)
+    depth = depth_pictures(report) if report["sites"] else []
+    drawing = el("details", el("summary", "Depth profile"), Markup(drawn(depth))) if depth else None
+    return el("div", el("p", "sonde scan: ", *names), verdict, *items, drawing)
 
 
 def _item(finding: dict[str, Any], sites: list[str]) -> Markup:

@@ -16,6 +16,8 @@ from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.findings.step import Again
+from sonde.report._pictures_scan import scan_pictures
+from sonde.report._standalone import Svg, drawn
 from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
@@ -29,22 +31,63 @@ from sonde.tap import LiveStream
 ALL_ROWS = ("tokens", "patches")
 
 
+class ReportFinding(dict[str, Any]):
+    """A finding of a report: the dictionary of its JSON, the common entries as attributes."""
+
+    @property
+    def code(self) -> str:
+        """E.g. ``SND011``; each has a page in the documentation."""
+        return self["code"]
+
+    @property
+    def level(self) -> str:
+        """``error``, ``warning`` or ``note``."""
+        return self["level"]
+
+    @property
+    def title(self) -> str:
+        """What was found, in a few words."""
+        return self["title"]
+
+    @property
+    def sentence(self) -> str:
+        """What was found here, with figures."""
+        return self["sentence"]
+
+    @property
+    def sites(self) -> list[str]:
+        """Where."""
+        return self["sites"]
+
+    @property
+    def rows(self) -> list[str]:
+        """Ids of the inputs that it names; empty where it names none."""
+        return self["rows"]
+
+
 class Report:
     """What a scan found: print it, save it, gate on it.
 
     Attributes
     ----------
-    findings : list of dict
-        Sorted by level, then size; see the schema ``sonde-scan/1``.
+    findings : list of ReportFinding
+        Sorted by level, then size: dictionaries of the schema ``sonde-scan/1`` with attributes.
+    figures : dict of str to Svg
+        The pictures of the page by key; a notebook shows them, ``.save(path)`` writes SVG or PNG.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
         self._report = report
 
     @property
-    def findings(self) -> list[dict[str, Any]]:
+    def findings(self) -> list[ReportFinding]:
         """The findings that were not silenced."""
-        return [f for f in self._report["findings"] if not f["ignored"]]
+        return [ReportFinding(f) for f in self._report["findings"] if not f["ignored"]]
+
+    @property
+    def figures(self) -> dict[str, Svg]:
+        """The pictures of the page, each drawn when it is asked for."""
+        return {made.key: drawn([made]) for made in scan_pictures(self._report)}
 
     def json(self) -> dict[str, Any]:
         """Return everything, as ``sonde scan --json`` prints it."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sonde.core._shown import places
+from sonde.core._shown import html_table, places, told
 from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import STATE_VERSION, Split
@@ -95,6 +95,11 @@ class Fitted:
         where = places([site["text"] for site in self.header["sites"]])
         data = f"{plural(self.header['data']['n_examples'], 'example')}{held}"
         return f"Fitted({', '.join(words)} at {where}; {data})"
+
+    def _repr_html_(self) -> str:
+        rows = ((word, site, *told(result)) for (word, site), result in self)
+        columns = ("method", "site", "value", "n", "calibrated on")
+        return html_table(repr(self), columns, rows, len(self))
 
     @cached_property
     def names(self) -> list[Key]:

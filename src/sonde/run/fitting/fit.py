@@ -26,6 +26,7 @@ from sonde.run.instruments.asked import (
 )
 from sonde.run.instruments.stages import next_tasks
 from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
+from sonde.run.instruments.words import instruments_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
@@ -40,7 +41,7 @@ DEFAULT_HELD = 0.2
 
 
 def fit(
-    instruments: Instrument | Iterable[Instrument],
+    instruments: Instrument | str | Iterable[Instrument | str],
     stream: Stream | str | Path,
     *,
     calibrate: float | int = DEFAULT_HELD,
@@ -59,9 +60,10 @@ def fit(
 
     Parameters
     ----------
-    instruments : Instrument or iterable of Instrument
-        Each is fitted at every site of the stream, at each pair of neighbours, or at all at once;
-        what reads the logits alone is the same at every site and is fitted once, at the last.
+    instruments : Instrument, str or iterable of either
+        Words are those of the command line, ``"knn(k=10)"``. Each is fitted at every site of the
+        stream, at each pair of neighbours, or at all at once; what reads the logits alone is the
+        same at every site and is fitted once, at the last.
     stream : Stream or path
         Live, stored, or plain arrays; or the folder of a store.
     calibrate : float, default=0.2
@@ -110,7 +112,7 @@ def fit(
     >>> fitted.result("mahalanobis").calibration.n
     106
     """
-    chosen = [instruments] if isinstance(instruments, Instrument | str) else list(instruments)
+    chosen = instruments_of(instruments)
     stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
     stream = asking_logits(stream) if need(chosen, "logits") else stream
@@ -186,7 +188,6 @@ def _check(instruments: Sequence[object], stream: Stream) -> None:
             raise InputError(
                 f"fit: expected instruments such as Mahalanobis(), got {instrument!r}."
                 + (" Call it: add ()." if isinstance(instrument, type) else "")
-                + (" Names are for the command line." if isinstance(instrument, str) else "")
             )
     if len(stream) == 0:
         raise InputError("fit: expected at least one example, got none. The data is empty.")

@@ -12,8 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from sonde.core._shown import html_table, told
 from sonde.core.errors import InputError, StateError, StoreError, near
 from sonde.core.instrument import Instrument
+from sonde.core.wording import plural
 from sonde.files.durable import make_directory
 from sonde.files.state_file import read_header
 from sonde.run.bundles.fitted import Fitted
@@ -116,6 +118,20 @@ class Track:
                 f"{near(str(step), known)}"
             )
         return Fitted.load(self.file(step), self.instruments)
+
+    def _repr_html_(self) -> str:
+        steps = self.steps
+        if not steps:
+            return html_table(f"Track: {self.directory}, nothing recorded yet", (), (), 0)
+        first, last = dict(self.at(steps[0])), dict(self.at(steps[-1]))
+        rows = [
+            (*key, told(first[key])[0], told(result)[0])
+            for key, result in last.items()
+            if key in first
+        ]
+        columns = ("method", "site", f"step {steps[0]}", f"step {steps[-1]}")
+        title = f"Track: {plural(len(steps), 'step')} in {self.directory}"
+        return html_table(title, columns, rows, len(rows))
 
     def table(self) -> pa.Table:
         """Return every number over the steps.

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sonde.core._shown import html_table
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
+from sonde.core.wording import plural
 from sonde.data import load, special_ids
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
@@ -204,6 +206,17 @@ class Guard:
             }
             parts.append(pa.Table.from_pydict(columns, schema=SCHEMA))
         return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+
+    def _repr_html_(self) -> str:
+        title = f"Guard: {plural(self.n_forwards, 'forward')}, {plural(self.n_alarms, 'alarm')}"
+        scores, p_values, rows = self.scores, self.p_values, []
+        for key, found in scores.items():
+            p = p_values.get(key)
+            least = "" if p is None else f"{p.min().item():.3g}"
+            n_alarms = sum((alarm.method, alarm.site) == key for alarm in self._alarms)
+            rows.append((*key, f"{found.max().item():.6g}", least, n_alarms))
+        columns = ("method", "site", "largest score", "smallest p", "alarms in the last text")
+        return html_table(title, columns, rows, len(rows))
 
     def _seen(self) -> list[tuple[int, Watch]]:
         return list(enumerate(self._watches)) if self._steps else []

@@ -155,6 +155,9 @@ class LiveStream(Stream):
         name = self.model.name or type(self.model.module).__name__
         return f"LiveStream({name} on {len(self):,} examples, {sites}, reducer {self.reducer})"
 
+    def _repr_html_(self) -> str | None:
+        return super()._repr_html_() if "kinds" in vars(self) else None
+
     @cached_property
     def probe(self) -> Probe:
         """What a probe forward on the first example found."""

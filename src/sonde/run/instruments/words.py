@@ -1,0 +1,85 @@
+"""Methods by the words of the command line, ``knn(k=10)``, as instruments."""
+
+import ast
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.run.instruments.catalogue import find
+
+
+def instruments_of(given: Instrument | str | Iterable[Instrument | str]) -> list[Any]:
+    """Return instruments, those that are words parsed.
+
+    Raises
+    ------
+    InputError
+        If a word or a parameter does not exist, or a value is wrong.
+    """
+    several = [given] if isinstance(given, Instrument | str) else given
+    made: list[Any] = []
+    for one in several:
+        made += parse_methods(one) if isinstance(one, str) else [one]
+    return made
+
+
+def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[Any]:
+    """Return the instruments that ``named(name=value),word`` names, or others that ``find`` knows.
+
+    Examples
+    --------
+    >>> parse_methods("knn(k=10),energy")
+    [KNN(k=10, m=10000), Energy(temperature=1.0)]
+    >>> parse_methods("max-logit")
+    [MaxLogit()]
+
+    Raises
+    ------
+    InputError
+        If a word or a parameter does not exist, or a value is wrong.
+    """
+    try:
+        parsed = ast.parse(f"[{_with_underscores(text)}]", mode="eval").body
+    except SyntaxError:
+        raise InputError(
+            f"METHODS: expected words with commas, e.g. knn(k=10),mahalanobis, got {text!r}."
+        ) from None
+    nodes = parsed.elts if isinstance(parsed, ast.List) else []
+    if not nodes:
+        raise InputError("METHODS: expected at least one method. `sonde methods` lists them.")
+    return [_method(node, find) for node in nodes]
+
+
+def _with_underscores(text: str) -> str:
+    """Return the text with ``max-logit`` written ``max_logit``; values are left as they are."""
+    word = r"(^|,)(\s*[a-z]\w*(?:-[a-z]\w*)+)(?=\s*(?:\(|,|$))"
+    return re.sub(word, lambda found: found[0].replace("-", "_"), text)
+
+
+def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
+    if isinstance(node, ast.Name):
+        return find(node.id)()
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
+        raise InputError("METHODS: expected a word such as mahalanobis, or knn(k=10).")
+    cls = find(node.func.id)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    parameters = {}
+    for keyword in node.keywords:
+        if keyword.arg not in known:
+            raise InputError(
+                f"METHODS: {node.func.id} has no parameter {keyword.arg!r}, only "
+                f"{', '.join(known)}."
+            )
+        try:
+            parameters[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise InputError(
+                f"METHODS: expected a plain value for {node.func.id}({keyword.arg}=...)."
+            ) from None
+    try:
+        return cls(**parameters)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"METHODS: {error}") from error
