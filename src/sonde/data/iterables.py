@@ -215,7 +215,7 @@ def _rows_of_table(items: Any) -> Any:
 class _Anew:
     """What a function without arguments makes, made anew for each walk."""
 
-    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
         first = make()
         if not isinstance(first, Iterable) or (first is make() and iter(first) is first):

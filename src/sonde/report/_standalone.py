@@ -115,8 +115,9 @@ def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
 
 def _stacked(parts: list[Any]) -> Any:
     """Return drawings one below the other, each with its own scales."""
-    own = {"color": "independent", "x": "independent", "y": "independent"}
-    return alt.vconcat(*parts, spacing=36).resolve_scale(**own)
+    return alt.vconcat(*parts, spacing=36).resolve_scale(
+        color="independent", x="independent", y="independent"
+    )
 
 
 def _titled(made: Picture, width: int) -> Any:
