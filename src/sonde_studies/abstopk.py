@@ -6,7 +6,7 @@ out (three seeds): .10 of the variance is left against .25 of ``topk``, .11 with
 81 to 88 % of the directions are recovered, 38 to 44 % by ``topk``.
 """
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -59,12 +59,12 @@ class AbsTopKStudy(Study):
         """Train dictionaries on the same planted rows."""
         x, true = planted(1024 if tiny else ROWS, seed)
 
-        def trained(act: str, features: int, other: int = 0) -> Dictionary:
+        def trained(act: Literal["abstopk", "topk"], features: int, other: int = 0) -> Dictionary:
             tick(f"{act} with {features} features")
             method = SparseAutoencoder(
                 features=features,
                 k=ACTIVE,
-                act=act,  # type: ignore[arg-type]
+                act=act,
                 passes=1 if tiny else PASSES,
                 batch=BATCH,
                 mixed=1,

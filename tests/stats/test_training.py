@@ -16,15 +16,8 @@ from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted
-from sonde.stats.training import (
-    Examples,
-    Trainer,
-    TrainingState,
-    Weights,
-    generator,
-    minibatches,
-    xavier,
-)
+from sonde.stats.training import Examples, Trainer, TrainingState, generator, minibatches, xavier
+from sonde.stats.weights import Weights
 
 
 def _loss(w, b):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from sonde.stats.training import Weights, generator, xavier
+from sonde.stats.training import generator, xavier
+from sonde.stats.weights import Weights
 
 FLOOR = 1e-4
 

@@ -12,14 +12,8 @@ from sonde.core.errors import InputError
 from sonde.core.state import size_bytes
 from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, entropy
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
-from sonde.stats.training import (
-    SURVEY,
-    TRAIN,
-    Examples,
-    LiveWeights,
-    Trainer,
-    TrainingState,
-)
+from sonde.stats.training import SURVEY, TRAIN, Examples, Trainer, TrainingState
+from sonde.stats.weights import LiveWeights
 
 ALL = 1 << 40
 PARTIAL = 0.1

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from sonde.detect.knn import unit_rows
 from sonde.stats import sparsemax
-from sonde.stats.training import Weights, generator, xavier
+from sonde.stats.training import generator, xavier
+from sonde.stats.weights import Weights
 
 QUERY, KEY, VALUE = range(3)
 

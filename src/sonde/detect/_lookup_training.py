@@ -12,7 +12,8 @@ from sonde.core.state import size_bytes
 from sonde.detect._lookup import KEY, VALUE, Generators, misfit, starting_weights
 from sonde.detect.knn import unit_rows
 from sonde.stats import HashSample, HashSampleState
-from sonde.stats.training import Examples, LiveWeights, Trainer, TrainingState, generator
+from sonde.stats.training import Examples, Trainer, TrainingState, generator
+from sonde.stats.weights import LiveWeights
 
 HINGE = 0.1
 MARGIN = 0.25

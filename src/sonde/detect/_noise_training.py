@@ -13,16 +13,8 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import fraction
 from sonde.core.wording import plural
 from sonde.stats import Moments, MomentsState
-from sonde.stats.training import (
-    SURVEY,
-    Examples,
-    LiveWeights,
-    Trainer,
-    TrainingState,
-    Weights,
-    generator,
-    xavier,
-)
+from sonde.stats.training import SURVEY, Examples, Trainer, TrainingState, generator, xavier
+from sonde.stats.weights import LiveWeights, Weights
 
 SLOPE = 0.2
 EPSILON = 1e-5

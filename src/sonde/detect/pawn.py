@@ -22,7 +22,8 @@ from sonde.core.statistic import Learner, Span, Statistic
 from sonde.core.wording import plural
 from sonde.detect._token_net import N_METRICS, NetShape, Texts, text_logits, token_logits
 from sonde.stats import TOKEN_METRICS
-from sonde.stats.training import Tally, Weights, generator
+from sonde.stats.training import generator
+from sonde.stats.weights import Tally, Weights
 
 
 @dataclass(frozen=True)

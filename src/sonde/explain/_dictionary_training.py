@@ -7,68 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.statistic import Span
 from sonde.explain._codes import FEW, Codes, codes_of, few_codes, jump
-from sonde.stats.moments import Moments, MomentsState
-from sonde.stats.training import (
-    SURVEY,
-    Examples,
-    LiveWeights,
-    Trainer,
-    TrainingState,
-    Weights,
-    generator,
-)
+from sonde.explain._dictionary_state import DictionaryState, counted
+from sonde.stats.training import SURVEY, Examples, Trainer, generator
+from sonde.stats.weights import LiveWeights, Weights
 
-_DIAGONAL = Moments("diag")
 AUX, AUX_SHARE = 1 / 32, 0.5
 WARM_UP, LAST = 1000, 0.2
 PENALTY_WARM_UP = 0.05
 KERNEL, FIRST_THRESHOLD = 0.05, 0.01
 MEMORY = 0.99
 RECENT = 1e7
-
-
-@dataclass(frozen=True, kw_only=True)
-class DictionaryState(TrainingState):
-    """What the training of a dictionary holds between rows.
-
-    ``read`` and ``rebuilt`` are the moments of what is read and of what is rebuilt, at each site;
-    ``fired`` counts the rows in which each feature is active and ``error`` sums squared errors,
-    both over the last walk, with the weights as they came out.
-    """
-
-    read: tuple[MomentsState, ...] = ()
-    rebuilt: tuple[MomentsState, ...] = ()
-    cross: Tensor | None = None
-    fired: Int[Tensor, "feature"] | None = None
-    error: float = 0.0
-    n: int = 0
-
-    @property
-    def scale(self) -> Float[Tensor, "dim"]:
-        """What each unit that is read is multiplied by: one number for each site."""
-        return _scales(self.read)
-
-    @property
-    def scale_out(self) -> Float[Tensor, "dim_out"]:
-        """What each unit that is rebuilt is multiplied by."""
-        return _scales(self.rebuilt)
-
-
-def _scales(moments: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
-    """Return for each unit ``sqrt(dim / mean |x|^2)`` of its site."""
-    found: list[Tensor] = []
-    for one in moments:
-        power = float((one.variance + one.mean.square()).sum())
-        dim = len(one.mean)
-        scale = math.sqrt(dim / power) if power > 0 else 1.0
-        found.append(torch.full((dim,), scale, dtype=torch.float64))
-    return torch.cat(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +79,8 @@ class DictionaryTraining(Trainer[DictionaryState]):
             cross = seen if cross is None else cross + seen
         return replace(
             state,
-            read=_counted(state.read, read),
-            rebuilt=_counted(state.rebuilt, rebuilt),
+            read=counted(state.read, read),
+            rebuilt=counted(state.rebuilt, rebuilt),
             cross=cross,
         )
 
@@ -322,13 +276,6 @@ class PairTraining(DictionaryTraining):
     ) -> tuple[DictionaryState, Examples]:
         """Return rows of both sites."""
         return state, self.prepared(state, x, y.to(x.device))
-
-
-def _counted(known: tuple[MomentsState, ...], rows: tuple[Tensor, ...]) -> tuple[MomentsState, ...]:
-    seen = tuple(_DIAGONAL.observe(x.cpu()) for x in rows)
-    if not known:
-        return seen
-    return tuple(_DIAGONAL.merge(a, b) for a, b in zip(known, seen, strict=True))
 
 
 def _unit(x: Tensor) -> Tensor:

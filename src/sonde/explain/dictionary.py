@@ -9,30 +9,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from sonde.core.edit import Edit, EditContext
-from sonde.core.errors import InputError, ShapeError, StateError, StoreError
+from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.result import Result
 from sonde.core.site import Site
-from sonde.explain._codes import FEW, Act, codes_of
+from sonde.explain._codes import Act, codes_of
+from sonde.explain._dictionary_files import (
+    ARCHITECTURES,
+    check_fields,
+    read_saelens,
+    read_tensors,
+    write_saelens,
+)
 from sonde.files.durable import atomic_write
 
 FORMAT = "sonde-dictionary/1"
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-ARCHITECTURES = {
-    "relu": "standard",
-    "topk": "topk",
-    "jumprelu": "jumprelu",
-    "batchtopk": "jumprelu",
-}
-"""How SAELens calls the activations that it knows."""
 
 
 @final
@@ -204,8 +202,6 @@ class Dictionary(Result):
         InputError
             If the layout has no such dictionary: signed features, or several sites.
         """
-        from sonde.files.durable import make_directory
-
         is_own = self.encoder.shape[1] == self.decoder.shape[1] and len(self.widths) < 2
         if self.act not in ARCHITECTURES or not is_own or self.skip is not None:
             raise InputError(
@@ -213,33 +209,15 @@ class Dictionary(Result):
                 f"{', '.join(ARCHITECTURES)}, got {self.act} of {max(1, len(self.widths))} sites. "
                 "Save it with save: one safetensors file."
             )
-        moved = self.bias - self.encoder @ (self.centre - self.offset)
         tensors = {
             "W_enc": self.encoder.T,
-            "b_enc": moved,
+            "b_enc": self.bias - self.encoder @ (self.centre - self.offset),
             "W_dec": self.decoder,
             "b_dec": self.offset,
         }
-        config: dict[str, Any] = {
-            "architecture": ARCHITECTURES[self.act],
-            "d_in": self.encoder.shape[1],
-            "d_sae": self.n_features,
-            "dtype": "float32",
-            "device": "cpu",
-            "apply_b_dec_to_input": True,
-            "normalize_activations": "none",
-            "reshape_activations": "none",
-            "metadata": {"hook_name": hook_name},
-        }
-        if self.act == "topk":
-            config |= {"k": self.k, "rescale_acts_by_decoder_norm": False}
         if self.threshold is not None:
             tensors["threshold"] = self.threshold.expand(self.n_features)
-        folder = Path(folder)
-        make_directory(folder)
-        plain = {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}
-        atomic_write(folder / WEIGHTS, as_safetensors(plain))
-        atomic_write(folder / CONFIG, json.dumps(config, indent=1).encode())
+        write_saelens(Path(folder), tensors, self.act, self.k, hook_name)
 
 
 def load_dictionary(path: str | Path) -> Dictionary:
@@ -254,8 +232,10 @@ def load_dictionary(path: str | Path) -> Dictionary:
     """
     path = Path(path)
     if path.is_dir():
-        return _from_saelens(path)
-    tensors, told = _read(path)
+        fields = read_saelens(path)
+        check_fields(fields, path)
+        return Dictionary(**fields)
+    tensors, told = read_tensors(path)
     try:
         about = json.loads(told.get("sonde", "null"))
         if about is None or about["format"] != FORMAT:
@@ -263,99 +243,20 @@ def load_dictionary(path: str | Path) -> Dictionary:
                 f"load_dictionary: expected {FORMAT}, got another safetensors file: {path}. Give "
                 "the folder with cfg.json for one of SAELens."
             )
-        value = math.nan if about["value"] is None else float(about["value"])
-        found = Dictionary(
-            value=value,
-            n=int(about["n"]),
-            act=about["act"],
-            k=int(about["k"]),
-            widths=tuple(about["widths"]),
-            scales=tuple(about["scales"]),
-            conventions={"site": about["site"], "value": "share of variance unexplained"},
-            **cast("dict[str, Any]", tensors),
-        )
+        fields: dict[str, Any] = {
+            "value": math.nan if about["value"] is None else float(about["value"]),
+            "n": int(about["n"]),
+            "act": about["act"],
+            "k": int(about["k"]),
+            "widths": tuple(about["widths"]),
+            "scales": tuple(about["scales"]),
+            "conventions": {"site": about["site"], "value": "share of variance unexplained"},
+            **tensors,
+        }
+        check_fields(fields, path)
+        return Dictionary(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"load_dictionary: {path} is damaged: {error!r}.") from error
-    return _checked(found, path)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise StoreError(f"load_dictionary: no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise StateError(f"load_dictionary: {path} is no safetensors file: {error}.") from error
-
-
-def _from_saelens(folder: Path) -> Dictionary:
-    if not (folder / CONFIG).is_file():
-        raise StoreError(f"load_dictionary: no {CONFIG} in {folder}.")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    tensors, _ = _read(folder / WEIGHTS)
-    kind = config.get("architecture", "standard")
-    act = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "batchtopk": "jumprelu"}
-    # Older files name topk by its activation function.
-    if kind == "standard" and config.get("activation_fn_str", "relu") == "topk":
-        kind = "topk"
-    scaled = config.get("normalize_activations", "none") not in ("none", None)
-    if kind not in act or scaled or config.get("reshape_activations", "none") != "none":
-        raise StateError(
-            f"load_dictionary: expected a folder of SAELens with architecture among "
-            f"{', '.join(act)}, activations that are neither normalised nor reshaped, got {kind}, "
-            f"{config.get('normalize_activations')} and {config.get('reshape_activations')} in "
-            f"{folder}. Fold the scale into the weights there first."
-        )
-    encoder, decoder = tensors["W_enc"].T.float(), tensors["W_dec"].float()
-    offset, bias = tensors["b_dec"].float(), tensors["b_enc"].float()
-    length = decoder.norm(dim=1).clamp(min=1e-12)
-    if kind == "topk" and config.get("rescale_acts_by_decoder_norm", False):
-        # Features are then chosen, and told, as if rows of the decoder had unit length.
-        encoder, bias, decoder = encoder * length[:, None], bias * length, decoder / length[:, None]
-    threshold = tensors.get("threshold")
-    if "log_threshold" in tensors:
-        threshold = tensors["log_threshold"].exp()
-    k = config.get("k") or config.get("activation_fn_kwargs", {}).get("k", 0)
-    about = config.get("metadata", config)
-    found = Dictionary(
-        encoder=encoder,
-        bias=bias,
-        centre=offset if config.get("apply_b_dec_to_input", True) else torch.zeros_like(offset),
-        decoder=decoder,
-        offset=offset,
-        threshold=None if threshold is None else threshold.float().relu(),
-        act=act[kind],  # type: ignore[arg-type]
-        k=int(k),
-        conventions={
-            "site": "",
-            "hook_name": about.get("hook_name"),
-            "model": about.get("model_name"),
-        },
-    )
-    return _checked(found, folder)
-
-
-def _checked(found: Dictionary, path: Path) -> Dictionary:
-    """Refuse tensors that do not fit one another."""
-    n, dim = found.encoder.shape
-    fits = found.decoder.shape == (n, len(found.offset)) and found.bias.shape == (n,)
-    fits = fits and found.centre.shape == (dim,)
-    needs_k = found.act in FEW and found.k < 1
-    if (
-        not fits
-        or needs_k
-        or (
-            (found.act == "jumprelu") != (found.threshold is not None)
-            and (found.act != "batchtopk")
-        )
-    ):
-        raise StateError(
-            f"load_dictionary: the tensors of {path} do not fit one another: encoder "
-            f"{tuple(found.encoder.shape)}, decoder {tuple(found.decoder.shape)}, {found.act}, "
-            f"k={found.k}."
-        )
-    return found
 
 
 @final

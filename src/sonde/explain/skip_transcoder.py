@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from sonde.core.instrument import Instrument
-from sonde.core.statistic import Span, Statistic
-from sonde.explain._codes import Act
-from sonde.explain._dictionary_training import DictionaryState, PairTraining
-from sonde.explain.dictionary import Dictionary
-from sonde.explain.sparse_autoencoder import check_parameters, folded, parameters_of
+from sonde.core.statistic import Span
+from sonde.explain._dictionary_learner import DictionaryLearner
+from sonde.explain._dictionary_training import PairTraining
 
 
 @final
 @dataclass(frozen=True)
-class SkipTranscoder(Instrument):
+class SkipTranscoder(DictionaryLearner):
     """A transcoder with a linear map beside its features: they stand for what is not linear.
 
     ``y = act(encoder x + bias) decoder + offset + skip x``. The map begins as that of least
@@ -33,31 +30,14 @@ class SkipTranscoder(Instrument):
     paulo2025transcoders
     """
 
-    features: int | None = None
-    k: int = 32
-    act: Act = "topk"
-    passes: int = 1
-    batch: int = 4096
-    rate: float | None = None
-    penalty: float = 1.0
-    dead_after: int | None = None
-    mixed: int = 4
-    seed: int = 0
     span: ClassVar[Span] = "pair"
-    estimates: ClassVar[bool] = False
+    least_features: ClassVar[int] = 0
     paper: ClassVar[str] = "paulo2025transcoders"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"features": 4, "k": 2, "batch": 16, "mixed": 2, "rate": 1e-2},
         {"k": 2, "batch": 16, "mixed": 2, "rate": 1e-2, "features": 0},
     )
 
-    def __post_init__(self) -> None:
-        check_parameters(self, least_features=0)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a training."""
-        return {"trained": PairTraining(**parameters_of(self), skip=True)}
-
-    def result(self, trained: DictionaryState) -> Dictionary:
-        """Fold the scales into the trained dictionary and its map."""
-        return folded(self, trained, PairTraining(**parameters_of(self), skip=True))
+    def training(self) -> PairTraining:
+        """Return the training with these parameters."""
+        return PairTraining(**self.settings, skip=True)

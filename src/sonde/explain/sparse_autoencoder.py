@@ -3,23 +3,17 @@
 Use it to say what directions of a site stand for. To replace a layer take ``Transcoder``.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final, get_args
 
-import torch
-
-from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
-from sonde.core.statistic import Statistic
 from sonde.explain._codes import Act
-from sonde.explain._dictionary_training import DictionaryState, DictionaryTraining, OwnTraining
-from sonde.explain.dictionary import Dictionary
+from sonde.explain._dictionary_learner import DictionaryLearner
+from sonde.explain._dictionary_training import OwnTraining
 
 
 @final
 @dataclass(frozen=True)
-class SparseAutoencoder(Instrument):
+class SparseAutoencoder(DictionaryLearner):
     """Share of the variance that few features of a trained dictionary leave unexplained.
 
     ``z = act(encoder (x - offset) + bias)``, rebuilt as ``z decoder + offset`` with decoder rows of
@@ -74,103 +68,12 @@ class SparseAutoencoder(Instrument):
     gao2024scaling, rajamanoharan2024jumprelu, bussmann2024batchtopk, abstopk2025
     """
 
-    features: int | None = None
-    k: int = 32
-    act: Act = "topk"
-    passes: int = 1
-    batch: int = 4096
-    rate: float | None = None
-    penalty: float = 1.0
-    dead_after: int | None = None
-    mixed: int = 4
-    seed: int = 0
-    estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "gao2024scaling"
     examples: ClassVar[tuple[dict[str, Any], ...]] = tuple(
         {"features": 4, "k": 2, "act": act, "batch": 16, "mixed": 2, "rate": 1e-2}
         for act in get_args(Act)
     )
 
-    def __post_init__(self) -> None:
-        check_parameters(self)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a training."""
-        return {"trained": OwnTraining(**parameters_of(self))}
-
-    def result(self, trained: DictionaryState) -> Dictionary:
-        """Fold the scale into the trained dictionary."""
-        return folded(self, trained, OwnTraining(**parameters_of(self)))
-
-
-def check_parameters(method: Any, least_features: int = 1) -> None:
-    """Refuse parameters out of range."""
-    name = type(method).__name__
-    counts = (method.k, method.passes, method.batch, method.mixed)
-    n = least_features if method.features is None else method.features
-    rate = 1.0 if method.rate is None else method.rate
-    dead = 1 if method.dead_after is None else method.dead_after
-    if min(*counts, dead) < 1 or n < least_features or not 0 < rate < math.inf:
-        raise InputError(
-            f"{name}: expected features of at least {least_features}, k, passes, batch, mixed and "
-            f"dead_after of at least 1 and a rate above 0, got {method}."
-        )
-    if method.act not in get_args(Act) or not 0 <= method.penalty < math.inf:
-        raise InputError(
-            f"{name}: expected act among {', '.join(get_args(Act))} and a penalty of at least 0, "
-            f"got {method.act!r} and {method.penalty}."
-        )
-
-
-def parameters_of(method: Any) -> dict[str, Any]:
-    """Return the parameters of the training of a method."""
-    names = ("features", "k", "act", "passes", "batch", "penalty", "dead_after", "seed")
-    own = {"top_rate": method.rate, "buffer": method.mixed * method.batch}
-    return {n: getattr(method, n) for n in names} | own
-
-
-def folded(method: Any, trained: DictionaryState, training: DictionaryTraining) -> Dictionary:
-    """Return a trained dictionary for states as they are, with its health.
-
-    A training that diverged gives the weights before the step that it names.
-    """
-    name = type(method).__name__
-    if trained.diverged is None or trained.fired is None:
-        trained.require_trained(name)
-    encoder, bias, decoder, offset, *more = (v.double().cpu() for v in trained.weights.values)
-    scale, scale_out = trained.scale, trained.scale_out
-    total = sum(float(m.scatter.sum()) for m in trained.rebuilt)
-    fired = torch.zeros(len(bias)) if trained.fired is None else trained.fired.cpu()
-    threshold = training.threshold(trained)
-    flags = ["diverged"] if trained.diverged is not None else []
-    flags += ["dead"] if total == 0 else []
-    widths = tuple(len(m.mean) for m in (trained.read if training.is_own else trained.rebuilt))
-    return Dictionary(
-        value=trained.error / total if total > 0 else math.nan,
-        n=trained.n,
-        range=(0.0, math.inf),
-        direction="lower",
-        flags=tuple(flags),
-        conventions={
-            "value": "share of variance unexplained, sums over all rows and units",
-            "l0": float(fired.sum()) / max(1, trained.n),
-            "dead share": float((fired == 0).double().mean()) if len(fired) else 0.0,
-            "steps": trained.weights.steps,
-            "rows in training": trained.losses[0].n if trained.losses else 0,
-            "diverged at step": trained.diverged,
-            "scale": float(scale[0]),
-            "se": "not given: a trained dictionary",
-        },
-        encoder=(encoder * scale).float(),
-        bias=bias.float(),
-        centre=(offset / scale_out).float() if training.is_own else torch.zeros(len(scale)),
-        decoder=(decoder / scale_out).float(),
-        offset=(offset / scale_out).float(),
-        threshold=None if threshold is None else threshold.float().cpu().reshape(-1),
-        skip=(more[-1] * scale / scale_out[:, None]).float() if training.skip else None,
-        act=method.act,
-        k=method.k,
-        density=fired.double() / max(1, trained.n),
-        widths=widths if len(widths) > 1 else (),
-        scales=tuple(float(s[0]) for s in scale_out.split(list(widths))) if len(widths) > 1 else (),
-    )
+    def training(self) -> OwnTraining:
+        """Return the training with these parameters."""
+        return OwnTraining(**self.settings)

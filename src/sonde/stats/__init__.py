@@ -48,9 +48,10 @@ from sonde.stats.symbols import Symbols, SymbolsState
 from sonde.stats.token_metrics import TOKEN_METRICS, token_metrics
 from sonde.stats.token_norms import TokenNorms, TokenNormsState
 from sonde.stats.top_k import TopK, TopKState
-from sonde.stats.training import Examples, LiveWeights, Tally, Trainer, TrainingState, Weights
+from sonde.stats.training import Examples, Trainer, TrainingState
 from sonde.stats.two_groups import TwoGroups
 from sonde.stats.update_moments import UpdateMoments
+from sonde.stats.weights import LiveWeights, Tally, Weights
 from sonde.stats.white_spectrum import white_eigenvalues, white_mean
 
 __all__ = [

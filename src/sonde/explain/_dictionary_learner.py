@@ -1,0 +1,117 @@
+"""What methods that train a dictionary share: their parameters, and how a training is read."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
+
+import torch
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.core.statistic import Statistic
+from sonde.explain._codes import Act
+from sonde.explain._dictionary_state import DictionaryState
+from sonde.explain._dictionary_training import DictionaryTraining
+from sonde.explain.dictionary import Dictionary
+
+
+@dataclass(frozen=True)
+class DictionaryLearner(Instrument):
+    """A method that trains a dictionary; ``SparseAutoencoder`` says what its parameters mean.
+
+    A final subclass makes the training of its sites from them.
+    """
+
+    features: int | None = None
+    k: int = 32
+    act: Act = "topk"
+    passes: int = 1
+    batch: int = 4096
+    rate: float | None = None
+    penalty: float = 1.0
+    dead_after: int | None = None
+    mixed: int = 4
+    seed: int = 0
+    estimates: ClassVar[bool] = False
+    least_features: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        dead = 1 if self.dead_after is None else self.dead_after
+        counts = (self.k, self.passes, self.batch, self.mixed, dead)
+        n = self.least_features if self.features is None else self.features
+        rate = 1.0 if self.rate is None else self.rate
+        name = type(self).__name__
+        if min(counts) < 1 or n < self.least_features or not 0 < rate < math.inf:
+            raise InputError(
+                f"{name}: expected features of at least {self.least_features}, k, passes, batch, "
+                f"mixed and dead_after of at least 1 and a rate above 0, got {self}."
+            )
+        if self.act not in get_args(Act) or not 0 <= self.penalty < math.inf:
+            raise InputError(
+                f"{name}: expected act among {', '.join(get_args(Act))} and a penalty of at least "
+                f"0, got {self.act!r} and {self.penalty}."
+            )
+
+    @abstractmethod
+    def training(self) -> DictionaryTraining:
+        """Return the training with these parameters."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The parameters of the training."""
+        names = ("features", "k", "act", "passes", "batch", "penalty", "dead_after", "seed")
+        own = {"top_rate": self.rate, "buffer": self.mixed * self.batch}
+        return {n: getattr(self, n) for n in names} | own
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read a training."""
+        return {"trained": self.training()}
+
+    def result(self, trained: DictionaryState) -> Dictionary:
+        """Return the dictionary for states as they are, with its health.
+
+        A training that diverged gives the weights before the step that it names.
+        """
+        training = self.training()
+        if trained.diverged is None or trained.fired is None:
+            trained.require_trained(type(self).__name__)
+        encoder, bias, decoder, offset, *more = (v.double().cpu() for v in trained.weights.values)
+        scale, scale_out = trained.scale, trained.scale_out
+        total = sum(float(m.scatter.sum()) for m in trained.rebuilt)
+        fired = torch.zeros(len(bias)) if trained.fired is None else trained.fired.cpu()
+        threshold = training.threshold(trained)
+        flags = ["diverged"] if trained.diverged is not None else []
+        flags += ["dead"] if total == 0 else []
+        sides = trained.read if training.is_own else trained.rebuilt
+        widths = tuple(len(m.mean) for m in sides)
+        several = widths if len(widths) > 1 else ()
+        return Dictionary(
+            value=trained.error / total if total > 0 else math.nan,
+            n=trained.n,
+            range=(0.0, math.inf),
+            direction="lower",
+            flags=tuple(flags),
+            conventions={
+                "value": "share of variance unexplained, sums over all rows and units",
+                "l0": float(fired.sum()) / max(1, trained.n),
+                "dead share": float((fired == 0).double().mean()) if len(fired) else 0.0,
+                "steps": trained.weights.steps,
+                "rows in training": trained.losses[0].n if trained.losses else 0,
+                "diverged at step": trained.diverged,
+                "scale": float(scale[0]),
+                "se": "not given: a trained dictionary",
+            },
+            encoder=(encoder * scale).float(),
+            bias=bias.float(),
+            centre=(offset / scale_out).float() if training.is_own else torch.zeros(len(scale)),
+            decoder=(decoder / scale_out).float(),
+            offset=(offset / scale_out).float(),
+            threshold=None if threshold is None else threshold.float().cpu().reshape(-1),
+            skip=(more[-1] * scale / scale_out[:, None]).float() if training.skip else None,
+            act=self.act,
+            k=self.k,
+            density=fired.double() / max(1, trained.n),
+            widths=several,
+            scales=tuple(float(s[0]) for s in scale_out.split(list(widths))) if several else (),
+        )

@@ -1,0 +1,107 @@
+"""Weights between the steps of a training, with the means of Adam, and sums of losses."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from sonde.core.state import State
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Weights(State):
+    """Weights after a number of steps, and Adam's means of their gradients and squares.
+
+    ``buffers`` are what a net keeps beside them and no gradient moves: running means, counts.
+    """
+
+    values: tuple[Tensor, ...]
+    mean: tuple[Tensor, ...]
+    square: tuple[Tensor, ...]
+    steps: int
+    buffers: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, *values: Tensor, buffers: Sequence[Tensor] = ()) -> "Weights":
+        """Return weights before the first step."""
+        zeros = tuple(torch.zeros_like(v) for v in values)
+        return cls(values, zeros, zeros, 0, tuple(buffers))
+
+    def live(self) -> "LiveWeights":
+        """Return a copy that steps change in place."""
+        values = [v.detach().clone().contiguous().requires_grad_() for v in self.values]
+        kept = ([t.clone() for t in group] for group in (self.mean, self.square, self.buffers))
+        return LiveWeights(values, *kept, steps=self.steps)
+
+
+@dataclass
+class LiveWeights:
+    """Weights while they are trained: ``values`` are leaves that gradients are taken of."""
+
+    values: list[Tensor]
+    mean: list[Tensor]
+    square: list[Tensor]
+    buffers: list[Tensor]
+    steps: int
+
+    def adam(
+        self,
+        gradients: Sequence[Tensor],
+        rate: float,
+        decay: float = 0.0,
+        decoupled: bool = False,
+        first: int = 0,
+    ) -> None:
+        """Change the weights from number ``first`` on by Adam; AdamW where decay is decoupled.
+
+        ``steps`` is not counted here: several groups of weights make one step.
+        """
+        which = slice(first, first + len(gradients))
+        with torch.no_grad():
+            adam(
+                self.values[which],
+                [g.detach().contiguous() for g in gradients],
+                self.mean[which],
+                self.square[which],
+                [],
+                [torch.tensor(float(self.steps), device=g.device) for g in gradients],
+                fused=True,
+                decoupled_weight_decay=decoupled,
+                amsgrad=False,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                lr=rate,
+                weight_decay=decay,
+                eps=EPSILON,
+                maximize=False,
+            )
+
+    def kept(self) -> Weights:
+        """Return the weights as they are now."""
+        values = tuple(v.detach() for v in self.values)
+        return Weights(
+            values, tuple(self.mean), tuple(self.square), self.steps, tuple(self.buffers)
+        )
+
+
+@dataclass(frozen=True)
+class Tally(State):
+    """A sum of losses and how many rows it is over."""
+
+    total: float = 0.0
+    n: int = 0
+
+    @property
+    def average(self) -> float:
+        """Loss of a row; infinite without any."""
+        return self.total / self.n if self.n else math.inf
+
+    def plus(self, total: float, n: int) -> "Tally":
+        """Return the sum with that of more rows."""
+        return Tally(self.total + total, self.n + n)
