@@ -1,0 +1,130 @@
+"""Does another run's mean over places bring its style, and leave what is painted where it is.
+
+A toy: a painter whose words name a digit and two colours. What came out (three seeds): the other
+run's mean leaves the digit in all pictures and brings .74 of the ground, but .17 of the ink. One
+mean for all places is that of the ground, which covers four fifths of them; a mean for the ink's
+places and one for the others bring .95 of both. With the spread .31 of the ink comes, place by
+place .64, at the price of the digit (.22). After the first of two blocks nothing comes: the second
+paints from the words again.
+"""
+
+from typing import final
+
+import torch
+
+import sonde
+from sonde.edit import Inject
+from sonde.tap import Tap
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.painter import (
+    BLOCKS,
+    DIGITS,
+    colours_in,
+    colours_of,
+    correlation,
+    random_words,
+    studio,
+)
+
+EDITS = {
+    "none": Inject(strength=0.0),
+    "mean": Inject(),
+    "mean and spread": Inject("adain"),
+    "added mean": Inject("add"),
+    "place by place": Inject("add", level="local"),
+}
+CALLS = {"plain": 2.0, "coloured": 0.0}
+"""Share of colours that words leave out: all, or none."""
+
+
+@final
+class InjectStudy(Study):
+    """A toy: a painter of coloured digits, and states of its run for another digit in colours."""
+
+    name = "inject"
+    title = "does another run's mean over places bring its style and leave the object?"
+    paper = "wu2024infiniteid"
+    fidelity = (
+        "toy size and turned around: style comes from the other run, where the paper keeps a "
+        "face's run and takes the style from the words'; the merge as published, after the last "
+        "block of a net of two; both blocks are shown; nothing was chosen"
+    )
+    data = "mean shapes of digits in an ink on a ground, named by words"
+    claims = (
+        Claim(
+            "object",
+            "With the other run's mean the digit is still its own in more than 95%.",
+            "share of pictures",
+            above=0.95,
+        ),
+        Claim(
+            "ground",
+            "Most of the ground is the other run's.",
+            "share of the variance of grounds",
+            above=0.5,
+        ),
+        Claim(
+            "ink", "Most of the ink is the other run's.", "share of the variance of inks", above=0.5
+        ),
+        Claim(
+            "spread",
+            "With the spread as well, the ink is more like the other run's.",
+            "share of the variance of inks, difference",
+        ),
+        Claim(
+            "over adding",
+            "Where words name colours, a mean that replaces brings more of the ground than one "
+            "that is added.",
+            "share of the variance of grounds, difference",
+        ),
+        Claim(
+            "over places",
+            "States that are added place by place lose the digit more often.",
+            "share of pictures, difference",
+        ),
+    )
+    null = Claim(
+        "unrelated",
+        "The ground has nothing of the run that another canvas is given.",
+        "correlation, mean of three channels",
+    )
+
+    @torch.no_grad()
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train a painter, and paint with states of another run in every way."""
+        tick("painter")
+        at = studio(seed, 10) if tiny else studio(seed)
+        tick("inject")
+        n, draw = 50 if tiny else 400, torch.Generator().manual_seed(1000 + seed)
+        digit, other = torch.randint(DIGITS, (2, n), generator=draw)
+        words = random_words(other, draw, 0.0)
+        ink, ground = colours_of(words[:, 1], draw), colours_of(words[:, 2], draw)
+        wanted = at.paint(other, ink, ground)
+        found: dict[str, dict[str, float]] = {}
+        for call, share in CALLS.items():
+            own = random_words(digit, draw, share)
+            for site in (f"blocks.{i}" for i in range(BLOCKS)):
+                with Tap(at.painter, site) as tap:
+                    tap.run(words)
+                for name, edit in EDITS.items():
+                    with sonde.editing(at.painter, edit, site, others={"source": dict(tap.rows)}):
+                        picture = at.painter(own)
+                    brought = colours_in(picture, at.on_canvas[digit])[1]
+                    found[f"{name}, {site}, {call}"] = at.judged(picture, digit, wanted) | {
+                        "unrelated ground": correlation(brought, ground.roll(1, 0))
+                    }
+
+        def of(name: str, key: str, call: str = "plain") -> float:
+            return found[f"{name}, blocks.{BLOCKS - 1}, {call}"][key]
+
+        return {
+            "object": of("mean", "digit"),
+            "ground": of("mean", "ground"),
+            "ink": of("mean", "ink"),
+            "spread": of("mean and spread", "ink") - of("mean", "ink"),
+            "over adding": of("mean", "ground", "coloured")
+            - of("added mean", "ground", "coloured"),
+            "over places": of("mean", "digit") - of("place by place", "digit"),
+            "unrelated": of("mean", "unrelated ground"),
+            **{f"{name} | {key}": x for name, row in found.items() for key, x in row.items()},
+        }

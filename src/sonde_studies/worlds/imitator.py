@@ -1,0 +1,129 @@
+"""Painters that learned to follow another picture's colours, through attention to it alone."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from sonde.edit import DecoupledCrossAttention, drop_sources, increment_penalty
+from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.painter import (
+    BATCH,
+    DIGITS,
+    DIM,
+    HEADS,
+    SIDE,
+    SILENT,
+    Canvases,
+    Painter,
+    Studio,
+    as_map,
+    colours_in,
+    colours_of,
+    correlation,
+    explained,
+    random_words,
+)
+
+STEPS, RATE = 300, 3e-3
+
+
+def imitator(
+    at: Studio, seed: int, steps: int = STEPS, *, penalty: float = 0.0, joint: bool = False
+) -> Painter:
+    """Return a painter with keys and values for a second picture; nothing else is trained.
+
+    It learns to paint a digit in the ink and on the ground of the picture of another digit. Words
+    name the digit, in half of the cases the ground, never the ink.
+
+    Parameters
+    ----------
+    at : Studio
+    seed, steps : int
+    penalty : float, default=0.0
+        Weight of ``increment_penalty`` after each block, outside the square of the digit.
+    joint : bool, default=False
+        With one softmax over words and picture instead of two.
+    """
+    net = copy.deepcopy(at.painter).requires_grad_(False)
+    into = drawn(lambda: nn.Linear(3 * SIDE * SIDE // 4, DIM), seed)
+    net.sees = nn.Sequential(into, nn.ReLU(), drawn(lambda: nn.Linear(DIM, DIM), seed))
+    for block in net.blocks:
+        block.image = DecoupledCrossAttention.of(block.key.weight, block.value.weight, HEADS)
+        block.joint = joint
+    draw = torch.Generator().manual_seed(seed)
+
+    def loss(rows: Tensor) -> Tensor:
+        other = torch.randint(DIGITS, rows.shape, generator=draw)
+        words = random_words(rows, draw, 0.5)
+        words[:, 1] = SILENT
+        colours = colours_of(words[:, 1], draw), colours_of(words[:, 2], draw)
+        wanted, seen = at.paint(rows, *colours), at.paint(other, *colours).picture
+        drop = int(torch.randint(2**31, (1,), generator=draw))
+        unsaid, unseen = drop_sources(len(rows), seed=drop)
+        words[unsaid], seen[unseen] = SILENT, 0.0
+        states = net.states(words, seen)
+        found = mse_loss(as_map(net.last(states[-1])), wanted.picture)
+        if penalty == 0.0:
+            return found
+        return found + penalty * moved(states, at.painter.states(words), wanted.inside)
+
+    learned = [p for p in net.parameters() if p.requires_grad]
+    minimise(loss, learned, DIGITS, steps=steps, seed=seed, rate=RATE, batch=BATCH)
+    return net
+
+
+def moved(after: list[Tensor], before: list[Tensor], inside: Tensor) -> Float[Tensor, ""]:
+    """Return how far states of places moved outside the squares, summed over blocks."""
+    maps = zip(after, before, strict=True)
+    return torch.stack([increment_penalty(as_map(x), as_map(y), inside) for x, y in maps]).sum()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What painters are asked for: words, and a picture of another digit to follow."""
+
+    words: Int[Tensor, "canvas 3"]
+    seen: Canvases
+
+
+def order(at: Studio, seed: int, n: int = 400, grounds: bool = False) -> Order:
+    """Return digits by word, pictures of others in free colours, and other grounds by word."""
+    draw = torch.Generator().manual_seed(1000 + seed)
+    digit, other = torch.randint(DIGITS, (2, n), generator=draw)
+    words, free = random_words(digit, draw, 0.0), torch.full_like(digit, SILENT)
+    words[:, 1] = SILENT
+    if not grounds:
+        words[:, 2] = SILENT
+    return Order(words, at.paint(other, colours_of(free, draw), colours_of(free, draw)))
+
+
+@torch.no_grad()
+def followed(at: Studio, net: Painter, of: Order, scale: float = 1.0) -> dict[str, float]:
+    """Return what of words and of the other picture is in what a painter paints.
+
+    Parameters
+    ----------
+    at : Studio
+    net : Painter
+    of : Order
+    scale : float, default=1.0
+        Of what the other picture adds, where it has a softmax of its own.
+    """
+    for block in net.blocks:
+        block.image.scale = scale
+    states, digit = net.states(of.words, of.seen.picture), of.words[:, 0]
+    picture, plain = as_map(net.last(states[-1])), at.painter.states(of.words)
+    for block in net.blocks:
+        block.image.scale = 1.0
+    ink, ground = colours_in(picture, at.on_canvas[digit])
+    worded = colours_of(of.words[:, 2], torch.Generator().manual_seed(0))
+    return at.judged(picture, digit, of.seen) | {
+        "worded ground": explained(ground, worded),
+        "moved outside": float(moved(states, plain, of.seen.inside)),
+        "moved inside": float(moved(states, plain, 1 - of.seen.inside)),
+        "another picture's ink": correlation(ink, of.seen.ink.roll(1, 0)),
+    }
