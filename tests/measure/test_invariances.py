@@ -106,6 +106,7 @@ ONE_SIDED = [
     (measure.coding_rate, SHAPE - {"shift"}),
     (measure.uniformity, SHAPE - {"shift"}),
     (rate_reduction, SHAPE - {"shift"}),
+    (measure.total_correlation, UNITS),
     (measure.two_nn, SHAPE),
     (measure.mle_dimension, SHAPE),
     (measure.gride, SHAPE),

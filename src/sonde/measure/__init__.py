@@ -53,6 +53,7 @@ from sonde.measure.subpopulation_curve import (
     subpopulation_curve,
 )
 from sonde.measure.svcca import SVCCA, svcca
+from sonde.measure.total_correlation import TotalCorrelation, total_correlation
 from sonde.measure.two_nn import TwoNN, two_nn
 from sonde.measure.uniformity import Uniformity, uniformity
 from sonde.measure.unit_entropy import UnitEntropy, unit_entropy
@@ -108,6 +109,7 @@ __all__ = [
     "SpuriousShift",
     "StableRank",
     "SubpopulationCurve",
+    "TotalCorrelation",
     "TwoNN",
     "Uniformity",
     "UnitEntropy",
@@ -164,6 +166,7 @@ __all__ = [
     "stable_rank",
     "subpopulation_curve",
     "svcca",
+    "total_correlation",
     "two_nn",
     "uniformity",
     "unit_entropy",
