@@ -1,0 +1,127 @@
+"""Small nets on scikit-learn's digits whose hidden layers are read at several steps of training."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde_studies._digits import pixels
+
+PIXELS, KINDS, BATCH = 64, 10, 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """Digits to train on, and others."""
+
+    x: Float[Tensor, "row pixel"]
+    label: Int[Tensor, "row"]
+    x_test: Float[Tensor, "row2 pixel"]
+    label_test: Int[Tensor, "row2"]
+
+
+def split(seed: int, n_train: int, n_test: int | None = None) -> Split:
+    """Return the digits in an order that is drawn, the first for training."""
+    x, kind = pixels()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    label = torch.from_numpy(kind).long()
+    first, rest = order[:n_train], order[n_train:][:n_test]
+    return Split(x[first], label[first], x[rest], label[rest])
+
+
+class Residual(nn.Module):
+    """``x + relu(linear(x))``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rows after the block."""
+        return x + functional.relu(self.inner(x))
+
+
+def plain_net(
+    seed: int,
+    widths: Sequence[int],
+    act: type[nn.Module] = nn.ReLU,
+    inputs: int = PIXELS,
+    outputs: int = KINDS,
+) -> nn.Sequential:
+    """Return an untrained net of one hidden layer for each width and a linear head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = [inputs, *widths]
+        hidden = [nn.Sequential(nn.Linear(a, b), act()) for a, b in pairwise(sizes)]
+        return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+
+
+def residual_net(seed: int, width: int = PIXELS, blocks: int = 6) -> nn.Sequential:
+    """Return an untrained net of residual blocks behind a linear map, and a linear head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inner = [Residual(width) for _ in range(blocks)]
+        return nn.Sequential(nn.Linear(PIXELS, width), *inner, nn.Linear(width, KINDS))
+
+
+@torch.no_grad()
+def layers_of(model: nn.Sequential, x: Float[Tensor, "row pixel"]) -> list[Float[Tensor, "row _"]]:
+    """Return the rows after each part of the net but the head."""
+    found: list[Tensor] = []
+    for part in list(model)[:-1]:
+        x = part(x)
+        found.append(x)
+    return found
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, label: Tensor) -> float:
+    """Return the share of rows whose largest logit is that of their label."""
+    return float((model(x).argmax(1) == label).double().mean())
+
+
+@torch.no_grad()
+def loss(model: nn.Module, x: Tensor, label: Tensor) -> float:
+    """Return the mean cross entropy in nats."""
+    return float(functional.cross_entropy(model(x), label))
+
+
+@torch.enable_grad()
+def trained(
+    model: nn.Sequential,
+    x: Float[Tensor, "row pixel"],
+    label: Int[Tensor, "row"],
+    steps: int,
+    seed: int,
+    rate: float = 1e-3,
+    decay: float = 0.0,
+    at: Sequence[int] = (),
+) -> Iterator[nn.Sequential]:
+    """Train by AdamW in batches; yield a copy of the net after each of these steps and the last."""
+    draw = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    for step in range(steps):
+        if step in at:
+            yield deepcopy(model).eval()
+        rows = torch.randint(len(x), (min(BATCH, len(x)),), generator=draw)
+        optimiser.zero_grad()
+        functional.cross_entropy(model(x[rows]), label[rows]).backward()
+        optimiser.step()
+    yield model.eval()
+
+
+def partial_rank_correlation(x: Tensor, y: Tensor, given: Tensor) -> float:
+    """Return Spearman's correlation of two quantities at equal ranks of a third."""
+    first, second, third = (torch.from_numpy(rankdata(v)) for v in (x, y, given))
+    return float(torch.corrcoef(torch.stack([_without(r, third) for r in (first, second)]))[0, 1])
+
+
+def _without(y: Tensor, x: Tensor) -> Tensor:
+    y, x = y - y.mean(), x - x.mean()
+    return y - x * (x @ y) / (x @ x)

@@ -1,0 +1,107 @@
+"""Do two nets that differ by their seed learn the same units, or one subspace by other units."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sonde.measure import cka, correlation_match, regression
+from sonde_studies._layers import accuracy, layers_of, plain_net, split, trained
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+WIDTHS, STEPS = (64, 64), 1500
+FOUND, LOST = 0.8, 0.5**0.5
+
+
+@final
+class CorrelationMatchStudy(Study):
+    """Two ReLU nets from other weights and other batches, the same digits."""
+
+    name = "correlation-match"
+    title = "do two trainings find the same units?"
+    paper = "li2016convergent"
+    fidelity = (
+        "the matchings as published; fully connected nets of 64 units in place of AlexNet, so "
+        "there are no places to average over; nothing was chosen on test digits"
+    )
+    data = "scikit-learn's digits; two hidden layers of 64, read on digits not trained on"
+    claims = (
+        Claim(
+            "matched",
+            "Units are matched one to one better than units of unrelated rows.",
+            "mean correlation of the best assignment less its null, second layer",
+        ),
+        Claim(
+            "some found",
+            f"Some units have a partner with a correlation above {FOUND}.",
+            "share of units, second layer",
+        ),
+        Claim(
+            "some lost",
+            "Some units have no partner that shares half of their variance.",
+            "share of units, second layer",
+        ),
+        Claim(
+            "few to one",
+            "Few units explain more of a unit than the best single one.",
+            "difference of shares of variance, second layer",
+        ),
+        Claim(
+            "subspace",
+            "The subspaces are more alike than the units.",
+            "CKA less the mean correlation of matched units, second layer",
+        ),
+    )
+    null = Claim(
+        "unrelated",
+        "Rows in another order: units match as far as chance goes.",
+        "mean correlation of the best assignment less its null, second layer",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train both nets and match their units."""
+        tick("training")
+        d = split(seed, 1000)
+        steps = 150 if tiny else STEPS
+        nets = [
+            list(trained(plain_net(s, WIDTHS), d.x, d.label, steps, s))[-1]
+            for s in (2 * seed, 2 * seed + 1)
+        ]
+        tick("matching")
+        one, two = (layers_of(net, d.x_test) for net in nets)
+        found = [_figures(x, y) for x, y in zip(one, two, strict=True)]
+        order = torch.randperm(len(two[1]), generator=torch.Generator().manual_seed(seed))
+        last = found[1]
+        return {
+            "matched": last["one to one"] - last["null"],
+            "some found": last["found"],
+            "some lost": last["lost"],
+            "few to one": last["few to one"] - last["best single"],
+            "subspace": last["CKA"] - last["one to one"],
+            "unrelated": _over_null(one[1], two[1][order]),
+            **{f"{k} | layer {i + 1}": v for i, part in enumerate(found) for k, v in part.items()},
+            **{
+                f"accuracy | net {i}": accuracy(n, d.x_test, d.label_test)
+                for i, n in enumerate(nets)
+            },
+        }
+
+
+def _over_null(x: Tensor, y: Tensor) -> float:
+    found = correlation_match(x, y)
+    return float(found) - float(torch.as_tensor(found.null))
+
+
+def _figures(x: Tensor, y: Tensor) -> dict[str, float]:
+    hard, soft = correlation_match(x, y), correlation_match(x, y, method="soft")
+    best = soft.figure[soft.figure.isfinite()]
+    return {
+        "one to one": float(hard),
+        "null": float(torch.as_tensor(hard.null)),
+        "found": float((best > FOUND).double().mean()),
+        "lost": float((best < LOST).double().mean()),
+        "best single": float(best.square().mean()),
+        "few to one": float(correlation_match(x, y, method="sparse")),
+        "all to one": float(regression(x, y)),
+        "CKA": float(cka(x, y)),
+    }
