@@ -31,7 +31,7 @@ class DisparityDecompositionStudy(Study):
     paper = "hamman2024disparity"
     fidelity = (
         "the parts as published; the limits of accuracy are on gaps of shares, where the original "
-        "bounds mutual informations; one net on all rows in place of federated averaging"
+        "bounds mutual information; one net on all rows in place of federated averaging"
     )
     data = "scikit-learn's digits with planted attribute and client; a dense net of one layer"
     claims = (
