@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
 from run_case import Stopping
@@ -11,7 +11,7 @@ from sonde.core.errors import InputError, ShapeError, StateError, StoreError
 from sonde.core.site import Site
 from sonde.core.stream import Stream
 from sonde.explain import Dictionary, SparseAutoencoder, load_dictionary
-from sonde.explain._codes import Codes, codes_of, few_codes, jump
+from sonde.explain._codes import Codes, codes_of, few_codes, gated, jump, prefix_error, ungated
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted
 from sonde.stats.training import generator
@@ -54,17 +54,72 @@ def test_signed_features_are_recovered_where_signs_are_kept_and_cost_twice_as_ma
     assert signed["abstopk"].l0 == pytest.approx(K)
 
 
-@pytest.mark.parametrize(("act", "k"), [("topk", 4), ("batchtopk", 3)])
-@pytest.mark.truth("the planted directions, one to one")
-def test_features_without_signs_are_recovered(act, k):
+def _positive(often: float | torch.Tensor = 0.12):
+    """Rows of planted directions with positive sizes, these directions and the sizes."""
     source = generator("p")
     true = torch.nn.functional.normalize(torch.randn(FEATURES, DIM, generator=source), dim=1)
-    z = (torch.rand(N, FEATURES, generator=source) < 0.12) * (
+    z = (torch.rand(N, FEATURES, generator=source) < often) * (
         1 + torch.rand(N, FEATURES, generator=source)
     )
-    found = SparseAutoencoder(act=act, dead_after=500, **{**HOW, "k": k}).fit(z @ true)
+    return z @ true, true, z
+
+
+@pytest.mark.parametrize(
+    ("act", "k", "penalty"), [("topk", 4, 1.0), ("batchtopk", 3, 1.0), ("gated", 3, 2.0)]
+)
+@pytest.mark.truth("the planted directions, one to one")
+def test_features_without_signs_are_recovered(act, k, penalty):
+    x, true, _ = _positive()
+    found = SparseAutoencoder(act=act, penalty=penalty, dead_after=500, **{**HOW, "k": k}).fit(x)
     assert found.value < 0.12
     assert _matched(found, true) >= 0.6
+
+
+@pytest.mark.truth("the planted sizes")
+def test_sizes_of_gated_features_are_not_shrunk_by_the_penalty_as_those_of_relu_are():
+    x, true, z = _positive()
+    ratios = {}
+    for act in ("gated", "relu"):
+        found = SparseAutoencoder(act=act, penalty=2.0, dead_after=500, **HOW).fit(x)
+        best = (torch.nn.functional.normalize(found.decoder, dim=1) @ true.T).max(0)
+        sizes = found.encode(x)[:, best.indices] * found.decoder.norm(dim=1)[best.indices]
+        known = (z > 0) & (sizes > 0) & (best.values > 0.9)
+        ratios[act] = float(sizes[known].sum() / z[known].sum())
+    assert 0.9 < ratios["gated"] < 1.1, ratios
+    assert ratios["relu"] < ratios["gated"] - 0.1, ratios
+
+
+@pytest.mark.truth("the formula of gates, entry by entry")
+def test_gated_features_are_read_as_features_with_thresholds():
+    source = generator("gates")
+    x, encoder = torch.randn(50, 4, generator=source), torch.randn(6, 4, generator=source)
+    gate_bias, log_gain, bias = torch.randn(3, 6, generator=source)
+    products = x @ encoder.T
+    want = torch.where(
+        products + gate_bias > 0, (log_gain.exp() * products + bias).clamp(min=0), torch.zeros(())
+    )
+    torch.testing.assert_close(gated(products, gate_bias, log_gain, bias)[0], want)
+    encoder, bias, threshold = ungated(encoder, gate_bias, log_gain, bias)
+    read = codes_of(x @ encoder.T + bias, "jumprelu", 0, threshold.relu()).dense(6)
+    torch.testing.assert_close(read, want)
+
+
+@pytest.mark.truth("the rows rebuilt from the first features alone, and the errors of slices")
+def test_the_first_features_of_a_nested_dictionary_rebuild_rows_alone():
+    often = torch.full((FEATURES,), 0.06)
+    often[5] = 0.4
+    x, _, _ = _positive(often)
+    left = {}
+    for act in ("matryoshka", "batchtopk"):
+        found = SparseAutoencoder(act=act, dead_after=500, **HOW).fit(x)
+        first = torch.where(torch.arange(FEATURES) < FEATURES // 4, found.encode(x), 0.0)
+        total = (x - x.mean(0)).square().sum()
+        left[act] = float((x - found.decode(first)).square().sum() / total)
+    assert left["matryoshka"] < left["batchtopk"] - 0.1, left
+    z, decoder = torch.rand(3, 32), torch.randn(32, 5)
+    rows = torch.randn(3, 5)
+    parts = [(rows - z[:, :m] @ decoder[:m]).square().sum(1).mean() for m in (2, 4, 8, 16, 32)]
+    torch.testing.assert_close(prefix_error(Codes(z), decoder, rows), sum(parts) / 5)
 
 
 @pytest.mark.truth("sums over all rows in numpy's way, and the rows themselves where k = dim")
@@ -125,7 +180,7 @@ def test_a_chosen_zero_has_not_fired():
     assert Codes(torch.tensor([[0.0, 2.0]])).fired(2).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("act", ["batchtopk", "jumprelu", "relu"])
+@pytest.mark.parametrize("act", ["batchtopk", "jumprelu", "relu", "gated", "matryoshka"])
 def test_a_row_is_read_by_itself(act):
     x, _ = _planted(signed=False)
     found = SparseAutoencoder(act=act, **{**HOW, "passes": 2}).fit(x[:1024])
@@ -176,6 +231,23 @@ def test_files_are_read_by_others_and_their_layout_is_that_of_saelens(tmp_path, 
     torch.testing.assert_close(theirs.encode(x), z, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(theirs.rebuild(x), z @ t["W_dec"] + t["b_dec"], rtol=1e-4, atol=1e-4)
     assert theirs.conventions["hook_name"] == "blocks.0.hook_resid_post"
+
+
+@pytest.mark.truth("the formula of the layout")
+def test_gated_dictionaries_of_saelens_are_read(tmp_path):
+    source = generator("sae")
+    shapes = {"W_enc": (3, 7), "W_dec": (7, 3), "b_dec": (3,)}
+    shapes |= dict.fromkeys(("b_gate", "r_mag", "b_mag"), (7,))
+    t = {n: torch.randn(*s, generator=source) for n, s in shapes.items()}
+    save_file(t, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text('{"architecture": "gated"}')
+    x = torch.randn(40, 3, generator=source)
+    products = (x - t["b_dec"]) @ t["W_enc"]
+    sizes = (t["r_mag"].exp() * products + t["b_mag"]).relu()
+    z = torch.where(products + t["b_gate"] > 0, sizes, 0.0)
+    found = load_dictionary(tmp_path)
+    torch.testing.assert_close(found.encode(x), z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.rebuild(x), z @ t["W_dec"] + t["b_dec"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.truth("x + (value - z) d by hand")

@@ -12,9 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-Act = Literal["relu", "topk", "abstopk", "batchtopk", "jumprelu"]
+Act = Literal["relu", "topk", "abstopk", "batchtopk", "jumprelu", "gated", "matryoshka"]
 FEW = ("topk", "abstopk")
 """Activations that keep the same number of features of each row."""
+OF_BATCH = ("batchtopk", "matryoshka")
+"""Activations that keep the largest features of a batch, and a fixed threshold once trained."""
+PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Shares of the features that ``matryoshka`` rebuilds rows from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,43 @@ def jump(
     """
     found: Any = _Jump.apply(pre, threshold, width)
     return found
+
+
+def gated(
+    products: Float[Tensor, "row feature"],
+    gate_bias: Float[Tensor, "feature"],
+    log_gain: Float[Tensor, "feature"],
+    bias: Float[Tensor, "feature"],
+) -> tuple[Float[Tensor, "row feature"], Float[Tensor, "row feature"]]:
+    """Return features whose gate is open, with sizes of their own, and what the gates read."""
+    gate = products + gate_bias
+    return (gate > 0) * (log_gain.exp() * products + bias).relu(), gate.relu()
+
+
+def ungated(
+    encoder: Float[Tensor, "feature dim"],
+    gate_bias: Float[Tensor, "feature"],
+    log_gain: Float[Tensor, "feature"],
+    bias: Float[Tensor, "feature"],
+) -> tuple[Float[Tensor, "feature dim"], Float[Tensor, "feature"], Float[Tensor, "feature"]]:
+    """Return the encoder, the bias and the thresholds that give the features of ``gated``.
+
+    A gate is open where its size exceeds ``bias - gain gate_bias``: both read along one direction.
+    """
+    gain = log_gain.exp()
+    return encoder * gain[:, None], bias, bias - gain * gate_bias
+
+
+def prefix_error(
+    codes: Codes, decoder: Float[Tensor, "feature dim"], rows: Float[Tensor, "row dim"]
+) -> Float[Tensor, ""]:
+    """Return the mean squared error of rows, over rebuilding them from the first features alone."""
+    ends = sorted({max(1, round(share * len(decoder))) for share in PREFIXES})
+    errors: list[Tensor] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        rows = rows - codes.value[:, start:end] @ decoder[start:end]
+        errors.append(rows.square().sum(1).mean())
+    return torch.stack(errors).mean()
 
 
 def _transposed(

@@ -10,7 +10,7 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from sonde.core.errors import StateError, StoreError
-from sonde.explain._codes import FEW
+from sonde.explain._codes import FEW, ungated
 from sonde.files.durable import atomic_write, make_directory
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -26,6 +26,7 @@ ACTS = {
     "topk": "topk",
     "jumprelu": "jumprelu",
     "batchtopk": "jumprelu",
+    "gated": "jumprelu",
 }
 """What its architectures are here."""
 
@@ -101,7 +102,11 @@ def read_saelens(folder: Path) -> dict[str, Any]:
         )
     encoder, decoder = tensors["W_enc"].T.float(), tensors["W_dec"].float()
     offset, threshold = tensors["b_dec"].float(), tensors.get("threshold")
-    bias = tensors["b_enc"].float()
+    if kind == "gated":
+        gates = (tensors[n].float() for n in ("b_gate", "r_mag", "b_mag"))
+        encoder, bias, threshold = ungated(encoder, *gates)
+    else:
+        bias = tensors["b_enc"].float()
     length = decoder.norm(dim=1).clamp(min=1e-12)
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm", False):
         # Features are then chosen, and told, as if rows of the decoder had unit length.

@@ -76,11 +76,11 @@ class DictionaryLearner(Instrument):
         training = self.training()
         if trained.diverged is None or trained.fired is None:
             trained.require_trained(type(self).__name__)
-        encoder, bias, decoder, offset, *more = (v.double().cpu() for v in trained.weights.values)
+        decoder, offset, *more = (v.double().cpu() for v in trained.weights.values[2:])
+        encoder, bias, threshold, act = training.reader(trained)
         scale, scale_out = trained.scale, trained.scale_out
         total = sum(float(m.scatter.sum()) for m in trained.rebuilt)
         fired = torch.zeros(len(bias)) if trained.fired is None else trained.fired.cpu()
-        threshold = training.threshold(trained)
         flags = ["diverged"] if trained.diverged is not None else []
         flags += ["dead"] if total == 0 else []
         sides = trained.read if training.is_own else trained.rebuilt
@@ -102,14 +102,14 @@ class DictionaryLearner(Instrument):
                 "scale": float(scale[0]),
                 "se": "not given: a trained dictionary",
             },
-            encoder=(encoder * scale).float(),
-            bias=bias.float(),
+            encoder=(encoder.double().cpu() * scale).float(),
+            bias=bias.float().cpu(),
             centre=(offset / scale_out).float() if training.is_own else torch.zeros(len(scale)),
             decoder=(decoder / scale_out).float(),
             offset=(offset / scale_out).float(),
             threshold=None if threshold is None else threshold.float().cpu().reshape(-1),
             skip=(more[-1] * scale / scale_out[:, None]).float() if training.skip else None,
-            act=self.act,
+            act=act,
             k=self.k,
             density=fired.double() / max(1, trained.n),
             widths=several,

@@ -1,6 +1,7 @@
 """What the training of a dictionary holds between rows, and the scale of what it reads."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,3 +58,20 @@ def counted(known: tuple[MomentsState, ...], rows: tuple[Tensor, ...]) -> tuple[
     if not known:
         return seen
     return tuple(_DIAGONAL.merge(a, b) for a, b in zip(known, seen, strict=True))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return rows of unit length."""
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def lengths(decoder: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return the sum over sites of the lengths of each feature's row."""
+    return torch.stack([part.norm(dim=1) for part in decoder.split(list(widths), 1)]).sum(0)
+
+
+def least_squares(cross: Float[Tensor, "dim1 dim1_and_out"]) -> tuple[Tensor, Tensor]:
+    """Return the linear map and the offset of least squares from sums of products."""
+    n = len(cross)
+    found = torch.linalg.lstsq(cross[:, :n], cross[:, n:], driver="gelsd").solution
+    return found[:-1].T, found[-1]

@@ -12,8 +12,19 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.statistic import Span
-from sonde.explain._codes import FEW, Codes, codes_of, few_codes, jump
-from sonde.explain._dictionary_state import DictionaryState, counted
+from sonde.explain._codes import (
+    FEW,
+    OF_BATCH,
+    Act,
+    Codes,
+    codes_of,
+    few_codes,
+    gated,
+    jump,
+    prefix_error,
+    ungated,
+)
+from sonde.explain._dictionary_state import DictionaryState, counted, least_squares, lengths, unit
 from sonde.stats.training import SURVEY, Examples, Trainer, generator
 from sonde.stats.weights import LiveWeights, Weights
 
@@ -30,13 +41,14 @@ class DictionaryTraining(Trainer[DictionaryState]):
     """The training of a dictionary; the parameters are those of ``SparseAutoencoder``.
 
     Weights are the encoder, its bias, the decoder (a unit row for each feature) and its bias; then
-    the thresholds of ``jumprelu`` and the direct map of a skip transcoder. Buffers are the rows
-    since each feature was active, and the threshold of ``batchtopk``.
+    the thresholds of ``jumprelu``, or the logarithms of gains and the biases of sizes of ``gated``;
+    last the direct map of a skip transcoder. Buffers are the rows since each feature was active,
+    and the threshold of ``batchtopk`` and ``matryoshka``.
     """
 
     features: int | None
     k: int
-    act: str
+    act: Act
     passes: int
     batch: int
     top_rate: float | None
@@ -99,8 +111,9 @@ class DictionaryTraining(Trainer[DictionaryState]):
         u, v = batch[0], batch[-1]
         encoder, bias, decoder, bias_out, *more = live.values
         centre = bias_out if len(batch) == 1 else torch.zeros_like(u[0])
-        codes, penalty = self._codes(state, live, u, centre)
-        out = codes.decoded(decoder) + bias_out
+        codes, penalty, gates = self._codes(state, live, u, centre)
+        written = codes.decoded(decoder)
+        out = written + bias_out
         if self.skip:
             out = out + u @ more[-1].T
         error = (v - out).square().sum(1)
@@ -110,6 +123,11 @@ class DictionaryTraining(Trainer[DictionaryState]):
             since[codes.fired(len(since)) > 0] = 0
             dead = torch.nonzero(since > self._dead_after(state)).flatten()
         loss = error.mean() + penalty
+        if self.act == "matryoshka":
+            loss = prefix_error(codes, decoder, v - out + written)
+        if gates is not None:
+            own = (v - out + written).detach()
+            loss = loss + (own - gates @ decoder.detach()).square().sum(1).mean()
         if len(dead) and self.act != "relu":
             rest = (v - out).detach()
             few = few_codes(
@@ -126,21 +144,25 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     def _codes(
         self, state: DictionaryState, live: LiveWeights, u: Tensor, centre: Tensor
-    ) -> tuple[Codes, Tensor]:
-        """Return the features of a minibatch and the penalty on them."""
+    ) -> tuple[Codes, Tensor, Tensor | None]:
+        """Return the features of a minibatch, the penalty on them, and what gates read."""
         encoder, bias, decoder, _, *more = live.values
         none = u.new_zeros(())
         if self.act in FEW:
-            return few_codes(u, centre, encoder, bias, self.act, self.k), none
-        pre = (u - centre) @ encoder.T + bias
-        if self.act == "relu":
+            return few_codes(u, centre, encoder, bias, self.act, self.k), none, None
+        products = (u - centre) @ encoder.T
+        pre = products + bias
+        if self.act in ("relu", "gated"):
             warm = min(1.0, live.steps / max(1.0, PENALTY_WARM_UP * self._n_steps(state)))
-            z = pre.relu()
-            lengths = _lengths(decoder, [len(m.mean) for m in state.rebuilt])
-            return Codes(z), warm * self.penalty * (z @ lengths).mean()
+            size = lengths(decoder, [len(m.mean) for m in state.rebuilt])
+            if self.act == "relu":
+                z = pre.relu()
+                return Codes(z), warm * self.penalty * (z @ size).mean(), None
+            z, gates = gated(products, bias, more[0], more[1])
+            return Codes(z), warm * self.penalty * (gates @ size.detach()).mean(), gates
         if self.act == "jumprelu":
             z, active = jump(pre, more[0].relu(), KERNEL)
-            return Codes(z), self.penalty * active.sum(1).mean()
+            return Codes(z), self.penalty * active.sum(1).mean(), None
         z = pre.relu()
         n = min(self.k * len(z), z.numel())
         least = z.detach().flatten().topk(n, sorted=False).values.min()
@@ -148,7 +170,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         with torch.no_grad():
             kept = live.buffers[1]
             kept.copy_(least if live.steps == 0 else torch.lerp(least, kept, MEMORY))
-        return Codes(z), none
+        return Codes(z), none, None
 
     def step(self, state: DictionaryState, live: LiveWeights, gradients: Sequence[Tensor]) -> None:
         """Change the weights by Adam; rows of the decoder keep their length."""
@@ -195,14 +217,16 @@ class DictionaryTraining(Trainer[DictionaryState]):
     def _weights(self, state: DictionaryState) -> Weights:
         dim, dim_out = len(state.scale), len(state.scale_out)
         n, source = self.width(dim), generator("dictionary", self.seed)
-        decoder = _unit(torch.randn(n, dim_out, generator=source))
-        encoder = decoder if self.is_own else _unit(torch.randn(n, dim, generator=source))
+        decoder = unit(torch.randn(n, dim_out, generator=source))
+        encoder = decoder if self.is_own else unit(torch.randn(n, dim, generator=source))
         mean = torch.cat([m.mean for m in state.rebuilt]) * state.scale_out
         values = [encoder.clone(), torch.zeros(n), decoder, mean.float()]
         if self.act == "jumprelu":
             values.append(torch.full((n,), FIRST_THRESHOLD))
+        if self.act == "gated":
+            values += [torch.zeros(n), torch.zeros(n)]
         if self.skip and state.cross is not None:
-            direct, offset = _least_squares(state.cross)
+            direct, offset = least_squares(state.cross)
             scaled = direct * state.scale_out[:, None] / state.scale
             values[3] = (offset * state.scale_out).float()
             values.append(scaled.float())
@@ -213,11 +237,12 @@ class DictionaryTraining(Trainer[DictionaryState]):
         """Add the errors of rows, and count the features that are active in them."""
         found = self.prepared(state, *columns).columns
         u, v = found[0], found[-1]
-        encoder, bias, decoder, bias_out, *more = state.weights.values
+        decoder, bias_out, *more = state.weights.values[2:]
+        encoder, bias, threshold, act = self.reader(state)
         centre = bias_out if len(found) == 1 else torch.zeros_like(u[0])
         with torch.no_grad():
             pre = torch.addmm(bias - encoder @ centre, u, encoder.T)
-            codes = codes_of(pre, self.act, self.k, self.threshold(state))
+            codes = codes_of(pre, act, self.k, threshold)
             out = codes.decoded(decoder) + bias_out
             out = out + u @ more[-1].T if self.skip else out
             error = ((v - out).double() / state.scale_out.to(v.device)).square().sum()
@@ -229,11 +254,21 @@ class DictionaryTraining(Trainer[DictionaryState]):
             n=state.n + len(u),
         )
 
-    def threshold(self, state: DictionaryState) -> Float[Tensor, "feature"] | None:
-        """Return what a feature must exceed to be active, where that is how they are chosen."""
+    def reader(self, state: DictionaryState) -> tuple[Tensor, Tensor, Tensor | None, Act]:
+        """Return how features of a row are read once trained.
+
+        That is the encoder, its bias, what a feature must exceed to be active where that is how
+        they are chosen, and the activation.
+        """
+        encoder, bias, more = *state.weights.values[:2], state.weights.values[4:]
         if self.act == "jumprelu":
-            return state.weights.values[4].relu()
-        return state.weights.buffers[1] if self.act == "batchtopk" else None
+            return encoder, bias, more[0].relu(), "jumprelu"
+        if self.act == "gated":
+            encoder, bias, threshold = ungated(encoder, bias, more[0], more[1])
+            return encoder, bias, threshold.relu(), "jumprelu"
+        if self.act in OF_BATCH:
+            return encoder, bias, state.weights.buffers[1], "batchtopk"
+        return encoder, bias, None, self.act
 
 
 @final
@@ -276,19 +311,3 @@ class PairTraining(DictionaryTraining):
     ) -> tuple[DictionaryState, Examples]:
         """Return rows of both sites."""
         return state, self.prepared(state, x, y.to(x.device))
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-
-def _lengths(decoder: Tensor, widths: Sequence[int]) -> Tensor:
-    """Return the sum over sites of the lengths of each feature's row."""
-    return torch.stack([part.norm(dim=1) for part in decoder.split(list(widths), 1)]).sum(0)
-
-
-def _least_squares(cross: Float[Tensor, "dim1 dim1_and_out"]) -> tuple[Tensor, Tensor]:
-    """Return the linear map and the offset of least squares from sums of products."""
-    n = len(cross)
-    found = torch.linalg.lstsq(cross[:, :n], cross[:, n:], driver="gelsd").solution
-    return found[:-1].T, found[-1]

@@ -22,7 +22,10 @@ class SparseAutoencoder(DictionaryLearner):
     ``relu``: an l1 penalty; ``jumprelu``: a penalty on their number, with a threshold for each;
     ``topk``: the ``k`` largest of a row; ``batchtopk``: the largest of a batch, ``k`` a row on
     average, and a fixed threshold once trained; ``abstopk``: the ``k`` largest by size, signs kept,
-    so that one feature stands for two opposite things.
+    so that one feature stands for two opposite things. ``gated``: one reading of a direction says
+    whether a feature is active, with an l1 penalty, another how much, without; the result is that
+    of ``jumprelu``. ``matryoshka``: as ``batchtopk``, and the first 1/16, 1/8, 1/4 and 1/2 of the
+    features rebuild rows too, so that the first ones stand for what is common.
 
     Range        [0, inf), share of the variance; lower = better; 1 = no better than the mean.
     Cost         2 + ``passes`` walks; state 12 features (2 dim) bytes and the rows that wait; with
@@ -37,7 +40,8 @@ class SparseAutoencoder(DictionaryLearner):
         Entries of the dictionary; None: 8 for each unit.
     k : int, default=32
         Active features of a row, where the activation says how many.
-    act : {"topk", "batchtopk", "jumprelu", "relu", "abstopk"}, default="topk"
+    act : str, default="topk"
+        One of the activations above.
     passes : int, default=1
         Walks over the rows in training.
     batch : int, default=4096
@@ -46,7 +50,7 @@ class SparseAutoencoder(DictionaryLearner):
         Step size of Adam; None: ``2e-4 / sqrt(features / 16384)``. It rises over the first steps
         and falls over the last fifth.
     penalty : float, default=1.0
-        Weight of the penalty of ``relu`` and ``jumprelu``.
+        Weight of the penalty of ``relu``, ``jumprelu`` and ``gated``.
     dead_after : int or None, default=None
         Rows without a feature after which it is dead and learns what the others leave; None: 10
         million, or a tenth of the training where that is less.
@@ -65,7 +69,8 @@ class SparseAutoencoder(DictionaryLearner):
 
     References
     ----------
-    gao2024scaling, rajamanoharan2024jumprelu, bussmann2024batchtopk, abstopk2025
+    gao2024scaling, rajamanoharan2024jumprelu, bussmann2024batchtopk, abstopk2025,
+    rajamanoharan2024gated, bussmann2025matryoshka
     """
 
     paper: ClassVar[str] = "gao2024scaling"
