@@ -32,6 +32,7 @@ STUDIES: dict[str, str] = {
     "feature-gaps": "FeatureGapsStudy",
     "fod": "FODStudy",
     "gated-adapter": "GatedAdapterStudy",
+    "increment-penalty": "IncrementPenaltyStudy",
     "inject": "InjectStudy",
     "label-agnostic": "LabelAgnosticStudy",
     "lol": "LOLStudy",
