@@ -1,6 +1,7 @@
 """Records over the steps of a training: curves, resuming, and a training that stays as it was."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,6 +198,61 @@ def test_a_track_of_something_else_is_refused(tmp_path):
     with pytest.raises(StateError, match="holds steps of other sites"):
         Recorder(Covariance(), PROBE, tmp_path / "t", reducer="mean").record(model, 1)
     assert Track(tmp_path / "t").steps == (0,)
+
+
+@pytest.mark.truth("the table of the track itself")
+def test_figures_reach_the_trainers_own_log(tmp_path):
+    recorded = callback(tmp_path / "t")
+    run = trainer(tmp_path / "run", [recorded])
+    recorded.log_to(run)
+    run.train()
+    want = {
+        (row["step"], f"sonde/{row['method']}/{row['site']}"): row["value"]
+        for row in recorded.track.table().to_pylist()
+        if row["method"] == "participation_ratio"
+    }
+    found = {
+        (entry["step"], name): value
+        for entry in run.state.log_history
+        for name, value in entry.items()
+        if name.startswith("sonde/participation")
+    }
+    assert found == want
+    assert {step for step, _ in found} == {0, 2, 4, 6}
+
+
+class Writer:
+    """Takes scalars as TensorBoard's ``SummaryWriter`` does."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float, int]] = []
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.seen.append((name, value, step))
+
+
+class Logger:
+    """Takes metrics as a logger of Lightning does."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float, int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.seen += [(name, value, step) for name, value in metrics.items()]
+
+
+def test_loggers_of_a_plain_loop_get_the_same_figures(tmp_path):
+    seen: list[tuple[str, float, int]] = []
+    writer, logger, several = Writer(), Logger(), SimpleNamespace(loggers=[Logger(), Logger()])
+    targets = (writer, logger, several, lambda f, step: seen.extend((*i, step) for i in f.items()))
+    for i, target in enumerate(targets):
+        recorder = Recorder(ParticipationRatio(), PROBE, tmp_path / str(i))
+        recorder.log_to(target)
+        recorder.record(network(), 4)
+    assert len(seen) > 1
+    assert seen == writer.seen == logger.seen == several.loggers[0].seen == several.loggers[1].seen
+    with pytest.raises(InputError, match=r"log_to: expected a Trainer.*got int"):
+        Recorder(ParticipationRatio(), PROBE, tmp_path / "x").log_to(3)
 
 
 def test_wrong_steps_and_names_are_refused(tmp_path):

@@ -20,6 +20,7 @@ from sonde.core.stream import Stream
 from sonde.data.inputs import ItemInputs
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
+from sonde.run.training.loggers import Log, figures_of, log_of
 from sonde.run.training.track import Track
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import gpus_of
@@ -77,6 +78,18 @@ class Recorder:
         self._options = {"sites": sites, "reducer": reducer, "processor": processor, **options}
         self._options.setdefault("logits", bool(needs & {"logits", "head"}))
         self._opened: tuple[nn.Module, Stream] | None = None
+        self._log: Log | None = None
+
+    def log_to(self, target: Any) -> None:
+        """Hand every figure that is one number to a logger too, as ``sonde/METHOD/SITE``.
+
+        Parameters
+        ----------
+        target : object
+            A ``Trainer`` of transformers or Lightning, a logger of Lightning, a run of W&B, the
+            module ``mlflow``, a ``SummaryWriter``, or a function of figures and step.
+        """
+        self._log = log_of(target)
 
     def record(self, model: nn.Module, step: int) -> None:
         """Fit on the probe set now and write the states as those of ``step``."""
@@ -84,6 +97,8 @@ class Recorder:
             stream = self._stream(model)
             fitted = fit(self.instruments, stream, calibrate=self.calibrate, progress=False)
         self.track.add(step, fitted)
+        if self._log is not None:
+            self._log(figures_of(fitted), step)
 
     def _stream(self, model: nn.Module) -> Stream:
         if self._opened is None or self._opened[0] is not model:
@@ -136,6 +151,10 @@ class TrackCallback(TrainerCallback):
     def track(self) -> Track:
         """What has been recorded."""
         return self.recorder.track
+
+    def log_to(self, target: Any) -> None:
+        """Hand figures to a logger too, as ``Recorder.log_to``; most often to the ``Trainer``."""
+        self.recorder.log_to(target)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.core._shown import html_table
@@ -22,6 +22,7 @@ from sonde.run.scoring.batches import SCHEMA
 from sonde.run.watching._same_model import require_live_model
 from sonde.run.watching._stacked import Stacked
 from sonde.run.watching._watched import Alarm, Methods, Step, Watch, schema_of, scored, watches_of
+from sonde.run.watching.metrics import Metrics
 from sonde.tap import Onlooker
 
 GAUSSIAN = "mahalanobis"
@@ -68,6 +69,8 @@ class Guard:
     generation_config : object, optional
         Its ``eos_token_id`` and ``pad_token_id`` are those that ``generate`` is called with; by
         default ``model.generation_config``.
+    metrics : PrometheusMetrics, OpenTelemetryMetrics or other Metrics, optional
+        Told of every forward, of rows, alarms and p-values by detector and site.
 
     Attributes
     ----------
@@ -105,6 +108,7 @@ class Guard:
         methods: Methods | None = None,
         processor: Any = None,
         generation_config: Any = None,
+        metrics: Metrics | None = None,
     ) -> None:
         if not isinstance(model, nn.Module | Model):
             raise InputError(
@@ -114,7 +118,7 @@ class Guard:
         live = load(model, processor=processor)
         fitted = probe if isinstance(probe, Fitted) else Fitted.load(probe)
         device = require_live_model(fitted.header, live)
-        self.alpha, self.on_alarm = alpha, on_alarm
+        self.alpha, self.on_alarm, self._metrics = alpha, on_alarm, metrics
         self._watches = watches_of(fitted, alpha, methods, device)
         needs = {n for watch in self._watches for n in watch.needs}
         wanted = {key for watch in self._watches for key in watch.keys}
@@ -242,8 +246,19 @@ class Guard:
         self._steps.append(step)
         self.n_forwards += 1
         above = scores > self._limits(step)
+        if self._metrics is not None:
+            self._measure(self._metrics, step, above)
         if bool(above.any()):
             self._raise_alarms(step, torch.nonzero(above).flatten().tolist())
+
+    def _measure(self, metrics: Metrics, step: Step, above: Bool[Tensor, "score"]) -> None:
+        metrics.forward()
+        each = zip(self._watches, step.scores.split(list(step.counts)), step.label, strict=True)
+        alarms = above.split(list(step.counts))
+        for (watch, scores, label), over in zip(each, alarms, strict=True):
+            p = watch.p_value(scores, label)
+            p_values = [] if p is None else p.tolist()
+            metrics.rows(watch.name, len(scores), int(over.sum()), p_values)
 
     def _limits(self, step: Step) -> Float[Tensor, "score"]:
         is_fixed = all(label is None for label in step.label)

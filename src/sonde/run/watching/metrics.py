@@ -1,0 +1,111 @@
+"""What a guard sees as metrics of Prometheus or OpenTelemetry: rows, alarms, p-values."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, final, runtime_checkable
+
+from sonde.core.errors import InputError
+from sonde.run.instruments.entries import Key
+
+BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+FORWARDS = "Forwards of the model that the guard has seen."
+ROWS = "Rows scored: examples, tokens or patches."
+ALARMS = "Rows above the threshold of their detector."
+P_VALUES = "Conformal p-values of rows; usual rows are spread evenly from 0 to 1."
+
+
+@runtime_checkable
+class Metrics(Protocol):
+    """What ``Guard(metrics=)`` takes: it is told of every forward, then of each detector."""
+
+    def forward(self) -> None:
+        """Count a forward."""
+        ...
+
+    def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
+        """Count the rows and alarms of one detector at one site; no p-values if not calibrated."""
+        ...
+
+
+@final
+class PrometheusMetrics:
+    """Counters and a histogram of ``prometheus_client``, and their text.
+
+    Several guards may share one object. Needs the extra ``serve``.
+
+    Parameters
+    ----------
+    registry : prometheus_client.CollectorRegistry, optional
+        Where the metrics are registered, e.g. ``prometheus_client.REGISTRY``, which
+        ``start_http_server`` serves; by default one of its own.
+
+    Raises
+    ------
+    InputError
+        If ``prometheus_client`` is not installed.
+    """
+
+    def __init__(self, registry: Any = None) -> None:
+        try:
+            import prometheus_client as client
+        except ImportError:
+            raise InputError(
+                "PrometheusMetrics: expected the package prometheus-client, which is not "
+                "installed. Install sonde[serve]."
+            ) from None
+        self.registry = client.CollectorRegistry() if registry is None else registry
+        labels, mine = ("method", "site"), self.registry
+        self._forwards = client.Counter("sonde_forwards", FORWARDS, registry=mine)
+        self._rows = client.Counter("sonde_rows", ROWS, labels, registry=mine)
+        self._alarms = client.Counter("sonde_alarms", ALARMS, labels, registry=mine)
+        self._p = client.Histogram(
+            "sonde_p_value", P_VALUES, labels, buckets=BUCKETS, registry=mine
+        )
+
+    def forward(self) -> None:
+        """Count a forward."""
+        self._forwards.inc()
+
+    def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
+        """Count the rows and alarms of one detector at one site."""
+        self._rows.labels(*key).inc(n)
+        self._alarms.labels(*key).inc(n_alarms)
+        histogram = self._p.labels(*key)
+        for p in p_values:
+            histogram.observe(p)
+
+    def text(self) -> str:
+        """Return the metrics as Prometheus scrapes them."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry).decode()
+
+
+@final
+class OpenTelemetryMetrics:
+    """Instruments of an OpenTelemetry meter.
+
+    Parameters
+    ----------
+    meter : opentelemetry.metrics.Meter
+        E.g. ``opentelemetry.metrics.get_meter("my service")``.
+    """
+
+    def __init__(self, meter: Any) -> None:
+        self._forwards = meter.create_counter("sonde.forwards", description=FORWARDS)
+        self._rows = meter.create_counter("sonde.rows", description=ROWS)
+        self._alarms = meter.create_counter("sonde.alarms", description=ALARMS)
+        self._p = meter.create_histogram(
+            "sonde.p_value", description=P_VALUES, explicit_bucket_boundaries_advisory=BUCKETS
+        )
+
+    def forward(self) -> None:
+        """Count a forward."""
+        self._forwards.add(1)
+
+    def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
+        """Count the rows and alarms of one detector at one site."""
+        where = {"method": key[0], "site": key[1]}
+        self._rows.add(n, where)
+        self._alarms.add(n_alarms, where)
+        for p in p_values:
+            self._p.record(p, where)
