@@ -7,7 +7,7 @@ from typing import Any
 from sonde.core.errors import InputError
 from sonde.run.bundles.fitted import Fitted
 
-Log = Callable[[dict[str, float], int], None]
+Log = Callable[[dict[str, float], int], object]
 
 
 def figures_of(fitted: Fitted) -> dict[str, float]:
@@ -46,7 +46,7 @@ def log_of(target: Any) -> Log:
     if hasattr(target, "log") and not isinstance(target, type):
         return lambda figures, step: target.log(figures, step=step)
     if callable(target):
-        return lambda figures, step: target(figures, step)
+        return target
     raise InputError(
         "log_to: expected a Trainer, a logger of Lightning, a run of W&B, mlflow, a SummaryWriter "
         f"or a function of figures and step, got {type(target).__name__}."
