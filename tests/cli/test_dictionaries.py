@@ -85,8 +85,11 @@ def test_an_atlas_of_features_says_what_setting_them_changes(data, fitted):
     words = ("units", "sonde:stdlib", data, "--sites", SITE, "--limit", 2)
     ran = run_words(*words, "--dictionary", path, "--clamp", 48, "--json", "--quiet")
     assert ran.code == 0, ran.err
-    units = ran.json()["units"]
+    document = ran.json()
+    units = document["units"]
     assert len(units) == 48
+    assert document["dictionary"] == str(path)
+    assert document["loss"]["clean"] < document["loss"]["rebuilt"] < document["loss"]["mean"]
     model = sonde.load("sonde:stdlib")
     stream = sonde.read(model, str(data), sites=SITE, reducer="tokens", limit=2)
     rows = torch.cat([batch.rows[f"{SITE}:out"] for batch in stream])
@@ -95,3 +98,12 @@ def test_an_atlas_of_features_says_what_setting_them_changes(data, fitted):
     top = max(row["v"] for row in units[feature]["rows"] if row["r"] == "top")
     assert top == pytest.approx(float(z[:, feature].max()), rel=1e-4)
     assert units[feature]["clamped"]["up"]
+
+
+def test_a_fit_says_how_sparse_and_how_faithful_a_dictionary_is(tmp_path):
+    ran = run_words("fit", METHOD, "sonde:digits", "sonde:digits/train", "--sites", "vit.layers.1",
+                    "--reducer", "patches", "--limit", 60, "-o", tmp_path / "d.sonde")  # fmt: skip
+    assert ran.code == 0, ran.err
+    said = " ".join(ran.err.split())
+    assert re.search(r"4 features are active in a row, \S+% in none; rebuilt states recover", said)
+    assert "on 32 examples held out" in said

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from sonde.cli._dictionaries import dictionary_healths, health_texts
 from sonde.cli._fitted import fitted_rows, fitted_text, in_place_of, remarks
 from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import note, say, say_json
@@ -19,6 +20,7 @@ from sonde.cli.options import (
     source_of,
 )
 from sonde.core.instrument import Instrument
+from sonde.core.stream import Stream
 from sonde.core.wording import gib
 
 
@@ -67,11 +69,9 @@ class Fit:
         """Fit, save, and print what was fitted."""
         from sonde.cli._flags import flag_texts, flags_of
         from sonde.run.fitting.fit import fit
-        from sonde.run.instruments.asked import need
         from sonde.run.instruments.words import parse_methods
         from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
         from sonde.run.reading.notes import split_of
-        from sonde.run.reading.read import ARRAYS, read
         from sonde.store.outputs import check_file
 
         instruments = parse_methods(self.methods)
@@ -79,20 +79,7 @@ class Fit:
         directory = run_directory(self.output)
         self.running.check(directory)
         model, data = source_of("fit", self.model, self.data, self.reading)
-        split: dict[str, Any] = {} if self.model == ARRAYS or data is None else {"split": "train"}
-        wants_logits = self.model != ARRAYS and data is not None and need(instruments, "logits")
-        stream = read(
-            model,
-            data,
-            objective=self.objective or ("kl_uniform" if need(instruments, "grad") else None),
-            **reading_of(
-                instruments if self.model != ARRAYS else [],
-                self.reading.site_options(),
-                stored=data is None,
-            ),
-            **({"logits": True} if wants_logits else {}) | self.reading.data_options(),
-            **split,
-        )
+        stream = self._stream(instruments, model, data)
         with dropped_on_error(directory):
             fitted = fit(
                 instruments,
@@ -111,20 +98,43 @@ class Fit:
         identity = fitted.save(self.output)
         remove_run(directory)
         rows, flags = fitted_rows(results), flags_of(results)
+        healths = dictionary_healths(results, stream, model, data)
         if self.printing.json:
             left_out = [entry.json() for entry in stream.left_out]
             found = {"file": str(self.output), "id": identity, "split": split_of(stream)}
-            say_json(found | {"flags": flags, "results": rows, "left_out": left_out})
+            found |= {"flags": flags, "results": rows, "left_out": left_out}
+            say_json(found | ({"dictionaries": healths} if healths else {}))
         elif not self.printing.quiet:
             say(fitted_text(rows))
             say_notes(stream, self.printing.quiet)
             say_left_out(stream, self.printing.quiet)
             named_as = (self.model, data) if data is not None else ("MODEL", self.model)
             said = remarks(rows, self.output, *named_as, self.reading.typed())
-            for remark in [*flag_texts(flags), *said]:
+            health = health_texts(healths, self.output, named_as[0])
+            for remark in [*health, *flag_texts(flags), *said]:
                 note(f"note: {remark}.")
         note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0
+
+    def _stream(self, instruments: list[Instrument], model: Any, data: str | None) -> Stream:
+        """Return the rows that the methods are fitted on."""
+        from sonde.run.instruments.asked import need
+        from sonde.run.reading.read import ARRAYS, read
+
+        split: dict[str, Any] = {} if self.model == ARRAYS or data is None else {"split": "train"}
+        wants_logits = self.model != ARRAYS and data is not None and need(instruments, "logits")
+        return read(
+            model,
+            data,
+            objective=self.objective or ("kl_uniform" if need(instruments, "grad") else None),
+            **reading_of(
+                instruments if self.model != ARRAYS else [],
+                self.reading.site_options(),
+                stored=data is None,
+            ),
+            **({"logits": True} if wants_logits else {}) | self.reading.data_options(),
+            **split,
+        )
 
 
 def reading_of(

@@ -51,6 +51,7 @@ class Units:
         from sonde.run.explaining.atlas import fit_atlas
         from sonde.run.explaining.atlas_of_model import model_atlas
         from sonde.run.explaining.dictionaries import open_dictionary
+        from sonde.run.explaining.dictionary_health import loss_recovered
         from sonde.run.reading.read import read
         from sonde.tap.reading.live import LiveStream
 
@@ -66,6 +67,9 @@ class Units:
         dictionary = None
         if self.dictionary is not None:
             dictionary, _ = open_dictionary(self.dictionary, model.module, str(site.site))
+        loss = None
+        if dictionary is not None:
+            loss = loss_recovered(model, stream.inputs, dictionary, str(site.site))
         atlas = fit_atlas(stream, dictionary, n=self.exemplars, progress=not self.printing.quiet)
         document = model_atlas(
             atlas,
@@ -73,6 +77,8 @@ class Units:
             model=self.model,
             data=self.data,
             dictionary=dictionary,
+            dictionary_file="" if self.dictionary is None else str(self.dictionary),
+            loss=None if loss is None else loss.json(),
             n_clamped=self.clamp,
             shown=self.show_inputs,
         )

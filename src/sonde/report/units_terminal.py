@@ -1,5 +1,6 @@
 """An atlas in the terminal: what was found, and the units with the clearest labels."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sonde.report._format import number, plural, share
@@ -15,7 +16,18 @@ def units_verdict(found: dict[str, Any]) -> str:
     said = f"{plural(n, what)} at {found['site']} over {plural(found['n'], 'row')}"
     if found["labelled"] is not None:
         said += f"; {share(found['labelled'])} follow a label"
-    return f"{said}; {dead:,} never change." if dead else f"{said}."
+    said += f"; {dead:,} never change" if dead else ""
+    said += f"; {loss_text(found['loss'])}" if found["loss"] else ""
+    return f"{said}."
+
+
+def loss_text(loss: Mapping[str, Any]) -> str:
+    """Return in words how much of a model's loss the states that a dictionary rebuilds recover."""
+    of = "an unknown share" if loss["value"] is None else share(loss["value"])
+    return (
+        f"rebuilt states recover {of} of the loss ({number(loss['rebuilt'])} nats; "
+        f"{number(loss['clean'])} as it is, {number(loss['mean'])} at the mean)"
+    )
 
 
 def units_to_text(found: dict[str, Any]) -> str:

@@ -168,6 +168,7 @@ def atlas_document(
     model: str,
     data: str,
     dictionary: str | None = None,
+    loss: Mapping[str, Any] | None = None,
     lens: NeuronLensResult | None = None,
     token_names: Mapping[int, str] | None = None,
     clamped: Clamped | None = None,
@@ -181,6 +182,8 @@ def atlas_document(
     atlas : Atlas
     model, data, dictionary : str
         As they were typed.
+    loss : mapping, optional
+        The loss that the dictionary recovers.
     lens : NeuronLensResult, optional
         Tokens that each unit writes.
     token_names : mapping of int to str, optional
@@ -215,6 +218,7 @@ def atlas_document(
         "data": data,
         "site": atlas.site,
         "dictionary": dictionary,
+        "loss": None if loss is None else dict(loss),
         "n": atlas.histogram.n,
         "labelled": None if labels is None else rounded(labels.labelled),
         "concepts": [str(name) for name in atlas.concepts],

@@ -1,7 +1,7 @@
 """An atlas with what only the model can say: texts of rows, tokens written, clamped runs."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,8 @@ def model_atlas(
     model: str,
     data: str,
     dictionary: Dictionary | None = None,
+    dictionary_file: str = "",
+    loss: Mapping[str, Any] | None = None,
     n_clamped: int = 256,
     shown: bool = False,
 ) -> dict[str, Any]:
@@ -43,7 +45,9 @@ def model_atlas(
     model, data : str
         As they were typed.
     dictionary : Dictionary, optional
-        Whose features the atlas is of.
+        Whose features the atlas is of; ``dictionary_file`` is what was typed for it.
+    loss : mapping, optional
+        The loss that the dictionary recovers.
     n_clamped : int, default=256
         The first so many units are held at their largest value.
     shown : bool, default=False
@@ -61,6 +65,8 @@ def model_atlas(
         atlas,
         model=model,
         data=data,
+        dictionary=dictionary_file or None,
+        loss=loss,
         lens=lens,
         token_names=_answers(stream, lens, clamped),
         clamped=clamped,
