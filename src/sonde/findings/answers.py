@@ -29,11 +29,11 @@ class ClassAnswers:
 
     Parameters
     ----------
-    right : Bool[Tensor, "row"]
-        Whether the largest logit is that of the label.
+    truth, answer : Int[Tensor, "row"]
+        The label, and the class of the largest logit.
+    probability : Float[Tensor, "row class"]
+        What the model gives each of its classes.
     group : Int[Tensor, "row"]
-    n_classes : int
-        Of the model.
     doubt : float
         Mean entropy of the model's probabilities, in [0, 1] of that of equal ones.
     majority : float
@@ -46,14 +46,25 @@ class ClassAnswers:
         What a linear probe finds at each site on the same rows, where classes have enough.
     """
 
-    right: Bool[Tensor, "row"]
+    truth: Int[Tensor, "row"]
+    answer: Int[Tensor, "row"]
+    probability: Float[Tensor, "row class"]
     group: Int[Tensor, "row"]
-    n_classes: int
     doubt: float
     majority: float
     renamed: float
     unseen: float
     labels: LabelEvidence | None
+
+    @property
+    def right(self) -> Bool[Tensor, "row"]:
+        """Whether the answer is the label."""
+        return self.answer == self.truth
+
+    @property
+    def n_classes(self) -> int:
+        """Number of the model's classes."""
+        return self.probability.shape[1]
 
     @property
     def accuracy(self) -> float:
@@ -82,9 +93,10 @@ def class_answers(evidence: Evidence) -> ClassAnswers | str:
     answer = p.argmax(1)
     entropy = -torch.special.xlogy(p, p).sum(1).nanmean()
     return ClassAnswers(
-        right=answer == truth,
+        truth=truth,
+        answer=answer,
+        probability=p,
         group=shared.group[where],
-        n_classes=p.shape[1],
         doubt=float(entropy) / math.log(p.shape[1]),
         majority=float(torch.bincount(truth).max()) / len(truth),
         renamed=_renamed(answer, truth),

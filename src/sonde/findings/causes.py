@@ -59,6 +59,8 @@ TABLE: tuple[Cause, ...] = (
         void="labels leave no trace in these states",
     ),
     Cause("SND001", (), "same or later", levels=_LOOK),
+    Cause("SND038", ("SND037", "SND039", "SND046")),
+    Cause("SND037", ("SND039",)),
     Cause("SND011", ("SND022", "SND023", "SND025"), "same", levels=("error",)),
     Cause("SND022", ("SND014",), "same"),
     Cause("SND016", ("SND017", "SND021")),

@@ -1,0 +1,124 @@
+"""SND038: labels in another order than the model's classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from sonde.findings._places import scan_command, sentence
+from sonde.findings._renaming import Renaming, renaming
+from sonde.findings._shared import examples_at
+from sonde.findings._text import listed, percent, plural, shortened
+from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.evidence import DataEvidence, Evidence
+from sonde.findings.labels import blocked, class_name
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND038(Rule):
+    """How many more rows are right once classes are given each other's names."""
+
+    level: float = 0.001
+    gain: float = 0.1
+    lag: float = 0.2
+
+    code: ClassVar[str] = "SND038"
+    title: ClassVar[str] = "Labels in another order than the model's classes"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "The model knows the classes and each answer is counted as wrong: names were exchanged or "
+        "moved on by one, in the data or in the list of the model's classes."
+    )
+    how: ClassVar[str] = (
+        "The one-to-one naming of labels by answers that is right most often is found on half of "
+        "the groups (linear assignment). Circles of names in it are tested on the other half: the "
+        "weaker half of a circle's classes is called so more often than by any other name "
+        "(binomial, 0.1 %, corrected for the circles). A chain counts only where every class is "
+        "moved. So renamed, the model's log loss must be at least 10 % below the entropy of the "
+        "labels, and its accuracy no more than 20 points below the probe's at the last site."
+    )
+    false_positives: ClassVar[str] = (
+        "Two classes whose labels in the data were exchanged on purpose; a random model of two "
+        "classes that is sure of the opposite by luck."
+    )
+    plant: ClassVar[str] = "A trained net, labels moved on by one; two labels exchanged."
+    twin: ClassVar[str] = "The true labels; a class that is always mistaken for another one."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for classes that are called by each other's names."""
+        found = class_answers(evidence)
+        if isinstance(found, str):
+            return self.not_applicable(found)
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        names = renaming(found, self.level)
+        if names is None:
+            return self.clear(self._figure(found, 0.0))
+        right = found.answer == names.renamed(found)
+        accuracy = float(right.double().mean())
+        figure = self._figure(found, accuracy - found.accuracy, names.p)
+        assert found.labels is not None  # blocked asks for the same
+        probe = found.labels.sites[-1].accuracy
+        if names.gain(found) < self.gain or accuracy < probe - self.lag:
+            return self.clear(
+                figure, "renamed, its answers are still those of a model that guesses"
+            )
+        return self.raised(self._finding(evidence, found, names, figure))
+
+    def _figure(self, found: ClassAnswers, value: float, p: float | None = None) -> Figure:
+        n_groups = len(torch.unique(found.group))
+        return Figure(
+            "renamed_gain", value, unit="share", null=0.0, p=p,
+            n_rows=len(found.truth), n_groups=n_groups,
+        )  # fmt: skip
+
+    def _finding(
+        self, evidence: Evidence, found: ClassAnswers, names: Renaming, figure: Figure
+    ) -> Finding:
+        text = (
+            f"{_in_words(evidence.data, names.answer_for)} So renamed, "
+            f"{percent(figure.value + found.accuracy)} of "
+            f"answers are right, as they stand {percent(found.accuracy)} "
+            f"({plural(figure.n_rows, 'row')})."
+        )
+        right = found.answer == names.renamed(found)
+        where = torch.nonzero(right & ~found.right).flatten()
+        assert found.labels is not None
+        shared = found.labels.where[where]
+        return Finding(
+            self.code,
+            "error",
+            sentence(text),
+            figure,
+            sites=(found.labels.sites[-1].key,),
+            examples=tuple(examples_at(evidence, shared.tolist()[:50])),
+            classes=tuple(class_name(evidence.data, y) for y in names.answer_for),
+            effect=min(1.0, figure.value),
+            next=scan_command(label_column="COLUMN"),
+        )
+
+
+def _in_words(data: DataEvidence, answer_for: Mapping[int, int]) -> str:
+    """Return which label is called what."""
+
+    def name(number: int) -> str:
+        return shortened(class_name(data, number), 20)
+
+    pairs = list(answer_for.items())
+    label, answer = pairs[0]
+    if len(pairs) == 2:
+        return (
+            f"Two classes have exchanged names: label {name(label)} is what the model calls "
+            f"{name(answer)}, and the other way round."
+        )
+    example = f"label {name(label)} is what the model calls {name(answer)}"
+    steps = {a - y for y, a in pairs}
+    if len(steps) <= 2 and min(map(abs, steps)) == 1:
+        way = "down" if 1 in steps else "up"
+        return f"Labels are moved {way} by one: {example}."
+    others = [f"{name(y)} is {name(a)}" for y, a in pairs[1:]]
+    return f"{plural(len(pairs), 'label')} stand for other classes: {example}; {listed(others)}."

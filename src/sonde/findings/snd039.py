@@ -1,0 +1,93 @@
+"""SND039: answers that are right hardly more often than the commonest label."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from sonde.engine.errorbars import group_error
+from sonde.findings._halves import Z
+from sonde.findings._places import read_command, sentence
+from sonde.findings._text import percent, plural, shortened
+from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LabelEvidence, blocked, class_name
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND039(Rule):
+    """The model's accuracy less the share of the commonest label, beside the same of a probe."""
+
+    errors: float = 3.0
+    part: float = 0.25
+    doubt: float = 0.5
+
+    code: ClassVar[str] = "SND039"
+    title: ClassVar[str] = "Answers hardly better than the commonest label"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "A model that says the same of every input, or guesses, is right as often: its head was "
+        "not loaded or not trained, or training has fallen back to the commonest class."
+    )
+    how: ClassVar[str] = (
+        "Right answers less rows of the commonest label, by row, with a standard error over "
+        "groups. Raised where that, 3 standard errors added, is less than a quarter of what a "
+        "held-out linear probe on the model's own states gains at its best site. A note where the "
+        "model's probabilities are nearly even (their mean entropy at least half of that of equal "
+        "ones), as those of a model without training are."
+    )
+    false_positives: ClassVar[str] = (
+        "Few labelled rows of a rare class: the accuracy of a useful model can equal the share of "
+        "the commonest label."
+    )
+    plant: ClassVar[str] = "A trained net whose head is drawn anew, or always answers one class."
+    twin: ClassVar[str] = "The trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare right answers with the commonest label and with a probe."""
+        found = class_answers(evidence)
+        if isinstance(found, str):
+            return self.not_applicable(found)
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        assert found.labels is not None  # blocked asks for the same
+        labels = found.labels
+        commonest = torch.mode(found.truth).values
+        lead = found.right.double() - (found.truth == commonest).double()
+        n_groups = len(torch.unique(found.group))
+        value, se = float(lead.mean()), group_error(lead / len(lead), found.group, n_groups)
+        gain = labels.sites[labels.best].accuracy - found.majority
+        figure = Figure(
+            "accuracy_lead", value, value - Z * se, value + Z * se, "share", null=0.0,
+            n_rows=len(lead), n_groups=n_groups,
+        )  # fmt: skip
+        if value + self.errors * se >= self.part * gain:
+            return self.clear(figure)
+        return self.raised(self._finding(evidence, found, labels, figure))
+
+    def _finding(
+        self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence, figure: Figure
+    ) -> Finding:
+        best = labels.sites[labels.best]
+        low, high = found.interval
+        text = (
+            f"The model is right on {percent(found.accuracy)} of rows ({percent(low)} to "
+            f"{percent(high)}), the commonest label alone on {percent(found.majority)}; a linear "
+            f"probe on its states reaches {percent(best.accuracy)} at {best.name}."
+        )
+        answer = torch.mode(found.answer).values
+        share = float((found.answer == answer).double().mean())
+        name = shortened(class_name(evidence.data, int(answer)), 20)
+        hint = f"{percent(share)} of its answers are {name}." if share > found.majority else ""
+        return Finding(
+            self.code,
+            "note" if found.doubt >= self.doubt else "warning",
+            sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),
+            figure,
+            sites=(labels.sites[-1].key,),
+            effect=min(1.0, best.accuracy - found.accuracy),
+            next=read_command(best.key),
+        )

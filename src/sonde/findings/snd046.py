@@ -1,0 +1,123 @@
+"""SND046: a class that the model misses though its own states tell it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from scipy.stats import norm
+
+from sonde.engine.errorbars import group_error
+from sonde.findings._places import read_command, sentence
+from sonde.findings._shared import examples_at
+from sonde.findings._text import listed, percent, plural, shortened
+from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LabelEvidence, blocked
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND046(Rule):
+    """Of each class, how much more often a probe of the last site names it than the model does."""
+
+    lag: float = 0.2
+    level: float = 0.001
+
+    code: ClassVar[str] = "SND046"
+    title: ClassVar[str] = "A class that the model misses though its states tell it"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "One row of the head is missing, overwritten or biased, or training never asked for this "
+        "class: its inputs get other names although nothing is wrong before the head."
+    )
+    how: ClassVar[str] = (
+        "For each class, over its rows and those that a held-out linear probe of the last site "
+        "gives it: hits of the probe less right answers of the model, in shares of the class. The "
+        "lower end of that difference, with errors over groups "
+        "and a level of 0.1 % corrected for the classes, must be above 20 points, and the model's "
+        "recall below half of its median recall. The model as a whole must be better than the "
+        "commonest label (else SND039)."
+    )
+    false_positives: ClassVar[str] = (
+        "A rare class that the model avoids because it was trained for cost, not for recall."
+    )
+    plant: ClassVar[str] = "A trained net one of whose logits is far too low."
+    twin: ClassVar[str] = "The trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the recall of every class with that of the probe."""
+        found = class_answers(evidence)
+        if isinstance(found, str):
+            return self.not_applicable(found)
+        stop = blocked(self, evidence)
+        if stop is not None:
+            return stop
+        assert found.labels is not None  # blocked asks for the same
+        labels, own = found.labels, found.right.double()
+        mine = [labels.truth == k for k in range(len(labels.names))]
+        recall = torch.stack([own[m].mean() for m in mine])
+        figures = [self._figure(found, labels, k, m) for k, m in enumerate(mine)]
+        lags = torch.tensor([f.value for f in figures])
+        worst = figures[int(lags.argmax())]
+        middle = float(recall.median())
+        if found.accuracy <= found.majority or len(mine) < 3:
+            return self.clear(worst, "the model as a whole is no better than the commonest label")
+        missed = [
+            k
+            for k, f in enumerate(figures)
+            if f.low is not None and f.low > self.lag and float(recall[k]) < middle / 2
+        ]
+        if not missed:
+            return self.clear(worst)
+        missed.sort(key=lambda k: -float(lags[k]))
+        return self.raised(self._finding(evidence, found, labels, missed, figures[missed[0]]))
+
+    def _figure(
+        self, found: ClassAnswers, labels: LabelEvidence, k: int, mine: torch.Tensor
+    ) -> Figure:
+        even, n = labels.sites[-1].even, int(mine.sum())
+        rows = mine | (even == k)
+        lag = ((even == labels.truth).double() - found.right.double())[rows]
+        group = found.group[rows]
+        n_groups = len(torch.unique(group))
+        value = float(lag.sum()) / n
+        se = group_error(lag / n, group, n_groups) if n_groups > 1 else 1.0
+        level = self.level / len(labels.names)
+        z = float(norm.isf(level))
+        return Figure(
+            "recall_lag", value, value - z * se, value + z * se, "share", null=0.0,
+            threshold=self.lag, n_rows=n, n_groups=n_groups, confidence=1 - 2 * level,
+        )  # fmt: skip
+
+    def _finding(
+        self,
+        evidence: Evidence,
+        found: ClassAnswers,
+        labels: LabelEvidence,
+        missed: list[int],
+        figure: Figure,
+    ) -> Finding:
+        k = missed[0]
+        mine = labels.truth == k
+        names = [shortened(labels.names[j], 20) for j in missed]
+        own = percent(float(found.right[mine].double().mean()))
+        probe = percent(float((labels.sites[-1].even[mine] == k).double().mean()))
+        text = (
+            f"The model names {own} of the rows of {names[0]}, a linear probe on its last layer "
+            f"{probe} ({plural(figure.n_rows, 'row')}); of all rows it is right on "
+            f"{percent(found.accuracy)}."
+        )
+        more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
+        wrong = labels.where[torch.nonzero(mine & ~found.right).flatten()]
+        return Finding(
+            self.code,
+            "warning",
+            sentence(text, more),
+            figure,
+            sites=(labels.sites[-1].key,),
+            examples=tuple(examples_at(evidence, wrong.tolist()[:50])),
+            classes=tuple(labels.names[j] for j in missed),
+            effect=min(1.0, figure.value * float(mine.double().mean())),
+            next=read_command(labels.sites[-1].key),
+        )

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from findings import _evidence as arrays
+from findings._nets import assert_clear, assert_raised
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check
+from sonde.findings.snd038 import SND038
+
+OWN = {"labels_are_models": True}
+SHIFT = torch.arange(10).roll(-1)
+SWAP = torch.tensor([0, 1, 2, 8, 4, 5, 6, 7, 3, 9])
+
+
+def answering(label: Tensor, answer: Tensor, sure: float = 4.0) -> Evidence:
+    x = 2 * one_hot(label, 10).double() + torch.randn(
+        len(label), 10, generator=torch.Generator().manual_seed(1)
+    )
+    logits = sure * one_hot(answer, 10).double()
+    return arrays.evidence_of(x, label=label, logits=logits, facts=OWN)
+
+
+def drawn(n: int, seed: int) -> tuple[Tensor, torch.Generator]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 10, (n,), generator=draw), draw
+
+
+def ended(label: Tensor, answer: Tensor) -> Check:
+    return SND038().check(answering(label, answer))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (SHIFT, "Labels are moved down by one: label 0 is what the model calls 1."),
+        (SHIFT.argsort(), "Labels are moved up by one: label 0 is what the model calls 9."),
+        (SWAP, "label 3 is what the model calls 8, and the other way round."),
+    ],
+)
+def test_exchanged_names_are_told_also_of_a_model_that_errs(names: Tensor, said: str) -> None:
+    label, draw = drawn(1_500, 0)
+    errs = torch.rand(1_500, generator=draw) < 0.2
+    answer = torch.where(errs, torch.randint(0, 10, (1_500,), generator=draw), names[label])
+    check = ended(label, answer)
+    assert_raised(check, "error")
+    assert check.finding is not None
+    assert said in check.finding.sentence
+    assert check.finding.figure.p is not None
+    assert check.finding.figure.p < 1e-3
+
+
+def test_confusions_are_no_exchange() -> None:
+    label, draw = drawn(1_500, 1)
+    coin = torch.rand(1_500, generator=draw) < 0.5
+    both = (label == 3) | (label == 8)
+    mixed = torch.where(both, torch.where(coin, 3, 8), label)
+    always = torch.where(label == 3, 8, label)
+    chain = torch.where((label == 3) & coin, 4, torch.where((label == 4) & coin, 5, label))
+    for answer in (label, mixed, always, chain, torch.full_like(label, 8)):
+        assert_clear(ended(label, answer))
+
+
+def test_answers_of_chance_never_pass() -> None:
+    raised = 0
+    for seed in range(15):
+        label, draw = drawn(600, seed)
+        answer = torch.randint(0, 10, (10,), generator=draw)[label]  # a random name for each class
+        check = SND038().check(answering(label, answer, sure=0.2))
+        raised += check.state == "raised"
+        raised += ended(label, torch.randint(0, 10, (600,), generator=draw)).state == "raised"
+    assert raised == 0

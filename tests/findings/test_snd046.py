@@ -1,0 +1,34 @@
+import torch
+from torch.nn.functional import one_hot
+
+from findings import _evidence as arrays
+from findings._nets import assert_clear, assert_raised
+from sonde.findings.rule import Check
+from sonde.findings.snd046 import SND046
+
+OWN = {"labels_are_models": True}
+
+
+def ended(answer: torch.Tensor, label: torch.Tensor, x: torch.Tensor) -> Check:
+    logits = 9 * one_hot(answer, 10).double()
+    return SND046().check(arrays.evidence_of(x, label=label, logits=logits, facts=OWN))
+
+
+def test_a_class_that_is_never_answered_is_raised() -> None:
+    x, label = arrays.digits()
+    x, label = x[:900], label[:900]
+    check = ended(torch.where(label == 4, 9, label), label, x)
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.classes == ("4",)
+    assert len(check.finding.examples) == 50
+    assert_clear(ended(label, label, x))
+
+
+def test_a_class_that_the_states_do_not_tell_is_no_fault_of_the_head() -> None:
+    x, label = arrays.digits()
+    x, label = x[:900].clone(), label[:900]
+    x[label == 4] = x[label == 9][:1].expand(int((label == 4).sum()), -1)
+    x[label == 9] = x[label == 9][:1].expand(int((label == 9).sum()), -1)
+    x += 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert_clear(ended(torch.where(label == 4, 9, label), label, x))
