@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from sonde.findings.modules import model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.scan import gather
 from sonde.findings.settings import ScanSettings
+from sonde.findings.variants import variant_evidence
 from sonde.tap import LiveStream, live_stream
 from tap_inputs import Arrays, Texts
 
 
-def evidence_of(stream: Stream, *, lens: bool = False, **options: Any) -> Evidence:
+def evidence_of(
+    stream: Stream, *, lens: bool = False, variants: bool = False, **options: Any
+) -> Evidence:
     """Return what one pass over a stream gathers, as a scan would."""
     name, limited = str(options.pop("name", "data")), bool(options.pop("limited", False))
     data = data_evidence(stream, name, limited)
@@ -31,7 +35,7 @@ def evidence_of(stream: Stream, *, lens: bool = False, **options: Any) -> Eviden
     silent = None if model is None else model.silent
     with nullcontext() if silent is None else silent.listening():
         found = gather(stream, data, ScanSettings(progress=False), None, [])
-    return Evidence(
+    evidence = Evidence(
         sites=found.statistics.sites(found.outcome.states, found.outcome.counters),
         columns=found.statistics.sampled_columns(found.outcome.states),
         data=data,
@@ -40,6 +44,9 @@ def evidence_of(stream: Stream, *, lens: bool = False, **options: Any) -> Eviden
         lens=lens_evidence(stream) if lens and live else None,
         **options,
     )
+    if not variants or not live:
+        return evidence
+    return replace(evidence, variants=variant_evidence(stream, evidence))
 
 
 def checked(rule: Rule, stream: Stream | Evidence, **options: Any) -> Check:

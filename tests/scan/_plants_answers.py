@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from narrow import expect
 from scan._plants import Plant, digits, net, relabelled, scan
+from scan._zoo import SEEDS, digit_net
 from sonde.report import Report
 
 
@@ -24,8 +26,9 @@ def mistaken(label: Tensor, _: np.random.Generator) -> Tensor:
 def biased(by: Mapping[int, float]) -> Report:
     """Scan the trained net with other biases of some logits."""
     module = deepcopy(net())
+    head = expect(nn.Linear, module[6])
     for logit, amount in by.items():
-        module[6].bias.data[logit] += amount
+        head.bias.data[logit] += amount
     return scan(module, *digits())
 
 
@@ -33,12 +36,31 @@ def new_head() -> Report:
     """Scan the trained net with a head that was drawn anew and never trained."""
     module = deepcopy(net())
     torch.manual_seed(0)
-    nn.init.normal_(module[6].weight, std=0.02)
-    nn.init.zeros_(module[6].bias)
+    head = expect(nn.Linear, module[6])
+    nn.init.normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
     return scan(module, *digits())
 
 
+def batch_normed(fresh: bool, scale: float = 1.0) -> Report:
+    """Scan a trained residual net, with the buffers of new batch norms or on another scale."""
+    module = deepcopy(digit_net("residual-cnn", SEEDS[0], True)[0])
+    for norm in module.modules():
+        if fresh and isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+    x, label = digits()
+    return scan(module, scale * x, label)
+
+
 PLANTS = (
+    Plant("SND012", "warning", lambda: batch_normed(True), lambda: batch_normed(False)),
+    Plant(
+        "SND015",
+        "error",
+        lambda: batch_normed(False, 255.0),
+        lambda: batch_normed(False),
+        folds={"SND012": "SND015", "SND037": "SND015"},
+    ),
     Plant(
         "SND038",
         "error",

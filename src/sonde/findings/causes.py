@@ -60,6 +60,8 @@ TABLE: tuple[Cause, ...] = (
     ),
     Cause("SND001", (), "same or later", levels=_LOOK),
     Cause("SND038", ("SND037", "SND039", "SND046")),
+    Cause("SND015", ("SND012", "SND037", "SND039", "SND046")),
+    Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),
     Cause("SND037", ("SND039",)),
     Cause("SND011", ("SND022", "SND023", "SND025"), "same", levels=("error",)),
     Cause("SND022", ("SND014",), "same"),

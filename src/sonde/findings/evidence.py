@@ -194,6 +194,8 @@ class Evidence:
         What the modules and the self-check say; None for feature arrays.
     lens : LensEvidence or None
         Next-token loss after each block; None where the model has no such head.
+    variants : VariantEvidence or None
+        Batch norms beside rows that reach them, and the model on inputs given otherwise.
     versus : VersusEvidence or None
         Comparison with OTHER.
     stochastic, deep : bool, default=False
@@ -212,6 +214,7 @@ class Evidence:
     counters: Mapping[str, int]
     model: Any = None
     lens: Any = None
+    variants: Any = None
     versus: Any = None
     stochastic: bool = False
     deep: bool = False

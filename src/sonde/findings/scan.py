@@ -24,6 +24,7 @@ from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
 from sonde.findings.step import Again
+from sonde.findings.variants import variant_evidence
 from sonde.findings.versus import VersusEvidence
 from sonde.run.fitting.fit import make_plan
 from sonde.run.passes.cost import say_cost
@@ -309,7 +310,7 @@ def _evidence(
         except KeyboardInterrupt:
             _say_stopping()
             lens = LensEvidence(reason=STOPPED)
-    return Evidence(
+    found = Evidence(
         sites=statistics.sites(outcome.states, outcome.counters),
         columns=statistics.sampled_columns(outcome.states),
         data=data,
@@ -320,6 +321,9 @@ def _evidence(
         deep=settings.deep,
         fail_on=settings.fail_on,
     )
+    if not complete or not isinstance(stream, LiveStream) or not found.sites:
+        return found
+    return replace(found, variants=variant_evidence(stream, found))
 
 
 def _against(

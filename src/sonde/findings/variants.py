@@ -1,0 +1,305 @@
+"""The model on the same inputs given in other ways, and what its batch norms were trained on.
+
+Run after the pass on few rows: the norms' inputs always, other inputs only where the model is wrong
+far more often than a probe of its states, or where its first norm meets what it does not know.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sonde.core.inputs import InputBatch
+from sonde.core.site import Site
+from sonde.findings.answers import class_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.self_check import chosen_examples
+from sonde.tap import LiveStream
+from sonde.tap.hooks.outputs import find
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import watch
+from sonde.tap.reading.small_batches import SmallBatches, small_batches
+
+ROWS, CHUNK, LEAST = 128, 16, 24
+GAP, ERRORS = 0.1, 3.0
+MISFIT = 0.125  # of a mean that is off by half a standard deviation
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+Inputs = Float[Tensor, "row *rest"]
+Change = Callable[[Inputs], Inputs]
+
+
+@dataclass(frozen=True)
+class NormFit:
+    """A batch norm's running statistics beside the rows that reach it.
+
+    Parameters
+    ----------
+    path : str
+    misfit : float
+        Relative entropy in nats between Gaussians of these means and variances, median of channels.
+    shift : float
+        Distance of the means in running standard deviations, median of channels.
+    ratio : float
+        Variance over the running one, median of channels.
+    unmoved : bool
+        Whether the buffers are still those of a new module: mean 0 and variance 1.
+    untrained : bool
+        Whether its weight and bias are too.
+    """
+
+    path: str
+    misfit: float
+    shift: float
+    ratio: float
+    unmoved: bool
+    untrained: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What the model makes of inputs given in one way.
+
+    Parameters
+    ----------
+    words : str
+        What was done to them; empty for the inputs as they are.
+    right : Bool[Tensor, "row"] or None
+        Which labelled rows are answered rightly.
+    misfit : float
+        Of the first batch norm; NaN without one.
+    """
+
+    words: str
+    right: Bool[Tensor, "row"] | None
+    misfit: float
+
+
+@dataclass(frozen=True, eq=False)
+class VariantEvidence:
+    """Batch norms on rows of the data, and other ways to give the inputs.
+
+    Parameters
+    ----------
+    norms : tuple of NormFit
+        In order of execution.
+    tried : tuple of Tried
+        The inputs as they are first; empty where there was no reason to try others.
+    probe : float
+        Accuracy of a linear probe on the last layer; NaN without labels.
+    n_rows : int
+    """
+
+    norms: tuple[NormFit, ...] = ()
+    tried: tuple[Tried, ...] = ()
+    probe: float = math.nan
+    n_rows: int = 0
+
+
+def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
+    """Run the model on a few rows of its data, and on the same rows given otherwise."""
+    norms, probe = _norms(stream), _better_probe(evidence)
+    if not norms and math.isnan(probe):
+        return VariantEvidence()
+    small = small_batches(
+        stream.model, stream.inputs, chosen_examples(stream, ROWS, evidence.data.seed), None
+    )
+    if len(small) < LEAST:
+        return VariantEvidence()
+    with untouched(stream.model.module), torch.no_grad():
+        fits = _fits(stream, small, norms)
+        first = fits[0].misfit if fits else 0.0
+        tried: tuple[Tried, ...] = ()
+        if _changeable(small.singles[0]) and (first > MISFIT or not math.isnan(probe)):
+            tried = tuple(_tried(stream, small, norms[:1], not math.isnan(probe)))
+    return VariantEvidence(fits, tried, probe, len(small))
+
+
+def _better_probe(evidence: Evidence) -> float:
+    """Return the accuracy of a probe of the last layer where it is far above the model's own."""
+    found = class_answers(evidence)
+    if isinstance(found, str) or found.labels is None:
+        return math.nan
+    last, n = found.labels.sites[-1], max(1, len(torch.unique(found.group)))
+    lag = last.hit - found.right.double()
+    clear = float(lag.mean()) > ERRORS * float(lag.std()) / n**0.5
+    return last.accuracy if clear and float(lag.mean()) > GAP else math.nan
+
+
+def _norms(stream: LiveStream) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
+    """Return the batch norms with running statistics that ran, in order of execution."""
+    found = [
+        (name, module)
+        for name, module in stream.probe.names.modules.items()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+        and not module.training
+        and stream.probe.calls(name) == 1
+    ]
+    return sorted(found, key=lambda pair: stream.probe.order(pair[0], 0, "out"))
+
+
+def _chunks(small: SmallBatches) -> Iterator[InputBatch]:
+    for start in range(0, len(small), CHUNK):
+        yield small.together(range(start, min(start + CHUNK, len(small))))
+
+
+def _fits(
+    stream: LiveStream,
+    small: SmallBatches,
+    norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
+) -> tuple[NormFit, ...]:
+    sums = {name: _Sums() for name, _ in norms}
+    for batch in _chunks(small) if norms else ():
+        _observe(stream, batch, sums)
+    return tuple(_fit(name, module, sums[name]) for name, module in norms if sums[name].n)
+
+
+class _Sums:
+    """Sums of the channels that reach a norm, about its running mean."""
+
+    def __init__(self) -> None:
+        self.n, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, x: Tensor, about: Tensor) -> None:
+        rows = x.movedim(1, -1).reshape(-1, x.shape[1]).double() - about.double()
+        self.n += len(rows)
+        self.first, self.second = self.first + rows.sum(0), self.second + rows.square().sum(0)
+
+
+def _observe(stream: LiveStream, batch: InputBatch, sums: dict[str, _Sums]) -> object:
+    """Run a batch, add what reaches the norms to their sums, and return the model's output."""
+    sites = [Site(name, 0, "in") for name in sums]
+    watched = watch(
+        stream.model.module, batch, sites,
+        as_found=not stream.model.module.training, place=stream.probe.place,
+    )  # fmt: skip
+    for site in sites:
+        x = watched.tensors.get(str(site))
+        mean = stream.probe.names.modules[site.path].get_buffer("running_mean")
+        if x is not None and x.ndim >= 2 and x.shape[1] == len(mean):
+            sums[site.path].add(x.cpu(), mean.cpu())
+    return watched.output
+
+
+def _fit(name: str, module: nn.modules.batchnorm._BatchNorm, sums: _Sums) -> NormFit:
+    mean, running = module.get_buffer("running_mean").cpu(), module.get_buffer("running_var").cpu()
+    usual = running.double() + module.eps
+    shift = sums.first / sums.n
+    variance = (sums.second / sums.n - shift.square()).clamp(min=0) + module.eps
+    ratio = variance / usual
+    misfit = 0.5 * (ratio + shift.square() / usual - 1 - ratio.log())
+    affine = [] if module.weight is None else [module.weight == 1, module.bias == 0]
+    return NormFit(
+        path=name,
+        misfit=float(misfit.nan_to_num(math.inf).median()),
+        shift=float((shift.abs() / usual.sqrt()).median()),
+        ratio=float(ratio.median()),
+        unmoved=bool((mean == 0).all() and (running == 1).all()),
+        untrained=all(bool(same.all()) for same in affine),
+    )
+
+
+def _changeable(batch: InputBatch) -> bool:
+    """Return whether an example is one tensor of floating-point numbers."""
+    values = [x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor)]
+    return len(values) == 1 and values[0].is_floating_point() and values[0].ndim >= 2
+
+
+def _tried(
+    stream: LiveStream,
+    small: SmallBatches,
+    norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
+    labelled: bool,
+) -> Iterator[Tried]:
+    whole = small.together(range(len(small)))
+    x = next(v for v in (*whole.args, *whole.kwargs.values()) if isinstance(v, Tensor))
+    for words, change in {"": lambda x: x, **changes(x)}.items():
+        sums, answers = {name: _Sums() for name, _ in norms}, []
+        try:
+            for batch in _chunks(small):
+                answers.append(_answer(_observe(stream, _changed(batch, change), sums), stream))
+        except Exception:  # a model may refuse images that are not square, turned
+            continue
+        fits = [_fit(name, module, sums[name]) for name, module in norms if sums[name].n]
+        right = None
+        if labelled and all(a is not None for a in answers):
+            right = (torch.cat([a for a in answers if a is not None]) == whole.label)[
+                whole.label >= 0
+            ]
+        yield Tried(words, right, fits[0].misfit if fits else math.nan)
+
+
+def _answer(output: object, stream: LiveStream) -> Int[Tensor, "row"] | None:
+    key = stream.logits_key
+    logits = None if key is None else find(output, key)
+    return None if logits is None or logits.ndim != 2 else logits.argmax(1).cpu()
+
+
+def _changed(batch: InputBatch, change: Change) -> InputBatch:
+    def of(value: object) -> object:
+        return change(value) if isinstance(value, Tensor) else value
+
+    kwargs = {name: of(value) for name, value in batch.kwargs.items()}
+    return replace(batch, args=tuple(of(value) for value in batch.args), kwargs=kwargs)
+
+
+def changes(x: Inputs) -> dict[str, Change]:
+    """Return the ways in which such inputs are often given by mistake, undone, by their words.
+
+    Scales are known from all rows at once, so that a change is the same for every row.
+    """
+    low, high = float(x.min()), float(x.max())
+    span = (high - low) or 1.0
+    mean, std = float(x.mean()), float(x.std()) or 1.0
+
+    def unit(x: Inputs) -> Inputs:
+        return (x - low) / span
+
+    found: dict[str, Change] = {
+        "divided by 255": lambda x: x / 255,
+        "multiplied by 255": lambda x: x * 255,
+        "brought to 0..1": unit,
+        "brought to -1..1": lambda x: 2 * unit(x) - 1,
+        "brought to 0..255": lambda x: 255 * unit(x),
+        "brought to mean 0 and variance 1": lambda x: (x - mean) / std,
+        "inverted, bright for dark": lambda x: low + high - x,
+        "mirrored along the last axis": lambda x: x.flip(-1),
+    }
+    axes = (0, *range(2, x.ndim))
+    centre, spread = x.mean(axes, keepdim=True), x.std(axes, keepdim=True).clamp(min=1e-12)
+    columns = "column" if x.ndim == 2 else "channel"
+    found[f"with each {columns} at mean 0 and variance 1"] = lambda x: (x - centre) / spread
+    if x.ndim == 2:
+        found["with columns moved by one to the left"] = lambda x: x.roll(-1, 1)
+        found["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
+    side = math.isqrt(x.shape[-1])
+    picture = x.shape[1:] if x.ndim == 4 else (1, side, side)
+    if x.ndim == 4 or (x.ndim == 2 and side > 1 and side * side == x.shape[1]):
+        found |= _turned(picture)
+    if x.ndim == 4 and x.shape[1] == 3:
+        found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
+        usual, scale = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
+        found["brought to 0..1 and normalised with ImageNet's constants"] = lambda x: (
+            (unit(x) - usual.to(x.device)) / scale.to(x.device)
+        )
+    return found
+
+
+def _turned(picture: Sequence[int]) -> dict[str, Change]:
+    """Return the ways to turn pictures of a shape, also where their rows are one vector."""
+
+    def turned(change: Change) -> Change:
+        return lambda x: change(x.reshape(-1, *picture)).reshape(x.shape)
+
+    return {
+        "turned upside down": turned(lambda x: x.flip(-2)),
+        "with height and width exchanged": turned(lambda x: x.transpose(-1, -2)),
+        "turned to the left": turned(lambda x: x.rot90(1, (-2, -1))),
+        "turned to the right": turned(lambda x: x.rot90(-1, (-2, -1))),
+        "mirrored": turned(lambda x: x.flip(-1)),
+    }

@@ -1,0 +1,46 @@
+import math
+
+import pytest
+from torch import Tensor, nn
+
+from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
+from sonde.findings.rule import Check
+from sonde.findings.snd012 import SND012
+
+
+def normed(weight: float) -> nn.Sequential:
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).eval().requires_grad_(False)
+    net[0].get_parameter("weight").fill_(weight)
+    return net
+
+
+def ended(net: nn.Module, x: Tensor) -> Check:
+    return SND012().check(evidence_of(tensors(net, x), variants=True))
+
+
+@pytest.mark.truth("the relative entropy of N(1, 4) and N(0, 1) is (4 + 1 - 1 - ln 4) / 2")
+def test_rows_of_another_mean_and_variance_are_measured_in_nats() -> None:
+    x = noise(128, 4)
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+    check = ended(normed(2.0), 2 * x + 1)
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.figure.value == pytest.approx((4 - math.log(4)) / 2, rel=1e-3)
+    assert check.finding.sentence.startswith("What reaches 0 lies 1 standard deviations")
+    assert "never moved" in check.finding.sentence
+    assert_raised(ended(normed(1.0), 2 * x + 1), "note")
+    assert_clear(ended(normed(2.0), x))
+
+
+def test_the_first_norm_that_does_not_fit_is_named() -> None:
+    x = noise(128, 4)
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    for _ in range(60):
+        net(x)
+    net.eval().requires_grad_(False)
+    assert_clear(ended(net, x))
+    net[1].get_parameter("weight").mul_(4)
+    check = ended(net, x)
+    assert check.finding is not None
+    assert "What reaches 2 lies" in check.finding.sentence
+    assert "0, the first, fits." in check.finding.sentence

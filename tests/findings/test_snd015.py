@@ -1,0 +1,73 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sonde
+from findings import _evidence as arrays
+from findings._nets import assert_clear, assert_raised, evidence_of, tensors
+from sonde.findings.settings import ScanSettings
+from sonde.findings.snd015 import SND015
+from sonde.findings.variants import changes
+from sonde.report import Report
+
+ONLY = ScanSettings(progress=False, only=("SND015",))
+
+
+def scanned(net: nn.Module, x: Tensor, label: Tensor | None) -> Report:
+    names = [None] * len(x) if label is None else label.tolist()
+    items = [{"x": a} if k is None else {"x": a, "label": k} for a, k in zip(x, names, strict=True)]
+    return sonde.scan(net, items, settings=ONLY)
+
+
+def turned(x: Tensor) -> Tensor:
+    return x.reshape(-1, 8, 8).transpose(1, 2).reshape(-1, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: 1 - x, "inverted, bright for dark"),
+        (turned, "with height and width exchanged"),
+        (lambda x: x.roll(1, 1), "moved by one to the left"),
+    ],
+)
+def test_the_form_that_the_model_was_trained_on_is_named(
+    change: Callable[[Tensor], Tensor], said: str
+) -> None:
+    x, label = arrays.digits()
+    net = arrays.net(trained=True)
+    (found,) = scanned(net, change(x[:400]), label[:400]).findings
+    assert said in found["sentence"]
+    assert found["level"] == "error"
+
+
+def test_a_model_that_is_right_and_one_that_never_learned_are_clear() -> None:
+    x, label = arrays.digits()
+    for trained in (True, False):
+        report = scanned(arrays.net(trained=trained), x[:400], label[:400])
+        assert [c["state"] for c in report.json()["checks"]] == ["clear"]
+
+
+def test_channels_in_another_order_are_seen_at_the_first_norm_without_labels() -> None:
+    draw = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    means = torch.tensor([0.0, 1.0, 4.0]).reshape(1, 3, 1, 1)
+    x = means + torch.randn(64, 3, 8, 8, generator=draw)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    for _ in range(60):
+        net(x)
+    net.eval().requires_grad_(False)
+    assert_clear(SND015().check(evidence_of(tensors(net, x), variants=True)))
+    check = SND015().check(evidence_of(tensors(net, x.flip(1)), variants=True))
+    assert_raised(check, "error")
+    assert check.finding is not None
+    assert "with channels in reverse order (BGR for RGB)" in check.finding.sentence
+
+
+@pytest.mark.truth("each form of the shipped list undoes what it is named for")
+def test_every_form_has_the_shape_of_the_inputs() -> None:
+    for shape in ((6, 16), (6, 15), (6, 3, 4, 4), (6, 5, 7)):
+        x = torch.randn(shape)
+        assert all(change(x).shape == x.shape for change in changes(x).values())
