@@ -74,6 +74,18 @@ def spurious_shift(x):
     return measure.spurious_shift(x, torch.arange(60) % 3, torch.arange(60) // 3 % 2)
 
 
+def adaptive_bins(x):
+    return measure.information_plane(x, estimator="adaptive_bins", n_bins=3)
+
+
+def adaptive_kernel(x):
+    return measure.information_plane(x, estimator="adaptive_kde", noise=0.1)
+
+
+def fixed_kernel(x):
+    return measure.information_plane(x, estimator="kde", noise=0.5)
+
+
 TWO_SIDED = [
     # measure, invariances of the first site, of the second
     (measure.cka, SHAPE, SHAPE),
@@ -107,6 +119,9 @@ ONE_SIDED = [
     (measure.uniformity, SHAPE - {"shift"}),
     (rate_reduction, SHAPE - {"shift"}),
     (measure.total_correlation, UNITS),
+    (adaptive_bins, {"permutation", "scale"}),
+    (adaptive_kernel, {"permutation", "scale"}),
+    (fixed_kernel, {"permutation", "rotation", "shift"}),
     (measure.two_nn, SHAPE),
     (measure.mle_dimension, SHAPE),
     (measure.gride, SHAPE),

@@ -25,6 +25,7 @@ from sonde.measure.gride import Gride, gride
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.info_mec import InfoMEC, info_mec
 from sonde.measure.information_imbalance import InformationImbalance, information_imbalance
+from sonde.measure.information_plane import InformationPlane, information_plane
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
 from sonde.measure.minimum_entropy_coupling import minimum_entropy_coupling
@@ -89,6 +90,7 @@ __all__ = [
     "Gride",
     "InfoMEC",
     "InformationImbalance",
+    "InformationPlane",
     "LayerCKA",
     "MLEDimension",
     "MassiveActivations",
@@ -142,6 +144,7 @@ __all__ = [
     "gulp",
     "info_mec",
     "information_imbalance",
+    "information_plane",
     "layer_cka",
     "massive_activations",
     "minimum_entropy_coupling",

@@ -19,8 +19,8 @@ from sonde.core.instrument import SAMPLE, Instrument, NotLabelled, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import precision_flags, spread_of
+from sonde.measure._noisy_rows import information_bounds
 from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState
-from sonde.stats.neighbours import distance_chunks
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
 
@@ -204,16 +204,8 @@ def _flags(mean: Float[Tensor, "dim"], total: Float[Tensor, ""], dtype: torch.dt
 
 
 def _bounds(rows: SampledRows, variance: float) -> Float[Tensor, "2"]:
-    """Return the upper and the lower bound, as means over rows."""
     x, label = rows.rows
-    total = torch.zeros(2, dtype=torch.float64, device=x.device)
-    width = torch.tensor([2.0, 8.0], dtype=torch.float64, device=x.device) * variance
-    for own in torch.unique(label):
-        z = x[label[:, 0] == own]
-        for _, gap in distance_chunks(z, z):
-            exponent = -gap.square()[None] / width[:, None, None]
-            total -= (exponent.logsumexp(2) - math.log(len(z))).sum(1)
-    return total / len(x)
+    return information_bounds(x, label, variance)
 
 
 def bottleneck_degree(

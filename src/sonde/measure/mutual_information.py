@@ -38,6 +38,7 @@ Estimator = Literal["gaussian", "copula", "ksg"]
 Scale = Literal["none", "std"]
 
 MOST_DIMS = 6
+CUT = 1e-10
 
 
 @final
@@ -46,13 +47,15 @@ class MutualInformationResult(Result):
     """Mutual information in nats.
 
     ``raw`` is the estimate itself and ``bias`` its mean over unrelated rows; the value is their
-    difference, and the null 0, where ``debias`` asks for it.
+    difference, and the null 0, where ``debias`` asks for it. ``kept`` is the share of each site's
+    variance in the components that were looked at.
     """
 
     direction: Direction = "higher"
     unit: str = "nats"
     raw: float
     bias: float
+    kept: tuple[float, ...] = (1.0, 1.0)
 
 
 @final
@@ -90,6 +93,9 @@ class MutualInformation(Instrument):
         Neighbours of ``ksg``: fewer is less bias and more spread.
     scale : {"none", "std"}, default="none"
         Distances of ``ksg`` between units as they are, or divided by their deviations.
+    components : int or None, default=None
+        ``ksg`` looks at so many principal components of each site, each of deviation 1: a lower
+        bound in the limit, and the way past ``high_dim``. ``kept`` says what they hold.
     m : int, default=2048
         Rows of the sample of ``copula`` and ``ksg``.
 
@@ -102,7 +108,7 @@ class MutualInformation(Instrument):
 
     References
     ----------
-    kraskov2004ksg, ince2017copula
+    kraskov2004ksg, ince2017copula, butakov2024compression
     """
 
     estimator: Estimator = "gaussian"
@@ -110,6 +116,7 @@ class MutualInformation(Instrument):
     k: int = 4
     scale: Scale = "none"
     m: int = SAMPLE
+    components: int | None = None
     span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "kraskov2004ksg"
@@ -117,6 +124,7 @@ class MutualInformation(Instrument):
         {},
         {"estimator": "copula", "m": 64},
         {"estimator": "ksg", "k": 3, "scale": "std", "m": 64},
+        {"estimator": "ksg", "m": 64, "components": 1},
     )
 
     def __post_init__(self) -> None:
@@ -132,6 +140,11 @@ class MutualInformation(Instrument):
         if self.k < 1 or self.m < 1:
             raise InputError(
                 f"MutualInformation: expected k and m of at least 1, got {self.k} and {self.m}."
+            )
+        if self.components is not None and (self.components < 1 or self.estimator != "ksg"):
+            raise InputError(
+                "MutualInformation: expected components of at least 1, and for the estimator 'ksg' "
+                f"alone, got {self.components} for {self.estimator!r}."
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
@@ -164,15 +177,19 @@ class MutualInformation(Instrument):
         return self._answer(raw, null, cross.n, [*flags], {"null": "closed form"})
 
     def _of_sample(self, rows: SampledRows) -> MutualInformationResult:
-        dims = sum(x.shape[1] for x in rows.rows)
+        dims = sum(min(x.shape[1], self.components or x.shape[1]) for x in rows.rows)
         largest = int(torch.bincount(rows.group).max()) if len(rows) else 0
         ksg = self.estimator == "ksg"
         few = len(rows) - largest < self.k if ksg else rows.n_groups <= dims + 1
         dead = any(_is_constant(x) for x in rows.rows)
-        found = {"dead": dead, "few_rows": few, "high_dim": ksg and dims > MOST_DIMS}
-        flags = [*rows.flags, *(flag for flag, raised in found.items() if raised)]
+        raised = {"dead": dead, "few_rows": few, "high_dim": ksg and dims > MOST_DIMS}
+        flags = [*rows.flags, *(flag for flag, is_so in raised.items() if is_so)]
         if dead or len(rows) - largest < (self.k if ksg else dims):
             return self._answer(math.nan, math.nan, len(rows), flags, {"se": "no value"})
+        kept = (1.0, 1.0)
+        if self.components is not None:
+            found = [_components(x, self.components) for x in rows.rows]
+            rows, kept = replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
         rows, figure = self._prepared(rows), self._by_neighbours if ksg else information_of_rows
         raw, null = figure(rows)
         closed = math.isfinite(null) and not rows.grouped
@@ -183,7 +200,7 @@ class MutualInformation(Instrument):
         if se is not None and not bool(se.isfinite()):
             se, how = None, "none: too few rows for halves"
         told = {"se": how, "null": "closed form" if closed else f"{SHUFFLES} shuffles of groups"}
-        return self._answer(float(raw), null, len(rows), flags, told, se)
+        return self._answer(float(raw), null, len(rows), flags, told, se, kept)
 
     def _prepared(self, rows: SampledRows) -> SampledRows:
         """Return what is compared: ranks as normal scores, or rows without ties, perhaps scaled."""
@@ -207,9 +224,12 @@ class MutualInformation(Instrument):
         flags: Sequence[str],
         told: dict[str, Any],
         se: Tensor | None = None,
+        kept: tuple[float, ...] = (1.0, 1.0),
     ) -> MutualInformationResult:
         ksg = self.estimator == "ksg"
-        how = {"k": self.k, "scale": self.scale} if ksg else {"debiased": self.debias}
+        how: dict[str, Any] = {"k": self.k, "scale": self.scale}
+        how |= {"components": self.components} if self.components else {}
+        how = how if ksg else {"debiased": self.debias}
         return MutualInformationResult(
             value=raw - null if self.debias and not ksg else raw,
             se=se,
@@ -220,7 +240,20 @@ class MutualInformation(Instrument):
             conventions={"estimator": self.estimator, **how, **told},
             raw=float(torch.as_tensor(raw).detach()),
             bias=null,
+            kept=kept,
         )
+
+
+def _components(
+    x: Float[Tensor, "row dim"], k: int
+) -> tuple[Float[Tensor, "row component"], float]:
+    """Return the leading principal components, each of deviation 1, and their share of variance."""
+    z = x - x.mean(0)
+    values, vectors = torch.linalg.eigh(z.T @ z / len(z))
+    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
+    live = values > CUT * values[0]
+    whole = float(z.square().sum() / len(z))
+    return (z @ vectors[:, live]) * values[live].rsqrt(), float(values[live].sum()) / whole
 
 
 def _is_constant(x: Float[Tensor, "row dim"]) -> bool:
@@ -237,10 +270,11 @@ def mutual_information(
     k: int = 4,
     scale: Scale = "none",
     m: int | None = None,
+    components: int | None = None,
 ) -> MutualInformationResult:
     """Return what two arrays over the same rows tell of each other; see ``MutualInformation``.
 
     All rows enter unless ``m`` is given.
     """
-    instrument = MutualInformation(estimator, debias, k, scale, m or max(len(x), 1))
+    instrument = MutualInformation(estimator, debias, k, scale, m or max(len(x), 1), components)
     return instrument.fit(x, y=y, group=group, ids=range(len(x)))

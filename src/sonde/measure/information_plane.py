@@ -1,0 +1,253 @@
+"""What a layer holds of its input and of the label, in nats: one point of the information plane.
+
+The estimator is the measurement: a net without noise keeps everything about distinct inputs, and
+each estimator forgets in its own way. Compare layers and steps by one estimator, and look at a
+second. For two sites of vectors see ``mutual_information``.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, final, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE, Instrument, NotLabelled, Read
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Statistic
+from sonde.measure._noisy_rows import information_bounds
+from sonde.stats import HashSample, HashSampleState, Symbols
+from sonde.stats.joint_counts import entropy_nats, information_nats
+from sonde.stats.sampled_rows import SHUFFLES, SampledRows
+
+About = Literal["input", "label"]
+Estimator = Literal["adaptive_bins", "bins", "adaptive_kde", "kde"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class InformationPlaneResult(Result):
+    """Information in nats, at most ``most``: that of the rows, or of their labels.
+
+    ``lower`` is the lower bound of the kernels about the input (else NaN), ``n_symbols`` how many
+    patterns the bins tell apart (0 for kernels), ``noise_variance`` the kernel's (0 for bins).
+    """
+
+    direction: Direction = "none"
+    unit: str = "nats"
+    most: float
+    lower: float
+    n_symbols: int
+    noise_variance: float
+
+
+@final
+@dataclass(frozen=True)
+class InformationPlane(Instrument):
+    """Information of a layer about its input, or about the label, in nats.
+
+    With bins, a row is the pattern ``T`` of its units' bins: ``I(input; T) = H(T)``, since a net
+    without noise gives one pattern for one input, and ``I(T; label)``. With kernels, noise of
+    variance ``v`` is thought to be added to each unit: the upper bound ``-mean_i ln mean_j
+    exp(-d_ij^2 / (2 v))``; about the label, that less its average within classes.
+
+    ``bins`` cuts all units at equal steps from ``low`` to ``high``; ``adaptive_bins`` at the
+    quantiles of the values that occur in the layer, so that no scale is chosen. ``kde`` takes
+    ``noise`` as the variance; ``adaptive_kde`` as a share of the largest squared value.
+
+    Range        [0, ln n] about the input, [0, entropy of the labels] about the label; nats. Flag
+                 ``saturated`` where more than half of the rows have a pattern of their own, or the
+                 bound is above nine tenths of ``ln n``: more rows would give more.
+                 Invariant to permutation of units; adaptive bins: one increasing map of all units;
+                 adaptive kernel: isotropic scale; kernels: rotation.
+    Cost         one pass; state ``m`` rows; result O(m dim log m), kernels O(m^2 dim), 41 times
+                 over about the label.
+    Assumes      rows of distinct inputs to a net without noise. Rows with label -1 are left out
+                 about the label. The null is a constant layer, or labels shuffled among groups: of
+                 labels and nearly distinct patterns it is nearly the value.
+    Differs      from the papers: the share of ``adaptive_kde`` is of the largest square (ours).
+
+    Parameters
+    ----------
+    about : {"input", "label"}, default="input"
+        The axis of the plane.
+    estimator : {"adaptive_bins", "bins", "adaptive_kde", "kde"}, default="adaptive_bins"
+        How the layer is made coarse.
+    n_bins : int, default=30
+        Bins of each unit.
+    low, high : float or None, default=None
+        Ends of ``bins``: -1 and 1 for tanh; None takes the range of the layer. What lies outside
+        is in the first and the last bin.
+    noise : float or None, default=None
+        Of the kernels: 0.05 for ``kde``, 0.001 for ``adaptive_kde`` where it is None.
+    m : int, default=2048
+        Rows of the sample.
+
+    Examples
+    --------
+    >>> x = torch.cartesian_prod(*4 * [torch.tensor([0.0, 1.0])])
+    >>> round(information_plane(x).bits().value, 6)
+    4.0
+    >>> round(information_plane(x, x[:, 0].long()).bits().value, 6)
+    1.0
+
+    References
+    ----------
+    shwartzziv2017opening, chelombiev2019adaptive, kolchinsky2017mixture
+    """
+
+    about: About = "input"
+    estimator: Estimator = "adaptive_bins"
+    n_bins: int = 30
+    low: float | None = None
+    high: float | None = None
+    noise: float | None = None
+    m: int = SAMPLE
+    least_rows: ClassVar[int] = 2
+    paper: ClassVar[str] = "shwartzziv2017opening"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"about": "label", "estimator": "bins", "low": -1.0, "high": 1.0, "m": 64},
+        {"estimator": "adaptive_kde", "m": 64},
+        {"about": "label", "estimator": "kde", "m": 64},
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in (("about", get_args(About)), ("estimator", get_args(Estimator))):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"InformationPlane: expected {name} of {', '.join(known)}, "
+                    f"got {getattr(self, name)!r}."
+                )
+        if self.n_bins < 2:
+            raise InputError(f"InformationPlane: expected at least 2 bins, got {self.n_bins}.")
+        if self.noise is not None and not 0.0 < self.noise < math.inf:
+            raise InputError(f"InformationPlane: expected noise above 0, got {self.noise}.")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise InputError(
+                f"InformationPlane: expected low below high, got {self.low} and {self.high}."
+            )
+
+    def reads(self) -> Mapping[str, Statistic[Any] | Read]:
+        """Read the sample of rows, about the label of those with one."""
+        if self.about == "input":
+            return {"rows": HashSample(self.m)}
+        labelled = NotLabelled(-1)
+        return {
+            "rows": Read(HashSample(self.m), labelled),
+            "labels": Read(HashSample(self.m, "label"), labelled),
+        }
+
+    def result(
+        self, rows: HashSampleState, labels: HashSampleState | None = None
+    ) -> InformationPlaneResult:
+        """Make the layer coarse and count, or bound the information of noisy rows."""
+        sites = (rows,) if labels is None else (rows, replace(labels, rows=labels.rows[:, None]))
+        sample = SampledRows.of(sites)
+        if labels is None:
+            zero = torch.zeros(len(sample), 1, dtype=torch.float64, device=sample.rows[0].device)
+            sample = replace(sample, rows=(*sample.rows, zero))
+        x, label = sample.rows
+        counts = torch.unique(label, return_counts=True)[1]
+        n = max(len(x), 1)
+        most = math.log(n) if labels is None else float(entropy_nats(counts)) if len(x) else 0.0
+        dead = not bool((x != x[:1]).any()) or (labels is not None and len(counts) < 2)
+        variance = 0.0 if "bins" in self.estimator else self._variance(x)
+        figure: Callable[[SampledRows], Tensor] = (
+            self._binned if "bins" in self.estimator else lambda s: self._noisy(s, variance)
+        )
+        found = torch.full((4,), math.nan) if dead else figure(sample)
+        value, lower, held, symbols = found.tolist()
+        full = symbols > n / 2 if "bins" in self.estimator else held > 0.9 * math.log(n)
+        null, se, how = (math.nan if dead else 0.0), None, "no value"
+        if not dead:
+            se, how = sample.standard_error(lambda half: figure(half)[0])
+            if labels is not None:
+                null = sum(float(figure(s)[0]) for s in sample.shuffled()) / SHUFFLES
+        flags = {"dead": dead, "saturated": full}
+        shuffles = f"{SHUFFLES} shuffles of labels among groups"
+        return InformationPlaneResult(
+            value=value,
+            se=se,
+            null=null,
+            n=len(sample),
+            range=(0.0, most),
+            flags=(*sample.flags, *(flag for flag, raised in flags.items() if raised)),
+            conventions={
+                "about": self.about,
+                "estimator": self.estimator,
+                "se": how,
+                "null": "a constant layer" if labels is None else shuffles,
+            },
+            most=most,
+            lower=lower,
+            n_symbols=0 if dead else int(symbols),
+            noise_variance=variance,
+        )
+
+    def _binned(self, rows: SampledRows) -> Float[Tensor, "4"]:
+        """Return the information, no bound, the entropy of the patterns, and their number."""
+        x, label = rows.rows
+        kinds, code = torch.unique(label[:, 0], return_inverse=True)
+        edges = self._edges(x)
+        if not len(edges):
+            return torch.tensor([0.0, math.nan, 0.0, 1.0])
+        counts = Symbols(edges, len(kinds)).observe(x, code).counts
+        entropy = entropy_nats(counts.sum(1))
+        told = entropy if self.about == "input" else information_nats(counts)
+        return torch.stack([told, told * math.nan, entropy, torch.tensor(len(counts)).double()])
+
+    def _edges(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "edge"]:
+        if self.estimator == "adaptive_bins":
+            share = torch.arange(1, self.n_bins, dtype=torch.float64) / self.n_bins
+            values = torch.unique(x).cpu()
+            at = share * (len(values) - 1)
+            below = values[at.floor().long()]
+            edges = below + (at - at.floor()) * (values[at.ceil().long()] - below)
+        else:
+            low = float(x.min()) if self.low is None else self.low
+            high = float(x.max()) if self.high is None else self.high
+            steps = torch.arange(1, self.n_bins, dtype=torch.float64)
+            edges = low + (high - low) * steps / self.n_bins  # 0 in the middle of -1 .. 1, exactly
+        return torch.unique(edges)
+
+    def _variance(self, x: Float[Tensor, "row dim"]) -> float:
+        if self.estimator == "kde":
+            return 0.05 if self.noise is None else self.noise
+        share = 1e-3 if self.noise is None else self.noise
+        return share * float(x.square().max()) if len(x) else 0.0
+
+    def _noisy(self, rows: SampledRows, variance: float) -> Float[Tensor, "4"]:
+        """Return both bounds, the upper one about the input, and no patterns."""
+        x, label = rows.rows
+        both = information_bounds(x, torch.zeros_like(label), variance)
+        told = both
+        if self.about == "label":
+            told = both - information_bounds(x, label, variance)
+            told[1] = math.nan
+        return torch.cat([told, both[:1], torch.zeros_like(both[:1])])
+
+
+def information_plane(
+    x: Any,
+    label: Any = None,
+    *,
+    group: Any = None,
+    estimator: Estimator = "adaptive_bins",
+    n_bins: int = 30,
+    low: float | None = None,
+    high: float | None = None,
+    noise: float | None = None,
+    m: int | None = None,
+) -> InformationPlaneResult:
+    """Return what rows hold of their inputs or, with labels, of these; see ``InformationPlane``.
+
+    All rows enter unless ``m`` is given.
+    """
+    about: About = "input" if label is None else "label"
+    size = m or max(len(x), 1)
+    instrument = InformationPlane(about, estimator, n_bins, low, high, noise, size)
+    return instrument.fit(x, label, group=group, ids=range(len(x)))

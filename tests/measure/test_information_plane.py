@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+
+from fixture_rows import X
+from sonde import InputError
+from sonde.measure import information_plane, mutual_information
+
+BITS = math.log(2)
+
+
+def toy(act):
+    """Return the states of a layer of three units on all 4,096 inputs of 12 bits, and labels."""
+    s = torch.cartesian_prod(*12 * [torch.tensor([-1.0, 1.0], dtype=torch.float64)])
+    j, k = torch.arange(12.0).double(), torch.arange(3.0).double()
+    weight = torch.sin(1.3 * torch.outer(j + 1, k + 1))
+    return act(s @ weight), (s[:, 0] * s[:, 1] > 0).long()
+
+
+@pytest.mark.truth("computed independently from the definitions, in bits")
+@pytest.mark.parametrize(
+    ("act", "options", "about_input", "about_label"),
+    [
+        (torch.tanh, {"estimator": "bins"}, 10.1392860987, 0.5204033133),
+        (torch.tanh, {"estimator": "bins", "n_bins": 5}, 5.5905435921, 0.0459641548),
+        (torch.tanh, {"estimator": "adaptive_bins"}, 11.9133253052, 0.9586157776),
+        (torch.relu, {"estimator": "bins"}, 5.5897138984, 0.0963891311),
+        (torch.relu, {"estimator": "adaptive_bins"}, 9.0366831264, 0.4324260018),
+    ],
+)
+def test_bins_of_a_toy_net(act, options, about_input, about_label):
+    x, label = toy(act)
+    if options["estimator"] == "bins":
+        options = {**options, "low": -1.0, "high": 1.0}
+    found = information_plane(x, **options)
+    assert float(found) / BITS == pytest.approx(about_input, rel=1e-8)
+    assert float(information_plane(x, label, **options)) / BITS == pytest.approx(
+        about_label, rel=1e-8
+    )
+    assert ("saturated" in found.flags) == (found.n_symbols > 2048)
+
+
+@pytest.mark.truth("brute force with scipy's logsumexp")
+def test_kernels():
+    d2 = torch.cdist(X, X).square().numpy()
+    label = torch.arange(len(X)) % 3
+
+    def bound(v, rows):
+        inner = np.asarray(logsumexp(-d2[np.ix_(rows, rows)] / (2 * v), axis=1))
+        return math.log(len(rows)) - float(inner.mean())
+
+    every, kinds = np.arange(len(X)), [np.flatnonzero(label == k) for k in range(3)]
+    found = information_plane(X, estimator="kde", noise=0.1)
+    assert float(found) == pytest.approx(3.5080437566, rel=1e-9) == bound(0.1, every)
+    assert found.lower == pytest.approx(2.7894719985, rel=1e-9)
+    v = 1e-3 * float(X.abs().max()) ** 2
+    want = bound(v, every) - sum(len(r) * bound(v, r) for r in kinds) / len(X)
+    adaptive = information_plane(X, label, estimator="adaptive_kde")
+    assert float(adaptive) == pytest.approx(want, rel=1e-9)
+    assert adaptive.noise_variance == pytest.approx(v)
+
+
+@pytest.mark.truth("closed form")
+@pytest.mark.parametrize("estimator", ["adaptive_bins", "bins", "kde", "adaptive_kde"])
+def test_far_clusters_and_their_labels(estimator):
+    label = torch.arange(4).repeat(30)
+    x = 100.0 * torch.eye(4)[label]
+    found = information_plane(x, estimator=estimator)
+    assert float(found) == pytest.approx(math.log(4), rel=1e-9)
+    told = information_plane(x, label, estimator=estimator)
+    assert float(told) == pytest.approx(math.log(4), rel=1e-9) == told.most
+    assert float(torch.as_tensor(told.null)) < 0.2
+
+
+def test_adaptive_bins_see_no_increasing_map_of_the_layer():
+    x, _ = toy(torch.tanh)
+    found = information_plane(x[:500])
+    assert float(information_plane(torch.atanh(x[:500]) ** 3)) == pytest.approx(float(found), 1e-9)
+
+
+def test_labels_without_meaning_have_the_value_of_the_null():
+    x, _ = toy(torch.relu)
+    lot = torch.randint(0, 2, (len(x),), generator=torch.Generator().manual_seed(0))
+    found = information_plane(x, lot, estimator="bins", low=-1.0, high=1.0)
+    assert float(found) == pytest.approx(float(torch.as_tensor(found.null)), rel=0.15)
+
+
+def test_constant_rows_are_dead_and_ends_in_the_wrong_order_an_error():
+    assert "dead" in information_plane(torch.ones(40, 3)).flags
+    assert "dead" in information_plane(X, torch.zeros(len(X)).long()).flags
+    with pytest.raises(InputError, match="InformationPlane: expected low below high, got 1"):
+        information_plane(X, estimator="bins", low=1.0, high=0.0)
+
+
+@pytest.mark.truth("mutual information of Gaussian pairs: 2 nats")
+def test_neighbours_of_principal_components():
+    draw = np.random.default_rng(0)
+    rho = math.sqrt(1 - math.exp(-2))
+    a, b = draw.standard_normal((2, 1200, 2))
+    b = rho * a + math.sqrt(1 - rho**2) * b
+    x, y = (
+        z @ np.linalg.qr(draw.standard_normal((30, 30)))[0][:2]
+        + 1e-3 * draw.standard_normal((1200, 30))
+        for z in (a, b)
+    )
+    found = mutual_information(x, y, estimator="ksg", components=2)
+    assert float(found) == pytest.approx(2.0, abs=0.08)
+    assert min(found.kept) > 0.99
+    assert not found.flags
+    plain = mutual_information(x[:300], y[:300], estimator="ksg")
+    assert "high_dim" in plain.flags
+    with pytest.raises(InputError, match="for the estimator 'ksg' alone"):
+        mutual_information(x, y, components=2)
