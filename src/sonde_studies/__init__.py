@@ -49,6 +49,7 @@ STUDIES: dict[str, str] = {
     "ssd": "SSDStudy",
     "subpopulation-curve": "SubpopulationCurveStudy",
     "subspace-patch": "SubspacePatchStudy",
+    "superposed-generate": "SuperposedGenerateStudy",
     "surrogate-rules": "SurrogateRulesStudy",
     "trajectories": "TrajectoriesStudy",
     "twin-merge": "TwinMergeStudy",
