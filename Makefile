@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'pip>=25.1'
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve]' --group dev --group docs
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve,audio]' --group dev --group docs
 	touch $(STAMP)
 
 scan: install

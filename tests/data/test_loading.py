@@ -199,27 +199,6 @@ def test_what_is_refused(name, tmp_path):
         load(tmp_path)
 
 
-def test_speech_and_video_are_refused(tmp_path):
-    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
-
-    config = Wav2Vec2Config(
-        vocab_size=9,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8,),
-        conv_stride=(5,),
-        conv_kernel=(10,),
-        num_feat_extract_layers=1,  # pyright: ignore[reportCallIssue]
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
-    )
-    Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
-    with pytest.raises(errors.InputError, match=r"reads audio.*live module"):
-        load(tmp_path)
-
-
 def test_remote_code_runs_only_when_it_is_allowed(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(

@@ -16,11 +16,7 @@ from sonde.data._quiet import quiet
 from sonde.data.processors import load_processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LATER_INPUTS = {
-    "input_values": "audio",
-    "input_features": "audio",
-    "pixel_values_videos": "video",
-}
+_LATER_INPUTS = {"pixel_values_videos": "video"}
 
 
 def from_directory(

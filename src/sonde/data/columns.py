@@ -9,12 +9,12 @@ import torch
 
 from sonde.core.errors import InputError, near
 from sonde.data._checkpoints import FACTORY
-from sonde.data.folders import IMAGE_SUFFIXES
+from sonde.data.folders import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from sonde.data.numbers import are_numbers
 from sonde.data.processors import no_recipe
 from sonde.data.sources import is_missing
 
-Reads = Literal["text", "image", "tensor", "callable"]
+Reads = Literal["text", "image", "audio", "tensor", "callable"]
 Kind = Literal[
     "text",
     "pair",
@@ -23,6 +23,7 @@ Kind = Literal[
     "trajectory",
     "span",
     "image",
+    "audio",
     "tensor",
     "numbers",
     "features",
@@ -32,6 +33,7 @@ Sample = Mapping[str, Sequence[Any]]
 
 TEXT_NAMES = ("text", "content", "sentence", "prompt")
 IMAGE_NAMES = ("image", "img", "file", "path")
+AUDIO_NAMES = ("audio", "speech", "sound", "file", "path", "x")
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
 MEANT = {*LABEL_NAMES, "id", "group", "key", "group_key", "pair", "side", "position", "first_error"}
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
@@ -39,6 +41,7 @@ TENSOR_NAMES = ("x", "pixel_values")
 ITEMS: dict[Reads, tuple[str, ...]] = {
     "text": ("input_ids", "messages", *TEXT_NAMES),
     "image": (*IMAGE_NAMES, *TENSOR_NAMES),
+    "audio": AUDIO_NAMES,
 }
 """Names of columns that hold one item of a kind."""
 STEPS = "steps"
@@ -232,6 +235,8 @@ def _input(
         return _text(free, flags, model, source), *_names_of_text(free, flags, model, source), False
     if reads == "image":
         return _image(free, flags, model, source)
+    if reads == "audio":
+        return "audio", (_audio(free, model, source),), False
     if reads == "callable":
         return _item(free, flags, model, source)
     return _tensor(free, flags, model, source)
@@ -283,6 +288,18 @@ def _image(
     if len(strings) == 1:
         return "image", (strings[0],), True
     raise _no_column(free, strings, "image", "image_column= (--image-column)", model, source)
+
+
+def _audio(free: Sample, model: str, source: str) -> str:
+    strings = [n for n in _strings(free) if _are_paths(free[n], AUDIO_SUFFIXES)]
+    for name in (*AUDIO_NAMES, *(strings if len(strings) == 1 else ())):
+        if name in free:
+            return name
+    found = f"the columns {', '.join(free)}" if free else "no column that is free"
+    raise InputError(
+        f"{model} reads recordings, and {source} has {found}. Call the column of files or samples "
+        "'audio'."
+    )
 
 
 def _item(
@@ -380,9 +397,9 @@ def _strings(free: Sample) -> list[str]:
     ]
 
 
-def _are_paths(values: Sequence[Any]) -> bool:
+def _are_paths(values: Sequence[Any], wanted: Collection[str] = IMAGE_SUFFIXES) -> bool:
     suffixes = {"." + v.rsplit(".", 1)[-1].lower() for v in values if isinstance(v, str)}
-    return bool(suffixes & IMAGE_SUFFIXES)
+    return not suffixes.isdisjoint(wanted)
 
 
 def _is_token_list(values: Sequence[Any]) -> bool:

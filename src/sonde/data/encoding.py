@@ -6,12 +6,18 @@ from pathlib import Path
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
+from sonde.data.audio_encoding import audio_encoder
 from sonde.data.columns import Layout, Reads
 from sonde.data.encoder import Encoder, dtype_of, forward_names, takes, tensor_arguments
 from sonde.data.image_encoding import ImageFlags, image_encoder
 from sonde.data.listing import Listing
 from sonde.data.numbers import NumbersEncoder
-from sonde.data.processors import is_image_processor, is_tokenizer
+from sonde.data.processors import (
+    AUDIO_INPUTS,
+    is_feature_extractor,
+    is_image_processor,
+    is_tokenizer,
+)
 from sonde.data.span import SpanEncoder
 from sonde.data.tensors import CallableEncoder, FeatureEncoder, TensorEncoder
 from sonde.data.text import Long, TextEncoder
@@ -32,17 +38,20 @@ def reads_of(model: Model, images: ImageFlags) -> Reads:
         return "text"
     if is_image_processor(model.processor) or images.any:
         return "image"
+    if is_feature_extractor(model.processor):
+        return "audio"
     if model.processor is not None:
         if hasattr(model.processor, "tokenizer") or not callable(model.processor):
             raise InputError(
-                "load: expected processor= as a tokenizer, an image processor or a function of "
-                "one item, "
+                "load: expected processor= as a tokenizer, an image processor, a feature extractor "
+                "or a function of one item, "
                 f"got {type(model.processor).__name__}. Pass its tokenizer or image_processor."
             )
         return "callable"
     if model.config is None:
         return "tensor"
-    return "image" if main_input(model) == "pixel_values" else "text"
+    main = main_input(model)
+    return "image" if main == "pixel_values" else "audio" if main in AUDIO_INPUTS else "text"
 
 
 def encoder_for(
@@ -81,6 +90,8 @@ def encoder_for(
         return TensorEncoder(layout.inputs[0], main_input(model), names)
     if layout.kind == "image":
         return image_encoder(model, layout, base, images, names)
+    if layout.kind == "audio":
+        return audio_encoder(model, layout, base, names)
     if layout.kind == "trajectory":
         plain = replace(layout, kind="text", inputs=layout.inputs[:1])
         text = text_encoder(model, plain, names, max_length, long)

@@ -1,32 +1,43 @@
-"""A folder of images; the first subfolder is the class."""
+"""A folder of images or of recordings; the first subfolder is the class."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.data.sources import Row, Source
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus"})
+_KINDS = {"image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
 
 
 @final
-class ImageFolder(Source):
-    """Every image under a folder, sorted by its relative path."""
+class MediaFolder(Source):
+    """Every image, or every recording, under a folder, sorted by its relative path."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
-        self._files = sorted(
-            p.relative_to(path)
-            for p in path.rglob("*")
-            if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not _hidden(p, path)
-        )
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+        found = {
+            kind: [p.relative_to(path) for p in files if p.suffix.lower() in suffixes]
+            for kind, suffixes in _KINDS.items()
+        }
+        self._kind = "audio" if found["audio"] else "image"
+        self._files = found[self._kind]
         if not self._files:
             raise InputError(
-                f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}). "
-                "Pass a folder of images, a table, or a data set saved with save_to_disk."
+                f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no recording "
+                f"({', '.join(sorted(AUDIO_SUFFIXES))}). Pass a folder of these, a table, or a "
+                "data set saved with save_to_disk."
+            )
+        if found["image"] and found["audio"]:
+            raise InputError(
+                f"{path} holds {plural(len(found['image']), 'image')} and "
+                f"{plural(len(found['audio']), 'recording')}. Pass a folder with one kind of them."
             )
 
     def where(self, index: int) -> str:
@@ -45,7 +56,7 @@ class ImageFolder(Source):
         """Return the paths of some files."""
         files = self._files[start:stop]
         return [
-            {"image": self.path / f, "label": f.parts[0] if len(f.parts) > 1 else None}
+            {self._kind: self.path / f, "label": f.parts[0] if len(f.parts) > 1 else None}
             for f in files
         ]
 

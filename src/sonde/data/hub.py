@@ -20,7 +20,7 @@ _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 @final
 class HubData(Source):
-    """A ``datasets.Dataset``: memory-mapped, its images left undecoded."""
+    """A ``datasets.Dataset``: memory-mapped, its images and recordings left undecoded."""
 
     def __init__(self, found: Any, name: str) -> None:
         import datasets
@@ -28,8 +28,8 @@ class HubData(Source):
         self.name = name
         self._features = dict(found.features)
         for column, feature in self._features.items():
-            if isinstance(feature, datasets.Image):
-                found = found.cast_column(column, datasets.Image(decode=False))
+            if isinstance(feature, datasets.Image | datasets.Audio):
+                found = found.cast_column(column, type(feature)(decode=False))
         self._found = found.with_format(None)
 
     def where(self, index: int) -> str:

@@ -17,6 +17,9 @@ from sonde.data.encoder import Collated, Encoder, Prepared
 from sonde.data.listing import Listing, taken
 from sonde.data.sources import Row, Source
 
+CUT = {"audio": ("recording", "length that the feature extractor keeps")}
+"""What is cut off, and where, of items that are no texts."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -141,10 +144,10 @@ class ItemInputs(Inputs):
                 "--max-length, cut into chunks of one group (--long chunk)."
             )
         if listing.n_truncated:
+            what, end = CUT.get(self.encoder.kind, ("text", "context or --max-length"))
             found.append(
-                f"{listing.n_truncated:,} of {plural(listing.n_items, 'text')} "
-                f"{'was' if listing.n_truncated == 1 else 'were'} cut off at the "
-                "context or --max-length."
+                f"{listing.n_truncated:,} of {plural(listing.n_items, what)} "
+                f"{'was' if listing.n_truncated == 1 else 'were'} cut off at the {end}."
             )
         if self.n_skipped:
             reasons = "; ".join([*listing.skipped, *self._broken.values()][:3])

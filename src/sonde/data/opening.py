@@ -17,7 +17,7 @@ from sonde.data.arrays import ARRAY_SUFFIXES, array_source
 from sonde.data.columns import Flags, Layout, Sample, layout
 from sonde.data.encoder import Encoder, forward_names, tensor_arguments
 from sonde.data.encoding import batch_size_for, encoder_for, main_input, reads_of
-from sonde.data.folders import ImageFolder
+from sonde.data.folders import MediaFolder
 from sonde.data.image_encoding import ImageFlags
 from sonde.data.inputs import ItemInputs
 from sonde.data.iterables import PAIRS, ArrayRows, Iterated, Tuples, features_and_labels
@@ -224,9 +224,9 @@ def _from_folder(path: Path, wanted: str | None) -> Source:
     known = split_folders(path)
     if known:
         chosen = chosen_split(str(path), known, None, wanted)
-        return ImageFolder(path / chosen).of_split(chosen, known, False)
+        return MediaFolder(path / chosen).of_split(chosen, known, False)
     beside = split_folders(path.parent) if path.name in (*FIRST, *TRAIN) else []
-    found = ImageFolder(path)
+    found = MediaFolder(path)
     return found.of_split(path.name, beside, True) if beside else found
 
 

@@ -25,6 +25,7 @@ RECIPE = (
     f"{FACTORY}."
 )
 BILINEAR = 2
+AUDIO_INPUTS = ("input_values", "input_features")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -125,8 +126,11 @@ class PillowProcessor:
 
 def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote_code: bool) -> Any:
     """Return the checkpoint's tokenizer or image processor, or None where it brings none."""
-    if getattr(module, "main_input_name", "input_ids") == "pixel_values":
+    main = getattr(module, "main_input_name", "input_ids")
+    if main == "pixel_values":
         return _image_processor(directory)
+    if main in AUDIO_INPUTS:
+        return _feature_extractor(directory)
     if not any((directory / name).exists() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
@@ -137,6 +141,23 @@ def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote
         raise InputError(
             f"load: the tokenizer in {directory} does not load: {type(error).__name__}: {error}. "
             f"Fix its files, or pass processor= with a tokenizer in Python; {FACTORY}."
+        ) from error
+
+
+def _feature_extractor(directory: Path) -> Any:
+    if not any(
+        (directory / n).exists() for n in ("preprocessor_config.json", "processor_config.json")
+    ):
+        return None
+    from transformers import AutoFeatureExtractor
+
+    try:
+        return AutoFeatureExtractor.from_pretrained(directory)
+    except Exception as error:
+        raise InputError(
+            f"load: the feature extractor in {directory} does not load: "
+            f"{type(error).__name__}: {error}. Fix preprocessor_config.json, or pass processor= "
+            f"with a feature extractor in Python; {FACTORY}."
         ) from error
 
 
@@ -175,6 +196,12 @@ def is_image_processor(processor: Any) -> bool:
         return True
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(processor, transformers.BaseImageProcessor)
+
+
+def is_feature_extractor(processor: Any) -> bool:
+    """Return whether a processor turns recordings into a model's input."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(processor, transformers.SequenceFeatureExtractor)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

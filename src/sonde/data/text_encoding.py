@@ -103,6 +103,17 @@ def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | N
             "gets a target text or its start token. Leave it out, and name the column of the "
             "target (--target-column)."
         )
+    return Decoder(start_token(model), layout.target)
+
+
+def start_token(model: Model) -> int:
+    """Return the first token of the decoder.
+
+    Raises
+    ------
+    InputError
+        If the model's configuration names none.
+    """
     names_of_start = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
     candidates = (getattr(model.config, name, None) for name in names_of_start)
     start = next((i for i in candidates if isinstance(i, int)), None)
@@ -112,7 +123,7 @@ def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | N
             "bos_token_id or "
             "pad_token_id, so the decoder has no start token. Set one in config.json."
         )
-    return Decoder(start, layout.target)
+    return start
 
 
 def _hash_of(tokenizer: Any) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
 from sonde.data.columns import IMAGE_NAMES
-from sonde.data.folders import ImageFolder
+from sonde.data.folders import MediaFolder
 from sonde.data.images import decode, stored
 from sonde.data.sources import is_missing
 from sonde.metrics import aupro, pixel_auroc
@@ -156,7 +156,7 @@ class _Masks:
             _stem(str(row.get(self.image, "")), data): i for i, row in self.known.items.items()
         }
         found: dict[int, Path] = {}
-        for row in ImageFolder(folder).rows():
+        for row in MediaFolder(folder).rows():
             stem = _stem(str(row["image"]), folder)
             item = named.get(stem, named.get(stem.removesuffix(ENDING)))
             if item is None or item in found:
