@@ -35,7 +35,7 @@ def classifier(tmp_path_factory):
     torch.manual_seed(0)
     config = Wav2Vec2Config(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8), num_labels=2,
+        conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8), num_labels=2,  # pyright: ignore[reportCallIssue]
         num_feat_extract_layers=2, num_conv_pos_embeddings=8,  # pyright: ignore[reportCallIssue]
         num_conv_pos_embedding_groups=2, classifier_proj_size=8,
     )  # fmt: skip
