@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from findings.test_snd019 import Ahead
 from narrow import expect
-from scan._plants import Plant, digits, net, relabelled, scan
+from scan._plants import LENGTHS, Plant, digits, net, read_texts, relabelled, scan, texts
 from scan._zoo import SEEDS, digit_net
 from sonde.report import Report
 
@@ -60,6 +61,13 @@ PLANTS = (
         lambda: batch_normed(False, 255.0),
         lambda: batch_normed(False),
         folds={"SND012": "SND015", "SND037": "SND015"},
+    ),
+    Plant(
+        "SND019",
+        "error",
+        lambda: read_texts(Ahead(False).eval(), texts(LENGTHS * 10), task="causal"),
+        lambda: read_texts(Ahead(True).eval(), texts(LENGTHS * 10), task="causal"),
+        folds={"SND007": "SND019"},
     ),
     Plant(
         "SND038",

@@ -48,6 +48,7 @@ _NO_FUNCTION = "the state is not a function of the row"
 
 TABLE: tuple[Cause, ...] = (
     Cause("SND005", ("SND004", "SND006"), levels=_LOOK),
+    Cause("SND019", ("SND007", "SND008"), levels=_LOOK),
     Cause("SND008", ("SND007",), levels=_LOOK),
     *(
         Cause(code, ("SND042", "SND051", "SND052", "SND053"), levels=_LOOK, void=_NO_FUNCTION)

@@ -1,6 +1,6 @@
 """Whether a state is a function of its row: the same few examples, fed in different company.
 
-At most seven small forwards before the pass of a healthy model: twice under other random seeds,
+At most eight small forwards before the pass of a healthy model: twice under other random seeds,
 with other rows beside them, and padded. What differs is measured against the spread between rows.
 """
 
@@ -10,11 +10,17 @@ import numpy as np
 import torch
 
 from sonde.core.hashing import base_hashes
-from sonde.findings._trials import Taken, Trials, joined, of_example
+from sonde.findings._trials import Rows, Taken, Trials, joined, of_example
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.reading.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
-from sonde.tap.reading.small_batches import LONGEST, Side, SmallBatches, small_batches
+from sonde.tap.reading.small_batches import (
+    LONGEST,
+    SHORTEST,
+    Side,
+    SmallBatches,
+    small_batches,
+)
 
 ROWS = 8
 
@@ -65,6 +71,8 @@ class SelfCheck:
         Texts padded on the right, on the left, and on the left with positions from the mask,
         against texts without padding. Without ``deep`` the side of the processor alone; the others
         only where it does harm.
+    future : Deltas or None
+        The first halves of texts of a model that predicts next tokens, with other second halves.
     reasons : dict of str to str
         Why a comparison could not be made.
     buffers : tuple of str
@@ -82,6 +90,7 @@ class SelfCheck:
     right: Deltas | None = None
     left: Deltas | None = None
     left_positions: Deltas | None = None
+    future: Deltas | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     padding: tuple[str, ...] = ()
@@ -148,6 +157,8 @@ class _Compared:
             self.reasons["company"] = "needs two examples of one size"
         else:
             self.found["company"] = self._company(together)
+        if self.stream.model.task == "causal" and (self.small.length or 0) > SHORTEST:
+            self.found["future"] = self._future(together)
         self._padding(together, side, deep)
 
     @property
@@ -184,6 +195,21 @@ class _Compared:
                 continue
             return self._deltas(together, rows)
         return None
+
+    def _future(self, together: Taken) -> Deltas | None:
+        """Compare the first halves of texts with those of the same texts that end otherwise."""
+        n, length = len(self.small), self.small.length or 0
+        half = length // 2
+        if n < 2:
+            return None
+        changed = self.trials.read(self.small.other_endings(half), self._every, self.seed)
+
+        def begun(taken: Taken) -> Taken:
+            whole = {k: r for k, r in taken.items() if len(r.x) == n * length}
+            first = torch.arange(n * length) % length < half
+            return {k: Rows(r.x[first], r.example[first]) for k, r in whole.items()}
+
+        return self._deltas(begun(together), begun(changed))
 
     def _padding(self, together: Taken, side: Side, deep: bool) -> None:
         short = self.small.shortened()

@@ -97,6 +97,17 @@ class SmallBatches:
         """Return one batch of some examples of equal size, in the order given."""
         return _stacked([self.singles[i] for i in which])
 
+    def other_endings(self, start: int) -> InputBatch:
+        """Return one batch of all texts, each with the tokens from ``start`` on of the next one."""
+        length = self.length
+        assert length is not None
+
+        def fit(name: str, x: Tensor) -> Tensor:
+            moves = name == "input_ids" and not x.is_floating_point()
+            return torch.cat([x[:, :start], x[:, start:].roll(1, 0)], dim=1) if moves else x
+
+        return _along(self.together(range(len(self))), length, fit)
+
     def shortened(self) -> "SmallBatches | str":
         """Return the same texts, all but the first cut to half of their tokens, or why not."""
         length = self.length
