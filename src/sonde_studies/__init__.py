@@ -40,6 +40,7 @@ STUDIES: dict[str, str] = {
     "nac": "NACStudy",
     "nac-me": "NACMEStudy",
     "normgrad": "NormGradStudy",
+    "over-trust-decode": "OverTrustDecodeStudy",
     "overview": "OverviewStudy",
     "parallel-adapters": "ParallelAdaptersStudy",
     "pawn": "PAWNStudy",
