@@ -24,7 +24,8 @@ scan: install
 	mkdir -p reports
 	$(BIN)/sonde scan sonde:digits sonde:digits/test -o reports/digits.html
 	$(BIN)/sonde scan sonde:stdlib sonde:stdlib/test -o reports/stdlib.html
-	@echo "reports: reports/digits.html reports/stdlib.html"
+	$(BIN)/sonde scan sonde:digits sonde:digits/test --image-mean 0 --image-std 1 -o reports/fed-wrongly.html
+	@echo "reports: reports/digits.html reports/stdlib.html reports/fed-wrongly.html (has a finding)"
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900 --durations 12
