@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from sonde import Model
 from sonde.data import StandardLibrary
@@ -87,3 +90,10 @@ def continued(
             ids = torch.cat([ids, new], dim=1)
         found += ids.tolist()
     return found
+
+
+@torch.no_grad()
+def likelihood(model: Any, ids: Int[Tensor, "text pos"], given: int) -> Float[Tensor, "text"]:
+    """Return the mean log-probability of the tokens after the first ones, in nats."""
+    logs = model(ids).logits[:, given - 1 : -1].log_softmax(2)
+    return logs.gather(2, ids[:, given:, None])[..., 0].mean(1)

@@ -20,7 +20,7 @@ import sonde
 from sonde.edit import AttentionColumns, OverTrustDecode
 from sonde.metrics import auroc
 from sonde.tap import Tap
-from sonde_studies._written import code, pieces
+from sonde_studies._written import code, likelihood, pieces
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 TEXTS, GIVEN, BEGUN, NEW = 192, 32, 32, 96
@@ -103,7 +103,9 @@ class OverTrustDecodeStudy(Study):
         how = {"num_beams": 2, "repetition_penalty": 1.2, "max_new_tokens": written}
         arms["repetition penalty 1.2"] = _written(model.module, prompts[:searched], **how)
         share = {name: fmean(repeated(x[:, GIVEN:]).tolist()) for name, x in arms.items()}
-        likely = {name: float(_likely(model.module, x).mean()) for name, x in arms.items()}
+        likely = {
+            name: float(likelihood(model.module, x, GIVEN).mean()) for name, x in arms.items()
+        }
         return {
             "before": _told(highest[clean], loop[clean]),
             "along": _told(old, loop),
@@ -147,14 +149,7 @@ def _watched(model: Any, ids: Int[Tensor, "text pos"]) -> tuple[Tensor, ...]:
     n = ids.shape[1]
     probs = rows.reshape(len(ids), n, -1, n).movedim(2, 1)[:, :, GIVEN:, GIVEN:].float()
     mean, product = AttentionColumns().score(probs), PRODUCT.score(probs)
-    return mean.amax(1), mean[:, :-OLD].amax(1), product.amax(1), _likely(model, ids)
-
-
-@torch.no_grad()
-def _likely(model: Any, ids: Int[Tensor, "text pos"]) -> Float[Tensor, "text"]:
-    """Return the mean log-probability of the bytes after the prompts."""
-    logs = model(ids).logits[:, GIVEN - 1 : -1].log_softmax(2)
-    return logs.gather(2, ids[:, GIVEN:, None])[..., 0].mean(1)
+    return mean.amax(1), mean[:, :-OLD].amax(1), product.amax(1), likelihood(model, ids, GIVEN)
 
 
 def _told(score: Float[Tensor, "text"], label: Tensor) -> float:

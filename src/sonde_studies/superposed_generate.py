@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import sonde
 from sonde.data import StandardLibrary
 from sonde.edit import NGrams, SuperposedGenerate, linearity
-from sonde_studies._written import code, pieces
+from sonde_studies._written import code, likelihood, pieces
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 PROMPTS, GIVEN, NEW, NEXT = 96, 64, 24, 4
@@ -120,7 +120,7 @@ class SuperposedGenerateStudy(Study):
             "n-grams": ahead("mean", "no n-grams"),
             "linear": float(cosine[-1]) - 0.9,
             "again": ahead("mean", "nucleus again", "nucleus"),
-            "people | mean": float(_likely(model, texts).mean()),
+            "people | mean": float(likelihood(model, texts, GIVEN).mean()),
             **{f"cosine after layer {i}": float(x) for i, x in enumerate(cosine)},
             **found,
         }
@@ -144,7 +144,7 @@ def _written(
 def _judged(
     model: nn.Module, drafts: Int[Tensor, "text draft pos"], texts: Int[Tensor, "text pos"]
 ) -> dict[str, float]:
-    likely = _likely(model, drafts.flatten(0, 1)).unflatten(0, drafts.shape[:2])
+    likely = likelihood(model, drafts.flatten(0, 1), GIVEN).unflatten(0, drafts.shape[:2])
     given = slice(GIVEN, GIVEN + NEXT)
     hit = (drafts[:, :, given] == texts[:, None, given]).all(2).any(1)
     kinds = [len({tuple(one) for one in some.tolist()}) for some in drafts]
@@ -154,13 +154,6 @@ def _judged(
         "next bytes": float(hit.double().mean()),
         "different": float(np.mean(kinds)),
     }
-
-
-@torch.no_grad()
-def _likely(model: nn.Module, ids: Int[Tensor, "text pos"]) -> Float[Tensor, "text"]:
-    """Return the mean log-probability of the bytes after the prompts."""
-    logs = model(ids).logits[:, GIVEN - 1 : -1].log_softmax(2)
-    return logs.gather(2, ids[:, GIVEN:, None])[..., 0].mean(1)
 
 
 def _linear(model: Any, prompts: Int[Tensor, "two pos"]) -> Float[Tensor, "layer"]:
