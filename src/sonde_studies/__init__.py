@@ -34,6 +34,7 @@ STUDIES: dict[str, str] = {
     "gated-adapter": "GatedAdapterStudy",
     "increment-penalty": "IncrementPenaltyStudy",
     "inject": "InjectStudy",
+    "information-plane": "InformationPlaneStudy",
     "label-agnostic": "LabelAgnosticStudy",
     "lol": "LOLStudy",
     "mask-sensitivity": "MaskSensitivityStudy",

@@ -16,6 +16,7 @@ from sonde.measure.correlation_match import CorrelationMatch, correlation_match
 from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.dci import DCI, dci
 from sonde.measure.dead_units import DeadUnits, dead_units
+from sonde.measure.depth_use import depth_use
 from sonde.measure.disparity_decomposition import disparity_decomposition
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
@@ -135,6 +136,7 @@ __all__ = [
     "covariance",
     "dci",
     "dead_units",
+    "depth_use",
     "disparity_decomposition",
     "effective_rank",
     "entropy_rank",
