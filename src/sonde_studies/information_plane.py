@@ -1,0 +1,163 @@
+"""Do layers forget their input after they have learned the label, and who says so.
+
+All inputs of 12 bits are there to train on; several estimators look at the same nets.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde.measure import information_plane
+from sonde_studies._layers import accuracy, layers_of, plain_net
+from sonde_studies._separation import rank_correlation
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+BITS, WIDTHS, RATE, STEPS, ROWS = 12, (10, 7, 5, 4, 3), 1e-2, 1500, 256
+AT = (0, 20, 50, 100, 200, 400, 700, 1000)
+FORMS: dict[str, dict[str, Any]] = {
+    "bins": {"estimator": "bins", "low": -1.0, "high": 1.0},
+    "adaptive bins": {"estimator": "adaptive_bins"},
+    "adaptive kernel": {"estimator": "adaptive_kde", "m": 1024},
+}
+DECAY = 0.1
+
+
+@final
+class InformationPlaneStudy(Study):
+    """Nets of five narrow layers on a rule of 12 bits; every estimator at every checkpoint.
+
+    Compression is the largest information about the input less that at the end, of a layer.
+    """
+
+    name = "information-plane"
+    title = "do layers forget their input after they have learned, and who says so?"
+    paper = "shwartzziv2017opening"
+    fidelity = (
+        "the task's size and layers as published, another rule; adaptive estimators as published "
+        "but for the kernel's share; AdamW in place of SGD; rows for estimates are one half of all "
+        "inputs"
+    )
+    data = "synthetic: all 4,096 inputs of 12 bits, label a threshold of a quadratic form"
+    claims = (
+        Claim(
+            "tanh, bins",
+            "By bins from -1 to 1 the last layer of a tanh net forgets more than 0.1 bits.",
+            "bits of compression",
+            above=0.1,
+        ),
+        Claim(
+            "tanh, adaptive bins",
+            "So it does by adaptive bins.",
+            "bits of compression",
+            above=0.1,
+        ),
+        Claim(
+            "relu, adaptive bins",
+            "And so does the last layer of a ReLU net.",
+            "bits of compression",
+            above=0.1,
+        ),
+        Claim(
+            "relu, adaptive kernel",
+            "An adaptive kernel says so of the ReLU net too.",
+            "bits of compression",
+            above=0.1,
+        ),
+        Claim(
+            "decay",
+            "Weight decay makes the layers of the ReLU net forget more.",
+            "difference of bits, mean over layers, adaptive bins",
+        ),
+        Claim(
+            "last before first",
+            "The last layer forgets more than the first.",
+            "difference of bits, ReLU, adaptive bins",
+        ),
+        Claim(
+            "estimators agree",
+            "Adaptive bins and adaptive kernel rank layers and steps alike.",
+            "rank correlation, ReLU",
+        ),
+    )
+    null = Claim(
+        "untrained",
+        "Two halves of the inputs at an untrained net.",
+        "bits, difference of information about the input, last layer, adaptive bins",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train the nets, and place each layer at each checkpoint."""
+        x, label = _world(seed)
+        lost: dict[tuple[str, str], list[float]] = {}
+        flat: dict[str, list[float]] = {}
+        figures: dict[str, float] = {}
+        arms = (("tanh", nn.Tanh, 0.0), ("relu", nn.ReLU, 0.0), ("relu, decay", nn.ReLU, DECAY))
+        for name, act, decay in arms:
+            tick(name)
+            nets = _trained(x, label, act, decay, seed, 40 if tiny else STEPS)
+            seen = x[::8] if tiny else x[::2]
+            states = [layers_of(net, seen) for net in nets]
+            forms = FORMS if name != "relu, decay" else {"adaptive bins": FORMS["adaptive bins"]}
+            for form, options in forms.items():
+                held = torch.tensor([[_bits(h, options) for h in layers] for layers in states])
+                lost[name, form] = (held.max(0).values - held[-1]).tolist()
+                flat[f"{name}, {form}"] = held.flatten().tolist()
+                figures[f"forgotten, last layer | {name}, {form}"] = lost[name, form][-1]
+                figures[f"held at the end, last layer | {name}, {form}"] = float(held[-1, -1])
+                at = [*AT, STEPS][int(held[:, -1].argmax())]
+                figures[f"step of the maximum, last layer | {name}, {form}"] = float(at)
+            figures[f"accuracy | {name}"] = accuracy(nets[-1], x, label)
+        bins = "adaptive bins"
+        plain, decayed = lost["relu", bins], lost["relu, decay", bins]
+        fresh = layers_of(plain_net(seed, WIDTHS, nn.ReLU, BITS, 2), x)[-1]
+        halves = [_bits(fresh[i::2], FORMS[bins]) for i in (0, 1)]
+        return {
+            "tanh, bins": lost["tanh", "bins"][-1],
+            "tanh, adaptive bins": lost["tanh", bins][-1],
+            "relu, adaptive bins": plain[-1],
+            "relu, adaptive kernel": lost["relu", "adaptive kernel"][-1],
+            "decay": sum(decayed) / len(decayed) - sum(plain) / len(plain),
+            "last before first": plain[-1] - plain[0],
+            "estimators agree": rank_correlation(
+                flat["relu, adaptive bins"], flat["relu, adaptive kernel"]
+            ),
+            "untrained": halves[0] - halves[1],
+            **figures,
+        }
+
+
+def _bits(x: Tensor, options: Mapping[str, Any]) -> float:
+    return float(information_plane(x, **options).bits()) if bool((x != x[:1]).any()) else 0.0
+
+
+def _world(seed: int) -> tuple[Tensor, Tensor]:
+    """Return all inputs, in an order that is drawn, and a balanced label of pairs of bits."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.cartesian_prod(*BITS * [torch.tensor([-1.0, 1.0])])
+    x = x[torch.randperm(len(x), generator=draw)]
+    form = torch.randn(BITS, BITS, generator=draw)
+    score = ((x @ form) * x).sum(1)
+    return x, (score > score.median()).long()
+
+
+@torch.enable_grad()
+def _trained(
+    x: Tensor, label: Tensor, act: type[nn.Module], decay: float, seed: int, steps: int
+) -> list[nn.Sequential]:
+    """Return the net at each checkpoint and at the end."""
+    net = plain_net(seed, WIDTHS, act, BITS, 2)
+    draw = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=decay)
+    kept: list[nn.Sequential] = []
+    for step in range(steps):
+        if step in AT:
+            kept.append(deepcopy(net).eval())
+        rows = torch.randint(len(x), (ROWS,), generator=draw)
+        optimiser.zero_grad()
+        functional.cross_entropy(net(x[rows]), label[rows]).backward()
+        optimiser.step()
+    return [*kept, net.eval()]
