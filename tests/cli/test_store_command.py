@@ -107,6 +107,7 @@ def test_columns_and_a_share_of_the_patches(tmp_path):
         (["read", "-", "rows.npz", "-o", "new", "--keep", "1/8"], ["nothing to choose from"]),
         (["read", "-", "rows.npz", "-o", "new", "--columns", "a"], ["a table of data"]),
         (["read", "-", "more.npz", "-o", "acts"], ["of another model, data or reading"]),
+        (["read", "acts", "-o", "acts", "--fresh"], ["it is read here", "Name another folder"]),
     ],
 )
 def test_what_is_wrong_is_one_line(here, monkeypatch, words, said):

@@ -88,3 +88,18 @@ def test_the_command_line_reads_weights_without_data(tmp_path, capsys):
         == 0
     )
     assert "weight" in capsys.readouterr().out
+
+
+@pytest.mark.truth("the parameter itself")
+def test_the_command_line_writes_weights_as_rows(tmp_path, capsys):
+    """Parameters are rows of a folder, and some of these of another."""
+    some, other = str(tmp_path / "some"), str(tmp_path / "other")
+    words = ["read", "sonde:digits", "--sites", "layers.*.mlp.fc1:weight", "-o", some]
+    assert main(words) == 0, capsys.readouterr().err
+    assert len(sonde.read(some).schema) == 4
+    key = "vit.layers.1.mlp.fc1:weight"
+    assert main(["read", some, "--sites", key, "-o", other]) == 0, capsys.readouterr().err
+    batches = list(sonde.read(other))
+    assert [*batches[0].rows] == [key]
+    weight = sonde.load("sonde:digits").module.get_submodule(key.partition(":")[0]).weight
+    assert torch.equal(torch.cat([b.rows[key] for b in batches]), weight.detach())

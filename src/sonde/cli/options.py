@@ -47,7 +47,7 @@ SourceDataWord = Annotated[
     named(
         "DATA",
         "an image folder, a JSONL, CSV or Parquet file, arrays (.npz, .safetensors), or a "
-        "data set by name, e.g. sonde:digits/test; none with a folder of rows",
+        "data set by name, e.g. sonde:digits/test; none with a folder of rows, or for weights",
     ),
 ]
 ProbeWord = Annotated[

@@ -9,7 +9,15 @@ import tyro
 
 from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import Failed, note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, RunFlags, named
+from sonde.cli.options import (
+    Printing,
+    Reading,
+    RunFlags,
+    SourceDataWord,
+    SourceWord,
+    named,
+    source_of,
+)
 from sonde.core.wording import plural
 
 
@@ -17,14 +25,17 @@ from sonde.core.wording import plural
 class Read:
     """Write the hidden states of a model over data to a folder of Arrow files.
 
+    Weights are read without DATA: --sites 'layers.*.mlp.down_proj:weight'. Of a folder of rows some
+    sites, or a share of its rows, go to another folder.
+
     Example: sonde read sonde:digits sonde:digits/test --sites blocks -o acts
 
     More: sonde read MODEL MORE --sites blocks -o acts --append, rows of further
     data; sonde read MODEL DATA --sites head -o acts --add-sites, further sites.
     """
 
-    model: ModelWord
-    data: DataWord
+    model: SourceWord
+    data: SourceDataWord = ""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder to write")] = Path("acts")
     append: Annotated[
         bool, tyro.conf.arg(help="append to the rows of other data in the folder")
@@ -54,7 +65,6 @@ class Read:
         from sonde.store import Store
 
         self._check()
-        self.reading.check(self.data)
         stream, columns = self._stream()
         check_rows(stream)
         try:
@@ -79,7 +89,7 @@ class Read:
         from sonde.core.errors import InputError
         from sonde.store.outputs import check_folder
 
-        check_folder(self.output)
+        check_folder(self.output, self.model)
         self.running.check(self.output, "store.json")
         grows = self.append or self.add_sites
         if self.append and self.add_sites:
@@ -97,17 +107,14 @@ class Read:
 
     def _stream(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the rows to write, and the columns of the data beside them."""
-        from sonde.data import load
-        from sonde.run.reading.read import ARRAYS, chosen_columns, read
+        from sonde.run.reading.read import chosen_columns, read
         from sonde.store import KeptRows
 
         every = parse_keep(self.keep)
-        model = (
-            self.model if self.model == ARRAYS else load(self.model, **self.reading.model_options())
-        )
+        model, data = source_of("read", self.model, self.data, self.reading)
         stream = read(
             model,
-            self.data,
+            data,
             further=_words(self.further),
             **self.reading.site_options(),
             **self.reading.data_options(),

@@ -6,6 +6,7 @@ rows go to a folder of their own.
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from sonde.core.errors import InputError, StoreError
@@ -34,11 +35,7 @@ def check_file(output: Path, *inputs: str | Path) -> None:
         raise StoreError(f"cannot write {output}: there is no folder {folder}. Make it first.")
     if output.is_dir():
         raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
-    for source in inputs:
-        if output.exists() and Path(source).exists() and output.samefile(source):
-            raise InputError(
-                f"cannot write {output}: it is read here, and would be replaced. Name another file."
-            )
+    _check_not_read(output, inputs, "file")
     _check_above(output)
     if not os.access(folder, os.W_OK):
         raise StoreError(f"cannot write {output}: no permission in {folder}.")
@@ -52,12 +49,14 @@ def check_file(output: Path, *inputs: str | Path) -> None:
         ) from None
 
 
-def check_folder(output: Path, alone: bool = True) -> None:
-    """Refuse a folder that is a file, lies inside a store, or holds other files.
+def check_folder(output: Path, *inputs: str | Path, alone: bool = True) -> None:
+    """Refuse a folder that is a file, is read, lies inside a store, or holds other files.
 
     Parameters
     ----------
     output : Path
+    *inputs : str or Path
+        What is read.
     alone : bool, default=True
         Refuse a folder with other files in it. A store, also one that was only begun, is none:
         whether its rows are these is told when its plan is known.
@@ -69,9 +68,19 @@ def check_folder(output: Path, alone: bool = True) -> None:
     """
     if output.is_file():
         raise InputError(f"cannot write {output}: it is a file. Name a folder.")
+    _check_not_read(output, inputs, "folder")
     _check_above(output)
     if alone and output.is_dir() and not is_store(output):
         _check_empty(output)
+
+
+def _check_not_read(output: Path, inputs: Iterable[str | Path], kind: str) -> None:
+    for source in inputs:
+        if output.exists() and Path(source).exists() and output.samefile(source):
+            raise InputError(
+                f"cannot write {output}: it is read here, and would be replaced. Name another "
+                f"{kind}."
+            )
 
 
 def _check_empty(output: Path) -> None:
