@@ -49,6 +49,28 @@ def test_the_means_of_both_sides_are_equal_in_the_written_model(run, tmp_path, t
     assert run(*words, "--force").code == 2
 
 
+@pytest.mark.truth("means of the states of the written model, class by class")
+def test_the_classes_of_a_column_are_erased(run, tmp_path):
+    """Of three classes, which a column other than ``label`` names, all means are one."""
+    kinds = {"prose": PROSE, "code": CODE, "upper": [line.upper() for line in PROSE]}
+    data, new, site = tmp_path / "data.jsonl", tmp_path / "new", "layers.1.mlp.down_proj"
+    rows = [{"text": x, "kind": kind} for kind, lines in kinds.items() for x in lines]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("edit", "erase", "sonde:stdlib", data, "--site", site, "-o", new, "--force")
+    assert "label" in run(*words).error()
+    assert "Name one or the other" in run(*words, "--positive", data).error()
+    ran = run(*words, "--label-column", "kind", "--json")
+    assert ran.code == 0, ran.err
+    probes = ran.json()["tables"][0]["rows"]
+    assert probes[0][2] < probes[0][1]
+    plain, edited = sonde.load("sonde:stdlib"), sonde.load(str(new))
+    spread = [
+        torch.stack([states(model, site, x).mean(0) for x in kinds.values()]).std(0).norm()
+        for model in (plain, edited)
+    ]
+    assert float(spread[1] / spread[0]) < 1e-4
+
+
 def test_what_does_not_fold_is_refused(run, tmp_path, texts):
     sides = ("--positive", texts / "prose.jsonl", "--negative", texts / "code.jsonl")
     ran = run(

@@ -47,7 +47,7 @@ class Ablate:
 
     def run(self) -> int:
         """Fit the candidates, choose, judge, write and report."""
-        from sonde.data import load
+        from sonde.data import contrast, load
         from sonde.edit import DirectionalAblation, choose_ablation
         from sonde.run.judging.acts import edit_act, edit_controls
         from sonde.weights import fold_writers
@@ -58,9 +58,8 @@ class Ablate:
         page = self.acting.page(self.output)
         places = self._writers(model)
         sites = "blocks" if self.site == "auto" else self.site
-        fitted = self.reading.fit(
-            model, DirectionalAblation(), self.positive, self.negative, sites, self.printing.quiet
-        )
+        data = contrast(self.positive, self.negative, limit=self.reading.limit)
+        fitted = self.reading.fit(model, DirectionalAblation(), data, sites, self.printing.quiet)
         candidates = {site: fitted.result(method, site) for method, site in fitted.names}
         options = self.reading.data_options() | {"limit": self.reading.limit}
         target = [

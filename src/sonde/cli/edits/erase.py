@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sonde.cli.edits._acting import JUDGED, Acting, Deed, side
-from sonde.cli.edits.steer import Contrasted, NegativeWord, PositiveWord
+from sonde.cli.edits.steer import Contrasted
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
 
@@ -18,15 +18,20 @@ if TYPE_CHECKING:
     from sonde.edit.probes import Probed
     from sonde.run.judging.edit_document import EditTable
 
+ClassesWord = Annotated[
+    tyro.conf.Positional[str],
+    named("DATA", "data with labels: the classes to erase; none with --positive and --negative"),
+]
+
 
 @dataclass(frozen=True)
 class Erase:
     """Change a layer so that no linear probe of its states tells POSITIVE from NEGATIVE.
 
-    What to remove is fitted on their split train and written into the weights of a linear layer:
-    --site names one, for its output, or with :in for what it reads. The report says what a linear
-    and a two-layer probe find on their split test, there and at every later block: the model may
-    compute anew what was erased.
+    Or the classes of DATA: its labels, or those of --label-column. What to remove is fitted on the
+    split train and written into the weights of a linear layer: --site names one, for its output, or
+    with :in for what it reads. The report says what a linear and a two-layer probe find on the
+    split test, there and at every later block: the model may compute anew what was erased.
 
     Differs: takes away what can be read off states; ablate takes away what the model does.
 
@@ -35,10 +40,12 @@ class Erase:
     """
 
     model: ModelWord
-    positive: PositiveWord
-    negative: NegativeWord
     site: Annotated[str, named("SITE", "a linear layer, for what it gives; :in for what it reads")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
+    data: ClassesWord = ""
+    label_column: Annotated[str | None, named("NAME", "column of DATA with the classes")] = None
+    positive: Annotated[str | None, named("DATA", "data of one side, in place of DATA")] = None
+    negative: Annotated[str | None, named("DATA", "data of the other")] = None
     method: Annotated[
         Literal["leace", "sal", "inlp"],
         tyro.conf.arg(help="least change, spectral, or iterative erasure"),
@@ -56,13 +63,13 @@ class Erase:
         from sonde.weights import fold_edit
         from sonde.weights.folder import check_output, folder_of
 
+        self._check()
         model = load(self.model, device=self.reading.device)
         check_output(self.output, folder_of(model))
         page = self.acting.page(self.output)
         instrument = find(self.method)()
-        fitted = self.reading.fit(
-            model, instrument, self.positive, self.negative, self.site, self.printing.quiet
-        )
+        data, how = self._concept("train", self.reading.limit)
+        fitted = self.reading.fit(model, instrument, data, self.site, self.printing.quiet, **how)
         site, eraser = fitted.names[0][1], fitted.result(instrument)
         edit = eraser.edit(self.strength)
         try:
@@ -70,10 +77,13 @@ class Erase:
         except StateError as error:
             raise InputError(f"sonde edit erase: {error}") from error
         options = self.reading.data_options() | {"limit": self.reading.limit}
-        target = [
-            side(model, "positive", self.positive, -1, **options),
-            side(model, "negative", self.negative, 1, **options),
-        ]
+        if self.positive and self.negative:
+            sides = {"positive": (self.positive, -1), "negative": (self.negative, 1)}
+            told = f"{self.positive} less likely than {self.negative}"
+        else:
+            sides = {"data": (self.data, -1)}
+            told = f"answers to {self.data} less likely"
+        target = [side(model, name, *word, **options) for name, word in sides.items()]
         deed = Deed(
             word="erase",
             model=model,
@@ -83,8 +93,8 @@ class Erase:
             act=edit_act(model, edit, [site]),
             controls=edit_controls(model, edit, [site]),
             target=target,
-            told=f"{self.positive} less likely than {self.negative}",
-            neutral=self.acting.neutral or self.negative,
+            told=told,
+            neutral=self.acting.neutral or self.negative or self.data,
             options=options,
             sites=[site],
             places=[site],
@@ -95,16 +105,34 @@ class Erase:
         self.acting.carry_out(deed, page, self.printing)
         return 0
 
+    def _check(self) -> None:
+        """Refuse a concept that is named twice, by half, or not at all."""
+        sides = [self.positive is not None, self.negative is not None]
+        if bool(self.data) == any(sides) or (any(sides) and not all(sides)):
+            raise InputError(
+                "sonde edit erase: expected DATA with classes, or --positive and --negative. Name "
+                "one or the other."
+            )
+        if self.label_column is not None and not self.data:
+            raise InputError("sonde edit erase: --label-column is about DATA. Name them.")
+
+    def _concept(self, split: str, limit: int | None) -> tuple[Any, dict[str, Any]]:
+        """Return the data whose labels are erased, and how they are opened."""
+        from sonde.data import contrast
+
+        if self.positive and self.negative:
+            return contrast(self.positive, self.negative, split=split, limit=limit), {}
+        return self.data, {"split": split, "limit": limit, "label_column": self.label_column}
+
     def _probes(self, model: "Model", edit: "Edit", site: str) -> "EditTable":
         """Return what probes find at the site and at all later blocks, before and after."""
-        from sonde.data import contrast
         from sonde.edit import probes_along
         from sonde.run.judging.edit_document import EditTable
         from sonde.run.reading.read import read
         from sonde.tap import editing
 
-        data = contrast(self.positive, self.negative, split="test", limit=JUDGED)
-        options: dict[str, Any] = {"reducer": self.reading.reducer, **self.reading.data_options()}
+        data, how = self._concept("test", JUDGED)
+        options = {"reducer": self.reading.reducer, **self.reading.data_options(), **how}
         stream = read(model, data, sites=[site, "blocks"], **options)
         keys = [s.key for s in stream.schema]
         later = keys[next(i for i, key in enumerate(keys) if key.partition("|")[0] == site) :]
@@ -112,8 +140,8 @@ class Erase:
         with editing(model, edit, site):
             after = probes_along(read(model, data, sites=[site, "blocks"], **options))
         title = (
-            "Share of held-out rows whose side a probe names, before and after, at the site and at "
-            f"later ones; {before[later[0]].majority:.3g} says nothing"
+            "Share of held-out rows whose class a probe names, before and after, at the site and "
+            f"at later ones; {before[later[0]].majority:.3g} says nothing"
         )
         columns = ("site", "linear before", "after", "two-layer before", "after")
         return EditTable(title, columns, _rows(later, before, after))

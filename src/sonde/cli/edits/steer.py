@@ -42,16 +42,14 @@ class Contrasted:
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
     def fit(
-        self, model: "Model", instrument: Any, positive: str, negative: str, sites: Any, quiet: bool
+        self, model: "Model", instrument: Any, data: Any, sites: Any, quiet: bool, **options: Any
     ) -> "Fitted":
-        """Fit an instrument on the split ``train`` of both, the positive side as class 1."""
-        from sonde.data import contrast
+        """Fit an instrument on data; ``options`` are further ones of ``sonde.read``."""
         from sonde.run.fitting.fit import fit
         from sonde.run.reading.read import read
 
-        data = contrast(positive, negative, limit=self.limit)
-        stream = read(model, data, sites=sites, reducer=self.reducer, **self.data_options())
-        return fit(instrument, stream, calibrate=0, progress=not quiet)
+        options |= {"sites": sites, "reducer": self.reducer, **self.data_options()}
+        return fit(instrument, read(model, data, **options), calibrate=0, progress=not quiet)
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Steer:
 
     def run(self) -> int:
         """Fit, judge, write and report."""
-        from sonde.data import load
+        from sonde.data import contrast, load
         from sonde.edit import SteeringVector
         from sonde.store.outputs import check_file
 
@@ -99,9 +97,8 @@ class Steer:
         model = load(self.model, device=self.reading.device)
         sites = "blocks" if self.site == "auto" or kind in (FITTED, CONTROL) else self.site
         instrument = SteeringVector(how=self.method)
-        fitted = self.reading.fit(
-            model, instrument, self.positive, self.negative, sites, self.printing.quiet
-        )
+        data = contrast(self.positive, self.negative, limit=self.reading.limit)
+        fitted = self.reading.fit(model, instrument, data, sites, self.printing.quiet)
         if kind == FITTED:
             fitted.save(self.output)
             note(f"wrote {self.output}: the directions of {len(fitted)} sites")
