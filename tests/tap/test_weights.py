@@ -101,5 +101,5 @@ def test_the_command_line_writes_weights_as_rows(tmp_path, capsys):
     assert main(["read", some, "--sites", key, "-o", other]) == 0, capsys.readouterr().err
     batches = list(sonde.read(other))
     assert [*batches[0].rows] == [key]
-    weight = sonde.load("sonde:digits").module.get_submodule(key.partition(":")[0]).weight
+    weight = sonde.load("sonde:digits").module.get_parameter(key.replace(":", "."))
     assert torch.equal(torch.cat([b.rows[key] for b in batches]), weight.detach())
