@@ -1,16 +1,19 @@
 """Faults that show in a model's answers, with their healthy twins: more plants."""
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import sonde
 from findings.test_snd019 import Ahead
 from narrow import expect
 from scan._plants import LENGTHS, Plant, digits, net, read_texts, relabelled, scan, texts
-from scan._zoo import SEEDS, digit_net
+from scan._zoo import SEEDS, digit_net, quiet
 from sonde.report import Report
 
 
@@ -53,6 +56,23 @@ def batch_normed(fresh: bool, scale: float = 1.0) -> Report:
     return scan(module, scale * x, label)
 
 
+SHUFFLED = np.random.default_rng(0).permutation(256)
+
+
+def python_text(numbers: Callable[[np.ndarray], np.ndarray], n: int = 64) -> Report:
+    """Scan the shipped language model over bytes of Python's own source, with other numbers."""
+    files = [p for p in sorted(Path(ast.__file__).parent.glob("*.py")) if p.stat().st_size > 600]
+    items = [
+        {
+            "input_ids": numbers(
+                np.frombuffer(f.read_bytes()[400:464], np.uint8).astype(int)
+            ).tolist()
+        }
+        for f in files[:n]
+    ]
+    return sonde.scan(sonde.load("sonde:stdlib"), items, settings=quiet())
+
+
 PLANTS = (
     Plant("SND012", "warning", lambda: batch_normed(True), lambda: batch_normed(False)),
     Plant(
@@ -68,6 +88,19 @@ PLANTS = (
         lambda: read_texts(Ahead(False).eval(), texts(LENGTHS * 10), task="causal"),
         lambda: read_texts(Ahead(True).eval(), texts(LENGTHS * 10), task="causal"),
         folds={"SND007": "SND019"},
+    ),
+    Plant(
+        "SND028",
+        "warning",
+        lambda: python_text(lambda b: (b + 1) % 256),
+        lambda: python_text(lambda b: b),
+        folds={"SND029": "SND028", "SND037": "SND028"},
+    ),
+    Plant(
+        "SND029",
+        "error",
+        lambda: python_text(lambda b: SHUFFLED[b]),
+        lambda: python_text(lambda b: b),
     ),
     Plant(
         "SND038",

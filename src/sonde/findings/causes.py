@@ -60,6 +60,8 @@ TABLE: tuple[Cause, ...] = (
         void="labels leave no trace in these states",
     ),
     Cause("SND001", (), "same or later", levels=_LOOK),
+    Cause("SND028", ("SND029", "SND037", "SND026"), least=0.2),
+    Cause("SND029", ("SND028", "SND037", "SND026")),
     Cause("SND038", ("SND037", "SND039", "SND046")),
     Cause("SND015", ("SND012", "SND037", "SND039", "SND046")),
     Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),

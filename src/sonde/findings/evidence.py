@@ -196,6 +196,8 @@ class Evidence:
         Next-token loss after each block; None where the model has no such head.
     variants : VariantEvidence or None
         Batch norms beside rows that reach them, and the model on inputs given otherwise.
+    texts : TextVariantEvidence or None
+        The loss of a language model on texts given otherwise.
     versus : VersusEvidence or None
         Comparison with OTHER.
     stochastic, deep : bool, default=False
@@ -215,6 +217,7 @@ class Evidence:
     model: Any = None
     lens: Any = None
     variants: Any = None
+    texts: Any = None
     versus: Any = None
     stochastic: bool = False
     deep: bool = False

@@ -52,6 +52,9 @@ class LensEvidence:
         Entropy in nats of the targets' own frequencies.
     doubt : float
         Mean entropy of the model's own probabilities, in [0, 1] of that of equal ones.
+    expected, expected_by_rank : float
+        Cross entropy in nats of the targets' frequencies with the model's mean prediction, and the
+        same once both are sorted.
     n_words : int
         Tokens that the model knows.
     bytes_per_token : float
@@ -74,6 +77,8 @@ class LensEvidence:
     final_se: float = math.nan
     unigram: float = math.nan
     doubt: float = math.nan
+    expected: float = math.nan
+    expected_by_rank: float = math.nan
     n_words: int = 0
     bytes_per_token: float = 0.0
     n_rows: int = 0
@@ -133,6 +138,7 @@ class _Outcomes:
     doubt: Float[Tensor, "row"]
     group: Int[Tensor, "row"]
     targets: Int[Tensor, "target"]
+    expected: Float[Tensor, "token"]
     n_words: int
     bytes_per_token: float
 
@@ -147,6 +153,7 @@ def _outcomes(
 ) -> _Outcomes | None:
     """Return what the model makes of the next tokens; None where it gives no logits of tokens."""
     losses, finals, doubts, group, targets, n_words = [], [], [], [], [], 0
+    expected = torch.zeros((), dtype=torch.float64)
     for g, (text, positions) in enumerate(zip(texts, _positions(texts, wanted, seed), strict=True)):
         if len(positions) == 0:
             continue
@@ -163,7 +170,9 @@ def _outcomes(
             losses.append(torch.stack([_loss(decode(s), target) for s in states], dim=1))
         own = logits[0, positions.to(logits.device)]
         finals.append(_loss(own, target))
-        doubts.append(torch.special.entr(own.float().softmax(-1)).sum(-1).double().cpu())
+        chance = own.float().softmax(-1)
+        doubts.append(torch.special.entr(chance).sum(-1).double().cpu())
+        expected = expected + chance.double().sum(0).cpu()
         group.append(torch.full((len(positions),), g))
         targets.append(ids[1:])
     final = torch.cat(finals)
@@ -173,6 +182,7 @@ def _outcomes(
         doubt=torch.cat(doubts) / math.log(max(n_words, 2)),
         group=torch.cat(group),
         targets=torch.cat(targets),
+        expected=expected / len(final),
         n_words=n_words,
         bytes_per_token=_bytes_per_token(stream.model.processor, targets),
     )
@@ -182,11 +192,16 @@ def _own(found: _Outcomes | None) -> LensEvidence:
     """Return the loss of the model itself."""
     if found is None:
         return LensEvidence()
+    share = torch.bincount(found.targets, minlength=found.n_words).double()
+    share /= share.sum()
+    by_rank = share.sort().values, found.expected.sort().values
     return LensEvidence(
         final=float(found.final.mean()),
         final_se=float(clustered_error(found.final[:, None], found.group)),
         unigram=entropy(found.targets),
         doubt=float(found.doubt.mean()),
+        expected=_cross_entropy(share, found.expected),
+        expected_by_rank=_cross_entropy(*by_rank),
         n_words=found.n_words,
         bytes_per_token=found.bytes_per_token,
         n_rows=len(found.final),
@@ -245,6 +260,10 @@ def entropy(ids: Int[Tensor, "row"]) -> float:
     _, counts = torch.unique(ids, return_counts=True)
     share = counts.double() / counts.sum()
     return float(-(share * share.log()).sum())
+
+
+def _cross_entropy(share: Float[Tensor, "token"], expected: Float[Tensor, "token"]) -> float:
+    return -float((share * expected.clamp(min=1e-9).log()).sum())
 
 
 def _loss(logits: Float[Tensor, "row token"], target: Int[Tensor, "row"]) -> Float[Tensor, "row"]:

@@ -24,6 +24,7 @@ from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
 from sonde.findings.step import Again
+from sonde.findings.text_variants import text_variant_evidence
 from sonde.findings.variants import variant_evidence
 from sonde.findings.versus import VersusEvidence
 from sonde.run.fitting.fit import make_plan
@@ -323,7 +324,8 @@ def _evidence(
     )
     if not complete or not isinstance(stream, LiveStream) or not found.sites:
         return found
-    return replace(found, variants=variant_evidence(stream, found))
+    texts = text_variant_evidence(stream, data.seed)
+    return replace(found, variants=variant_evidence(stream, found), texts=texts)
 
 
 def _against(

@@ -223,7 +223,7 @@ def _tried(
         try:
             for batch in _chunks(small):
                 answers.append(_answer(_observe(stream, _changed(batch, change), sums), stream))
-        except Exception:  # a model may refuse images that are not square, turned
+        except (RuntimeError, ValueError):  # e.g. images that are not square, turned
             continue
         fits = [_fit(name, module, sums[name]) for name, module in norms if sums[name].n]
         right = None

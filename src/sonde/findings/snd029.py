@@ -1,0 +1,78 @@
+"""SND029: a language model that expects other tokens than its texts have."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._halves import Z
+from sonde.findings._places import counted_as, read_command, sentence, too_few
+from sonde.findings._text import number, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LEAST_ROWS
+from sonde.findings.lens import LensEvidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND029(Rule):
+    """What the model's mean prediction costs on the tokens, by their numbers and by rank alone."""
+
+    nats: float = 0.5
+    errors: float = 3.0
+
+    code: ClassVar[str] = "SND029"
+    title: ClassVar[str] = "The model expects other tokens than its texts have"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "A tokenizer of another model, or one that was trained anew, gives tokens other numbers: "
+        "every text is nonsense to the model and nothing fails."
+    )
+    how: ClassVar[str] = (
+        "Where the loss at the next token is above the entropy of the tokens' frequencies by 3 "
+        "standard errors: the model's probabilities are averaged over positions. Their cross "
+        "entropy with the frequencies, less the entropy, is what expecting the wrong tokens "
+        "costs. Raised where that is at least 0.5 nats and falls to less than half once both are "
+        "sorted: the model expects as uneven tokens as these, but others. Nearly even predictions, "
+        "as those of random weights, cost as much sorted."
+    )
+    false_positives: ClassVar[str] = "Texts of a language that the model was not trained on."
+    plant: ClassVar[str] = "The shipped language model over tokens whose numbers are shuffled."
+    twin: ClassVar[str] = "The same model over its own tokens."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the mean prediction with the tokens' frequencies, by number and by rank."""
+        lens = evidence.lens
+        if not isinstance(lens, LensEvidence) or lens.n_words < 2:
+            return self.not_applicable("the model does not predict a next token")
+        if lens.n_groups < LEAST_ROWS:
+            return too_few(self, lens.n_groups, LEAST_ROWS, counted_as(evidence))
+        lag = lens.final - lens.unigram
+        cost, by_rank = lens.expected - lens.unigram, lens.expected_by_rank - lens.unigram
+        figure = Figure(
+            "expectation_cost", cost, unit="nats", null=0.0, threshold=self.nats,
+            n_rows=lens.n_rows, n_groups=lens.n_groups,
+        )  # fmt: skip
+        if not math.isfinite(cost) or lag < self.errors * lens.final_se:
+            return self.clear(figure, "its loss is below that of the tokens' frequencies")
+        if cost < self.nats or by_rank > cost / 2:
+            return self.clear(figure)
+        text = (
+            f"The model's loss is {number(lens.final)} nats per token (± "
+            f"{number(Z * lens.final_se)}), the tokens' frequencies alone give "
+            f"{number(lens.unigram)}: it expects other tokens, as frequent as these but with other "
+            "numbers."
+        )
+        more = f"Is the tokenizer the model's own? {plural(lens.n_groups, 'text')}."
+        sites = [s.schema.key for s in evidence.sites[:1]]
+        return self.raised(
+            Finding(
+                self.code,
+                "error",
+                sentence(text, more),
+                figure,
+                sites=tuple(sites),
+                effect=min(1.0, cost / (1 + cost)),
+                next=read_command(sites[0]) if sites else None,
+            )
+        )

@@ -1,0 +1,51 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from findings._nets import assert_clear, assert_raised, evidence_of, texts_of, tokens
+from sonde.findings.rule import Check
+from sonde.findings.snd028 import SND028
+from sonde.findings.text_variants import text_variant_evidence
+
+WORDS = 61
+
+
+class Clock(nn.Module):
+    """Expects the word of the next position, where its positions are right."""
+
+    def __init__(self, off: int = 0) -> None:
+        super().__init__()
+        self.words, self.off = nn.Embedding.from_pretrained(5 * torch.eye(WORDS)), off
+        self.head = nn.Linear(WORDS, WORDS, bias=False).requires_grad_(False)
+        nn.init.eye_(self.head.weight)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        return {"logits": self.head(self.words(position_ids + 3 + self.off))}
+
+
+def ended(model: nn.Module) -> Check:
+    stream = tokens(model.eval(), [20] * 40, task="causal", vocabulary=WORDS)
+    draw = torch.Generator().manual_seed(0)
+    for text in texts_of(stream):
+        noise = (torch.rand(20, generator=draw) < 0.2).tolist()
+        text[:] = [w if noise[i] else 2 + i for i, w in enumerate(text)]
+    evidence = evidence_of(stream)
+    return SND028().check(replace(evidence, texts=text_variant_evidence(stream, 0)))
+
+
+@pytest.mark.parametrize(("off", "said"), [(1, "1 lower"), (-1, "1 higher")])
+def test_positions_that_are_off_by_one_are_named(off: int, said: str) -> None:
+    check = ended(Clock(off))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert f"Given with positions {said}," in check.finding.sentence
+
+
+def test_a_model_whose_positions_fit_is_clear() -> None:
+    assert_clear(ended(Clock()))

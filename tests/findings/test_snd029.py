@@ -1,0 +1,32 @@
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from findings import _evidence as arrays
+from findings._counting import WORDS, Counter, counting
+from findings._nets import assert_clear, assert_raised, texts_of
+from sonde.findings.lens import lens_evidence
+from sonde.findings.rule import Check
+from sonde.findings.snd029 import SND029
+
+
+def ended(numbers: list[int], surely: float = 3.0) -> Check:
+    """Scan a counter over texts that count among few words, which have other numbers."""
+    stream = counting(Counter((surely,)).eval(), n=60)
+    draw = np.random.default_rng(0)
+    for text in texts_of(stream):
+        at = int(draw.integers(4))
+        for i in range(len(text)):
+            at = at + 1 if draw.random() < 0.9 and at < 8 else int(draw.integers(4))
+            text[i] = numbers[at]
+    lens = lens_evidence(stream)
+    return SND029().check(replace(arrays.evidence_of(torch.randn(40, 3)), lens=lens))
+
+
+def test_shuffled_token_numbers_are_raised_and_the_models_own_are_clear() -> None:
+    own = list(range(WORDS))
+    shuffled = np.random.default_rng(3).permutation(WORDS).tolist()
+    assert_raised(ended(shuffled), "error")
+    assert_clear(ended(own))
+    assert_clear(ended(shuffled, surely=0.0))  # a model that expects all tokens alike
