@@ -19,6 +19,7 @@ STUDIES: dict[str, str] = {
     "causal-graph": "CausalGraphStudy",
     "abstopk": "AbsTopKStudy",
     "clue": "CLUEStudy",
+    "codebook": "CodebookStudy",
     "coda": "CoDaStudy",
     "correlation-match": "CorrelationMatchStudy",
     "costarr": "COSTARRStudy",

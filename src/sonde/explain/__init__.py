@@ -13,6 +13,7 @@ from sonde.explain.baseline import Baseline
 from sonde.explain.causal_graph import CausalEdges, CausalGraph
 from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
+from sonde.explain.codebook import Codebook, CodebookResult
 from sonde.explain.concept_marginal import ConceptMarginal, ConceptMarginalResult
 from sonde.explain.concept_matrix_search import ConceptMatrix, ConceptMatrixSearch
 from sonde.explain.crosscoder import Crosscoder
@@ -71,6 +72,8 @@ __all__ = [
     "Circuit",
     "CircuitSearch",
     "ClassSensitivity",
+    "Codebook",
+    "CodebookResult",
     "Comprehensiveness",
     "ConceptMarginal",
     "ConceptMarginalResult",
