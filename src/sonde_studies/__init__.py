@@ -21,6 +21,7 @@ STUDIES: dict[str, str] = {
     "clue": "CLUEStudy",
     "codebook": "CodebookStudy",
     "coda": "CoDaStudy",
+    "comet": "CometStudy",
     "correlation-match": "CorrelationMatchStudy",
     "costarr": "COSTARRStudy",
     "decoupled-cross-attention": "DecoupledCrossAttentionStudy",

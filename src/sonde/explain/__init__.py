@@ -14,6 +14,7 @@ from sonde.explain.causal_graph import CausalEdges, CausalGraph
 from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
 from sonde.explain.codebook import Codebook, CodebookResult
+from sonde.explain.comet import Comet, CometResult
 from sonde.explain.concept_marginal import ConceptMarginal, ConceptMarginalResult
 from sonde.explain.concept_matrix_search import ConceptMatrix, ConceptMatrixSearch
 from sonde.explain.crosscoder import Crosscoder
@@ -74,6 +75,8 @@ __all__ = [
     "ClassSensitivity",
     "Codebook",
     "CodebookResult",
+    "Comet",
+    "CometResult",
     "Comprehensiveness",
     "ConceptMarginal",
     "ConceptMarginalResult",
