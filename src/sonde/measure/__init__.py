@@ -14,6 +14,7 @@ from sonde.measure.cluster_indices import ClusterIndices, cluster_indices
 from sonde.measure.coding_rate import CodingRate, coding_rate
 from sonde.measure.correlation_match import CorrelationMatch, correlation_match
 from sonde.measure.covariance import Covariance, covariance
+from sonde.measure.crossnobis import Crossnobis, crossnobis
 from sonde.measure.dci import DCI, dci
 from sonde.measure.dead_units import DeadUnits, dead_units
 from sonde.measure.depth_use import depth_use
@@ -23,6 +24,7 @@ from sonde.measure.entropy_rank import EntropyRank, entropy_rank
 from sonde.measure.fair_accuracy_limit import fair_accuracy_limit
 from sonde.measure.feature_complexity import FeatureComplexity, feature_complexity
 from sonde.measure.gride import Gride, gride
+from sonde.measure.grokking_stages import GrokkingStages, grokking_stages
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.info_mec import InfoMEC, info_mec
 from sonde.measure.information_imbalance import InformationImbalance, information_imbalance
@@ -84,11 +86,13 @@ __all__ = [
     "CodingRate",
     "CorrelationMatch",
     "Covariance",
+    "Crossnobis",
     "DeadUnits",
     "EffectiveRank",
     "EntropyRank",
     "FeatureComplexity",
     "Gride",
+    "GrokkingStages",
     "InfoMEC",
     "InformationImbalance",
     "InformationPlane",
@@ -134,6 +138,7 @@ __all__ = [
     "coding_rate",
     "correlation_match",
     "covariance",
+    "crossnobis",
     "dci",
     "dead_units",
     "depth_use",
@@ -143,6 +148,7 @@ __all__ = [
     "fair_accuracy_limit",
     "feature_complexity",
     "gride",
+    "grokking_stages",
     "gulp",
     "info_mec",
     "information_imbalance",

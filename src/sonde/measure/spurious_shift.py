@@ -12,10 +12,9 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.measure._cells import CellMoments, shape_of
+from sonde.stats import ClassMomentsState
 from sonde.stats.joint_counts import entropy_nats, information_nats
-
-CONTEXTS = 1 << 20
 
 
 @final
@@ -89,14 +88,11 @@ class SpuriousShift(Instrument):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each cell."""
-        return {"cells": _CellMoments(self.context)}
+        return {"cells": CellMoments(self.context, "trace")}
 
     def result(self, cells: ClassMomentsState) -> SpuriousShiftResult:
         """Split the variance of the cell means."""
-        concepts, contexts = (
-            torch.unique(part) for part in (cells.labels // CONTEXTS, cells.labels % CONTEXTS)
-        )
-        shape = (len(concepts), len(contexts))
+        shape = shape_of(cells)
         if min(shape) < 2 or len(cells.labels) != shape[0] * shape[1]:
             raise InputError(
                 "SpuriousShift: expected every concept in every context, at least two of each, got "
@@ -148,45 +144,6 @@ def _cramers_v(counts: Int[Tensor, "concept context"]) -> float:
     share = counts.double() / counts.sum()
     even = share.sum(1, keepdim=True) * share.sum(0)
     return math.sqrt(float(((share - even).square() / even).sum()) / (min(counts.shape) - 1))
-
-
-@final
-@dataclass(frozen=True)
-class _CellMoments(Statistic[ClassMomentsState]):
-    """Moments of each class in each context, as those of classes of their own."""
-
-    context: str
-
-    def needs(self) -> tuple[str, ...]:
-        """Return the rows, their classes and their contexts."""
-        return ("x", "label", self.context)
-
-    def observe(
-        self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], context: Int[Tensor, "row"]
-    ) -> ClassMomentsState:
-        """Return the moments of the cells of a batch."""
-        return ClassMoments("trace").observe(x, _cell(label, context))
-
-    def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
-        """Return the moments of both."""
-        return ClassMoments("trace").merge(a, b)
-
-    def influence(
-        self,
-        state: ClassMomentsState,
-        gradient: ClassMomentsState,
-        x: Float[Tensor, "row dim"],
-        label: Int[Tensor, "row"],
-        context: Int[Tensor, "row"],
-    ) -> Float[Tensor, "row"]:
-        """Return that of the cells."""
-        return ClassMoments("trace").influence(state, gradient, x, _cell(label, context))
-
-
-def _cell(label: Int[Tensor, "row"], context: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-    """Return a number for each pair of class and context; -1 where one is missing."""
-    known = (label >= 0) & (context >= 0)
-    return torch.where(known, label.long() * CONTEXTS + context.long() % CONTEXTS, -1)
 
 
 def spurious_shift(x: Any, concept: Any, context: Any, *, group: Any = None) -> SpuriousShiftResult:

@@ -1,0 +1,68 @@
+"""Moments of each class in each value of a second column, as those of classes of their own."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.statistic import Statistic
+from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.stats.class_moments import Scatter
+
+VALUES = 1 << 20
+
+
+@final
+@dataclass(frozen=True)
+class CellMoments(Statistic[ClassMomentsState]):
+    """Moments of each class in each value of a column; rows without one of the two are left out.
+
+    Parameters
+    ----------
+    column : str
+        Whole numbers from 0, negative where there is none.
+    scatter : {"pooled", "trace", "diag", "full"}
+        As of ``ClassMoments``.
+    """
+
+    column: str
+    scatter: Scatter
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the rows, their classes and the column."""
+        return ("x", "label", self.column)
+
+    def observe(
+        self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], value: Int[Tensor, "row"]
+    ) -> ClassMomentsState:
+        """Return the moments of the cells of a batch."""
+        return ClassMoments(self.scatter).observe(x, _cell(label, value))
+
+    def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
+        """Return the moments of both."""
+        return ClassMoments(self.scatter).merge(a, b)
+
+    def influence(
+        self,
+        state: ClassMomentsState,
+        gradient: ClassMomentsState,
+        x: Float[Tensor, "row dim"],
+        label: Int[Tensor, "row"],
+        value: Int[Tensor, "row"],
+    ) -> Float[Tensor, "row"]:
+        """Return that of the cells."""
+        return ClassMoments(self.scatter).influence(state, gradient, x, _cell(label, value))
+
+
+def shape_of(cells: ClassMomentsState) -> tuple[int, int]:
+    """Return the numbers of classes and of values; some cells may be missing."""
+    parts = cells.labels // VALUES, cells.labels % VALUES
+    return len(torch.unique(parts[0])), len(torch.unique(parts[1]))
+
+
+def _cell(label: Int[Tensor, "row"], value: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+    """Return a number for each pair of class and value; -1 where one is missing."""
+    known = (label >= 0) & (value >= 0)
+    return torch.where(known, label.long() * VALUES + value.long() % VALUES, -1)
