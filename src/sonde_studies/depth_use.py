@@ -1,0 +1,162 @@
+"""Does training leave less to the later half of a language model than chance does.
+
+Contributions fall with depth in untrained models too, so each model is compared with itself before
+training. Code of Python's standard library, read as bytes.
+"""
+
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sonde.core import Model
+from sonde.data import open_inputs
+from sonde.measure import depth_use, regression
+from sonde_studies._separation import rank_correlation
+from sonde_studies._written import code, pieces
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+DEPTHS, WIDTH, HEADS, LENGTH, STEPS, BATCH, RATE = (4, 8), 64, 4, 48, 350, 16, 2e-3
+READ = 32
+
+
+@final
+class DepthUseStudy(Study):
+    """Two language models over bytes, four and eight blocks deep, before and after training."""
+
+    name = "depth-use"
+    title = "does training leave less to the later blocks of a language model than chance does?"
+    paper = "csordas2025depth"
+    fidelity = (
+        "contributions and skips as published, means in place of maxima; small models of a short "
+        "context, trained for a minute, where the original looks at finished ones of billions"
+    )
+    data = "Python's standard library as bytes; GPT-2 blocks, 64 wide, four and eight of them"
+    claims = (
+        Claim(
+            "second half",
+            "The second half of eight blocks contributes less than before training.",
+            "share of all contributions, untrained less trained",
+        ),
+        Claim(
+            "without the first",
+            "It does so also where the first block, which reads embeddings, is not counted.",
+            "share of the last four among seven blocks, untrained less trained",
+        ),
+        Claim(
+            "skips fall",
+            "Skipping a late block changes later ones less, compared with an early one, than "
+            "before training.",
+            "mean block number weighted by effects of skips, untrained less trained",
+        ),
+        Claim(
+            "answer",
+            "Skipping one of the first half changes the answer more than one of the second.",
+            "difference of mean changes of probabilities, trained",
+        ),
+        Claim(
+            "stretched",
+            "Layers of the deeper model are found at the same relative depth of the shallow one.",
+            "rank correlation of a deep block and the shallow one that explains it best",
+        ),
+    )
+    null = Claim(
+        "halves",
+        "Two halves of the texts: the second half of the blocks has one share.",
+        "difference of shares, trained",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train both models, and measure them before and after."""
+        draw = np.random.default_rng(seed)
+        texts = torch.tensor(pieces(code(), 400 if tiny else 2000, LENGTH, draw))
+        fresh, learned = texts[: 2 * READ], texts[2 * READ :]
+        found: dict[str, Any] = {}
+        figures: dict[str, float] = {}
+        models: dict[int, Any] = {}
+        for depth in DEPTHS:
+            tick(f"{depth} blocks")
+            models[depth] = _untrained(depth, seed)
+            found[f"untrained, {depth}"] = _used(models[depth], fresh)
+            figures[f"nats per byte | {depth} blocks"] = _train(
+                models[depth], learned, fresh, seed, 5 if tiny else STEPS
+            )
+            found[f"trained, {depth}"] = _used(models[depth], fresh)
+        tick("maps")
+        best = _best(models[DEPTHS[0]], models[DEPTHS[1]], fresh)
+        before, after = found["untrained, 8"], found["trained, 8"]
+        halves = [_used(models[DEPTHS[1]], fresh[i::2]) for i in (0, 1)]
+        for name, result in found.items():
+            figures[f"second half | {name}"] = float(result)
+            figures[f"depth of effects | {name}"] = result.depth
+            for figure in ("contribution", "answer_change"):
+                for i, v in enumerate(getattr(result, figure).tolist()):
+                    figures[f"{figure}, {name} | {i + 1}"] = v
+        change = after.answer_change
+        rest = [float(r.contribution[4:].sum() / r.contribution[1:].sum()) for r in (before, after)]
+        return {
+            "second half": float(before) - float(after),
+            "without the first": rest[0] - rest[1],
+            "skips fall": before.depth - after.depth,
+            "answer": float(change[:4].mean() - change[4:].mean()),
+            "stretched": rank_correlation(range(len(best)), best),
+            "halves": float(halves[0]) - float(halves[1]),
+            **figures,
+        }
+
+
+def _untrained(depth: int, seed: int) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=256,
+        n_positions=LENGTH,
+        n_embd=WIDTH,
+        n_layer=depth,
+        n_head=HEADS,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config).eval()
+
+
+@torch.enable_grad()
+def _train(module: Any, texts: Tensor, fresh: Tensor, seed: int, steps: int) -> float:
+    """Train in place; return the mean surprise of a byte of fresh texts."""
+    draw = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.1)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * min((step + 1) / 20, 1.0)
+        optimiser.zero_grad()
+        _surprise(module, texts[torch.randint(len(texts), (BATCH,), generator=draw)]).backward()
+        optimiser.step()
+    with torch.no_grad():
+        return float(_surprise(module, fresh))
+
+
+def _surprise(module: Any, ids: Tensor) -> Tensor:
+    logits = module(ids).logits[:, :-1]
+    return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def _used(module: Any, ids: Tensor) -> Any:
+    rows = [{"input_ids": row} for row in ids]
+    inputs = open_inputs(Model(module, task="causal"), rows, batch_size=READ)
+    return depth_use(module, inputs.batches(0, len(rows)), leave_out=1)
+
+
+@torch.no_grad()
+def _best(shallow: Any, deep: Any, ids: Tensor) -> list[float]:
+    """Return for each block of the deep model which of the shallow one explains it best."""
+    states = [
+        [h[:, 1:].flatten(0, 1) for h in model(ids, output_hidden_states=True).hidden_states[1:]]
+        for model in (shallow, deep)
+    ]
+    group = torch.arange(len(ids)).repeat_interleave(LENGTH - 1)
+    shares = [[float(regression(x, y, group=group)) for x in states[0]] for y in states[1]]
+    return [float(np.argmax(row)) for row in shares]
