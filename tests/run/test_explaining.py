@@ -80,6 +80,17 @@ def test_page_and_text_say_which_one(judged, tmp_path):
     assert len(Page(explain_to_html(none)).all("svg")) > 12
 
 
+def test_features_of_a_dictionary_are_on_the_page(judged):
+    batch, both = judged
+    found = explain_document(both, batch, model="m", data="d", most=1)
+    row = {"feature": 1207, "value": 0.5, "ablated": 0.375, "active": 0.25}
+    page = Page(explain_to_html(found | {"features": [row]}))
+    assert "features" in {a.get("id") for a in page.all("section")}
+    said = " ".join(text for parts in page.texts.values() for text in parts)
+    assert all(word in said for word in ("1207", "0.375", "Taken out"))
+    assert "0.375" in explain_to_text(found | {"features": [row]})
+
+
 def test_methods_have_words():
     assert find_attributor("grad_times_input") is GradTimesInput
     with pytest.raises(InputError, match="saliency"):

@@ -29,6 +29,8 @@ def explain_to_html(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -
     """
     names = Names()
     parts = [_methods(found, names), _examples(found, shown_inputs, names)]
+    if found.get("features"):
+        parts.insert(1, _features(found["features"], names))
     return document_page(found, _head(found), parts)
 
 
@@ -81,6 +83,15 @@ def _methods(found: dict[str, Any], names: Names) -> Section:
     lead += "weights are redrawn; above .5 it shows the input and the architecture."
     numbers = Numbers(columns, rows, "methods")
     return Section("methods", "Which explanation holds", [table(numbers, names)], lead)
+
+
+def _features(features: Sequence[dict[str, Any]], names: Names) -> Section:
+    rows = tuple((str(f["feature"]), f["value"], f["ablated"], f["active"]) for f in features)
+    lead = "Effect: activation times the slope of the answer along the feature's direction, the "
+    lead += "mean over answers. Taken out: what answers do lose without the feature; where the two "
+    lead += "differ, the slope says little. Active: share of places."
+    numbers = Numbers(("feature", "effect", "taken out", "active"), rows, "features")
+    return Section("features", "Which features the answers hang on", [table(numbers, names)], lead)
 
 
 def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names) -> Section:

@@ -52,9 +52,10 @@ def explain_to_text(found: dict[str, Any]) -> str:
         if one["flags"]:
             lines.append(f"    {', '.join(one['flags'])}")
     if found.get("features"):
-        lines += ["", f"{'feature':<34}{'effect':>16}{'active rows':>16}"]
+        lines += ["", f"{'feature':<18}{'effect':>16}{'taken out':>16}{'active rows':>16}"]
         lines += [
-            f"{one['feature']:<34}{number(one['value']):>16}{share(one['active']):>16}"
+            f"{one['feature']:<18}{number(one['value']):>16}{number(one['ablated']):>16}"
+            f"{share(one['active']):>16}"
             for one in found["features"]
         ]
     lines += ["", "* can be believed; in brackets the same for random orders", *LEGEND.splitlines()]

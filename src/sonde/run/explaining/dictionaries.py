@@ -90,11 +90,13 @@ def feature_effects(
 
     The effect of a feature on an answer is its activation times the slope of the objective along
     its direction, summed over places; ``value`` is its mean over answers, and features come in the
-    order of the mean of its size. To first order it is what the answer loses without the feature.
+    order of the mean of its size. To first order it is what the answer loses without the feature;
+    ``ablated`` is what it does lose where the feature is taken out of the states, again the mean
+    over answers.
     """
     function = SiteFunction(model, batch, site)
     fixed = objective.at(function)
-    _, slope, _ = function.gradient(function.value, fixed.of)
+    own, slope, _ = function.gradient(function.value, fixed.of)
     axis = function.feature_axis
     states, slopes = (t.detach().movedim(axis, -1) for t in (function.value, slope))
     with torch.no_grad():
@@ -105,8 +107,21 @@ def feature_effects(
         effect = effect.reshape(len(states), -1, dictionary.n_features).sum(1).double()
         active = (z != 0).reshape(-1, dictionary.n_features).double().mean(0)
     order = effect.abs().mean(0).argsort(descending=True)[:most].tolist()
+
+    def lost(feature: int) -> float:
+        """Return what answers lose where the model goes on from states without a feature."""
+        part = z[..., feature, None] * dictionary.decoder[feature].to(states)
+        with torch.no_grad():
+            left = fixed.of(function.run((states - part).movedim(-1, axis)))
+        return float((own - left).double().mean())
+
     return [
-        {"feature": i, "value": float(effect[:, i].mean()), "active": float(active[i])}
+        {
+            "feature": i,
+            "value": float(effect[:, i].mean()),
+            "ablated": lost(i),
+            "active": float(active[i]),
+        }
         for i in order
         if bool((effect[:, i] != 0).any())
     ]
