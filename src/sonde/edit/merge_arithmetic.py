@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.weights.merging import MergeRule, generator_for
+
+WORDS = 2**16
 
 
 @final
@@ -47,10 +49,10 @@ class TaskArithmetic(MergeRule):
 
     def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Return the base with the task vectors added."""
-        total = torch.zeros_like(base)
+        total, task = torch.zeros_like(base), torch.empty_like(base)
         for other in others:
-            total += other - base
-        return base + self.weight * total
+            total += torch.sub(other, base, out=task)
+        return total.mul_(self.weight).add_(base)
 
 
 @final
@@ -126,7 +128,7 @@ class Dare(MergeRule):
     Parameters
     ----------
     drop : float, default=0.9
-        Share of the entries that are dropped, in [0, 1).
+        Share of the entries that are dropped, in [0, 1), to 1 in 65,536.
     then : MergeRule, default=TaskArithmetic()
         What merges the models that are left.
     seed : int, default=0
@@ -155,13 +157,19 @@ class Dare(MergeRule):
 
     def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Return what the following rule makes of the thinned models."""
-        thinned = []
+        thinned, share = [], max(1, round((1.0 - self.drop) * WORDS))
         for i, other in enumerate(others):
-            kept = torch.empty(base.shape, dtype=torch.bool)
-            kept.bernoulli_(1.0 - self.drop, generator=generator_for(name, self.seed, i))
-            task = (other - base).mul_(kept.to(base.device)).mul_(1.0 / (1.0 - self.drop))
+            kept = _words(base.shape, generator_for(name, self.seed, i)) < share - WORDS // 2
+            task = (other - base).mul_(kept.to(base.device)).mul_(WORDS / share)
             thinned.append(task.add_(base))
         return self.then.merge(name, base, thinned)
+
+
+def _words(shape: torch.Size, generator: torch.Generator) -> Int[Tensor, "..."]:
+    """Return whole numbers of 16 bits, all alike likely; four for the price of one draw."""
+    n = shape.numel()
+    draws = torch.empty((n + 3) // 4, dtype=torch.int64)
+    return draws.random_(-(2**63), None, generator=generator).view(torch.int16)[:n].reshape(shape)
 
 
 def largest(task: Float[Tensor, "..."], density: float) -> Float[Tensor, "..."]:

@@ -4,6 +4,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -119,8 +120,8 @@ def merge_models(
     _check_count(rule, len(others))
     check_output(output, *(folder.path for folder in folders))
     chosen = _chosen(folders, names, patterns)
-    with new_folders(output) as (new, patch):
-        first = folders[0]
+    with new_folders(output) as (new, patch), ThreadPoolExecutor(1) as beside:
+        hashed, first = beside.map(_source, folders, names), folders[0]
         for file, one in first.weights.items():
             merged = {n: _entry(folders, n, rule, tick) for n in one.entries if n in chosen}
             atomic_write(new / file, file_pieces({**one.entries, **merged}, one.metadata))
@@ -128,8 +129,8 @@ def merge_models(
             if file not in first.weights and not first.is_other_copy(file):
                 (new / file).parent.mkdir(parents=True, exist_ok=True)
                 write_hashed(new / file, pieces_of(first.path / file))
-        sources = [_source(folder, name) for folder, name in zip(folders, names, strict=True)]
         make_directory(patch)
+        sources = list(hashed)
         told = {"format": FORMAT, "method": method_of(rule), "keep": patterns, "sources": sources}
         atomic_write(patch / TOLD, as_json(told))
     return Merged(output, len(chosen), len(first.places) - len(chosen), sources)
