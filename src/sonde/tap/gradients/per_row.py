@@ -78,16 +78,15 @@ def squares_alone(
 
 def _summed(rules: list[tuple[Use, Rule]], parameter: Tensor, n: int) -> Tensor:
     """Return the sum over rows of the square of what all uses of a parameter add up to."""
-    total = torch.zeros_like(parameter, dtype=torch.float64)
     if not rules:
-        return total
+        return torch.zeros_like(parameter)
     use, rule = rules[0]
     if len(rules) > 1 or not _only_form(use):
-        return total + _squares([(r.rows, partial(_back, u)) for u, r in rules], parameter.shape, n)
+        return _squares([(r.rows, partial(_back, u)) for u, r in rules], parameter.shape, n)
     squares = rule.squares()
     if squares is None:
         squares = _squares([(rule.rows, _as_it_is)], use.shape, n)
-    return total + _back(use, squares[None])[0]
+    return _back(use, squares[None])[0]
 
 
 Making = tuple[Callable[[int, int], Tensor], Callable[[Tensor], Tensor]]
