@@ -14,6 +14,7 @@ from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.findings.evidence import Evidence
 from sonde.findings.facts import data_evidence
+from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.lens import lens_evidence
 from sonde.findings.modules import model_evidence
 from sonde.findings.rule import Check, Rule
@@ -46,7 +47,9 @@ def evidence_of(
     )
     if not variants or not live:
         return evidence
-    return replace(evidence, variants=variant_evidence(stream, evidence))
+    return replace(
+        evidence, variants=variant_evidence(stream, evidence), fresh=fresh_layers(stream, 0)
+    )
 
 
 def checked(rule: Rule, stream: Stream | Evidence, **options: Any) -> Check:

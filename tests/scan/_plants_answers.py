@@ -36,13 +36,12 @@ def biased(by: Mapping[int, float]) -> Report:
     return scan(module, *digits())
 
 
-def new_head() -> Report:
-    """Scan the trained net with a head that was drawn anew and never trained."""
-    module = deepcopy(net())
-    torch.manual_seed(0)
+def fallen_back() -> Report:
+    """Scan the trained net with a head that has fallen back to one class."""
+    module = deepcopy(net()).requires_grad_(False)
     head = expect(nn.Linear, module[6])
-    nn.init.normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
+    head.weight.mul_(1e-5)
+    head.bias.copy_(torch.arange(10) == 3)
     return scan(module, *digits())
 
 
@@ -73,7 +72,23 @@ def python_text(numbers: Callable[[np.ndarray], np.ndarray], n: int = 64) -> Rep
     return sonde.scan(sonde.load("sonde:stdlib"), items, settings=quiet())
 
 
+def layer_anew(path: str | None) -> Report:
+    """Scan the trained net with one layer as torch draws it."""
+    module = deepcopy(net())
+    if path is not None:
+        torch.manual_seed(0)
+        expect(nn.Linear, module.get_submodule(path)).reset_parameters()
+    return scan(module.requires_grad_(False), *digits())
+
+
 PLANTS = (
+    Plant(
+        "SND003",
+        "warning",
+        lambda: layer_anew("4"),
+        lambda: layer_anew(None),
+        folds={"SND039": "SND003"},
+    ),
     Plant("SND012", "warning", lambda: batch_normed(True), lambda: batch_normed(False)),
     Plant(
         "SND015",
@@ -109,6 +124,6 @@ PLANTS = (
         lambda: relabelled(mistaken),
         folds={"SND037": "SND038", "SND039": "SND038"},
     ),
-    Plant("SND039", "note", new_head, lambda: biased({})),
+    Plant("SND039", "note", fallen_back, lambda: biased({})),
     Plant("SND046", "warning", lambda: biased({4: -99.0}), lambda: biased({4: -0.1})),
 )

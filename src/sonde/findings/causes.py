@@ -63,6 +63,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND028", ("SND029", "SND037", "SND026"), least=0.2),
     Cause("SND029", ("SND028", "SND037", "SND026")),
     Cause("SND038", ("SND037", "SND039", "SND046")),
+    Cause("SND003", ("SND012", "SND037", "SND039")),
     Cause("SND015", ("SND012", "SND037", "SND039", "SND046")),
     Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),
     Cause("SND037", ("SND039",)),

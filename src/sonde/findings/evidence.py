@@ -198,6 +198,8 @@ class Evidence:
         Batch norms beside rows that reach them, and the model on inputs given otherwise.
     texts : TextVariantEvidence or None
         The loss of a language model on texts given otherwise.
+    fresh : FreshLayers or None
+        Layers that look as their initialiser left them.
     versus : VersusEvidence or None
         Comparison with OTHER.
     stochastic, deep : bool, default=False
@@ -218,6 +220,7 @@ class Evidence:
     lens: Any = None
     variants: Any = None
     texts: Any = None
+    fresh: Any = None
     versus: Any = None
     stochastic: bool = False
     deep: bool = False

@@ -18,6 +18,7 @@ from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers, name_of
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.facts import data_evidence
+from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.lens import LensEvidence, lens_evidence
 from sonde.findings.modules import ModelEvidence, model_evidence
@@ -325,7 +326,12 @@ def _evidence(
     if not complete or not isinstance(stream, LiveStream) or not found.sites:
         return found
     texts = text_variant_evidence(stream, data.seed)
-    return replace(found, variants=variant_evidence(stream, found), texts=texts)
+    return replace(
+        found,
+        variants=variant_evidence(stream, found),
+        texts=texts,
+        fresh=fresh_layers(stream, data.seed),
+    )
 
 
 def _against(

@@ -42,7 +42,7 @@ class SND039(Rule):
         "Few labelled rows of a rare class: the accuracy of a useful model can equal the share of "
         "the commonest label."
     )
-    plant: ClassVar[str] = "A trained net whose head is drawn anew, or always answers one class."
+    plant: ClassVar[str] = "A trained net whose head has fallen back to one class."
     twin: ClassVar[str] = "The trained net."
 
     def check(self, evidence: Evidence) -> Check:

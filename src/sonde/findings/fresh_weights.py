@@ -1,0 +1,225 @@
+"""Which layers still look as their initialiser left them: distribution, spectrum and biases.
+
+The shape of weights alone proves nothing. A layer counts only if its entries are those of a usual
+initialiser, none of its directions stands out of the spectrum of such random entries (training adds
+few strong ones), and its input passes through it no more strongly than through random weights.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.stats import chi2, gamma, kstest, norm, uniform
+from torch import Tensor, nn
+
+from sonde.core.site import Site
+from sonde.findings.self_check import chosen_examples
+from sonde.tap import LiveStream
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import watch
+from sonde.tap.reading.small_batches import small_batches
+
+LEAST, MOST, ROWS = 512, 8_192, 16
+STEPS = 24
+LEVEL = 0.01
+
+Matrix = Float[Tensor, "dim2 dim"]
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What speaks for a layer's weights being those of an initialiser.
+
+    Parameters
+    ----------
+    path, law : str
+        The layer, and the initialiser whose entries it has.
+    edge : float
+        Largest singular value over the edge of the spectrum of random entries.
+    bias : str
+        ``zero``, ``drawn`` or empty: that its bias is as an initialiser leaves it.
+    """
+
+    path: str
+    law: str
+    edge: float
+    bias: str
+
+
+@dataclass(frozen=True)
+class FreshLayers:
+    """Layers that look untrained, of all that were looked at.
+
+    Parameters
+    ----------
+    fresh : tuple of Fresh
+        In order of execution.
+    paths : tuple of str
+        All layers that were looked at.
+    """
+
+    fresh: tuple[Fresh, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
+    """Return the layers of a model that look untrained; runs a few rows where any might."""
+    found: list[tuple[Fresh, Matrix, float]] = []
+    looked = list(_layers(stream))
+    for path, weight, bias in looked:
+        said = _bias(bias, weight.shape[1])
+        law = None if said is None else _law(weight)
+        if law is None or said is None:
+            continue
+        edge, p = spectrum_edge(weight, law.spread)
+        if _combined([law.p, p, *_evenness(weight, law)]) > LEVEL:
+            found.append((Fresh(path, law.words, edge, said), weight, law.spread))
+    gains = _gains(stream, seed, {f.path: (w, s) for f, w, s in found})
+    fresh = tuple(
+        f for f, w, _ in found if abs(gains.get(f.path, 1.0) - 1) < 4 * math.sqrt(2 / len(w))
+    )
+    return FreshLayers(fresh, tuple(path for path, _, _ in looked))
+
+
+def _combined(p: Sequence[float]) -> float:
+    """Return Fisher's p-value of several."""
+    return float(chi2.sf(-2 * sum(math.log(max(one, 1e-300)) for one in p), 2 * len(p)))
+
+
+def _layers(stream: LiveStream) -> Iterator[tuple[str, Matrix, Tensor | None]]:
+    """Yield the linear maps that ran, as matrices over what enters them, with their bias."""
+    names = stream.probe.names.modules
+    ran = [n for n in names if stream.probe.calls(n) > 0]
+    for name in sorted(ran, key=lambda n: stream.probe.order(n, 0, "out")):
+        module = names[name]
+        is_turned = type(module).__name__ == "Conv1D"  # of transformers: input by output
+        if not (is_turned or isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)):
+            continue
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if weight is None or weight.is_meta or not weight.numel() >= LEAST:
+            continue
+        matrix = weight.detach().T if is_turned else weight.detach().flatten(1)
+        if matrix.is_floating_point() and min(matrix.shape) > 1:
+            bias = dict(module.named_parameters(recurse=False)).get("bias")
+            yield name, matrix, None if bias is None else bias.detach()
+
+
+@dataclass(frozen=True)
+class _Law:
+    """An initialiser, the standard deviation and excess of its entries, and how well they fit."""
+
+    words: str
+    spread: float
+    kurtosis: float
+    p: float
+
+
+def _law(weight: Matrix) -> _Law | None:
+    """Return the usual initialiser whose entries these are."""
+    rows, columns = weight.shape
+    flat = weight.flatten()
+    entries = flat[:: max(1, len(flat) // MOST)][:MOST].double().cpu().numpy()
+    bounds = {
+        "torch's own, uniform": columns**-0.5,
+        "Glorot's, uniform": (6 / (rows + columns)) ** 0.5,
+        "He's, uniform": (6 / columns) ** 0.5,
+        "LeCun's, uniform": (3 / columns) ** 0.5,
+    }
+    spreads = {
+        "normal, 0.02": 0.02,
+        "He's, normal": (2 / columns) ** 0.5,
+        "He's of outputs, normal": (2 / rows) ** 0.5,
+        "LeCun's, normal": columns**-0.5,
+        "Glorot's, normal": (2 / (rows + columns)) ** 0.5,
+        "normal, 0.01": 0.01,
+    }
+    found = [
+        _Law(words, bound / 3**0.5, 1.8, float(kstest(entries, uniform(-bound, 2 * bound).cdf)[1]))
+        for words, bound in bounds.items()
+        if abs(entries).max() <= bound * (1 + 1e-3)
+    ]
+    found += [
+        _Law(words, spread, 3.0, float(kstest(entries, norm(0, spread).cdf)[1]))
+        for words, spread in spreads.items()
+    ]
+    best = max(found, key=lambda law: law.p, default=None)
+    return best if best is not None and best.p > 1e-3 else None
+
+
+def _evenness(weight: Matrix, law: _Law) -> Iterator[float]:
+    """Yield the p-values of rows, and of columns, that are as strong as those of random entries."""
+    square = (weight.double() / law.spread).square()
+    for axis in (0, 1):
+        n = square.shape[axis]
+        off = (square.sum(axis) - n) / math.sqrt(n * (law.kurtosis - 1))
+        freedom = len(off) / (1 + 6 / n)  # of few entries, sums of squares have wide tails
+        yield float(chi2.sf(float(off.square().mean()) * freedom, freedom))
+
+
+def spectrum_edge(weight: Matrix, spread: float) -> tuple[float, float]:
+    """Return the largest singular value over that of random entries, and the chance of a larger.
+
+    Random entries of standard deviation ``s`` have a largest squared singular value of about
+    ``s^2 (sqrt m + sqrt n)^2``, with Tracy-Widom fluctuations of order ``s^2 (sqrt m + sqrt n)
+    (1 / sqrt m + 1 / sqrt n)^(1/3)``, here by the shifted gamma law that has its three moments.
+    """
+    m, n = (x**0.5 for x in weight.shape)
+    edge, width = (m + n) ** 2, (m + n) * (1 / m + 1 / n) ** (1 / 3)
+    largest = (_largest(weight.float()) / spread) ** 2
+    p = gamma.sf((largest - edge) / width + 9.84801, 46.446, scale=0.186054)
+    return math.sqrt(largest / edge), float(p)
+
+
+def _largest(weight: Matrix) -> float:
+    """Return the largest singular value; of a large matrix by power iteration, from below."""
+    if weight.numel() <= 1 << 18:
+        return float(torch.linalg.matrix_norm(weight, 2))
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(weight.shape[1], generator=generator).to(weight.device)
+    for _ in range(STEPS):
+        v = weight.T @ (weight @ (v / v.norm()))
+    return float((weight @ (v / v.norm())).norm())
+
+
+def _bias(bias: Tensor | None, columns: int) -> str | None:
+    """Return how a bias is as an initialiser leaves it; None where it is not."""
+    if bias is None:
+        return ""
+    if not bool(bias.any()):
+        return "zero"
+    bound, entries = columns**-0.5, bias.double().cpu().numpy()
+    drawn = abs(entries).max() <= bound * (1 + 1e-3)
+    p = kstest(entries, uniform(-bound, 2 * bound).cdf).pvalue if drawn else 0.0
+    return "drawn" if p > 1e-3 else None
+
+
+def _gains(
+    stream: LiveStream, seed: int, layers: Mapping[str, tuple[Matrix, float]]
+) -> dict[str, float]:
+    """Return how strongly inputs pass through layers, over random weights of that spread."""
+    if not layers:
+        return {}
+    small = small_batches(stream.model, stream.inputs, chosen_examples(stream, ROWS, seed))
+    if len(small) == 0:
+        return {}
+    sites = [Site(path, 0, "in") for path in layers]
+    with untouched(stream.model.module), torch.no_grad():
+        tensors = watch(
+            stream.model.module,
+            small.together(range(len(small))),
+            sites,
+            as_found=not stream.model.module.training,
+            place=stream.probe.place,
+        ).tensors
+    found: dict[str, float] = {}
+    for site in sites:
+        weight, spread = layers[site.path]
+        x = tensors.get(str(site))
+        if x is None or x.shape[-1] != weight.shape[1]:
+            continue
+        rows = x.reshape(-1, x.shape[-1]).float()
+        through = (rows @ weight.float().T).square().sum() / (rows.square().sum() * len(weight))
+        found[site.path] = float(through) / spread**2
+    return found

@@ -1,0 +1,96 @@
+"""SND003: layers that look as their initialiser left them."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import places, read_command, sentence
+from sonde.findings._text import percent, plural
+from sonde.findings.answers import class_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.fresh_weights import FreshLayers
+from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+
+LAG = 0.1
+
+
+@final
+@dataclass(frozen=True)
+class SND003(Rule):
+    """Share of layers whose weights, spectrum, bias and effect are those of random weights.
+
+    Parameters
+    ----------
+    whole : float, default=0.75
+        Share of the layers from which on the model as a whole looks untrained, which is a note.
+    """
+
+    whole: float = 0.75
+
+    code: ClassVar[str] = "SND003"
+    title: ClassVar[str] = "Layers that look untrained"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Weights that were not found in a checkpoint are drawn at random, with a line in a log at "
+        "best: a head that was not loaded, a block that was renamed, a layer that no gradient "
+        "reached."
+    )
+    how: ClassVar[str] = (
+        "For each linear layer and convolution of at least 512 weights that ran, all of: its "
+        "weights are those of a usual initialiser with its own scale (Kolmogorov-Smirnov, p above "
+        "0.1 %), none of its directions stands out of the spectrum of such random weights "
+        "(Tracy-Widom) and its rows and columns are alike (chi-squared), four p-values that are "
+        "above 1 % together (Fisher); its bias is exactly zero, or drawn as torch draws it; "
+        "and its inputs come out as strong as random weights make them, within 4 "
+        "standard errors. A note where three in four layers look so, or where the model's own "
+        "answers are as good as a probe of its last layer."
+    )
+    false_positives: ClassVar[str] = (
+        "Layers that are random on purpose, such as random features; very wide layers that "
+        "training hardly moved."
+    )
+    plant: ClassVar[str] = "A trained net with one layer, or the head, drawn anew."
+    twin: ClassVar[str] = "The trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """List the layers for which everything speaks."""
+        found = evidence.fresh
+        if not isinstance(found, FreshLayers) or not found.paths:
+            return self.not_applicable("no linear layer of 512 weights or more ran")
+        share = len(found.fresh) / len(found.paths)
+        figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
+        if not found.fresh:
+            return self.clear(figure)
+        is_whole = share >= self.whole
+        first = found.fresh[0]
+        verb = "looks" if len(found.fresh) == 1 else "look"
+        who = "The model as a whole looks" if is_whole else _of(found, verb)
+        text = (
+            f"{who} untrained: the weights of {first.path} are those of an initialiser "
+            f"({first.law}), none of its directions stands out (largest singular value "
+            f"{percent(first.edge)} of the edge of random ones)"
+        )
+        bias = {"zero": ", its bias is 0", "drawn": ", its bias is drawn too", "": ""}[first.bias]
+        level: Level = "note" if is_whole or _is_right(evidence) else "warning"
+        return self.raised(
+            Finding(
+                self.code,
+                level,
+                sentence(f"{text}{bias}.", f"{plural(len(found.paths), 'layer')} looked at."),
+                figure,
+                sites=tuple(f.path for f in found.fresh),
+                effect=share,
+                next=read_command(first.path),
+            )
+        )
+
+
+def _is_right(evidence: Evidence) -> bool:
+    """Return whether the model's own answers are as good as its last layer allows."""
+    answers = class_answers(evidence)
+    if isinstance(answers, str) or answers.labels is None:
+        return False
+    return answers.accuracy > max(answers.labels.sites[-1].accuracy - LAG, answers.majority)
+
+
+def _of(found: FreshLayers, verb: str) -> str:
+    return f"{places([f.path for f in found.fresh], 2)} {verb}"

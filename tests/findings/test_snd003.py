@@ -1,0 +1,58 @@
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from findings import _evidence as arrays
+from findings._nets import assert_clear, assert_raised, evidence_of, tensors
+from narrow import expect
+from sonde.findings.fresh_weights import spectrum_edge
+from sonde.findings.rule import Check
+from sonde.findings.snd003 import SND003
+
+
+def ended(net: nn.Module) -> Check:
+    stream = tensors(net, arrays.digits()[0][:200])
+    return SND003().check(evidence_of(stream, variants=True))
+
+
+def with_anew(layer: int, seed: int, std: float | None = None) -> nn.Sequential:
+    net = deepcopy(arrays.net(trained=True)).requires_grad_(False)
+    torch.manual_seed(seed)
+    drawn = expect(nn.Linear, net[layer])
+    drawn.reset_parameters()
+    if std is not None:
+        nn.init.normal_(drawn.weight, std=std)
+        nn.init.zeros_(drawn.bias)
+    return net
+
+
+@pytest.mark.parametrize(("layer", "std"), [(2, None), (4, 0.02), (6, None), (6, 0.02)])
+def test_a_layer_that_was_drawn_anew_is_named(layer: int, std: float | None) -> None:
+    check = ended(with_anew(layer, 0, std))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.sites == (str(layer),)
+
+
+def test_trained_layers_are_clear_and_a_whole_random_model_is_a_note() -> None:
+    assert_clear(ended(arrays.net(trained=True)))
+    check = ended(arrays.net(trained=False))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert "The model as a whole looks untrained" in check.finding.sentence
+
+
+@pytest.mark.truth("singular values and Tracy-Widom quantiles by simulation of random matrices")
+def test_the_edge_of_random_weights_is_where_theory_has_it() -> None:
+    found = []
+    for seed in range(200):
+        weight = 0.3 * torch.randn(40, 90, generator=torch.Generator().manual_seed(seed))
+        edge, p = spectrum_edge(weight, 0.3)
+        truth = float(torch.linalg.svdvals(weight)[0]) / (0.3 * (math.sqrt(40) + math.sqrt(90)))
+        assert edge == pytest.approx(truth, rel=1e-4)
+        found.append(p)
+    below = [(torch.tensor(found) < level).double().mean().item() for level in (0.1, 0.5)]
+    assert below == pytest.approx([0.1, 0.5], abs=0.1)
