@@ -12,6 +12,7 @@ from sonde.measure.cknna import CKNNA, cknna
 from sonde.measure.class_separability import ClassSeparability, class_separability
 from sonde.measure.cluster_indices import ClusterIndices, cluster_indices
 from sonde.measure.coding_rate import CodingRate, coding_rate
+from sonde.measure.compression_fidelity import compression_fidelity
 from sonde.measure.correlation_match import CorrelationMatch, correlation_match
 from sonde.measure.covariance import Covariance, covariance
 from sonde.measure.crossnobis import Crossnobis, crossnobis
@@ -20,6 +21,7 @@ from sonde.measure.dead_units import DeadUnits, dead_units
 from sonde.measure.depth_use import depth_use
 from sonde.measure.disparity_decomposition import disparity_decomposition
 from sonde.measure.effective_rank import EffectiveRank, effective_rank
+from sonde.measure.emergence import emergence
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
 from sonde.measure.fair_accuracy_limit import fair_accuracy_limit
 from sonde.measure.feature_complexity import FeatureComplexity, feature_complexity
@@ -136,6 +138,7 @@ __all__ = [
     "class_separability",
     "cluster_indices",
     "coding_rate",
+    "compression_fidelity",
     "correlation_match",
     "covariance",
     "crossnobis",
@@ -144,6 +147,7 @@ __all__ = [
     "depth_use",
     "disparity_decomposition",
     "effective_rank",
+    "emergence",
     "entropy_rank",
     "fair_accuracy_limit",
     "feature_complexity",

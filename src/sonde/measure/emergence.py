@@ -1,0 +1,124 @@
+"""When in a training the features of a trained layer can first be read off the same layer.
+
+For how late in the network they can be, see ``feature_complexity``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.result import Direction, Result
+from sonde.measure.feature_complexity import EMERGED, Features, feature_complexity
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EmergenceResult(Result):
+    """Mean over features of the share of their variance that earlier checkpoints lack.
+
+    ``lateness`` is that of each feature, ``step`` the first checkpoint that explains nine tenths of
+    it (the last one, where no earlier does), ``r2`` what each earlier one explains, adjusted.
+    """
+
+    title: ClassVar[str] = "Share of each feature that a checkpoint explains"
+    direction: Direction = "higher"
+    lateness: Float[Tensor, "feature"]
+    step: Int[Tensor, "feature"]
+    steps: Int[Tensor, "checkpoint"]
+    r2: Float[Tensor, "checkpoint feature"]
+
+    def chart(self) -> dict[str, Any]:
+        """Return a line for each feature."""
+        values = [
+            {"step": s, "feature": j, "r2": v if math.isfinite(v) else None}
+            for s, row in zip(self.steps.tolist(), self.r2.tolist(), strict=True)
+            for j, v in enumerate(row)
+        ]
+        return {
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "title": self.title,
+            "data": {"values": values},
+            "mark": {"type": "line", "point": True, "tooltip": True},
+            "encoding": {
+                "x": {"field": "step", "type": "quantitative"},
+                "y": {"field": "r2", "type": "quantitative"},
+                "color": {"field": "feature", "type": "nominal"},
+            },
+        }
+
+
+def emergence(
+    checkpoints: Mapping[int, Any],
+    *,
+    group: Any = None,
+    features: Features = "principal",
+    k: int = 20,
+    m: int | None = None,
+) -> EmergenceResult:
+    """Return when features of a trained layer emerge, from its states at steps of the training.
+
+    ``1 - mean_t max(R2_t, 0)`` over the earlier checkpoints, with the share ``R2_t`` of a feature's
+    variance that least squares from the states at step ``t`` explain, adjusted for their units.
+
+    Range        [0, 1]; 0 = there from the first checkpoint on; higher = emerges late. It depends
+                 on which steps are given: compare features, not trainings with other steps.
+    Cost         O(checkpoints (rows dim^2 + dim^3)).
+    Assumes      rows that correspond, more of them than ``dim + 1`` (flag ``few_rows``).
+    Differs      from the paper: least squares in place of trained probes.
+
+    Parameters
+    ----------
+    checkpoints : mapping of int to array (row, dim)
+        States of one layer over the same rows at each step; features are those of the last step.
+    group : array (row,), optional
+        Which rows belong together: the error takes them as one.
+    features : {"principal", "units"}, default="principal"
+        The principal directions of the last states, or their units.
+    k : int, default=20
+        How many principal directions.
+    m : int, optional
+        Rows of a sample; all rows without it.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two checkpoints.
+
+    Examples
+    --------
+    >>> end = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    >>> half = end * torch.tensor([1.0, 1.0, 0.0])
+    >>> found = emergence({0: half[:, :1], 100: half, 500: end}, features="units")
+    >>> found.step.tolist(), found.lateness.round(decimals=1).tolist()
+    ([0, 100, 500], [0.0, 0.5, 1.0])
+
+    References
+    ----------
+    fel2024complexity
+    """
+    steps = sorted(checkpoints)
+    if len(steps) < 2:
+        raise InputError(f"emergence: expected at least two checkpoints, got {len(steps)}.")
+    named = {str(s): checkpoints[s] for s in steps}
+    found = feature_complexity(named, group=group, features=features, k=k, m=m)
+    reached = found.r2 >= EMERGED
+    first = torch.where(reached.any(0), reached.int().argmax(0), len(steps) - 1)
+    return EmergenceResult(
+        value=float(found),
+        se=found.se,
+        null=found.null,
+        n=found.n,
+        range=(0.0, 1.0),
+        flags=found.flags,
+        conventions={**found.conventions, "emerged": f"R2 of {EMERGED:g}"},
+        lateness=found.complexity,
+        step=torch.tensor(steps)[first],
+        steps=torch.tensor(steps[:-1]),
+        r2=found.r2,
+    )
