@@ -52,6 +52,7 @@ STUDIES: dict[str, str] = {
     "pawn": "PAWNStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",
+    "size-fidelity": "SizeFidelityStudy",
     "spurious-shift": "SpuriousShiftStudy",
     "ssd": "SSDStudy",
     "subpopulation-curve": "SubpopulationCurveStudy",
