@@ -52,14 +52,17 @@ HEADER = f"{'fault':34s}{'found':9s}{'twin':12s}{'wall':>6s}  words"
 
 
 def outcome(fault: Fault) -> Outcome:
-    """Scan a fault and its twin; found is the first finding of a code that names the fault."""
+    """Scan a fault and its twin; found is the first finding of a code that names the fault.
+
+    A twin is clear where it raises none of these codes and no error.
+    """
     began = time.perf_counter()
     raised = [f for f in fault.fault().findings if f["code"] in fault.codes]
     raised.sort(key=lambda f: (f["because_of"] is not None, fault.codes.index(f["code"])))
     false = tuple(
         f["code"]
         for f in fault.twin().findings
-        if f["code"] in fault.codes or f["level"] in ("warning", "error")
+        if f["code"] in fault.codes or f["level"] == "error"
     )
     first = raised[0] if raised else {"code": "", "sentence": ""}
     return Outcome(fault.name, first["code"], first["sentence"], false, time.perf_counter() - began)

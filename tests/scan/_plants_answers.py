@@ -81,7 +81,15 @@ def layer_anew(path: str | None) -> Report:
     return scan(module.requires_grad_(False), *digits())
 
 
+def one_too_large(factor: float) -> Report:
+    """Scan a trained net of six blocks, one weight of which has another size."""
+    module = deepcopy(digit_net("patch-net", SEEDS[0], True)[0]).requires_grad_(False)
+    expect(nn.Linear, module.get_submodule("blocks.3.down")).weight.mul_(factor)
+    return scan(module, *digits())
+
+
 PLANTS = (
+    Plant("SND020", "warning", lambda: one_too_large(10.0), lambda: one_too_large(1.0)),
     Plant(
         "SND003",
         "warning",

@@ -64,6 +64,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND029", ("SND028", "SND037", "SND026")),
     Cause("SND038", ("SND037", "SND039", "SND046")),
     Cause("SND003", ("SND012", "SND037", "SND039")),
+    Cause("SND020", ("SND037", "SND039", "SND046")),
     Cause("SND015", ("SND012", "SND037", "SND039", "SND046")),
     Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),
     Cause("SND037", ("SND039",)),

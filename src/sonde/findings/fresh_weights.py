@@ -7,7 +7,7 @@ few strong ones), and its input passes through it no more strongly than through 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from sonde.tap.reading.small_batches import small_batches
 
 LEAST, MOST, ROWS = 512, 8_192, 16
 STEPS = 24
-LEVEL = 0.01
+LEVEL = 0.05
 
 Matrix = Float[Tensor, "dim2 dim"]
 
@@ -49,6 +49,14 @@ class Fresh:
 
 
 @dataclass(frozen=True)
+class Size:
+    """Shape of a layer's weight, and the root mean square of its entries."""
+
+    shape: tuple[int, ...]
+    rms: float
+
+
+@dataclass(frozen=True)
 class FreshLayers:
     """Layers that look untrained, of all that were looked at.
 
@@ -56,12 +64,12 @@ class FreshLayers:
     ----------
     fresh : tuple of Fresh
         In order of execution.
-    paths : tuple of str
+    sizes : mapping of path to Size
         All layers that were looked at.
     """
 
     fresh: tuple[Fresh, ...] = ()
-    paths: tuple[str, ...] = ()
+    sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
 
 
 def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
@@ -80,7 +88,10 @@ def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
     fresh = tuple(
         f for f, w, _ in found if abs(gains.get(f.path, 1.0) - 1) < 4 * math.sqrt(2 / len(w))
     )
-    return FreshLayers(fresh, tuple(path for path, _, _ in looked))
+    sizes = {
+        path: Size(tuple(w.shape), float(w.float().square().mean().sqrt())) for path, w, _ in looked
+    }
+    return FreshLayers(fresh, sizes)
 
 
 def _combined(p: Sequence[float]) -> float:

@@ -39,7 +39,7 @@ class SND003(Rule):
         "weights are those of a usual initialiser with its own scale (Kolmogorov-Smirnov, p above "
         "0.1 %), none of its directions stands out of the spectrum of such random weights "
         "(Tracy-Widom) and its rows and columns are alike (chi-squared), four p-values that are "
-        "above 1 % together (Fisher); its bias is exactly zero, or drawn as torch draws it; "
+        "above 5 % together (Fisher); its bias is exactly zero, or drawn as torch draws it; "
         "and its inputs come out as strong as random weights make them, within 4 "
         "standard errors. A note where three in four layers look so, or where the model's own "
         "answers are as good as a probe of its last layer."
@@ -54,9 +54,9 @@ class SND003(Rule):
     def check(self, evidence: Evidence) -> Check:
         """List the layers for which everything speaks."""
         found = evidence.fresh
-        if not isinstance(found, FreshLayers) or not found.paths:
+        if not isinstance(found, FreshLayers) or not found.sizes:
             return self.not_applicable("no linear layer of 512 weights or more ran")
-        share = len(found.fresh) / len(found.paths)
+        share = len(found.fresh) / len(found.sizes)
         figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
         if not found.fresh:
             return self.clear(figure)
@@ -75,7 +75,7 @@ class SND003(Rule):
             Finding(
                 self.code,
                 level,
-                sentence(f"{text}{bias}.", f"{plural(len(found.paths), 'layer')} looked at."),
+                sentence(f"{text}{bias}.", f"{plural(len(found.sizes), 'layer')} looked at."),
                 figure,
                 sites=tuple(f.path for f in found.fresh),
                 effect=share,
