@@ -34,6 +34,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     from benchmarks.importing import import_time
     from benchmarks.large import large_rows
     from benchmarks.layer_cka import layer_cka_rows
+    from benchmarks.measure import measure_rows
     from benchmarks.merging import merge_rows
     from benchmarks.sampling import sample_rows
     from benchmarks.scale import scale_rows
@@ -68,6 +69,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "calibrate": calibration_rows,
         "store": storing_rows,
         "cka": layer_cka_rows,
+        "measure": measure_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,
         "ray": ray_rows,

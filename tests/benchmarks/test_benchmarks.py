@@ -32,6 +32,7 @@ NAMES = {
     "dictionary": 3,
     "calibrate": 1,
     "cka": 2,
+    "measure": 6,
     "scan": 2,
     "scan-memory": 1,
     "erase": 1,
