@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
+    from benchmarks.attributing import attribution_rows
     from benchmarks.calibrating import calibration_rows
     from benchmarks.clustering import ray_rows
     from benchmarks.detect import detector_rows, nac_rows
@@ -57,6 +58,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "merge-models": merge_models_rows,
         "steer": steering_rows,
         "decode": decoding_rows,
+        "attribute": attribution_rows,
         "patch": patching_rows,
         "units": units_rows,
         "atlas": atlas_rows,
