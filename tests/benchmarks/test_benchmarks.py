@@ -30,6 +30,7 @@ NAMES = {
     "generate": 4,
     "train": 1,
     "dictionary": 3,
+    "attribute": 6,
     "calibrate": 1,
     "cka": 2,
     "measure": 6,
