@@ -17,6 +17,7 @@ from sonde.explain.codebook import Codebook, CodebookResult
 from sonde.explain.comet import Comet, CometResult
 from sonde.explain.concept_marginal import ConceptMarginal, ConceptMarginalResult
 from sonde.explain.concept_matrix_search import ConceptMatrix, ConceptMatrixSearch
+from sonde.explain.control_task import ControlTask, ControlTaskResult
 from sonde.explain.crosscoder import Crosscoder
 from sonde.explain.das import Alignment, Das, Interchange, InterchangeIntervention
 from sonde.explain.dictionary import Dictionary, DictionaryEdit, load_dictionary
@@ -39,10 +40,12 @@ from sonde.explain.gradients import (
 )
 from sonde.explain.lens import LensResult, LogitLens, TunedLens
 from sonde.explain.mask_sensitivity import MaskSensitivity, MaskSensitivityResult
+from sonde.explain.mdl_probe import MdlProbe, MdlProbeResult
 from sonde.explain.neuron_lens import NeuronLens, NeuronLensResult
 from sonde.explain.normgrad import ClassSensitivity, MetaSaliency, NormGrad, combined
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.explain.patching import ActivationPatching, AttributionPatching, PatchEffects
+from sonde.explain.probe import Probe, ProbeResult
 from sonde.explain.relevance import Relevance
 from sonde.explain.roar import DiffRoar, DiffRoarResult, Ranked, Roar, RoarResult
 from sonde.explain.sanity import SanityChecks, SanityResult
@@ -82,6 +85,8 @@ __all__ = [
     "ConceptMarginalResult",
     "ConceptMatrix",
     "ConceptMatrixSearch",
+    "ControlTask",
+    "ControlTaskResult",
     "Crosscoder",
     "Das",
     "Deletion",
@@ -114,6 +119,8 @@ __all__ = [
     "LogitLens",
     "MaskSensitivity",
     "MaskSensitivityResult",
+    "MdlProbe",
+    "MdlProbeResult",
     "MetaSaliency",
     "NeuronLens",
     "NeuronLensResult",
@@ -121,6 +128,8 @@ __all__ = [
     "Objective",
     "Occlusion",
     "PatchEffects",
+    "Probe",
+    "ProbeResult",
     "Ranked",
     "RawAttention",
     "Relevance",

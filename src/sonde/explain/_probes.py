@@ -1,0 +1,149 @@
+"""What probes share: labelled rows in groups, ridge and logistic classifiers, clustered errors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import rank_key
+from sonde.stats import HashSampleState
+
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows with a class each, groups numbered in the order of their draw."""
+
+    x: Float[Tensor, "row dim"]
+    member: Int[Tensor, "row"]
+    labels: Int[Tensor, "class"]
+    group: Int[Tensor, "row"]
+    n_groups: int
+
+    @classmethod
+    def of(cls, owner: str, rows: HashSampleState, label: HashSampleState) -> "LabelledRows":
+        """Return the rows of a sample.
+
+        Raises
+        ------
+        InputError
+            If there is one class alone, a class for each row, or one group.
+        """
+        labels, member = torch.unique(label.rows, return_inverse=True)
+        if len(labels) < 2:
+            raise InputError(
+                f"{owner}: expected rows of at least two classes, got {len(labels)}. Give the rows "
+                "labels."
+            )
+        if len(labels) == len(member):
+            raise InputError(
+                f"{owner}: expected classes of several rows, got a label of its own for each of "
+                f"{len(member)} rows. Give the rows classes."
+            )
+        order, group = torch.unique(rank_key(rows.group_draw), return_inverse=True)
+        if len(order) < 2:
+            raise InputError(
+                f"{owner}: expected rows of at least two groups, of which some are held out, got "
+                "one. Give rows of other documents, or no groups."
+            )
+        return cls(rows.rows.double(), member.to(rows.rows.device), labels, group, len(order))
+
+    def fold(self, folds: int) -> Int[Tensor, "row"]:
+        """Return the fold of each row: that of its group."""
+        return self.group % min(folds, self.n_groups)
+
+    def shares_error(self, right: Float[Tensor, "row"]) -> float:
+        """Return the standard error of a mean over rows, rows of a group taken together."""
+        return clustered_error(right, self.group, self.n_groups) / len(right)
+
+
+def clustered_error(values: Float[Tensor, "row"], group: Tensor, n_groups: int) -> float:
+    """Return the standard error of the sum of centred values, groups taken together."""
+    centred = values.double() - values.double().mean()
+    sums = centred.new_zeros(n_groups).index_add_(0, group.to(centred.device), centred)
+    return float((sums.square().sum() * n_groups / (n_groups - 1)).sqrt())
+
+
+def ridge_map(
+    scatter: Float[Tensor, "dim dim"],
+    mean: Float[Tensor, "class dim"],
+    weight: Float[Tensor, "class"],
+    ridge: float,
+) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
+    """Return weight and bias of least squares on one-hot classes, from moments.
+
+    ``scatter`` is that of all rows about their mean; the penalty is ``ridge`` of its mean diagonal.
+    """
+    share = weight / weight.sum()
+    grand = share @ mean
+    # sum_i (x_i - m)(1[y_i = k] - share_k) = n_k (m_k - m)
+    cross = weight[:, None] * (mean - grand)
+    size = (ridge * scatter.diagonal().mean()).clamp(min=TINY)
+    penalised = scatter + size * torch.eye(len(scatter)).to(scatter)
+    found = torch.linalg.lstsq(penalised, cross.T).solution.T
+    return found, share - found @ grand
+
+
+def ridge_fit(
+    x: Float[Tensor, "row dim"], member: Int[Tensor, "row"], n_classes: int, ridge: float
+) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
+    """Return the same from rows; a class without rows is never predicted."""
+    weight = torch.bincount(member, minlength=n_classes).to(x)
+    sums = x.new_zeros(n_classes, x.shape[1]).index_add_(0, member, x)
+    z = x - x.mean(0)
+    mean = sums / weight.clamp(min=1.0)[:, None]
+    return ridge_map(z.T @ z, mean, weight, ridge)
+
+
+def held_out_right(
+    rows: LabelledRows, member: Int[Tensor, "row"], ridge: float, folds: int
+) -> tuple[Bool[Tensor, "row"], Bool[Tensor, "row"]]:
+    """Return whether the probe, and the most frequent class, of the other folds are right."""
+    fold, n_classes = rows.fold(folds).to(member.device), int(member.max()) + 1
+    right = torch.zeros(len(member), dtype=torch.bool, device=member.device)
+    usual = right.clone()
+    for k in range(int(fold.max()) + 1):
+        held = fold == k
+        used = member[~held]
+        weight, bias = ridge_fit(rows.x[~held], used, n_classes, ridge)
+        said = (rows.x[held] @ weight.T + bias).argmax(1)
+        right[held] = said == member[held]
+        usual[held] = torch.bincount(used, minlength=n_classes).argmax() == member[held]
+    return right, usual
+
+
+def logistic_fit(
+    x: Float[Tensor, "row dim"], member: Int[Tensor, "row"], n_classes: int, l2: float
+) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
+    """Return weight and bias of least mean log loss plus ``l2 / 2 |W|^2`` on scaled rows.
+
+    Rows are centred and divided by the root of the mean variance of a unit.
+    """
+    mean = x.mean(0)
+    scale = (x - mean).square().mean().sqrt().clamp(min=1e-150)
+    z = ((x - mean) / scale).cpu().numpy()
+    truth = np.eye(n_classes)[member.cpu().numpy()]
+    shape = (n_classes, z.shape[1] + 1)
+
+    def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
+        w = v.reshape(shape)
+        logits = z @ w[:, :-1].T + w[:, -1]
+        top = logits.max(1, keepdims=True)
+        log_p = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
+        pull = (np.exp(log_p) - truth) / len(z)
+        slope = np.concatenate([pull.T @ z + l2 * w[:, :-1], pull.sum(0)[:, None]], 1)
+        value = -(truth * log_p).sum() / len(z) + 0.5 * l2 * (w[:, :-1] ** 2).sum()
+        return float(value), slope.ravel()
+
+    options = {"maxiter": 300, "gtol": 1e-7}
+    found = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
+        loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options
+    )
+    w = torch.from_numpy(found.x.reshape(shape).copy()).to(x)
+    weight = w[:, :-1] / scale
+    return weight, w[:, -1] - weight @ mean

@@ -1,0 +1,137 @@
+"""Whether a probe reads what the states hold, or learns the labels by itself.
+
+For rows of tokens or words whose label is a property of the type. Labels that differ within a type
+need another control.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.hashing import splitmix64
+from sonde.core.instrument import Instrument, NotLabelled, Read
+from sonde.core.result import Result
+from sonde.core.statistic import Statistic
+from sonde.explain._probes import LabelledRows, held_out_right
+from sonde.explain.probe import ERROR, labelled_sample, require_probe, row_flags
+from sonde.stats import HashSample, HashSampleState
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ControlTaskResult(Result):
+    """``value`` is the selectivity ``accuracy - control``, both on groups held out.
+
+    ``majority`` is the accuracy of the most frequent class.
+    """
+
+    accuracy: float
+    control: float
+    majority: float
+
+
+@final
+@dataclass(frozen=True)
+class ControlTask(Instrument):
+    """How much better a probe reads the true classes than classes drawn at random for each type.
+
+    Every type (byte, token, word) gets a fixed class drawn from the frequencies of the true
+    labels. A probe that can only learn by heart reads these as well; one that reads a property of
+    the states does not.
+
+    Range        [-1, 1]; higher = the probe says more about the states than about itself.
+    Cost         one pass; state ``4 m (dim + 2)`` bytes; result ``2 folds`` solutions of O(dim^3).
+    Assumes      labels; several rows of a type in different groups, else the control is a coin.
+
+    Parameters
+    ----------
+    types : str, default="position"
+        Column of whole numbers that names the type of a row, such as one of the data with the
+        tokens; a position asks whether the probe knows places by heart.
+    ridge : float, default=1e-3
+        Relative to the mean variance of a unit.
+    folds : int, default=5
+    m : int, default=10000
+        Most rows, whole groups.
+    seed : int, default=0
+        Of the classes drawn.
+
+    Examples
+    --------
+    >>> x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    >>> found = ControlTask("position").fit(
+    ...     x, label=(x[:, 1] > 0).long(), position=torch.arange(300) % 20
+    ... )
+    >>> found.value > 0.3
+    True
+
+    References
+    ----------
+    hewitt2019control
+    """
+
+    types: str = "position"
+    ridge: float = 1e-3
+    folds: int = 5
+    m: int = 10_000
+    seed: int = 0
+    paper: ClassVar[str] = "hewitt2019control"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"types": "group"},
+        {"types": "group", "folds": 2, "m": 64},
+    )
+
+    def __post_init__(self) -> None:
+        require_probe("ControlTask", self.ridge, self.folds, self.m)
+
+    def reads(self) -> dict[str, Statistic[Any] | Read]:
+        """Read a sample of whole groups of labelled rows, their labels and their types."""
+        types = Read(HashSample(self.m, self.types, groups=True), NotLabelled(-1))
+        return {**labelled_sample(self.m), "types_seen": types}
+
+    def result(
+        self, sample: HashSampleState, label: HashSampleState, types_seen: HashSampleState
+    ) -> ControlTaskResult:
+        """Return the selectivity.
+
+        Raises
+        ------
+        InputError
+            If there is one class alone, a class for each row, one group or one type.
+        """
+        rows = LabelledRows.of("ControlTask", sample, label)
+        drawn = self._drawn(rows.member, types_seen.rows)
+        right, usual = held_out_right(rows, rows.member, self.ridge, self.folds)
+        control, _ = held_out_right(rows, drawn, self.ridge, self.folds)
+        above = right.double() - control.double()
+        return ControlTaskResult(
+            value=float(above.mean()),
+            se=rows.shares_error(above),
+            null=0.0,
+            n=len(right),
+            range=(-1.0, 1.0),
+            direction="higher",
+            flags=row_flags(rows, sample),
+            conventions={"types": self.types, "seed": self.seed, "se": ERROR},
+            accuracy=float(right.double().mean()),
+            control=float(control.double().mean()),
+            majority=float(usual.double().mean()),
+        )
+
+    def _drawn(self, member: Int[Tensor, "row"], types: Tensor) -> Int[Tensor, "row"]:
+        """Return a class for each row by a hash of its type, as frequent as the true classes."""
+        seen = torch.unique(types)
+        if len(seen) < 2:
+            raise InputError(
+                f"ControlTask: expected rows of several types in the column {self.types!r}, got "
+                f"{len(seen)}. Name a column that tells types apart."
+            )
+        key = splitmix64(types.cpu().long().numpy().view(np.uint64) + np.uint64(self.seed))
+        draw = torch.from_numpy((key >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+        share = torch.bincount(member.cpu()).double().cumsum(0) / len(member)
+        return torch.searchsorted(share, draw).clamp(max=len(share) - 1).to(member.device)
