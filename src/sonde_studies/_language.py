@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +15,7 @@ from sonde import Model, load
 PAD, IGNORED = "_", -100
 LAYERS, HEADS, WIDTH = 3, 4, 64
 RATE, WARM, BATCH = 3e-3, 20, 32
+REWARD_RATE, TRIES = 5e-4, 8
 
 Texts = Callable[[int], list[str]]
 
@@ -118,6 +119,73 @@ def descend(
     return steps
 
 
+@torch.enable_grad()
+def reinforce(
+    model: Model,
+    prompts: Callable[[], dict[str, str]],
+    is_right: Callable[[str, str], bool],
+    steps: int,
+    end: str,
+    draw: np.random.Generator,
+) -> None:
+    """Train on a model's own samples by their reward alone: 1 for a right one, 0 for others.
+
+    Each step samples anew and follows ``policy_loss`` once, without a penalty for drift.
+
+    Parameters
+    ----------
+    prompts : callable
+        Returns prompts with their right answers.
+    is_right : callable
+        Whether a text after a prompt reaches that answer.
+    steps : int
+    end : str
+        As in ``sampled``.
+    """
+    module, tokenizer = model.module, model.processor
+    optimiser = torch.optim.AdamW(module.parameters(), lr=REWARD_RATE, weight_decay=0.0)
+    for step in range(1, steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = REWARD_RATE * min(step / WARM, 1.0)
+        asked = [pair for pair in prompts().items() for _ in range(TRIES)]
+        texts, _ = sampled(model, [prompt for prompt, _ in asked], end, draw)
+        right = [is_right(text, answer) for text, (_, answer) in zip(texts, asked, strict=True)]
+        ids = tokens_of(model, [p + text for (p, _), text in zip(asked, texts, strict=True)])
+        given = torch.tensor([len(x) for x in tokenizer([p for p, _ in asked])["input_ids"]])
+        own = (torch.arange(ids.shape[1]) >= given[:, None]) & (ids > 0)
+        chance = module(ids).logits[:, :-1, 1:].log_softmax(2)
+        likely = chance.gather(2, (ids[:, 1:, None] - 1).clamp(min=0))[..., 0]
+        optimiser.zero_grad()
+        policy_loss(likely, own[:, 1:], torch.tensor(right).float().reshape(-1, TRIES)).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+
+
+def policy_loss(
+    likely: Float[Tensor, "text pos"],
+    own: Bool[Tensor, "text pos"],
+    reward: Float[Tensor, "prompt sample"],
+) -> Float[Tensor, ""]:
+    """Return the loss whose gradient is minus that of the mean reward, from samples of a policy.
+
+    The gain of a sample is its reward less the mean over the samples after the same prompt
+    (REINFORCE with a baseline of the group). It is not divided by the group's spread, which would
+    weigh prompts by how sure the policy is of them. Up to a constant: the baseline holds the sample
+    itself, and tokens are counted over the whole batch.
+
+    Parameters
+    ----------
+    likely : Float[Tensor, "text pos"]
+        Log-probability of each token.
+    own : Bool[Tensor, "text pos"]
+        Which tokens the policy drew.
+    reward : Float[Tensor, "prompt sample"]
+        Of the texts in their order.
+    """
+    gain = (reward - reward.mean(1, keepdim=True)).reshape(-1, 1)
+    return -(gain * likely * own).sum() / own.sum()
+
+
 @torch.no_grad()
 def sampled(
     model: Model, prompts: Sequence[str], end: str, draw: np.random.Generator
@@ -128,7 +196,7 @@ def sampled(
     the context, where the text then lacks ``end``.
     """
     module, tokenizer = model.module, model.processor
-    words = np.array(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     stop = tokenizer.convert_tokens_to_ids(end)
     source = torch.Generator().manual_seed(int(draw.integers(2**62)))
     texts, chances = [""] * len(prompts), [torch.empty(0)] * len(prompts)
@@ -139,24 +207,31 @@ def sampled(
         for i, own, likely in zip(rows, ids, chance, strict=True):
             ended = torch.nonzero(own == stop)
             n = int(ended[0]) + 1 if len(ended) else len(own)
-            texts[i], chances[i] = "".join(words[own[:n].numpy()]), likely[:n]
+            texts[i], chances[i] = _text([words[k] for k in own[:n].tolist()]), likely[:n]
     return texts, chances
+
+
+def _text(words: Sequence[str]) -> str:
+    """Return words as a text that has the same tokens: with a space where two would be one."""
+    pairs = zip(["", *words], words, strict=False)
+    return "".join(" " * (a.isalnum() and b.isalnum()) + b for a, b in pairs)
 
 
 def _written(
     module: Any, ids: Int[Tensor, "text pos"], stop: int, source: torch.Generator
 ) -> tuple[Int[Tensor, "text new"], Float[Tensor, "text new"]]:
-    """Return tokens drawn after prompts of one length until all stopped, and their chances."""
+    """Return words drawn after prompts of one length until all stopped, and their chances."""
     past, chosen, likely = None, [], []
     running = torch.ones(len(ids), dtype=torch.bool)
     n = ids.shape[1]
     while running.any() and n < module.config.n_positions:
         out = module(ids, past_key_values=past, use_cache=True)
         past = out.past_key_values
-        chance = out.logits[:, -1].double().softmax(1)
-        ids = torch.multinomial(chance, 1, generator=source)
+        chance = out.logits[:, -1, 1:].double().softmax(1)
+        word = torch.multinomial(chance, 1, generator=source)
+        ids = 1 + word
         chosen.append(ids)
-        likely.append(chance.gather(1, ids))
+        likely.append(chance.gather(1, word))
         running &= ids[:, 0] != stop
         n += 1
     return torch.cat(chosen, 1), torch.cat(likely, 1)

@@ -1,6 +1,7 @@
 """Do the states of a trace tell whether its answer is right; against chances of tokens, length."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, final
@@ -12,55 +13,16 @@ from torch import Tensor
 from sonde import Model
 from sonde.detect import CLUE, LinearProbe, top_majority
 from sonde.metrics import auroc_within
-from sonde_studies._language import LAYERS, language_model, sampled, train
+from sonde_studies._language import LAYERS, language_model, reinforce, sampled, train
 from sonde_studies._separation import area, fitted_on, scores_of
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.chains import CLOSE, OPEN, STOP, WORDS, Chains
 
-SIGNS, EQUAL, AND, OPEN, CLOSE, STOP = "+-*", "=", ",", "<", ">", "."
-WORDS = [*"0123456789", *SIGNS, EQUAL, AND, OPEN, CLOSE, STOP]
 STEPS, TRIED, ENOUGH, LONGEST = 1500, 150, 0.65, 64
+BEGUN, REWARDED, ASKED = 0.35, 80, 32
 SAMPLES, FEW = 8, 20
 READING = {"span": (OPEN, CLOSE), "reducer": "step_deltas"}
 AREAS = ("all", "within prompts")
-
-
-@dataclass(frozen=True)
-class Chains:
-    """Chains of operations modulo a number, worked out from left to right one by one.
-
-    Parameters
-    ----------
-    modulus : int
-    most : int
-        Operations of a chain; at least one.
-    fit, test : int
-        Prompts whose traces are the experience, and others.
-    """
-
-    modulus: int = 7
-    most: int = 6
-    fit: int = 300
-    test: int = 150
-
-    def text(self, draw: np.random.Generator) -> str:
-        """Return a prompt with the right trace and answer."""
-        n = int(draw.integers(1, self.most + 1))
-        values, signs = draw.integers(self.modulus, size=n + 1), draw.choice(list(SIGNS), n)
-        value, lines = int(values[0]), list[str]()
-        for sign, other in zip(signs, values[1:], strict=True):
-            new = {"+": value + other, "-": value - other, "*": value * other}[sign]
-            lines.append(f"{value}{sign}{other}{EQUAL}{new % self.modulus}")
-            value = int(new % self.modulus)
-        prompt = "".join(f"{s}{v}" for s, v in zip(["", *signs], values, strict=True))
-        return f"{prompt}{EQUAL}{OPEN}{AND.join(lines)}{CLOSE}{value}{STOP}"
-
-    def prompts(self, n: int, draw: np.random.Generator) -> dict[str, str]:
-        """Return different prompts with their right answers."""
-        found: dict[str, str] = {}
-        while len(found) < n:
-            prompt, _, rest = self.text(draw).partition(OPEN)
-            found[prompt + OPEN] = rest.partition(CLOSE)[2]
-        return found
 
 
 @dataclass(frozen=True)
@@ -85,6 +47,11 @@ class Traces:
         return torch.tensor([row["label"] == 1 for row in self.rows])
 
     @property
+    def right(self) -> float:
+        """The share of right answers."""
+        return 1 - float(self.wrong.double().mean())
+
+    @property
     def prompts(self) -> list[str]:
         """The prompt of each trace."""
         return [row["group"] for row in self.rows]
@@ -107,18 +74,20 @@ class Traces:
 
 @final
 class CLUEStudy(Study):
-    """CLUE on traces of a small transformer that is trained until two of three answers are right.
+    """CLUE on traces of a small transformer that imitates until two of three answers are right.
 
     The arms show what else could tell right from wrong: the least chance of a token, a linear probe
-    on the same deltas, the length; and how far each layer and fewer prompts go.
+    on the same deltas, the length; and how far each layer and fewer prompts go. A second model
+    imitates until one of three is right and goes on by the reward of its own answers.
     """
 
     name = "clue"
     title = "do the states of a trace tell whether its answer is right?"
     paper = "liang2025clue"
     fidelity = (
-        "official formula; all layers, as published, nothing chosen; the model is trained here by "
-        "imitation, where the original takes large ones trained with reward"
+        "official formula; all layers, as published, nothing chosen; toy-size: the original takes "
+        "large models trained with reward, and here one is trained by imitation, and one by "
+        "imitation and then by reward (REINFORCE against the mean of 8 samples of a prompt)"
     )
     data = (
         "chains of 1 to 6 operations modulo 7, worked out one by one; 8 samples of each of 300 "
@@ -158,6 +127,27 @@ class CLUEStudy(Study):
             "difference of AUROC",
             above=-0.02,
         ),
+        Claim(
+            "reward",
+            "Reward makes more of a model's answers right.",
+            "share of right answers after less before",
+        ),
+        Claim(
+            "reward over imitation",
+            "Centroids of deltas tell wrong traces better where the model was trained by reward.",
+            "difference of AUROC",
+        ),
+        Claim(
+            "reward: CLUE over chance",
+            "There they tell wrong traces better than the mean chance of their tokens.",
+            "difference of AUROC",
+        ),
+        Claim(
+            "reward: within prompts",
+            "There they tell right from wrong answers to the same prompt.",
+            "AUROC within prompts",
+            above=0.5,
+        ),
     )
     null = Claim("null", "Right traces, a random half called wrong.", "AUROC", above=0.5)
 
@@ -166,52 +156,104 @@ class CLUEStudy(Study):
         world = Chains(modulus=3, most=2, fit=30, test=25) if tiny else Chains()
         draw = np.random.default_rng(seed)
         tick("training")
-        model, steps = _trained(world, draw, seed, 40 if tiny else STEPS)
-        tick("sampling")
+        model = language_model(WORDS, LONGEST, seed)
+        steps = 20 if tiny else STEPS
+        begun, first = _imitating(model, world, draw, steps, BEGUN)
+        model, more = _imitating(deepcopy(begun), world, draw, steps, ENOUGH)
         prompts = world.prompts(world.fit + world.test, draw)
-        names = list(prompts)
-        fit = _traces(model, {k: prompts[k] for k in names[: world.fit]}, draw)
-        test = _traces(model, {k: prompts[k] for k in names[world.fit :]}, draw)
-        tick("scoring")
-        found = _scored(model, fit, test, names[:FEW])
-        figures: dict[str, float] = {}
-        numbers = [names.index(name) for name in test.prompts]
-        for name, score in found.items():
-            figures[f"{name} | {AREAS[0]}"] = area(score[~test.wrong], score[test.wrong])
-            within = auroc_within(score, test.wrong, numbers, resamples=0)
-            figures[f"{name} | {AREAS[1]}"] = float(within.value)
-        everywhere = {name: figures[f"{name} | {AREAS[0]}"] for name in found}
-        chosen = _chosen(test, found["CLUE"], prompts)
+        tick("sampling and scoring")
+        arm = Arm.of(model, prompts, world.fit, draw)
+        chosen = _chosen(arm.test, arm.found["CLUE"], prompts)
+        null = _null(model, arm.fit, arm.test, draw)
+        tick("training by reward")
+        before = _traces(begun, dict([*prompts.items()][world.fit :]), draw).right
+        _rewarded(begun, world, draw, 3 if tiny else REWARDED)
+        rewarded = Arm.of(begun, prompts, world.fit, draw)
         return {
-            "CLUE over chance": everywhere["CLUE"] - everywhere["mean chance"],
-            "depth": everywhere[f"CLUE layer {LAYERS}"] - everywhere["CLUE layer 1"],
+            "CLUE over chance": arm.over("CLUE", "mean chance"),
+            "depth": arm.over(f"CLUE layer {LAYERS}", "CLUE layer 1"),
             "best over random": chosen["best right"] - chosen["random right"],
             "top half over majority": chosen["top half right"] - chosen["majority right"],
-            "CLUE over length": everywhere["CLUE"] - everywhere["length"],
-            "within prompts": figures[f"CLUE | {AREAS[1]}"],
-            "few prompts": everywhere[f"CLUE {FEW} prompts"] - everywhere["CLUE"],
-            "null": _null(model, fit, test, draw),
-            "steps of training": float(steps),
-            "traces not closed": 1 - len(test.rows) / (SAMPLES * world.test),
+            "CLUE over length": arm.over("CLUE", "length"),
+            "within prompts": arm.areas[f"CLUE | {AREAS[1]}"],
+            "few prompts": arm.over(f"CLUE {FEW} prompts", "CLUE"),
+            "reward": rewarded.test.right - before,
+            "reward over imitation": rewarded.everywhere("CLUE") - arm.everywhere("CLUE"),
+            "reward: CLUE over chance": rewarded.over("CLUE", "mean chance"),
+            "reward: within prompts": rewarded.areas[f"CLUE | {AREAS[1]}"],
+            "null": null,
+            "right before reward": before,
+            "right after reward": rewarded.test.right,
+            "steps of imitation before reward": float(first),
+            "steps of imitation": float(first + more),
+            "traces not closed": 1 - len(arm.test.rows) / (SAMPLES * world.test),
             **chosen,
-            **{f"best by {k} right": _chosen(test, found[k], prompts)["best right"]
+            **{f"best by {k} right": _chosen(arm.test, arm.found[k], prompts)["best right"]
                for k in ("mean chance", "least chance", "probe")},
-            **figures,
+            **arm.areas,
+            **{f"reward: {name}": value for name, value in rewarded.areas.items()},
         }  # fmt: skip
 
 
-def _trained(world: Chains, draw: np.random.Generator, seed: int, steps: int) -> tuple[Model, int]:
-    """Return a model that is right often enough, and how long that took."""
-    model = language_model(WORDS, LONGEST, seed)
+@dataclass(frozen=True)
+class Arm:
+    """Traces of a model, and what each method says of those of the test; higher = wrong."""
+
+    fit: Traces
+    test: Traces
+    found: dict[str, Tensor]
+    areas: dict[str, float]
+
+    @classmethod
+    def of(
+        cls, model: Model, prompts: dict[str, str], n_fit: int, draw: np.random.Generator
+    ) -> "Arm":
+        """Sample, fit and score."""
+        names = list(prompts)
+        fit = _traces(model, {k: prompts[k] for k in names[:n_fit]}, draw)
+        test = _traces(model, {k: prompts[k] for k in names[n_fit:]}, draw)
+        found, areas = _scored(model, fit, test, names[:FEW]), dict[str, float]()
+        numbers = [names.index(name) for name in test.prompts]
+        for name, score in found.items():
+            areas[f"{name} | {AREAS[0]}"] = area(score[~test.wrong], score[test.wrong])
+            within = auroc_within(score, test.wrong, numbers, resamples=0)
+            areas[f"{name} | {AREAS[1]}"] = float(within.value)
+        return cls(fit, test, found, areas)
+
+    def everywhere(self, name: str) -> float:
+        """Return the AUROC of a method over all traces."""
+        return self.areas[f"{name} | {AREAS[0]}"]
+
+    def over(self, name: str, other: str) -> float:
+        """Return how far one is ahead of another."""
+        return self.everywhere(name) - self.everywhere(other)
+
+
+def _imitating(
+    model: Model, world: Chains, draw: np.random.Generator, steps: int, share: float
+) -> tuple[Model, int]:
+    """Train a model until it is right often enough; return it and how many steps that took."""
     tried = world.prompts(min(TRIED, 2 * world.modulus**2), draw)
 
     def enough() -> bool:
         texts, _ = sampled(model, list(tried), STOP, draw)
-        right = [t.partition(CLOSE)[2] == a for t, a in zip(texts, tried.values(), strict=True)]
-        return fmean(right) >= ENOUGH
+        return fmean(map(_is_right, texts, tried.values())) >= share
 
-    taken = train(model, lambda n: [world.text(draw) for _ in range(n)], steps, OPEN, enough)
-    return model, taken
+    return model, train(model, lambda n: [world.text(draw) for _ in range(n)], steps, OPEN, enough)
+
+
+def _is_right(text: str, answer: str) -> bool:
+    return text.partition(CLOSE)[2] == answer
+
+
+def _rewarded(model: Model, world: Chains, draw: np.random.Generator, steps: int) -> None:
+    """Train a model on by the reward of its own answers, at prompts of one length in each step."""
+
+    def prompts() -> dict[str, str]:
+        n = int(draw.integers(world.least, world.most + 1))
+        return replace(world, least=n, most=n).prompts(min(ASKED, world.modulus**2), draw)
+
+    reinforce(model, prompts, _is_right, steps, STOP, draw)
 
 
 def _traces(model: Model, prompts: dict[str, str], draw: np.random.Generator) -> Traces:
@@ -223,7 +265,7 @@ def _traces(model: Model, prompts: dict[str, str], draw: np.random.Generator) ->
             "id": f"trace {i}",
             "text": name + text,
             "group": name,
-            "label": int(text.partition(CLOSE)[2] != prompts[name]),
+            "label": int(not _is_right(text, prompts[name])),
         }
         for i, (name, text) in enumerate(zip(names, texts, strict=True))
     ]
