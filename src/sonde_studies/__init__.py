@@ -50,6 +50,7 @@ STUDIES: dict[str, str] = {
     "overview": "OverviewStudy",
     "parallel-adapters": "ParallelAdaptersStudy",
     "pawn": "PAWNStudy",
+    "rewrite-facts": "RewriteFactsStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",
     "size-fidelity": "SizeFidelityStudy",
