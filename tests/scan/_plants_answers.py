@@ -121,7 +121,7 @@ PLANTS = (
     ),
     Plant(
         "SND029",
-        "error",
+        "warning",
         lambda: python_text(lambda b: SHUFFLED[b]),
         lambda: python_text(lambda b: b),
     ),

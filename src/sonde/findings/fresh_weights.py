@@ -71,6 +71,11 @@ class FreshLayers:
     fresh: tuple[Fresh, ...] = ()
     sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
 
+    @property
+    def share(self) -> float:
+        """Share of the layers that look untrained."""
+        return len(self.fresh) / max(len(self.sizes), 1)
+
 
 def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
     """Return the layers of a model that look untrained; runs a few rows where any might."""

@@ -20,11 +20,11 @@ class SND003(Rule):
 
     Parameters
     ----------
-    whole : float, default=0.75
+    whole : float, default=0.5
         Share of the layers from which on the model as a whole looks untrained, which is a note.
     """
 
-    whole: float = 0.75
+    whole: float = 0.5
 
     code: ClassVar[str] = "SND003"
     title: ClassVar[str] = "Layers that look untrained"
@@ -41,7 +41,7 @@ class SND003(Rule):
         "(Tracy-Widom) and its rows and columns are alike (chi-squared), four p-values that are "
         "above 5 % together (Fisher); its bias is exactly zero, or drawn as torch draws it; "
         "and its inputs come out as strong as random weights make them, within 4 "
-        "standard errors. A note where three in four layers look so, or where the model's own "
+        "standard errors. A note where half of the layers look so, or where the model's own "
         "answers are as good as a probe of its last layer."
     )
     false_positives: ClassVar[str] = (
@@ -56,7 +56,7 @@ class SND003(Rule):
         found = evidence.fresh
         if not isinstance(found, FreshLayers) or not found.sizes:
             return self.not_applicable("no linear layer of 512 weights or more ran")
-        share = len(found.fresh) / len(found.sizes)
+        share = found.share
         figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
         if not found.fresh:
             return self.clear(figure)

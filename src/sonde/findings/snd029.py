@@ -8,6 +8,7 @@ from sonde.findings._halves import Z
 from sonde.findings._places import counted_as, read_command, sentence, too_few
 from sonde.findings._text import number, plural
 from sonde.findings.evidence import Evidence
+from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.labels import LEAST_ROWS
 from sonde.findings.lens import LensEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -20,6 +21,7 @@ class SND029(Rule):
 
     nats: float = 0.5
     errors: float = 3.0
+    untrained: float = 0.5
 
     code: ClassVar[str] = "SND029"
     title: ClassVar[str] = "The model expects other tokens than its texts have"
@@ -34,7 +36,8 @@ class SND029(Rule):
         "entropy with the frequencies, less the entropy, is what expecting the wrong tokens "
         "costs. Raised where that is at least 0.5 nats and falls to less than half once both are "
         "sorted: the model expects as uneven tokens as these, but others. Nearly even predictions, "
-        "as those of random weights, cost as much sorted."
+        "as those of random weights, cost as much sorted; a model half of whose layers look "
+        "untrained (SND003) is not judged."
     )
     false_positives: ClassVar[str] = "Texts of a language that the model was not trained on."
     plant: ClassVar[str] = "The shipped language model over tokens whose numbers are shuffled."
@@ -57,6 +60,8 @@ class SND029(Rule):
             return self.clear(figure, "its loss is below that of the tokens' frequencies")
         if cost < self.nats or by_rank > cost / 2:
             return self.clear(figure)
+        if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
+            return self.clear(figure, "its layers look untrained")
         text = (
             f"The model's loss is {number(lens.final)} nats per token (± "
             f"{number(Z * lens.final_se)}), the tokens' frequencies alone give "
@@ -68,7 +73,7 @@ class SND029(Rule):
         return self.raised(
             Finding(
                 self.code,
-                "error",
+                "warning",
                 sentence(text, more),
                 figure,
                 sites=tuple(sites),

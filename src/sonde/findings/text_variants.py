@@ -19,6 +19,7 @@ from sonde.tap.reading.small_batches import small_batches
 TEXTS, LONGEST, LEAST = 24, 64, 8
 
 Ids = Int[Tensor, "row pos"]
+Given = Int[Tensor, "row pos2"]  # of another length where a token was put before them
 Way = Callable[[Ids], tuple[Ids, dict[str, Any]]]
 
 
@@ -108,7 +109,7 @@ def _at(ids: Ids, step: int) -> dict[str, Any]:
 
 
 def _loss(
-    stream: LiveStream, batch: InputBatch, ids: Ids, more: dict[str, Any], original: Ids
+    stream: LiveStream, batch: InputBatch, ids: Ids, more: dict[str, Any], original: Given
 ) -> Float[Tensor, "row"] | None:
     """Return the mean loss of each text at the tokens after its first one."""
     kwargs = {k: v for k, v in batch.kwargs.items() if k not in ("position_ids", "input_ids")}
