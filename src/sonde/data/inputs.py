@@ -12,7 +12,7 @@ import torch
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import InputBatch, Inputs
 from sonde.core.wording import plural
-from sonde.data.columns import LABEL_NAMES, Layout
+from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
 from sonde.data.encoder import Collated, Encoder, Prepared
 from sonde.data.listing import Listing, taken
 from sonde.data.sources import Row, Source
@@ -100,6 +100,23 @@ class ItemInputs(Inputs):
     def ids(self) -> list[str]:
         """Printable id of every example."""
         return [self._printable(key) for key in self.listing.keys]
+
+    def own_columns(self, examples: Sequence[int]) -> dict[str, list[Any]]:
+        """Return the columns of examples that are no input, label, id or group, None where empty.
+
+        Only columns of single texts and numbers; the rows are read again, nothing is decoded.
+        """
+        layout = self.layout
+        known = {*layout.inputs, layout.label, layout.id, layout.group, layout.target, *PAIRED}
+        numbers = [int(self.listing.row[i]) for i in examples]
+        rows: dict[int, Row] = {}
+        for n in sorted(set(numbers)):
+            (rows[n],) = self.source.take(n, n + 1)
+            if not rows[n].keys() - known and not self.source.rows_differ:
+                return {}
+        names = sorted({name for row in rows.values() for name in row} - known)
+        found = {name: [rows[n].get(name) for n in numbers] for name in names}
+        return {name: v for name, v in found.items() if all(map(_is_plain, v))}
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -279,3 +296,7 @@ class ItemInputs(Inputs):
 
 def _tensor(values: np.ndarray, index: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values[index].astype(np.int64))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)

@@ -68,6 +68,10 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND015", ("SND012", "SND037", "SND039", "SND046")),
     Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),
     Cause("SND037", ("SND039",)),
+    *(
+        Cause(code, ("SND061",))
+        for code in ("SND012", "SND015", "SND037", "SND038", "SND039", "SND046")
+    ),
     Cause("SND011", ("SND022", "SND023", "SND025"), "same", levels=("error",)),
     Cause("SND022", ("SND014",), "same"),
     Cause("SND016", ("SND017", "SND021")),

@@ -16,7 +16,7 @@ from sonde.findings.lens import prediction_section
 from sonde.findings.profile import similarity, site_profile, site_units, unit_facts
 from sonde.findings.provenance import limits, provenance
 from sonde.findings.row_places import name_places
-from sonde.findings.rows import rows_section
+from sonde.findings.rows import NAMED, rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
 from sonde.findings.versus import versus_section
@@ -81,6 +81,8 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
 def _rows(scanned: Scanned) -> dict[str, Any]:
     """Return the section on rows; labels are not called wrong where the check was withheld."""
     found = rows_section(scanned.evidence)
+    tables = [check.tables.get("weak_groups", []) for check in scanned.checks]
+    found["weak_groups"] = [group for table in tables for group in table]
     withheld = {check.code for check in scanned.checks if check.state == "withheld"}
     return found | {"mislabelled": []} if "SND034" in withheld else found
 
@@ -112,9 +114,9 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
 def _rows_of(finding: Finding, evidence: Evidence, place: Place) -> dict[str, Any]:
     """Return the ids of the rows that a finding names, and where these stand."""
     data = evidence.versus.other_data if finding.of_other else evidence.data
-    places = [place(example) for example in finding.examples]
+    places = [place(example) for example in finding.examples[:NAMED]]
     return {
-        "rows": [str(data.ids[example]) for example in finding.examples],
+        "rows": [str(data.ids[example]) for example in finding.examples[:NAMED]],
         "places": [name for name in places if name is not None],
     }
 

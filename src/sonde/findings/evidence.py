@@ -1,6 +1,6 @@
 """What the rules look at: states of one pass, laid out by site, and what is known beside them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -139,6 +139,8 @@ class DataEvidence:
     piece, size : Int[Tensor, "example"] or None
         Which chunk of its item an example is (None: every example is an item), and the bytes of
         that item.
+    own_columns : callable or None
+        Gives the columns of examples that are no input, label, id or group, by name.
     """
 
     name: str
@@ -159,6 +161,7 @@ class DataEvidence:
     seed: int = 0
     piece: Int[Tensor, "example"] | None = None
     size: Int[Tensor, "example"] | None = None
+    own_columns: Callable[[Sequence[int]], Mapping[str, Sequence[Any]]] | None = None
 
     @property
     def n(self) -> int:

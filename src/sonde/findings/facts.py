@@ -56,6 +56,7 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         seed=seed,
         piece=torch.as_tensor(listing.piece).long(),
         size=torch.as_tensor(listing.size).long(),
+        own_columns=inputs.own_columns,
     )
 
 

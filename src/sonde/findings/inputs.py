@@ -11,7 +11,7 @@ from sonde.tap import LiveStream
 
 MOST_SIGNS: Final = 400
 SIDE: Final = 48
-LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates")
+LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates", "weak_groups")
 
 
 def show_inputs(report: dict[str, Any], mine: Stream, other: Stream | None) -> None:

@@ -7,11 +7,13 @@ from sonde.metrics.ranking import aupr, auroc, fpr_at_tpr
 from sonde.metrics.rejection import prediction_rejection
 from sonde.metrics.roc import Roc, roc
 from sonde.metrics.steps import joint_match, localisation, step_f1
+from sonde.metrics.weak_groups import WeakGroup, weak_groups
 from sonde.metrics.within import auroc_within
 
 __all__ = [
     "Metric",
     "Roc",
+    "WeakGroup",
     "aupr",
     "aupro",
     "auroc",
@@ -26,4 +28,5 @@ __all__ = [
     "prediction_rejection",
     "roc",
     "step_f1",
+    "weak_groups",
 ]

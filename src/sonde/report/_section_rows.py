@@ -14,6 +14,13 @@ _SHORT: Final = 12
 
 _LISTS: Final = (
     (
+        "weak_groups",
+        "Groups of inputs on which the model is much worse",
+        ("told", "n", "accuracy", "low", "high", "elsewhere", "confused", "places"),
+        "Found on one half of the inputs, counted on the other. Places: first the inputs that went "
+        "wrong, the most typical ones in front.",
+    ),
+    (
         "mislabelled",
         "Rows whose label looks wrong",
         ("id", "places", "label", "predicted", "share"),
@@ -124,7 +131,7 @@ def rows_section(report: dict[str, Any], names: Names) -> Markup:
     made = rows_picture(rows["map"]) if rows["map"] else None
     parts: list[Markup | None] = [figure(made, names)] if made else []
     for key, title, columns, note in _LISTS:
-        if rows[key]:
+        if rows.get(key):
             listed = _rows([_flat(row) for row in rows[key]], columns, inputs)
             parts += [el("h3", title), el("p", note, cls="reading") if note else None]
             parts.append(tabled(listed, names, opened=len(rows[key]) <= _SHORT))

@@ -1,0 +1,90 @@
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+import sonde
+from findings import _evidence as arrays
+from findings._nets import assert_raised
+from sonde.findings.rule import Check
+from sonde.findings.settings import ScanSettings
+from sonde.findings.snd061 import SND061
+
+OWN = {"labels_are_models": True}
+
+
+@cache
+def styled(share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return digits of which some are white on black, a style that the net was not trained on."""
+    x, label = arrays.digits()
+    order = arrays.shuffled(len(x), 3)
+    x, label = x[order], label[order]
+    style = torch.arange(len(x)) < share * len(x)
+    return torch.where(style[:, None], 1 - x, x), label, style
+
+
+def ended(x: Tensor, label: Tensor, logits: Tensor | None = None, **facts: object) -> Check:
+    sites, own = arrays.states(x)
+    logits = own if logits is None else logits
+    return SND061().check(arrays.evidence_of(sites, label=label, logits=logits, facts=OWN | facts))
+
+
+def test_a_rare_style_is_found_in_the_states() -> None:
+    x, label, style = styled(0.08)
+    check = ended(x, label)
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    named = torch.zeros(len(x), dtype=torch.bool)
+    named[list(check.finding.examples)] = True
+    assert torch.equal(named, style)
+    x, label, _ = styled(0.0)
+    check = ended(x, label)
+    assert (check.state, check.reason) == ("clear", "")
+
+
+def test_a_column_of_the_user_tells_the_group_and_chance_does_not() -> None:
+    x, label, _ = styled(0.0)
+    broken = torch.arange(len(x)) % 12 == 0
+    wrong = broken & (torch.arange(len(x)) % 5 > 1)
+    logits = 9.0 * one_hot(torch.where(wrong, (label + 1) % 10, label), 10)
+
+    def columns(examples: list[int]) -> dict[str, list[str]]:
+        return {"sensor": ["B" if broken[i] else "A" for i in examples]}
+
+    check = ended(x, label, logits, own_columns=columns)
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.sentence.startswith("sensor = B: right on")
+    assert sorted(check.finding.examples) == torch.nonzero(broken).flatten().tolist()
+    wrong = wrong[arrays.shuffled(len(x), 5)]
+    by_chance = 9.0 * one_hot(torch.where(wrong, (label + 1) % 10, label), 10)
+    check = ended(x, label, by_chance, own_columns=columns)
+    assert (check.state, check.reason) == ("clear", "")
+
+
+def test_a_column_of_a_file_is_read_and_its_members_have_their_lines(tmp_path: Path) -> None:
+    x, label, _ = styled(0.0)
+    kind = ["B" if i % 10 == 0 else "A" for i in range(600)]
+    label = torch.where(torch.arange(len(x)) % 10 == 0, (label + 1) % 10, label)
+    file = tmp_path / "rows.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "x": (2 * x[i] - 1).reshape(1, 8, 8).tolist(),
+                "label": int(label[i]),
+                "sensor": kind[i],
+            }
+        )
+        for i in range(600)
+    ]
+    file.write_text("\n".join(lines))
+    module = sonde.load("sonde:digits")
+    report = sonde.scan(module, file, settings=ScanSettings(progress=False, only=("SND061",)))
+    (found,) = report.findings
+    assert found["sentence"].startswith("sensor = B: right on 0")
+    assert set(found["places"]) <= {f"line {i + 1}" for i in range(0, 600, 10)}
+    (group,) = report.json()["rows"]["weak_groups"]
+    assert group["n"] == 60
