@@ -1,0 +1,57 @@
+"""Print how often weak groups are raised where errors fall by chance, and found where planted.
+
+``python -m tools.weak_groups_table`` puts the errors of a planted data set in 200 random orders:
+each is a healthy data set with the same columns and states. ``gap 0`` is the promise of the
+intervals alone, ``gap 0.1`` that of SND061.
+"""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from sonde.metrics import weak_groups
+
+RESAMPLES, ROWS = 200, 2000
+
+
+def planted(random: torch.Generator) -> tuple[Tensor, dict[str, Tensor | list[str]], Tensor]:
+    """Return errors, columns and states in which a sensor at night, short texts, a style are bad.
+
+    The error rate is 60 % there and 3 % elsewhere.
+    """
+    length = torch.randint(1, 100, (ROWS,), generator=random).double()
+    old, night = torch.rand(2, ROWS, generator=random) < torch.tensor([[0.2], [0.3]])
+    states = torch.randn(ROWS, 24, generator=random)
+    style = torch.arange(ROWS) % 25 == 0
+    states[style] += 4 * torch.randn(24, generator=random)
+    bad = (old & night) | (length <= 5) | style
+    wrong = torch.rand(ROWS, generator=random) < torch.where(bad, 0.6, 0.03)
+    columns = {
+        "sensor": ["old" if one else "new" for one in old.tolist()],
+        "hour": ["night" if one else "day" for one in night.tolist()],
+        "length": length,
+    }
+    return wrong.double(), columns, states
+
+
+def main() -> None:
+    """Print the table."""
+    random, rows = torch.Generator().manual_seed(0), torch.arange(ROWS)
+    raised = {0.0: 0, 0.1: 0}
+    found = 0
+    for seed in range(RESAMPLES):
+        wrong, columns, states = planted(random)
+        found += len(weak_groups(wrong, rows, columns, {"a": states}, seed=seed))
+        mixed = wrong[torch.randperm(ROWS, generator=random)]
+        for gap in raised:
+            raised[gap] += bool(
+                weak_groups(mixed, rows, columns, {"a": states}, gap=gap, seed=seed)
+            )
+    lines = [f"false alarms, gap {gap:g}: {n} of {RESAMPLES}" for gap, n in raised.items()]
+    lines.append(f"groups found of 3 planted, mean: {found / RESAMPLES:.2f}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
