@@ -133,5 +133,5 @@ PLANTS = (
         folds={"SND037": "SND038", "SND039": "SND038"},
     ),
     Plant("SND039", "note", fallen_back, lambda: biased({})),
-    Plant("SND046", "warning", lambda: biased({4: -99.0}), lambda: biased({4: -0.1})),
+    Plant("SND046", "warning", lambda: biased({4: -1e6}), lambda: biased({4: -0.1})),
 )
