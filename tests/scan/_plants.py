@@ -234,6 +234,11 @@ def flipped(label: Tensor, draw: np.random.Generator) -> Tensor:
     return label
 
 
+def paired(label: Tensor, _: np.random.Generator) -> Tensor:
+    """Return labels that join two classes each under the number of another one."""
+    return 2 * label % 10
+
+
 def permuted(label: Tensor, draw: np.random.Generator) -> Tensor:
     """Return shuffled labels."""
     return label[torch.from_numpy(draw.permutation(len(label)))]
@@ -475,7 +480,7 @@ PLANTS = (
         lambda: relabelled(true),
         voids=("SND031", "SND032", "SND033", "SND034"),
     ),
-    Plant("SND037", "warning", lambda: shipped(0.0, 16.0), lambda: shipped(-1.0, 1.0)),
+    Plant("SND037", "error", lambda: relabelled(paired), lambda: shipped(-1.0, 1.0)),
     Plant("SND041", "warning", lambda: copies(20, None), lambda: copies(0, None)),
     Plant("SND042", "warning", lambda: copies(20, 0.002), lambda: copies(20, 0.1)),
     Plant("SND043", "warning", lambda: cut(48), lambda: cut(16)),

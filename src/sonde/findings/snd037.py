@@ -51,8 +51,8 @@ class SND037(Rule):
         "Labels that are numbers of other classes than the model's; a head that was never trained "
         "but is sure."
     )
-    plant: ClassVar[str] = "The shipped digits model over digits in 0..16 instead of -1..1."
-    twin: ClassVar[str] = "The same digits as the model was trained on them."
+    plant: ClassVar[str] = "Labels that join two classes each under the number of another one."
+    twin: ClassVar[str] = "Digits with their own labels, as the model was trained on them."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare the model's own answers with what its last layer, or no model, knows."""
