@@ -267,6 +267,7 @@ class Row:
     levels: dict[str, list[str]]
     failed: list[str]
     seconds: float
+    sentences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = "".join(f"{len(self.levels[level]):9d}" for level in LEVELS)
@@ -352,7 +353,9 @@ def examine(animal: Animal) -> Row:
     for finding in report.findings:
         levels[finding["level"]].append(finding["code"])
     failed = [c["code"] for c in report.json()["checks"] if c["state"] == "failed"]
-    return Row(animal.name, accuracy, levels, failed, seconds)
+    loud = (f for f in report.findings if f["level"] != "note" and not f["because_of"])
+    said = tuple(f"{f['code']} {f['sentence']}" for f in loud)
+    return Row(animal.name, accuracy, levels, failed, seconds, said)
 
 
 def summary(rows: Sequence[Row]) -> str:
