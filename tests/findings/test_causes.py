@@ -31,12 +31,13 @@ def test_later_sites_are_explained_and_earlier_ones_are_not() -> None:
 
 
 @pytest.mark.slow
-def test_dead_sites_explain_only_at_the_highest_level_and_the_same_sites() -> None:
+def test_dead_sites_explain_only_at_the_highest_level_and_what_lies_there_or_after() -> None:
     for level, expected in (("error", "SND011"), ("warning", None)):
         checks = [found("SND011", "blocks.1", level=level), found("SND025", "blocks.1")]  # type: ignore[arg-type]
         assert because(name_causes(scanned(), checks))["SND025"] == expected
-    checks = [found("SND011", "blocks.1", level="error"), found("SND025", "blocks.1", "blocks.2")]
-    assert because(name_causes(scanned(), checks))["SND025"] is None
+    for later, expected in (("blocks.2", "SND011"), ("blocks.0", None)):
+        checks = [found("SND011", "blocks.1", level="error"), found("SND022", "blocks.1", later)]
+        assert because(name_causes(scanned(), checks))["SND022"] == expected
 
 
 def test_two_findings_never_explain_each_other() -> None:

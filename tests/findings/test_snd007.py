@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +51,15 @@ def test_a_side_that_the_processor_does_not_use_is_a_note_if_deep() -> None:
     said = "Padding on the left, which the processor does not do, would change real tokens at"
     assert check.finding.sentence.startswith(said)
     assert_raised(SND007().check(padded(gpt2(), "left", deep=True)), "error")
+
+
+def test_inputs_of_one_length_are_never_padded() -> None:
+    found = padded(Forgetful(False).eval(), "right")
+    length = replace(found.columns["length"], rows=torch.full_like(found.columns["length"].rows, 9))
+    check = SND007().check(replace(found, columns={**found.columns, "length": length}))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert "which inputs of one length do not need" in check.finding.sentence
 
 
 @pytest.mark.slow

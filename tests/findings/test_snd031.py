@@ -38,6 +38,17 @@ def test_lost_directions_are_raised_and_a_rotation_is_not() -> None:
     assert SND031().check(evidence_of(rotated, label=label)).state == "clear"
 
 
+def test_the_head_that_gives_the_logits_is_the_last_one() -> None:
+    x, label = digits()
+    found, _ = states(x)
+    noise = torch.randn(len(x), 10, generator=torch.Generator().manual_seed(3)).double()
+    logits = torch.nn.functional.one_hot(label, 10) + 0.1 * noise
+    sibling = torch.randn(len(x), 1, generator=torch.Generator().manual_seed(4))
+    rows = {**found, "head": logits, "sibling": sibling}
+    assert SND031().check(evidence_of(rows, label=label, logits=logits)).state == "clear"
+    assert SND031().check(evidence_of(rows, label=label)).state == "raised"
+
+
 @pytest.mark.slow
 def test_a_warning_where_the_models_own_answers_lag() -> None:
     label = digits()[1]

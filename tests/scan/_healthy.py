@@ -85,6 +85,8 @@ class Task:
         if target.dtype == torch.int64:
             at = 1 if answer.ndim == 2 else -1
             return float((answer.argmax(at) == target).double().mean())
+        if self.loss is functional.binary_cross_entropy_with_logits:
+            return float(((answer > 0) == (target > 0.5)).double().mean())
         wrong = (answer.reshape(target.shape) - target).square().sum()
         return float(1 - wrong / (target - target.mean(0)).square().sum())
 
@@ -104,7 +106,7 @@ class Task:
             elif name != "attention_mask":
                 item[name] = values[i]
         if self.labelled:
-            item["label"] = int(self.target[i])
+            item["label"] = int(self.target[i].flatten()[0])
         return item
 
 
@@ -244,7 +246,7 @@ def _digit_and_place() -> Task:
     across = x.unflatten(1, (8, 8)).sum(1)
     place = across @ torch.arange(8.0) / across.sum(1)
     place = (place - place.mean()) / place.std()
-    return Task({"x": x}, torch.stack([label.float(), place], 1), both_losses, False)
+    return Task({"x": x}, torch.stack([label.float(), place], 1), both_losses)
 
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -330,8 +332,8 @@ def _quantised(net: nn.Module) -> nn.Module:
 
 def _conv_autoencoder() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 8, 3, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(8, 16, 2, 2), nn.ReLU(), nn.ConvTranspose2d(16, 1, 2, 2),
+        nn.Conv2d(1, 16, 3, 2, 1), nn.LeakyReLU(), nn.Conv2d(16, 12, 3, 2, 1), nn.LeakyReLU(),
+        nn.ConvTranspose2d(12, 16, 2, 2), nn.LeakyReLU(), nn.ConvTranspose2d(16, 1, 2, 2),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Nets of many kinds, small enough to be trained in a second or two each."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ def mlp(
 ) -> nn.Sequential:
     """Return linear layers of these widths with what stands between them."""
     parts: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
         layer = nn.Linear(a, b)
         if init is not None:
             init(layer.weight)

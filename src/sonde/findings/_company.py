@@ -12,7 +12,9 @@ from sonde.findings.rule import Check, Figure, Finding, Level, Rule
 from sonde.findings.self_check import Deltas, SelfCheck
 from sonde.findings.step import Step
 
-NARROW_HINT = "in 16 bit only faults above 3 % are seen; rerun with --dtype float32 to be sure"
+NARROW_HINT = (
+    "in 16 bit or quantised only faults above 3 % are seen; rerun with --dtype float32 to be sure"
+)
 
 
 def checked(evidence: Evidence) -> SelfCheck | None:

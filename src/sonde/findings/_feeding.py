@@ -25,6 +25,13 @@ def fed_by_few(evidence: Evidence, n: int) -> set[str]:
     return found
 
 
+def is_input(site: SiteEvidence, evidence: Evidence) -> bool:
+    """Return whether a site holds what the model was given, which says nothing of the model."""
+    facts = evidence.model.sites if isinstance(evidence.model, ModelEvidence) else {}
+    own = facts.get(site.schema.key)
+    return site.schema.site.port == "in" or (own is not None and own.is_input)
+
+
 def of_few_channels(evidence: Evidence, n: int) -> set[str]:
     """Return the names of convolutions that read fewer than ``n`` channels.
 

@@ -72,7 +72,7 @@ TABLE: tuple[Cause, ...] = (
         Cause(code, ("SND061",))
         for code in ("SND012", "SND015", "SND037", "SND038", "SND039", "SND046")
     ),
-    Cause("SND011", ("SND022", "SND023", "SND025"), "same", levels=("error",)),
+    Cause("SND011", ("SND014", "SND022", "SND023", "SND025"), "same or later", levels=("error",)),
     Cause("SND022", ("SND014",), "same"),
     Cause("SND016", ("SND017", "SND021")),
     Cause("SND023", ("SND002", "SND011"), "same or later"),

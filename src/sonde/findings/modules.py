@@ -37,6 +37,8 @@ class SiteFacts:
         Whether no site is read before it.
     n_channels : int or None
         How many channels a convolution reads, also at the batch norm that follows it.
+    is_input : bool
+        Whether its output is the model's input in another shape, as behind a Flatten.
     """
 
     n_parameters: int = 0
@@ -45,6 +47,7 @@ class SiteFacts:
     is_linear: bool = False
     is_first: bool = False
     n_channels: int | None = None
+    is_input: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +191,7 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
     found: dict[str, SiteFacts] = {}
     before: Tensor | None = None
     n_channels: int | None = None
+    is_input = True
     for kind in stream.kinds:
         site = kind.site
         if "|" in kind.key:
@@ -198,6 +202,8 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
         n_channels = (
             n_channels if follows and isinstance(module, BATCH_NORMS) else _channels(module)
         )
+        own = tensors.get(str(site))
+        is_input = is_input and (follows or not found) and _same_numbers(received, own)
         found[kind.key] = SiteFacts(
             n_parameters=sum(p.numel() for p in module.parameters()),
             follows=follows,
@@ -205,8 +211,9 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
             is_linear=isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D",
             is_first=not found,
             n_channels=n_channels,
+            is_input=is_input,
         )
-        before = tensors.get(str(site))
+        before = own
     return found
 
 

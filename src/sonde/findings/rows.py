@@ -23,6 +23,7 @@ MOST_SITES = 12
 NAMED = 50
 FAR_Z = 4.0
 NEAR_NEEDS = 200
+NEAR_UNITS = 8
 PARTS = ("tokens", "patches", "patches3", "predictions")
 
 
@@ -91,7 +92,9 @@ def content_groups(evidence: Evidence) -> Int[Tensor, "row"]:
 
 @once
 def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
-    """Return the near pairs at the first and the last site, by index of the site.
+    """Return the near pairs at the first and the last site of eight units, by index of the site.
+
+    Rows of few units are near by what their layer does, not by what they are.
 
     Where a text's row is its last token, the first block's rows are alike for all texts that end in
     the same few tokens, whatever stands before: then only the last site is looked at. There too
@@ -101,14 +104,17 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
     shared, group = shared_rows(evidence), content_groups(evidence)
     if len(group) < NEAR_NEEDS or rows_are_parts(evidence):
         return {}
-    last = len(evidence.sites) - 1
+    wide = [i for i, site in enumerate(evidence.sites) if site.dim >= NEAR_UNITS]
+    if not wide:
+        return {}
+    first, last = wide[0], wide[-1]
     lengths = last_token_lengths(shared)
     if lengths is not None:
         return {last: near_pairs(shared.x(last), group, lengths=(lengths, lengths))}
     end = shared.x(last)
     found = {last: near_pairs(end, group)}
-    if last > 0:
-        found[0] = near_pairs(shared.x(0), group, elsewhere=(end, end))
+    if last > first:
+        found[first] = near_pairs(shared.x(first), group, elsewhere=(end, end))
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
 from sonde.core.hashing import base_hashes
 from sonde.findings._trials import Rows, Taken, Trials, joined, of_example
@@ -58,7 +59,7 @@ class SelfCheck:
     Parameters
     ----------
     tau : float
-        Difference that rounding may make in the type of the states.
+        Difference that rounding may make in the type of the states, or in quantised weights.
     dtype : str
         Type of the states: the narrowest of the sites.
     n_rows, n_tokens : int
@@ -97,8 +98,8 @@ class SelfCheck:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether states have 16 bits."""
-        return self.dtype in NARROW
+        """Whether rounding is that of 16 bits or fewer."""
+        return self.tau >= TAU_NARROW
 
 
 def chosen_examples(stream: LiveStream, n: int, seed: int) -> list[int]:
@@ -121,6 +122,7 @@ def self_check(
     one in training mode is run in eval mode. Weights, buffers and random state are left as found.
     """
     narrow = any(k.schema.dtype in NARROW for k in stream.kinds)
+    narrow = narrow or _is_quantised(stream.model.module)
     compared = _Compared(stream, trials or Trials(stream), TAU_NARROW if narrow else TAU, seed)
     with untouched(stream.model.module) as changed, torch.no_grad():
         compared.run(getattr(stream.model.processor, "padding_side", None) or "right", deep)
@@ -134,6 +136,12 @@ def self_check(
         padding=tuple(k for k in compared.trials.sites if k in compared.trials.padding),
         **compared.found,
     )
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Return whether weights are held in few bits: such layers round their inputs by the batch."""
+    held = (v if isinstance(v, tuple) else (v,) for v in module.state_dict().values())
+    return any(isinstance(t, torch.Tensor) and t.is_quantized for parts in held for t in parts)
 
 
 class _Compared:

@@ -45,7 +45,10 @@ class SND006(Comparison):
         if deltas.worst <= tau:
             return self.alike(found, deltas, tau)
         sites = deltas.beyond(tau)
-        text = f"The same rows differ in other company at {where(sites)}: {amount(deltas, tau)}."
+        text = (
+            f"The same rows differ with other rows beside them at {where(sites)}: "
+            f"{amount(deltas, tau)}."
+        )
         return self.differing(
             deltas,
             tau,

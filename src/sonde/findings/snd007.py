@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+
 from sonde.findings._company import Comparison, amount, level_of, where
 from sonde.findings._places import read_command, scan_command, sentence
 from sonde.findings.evidence import Evidence
@@ -31,7 +33,8 @@ class SND007(Comparison):
     how: ClassVar[str] = (
         "Up to eight texts, all but one cut to half, run by length without padding and together "
         "with it, on the side that the processor uses; with --deep on the other side too, which "
-        "is a note. Per site, over real tokens: rms difference over the rms spread between rows."
+        "is a note, as is padding that inputs of one length never need. Per "
+        "site, over real tokens: rms difference over the rms spread between rows."
     )
     false_positives: ClassVar[str] = "Small leaks in 16 bit are missed rather than reported."
     plant: ClassVar[str] = "A model that ignores its attention mask."
@@ -43,10 +46,12 @@ class SND007(Comparison):
         side = evidence.model.padding_side
         other = "left" if side == "right" else "right"
         used, unused = both[side], both[other] if evidence.deep else None
+        if used is not None and used.worst > tau and _of_one_length(evidence):
+            return self._unused(used, tau, side, "which inputs of one length do not need")
         if used is not None and used.worst > tau:
             return self._harmful(found, used, tau, side)
         if unused is not None and unused.worst > tau:
-            return self._unused(unused, tau, other)
+            return self._unused(unused, tau, other, "which the processor does not do")
         return self._unable(found) if used is None else self.alike(found, used, tau)
 
     def _harmful(self, found: SelfCheck, deltas: Deltas, tau: float, side: str) -> Check:
@@ -65,12 +70,12 @@ class SND007(Comparison):
             because_of="SND008" if side == "left" and positions_cure(found, tau) else None,
         )
 
-    def _unused(self, deltas: Deltas, tau: float, side: str) -> Check:
-        """Say what the side would do that neither this run nor the processor pads on."""
+    def _unused(self, deltas: Deltas, tau: float, side: str, why: str) -> Check:
+        """Say what padding would do that this run does not need, or the processor does not do."""
         sites = deltas.beyond(tau)
         text = (
-            f"Padding on the {side}, which the processor does not do, would change real tokens at "
-            f"{where(sites)}: {amount(deltas, tau)}."
+            f"Padding on the {side}, {why}, would change real tokens at {where(sites)}: "
+            f"{amount(deltas, tau)}."
         )
         closer = read_command(sites[0].removesuffix(":out"))
         return self.differing(
@@ -83,6 +88,12 @@ class SND007(Comparison):
         if reason.startswith("needs"):
             return self.withheld(reason)
         return self.not_applicable(reason)
+
+
+def _of_one_length(evidence: Evidence) -> bool:
+    """Return whether all sampled rows are known to be of one length, so that none is padded."""
+    length = evidence.columns.get("length")
+    return length is not None and len(torch.unique(length.rows)) == 1
 
 
 def positions_cure(found: SelfCheck, tau: float) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings._feeding import is_input
 from sonde.findings._places import (
     counted_as,
     least_groups_for_silence,
@@ -40,7 +41,8 @@ class SND011(Rule):
     how: ClassVar[str] = (
         "Units whose smallest and largest value over all rows are equal. What was not seen is "
         "bounded: such a unit changes on fewer than 1 - (0.01 / units)^(1 / groups) of such "
-        "inputs, 99 % sure for all units of the site together."
+        "inputs, 99 % sure for all units of the site together. Sites that hold the model's input, "
+        "as a Flatten does, are left out: the margins of images are the same in all."
     )
     false_positives: ClassVar[str] = (
         "Large ReLU language models keep half of the units of early layers silent: then it is true "
@@ -54,8 +56,11 @@ class SND011(Rule):
     def check(self, evidence: Evidence) -> Check:
         """Count constant units at every site that has groups enough."""
         g = evidence.n_groups
-        needs = {s.schema.key: least_groups_for_silence(s.dim) for s in evidence.sites}
-        sites = [s for s in evidence.sites if g >= needs[s.schema.key]]
+        models = [s for s in evidence.sites if not is_input(s, evidence)]
+        if not models:
+            return self.not_applicable("no site but the model's input")
+        needs = {s.schema.key: least_groups_for_silence(s.dim) for s in models}
+        sites = [s for s in models if g >= needs[s.schema.key]]
         if not sites:
             return too_few(self, g, min(needs.values(), default=1), counted_as(evidence))
         counts = {s.name: _constant(s) for s in sites}

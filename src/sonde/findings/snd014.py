@@ -12,6 +12,7 @@ from sonde.findings._places import places, reached, read_command, sentence, too_
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.snd022 import asked_for
 from sonde.stats import MomentsState
 
 
@@ -31,7 +32,9 @@ class SND014(Rule):
         Least rows, and least non-zero values in a unit.
     units, numbers : int
         Least units of a site, and least numbers that feed it: two logits mirror each other, and
-        units that see one number are all alike.
+        units that see few numbers are all alike.
+    explained : float, default=0.8
+        As in SND022: share of the variance that two classes, or one or two answers, may explain.
     """
 
     correlation: float = 0.9999
@@ -41,7 +44,8 @@ class SND014(Rule):
     rows: int = 256
     active: int = 64
     units: int = 8
-    numbers: int = 3
+    numbers: int = 8
+    explained: float = 0.8
     code: ClassVar[str] = "SND014"
     title: ClassVar[str] = "Duplicated units"
     theme: ClassVar[Theme] = "units"
@@ -51,7 +55,8 @@ class SND014(Rule):
         "then differ by less than 1.4 % of their spread. Where a module slides over an image, they "
         "must at single positions too. Constant units are left out; of a set of copies all but one "
         "count. The trim matters: one huge row makes everything correlate. Sites of fewer than "
-        "eight units, or that are fed by fewer than three numbers, are not judged."
+        "eight units, or that are fed by fewer than eight numbers, are not judged, nor sites where "
+        "SND022 would find that few directions are what the task asks for."
     )
     false_positives: ClassVar[str] = "Rank one (SND022) makes all units copies."
     plant: ClassVar[str] = "Half of a weight's rows copied onto the other half."
@@ -67,9 +72,13 @@ class SND014(Rule):
         fed = fed_by_few(evidence, self.numbers)
         sites = [s for s in evidence.sites if s.dim >= self.units and s.name not in fed]
         found = {s.name: self._copies(s) for s in sites}
+        for s in sites:
+            if bool(found[s.name].any()) and asked_for(s, evidence, self.explained):
+                del found[s.name]
         if not found:
             return self.not_applicable(
-                f"no site has {self.units} units and is fed by {self.numbers} numbers"
+                f"no site has {self.units} units, is fed by {self.numbers} numbers and must tell "
+                "more than one or two"
             )
         shares = {n: float(c.double().mean()) for n, c in found.items()}
         worst = max((s for s in evidence.sites if s.name in found), key=lambda s: shares[s.name])

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 import numpy as np
 import torch
 
+from sonde.findings._feeding import is_input
 from sonde.findings._places import is_averaged, places, read_command, sentence, too_few
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, as_array
@@ -53,7 +54,8 @@ class SND018(Rule):
         "activations; quantised weights leave no such trace."
     )
     false_positives: ClassVar[str] = (
-        "Whole-number inputs and embeddings of bytes look like this; they are not looked at. "
+        "Whole-number inputs, also behind a Flatten, and embeddings of bytes look like this; they "
+        "are not looked at. "
         "Values that a 16-bit format holds count as rounded to it, so rounding to 256 levels by a "
         "power of two is not told from bfloat16."
     )
@@ -62,7 +64,7 @@ class SND018(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Look at the sampled values of every unit."""
-        sites = [s for s in evidence.sites if _is_judged(s)]
+        sites = [s for s in evidence.sites if _is_judged(s, evidence)]
         if not sites:
             return self.not_applicable("no site has rows that are states of one position")
         most = max(len(s.sample.draw) for s in sites)
@@ -115,9 +117,8 @@ class SND018(Rule):
         return bool(smallest >= self.coarser * own and whole.mean() >= self.whole)
 
 
-def _is_judged(site: SiteEvidence) -> bool:
-    schema = site.schema
-    return not (is_averaged(site) or schema.site.port == "in" or "Embedding" in schema.module)
+def _is_judged(site: SiteEvidence, evidence: Evidence) -> bool:
+    return not (is_averaged(site) or is_input(site, evidence) or "Embedding" in site.schema.module)
 
 
 def _held_bits(values: np.ndarray) -> int:

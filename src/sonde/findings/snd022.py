@@ -49,7 +49,8 @@ class SND022(Rule):
         "covariance is not used: one large unit brings its ratio to 1 on healthy networks. "
         "Sites that are fed by fewer than eight numbers or channels are left out. "
         "Withheld where two or three classes hold 80 % of the variance, and where a model "
-        "answers with one or two numbers that explain 80 % of what so many directions can."
+        "answers with one or two numbers that explain 80 % of what so many directions can: nets "
+        "of two classes, and those that say one number, need no more."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -70,7 +71,7 @@ class SND022(Rule):
             )
         values = {s.name: directions(s) for s in sites}
         low = [s for s in sites if values[s.name] < self.warning]
-        few = {s.name: why for s in low if (why := self._asked_for(s, evidence))}
+        few = {s.name: why for s in low if (why := asked_for(s, evidence, self.explained))}
         hits = [s for s in low if s.name not in few]
         judged = hits or [s for s in sites if s.name not in few]
         if not judged:
@@ -90,19 +91,6 @@ class SND022(Rule):
             return self.clear(figure, values=values)
         return self.raised(self._finding(worst, hits, value, level, figure), values=values)
 
-    def _asked_for(self, site: SiteEvidence, evidence: Evidence) -> str:
-        """Return why few directions are what the task asks for; empty where they are not."""
-        share = few_classes(site, evidence)
-        if share > self.explained:
-            return f"few classes hold {percent(share)} of the variance: see SND032"
-        n, share = few_outputs(site, evidence)
-        if share > self.explained:
-            return (
-                f"the model answers with {plural(n, 'number')}, which at {places([site.name])} "
-                f"explain {percent(share)} of what so many directions can"
-            )
-        return ""
-
     def _finding(
         self,
         worst: SiteEvidence,
@@ -113,8 +101,8 @@ class SND022(Rule):
     ) -> Finding:
         alive = int(worst.alive.sum())
         text = (
-            f"The {alive:,} units that vary at {places([worst.name])} move in {number(value)} "
-            f"directions (participation ratio of correlations); below {number(level[1])} counts. "
+            f"The {alive:,} units that vary at {places([worst.name])} move in {_counted(value)} "
+            f"(participation ratio of correlations); below {number(level[1])} counts. "
             f"{plural(worst.moments.n, 'row')}."
         )
         others = [s.name for s in hits if s is not worst]
@@ -127,6 +115,20 @@ class SND022(Rule):
             effect=1.0 - log_effect(value, 1.0, self.warning),
             next=read_command(worst.name),
         )
+
+
+def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
+    """Return why few directions are what the task asks for; empty where they are not."""
+    share = few_classes(site, evidence)
+    if share > explained:
+        return f"few classes hold {percent(share)} of the variance: see SND032"
+    n, share = few_outputs(site, evidence)
+    if share > explained:
+        return (
+            f"the model answers with {plural(n, 'number')}, which at {places([site.name])} "
+            f"explain {percent(share)} of what so many directions can"
+        )
+    return ""
 
 
 def directions(site: SiteEvidence) -> float:
@@ -163,6 +165,11 @@ def _ratio(correlations: Float[Tensor, "a a"]) -> float:
     return float(correlations.trace().square() / correlations.square().sum())
 
 
+def _counted(value: float) -> str:
+    text = number(value)
+    return f"{text} {'direction' if text == '1' else 'directions'}"
+
+
 def few_classes(site: SiteEvidence, evidence: Evidence) -> float:
     """Return the share of standardised variance between at most three classes; 0 with more.
 
@@ -193,13 +200,13 @@ def few_outputs(site: SiteEvidence, evidence: Evidence) -> tuple[int, float]:
     """Return how many numbers a model answers with, and how far they are a site's main directions.
 
     That is the share of standardised variance that a linear fit on them explains, over what as many
-    principal directions do; 0 with more than two outputs, or labelled classes.
+    principal directions do; 0 with more than two outputs.
     """
-    outputs, classes = evidence.column("logits", site), site.classes
+    outputs = evidence.column("logits", site)
     if outputs is None or outputs.ndim != 2 or outputs.shape[1] > 2:
         return 0, 0.0
     n = outputs.shape[1]
-    if (classes is not None and len(classes.labels) > 1) or not bool(outputs.isfinite().all()):
+    if not bool(outputs.isfinite().all()):
         return n, 0.0
     z = rows_as_float(site.sample)
     z = z[:, z.amax(0) > z.amin(0)]

@@ -11,7 +11,7 @@ from sonde.engine.errorbars import group_error
 from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, best_site, blocked, label_evidence
+from sonde.findings.labels import LabelEvidence, SiteLabels, best_site, blocked, label_evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 
 
@@ -34,9 +34,10 @@ class SND031(Rule):
     how: ClassVar[str] = (
         "Class means in the metric of the OAS-shrunk covariance within classes, fitted without one "
         "of four folds of the groups, tested on it. The best site is chosen on half of the sampled "
-        "groups; its accuracy minus the last site's is measured on the other half, with a standard "
-        "error over groups. A warning where the classes are the model's own and its own answers "
-        "lag behind the best site by as much; answers that beat the commonest class by less than "
+        "groups; its accuracy minus the last site's, or that of the logits' site, is measured on "
+        "the other half, with a standard error over groups. A warning where the classes are the "
+        "model's own and its own answers lag behind the best site by as much; answers "
+        "that beat the commonest class by less than "
         "a quarter of what the best site does are those of a model that these labels do not train."
     )
     false_positives: ClassVar[str] = (
@@ -58,12 +59,14 @@ class SND031(Rule):
         if bool(chosen.all()) or not bool(chosen.any()):
             return self.withheld("all rows are of one half of the groups")
         best = best_site([float(s.hit[chosen].mean()) for s in found.sites])
-        figure = self._gain(found, best, found.sites[-1].hit, ~chosen)
+        last = _answering(found)
+        figure = self._gain(found, best, found.sites[last].hit, ~chosen)
         if not self._holds(figure):
             return self.clear(figure)
         own = self._own_lags(evidence, found, best, ~chosen)
-        shares = [float(s.hit[~chosen].mean()) for s in (found.sites[best], found.sites[-1])]
-        return self.raised(self._finding(found, best, shares, figure, own))
+        ends = found.sites[best], found.sites[last]
+        shares = [float(s.hit[~chosen].mean()) for s in ends]
+        return self.raised(self._finding(ends, shares, figure, own))
 
     def _gain(
         self,
@@ -111,19 +114,18 @@ class SND031(Rule):
 
     def _finding(
         self,
-        found: LabelEvidence,
-        best: int,
+        ends: tuple[SiteLabels, SiteLabels],
         shares: list[float],
         figure: Figure,
         own: Figure | None,
     ) -> Finding:
-        site, last = found.sites[best], found.sites[-1]
+        site, last = ends
         tail = "common in middle layers of pretrained models"
         if own is not None:
             tail = f"the model's own answers lag by {number(100 * own.value)} points"
         sentence = (
             f"A simple classifier names {percent(shares[0])} of held-out rows right at "
-            f"{site.name} and {percent(shares[1])} at the last site, {last.name}: "
+            f"{site.name} and {percent(shares[1])} at the last one, {last.name}: "
             f"{number(100 * figure.value)} points less; {tail}. {plural(figure.n_rows, 'row')}."
         )
         return Finding(
@@ -136,3 +138,19 @@ class SND031(Rule):
             next=read_command(site.key),
             common=own is None,
         )
+
+
+def _answering(found: LabelEvidence) -> int:
+    """Return the index of the last site, or of the one that holds the logits.
+
+    A model of several heads answers at one of them, which need not be the one that runs last.
+    """
+    logits = found.shared.column("logits")
+    n = len(found.sites)
+    if logits is None:
+        return n - 1
+    for i in range(n - 1, -1, -1):
+        x = found.shared.x(i)
+        if x.shape == logits.shape and torch.allclose(x, logits.to(x), rtol=1e-3):
+            return i
+    return n - 1

@@ -9,7 +9,7 @@ from sonde.findings._places import read_command, too_few
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rows import NEAR_NEEDS, near_duplicates, rows_are_parts
+from sonde.findings.rows import NEAR_NEEDS, NEAR_UNITS, near_duplicates, rows_are_parts
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 
 
@@ -30,7 +30,8 @@ class SND042(Rule):
         "scores look better than they are."
     )
     how: ClassVar[str] = (
-        "Sampled rows at the first and the last site whose nearest row of another group and "
+        "Sampled rows at the first and the last site of eight units whose nearest row of "
+        "another group and "
         "content is nearer than eps times their fifth, those of the first site only if within half "
         "of the fifth's distance at the last one too; where a row is a text's last token, at the "
         "last site alone and between texts of different length. With d the dimension from the "
@@ -55,6 +56,8 @@ class SND042(Rule):
                 "--reducer mean compares whole texts"
             )
         found = near_duplicates(evidence)
+        if not found:
+            return self.not_applicable(f"no site has {NEAR_UNITS} units")
         at, pairs = min(found.items(), key=lambda item: (item[1].p, -len(item[1]), item[0]))
         share = len(pairs) / n
         p = min(1.0, pairs.p * len(found))

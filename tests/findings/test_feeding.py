@@ -1,0 +1,21 @@
+import torch
+from torch import nn
+
+from findings._evidence import digits
+from findings._nets import assert_clear, assert_raised, checked, evidence_of, tensors
+from sonde.findings._feeding import is_input
+from sonde.findings.snd011 import SND011
+from sonde.findings.snd018 import SND018
+
+
+def test_the_image_behind_a_flatten_is_the_input_and_no_state() -> None:
+    torch.manual_seed(0)
+    x = digits()[0].view(-1, 1, 8, 8) * 16
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Flatten()).eval()
+    evidence = evidence_of(tensors(module, x))
+    assert [is_input(s, evidence) for s in evidence.sites] == [True, False, False, False]
+    assert_clear(SND018().check(evidence))
+    assert_clear(SND011().check(evidence))
+    with torch.no_grad():
+        module[1].weight[:10] = 0.0
+    assert_raised(checked(SND011(), tensors(module, x)), "warning")
