@@ -11,11 +11,12 @@ from sonde.findings.snd018 import SND018
 def test_the_image_behind_a_flatten_is_the_input_and_no_state() -> None:
     torch.manual_seed(0)
     x = digits()[0].view(-1, 1, 8, 8) * 16
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Flatten()).eval()
+    layer = nn.Linear(64, 16)
+    module = nn.Sequential(nn.Flatten(), layer, nn.Tanh(), nn.Flatten()).eval()
     evidence = evidence_of(tensors(module, x))
     assert [is_input(s, evidence) for s in evidence.sites] == [True, False, False, False]
     assert_clear(SND018().check(evidence))
     assert_clear(SND011().check(evidence))
     with torch.no_grad():
-        module[1].weight[:10] = 0.0
+        layer.weight[:10] = 0.0
     assert_raised(checked(SND011(), tensors(module, x)), "warning")

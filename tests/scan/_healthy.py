@@ -317,13 +317,12 @@ class Kind:
 
 
 def _bert() -> nn.Module:
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-            intermediate_size=64, num_labels=3, max_position_embeddings=64,
-            initializer_range=0.1,
-        )
+    config = BertConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
     )  # fmt: skip
+    config.num_labels = 3
+    return BertForSequenceClassification(config)
 
 
 def _quantised(net: nn.Module) -> nn.Module:
@@ -353,28 +352,38 @@ def kinds() -> Iterator[Kind]:
 
 
 def _plain() -> Iterator[Kind]:
-    for name, build, *rest in (
-        ("mlp-relu-he", lambda: mlp(WIDE, init=HE)),
-        ("mlp-tanh-orthogonal", lambda: mlp(WIDE, nn.Tanh, init=nn.init.orthogonal_)),
-        ("mlp-sigmoid-xavier", lambda: mlp(WIDE, nn.Sigmoid, init=XAVIER)),
-        ("mlp-gelu-adamw", lambda: mlp(WIDE, nn.GELU), 5e-3, 400, torch.optim.AdamW),
-        ("mlp-silu-sgd", lambda: mlp(WIDE, nn.SiLU, init=HE), 0.05, 500, SGD),
-        ("mlp-elu-rmsprop", lambda: mlp(WIDE, nn.ELU), 1e-3, 400, torch.optim.RMSprop),
-        ("mlp-selu-lecun", lambda: mlp(WIDE, nn.SELU, init=LECUN)),
-        ("mlp-leaky-adagrad", lambda: mlp(WIDE, LEAKY), 0.03, 400, torch.optim.Adagrad),
-        ("mlp-mish-nadam", lambda: mlp(WIDE, nn.Mish), 3e-3, 400, torch.optim.NAdam),
-        ("mlp-softplus-adamax", lambda: mlp(WIDE, nn.Softplus), 0.01, 400, torch.optim.Adamax),
-        ("mlp-hardswish", lambda: mlp(WIDE, nn.Hardswish)),
-        ("mlp-prelu", lambda: mlp(WIDE, nn.PReLU)),
-        ("mlp-batch-norm", lambda: mlp(WIDE, norm=nn.BatchNorm1d)),
-        ("mlp-layer-norm", lambda: mlp(WIDE, norm=nn.LayerNorm)),
-        ("mlp-dropout", lambda: mlp(WIDE, dropout=0.2)),
-        ("mlp-weight-norm", lambda: mlp(WIDE, wrap=parametrizations.weight_norm)),
-        ("mlp-spectral-norm", lambda: mlp(WIDE, wrap=parametrizations.spectral_norm)),
-        ("mlp-deep-8", lambda: mlp([64] * 9 + [10], init=HE), 2e-3, 600),
-        ("mlp-wide-256", lambda: mlp([64, 256, 256, 10]), 2e-3),
-    ):
-        yield Kind(name, "digits", build, *rest)
+    yield from (
+        Kind("mlp-relu-he", "digits", lambda: mlp(WIDE, init=HE)),
+        Kind("mlp-tanh-orthogonal", "digits", lambda: mlp(WIDE, nn.Tanh, init=nn.init.orthogonal_)),
+        Kind("mlp-sigmoid-xavier", "digits", lambda: mlp(WIDE, nn.Sigmoid, init=XAVIER)),
+        Kind("mlp-gelu-adamw", "digits", lambda: mlp(WIDE, nn.GELU), 5e-3, 400, torch.optim.AdamW),
+        Kind("mlp-silu-sgd", "digits", lambda: mlp(WIDE, nn.SiLU, init=HE), 0.05, 500, SGD),
+        Kind(
+            "mlp-elu-rmsprop", "digits", lambda: mlp(WIDE, nn.ELU), 1e-3, 400, torch.optim.RMSprop
+        ),
+        Kind("mlp-selu-lecun", "digits", lambda: mlp(WIDE, nn.SELU, init=LECUN)),
+        Kind(
+            "mlp-leaky-adagrad", "digits", lambda: mlp(WIDE, LEAKY), 0.03, 400, torch.optim.Adagrad
+        ),
+        Kind("mlp-mish-nadam", "digits", lambda: mlp(WIDE, nn.Mish), 3e-3, 400, torch.optim.NAdam),
+        Kind(
+            "mlp-softplus-adamax",
+            "digits",
+            lambda: mlp(WIDE, nn.Softplus),
+            0.01,
+            400,
+            torch.optim.Adamax,
+        ),
+        Kind("mlp-hardswish", "digits", lambda: mlp(WIDE, nn.Hardswish)),
+        Kind("mlp-prelu", "digits", lambda: mlp(WIDE, nn.PReLU)),
+        Kind("mlp-batch-norm", "digits", lambda: mlp(WIDE, norm=nn.BatchNorm1d)),
+        Kind("mlp-layer-norm", "digits", lambda: mlp(WIDE, norm=nn.LayerNorm)),
+        Kind("mlp-dropout", "digits", lambda: mlp(WIDE, dropout=0.2)),
+        Kind("mlp-weight-norm", "digits", lambda: mlp(WIDE, wrap=parametrizations.weight_norm)),
+        Kind("mlp-spectral-norm", "digits", lambda: mlp(WIDE, wrap=parametrizations.spectral_norm)),
+        Kind("mlp-deep-8", "digits", lambda: mlp([64] * 9 + [10], init=HE), 2e-3, 600),
+        Kind("mlp-wide-256", "digits", lambda: mlp([64, 256, 256, 10]), 2e-3),
+    )
 
 
 def _other_layers() -> Iterator[Kind]:

@@ -171,7 +171,7 @@ class Mixer(nn.Module):
 class Recurrent(nn.Module):
     """A digit read line by line."""
 
-    def __init__(self, kind: type[nn.RNNBase], width: int = 32, **options: Any) -> None:
+    def __init__(self, kind: Callable[..., nn.Module], width: int = 32, **options: Any) -> None:
         super().__init__()
         self.rnn = kind(8, width, batch_first=True, **options)
         self.head = nn.Linear(width * (1 + bool(options.get("bidirectional"))), 10)
