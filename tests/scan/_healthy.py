@@ -12,7 +12,6 @@ from sklearn.datasets import load_iris, load_wine, make_classification
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
-from transformers import BertConfig, BertForSequenceClassification
 
 import sonde
 from scan._healthy_nets import (
@@ -33,7 +32,9 @@ from scan._healthy_nets import (
     TextCNN,
     Then,
     UNet,
+    bert,
     conv,
+    conv_autoencoder,
     dense_block,
     highway,
     inception,
@@ -41,6 +42,7 @@ from scan._healthy_nets import (
     mlp,
     next_block,
     pooled,
+    quantised,
     separable,
     skip,
     squeeze_excite,
@@ -316,26 +318,6 @@ class Kind:
             schedule.step()
 
 
-def _bert() -> nn.Module:
-    config = BertConfig(
-        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
-    )  # fmt: skip
-    config.num_labels = 3
-    return BertForSequenceClassification(config)
-
-
-def _quantised(net: nn.Module) -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, torch.qint8)
-
-
-def _conv_autoencoder() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, 2, 1), nn.LeakyReLU(), nn.Conv2d(16, 12, 3, 2, 1), nn.LeakyReLU(),
-        nn.ConvTranspose2d(12, 16, 2, 2), nn.LeakyReLU(), nn.ConvTranspose2d(16, 1, 2, 2),
-    )  # fmt: skip
-
-
 SGD = partial(torch.optim.SGD, momentum=0.9)
 WIDE = [64, 64, 64, 10]
 LEAKY, XAVIER = nn.LeakyReLU, nn.init.xavier_uniform_
@@ -401,8 +383,7 @@ def _other_layers() -> Iterator[Kind]:
         ("bottleneck-12", lambda: mlp([64, 64, 12, 64, 10])),
     ):
         yield Kind(name, "digits", build)
-    quantised = Kind("dynamic-quantisation", "digits", lambda: mlp(WIDE), after=_quantised)
-    yield quantised
+    yield Kind("dynamic-quantisation", "digits", lambda: mlp(WIDE), after=quantised)
     yield Kind("multi-task", "digit and place", MultiTask)
     yield Kind("autoencoder", "copy", lambda: mlp([64, 48, 12, 48, 64]))
     yield Kind("vae", "copy", VAE)
@@ -437,7 +418,7 @@ def _pictures() -> Iterator[Kind]:
     ):  # fmt: skip
         yield Kind(name, "images", build)
     yield Kind("u-net", "ink", UNet)
-    yield Kind("conv-autoencoder", "copy image", _conv_autoencoder)
+    yield Kind("conv-autoencoder", "copy image", conv_autoencoder)
 
 
 def _sequences_and_sets() -> Iterator[Kind]:
@@ -451,7 +432,7 @@ def _sequences_and_sets() -> Iterator[Kind]:
     yield Kind("bag-of-words", "topics", lambda: _Bag())
     yield Kind("encoder", "topics", lambda: Encoder(40, 3), 3e-3, 200)
     yield Kind("encoder-padded", "padded topics", lambda: Encoder(40, 3), 3e-3, 200)
-    yield Kind("bert-padded", "padded topics", _bert, 2e-3, 200)
+    yield Kind("bert-padded", "padded topics", bert, 2e-3, 200)
     decoder = partial(Encoder, 40, 40, causal=True, mean=False)
     yield Kind("decoder", "next token", decoder, 3e-3, 250)
     yield Kind("deep-sets-sum", "clouds", lambda: DeepSets(lambda h: h.mean(1)))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import BertConfig, BertForSequenceClassification
 
 Make = Callable[[], nn.Module]
 
@@ -361,3 +362,26 @@ class PatchEncoder(nn.Module):
         h = self.embed(x).flatten(2).transpose(1, 2)
         h = torch.cat([self.first.expand(len(h), -1, -1), h], 1) + self.place
         return self.head(self.norm(self.blocks(h)[:, 0]))
+
+
+def bert() -> nn.Module:
+    """Return a BERT of two layers and three classes."""
+    config = BertConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
+    )  # fmt: skip
+    config.num_labels = 3
+    return BertForSequenceClassification(config)
+
+
+def quantised(net: nn.Module) -> nn.Module:
+    """Return a net whose linear layers hold whole numbers and round their inputs."""
+    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, torch.qint8)
+
+
+def conv_autoencoder() -> nn.Module:
+    """Return two convolutions down and two up."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 2, 1), nn.LeakyReLU(), nn.Conv2d(16, 12, 3, 2, 1), nn.LeakyReLU(),
+        nn.ConvTranspose2d(12, 16, 2, 2), nn.LeakyReLU(), nn.ConvTranspose2d(16, 1, 2, 2),
+    )  # fmt: skip
