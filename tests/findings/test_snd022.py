@@ -86,14 +86,15 @@ def test_two_collapsed_classes_are_left_to_another_code() -> None:
 def test_labelled_nets_of_two_logits_need_one_direction() -> None:
     answer = noise(300, 1)
     x = answer * torch.linspace(0.5, 2.0, 20) + 0.1 * noise(300, 20, seed=2)
-    labels = {"label": (answer[:, 0] > 0).long()}
+    label = (answer[:, 0] > 0).long()
     logits = torch.cat([answer, -answer], 1)
-    alone, told = (Stream.of(x, **labels, **more) for more in ({}, {"logits": logits}))
-    assert_raised(checked(SND022(), alone), "error")
-    assert "answers with 2 numbers" in checked(SND022(), told).reason
+    assert_raised(checked(SND022(), Stream.of(x, label=label)), "error")
+    told = checked(SND022(), Stream.of(x, label=label, logits=logits))
+    assert "answers with 2 numbers" in told.reason
     twice = torch.cat([x, x], 1)
-    assert checked(SND014(), Stream.of(twice, **labels)).state == "raised"
-    assert checked(SND014(), Stream.of(twice, **labels, logits=logits)).state == "not_applicable"
+    assert checked(SND014(), Stream.of(twice, label=label)).state == "raised"
+    told = checked(SND014(), Stream.of(twice, label=label, logits=logits))
+    assert told.state == "not_applicable"
 
 
 @pytest.mark.slow
