@@ -1,5 +1,6 @@
 """What units, directions and inputs stand for, with the tests that can refute it."""
 
+from sonde.explain.activation_max import ActivationMax, ActivationMaxResult
 from sonde.explain.affine_lens import AffineLens, AffineLensResult
 from sonde.explain.answers import AnswerMargin
 from sonde.explain.attention import (
@@ -31,6 +32,7 @@ from sonde.explain.faithfulness import (
     Sufficiency,
 )
 from sonde.explain.faithfulness_violation import FaithfulnessViolation, ViolationResult
+from sonde.explain.fault_lines import FaultLines, FaultLinesResult
 from sonde.explain.gradients import (
     ExpectedGradients,
     GradTimesInput,
@@ -55,10 +57,13 @@ from sonde.explain.skip_transcoder import SkipTranscoder
 from sonde.explain.sparse_autoencoder import SparseAutoencoder
 from sonde.explain.subspace_patch import SubspacePatch, SubspaceVerdict
 from sonde.explain.surrogate import Rule, SurrogateResult, SurrogateRules
+from sonde.explain.tcav import Tcav, TcavResult
 from sonde.explain.transcoder import Transcoder
 from sonde.explain.unit_labels import UnitLabels, UnitLabelsResult
 
 __all__ = [
+    "ActivationMax",
+    "ActivationMaxResult",
     "ActivationPatching",
     "AffineLens",
     "AffineLensResult",
@@ -103,6 +108,8 @@ __all__ = [
     "ExpectedGradients",
     "FaithfulnessResult",
     "FaithfulnessViolation",
+    "FaultLines",
+    "FaultLinesResult",
     "FixedObjective",
     "GradCam",
     "GradCamPP",
@@ -150,6 +157,8 @@ __all__ = [
     "Sufficiency",
     "SurrogateResult",
     "SurrogateRules",
+    "Tcav",
+    "TcavResult",
     "Transcoder",
     "TunedLens",
     "UnitLabels",

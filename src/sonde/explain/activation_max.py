@@ -1,0 +1,272 @@
+"""An input that drives a unit as far as it goes, beside the real inputs that drive it most.
+
+A picture made by ascent shows what a unit answers to, not what it is used for: read the achieved
+value against real rows, and take ``exemplars`` first.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, SiteError
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.outputs import find
+from sonde.tap.hooks.session import Session
+from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.reading.site_function import INPUT, SiteFunction
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ActivationMaxResult(Result):
+    """``value`` is the activation achieved; ``null`` the largest on a real input.
+
+    ``found`` is the input, or the embeddings of tokens, that achieves it; ``natural`` the real
+    inputs' activations, ``best`` the index of the largest, ``percentile`` the share of real inputs
+    below what was achieved. ``tokens``, of a model of tokens, are those with the nearest
+    embeddings, and ``token_value`` what these tokens themselves achieve.
+    """
+
+    found: Float[Tensor, "..."]
+    natural: Float[Tensor, "row"]
+    best: int
+    percentile: float
+    losses: Float[Tensor, "step"]
+    tokens: Int[Tensor, "token"] | None = None
+    token_value: float | None = None
+
+
+@final
+@dataclass(frozen=True)
+class ActivationMax:
+    """Largest activation of one unit that gradient ascent on the input finds.
+
+    Ascends the unit's mean over places, less ``l2`` mean squares and ``tv`` mean squared steps
+    between neighbouring pixels, by Adam, or within a ball of radius ``radius`` by projected steps.
+    A model of tokens is ascended in the space of embeddings.
+
+    Range        (-inf, inf), in the unit's own; higher = further.
+    Cost         ``steps`` forwards and backwards of one input; one forward of the real ones.
+    Assumes      a differentiable path from the input; what is found may look like no real input.
+
+    Parameters
+    ----------
+    steps : int, default=256
+    rate : float, default=0.05
+        Step size, in standard deviations of the real inputs.
+    l2 : float, default=0.0
+        Weight of the mean square of the distance from the mean real input.
+    tv : float, default=0.0
+        Weight of squared differences of neighbouring pixels.
+    jitter : int, default=1
+        Pictures are rolled by up to so many pixels at each step.
+    radius : float or None, default=None
+        Largest norm of the input; without, it stays within the range of each real channel.
+    seed : int, default=0
+        Of the start and the jitter.
+
+    Examples
+    --------
+    >>> net = nn.Linear(2, 1, bias=False)
+    >>> net.weight.data = torch.tensor([[3.0, 4.0]])
+    >>> found = ActivationMax(radius=2.0).maximise(net, torch.ones(4, 2), "", unit=0)
+    >>> round(found.value, 3), found.null
+    (10.0, 7.0)
+
+    References
+    ----------
+    erhan2009visualizing, olah2017feature
+    """
+
+    steps: int = 256
+    rate: float = 0.05
+    l2: float = 0.0
+    tv: float = 0.0
+    jitter: int = 1
+    radius: float | None = None
+    seed: int = 0
+    paper: ClassVar[str] = "erhan2009visualizing"
+
+    def __post_init__(self) -> None:
+        bad_radius = self.radius is not None and not self.radius > 0
+        if self.steps < 1 or not self.rate > 0 or min(self.l2, self.tv, self.jitter) < 0:
+            raise InputError(
+                "ActivationMax: expected a step or more, a rate above 0, and l2, tv and jitter of "
+                f"at least 0, got {self}."
+            )
+        if bad_radius:
+            raise InputError(f"ActivationMax: expected a radius above 0, got {self.radius}.")
+
+    def maximise(
+        self, model: Model | nn.Module, inputs: Any, site: Pattern, unit: int
+    ) -> ActivationMaxResult:
+        """Return what drives a unit most.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        inputs : Tensor, tuple, dict or InputBatch
+            Real inputs: their scale bounds what is sought, and they are what it is compared with.
+        site : pattern
+            A module's output.
+        unit : int
+            Index along its features.
+
+        Raises
+        ------
+        InputError
+            If there is no such unit, or it does not depend on the input.
+        """
+        at = SiteFunction(model, inputs, INPUT)
+        unit_of = _UnitOf(at, site, unit)
+        with torch.no_grad():
+            natural = unit_of(at.value)
+        start = at.value.mean(0, keepdim=True)
+        spread = float(at.value.std().nan_to_num()) or 1.0
+        draw = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(start.shape, generator=draw).to(start)
+        found, path = self._ascended(unit_of, at.value, start + 0.1 * spread * noise, spread, draw)
+        with torch.no_grad():
+            value = float(unit_of(_repeated(found, at.n))[0])
+        tokens = _nearest(at, found) if at.site != INPUT else None
+        best = int(natural.argmax())
+        return ActivationMaxResult(
+            value=value,
+            null=float(natural[best]),
+            n=at.n,
+            direction="higher",
+            conventions={
+                "method": repr(self),
+                "site": unit_of.site,
+                "input": at.site,
+                "null": "the largest on a real input",
+                "se": "none: one input",
+            },
+            found=found[0],
+            natural=natural,
+            best=best,
+            percentile=float((natural < value).double().mean()),
+            losses=path,
+            tokens=None if tokens is None else tokens[0],
+            token_value=None if tokens is None else float(unit_of(tokens[1])[0]),
+        )
+
+    def _ascended(
+        self, unit_of: "_UnitOf", real: Tensor, x: Tensor, spread: float, draw: torch.Generator
+    ) -> tuple[Tensor, Float[Tensor, "step"]]:
+        """Return the best input of the ascent and the activation at each step."""
+        centre = real.mean(0, keepdim=True)
+        rest = [i for i in range(real.ndim) if i != (1 if real.ndim == 4 else real.ndim - 1)]
+        low, high = real.amin(rest, keepdim=True), real.amax(rest, keepdim=True)
+        first, second = torch.zeros_like(x), torch.zeros_like(x)
+        path: list[float] = []
+        best, best_value = x, -torch.inf
+        for step in range(1, self.steps + 1):
+            point = x.detach().requires_grad_(True)
+            value = unit_of(_repeated(_rolled(point, self.jitter, draw), len(real)))[0]
+            if not value.requires_grad:
+                raise InputError(
+                    f"ActivationMax: unit {unit_of.unit} of {unit_of.site} does not depend on the "
+                    "input. Name another site."
+                )
+            price = self.l2 * (point - centre).square().mean() + self.tv * _roughness(point)
+            (slope,) = torch.autograd.grad(value - price, point)
+            path.append(float(value.detach()))
+            if path[-1] - float(price.detach()) > best_value:
+                best, best_value = x, path[-1] - float(price.detach())
+            if self.radius is None:
+                first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope.square()
+                size = (second / (1 - 0.99**step)).sqrt() + 1e-12
+                x = x + self.rate * spread * (first / (1 - 0.9**step)) / size
+                x = torch.minimum(torch.maximum(x, low), high)
+            else:
+                x = x + self.radius * slope / slope.norm().clamp(min=1e-30)
+                x = x * (self.radius / x.norm()).clamp(max=1.0)
+        with torch.no_grad():
+            last = float(unit_of(_repeated(x, len(real)))[0])
+            price = self.l2 * (x - centre).square().mean() + self.tv * _roughness(x)
+        best = x if last - float(price) >= best_value else best
+        return best.detach(), torch.tensor(path)
+
+
+class _UnitOf:
+    """The activation of a unit, mean over places, as a function of the input."""
+
+    def __init__(self, at: SiteFunction, site: Pattern, unit: int) -> None:
+        self.at, self.unit = at, unit
+        if site == "":
+            self._module, self.site = at.module, "the output"
+        else:
+            found = resolve(at.module, site)
+            if len(found) != 1 or found[0].port != "out":
+                raise SiteError(
+                    f"ActivationMax: expected the output of one module, {str(site)!r} names "
+                    f"{len(found)}. Name one of them."
+                )
+            self._module, self.site = Names(at.module).modules[found[0].path], str(found[0])
+        with torch.no_grad():
+            state = self._state(at.value)
+        self._axis = 1 if state.ndim == 4 else state.ndim - 1
+        if not 0 <= unit < state.shape[self._axis]:
+            raise InputError(
+                f"ActivationMax: expected a unit in 0..{state.shape[self._axis] - 1} of "
+                f"{self.site}, got {unit}."
+            )
+
+    def __call__(self, values: Tensor) -> Float[Tensor, "row"]:
+        """Return the activation of each row."""
+        return self._state(values).select(self._axis, self.unit).reshape(len(values), -1).mean(1)
+
+    def _state(self, values: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+
+        def note(output: Any) -> None:
+            leaf = find(output, None)
+            if leaf is not None:
+                seen.append(leaf)
+
+        with (
+            Session(self.at.module, outputs=[(self._module, note)], with_grad=True),
+            torch.set_grad_enabled(values.requires_grad),
+        ):
+            self.at.run(values)
+        if len(seen) != 1:
+            raise SiteError(
+                f"ActivationMax: expected {self.site} to run once with a floating-point output, it "
+                f"ran {len(seen)} times. Name another site."
+            )
+        found = seen[0]
+        return found[:, None] if found.ndim == 1 else found
+
+
+def _repeated(x: Tensor, n: int) -> Tensor:
+    """Return one input as often as the other inputs of the call have rows."""
+    return x.expand(n, *x.shape[1:])
+
+
+def _rolled(x: Tensor, jitter: int, draw: torch.Generator) -> Tensor:
+    if x.ndim != 4 or not jitter:
+        return x
+    down, right = torch.randint(-jitter, jitter + 1, (2,), generator=draw).tolist()
+    return x.roll((down, right), dims=(2, 3))
+
+
+def _roughness(x: Tensor) -> Tensor:
+    if x.ndim != 4:
+        return x.new_zeros(())
+    return x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()
+
+
+def _nearest(at: SiteFunction, found: Tensor) -> tuple[Int[Tensor, "token"], Tensor]:
+    """Return the tokens whose embeddings are nearest by angle, and these embeddings."""
+    module = Names(at.module).modules[at.site.partition(":")[0]]
+    table = module.weight.detach().to(found)
+    assert isinstance(table, Tensor)  # an embedding's
+    unit = nn.functional.normalize(table, dim=1)
+    tokens = (nn.functional.normalize(found[0], dim=-1) @ unit.T).argmax(-1)
+    return tokens, _repeated(table[tokens][None], at.n)
