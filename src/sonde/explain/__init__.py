@@ -16,6 +16,7 @@ from sonde.explain.circuits import Circuit, CircuitSearch
 from sonde.explain.class_activation import GradCam, GradCamPP, HiResCam, LayerCam, upsampled
 from sonde.explain.codebook import Codebook, CodebookResult
 from sonde.explain.comet import Comet, CometResult
+from sonde.explain.concept_bottleneck import ConceptBottleneck, ConceptBottleneckResult
 from sonde.explain.concept_marginal import ConceptMarginal, ConceptMarginalResult
 from sonde.explain.concept_matrix_search import ConceptMatrix, ConceptMatrixSearch
 from sonde.explain.control_task import ControlTask, ControlTaskResult
@@ -86,6 +87,8 @@ __all__ = [
     "Comet",
     "CometResult",
     "Comprehensiveness",
+    "ConceptBottleneck",
+    "ConceptBottleneckResult",
     "ConceptMarginal",
     "ConceptMarginalResult",
     "ConceptMatrix",
