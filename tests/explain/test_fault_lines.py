@@ -53,12 +53,11 @@ def test_one_concept_is_moved_as_far_as_it_must():
 def test_maps_move_at_every_place_and_the_edited_model_flips():
     net = cnn()
     x = torch.rand(5, 1, 28, 28, generator=DRAW)
-    site = next(n for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
-    width = dict(net.named_modules())[site].out_channels
-    found = FaultLines(bound=50.0, steps=80).find(net, x, torch.eye(width), site=site)
+    site, module = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    found = FaultLines(bound=50.0, steps=80).find(net, x, torch.eye(module.out_channels), site=site)
     assert found.flips.all()
-    module = dict(net.named_modules())[site]
-    handle = module.register_forward_hook(lambda m, i, o: o + found.change[:, :, None, None])
+    step = found.change[:, :, None, None]
+    handle = module.register_forward_hook(lambda _, given, output: output + step)
     assert torch.equal(net.eval()(x).argmax(1), found.other)
     handle.remove()
 

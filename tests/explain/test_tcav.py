@@ -17,15 +17,15 @@ def planted(seed=0, along=0, shift=3.0, n=30):
     label = torch.cat([torch.zeros(n), torch.ones(n), torch.full((3 * n,), -1.0)]).long()
     x = torch.randn(len(label), DIM, generator=draw, dtype=torch.float64)
     x[label == 1, along] += shift
-    return x, {"label": label, "grad": WEIGHT.repeat(len(label), 1)}
+    return x, label, WEIGHT.repeat(len(label), 1)
 
 
 @pytest.mark.truth("linear network: the sensitivity of every row is w . v")
 def test_sensitivity_of_a_linear_network_is_a_product():
     for separator in ("signal", "logistic"):
         for sign in (1.0, -1.0):
-            x, columns = planted(shift=4.0 * sign)
-            found = Tcav(separator, n_random=10).fit(x, **columns)
+            x, label, grad = planted(shift=4.0 * sign)
+            found = Tcav(separator, n_random=10).fit(x, label, grad=grad)
             assert found.value == (1.0 if sign > 0 else 0.0)
             assert float(found.sensitivity) == pytest.approx(2 * sign, abs=0.5)
             assert found.significant.all()
@@ -54,8 +54,8 @@ def test_the_separator_is_that_of_scikit_learn():
 def test_a_concept_without_effect_is_rarely_significant():
     p, score = [], []
     for seed in range(100):
-        x, columns = planted(seed, along=1, n=20)
-        found = Tcav("signal", n_random=10).fit(x, **columns)
+        x, label, grad = planted(seed, along=1, n=20)
+        found = Tcav("signal", n_random=10).fit(x, label, grad=grad)
         p.append(float(found.p))
         score.append(float(found.value))
     assert sum(v < 0.05 for v in p) <= 10
@@ -64,12 +64,12 @@ def test_a_concept_without_effect_is_rarely_significant():
 
 
 def test_sets_that_say_nothing_are_refused():
-    x, columns = planted()
-    few = columns["label"].clone()
+    x, label, grad = planted()
+    few = label.clone()
     few[torch.nonzero(few == 1).flatten()[9:]] = 0
     with pytest.raises(InputError, match=r"10 rows of each concept.*got 9"):
-        Tcav().fit(x, label=few, grad=columns["grad"])
+        Tcav().fit(x, label=few, grad=grad)
     with pytest.raises(InputError, match="got 0 concepts"):
-        Tcav().fit(x, label=columns["label"].clamp(max=0), grad=columns["grad"])
+        Tcav().fit(x, label=label.clamp(max=0), grad=grad)
     with pytest.raises(InputError, match="10 random sets"):
         Tcav(n_random=3)

@@ -265,8 +265,7 @@ def _roughness(x: Tensor) -> Tensor:
 def _nearest(at: SiteFunction, found: Tensor) -> tuple[Int[Tensor, "token"], Tensor]:
     """Return the tokens whose embeddings are nearest by angle, and these embeddings."""
     module = Names(at.module).modules[at.site.partition(":")[0]]
-    table = module.weight.detach().to(found)
-    assert isinstance(table, Tensor)  # an embedding's
+    table = module.get_parameter("weight").detach().to(found)
     unit = nn.functional.normalize(table, dim=1)
     tokens = (nn.functional.normalize(found[0], dim=-1) @ unit.T).argmax(-1)
     return tokens, _repeated(table[tokens][None], at.n)

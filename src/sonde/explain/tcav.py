@@ -136,9 +136,9 @@ class Tcav(Instrument):
         self._check(kind, concepts, len(slope), len(pool))
         found = [self._concept(rows[kind == c], pool, slope, len(concepts)) for c in concepts]
         columns = {name: torch.stack([f[name] for f in found]) for name in found[0]}
-        n, value = len(slope), columns.pop("value")
+        n = len(slope)
         return TcavResult(
-            value=value,
+            value=columns["value"],
             null=0.5,
             n=n,
             range=(0.0, 1.0),
@@ -150,7 +150,12 @@ class Tcav(Instrument):
                 "se": "p compares with random concepts",
             },
             concepts=concepts,
-            **columns,
+            direction_of=columns["direction_of"],
+            sensitivity=columns["sensitivity"],
+            null_sensitivity=columns["null_sensitivity"],
+            null_spread=columns["null_spread"],
+            p=columns["p"],
+            accuracy=columns["accuracy"],
         )
 
     def _check(self, kind: Tensor, concepts: Tensor, n_asked: int, n_random: int) -> None:
