@@ -32,6 +32,7 @@ STUDIES: dict[str, str] = {
     "disparity-decomposition": "DisparityDecompositionStudy",
     "eft": "EFTStudy",
     "faithfulness-violation": "FaithfulnessViolationStudy",
+    "fault-lines": "FaultLinesStudy",
     "feature-complexity": "FeatureComplexityStudy",
     "feature-gaps": "FeatureGapsStudy",
     "fod": "FODStudy",

@@ -1,0 +1,93 @@
+"""Do few changes of concepts suffice to turn one digit into the one it is taken for."""
+
+from typing import final
+
+import torch
+from torch import nn
+
+from sonde.explain import FaultLines
+from sonde_studies._digits import pixels, train
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+N, NEW, WIDTH, STEPS = 1200, 80, 64, 150
+CONCEPTS, FEW = 40, 3
+
+
+@final
+class FaultLinesStudy(Study):
+    """Hidden directions of each digit, added or taken away until the second answer wins.
+
+    A change of one concept is held to the spread of its coefficients over the training rows, three
+    standard deviations either way.
+    """
+
+    name = "fault-lines"
+    title = "do one to three concepts suffice to change the answer?"
+    paper = "akula2022cxtom"
+    fidelity = (
+        "reconstructed from the idea; concepts are principal directions, not clusters of maps"
+    )
+    data = "digits; the 40 widest directions of a hidden layer of 64 units"
+    claims = (
+        Claim(
+            "few suffice",
+            "For more than half of the digits three concepts or fewer change the answer.",
+            "share",
+            above=0.5,
+        ),
+        Claim(
+            "fewer than random directions",
+            "They are fewer than random directions of the same layer need.",
+            "difference of means of concepts",
+        ),
+        Claim(
+            "near answers are nearer",
+            "The second answer needs fewer concepts than the last.",
+            "difference of means of concepts",
+        ),
+    )
+    null = Claim(
+        "null",
+        "One draw of random directions needs no fewer than another.",
+        "difference of means of concepts",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train a net and look for changes."""
+        draw = torch.Generator().manual_seed(seed)
+        x, kind = pixels()
+        order = torch.randperm(len(x), generator=draw)
+        label = torch.from_numpy(kind)[order]
+        x = x[order]
+        net = nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
+        tick("training")
+        train(net, x[:N], label[:N], seed, 20 if tiny else STEPS, 3e-3)
+        n = 8 if tiny else NEW
+        new = x[N : N + n]
+        with torch.no_grad():
+            hidden = net[1](net[0](x[:N]))
+            logits = net(new)
+        rank = logits.argsort(1, descending=True)
+        widest = torch.linalg.svd(hidden - hidden.mean(0), full_matrices=False)[2][:CONCEPTS]
+        chance, again = (
+            torch.linalg.qr(torch.randn(WIDTH, CONCEPTS, generator=draw))[0].T for _ in range(2)
+        )
+        tick("looking for changes")
+        count: dict[str, torch.Tensor] = {}
+        for name, bank, other in (
+            ("own", widest, rank[:, 1]),
+            ("random", chance, rank[:, 1]),
+            ("random again", again, rank[:, 1]),
+            ("last", widest, rank[:, -1]),
+        ):
+            reach = 3 * ((hidden - hidden.mean(0)) @ bank.T).std(0).expand(n, -1)
+            method = FaultLines(steps=40 if tiny else 120)
+            found = method.find(net, new, bank, other=other, site="1", bounds=(-reach, reach))
+            count[name] = torch.as_tensor(found.value).clamp(max=CONCEPTS)
+        return {
+            "few suffice": float((count["own"] <= FEW).double().mean()),
+            "fewer than random directions": float((count["random"] - count["own"]).mean()),
+            "near answers are nearer": float((count["last"] - count["own"]).mean()),
+            "null": float((count["random again"] - count["random"]).mean()),
+            **{f"concepts | {name}": float(v.mean()) for name, v in count.items()},
+        }
