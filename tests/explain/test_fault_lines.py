@@ -57,7 +57,11 @@ def test_maps_move_at_every_place_and_the_edited_model_flips():
     found = FaultLines(bound=50.0, steps=80).find(net, x, torch.eye(module.out_channels), site=site)
     assert found.flips.all()
     step = found.change[:, :, None, None]
-    handle = module.register_forward_hook(lambda _, given, output: output + step)
+
+    def edited(_: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor):
+        return output + step
+
+    handle = module.register_forward_hook(edited)
     assert torch.equal(net.eval()(x).argmax(1), found.other)
     handle.remove()
 
