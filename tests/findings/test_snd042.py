@@ -57,7 +57,7 @@ def test_few_rows_are_withheld_and_a_sample_says_what_it_saw() -> None:
     x, _ = digits()
     assert SND042().check(evidence_of(x[:150])).tables["needed"] == 200
     rng = np.random.default_rng(0)
-    check = SND042().check(evidence_of(rng.normal(size=(4096, 4))))
+    check = SND042().check(evidence_of(rng.normal(size=(4096, 8))))
     assert check.reason == "25 % of the pairs were looked at (2,048 sampled rows)"
 
 

@@ -88,6 +88,17 @@ def one_too_large(factor: float) -> Report:
     return scan(module, *digits())
 
 
+def sensors(faulty: bool) -> Report:
+    """Scan the trained net over a table with a column of sensors; one of them may mirror."""
+    x, label = digits()
+    x, sensor = x.clone(), np.random.default_rng(0).choice(list("abcdefgh"), len(x))
+    if faulty:
+        mirrored = torch.from_numpy(sensor == "c")
+        x[mirrored] = x[mirrored].reshape(-1, 8, 8).flip(2).reshape(-1, 64)
+    rows = {"x": x, "label": label, "sensor": sensor.tolist(), "lot": sensor.tolist()[::-1]}
+    return sonde.scan(net(), rows, settings=quiet())
+
+
 PLANTS = (
     Plant("SND020", "warning", lambda: one_too_large(10.0), lambda: one_too_large(1.0)),
     Plant(
@@ -134,4 +145,5 @@ PLANTS = (
     ),
     Plant("SND039", "note", fallen_back, lambda: biased({})),
     Plant("SND046", "warning", lambda: biased({4: -1e6}), lambda: biased({4: -0.1})),
+    Plant("SND061", "warning", lambda: sensors(True), lambda: sensors(False)),
 )

@@ -43,7 +43,8 @@ class Study:
             if self.printing.json:
                 say_json([{"name": word, "title": title} for word, title in titles.items()])
             else:
-                say("\n".join(f"{word:<24}{title}" for word, title in titles.items()))
+                wide = max(map(len, titles)) + 2
+                say("\n".join(f"{word:<{wide}}{title}" for word, title in titles.items()))
             return 0
         words = list(STUDIES) if self.name == EVERY else [self.name]
         studies = [study_of(word) for word in words]

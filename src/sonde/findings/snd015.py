@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from scipy.stats import binom
 
-from sonde.findings._places import scan_command, sentence
+from sonde.findings._places import sentence
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -104,5 +104,4 @@ class SND015(Rule):
             sentence(text),
             figure,
             effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),
-            next=scan_command(image_column="COLUMN"),
         )

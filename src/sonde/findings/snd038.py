@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings._places import scan_command, sentence
+from sonde.findings._places import sentence
 from sonde.findings._renaming import Renaming, renaming
 from sonde.findings._shared import examples_at
 from sonde.findings._text import listed, percent, plural, shortened
@@ -98,7 +98,6 @@ class SND038(Rule):
             examples=tuple(examples_at(evidence, shared.tolist()[:50])),
             classes=tuple(class_name(evidence.data, y) for y in names.answer_for),
             effect=min(1.0, figure.value),
-            next=scan_command(label_column="COLUMN"),
         )
 
 

@@ -61,8 +61,10 @@ class SND046(Rule):
         lags = torch.tensor([f.value for f in figures])
         worst = figures[int(lags.argmax())]
         middle = float(recall.median())
-        if found.accuracy <= found.majority or len(mine) < 3:
-            return self.clear(worst, "the model as a whole is no better than the commonest label")
+        known = labels.sites[-1].accuracy
+        if found.accuracy <= max(found.majority, known / 2) or len(mine) < 3:
+            # What names hardly any class rightly misses one by chance: SND037 or SND039 tell that.
+            return self.clear(worst, "the model as a whole is far behind its own last layer")
         missed = [
             k
             for k, f in enumerate(figures)
