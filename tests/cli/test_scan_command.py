@@ -1,5 +1,6 @@
 """``sonde scan`` as a gate: thresholds, silenced codes, baselines, terminals, privacy."""
 
+import csv
 import json
 import re
 import shlex
@@ -334,3 +335,17 @@ def test_chosen_detectors_tell_the_data_apart(run, place):
     assert set(found) == {(m, site) for m in ("Mahalanobis", "KNN") for site in "ab"}
     assert found["Mahalanobis", "a"] > 0.99
     assert found["KNN", "b"] > 0.6
+
+
+@pytest.mark.truth("numpy's unique over the rows of the file")
+def test_rows_that_findings_count_are_written_whole(run, place, tmp_path):
+    x = np.load(place / "rows.npz")["a"]
+    x = np.concatenate([x, x[:120]])
+    np.savez(tmp_path / "twice.npz", a=x)
+    file = tmp_path / "rows.csv"
+    ran = run("scan", "-", tmp_path / "twice.npz", "--only", "SND041", "--rows", file)
+    assert ran.code == 0, ran.err
+    lines = list(csv.DictReader(file.open()))
+    _, inverse, count = np.unique(x, axis=0, return_inverse=True, return_counts=True)
+    assert {line["code"] for line in lines} == {"SND041"}
+    assert sorted(int(line["row"]) for line in lines) == np.flatnonzero(count[inverse] > 1).tolist()

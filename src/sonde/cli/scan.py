@@ -68,6 +68,9 @@ class Scan:
     detectors: Annotated[
         str | None, named("METHODS", "what scores OTHER: mahalanobis,knn(k=5),msp")
     ] = None
+    rows: Annotated[
+        Path | None, named("FILE", "the inputs that findings count: .csv, .parquet, .jsonl")
+    ] = None
     show_inputs: Annotated[bool, tyro.conf.arg(help="let the report hold inputs")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows in the report")] = False
     reading: Reading = field(default_factory=Reading)
@@ -88,10 +91,12 @@ class Scan:
         return self._scan()
 
     def _scan(self) -> int:
+        from sonde.findings.row_table import row_table
         from sonde.findings.step import Again
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
         from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
+        from sonde.run.scoring.tables import check_suffix, write_table
         from sonde.store.outputs import check_file
 
         started = time.time()
@@ -105,6 +110,9 @@ class Scan:
             sources = filter(None, [self.model, self.data, self.versus, self.baseline])
             check_file(self.output, *sources)
             directory = run_directory(self.output)
+        if self.rows is not None:
+            check_suffix(self.rows)
+            check_file(self.rows, *filter(None, [self.model, self.data, self.versus, self.output]))
         self.running.check(directory)
         settings = self._settings(directory, gate)
         model, data = self._source()
@@ -126,6 +134,10 @@ class Scan:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
                 remove_run(directory)
+        if self.rows is not None:
+            table = row_table(scanned)
+            write_table(table, self.rows)
+            note(f"wrote {self.rows}: {plural(table.num_rows, 'row')}")
         for stream in filter(None, (scanned.stream, scanned.other_stream)):
             say_notes(stream, self.printing.quiet or self.printing.json)
         self._print(report)

@@ -69,7 +69,7 @@ class SND034(Rule):
         if share < self.note or p >= self.level:
             seen = "no row was listed" if count == 0 else f"{plural(count, 'row')} listed"
             return self.clear(figure, f"{seen}; about one wrong label in four is not seen this way")
-        examples = examples_at(evidence, doubtful_rows(evidence)[:50])
+        examples = examples_at(evidence, doubtful_rows(evidence))
         site = found.sites[found.best]
         sentence = (
             f"{plural(count, 'row')} of {n:,} ({percent(share)}) at {site.name} lie among rows of "

@@ -95,7 +95,7 @@ class SND038(Rule):
             sentence(text),
             figure,
             sites=(found.labels.sites[-1].key,),
-            examples=tuple(examples_at(evidence, shared.tolist()[:50])),
+            examples=tuple(examples_at(evidence, shared.tolist())),
             classes=tuple(class_name(evidence.data, y) for y in names.answer_for),
             effect=min(1.0, figure.value),
         )

@@ -43,14 +43,16 @@ class SND041(Rule):
         if found.n_extra == 0:
             return self.clear(figure, "only the part that was read" if self._part(evidence) else "")
         severe = share >= self.warning or bool(found.contradicting)
-        first = found.sets[found.contradicting[0] if found.contradicting else 0]
+        split = set(found.contradicting)
+        order = [*found.contradicting, *(i for i in range(len(found.sets)) if i not in split)]
+        sets = [found.sets[i] for i in order]
         return self.raised(
             Finding(
                 self.code,
                 "warning" if severe else "note",
                 self._sentence(found, share),
                 figure,
-                examples=first[:50],
+                examples=tuple(i for s in sets for i in s),
                 effect=min(1.0, share),
                 next=_look(evidence),
             )

@@ -88,7 +88,7 @@ class SND042(Rule):
                 self._sentence(evidence.sites[at], pairs, share, n),
                 figure,
                 sites=sites,
-                examples=tuple(examples_at(evidence, pairs.row[:50].tolist())),
+                examples=tuple(examples_at(evidence, pairs.row.tolist())),
                 effect=min(1.0, share),
                 next=read_command(sites[0]),
             )

@@ -118,7 +118,7 @@ class SND046(Rule):
             sentence(text, more),
             figure,
             sites=(labels.sites[-1].key,),
-            examples=tuple(examples_at(evidence, wrong.tolist()[:50])),
+            examples=tuple(examples_at(evidence, wrong.tolist())),
             classes=tuple(labels.names[j] for j in missed),
             effect=min(1.0, figure.value * float(mine.double().mean())),
             next=read_command(labels.sites[-1].key),

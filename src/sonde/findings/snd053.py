@@ -85,7 +85,7 @@ class SND053(Rule):
                 self._sentence(leak, near),
                 figure,
                 sites=(leak.site,) if near else (),
-                examples=examples[:50],
+                examples=examples,
                 of_other=True,
                 effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
                 next=read_command(evidence.sites[0].schema.key),
