@@ -41,10 +41,20 @@ def test_sides_are_counted_in_groups_where_groups_were_given(report, page) -> No
 
 def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
     page = Page(to_html(bare))
-    assert [s["id"] for s in page.all("section")] == list(SECTIONS)
+    absent = [p["id"] for p in page.all("p") if p.get("class") == "absent"]
+    assert {"labels", "prediction", "versus"} <= set(absent)
+    kept = [s["id"] for s in page.all("section")]
+    folded = ["measured"] * (not bare["findings"])
+    assert sorted(kept) == sorted([key for key in SECTIONS if key not in absent] + folded)
     said = " ".join(page.texts["p"])
     assert "--label-column" in said
     assert "--versus" in said
+
+
+def test_nothing_found_is_told_first_and_the_rest_is_folded(report) -> None:
+    quiet = {**report, "findings": [], "versus": None}
+    assert 'id="measured"' in to_html(quiet)
+    assert 'id="measured"' not in to_html(report)
 
 
 def test_figures_have_units_and_columns_are_explained(report, page) -> None:

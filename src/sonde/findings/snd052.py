@@ -109,7 +109,7 @@ class SND052(Rule):
         ((method, key),) = first.names
         where = f"{method} at {shortened(key.removesuffix(':out'), 24)}"
         best = f"By {where}, the best of {len(found.total.names)} scores"
-        return f"{best}, {text}; by all added up {percent(found.total.rate)}."
+        return f"{best}, {text}; by all scores together {percent(found.total.rate)}."
 
     def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
         """Return what the model's own answers say of OTHER, and whether they explain alarms."""

@@ -18,7 +18,7 @@ _SHAPES: Final = {
     "note": "M10 1a9 9 0 1 0 .01 0z",
     "clear": "M2 10.5 7.5 16 18 4.5",
     "withheld": "M3 10h14",
-    "not_applicable": "M4 4l12 12M16 4 4 16",
+    "not_applicable": "M8 10h4",
     "failed": "M10 1 19 10 10 19 1 10z",
 }
 _PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
@@ -147,6 +147,11 @@ def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:
     heading = el("h2", title, link)
     intro = el("p", lead, cls="lead") if lead else None
     return el("section", heading, intro, *body, id=key, aria_label=title)
+
+
+def absent(key: str, title: str, why: str) -> Markup:
+    """Return one line in place of a section that has nothing to show, and why."""
+    return el("p", el("b", title), ": ", why, cls="absent", id=key)
 
 
 def definitions(pairs: Sequence[tuple[str, str | None]]) -> Markup:

@@ -4,7 +4,7 @@ from typing import Any
 
 from sonde.report._format import plural, share, shown
 from sonde.report._markup import Markup, Names, el
-from sonde.report._parts import figure, section, tabled
+from sonde.report._parts import absent, figure, section, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_answers import labels_picture, prediction_picture
 from sonde.report._pictures_depth import depth_numbers, depth_pictures
@@ -16,7 +16,7 @@ from sonde.report._select import MAX_SITES
 def depth_section(report: dict[str, Any], names: Names) -> Markup:
     """Return the depth profile and the spectra."""
     if not report["sites"]:
-        return _empty("depth", "Depth profile", "No site was read.")
+        return absent("depth", "Depth profile", "No site was read.")
     spectrum = spectrum_picture(report)
     panels = [figure(made, names) for made in depth_pictures(report)]
     lead = "Sites in order of execution. Bands are 95 % intervals; larger marks are findings."
@@ -35,7 +35,7 @@ def similarity_section(report: dict[str, Any], names: Names) -> Markup:
     known = report.get("similarity")
     made = similarity_picture(known) if known else None
     if made is None:
-        return _empty("similarity", "Similarity map", "Needs two sites that share rows.")
+        return absent("similarity", "Similarity map", "Needs two sites that share rows.")
     rows = plural(known["n_rows"], "row") if known and known.get("n_rows") else "all rows"
     lead = f"How alike the geometry of {rows} is at each pair of sites."
     return section("similarity", "Similarity map", figure(made, names), lead=lead)
@@ -45,7 +45,7 @@ def units_section(report: dict[str, Any], names: Names) -> Markup:
     """Return the size of units by depth and the units that findings name."""
     made = units_picture(report.get("units") or [])
     if made is None:
-        return _empty("units", "Units", "No figures of single units are in this report.")
+        return absent("units", "Units", "No figures of single units are in this report.")
     rows = [
         (
             row["site"],
@@ -71,7 +71,7 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
     """Return how well labels can be read off at each site."""
     labels = report.get("labels")
     if labels is None:
-        return _empty("labels", "Labels", _without_labels(report))
+        return absent("labels", "Labels", _without_labels(report))
     made = labels_picture(labels)
     classes = tuple(
         tuple(row[k] for k in ("label", "n", "recall", "low", "high")) for row in labels["classes"]
@@ -109,11 +109,7 @@ def prediction_section(report: dict[str, Any], names: Names) -> Markup:
     known = report.get("prediction")
     made = prediction_picture(known) if known else None
     if made is None:
-        return _empty(
+        return absent(
             "prediction", "Prediction by depth", "Only for causal language models with a head."
         )
     return section("prediction", "Prediction by depth", figure(made, names))
-
-
-def _empty(key: str, title: str, why: str) -> Markup:
-    return section(key, title, el("p", why, cls="empty"))

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from sonde.report._format import number, p_value, plural, quantity, share, shown, words
 from sonde.report._markup import Markup, Names, el
-from sonde.report._parts import definitions, figure, section, table, tabled
+from sonde.report._parts import absent, definitions, drawer, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
 from sonde.run.instruments.catalogue import word_of_name
@@ -47,8 +47,8 @@ _LISTS: Final = (
 
 _FITTED: Final = (
     "Fitted on half of DATA; how well each tells OTHER from the other half, with a 95 % interval. "
-    "The one that sees most of one half of OTHER is counted on its other half; and all scores are "
-    "added up and the sum is calibrated: the alarms below."
+    "The one that sees most of one half of OTHER is counted on its other half, and so is the sum "
+    "of all scores, calibrated too: the alarms below."
 )
 
 
@@ -57,7 +57,7 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
     versus = report.get("versus")
     if versus is None:
         text = "No second data set was given (--versus OTHER)."
-        return section("versus", "Against OTHER", el("p", text, cls="empty"))
+        return absent("versus", "Against OTHER", text)
     where = report["provenance"]
     mine, theirs = (
         _counted(versus["n_data"], where["data"]),
@@ -121,7 +121,7 @@ def rows_section(report: dict[str, Any], names: Names) -> Markup:
     """Return rows by id: map, wrong labels, copies, far rows."""
     rows = report.get("rows")
     if rows is None:
-        return section("rows", "Rows", el("p", "No rows are named in this report.", cls="empty"))
+        return absent("rows", "Rows", "No rows are named in this report.")
     inputs = report["shows_inputs"]
     lead = (
         "Rows by id, with their inputs."
@@ -173,4 +173,5 @@ def checks_section(report: dict[str, Any], names: Names) -> Markup:
     )
     kinds = {2: "state", 3: "number"}
     made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", kinds)
-    return section("checks", "All checks", made, lead=lead)
+    folded = drawer(plural(len(rows), "check"), made, cls="more")
+    return section("checks", "All checks", folded, lead=lead)

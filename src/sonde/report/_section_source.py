@@ -5,7 +5,7 @@ from typing import Any
 from sonde.core.wording import gib
 from sonde.report._format import number, seconds, shown, words
 from sonde.report._markup import Markup, Names, code, el, join
-from sonde.report._parts import command, definitions, section, tabled
+from sonde.report._parts import command, definitions, drawer, section, tabled
 from sonde.report._picture import Numbers
 
 
@@ -51,7 +51,8 @@ def provenance_section(report: dict[str, Any], names: Names) -> Markup:
     parts += [el("h3", "Command"), command(where["command"])]
     button = el("button", "Copy the JSON of this report", type="button", data_json="sonde")
     closing = el("p", button, " Schema ", code(report["schema"]), ".", cls="closing")
-    return section("provenance", "Provenance", *parts, closing)
+    folded = drawer("Model, data, run, versions and command", *parts, cls="more")
+    return section("provenance", "Provenance", folded, closing)
 
 
 def _run(where: dict[str, Any]) -> list[tuple[str, str | None]]:

@@ -31,7 +31,7 @@ def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
 def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str]) -> str:
     """Return how many of OTHER lie beyond the threshold, by what, and what it promises of DATA."""
     one = len(alarm["sites"]) == 1 and "," not in alarm["detector"]
-    by = f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "by all scores added up"
+    by = f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "by all scores together"
     return (
         f"{share(alarm['rate'])} of OTHER lie beyond the threshold that {share(alarm['alpha'])} of "
         f"rows like DATA exceed, {by}"

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sonde.report._format import shown
 from sonde.report._markup import Markup, Names, el, join
+from sonde.report._parts import drawer, section
 from sonde.report._section_findings import findings_section, header, verdict_line
 from sonde.report._section_pictures import (
     depth_section,
@@ -26,6 +27,7 @@ from sonde.report._thin import thinned
 
 MAX_BYTES: Final = 5_000_000
 
+MEASURED: Final = "Profiles by depth, similarity of sites, units, labels and rows"
 SECTIONS: Final = {
     "findings": "Findings",
     "depth": "Depth profile",
@@ -61,13 +63,7 @@ def to_html(report: dict[str, Any]) -> str:
         header(report),
         contents("toc", SECTIONS),
         findings_section(report),
-        depth_section(report, names),
-        similarity_section(report, names),
-        units_section(report, names),
-        labels_section(report, names),
-        prediction_section(report, names),
-        versus_section(report, names),
-        rows_section(report, names),
+        *_measured(report, names),
         checks_section(report, names),
         limits_section(report),
         provenance_section(report, names),
@@ -77,6 +73,22 @@ def to_html(report: dict[str, Any]) -> str:
     room = MAX_BYTES - len(body.encode()) - 200_000
     summary = verdict_line(report["verdict"])
     return page(title, summary, body, thinned(report, room), SECTIONS)
+
+
+def _measured(report: dict[str, Any], names: Names) -> list[Markup]:
+    """Return the sections of profiles, units, labels and rows, folded where nothing was found."""
+    parts = [
+        depth_section(report, names),
+        similarity_section(report, names),
+        units_section(report, names),
+        labels_section(report, names),
+        prediction_section(report, names),
+        versus_section(report, names),
+        rows_section(report, names),
+    ]
+    if report.get("versus") or any(not finding["ignored"] for finding in report["findings"]):
+        return parts
+    return [section("measured", "What was measured", drawer(MEASURED, *parts, cls="more"))]
 
 
 def page(
