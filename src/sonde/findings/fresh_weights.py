@@ -180,6 +180,10 @@ def spectrum_edge(weight: Matrix, spread: float) -> tuple[float, float]:
     Random entries of standard deviation ``s`` have a largest squared singular value of about
     ``s^2 (sqrt m + sqrt n)^2``, with Tracy-Widom fluctuations of order ``s^2 (sqrt m + sqrt n)
     (1 / sqrt m + 1 / sqrt n)^(1/3)``, here by the shifted gamma law that has its three moments.
+
+    References
+    ----------
+    johnstone2001distribution
     """
     m, n = (x**0.5 for x in weight.shape)
     edge, width = (m + n) ** 2, (m + n) * (1 / m + 1 / n) ** (1 / 3)
