@@ -58,6 +58,7 @@ from sonde.explain.skip_transcoder import SkipTranscoder
 from sonde.explain.sparse_autoencoder import SparseAutoencoder
 from sonde.explain.subspace_patch import SubspacePatch, SubspaceVerdict
 from sonde.explain.surrogate import Rule, SurrogateResult, SurrogateRules
+from sonde.explain.tcav import Tcav, TcavResult
 from sonde.explain.transcoder import Transcoder
 from sonde.explain.unit_labels import UnitLabels, UnitLabelsResult
 
@@ -159,6 +160,8 @@ __all__ = [
     "Sufficiency",
     "SurrogateResult",
     "SurrogateRules",
+    "Tcav",
+    "TcavResult",
     "Transcoder",
     "TunedLens",
     "UnitLabels",
