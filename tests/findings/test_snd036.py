@@ -19,6 +19,18 @@ def test_shuffled_labels_are_raised_and_true_ones_at_random_weights_are_not() ->
     assert check.state == "clear"
 
 
+def test_labels_that_the_model_itself_tells_leave_a_trace() -> None:
+    x, label = (
+        torch.randn(800, 2, generator=torch.Generator().manual_seed(0)),
+        torch.arange(800) % 2,
+    )
+    logits = 5 * torch.nn.functional.one_hot(label, 2).double()
+    for own in (True, False):
+        facts = {"labels_are_models": own}
+        check = SND036().check(evidence_of(x, label=label, logits=logits, facts=facts))
+        assert (check.state == "clear") == own
+
+
 def test_too_few_rows_to_exclude_a_trace_are_withheld() -> None:
     x, label = digits()
     two = label < 2

@@ -7,6 +7,7 @@ from scipy.stats import binom, chi2
 
 from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
+from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.labels import LabelEvidence, blocked, label_evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -33,7 +34,8 @@ class SND036(Rule):
         "luck (binomial, 99.9 %), and the variance between classes is less than labels without "
         "meaning explain with luck: (classes - 1) / (n - 1) times chi2 / df at 99.9 % over all "
         "sites, df = (classes - 1) times the participation ratio of the site. Withheld where the "
-        "rows cannot exclude an accuracy 10 points above the largest class."
+        "rows cannot exclude an accuracy 10 points above the largest class; clear where the "
+        "model's own answers are right more often than the largest class."
     )
     false_positives: ClassVar[str] = (
         "Labels of something that shows only at sites or in directions that a mean over tokens "
@@ -73,6 +75,9 @@ class SND036(Rule):
             share >= null * times for share, times in zip(explained, luck, strict=True)
         ):
             return self.clear(figure)
+        answers = class_answers(evidence)
+        if not isinstance(answers, str) and answers.interval[0] > found.majority:
+            return self.clear(figure, "the model's own answers tell the label, if not linearly")
         if high > found.majority + self.hidden:
             return self.withheld(
                 f"no trace seen, but {plural(n, 'row')} do not exclude an accuracy "
