@@ -50,7 +50,8 @@ def test_log_bins():
     x = torch.randn(4000, generator=GENERATOR).double() * 10.0 ** torch.randint(
         -9, 7, (4000,), generator=GENERATOR
     )
-    quarter = np.floor(4 * np.log2(np.abs(x.numpy()))) + 160
+    # Numbers below 2^-40, which are drawn now and then, are in the first bin of their sign.
+    quarter = np.maximum(np.floor(4 * np.log2(np.abs(x.numpy()))) + 160, 0)
     want = np.where(x < 0, 259 - quarter, 261 + quarter)
     assert log_bins(x).tolist() == want.tolist()
     assert torch.equal(log_bins(log_centres()), torch.arange(521))

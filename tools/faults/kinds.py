@@ -144,7 +144,7 @@ NOT_TRIED: Mapping[str, str] = {
     "files.seal:sealed_file": "writes for all exports",
     "files.gguf:write_control_vector": "for llama.cpp: no command reads it",
     "explain.dictionary:Dictionary.save": "safetensors that loads without sonde: no hash",
-    "explain.dictionary:Dictionary.save_saelens": "a folder in the layout of SAELens",
+    "explain._dictionary_files:write_saelens": "a folder in the layout of SAELens",
     "tap.gradients.squared:SquaredGradients.save": "write_state, which is tried; no command has it",
     "weights._weight_file:write_hashed": "a new folder: tests/weights/test_saving.py",
     "weights.merging:merge_models": "a new folder: tests/weights/test_merging.py",

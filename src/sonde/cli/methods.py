@@ -77,4 +77,5 @@ def _lines(name: str, summary: str) -> str:
     if room is None:
         return head + summary
     width = max(room, len(head) + LEAST_TEXT)
-    return "\n".join(wrap(summary, width, initial_indent=head, subsequent_indent=" " * len(head)))
+    indents = {"initial_indent": head, "subsequent_indent": " " * len(head)}
+    return "\n".join(wrap(summary, width, break_on_hyphens=False, **indents))

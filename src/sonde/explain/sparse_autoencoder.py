@@ -61,6 +61,7 @@ class SparseAutoencoder(DictionaryLearner):
 
     Examples
     --------
+    >>> import torch
     >>> source = torch.Generator().manual_seed(0)
     >>> x = torch.eye(4)[torch.randint(4, (2000,), generator=source)]
     >>> found = SparseAutoencoder(features=4, k=1, passes=20, batch=100, rate=0.01).fit(x)
