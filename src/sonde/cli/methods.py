@@ -77,5 +77,8 @@ def _lines(name: str, summary: str) -> str:
     if room is None:
         return head + summary
     width = max(room, len(head) + LEAST_TEXT)
-    indents = {"initial_indent": head, "subsequent_indent": " " * len(head)}
-    return "\n".join(wrap(summary, width, break_on_hyphens=False, **indents))
+    inside = " " * len(head)
+    lines = wrap(
+        summary, width, initial_indent=head, subsequent_indent=inside, break_on_hyphens=False
+    )
+    return "\n".join(lines)
