@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from scipy.stats import binom
 
-from sonde.findings._places import sentence
+from sonde.findings._places import read_command, sentence
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -50,10 +50,12 @@ class SND015(Rule):
             return self.clear(Figure("gain", 0.0), "nothing gave a reason to try other forms")
         given, *others = found.tried
         if given.right is not None:
-            return self._by_answers(found, given, others)
-        return self._by_norm(found, given, others)
+            return self._by_answers(evidence, found, given, others)
+        return self._by_norm(evidence, found, given, others)
 
-    def _by_answers(self, found: VariantEvidence, given: Tried, others: list[Tried]) -> Check:
+    def _by_answers(
+        self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
+    ) -> Check:
         assert given.right is not None
         own = float(given.right.double().mean())
         best, gain, p = None, 0.0, 1.0
@@ -77,9 +79,11 @@ class SND015(Rule):
             f"{plural(len(given.right), 'row')}, as they are given on {percent(own)}; a probe of "
             f"its last layer reaches {percent(found.probe)}."
         )
-        return self.raised(self._finding(text, figure))
+        return self.raised(self._finding(evidence, text, figure))
 
-    def _by_norm(self, found: VariantEvidence, given: Tried, others: list[Tried]) -> Check:
+    def _by_norm(
+        self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
+    ) -> Check:
         known = [t for t in others if not math.isnan(t.misfit)]
         best = min(known, key=lambda t: t.misfit, default=None)
         if best is None or math.isnan(given.misfit):
@@ -95,13 +99,14 @@ class SND015(Rule):
             f"fits what it was trained on ({number(best.misfit)} nats), as they are given it does "
             f"not ({number(given.misfit)} nats; {plural(found.n_rows, 'row')})."
         )
-        return self.raised(self._finding(text, figure))
+        return self.raised(self._finding(evidence, text, figure))
 
-    def _finding(self, text: str, figure: Figure) -> Finding:
+    def _finding(self, evidence: Evidence, text: str, figure: Figure) -> Finding:
         return Finding(
             self.code,
             "error",
             sentence(text),
             figure,
             effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),
+            next=read_command(evidence.sites[0].schema.key),
         )

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings._places import sentence
+from sonde.findings._places import read_command, sentence
 from sonde.findings._renaming import Renaming, renaming
 from sonde.findings._shared import examples_at
 from sonde.findings._text import listed, percent, plural, shortened
@@ -98,6 +98,7 @@ class SND038(Rule):
             examples=tuple(examples_at(evidence, shared.tolist())),
             classes=tuple(class_name(evidence.data, y) for y in names.answer_for),
             effect=min(1.0, figure.value),
+            next=read_command(found.labels.sites[-1].key),
         )
 
 
