@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import cast
 
 import torch
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SondeError
-from sonde.core.instrument import WIDEST_FULL, Detector, score_needs
+from sonde.core.instrument import Detector, score_needs
 from sonde.core.perturbation import Perturbation
 from sonde.core.plan import Split
 from sonde.core.site import HEAD_INPUT
@@ -27,12 +28,11 @@ _log = logging.getLogger("sonde")
 SCAN_NEIGHBOURS = 2048
 
 
-def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> list[tuple[Task, bool]]:
+def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> dict[tuple[str, str], Task]:
     """Return every detector at every pooled site, those of logits alone at the last.
 
-    Those of the final linear layer stand where its input was read.
-
-    With each, whether it will be fitted: not where a full covariance would be too wide.
+    Those of the final linear layer stand where its input was read. The name of each is its class,
+    with what it does otherwise for rows of this width, and its site.
     """
     has_logits = stream.first_batch().logits is not None
     pooled = [s for s in stream.schema if "|" not in s.key]
@@ -40,14 +40,22 @@ def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> list[tuple[T
     names = [type(method).__name__ for method in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"scan: expected each detector once, got {', '.join(names)}.")
-    found: list[tuple[Task, bool]] = []
+    found: dict[tuple[str, str], Task] = {}
     heads = _heads(chosen, stream)
     for method in chosen:
         _check_single_pass(method)
         for s in _sites_of(method, pooled, heads):
-            fits = s.dim <= WIDEST_FULL or not isinstance(method, Mahalanobis)
-            found.append((Task(Calibrated(method), (s.key,)), fits))
+            mine = cast(Detector, method.at_width(s.dim))
+            found[_name_at(mine, method), s.key] = Task(Calibrated(mine), (s.key,))
     return found
+
+
+def _name_at(mine: Detector, asked: Detector) -> str:
+    """Return the class of a detector with the parameters that the width of the rows changed."""
+    changed = {f.name: getattr(mine, f.name) for f in fields(mine)}  # type: ignore[arg-type]
+    changed = {k: v for k, v in changed.items() if v != getattr(asked, k)}
+    words = ", ".join(f"{name}={value}" for name, value in changed.items())
+    return type(mine).__name__ + (f"({words})" if words else "")
 
 
 def with_columns_of(stream: LiveStream, chosen: Sequence[Detector]) -> LiveStream:
@@ -108,11 +116,11 @@ def _check_single_pass(method: Detector) -> None:
 
 
 def fitted_scorers(
-    tasks: list[Task], states: States, split: Split | None
+    tasks: dict[tuple[str, str], Task], states: States, split: Split | None
 ) -> dict[tuple[str, str], CalibratedScorer]:
-    """Return the scorer of each task whose detector could be fitted, by ``name_of``."""
+    """Return the scorer of each task whose detector could be fitted, by its name."""
     found: dict[tuple[str, str], CalibratedScorer] = {}
-    for task in tasks:
+    for name, task in tasks.items():
         instrument = task.instrument
         if not isinstance(instrument, Calibrated):
             continue
@@ -122,12 +130,5 @@ def fitted_scorers(
         except SondeError as error:
             _log.info("%s at %s: %s", type(instrument.detector).__name__, task.keys[0], error)
             continue
-        found[name_of(task)] = scorer
+        found[name] = scorer
     return found
-
-
-def name_of(task: Task) -> tuple[str, str]:
-    """Return the class of a task's detector, and its site."""
-    instrument = task.instrument
-    assert isinstance(instrument, Calibrated)
-    return type(instrument.detector).__name__, task.keys[0]

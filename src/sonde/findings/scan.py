@@ -15,7 +15,7 @@ from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import name_causes
-from sonde.findings.detectors import chosen_detectors, fitted_scorers, name_of
+from sonde.findings.detectors import chosen_detectors, fitted_scorers
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.facts import data_evidence
 from sonde.findings.fresh_weights import fresh_layers
@@ -107,8 +107,8 @@ def scan_stream(
     other_data = None if other is None else data_evidence(other, other_name, limited)
     _check_inputs(data, other_data)
     split = Split(HALF, stream.seed) if other is not None else None
-    asked = chosen_detectors(stream, settings.detectors) if other is not None else []
-    tasks = [task for task, fits in asked if fits]
+    detectors = chosen_detectors(stream, settings.detectors) if other is not None else {}
+    tasks = list(detectors.values())
     say_cost(stream, tasks, shown=settings.progress, deep=settings.deep)
     model = _model(stream, data.seed, settings.deep)
     second = None
@@ -126,9 +126,8 @@ def scan_stream(
     n_units = gathered.plan.n_units
     if other is not None and other_data is not None:
         n_units += len(other.units(settings.unit_size)) - 1
-        names = tuple(name_of(task) for task, _ in asked)
         alpha = settings.alpha
-        evidence = _against(evidence, gathered, second, other_data, tasks, split, names, alpha)
+        evidence = _against(evidence, gathered, second, other_data, detectors, split, alpha)
     checks = _run_all(chosen, evidence)
     n_done = gathered.outcome.done + (0 if second is None else second.outcome.done)
     is_whole = stop is None and not _was_cut(evidence, checks)
@@ -339,9 +338,8 @@ def _against(
     gathered: Gathered,
     second: Gathered | None,
     other_data: DataEvidence,
-    tasks: list[Task],
+    detectors: dict[tuple[str, str], Task],
     split: Split | None,
-    asked: tuple[tuple[str, str], ...],
     alpha: float,
 ) -> Evidence:
     """Return the evidence with what is known of OTHER; its checks wait where nothing was read."""
@@ -352,8 +350,8 @@ def _against(
         other_sites={s.schema.key: s for s in second.statistics.sites(states, counters)},
         other_columns=second.statistics.sampled_columns(states),
         other_data=other_data,
-        scorers=fitted_scorers(tasks, gathered.outcome.states, split),
+        scorers=fitted_scorers(detectors, gathered.outcome.states, split),
         alpha=alpha,
-        asked=asked,
+        asked=tuple(detectors),
     )
     return replace(evidence, versus=versus)
