@@ -107,11 +107,14 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     assert "no alarms" in ran.out
     assert "0.0%-0.0%" not in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001")
+    assert "no p can be 0.001 or less: the rows that calibrated allow 0.15 at least" in ran.err
+    assert "too few" in ran.out
+    ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001", "--each")
     assert "p <= 0.001 needs at least 999 calibrated rows, got 12" in ran.err
     assert "too few" in ran.out
     assert "0.0%" not in ran.out
     run("calibrate", fitted, "-", folder / "few.npz", "--guarantee", "pac", "-o", few)
-    ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.1")
+    ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.1", "--each")
     assert "p <= 0.1 needs at least 29 calibrated rows, got 12" in ran.err
 
 
@@ -146,14 +149,14 @@ def test_features_of_another_model_are_refused(run, folder, fitted):
 def test_more_dimensions_than_rows_are_scored(run, folder, tmp_path):
     probe = tmp_path / "wide.sonde"
     assert run("fit", "mahalanobis,knn", "-", folder / "wide.npz", "-o", probe).code == 0
-    scores = run("score", probe, "-", folder / "wide.npz", "--json").json()
+    scores = run("score", probe, "-", folder / "wide.npz", "--each", "--json").json()
     assert all(np.isfinite(row["score"]) for row in scores)
 
 
 def test_equal_rows_stay_in_one_part(run, folder, tmp_path):
     probe = tmp_path / "equal.sonde"
     assert run("fit", "mahalanobis,knn", "-", folder / "equal.npz", "-o", probe).code == 0
-    rows = run("score", probe, "-", folder / "equal.npz", "--json").json()
+    rows = run("score", probe, "-", folder / "equal.npz", "--each", "--json").json()
     by_id: dict[tuple[str, str], set[float]] = {}
     for row in rows:
         by_id.setdefault((row["instrument"], row["id"]), set()).add(row["score"])

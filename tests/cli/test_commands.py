@@ -267,7 +267,7 @@ def test_scores_that_are_infinite_are_null_in_json(run, place, tmp_path):
     a = x["a"][:20].copy()
     a[3, 0] = np.inf
     np.savez(tmp_path / "t.npz", a=a, b=x["b"][:20])
-    found = run("score", place / "probe.sonde", "-", tmp_path / "t.npz", "--json").json()
+    found = run("score", place / "probe.sonde", "-", tmp_path / "t.npz", "--each", "--json").json()
     null = [r for r in found if r["score"] is None]
     assert {r["site"] for r in null} == {"a"}
     assert len(null) == 2

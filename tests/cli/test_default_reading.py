@@ -13,7 +13,8 @@ TRAINED = {
 
 
 def scored(run, probe, limit=4):
-    ran = run("score", probe, "sonde:digits", "sonde:digits/test", "--limit", limit, "--json")
+    ran = run("score", probe, "sonde:digits", "sonde:digits/test", "--limit", limit, "--each",
+              "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     return ran.json()
 

@@ -27,7 +27,7 @@ def test_detectors_print_rows_classes_and_threshold(run, place, tmp_path, words)
     assert (row["n"] + row["n_held"], row["n_classes"]) == (240, 3)
     assert rows["knn", "a"]["n_classes"] is None
     assert rows["spectrum", "a"]["n_values"] == 5
-    scored = run("score", tmp_path / "a.sonde", "-", place / "rows.npz", "--json").json()
+    scored = run("score", tmp_path / "a.sonde", "-", place / "rows.npz", "--each", "--json").json()
     mine = [r for r in scored if (r["instrument"], r["site"]) == ("mahalanobis", "a")]
     alarmed = np.array([r["score"] > row["threshold"] for r in mine])
     assert np.array_equal(alarmed, [r["p"] <= 0.05 for r in mine])
@@ -215,7 +215,7 @@ def test_methods_of_logits_ask_a_language_model_for_them(run, tmp_path):
     rows = ran.json()["results"]
     assert [r["method"] for r in rows] == ["msp", "energy"]
     assert {r["n"] + r["n_held"] for r in rows} == {40}
-    scored = run("score", tmp_path / "p.sonde", "sonde:stdlib", data, "--json").json()
+    scored = run("score", tmp_path / "p.sonde", "sonde:stdlib", data, "--each", "--json").json()
     assert len(scored) == 80
 
 

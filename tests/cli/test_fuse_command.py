@@ -31,7 +31,7 @@ def test_the_words_are_the_rules():
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["sum", "twice_mean"])
 def test_every_row_has_a_line_more(run, place, calibrated, tmp_path, rule):
-    words = ("score", calibrated, "-", place / "rows.npz")
+    words = ("score", calibrated, "-", place / "rows.npz", "--each")
     plain = run(*words, "--json").json()
     ran = run(*words, "--fuse", rule, "-o", tmp_path / "s.parquet")
     assert ran.code == 0, ran.err
@@ -44,7 +44,7 @@ def test_every_row_has_a_line_more(run, place, calibrated, tmp_path, rule):
     assert {line["instrument"] for line in lines} == {f"fuse({rule})"}
     assert {line["site"] for line in lines} == {"a & b"}
     other = tmp_path / "o.parquet"
-    assert run("score", calibrated, "-", place / "other.npz", "--fuse", rule, "-o", other).code == 0
+    assert run(*words[:3], place / "other.npz", "--each", "--fuse", rule, "-o", other).code == 0
     rows = run("evaluate", other, tmp_path / "s.parquet", "--resamples", "20", "--json").json()
     fused = next(r for r in rows["rows"] if r["instrument"] == f"fuse({rule})")
     assert fused["n_usual"] == 90
@@ -53,7 +53,7 @@ def test_every_row_has_a_line_more(run, place, calibrated, tmp_path, rule):
 
 @pytest.mark.slow
 def test_learned_needs_known_rows_and_pages_show_the_line(run, place, calibrated, tmp_path):
-    words = ("score", calibrated, "-", place / "rows.npz", "--reduction", "rows")
+    words = ("score", calibrated, "-", place / "rows.npz", "--reduction", "rows", "--each")
     assert "--unusual" in run(*words, "--fuse", "learned").error()
     assert run(*words, "-o", tmp_path / "known.csv").code == 0
     known = ("--unusual", tmp_path / "known.csv")

@@ -8,7 +8,7 @@ from sonde.cli import _table
 
 @pytest.mark.truth("numpy on the lines of --json")
 def test_a_table_of_scores_says_what_its_numbers_are(run, place):
-    words = ("score", place / "probe.sonde", "-", place / "other.npz", "--alpha", "0.1")
+    words = ("score", place / "probe.sonde", "-", place / "other.npz", "--alpha", "0.1", "--each")
     lines, text = run(*words, "--json").json(), run(*words).out
     mine = [r for r in lines if (r["instrument"], r["site"]) == ("knn", "a")]
     median = np.quantile([r["score"] for r in mine], 0.5, method="inverted_cdf")
@@ -60,7 +60,9 @@ def test_the_position_is_told_where_an_example_has_several_rows(run, tmp_path, m
     words, probe = ("patch_net:make", tmp_path / "x.npz"), tmp_path / "p.sonde"
     ran = run("fit", "knn(k=2)", *words, "--reducer", "patches", "-o", probe)
     assert ran.code == 0, ran.err
-    best = min(run("score", probe, *words, "--json").json(), key=lambda r: (r["p"], -r["score"]))
+    best = min(
+        run("score", probe, *words, "--each", "--json").json(), key=lambda r: (r["p"], -r["score"])
+    )
     text = run("score", probe, *words, "--explain", "1").out
     assert f"position {best['position']}:" in text
 
@@ -82,3 +84,27 @@ def test_detectors_that_cannot_name_units_are_said(run, place, tmp_path):
     assert "no units: mass_mean cannot say" in line
     without = run("score", probe, "-", place / "rows.npz")
     assert "no units" not in without.err
+
+
+@pytest.mark.truth("the long table: the smallest p of each input times the detectors and sites")
+def test_each_input_is_one_line_with_a_verdict(run, place, tmp_path):
+    words = ("score", place / "probe.sonde", "-", place / "other.npz", "--fuse", "bonferroni")
+    long = run(*words[:4], "--each", "--json").json()
+    least = {}
+    for line in long:
+        least[line["id"]] = min(least.get(line["id"], 1), line["p"])
+    ran = run(*words, "--alarm", "0.1")
+    shown = [line.split() for line in ran.out.splitlines() if "(row " in line]
+    assert [line[2] for line in shown] == [f"{n})" for n in range(90)]
+    assert {line[0]: line[-2:] for line in shown} == {
+        name: [f"{4 * p:.3g}", "alarm" if 4 * p <= 0.1 else "no"] for name, p in least.items()
+    }
+    assert "90 of 90 inputs raise an alarm at 0.1." in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+    ran = run(*words, "-o", tmp_path / "s.csv")
+    assert sum("(row " in line for line in ran.out.splitlines()) == 5
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 91
+    usual = run(*words[:3], place / "rows.npz", *words[4:], "-o", tmp_path / "u.csv")
+    assert usual.code == 0, usual.err
+    told = run("evaluate", tmp_path / "u.csv", tmp_path / "s.csv", "--resamples", "9", "--json")
+    assert [r["instrument"] for r in told.json()["rows"]] == ["fuse(bonferroni)"]

@@ -1,4 +1,4 @@
-"""What ``sonde score`` says of scores: a line for each detector and site, and the oddest rows."""
+"""What ``sonde score`` says: a line for each input, or detector and site, and the oddest rows."""
 
 import math
 from textwrap import wrap
@@ -9,29 +9,107 @@ import pyarrow as pa
 
 from sonde.cli._table import PIPE_WIDTH, legend, table, terminal_width
 from sonde.cli.console import note
+from sonde.core.wording import plural
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.evaluating.unusual import most_unusual
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.row_places import Place
 from sonde.run.scoring.lacking import lacking
 from sonde.run.scoring.score import spot
-from sonde.run.scoring.tables import part_of
+from sonde.run.scoring.tables import keys_of, part_of, scores_of
 
 SHOWN = 5
 MEDIAN = "score of the middle row; higher = more unusual, each detector and site on its own scale"
 
 
+def answers_text(answers: pa.Table, alpha: float, listed: bool) -> str:
+    """Return p-value, verdict and loudest detector of each input, and how many raise an alarm.
+
+    Parameters
+    ----------
+    answers : pyarrow.Table
+        As ``by_input`` makes it.
+    alpha : float
+    listed : bool
+        Whether every input is listed, in the order of the data; else the few most unusual ones.
+    """
+    lines = answers.to_pylist()
+    has_p = any(line["p"] is not None for line in lines)
+    shown = lines if listed else sorted(lines, key=_rank)[:SHOWN]
+    rows = [
+        (_called(line), f"{line['loudest']} at {place_of(line['loudest'], line['loudest_site'])}")
+        for line in shown
+    ]
+    said = [_verdict(line) for line in shown] if has_p else [(_figure(x["score"]),) for x in shown]
+    titles = ("input", "loudest", *(("p", "verdict") if has_p else ("score",)))
+    made = table(titles, [(*row, *more) for row, more in zip(rows, said, strict=True)], shrinks=0)
+    return f"{made}\n\n{legend(_answer_words(lines, alpha, has_p))}\n{_alarms(lines, alpha)}"
+
+
+def _answer_words(lines: list[dict[str, Any]], alpha: float, has_p: bool) -> dict[str, str]:
+    by = lines[0]["instrument"] or ""
+    together = f" of all detectors and sites together, {by}" if by.startswith("fuse(") else ""
+    own = "smallest p-value of its own" if has_p else "score furthest above those of other inputs"
+    words = {"loudest": f"detector and site with the {own}; --each lists all"}
+    if not has_p:
+        return words | {"score": "higher = more unusual; - where several make no single score"}
+    usual = f"about {100 * alpha:.3g}% of inputs like those that calibrated raise one"
+    return words | {
+        "p": f"p-value{together}: how rarely a usual input is as unusual",
+        "verdict": f"alarm where p <= {alpha:g}: {usual}; - where none is known",
+    }
+
+
+def _alarms(lines: list[dict[str, Any]], alpha: float) -> str:
+    n, known = len(lines), [line["alarm"] for line in lines if line["alarm"] is not None]
+    if not known:
+        return f"{plural(n, 'input')}, no verdicts: see the notes, or run `sonde calibrate`."
+    unknown = f", of {n - len(known):,} no verdict is known" if len(known) < n else ""
+    return f"{sum(known):,} of {plural(n, 'input')} raise an alarm at {alpha:g}{unknown}."
+
+
+def _verdict(line: dict[str, Any]) -> tuple[str, str]:
+    unknown = "-" if line["p"] is None else "too few"
+    words = {True: "alarm", False: "no alarm", None: unknown}
+    return _figure(line["p"]), words[line["alarm"]]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _rank(line: dict[str, Any]) -> tuple[float, float, float]:
+    p, own, score = (line[name] for name in ("p", "loudest_p", "score"))
+    return (2.0 if p is None else p, 2.0 if own is None else own, -(score or 0.0))
+
+
+def _called(line: dict[str, Any]) -> str:
+    """Return the id of an input, with its place in the user's files where that says more."""
+    place = line["place"]
+    return line["id"] if place in (None, line["id"]) else f"{line['id']} ({place})"
+
+
+def say_infinite(scored: pa.Table) -> None:
+    """Note where scores are infinite, and how many."""
+    for instrument, site in keys_of(scored):
+        scores = scores_of(part_of(scored, (instrument, site)))
+        n_broken = int(np.isposinf(scores).sum())
+        if n_broken:
+            note(
+                f"note: {instrument} at {site}: {n_broken} of {len(scores)} scores are infinite: "
+                "their rows are not finite, or too large for their type."
+            )
+
+
 def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
     """Return rows, median and alarms of every detector and site, with what the words mean.
 
-    Notes say where scores are infinite, and where too few rows calibrated.
+    A note says where too few rows calibrated.
     """
     rows, few = [], []
-    names = scored.group_by(["instrument", "site"], use_threads=False).aggregate([])
-    for name in [(line["instrument"], line["site"]) for line in names.to_pylist()]:
+    for name in keys_of(scored):
         part = part_of(scored, name)
         scores, p = part["score"].to_numpy(), part["p"].drop_null().to_numpy()
-        _say_infinite(name, scores)
         missing = lacking(fitted, name, alpha) if len(p) else None
         few += [] if missing is None else [missing]
         median = f"{np.quantile(scores, 0.5, method='inverted_cdf'):.4g}"
@@ -90,12 +168,3 @@ def _wrapped(text: str, width: int, indent: str = "    ") -> list[str]:
     return wrap(
         text, width, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False
     )
-
-
-def _say_infinite(name: tuple[str, str], scores: np.ndarray) -> None:
-    n_broken = int((~np.isfinite(scores)).sum())
-    if n_broken:
-        note(
-            f"note: {name[0]} at {name[1]}: {n_broken} of {len(scores)} scores are infinite: "
-            "their rows are not finite, or too large for their type."
-        )

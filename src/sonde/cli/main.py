@@ -17,7 +17,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde read MODEL DATA -o acts/                  hidden states to disk
   sonde fit METHODS MODEL DATA -o probe.sonde     statistics and detectors
   sonde calibrate probe.sonde MODEL DATA          alarms at a stated rate
-  sonde score probe.sonde MODEL DATA              score new inputs
+  sonde score probe.sonde MODEL DATA              which new inputs are unusual
   sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
   sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
   sonde edit WORD MODEL ... -o NEW/               change a model, or undo it

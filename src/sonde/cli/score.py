@@ -1,4 +1,4 @@
-"""``sonde score``: fitted detectors on new inputs, as a table."""
+"""``sonde score``: what fitted detectors say of new inputs, a line for each."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +25,13 @@ PAGES = (".html", ".htm")
 
 @dataclass(frozen=True)
 class Score:
-    """Score inputs with fitted detectors: higher = more unusual, p = conformal p-value.
+    """Tell of each input whether it is unusual: one p-value, the verdict, and who speaks loudest.
 
-    p-values compare with the rows that calibrated the detectors. Where the model was trained on
-    these, p-values of new rows are too small: run `sonde calibrate` on rows it has not seen.
+    The p-value is one over all detectors and sites, valid however they depend on each other; it
+    compares with the rows that calibrated them. Where the model was trained on these, p-values of
+    new inputs are too small: run `sonde calibrate` on rows it has not seen.
 
-    In a table the column `row` counts the items of DATA from 0; its lines stand in another order.
+    --each writes a line for each input, detector and site instead, as `sonde evaluate` reads them.
 
     A page (-o scores.html) shows the most unusual examples first: patches of images, tokens and
     steps of texts with their scores; the inputs themselves only with --show-inputs.
@@ -47,10 +48,17 @@ class Score:
         Path | None,
         named("FILE", "table to write: .parquet, .csv, .json or .jsonl; or a page: .html", "-o"),
     ] = None
-    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the summary")] = 0.05
+    alarm: Annotated[
+        float, tyro.conf.arg(aliases=["--alpha"], help="false-alarm rate of the verdict")
+    ] = 0.05
+    each: Annotated[
+        bool, tyro.conf.arg(help="a line for each input (or row of it), detector and site")
+    ] = False
     reduction: Annotated[
         str,
-        tyro.conf.arg(help="one score for each example by max, mean or topk_mean(k), or rows"),
+        tyro.conf.arg(
+            help="one score of an input's rows by max, mean or topk_mean(k); or rows, for --each"
+        ),
     ] = "auto"
     explain: Annotated[
         int,
@@ -62,11 +70,11 @@ class Score:
         Literal["sum", "max", "learned", "bonferroni", "simes", "twice_mean"] | None,
         named(
             "sum|max|learned|bonferroni|simes|twice_mean",
-            "add lines for all detectors and sites together: their rule",
+            "how several detectors and sites become one p-value; with --each lines are added",
         ),
     ] = None
     unusual: Annotated[
-        Path | None, named("TABLE", "scores of known unusual rows, for --fuse learned")
+        Path | None, named("TABLE", "scores of known unusual rows (--each), for --fuse learned")
     ] = None
     examples: Annotated[
         int, named("N", "most unusual examples of each detector on the page (.html)")
@@ -81,24 +89,15 @@ class Score:
         """Score, write the table, and print how many rows raise an alarm."""
         from sonde.cli._flags import flag_texts, flags_of
         from sonde.cli._notes import say_notes
-        from sonde.cli._scored import oddest_text, scored_text, without_units
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.reading.row_places import places_of_rows
         from sonde.run.scoring.fuse import with_fused
         from sonde.run.scoring.opening import open_for
         from sonde.run.scoring.score import score
-        from sonde.run.scoring.tables import check_suffix, plain_rows, read_table
-        from sonde.store.outputs import check_file
+        from sonde.run.scoring.tables import read_table
 
-        if not 0 < self.alpha < 1:
-            raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
-        if self.output is not None:
-            check_suffix(self.output, PAGES)
-            check_file(self.output, self.model, self.data, *filter(None, [self.unusual]))
-        self.running.crew()
+        self._check()
         memory = self.running.memory_bytes()
-        if (self.fuse == "learned") != (self.unusual is not None):
-            raise InputError("--unusual: expected a table with --fuse learned, and only there.")
         known = None if self.unusual is None else read_table(self.unusual)
         fitted = Fitted.load(self.probe)
         model, data = source_of("score", self.model, self.data, self.reading)
@@ -106,26 +105,68 @@ class Score:
         how: dict[str, Any] = {"reduction": self.reduction, "explain": self.explain}
         how |= self.running.worker_options() | {"memory": memory}
         table = score(fitted, stream, progress=not self.printing.quiet, **how)
-        if self.fuse is not None:
-            table = with_fused(table, fitted, self.fuse, unusual=known)
         say_notes(stream, self.printing.quiet)
         for text in () if self.printing.quiet else flag_texts(flags_of(fitted.scorers)):
             note(f"note: {text}.")
-        table = _hashed(table) if self.hash_ids else table
+        place = places_of_rows(stream, self.hash_ids)
+        answers = None if self.each else self._by_input(table, fitted, known, place)
+        if self.fuse is not None and (self.each or self._is_page):
+            table = with_fused(table, fitted, self.fuse, unusual=known)
+        if self.hash_ids:
+            table, answers = _hashed(table), answers and _hashed(answers)
+        made = table if answers is None else answers
         if self.output is not None:
-            self._write(table, fitted, stream, self.output)
-            note(f"wrote {self.output}: {plural(table.num_rows, 'row')}")
+            written = table if self._is_page else made
+            self._write(written, fitted, stream, self.output)
+            note(f"wrote {self.output}: {plural(written.num_rows, 'row')}")
         if self.printing.json:
-            flags = {name: list(scorer.flags) for name, scorer in fitted.scorers.items()}
-            lines = plain_rows(table)
-            say_json([{**r, "flags": flags.get((r["instrument"], r["site"]), [])} for r in lines])
+            say_json(_flagged(made, fitted))
         elif not self.printing.quiet:
-            say(scored_text(table, fitted, self.alpha))
-            if self.explain:
-                say(oddest_text(table, fitted, places_of_rows(stream, self.hash_ids)))
-                for text in without_units(table):
-                    note(f"note: {text}")
+            self._say(table, answers, fitted, place)
         return 0
+
+    def _check(self) -> None:
+        """Refuse what can be refused before anything is read."""
+        from sonde.run.scoring.tables import check_suffix
+        from sonde.store.outputs import check_file
+
+        if not 0 < self.alarm < 1:
+            raise InputError(f"--alarm: expected a rate in (0, 1), got {self.alarm}.")
+        if self.output is not None:
+            check_suffix(self.output, PAGES)
+            check_file(self.output, self.model, self.data, *filter(None, [self.unusual]))
+        self.running.crew()
+        if (self.fuse == "learned") != (self.unusual is not None):
+            raise InputError("--unusual: expected a table with --fuse learned, and only there.")
+
+    def _by_input(self, table: Any, fitted: Any, known: Any, place: Any) -> Any:
+        """Return a line for each input, and say why p-values or verdicts are missing."""
+        from sonde.run.scoring.by_input import by_input
+
+        options = {"alpha": self.alarm, "rule": self.fuse, "unusual": known, "place": place}
+        found = by_input(table, fitted, **options)
+        for text in () if self.printing.quiet else found.notes:
+            note(f"note: {text}")
+        return found.table
+
+    def _say(self, table: Any, answers: Any, fitted: Any, place: Any) -> None:
+        from sonde.cli._scored import (
+            answers_text,
+            oddest_text,
+            say_infinite,
+            scored_text,
+            without_units,
+        )
+
+        say_infinite(table)
+        if answers is None:
+            say(scored_text(table, fitted, self.alarm))
+        else:
+            say(answers_text(answers, self.alarm, listed=self.output is None))
+        if self.explain:
+            say(oddest_text(table, fitted, place))
+            for text in without_units(table):
+                note(f"note: {text}")
 
     @property
     def _is_page(self) -> bool:
@@ -142,7 +183,19 @@ class Score:
 
         looked = Exhibits(fitted, stream, self.show_inputs, self.hash_ids)
         title = f"{self.data or self.model} scored by {self.probe.name}"
-        save_scores(table, path, looked, alpha=self.alpha, title=title, examples=self.examples)
+        save_scores(table, path, looked, alpha=self.alarm, title=title, examples=self.examples)
+
+
+def _flagged(table: Any, fitted: Any) -> list[dict[str, Any]]:
+    """Return lines as JSON values, with the flags of the detectors that each is about."""
+    from sonde.run.scoring.tables import plain_rows
+
+    flags = {name: list(scorer.flags) for name, scorer in fitted.scorers.items()}
+    every = list(dict.fromkeys(flag for mine in flags.values() for flag in mine))
+    return [
+        {**line, "flags": flags.get((line["instrument"], line["site"]), every)}
+        for line in plain_rows(table)
+    ]
 
 
 def _hashed(table: Any) -> Any:

@@ -1,15 +1,13 @@
 """Which examples of a table of scores are the most unusual, and how sites are compared for that."""
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sonde.core.errors import InputError
-from sonde.run.scoring.tables import keys_of, part_of, scores_of
-
-TINY: Final = 1e-300
+from sonde.run.scoring.tables import beyond, keys_of, part_of, scores_of
 
 
 def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
@@ -64,18 +62,3 @@ def _take(best: dict[str, Any], part: pa.Table, n: int) -> None:
         if ids[i] not in best or rank < best[ids[i]][0]:
             line = part.slice(i, 1).to_pylist()[0]
             best[ids[i]] = (rank, {**line, "score": float(scores[i])})
-
-
-def beyond(scores: np.ndarray) -> np.ndarray:
-    """Return how far scores lie above their median, in units from it to their 90 % quantile.
-
-    Examples
-    --------
-    >>> beyond(np.array([0.0, 1.0, 2.0, float("inf")])).tolist()
-    [-1.25, 0.0, 1.25, inf]
-    """
-    finite = scores[np.isfinite(scores)]
-    if not len(finite):
-        return np.where(np.isfinite(scores), 0.0, scores)
-    middle, high = np.quantile(finite, [0.5, 0.9])
-    return (scores - middle) / max(high - middle, TINY)

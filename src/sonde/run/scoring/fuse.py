@@ -90,7 +90,7 @@ def with_fused(
         together = COMBINED[rule](p)
         score = -together.log()
     else:
-        found = _fused(fitted, keys, rule, unusual, seed)
+        found = fused_of(fitted, keys, rule, unusual, seed)
         score, together = found.score(_scores(parts)), found.p_value(_scores(parts))
     said = {
         "site": [" & ".join(dict.fromkeys(site for _, site in keys))] * len(score),
@@ -107,8 +107,8 @@ def with_fused(
     return pa.concat_tables([scored, lines])
 
 
-def _fused(
-    fitted: Fitted, keys: list[Key], rule: Any, unusual: pa.Table | None, seed: int
+def fused_of(
+    fitted: Fitted, keys: list[Key], rule: Any, unusual: pa.Table | None = None, seed: int = 0
 ) -> FusedScore:
     """Return the fused score of what a bundle keeps of each held-out row."""
     draw, held, kept = held_rows(fitted, keys)

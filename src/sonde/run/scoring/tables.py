@@ -16,6 +16,7 @@ from sonde.core.wording import plural
 from sonde.files.durable import atomic_write
 
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
+TINY = 1e-300
 NEEDED = ("id", "site", "instrument", "score")
 
 
@@ -116,7 +117,7 @@ def checked(table: pa.Table, where: str) -> pa.Table:
         lacking = f" without {', '.join(missing)}" if missing else ""
         raise InputError(
             f"evaluate: expected rows with the columns {', '.join(NEEDED)} in {where}, got "
-            f"{plural(table.num_rows, 'row')}{lacking}. Write the table with `sonde score`."
+            f"{plural(table.num_rows, 'row')}{lacking}. Write the table with `sonde score --each`."
         )
     if twice := [name for name in (*NEEDED, "p") if names.count(name) > 1]:
         raise InputError(
@@ -129,7 +130,7 @@ def checked(table: pa.Table, where: str) -> pa.Table:
             raise InputError(
                 f"evaluate: expected a {name} in every row of {where}, got "
                 f"{plural(table[name].null_count, 'row')} without. Write the table with `sonde "
-                "score`."
+                "score --each`."
             )
         table = table.set_column(names.index(name), name, table[name].cast(pa.string()))
     return table
@@ -143,7 +144,7 @@ def _check_numbers(table: pa.Table, where: str) -> None:
         if not (types.is_floating(kind) or types.is_integer(kind) or types.is_null(kind)):
             raise InputError(
                 f"evaluate: expected numbers as {name} in {where}, got {kind}, such as "
-                f"{table[name][0].as_py()!r:.40}. Write the table with `sonde score`."
+                f"{table[name][0].as_py()!r:.40}. Write the table with `sonde score --each`."
             )
     n_nan = sum(s is not None and math.isnan(s) for s in table["score"].to_pylist())
     if n_nan:
@@ -156,7 +157,7 @@ def _check_numbers(table: pa.Table, where: str) -> None:
         if wrong:
             raise InputError(
                 f"evaluate: expected p-values in [0, 1] as p in {where}, got {wrong[0]}. Write the "
-                "table with `sonde score`."
+                "table with `sonde score --each`."
             )
 
 
@@ -183,3 +184,18 @@ def part_of(table: pa.Table, key: tuple[str, str]) -> pa.Table:
 def scores_of(table: pa.Table) -> np.ndarray:
     """Return the scores of a table; those of rows that are not finite as +inf."""
     return np.array([math.inf if s is None else float(s) for s in table["score"].to_pylist()])
+
+
+def beyond(scores: np.ndarray) -> np.ndarray:
+    """Return how far scores lie above their median, in units from it to their 90 % quantile.
+
+    Examples
+    --------
+    >>> beyond(np.array([0.0, 1.0, 2.0, float("inf")])).tolist()
+    [-1.25, 0.0, 1.25, inf]
+    """
+    finite = scores[np.isfinite(scores)]
+    if not len(finite):
+        return np.where(np.isfinite(scores), 0.0, scores)
+    middle, high = np.quantile(finite, [0.5, 0.9])
+    return (scores - middle) / max(high - middle, TINY)

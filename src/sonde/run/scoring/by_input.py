@@ -1,0 +1,246 @@
+"""A table of scores as one line for each input: one p-value, a verdict, and who speaks loudest."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sonde.alarms.fusion import surprise
+from sonde.core.calibration import Calibration
+from sonde.core.errors import CalibrationError, InputError, StateError
+from sonde.core.wording import plural
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.instruments.entries import Key
+from sonde.run.scoring.batches import SCHEMA
+from sonde.run.scoring.explain import COLUMNS
+from sonde.run.scoring.fuse import COMBINED, AnyRule, fused_of, with_fused
+from sonde.run.scoring.lacking import lacking
+from sonde.run.scoring.tables import beyond, keys_of, part_of, scores_of
+from sonde.stats import CalibratedScorer
+
+BY_INPUT: Final = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in ("id", "row")),
+        ("place", pa.string()),
+        *(SCHEMA.field(name) for name in SCHEMA.names[2:]),
+        ("alarm", pa.bool_()),
+        ("loudest", pa.string()),
+        ("loudest_site", pa.string()),
+        ("loudest_p", pa.float64()),
+    ]
+)
+DEFAULT_RULES: Final[tuple[AnyRule, ...]] = ("sum", "bonferroni", "twice_mean")
+WEAK: Final = (
+    "few rows calibrated for {n} detectors and sites: by the rule twice_mean an input alarms only "
+    "where most of them find it unusual. `sonde calibrate` on more rows sees more."
+)
+
+
+@dataclass(frozen=True)
+class ByInput:
+    """Scores with one line for each input.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        See ``by_input``.
+    notes : tuple of str
+        Why p-values or verdicts are missing, where they are.
+    """
+
+    table: pa.Table
+    notes: tuple[str, ...]
+
+
+def by_input(
+    scored: pa.Table,
+    fitted: Fitted,
+    *,
+    alpha: float = 0.05,
+    rule: AnyRule | None = None,
+    unusual: pa.Table | None = None,
+    place: Callable[[int], str | None] | None = None,
+) -> ByInput:
+    """Return one line for each input, in the order of the data.
+
+    Parameters
+    ----------
+    scored : pyarrow.Table
+        As ``sonde.score`` returns it for ``fitted``.
+    fitted : Fitted
+        The calibrated bundle.
+    alpha : float, default=0.05
+        False-alarm rate of the verdict.
+    rule : str, optional
+        How several detectors and sites make one p-value, see ``with_fused``; by default the first
+        of ``sum``, ``bonferroni`` and ``twice_mean`` that can reach ``alpha``. Each of these holds
+        whatever the dependence.
+    unusual : pyarrow.Table, optional
+        For the rule ``learned``, see ``with_fused``.
+    place : callable, optional
+        What names the place of a row of the data in the user's files.
+
+    Returns
+    -------
+    ByInput
+        A table with ``id row place position``; ``instrument site score p`` of the detector, or of
+        all together (``fuse(RULE)``); ``alarm``, whether ``p <= alpha``; ``loudest loudest_site
+        loudest_p``, the detector and site of the smallest p-value of their own (without a
+        calibration: furthest above the other inputs), and what explains its line. ``p`` is null
+        where no valid one is known: without a calibration, and for an input of several scored
+        rows; ``alarm`` also where too few rows calibrated for any.
+
+    Raises
+    ------
+    InputError, StateError
+        As ``with_fused``, where a rule was named.
+    """
+    keys = keys_of(scored)
+    parts = [part_of(scored, key) for key in keys]
+    members, far = _members(parts), [_far(fitted, *one) for one in zip(keys, parts, strict=True)]
+    spoken, lowest, notes = parts[0], least_p(fitted, keys), []
+    if len(keys) > 1:
+        used = rule or default_rule(fitted, keys, alpha)
+        try:
+            fused = with_fused(scored, fitted, used, unusual=unusual)
+            spoken, lowest = fused.slice(scored.num_rows), least_p(fitted, keys, used, unusual)
+            if rule is None and used == "twice_mean":
+                notes.append(WEAK.format(n=len(keys)))
+        except InputError as error:
+            if rule is not None:
+                raise
+            spoken = None
+            notes.append(f"no p over all detectors and sites: {error}")
+    lines = [_line(line, place) for line in _loudest(parts, members, far)]
+    n_several = 0 if spoken is None else _speak(lines, spoken, members[0], alpha, lowest)
+    if n_several:
+        notes.append(
+            f"{plural(n_several, 'input')} with several scored rows: no p over them is known. "
+            "Calibrate one score of each (--reduction max), or see every row with --each."
+        )
+    if lowest > alpha and any(line["p"] is not None for line in lines):
+        notes.append(_too_few(fitted, keys, alpha, lowest))
+    if all(line["row"] is not None for line in lines):
+        lines.sort(key=lambda line: line["row"])
+    explained = [field for field in scored.schema if field.name in dict(COLUMNS)]
+    schema = pa.schema([*BY_INPUT, *explained])
+    return ByInput(pa.Table.from_pylist(lines, schema=schema), tuple(notes))
+
+
+def default_rule(fitted: Fitted, keys: list[Key], alpha: float) -> AnyRule:
+    """Return the rule that makes one p-value of several, of those valid under any dependence.
+
+    The first that can reach ``alpha``: ``sum`` sees most, and needs scores that ``sonde calibrate``
+    kept; ``twice_mean`` sees least, and takes the fewest rows.
+    """
+    lowest: dict[AnyRule, float] = {}
+    for rule in DEFAULT_RULES:
+        try:
+            lowest[rule] = least_p(fitted, keys, rule)
+        except (StateError, CalibrationError):
+            continue
+        if lowest[rule] <= alpha:
+            return rule
+    return min(lowest, key=lambda rule: lowest[rule])
+
+
+def least_p(
+    fitted: Fitted,
+    keys: list[Key],
+    rule: AnyRule = "bonferroni",
+    unusual: pa.Table | None = None,
+) -> float:
+    """Return the p-value of a row that every detector finds infinitely unusual; 1 without one."""
+    if rule not in COMBINED:
+        return float(fused_of(fitted, keys, rule, unusual).calibration.p_value([math.inf])[0])
+    each = [_calibration(fitted, key) for key in keys]
+    if None in each:
+        return 1.0
+    return float(COMBINED[rule]([[float(one.p_value([math.inf])[0]) for one in each]])[0])
+
+
+def _too_few(fitted: Fitted, keys: list[Key], alpha: float, lowest: float) -> str:
+    if len(keys) == 1 and (few := lacking(fitted, keys[0], alpha)):
+        return f"p <= {alpha:g} needs at least {few[1]} calibrated rows, got {few[0]}."
+    return (
+        f"no p can be {alpha:g} or less: the rows that calibrated allow {lowest:.2g} at least. "
+        "Calibrate on more rows, or take a larger --alarm."
+    )
+
+
+def _calibration(fitted: Fitted, key: Key) -> Any:
+    scorer = fitted.scorers.get(key)
+    found = scorer.calibration if isinstance(scorer, CalibratedScorer) else None
+    return getattr(found, "whole", found)
+
+
+def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
+    """Return the input of each line, by number, detector by detector.
+
+    An input is an item of the data, by id and row; where detectors name other rows of one id, as
+    of plain arrays whose rows make one example, it is the id.
+    """
+    pairs = [list(zip(p["id"].to_pylist(), p["row"].to_pylist(), strict=True)) for p in parts]
+    if any(set(mine) != set(pairs[0]) for mine in pairs[1:]):
+        pairs = [[(name, None) for name, _ in mine] for mine in pairs]
+    number = {name: i for i, name in enumerate(dict.fromkeys(n for mine in pairs for n in mine))}
+    return [np.array([number[name] for name in mine]) for mine in pairs]
+
+
+def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
+    """Return how far scores lie above those that calibrated; without these, above each other."""
+    scores, found = scores_of(part), _calibration(fitted, key)
+    if found is None:
+        return beyond(scores)
+    held = [found.scores] if isinstance(found, Calibration) else [found.scores, found.tail]
+    return surprise(torch.from_numpy(scores), torch.cat(held).sort().values).numpy()
+
+
+def _loudest(
+    parts: Sequence[pa.Table], members: Sequence[np.ndarray], far: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
+    """Return of each input the line of smallest p-value, of several such the furthest."""
+    p = np.concatenate([_p_of(part) for part in parts])
+    first = _first(np.concatenate(members), p, np.concatenate(far))
+    return pa.concat_tables(parts).take(first).to_pylist()
+
+
+def _speak(
+    lines: list[dict[str, Any]], spoken: pa.Table, member: np.ndarray, alpha: float, lowest: float
+) -> int:
+    """Give each input the score and p-value of what speaks for all; return how many have no p.
+
+    Several rows of one input have no p-value together: those of their rows say nothing of the
+    smallest of them.
+    """
+    n_several = 0
+    n_rows = np.bincount(member, minlength=len(lines))
+    first = _first(member, _p_of(spoken), scores_of(spoken))
+    for line, said, n in zip(lines, spoken.take(first).to_pylist(), n_rows, strict=True):
+        line |= {name: said[name] for name in ("position", "site", "instrument", "score")}
+        line["p"] = said["p"] if n == 1 else None
+        n_several += line["p"] != said["p"]
+        if line["p"] is not None and lowest <= alpha:
+            line["alarm"] = line["p"] <= alpha
+    return n_several
+
+
+def _line(line: dict[str, Any], place: Callable[[int], str | None] | None) -> dict[str, Any]:
+    known = None if place is None or line["row"] is None else place(line["row"])
+    loudest = {"loudest": line["instrument"], "loudest_site": line["site"], "loudest_p": line["p"]}
+    empty = dict.fromkeys(("site", "instrument", "score", "p", "alarm"))
+    return {**line, **empty, **loudest, "place": known}
+
+
+def _first(member: np.ndarray, p: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Return of each input, by number, the line of smallest p-value, then of largest height."""
+    order = np.lexsort((-height, p, member))
+    return order[np.unique(member[order], return_index=True)[1]]
+
+
+def _p_of(part: pa.Table) -> np.ndarray:
+    return np.array([math.inf if v is None else v for v in part["p"].to_pylist()])
