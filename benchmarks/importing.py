@@ -1,8 +1,9 @@
-"""Time of ``import sonde`` beyond ``import torch``."""
+"""Time of ``import sonde`` beyond ``import torch``, and of commands that read no state."""
 
 import statistics
 import subprocess
 import sys
+import tempfile
 
 from benchmarks.child import ONE_THREAD, ROOT
 from benchmarks.rows import Row
@@ -21,6 +22,24 @@ import sonde
 taken = time.process_time() - began
 new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(taken, " ".join(sorted(new & set({names!r}))) or "none")
+"""
+COMMANDS = ("--help", "methods", "scan --nosuch")
+COMMAND_BUDGET = 0.4
+COMMAND = """
+import sys, time
+began = time.process_time()
+from sonde.cli import main
+main({words!r})
+sys.stdout.write(f"\\n{{time.process_time() - began}} {{'torch' in sys.modules}}")
+"""
+SCAN_BUDGET = 3.0
+SCAN = """
+import sys, time
+import torch, transformers
+began = time.process_time()
+from sonde.cli import main
+main("scan sonde:digits sonde:digits/test --limit 40 -q -o {page}".split())
+sys.stdout.write(f"\\n{{time.process_time() - began}} True")
 """
 USES = {
     "import sonde": "",
@@ -51,11 +70,32 @@ def import_time(size: Size) -> list[Row]:
                 note=f"{value:.3f} s; heavy packages imported: {found}",
             )
         )
+    return rows + _commands(size)
+
+
+def _commands(size: Size) -> list[Row]:
+    """Process time of commands beyond the interpreter, and of a small scan beyond its imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        scan = SCAN.format(page=f"{folder}/page.html")
+        asked = [(f"sonde {w}", COMMAND.format(words=w.split()), COMMAND_BUDGET) for w in COMMANDS]
+        asked.append(("scan of 40 digits, beyond torch and transformers", scan, SCAN_BUDGET))
+        rows = []
+        for what, program, budget in asked:
+            taken = [_timed(program) for _ in range(size.pick(3, 1))]
+            value = statistics.median(float(seconds) for seconds, _ in taken)
+            note = f"{value:.3f} s; torch imported: {taken[0][1]}"
+            rows.append(
+                Row("import", what, value, unit="s", budget=budget, rounds=len(taken), note=note)
+            )
     return rows
 
 
 def _import(more: str) -> tuple[float, str]:
-    program = PROGRAM.format(more=more, names=OPTIONAL + HEAVY)
+    return _timed(PROGRAM.format(more=more, names=OPTIONAL + HEAVY))
+
+
+def _timed(program: str) -> tuple[float, str]:
+    """Return the two words of the last line that a program prints in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -64,5 +104,5 @@ def _import(more: str) -> tuple[float, str]:
         text=True,
         check=True,
     )
-    seconds, _, found = done.stdout.strip().partition(" ")
+    seconds, _, found = done.stdout.strip().splitlines()[-1].partition(" ")
     return float(seconds), found

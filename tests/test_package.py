@@ -34,6 +34,24 @@ def test_import_brings_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_what_reads_no_state_imports_no_torch():
+    code = """
+import sys
+from sonde.cli import main
+from sonde.cli.commands import COMMANDS
+lines = ["--help", "methods", "methods knn", "bogus", "edit --help", "edit steer --nosuch"]
+lines += [f"{word} {flag}" for word in COMMANDS for flag in ("--help", "--nosuch")]
+for line in lines:
+    main(line.split())
+    heavy = {"torch", "numpy", "transformers", "scipy", "pyarrow"} & {*sys.modules}
+    assert not heavy, (line, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-400:]
+    assert "mahalanobis " in done.stdout
+    assert "--steps" in done.stdout
+
+
 def test_a_wrong_shape_is_caught():
     with pytest.raises(jaxtyping.TypeCheckError):
         Moments().observe(torch.zeros(3))

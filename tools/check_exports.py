@@ -18,7 +18,8 @@ from types import ModuleType
 from sonde.core.instrument import Instrument
 from sonde.core.statistic import Statistic
 from sonde.findings.catalogue import rule_classes
-from sonde.run.instruments.catalogue import FAMILIES, methods, word_of_class
+from sonde.run.instruments.catalogue import methods, word_of_class
+from sonde.run.instruments.listing import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from reference import reference_index, reference_pages, sections
 from sonde.findings.catalogue import rule_classes
-from sonde.run.instruments.catalogue import FAMILIES, IN_PYTHON, Method, methods, python_methods
+from sonde.run.instruments.catalogue import Method, methods
+from sonde.run.instruments.listing import FAMILIES, listed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,10 +85,12 @@ def methods_index() -> str:
             if m.family == family
         ]
         lines[-1] += "\n" + "\n".join(rows)
-    for family in IN_PYTHON:
+    for family in FAMILIES:
+        called = [m for m in listed() if (m.family, m.kind) == (family, "call")]
+        if not called:
+            continue
         lines.append(f"## {family}, in Python")
         lines.append("| class | what it does |\n|---|---|")
-        called = [m for m in python_methods().values() if m.family == family]
         lines[-1] += "\n" + "\n".join(
             f"| `sonde.{family}.{m.name}` | {m.summary} |" for m in called
         )

@@ -1,19 +1,26 @@
 """Every command: its example, its help, its errors, what it prints and what it leaves behind."""
 
+import inspect
 import json
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from torch import nn
 
 from sonde.cli.commands import COMMANDS
+from sonde.core import Edit, Instrument, Result
 from sonde.findings.catalogue import rule_classes
-from sonde.run.instruments.catalogue import methods, python_methods
+from sonde.run.instruments.catalogue import methods
+from sonde.run.instruments.listing import FAMILIES, listed
+from sonde.tap import Decode
+from sonde.weights import Rewrite
 
 FIT = "fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"
 NEEDS = {
@@ -185,10 +192,26 @@ def test_methods_are_the_catalogue(run):
     assert {m["word"] for m in ran.json()} == methods().keys()
     text = run("methods").out
     assert all(m.word in text and m.summary in text for m in methods().values())
-    assert all(f"  {m.name} " in text and m.summary in text for m in python_methods().values())
+    assert all(f"  {m.name} " in text and m.summary in text for m in listed())
     assert "IntegratedGradients" in run("methods", "explain").out
     assert "steps : int" in run("methods", "IntegratedGradients").out
     assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
+
+
+def test_what_is_listed_is_what_the_classes_say():
+    fitted = {m.word: m.description for m in methods().values() if m.family in FAMILIES}
+    assert fitted == {m.name: m.description for m in listed() if m.kind == "fit"}
+    called = {}
+    for family in FAMILIES:
+        module = import_module(f"sonde.{family}")
+        for name in module.__all__:
+            cls = getattr(module, name)
+            if not isinstance(cls, type) or issubclass(cls, Instrument | Result):
+                continue
+            acts = issubclass(cls, Edit | Rewrite | Decode | nn.Module) or getattr(cls, "paper", "")
+            if acts and not inspect.isabstract(cls):
+                called[name] = (family, (inspect.getdoc(cls) or "").partition("\n\nExamples\n")[0])
+    assert called == {m.name: (m.family, m.description) for m in listed() if m.kind == "call"}
 
 
 def test_rows_without_a_label_are_said(run, tmp_path):

@@ -8,7 +8,6 @@ import tyro
 from sonde.cli._table import between, legend, share, table
 from sonde.cli.options import Reading, named
 from sonde.core.errors import InputError
-from sonde.run.instruments.entries import place_of
 
 WHO = ("method", "site")
 INTERVAL = "95% interval"
@@ -95,6 +94,8 @@ class Known:
 
 def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
     """Return a table: the first figure with its interval, the others alone, then the counts."""
+    from sonde.run.instruments.entries import place_of
+
     *figures, meanings = columns
     (first, key), *others = figures
     count = next(word for word in ("masked", "rows") if word in meanings)

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sonde.cli._fitted import alarm, in_place_of
 from sonde.cli._table import legend, table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
@@ -23,7 +22,6 @@ from sonde.cli.options import (
 )
 from sonde.core.errors import CalibrationError
 from sonde.core.wording import gib, plural
-from sonde.run.instruments.entries import place_of
 
 CLASS = "rows that calibrate their own class; all: every row"
 MOST_LACKING = 5
@@ -74,6 +72,7 @@ class Calibrate:
 
     def run(self) -> int:
         """Calibrate, save, and print the thresholds."""
+        from sonde.cli._fitted import in_place_of
         from sonde.cli.score import options_of
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.calibrating.calibrate import calibrate
@@ -138,6 +137,8 @@ class Calibrate:
 
 
 def _text(rows: list[dict[str, Any]], alpha: float) -> str:
+    from sonde.cli._fitted import alarm
+
     title, meaning = alarm(alpha)
     has_classes = any(r["class"] is not None for r in rows)
     titles = ("detector", "site", *(("class",) if has_classes else ()), "rows", title, "true rate")
@@ -190,6 +191,8 @@ def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
 
 
 def _cells(row: dict[str, Any], has_classes: bool) -> tuple[str, ...]:
+    from sonde.run.instruments.entries import place_of
+
     label = ("all" if row["class"] is None else str(row["class"]),) if has_classes else ()
     few = row["threshold"] is None
     limit = "too few" if few else f"> {row['threshold']:.4g}"

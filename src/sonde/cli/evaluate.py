@@ -12,7 +12,6 @@ from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
-from sonde.run.instruments.entries import place_of
 
 PAGES = (".html", ".htm", ".svg", ".png")
 LEGEND = """AUROC   chance that an unusual row scores higher than a usual one (0.5 = blind)
@@ -175,6 +174,8 @@ def check_picture(path: Path, *inputs: str) -> None:
 
 
 def _text(rows: list[dict[str, Any]], alpha: float) -> str:
+    from sonde.run.instruments.entries import place_of
+
     titles = ("method", "site", "AUROC", "95% interval", "FPR@95", "AUPR", "false", "found")
     cells = [
         (

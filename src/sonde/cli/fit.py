@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli._dictionaries import dictionary_healths, health_texts
-from sonde.cli._fitted import fitted_rows, fitted_text, in_place_of, remarks
 from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
@@ -19,9 +17,11 @@ from sonde.cli.options import (
     named,
     source_of,
 )
-from sonde.core.instrument import Instrument
-from sonde.core.stream import Stream
 from sonde.core.wording import gib
+
+if TYPE_CHECKING:
+    from sonde.core.instrument import Instrument
+    from sonde.core.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Fit:
 
     def run(self) -> int:
         """Fit, save, and print what was fitted."""
+        from sonde.cli._dictionaries import dictionary_healths, health_texts
+        from sonde.cli._fitted import fitted_rows, fitted_text, in_place_of, remarks
         from sonde.cli._flags import flag_texts, flags_of
         from sonde.run.fitting.fit import fit
         from sonde.run.instruments.words import parse_methods
@@ -116,7 +118,7 @@ class Fit:
         note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0
 
-    def _stream(self, instruments: list[Instrument], model: Any, data: str | None) -> Stream:
+    def _stream(self, instruments: "list[Instrument]", model: Any, data: str | None) -> "Stream":
         """Return the rows that the methods are fitted on."""
         from sonde.run.instruments.asked import need
         from sonde.run.reading.read import ARRAYS, read
@@ -138,7 +140,7 @@ class Fit:
 
 
 def reading_of(
-    instruments: list[Instrument], chosen: dict[str, Any], stored: bool = False
+    instruments: "list[Instrument]", chosen: dict[str, Any], stored: bool = False
 ) -> dict[str, Any]:
     """Return what the user chose to read, what the methods ask for where that is "auto".
 

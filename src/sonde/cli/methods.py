@@ -1,6 +1,8 @@
 """``sonde methods``: the catalogue, from the code itself."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from itertools import groupby
 from textwrap import wrap
 from typing import Annotated
 
@@ -10,6 +12,7 @@ from sonde.cli._table import terminal_width
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, near
+from sonde.run.instruments.listing import FAMILIES, PLUG_IN, PLUG_INS, Listed, listed
 
 NAME_WIDTH = 22
 LEAST_TEXT = 20
@@ -32,43 +35,40 @@ class Methods:
 
     def run(self) -> int:
         """Print one line for each method, all about one, or JSON."""
-        from sonde.run.instruments.catalogue import (
-            FAMILIES,
-            IN_PYTHON,
-            PLUG_IN,
-            methods,
-            python_methods,
-        )
-
-        known, called = methods(), python_methods()
-        families = tuple(dict.fromkeys((*FAMILIES, *IN_PYTHON, PLUG_IN)))
-        if self.which and self.which not in (*families, *known, *called):
+        entries = _entries()
+        names = [e.name for e in entries]
+        families = tuple(dict.fromkeys((*FAMILIES, *(e.family for e in entries))))
+        if self.which and self.which not in (*families, PLUG_IN, *names):
             raise InputError(
-                f"methods: expected one of {', '.join(families[:-1])}, or a method, got "
-                f"{self.which!r}.{near(self.which, [*known, *called])} `sonde methods` lists them "
-                "all."
+                f"methods: expected one of {', '.join(FAMILIES)}, or a method, got "
+                f"{self.which!r}.{near(self.which, names)} `sonde methods` lists them all."
             )
-        chosen = [m for m in known.values() if self.which in ("", m.family, m.word)]
+        chosen = [e for e in entries if self.which in ("", e.family, e.name)]
         if self.printing.json:
-            say_json([m.json() for m in chosen])
+            from sonde.run.instruments.catalogue import methods
+
+            words = {e.name for e in chosen}
+            say_json([m.json() for m in methods().values() if m.word in words])
             return 0
-        if self.which in known:
-            say(f"{self.which} ({known[self.which].family})\n\n{known[self.which].description}")
+        if self.which in names:
+            (one,) = chosen
+            place = one.family if one.kind == "fit" else f"sonde.{one.family}"
+            say(f"{one.name} ({place})\n\n{one.description}")
             return 0
-        if self.which in called:
-            say(f"{self.which} (sonde.{called[self.which].family})")
-            say(f"\n{called[self.which].description}")
-            return 0
-        for family in families:
-            mine = [m for m in chosen if m.family == family]
-            if mine:
-                say(family)
-                say("\n".join(_lines(m.word, m.summary) for m in mine))
-            also = [m for m in called.values() if m.family == family and self.which in ("", family)]
-            if also:
-                say(f"{family}, in Python (sonde.{family}.NAME)")
-                say("\n".join(_lines(m.name, m.summary) for m in also))
+        for (family, kind), mine in groupby(chosen, key=lambda e: (e.family, e.kind)):
+            say(family if kind == "fit" else f"{family}, in Python (sonde.{family}.NAME)")
+            say("\n".join(_lines(e.name, e.summary) for e in mine))
         return 0
+
+
+def _entries() -> list[Listed]:
+    """Return our methods from their text, and those of packages that announce some."""
+    if not entry_points(group=PLUG_INS):
+        return [*listed()]
+    from sonde.run.instruments.catalogue import methods
+
+    announced = [m for m in methods().values() if m.family == PLUG_IN]
+    return [*listed(), *(Listed(m.word, PLUG_IN, "fit", m.description) for m in announced)]
 
 
 def _lines(name: str, summary: str) -> str:

@@ -16,7 +16,7 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.shift import Shift
 from sonde.core.state import digest
 from sonde.core.statistic import Learner, Statistic
-from sonde.run.instruments.catalogue import FAMILIES
+from sonde.run.instruments.listing import FAMILIES
 from sonde.tap import Decode
 from sonde.testing import decode_laws, edit_laws, instrument_laws, shift_laws, statistic_laws
 from sonde.testing.instrument_laws import make_inputs

@@ -25,7 +25,7 @@ from sonde.explain import (
     SanityChecks,
     SmoothGrad,
 )
-from sonde.run.instruments.catalogue import snake_case
+from sonde.run.instruments.listing import snake_case
 
 SCHEMA: Final = "sonde-explain/1"
 DEFAULTS: tuple[Attributor, ...] = (

@@ -5,8 +5,6 @@ lists; all else is derived from them.
 """
 
 import importlib
-import inspect
-import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -14,22 +12,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from torch import nn
-
-from sonde.core.edit import Edit
 from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.result import Result
-from sonde.tap.decoding.rule import Decode
-from sonde.weights import Rewrite
-
-FAMILIES = ("measure", "detect", "edit", "explain")
-IN_PYTHON = ("edit", "explain")
-"""Families with methods that are called, not fitted: edits, decoding rules, attributions."""
-PLUG_IN = "plug-in"
-
-PLUG_INS = "sonde.methods"
-"""Group of entry points by which other distributions announce methods: ``word = package:Class``."""
+from sonde.run.instruments.listing import FAMILIES, PLUG_IN, PLUG_INS, described, snake_case
 
 
 @dataclass(frozen=True)
@@ -44,12 +29,12 @@ class Method:
     @property
     def summary(self) -> str:
         """First line of the class's docstring."""
-        return (self.cls.__doc__ or "").strip().splitlines()[0]
+        return self.description.partition("\n")[0]
 
     @property
     def description(self) -> str:
         """The class's docstring: what it does, its range, its cost and its parameters."""
-        return (inspect.getdoc(self.cls) or "").partition("\n\nExamples\n")[0]
+        return described(self.cls.__doc__)
 
     def json(self) -> dict[str, Any]:
         """Return the entry of ``sonde methods --json``."""
@@ -63,17 +48,6 @@ class Method:
             "paper": self.cls.paper,
             "parameters": {f.name: repr(f.default) for f in fields(self.cls)},  # type: ignore[arg-type]
         }
-
-
-def snake_case(name: str) -> str:
-    """Return a class's name in snake_case, with acronyms in one piece.
-
-    Examples
-    --------
-    >>> [snake_case(n) for n in ("RelativeMahalanobis", "KNN", "LayerCKA", "TwoNN", "NAC")]
-    ['relative_mahalanobis', 'knn', 'layer_cka', 'two_nn', 'nac']
-    """
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def word_of_class(cls: type[Instrument]) -> str:
@@ -130,45 +104,6 @@ def _plug_ins(taken: frozenset[str]) -> dict[str, Method]:
 def _leave_out(word: str, distribution: str, why: str) -> None:
     text = f"sonde methods: {word!r} of {distribution} is left out: {why}."
     warnings.warn(text, SondeWarning, stacklevel=4)
-
-
-@dataclass(frozen=True)
-class PythonMethod:
-    """One exported class that is no instrument: it is made and called in Python."""
-
-    name: str
-    family: str
-    cls: type[Any]
-
-    @property
-    def summary(self) -> str:
-        """First line of the class's docstring."""
-        return (self.cls.__doc__ or "").strip().splitlines()[0]
-
-    @property
-    def description(self) -> str:
-        """The class's docstring, without its examples."""
-        return (inspect.getdoc(self.cls) or "").partition("\n\nExamples\n")[0]
-
-
-@cache
-def python_methods() -> dict[str, PythonMethod]:
-    """Return every method that is called in Python by its class's name, sorted."""
-    found: dict[str, PythonMethod] = {}
-    for family in IN_PYTHON:
-        module = importlib.import_module(f"sonde.{family}")
-        for name in module.__all__:
-            cls = getattr(module, name)
-            is_class = isinstance(cls, type) and not issubclass(cls, Instrument | Result)
-            if is_class and not inspect.isabstract(cls) and _acts(cls):
-                found[name] = PythonMethod(name, family, cls)
-    return dict(sorted(found.items()))
-
-
-def _acts(cls: type[Any]) -> bool:
-    """Return whether a class is a method: of one of the nouns that act, or with a paper."""
-    nouns = Edit | Rewrite | Decode | nn.Module
-    return issubclass(cls, nouns) or bool(getattr(cls, "paper", ""))
 
 
 def find(word: str, further: Iterable[type[Instrument]] = ()) -> type[Instrument]:
