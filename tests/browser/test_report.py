@@ -41,7 +41,7 @@ def test_the_page_fits_and_everything_is_there(opened, page_file, size: str, the
         assert page.locator(f"section#{key}").is_visible()
     wide, narrow = (page.locator(f"svg.plot.{kind}") for kind in ("wide", "narrow"))
     shown, hidden = (narrow, wide) if size == "phone" else (wide, narrow)
-    assert shown.count() == hidden.count() == 13
+    assert shown.count() == hidden.count() == 14
     assert all(plot.is_visible() for plot in shown.all())
     assert not any(plot.is_visible() for plot in hidden.all())
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(251, 250, 248)"
@@ -63,12 +63,20 @@ FAINT = """() => {
   const back = (e) => { for (; e; e = e.parentElement) {
     const c = getComputedStyle(e).backgroundColor; const p = parse(c);
     if (p.length < 4 || p[3] > 0) return c; } return "rgb(255,255,255)"; };
+  // What a text in a cell of a picture stands on: the last filled mark around its middle.
+  const cell = (e) => {
+    const t = e.getBoundingClientRect(), x = t.x + t.width / 2, y = t.y + t.height / 2;
+    return [...(e.closest("svg")?.querySelectorAll("path[data-tip]") ?? [])].filter((p) => {
+      const b = p.getBoundingClientRect();
+      return b.left < x && x < b.right && b.top < y && y < b.bottom;
+    }).map((p) => getComputedStyle(p).fill).filter((c) => c.startsWith("rgb(")).pop();
+  };
   const out = [];
   for (const e of document.querySelectorAll("main *, button")) {
     const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
     if (!own || !e.checkVisibility() || e.closest(".anchor")) continue;
     const style = getComputedStyle(e);
-    const [a, b] = [light(e.closest("svg") ? style.fill : style.color), light(back(e))];
+    const [a, b] = [light(e.closest("svg") ? style.fill : style.color), light(cell(e) ?? back(e))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) out.push(`${e.tagName} ${e.getAttribute("class")} ${ratio.toFixed(2)}`);
   }

@@ -6,7 +6,7 @@ regression with its targets.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,9 +18,12 @@ from sonde.findings._number_answers import NumberAnswers, number_answers, root_m
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, label_evidence, usable
+from sonde.findings.labels import LabelEvidence, class_name, label_evidence, usable
 from sonde.findings.lens import LensEvidence
 from sonde.stats.intervals import grouped_share
+
+MOST_PAIRS: Final = 12
+WHOLE_TABLE: Final = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +157,7 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
     if not isinstance(numbers, str):
         return _of_numbers(numbers)
     found = class_answers(evidence)
-    return None if isinstance(found, str) else _of_classes(found)
+    return None if isinstance(found, str) else _of_classes(found, confusion(evidence))
 
 
 def _of_numbers(found: NumberAnswers) -> dict[str, Any]:
@@ -175,10 +178,49 @@ def _of_numbers(found: NumberAnswers) -> dict[str, Any]:
         "best": sites[1],
         "n_rows": len(found.own),
         "n_groups": len(torch.unique(found.group)),
+        "confusion": None,
     }
 
 
-def _of_classes(found: ClassAnswers) -> dict[str, Any]:
+def confusion(evidence: Evidence) -> dict[str, Any] | None:
+    """Return which label gets which answer, over all sampled rows with a label.
+
+    The table holds every class where there are few, else the classes of the ``pairs`` alone, which
+    are the wrong answers with the most rows. None where the model's answers are not known.
+    """
+    columns = _columns(evidence)
+    if isinstance(columns, str) or not bool((columns[1] >= 0).any()):
+        return None
+    logits, label = columns
+    truth, answer, data = label[label >= 0], logits[label >= 0].argmax(1), evidence.data
+    k = max(logits.shape[1], int(truth.max()) + 1)
+    pair, rows = torch.unique(truth * k + answer, return_counts=True)
+    table = {divmod(int(p), k): int(n) for p, n in zip(pair, rows, strict=True)}
+    sizes = torch.bincount(truth, minlength=k).tolist()
+    wrong = [(a, b) for a, b in table if a != b]
+    worst = sorted(wrong, key=lambda at: (-table[at], -table[at] / sizes[at[0]], at))[:MOST_PAIRS]
+    known = sorted({i for at in (table if k <= WHOLE_TABLE else worst) for i in at})
+    labels = [i for i in known if k <= WHOLE_TABLE or i in {a for a, _ in worst}]
+    labels = [i for i in labels if sizes[i]]
+    return {
+        "labels": [class_name(data, i) for i in labels],
+        "answers": [class_name(data, i) for i in known],
+        "counts": [[table.get((a, b), 0) for b in known] for a in labels],
+        "sizes": [sizes[a] for a in labels],
+        "n_classes": k,
+        "pairs": [
+            {
+                "label": class_name(data, a),
+                "predicted": class_name(data, b),
+                "n": table[a, b],
+                "share": table[a, b] / sizes[a],
+            }
+            for a, b in worst
+        ],
+    }
+
+
+def _of_classes(found: ClassAnswers, table: dict[str, Any] | None) -> dict[str, Any]:
     low, high = found.interval
     sites: list[dict[str, Any]] = []
     if found.labels is not None:
@@ -197,6 +239,7 @@ def _of_classes(found: ClassAnswers) -> dict[str, Any]:
         "best": sites[1] if sites else None,
         "n_rows": len(found.right),
         "n_groups": len(torch.unique(found.group)),
+        "confusion": table,
     }
 
 
@@ -220,4 +263,5 @@ def _of_tokens(lens: LensEvidence) -> dict[str, Any]:
         "best": sites[1] if sites else None,
         "n_rows": lens.n_rows,
         "n_groups": lens.n_groups,
+        "confusion": None,
     }

@@ -5,6 +5,7 @@ from typing import Any, Final
 from sonde.report._format import number, plural, share, shown
 
 JUDGED_BY: Final = "SND037"
+MOST_PAIRS: Final = 3
 
 
 def answers_sentence(report: dict[str, Any]) -> str:
@@ -23,6 +24,26 @@ def answers_sentence(report: dict[str, Any]) -> str:
         return _unknown(report)
     say = {"accuracy": _of_classes, "nats_per_token": _of_tokens, "rms_error": _of_numbers}
     return say[found["measure"]](found)
+
+
+def confused_sentence(report: dict[str, Any]) -> str:
+    """Return which classes the model takes for which most often; nothing where none is known.
+
+    Examples
+    --------
+    >>> pair = {"label": "cat", "predicted": "dog", "n": 12, "share": 0.24}
+    >>> confused_sentence({"answers": {"confusion": {"pairs": [pair]}}})
+    'most often wrong: cat answered as dog (12 rows, 24 % of cat)'
+    """
+    table = (report.get("answers") or {}).get("confusion")
+    pairs = [_confused(pair) for pair in table["pairs"][:MOST_PAIRS]] if table else []
+    return f"most often wrong: {', '.join(pairs)}" if pairs else ""
+
+
+def _confused(pair: dict[str, Any]) -> str:
+    label, answer = (shown(pair[side], 40) for side in ("label", "predicted"))
+    rows = f"{plural(pair['n'], 'row')}, {share(pair['share'])} of {label}"
+    return f"{label} answered as {answer} ({rows})"
 
 
 def _of_classes(found: dict[str, Any]) -> str:

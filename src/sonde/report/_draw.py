@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import vl_convert
 
-from sonde.report._axes import OKABE_ITO
+from sonde.core.chart import Chart
+from sonde.report._fit import NARROW, OKABE_ITO, STYLES, WIDE, fitted
 from sonde.report._format import shown
 from sonde.report._markup import Markup, el
 
@@ -36,7 +37,7 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
     kind : {"wide", "narrow", "both"}
         The widths of page that it is meant for.
     """
-    spec = chart.to_dict(validate=False)
+    spec = spec_of(chart, NARROW if kind == "narrow" else WIDE)
     spec["config"] = {**spec.get("config", {}), **config(narrow=kind == "narrow")}
     spec["background"] = None
     drawn = vl_convert.vegalite_to_svg(clean(spec), allowed_base_urls=[])
@@ -55,6 +56,11 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
         width=width,
         height=height,
     )
+
+
+def spec_of(chart: Any, width: int) -> Chart:
+    """Return a chart at a width of page."""
+    return fitted(chart, width) if isinstance(chart, dict) else chart.to_dict(validate=False)
 
 
 def _found(pattern: str, drawn: str) -> re.Match[str]:
@@ -109,5 +115,9 @@ def config(narrow: bool) -> dict[str, Any]:
         | text,
         "view": {"stroke": None},
         "text": {"fontSize": size, "fill": "var(--soft)"},
+        "mark": {"color": "var(--c1)"},
+        "point": {"filled": True, "size": 46, "opacity": 1},
+        "line": {"strokeWidth": 2},
+        "style": STYLES,
         "range": {"category": list(OKABE_ITO)},
     }

@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, Final, final
 
 import altair as alt
 
+from sonde.core.chart import ChartAxis, matrix
 from sonde.report._axes import (
     MARGIN,
+    NARROW,
     Rows,
     along,
     band,
@@ -21,9 +23,10 @@ from sonde.report._axes import (
     x_sites,
     y_axis,
 )
-from sonde.report._format import Real, number, quantity, share
+from sonde.report._format import Real, number, plural, quantity, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
+MOST_WRITTEN: Final = 24
 _LABELS = (
     "Accuracy of a closed-form classifier on held-out rows, with its 95 % interval. "
     "Dashed: always naming the largest class."
@@ -44,6 +47,37 @@ class _Curve:
     unit: str
     rules: tuple[tuple[str, Real], ...]
     ring: str | None = None
+
+
+def confusion_picture(table: dict[str, Any]) -> Picture | None:
+    """Return which label gets which answer; of many classes, those that are confused most."""
+    if not table["pairs"] or len(table["answers"]) < 2:
+        return None
+    labels, answers = ([shown(n, 40) for n in table[k]] for k in ("labels", "answers"))
+    rows = [
+        {"label": a, "answer": b, "share": n / size if n else None, "rows": str(n),
+         "tip": tip(f"label {a}", f"answer {b}", plural(n, "row"), f"{share(n / size)} of {a}")}
+        for a, size, line in zip(labels, table["sizes"], table["counts"], strict=True)
+        for b, n in zip(answers, line, strict=True)
+    ]  # fmt: skip
+    worst = table["pairs"][0]
+    message = f"Most often wrong: {shown(worst['label'], 60)} answered as "
+    message += f"{shown(worst['predicted'], 60)}, {plural(worst['n'], 'row')}"
+    note = "Rows of each label by the model's answer; the colour is the share of the label."
+    if table["n_classes"] > len(answers):
+        note += f" Of {table['n_classes']:,} classes those that are confused most are drawn."
+    few = len(answers) <= MOST_WRITTEN
+
+    def draw(width: int) -> Any:
+        x, y = ChartAxis("answer", names=answers), ChartAxis("label", names=labels)
+        text = "rows" if few and width > NARROW else ""
+        return matrix(message, rows, x, y, "share", low=0, high=1, text=text)
+
+    columns = ("label", "answered as", "rows", "share of the label")
+    pairs = tuple((p["label"], p["predicted"], p["n"], p["share"]) for p in table["pairs"])
+    return Picture(
+        "confusion", message, draw, Numbers(columns, pairs, "confused pairs"), note, square=True
+    )
 
 
 def labels_picture(labels: dict[str, Any]) -> Picture | None:

@@ -3,7 +3,11 @@
 from typing import Any
 
 from sonde.report._picture import Picture
-from sonde.report._pictures_answers import labels_picture, prediction_picture
+from sonde.report._pictures_answers import (
+    confusion_picture,
+    labels_picture,
+    prediction_picture,
+)
 from sonde.report._pictures_depth import depth_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
@@ -16,7 +20,9 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
         return []
     parts = {name: report.get(name) for name in ("similarity", "labels", "prediction", "versus")}
     plane = (report.get("rows") or {}).get("map")
+    table = (report.get("answers") or {}).get("confusion")
     made = [
+        confusion_picture(table) if table else None,
         *depth_pictures(report),
         spectrum_picture(report),
         similarity_picture(parts["similarity"]) if parts["similarity"] else None,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sonde.core.wording import gib
-from sonde.report._answers_words import answers_sentence
+from sonde.report._answers_words import answers_sentence, confused_sentence
 from sonde.report._bullet import bullet, strip
 from sonde.report._format import (
     LEVELS,
@@ -74,7 +74,7 @@ def header(report: dict[str, Any]) -> Markup:
 
 
 def _answers(report: dict[str, Any]) -> Markup | None:
-    said = answers_sentence(report)
+    said = "; ".join(filter(None, (answers_sentence(report), confused_sentence(report))))
     return (
         el("p", el("b", "The model's own answers: "), tied(said), cls="answers") if said else None
     )

@@ -6,7 +6,11 @@ from sonde.report._format import plural, share, shown
 from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import absent, figure, section, tabled
 from sonde.report._picture import Numbers
-from sonde.report._pictures_answers import labels_picture, prediction_picture
+from sonde.report._pictures_answers import (
+    confusion_picture,
+    labels_picture,
+    prediction_picture,
+)
 from sonde.report._pictures_depth import depth_numbers, depth_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
@@ -39,6 +43,13 @@ def similarity_section(report: dict[str, Any], names: Names) -> Markup:
     rows = plural(known["n_rows"], "row") if known and known.get("n_rows") else "all rows"
     lead = f"How alike the geometry of {rows} is at each pair of sites."
     return section("similarity", "Similarity map", figure(made, names), lead=lead)
+
+
+def answers_section(report: dict[str, Any], names: Names) -> Markup | None:
+    """Return which labels get which answers; nothing where the model's answers are not known."""
+    table = (report.get("answers") or {}).get("confusion")
+    made = confusion_picture(table) if table else None
+    return section("answers", "Answers", figure(made, names)) if made else None
 
 
 def units_section(report: dict[str, Any], names: Names) -> Markup:
@@ -86,7 +97,7 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
         columns = ("label", "taken for", "rows", "share of the label")
         parts.append(tabled(Numbers(columns, confusions, "confusions"), names, "Confusions"))
         worst = labels["confusions"][0]
-        said = f"Most often confused: {shown(worst['label'], 60)}, taken for "
+        said = f"Its probe confuses most: {shown(worst['label'], 60)}, taken for "
         said += shown(worst["predicted"], 60)
         parts.insert(
             1,

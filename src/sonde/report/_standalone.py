@@ -7,14 +7,13 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final, final
 
-import altair as alt
 import vl_convert
-from altair.utils.schemapi import debug_mode
 
+from sonde.core.chart import SCHEMA, Chart
 from sonde.core.errors import InputError
 from sonde.files.durable import atomic_write
-from sonde.report._axes import WIDE
-from sonde.report._draw import clean, config
+from sonde.report._draw import clean, config, spec_of
+from sonde.report._fit import WIDE
 from sonde.report._format import shown
 from sonde.report._markup import el
 from sonde.report._picture import Picture
@@ -100,10 +99,8 @@ def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
     """
     if not pictures:
         raise InputError("picture: expected something to draw, got no finite value.")
-    with debug_mode(False):
-        parts = [_titled(made, width) for made in pictures]
-        spec = parts[0] if len(parts) == 1 else _stacked(parts)
-        found = clean(spec.to_dict(validate=False))
+    parts = [_titled(made, width) for made in pictures]
+    found = clean(parts[0] if len(parts) == 1 else _stacked(parts))
     found["config"] = {**found.get("config", {}), **config(narrow=False)}
     found["background"] = palette()["paper"]
     found["padding"] = 16
@@ -113,19 +110,17 @@ def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
     return Svg(re.sub(r"(<svg[^>]*>)", lambda m: f"{m[1]}{title}", svg, count=1))
 
 
-def _stacked(parts: list[Any]) -> Any:
+def _stacked(parts: list[Chart]) -> Chart:
     """Return drawings one below the other, each with its own scales."""
-    return alt.vconcat(*parts, spacing=36).resolve_scale(
-        color="independent", x="independent", y="independent"
-    )
+    apart = dict.fromkeys(("color", "shape", "x", "y"), "independent")
+    bare = [{k: v for k, v in part.items() if k not in ("$schema", "config")} for part in parts]
+    return {"$schema": SCHEMA, "vconcat": bare, "spacing": 36, "resolve": {"scale": apart}}
 
 
-def _titled(made: Picture, width: int) -> Any:
+def _titled(made: Picture, width: int) -> Chart:
     lines = wrap(shown(made.message, 400), max(20, width // 9))
-    title = alt.TitleParams(
-        text=lines, anchor="start", fontSize=15, color="var(--ink)", offset=12, frame="bounds"
-    )
-    return made.draw(width).properties(title=title)
+    look = {"anchor": "start", "fontSize": 15, "color": "var(--ink)", "offset": 12}
+    return spec_of(made.draw(width), width) | {"title": {"text": lines, "frame": "bounds", **look}}
 
 
 def _resolved(value: Any) -> Any:

@@ -15,6 +15,7 @@ from sonde.report._markup import Markup, Names, el, join
 from sonde.report._parts import drawer, section
 from sonde.report._section_findings import findings_section, header, verdict_line
 from sonde.report._section_pictures import (
+    answers_section,
     depth_section,
     labels_section,
     prediction_section,
@@ -30,6 +31,7 @@ MAX_BYTES: Final = 5_000_000
 MEASURED: Final = "Profiles by depth, similarity of sites, units, labels and rows"
 SECTIONS: Final = {
     "findings": "Findings",
+    "answers": "Answers",
     "depth": "Depth profile",
     "similarity": "Similarity map",
     "units": "Units",
@@ -59,25 +61,26 @@ def to_html(report: dict[str, Any]) -> str:
         drawn, and says so in ``limits``.
     """
     names = Names()
-    body = join(
-        header(report),
-        contents("toc", SECTIONS),
+    parts = join(
         findings_section(report),
         *_measured(report, names),
         checks_section(report, names),
         limits_section(report),
         provenance_section(report, names),
     )
+    kept = {key: said for key, said in SECTIONS.items() if f' id="{key}"' in parts}
+    body = join(header(report), contents("toc", kept), parts)
     where = report["provenance"]
     title = f"{shown(where['model']['name'], 80)} on {shown(where['data']['name'], 80)}: sonde scan"
     room = MAX_BYTES - len(body.encode()) - 200_000
     summary = verdict_line(report["verdict"])
-    return page(title, summary, body, thinned(report, room), SECTIONS)
+    return page(title, summary, body, thinned(report, room), kept)
 
 
-def _measured(report: dict[str, Any], names: Names) -> list[Markup]:
+def _measured(report: dict[str, Any], names: Names) -> list[Markup | None]:
     """Return the sections of profiles, units, labels and rows, folded where nothing was found."""
     parts = [
+        answers_section(report, names),
         depth_section(report, names),
         similarity_section(report, names),
         units_section(report, names),

@@ -10,7 +10,7 @@ from textwrap import wrap
 from typing import Any, Final
 
 from sonde.core.left_out import LeftOut, left_out_text
-from sonde.report._answers_words import answers_sentence
+from sonde.report._answers_words import answers_sentence, confused_sentence
 from sonde.report._format import (
     LEVELS,
     plural,
@@ -84,6 +84,9 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     right = answers_sentence(report)
     if right:
         yield from _block("answers", right, width)
+    confused = confused_sentence(report)
+    if confused:
+        yield from _block("", confused, width)
     yield ""
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
