@@ -77,7 +77,7 @@ fuzz: install
 	$(BIN)/python -m tools.fuzz --models 500
 
 studies: install
-	$(BIN)/sonde study all -o reports/studies
+	$(BIN)/sonde study all --seeds 10 -o reports/studies
 
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -33,21 +33,22 @@ def test_sensitivity_of_a_linear_network_is_a_product():
 
 
 @pytest.mark.truth("scikit-learn's logistic regression")
-def test_the_separator_is_that_of_scikit_learn():
+@pytest.mark.parametrize("dim", [4, 80])
+def test_the_separator_is_that_of_scikit_learn(dim):
     from sklearn.linear_model import LogisticRegression
 
     from sonde.explain.tcav import _logistic
 
     draw = torch.Generator().manual_seed(1)
-    own = torch.randn(1, 30, 4, generator=draw, dtype=torch.float64) + 0.7
-    other = torch.randn(1, 30, 4, generator=draw, dtype=torch.float64)
+    own = torch.randn(1, 30, dim, generator=draw, dtype=torch.float64) + 0.7
+    other = torch.randn(1, 30, dim, generator=draw, dtype=torch.float64)
     x = torch.cat([own, other], 1)[0]
     z = x - x.mean(0)
     z = torch.cat([z / z.square().mean().sqrt(), torch.ones(60, 1)], 1)
     truth = (torch.arange(60) < 30).numpy()
     want = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-10).fit(z.numpy(), truth)
     found = _logistic(own, other, 1.0)[0]
-    assert torch.allclose(found, torch.from_numpy(want.coef_[0, :4]), atol=1e-5)
+    assert torch.allclose(found, torch.from_numpy(want.coef_[0, :dim]), atol=1e-5)
 
 
 @pytest.mark.truth("chance: at level .05 a concept without effect is found in about 5 of 100 draws")

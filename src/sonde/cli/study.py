@@ -23,7 +23,7 @@ class Study:
     """
 
     name: Annotated[tyro.conf.Positional[str], named("NAME", "a study, or all")] = ""
-    seeds: Annotated[int, named("N", "independent repetitions, at least 3")] = 10
+    seeds: Annotated[int, named("N", "independent repetitions, at least 3")] = 3
     tiny: Annotated[bool, tyro.conf.arg(help="a size that only shows that it runs")] = False
     output: Annotated[
         Path | None,

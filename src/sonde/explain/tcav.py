@@ -243,22 +243,30 @@ def _logistic(
 ) -> Float[Tensor, "set dim"]:
     """Return weights of least log loss + l2 / 2 (|w|^2 + b^2), all sets in one batch.
 
-    ``w = Z' a``, so a Newton step solves in rows and not in units: ``(K + l2 / D) a = K a + r / D``
-    with ``K = Z Z' + 1`` for the intercept and ``D`` the variances of the answers.
+    A Newton step solves ``(Z' D Z + l2) w = Z' D t`` with ``t = Z w + r / D``, a column of ones in
+    ``Z`` for the intercept and ``D`` the variances of the answers; where units outnumber rows it
+    solves in rows: ``w = Z' a``, ``(Z Z' + l2 / D) a = t``.
     """
     x = torch.cat([own, other], 1)
     z = x - x.mean(1, keepdim=True)
     z = z / z.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-150)
     truth = torch.cat([torch.ones(own.shape[1]), torch.zeros(other.shape[1])]).to(z)
-    kernel = z @ z.mT + 1.0
-    a = torch.zeros_like(z[..., 0])
+    z = torch.cat([z, torch.ones_like(z[..., :1])], 2)
+    kernel = z @ z.mT if z.shape[1] < z.shape[2] else None
+    w = torch.zeros_like(z[:, 0])
     for _ in range(NEWTON):
-        logit = (kernel @ a[..., None])[..., 0]
+        logit = (z @ w[..., None])[..., 0]
         p = logit.sigmoid()
         d = (p * (1 - p)).clamp(min=1e-9)
-        target = logit + (truth - p) / d
-        a = torch.linalg.solve(kernel + torch.diag_embed(l2 / d), target)
-    return (z.mT @ a[..., None])[..., 0]
+        target = (logit + (truth - p) / d)[..., None]
+        if kernel is not None:
+            a = torch.linalg.solve(kernel + torch.diag_embed(l2 / d), target)
+            w = (z.mT @ a)[..., 0]
+        else:
+            weighed = z.mT * d[:, None]
+            bend = weighed @ z + l2 * torch.eye(z.shape[2]).to(z)
+            w = torch.linalg.solve(bend, weighed @ target)[..., 0]
+    return w[:, :-1]
 
 
 def _dead(slope: Float[Tensor, "row dim"]) -> tuple[str, ...]:
