@@ -1,11 +1,12 @@
 """What ``sonde evaluate`` says of one table that is held against what is known of its items."""
 
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli._table import between, legend, share, table
+from sonde.cli._table import between, legend, share, table, text_width
 from sonde.cli.options import Reading, named
 from sonde.core.errors import InputError
 
@@ -65,17 +66,22 @@ class Known:
 
     def judged(
         self, scored: Any, data: str, reading: Reading, *, alpha: float, resamples: int
-    ) -> tuple[list[dict[str, Any]], str]:
-        """Return the figures that are asked for, and their table."""
+    ) -> tuple[dict[str, Any], str]:
+        """Return the figures that are asked for as JSON values, and their table."""
         options: dict[str, Any] = {"resamples": resamples, "seed": reading.seed}
         if self.errors is not None:
-            from sonde.run.evaluating.known_errors import evaluate_errors
+            from sonde.report.evaluate import trust_text
+            from sonde.run.evaluating.known_errors import evaluate_errors, trust_errors
 
-            rows = evaluate_errors(
-                scored, data, self.errors, group_column=reading.group_column, **options
-            )
+            options["group_column"] = reading.group_column
+            rows = evaluate_errors(scored, data, self.errors, **options)
+            trusted = trust_errors(scored, data, self.errors, **options)
             pairs = (("PRR", "prr"), ("AUROC", "auroc"), ("within", "within"))
-            return rows, _text(rows, *pairs, ERRORS)
+            told = _text(rows, *pairs, ERRORS)
+            if trusted is not None:
+                said = trust_text(trusted, ("right", "wrong answers"))
+                told += f"\n{fill(said, text_width(), break_on_hyphens=False)}"
+            return {"rows": rows, "trust": trusted}, told
         if self.steps:
             from sonde.run.evaluating.known_steps import evaluate_steps
 
@@ -83,13 +89,13 @@ class Known:
             rows = evaluate_steps(scored, data, **options)
             meanings = {word: text.format(alpha=alpha) for word, text in STEPS.items()}
             pairs = (("top-1", "localised"), ("AUROC", "auroc"), ("F1", "f1"), ("joint", "joint"))
-            return rows, _text(rows, *pairs, meanings)
+            return {"rows": rows}, _text(rows, *pairs, meanings)
         from sonde.run.evaluating.known_pixels import evaluate_pixels
 
         assert self.masks is not None  # one of the three was asked for
         options |= {"image_column": reading.image_column, "grid": self.grid, "sigma": self.sigma}
         rows = evaluate_pixels(scored, data, self.masks, **options)
-        return rows, _text(rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS)
+        return {"rows": rows}, _text(rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS)
 
 
 def _text(rows: list[dict[str, Any]], *columns: Any) -> str:

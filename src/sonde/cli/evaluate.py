@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import tyro
 
 from sonde.cli._known import Known
-from sonde.cli._table import between, share, table
+from sonde.cli._table import between, share, table, text_width
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
@@ -57,6 +58,7 @@ class Evaluate:
     def run(self) -> int:
         """Read or make the scores, and print the figures."""
         from sonde.run.evaluating.evaluate import evaluate
+        from sonde.run.evaluating.trust import trust
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
@@ -70,16 +72,16 @@ class Evaluate:
         usual, unusual = self._tables()
         for name, scored in (("usual", usual), ("unusual", unusual)):
             _say_infinite(scored, f"{name} rows")
-        rows = evaluate(
-            usual, unusual, alpha=self.alpha, resamples=self.resamples, seed=self.reading.seed
-        )
+        options: dict[str, Any] = {"resamples": self.resamples, "seed": self.reading.seed}
+        rows = evaluate(usual, unusual, alpha=self.alpha, **options)
+        trusted = trust(usual, unusual, **options)
         if self.output is not None:
-            self._draw(self.output, rows, usual, unusual)
+            self._draw(self.output, rows, usual, unusual, trusted)
         if self.printing.json:
             figures = {"alpha": self.alpha, "resamples": self.resamples, "rows": rows}
-            say_json(figures | self._names())
+            say_json(figures | {"trust": trusted} | self._names())
         elif not self.printing.quiet:
-            say(_text(rows, self.alpha))
+            say(f"{_text(rows, self.alpha)}\n{trusted_text(trusted)}")
         return 0
 
     def _held_against(self) -> int:
@@ -94,20 +96,22 @@ class Evaluate:
         scored, data = read_table(self.inputs[0]), self.inputs[1]
         _say_infinite(scored, self.inputs[0])
         options = {"alpha": self.alpha, "resamples": self.resamples}
-        rows, text = self.known.judged(scored, data, self.reading, **options)
+        found, text = self.known.judged(scored, data, self.reading, **options)
         if self.printing.json:
-            say_json({"resamples": self.resamples, "rows": rows})
+            say_json({"resamples": self.resamples, **found})
         elif not self.printing.quiet:
             say(text)
         return 0
 
-    def _draw(self, path: Path, rows: list[dict[str, Any]], usual: Any, unusual: Any) -> None:
+    def _draw(
+        self, path: Path, rows: Any, usual: Any, unusual: Any, trusted: dict[str, Any]
+    ) -> None:
         from sonde.report.evaluate import evaluation, save_evaluation
         from sonde.run.evaluating.curves import curves
 
         options: dict[str, Any] = {"alpha": self.alpha, "resamples": self.resamples}
         drawn = curves(usual, unusual, seed=self.reading.seed, **options)
-        options |= self._names()
+        options |= {**self._names(), "trust": trusted}
         save_evaluation(evaluation(rows, drawn, **options), path)
         note(f"wrote {path}")
 
@@ -192,6 +196,13 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
     ]
     told = f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}\n{_counts(rows)}"
     return told if len(rows) == 1 else f"{told}\n{CHOSEN}"
+
+
+def trusted_text(found: dict[str, Any]) -> str:
+    """Return which detector and site to trust, wrapped."""
+    from sonde.report.evaluate import trust_text
+
+    return fill(trust_text(found), text_width(), break_on_hyphens=False)
 
 
 def _counts(rows: list[dict[str, Any]]) -> str:

@@ -60,6 +60,7 @@ def evaluation(
     resamples: int,
     usual: str = "",
     unusual: str = "",
+    trust: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what a page about scores is made of, as JSON.
 
@@ -71,10 +72,13 @@ def evaluation(
     resamples : int
     usual, unusual : str, default=""
         What the two tables are called.
+    trust : dict, optional
+        What ``trust`` of ``sonde.run.evaluating`` returns.
     """
     return {
         "schema": SCHEMA, "alpha": alpha, "resamples": resamples, "usual": usual,
         "unusual": unusual, "rows": rows, "curves": curves,
+        "trust": trust,
     }  # fmt: skip
 
 
@@ -110,6 +114,32 @@ def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
 def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the row of the highest AUROC."""
     return max(rows, key=lambda row: -1.0 if row["auroc"] is None else row["auroc"])
+
+
+def trust_text(found: dict[str, Any], kinds: tuple[str, str] = ("usual", "unusual rows")) -> str:
+    """Return which detector and site to trust, in a sentence."""
+    n = found["n_candidates"]
+    if found["trusted"] is None:
+        return (
+            "Trust: too few examples to choose on one half and judge on the other (8 of either "
+            "kind in each)."
+        )
+    who = named(found["instrument"], found["site"])
+    rows = f"{found['n_usual']:,} {kinds[0]} and {found['n_unusual']:,} {kinds[1]}"
+    has = f"AUROC {auroc_text(found)}"
+    if found["trusted"]:
+        how = (
+            f"chosen of {n} on one half of the examples, it has {has} on the other"
+            if n > 1
+            else f"it has {has}"
+        )
+        return f"Trust {who}: {how}, {rows}."
+    if n == 1:
+        return f"Trust none: {who} has {has}, {rows}, which may be chance."
+    return (
+        f"Trust none: the best of {n} on one half of the examples, {who}, has {has} on the other, "
+        f"{rows}, which may be chance."
+    )
 
 
 def pictures_of(found: dict[str, Any]) -> list[Picture]:
@@ -152,6 +182,7 @@ def _header(found: dict[str, Any]) -> Markup:
         el("h1", "Usual against unusual rows"),
         el("p", _verdict(best), cls="verdict"),
         el("p", CHOSEN.format(n=len(found["rows"]))) if len(found["rows"]) > 1 else None,
+        el("p", trust_text(found["trust"])) if found["trust"] else None,
         definitions(facts),
     )
 

@@ -3,6 +3,7 @@
 For steps and pixels: ``known_steps``, ``known_pixels``.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sonde.core.errors import InputError
 from sonde.metrics import auroc, auroc_within, prediction_rejection
 from sonde.run.evaluating.evaluate import RESAMPLES, ends
 from sonde.run.evaluating.known import Known
+from sonde.run.evaluating.trust import Candidate, trust_of
 from sonde.run.scoring.tables import scores_of
 
 
@@ -51,12 +53,46 @@ def evaluate_errors(
     InputError
         If errors are no numbers or all the same, or an item has several lines.
     """
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    found = []
+    for one, wrong, n_left in _judged(scored, data, column, group_column):
+        scores, group = one.scores, list(one.group)
+        row = {"instrument": one.key[0], "site": one.key[1], "n": len(group)}
+        row |= {"groups": len(set(group)), "left_out": n_left}
+        row |= ends("prr", prediction_rejection(scores, -wrong, group, **options))
+        row |= _tells(scores, wrong, group, options)
+        found.append(row)
+    return found
+
+
+def trust_errors(
+    scored: pa.Table,
+    data: Any,
+    column: str,
+    *,
+    group_column: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """Return which detector and site to trust to say which answers are wrong, if any.
+
+    The parameters are those of ``evaluate_errors``, what is returned that of ``trust_of``; None
+    where errors are other than 0 and 1.
+    """
+    found = list(_judged(scored, data, column, group_column))
+    if not all(set(wrong.tolist()) <= {0.0, 1.0} for _, wrong, _ in found):
+        return None
+    return trust_of([one for one, _, _ in found], resamples=resamples, seed=seed)
+
+
+def _judged(
+    scored: pa.Table, data: Any, column: str, group_column: str | None
+) -> Iterator[tuple[Candidate, np.ndarray, int]]:
+    """Yield of each detector and site the scores, how wrong the answers are, and how many lack."""
     known = Known.of(data)
     errors = {i: _error(v, i, column) for i, v in known.column(column).items()}
     errors = {i: v for i, v in errors.items() if v >= 0}
     groups = known.groups(group_column)
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    found = []
     for (instrument, site), part, numbers in known.parts(scored):
         _require_once(numbers, instrument, site)
         kept = [k for k, i in enumerate(numbers) if i in errors]
@@ -66,13 +102,9 @@ def evaluate_errors(
                 f"evaluate: expected right and wrong answers in column {column!r}, got "
                 f"{len(kept):,} scored items with {'no' if not kept else 'one and the same'} value."
             )
-        scores, group = scores_of(part)[kept], [groups[numbers[k]] for k in kept]
-        row = {"instrument": instrument, "site": site, "n": len(kept), "groups": len(set(group))}
-        row["left_out"] = part.num_rows - len(kept)
-        row |= ends("prr", prediction_rejection(scores, -wrong, group, **options))
-        row |= _tells(scores, wrong, group, options)
-        found.append(row)
-    return found
+        group = [groups[numbers[k]] for k in kept]
+        one = Candidate((instrument, site), scores_of(part)[kept], wrong > 0, group)
+        yield one, wrong, part.num_rows - len(kept)
 
 
 def _error(value: Any, item: int, column: str) -> float:
