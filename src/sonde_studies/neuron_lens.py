@@ -1,0 +1,149 @@
+"""Do units keep the token that their weights name when a model is tuned, and do they write it.
+
+A unit of an MLP has a row of the up-projection, which the paper decodes, and a column of the
+down-projection, which it adds to the stream where it is on.
+"""
+
+from copy import deepcopy
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import sonde
+from sonde import load
+from sonde.edit import ClampUnit
+from sonde.explain import NeuronLens
+from sonde.tap import Tap
+from sonde_studies._written import code, pieces, prose
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+LENGTH, BATCH, STEPS, RATE = 64, 16, 80, 3e-4
+TEXTS, UNITS = 16, 12
+SIDES = {"up": "up_proj", "down": "down_proj"}
+
+
+@final
+class NeuronLensStudy(Study):
+    """The shipped language model over bytes, and a copy tuned on prose.
+
+    A clamped unit is held at its largest value on texts; what is counted is how much likelier its
+    token gets at every place, against the tokens of other units of its layer.
+    """
+
+    name = "neuron-lens"
+    title = "do units keep the token that their weights name, and do they write it?"
+    paper = "lmhead2024neurons"
+    fidelity = "the paper's decoding of up-projections; clamping and the down-projection are ours"
+    data = "Python's standard library, tuned on scikit-learn's descriptions; 7 x 512 units"
+    claims = (
+        Claim(
+            "kept",
+            "More than three quarters of the units keep their top token, by the up-projection.",
+            "share of units",
+            above=0.75,
+        ),
+        Claim("kept, down", "They do by the down-projection.", "share of units", above=0.75),
+        Claim(
+            "written",
+            "A clamped unit makes the top token of its down-projection likelier.",
+            "log-probability, nats, rise less that of another unit's token",
+        ),
+        Claim(
+            "read is written",
+            "It makes the top token of its up-projection likelier.",
+            "log-probability, nats, rise less that of another unit's token",
+        ),
+        Claim(
+            "late units",
+            "Units of the last layer write their token more than those of the first.",
+            "difference of rises, nats, down-projection",
+        ),
+    )
+    null = Claim(
+        "null",
+        "Tokens of two other units of the layer rise alike.",
+        "difference of rises, nats",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Tune a copy, compare tokens, and clamp units of the model."""
+        draw = np.random.default_rng(seed)
+        model = load("sonde:stdlib")
+        base: Any = model.module
+        steps = 2 if tiny else STEPS
+        texts = torch.tensor(pieces(prose(), TEXTS + steps * BATCH, LENGTH, draw))
+        fresh, used = texts[:TEXTS], texts[TEXTS:]
+        tick("tuning")
+        tuned = _tuned(base, used, steps, seed)
+        layers = range(2 if tiny else base.config.num_hidden_layers)
+        sites = {s: [f"model.layers.{i}.mlp.{name}" for i in layers] for s, name in SIDES.items()}
+        lens = NeuronLens(n=1)
+        top, same = {}, {}
+        for side, names in sites.items():
+            before = [lens.read(base, name) for name in names]
+            after = [lens.read(tuned, name) for name in names]
+            top[side] = torch.stack([found.top[:, 0] for found in before])
+            same[side] = torch.tensor([b.agreement(a) for b, a in zip(before, after, strict=True)])
+        tick("clamping")
+        ids = torch.tensor(pieces(code(), TEXTS, LENGTH, draw))
+        source = torch.Generator().manual_seed(seed)
+        rise = _rises(base, sites["down"], top, ids, 3 if tiny else UNITS, source)
+        return {
+            "kept": float(same["up"].mean()),
+            "kept, down": float(same["down"].mean()),
+            "written": float((rise["down"] - rise["other"]).mean()),
+            "read is written": float((rise["up"] - rise["other"]).mean()),
+            "late units": float((rise["down"][-1] - rise["down"][0]).mean()),
+            "null": float((rise["another"] - rise["other"]).mean()),
+            "nats per byte of prose | base": _loss(base, fresh),
+            "nats per byte of prose | tuned": _loss(tuned, fresh),
+            **{f"kept, {side} | layer {i}": float(same[side][i]) for side in SIDES for i in layers},
+            **{f"written | layer {i}": float(rise["down"][i].mean()) for i in layers},
+        }
+
+
+@torch.enable_grad()
+def _tuned(base: nn.Module, texts: Tensor, steps: int, seed: int) -> nn.Module:
+    """Return a copy trained on texts, each a few times at most."""
+    draw = torch.Generator().manual_seed(seed)
+    module: Any = deepcopy(base)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=RATE)
+    for _ in range(steps):
+        ids = texts[torch.randint(len(texts), (BATCH,), generator=draw)]
+        optimiser.zero_grad()
+        _surprise(module, ids).backward()
+        optimiser.step()
+    return module.eval()
+
+
+def _surprise(module: Any, ids: Tensor) -> Tensor:
+    return cross_entropy(module(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+@torch.no_grad()
+def _loss(module: nn.Module, ids: Tensor) -> float:
+    return float(_surprise(module, ids))
+
+
+@torch.no_grad()
+def _rises(
+    base: Any, sites: list[str], top: dict[str, Tensor], ids: Tensor, n: int, draw: torch.Generator
+) -> dict[str, Tensor]:
+    """Return how much likelier tokens of clamped units get, (layer, unit), and those of others."""
+    with Tap(base, [f"{site}:in" for site in sites], reducer=None) as tap:
+        plain = base(input_ids=ids).logits.log_softmax(2).mean((0, 1))
+    largest = [rows.flatten(0, 1).amax(0) for rows in tap.rows.values()]
+    found = {name: torch.zeros(len(sites), n) for name in ("up", "down", "other", "another")}
+    for i, site in enumerate(sites):
+        units = torch.randperm(len(largest[i]), generator=draw)[: 3 * n]
+        for j, unit in enumerate(units[:n].tolist()):
+            with sonde.editing(base, ClampUnit(unit, float(largest[i][unit])), f"{site}:in"):
+                rise = base(input_ids=ids).logits.log_softmax(2).mean((0, 1)) - plain
+            found["up"][i, j] = rise[top["up"][i, unit]]
+            found["down"][i, j] = rise[top["down"][i, unit]]
+            found["other"][i, j] = rise[top["down"][i, units[n + j]]]
+            found["another"][i, j] = rise[top["down"][i, units[2 * n + j]]]
+    return found
