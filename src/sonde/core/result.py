@@ -40,7 +40,7 @@ FLAGS: dict[str, str] = {
     "sampled": "computed from a sample of the rows",
     "paired": "the same rows on both sides, and no sample of them to compare one by one",
     "incomplete": "the parts miss more than 5 % of the whole: take more steps",
-    "unused": "the objective does not depend on this site: all parts are 0",
+    "unused": "the objective does not depend on this site, or no gradient reaches it: parts are 0",
     "diverged": "training met numbers that are not finite: the weights are those before that step",
     "se_first_order": "the standard error is first-order and known to be poor here",
 }

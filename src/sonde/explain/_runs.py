@@ -16,7 +16,7 @@ from sonde.core.site import ATTENTION_PORTS, Site
 from sonde.explain.objective import Objective
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.restart import RecordedForward, record_forward
-from sonde.tap.hooks.cache import cache_in
+from sonde.tap.hooks.cache import require_no_cache
 from sonde.tap.hooks.call import Call
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import arguments, find, find_input, leaves, replaced, with_input
@@ -314,10 +314,6 @@ def check_pair(clean: dict[Any, Any], corrupt: dict[Any, Any]) -> None:
 def _without_cache(
     root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if cache_in(arguments(root, args, kwargs)) is not None:
-        raise InputError(
-            "expected whole inputs, got a key-value cache: the states of its tokens were made "
-            "before and cannot be patched. Give the whole text, without past_key_values."
-        )
+    require_no_cache(arguments(root, args, kwargs))
     known = inspect.signature(root.forward).parameters
     return args, ({**kwargs, "use_cache": False} if "use_cache" in known else kwargs)

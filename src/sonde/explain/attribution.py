@@ -15,6 +15,8 @@ from sonde.tap.model.sites import Pattern
 from sonde.tap.reading.site_function import INPUT, SiteFunction
 
 RTOL, SMALL = 0.05, 1e-6
+ROUNDING = 1e-6
+"""Of a difference of two objectives, relative to the largest of the batch."""
 
 
 @final
@@ -109,9 +111,12 @@ class Attributor(ABC):
         if parts.base is not None:
             rise = explained - parts.base.to(explained)
             gap = rise - value.flatten(1).sum(1).to(explained)
-            wide = bool((gap.abs() > RTOL * rise.abs().clamp(min=SMALL)).any())
+            large = torch.maximum(
+                RTOL * rise.abs().clamp(min=SMALL), ROUNDING * explained.abs().amax()
+            )
+            wide = bool((gap.abs() > large).any())
             flags += ["incomplete"] if wide else []
-        if not bool(torch.isfinite(value).all()):
+        if not bool(torch.isfinite(value).all() and torch.isfinite(explained).all()):
             flags.append("nonfinite")
         axis = function.feature_axis if value.shape == function.value.shape else None
         return Attribution(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain.baseline import Baseline
@@ -115,8 +115,8 @@ class MaskSensitivity:
         self,
         model: Model | nn.Module,
         images: Pictures,
-        labels: Int[Tensor, "row"],
-        region: Regions,
+        labels: Int[Tensor, "row2"],
+        region: Bool[Tensor, "row3 height2 width2"],
         site: Pattern | None = None,
     ) -> MaskSensitivityResult:
         """Return the areas of all conditions.
@@ -135,9 +135,17 @@ class MaskSensitivity:
 
         Raises
         ------
+        ShapeError
+            If pictures, regions and labels do not fit.
         InputError
             If a picture has no region, or there is one class.
         """
+        if images.shape[2:] != region.shape[1:] or not len(images) == len(region) == len(labels):
+            raise ShapeError(
+                "MaskSensitivity: expected a region of the pictures' height and width and a label "
+                f"for each picture, got pictures {tuple(images.shape)}, regions "
+                f"{tuple(region.shape)} and {len(labels)} labels."
+            )
         empty = (~region.flatten(1).any(1)).nonzero().flatten().tolist()
         if empty:
             raise InputError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.explain._places import Places
-from sonde.explain.attribution import Attributor, Parts
+from sonde.explain.attribution import ROUNDING, Attributor, Parts
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
 from sonde.tap.reading.site_function import SiteFunction
@@ -50,6 +50,19 @@ class PartTest(Attributor):
                 f"places, got {len(group)} of {len(torch.unique(group))} parts."
             )
         return group, n
+
+    def _parts_of(
+        self,
+        phi: Float[Tensor, "row part"],
+        size: Float[Tensor, "row"],
+        places: Places,
+        group: Int[Tensor, "place"],
+        n: int,
+        base: Float[Tensor, "row"] | None = None,
+    ) -> Parts:
+        """Return parts; none is reached where all are what rounding makes of equal objectives."""
+        is_reached = not bool((phi.abs() <= ROUNDING * size.abs().amax()).all())
+        return Parts(self._shared(phi, places, group, n), base, is_reached)
 
     def _shared(
         self, phi: Float[Tensor, "row part"], places: Places, group: Int[Tensor, "place"], n: int
@@ -90,7 +103,7 @@ class Occlusion(PartTest):
         group, n = self._grouped(places)
         whole = objective.of(function.outputs).detach().double().cpu()
         left = places.number_of_sets(function, objective, ~torch.eye(n, dtype=torch.bool)[:, group])
-        return Parts(self._shared(whole[:, None] - left, places, group, n))
+        return self._parts_of(whole[:, None] - left, whole, places, group, n)
 
 
 @final
@@ -143,7 +156,7 @@ class Shapley(PartTest):
             phi, base = self._exact(function, objective, places, group, n)
         else:
             phi, base = self._sampled(function, objective, places, group, n)
-        return Parts(self._shared(phi, places, group, n), base)
+        return self._parts_of(phi, base, places, group, n, base)
 
     def _exact(
         self,

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sonde.core.errors import InputError
+
 NAMES = ("past_key_values", "cache_params", "past_key_value")
 
 
@@ -13,6 +15,18 @@ def cache_in(named: dict[str, Any]) -> Any:
         if named.get(name) is not None:
             return named[name]
     return None
+
+
+def require_no_cache(named: dict[str, Any]) -> None:
+    """Refuse a cache among the arguments of a call that is to be repeated with other states.
+
+    Every forward would append to it, and the states of its tokens were made before.
+    """
+    if cache_in(named) is not None:
+        raise InputError(
+            "expected whole inputs, got a key-value cache: the states of its tokens were made "
+            "before and cannot be changed. Give the whole text, without past_key_values."
+        )
 
 
 def cached_length(cache: Any) -> int:

@@ -13,6 +13,7 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
 from sonde.tap.hand.restart import RecordedForward, record_forward
+from sonde.tap.hooks.cache import require_no_cache
 from sonde.tap.hooks.call import Call
 from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import find, find_input, leaves, replaced, with_input
@@ -59,6 +60,8 @@ class SiteFunction:
     ------
     SiteError
         If the site never runs, runs several times, or holds no floating-point tensor.
+    InputError
+        If the inputs come with a key-value cache.
 
     Examples
     --------
@@ -73,6 +76,7 @@ class SiteFunction:
         check_readable(self.module)
         self._args, self._kwargs = arguments_of(self.module, inputs)
         self.call = Call(self.module, self._args, self._kwargs)
+        require_no_cache(self.call.named)
         self._site = self._found(site)
         self.site = INPUT if self._site is None else str(self._site)
         self._forward: RecordedForward | None = None
