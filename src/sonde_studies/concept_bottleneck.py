@@ -4,7 +4,7 @@ Concepts are ways in which a digit is written: the states of forty mean pictures
 digit, in the space of the rows, as names of concepts are in an encoder of pictures and texts.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
@@ -123,7 +123,8 @@ class ConceptBottleneckStudy(Study):
 
 def ways(x: Tensor, label: Tensor, seed: int) -> Tensor:
     """Return mean pictures of the ways in which each digit is written, by k-means."""
-    kinds = [KMeans(WAYS, n_init=4, random_state=seed).fit(x[label == c]) for c in range(CLASSES)]
+    method: Any = KMeans  # its types lack whole numbers of starts
+    kinds = [method(WAYS, n_init=4, random_state=seed).fit(x[label == c]) for c in range(CLASSES)]
     return torch.cat([torch.from_numpy(k.cluster_centers_).float() for k in kinds])
 
 
