@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from torch import nn
 
 from sonde.core import errors
 from sonde.data import load, open_inputs
@@ -117,3 +118,15 @@ def test_the_report_hears_that_classes_are_not_the_models_own(bert, tmp_path):
     inputs = open_inputs(load(bert), path)
     assert (inputs.own_labels, inputs.label_names) == (False, ("awful", "good"))
     assert any("not the model's own" in note for note in inputs.notes)
+
+
+@pytest.mark.truth("the user's own order of the outputs")
+def test_classes_that_are_named_number_texts_in_the_order_of_the_outputs(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,label\n1,2,ham\n3,4,spam\n5,6,ham\n")
+    net = load(nn.Linear(2, 2))
+    inputs = open_inputs(net, path, classes="spam,ham")
+    assert (inputs.own_labels, inputs.label_names) == (True, ("spam", "ham"))
+    assert inputs.listing.label.tolist() == [1, 0, 1]
+    with pytest.raises(errors.InputError, match="among the classes spam, eggs, got ham"):
+        open_inputs(net, path, classes=["spam", "eggs"])

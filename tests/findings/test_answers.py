@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from findings import _evidence as arrays
-from sonde.findings.answers import confusion
+from sonde.findings.answers import class_answers, confusion
 from sonde.findings.evidence import Evidence
 
 OWN = {"labels_are_models": True}
@@ -50,3 +50,17 @@ def test_of_many_classes_the_table_holds_those_that_are_confused() -> None:
     at = table["labels"].index("7"), table["answers"].index("41")
     assert table["counts"][at[0]][at[1]] == int(((label == 7) & (answer == 41)).sum())
     assert table["sizes"][at[0]] == int((label == 7).sum())
+
+
+@pytest.mark.truth("a share counted by hand")
+def test_texts_that_nobody_numbered_come_with_the_share_in_sorted_order() -> None:
+    label = torch.arange(40) % 2
+    answer = torch.where(torch.arange(40) < 10, 1 - label, label)
+    logits = torch.nn.functional.one_hot(answer, 2).double()
+    facts = {"labels_are_models": False, "label_names": ("cat", "sea cow")}
+    evidence = arrays.evidence_of(torch.randn(40, 3), label=label, logits=logits, facts=facts)
+    why = class_answers(evidence)
+    assert isinstance(why, str)
+    assert why.endswith(
+        "in the order cat and sea cow, it is right on 75 %: then say --classes 'cat,sea cow'"
+    )

@@ -163,6 +163,10 @@ class Reading:
         str | None,
         named("NAMES", "columns of numbers that are one vector, in this order: a,b"),
     ] = None
+    classes: Annotated[
+        str | None,
+        named("NAMES", "what the outputs of a classifier stand for, in their order: cat,dog"),
+    ] = None
     span: Annotated[
         str | None,
         named("START,END", "part of each text: columns 'start,end' or '<think>,</think>'"),
@@ -238,6 +242,7 @@ class Reading:
             "target_column",
             "ignore_columns",
             "number_columns",
+            "classes",
             "span",
             "generate",
             "skip_bad",

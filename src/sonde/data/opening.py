@@ -59,6 +59,7 @@ def open_inputs(
     span: str | Sequence[str] | None = None,
     ignore_columns: str | Sequence[str] | None = None,
     number_columns: str | Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     split: str | None = None,
     image_size: int | Sequence[int] | None = None,
     image_mean: float | Sequence[float] | None = None,
@@ -98,6 +99,9 @@ def open_inputs(
     number_columns : str or sequence of str, optional
         Columns of a table of numbers that are one vector, in this order; others are left out. By
         default all of them, in the order of the table.
+    classes : str or sequence of str, optional
+        What the outputs of a classifier stand for, in their order, ``a,b``; needed where labels are
+        texts and the model brings no names for them.
     split : str, optional
         The split that is read of data that have several, where their name does not say it
         (``NAME/SPLIT``, ``NAME:SPLIT``). By default ``test``, else ``validation``, else ``train``.
@@ -127,7 +131,8 @@ def open_inputs(
     sample = source.columns(flags.names())
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
-    reads, id2label = reads_of(model, images), _id2label(model)
+    reads, given = reads_of(model, images), _names(classes)
+    id2label = dict(enumerate(given)) or _id2label(model)
     names, main = forward_names(model.module), main_input(model)
 
     def listed(sample: Sample) -> tuple[Layout, Encoder, Listing]:
@@ -144,6 +149,12 @@ def open_inputs(
     if label_column is not None and not listing.labels.any:
         reason = listing.labels.reason or "every value is empty, null or -1"
         raise InputError(f"{source.name}: column {label_column!r} gives no label: {reason}.")
+    if given and listing.labels.any and not listing.labels.own:
+        strange = sorted({*listing.labels.names} - {*given})
+        raise InputError(
+            f"{source.name}: expected labels among the classes {', '.join(given)}, got "
+            f"{', '.join(strange[:3])}. Name every output of the model, in order."
+        )
     encoder = encoder.settled(islice(source.rows(), limit))
     listing = listing if n_picked is None else pick(listing, n_picked, seed)
     size = (
@@ -162,6 +173,7 @@ def open_inputs(
         "long": None if long == LONG[0] else long,
         "span": flags.span,
         "ignore_columns": ignored or None,
+        "classes": given or None,
         "number_columns": found.inputs if isinstance(encoder, NumbersEncoder) else None,
         "image_size": images.size,
         "image_mean": images.mean,

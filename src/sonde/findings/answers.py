@@ -5,6 +5,7 @@ regression with its targets.
 """
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,12 +18,14 @@ from sonde.findings._halves import Z
 from sonde.findings._number_answers import NumberAnswers, number_answers, root_mean
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
+from sonde.findings._text import listed, percent
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, class_name, label_evidence, usable
 from sonde.findings.lens import LensEvidence
 from sonde.stats.intervals import grouped_share
 
 MOST_PAIRS: Final = 12
+MOST_TYPED: Final = 12
 WHOLE_TABLE: Final = 20
 
 
@@ -126,12 +129,31 @@ def _columns(evidence: Evidence) -> tuple[Tensor, Tensor] | str:
     if not (evidence.data.has_labels and evidence.sites):
         return "the data have no labels"
     if not evidence.data.labels_are_models:
-        return "the labels are not the model's own classes"
+        return f"the labels are not the model's own classes{_order(evidence)}"
     shared = shared_rows(evidence)
     logits, label = shared.column("logits"), shared.column("label")
     if logits is None or label is None or logits.shape[1] < 2:
         return "the model gives no logits of two classes or more"
     return logits, label
+
+
+def _order(evidence: Evidence) -> str:
+    """Return how to name the classes, and how often a model would be right in the usual order."""
+    names, label = evidence.data.label_names or (), shared_rows(evidence).column("label")
+    logits = shared_rows(evidence).column("logits")
+    if logits is None or label is None or not logits.shape[1] >= 2 or not names:
+        return ""
+    if logits.shape[1] != len(names):
+        return (
+            f"; name its {logits.shape[1]} outputs in their order: --classes "
+            f"{','.join(names[:2])},..."
+        )
+    right = float((logits.argmax(1) == label)[label >= 0].double().mean())
+    typed = shlex.quote(",".join(names)) if len(names) <= MOST_TYPED else "with all of them"
+    return (
+        f"; if its outputs stand in the order {listed(names, 4)}, it is right on "
+        f"{percent(right)}: then say --classes {typed}"
+    )
 
 
 def _probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:

@@ -18,7 +18,7 @@ from sonde.tap.generating.replay import ReplayInputs
 
 OPTIONS = (
     "image_size", "image_mean", "image_std", "max_length", "long", "span", "text_column",
-    "image_column", "target_column", "ignore_columns", "number_columns", "generate",
+    "image_column", "target_column", "ignore_columns", "number_columns", "classes", "generate",
 )  # fmt: skip
 PILLOW = "PillowProcessor("
 CUTTING = ("max_length", "long", "span")
