@@ -26,18 +26,13 @@ def said(monkeypatch, capsys, steps, total, keeps=True):
 
 @pytest.mark.truth("by hand")
 def test_the_first_step_warms_up(monkeypatch, capsys):
-    assert said(monkeypatch, capsys, [35, 3], 200) == ""
-    assert said(monkeypatch, capsys, [9, 1, 1], 600) == ""
-    text = said(monkeypatch, capsys, [10, 5, 5], 700)
-    assert text == "scan: about 25 s more for 700 examples; Ctrl-C keeps what is done.\n"
-
-
-@pytest.mark.truth("by hand")
-def test_what_takes_minutes_is_said_after_the_first_step(monkeypatch, capsys):
-    text = said(monkeypatch, capsys, [30, 30], 900)
-    assert text == "scan: up to 4 min more for 900 examples; Ctrl-C keeps what is done.\n"
+    assert said(monkeypatch, capsys, [70, 3], 300) == ""
+    assert said(monkeypatch, capsys, [70, 30, 1, 1, 1, 1], 2000) == ""
+    text = said(monkeypatch, capsys, [70, 30, 5, 5], 900)
+    assert text == "scan: about 25 s more for 900 examples; Ctrl-C keeps what is done.\n"
+    assert "about 5 min" in said(monkeypatch, capsys, [70, 30, 30], 1300)
 
 
 def test_work_that_is_lost_by_an_interrupt_does_not_say_that_it_is_kept(monkeypatch, capsys):
-    text = said(monkeypatch, capsys, [30, 30], 900, keeps=False)
-    assert text == "scan: up to 4 min more for 900 examples.\n"
+    text = said(monkeypatch, capsys, [30, 30, 30], 1200, keeps=False)
+    assert text == "scan: about 4 min more for 1,200 examples.\n"

@@ -1,11 +1,14 @@
 """What a run takes beyond a forward for each example, against what it is seen to do."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 import sonde
 from sonde.detect import NAC, ODIN, Mahalanobis
+from sonde.engine import progress
 from sonde.measure import UnitEntropy
 from sonde.run.passes.cost import DEEP, GRADIENT, MOVED, TWICE, cost_of
 from sonde.run.scoring.score import score
@@ -74,3 +77,24 @@ def test_a_deep_scan_says_what_is_more():
     images = sonde.read("sonde:digits", "sonde:digits/test", limit=8)
     assert cost_of(texts, deep=True) == DEEP
     assert (cost_of(texts), cost_of(images, deep=True)) == ("", "")
+
+
+class SlowAtFirst(Counted):
+    """A net whose first three forwards take as long as all others together."""
+
+    def forward(self, x):
+        time.sleep(0.4 if self.forwards < 30 else 0.03)
+        return super().forward(x)
+
+
+@pytest.mark.truth("the clock")
+def test_what_is_said_of_the_time_left_is_right_though_the_first_batches_are_slow(monkeypatch):
+    told = []
+    monkeypatch.setattr(progress, "LONG_SECONDS", 0.2)
+    monkeypatch.setattr(progress, "duration", lambda s: told.append((time.monotonic(), s)) or "s")
+    net = SlowAtFirst()
+    stream = sonde.read(net, ITEMS, sites="layer", batch_size=10)
+    net.forwards = 0
+    sonde.fit("covariance", stream, calibrate=0, unit_size=50)
+    ((when, left),) = told
+    assert left / 2 < time.monotonic() - when < 2 * left

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from sonde.core.wording import gib, plural
 
 LONG_SECONDS = 20.0
-VERY_LONG_SECONDS = 60.0
+LEAST_STEPS = 4
 
 
 def duration(seconds: float) -> str:
@@ -54,8 +54,7 @@ class Bar:
         Whether Ctrl-C leaves what is done, for the same work to go on from.
 
     One line says early how long a long run will take and in how much memory, also where stderr is
-    no terminal: by the rate after the first step, which also warms up, or after it where that alone
-    shows that minutes remain.
+    no terminal: by the rate of the later half of the steps, since the first ones also warm up.
     """
 
     def __init__(
@@ -71,7 +70,8 @@ class Bar:
         self._speaks, self._state_bytes, self._keeps = shown, state_bytes, keeps
         self._shown = shown and sys.stderr.isatty()
         self._began = time.monotonic()
-        self._done, self._first, self._said = 0, (0.0, 0), False
+        self._done, self._said = 0, False
+        self._steps: list[tuple[float, int]] = []
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -94,31 +94,32 @@ class Bar:
         return time.monotonic() - self._began
 
     def _seconds_left(self) -> float:
-        """Return how long the rest will take, at the rate after the first step, which warms up."""
-        seconds, done = self._first
-        if self._done > done:
-            rate = (self._done - done) / max(1e-9, self.wall_seconds - seconds)
-            return (self._total - self._done) / rate
-        return seconds * (self._total / max(1, done) - 1)
+        """Return how long the rest will take at the rate of the later half of the steps.
+
+        0 where they tell too little: a few short steps, the first of which warms up.
+        """
+        n = len(self._steps)
+        (began, before), (now, done) = self._steps[(n - 1) // 2], self._steps[-1]
+        if n < LEAST_STEPS and (n < LEAST_STEPS - 1 or now - began < LONG_SECONDS):
+            return 0.0
+        return (now - began) / (done - before) * (self._total - done)
 
     def _say_estimate(self) -> None:
-        """Say once how long it will take; after the first step alone only where it is very long."""
-        left, first = self._seconds_left(), self._done == self._first[1]
-        if left > (VERY_LONG_SECONDS if first else LONG_SECONDS):
+        """Say once how long it will take, where that is long."""
+        left = self._seconds_left()
+        if left > LONG_SECONDS:
             self._said = True
             memory = f", states take {gib(self._state_bytes)}" if self._state_bytes else ""
-            about = "up to" if first else "about"
             sys.stderr.write(
-                f"{self._label}: {about} {duration(left)} more for {plural(self._total, 'example')}"
+                f"{self._label}: about {duration(left)} more for {plural(self._total, 'example')}"
                 f"{memory}{'; Ctrl-C keeps what is done' if self._keeps else ''}.\n"
             )
 
     def advance(self, n: int) -> None:
         """Say that ``n`` more examples are done."""
         self._done += n
-        if self._first[1] == 0:
-            self._first = (self.wall_seconds, self._done)
-        if self._speaks and not self._said and self._done:
+        if self._speaks and not self._said and n:
+            self._steps.append((self.wall_seconds, self._done))
             self._say_estimate()
         if not self._shown or self.wall_seconds < self._delay:
             return

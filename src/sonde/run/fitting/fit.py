@@ -227,7 +227,8 @@ def _one_pass(
     label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
     size = needed.state_bytes
     learners = [r.statistic for r in wanted.values() if isinstance(r.statistic, Learner)]
-    n_walks = 1 + max((learner.n_passes() for learner in learners), default=0)
+    n_walks = max((learner.n_passes() for learner in learners), default=0)
+    n_walks += len(learners) < len(wanted)
     label += f", {n_walks} walks at most" if learners else ""
     total, keeps = n_walks * plan.n_examples, directory is not None
     with Bar(label, total, settings.progress, state_bytes=size, keeps=keeps) as bar:

@@ -10,6 +10,7 @@ from sonde.core.stream import Stream
 from sonde.engine.passes import close_pass, observe_unit, still_learning
 from sonde.engine.requests import Request, States
 from sonde.files.state_file import read_state, state_type, write_state
+from sonde.run.passes.ranges import unit_batches
 
 CHECKPOINT = "chain.sonde"
 
@@ -24,7 +25,7 @@ def walk_chain(
 ) -> States:
     """Return the states of learners after all their walks, from a checkpoint of the same plan on.
 
-    ``tick`` is called with the number of examples after each commit range.
+    ``tick`` is called with the number of examples that are done.
     """
     path = directory / CHECKPOINT
     n_done, first, states = _resume(path, wanted, plan)
@@ -33,11 +34,10 @@ def walk_chain(
             if stop <= first:
                 continue
             for unit in range(start, stop):
-                batches = stream.batches(plan.bounds[unit], plan.bounds[unit + 1])
-                states.update(observe_unit(batches, active, plan.split, states=states))
+                with unit_batches(stream, plan, unit, tick) as batches:
+                    states.update(observe_unit(batches, active, plan.split, states=states))
             if stop < plan.n_units:
                 _write(path, plan, n_done, stop, states, durable)
-            tick(plan.bounds[stop] - plan.bounds[start])
         states.update(close_pass(active, states))
         n_done, first = n_done + 1, 0
         _write(path, plan, n_done, 0, states, durable)

@@ -1,13 +1,16 @@
 """The work on one range of units: observe, fold by the fixed tree, commit under one name."""
 
+import math
 import secrets
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonde.core.batch import Batch
 from sonde.core.plan import Plan
 from sonde.core.stream import Stream
 from sonde.engine.folding import fold, grow
@@ -21,6 +24,7 @@ Tick = Callable[[int], None]
 Files = list[tuple[str, bytes]]
 
 SHARED = "shared"
+STEP_SECONDS = 5.0
 
 
 def commit_range(
@@ -37,15 +41,38 @@ def commit_range(
     counts: list[Counter[str]] = []
     try:
         for unit in range(start, stop):
-            first, last = plan.bounds[unit], plan.bounds[unit + 1]
             counts.append(Counter())
-            states = observe_unit(stream.batches(first, last), wanted, plan.split, counts[-1])
-            tree = grow(wanted, tree, (0, states))
-            tick(last - first)
+            with unit_batches(stream, plan, unit, tick) as batches:
+                states = observe_unit(batches, wanted, plan.split, counts[-1])
+                tree = grow(wanted, tree, (0, states))
     except BaseException:
         _put_finished(ledger, start, tree, counts)
         raise
     ledger.put(start, stop, fold(wanted, tree), dict(_total(counts)))
+
+
+@contextmanager
+def unit_batches(stream: Stream, plan: Plan, unit: int, tick: Tick) -> Iterator[Iterator[Batch]]:
+    """Give the batches of a unit, and say how many examples are done.
+
+    That is said after the first batch, which warms up, where one said nothing for some seconds, and
+    at the end for what is left, so that the work of the unit's end counts as its own step.
+    """
+    first, last = plan.bounds[unit], plan.bounds[unit + 1]
+    told = 0
+
+    def batches() -> Iterator[Batch]:
+        nonlocal told
+        done, since = 0, -math.inf
+        for batch in stream.batches(first, last):
+            yield batch
+            done += len(batch)
+            if time.monotonic() - since >= STEP_SECONDS and done < last - first:
+                tick(done - told)
+                told, since = done, time.monotonic()
+
+    yield batches()
+    tick(last - first - told)
 
 
 def _put_finished(
