@@ -80,10 +80,10 @@ def test_a_deep_scan_says_what_is_more():
 
 
 class SlowAtFirst(Counted):
-    """A net whose first three forwards take as long as all others together."""
+    """A net whose first two forwards take nearly as long as all others together."""
 
     def forward(self, x):
-        time.sleep(0.4 if self.forwards < 30 else 0.03)
+        time.sleep(0.4 if self.forwards < 20 else 0.03)
         return super().forward(x)
 
 
@@ -95,6 +95,6 @@ def test_what_is_said_of_the_time_left_is_right_though_the_first_batches_are_slo
     net = SlowAtFirst()
     stream = sonde.read(net, ITEMS, sites="layer", batch_size=10)
     net.forwards = 0
-    sonde.fit("covariance", stream, calibrate=0, unit_size=50)
+    sonde.fit("covariance", stream, calibrate=0, unit_size=10)
     ((when, left),) = told
     assert left / 2 < time.monotonic() - when < 2 * left

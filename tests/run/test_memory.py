@@ -15,6 +15,7 @@ from sonde.core.statistic import Learner
 from sonde.detect import Mahalanobis, RelativeMahalanobis
 from sonde.files.machine import whole_memory_bytes
 from sonde.measure import Covariance
+from sonde.run.fitting import fit as fitting
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.memory import Estimate, _free_in_group, check_memory
 from sonde.stats import ClassMoments, Coreset, CrossMoments, Moments, Quantiles
@@ -151,3 +152,22 @@ def test_a_container_may_leave_less(tmp_path):
     assert _free_in_group(tmp_path) == 350
     (tmp_path / "memory.max").write_text("max\n")
     assert _free_in_group(tmp_path) == 2**60
+
+
+@pytest.mark.parametrize("word", ["knn", "patch_core", "covariance", "mahalanobis", "unit_entropy"])
+@pytest.mark.truth("the tensors of the states that were fitted, counted")
+def test_few_rows_take_what_they_are(monkeypatch, word):
+    said = []
+    monkeypatch.setattr(fitting, "check_memory", lambda needed, *_: said.append(needed))
+    x = torch.randn(40, 48, generator=torch.Generator().manual_seed(0))
+    fitted = fit(word, Stream.of(x, label=torch.arange(40) % 8), calibrate=0, progress=False)
+    taken = sum(size_bytes(state) for state in fitted.states.values() if state is not None)
+    assert taken <= 1.02 * sum(needed.state_bytes for needed in said) <= 1.6 * taken
+    assert said[0].buffer_bytes <= 3 * 4 * 48 * 40 * 3
+
+
+def test_a_few_rows_at_very_many_sites_fit():
+    x = torch.randn(40, 48, generator=torch.Generator().manual_seed(0))
+    many = Stream.of({f"layers.{i}": x for i in range(300)})
+    fitted = fit("knn", many, memory=128 * 2**20, progress=False)
+    assert len(fitted) == 300

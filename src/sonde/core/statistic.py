@@ -102,14 +102,25 @@ class Statistic(ABC, Generic[StateT]):
         """
         widest = max(dims, default=0)
         if widest <= NARROW:
-            made_up = (declared(name).made_up(8, *dims) for name in self.needs())
-            return size_bytes(self.observe(*made_up))
+            return self.made_up_bytes(8, *dims)
         one, two, three = (
             self.size_bytes(*(max(1, dim * width // widest) for dim in dims)) for width in WIDTHS
         )
         steps = (widest - WIDTHS[0]) / (WIDTHS[1] - WIDTHS[0])
         bend = (three - 2 * two + one) / 2
         return round(one + (two - one - bend) * steps + bend * steps**2)
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether a state grows with the rows up to a limit, and says so by its ``size_bytes``."""
+        default: object = Statistic[Any].size_bytes
+        return type(self).size_bytes is not default and self.merging != "none"
+
+    def made_up_bytes(self, n: int, *dims: int) -> int:
+        """Return the bytes of the state of ``n`` made-up rows of these widths."""
+        return size_bytes(
+            self.observe(*(declared(name).made_up(n, *dims) for name in self.needs()))
+        )
 
     def bound(self, state: StateT) -> float:
         """Return the number that bounds how far the state may be from one pass over all rows."""

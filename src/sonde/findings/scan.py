@@ -216,7 +216,7 @@ def gather(
 ) -> Gathered:
     """Run the one pass of a scan."""
     statistics, wanted, plan = _plan(stream, data, settings, split, tasks)
-    needed = estimate(wanted, stream.schema, plan, settings.crew.workers_here)
+    needed = estimate(wanted, stream, plan, settings.crew.workers_here)
     check_memory(needed, settings.memory, settings.progress)
     began = time.monotonic()
     label, size = f"scan {data.name}", needed.state_bytes

@@ -222,7 +222,7 @@ def _one_pass(
     settings: _Settings,
     directory: Path | None,
 ) -> Outcome:
-    needed: Estimate = estimate(wanted, stream.schema, plan, settings.crew.workers_here)
+    needed: Estimate = estimate(wanted, stream, plan, settings.crew.workers_here)
     check_memory(needed, settings.memory, settings.progress)
     label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
     size = needed.state_bytes

@@ -4,11 +4,16 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.plan import Plan
+from sonde.core.statistic import Statistic
+from sonde.core.stream import Stream
 from sonde.core.wording import gib
 from sonde.engine.passes import rows_at_once
 from sonde.engine.requests import Request
@@ -25,6 +30,8 @@ SLACK, BASE = 1.15, 32 * 2**20
 """What allocators leave unused, and what a pass takes whatever it holds."""
 COPIES = 3
 """Of waiting rows: as they came, joined, and centred."""
+FEW = 8
+"""Made-up rows in the state that is measured."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +91,36 @@ def commit_level(wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_
     return min(level, MOST_LEVELS, max(0, math.ceil(math.log2(max(1, n_units)))))
 
 
+def rows_of_an_example(stream: Stream) -> dict[str, float]:
+    """Return how many rows an example has at each site: those of the first ones where it varies."""
+    found = dict.fromkeys((s.key for s in stream.schema), 1.0)
+    varying = [s.key for s in stream.schema if not s.reducer.one_row]
+    if varying and len(stream):
+        first = stream.first_batch()
+        found |= {key: len(first.example[key]) / len(first) for key in varying}
+    return found
+
+
 def estimate(
-    wanted: Mapping[str, Request], schema: Sequence[SiteSchema], plan: Plan, workers: int = 0
+    wanted: Mapping[str, Request], stream: Stream, plan: Plan, workers: int = 0
 ) -> Estimate:
     """Return what a pass takes at most.
 
     While rows are read, one set of states waits for each level of the tree of merges and one grows;
     at the end the states of two ranges are merged, and results are taken of the whole.
-    Workers merge what they commit.
+    Workers merge what they commit. One unit alone is never merged, and neither states that hold
+    rows nor those that wait for them take more than the rows that there are.
     """
-    each = sizes(wanted, schema)
+    per = rows_of_an_example(stream)
+    in_unit = max((stop - start for start, stop in pairwise(plan.bounds)), default=0)
+    each = _sizes_after(wanted, stream.schema, {k: n * plan.n_examples for k, n in per.items()})
     size = sum(each.values())
     largest = max(each, key=lambda i: each[i], default="")
     most = each.get(largest, 0)
-    rows = _waiting_rows(wanted, schema)
-    reading = size * (plan.commit_level + 1) + MERGING * most + COPIES * rows
-    folding = 3 * size + MERGING * most
+    rows = _waiting_rows(wanted, stream.schema, {k: n * in_unit for k, n in per.items()})
+    merging = plan.n_units > 1
+    reading = size * (plan.commit_level + 1) + merging * MERGING * most + COPIES * rows
+    folding = merging * (3 * size + MERGING * most)
     taking = 2 * size + SOLVING * most
     at_end = max(folding, taking)
     total = max(reading, folding) * workers + at_end if workers else max(reading, at_end)
@@ -109,13 +130,44 @@ def estimate(
     return Estimate(size, COPIES * rows, total, name, most)
 
 
-def _waiting_rows(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> int:
+def _sizes_after(
+    wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_rows: Mapping[str, float]
+) -> dict[str, int]:
+    """Return the bytes that each state takes after so many rows: all, where it holds no rows.
+
+    The size of a state that may hold rows is a line through those of a few made-up ones.
+    """
+    width = {s.key: s.dim for s in schema}
+    line = cache(_line)
+    found = sizes(wanted, schema)
+    for i, request in wanted.items():
+        if not request.statistic.holds_rows or request.keys[0] not in n_rows:
+            continue
+        few, slope = line(request.statistic, *(width.get(k, 1) for k in request.keys))
+        beyond = max(0.0, n_rows[request.keys[0]] / FEW - 1)
+        found[i] = min(found[i], math.ceil(few + beyond * slope)) if slope else found[i]
+    return found
+
+
+def _line(statistic: Statistic[Any], *dims: int) -> tuple[int, int]:
+    """Return the bytes of a state of a few made-up rows, and what as many more add; 0 = unknown."""
+    try:
+        few, more = (statistic.made_up_bytes(n, *dims) for n in (FEW, 2 * FEW))
+    except InputError:  # it reads columns whose entries mean more, as the sides of pairs
+        return 0, 0
+    return few, more - few
+
+
+def _waiting_rows(
+    wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_rows: Mapping[str, float]
+) -> int:
     width = {s.key: s.dim for s in schema}
     buffers = {r.buffer[:3]: r for r in wanted.values()}
     rows = 0
     for request in buffers.values():
         dim = sum(width.get(k, 1) for k in request.keys)
-        rows += 4 * dim * rows_at_once(dim, exact=True)
+        n = min(rows_at_once(dim, exact=True), n_rows.get(request.keys[0], math.inf))
+        rows += math.ceil(4 * dim * n)
     return rows
 
 

@@ -12,7 +12,7 @@ from sonde.core.stream import Stream
 from sonde.core.wording import gib
 from sonde.engine.derived import innermost
 from sonde.run.bundles.fitted import Fitted
-from sonde.run.passes.memory import BASE, COPIES, SLACK, allowed_bytes
+from sonde.run.passes.memory import BASE, COPIES, SLACK, allowed_bytes, rows_of_an_example
 from sonde.run.scoring.batches import reduction_of
 from sonde.tap import LiveStream
 
@@ -61,7 +61,7 @@ def needs_of_scoring(
     keeps_table: bool = True,
 ) -> Needs:
     """Return what scoring a stream takes at most."""
-    n, per = len(stream), _rows_of_an_example(stream)
+    n, per = len(stream), rows_of_an_example(stream)
     width = {s.key: s.dim * getattr(torch, s.dtype).itemsize for s in stream.schema}
     live = innermost(stream)
     inputs = live.inputs if isinstance(live, LiveStream) else None
@@ -77,16 +77,6 @@ def needs_of_scoring(
         table += lines * (LINE_BYTES + sum(map(len, name)) + explain * UNIT_BYTES)
     held = sum(map(size_bytes, [*fitted.states.values(), *fitted.scorers.values()]))
     return Needs(held, round(min(n, asked) * one), n_lines, table, workers + 1)
-
-
-def _rows_of_an_example(stream: Stream) -> dict[str, float]:
-    """Return how many rows an example has at each site: those of the first ones where it varies."""
-    found = dict.fromkeys((s.key for s in stream.schema), 1.0)
-    varying = [s.key for s in stream.schema if not s.reducer.one_row]
-    if varying and len(stream):
-        first = stream.first_batch()
-        found |= {key: len(first.example[key]) / len(first) for key in varying}
-    return found
 
 
 def check_scoring_memory(needed: Needs, limit: int | None, command: str = "score") -> None:
