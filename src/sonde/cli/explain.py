@@ -70,7 +70,10 @@ class Explain:
         batch, judged = explain(
             model, inputs, methods, objective, self._site, progress=not self.printing.quiet
         )
-        document = explain_document(judged, batch, model=self.model, data=self.data)
+        columns = inputs.typed.get("number_columns", ())
+        document = explain_document(
+            judged, batch, model=self.model, data=self.data, features=columns
+        )
         if self.dictionary is not None:
             document["features"] = self._features(model, batch, objective, self.dictionary)
         if self.output is not None:

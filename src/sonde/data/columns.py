@@ -373,8 +373,8 @@ def _refuse_items(name: str, model: str, source: str) -> None:
 def _not_numbers(name: str, source: str) -> InputError:
     return InputError(
         f"{source}: expected numbers in column {name!r}, which is to be a feature, got texts. Say "
-        f"what it is (--label-column, --id-column or --group-column {name}), or leave it out of "
-        "the file."
+        f"what it is (--label-column, --id-column or --group-column {name}), or leave it out "
+        f"(--ignore-columns {name})."
     )
 
 

@@ -100,13 +100,15 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names
     for i, example in enumerate(found["examples"]):
         given = shown_inputs[i] if i < len(shown_inputs) else {}
         title = el("h3", f"{i}: ", code(shown(example["id"], 60)))
-        made += [title, _drawn(example["attributions"][best], given, names)]
+        made += [title, _drawn(example["attributions"][best], given, found["places"], names)]
     lead = f"Attributions by {best}: what is warm raises the answer."
     lead += "" if shown_inputs else " Inputs are not shown; --show-inputs draws them."
     return Section("examples", "Answers, one by one", made, lead)
 
 
-def _drawn(attribution: dict[str, Any], given: Shown, names: Names) -> Markup:
+def _drawn(
+    attribution: dict[str, Any], given: Shown, places: Sequence[str], names: Names
+) -> Markup:
     values, shape = attribution["values"], attribution["shape"]
     values = [0.0 if v is None else v for v in values]
     if len(shape) == 2:
@@ -116,5 +118,6 @@ def _drawn(attribution: dict[str, Any], given: Shown, names: Names) -> Markup:
     if pieces:
         return el("div", Markup(str(tokens(pieces, values[: len(pieces)]))), cls="inside")
     order = sorted(range(len(values)), key=lambda i: -math.fabs(values[i]))[:10]
-    rows = tuple((str(i), values[i]) for i in order)
+    named = places if len(places) == len(values) else list(map(str, range(len(values))))
+    rows = tuple((named[i], values[i]) for i in order)
     return table(Numbers(("place", "attribution"), rows, "places"), names)

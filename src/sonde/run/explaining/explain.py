@@ -193,7 +193,13 @@ def best_of(judged: Sequence[Judged]) -> Judged | None:
 
 
 def explain_document(
-    judged: Sequence[Judged], batch: InputBatch, *, model: str, data: str, most: int = 16
+    judged: Sequence[Judged],
+    batch: InputBatch,
+    *,
+    model: str,
+    data: str,
+    most: int = 16,
+    features: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the JSON of an explanation, ``sonde-explain/1``.
 
@@ -205,6 +211,8 @@ def explain_document(
         As the user typed them.
     most : int, default=16
         How many examples carry their attributions.
+    features : sequence of str, optional
+        Names of the input's numbers, where they have some.
     """
     first, best = judged[0].found, best_of(judged)
     return {
@@ -214,6 +222,7 @@ def explain_document(
         "n": first.n,
         "objective": first.conventions["objective"],
         "site": first.conventions["site"],
+        "places": list(features) if first.conventions["site"] == "input" else [],
         "best": None if best is None else best.word,
         "methods": [
             finite_json(
