@@ -49,6 +49,7 @@ from sonde.explain.normgrad import ClassSensitivity, MetaSaliency, NormGrad, com
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.explain.patching import ActivationPatching, AttributionPatching, PatchEffects
 from sonde.explain.probe import Probe, ProbeResult
+from sonde.explain.probe_baselines import ProbeBaselines, ProbeBaselinesResult
 from sonde.explain.relevance import Relevance
 from sonde.explain.roar import DiffRoar, DiffRoarResult, Ranked, Roar, RoarResult
 from sonde.explain.sanity import SanityChecks, SanityResult
@@ -139,6 +140,8 @@ __all__ = [
     "Occlusion",
     "PatchEffects",
     "Probe",
+    "ProbeBaselines",
+    "ProbeBaselinesResult",
     "ProbeResult",
     "Ranked",
     "RawAttention",

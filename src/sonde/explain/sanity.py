@@ -147,15 +147,15 @@ class SanityChecks:
         first = method.at(function, kept)
         groups = self._groups(_layers(module, inputs))
         found: dict[str, Attribution] = {}
-        with _given_back(module), torch.random.fork_rng():
+        with given_back(module), torch.random.fork_rng():
             torch.manual_seed(self.seed)
             for names, layers in groups:
                 if self.how == "cascade":
-                    _redraw(layers)
+                    redraw(layers)
                     found[names] = method.attribute(module, inputs, kept, site)
                 else:
-                    with _given_back(module):
-                        _redraw(layers)
+                    with given_back(module):
+                        redraw(layers)
                         found[names] = method.attribute(module, inputs, kept, site)
         for name, other in (others or {}).items():
             found[name] = method.attribute(other, inputs, kept, site)
@@ -240,7 +240,7 @@ def _own(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module._parameters.values() if p is not None]
 
 
-def _redraw(layers: list[nn.Module]) -> None:
+def redraw(layers: list[nn.Module]) -> None:
     """Draw weights anew in place."""
     with torch.no_grad():
         for module in layers:
@@ -254,13 +254,13 @@ def _redraw(layers: list[nn.Module]) -> None:
 
 
 @contextmanager
-def _given_back(module: nn.Module) -> Iterator[None]:
+def given_back(module: nn.Module) -> Iterator[None]:
     """Give a model its weights and buffers back, bit for bit."""
     held = [*module.parameters(), *module.buffers()]
     if not all(x.is_floating_point() for x in module.parameters()):
         raise InputError(
-            "SanityChecks: expected weights of floating point, found quantised ones, which cannot "
-            "be redrawn. Load the model without quantisation."
+            "expected weights of floating point, found quantised ones, which cannot be redrawn. "
+            "Load the model without quantisation."
         )
     copies = [x.detach().clone() for x in held]
     try:
