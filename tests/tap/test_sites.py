@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import ARCHITECTURES, albert, cnn, gpt2, llama, mlp, model_of, resnet18, t5
+from models import ARCHITECTURES, VOCABULARY, albert, cnn, gpt2, llama, mlp, model_of, resnet18, t5
 from narrow import expect
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
@@ -285,6 +285,18 @@ class Experts(nn.Module):
         return torch.cat([e(x.repeat(i + 4, 1)) for i, e in enumerate(self.experts)])[: len(x)]
 
 
+class Tables(nn.Module):
+    """Several embeddings of the same tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(VOCABULARY, 4) for _ in range(2)])
+        self.rest = nn.Linear(4, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.rest(torch.stack([t(input_ids) for t in self.tables]).sum(0))
+
+
 class Bottom(nn.Module):
     """Halves a map."""
 
@@ -342,6 +354,7 @@ DEPTH = {
     "attributes": (Attributes, ROWS3, ["a", "b", "c"]),
     "side by side": (lambda: Experts(routed=False), ROWS3, []),
     "routed": (lambda: Experts(routed=True), ROWS3, []),
+    "tables of embeddings": (Tables, texts(), []),
     "a part before the layers": (
         lambda: nn.Sequential(Shifted(), _encoder(3), nn.Linear(4, 2)),
         STEPS4, [f"1.layers.{i}" for i in range(3)],

@@ -32,8 +32,9 @@ def block_paths(names: Names, probe: Probe | None) -> list[str]:
 
     They are the members of each outermost list of modules, of one class or of several through which
     one stream runs: each takes the shape that the one before returned, and keeps it. Members that
-    take one tensor side by side (experts, an ensemble) are not depth. Where such lists are called
-    themselves and return maps (the stages of a convolutional net), the lists are the blocks.
+    take one tensor side by side (experts, an ensemble), or whole numbers (embeddings), are not
+    depth. Where such lists are called themselves and return maps (the stages of a convolutional
+    net), the lists are the blocks.
     Without such a list, blocks may be attributes of one module.
     """
     lists = _outermost(_deeper(_lists(names, probe)))
@@ -78,6 +79,7 @@ def _members(path: str, names: Names, probe: Probe | None) -> tuple[str, ...]:
         return _stream(ran, probe)
     calls = _in_order(ran, probe)
     apart = len(ran) > 1 and all(_side_by_side(a, b) for (_, a), (_, b) in pairwise(calls))
+    apart |= all(call.input is None and not probe.names.children(m) for m, call in calls)
     is_read = all(has_float(m, probe) for m in ran) and any(_has_rows(m, probe) for m in ran)
     return ran if len(calls) > 1 and is_read and not apart else ()
 
