@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from findings._evidence import digits, evidence_of, shuffled, states
 from findings._nets import evidence_of as stream_evidence
-from findings._nets import framed, grey, texts_of, tokens
+from findings._nets import framed, grey, tensors, texts_of, tokens
 from sonde.findings._near import near_pairs
 from sonde.findings.rows import near_duplicates, rows_section
 from sonde.findings.snd042 import SND042
@@ -90,6 +90,27 @@ def test_images_of_equal_brightness_are_no_copies() -> None:
     check = SND042().check(stream_evidence(grey(torch.cat([x, copies]))))
     assert check.finding is not None
     assert check.finding.level == "warning"
+
+
+class Halves(nn.Module):
+    """A layer for each half of a row, and how far apart they say it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 12), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.one(x[:, :8]) - self.two(x[:, 8:])).abs()
+
+
+def test_equal_halves_are_no_copies() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 16, generator=draw)
+    x[150:, 8:] = x[:150, 8:]
+    torch.manual_seed(0)
+    assert SND042().check(stream_evidence(tensors(Halves().eval(), x))).state == "clear"
+    x[150:180] = x[:30] + 0.0002 * torch.randn(30, 16, generator=draw)
+    assert SND042().check(stream_evidence(tensors(Halves().eval(), x))).state == "raised"
 
 
 class Ending(nn.Module):

@@ -11,7 +11,7 @@ from sonde.stats.neighbours import nearest
 
 FAR = 5
 MEDIAN = 0.9526  # -log(1 - F) with 4 F^3 - 3 F^4 = 1/2
-ELSEWHERE = 0.5
+ELSEWHERE, EQUAL = 0.5, 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,7 @@ def near_pairs(
     *,
     lengths: tuple[Tensor, Tensor] | None = None,
     elsewhere: tuple[Tensor, Tensor] | None = None,
+    equal_alone: bool = False,
     dim: float | None = None,
     limit: float = 0.1,
     chance: float = 0.01,
@@ -69,6 +70,7 @@ def near_pairs(
     counted: their density is not even, but that of all texts of this length. With the rows of both
     sides ``elsewhere``, at another site, pairs count that are within half of the fifth's distance
     there too: means over an image of one channel meet where two images are equally bright.
+    ``equal_alone`` asks this of equal rows alone, which may differ in what one site does not see.
     """
     other = x if y is None else y
     other_group = group if group2 is None else group2
@@ -90,6 +92,8 @@ def near_pairs(
         a, b = elsewhere
         far = nearest(a[below], b, FAR, group=group[below], group2=other_group)[0][:, -1]
         near = (a[below] - b[partner]).norm(dim=1) <= ELSEWHERE * far
+        if equal_alone:
+            near |= ratio[below] > EQUAL
         below, partner = below[near], partner[near]
     expected = 4 * n * eps**dim
     p = float(poisson.sf(len(below) - 1, expected))

@@ -99,7 +99,8 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
     Where a text's row is its last token, the first block's rows are alike for all texts that end in
     the same few tokens, whatever stands before: then only the last site is looked at. There too
     texts of one length and ending may be alike, so pairs of one length are left out. Elsewhere a
-    pair at the first site counts if its rows are near at the last one too.
+    pair at the first site counts if its rows are near at the last one too, and rows that are equal
+    at the last one if they are near at the first: it may see a part of the input only.
     """
     shared, group = shared_rows(evidence), content_groups(evidence)
     if len(group) < NEAR_NEEDS or rows_are_parts(evidence):
@@ -111,11 +112,13 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
     lengths = last_token_lengths(shared)
     if lengths is not None:
         return {last: near_pairs(shared.x(last), group, lengths=(lengths, lengths))}
-    end = shared.x(last)
-    found = {last: near_pairs(end, group)}
-    if last > first:
-        found[first] = near_pairs(shared.x(first), group, elsewhere=(end, end))
-    return dict(sorted(found.items()))
+    begin, end = shared.x(first), shared.x(last)
+    if first == last:
+        return {last: near_pairs(end, group)}
+    return {
+        first: near_pairs(begin, group, elsewhere=(end, end)),
+        last: near_pairs(end, group, elsewhere=(begin, begin), equal_alone=True),
+    }
 
 
 def rows_are_parts(evidence: Evidence) -> bool:

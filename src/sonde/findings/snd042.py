@@ -31,9 +31,9 @@ class SND042(Rule):
     )
     how: ClassVar[str] = (
         "Sampled rows at the first and the last site of eight units whose nearest row of "
-        "another group and "
-        "content is nearer than eps times their fifth, those of the first site only if within half "
-        "of the fifth's distance at the last one too; where a row is a text's last token, at the "
+        "another group and content is nearer than eps times their fifth, those of the first site "
+        "only if within half of the fifth's distance at the last one too, and equal rows of the "
+        "last site only if so at the first; where a row is a text's last token, at the "
         "last site alone and between texts of different length. With d the dimension from the "
         "second and fifth neighbour, an even density puts 4 n eps^d rows there; eps is 0.1, or "
         "less so that 0.01 rows are expected. At least 3 rows and a Poisson chance below 0.001 "
