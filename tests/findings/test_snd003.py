@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from findings import _evidence as arrays
-from findings._nets import assert_clear, assert_raised, evidence_of, tensors
+from findings._nets import assert_clear, assert_raised, evidence_of, tensors, tokens
 from narrow import expect
-from sonde.findings.fresh_weights import spectrum_edge
+from sonde.findings.fresh_weights import neighbours, spectrum_edge
 from sonde.findings.rule import Check
 from sonde.findings.snd003 import SND003
 
@@ -43,6 +43,43 @@ def test_trained_layers_are_clear_and_a_whole_random_model_is_a_note() -> None:
     assert_raised(check, "note")
     assert check.finding is not None
     assert "The model as a whole looks untrained" in check.finding.sentence
+
+
+@pytest.mark.truth("simulation: random weights between fixed layers, and weights turned to them")
+def test_random_weights_know_nothing_of_the_layers_beside_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    after = torch.randn(30, 24, generator=draw) * 0.9 ** torch.arange(24)
+    before = torch.randn(40, 20, generator=draw) * 0.9 ** torch.arange(20)
+    found = []
+    for _ in range(300):
+        weight = torch.randn(24, 40, generator=draw)
+        found.append(list(neighbours(weight, [before], [after])))
+    below = (torch.tensor(found) < 0.1).double().mean(0).tolist()
+    assert below == pytest.approx([0.1, 0.1], abs=0.06)
+    turned = torch.linalg.svd(after).Vh[:4].T @ torch.randn(4, 40, generator=draw)
+    assert next(neighbours(weight + turned, [], [after])) < 1e-5
+
+
+class Reader(nn.Module):
+    """An embedding, the mean over tokens and a head of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(61, 24), nn.Linear(24, 61)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(input_ids).mean(1))
+
+
+def test_an_embedding_that_was_drawn_anew_is_named() -> None:
+    torch.manual_seed(0)
+    net = Reader().requires_grad_(False).eval()
+    for learned, is_named in ((0.0, True), (0.1, False)):
+        net.table.weight.normal_(0, 0.05)
+        net.table.weight += learned * torch.randn(61, 1) * torch.randn(24)
+        check = SND003().check(evidence_of(tokens(net, [6] * 64), variants=True))
+        named = () if check.finding is None else check.finding.sites
+        assert ("table" in named) == is_named
 
 
 @pytest.mark.truth("singular values and Tracy-Widom quantiles by simulation of random matrices")

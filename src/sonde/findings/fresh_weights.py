@@ -2,13 +2,15 @@
 
 The shape of weights alone proves nothing. A layer counts only if its entries are those of a usual
 initialiser, none of its directions stands out of the spectrum of such random entries (training adds
-few strong ones), and its input passes through it no more strongly than through random weights.
+few strong ones), its input passes through it no more strongly than through random weights, and it
+knows nothing of its neighbours: layers that learned together pass on what the other one reads.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.stats import chi2, gamma, kstest, norm, uniform
@@ -23,7 +25,7 @@ from sonde.tap.reading.small_batches import small_batches
 
 LEAST, MOST, ROWS = 512, 8_192, 16
 STEPS = 24
-LEVEL = 0.05
+LEVEL, SMALL = 0.05, 0.2
 
 Matrix = Float[Tensor, "dim2 dim"]
 
@@ -66,10 +68,13 @@ class FreshLayers:
         In order of execution.
     sizes : mapping of path to Size
         All layers that were looked at.
+    tables : tuple of Fresh
+        Embeddings that look so, of a spread that training changes.
     """
 
     fresh: tuple[Fresh, ...] = ()
     sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
+    tables: tuple[Fresh, ...] = ()
 
     @property
     def share(self) -> float:
@@ -81,13 +86,15 @@ def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
     """Return the layers of a model that look untrained; runs a few rows where any might."""
     found: list[tuple[Fresh, Matrix, float]] = []
     looked = list(_layers(stream))
-    for path, weight, bias in looked:
+    for i, (path, weight, bias) in enumerate(looked):
         said = _bias(bias, weight.shape[1])
         law = None if said is None else _law(weight)
         if law is None or said is None:
             continue
         edge, p = spectrum_edge(weight, law.spread)
-        if _combined([law.p, p, *_evenness(weight, law)]) > LEVEL:
+        before, after = ([w for _, w, _ in part] for part in (looked[:i][-1:], looked[i + 1 :][:1]))
+        known = neighbours(weight, before, after)
+        if _combined([law.p, p, *_evenness(weight, law), *known]) > LEVEL:
             found.append((Fresh(path, law.words, edge, said), weight, law.spread))
     gains = _gains(stream, seed, {f.path: (w, s) for f, w, s in found})
     fresh = tuple(
@@ -96,7 +103,30 @@ def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
     sizes = {
         path: Size(tuple(w.shape), float(w.float().square().mean().sqrt())) for path, w, _ in looked
     }
-    return FreshLayers(fresh, sizes)
+    return FreshLayers(fresh, sizes, tuple(_fresh_tables(stream)))
+
+
+def _fresh_tables(stream: LiveStream) -> Iterator[Fresh]:
+    """Yield the embeddings that ran whose rows are random normal numbers of one small spread.
+
+    Training hardly changes those of spread 1, with which torch draws them.
+    """
+    for name, module in stream.probe.names.modules.items():
+        if not (isinstance(module, nn.Embedding) and stream.probe.calls(name) > 0):
+            continue
+        weight = module.weight.detach()
+        if weight.is_meta or weight.numel() < LEAST or min(weight.shape) < 2:
+            continue
+        spread = float(weight.float().std())
+        if not 0 < spread < SMALL:
+            continue
+        entries = _some(weight)
+        fits = _Law(
+            f"normal, {spread:.2g}", spread, 3.0, float(kstest(entries, norm(0, spread).cdf)[1])
+        )
+        edge, p = spectrum_edge(weight, spread)
+        if _combined([fits.p, p, *_evenness(weight, fits)]) > LEVEL:
+            yield Fresh(name, fits.words, edge, "")
 
 
 def _combined(p: Sequence[float]) -> float:
@@ -132,11 +162,15 @@ class _Law:
     p: float
 
 
+def _some(weight: Matrix) -> np.ndarray:
+    flat = weight.flatten()
+    return flat[:: max(1, len(flat) // MOST)][:MOST].double().cpu().numpy()
+
+
 def _law(weight: Matrix) -> _Law | None:
     """Return the usual initialiser whose entries these are."""
     rows, columns = weight.shape
-    flat = weight.flatten()
-    entries = flat[:: max(1, len(flat) // MOST)][:MOST].double().cpu().numpy()
+    entries = _some(weight)
     bounds = {
         "torch's own, uniform": columns**-0.5,
         "Glorot's, uniform": (6 / (rows + columns)) ** 0.5,
@@ -172,6 +206,36 @@ def _evenness(weight: Matrix, law: _Law) -> Iterator[float]:
         off = (square.sum(axis) - n) / math.sqrt(n * (law.kurtosis - 1))
         freedom = len(off) / (1 + 6 / n)  # of few entries, sums of squares have wide tails
         yield float(chi2.sf(float(off.square().mean()) * freedom, freedom))
+
+
+def neighbours(
+    weight: Matrix, before: Sequence[Tensor], after: Sequence[Tensor]
+) -> Iterator[float]:
+    """Yield the chance that random weights pass on so much between the layers around them.
+
+    For weights ``W`` of independent entries of spread ``s`` and any ``A``, ``|A W|^2`` has the mean
+    ``s^2 n tr(A^T A)`` and the variance ``2 s^4 n tr((A^T A)^2)``, here of a scaled chi-squared
+    law. Layers that learned together agree on directions, and pass on far more. Of a neighbour
+    whose width is another one nothing is known.
+    """
+    rows, columns = weight.shape
+    for later in after:
+        if later.shape[1] % rows == 0:
+            yield _passed(later.reshape(len(later), rows, -1), weight)
+    for earlier in before:
+        if columns % len(earlier) == 0:
+            parts = weight.reshape(rows, len(earlier), -1).transpose(0, 1).flatten(1)
+            yield _passed(earlier.T[:, :, None], parts)
+
+
+def _passed(reader: Float[Tensor, "out row place"], weight: Matrix) -> float:
+    matrix = reader.transpose(1, 2).flatten(0, 1).float()
+    gram, w = matrix.T @ matrix, weight.float().to(matrix.device)
+    trace, square, n = float(gram.trace()), float(gram.square().sum()), w.shape[1]
+    if not (square > 0 and bool(w.any())):
+        return 1.0
+    through = float((gram @ w * w).sum() / w.square().mean()) * trace / square
+    return float(chi2.sf(through, n * trace**2 / square))
 
 
 def spectrum_edge(weight: Matrix, spread: float) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """SND003: layers that look as their initialiser left them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -7,7 +8,7 @@ from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import percent, plural
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence
-from sonde.findings.fresh_weights import FreshLayers
+from sonde.findings.fresh_weights import Fresh, FreshLayers
 from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
 
 LAG = 0.1
@@ -31,18 +32,19 @@ class SND003(Rule):
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
         "Weights that were not found in a checkpoint are drawn at random, with a line in a log at "
-        "best: a head that was not loaded, a block that was renamed, a layer that no gradient "
-        "reached."
+        "best: a head that was not loaded, a block that was renamed."
     )
     how: ClassVar[str] = (
         "For each linear layer and convolution of at least 512 weights that ran, all of: its "
         "weights are those of a usual initialiser with its own scale (Kolmogorov-Smirnov, p above "
         "0.1 %), none of its directions stands out of the spectrum of such random weights "
         "(Tracy-Widom) and its rows and columns are alike (chi-squared), four p-values that are "
-        "above 5 % together (Fisher); its bias is exactly zero, or drawn as torch draws it; "
+        "above 5 % together (Fisher), with two more that it passes on between the layers beside it "
+        "what random weights pass on; its bias is exactly zero, or drawn as torch draws it; "
         "and its inputs come out as strong as random weights make them, within 4 "
-        "standard errors. A note where half of the layers look so, or where the model's own "
-        "answers are as good as a probe of its last layer."
+        "standard errors. Embeddings in the same way, if their spread is below 0.2: those that "
+        "start larger are hardly changed by training. A note where half of the layers look so, or "
+        "where the model's own answers are as good as a probe of its last layer."
     )
     false_positives: ClassVar[str] = (
         "Layers that are random on purpose, such as random features; very wide layers that "
@@ -56,14 +58,15 @@ class SND003(Rule):
         found = evidence.fresh
         if not isinstance(found, FreshLayers) or not found.sizes:
             return self.not_applicable("no linear layer of 512 weights or more ran")
-        share = found.share
+        fresh = (*found.tables, *found.fresh)
+        share = len(fresh) / max(len(found.sizes), 1)
         figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
-        if not found.fresh:
+        if not fresh:
             return self.clear(figure)
-        is_whole = share >= self.whole
-        first = found.fresh[0]
-        verb = "looks" if len(found.fresh) == 1 else "look"
-        who = "The model as a whole looks" if is_whole else _of(found, verb)
+        is_whole = found.share >= self.whole
+        first = fresh[0]
+        verb = "looks" if len(fresh) == 1 else "look"
+        who = "The model as a whole looks" if is_whole else _of(fresh, verb)
         text = (
             f"{who} untrained: the weights of {first.path} are those of an initialiser "
             f"({first.law}), none of its directions stands out (largest singular value "
@@ -77,8 +80,8 @@ class SND003(Rule):
                 level,
                 sentence(f"{text}{bias}.", f"{plural(len(found.sizes), 'layer')} looked at."),
                 figure,
-                sites=tuple(f.path for f in found.fresh),
-                effect=share,
+                sites=tuple(f.path for f in fresh),
+                effect=min(1.0, share),
                 next=read_command(first.path),
             )
         )
@@ -92,5 +95,5 @@ def _is_right(evidence: Evidence) -> bool:
     return answers.accuracy > max(answers.labels.sites[-1].accuracy - LAG, answers.majority)
 
 
-def _of(found: FreshLayers, verb: str) -> str:
-    return f"{places([f.path for f in found.fresh], 2)} {verb}"
+def _of(fresh: Sequence[Fresh], verb: str) -> str:
+    return f"{places([f.path for f in fresh], 2)} {verb}"
