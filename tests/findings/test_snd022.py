@@ -136,6 +136,40 @@ def test_what_few_numbers_feed_is_not_judged(wide: bool) -> None:
     assert checked(SND014(), evidence).state == "not_applicable"
 
 
+def test_points_of_few_numbers_and_what_three_classes_need_are_not_judged() -> None:
+    draw = torch.Generator().manual_seed(0)
+    label = torch.randint(3, (400,), generator=draw)
+    wide = torch.tensor([[1.0, 1.0], [1.0, 0.2], [0.2, 1.0]])[label]
+    points = torch.randn(400, 24, 2, generator=draw) * wide[:, None]
+    torch.manual_seed(0)
+
+    class Cloud(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.each, self.rest = nn.Linear(2, 16), nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rest(self.each(x).mean(1))
+
+    evidence = evidence_of(tensors(Cloud().eval(), points))
+    assert directions(evidence.sites[0]) < 2.01
+    assert checked(SND022(), evidence).state == "not_applicable"
+    assert checked(SND014(), evidence).state == "not_applicable"
+
+
+@pytest.mark.truth("logits that a softmax cannot tell apart span the plane of the units")
+def test_logits_of_three_classes_are_two_numbers() -> None:
+    plane = noise(300, 2)
+    units = plane @ noise(2, 12, seed=1) + 0.01 * noise(300, 12, seed=2)
+    logits = plane @ noise(2, 3, seed=3) + 5 * noise(300, 1, seed=4)
+    evidence = evidence_of(Stream.of(units.double(), logits=logits))
+    n, share = few_outputs(evidence.sites[0], evidence)
+    assert n == 2
+    assert share > 0.99
+    third = evidence_of(Stream.of(units.double(), logits=noise(300, 3, seed=5)))
+    assert few_outputs(third.sites[0], third)[1] < 0.1
+
+
 def regressor(n_outputs: int, seed: int) -> tuple[nn.Module, torch.Tensor]:
     """Return a net that has learned numbers, and what it learned on."""
     torch.manual_seed(seed)

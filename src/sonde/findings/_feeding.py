@@ -10,7 +10,8 @@ from sonde.stats import MomentsState
 def fed_by_few(evidence: Evidence, n: int) -> set[str]:
     """Return the names of sites that are known to work on fewer than ``n`` numbers of an example.
 
-    All are where the model's input is so small, else those that follow a narrow site directly.
+    All are where the model's input is so small, else linear layers that read so few for a row or
+    point, and those that follow such a site or a narrow one directly.
     """
     model = evidence.model
     if not isinstance(model, ModelEvidence):
@@ -18,9 +19,12 @@ def fed_by_few(evidence: Evidence, n: int) -> set[str]:
     if model.n_numbers is not None and model.n_numbers < n:
         return {site.name for site in evidence.sites}
     found: set[str] = set()
-    for before, site in itertools.pairwise(evidence.sites):
-        facts = model.sites.get(site.schema.key)
-        if facts and facts.follows and (before.dim < n or before.name in found):
+    for before, site in itertools.pairwise((None, *evidence.sites)):
+        facts = model.sites.get(site.schema.key) if site else None
+        if not (site and facts):
+            continue
+        is_narrow = facts.n_inputs is not None and facts.n_inputs < n
+        if is_narrow or (facts.follows and before and (before.dim < n or before.name in found)):
             found.add(site.name)
     return found
 

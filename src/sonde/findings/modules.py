@@ -31,8 +31,8 @@ class SiteFacts:
         Whether it works on exactly the numbers that the site before it returned.
     ends : (float, float) or None
         Where its output is cut off, for ReLU6 and its kin.
-    is_linear : bool
-        Whether its output is a linear map of its input.
+    n_inputs : int or None
+        How many numbers a linear layer reads for one row, token or point; None for others.
     is_first : bool
         Whether no site is read before it.
     n_channels : int or None
@@ -44,7 +44,7 @@ class SiteFacts:
     n_parameters: int = 0
     follows: bool = False
     ends: tuple[float, float] | None = None
-    is_linear: bool = False
+    n_inputs: int | None = None
     is_first: bool = False
     n_channels: int | None = None
     is_input: bool = False
@@ -208,7 +208,7 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
             n_parameters=sum(p.numel() for p in module.parameters()),
             follows=follows,
             ends=_ends(module),
-            is_linear=isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D",
+            n_inputs=_inputs(module, received),
             is_first=not found,
             n_channels=n_channels,
             is_input=is_input,
@@ -219,6 +219,11 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 def _channels(module: nn.Module) -> int | None:
     return module.in_channels if isinstance(module, nn.modules.conv._ConvNd) else None
+
+
+def _inputs(module: nn.Module, received: Tensor | None) -> int | None:
+    is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return received.shape[-1] if is_linear and received is not None else None
 
 
 def _same_numbers(a: Tensor | None, b: Tensor | None) -> bool:

@@ -50,7 +50,7 @@ class SND022(Rule):
         "Sites that are fed by fewer than eight numbers or channels are left out. "
         "Withheld where two or three classes hold 80 % of the variance, and where a model "
         "answers with one or two numbers that explain 80 % of what so many directions can: nets "
-        "of two classes, and those that say one number, need no more."
+        "of two or three classes, and those that say one number, need no more."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -200,12 +200,15 @@ def few_outputs(site: SiteEvidence, evidence: Evidence) -> tuple[int, float]:
     """Return how many numbers a model answers with, and how far they are a site's main directions.
 
     That is the share of standardised variance that a linear fit on them explains, over what as many
-    principal directions do; 0 with more than two outputs.
+    principal directions do; 0 with more than two. Logits of three classes are two numbers, as a
+    softmax sees their differences alone.
     """
     outputs = evidence.column("logits", site)
-    if outputs is None or outputs.ndim != 2 or outputs.shape[1] > 2:
+    if outputs is None or outputs.ndim != 2 or outputs.shape[1] > 3:
         return 0, 0.0
-    n = outputs.shape[1]
+    n = min(outputs.shape[1], 2)
+    if outputs.shape[1] == 3:
+        outputs = (outputs - outputs.mean(1, keepdim=True))[:, :2]
     if not bool(outputs.isfinite().all()):
         return n, 0.0
     z = rows_as_float(site.sample)

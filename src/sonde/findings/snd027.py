@@ -59,7 +59,7 @@ class SND027(Rule):
         pairs = [
             (a, b)
             for a, b in zip(evidence.sites, evidence.sites[1:], strict=False)
-            if (facts := model.sites.get(b.schema.key)) and facts.follows and facts.is_linear
+            if (facts := model.sites.get(b.schema.key)) and facts.follows and facts.n_inputs
         ]
         if not pairs:
             return self.not_applicable("no linear layer follows another site directly")
