@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sonde.cli._table import PIPE_WIDTH, legend, table, terminal_width
+from sonde.cli._table import PIPE_WIDTH, legend, table, terminal_width, text_width
 from sonde.cli.console import note
 from sonde.core.wording import plural
 from sonde.run.bundles.fitted import Fitted
@@ -17,6 +17,7 @@ from sonde.run.reading.row_places import Place
 from sonde.run.scoring.lacking import lacking
 from sonde.run.scoring.score import spot
 from sonde.run.scoring.tables import keys_of, part_of, scores_of
+from sonde.run.scoring.weak_file import WeakGroups
 
 SHOWN = 5
 MEDIAN = "score of the middle row; higher = more unusual, each detector and site on its own scale"
@@ -87,6 +88,26 @@ def _called(line: dict[str, Any]) -> str:
     """Return the id of an input, with its place in the user's files where that says more."""
     place = line["place"]
     return line["id"] if place in (None, line["id"]) else f"{line['id']} ({place})"
+
+
+def groups_text(answers: pa.Table, weak: WeakGroups) -> str:
+    """Return of each weak group how many inputs belong to it, which first, and what it is."""
+    told = answers.select(["id", "place", "row", "groups"]).to_pylist()
+    if not weak.groups:
+        return "weak groups: none was found by the scan."
+    lines = ["weak groups:"]
+    for number, group in enumerate(weak.groups, 1):
+        mine = [_called(line) for line in told if number in (line["groups"] or ())]
+        right, rest = (f"{group.figures[name]:.1%}" for name in ("accuracy", "elsewhere"))
+        first = ", ".join(mine[:SHOWN]) + (", ..." if len(mine) > SHOWN else "")
+        said = (
+            f"{number}. {group.text}: the model is right on {right} there, elsewhere on {rest}. "
+            f"{len(mine):,} of {plural(len(told), 'input')}{': ' if mine else ''}{first}."
+        )
+        lines += _wrapped(said, text_width(), "  ")
+    unknown = sum(line["groups"] is None for line in told)
+    lines += [f"  Of {plural(unknown, 'input')} it is not known."] if unknown else []
+    return "\n".join(lines)
 
 
 def say_infinite(scored: pa.Table) -> None:

@@ -71,6 +71,9 @@ class Scan:
     rows: Annotated[
         Path | None, named("FILE", "the inputs that findings count: .csv, .parquet, .jsonl")
     ] = None
+    groups: Annotated[
+        Path | None, named("FILE", "the weak groups that were found, for `sonde score --group`")
+    ] = None
     show_inputs: Annotated[bool, tyro.conf.arg(help="let the report hold inputs")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows in the report")] = False
     reading: Reading = field(default_factory=Reading)
@@ -91,28 +94,16 @@ class Scan:
         return self._scan()
 
     def _scan(self) -> int:
-        from sonde.findings.row_table import row_table
         from sonde.findings.step import Again
         from sonde.report import load_report, save_report
         from sonde.report.scan import run_scan
-        from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
-        from sonde.run.scoring.tables import check_suffix, write_table
-        from sonde.store.outputs import check_file
+        from sonde.run.passes.directory import dropped_on_error, remove_run
 
         started = time.time()
         gate = parse_gate(self.fail_on)
         self._check_gate(gate)
         old = None if self.baseline is None else load_report(self.baseline)
-        directory = None
-        if self.output is not None:
-            if self.output.suffix not in (".html", ".json"):
-                raise InputError(f"scan: expected -o to end in .html or .json, got {self.output}.")
-            sources = filter(None, [self.model, self.data, self.versus, self.baseline])
-            check_file(self.output, *sources)
-            directory = run_directory(self.output)
-        if self.rows is not None:
-            check_suffix(self.rows)
-            check_file(self.rows, *filter(None, [self.model, self.data, self.versus, self.output]))
+        directory = self._check_files()
         self.running.check(directory)
         settings = self._settings(directory, gate)
         model, data = self._source()
@@ -134,10 +125,7 @@ class Scan:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
                 remove_run(directory)
-        if self.rows is not None:
-            table = row_table(scanned)
-            write_table(table, self.rows)
-            note(f"wrote {self.rows}: {plural(table.num_rows, 'row')}")
+        self._write_lists(scanned)
         for stream in filter(None, (scanned.stream, scanned.other_stream)):
             say_notes(stream, self.printing.quiet or self.printing.json)
         self._print(report)
@@ -150,6 +138,40 @@ class Scan:
         if gate and not self.printing.json:
             note(_told(self.fail_on, codes, old is not None, _unasked(report, gate)))
         return 1 if codes else 0
+
+    def _check_files(self) -> Path | None:
+        """Refuse files that cannot be written; return the folder in which a run is kept."""
+        from sonde.run.passes.directory import run_directory
+        from sonde.run.scoring.tables import check_suffix
+        from sonde.store.outputs import check_file
+
+        sources = [text for text in (self.model, self.data, self.versus) if text]
+        if self.rows is not None:
+            check_suffix(self.rows)
+            check_file(self.rows, *sources, *filter(None, [self.output]))
+        if self.groups is not None:
+            check_file(self.groups, *sources, *filter(None, [self.output, self.rows]))
+        if self.output is None:
+            return None
+        if self.output.suffix not in (".html", ".json"):
+            raise InputError(f"scan: expected -o to end in .html or .json, got {self.output}.")
+        check_file(self.output, *sources, *filter(None, [self.baseline]))
+        return run_directory(self.output)
+
+    def _write_lists(self, scanned: Any) -> None:
+        """Write the inputs that findings count, and the weak groups, where asked for."""
+        from sonde.findings.row_table import row_table
+        from sonde.findings.weak_file import weak_groups_of
+        from sonde.run.scoring.tables import write_table
+
+        if self.rows is not None:
+            table = row_table(scanned)
+            write_table(table, self.rows)
+            note(f"wrote {self.rows}: {plural(table.num_rows, 'row')}")
+        if self.groups is not None:
+            known = weak_groups_of(scanned)
+            known.save(self.groups)
+            note(f"wrote {self.groups}: {plural(len(known.groups), 'weak group')}")
 
     def _check_gate(self, gate: tuple[str, ...]) -> None:
         """Refuse a gate on a check that would not run."""

@@ -76,6 +76,9 @@ class Score:
     unusual: Annotated[
         Path | None, named("TABLE", "scores of known unusual rows (--each), for --fuse learned")
     ] = None
+    group: Annotated[
+        Path | None, named("FILE", "weak groups that `sonde scan --groups FILE` wrote: who belongs")
+    ] = None
     examples: Annotated[
         int, named("N", "most unusual examples of each detector on the page (.html)")
     ] = 8
@@ -95,11 +98,13 @@ class Score:
         from sonde.run.scoring.opening import open_for
         from sonde.run.scoring.score import score
         from sonde.run.scoring.tables import read_table
+        from sonde.run.scoring.weak_file import WeakGroups, with_groups
 
         self._check()
         memory = self.running.memory_bytes()
         known = None if self.unusual is None else read_table(self.unusual)
         fitted = Fitted.load(self.probe)
+        weak = None if self.group is None else WeakGroups.load(self.group)
         model, data = source_of("score", self.model, self.data, self.reading)
         stream = open_for(fitted, model, data, **options_of(self.reading))
         how: dict[str, Any] = {"reduction": self.reduction, "explain": self.explain}
@@ -110,6 +115,9 @@ class Score:
             note(f"note: {text}.")
         place = places_of_rows(stream, self.hash_ids)
         answers = None if self.each else self._by_input(table, fitted, known, place)
+        if weak is not None:
+            seen = weak.open(model, data, **options_of(self.reading))
+            answers = with_groups(answers, weak, seen)
         if self.fuse is not None and (self.each or self._is_page):
             table = with_fused(table, fitted, self.fuse, unusual=known)
         if self.hash_ids:
@@ -122,7 +130,7 @@ class Score:
         if self.printing.json:
             say_json(_flagged(made, fitted))
         elif not self.printing.quiet:
-            self._say(table, answers, fitted, place)
+            self._say(table, answers, fitted, place, weak)
         return 0
 
     def _check(self) -> None:
@@ -138,6 +146,8 @@ class Score:
         self.running.crew()
         if (self.fuse == "learned") != (self.unusual is not None):
             raise InputError("--unusual: expected a table with --fuse learned, and only there.")
+        if self.group is not None and self.each:
+            raise InputError("--group: tells of inputs, a line for each. Leave out --each.")
 
     def _by_input(self, table: Any, fitted: Any, known: Any, place: Any) -> Any:
         """Return a line for each input, and say why p-values or verdicts are missing."""
@@ -149,9 +159,10 @@ class Score:
             note(f"note: {text}")
         return found.table
 
-    def _say(self, table: Any, answers: Any, fitted: Any, place: Any) -> None:
+    def _say(self, table: Any, answers: Any, fitted: Any, place: Any, weak: Any) -> None:
         from sonde.cli._scored import (
             answers_text,
+            groups_text,
             oddest_text,
             say_infinite,
             scored_text,
@@ -163,6 +174,8 @@ class Score:
             say(scored_text(table, fitted, self.alarm))
         else:
             say(answers_text(answers, self.alarm, listed=self.output is None))
+        if weak is not None:
+            say(f"\n{groups_text(answers, weak)}")
         if self.explain:
             say(oddest_text(table, fitted, place))
             for text in without_units(table):

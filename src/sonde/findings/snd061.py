@@ -60,12 +60,16 @@ class SND061(Rule):
         n_groups = len(torch.unique(found.group))
         if n_groups < self.least:
             return too_few(self, n_groups, self.least, counted_as(evidence))
-        groups = [g for g in found.groups if g.low > g.elsewhere_high + self.warning]
+        groups = self.confirmed(found)
         if not groups:
             seen = max(found.groups, key=lambda g: g.low - g.elsewhere_high, default=None)
             return self.clear(None if seen is None else self._figure(seen))
         finding = self._finding(evidence, found, groups[0], len(groups) - 1)
         return self.raised(finding, weak_groups=weak_table(evidence, found, groups))
+
+    def confirmed(self, found: WeakRows) -> list[WeakGroup]:
+        """Return the groups that are worse by more than the threshold, the worst first."""
+        return [g for g in found.groups if g.low > g.elsewhere_high + self.warning]
 
     def _figure(self, group: WeakGroup) -> Figure:
         return Figure(

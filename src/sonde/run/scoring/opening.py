@@ -20,13 +20,24 @@ def open_for(
     fitted: Fitted, model: Any, data: Any, by: By | None = None, /, **options: Any
 ) -> Stream:
     """Return the stream that a bundle wants: its sites, its reducer, its objective."""
+    needs_logits = _needs_logits(fitted) or by == "predicted"
+    is_stored = isinstance(model, str | Path) and is_store(Path(model))
+    if not (is_stored or isinstance(model, Stream)):
+        options |= _class_column(fitted, model, options)
+    return open_as(fitted.header, needs_logits, model, data, options)
+
+
+def open_as(
+    header: dict[str, Any], needs_logits: bool, model: Any, data: Any, options: dict[str, Any]
+) -> Stream:
+    """Return the stream whose model, sites and reading a header names."""
     if isinstance(model, Stream):
         require_alone(model, repr(model), data, options)
-        return asking_logits(model) if _needs_logits(fitted) or by == "predicted" else model
+        return asking_logits(model) if needs_logits else model
     if isinstance(model, str | Path) and is_store(Path(model)):
-        return _stored(fitted, model, data, options)
-    reading = fitted.header.get("reading") or {}
-    by_site = {s["text"]: s["reducer"] for s in fitted.header["sites"] if "|" not in s["text"]}
+        return _stored(header, model, data, options)
+    reading = header.get("reading") or {}
+    by_site = {s["text"]: s["reducer"] for s in header["sites"] if "|" not in s["text"]}
     sites, reducers = list(by_site), set(by_site.values())
     if len(reducers) > 1:
         sites = [f"{site}|{reducer}" for site, reducer in by_site.items()]
@@ -34,11 +45,9 @@ def open_for(
     if not (isinstance(model, str) and model == ARRAYS):
         one = Reducer.parse(next(iter(reducers))) if len(reducers) == 1 else "auto"
         wants |= {"reducer": one, "keep_special": bool(reading.get("keep_special", False))}
-        is_needed = _needs_logits(fitted) or by == "predicted"
-        wants |= {"logits": reading.get("logits_output", True) if is_needed else None}
+        wants |= {"logits": reading.get("logits_output", True) if needs_logits else None}
     try:
-        kept = default_options(fitted.header, model, data, options)
-        kept |= _class_column(fitted, model, options)
+        kept = default_options(header, model, data, options)
         stream = read(model, data, **{**wants, **kept, **options})
         _ = stream.schema  # sites are looked up here
     except SiteError as error:
@@ -59,11 +68,13 @@ def _class_column(fitted: Fitted, model: Any, options: dict[str, Any]) -> dict[s
     return {"label_column": columns.pop()}
 
 
-def _stored(fitted: Fitted, place: str | Path, data: Any, options: dict[str, Any]) -> Stream:
+def _stored(
+    header: dict[str, Any], place: str | Path, data: Any, options: dict[str, Any]
+) -> Stream:
     """Return the rows of a store at the sites of a bundle."""
     store = open_store(place, data, "auto", "auto", {}, options)
-    require_same_model(fitted.header, store)
-    return Store(place, [site["text"] for site in fitted.header["sites"]], checked=True)
+    require_same_model(header, store)
+    return Store(place, [site["text"] for site in header["sites"]], checked=True)
 
 
 def _first(sites: list[str]) -> str:

@@ -1,0 +1,40 @@
+"""The weak groups of a scan, as the file by which ``sonde score --group`` knows them again."""
+
+from sonde.core.errors import InputError
+from sonde.findings._weak import told, weak_rows
+from sonde.findings.scan import Scanned
+from sonde.findings.snd061 import SND061
+from sonde.run.scoring.weak_file import KnownGroup, WeakGroups
+
+
+def weak_groups_of(scanned: Scanned) -> WeakGroups:
+    """Return the groups that a scan confirmed; none where it looked and found none.
+
+    Raises
+    ------
+    InputError
+        If it did not look for groups, with the reason.
+    """
+    check = next((c for c in scanned.checks if c.code == SND061.code), None)
+    found, rule = weak_rows(scanned.evidence), scanned.rules.get(SND061.code)
+    if check is None or found is None or check.state not in ("clear", "raised"):
+        reason = "it is not among the checks of --only" if check is None else check.reason
+        raise InputError(f"--groups: {SND061.code} did not look for weak groups: {reason}.")
+    assert isinstance(rule, SND061)  # the rule of its code
+    return WeakGroups.of(
+        scanned.stream,
+        [
+            KnownGroup(
+                text=told(scanned.evidence, found, group),
+                conditions=group.conditions,
+                figures={
+                    "n": len(group.rows),
+                    "accuracy": 1 - group.loss,
+                    "low": 1 - group.high,
+                    "high": 1 - group.low,
+                    "elsewhere": 1 - group.elsewhere,
+                },
+            )
+            for group in rule.confirmed(found)
+        ],
+    )
