@@ -108,7 +108,7 @@ def test_the_page_carries_its_numbers(found, page):
 @pytest.mark.truth("points of the curve, mapped onto the axes of the drawing")
 def test_the_drawn_curve_goes_through_the_points(found):
     (_, roc, _) = pictures_of(found)
-    spec = roc.draw(480).to_dict()
+    spec = roc.draw(480)
     curve = max(found["curves"], key=lambda c: c["site"])["roc"]
     rows = max((v["data"]["values"] for v in spec["layer"]), key=lambda v: "i" in v[0])
     assert [(r["x"], r["v"]) for r in rows] == list(zip(curve["fpr"], curve["tpr"], strict=True))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sonde.report import check_report, to_html
-from sonde.report._axes import WIDE
+from sonde.report._fit import WIDE, fitted
 from sonde.report._pictures_answers import prediction_picture
 from sonde.report._pictures_depth import PANELS, depth_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
@@ -16,19 +16,19 @@ def log_axes(spec: Any) -> list[str | None]:
         return [title for item in spec for title in log_axes(item)]
     if not isinstance(spec, dict):
         return []
-    own = [spec["axis"]["title"]] if spec.get("scale", {}).get("type") == "log" else []
+    own = [spec["title"]] if spec.get("scale", {}).get("type") == "log" else []
     return own + [title for item in spec.values() for title in log_axes(item)]
 
 
 def test_every_logarithmic_axis_says_so(report) -> None:
     panels = {made.key.removeprefix("depth-"): made for made in depth_pictures(report)}
     for panel in PANELS:
-        titles = log_axes(panels[panel.name].draw(WIDE).to_dict(validate=False))
+        titles = log_axes(fitted(panels[panel.name].draw(WIDE), WIDE))
         assert bool(titles) == panel.log
         assert set(titles) <= {"log scale"}
     for made in (spectrum_picture(report), units_picture(report["units"])):
         assert made is not None
-        titles = log_axes(made.draw(WIDE).to_dict(validate=False))
+        titles = log_axes(fitted(made.draw(WIDE), WIDE))
         assert titles
         assert all(title and "log scale" in title for title in titles)
 
@@ -38,9 +38,9 @@ def test_a_level_line_is_named_where_the_curve_is_not(report) -> None:
     falling = [{"site": s, "value": 6.0 - i, "se": 0.0} for i, s in enumerate(sites[:5])]
     made = prediction_picture({"sites": falling, "unigram": 6.0, "final": 2.0, "n_rows": 9})
     assert made is not None
-    layers = made.draw(WIDE).to_dict(validate=False)["layer"]
+    layers = made.draw(WIDE)["layer"]
     texts = [part for part in layers if part["mark"]["type"] == "text"]
-    sides = {part["data"]["values"][0]["n"]: part["mark"]["align"] for part in texts}
+    sides = {part["data"]["values"][0]["name"]: part["mark"]["align"] for part in texts}
     assert sides == {"token frequencies": "right", "final": "left"}
 
 

@@ -20,20 +20,26 @@ FITTED = "fitted state"
 class Info:
     """Describe a state, a store, a run directory, a report or an export from its header.
 
-    Of a fitted state it also says the flags of its results.
+    Of a fitted state it also says the flags of its results, and --plot draws them.
 
-    Example: sonde info probe.sonde
+    Example: sonde info probe.sonde --plot -
     """
 
     file: Annotated[
         tyro.conf.Positional[Path],
         named("FILE", "a .sonde file, a report, an export, or a folder of sonde read or of a run"),
     ]
+    plot: Annotated[
+        Path | None,
+        named("FILE", "pictures of its results: a page, .html; their JSON; - for the terminal"),
+    ] = None
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
         """Print the header."""
         facts = describe(self.file)
+        if self.plot is not None:
+            return _plotted(self.file, facts["kind"], self.plot)
         if facts["kind"] == FITTED:
             from sonde.cli._flags import flags_in
 
@@ -43,6 +49,23 @@ class Info:
         else:
             say(_text(facts))
         return 0
+
+
+def _plotted(path: Path, kind: str, output: Path) -> int:
+    """Draw the results of a fitted state."""
+    if kind != FITTED:
+        raise InputError(f"info: --plot draws the results of a fitted state, got a {kind}: {path}.")
+    from sonde.report.charts import chart_to_text, charts_document, save_charts
+    from sonde.run.bundles.fitted import Fitted
+
+    found = charts_document(Fitted.load(path), str(path))
+    if not found["charts"]:
+        raise InputError(f"info: no result in {path} has a figure to draw; detectors have none.")
+    if str(output) == "-":
+        say("\n".join(chart_to_text(one["chart"]) for one in found["charts"]))
+    else:
+        say(f"wrote {save_charts(found, output)}")
+    return 0
 
 
 def describe(path: Path) -> dict[str, Any]:

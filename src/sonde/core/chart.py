@@ -74,6 +74,9 @@ def curves(
     bands: Sequence[tuple[str, str]] = (),
     levels: Iterable[Row] = (),
     dots: bool = True,
+    order: str = "",
+    colors: Mapping[str, str] | None = None,
+    **look: Any,
 ) -> Chart:
     """Return a line through the rows; ``by`` names the column that tells several lines apart.
 
@@ -91,6 +94,12 @@ def curves(
         not.
     dots : bool, default=True
         Mark each row.
+    order : str, optional
+        Column of numbers along which the line goes; by default ``x``.
+    colors : mapping of str to str, optional
+        Colours of the values of ``by``.
+    **look
+        Vega-Lite properties of the line, e.g. ``strokeDash``.
 
     Examples
     --------
@@ -100,13 +109,16 @@ def curves(
     rows = _finite(rows)
     across, up = _axis(x).channel(rows), _axis(y).channel(rows)
     layers = [_area(across, up, ends) for ends in bands]
-    mark = {"type": "line", "tooltip": True, **({"point": True} if dots else {})}
-    layers.append(_layer(mark, rows, x=across, y=up, **_color(rows, by)))
+    mark = {"type": "line", "tooltip": True, **({"point": True} if dots else {}), **look}
+    channels = _color(rows, by, colors)
+    if order:
+        channels["order"] = {"field": order, "type": "quantitative"}
+    layers.append(_layer(mark, rows, x=across, y=up, **channels))
     named = _named(levels := _finite(levels), [row[up["field"]] for row in rows], up)
     return _chart(title, rows, [*_levels(levels, up), *named, *layers])
 
 
-def points(
+def marks(
     title: str,
     rows: Iterable[Row],
     x: Axis,
@@ -117,13 +129,14 @@ def points(
     high: str = "",
     levels: Iterable[Row] = (),
     named: bool = False,
+    colors: Mapping[str, str] | None = None,
     **look: Any,
 ) -> Chart:
     """Return a mark for each row, with an interval where ``low`` and ``high`` name its ends.
 
     Parameters
     ----------
-    title, rows, x, y, by, levels
+    title, rows, x, y, by, levels, colors
         As for ``curves``.
     low, high : str, optional
         Columns of the ends, along the axis of numbers.
@@ -134,24 +147,33 @@ def points(
 
     Examples
     --------
-    >>> points("A map", [{"x": 0.0, "y": 1.0}], "x", "y")["mark"]["type"]
+    >>> marks("A map", [{"x": 0.0, "y": 1.0}], "x", "y")["mark"]["type"]
     'point'
     """
     rows = _finite(rows)
     across, up = _axis(x).channel(rows, named), _axis(y).channel(rows)
+    color = _color(rows, by, colors)
     layers: list[Chart] = []
     if low and high:
         flat = up["type"] == "nominal"
         ends = {"x" if flat else "y": {**(across if flat else up), "field": low}}
         ends |= {"x2" if flat else "y2": {"field": high}}
         mark = {"type": "rule", "strokeWidth": 4, "opacity": 0.4, "aria": False}
-        layers.append(_layer(mark, rows, **({"x": across, "y": up} | ends), **_color(rows, by)))
+        layers.append(_layer(mark, rows, **({"x": across, "y": up} | ends), **color))
     mark = {"type": "point", "tooltip": True, **look}
-    layers.append(_layer(mark, rows, x=across, y=up, **_color(rows, by)))
+    layers.append(_layer(mark, rows, x=across, y=up, **color))
     return _chart(title, rows, [*_levels(levels, up), *layers])
 
 
-def bars(title: str, rows: Iterable[Row], x: Axis, y: Axis, *, by: str = "") -> Chart:
+def bars(
+    title: str,
+    rows: Iterable[Row],
+    x: Axis,
+    y: Axis,
+    *,
+    by: str = "",
+    colors: Mapping[str, str] | None = None,
+) -> Chart:
     """Return a bar for each row, upright, or lying where ``y`` holds the names.
 
     Examples
@@ -164,7 +186,7 @@ def bars(title: str, rows: Iterable[Row], x: Axis, y: Axis, *, by: str = "") -> 
     up = _axis(y).channel(rows)
     across = _axis(x).channel(rows, named=up["type"] == "quantitative")
     mark = {"type": "bar", "tooltip": True}
-    return _chart(title, rows, [_layer(mark, rows, x=across, y=up, **_color(rows, by))])
+    return _chart(title, rows, [_layer(mark, rows, x=across, y=up, **_color(rows, by, colors))])
 
 
 def histogram(
@@ -323,11 +345,13 @@ def _named(levels: list[dict[str, Any]], heights: list[Any], y: dict[str, Any]) 
     return found
 
 
-def _color(rows: Sequence[Row], by: str) -> dict[str, Any]:
+def _color(rows: Sequence[Row], by: str, colors: Mapping[str, str] | None = None) -> dict[str, Any]:
     if not by:
         return {}
-    kinds = list(dict.fromkeys(row[by] for row in rows))
-    return {"color": {"field": by, "type": "nominal", "sort": kinds}}
+    found = dict.fromkeys(row[by] for row in rows)
+    kinds = [kind for kind in colors if kind in found] if colors else list(found)
+    scale = {"scale": {"domain": kinds, "range": [colors[k] for k in kinds]}} if colors else {}
+    return {"color": {"field": by, "type": "nominal", "sort": kinds, **scale}}
 
 
 def _finite(rows: Iterable[Row]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.core._kinds import is_list, is_tuple
 from sonde.core._shown import OneLine, as_html, one_line
 from sonde.core.autocast import without_autocast
+from sonde.core.chart import Chart, ChartAxis, curves, marks
 from sonde.core.columns import declared
 from sonde.core.errors import ShapeError
 from sonde.core.finite import finite_rows, is_finite
@@ -126,22 +127,12 @@ class Result(OneLine):
                 columns[name] = numbers * len(value) if len(numbers) == 1 else numbers
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
-    def chart(self) -> dict[str, Any]:
-        """Return a Vega-Lite picture of ``table`` as a plain dict."""
+    def chart(self) -> Chart:
+        """Return a picture of ``table``: a Vega-Lite dict, made with ``sonde.core.chart``."""
         rows = cast("list[dict[str, float]]", self.table().to_pylist())  # pyright: ignore[reportUnknownMemberType]
-        values = [
-            {"index": i, **{k: _finite(v) for k, v in row.items()}} for i, row in enumerate(rows)
-        ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title or type(self).__name__,
-            "data": {"values": values},
-            "mark": {"type": "line" if len(values) > 1 else "point", "tooltip": True},
-            "encoding": {
-                "x": {"field": "index", "type": "quantitative"},
-                "y": {"field": "value", "type": "quantitative", "title": self.unit or "value"},
-            },
-        }
+        numbered = [{"index": i, **row} for i, row in enumerate(rows)]
+        title, y = self.title or type(self).__name__, ChartAxis("value", title=self.unit or "value")
+        return (curves if len(rows) > 1 else marks)(title, numbered, "index", y)
 
     def _repr_mimebundle_(
         self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
@@ -304,7 +295,3 @@ def infinite_where_nonfinite(
 def _column(value: float | Tensor) -> list[float]:
     numbers = torch.as_tensor(value).detach().double().reshape(-1)
     return cast("list[float]", numbers.tolist())  # pyright: ignore[reportUnknownMemberType]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

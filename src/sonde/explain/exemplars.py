@@ -8,6 +8,7 @@ import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
@@ -90,20 +91,10 @@ class ExemplarsResult(Result):
         ]
         return pa.Table.from_pylist(rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
-    def chart(self) -> dict[str, Any]:
-        """Return a Vega-Lite picture: the exemplars' values of each unit, by range."""
-        values = self.table().select(["unit", "range", "value"]).to_pylist()  # pyright: ignore[reportUnknownMemberType]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": values},
-            "mark": {"type": "tick", "tooltip": True},
-            "encoding": {
-                "x": {"field": "unit", "type": "quantitative"},
-                "y": {"field": "value", "type": "quantitative"},
-                "color": {"field": "range", "type": "nominal"},
-            },
-        }
+    def chart(self) -> Chart:
+        """Return the exemplars' values of each unit, by range."""
+        rows = self.table().select(["unit", "range", "value"]).to_pylist()  # pyright: ignore[reportUnknownMemberType]
+        return marks(self.title, rows, "unit", "value", by="range")
 
 
 def _exemplar(state: TopKState | OctaveSampleState, at: tuple[int, ...], said: str) -> Exemplar:

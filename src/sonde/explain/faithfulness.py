@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
@@ -40,24 +41,14 @@ class FaithfulnessResult(Result):
     null_curve: Float[Tensor, "step"]
     null_spread: float
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the curve beside that of random orders."""
         rows = [
             {"share": s, "objective": v, "order": order}
             for order, curve in (("attribution", self.curve), ("random", self.null_curve))
             for s, v in zip(self.share.tolist(), curve.tolist(), strict=True)
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "share", "type": "quantitative"},
-                "y": {"field": "objective", "type": "quantitative"},
-                "color": {"field": "order", "type": "nominal"},
-            },
-        }
+        return curves(self.title, rows, "share", "objective", by="order")
 
 
 @dataclass(frozen=True)

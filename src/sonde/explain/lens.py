@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.edit import AffineMap
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
@@ -52,20 +53,11 @@ class LensResult(Result):
             ).tolist()
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
-    def chart(self) -> dict[str, Any]:
-        """Return a Vega-Lite picture: divergence from the model's answer, by block."""
-        found = super().chart()
-        found["data"] = {
-            "values": [
-                {"block": i, "kl": float(v)} for i, v in enumerate(torch.as_tensor(self.value))
-            ]
-        }
-        found["mark"] = {"type": "line", "point": True, "tooltip": True}
-        found["encoding"] = {
-            "x": {"field": "block", "type": "quantitative"},
-            "y": {"field": "kl", "type": "quantitative", "title": "nats"},
-        }
-        return found
+    def chart(self) -> Chart:
+        """Return divergence from the model's answer, by block."""
+        values = torch.as_tensor(self.value).tolist()
+        rows = [{"block": i, "kl": v} for i, v in enumerate(values)]
+        return curves(self.title, rows, "block", ChartAxis("kl", title="nats"))
 
 
 @final

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
@@ -47,30 +48,12 @@ class MaskSensitivityResult(Result):
         """Whether classes are told without the object, beyond what chance explains."""
         return float(self.low[CONDITIONS.index("box removed")]) > 0.5
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the areas with their intervals."""
         columns = (self.auroc.tolist(), self.low.tolist(), self.high.tolist())
         named = zip(self.conditions, *columns, strict=True)
         rows = [{"condition": c, "auroc": v, "low": a, "high": b} for c, v, a, b in named]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "layer": [
-                {"mark": {"type": "point", "tooltip": True}, "encoding": {"x": _AXIS}},
-                {
-                    "mark": "rule",
-                    "encoding": {
-                        "x": {"field": "low", "type": "quantitative"},
-                        "x2": {"field": "high"},
-                    },
-                },
-            ],
-            "encoding": {"y": {"field": "condition", "type": "nominal", "sort": None}},
-        }
-
-
-_AXIS = {"field": "auroc", "type": "quantitative"}
+        return marks(self.title, rows, "auroc", "condition", low="low", high="high")
 
 
 @final

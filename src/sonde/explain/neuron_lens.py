@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
@@ -52,16 +53,10 @@ class NeuronLensResult(Result):
         }
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
-    def chart(self) -> dict[str, Any]:
-        """Return a Vega-Lite picture: each unit's z against the kurtosis of its scores."""
-        found = super().chart()
-        found["data"] = {"values": self.table().select(["unit", "z", "kurtosis"]).to_pylist()}  # pyright: ignore[reportUnknownMemberType]
-        found["mark"] = {"type": "point", "tooltip": True}
-        found["encoding"] = {
-            "x": {"field": "kurtosis", "type": "quantitative"},
-            "y": {"field": "z", "type": "quantitative"},
-        }
-        return found
+    def chart(self) -> Chart:
+        """Return each unit's z against the kurtosis of its scores."""
+        rows = self.table().select(["unit", "z", "kurtosis"]).to_pylist()  # pyright: ignore[reportUnknownMemberType]
+        return marks(self.title, rows, "kurtosis", "z")
 
     def agreement(self, other: "NeuronLensResult") -> float:
         """Return the share of units with the same top token in another model.

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, matrix
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
@@ -59,30 +60,14 @@ class PatchEffects(Result):
         width = value.shape[1]
         return [(self.sites[i // width], i % width, float(value.flatten()[i])) for i in order]
 
-    def chart(self) -> dict[str, Any]:
-        """Return a map of sites and points, Vega-Lite as a plain dict."""
-        cells = [
+    def chart(self) -> Chart:
+        """Return a map of sites and points."""
+        rows = [
             {"site": site, "point": j, "share": share}
-            for site, row in zip(self.sites, self.value.tolist(), strict=True)
+            for site, row in zip(reversed(self.sites), reversed(self.value.tolist()), strict=True)
             for j, share in enumerate(row)
-            if share == share
         ]
-        color = {
-            "field": "share",
-            "type": "quantitative",
-            "scale": {"scheme": "blueorange", "domainMid": 0},
-        }
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": cells},
-            "mark": {"type": "rect", "tooltip": True},
-            "encoding": {
-                "x": {"field": "point", "type": "ordinal"},
-                "y": {"field": "site", "type": "nominal", "sort": list(reversed(self.sites))},
-                "color": color,
-            },
-        }
+        return matrix(self.title, rows, "point", "site", "share", two_sided=True)
 
 
 @final

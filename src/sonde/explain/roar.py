@@ -6,13 +6,14 @@ trained on them fails because what tells the classes is gone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.result import Result
 
@@ -75,24 +76,14 @@ class RoarResult(Result):
     accuracy: Float[Tensor, "share seed"]
     random: Float[Tensor, "share seed"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return accuracy by the share that is taken away."""
         rows = [
             {"share": s, "accuracy": v, "order": order}
             for order, values in (("attribution", self.accuracy), ("random", self.random))
             for s, v in zip(self.share.tolist(), values.mean(1).tolist(), strict=True)
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "share", "type": "quantitative"},
-                "y": {"field": "accuracy", "type": "quantitative"},
-                "color": {"field": "order", "type": "nominal"},
-            },
-        }
+        return curves(self.title, rows, "share", "accuracy", by="order")
 
 
 @final

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
@@ -51,24 +52,14 @@ class SanityResult(Result):
         """Whether the attribution changed with the weights."""
         return float(self.value) < SAME
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the likeness over the stages."""
         rows = [
             {"stage": f"{i}: {stage}", "correlation": value, "of": of}
             for of, values in (("sizes", self.absolute), ("values", self.signed))
             for i, (stage, value) in enumerate(zip(self.stages, values.tolist(), strict=True))
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "stage", "type": "ordinal", "sort": None},
-                "y": {"field": "correlation", "type": "quantitative"},
-                "color": {"field": "of", "type": "nominal"},
-            },
-        }
+        return curves(self.title, rows, "stage", "correlation", by="of")
 
 
 @final

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
@@ -34,20 +35,11 @@ class SensitivityResult(Result):
     share: Float[Tensor, "share"]
     by_share: Float[Tensor, "share"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the correlation by the share of the places."""
         pairs = zip(self.share.tolist(), self.by_share.tolist(), strict=True)
         rows = [{"share": share, "correlation": value} for share, value in pairs]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "share", "type": "quantitative"},
-                "y": {"field": "correlation", "type": "quantitative"},
-            },
-        }
+        return curves(self.title, rows, "share", "correlation")
 
 
 @final

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
@@ -66,19 +67,11 @@ class SurrogateResult(Result):
     importance: Float[Tensor, "feature"]
     rules: tuple[Rule, ...]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the importance of the inputs."""
         pairs = zip(self.features.tolist(), self.importance.tolist(), strict=True)
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": [{"input": f"x[{i}]", "importance": v} for i, v in pairs]},
-            "mark": {"type": "bar", "tooltip": True},
-            "encoding": {
-                "y": {"field": "input", "type": "nominal", "sort": None},
-                "x": {"field": "importance", "type": "quantitative"},
-            },
-        }
+        rows = [{"input": f"x[{i}]", "importance": v} for i, v in pairs]
+        return bars(self.title, rows, "importance", "input")
 
 
 @final

@@ -6,12 +6,12 @@ The latents are the first site of a pair and the factors the second, one unit fo
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
 from sonde.measure._flags import moment_flags
 from sonde.stats import HashSampleState, MomentsState
@@ -134,21 +134,6 @@ def _root(moments: MomentsState) -> Float[Tensor, "dim dim"]:
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
 
-def table_chart(title: str, name: str, table: Float[Tensor, "factor latent"]) -> dict[str, Any]:
+def table_chart(title: str, name: str, table: Float[Tensor, "factor latent"]) -> Chart:
     """Return a heat map of the latents and factors."""
-    cells = [
-        {"factor": i, "latent": j, name: v if math.isfinite(v) else None}
-        for i, row in enumerate(table.tolist())
-        for j, v in enumerate(row)
-    ]
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "title": title,
-        "data": {"values": cells},
-        "mark": {"type": "rect", "tooltip": True},
-        "encoding": {
-            "x": {"field": "latent", "type": "ordinal"},
-            "y": {"field": "factor", "type": "ordinal"},
-            "color": {"field": name, "type": "quantitative"},
-        },
-    }
+    return matrix(title, cells(table.tolist(), "latent", "factor", name), "latent", "factor", name)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
@@ -43,19 +44,10 @@ class ActiveVariablesResult(Result):
     mean_correlation: Float[Tensor, "latent latent"]
     sampled_correlation: Float[Tensor, "latent latent"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a bar for each latent."""
         rows = [{"latent": i, "share": share} for i, share in enumerate(self.on.tolist())]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "mark": {"type": "bar", "tooltip": True},
-            "encoding": {
-                "x": {"field": "latent", "type": "ordinal"},
-                "y": {"field": "share", "type": "quantitative"},
-            },
-        }
+        return bars(self.title, rows, "latent", "share")
 
 
 @final

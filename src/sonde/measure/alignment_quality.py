@@ -3,7 +3,6 @@
 For the indices of one site, with their errors, see ``cluster_indices``.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
@@ -33,26 +33,16 @@ class AlignmentQualityResult(Result):
     layer_nulls: Float[Tensor, "layer"]
     parts: Float[Tensor, "layer 4"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the four parts, their mean and its null over the layers."""
         lines = dict(zip(PARTS, self.parts.T.tolist(), strict=True))
         lines |= {"all": self.layers.tolist(), "null": self.layer_nulls.tolist()}
-        values = [
-            {"layer": i, "index": name, "value": v if math.isfinite(v) else None}
+        rows = [
+            {"layer": i, "index": name, "value": v}
             for name, line in lines.items()
             for i, v in enumerate(line)
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": values},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "layer", "type": "ordinal"},
-                "y": {"field": "value", "type": "quantitative"},
-                "color": {"field": "index", "type": "nominal"},
-            },
-        }
+        return curves(self.title, rows, "layer", "value", by="index")
 
 
 @final

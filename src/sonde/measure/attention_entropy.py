@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
@@ -39,19 +40,10 @@ class AttentionEntropyResult(Result):
     entropy_nats: Float[Tensor, "head"] | None = None
     sink: Float[Tensor, "head"] | None = None
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a bar for each head."""
         rows = [{"head": i, "entropy": v} for i, v in enumerate(self.entropy.tolist())]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "mark": {"type": "bar", "tooltip": True},
-            "encoding": {
-                "x": {"field": "head", "type": "ordinal"},
-                "y": {"field": "entropy", "type": "quantitative"},
-            },
-        }
+        return bars(self.title, rows, "head", "entropy")
 
 
 @final

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 
+from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
@@ -39,20 +40,11 @@ class ClusterIndicesResult(Result):
     errors: dict[str, float]
     nulls: dict[str, float]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return bars of the indices."""
-        rows = {name: float(self) if name == NAMES[0] else getattr(self, name) for name in NAMES}
-        values = [{"index": k, "value": v if math.isfinite(v) else None} for k, v in rows.items()]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": "Cluster indices",
-            "data": {"values": values},
-            "mark": {"type": "bar", "tooltip": True},
-            "encoding": {
-                "x": {"field": "index", "type": "nominal"},
-                "y": {"field": "value", "type": "quantitative"},
-            },
-        }
+        found = {name: float(self) if name == NAMES[0] else getattr(self, name) for name in NAMES}
+        rows = [{"index": name, "value": value} for name, value in found.items()]
+        return bars("Cluster indices", rows, "index", "value")
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
         """Return one row for each index: its name, value, standard error and null."""

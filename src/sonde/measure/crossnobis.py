@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
@@ -29,24 +30,10 @@ class CrossnobisResult(Result):
     direction: Direction = "higher"
     distance: Float[Tensor, "class class"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a heat map of the classes."""
-        cells = [
-            {"class": i, "other": j, "distance": v if math.isfinite(v) else None}
-            for i, row in enumerate(self.distance.tolist())
-            for j, v in enumerate(row)
-        ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": cells},
-            "mark": {"type": "rect", "tooltip": True},
-            "encoding": {
-                "x": {"field": "class", "type": "ordinal"},
-                "y": {"field": "other", "type": "ordinal", "sort": "descending"},
-                "color": {"field": "distance", "type": "quantitative"},
-            },
-        }
+        rows = cells(self.distance.tolist(), "other", "class", "distance")
+        return matrix(self.title, rows, "class", "other", "distance")
 
 
 @final

@@ -7,12 +7,13 @@ would answer, ``sonde.explain.LogitLens``.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sonde.core.chart import Chart, cells, matrix
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
@@ -49,25 +50,11 @@ class DepthUseResult(Result):
     answer_change: Float[Tensor, "layer"]
     depth: float
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a heat map of skipped blocks and those after them."""
-        cells = [
-            {"skipped": s, "later": later, "effect": v if math.isfinite(v) else None}
-            for s, row in enumerate(self.skip_effect.tolist())
-            for later, v in enumerate(row)
-            if later > s
-        ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": cells},
-            "mark": {"type": "rect", "tooltip": True},
-            "encoding": {
-                "x": {"field": "later", "type": "ordinal"},
-                "y": {"field": "skipped", "type": "ordinal", "sort": "descending"},
-                "color": {"field": "effect", "type": "quantitative"},
-            },
-        }
+        rows = cells(self.skip_effect.tolist(), "later", "skipped", "effect")
+        later = [row for row in rows if row["later"] > row["skipped"]]
+        return matrix(self.title, later, "later", "skipped", "effect")
 
 
 def depth_use(

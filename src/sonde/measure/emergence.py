@@ -3,7 +3,6 @@
 For how late in the network they can be, see ``feature_complexity``.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.measure.feature_complexity import EMERGED, Features, feature_complexity
@@ -33,24 +33,14 @@ class EmergenceResult(Result):
     steps: Int[Tensor, "checkpoint"]
     r2: Float[Tensor, "checkpoint feature"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a line for each feature."""
-        values = [
-            {"step": s, "feature": j, "r2": v if math.isfinite(v) else None}
+        rows = [
+            {"step": s, "feature": j, "r2": v}
             for s, row in zip(self.steps.tolist(), self.r2.tolist(), strict=True)
             for j, v in enumerate(row)
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": values},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "step", "type": "quantitative"},
-                "y": {"field": "r2", "type": "quantitative"},
-                "color": {"field": "feature", "type": "nominal"},
-            },
-        }
+        return curves(self.title, rows, "step", "r2", by="feature")
 
 
 def emergence(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy.special import betainc
 from torch import Tensor
 
+from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
@@ -48,24 +49,10 @@ class FeatureComplexityResult(Result):
         """Usable information of each layer about each feature, ``-1/2 ln(1 - r2)``."""
         return -0.5 * torch.log1p(-self.r2)
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a heat map of layers and features."""
-        cells = [
-            {"layer": i, "feature": j, "r2": v if math.isfinite(v) else None}
-            for i, row in enumerate(self.r2.tolist())
-            for j, v in enumerate(row)
-        ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": cells},
-            "mark": {"type": "rect", "tooltip": True},
-            "encoding": {
-                "x": {"field": "layer", "type": "ordinal"},
-                "y": {"field": "feature", "type": "ordinal"},
-                "color": {"field": "r2", "type": "quantitative"},
-            },
-        }
+        rows = cells(self.r2.tolist(), "feature", "layer", "r2")
+        return matrix(self.title, rows, "layer", "feature", "r2")
 
 
 @final

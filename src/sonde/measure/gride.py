@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
@@ -41,25 +42,16 @@ class GrideResult(Result):
     plateau: tuple[int, int]
     n_copies: int
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the dimension over the distance of the neighbours, beside its null."""
-        values = [
+        rows = [
             {"distance": far, "dimension": d, "rows": name}
             for name, curve in (("as they are", self.dimension), ("shuffled", self.shuffled))
             for far, d in zip(self.distance.tolist(), curve.tolist(), strict=True)
             if math.isfinite(d)
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": values},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "distance", "type": "quantitative", "scale": {"type": "log"}},
-                "y": {"field": "dimension", "type": "quantitative"},
-                "color": {"field": "rows", "type": "nominal"},
-            },
-        }
+        x = ChartAxis("distance", log=True)
+        return curves(self.title, rows, x, "dimension", by="rows")
 
 
 @final

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
@@ -49,26 +50,16 @@ class GrokkingStages(Result):
     concentration: Float[Tensor, "checkpoint"]
     interaction: Float[Tensor, "checkpoint"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a line for each of what is watched."""
         shares = ("alignment", "energy", "concentration", "interaction")
         names = ("train_accuracy", "test_accuracy", "moved", *shares)
-        values = [
-            {"step": s, "figure": name, "value": v if math.isfinite(v) else None}
+        rows = [
+            {"step": s, "figure": name, "value": v}
             for name in names
             for s, v in zip(self.step.tolist(), getattr(self, name).tolist(), strict=True)
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": values},
-            "mark": {"type": "line", "point": True, "tooltip": True},
-            "encoding": {
-                "x": {"field": "step", "type": "quantitative"},
-                "y": {"field": "value", "type": "quantitative"},
-                "color": {"field": "figure", "type": "nominal"},
-            },
-        }
+        return curves(self.title, rows, "step", "value", by="figure")
 
 
 def grokking_stages(

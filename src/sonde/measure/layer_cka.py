@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Instrument
@@ -39,25 +40,10 @@ class LayerCKAResult(Result):
     dead: Bool[Tensor, "layer"]
     spread: Float[Tensor, "layer"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a heat map of the layers."""
         values = torch.as_tensor(self.value).reshape(len(self.dead), -1).tolist()
-        cells = [
-            {"layer": i, "other": j, "cka": v if math.isfinite(v) else None}
-            for i, row in enumerate(values)
-            for j, v in enumerate(row)
-        ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": cells},
-            "mark": {"type": "rect", "tooltip": True},
-            "encoding": {
-                "x": {"field": "layer", "type": "ordinal"},
-                "y": {"field": "other", "type": "ordinal", "sort": "descending"},
-                "color": {"field": "cka", "type": "quantitative"},
-            },
-        }
+        return matrix(self.title, cells(values, "other", "layer", "cka"), "layer", "other", "cka")
 
 
 @final

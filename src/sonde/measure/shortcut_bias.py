@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.chart import Chart, matrix
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
@@ -35,25 +36,15 @@ class ShortcutBias(Result):
     best_reliance: Float[Tensor, "2"]
     boundary: Float[Tensor, "shortcut core"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return a map of the answers."""
         at = axis().tolist()
-        cells = [
+        rows = [
             {"shortcut": at[i], "core": at[j], "answer": v}
-            for i, row in enumerate(self.boundary.tolist())
+            for i, row in reversed(list(enumerate(self.boundary.tolist())))
             for j, v in enumerate(row)
         ]
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": cells},
-            "mark": {"type": "rect", "tooltip": True},
-            "encoding": {
-                "x": {"field": "core", "type": "ordinal"},
-                "y": {"field": "shortcut", "type": "ordinal", "sort": "descending"},
-                "color": {"field": "answer", "type": "quantitative"},
-            },
-        }
+        return matrix(self.title, rows, "core", "shortcut", "answer")
 
 
 @final

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy.special import fdtrc  # pyright: ignore
 from torch import Tensor
 
+from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
@@ -40,33 +41,22 @@ class SubpopulationCurve(Result):
     x: Float[Tensor, "point"]
     y: Float[Tensor, "point"]
 
-    def chart(self) -> dict[str, Any]:
+    def chart(self) -> Chart:
         """Return the points and the curve."""
         grid = torch.linspace(float(self.x.min()), float(self.x.max()), 41, dtype=torch.float64)
         fitted = _design(grid, 2) @ self.curve
-        rows = [
-            {"majority": a, "minority": b, "kind": kind}
-            for kind, x, y in (("model", self.x, self.y), ("curve", grid, fitted))
-            for a, b in zip(x.tolist(), y.tolist(), strict=True)
-            if math.isfinite(a) and math.isfinite(b)
-        ]
-        axes = {
-            "x": {"field": "majority", "type": "quantitative", "title": "majority, probit"},
-            "y": {"field": "minority", "type": "quantitative", "title": "minority, probit"},
-        }
-        return {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "title": self.title,
-            "data": {"values": rows},
-            "layer": [
-                {
-                    "transform": [{"filter": f"datum.kind == '{kind}'"}],
-                    "mark": {"type": mark, "tooltip": True},
-                    "encoding": axes,
-                }
-                for kind, mark in (("model", "point"), ("curve", "line"))
-            ],
-        }
+        models, curve = (
+            [
+                {"majority": a, "minority": b}
+                for a, b in zip(x.tolist(), y.tolist(), strict=True)
+                if math.isfinite(a) and math.isfinite(b)
+            ]
+            for x, y in ((self.x, self.y), (grid, fitted))
+        )
+        x = ChartAxis("majority", title="majority, probit")
+        y = ChartAxis("minority", title="minority, probit")
+        through = curves(self.title, curve, x, y, dots=False)
+        return overlaid(marks(self.title, models, x, y), through)
 
 
 def subpopulation_curve(

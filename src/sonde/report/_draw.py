@@ -1,4 +1,4 @@
-"""Draws an altair chart as SVG that takes its colours from the page and carries its tooltips.
+"""Draws a chart as SVG that takes its colours from the page and carries its tooltips.
 
 The picture is static: no runtime is shipped, nothing is evaluated, it prints and works without
 scripts. Colours are CSS variables, so that light and dark need no second drawing; only the width
@@ -23,13 +23,13 @@ _LONG: Final = re.compile(r"(\d+\.\d\d)\d+")
 _ID: Final = re.compile(r'(id="|url\(#)([\w-]+)')
 
 
-def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
+def picture(chart: Chart, message: str, key: str, kind: str) -> Markup:
     """Return one drawing of a chart as an inline SVG element.
 
     Parameters
     ----------
-    chart : altair chart
-        Its marks carry ``description``.
+    chart : dict
+        As ``sonde.core.chart`` describes it.
     message : str
         What the picture says; its text alternative.
     key : str
@@ -37,7 +37,7 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
     kind : {"wide", "narrow", "both"}
         The widths of page that it is meant for.
     """
-    spec = spec_of(chart, NARROW if kind == "narrow" else WIDE)
+    spec = fitted(chart, NARROW if kind == "narrow" else WIDE)
     spec["config"] = {**spec.get("config", {}), **config(narrow=kind == "narrow")}
     spec["background"] = None
     drawn = vl_convert.vegalite_to_svg(clean(spec), allowed_base_urls=[])
@@ -56,11 +56,6 @@ def picture(chart: Any, message: str, key: str, kind: str) -> Markup:
         width=width,
         height=height,
     )
-
-
-def spec_of(chart: Any, width: int) -> Chart:
-    """Return a chart at a width of page."""
-    return fitted(chart, width) if isinstance(chart, dict) else chart.to_dict(validate=False)
 
 
 def _found(pattern: str, drawn: str) -> re.Match[str]:
@@ -118,6 +113,7 @@ def config(narrow: bool) -> dict[str, Any]:
         "mark": {"color": "var(--c1)"},
         "point": {"filled": True, "size": 46, "opacity": 1},
         "line": {"strokeWidth": 2},
+        "rule": {"color": "var(--c1)"},
         "style": STYLES,
         "range": {"category": list(OKABE_ITO)},
     }

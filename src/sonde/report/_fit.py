@@ -11,6 +11,8 @@ from typing import Any, Final
 from sonde.core.chart import Chart
 from sonde.report._format import Real, shown
 
+Rows = list[dict[str, Any]]
+
 OKABE_ITO: Final = tuple(f"var(--c{i})" for i in range(1, 9))
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 OCTAGON: Final = "M-.4,-1L.4,-1L1,-.4L1,.4L.4,1L-.4,1L-1,.4L-1,-.4Z"
@@ -57,7 +59,7 @@ def fitted(chart: Chart, width: int) -> Chart:
     spec = _in_layers(spec)
     layers = [layer for layer in spec["layer"] if layer.get("encoding")]
     is_matrix = any(layer["mark"]["type"] == "rect" for layer in layers)
-    across, up = _names(layers, "x"), _names(layers, "y")
+    across, up = _names(layers, "x", spec), _names(layers, "y", spec)
     # A page draws letters wider than the renderer that left room for the names of lines.
     letters = max(map(len, up), default=0)
     room = width - max(MARGIN, min(MOST_LABEL, 9 * letters) + 44)
@@ -104,7 +106,7 @@ def _rows(layer: Chart, spec: Chart) -> list[dict[str, Any]]:
     return (layer.get("data") or spec.get("data") or {}).get("values", [])
 
 
-def _names(layers: list[Chart], channel: str) -> list[str]:
+def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
     """Return the names along an axis of places, in order; none where it is an axis of numbers."""
     found: dict[Any, None] = {}
     for layer in layers:
@@ -112,8 +114,8 @@ def _names(layers: list[Chart], channel: str) -> list[str]:
         if encoding.get("type") in ("nominal", "ordinal"):
             listed = encoding.get("sort")
             listed = listed if isinstance(listed, list) else []
-            values = layer.get("data", {}).get("values", [])
-            found |= dict.fromkeys([*listed, *(row.get(encoding["field"]) for row in values)])
+            own = (row.get(encoding["field"]) for row in _rows(layer, spec))
+            found |= dict.fromkeys([*listed, *own])
     return [str(name) for name in found if name is not None]
 
 

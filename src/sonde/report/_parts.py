@@ -4,10 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from altair.utils.schemapi import debug_mode
-
-from sonde.report._axes import NARROW, WIDE
 from sonde.report._draw import picture
+from sonde.report._fit import NARROW, WIDE
 from sonde.report._format import number, p_value, plural, shown, tied, words
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._picture import Cell, Numbers, Picture
@@ -114,10 +112,8 @@ def _exact(value: Cell) -> str | None:
 def figure(made: Picture, names: Names) -> Markup:
     """Return a picture in two widths, its message, how to read it, its numbers."""
     key = names.new(made.key)
-    # Every picture is checked against altair's schema by the tests; doing it here takes a second.
-    with debug_mode(False):
-        wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
-        narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
+    wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
+    narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
     note = el("p", made.note, cls="reading") if made.note else None
     tools = tabled(made.numbers, names) if made.numbers else None
     message = el("figcaption", tied(made.message))

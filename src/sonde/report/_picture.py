@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
+from sonde.core.chart import Chart, ChartAxis
 from sonde.report._format import shown
 from sonde.report._select import drawn, short_names
 
@@ -32,7 +33,7 @@ class Picture:
     message : str
         What the picture says, in one sentence; its title and its text alternative.
     draw : callable
-        Width in pixels -> altair chart.
+        Width in pixels -> chart, as ``sonde.core.chart`` describes it.
     numbers : Numbers or None
         The table beside it.
     note : str
@@ -43,7 +44,7 @@ class Picture:
 
     key: str
     message: str
-    draw: Callable[[int], Any]
+    draw: Callable[[int], Chart]
     numbers: Numbers | None = None
     note: str = ""
     square: bool = False
@@ -69,6 +70,14 @@ class Axis:
     def labels(self) -> list[str]:
         """The short names in order."""
         return [self.names[site] for site in self.sites]
+
+    def across(self, field: str = "s") -> ChartAxis:
+        """Return the axis of a chart whose column ``field`` holds the short names."""
+        return ChartAxis(field, title=self.title, names=self.labels)
+
+    def upward(self, field: str) -> ChartAxis:
+        """Return the same from the last site, at the top, to the first."""
+        return ChartAxis(field, title=self.title, names=self.labels[::-1])
 
     def say(self, site: str) -> str:
         """Return a site as a sentence names it: the last shared part of the path and what differs.

@@ -5,24 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, final
 
-import altair as alt
-
-from sonde.core.chart import ChartAxis, matrix
-from sonde.report._axes import (
-    MARGIN,
-    NARROW,
-    Rows,
-    along,
-    band,
-    dots,
-    layer,
-    level_rules,
-    line,
-    sized,
-    tip,
-    x_sites,
-    y_axis,
-)
+from sonde.core.chart import Chart, ChartAxis, curves, marks, matrix, overlaid
+from sonde.report._fit import NARROW, Rows, tip
 from sonde.report._format import Real, number, plural, quantity, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
@@ -68,7 +52,7 @@ def confusion_picture(table: dict[str, Any]) -> Picture | None:
         note += f" Of {table['n_classes']:,} classes those that are confused most are drawn."
     few = len(answers) <= MOST_WRITTEN
 
-    def draw(width: int) -> Any:
+    def draw(width: int) -> Chart:
         x, y = ChartAxis("answer", names=answers), ChartAxis("label", names=labels)
         text = "rows" if few and width > NARROW else ""
         return matrix(message, rows, x, y, "share", low=0, high=1, text=text)
@@ -122,14 +106,14 @@ def _picture(curve: _Curve, message: str, note: str, rows: Rows, n: int) -> Pict
     known = [row for row in rows if row["value"] is not None and row["site"] in axis.names]
     if len(known) < 2:
         return None
-    points = [_point(curve, row, axis, n) for row in known]
+    dots = [_point(curve, row, axis, n) for row in known]
     table = tuple(
         (row["site"], row["value"], row["se"]) for row in rows if row["site"] in axis.names
     )
     numbers = Numbers(("site", curve.column, "se"), table, curve.key)
 
-    def draw(width: int) -> Any:
-        return _chart(curve, points, axis, width)
+    def draw(width: int) -> Chart:
+        return _chart(curve, message, dots, axis)
 
     return Picture(curve.key, message, draw, numbers, note)
 
@@ -140,34 +124,18 @@ def _point(curve: _Curve, row: dict[str, Any], axis: Axis, n: int) -> dict[str, 
     error = f"se {quantity(row['se'], curve.unit)}" if row["se"] else ""
     text = tip(row["site"], quantity(value, curve.unit), bits, error, f"n = {n:,}")
     ends = {"v": value, "lo": value - half, "hi": value + half}
-    return {"s": axis.names[row["site"]], "t": text, "ring": row["site"] == curve.ring} | ends
+    return {"s": axis.names[row["site"]], "tip": text, "ring": row["site"] == curve.ring} | ends
 
 
-def _chart(curve: _Curve, points: Rows, axis: Axis, width: int) -> Any:
-    x = x_sites(axis.labels, width, axis.title)
-    y = alt.Y("v:Q", scale=alt.Scale(zero=True), axis=y_axis(curve.unit == "share"))
-    rules = [
-        {"v": value, "n": name, "t": tip(name, quantity(value, curve.unit))}
+def _chart(curve: _Curve, message: str, rows: Rows, axis: Axis) -> Chart:
+    levels = [
+        {"value": value, "name": name, "tip": tip(name, quantity(value, curve.unit))}
         for name, value in curve.rules
     ]
-    layers = [level_rules(rules, y)] if rules else []
-    layers += [_rule_name(rule, points, y, width) for rule in rules]
-    layers += [band(points, x, y), *line(points, x, y)]
-    ringed = [point for point in points if point["ring"]]
-    if ringed:
-        layers.append(
-            dots(ringed, x, y, filled=False, size=240, color="var(--c2)", strokeWidth=2.5)
-        )
-    return sized(layers, width, 220)
-
-
-def _rule_name(rule: dict[str, Any], points: Rows, y: alt.Y, width: int) -> Any:
-    """Return the name of a level line, at the end and on the side where the curve is not."""
-    first, last = points[0]["v"] - rule["v"], points[-1]["v"] - rule["v"]
-    left = abs(first) > abs(last)
-    below = (first if left else last) > 0
-    look = {"align": "left", "dx": 4} if left else {"align": "right", "dx": -4}
-    look |= {"baseline": "top", "dy": 5} if below else {"baseline": "bottom", "dy": -4}
-    named = layer([rule]).mark_text(aria=False, **look)
-    at = alt.X(value=0 if left else width - MARGIN)
-    return named.encode(x=at, y=along(y, "v"), text=alt.Text("n:N"))
+    y = ChartAxis("v", title="", share=curve.unit == "share", zero=True)
+    made = curves(message, rows, axis.across(), y, bands=[("lo", "hi")], levels=levels)
+    ringed = [row for row in rows if row["ring"]]
+    if not ringed:
+        return made
+    ring = {"filled": False, "size": 240, "color": "var(--c2)", "strokeWidth": 2.5}
+    return overlaid(made, marks(message, ringed, axis.across(), y, **ring))

@@ -3,9 +3,8 @@
 import math
 from typing import Any, Final
 
-import altair as alt
-
-from sonde.report._axes import MARGIN, NARROW, WIDE, Rows, layer, line, sized, tip, x_sites, y_axis
+from sonde.core.chart import Chart, ChartAxis, curves, matrix
+from sonde.report._fit import NARROW, WIDE, Rows, tip
 from sonde.report._format import number
 from sonde.report._picture import Axis, Numbers, Picture
 
@@ -16,15 +15,18 @@ def map_picture(found: dict[str, Any]) -> Picture:
     """Return the similarity of every layer of the first model to every one of the second."""
     sites, others = found["sites"], found["others"]
 
-    def draw(width: int) -> Any:
+    message = _map_message(found)
+
+    def draw(width: int) -> Chart:
         across, up = Axis.of(sites, _MOST[width]), Axis.of(others, _MOST[width])
-        return _map(found, across, up, width)
+        cells = _cells(found, across, up)
+        return matrix(message, cells, across.across("a"), up.upward("b"), "CKA", low=0, high=1)
 
     rows = tuple((a, *found["cka"][i]) for i, a in enumerate(sites))
     numbers = Numbers(("first \\ second", *others), rows, "cka")
     note = "Debiased CKA: 1 is the same geometry, 0 nothing in common. Across the first model, up "
     note += "the second. A bright diagonal: the same layers do the same work."
-    return Picture("map", _map_message(found), draw, numbers, note, square=True)
+    return Picture("map", message, draw, numbers, note, square=True)
 
 
 def _map_message(found: dict[str, Any]) -> str:
@@ -41,44 +43,19 @@ def _map_message(found: dict[str, Any]) -> str:
     return f"{own} of {len(named)} layers are most alike to the layer of their own name"
 
 
-def _map(found: dict[str, Any], across: Axis, up: Axis, width: int) -> Any:
+def _cells(found: dict[str, Any], across: Axis, up: Axis) -> Rows:
     at = {name: i for i, name in enumerate(found["sites"])}
     to = {name: j for j, name in enumerate(found["others"])}
-    cells = [
+    return [
         {
             "a": across.names[a],
             "b": up.names[b],
-            "v": found["cka"][at[a]][to[b]],
-            "t": tip(a, b, f"CKA {number(found['cka'][at[a]][to[b]])}"),
+            "CKA": found["cka"][at[a]][to[b]],
+            "tip": tip(a, b, f"CKA {number(found['cka'][at[a]][to[b]])}"),
         }
         for a in across.sites
         for b in up.sites
     ]
-    side = min(width - MARGIN, 500)
-    bar = alt.Legend(title="CKA", orient="bottom", gradientLength=min(side, 240), format=".1f")
-    scale = alt.Scale(scheme="cividis", domain=[0, 1], clamp=True)
-    marks = (
-        layer(cells)
-        .mark_rect()
-        .encode(
-            x=_edge("a", alt.X, across, side),
-            y=_edge("b", alt.Y, up, side),
-            color=alt.Color("v:Q", scale=scale, legend=bar),
-            description=alt.Description("t:N"),
-        )
-    )
-    return marks.properties(width=side, height=side, padding={"left": 20, "right": 5})
-
-
-def _edge(field: str, kind: Any, axis: Axis, side: int) -> Any:
-    labels = axis.labels
-    step = max(1, math.ceil(len(labels) * 22 / side))
-    angle = 0 if kind is alt.Y or max(map(len, labels)) <= 2 else -50
-    look = alt.Axis(
-        values=labels[::step], labelAngle=angle, title=axis.title or None, ticks=False, domain=False
-    )
-    order = labels if kind is alt.X else labels[::-1]
-    return kind(f"{field}:N", sort=order, axis=look, scale=alt.Scale(paddingInner=0.04))
 
 
 def alike_picture(found: dict[str, Any]) -> Picture | None:
@@ -94,13 +71,9 @@ def alike_picture(found: dict[str, Any]) -> Picture | None:
         for m in found["matches"]
     )
 
-    def draw(width: int) -> Any:
-        x = x_sites(axis.labels, width, axis.title)
-        scale = alt.Scale(domain=[min(0.0, *(r["lo"] for r in rows)), 1.0], nice=False)
-        y = alt.Y("v:Q", scale=scale, axis=y_axis())
-        bars = layer(rows).mark_rule(color="var(--c1)", opacity=0.5, aria=False)
-        errors = bars.encode(x=x, y=alt.Y("lo:Q", scale=scale, axis=y_axis()), y2="hi:Q")
-        return sized([errors, *line(rows, x, y)], width, 220)
+    def draw(width: int) -> Chart:
+        y = ChartAxis("v", title="", low=min(0.0, *(r["lo"] for r in rows)), high=1.0)
+        return curves(message, rows, axis.across(), y, bands=[("lo", "hi")])
 
     note = "Debiased CKA with its 95 % interval; a layer's partner has the same name, else it is "
     note += "the most alike."
@@ -112,7 +85,7 @@ def alike_picture(found: dict[str, Any]) -> Picture | None:
 def _point(match: dict[str, Any], axis: Axis) -> dict[str, Any]:
     v, error = match["cka"], 1.96 * (match["cka_se"] or 0.0)
     text = tip(match["site"], match["other"], f"CKA {number(v)}")
-    return {"s": axis.names[match["site"]], "v": v, "lo": v - error, "hi": v + error, "t": text}
+    return {"s": axis.names[match["site"]], "v": v, "lo": v - error, "hi": v + error, "tip": text}
 
 
 def moved_picture(found: dict[str, Any]) -> Picture | None:
@@ -125,7 +98,7 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
         {
             "s": axis.names[m["site"]],
             "v": m["movement"]["size"],
-            "t": tip(m["site"], f"moved {number(m['movement']['size'])} spreads"),
+            "tip": tip(m["site"], f"moved {number(m['movement']['size'])} spreads"),
         }
         for m in moved
         if m["site"] in axis.names
@@ -134,9 +107,8 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
     message = f"States moved most at {axis.say(most['site'])}: "
     message += f"{number(most['movement']['size'])} of their own spreads"
 
-    def draw(width: int) -> Any:
-        x = x_sites(axis.labels, width, axis.title)
-        return sized(line(rows, x, alt.Y("v:Q", axis=y_axis())), width, 200)
+    def draw(width: int) -> Chart:
+        return curves(message, rows, axis.across(), ChartAxis("v", title="", zero=True))
 
     columns = ("site", "moved", "in common", "strongest direction", "units that moved most")
     table = tuple(

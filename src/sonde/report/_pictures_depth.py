@@ -3,21 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-import altair as alt
-
-from sonde.report._axes import (
-    MARKS,
-    Rows,
-    band,
-    dots,
-    level_rules,
-    line,
-    sized,
-    tip,
-    x_sites,
-    y_axis,
-    y_log,
-)
+from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
+from sonde.report._fit import MARKS, Rows, tip
 from sonde.report._format import Real, number, plural, quantity, share
 from sonde.report._picture import Axis, Numbers, Picture
 
@@ -101,7 +88,7 @@ def _point(
     ends = f"{quantity(low, panel.unit)} to {quantity(high, panel.unit)}" if se else ""
     text = tip(site, quantity(value, panel.unit), ends, plural(row["n_rows"], "row"), code)
     drawn = [max(v, floor) if panel.log else v for v in (value, low, high)]
-    point = {"s": axis.names[site], "site": site, "value": value, "t": text, "level": level}
+    point = {"s": axis.names[site], "site": site, "value": value, "tip": text, "level": level}
     return point | dict(zip(("v", "lo", "hi"), drawn, strict=True))
 
 
@@ -114,37 +101,36 @@ def _marks(findings: Rows, codes: tuple[str, ...]) -> dict[str, tuple[str, str]]
 
 
 def _panel(panel: Panel, points: Rows, axis: Axis) -> Picture:
-    def draw(width: int) -> Any:
-        return panel_chart(panel, points, axis, width)
+    message = _message(panel, points, axis)
+
+    def draw(width: int) -> Chart:
+        return _chart(panel, message, points, axis)
 
     note = f"Dashed: {share(panel.limit)}, below which it counts as almost nothing."
-    key = f"depth-{panel.name}"
-    return Picture(key, _message(panel, points, axis), draw, note=note if panel.limit else "")
+    return Picture(f"depth-{panel.name}", message, draw, note=note if panel.limit else "")
 
 
-def panel_axis(panel: Panel, points: Rows) -> alt.Y:
+def panel_axis(panel: Panel, points: Rows) -> ChartAxis:
     """Return the vertical axis of a panel for all these points."""
     percent = panel.unit == "share"
-    if not panel.log:
-        top = max(p["hi"] for p in points)
-        scale = alt.Scale(zero=True) if top > 0 else alt.Scale(domain=[0, 1])
-        return alt.Y("v:Q", scale=scale, axis=y_axis(percent, tickCount=4))
-    ends = [p[k] for p in points for k in ("lo", "hi")]
-    ends += [] if panel.limit is None else [panel.limit]
-    return y_log("v", min(ends), max(ends), percent)
+    if panel.log:
+        return ChartAxis("v", title="", log=True, share=percent)
+    empty = max(p["hi"] for p in points) <= 0
+    low, high = (0.0, 1.0) if empty else (None, None)
+    return ChartAxis("v", title="", share=percent, zero=True, low=low, high=high)
 
 
-def panel_chart(panel: Panel, points: Rows, axis: Axis, width: int) -> Any:
+def _chart(panel: Panel, message: str, points: Rows, axis: Axis) -> Chart:
     """Return one line with its band, limit and finding marks."""
-    x, y = x_sites(axis.labels, width, axis.title), panel_axis(panel, points)
-    limit = [{"v": panel.limit, "t": f"limit · {share(panel.limit)}"}] if panel.limit else []
-    layers = [level_rules(limit, y)] if limit else []
-    layers += [band(points, x, y), *line(points, x, y)]
+    x, y = axis.across(), panel_axis(panel, points)
+    levels = [{"value": panel.limit, "tip": f"limit · {share(panel.limit)}"}] if panel.limit else []
+    made = curves(message, points, x, y, bands=[("lo", "hi")], levels=levels)
     for level, shape in MARKS.items():
         hit = [point for point in points if point["level"] == level]
         if hit:
-            layers.append(dots(hit, x, y, shape=shape, size=140, color=f"var(--{level})"))
-    return sized(layers, width, 132)
+            look = {"shape": shape, "size": 140, "color": f"var(--{level})"}
+            made = overlaid(made, marks(message, hit, x, y, **look))
+    return made | {"height": 132}
 
 
 def _message(panel: Panel, points: Rows, axis: Axis) -> str:

@@ -2,17 +2,18 @@
 
 from typing import Any, Final
 
-import altair as alt
-
-from sonde.report._axes import NARROW, Rows, dots, layer, line, sized, tip, x_sites, y_axis
+from sonde.core.chart import Chart, ChartAxis, bars, curves, marks
+from sonde.report._fit import tip
 from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.drift_terminal import QUESTIONS, UNMOVED
 
-_STEPS: Final = ("moved clearly", "moved", "not moved", "not tested")
-_LABELS: Final = 136
-_COLORS: Final = ("var(--c2)", "var(--c2)", "var(--grid)", "var(--paper)")
-_SHAPES: Final = ("square", "diamond", "circle", "cross")
+_STEPS: Final = {
+    "moved clearly": "var(--c2)",
+    "moved": "var(--c3)",
+    "not moved": "var(--grid)",
+    "not tested": "var(--paper)",
+}
 
 
 def question(method: str) -> str:
@@ -38,8 +39,10 @@ def grid_picture(found: dict[str, Any]) -> Picture | None:
         for c in cells
     )
 
-    def draw(width: int) -> Any:
-        return _grid(rows, methods, axis, width)
+    def draw(width: int) -> Chart:
+        y = ChartAxis("m", title="", names=methods)
+        look = {"colors": _STEPS, "size": 150, "stroke": "var(--line)"}
+        return marks(message, rows, axis.across(), y, by="k", **look)
 
     note = "A line for each question: anything is any difference of the distributions, linear "
     note += (
@@ -63,32 +66,9 @@ def _cell(c: dict[str, Any], axis: Axis) -> dict[str, Any]:
     return {
         "s": axis.names[c["site"]],
         "m": question(c["method"]),
-        "k": _STEPS[kind],
-        "t": text,
+        "k": list(_STEPS)[kind],
+        "tip": text,
     }
-
-
-def _grid(rows: Rows, methods: list[str], axis: Axis, width: int) -> Any:
-    y = alt.Y(
-        "m:N",
-        sort=methods,
-        axis=alt.Axis(title=None, grid=False, minExtent=_LABELS, maxExtent=_LABELS),
-    )
-    known = [step for step in _STEPS if any(row["k"] == step for row in rows)]
-    at = [_STEPS.index(step) for step in known]
-    legend = alt.Legend(columns=1 if width <= NARROW else len(known))
-    scale = alt.Scale(domain=known, range=[_COLORS[i] for i in at])
-    color = alt.Color("k:N", scale=scale, sort=known, legend=legend)
-    shape = alt.Shape("k:N", scale=alt.Scale(domain=known, range=[_SHAPES[i] for i in at]))
-    marks = layer(rows).mark_point(filled=True, size=150, opacity=1, stroke="var(--line)")
-    chart = marks.encode(
-        x=x_sites(axis.labels, width - _LABELS, axis.title),
-        y=y,
-        color=color,
-        shape=shape,
-        description=alt.Description("t:N"),
-    )
-    return chart.properties(width=width - _LABELS - 16, height=max(60, 30 * len(methods)))
 
 
 def mean_picture(found: dict[str, Any]) -> Picture | None:
@@ -101,7 +81,7 @@ def mean_picture(found: dict[str, Any]) -> Picture | None:
     for s in (s for s in sites if s["site"] in axis.names):
         far, noise = s["direction"]["deviations"], s["direction"]["beyond_noise"]
         text = tip(s["site"], f"{number(far)} standard deviations", f"{share(noise, 2)} no noise")
-        rows.append({"s": axis.names[s["site"]], "v": far, "t": text})
+        rows.append({"s": axis.names[s["site"]], "v": far, "tip": text})
     message = UNMOVED.removesuffix(".")
     if found["direction"] is not None:
         best = next(s for s in sites if s["site"] == found["direction"]["site"])
@@ -119,9 +99,8 @@ def mean_picture(found: dict[str, Any]) -> Picture | None:
     )
     columns = ("site", "length", "standard deviations", "beyond noise", "units")
 
-    def draw(width: int) -> Any:
-        x = x_sites(axis.labels, width, axis.title)
-        return sized(line(rows, x, alt.Y("v:Q", axis=y_axis())), width, 220)
+    def draw(width: int) -> Chart:
+        return curves(message, rows, axis.across(), ChartAxis("v", title="", zero=True))
 
     note = "Along the direction in which the mean went. A small move may be noise: see the table."
     return Picture("mean", message, draw, Numbers(columns, table, "means"), note)
@@ -139,7 +118,7 @@ def angles_picture(found: dict[str, Any]) -> Picture | None:
         {
             "s": axis.names[s["site"]],
             "v": angle,
-            "t": tip(s["site"], f"{number(angle)} degrees", f"p = {number(p.get(s['site']), 2)}"),
+            "tip": tip(s["site"], f"{number(angle)} degrees", f"p = {number(p.get(s['site']), 2)}"),
         }
         for s in sites
         for angle in s["angles"]
@@ -154,10 +133,9 @@ def angles_picture(found: dict[str, Any]) -> Picture | None:
     top = min(90.0, max(1.0, 1.2 * max(best["angles"])))
     columns = ("site", "largest angle", "smallest angle", "p", "leaves most along units")
 
-    def draw(width: int) -> Any:
-        x = x_sites(axis.labels, width, axis.title)
-        y = alt.Y("v:Q", axis=y_axis(), scale=alt.Scale(domain=[0, top], nice=False))
-        return sized([dots(rows, x, y, color="var(--c1)", opacity=0.75)], width, 220)
+    def draw(width: int) -> Chart:
+        y = ChartAxis("v", title="", low=0, high=top)
+        return marks(message, rows, axis.across(), y, opacity=0.75)
 
     note = "Angles between the leading directions of both sides. Directions of nearly equal "
     note += "variance turn without any change: the p-value knows."
@@ -182,7 +160,7 @@ def units_picture(found: dict[str, Any]) -> Picture | None:
             "s": str(u["unit"]),
             "v": u["moved_by"],
             "k": "moved" if u["moved"] else "not moved",
-            "t": tip(
+            "tip": tip(
                 f"unit {u['unit']}",
                 f"{number(u['moved_by'])} standard deviations",
                 f"effect {number(u['effect'])}",
@@ -202,24 +180,11 @@ def units_picture(found: dict[str, Any]) -> Picture | None:
     )
     columns = ("site", "unit", "effect", "moved by", "p", "adjusted")
 
-    def draw(width: int) -> Any:
-        return _bars(rows, width)
+    def draw(width: int) -> Chart:
+        x = ChartAxis("s", title="unit", names=[row["s"] for row in rows])
+        colors = {"moved": "var(--c2)", "not moved": "var(--c1)"}
+        return bars(message, rows, x, ChartAxis("v", title=""), by="k", colors=colors)
 
     note = "Wasserstein distance of each unit's values in pooled standard deviations; p-values are "
     note += "corrected for the units of the site, and the clearest units stand first."
     return Picture("units", message, draw, Numbers(columns, table, "units"), note)
-
-
-def _bars(rows: Rows, width: int) -> Any:
-    names = [row["s"] for row in rows]
-    colors = {"moved": "var(--c2)", "not moved": "var(--c1)"}
-    known = [name for name in colors if any(row["k"] == name for row in rows)]
-    scale = alt.Scale(domain=known, range=[colors[name] for name in known])
-    bars = layer(rows).mark_bar(opacity=0.85)
-    chart = bars.encode(
-        x=x_sites(names, width, "unit"),
-        y=alt.Y("v:Q", axis=y_axis()),
-        color=alt.Color("k:N", scale=scale),
-        description=alt.Description("t:N"),
-    )
-    return sized([chart], width, 220)

@@ -3,27 +3,13 @@
 from itertools import pairwise
 from typing import Any, Final
 
-import altair as alt
-
-from sonde.report._axes import (
-    MARGIN,
-    Rows,
-    along,
-    band,
-    dots,
-    layer,
-    level_rules,
-    sized,
-    tip,
-    x_sites,
-    y_axis,
-)
+from sonde.core.chart import Chart, ChartAxis, curves, histogram, marks, overlaid
+from sonde.report._fit import Rows, tip
 from sonde.report._format import Real, number, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.run.instruments.entries import place_of
 
 _KINDS: Final = ("usual", "unusual")
-_HEIGHT: Final = 220
 _MOST_ROWS: Final = 60
 
 
@@ -55,8 +41,10 @@ def histogram_picture(
     lost = [f"{plural(n, f'{kind} row')}" for kind, n in beyond.items() if n]
     note += f" Not drawn: infinite scores of {' and '.join(lost)}." if lost else ""
 
-    def draw(width: int) -> Any:
-        return _histogram(bars, kinds, limit, bins["log"], width)
+    def draw(width: int) -> Chart:
+        x = ChartAxis("a", title="score", log=bins["log"])
+        y = ChartAxis("v", title="", share=True)
+        return histogram(message, bars, x, "b", y, by="k" if len(kinds) > 1 else "", limit=limit)
 
     return Picture("scores", message, draw, Numbers(("from", "to", *kinds), rows, "scores"), note)
 
@@ -69,40 +57,15 @@ def _bars(kind: str, ends: list[tuple[Real, Real]], counts: list[int], beyond: i
             text = tip(
                 f"{number(low)} to {number(high)}", f"{kind} {count:,}", share(count / total)
             )
-            bars.append({"a": low, "b": high, "v": count / total, "k": kind, "t": text})
+            bars.append({"a": low, "b": high, "v": count / total, "k": kind, "tip": text})
     return bars
-
-
-def _histogram(
-    bars: Rows, kinds: tuple[str, ...], limit: Real | None, log: bool, width: int
-) -> Any:
-    colors = ["var(--c1)", "var(--c2)"][: len(kinds)]
-    legend = alt.Legend() if len(kinds) > 1 else None
-    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
-    x = alt.X(
-        "a:Q",
-        axis=alt.Axis(title="score", format=",.3~r", labelOverlap=True, labelSeparation=6),
-        scale=scale,
-    )
-    y = alt.Y("v:Q", stack=None, axis=y_axis(percent=True, tickCount=4))
-    color = alt.Color("k:N", scale=alt.Scale(domain=list(kinds), range=colors), legend=legend)
-    said = alt.Description("t:N")
-    shape = layer(bars).mark_bar(opacity=0.55)
-    layers = [
-        shape.encode(x=x, x2=alt.X2("b:Q"), y=y, y2=alt.datum(0), color=color, description=said)
-    ]
-    if limit is not None:
-        line = layer([{"a": limit, "t": f"threshold · {number(limit)}"}])
-        line = line.mark_rule(color="var(--ink)", strokeWidth=2, strokeDash=[6, 3])
-        layers.append(line.encode(x=alt.X("a:Q", scale=scale), description=said))
-    return sized(layers, width, _HEIGHT)
 
 
 def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Picture:
     """Return the share of unusual rows that are found at each share of false alarms."""
-    points = [
-        {"x": x, "v": y, "t": tip(f"false alarms {share(x)}", f"found {share(y)}")}
-        for x, y in zip(curve["fpr"], curve["tpr"], strict=True)
+    steps = [
+        {"x": x, "v": y, "i": i, "tip": tip(f"false alarms {share(x)}", f"found {share(y)}")}
+        for i, (x, y) in enumerate(zip(curve["fpr"], curve["tpr"], strict=True))
     ]
     heights = zip(curve["grid"], curve["low"], curve["high"], strict=True)
     ends = [{"x": x, "lo": low, "hi": high} for x, low, high in heights]
@@ -111,10 +74,10 @@ def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Pictur
     message += f", AUROC {auroc}" if auroc else ""
     note = "Dashed: scores that tell nothing."
     note += " The band holds 95 % of curves over resampled groups." if ends else ""
-    rows = tuple((p["x"], p["v"]) for p in _few(points))
+    rows = tuple((p["x"], p["v"]) for p in _few(steps))
 
-    def draw(width: int) -> Any:
-        return _roc(points, ends, width)
+    def draw(width: int) -> Chart:
+        return _roc(message, steps, ends, width)
 
     numbers = Numbers(("false alarms", "found"), rows, "roc")
     return Picture("roc", message, draw, numbers, note, square=True)
@@ -126,20 +89,20 @@ def _few(points: Rows) -> Rows:
     return kept if kept[-1] is points[-1] else [*kept, points[-1]]
 
 
-def _roc(points: Rows, ends: Rows, width: int) -> Any:
-    side = min(width, 480)
-    axis = alt.Axis(title="false alarms among usual rows", format=".3~p", tickCount=5, grid=True)
-    x = alt.X("x:Q", axis=axis, scale=alt.Scale(domain=[0, 1]))
-    y = alt.Y("v:Q", axis=y_axis(percent=True), scale=alt.Scale(domain=[0, 1]))
+def _roc(message: str, steps: Rows, ends: Rows, width: int) -> Chart:
+    x = ChartAxis("x", title="false alarms among usual rows", low=0, high=1, share=True)
+    y = ChartAxis("v", title="", low=0, high=1, share=True)
     blind = [{"x": 0, "v": 0}, {"x": 1, "v": 1}]
-    dash = layer(blind).mark_line(
-        color="var(--soft)", strokeDash=[5, 4], strokeWidth=1.5, aria=False
-    )
-    numbered = [{**p, "i": i} for i, p in enumerate(points)]
-    path = layer(numbered).mark_line(color="var(--c1)", strokeWidth=2, aria=False)
-    layers = [dash.encode(x=x, y=y), path.encode(x=x, y=y, order=alt.Order("i:Q"))]
-    layers.append(dots(_few(points), x, y, color="var(--c1)", size=24))
-    return sized([*([band(ends, x, y)] if ends else []), *layers], side, side - MARGIN)
+    dash = {"color": "var(--soft)", "strokeDash": [5, 4], "strokeWidth": 1.5, "aria": False}
+    drawn = [curves(message, blind, x, y, dots=False, **dash)]
+    if ends:
+        edges = [{**end, "v": end["lo"]} for end in ends]
+        drawn.append(curves(message, edges, x, y, bands=[("lo", "hi")], dots=False, opacity=0))
+    bare = [{k: v for k, v in step.items() if k != "tip"} for step in steps]
+    drawn.append(curves(message, bare, x, y, dots=False, order="i", aria=False))
+    drawn.append(marks(message, _few(steps), x, y, size=24))
+    side = min(width, 480)
+    return overlaid(*drawn) | {"height": side - 74, "width": side - 74}
 
 
 def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture | None:
@@ -148,7 +111,7 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
     kept = [r for r in rows if r["auroc"] is not None and r["site"] in axis.names]
     if not kept:
         return None
-    points = [_point(row, axis) for row in kept]
+    dots = [_point(row, axis) for row in kept]
     best = max(kept, key=lambda row: row["auroc"])
     message = f"{shown(instrument, 40)}: " if instrument else ""
     message += f"best at {axis.say(best['site'])}, AUROC {auroc_text(best)}"
@@ -157,8 +120,8 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
         tuple(row[k] for k in ("site", "auroc", "auroc_low", "auroc_high")) for row in rows
     )
 
-    def draw(width: int) -> Any:
-        return _aurocs(points, axis, width)
+    def draw(width: int) -> Chart:
+        return auroc_chart(message, dots, axis, [{"value": 0.5, "tip": "0.5 · tells nothing"}])
 
     numbers = Numbers(("site", "auroc", "low", "high"), table, "auroc by site")
     note = "Sites in order; bars are 95 % intervals. Dashed: 0.5, scores that tell nothing."
@@ -177,14 +140,12 @@ def _point(row: dict[str, Any], axis: Axis) -> dict[str, Any]:
     ends = (row["auroc_low"], row["auroc_high"])
     low, high = (value if end is None else end for end in ends)
     text = tip(row["site"], f"AUROC {auroc_text(row)}")
-    return {"s": axis.names[row["site"]], "v": value, "lo": low, "hi": high, "t": text}
+    return {"s": axis.names[row["site"]], "v": value, "lo": low, "hi": high, "tip": text}
 
 
-def _aurocs(points: Rows, axis: Axis, width: int) -> Any:
-    x = x_sites(axis.labels, width, axis.title)
-    floor = min(0.45, *(p["lo"] for p in points))
-    y = alt.Y("v:Q", scale=alt.Scale(domain=[floor, 1.0], nice=False), axis=y_axis())
-    layers = [level_rules([{"v": 0.5, "t": "0.5 · tells nothing"}], y)]
-    bars = layer(points).mark_rule(color="var(--c1)", strokeWidth=4, opacity=0.4, aria=False)
-    layers.append(bars.encode(x=x, y=along(y, "lo"), y2=alt.Y2("hi:Q")))
-    return sized([*layers, dots(points, x, y, color="var(--c1)", size=70)], width, _HEIGHT)
+def auroc_chart(message: str, dots: Rows, axis: Axis, levels: Rows) -> Chart:
+    """Return AUROCs with their intervals, on an axis that ends at 1."""
+    floor = min(0.45, *(dot["lo"] for dot in dots), *(level["value"] for level in levels))
+    y = ChartAxis("v", title="", low=floor, high=1.0)
+    look = {"low": "lo", "high": "hi", "levels": levels, "size": 70}
+    return marks(message, dots, axis.across(), y, **look)

@@ -1,23 +1,12 @@
 """Similarity of all pairs of sites, and the spectra of a few."""
 
-import math
 from itertools import pairwise
 from typing import Any, Final
 
-import altair as alt
 import numpy as np
 
-from sonde.report._axes import (
-    MARGIN,
-    NARROW,
-    OKABE_ITO,
-    WIDE,
-    Rows,
-    layer,
-    sized,
-    tip,
-    y_log,
-)
+from sonde.core.chart import Chart, ChartAxis, curves, matrix, overlaid
+from sonde.report._fit import NARROW, WIDE, Rows, tip
 from sonde.report._format import Real, number, plural
 from sonde.report._picture import Axis, Numbers, Picture
 
@@ -37,14 +26,19 @@ def similarity_picture(similarity: dict[str, Any]) -> Picture | None:
     at = {site: i for i, site in enumerate(sites)}
     axis = Axis.of(sites, _MAP_SITES[WIDE])
 
-    def draw(width: int) -> Any:
-        return _map(similarity, Axis.of(sites, _MAP_SITES[width]), at, width)
+    message = _map_message(similarity)
+
+    def draw(width: int) -> Chart:
+        axis = Axis.of(sites, _MAP_SITES[width])
+        cells = [_cell(similarity, axis, at, a, b) for a in axis.sites for b in axis.sites]
+        down = ChartAxis("b", title="", names=axis.labels)
+        return matrix(message, cells, axis.across("a"), down, "CKA", low=0, high=1)
 
     rows = tuple((a, *(cka[at[a]][at[b]] for b in axis.sites)) for a in axis.sites)
     numbers = Numbers(("site", *axis.sites), rows, "similarity")
     faint = any(_cell(similarity, axis, at, a, b)["f"] for a in axis.sites for b in axis.sites)
     note = _CKA + (_FAINT if faint else "")
-    return Picture("similarity", _map_message(similarity), draw, numbers, note, square=True)
+    return Picture("similarity", message, draw, numbers, note, square=True)
 
 
 def _entry(matrix: Any, i: int, j: int) -> Real | None:
@@ -58,35 +52,13 @@ def _cell(
     said = [f"{name} {number(v)}" for name, v in (("se", se), ("null", null)) if v is not None]
     faint = cka is None or cka < (null or 0.0) + 2 * (se or 0.0)
     text = tip(a, b, f"CKA {number(cka)}", *said)
-    return {"a": axis.names[a], "b": axis.names[b], "v": cka, "f": faint, "t": text}
-
-
-def _map(similarity: dict[str, Any], axis: Axis, at: dict[str, int], width: int) -> Any:
-    cells = [_cell(similarity, axis, at, a, b) for a in axis.sites for b in axis.sites]
-    side = min(width - MARGIN, 500)
-    x, y = _map_axis("a", alt.X, axis, side), _map_axis("b", alt.Y, axis, side)
-    bar = alt.Legend(title="CKA", orient="bottom", gradientLength=min(side, 240), format=".1f")
-    color = alt.Color(
-        "v:Q", scale=alt.Scale(scheme="cividis", domain=[0, 1], clamp=True), legend=bar
-    )
-    said = alt.Description("t:N")
-    shown = [cell for cell in cells if not cell["f"]]
-    layers = [layer(shown).mark_rect().encode(x=x, y=y, color=color, description=said)]
-    faint = [cell for cell in cells if cell["f"]]
-    if faint:
-        empty = layer(faint).mark_rect(color="var(--paper)", stroke="var(--line)")
-        layers.append(empty.encode(x=x, y=y, description=said))
-    # A page draws letters wider than the renderer that left room for the names of lines.
-    return alt.layer(*layers).properties(width=side, height=side, padding={"left": 20, "right": 5})
-
-
-def _map_axis(field: str, kind: Any, axis: Axis, side: int) -> Any:
-    labels = axis.labels
-    step = max(1, math.ceil(len(labels) * 22 / side))
-    angle = 0 if kind is alt.Y or max(map(len, labels)) <= 2 else -50
-    title = axis.title if kind is alt.X and axis.title else None
-    look = alt.Axis(values=labels[::step], labelAngle=angle, title=title, ticks=False, domain=False)
-    return kind(f"{field}:N", sort=labels, axis=look, scale=alt.Scale(paddingInner=0.04))
+    return {
+        "a": axis.names[a],
+        "b": axis.names[b],
+        "CKA": None if faint else cka,
+        "f": faint,
+        "tip": text,
+    }
 
 
 def _map_message(similarity: dict[str, Any]) -> str:
@@ -119,13 +91,14 @@ def spectrum_picture(report: dict[str, Any]) -> Picture | None:
         for x, y in zip(row["curves"]["spectrum"]["x"], row["curves"]["spectrum"]["y"], strict=True)
     )
 
-    def draw(width: int) -> Any:
-        return _spectra(lines, white, axis, width)
-
     ranks = sorted((rank_90(row["curves"]["spectrum"], row["dim"]), row["site"]) for row in kept)
     (low, a), (high, b) = ranks[0], ranks[-1]
     message = f"90 % of the variance lies in about {plural(low, 'direction')} at {axis.say(a)}"
     message += f", in {high:,} at {axis.say(b)}" if a != b else ""
+
+    def draw(width: int) -> Chart:
+        return _spectra(message, lines, white)
+
     numbers = Numbers(("site", "index", "share"), table, "spectrum")
     return Picture("spectrum", message, draw, numbers, _SPECTRUM + (_WHITE if white else ""))
 
@@ -135,7 +108,9 @@ def _spectrum(row: dict[str, Any], axis: Axis) -> Rows:
     rank = plural(rank_90(curve, row["dim"]), "direction")
     text = tip(row["site"], f"90 % of the variance in about {rank} of {row['dim']:,}")
     pairs = zip(curve["x"], curve["y"], strict=True)
-    return [{"x": x, "y": y, "k": name, "t": text} for x, y in pairs if y is not None and y > 0 < x]
+    return [
+        {"x": x, "y": y, "k": name, "tip": text} for x, y in pairs if y is not None and y > 0 < x
+    ]
 
 
 def rank_90(curve: dict[str, Any], dim: int) -> int:
@@ -162,17 +137,15 @@ def _white(curve: dict[str, Any]) -> Rows:
     return [{"x": x, "y": y} for x, y in pairs if y and x > 0]
 
 
-def _spectra(lines: Rows, white: Rows, axis: Axis, width: int) -> Any:
-    look = alt.Axis(title="direction (log scale)", format=",.3~r", values=[1, 10, 100, 1000, 10000])
-    x = alt.X("x:Q", scale=alt.Scale(type="log", nice=False), axis=look)
-    heights = [point["y"] for point in lines]
-    top = max(heights)
-    y = y_log("y", max(min(heights), top * 1e-6), top, percent=True)
-    scale = alt.Scale(domain=axis.labels, range=list(OKABE_ITO[: len(axis.labels)]))
-    color = alt.Color("k:N", sort=axis.labels, scale=scale)
-    path = layer(lines).mark_line(strokeWidth=2.5, clip=True)
-    layers = [path.encode(x=x, y=y, color=color, description=alt.Description("t:N"))]
-    if white:
-        look = {"strokeDash": [5, 4], "color": "var(--soft)", "aria": False, "clip": True}
-        layers.append(layer(white).mark_line(**look).encode(x=x, y=y))
-    return sized(layers, width, 260)
+def _spectra(message: str, lines: Rows, white: Rows) -> Chart:
+    floor = max(point["y"] for point in lines) * 1e-6
+    x = ChartAxis("x", title="direction (log scale)", log=True)
+    y = ChartAxis("y", title="", log=True, share=True)
+    kept = [{**point, "y": max(point["y"], floor)} for point in lines]
+    made = curves(message, kept, x, y, by="k", dots=False, strokeWidth=2.5)
+    if not white:
+        return made
+    look = {"strokeDash": [5, 4], "color": "var(--soft)", "aria": False}
+    low = min(point["y"] for point in kept)
+    noise = [point for point in white if point["y"] >= low]
+    return overlaid(made, curves(message, noise, x, y, dots=False, **look))

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sonde.report._axes import Rows, band, dots, line, sized, tip, x_sites, y_log
+from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
+from sonde.report._fit import Rows, tip
 from sonde.report._format import Real, number, plural, share
 from sonde.report._picture import Axis, Numbers, Picture
 
@@ -23,12 +24,14 @@ def units_picture(units: Rows) -> Picture | None:
     bands = [_band(row, axis, floor) for row in rows]
     named = [_dot(row, unit, axis) for row in rows for unit in row["named"] if unit["rms"]]
 
-    def draw(width: int) -> Any:
-        return _chart(bands, named, axis, width)
+    message = _message(rows, axis)
+
+    def draw(width: int) -> Chart:
+        return _chart(message, bands, named, axis)
 
     columns = ("site", "smallest", "25 %", "median", "75 %", "largest", "dead", "constant")
     table = tuple((r["site"], *r["bands"], r.get("n_dead"), r.get("n_constant")) for r in rows)
-    return Picture("units", _message(rows, axis), draw, Numbers(columns, table, "units"), _NOTE)
+    return Picture("units", message, draw, Numbers(columns, table, "units"), _NOTE)
 
 
 def _band(row: dict[str, Any], axis: Axis, floor: Real) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def _band(row: dict[str, Any], axis: Axis, floor: Real) -> dict[str, Any]:
     dead = plural(row.get("n_dead") or 0, "dead unit")
     text = tip(row["site"], f"median {number(sizes[2])}", f"largest {number(sizes[4])}", dead)
     ends = {f"b{i}": max(size or 0.0, floor) for i, size in enumerate(sizes)}
-    return {"s": axis.names[row["site"]], "t": text, "v": ends["b2"]} | ends
+    return {"s": axis.names[row["site"]], "tip": text, "v": ends["b2"]} | ends
 
 
 def _dot(row: dict[str, Any], unit: dict[str, Any], axis: Axis) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def _dot(row: dict[str, Any], unit: dict[str, Any], axis: Axis) -> dict[str, Any
         f"zero on {share(unit['zero_share'])} of rows",
         ", ".join(unit.get("codes", ())),
     )
-    return {"s": axis.names[row["site"]], "v": unit["rms"], "t": text}
+    return {"s": axis.names[row["site"]], "v": unit["rms"], "tip": text}
 
 
 def _message(rows: Rows, axis: Axis) -> str:
@@ -63,11 +66,10 @@ def _message(rows: Rows, axis: Axis) -> str:
     return f"{text}; most dead units: {dead:,} at {axis.say(site)}" if dead else text
 
 
-def _chart(bands: Rows, named: Rows, axis: Axis, width: int) -> Any:
-    sizes = [row[f"b{i}"] for row in bands for i in range(5)] + [row["v"] for row in named]
-    x, y = x_sites(axis.labels, width, axis.title), y_log("v", min(sizes), max(sizes))
-    layers = [band(bands, x, y, "b0", "b4", 0.16)]
-    layers += [band(bands, x, y, "b1", "b3", 0.3), *line(bands, x, y)]
-    if named:
-        layers.append(dots(named, x, y, shape="diamond", size=90, color="var(--c2)"))
-    return sized(layers, width, 240)
+def _chart(message: str, bands: Rows, named: Rows, axis: Axis) -> Chart:
+    x, y = axis.across(), ChartAxis("v", title="", log=True)
+    made = curves(message, bands, x, y, bands=[("b0", "b4"), ("b1", "b3")])
+    if not named:
+        return made
+    look = {"shape": "diamond", "size": 90, "color": "var(--c2)"}
+    return overlaid(made, marks(message, named, x, y, **look))

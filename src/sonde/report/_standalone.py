@@ -12,8 +12,8 @@ import vl_convert
 from sonde.core.chart import SCHEMA, Chart
 from sonde.core.errors import InputError
 from sonde.files.durable import atomic_write
-from sonde.report._draw import clean, config, spec_of
-from sonde.report._fit import WIDE
+from sonde.report._draw import clean, config
+from sonde.report._fit import WIDE, fitted
 from sonde.report._format import shown
 from sonde.report._markup import el
 from sonde.report._picture import Picture
@@ -120,7 +120,7 @@ def _stacked(parts: list[Chart]) -> Chart:
 def _titled(made: Picture, width: int) -> Chart:
     lines = wrap(shown(made.message, 400), max(20, width // 9))
     look = {"anchor": "start", "fontSize": 15, "color": "var(--ink)", "offset": 12}
-    return spec_of(made.draw(width), width) | {"title": {"text": lines, "frame": "bounds", **look}}
+    return fitted(made.draw(width), width) | {"title": {"text": lines, "frame": "bounds", **look}}
 
 
 def _resolved(value: Any) -> Any:

@@ -3,9 +3,8 @@
 from textwrap import wrap
 from typing import Any, Final
 
-import altair as alt
-
-from sonde.report._axes import Rows, layer, sized, tip, x_sites
+from sonde.core.chart import Chart, curves
+from sonde.report._fit import Rows, tip
 from sonde.report._format import number, plural, quantity, shown, words
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import badge, definitions, drawer, figure, section, tabled
@@ -217,7 +216,7 @@ def _points(report: dict[str, Any], panel: Panel, axis: Axis, side: str) -> Rows
             text = tip(side, row["site"], quantity(value, panel.unit))
             ends = {"v": value, "lo": value, "hi": value}
             points.append(
-                {"s": axis.names[row["site"]], "site": row["site"], "k": side, "t": text} | ends
+                {"s": axis.names[row["site"]], "site": row["site"], "k": side, "tip": text} | ends
             )
     return points
 
@@ -226,8 +225,9 @@ def _picture(panel: Panel, points: Rows, axis: Axis) -> Picture:
     value = {(p["k"], p["site"]): p["v"] for p in points}
     both = [site for site in axis.sites if ("A", site) in value and ("B", site) in value]
 
-    def draw(width: int) -> Any:
-        return _chart(panel, points, axis, width)
+    def draw(width: int) -> Chart:
+        y = panel_axis(panel, points)
+        return curves(message, points, axis.across(), y, by="k", colors=_SIDES) | {"height": 150}
 
     name = words(panel.name).capitalize()
     message = f"{name}: A and B share no site"
@@ -238,20 +238,6 @@ def _picture(panel: Panel, points: Rows, axis: Axis) -> Picture:
         if value["A", site] == value["B", site]:
             message = f"{name} is the same in A and B"
     return Picture(f"depth-{panel.name}", message, draw)
-
-
-def _chart(panel: Panel, points: Rows, axis: Axis, width: int) -> Any:
-    x, y = x_sites(axis.labels, width, axis.title), panel_axis(panel, points)
-    scale = alt.Scale(domain=list(_SIDES), range=list(_SIDES.values()))
-    shapes = alt.Scale(domain=list(_SIDES), range=["circle", "square"])
-    color = alt.Color("k:N", scale=scale)
-    path = layer(points).mark_line(strokeWidth=2, aria=False).encode(x=x, y=y, color=color)
-    marks = layer(points).mark_point(filled=True, size=50, opacity=1)
-    said = alt.Description("t:N")
-    marks = marks.encode(
-        x=x, y=y, color=color, shape=alt.Shape("k:N", scale=shapes), description=said
-    )
-    return sized([path, marks], width, 150)
 
 
 def _source_section(difference: dict[str, Any], names: Names) -> Markup:

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import altair as alt
-
-from sonde.report._axes import dots, layer, sized, tip
+from sonde.core.chart import Chart, ChartAxis, marks
+from sonde.report._fit import tip
 from sonde.report._format import number, plural, shown
 from sonde.report._markup import Markup, Names, code, el
 from sonde.report._parts import command, figure, table, tabled
@@ -87,24 +86,22 @@ def _control_picture(found: dict[str, Any]) -> Picture:
     judged = found["judgement"]
     effect, effects = judged["effect"]["value"], judged["control"]["effects"]
     rows = [
-        {"x": e, "y": "random", "t": tip("a random change", f"{number(e)} nats")} for e in effects
+        {"x": e, "y": "random", "tip": tip("a random change", f"{number(e)} nats")} for e in effects
     ]
-    mine = [{"x": effect, "y": "this change", "t": tip("this change", f"{number(effect)} nats")}]
+    mine = [{"x": effect, "y": "this change", "tip": tip("this change", f"{number(effect)} nats")}]
 
-    def draw(width: int) -> Any:
-        order = ["this change", "random"]
-        y = alt.Y("y:N", sort=order, axis=alt.Axis(title=None, grid=False, minExtent=96))
-        x = alt.X("x:Q", axis=alt.Axis(title="effect in nats", format=",.3~r", tickCount=5))
-        zero = layer([{"z": 0.0}]).mark_rule(color="var(--line)").encode(x=alt.X("z:Q"))
-        marks = [
-            dots(rows, x, y, color="var(--c1)", opacity=0.6),
-            dots(mine, x, y, color="var(--c2)", shape="diamond", size=120),
-        ]
-        return sized([zero, *marks], width, 90)
+    message = edit_verdict(found)
+
+    def draw(width: int) -> Chart:
+        x = ChartAxis("x", title="effect in nats", zero=True)
+        y = ChartAxis("y", title="", names=["this change", "random"])
+        colors = {"this change": "var(--c2)", "random": "var(--c1)"}
+        made = marks(message, mine + rows, x, y, by="y", colors=colors, opacity=0.7)
+        return made | {"height": 90}
 
     table_rows = (("this change", effect), *((f"random {i}", e) for i, e in enumerate(effects)))
     numbers = Numbers(("change", "effect in nats"), table_rows, "control")
-    return Picture("control", edit_verdict(found), draw, numbers)
+    return Picture("control", message, draw, numbers)
 
 
 def _tables(found: dict[str, Any], names: Names) -> Section | None:

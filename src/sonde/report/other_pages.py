@@ -7,6 +7,7 @@ from sonde.core.errors import SondeError
 from sonde.report.files import carried
 
 KINDS: Final = {
+    "sonde-charts/1": "charts of a fitted state",
     "sonde-diff/1": "difference of two scans",
     "sonde-compare/1": "comparison of two models",
     "sonde-drift/1": "drift",

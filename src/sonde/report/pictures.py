@@ -11,7 +11,7 @@ import torch
 
 from sonde.core.errors import InputError
 from sonde.metrics import auroc as _auroc
-from sonde.report._axes import WIDE
+from sonde.report._fit import WIDE
 from sonde.report._format import number
 from sonde.report._heat import SIDE, Scale, heat, legend, panels
 from sonde.report._markup import el, join

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any, Final
 
-import altair as alt
-
+from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.core.wording import plural
-from sonde.report._axes import NARROW, OKABE_ITO, Rows, layer, sized, tip, y_axis
+from sonde.report._fit import Rows, tip
 from sonde.report._format import number, shown
 from sonde.report._markup import Names
 from sonde.report._parts import figure
@@ -53,34 +52,26 @@ def save_track(found: dict[str, Any], path: str | Path) -> Path:
 
 def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
     """Return the curves of a measure, of at most ``MOST_LINES`` sites; all stand in the table."""
-    curves = [c for c in found["curves"] if c["method"] == method]
-    axis = Axis.of([c["site"] for c in curves], MOST_LINES)
-    rows = [
-        row for c in curves if c["site"] in axis.names for row in _points(c, found["steps"], axis)
-    ]
+    own = [c for c in found["curves"] if c["method"] == method]
+    axis = Axis.of([c["site"] for c in own], MOST_LINES)
+    rows = [row for c in own if c["site"] in axis.names for row in _points(c, found["steps"], axis)]
     columns = ("site", *(f"{step}" for step in found["steps"]))
-    table = tuple((c["site"], *c["values"]) for c in curves)
+    table = tuple((c["site"], *c["values"]) for c in own)
 
-    def draw(width: int) -> Any:
-        scale = alt.Scale(domain=axis.labels, range=list(OKABE_ITO[: len(axis.labels)]))
-        legend = alt.Legend(
-            orient="bottom", title=axis.title or None, columns=2 if width <= NARROW else 4
-        )
-        color = alt.Color("s:N", sort=axis.labels, scale=scale, legend=legend)
-        x = alt.X("x:Q", axis=alt.Axis(title="step", tickCount=5, format=",d"))
-        y = alt.Y("v:Q", scale=alt.Scale(zero=False), axis=y_axis())
+    def draw(width: int) -> Chart:
+        x, y = ChartAxis("x", title="step"), ChartAxis("v", title="")
         kept = [row for row in rows if "lo" in row]
-        bars = layer(kept).mark_rule(opacity=0.4, aria=False)
-        errors = bars.encode(x=x, y=alt.Y("lo:Q", axis=y_axis()), y2="hi:Q", color=color)
-        path = layer(rows).mark_line(strokeWidth=2, aria=False).encode(x=x, y=y, color=color)
-        points = layer(rows).mark_point(filled=True, size=36, opacity=1)
-        marks = points.encode(x=x, y=y, color=color, description=alt.Description("t:N"))
-        return sized([errors, path, marks] if kept else [path, marks], width, 240)
+        made = curves(message, rows, x, y, by="s")
+        if not kept:
+            return made
+        bare = [{k: v for k, v in row.items() if k != "tip"} for row in kept]
+        ends = marks(message, bare, x, y, by="s", low="lo", high="hi", size=0, aria=False)
+        return overlaid(made, ends)
 
-    message = f"{method} at {plural(len(curves), 'site')}, step by step"
+    message = f"{method} at {plural(len(own), 'site')}, step by step"
     note = "Bars are two standard errors." if any("lo" in row for row in rows) else ""
-    if len(curves) > len(axis.sites):
-        note += f" Drawn at {len(axis.sites)} of {len(curves)} sites."
+    if len(own) > len(axis.sites):
+        note += f" Drawn at {len(axis.sites)} of {len(own)} sites."
     return Picture(key, message, draw, Numbers(columns, table, f"{key}-table"), note.strip())
 
 
@@ -93,7 +84,7 @@ def _points(curve: dict[str, Any], steps: list[int], axis: Axis) -> Rows:
             "x": step,
             "v": value,
             "s": axis.names[curve["site"]],
-            "t": tip(curve["site"], f"step {step:,}", number(value)),
+            "tip": tip(curve["site"], f"step {step:,}", number(value)),
         }
         made.append(
             row if error is None else row | {"lo": value - 2 * error, "hi": value + 2 * error}

@@ -1,0 +1,79 @@
+"""Charts of results: drawn by a page, a file and a terminal that have never heard of the method."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import pytest
+import torch
+
+import sonde
+from sonde.core import Instrument, Result
+from sonde.core.chart import Chart, bars, cells, curves, histogram, marks, matrix
+from sonde.report.charts import chart_to_svg, chart_to_text, charts_document, charts_to_html
+from sonde.stats import Moments, MomentsState
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesResult(Result):
+    """Shares of the variance, with a picture of its own."""
+
+    def chart(self) -> Chart:
+        """Return a bar for each direction."""
+        values = torch.as_tensor(self.value).tolist()
+        return bars(
+            "Shares", [{"way": i, "amount": v} for i, v in enumerate(values)], "way", "amount"
+        )
+
+
+@dataclass(frozen=True)
+class Shares(Instrument):
+    """Shares of the variance along the main directions."""
+
+    def reads(self) -> dict[str, Any]:
+        return {"moments": Moments()}
+
+    def result(self, moments: MomentsState) -> SharesResult:
+        found = moments.eigenvalues
+        return SharesResult(value=found / found.sum(), n=moments.n)
+
+
+def test_a_method_with_a_chart_stands_on_the_page_without_a_change_there() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(90, 3, generator=draw) * torch.tensor([3.0, 1.0, 2.0])
+    fitted = sonde.fit(Shares(), sonde.Stream.of({"a": rows}), progress=False)
+    result = next(iter(fitted))[1]
+    page = charts_to_html(charts_document(fitted, "shares.sonde"))
+    shares = torch.as_tensor(result.value).tolist()
+    told = re.findall(r'data-tip="way: \d; amount: ([\d.]+)', page)
+    assert [float(v) for v in told[:3]] == pytest.approx(shares, rel=2e-3)
+    lines = chart_to_text(result.chart(), 60).splitlines()
+    lengths = [line.count("█") for line in lines[1:4]]
+    assert lengths[0] == max(lengths)
+    assert [n / lengths[0] for n in lengths] == pytest.approx(
+        [v / shares[0] for v in shares], abs=0.05
+    )
+
+
+CHARTS = {
+    "curves": curves("C", [{"x": i, "y": i * i, "k": "a"} for i in range(9)], "x", "y", by="k"),
+    "marks": marks("M", [{"s": "u", "v": 1.0, "a": 0.5, "b": 2.0}], "s", "v", low="a", high="b"),
+    "bars": bars("B", [{"n": "x[3]", "v": 2.0}, {"n": "y", "v": float("nan")}], "v", "n"),
+    "matrix": matrix("H", cells([[1.0, float("nan")], [0.0, 0.5]], "c", "r", "v"), "c", "r", "v"),
+    "histogram": histogram("D", [{"a": 0.0, "b": 1.0, "n": 3}], "a", "b", "n", limit=0.7),
+}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+@pytest.mark.truth("the JSON Schema of Vega-Lite, which altair checks")
+def test_every_kind_is_valid_vega_lite_and_drawn(name: str) -> None:
+    chart = CHARTS[name]
+    alt.Chart.from_dict(json.loads(json.dumps(chart, allow_nan=False)), validate=True)
+    svg = chart_to_svg(chart)
+    assert svg.startswith("<svg")
+    assert "var(--" not in svg
+    said = chart_to_text(chart, 50)
+    assert chart["title"] in said
+    assert max(map(len, said.splitlines())) <= 50
