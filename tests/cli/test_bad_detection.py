@@ -96,7 +96,7 @@ def test_labels_that_are_not_the_models_own_are_said(run, folder, tmp_path):
 
 def test_rows_that_are_not_finite_are_counted(run, folder, fitted):
     ran = run("score", fitted, "-", folder / "nan.npz")
-    assert "note: mahalanobis at a: 1 of 300 scores are infinite" in ran.err
+    assert "note: mahalanobis at a, relative_mahalanobis at a: 1 of 300 scores are inf" in ran.err
 
 
 def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp_path):

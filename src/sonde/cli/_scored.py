@@ -117,8 +117,9 @@ def say_infinite(scored: pa.Table) -> None:
         n_broken = int(np.isposinf(scores).sum())
         if n_broken:
             note(
-                f"note: {instrument} at {site}: {n_broken} of {len(scores)} scores are infinite: "
-                "their rows are not finite, or too large for their type."
+                f"note: {n_broken} of {len(scores)} scores are infinite: their rows are not "
+                "finite, or too large for their type.",
+                at=f"{instrument} at {site}",
             )
 
 

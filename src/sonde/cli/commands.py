@@ -15,7 +15,7 @@ from sonde.cli._table import filled
 from sonde.cli._usage import wrong_usage
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.compare import Compare
-from sonde.cli.console import Failed, error_line, note_interrupted, say
+from sonde.cli.console import REMARK, Failed, error_line, note, note_interrupted, noting, say
 from sonde.cli.drift import Drift
 from sonde.cli.edits import EDITS, overview
 from sonde.cli.evaluate import Evaluate
@@ -92,7 +92,8 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
     debug = bool(command.printing.debug)
     _configure(debug, command.printing.verbose)
     try:
-        code = int(command.run())
+        with noting(command.printing.verbose):
+            code = int(command.run())
         sys.stdout.flush()
         return code
     except Failed as failed:
@@ -179,7 +180,7 @@ def _configure(debug: bool, verbose: bool) -> None:
     logging.getLogger("sonde").setLevel(level)
     if not debug:
         warnings.simplefilter("ignore")
-        warnings.simplefilter("default", SondeWarning)
+        warnings.simplefilter("always", SondeWarning)
         warnings.showwarning = _one_line
 
 
@@ -191,4 +192,4 @@ def _one_line(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    sys.stderr.write(f"note: {message}\n")
+    note(f"{REMARK}{message}")

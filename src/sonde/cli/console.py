@@ -2,10 +2,18 @@
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+REMARK = "note: "
+MOST_PLACES = 2
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_remarks: ContextVar[list[tuple[str, str]] | None] = ContextVar("remarks", default=None)
 
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 """What was typed after ``sonde``."""
@@ -42,9 +50,62 @@ def say(text: str) -> None:
     sys.stdout.write(safe if safe.endswith("\n") else safe + "\n")
 
 
-def note(text: str) -> None:
-    """Write a remark to stderr."""
-    sys.stderr.write(text + "\n")
+def note(text: str, at: str = "") -> None:
+    """Write a line to stderr; within a command a remark ("note: ...") waits for ``noting``.
+
+    Parameters
+    ----------
+    text : str
+    at : str, default=""
+        What a remark is about: one line tells of all that have the same remark.
+    """
+    remarks = _remarks.get()
+    if remarks is not None and text.startswith(REMARK):
+        remarks.append((text.removeprefix(REMARK), at))
+    else:
+        sys.stderr.write(f"{text}\n")
+
+
+@contextmanager
+def noting(verbose: bool = False) -> Iterator[None]:
+    """Write the remarks of a command at its end: those that differ in numbers alone as one line.
+
+    Parameters
+    ----------
+    verbose : bool
+        Whether those with other numbers each have a line.
+    """
+    remarks: list[tuple[str, str]] = []
+    token = _remarks.set(remarks)
+    try:
+        yield
+    finally:
+        _remarks.reset(token)
+        sys.stderr.write("".join(f"{REMARK}{line}\n" for line in told_once(remarks, verbose)))
+
+
+def told_once(remarks: Sequence[tuple[str, str]], verbose: bool = False) -> list[str]:
+    """Return remarks in the order in which they first came, with how often each came.
+
+    Examples
+    --------
+    >>> told_once([("1 of 9 lost.", "a"), ("Read it.", ""), ("2 of 9 lost.", "b")])
+    ['a, b: 1 of 9 lost. (1 more with other numbers: -v)', 'Read it.']
+    """
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for text, at in remarks:
+        alike.setdefault(text if verbose else _NUMBER.sub("#", text), []).append((text, at))
+    return [_told(same) for same in alike.values()]
+
+
+def _told(same: Sequence[tuple[str, str]]) -> str:
+    places = [at for at in dict.fromkeys(at for _, at in same) if at]
+    more = len(places) - MOST_PLACES
+    where = ", ".join(places[:MOST_PLACES]) + (f" and {more:,} more" if more > 0 else "")
+    others, times = len({text for text, _ in same}) - 1, len(same) // max(len(places), 1)
+    count = f" ({others:,} more with other numbers: -v)" if others else ""
+    count = count or (f" ({times:,} times)" if times > 1 else "")
+    return f"{where}{': ' if where else ''}{same[0][0]}{count}"
 
 
 def say_json(value: Any) -> None:
