@@ -37,7 +37,7 @@ def test_every_command_has_the_common_flags(word):
 def test_what_reads_a_model_is_known():
     assert {word for word in COMMANDS if reads(word)} == {
         "scan", "read", "fit", "calibrate", "score", "evaluate", "compare", "track", "explain",
-        "units",
+        "units", "export",
     }  # fmt: skip
 
 

@@ -1,11 +1,17 @@
-"""``sonde export`` from the command line: files of every kind, errors, nothing half written."""
+"""``sonde export``: files of every kind, states read on the way, errors, nothing half written."""
+
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 from run_case import stream
+from sonde.data import load, open_inputs
 from sonde.store import write_store
+from sonde.store.writing import StoreWriter
 
 
 @pytest.fixture
@@ -41,9 +47,80 @@ def test_what_is_wrong_is_named(run, acts, tmp_path):
         "export", acts, "-o", tmp_path / "a.parquet", "--columns", "scor"
     ).error()  # fmt: skip
     assert "no site 'y'" in run("export", acts, "-o", tmp_path / "a.npz", "--sites", "y").error()
+    assert "STORE, or acts MODEL DATA" in run("export", "a", "b", "-o", tmp_path / "a.npz").error()
+    assert (
+        "expected DATA" in run("export", "acts", "sonde:digits", "-o", tmp_path / "a.npz").error()
+    )
     assert "store.json" in run("export", tmp_path, "-o", tmp_path / "a.npz").error()
     assert "no folder" in run("export", acts, "-o", tmp_path / "none" / "a.npz").error()
     assert [p.name for p in tmp_path.iterdir()] == ["acts"]
+
+
+ACTS = ("acts", "sonde:digits", "sonde:digits/test", "--sites", "blocks", "--reducer", "cls")
+ACTS += ("--limit", 50, "--batch-size", 25)
+
+
+@pytest.fixture(scope="module")
+def hooked():
+    """Return what hooks of our own see of the first token at each block, and the labels and ids."""
+    model = load("sonde:digits")
+    inputs = open_inputs(model, "sonde:digits/test", limit=50, batch_size=25)
+    seen: dict[str, list[torch.Tensor]] = {f"vit.layers.{i}": [] for i in range(4)}
+    labels, ids = [], []
+
+    def keep(rows: list[torch.Tensor]) -> Any:
+        return lambda _, __, out: rows.append(out[:, 0])
+
+    hooks = [
+        model.module.get_submodule(name).register_forward_hook(keep(rows))
+        for name, rows in seen.items()
+    ]
+    for batch in inputs.batches(0, 50):
+        with torch.no_grad():
+            model.module(**batch.kwargs)
+        labels, ids = [*labels, *batch.label.tolist()], [*ids, *batch.ids]
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(rows) for name, rows in seen.items()}, labels, ids
+
+
+@pytest.mark.truth("hooks of our own on the same model")
+def test_states_are_read_and_written(run, hooked, tmp_path):
+    states, labels, ids = hooked
+    for name in ("a.safetensors", "a.npz", "a.parquet", "a"):
+        ran = run("export", *ACTS, "-o", tmp_path / name)
+        assert ran.code == 0, ran.err
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "a.npz", "a.parquet", "a.safetensors"}
+    tensors, npz = load_file(tmp_path / "a.safetensors"), np.load(tmp_path / "a.npz")
+    table = parquet.read_table(tmp_path / "a.parquet")
+    for site, rows in states.items():
+        column = next(n for n in table.column_names if site in n.replace("_", "."))
+        truth = rows.numpy().tobytes()
+        assert tensors[site].numpy().tobytes() == npz[site].tobytes() == truth
+        assert np.load(tmp_path / "a" / f"{site}.npy", mmap_mode="r").tobytes() == truth
+        assert np.array(table[column].to_pylist(), dtype=np.float32).tobytes() == truth
+    assert npz["label"].tolist() == np.load(tmp_path / "a" / "label.npy").tolist() == labels
+    assert table["id"].to_pylist() == [i.decode() for i in npz["id"]] == [str(i) for i in ids]
+
+
+def test_reading_that_was_interrupted_goes_on(run, tmp_path, monkeypatch):
+    wrote, seen = StoreWriter.write, []
+
+    def stop(self, ranges, tick=lambda _: None):
+        wrote(self, ranges[:2], tick)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "write", stop)
+        ran = run("export", *ACTS, "--unit-size", 10, "-o", tmp_path / "a.npz")
+        assert ran.code == 130
+        assert "the same command continues" in ran.err
+    monkeypatch.setattr(StoreWriter, "write", lambda s, r, *a: seen.extend(r) or wrote(s, r, *a))
+    assert run("export", *ACTS, "--unit-size", 10, "-o", tmp_path / "a.npz").code == 0
+    assert run("export", *ACTS, "-o", tmp_path / "b.npz").code == 0
+    one, other = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    assert all(one[name].tobytes() == other[name].tobytes() for name in other.files)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
 
 
 def test_an_interrupt_leaves_nothing(run, acts, tmp_path, monkeypatch):

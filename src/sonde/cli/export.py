@@ -1,18 +1,26 @@
-"""``sonde export``: stored rows as one file that other programs open."""
+"""``sonde export``: stored rows, or the states of a model, as files that other programs open."""
 
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from sonde.cli.console import note, say_json
-from sonde.cli.options import Printing, named
+from sonde.cli.options import Printing, Reading, RunFlags, named
+from sonde.cli.read import Read
+from sonde.core.errors import InputError
+
+ACTS = "acts"
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write stored rows as Parquet, arrays (.npz, .safetensors) or Lance with a vector index.
+    """Write hidden states as Parquet, arrays (.npz, .safetensors, .npy) or Lance with an index.
+
+    They are those that sonde read wrote to a folder, or, with `acts MODEL DATA`, are read now; the
+    flags about reading belong to that. An interrupted run goes on with the same command.
 
     A table holds ids, labels, groups and the stored columns, and of the last site two principal
     directions as x and y and the nearest rows of a sample, as embedding viewers take them. Arrays
@@ -20,32 +28,38 @@ class Export:
     Lance's index.
 
     Example: sonde export acts -o acts.parquet
+
+    More: sonde export acts sonde:digits sonde:digits/test --sites blocks -o
+    acts.safetensors, states that are not stored yet.
     """
 
-    store: Annotated[tyro.conf.Positional[Path], named("STORE", "a folder that sonde read wrote")]
+    what: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        named("STORE | acts MODEL DATA", "a folder that sonde read wrote, or what to read"),
+    ]
     output: Annotated[
         Path,
         tyro.conf.arg(
             aliases=["-o"],
-            metavar="FILE",
-            help="file to write: .parquet, .npz, .safetensors or .lance",
+            metavar="FILE|DIR",
+            help="file to write: .parquet, .npz, .safetensors or .lance; a folder of .npy else",
         ),
     ]
-    sites: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(metavar="PATTERN ...", help="which of its sites; all read by one reducer"),
-    ] = ("auto",)
     columns: Annotated[
         tuple[str, ...] | None,
-        named("NAME ...", "which of its stored columns go into a table; all by default"),
+        named("NAME ...", "which columns of the data go into a table; all that are stored"),
     ] = None
-    rows: Annotated[bool, tyro.conf.arg(help="add the rows themselves to Parquet")] = False
+    rows: Annotated[
+        bool, tyro.conf.arg(help="add the rows themselves to Parquet, as acts always does")
+    ] = False
     neighbors: Annotated[
         int, tyro.conf.arg(help="nearest rows of the sample for each row; 0 for none")
     ] = 10
     sample: Annotated[int, tyro.conf.arg(help="rows from which directions and neighbours come")] = (
         2048
     )
+    reading: Reading = field(default_factory=Reading)
+    running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -53,20 +67,25 @@ class Export:
         from sonde.core.wording import gib
         from sonde.engine.progress import Bar
         from sonde.store import Store
-        from sonde.store.exporting import export_store
+        from sonde.store.exporting import check_export, export_store
 
-        store = Store(self.store, checked=True)
+        check_export(self.output)
+        reads = len(self.what) > 1
+        folder = self._read() if reads else Path(self.what[0])
+        store = Store(folder, checked=True)
         with Bar("export", len(store), not self.printing.quiet) as bar:
             facts = export_store(
                 store,
                 self.output,
-                sites=list(self.sites),
+                sites="auto" if reads else list(self.reading.sites),
                 columns=self.columns,
-                rows=self.rows,
+                rows=self.rows or reads,
                 neighbors=self.neighbors,
                 sample=self.sample,
                 tick=bar.advance,
             )
+        if reads:
+            shutil.rmtree(folder)
         if self.printing.json:
             say_json(facts)
         n_sites = len(facts["sites"])
@@ -75,3 +94,21 @@ class Export:
             f"site{'s' * (n_sites != 1)}, {gib(facts['size_bytes'])}"
         )
         return 0
+
+    def _read(self) -> Path:
+        """Read the states to a folder beside the output, or go on there, and return it."""
+        from sonde.run.passes.directory import run_directory
+
+        if self.what[0] != ACTS or len(self.what) > 3:
+            raise InputError(
+                f"export: expected STORE, or {ACTS} MODEL DATA, got {' '.join(self.what)!r}."
+            )
+        folder = run_directory(self.output)
+        model, data = self.what[1], "".join(self.what[2:])
+        quiet = replace(self.printing, json=False, quiet=True)
+        columns = None if self.columns is None else ",".join(self.columns)
+        Read(
+            model, data, folder, columns=columns,
+            reading=self.reading, running=self.running, printing=quiet,
+        ).run()  # fmt: skip
+        return folder

@@ -1,10 +1,14 @@
-"""A store as arrays by site: ``.npz`` and ``.safetensors``, as ``sonde fit METHODS -`` reads them.
+"""A store as arrays by site: ``.npz``, ``.safetensors``, or a folder of ``.npy`` files.
+
+The first two are what ``sonde fit METHODS -`` reads; a folder of plain files is what NumPy maps.
 
 Each array is written in one walk over the store, so vectors are never held together.
 """
 
 import json
 import math
+import secrets
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +21,8 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.columns import WHOLE_NUMBERS
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StoreError
+from sonde.files.durable import TEMPORARY, atomic_file, make_directory, sync_directory
 from sonde.files.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
 from sonde.store.exporting.parts import column_names, parts_of, text_of
@@ -77,12 +82,40 @@ def write_npz(store: Store, path: Path, tick: Tick) -> int:
         for array in _arrays(store, facts, tick, native=False):
             entry = zipfile.ZipInfo(f"{array.name}.npy")
             with archive.open(entry, "w", force_zip64=True) as member:
-                head = {"descr": array.dtype, "fortran_order": False, "shape": array.shape}
-                np.lib.format.write_array_header_2_0(member, head)
-                for piece in array.pieces():
-                    member.write(_raw(piece))
+                _write_array(member, array)
         archive.comment = _comment(facts_of(store, facts.n_rows))
     return facts.n_rows
+
+
+def write_npy(store: Store, path: Path, tick: Tick) -> int:
+    """Write sites and columns as a folder of ``.npy`` files and return the number of rows.
+
+    Raises
+    ------
+    StoreError
+        If there is something at that place, or the disk is full.
+    """
+    if path.exists():
+        raise StoreError(f"export: {path} exists. Remove it, or write elsewhere.")
+    facts = _facts(store, tick)
+    aside = path.with_name(f"{path.name}{TEMPORARY}{secrets.token_hex(6)}")
+    make_directory(aside)
+    try:
+        for array in _arrays(store, facts, tick, native=False):
+            with atomic_file(aside / f"{array.name}.npy") as file:
+                _write_array(file, array)
+        aside.replace(path)
+        sync_directory(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return facts.n_rows
+
+
+def _write_array(file: Any, array: Array) -> None:
+    head = {"descr": array.dtype, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_2_0(file, head)
+    for piece in array.pieces():
+        file.write(_raw(piece))
 
 
 def write_safetensors(store: Store, path: Path, tick: Tick) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE
-from sonde.store.exporting.arrays import write_npz, write_safetensors
+from sonde.store.exporting.arrays import write_npy, write_npz, write_safetensors
 from sonde.store.exporting.parts import chosen_kinds, chosen_sites, one_layout
 from sonde.store.exporting.tables import Table, write_parquet
 from sonde.store.exporting.to_lance import lance_module, write_lance
@@ -15,12 +15,32 @@ from sonde.store.outputs import check_file
 from sonde.store.reading import Store
 
 SUFFIXES = (".parquet", ".npz", ".safetensors", ".lance")
+ARRAYS = {".npz": write_npz, ".safetensors": write_safetensors, "": write_npy}
 
 
 def is_export(path: Path) -> bool:
     """Return whether a path is called as an export is: a folder for Lance, else a file."""
     kind = path.suffix.lower()
     return kind in SUFFIXES and path.is_dir() == (kind == ".lance")
+
+
+def check_export(path: Path) -> None:
+    """Refuse a name that says no kind of file, or a place that cannot be written.
+
+    Raises
+    ------
+    InputError
+        With the endings there are, or if the file would lie inside a store.
+    """
+    kind = path.suffix.lower()
+    if kind not in (*SUFFIXES, ""):
+        raise InputError(
+            f"export: expected a name that ends in {', '.join(SUFFIXES)}, or a folder, got {path}."
+        )
+    if kind == ".lance":
+        lance_module()
+    if not (kind in (".lance", "") and path.is_dir()):  # which is told as what it is
+        check_file(path)
 
 
 def export_store(
@@ -45,6 +65,7 @@ def export_store(
     path : path
         ``.parquet``: ids, columns and where rows stand in a picture of the last site;
         ``.npz`` and ``.safetensors``: the rows as arrays by site, with id, group, position, label;
+        no ending: the same as a folder of ``.npy`` files;
         ``.lance``: a Lance data set of everything, with a vector index on each site.
     sites : str or sequence, default="auto"
         Which sites, as ``Store.select`` takes them, but that a whole name is that kind of rows
@@ -70,24 +91,20 @@ def export_store(
     """
     path = Path(path)
     kind = path.suffix.lower()
-    if kind not in SUFFIXES:
-        raise InputError(f"export: expected a name that ends in {', '.join(SUFFIXES)}, got {path}.")
+    check_export(path)
     if neighbors < 0 or sample < 2:
         raise InputError(
             f"export: expected neighbors of at least 0 and a sample of at least 2, got {neighbors} "
             f"and {sample}."
         )
-    if kind == ".lance":
-        lance_module()
-    if not (kind == ".lance" and path.is_dir()):  # which is told as what it is
-        check_file(path)
     chosen = chosen_sites(store if isinstance(store, Store) else Store(store, checked=True), sites)
     schema = one_layout(chosen)
-    if kind in (".npz", ".safetensors"):
+    if kind in ARRAYS:
         if columns:
-            raise InputError(f"export: {kind} carries no columns. Write {path.stem}.parquet.")
-        write = write_npz if kind == ".npz" else write_safetensors
-        n_rows = write(chosen, path, tick)
+            raise InputError(
+                f"export: {kind or '.npy'} carries no columns. Write {path.stem}.parquet."
+            )
+        n_rows = ARRAYS[kind](chosen, path, tick)
     else:
         kinds = chosen_kinds(chosen, columns)
         view = view_of(chosen, schema[-1].key, sample, neighbors)
