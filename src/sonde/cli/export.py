@@ -104,11 +104,11 @@ class Export:
                 f"export: expected STORE, or {ACTS} MODEL DATA, got {' '.join(self.what)!r}."
             )
         folder = run_directory(self.output)
-        model, data = self.what[1], "".join(self.what[2:])
+        _, model, *data = self.what
         quiet = replace(self.printing, json=False, quiet=True)
         columns = None if self.columns is None else ",".join(self.columns)
         Read(
-            model, data, folder, columns=columns,
+            model, "".join(data), folder, columns=columns,
             reading=self.reading, running=self.running, printing=quiet,
         ).run()  # fmt: skip
         return folder
