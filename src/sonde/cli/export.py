@@ -104,7 +104,7 @@ class Export:
                 f"export: expected STORE, or {ACTS} MODEL DATA, got {' '.join(self.what)!r}."
             )
         folder = run_directory(self.output)
-        _, model, *data = self.what
+        _, model, *data = [*self.what]
         quiet = replace(self.printing, json=False, quiet=True)
         columns = None if self.columns is None else ",".join(self.columns)
         Read(
