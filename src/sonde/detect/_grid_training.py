@@ -12,6 +12,7 @@ from sonde.core.errors import InputError
 from sonde.core.state import size_bytes
 from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, entropy
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
+from sonde.stats.sequences import example_numbers
 from sonde.stats.training import SURVEY, TRAIN, Examples, Trainer, TrainingState
 from sonde.stats.weights import LiveWeights
 
@@ -172,7 +173,7 @@ def whole_images(
 
     Images come in ascending order of what names them, whatever the order of rows.
     """
-    image = torch.unique(who, dim=0, return_inverse=True)[1]
+    image = example_numbers(who)
     n_images = int(image.max()) + 1
     inside = (position >= 0) & (position < n)
     cell = image * n + position.clamp(0, n - 1)

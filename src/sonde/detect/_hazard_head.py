@@ -17,6 +17,7 @@ from sonde.core.instrument import Where
 from sonde.core.state import State
 from sonde.core.statistic import Learner, Statistic
 from sonde.stats import ClassMoments, ClassMomentsState, Moments, MomentsState
+from sonde.stats.sequences import by_example, example_numbers
 
 NONE, SOMEWHERE = -1, -2
 MOST_WALKS = 30
@@ -159,8 +160,7 @@ class HazardWalks(Learner[HazardState]):
             seen = _DIAGONAL.observe(z)
             scale = seen if state.scale is None else _DIAGONAL.merge(state.scale, seen)
             return replace(state, scale=scale)
-        who = torch.cat([ids[known], occurrence[known][:, None]], dim=1)
-        names, member = torch.unique(who, dim=0, return_inverse=True)
+        member = example_numbers(ids[known], occurrence[known])
         design = torch.cat([standard(z, state.scale), z.new_ones(len(z), 1)], dim=1)
         found = _sums(design @ state.weight, first_error[known], position[known], member)
         slope, curve, loss = found
@@ -170,7 +170,7 @@ class HazardWalks(Learner[HazardState]):
             slope=state.slope + slope @ design,
             curve=state.curve + (design * curve[:, None]).T @ design,
             total=state.total + loss,
-            n=state.n + len(names),
+            n=state.n + int(member.max()) + 1,
             n_wrong=state.n_wrong + len(wrong),
         )
 
@@ -250,9 +250,9 @@ def _expected(
     All of it from logarithms, so that small hazards keep their digits.
     """
     target, at_risk, loss = target.clone(), at_risk.clone(), logit.new_zeros(())
+    trajectories = by_example(member, position).each()
     for which in torch.unique(member[some]).tolist():
-        rows = torch.nonzero(member == which).flatten()
-        rows = rows[torch.argsort(position[rows])]
+        rows = trajectories[which]
         _check_whole(position[rows])
         spared = logsigmoid(-logit[rows]).cumsum(0)
         log_some = torch.log(-torch.expm1(spared[-1]))

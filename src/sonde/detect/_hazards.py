@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.state import State
+from sonde.stats.sequences import by_example
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,9 @@ def step_chances(
     ([0.1, 0.45, 0.09], 0.36)
     """
     trajectory, position = trajectory.cpu(), position.cpu()
-    order = torch.argsort(position, stable=True)
-    order = order[torch.argsort(trajectory[order], stable=True)]
-    found, member, counts = torch.unique_consecutive(
-        trajectory[order], return_inverse=True, return_counts=True
-    )
-    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[member]
+    steps = by_example(trajectory, position)
+    found, order, member, counts = steps.example, steps.rows, steps.member, steps.counts
+    place = steps.rank
     _check_once(trajectory[order], position[order])
     hazards = hazard.detach().to("cpu", torch.float64)[order]
     broken = ~torch.isfinite(hazards)
@@ -75,7 +73,7 @@ def step_chances(
     best = first.argmax(1) if len(found) else counts
     wrong = 1.0 - none[:, -1] if len(found) else none.sum(1)
     wrong[member[broken]] = math.inf
-    row = order[(counts.cumsum(0) - counts) + best]
+    row = order[steps.starts + best]
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
     return StepChances(

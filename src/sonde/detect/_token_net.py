@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sonde.core.state import State
+from sonde.stats.sequences import by_example
 from sonde.stats.training import generator
 
 N_METRICS = 5
@@ -87,15 +88,12 @@ class Texts:
 
         ``follows`` is 1 where the row before a token is the token before it.
         """
-        order = torch.argsort(position, stable=True)
-        order = order[torch.argsort(text[order], stable=True)]
-        counts = torch.bincount(text)
-        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[text[order]]
-        keep = rank < max_length
-        order, rank = order[keep], rank[keep]
+        tokens = by_example(text, position)
+        keep = tokens.rank < max_length
+        order, rank, counts = tokens.rows[keep], tokens.rank[keep], tokens.counts
         text, position = text[order], position[order]
-        follows = torch.zeros_like(text)
-        follows[1:] = (text[1:] == text[:-1]) & (position[1:] == position[:-1] + 1)
+        follows = tokens.continues[keep].long()
+        follows[1:] &= position[1:] == position[:-1] + 1
         at = order.to(x.device)
         place = (rank / max_length).to(x)
         return cls(x[at], metrics[at], text, follows, place, counts.clamp(max=max_length))

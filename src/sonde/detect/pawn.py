@@ -22,6 +22,7 @@ from sonde.core.statistic import Learner, Span, Statistic
 from sonde.core.wording import plural
 from sonde.detect._token_net import N_METRICS, NetShape, Texts, text_logits, token_logits
 from sonde.stats import TOKEN_METRICS
+from sonde.stats.sequences import example_numbers
 from sonde.stats.training import generator
 from sonde.stats.weights import Tally, Weights
 
@@ -90,8 +91,7 @@ class PAWNTraining(Learner[PAWNState]):
         """Count labelled texts in the first walk, then train on them."""
         check_metrics(y.shape[1])
         known = torch.nonzero(label >= 0).flatten()
-        who = torch.column_stack([ids, occurrence])[known]
-        _, text = torch.unique(who, dim=0, return_inverse=True)
+        text = example_numbers(ids[known], occurrence[known])
         n = int(text.max()) + 1 if len(text) else 0
         kind = torch.zeros(n, dtype=torch.int64).scatter_(0, text, label[known])
         if state.walks == 0:

@@ -19,6 +19,7 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_width
 from sonde.stats import TOKEN_METRICS, Moments, MomentsState
+from sonde.stats.sequences import by_example
 
 Name = Literal[
     "mean_nll",
@@ -81,13 +82,9 @@ class TokenStatisticsScorer(Scorer):
             return reduce_scores(scores, example, how)
         x = columns[0].detach().double().cpu()
         scores = scores.detach().double().cpu()
-        order = torch.argsort(scores, descending=True, stable=True)
-        order = order[torch.argsort(example[order], stable=True)]
-        found, counts = torch.unique_consecutive(example[order], return_counts=True)
-        first = counts.cumsum(0) - counts
-        texts = torch.split(order, counts.tolist())
-        values = [self._text(x[rows], scores[rows]) for rows in texts]
-        return Reduced(found, torch.tensor(values, dtype=torch.float64), order[first])
+        texts = by_example(example, scores, descending=True)
+        values = [self._text(x[rows], scores[rows]) for rows in texts.each()]
+        return Reduced(texts.example, torch.tensor(values, dtype=torch.float64), texts.first)
 
     def _text(self, x: Float[Tensor, "row dim"], scores: Float[Tensor, "row"]) -> float:
         if not bool(torch.isfinite(x).all()):

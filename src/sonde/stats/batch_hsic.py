@@ -11,6 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
 from sonde.stats.moments import centre
+from sonde.stats.sequences import by_example
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ class BatchHsic(Statistic[BatchHsicState]):
         position: Int[Tensor, "row"],
     ) -> BatchHsicState:
         """Return the sums over the sub-batches among these rows."""
-        by_position = torch.argsort(position, stable=True)
-        rows = by_position[torch.argsort(order[by_position], stable=True)]
+        rows = by_example(order, position).rows
         _, sizes = torch.unique_consecutive(order[rows] // self.size, return_counts=True)
         n = weight = skipped = 0
         hsic = torch.zeros(3, dtype=torch.float64)

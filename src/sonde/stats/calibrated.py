@@ -20,6 +20,7 @@ from sonde.engine.selection import SITE_COLUMNS
 from sonde.stats.class_calibration import By, ClassCalibration
 from sonde.stats.hash_sample import HashSample, HashSampleState
 from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibration
+from sonde.stats.sequences import by_example, example_numbers
 
 REDUCED_SAMPLE = 32_768
 EXAMPLE = ("ids", "occurrence", "piece")
@@ -261,23 +262,12 @@ def _example_scores(
             "not fitted; or calibrate rows (--reduction rows).",
             1,
         )
-    who = torch.column_stack([held[c][0].rows[whole] for c in EXAMPLE])
-    example = torch.unique(who, dim=0, return_inverse=True)[1]
+    example = example_numbers(*(held[c][0].rows[whole] for c in EXAMPLE))
     columns = [_taken(held, c, whole, span) for c in needs]
     made = scorer.reduced(scorer.score(*columns), example, how, *columns)
     found = torch.empty_like(made.score)
     found[made.example.to(found.device)] = made.score
     order = torch.argsort(rank_key(ids.draw[whole]), stable=True)
-    order = order[torch.argsort(held["position"][0].rows[whole][order], stable=True)]
-    first = _first_of(example[order], order)
-    group = ids.group[whole][first]
-    by_draw = torch.argsort(rank_key(ids.draw[whole][first]), stable=True)
-    return found[_first_of(group[by_draw], by_draw)]
-
-
-def _first_of(values: Int[Tensor, "n"], items: Int[Tensor, "n"]) -> Int[Tensor, "distinct"]:
-    """Return the first item of each distinct value, in ascending order of the values."""
-    order = torch.argsort(values, stable=True)
-    fresh = torch.ones(len(order), dtype=torch.bool)
-    fresh[1:] = values[order][1:] != values[order][:-1]
-    return items[order[fresh]]
+    first = order[by_example(example[order], held["position"][0].rows[whole][order]).first]
+    draw = rank_key(ids.draw[whole][first])
+    return found[by_example(ids.group[whole][first], draw).first]

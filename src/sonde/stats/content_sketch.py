@@ -11,6 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.stats.sequences import by_example
 
 _NONE = torch.iinfo(torch.int64).max
 KEPT = 3
@@ -63,10 +64,7 @@ class ContentSketch(Statistic[ContentSketchState]):
         self, ids: Int[Tensor, "row 2"], order: Int[Tensor, "row"], label: Int[Tensor, "row"]
     ) -> ContentSketchState:
         """Return the sketch of these rows' examples."""
-        by_order = torch.argsort(order, stable=True)
-        fresh = torch.ones(len(order), dtype=torch.bool)
-        fresh[1:] = order[by_order[1:]] != order[by_order[:-1]]
-        first = by_order[fresh]
+        first = by_example(order).first
         examples = torch.full((len(first), KEPT), _NONE)
         examples[:, 0] = order[first]
         one = torch.ones(len(first), dtype=torch.int64)
@@ -101,12 +99,8 @@ def _first_of_each(
 ) -> Int[Tensor, "content 3"]:
     """Return the three smallest planned indices of each content."""
     flat, owner = examples.flatten(), index.repeat_interleave(examples.shape[1])
-    by_value = torch.argsort(flat, stable=True)
-    order = by_value[torch.argsort(owner[by_value], stable=True)]
-    flat, owner = flat[order], owner[order]
-    start = torch.searchsorted(owner, torch.arange(size))
-    rank = torch.arange(len(owner)) - start[owner]
+    ranked = by_example(owner, flat)
+    kept = ranked.rank < KEPT
     out = torch.full((size, KEPT), _NONE)
-    kept = rank < KEPT
-    out[owner[kept], rank[kept]] = flat[kept]
+    out[ranked.member[kept], ranked.rank[kept]] = flat[ranked.rows[kept]]
     return out

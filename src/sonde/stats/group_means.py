@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.stats.moments import Moments, MomentsState, centre, column_sum
+from sonde.stats.sequences import example_numbers
 
 _DIAGONAL = Moments("diag")
 
@@ -42,7 +43,7 @@ class GroupMeans(Statistic[GroupMeansState]):
     def observe(self, x: Float[Tensor, "row dim"], order: Int[Tensor, "row"]) -> GroupMeansState:
         """Return the moments of a batch of rows."""
         mean, z, residual = centre(x)
-        _, member = torch.unique(order.to(x.device), return_inverse=True)
+        member = example_numbers(order.to(x.device))
         size = torch.bincount(member)
         sums = torch.zeros(len(size), x.shape[1], dtype=z.dtype, device=z.device)
         sums = sums.index_add_(0, member, z).double()
@@ -66,7 +67,7 @@ class GroupMeans(Statistic[GroupMeansState]):
     ) -> Float[Tensor, "row"]:
         """Return the effect of each row as part of its example, which must be whole."""
         x = x.to(state.within)
-        _, member = torch.unique(order.to(x.device), return_inverse=True)
+        member = example_numbers(order.to(x.device))
         size = torch.bincount(member).to(x)
         mean = torch.zeros(len(size), x.shape[1], dtype=x.dtype, device=x.device)
         mean = mean.index_add_(0, member, x) / size[:, None]

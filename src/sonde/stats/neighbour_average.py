@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.stats.sequences import example_numbers
 
 
 def neighbour_average(
@@ -47,7 +48,7 @@ def neighbour_average(
         return wide.clone()
     reach = window // 2
     grid = grid.cpu()
-    image = torch.unique(example.cpu(), return_inverse=True)[1]
+    image = example_numbers(example.cpu())
     height, width = ((grid.max(0).values + 1 + 2 * reach).tolist())[:2]
     place = (image * height + grid[:, 0] + reach) * width + grid[:, 1] + reach
     table = torch.full((int(image.max() + 1) * height * width,), -1, dtype=torch.int64)

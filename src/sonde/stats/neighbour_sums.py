@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.stats.sequences import by_example
 
 BLOCKS, BLOCK_ROWS = 16, 16
 
@@ -71,8 +72,7 @@ class NeighbourSums(Statistic[NeighbourSumsState]):
         label: Int[Tensor, "row"],
     ) -> NeighbourSumsState:
         """Return the sums over neighbours among these rows."""
-        by_position = torch.argsort(position, stable=True)
-        rows = by_position[torch.argsort(order[by_position], stable=True)]
+        rows = by_example(order, position).rows
         first, second = rows[:-1], rows[1:]
         apart = group[first] != group[second]
         first, second = first[apart], second[apart]

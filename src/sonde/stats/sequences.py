@@ -1,0 +1,111 @@
+"""Rows that belong to one example: the tokens of a text, the steps of a trajectory, the patches.
+
+Rows of many examples come mixed and in any order. Here is which of them belong together, in which
+order they stand, and which one follows which. A statistic that uses it looks at whole examples and
+says so (``whole_examples``).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows sorted by their example and, inside it, by their position.
+
+    Parameters
+    ----------
+    rows : Int[Tensor, "row"]
+        Which row stands at each place.
+    member : Int[Tensor, "row"]
+        Which example the row at each place is of: 0, 1, ...
+    example : Int[Tensor, "example"]
+        The examples as they were given, ascending.
+    counts : Int[Tensor, "example"]
+        How many rows each one has.
+    """
+
+    rows: Int[Tensor, "row"]
+    member: Int[Tensor, "row"]
+    example: Int[Tensor, "example"]
+    counts: Int[Tensor, "example"]
+
+    @property
+    def starts(self) -> Int[Tensor, "example"]:
+        """The place at which each example begins."""
+        return self.counts.cumsum(0) - self.counts
+
+    @property
+    def first(self) -> Int[Tensor, "example"]:
+        """The first row of each example."""
+        return self.rows[self.starts]
+
+    @property
+    def rank(self) -> Int[Tensor, "row"]:
+        """How many rows of its example stand before the row at each place."""
+        return torch.arange(len(self.rows), device=self.rows.device) - self.starts[self.member]
+
+    @property
+    def continues(self) -> Bool[Tensor, "row"]:
+        """Whether the row at each place has the one before it in its example."""
+        return self.rank > 0
+
+    def each(self) -> tuple[Int[Tensor, "_row"], ...]:
+        """Return the rows of each example."""
+        return self.rows.split(self.counts.tolist())
+
+
+def by_example(
+    example: Int[Tensor, "row"],
+    position: Shaped[Tensor, "row"] | None = None,
+    *,
+    descending: bool = False,
+) -> Sequences:
+    """Return rows sorted by their example, then by their position, then as they came.
+
+    Parameters
+    ----------
+    example : Int[Tensor, "row"]
+        Equal for rows of one example, such as the column ``order``.
+    position : Tensor or None, default=None
+        What orders the rows of an example; None keeps them as they came.
+    descending : bool, default=False
+        Whether the largest position stands first.
+
+    Examples
+    --------
+    >>> found = by_example(torch.tensor([7, 3, 7, 7]), torch.tensor([2, 0, 0, 1]))
+    >>> found.rows.tolist(), found.example.tolist(), found.counts.tolist()
+    ([1, 2, 3, 0], [3, 7], [1, 3])
+    >>> found.rank.tolist(), [rows.tolist() for rows in found.each()]
+    ([0, 0, 1, 2], [[1], [2, 3, 0]])
+    """
+    if position is None:
+        rows = torch.argsort(example, stable=True)
+    else:
+        rows = torch.argsort(position, descending=descending, stable=True)
+        rows = rows[torch.argsort(example[rows], stable=True)]
+    found, member, counts = torch.unique_consecutive(
+        example[rows], return_inverse=True, return_counts=True
+    )
+    return Sequences(rows, member, found, counts)
+
+
+def example_numbers(*names: Int[Tensor, "row ..."]) -> Int[Tensor, "row"]:
+    """Return the number of each row's example: 0, 1, ... in ascending order of what names it.
+
+    Parameters
+    ----------
+    *names : Int[Tensor, "row ..."]
+        Columns that are equal for the rows of one example alone, such as ``ids`` and
+        ``occurrence``.
+
+    Examples
+    --------
+    >>> example_numbers(torch.tensor([5, 4, 5]), torch.tensor([0, 1, 0])).tolist()
+    [1, 0, 1]
+    """
+    return torch.unique(torch.column_stack(names), dim=0, return_inverse=True)[1]
