@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import torch
+
+from findings import _evidence as arrays
+from findings._nets import assert_clear, assert_raised
+from sonde.findings._order import of_neighbours, of_tenths
+from sonde.findings.snd047 import SND047
+
+
+@pytest.mark.truth("between-group sums of squares by numpy; 9 / 499 of random rows")
+def test_share_between_tenths() -> None:
+    x = np.random.default_rng(0).normal(size=(500, 3))
+    x[250:, 0] += 1.0
+    parts = [x[i : i + 50].mean(0) for i in range(0, 500, 50)]
+    truth = (50 * np.square(np.array(parts) - x.mean(0)).sum(0) / x.var(0) / 500).mean()
+    found = of_tenths(torch.from_numpy(x))
+    assert found.value == pytest.approx(truth, rel=1e-9)
+    assert found.null == pytest.approx(9 / 499, rel=0.1)
+    assert found.p < 1e-6
+
+
+@pytest.mark.truth("(n - 1) of n - 1 neighbours of sorted labels but one; sum of squared shares")
+def test_share_of_equal_neighbours() -> None:
+    label = torch.arange(300) // 150
+    found = of_neighbours(label)
+    assert found.value == pytest.approx(298 / 299)
+    assert found.null == pytest.approx(0.5, abs=0.01)
+
+
+def test_labels_and_states_in_the_order_of_the_file() -> None:
+    x, label = arrays.digits()
+    x, label = x[:600], label[:600]
+    order = torch.argsort(label, stable=True)
+    check = SND047().check(arrays.evidence_of(x[order], label=label[order]))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert "Of 10 classes 9 would be on one side" in check.finding.sentence
+    order = arrays.shuffled(600, 3)
+    assert_clear(SND047().check(arrays.evidence_of(x[order], label=label[order])))
+    drift = x[order] + torch.linspace(0, 2, 600)[:, None]
+    check = SND047().check(arrays.evidence_of(drift, label=label[order]))
+    assert_raised(check, "note")
+    assert check.finding is not None
+    assert check.finding.sentence.startswith("States at x drift")
