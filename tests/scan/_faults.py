@@ -292,7 +292,15 @@ def _own() -> Iterator[Fault]:
         "embedding not loaded", ("SND029", "SND037", "SND003"), lambda: _written(_embedding_anew),
         lambda: _written(lambda _: None),
     )  # fmt: skip
+    yield Fault(
+        "brighter along the file", ("SND047",), lambda: answers.in_order(lambda x, _: x.sum(1)),
+        lambda: answers.in_order(lambda x, _: torch.zeros(len(x))),
+    )  # fmt: skip
     for name, code in (
+        ("rare classes wrong", "SND062"),
+        ("rows sorted by label", "SND047"),
+        ("file names that tell the label", "SND048"),
+        ("blank at any brightness", "SND045"),
         ("a class never answered", "SND046"),
         ("head fallen back to one class", "SND039"),
         ("token numbers off by one", "SND028"),

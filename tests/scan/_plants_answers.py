@@ -99,7 +99,51 @@ def sensors(faulty: bool) -> Report:
     return sonde.scan(net(), rows, settings=quiet())
 
 
+def imbalanced(lower: float) -> Report:
+    """Scan the trained net over few 7, 8 and 9, whose logits are lower by so much."""
+    x, label = digits()
+    kept = (label < 7) | (torch.arange(len(label)) % 4 == 0)
+    module = deepcopy(net())
+    expect(nn.Linear, module[6]).bias.data[7:] -= lower
+    return scan(module, x[kept], label[kept])
+
+
+def in_order(by: Callable[[Tensor, Tensor], Tensor]) -> Report:
+    """Scan the trained net over digits in some order."""
+    x, label = digits()
+    rows = torch.argsort(by(x, label), stable=True)
+    return scan(net(), x[rows], label[rows])
+
+
+def numbered(by_label: bool) -> Report:
+    """Scan a net over a table with a column that numbers its rows, one of the inputs."""
+    x, label = digits()
+    draw = np.random.default_rng(0)
+    rank = np.lexsort((draw.random(len(x)), label.numpy() if by_label else draw.random(len(x))))
+    number = np.empty(len(x), dtype=int)
+    number[rank] = np.arange(len(x))
+    names = [f"row_{i:05d}.png" for i in number]
+    return sonde.scan(net(), {"x": x, "label": label, "file": names}, settings=quiet())
+
+
+def blanks(n: int) -> Report:
+    """Scan the trained net over digits, some of which are blank at different brightness."""
+    x, label = digits()
+    x = x.clone()
+    x[:n] = torch.linspace(0, 1, max(n, 1))[:n, None]
+    return scan(net(), x, label)
+
+
 PLANTS = (
+    Plant("SND045", "warning", lambda: blanks(50), lambda: blanks(0)),
+    Plant(
+        "SND047",
+        "note",
+        lambda: in_order(lambda _, label: label),
+        lambda: in_order(lambda x, _: torch.zeros(len(x))),
+    ),
+    Plant("SND048", "note", lambda: numbered(True), lambda: numbered(False)),
+    Plant("SND062", "warning", lambda: imbalanced(12.0), lambda: imbalanced(0.0)),
     Plant("SND020", "warning", lambda: one_too_large(10.0), lambda: one_too_large(1.0)),
     Plant(
         "SND003",

@@ -102,6 +102,7 @@ COLUMNS: dict[str, Column] = {
     "truncated": Column("tokens of the row's example that were cut off", "int"),
     "size": Column("bytes of the row's example as stored", "int"),
     "brightness": Column("mean pixel of the row's image in [0, 1]", "float"),
+    "constant": Column("whether the row's input holds one value everywhere", "int"),
     "special": Column("whether the row's token is special", "bool"),
     "head": Column(
         "weight and bias of the model's final linear layer, a tuple",

@@ -13,6 +13,7 @@ from sonde.core.errors import InputError, near
 from sonde.core.inputs import InputBatch, Inputs
 from sonde.core.wording import plural
 from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
+from sonde.data.constant import constant_rows
 from sonde.data.encoder import Collated, Encoder, Prepared
 from sonde.data.listing import Listing, taken
 from sonde.data.sources import Row, Source
@@ -108,6 +109,14 @@ class ItemInputs(Inputs):
         """
         layout = self.layout
         known = {*layout.inputs, layout.label, layout.id, layout.group, layout.target, *PAIRED}
+        return self._single(examples, known)
+
+    def key_columns(self, examples: Sequence[int]) -> dict[str, list[Any]]:
+        """Return the columns that can name a row, those that are an input or the id among them."""
+        layout = self.layout
+        return self._single(examples, {layout.label, layout.group, layout.target, *PAIRED})
+
+    def _single(self, examples: Sequence[int], known: set[str | None]) -> dict[str, list[Any]]:
         numbers = [int(self.listing.row[i]) for i in examples]
         rows: dict[int, Row] = {}
         for n in sorted(set(numbers)):
@@ -276,6 +285,9 @@ class ItemInputs(Inputs):
 
     def _columns(self, made: Collated, index: np.ndarray, length: torch.Tensor) -> dict[str, Any]:
         columns = {**made.columns, "size": _tensor(self.listing.size, index)}
+        constant = constant_rows(made.args, made.kwargs)
+        if constant is not None:
+            columns["constant"] = constant.long()
         if made.mask is not None:
             columns["length"] = length
             columns["padding"] = made.mask.shape[1] - length

@@ -69,7 +69,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),
     Cause("SND037", ("SND039",)),
     *(
-        Cause(code, ("SND061",))
+        Cause(code, ("SND061", "SND062"))
         for code in ("SND012", "SND015", "SND037", "SND038", "SND039", "SND046")
     ),
     Cause("SND011", ("SND014", "SND022", "SND023", "SND025"), "same or later", levels=("error",)),
@@ -77,6 +77,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND016", ("SND017", "SND021")),
     Cause("SND023", ("SND002", "SND011"), "same or later"),
     Cause("SND041", ("SND042", "SND044"), least=0.01),
+    Cause("SND047", ("SND044",)),
     Cause("SND013", ("SND042",), "same or later"),
 )
 

@@ -141,6 +141,10 @@ class DataEvidence:
         that item.
     own_columns : callable or None
         Gives the columns of examples that are no input, label, id or group, by name.
+    key_columns : callable or None
+        Gives those that can name a row: inputs and ids too.
+    inputs : tuple of str
+        Names of the columns that the model is given.
     """
 
     name: str
@@ -162,6 +166,8 @@ class DataEvidence:
     piece: Int[Tensor, "example"] | None = None
     size: Int[Tensor, "example"] | None = None
     own_columns: Callable[[Sequence[int]], Mapping[str, Sequence[Any]]] | None = None
+    key_columns: Callable[[Sequence[int]], Mapping[str, Sequence[Any]]] | None = None
+    inputs: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:

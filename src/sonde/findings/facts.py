@@ -57,6 +57,8 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         piece=torch.as_tensor(listing.piece).long(),
         size=torch.as_tensor(listing.size).long(),
         own_columns=inputs.own_columns,
+        key_columns=inputs.key_columns,
+        inputs=tuple(inputs.layout.inputs),
     )
 
 

@@ -42,6 +42,7 @@ SAMPLED_COLUMNS = (
     "truncated",
     "size",
     "brightness",
+    "constant",
 )
 
 

@@ -1,0 +1,86 @@
+"""SND045: inputs that hold nothing."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sonde.findings._places import reached, read_command, sentence
+from sonde.findings._shared import shared_rows
+from sonde.findings._text import percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND045(Rule):
+    """Share of inputs that are constant or empty."""
+
+    warning: float = 0.01
+
+    code: ClassVar[str] = "SND045"
+    title: ClassVar[str] = "Blank inputs"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "A picture of one colour, an empty text, silence or a row of one number cannot be told: a "
+        "file that was not written, a crop beside the object, a sensor that was off."
+    )
+    how: ClassVar[str] = (
+        "Empty texts, by their size in bytes; and inputs of eight numbers or more that are all "
+        "equal: each channel of a picture or signal, each unit of a sequence, a whole row. "
+        "Constant inputs are looked for among the sampled rows, and all inputs of equal content "
+        "count. Any is a note, 1 % a warning."
+    )
+    false_positives: ClassVar[str] = "Tiles of an empty background, which belong to the task."
+    plant: ClassVar[str] = "5 % of the pictures are black."
+    twin: ClassVar[str] = "The same pictures."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Count constant and empty inputs."""
+        blank = _blank(evidence)
+        if blank is None:
+            return self.not_applicable("the inputs are no numbers or texts that were read")
+        n, count = len(blank), int(blank.sum())
+        share = count / max(n, 1)
+        figure = Figure("blank_share", share, unit="share", threshold=self.warning, n_rows=n)
+        if count == 0:
+            return self.clear(figure)
+        level = reached(share, 0.0, self.warning)
+        assert level is not None
+        verb = "is" if count == 1 else "are"
+        text = (
+            f"{count:,} of {plural(n, 'input')} ({percent(share)}) {verb} blank: empty, or one "
+            "value everywhere."
+        )
+        key = evidence.sites[0].schema.key
+        return self.raised(
+            Finding(
+                self.code,
+                level[0],
+                sentence(text),
+                figure,
+                examples=tuple(torch.nonzero(blank).flatten().tolist()),
+                effect=min(1.0, share),
+                next=read_command(key),
+            )
+        )
+
+
+def _blank(evidence: Evidence) -> Bool[Tensor, "example"] | None:
+    """Return of each example whether it is blank; None where nothing is known of the inputs."""
+    if not evidence.sites:
+        return None
+    data, shared = evidence.data, shared_rows(evidence)
+    constant, order, is_text = shared.column("constant"), shared.order, shared.column("length")
+    if order is None or (constant is None and (is_text is None or data.size is None)):
+        return None
+    blank = torch.zeros(data.n, dtype=torch.bool)
+    if is_text is not None and data.size is not None:
+        blank |= data.size == 0
+    if constant is not None:
+        seen = {data.keys[i] for i in order[constant > 0].tolist()}
+        blank |= torch.tensor([key in seen for key in data.keys], dtype=torch.bool)
+    return blank

@@ -1,0 +1,139 @@
+"""SND048: a column that numbers the rows and tells their labels."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+
+from sonde.findings._order import Ordered, of_neighbours
+from sonde.findings._places import read_command, sentence, too_few
+from sonde.findings._shared import one_per_group, shared_rows
+from sonde.findings._text import percent, plural, shortened
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+
+_NUMBER = re.compile(r"\d+")
+
+
+@final
+@dataclass(frozen=True)
+class SND048(Rule):
+    """How often rows with neighbouring identifiers have one label, against random orders.
+
+    Parameters
+    ----------
+    unique : float, default=0.95
+        Share of distinct values from which on a column is a key.
+    dense : float, default=4.0
+        Range of whole numbers over the number of rows up to which they number the rows.
+    above : float, default=0.1
+        Share of equal neighbours above that of random orders.
+    level : float, default=0.0001
+    rows : int, default=200
+    """
+
+    unique: float = 0.95
+    dense: float = 4.0
+    above: float = 0.1
+    level: float = 0.0001
+    rows: int = 200
+
+    code: ClassVar[str] = "SND048"
+    title: ClassVar[str] = "An identifier tells the labels"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "A model that is given this column, or a file name with it, learns who the row is and not "
+        "what it shows; and a split that ignores it is not one of new cases."
+    )
+    how: ClassVar[str] = (
+        "Columns of the data of which 95 % of the values are distinct and that number the rows: "
+        "whole numbers, or texts without spaces by the numbers in them, whose range is at most "
+        "four times the number of rows. The sampled labelled rows in the order of such a column: "
+        "neighbours of one label must be 10 points more than in 200 random orders, by chance in "
+        "less than one of 10,000, corrected for the columns. A warning where the column is an "
+        "input of the model, else a note."
+    )
+    false_positives: ClassVar[str] = "A time stamp in whole days that rightly tells the label."
+    plant: ClassVar[str] = "A column that numbers the rows in order of their labels."
+    twin: ClassVar[str] = "The same column in random order."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Sort the labels by every column that looks like an identifier."""
+        shared = shared_rows(evidence)
+        label, order = shared.column("label"), shared.order
+        if label is None or order is None or not evidence.data.has_labels:
+            return self.not_applicable("the data have no labels")
+        first = one_per_group(shared.group)
+        where = first[label[first] >= 0]
+        if len(where) < self.rows:
+            return too_few(self, len(where), self.rows)
+        columns = _columns(evidence, order[where].tolist())
+        keys = {
+            n: k for n, v in columns.items() if (k := self._key(v, evidence.data.n)) is not None
+        }
+        if not keys:
+            return self.not_applicable("no column of the data numbers its rows")
+        truth = label[where]
+        found = {n: of_neighbours(truth[torch.from_numpy(k)]) for n, k in keys.items()}
+        worst = max(found, key=lambda n: found[n].value - found[n].null)
+        seen = found[worst]
+        p = min(1.0, seen.p * len(found))
+        figure = Figure(
+            "equal_neighbours", seen.value, unit="share", null=seen.null,
+            threshold=seen.null + self.above, p=p, n_rows=len(where), n_groups=len(where),
+        )  # fmt: skip
+        if seen.value - seen.null <= self.above or p >= self.level:
+            return self.clear(figure)
+        return self.raised(self._finding(evidence, worst, seen, figure))
+
+    def _key(self, values: Sequence[Any], n: int) -> np.ndarray | None:
+        """Return the rows in the order of a column that numbers them, else None."""
+        numbers = [_number(v) for v in values]
+        if any(number is None for number in numbers):
+            return None
+        known = np.array(numbers, dtype=np.float64)
+        distinct = len(np.unique(known)) >= self.unique * len(known)
+        if not distinct or float(known.max() - known.min()) > self.dense * max(n, len(known)):
+            return None
+        return np.argsort(known, kind="stable")
+
+    def _finding(self, evidence: Evidence, name: str, seen: Ordered, figure: Figure) -> Finding:
+        is_input = name in evidence.data.inputs
+        use = "The model is given it: leave it out." if is_input else "Keep it out of the inputs."
+        text = (
+            f"Column {shortened(name)} numbers the rows and tells their labels: in its order "
+            f"{percent(seen.value)} of neighbours have one label, in random orders "
+            f"{percent(seen.null)}. {plural(figure.n_rows, 'row')}."
+        )
+        key = evidence.sites[-1].schema.key
+        return Finding(
+            self.code,
+            "warning" if is_input else "note",
+            sentence(text, use),
+            figure,
+            sites=(),
+            effect=min(1.0, seen.value - seen.null),
+            next=read_command(key),
+        )
+
+
+def _columns(evidence: Evidence, examples: Sequence[int]) -> Mapping[str, Sequence[Any]]:
+    found = evidence.data.key_columns
+    return {} if found is None else found(examples)
+
+
+def _number(value: Any) -> int | None:
+    """Return the whole number that a value is, or that a text without spaces holds."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if not isinstance(value, str) or len(value.split()) != 1:
+        return None
+    found = _NUMBER.findall(value)
+    return int(found[-1]) if found else None
