@@ -2,8 +2,11 @@ import torch
 from torch import nn
 
 import sonde
+from findings._evidence import evidence_of
+from findings._nets import assert_clear, assert_raised
 from scan._zoo import quiet
 from sonde.data.constant import constant_rows
+from sonde.findings.snd045 import SND045
 
 
 def test_constant_channels_lines_and_rows_are_blank_and_tokens_are_not() -> None:
@@ -24,12 +27,23 @@ def test_constant_channels_lines_and_rows_are_blank_and_tokens_are_not() -> None
     assert not both.any()
 
 
-def test_blank_rows_are_counted_and_listed() -> None:
+def test_blank_rows_and_their_copies_are_counted_and_listed() -> None:
+    x = torch.randn(120, 12, generator=torch.Generator().manual_seed(0))
+    constant = torch.zeros(120, dtype=torch.int64)
+    assert_clear(SND045().check(evidence_of(x, columns={"constant": constant})))
+    constant[[7, 90]] = 1
+    check = SND045().check(evidence_of(x, columns={"constant": constant}))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.examples == (7, 90)
+    assert check.finding.sentence.startswith("2 of 120 inputs (1.7 %) are blank")
+
+
+def test_a_scan_sees_the_rows_that_hold_one_value() -> None:
     torch.manual_seed(0)
     x = torch.randn(120, 12)
     x[[7, 90]] = torch.tensor([[0.0], [2.5]])
     net = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
     report = sonde.scan(net, [{"x": row} for row in x], settings=quiet())
     (found,) = [f for f in report.findings if f["code"] == "SND045"]
-    assert found["level"] == "warning"
     assert found["sentence"].startswith("2 of 120 inputs (1.7 %) are blank")
