@@ -8,7 +8,7 @@ from torch import nn
 
 from sonde.core import Stream
 from sonde.core.errors import InputError, StateError
-from sonde.detect import Mahalanobis
+from sonde.detect import Mahalanobis, MassMean
 from sonde.run.bundles.calibrations import merge_calibrations
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.calibrating.calibrate import calibrate
@@ -81,6 +81,28 @@ def test_the_values_are_named(net, fitted):
     names = [found.label_names[k] for k in calibration.labels.tolist()]
     sizes = {name: one.n for name, one in zip(names, calibration.each, strict=True)}
     assert sizes == {"north": 400, "south": 200}
+
+
+@pytest.mark.truth("counts of the rows; the p-values of a table without labels")
+def test_labels_stay_what_they_are_beside_a_column(net):
+    def labelled(n, seed):
+        return [{**row, "failed": i % 2} for i, row in enumerate(items(n, seed))]
+
+    options = {"label_column": "failed", "progress": False}
+    stream = read(net, labelled(300, 0), sites="0", label_column="failed",
+                  ignore_columns=["region"])  # fmt: skip
+    probe = fit(MassMean(), stream, calibrate=0, progress=False)
+    found = calibrate(probe, net, labelled(600, 1), by="region", **options)
+    calibration = found.result("mass_mean").calibration
+    names = [found.label_names[k] for k in calibration.labels.tolist()]
+    sizes = {name: one.n for name, one in zip(names, calibration.each, strict=True)}
+    assert sizes == {"north": 200, "south": 100}  # half of 400 and of 200 did not fail
+    new = labelled(60, 2)
+    table = score(found, net, new, **options)
+    plain = [{k: v for k, v in row.items() if k != "failed"} for row in new]
+    want = score(found, net, plain, progress=False)
+    assert np.array_equal(table["p"].to_numpy(), want["p"].to_numpy())
+    assert len({p is None for p in table["p"].to_pylist()}) == 1
 
 
 def test_another_column_may_be_asked_for(net, fitted):

@@ -157,11 +157,16 @@ class Reading:
         str | None, named("OUTPUT", "which output of the model holds its logits: a name, or 0, 1")
     ] = None
     ignore_columns: Annotated[
-        str | None, named("NAMES", "columns that are no input, for items of tensors: a,b")
+        str | None,
+        named("NAMES", "columns that are no input: a,b", "--ignore-column"),
     ] = None
     number_columns: Annotated[
         str | None,
-        named("NAMES", "columns of numbers that are one vector, in this order: a,b"),
+        named(
+            "NAMES",
+            "columns of numbers that are one vector, in this order: a,b",
+            "--feature-columns",
+        ),
     ] = None
     classes: Annotated[
         str | None,

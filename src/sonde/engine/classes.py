@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import final
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.stream import Stream
@@ -79,6 +81,21 @@ def with_classes(stream: Stream, names: Sequence[str]) -> Stream:
     return RenumberedStream(stream, names)
 
 
+def renumbered(
+    label: Int[Tensor, "example"], own: Sequence[str], names: Sequence[str]
+) -> Int[Tensor, "example"]:
+    """Return class numbers of ``own`` names as ``with_classes`` numbers them."""
+    if not names or joined_names(names, own) is not None:
+        return label
+    return _numbering(names, own)[1][label]
+
+
+def _numbering(names: Sequence[str], own: Sequence[str]) -> tuple[Names, Int[Tensor, "class"]]:
+    """Return all names, and the number of each of ``own``, at the end that of none."""
+    every = (*names, *(name for name in dict.fromkeys(own) if name not in names))
+    return every, torch.tensor([*map(every.index, own), -1])
+
+
 @final
 class RenumberedStream(DerivedStream):
     """A stream whose classes are numbered as elsewhere.
@@ -92,9 +109,7 @@ class RenumberedStream(DerivedStream):
 
     def __init__(self, inner: Stream, names: Sequence[str]) -> None:
         self.inner, self.seed = inner, inner.seed
-        more = [name for name in dict.fromkeys(inner.label_names) if name not in names]
-        self._names = (*names, *more)
-        self._number = torch.tensor([*map(self._names.index, inner.label_names), -1])
+        self._names, self._number = _numbering(names, inner.label_names)
 
     @property
     def label_names(self) -> Names:

@@ -1,7 +1,7 @@
 """Held-out rows scored: one score of each usual example, batch by batch, here or in a worker."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,12 +42,15 @@ class Asked:
         What the class of an example is.
     rank : Tensor or None
         Where groups hold several examples: the one of lowest rank stands for its group.
+    labels : Tensor or None
+        Which examples are unusual, where the labels of the stream are the values of a column.
     """
 
     tasks: Mapping[Key, Task]
     scorers: Mapping[Key, Scorer]
     by: By | None
     rank: Int[Tensor, "example"] | None
+    labels: Int[Tensor, "example"] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def scored_batches(asked: Asked, stream: Stream) -> Iterator[Scored]:
         whole.check(batch)
         check_places(batch, asked.tasks, asked.scorers)
         found = {
-            name: _of_batch(batch, task, asked.scorers[name], asked.by, asked.rank)
+            name: _of_batch(batch, task, asked.scorers[name], asked)
             for name, task in asked.tasks.items()
         }
         yield Scored(torch.as_tensor(batch.order), found)
@@ -126,12 +129,10 @@ def _calibrated(task: Task) -> Calibrated:
     return task.instrument
 
 
-def _of_batch(
-    batch: Batch, task: Task, scorer: Scorer, by: By | None, rank_of: Tensor | None
-) -> Found:
+def _of_batch(batch: Batch, task: Task, scorer: Scorer, asked: Asked) -> Found:
     """Return the score of each usual example."""
     instrument = _calibrated(task)
-    needs, classes = needs_of(scorer), class_columns(by)
+    needs, classes = needs_of(scorer), class_columns(asked.by)
     names = (*needs, *WHO, *classes)
     joined = JoinedRows.of(batch, task.keys, names, instrument.span)
     columns, rest = joined.columns[: len(needs)], joined.columns[len(needs) :]
@@ -142,15 +143,18 @@ def _of_batch(
     example = in_order_of_arrival(torch.column_stack(who))
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()
-    rank = torch.zeros_like(entry) if rank_of is None else rank_of[entry]
-    of = torch.nonzero(_usual_rows(batch, task, joined)).flatten()
+    rank = torch.zeros_like(entry) if asked.rank is None else asked.rank[entry]
+    known = batch
+    if asked.labels is not None:
+        known = replace(batch, label=asked.labels[torch.as_tensor(batch.order)])
+    of = torch.nonzero(_usual_rows(known, task, joined)).flatten()
     of = row = of[least(rank[of], draw[of], example[of])]
     scored = scores[row]
     if instrument.reduction is not None:
         made = scorer.reduced(scores, example, instrument.reduction, *columns)
         inside = torch.isin(made.example, example[of])
         scored, row = made.score[inside], made.row[inside]
-    label = classes_of(by, further, len(example))[row]
+    label = classes_of(asked.by, further, len(example))[row]
     first = least(position, draw, example)[example[of]]
     return Found(scored, label, draw[first], entry[of])
 

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from sonde.core.calibration import Guarantee
 from sonde.core.errors import InputError, StateError
-from sonde.core.instrument import Detector
+from sonde.core.instrument import Detector, Every
 from sonde.core.reduction import AUTO
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
-from sonde.engine.classes import joined_names, with_classes
+from sonde.engine.classes import joined_names, renumbered, with_classes
 from sonde.engine.progress import Bar
 from sonde.engine.requests import States, Task, requests
 from sonde.run.bundles.calibrations import held_requests
@@ -23,12 +27,12 @@ from sonde.run.calibrating._scored import Asked, Scored, ScoredJob, scored_batch
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.reading.checking import check_rows
-from sonde.run.reading.notes import notes_of
+from sonde.run.reading.notes import items_of, notes_of
 from sonde.run.reading.read import ARRAYS
 from sonde.run.reading.recipe import recipe_in, recipe_of
 from sonde.run.scoring.batches import reduction_of
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
-from sonde.run.scoring.opening import open_for
+from sonde.run.scoring.opening import by_column, open_for, without
 from sonde.run.workers.crew import Crew, Runner, using_threads
 from sonde.run.workers.parts import has_parts, in_order
 from sonde.stats import By, Calibrated, Kept
@@ -78,7 +82,8 @@ def calibrate(
     by : "label", "predicted", name of a column, or None, default=None
         Keep the false-alarm rate within each class: by the data's labels, which must then be known
         when rows are scored, or by the model's predictions; or within each value of a column of a
-        table, which is then read when rows are scored. By the column of the groups (``group``),
+        table, which is then read when rows are scored; labels (``label_column``) still say which
+        rows a detector knows as unusual. By the column of the groups (``group``),
         every row calibrates its own group, and not one row of each.
     pooled_below : int, default=0
         With ``by``: a class with fewer scores has no threshold of its own and is compared with all
@@ -104,10 +109,11 @@ def calibrate(
     StateError
         If the bundle holds no detector, or is of another model.
     """
-    column = None if by in (None, *get_args(By)) else by
+    column, labels = None if by in (None, *get_args(By)) else by, None
     if column is not None:
         _require_table(column, model)
-        options["label_column"] = column
+        labels = _labels(fitted, model, data, column, options)
+        options |= {"label_column": column} | by_column(fitted, data, options, column)
     said: By | None = "label" if column is not None else cast("By | None", by)
     if pooled_below < 0 or (pooled_below and by is None):
         raise InputError(
@@ -128,7 +134,8 @@ def calibrate(
     check_rows(stream)
     say_cost(stream, shown=progress)
     groups = Groups.of(stream) if in_groups else None
-    asked = Asked(tasks, fitted.scorers, said, None if groups is None else groups.rank)
+    rank = None if groups is None else groups.rank
+    asked = Asked(tasks, fitted.scorers, said, rank, labels)
     scored, n_threads = _scored(asked, stream, crew, threads)
     with using_threads(n_threads), Bar("calibrate", len(stream), progress) as bar:
         held = held_scores(scored, tasks, kept, groups, bar)
@@ -177,6 +184,25 @@ def _require_other_data(fitted: Fitted, n: int, fingerprint: str) -> None:
             "calibrate: expected at least one example that the detectors were not fitted on, got "
             f"{found}. Calibrate on other rows."
         )
+
+
+def _labels(
+    fitted: Fitted, model: Any, data: Any, column: str, options: dict[str, Any]
+) -> Int[Tensor, "example"] | None:
+    """Return the labels of the data, by planned order; None where no detector knows by them.
+
+    Those of the stream are the values of ``column``.
+    """
+    inner = [inner_of(task.instrument) for task in fitted.tasks]
+    if all(one.usual == Every() for one in inner if isinstance(one, Detector)):
+        return None
+    own = {} if column == options.get("label_column") else without(fitted, options, column)
+    stream = open_for(fitted, model, data, None, **options, **own)
+    items = items_of(stream)
+    if items is None:
+        return None
+    label = torch.as_tensor(items.listing.label)
+    return renumbered(label, stream.label_names, fitted.label_names)
 
 
 def _require_table(column: str, model: Any) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 from sonde.core.errors import SiteError, StateError
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
+from sonde.data import kept_for
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import require_same_model
 from sonde.run.instruments.asked import asking_logits
 from sonde.run.reading.read import ARRAYS, open_store, read, require_alone
-from sonde.run.reading.recipe import default_options
+from sonde.run.reading.recipe import default_options, recipe_in
 from sonde.run.scoring.batches import needs_of
 from sonde.stats import By, CalibratedScorer
 from sonde.store import Store, is_store
@@ -23,7 +24,7 @@ def open_for(
     needs_logits = _needs_logits(fitted) or by == "predicted"
     is_stored = isinstance(model, str | Path) and is_store(Path(model))
     if not (is_stored or isinstance(model, Stream)):
-        options |= _class_column(fitted, model, options)
+        options |= _class_column(fitted, model, data, options)
     return open_as(fitted.header, needs_logits, model, data, options)
 
 
@@ -59,13 +60,33 @@ def open_as(
     return stream
 
 
-def _class_column(fitted: Fitted, model: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _class_column(fitted: Fitted, model: Any, data: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return the column that a bundle was calibrated by, where no other one is asked for."""
     columns = {c["by"] for c in fitted.header.get("calibrations", []) if c.get("by")}
-    if not columns or options.get("label_column") is not None or model == ARRAYS:
+    if not columns or model == ARRAYS:
         return {}
-    options.pop("label_column", None)
-    return {"label_column": columns.pop()}
+    return by_column(fitted, data, options, columns.pop())
+
+
+def by_column(fitted: Fitted, data: Any, options: dict[str, Any], column: str) -> dict[str, Any]:
+    """Return the options by which the values of a column are read as classes.
+
+    A label column that was named is no input then; where the data have no such column, it stays.
+    """
+    typed = options.get("label_column")
+    if typed in (None, column):
+        return {"label_column": column}
+    if not kept_for(data, {"label_column": column}):
+        return {}
+    return {"label_column": column, **without(fitted, options, typed)}
+
+
+def without(fitted: Fitted, options: dict[str, Any], column: str) -> dict[str, Any]:
+    """Return the options by which a column is no input."""
+    kept = recipe_in(fitted.header).get("options", {}).get("ignore_columns")
+    named = options.get("ignore_columns") or kept or ()
+    names = named.split(",") if isinstance(named, str) else named
+    return {"ignore_columns": [*names, column]}
 
 
 def _stored(
