@@ -298,6 +298,7 @@ def _own() -> Iterator[Fault]:
     )  # fmt: skip
     for name, code in (
         ("rare classes wrong", "SND062"),
+        ("a sensor of a regression", "SND063"),
         ("rows sorted by label", "SND047"),
         ("file names that tell the label", "SND048"),
         ("blank at any brightness", "SND045"),

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,33 @@ def blanks(n: int) -> Report:
     return scan(net(), x, label)
 
 
+@cache
+def regression() -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a net trained on a smooth function of ten numbers, fresh rows and their targets."""
+    torch.manual_seed(0)
+    x = torch.rand(3_000, 10) * 2 - 1
+    y = (2 * x[:, 0]).sin() + x[:, 1] ** 2
+    module = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimiser = torch.optim.Adam(module.parameters(), 1e-2)
+    with torch.enable_grad():
+        for _ in range(300):
+            optimiser.zero_grad()
+            nn.functional.mse_loss(module(x[:2_000])[:, 0], y[:2_000]).backward()
+            optimiser.step()
+    return module.requires_grad_(False).eval(), x[2_000:], y[2_000:]
+
+
+def readings(scale: float) -> Report:
+    """Scan a regression over rows of several sensors, the numbers of one on another scale."""
+    module, x, y = regression()
+    sensor = np.random.default_rng(0).choice(list("abcdefgh"), len(x))
+    x = torch.where(torch.from_numpy(sensor == "c")[:, None], scale * x, x)
+    rows = {"x": x, "label": y.tolist(), "sensor": sensor.tolist()}
+    return sonde.scan(module, rows, settings=quiet())
+
+
 PLANTS = (
+    Plant("SND063", "warning", lambda: readings(0.1), lambda: readings(1.0)),
     Plant("SND045", "warning", lambda: blanks(50), lambda: blanks(0)),
     Plant(
         "SND047",

@@ -45,8 +45,8 @@ class NumberAnswers:
 
 
 @once
-def number_answers(evidence: Evidence) -> NumberAnswers | str:
-    """Return a regression model's errors, or the reason why there are none."""
+def number_rows(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor] | str:
+    """Return the shared rows with a target, what a regression says of them and the targets."""
     target = evidence.data.target
     if target is None or not evidence.sites:
         return "the data have no labels"
@@ -55,12 +55,24 @@ def number_answers(evidence: Evidence) -> NumberAnswers | str:
     if logits is None or order is None or logits.shape[1] != 1:
         return "the labels are numbers that are not whole, and the model gives no single number"
     said, truth = logits[:, 0].double(), target[order].double()
-    kept = torch.isfinite(said) & torch.isfinite(truth)
-    said, truth, group = said[kept], truth[kept], shared.group[kept]
-    if len(torch.unique(group)) < 2 or not bool(truth.std() > 0):
+    where = torch.nonzero(torch.isfinite(said) & torch.isfinite(truth)).flatten()
+    said, truth = said[where], truth[where]
+    if len(torch.unique(shared.group[where])) < 2 or not bool(truth.std() > 0):
         return "the targets are all equal, or of one group"
+    return where, said, truth
+
+
+@once
+def number_answers(evidence: Evidence) -> NumberAnswers | str:
+    """Return a regression model's errors, or the reason why there are none."""
+    numbers = number_rows(evidence)
+    if isinstance(numbers, str):
+        return numbers
+    where, said, truth = numbers
+    shared = shared_rows(evidence)
+    group = shared.group[where]
     probes = tuple(
-        (site.schema.key, (_held_out(shared.x(i)[kept], truth, group) - truth).square())
+        (site.schema.key, (_held_out(shared.x(i)[where], truth, group) - truth).square())
         for i, site in enumerate(evidence.sites)
     )
     return NumberAnswers(

@@ -35,8 +35,9 @@ class WeakRows:
     where : Int[Tensor, "row"]
         The shared rows that have a label.
     wrong : Float[Tensor, "row"]
-        1 where the answer is not the label.
+        1 where the answer is not the label; of a regression how far it is off.
     label, answer, group : Int[Tensor, "row"]
+        A regression has -1 for labels and answers.
     columns : dict of str to values of each row
     groups : list of WeakGroup
         All that were counted on the second half, worse or not, the worst first; their rows are
@@ -65,7 +66,7 @@ def weak_rows(evidence: Evidence) -> WeakRows | None:
     assert label is not None
     answer, label = logits[where].argmax(1), label[where]
     wrong, group = 1 - right[where], shared.group[where]
-    columns = _columns(evidence, where)
+    columns = known_columns(evidence, where)
     states = {
         evidence.sites[i].schema.key: shared.x(i)[where]
         for i in spread_sites(len(evidence.sites), SITES)
@@ -82,7 +83,7 @@ def weak_rows(evidence: Evidence) -> WeakRows | None:
     return WeakRows(where, wrong, label, answer, group, columns, groups)
 
 
-def _columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Any]:
+def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Any]:
     """Return what is known of the inputs: what the reading says of each, and the user's columns."""
     shared = shared_rows(evidence)
     found: dict[str, Any] = {}

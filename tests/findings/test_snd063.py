@@ -1,0 +1,38 @@
+import pytest
+import torch
+from torch import Tensor
+
+from findings import _evidence as arrays
+from findings._nets import assert_clear, assert_raised
+from sonde.findings.rule import Check
+from sonde.findings.snd063 import SND063
+
+N = 800
+DRAW = torch.Generator().manual_seed(0)
+X, TARGET = torch.randn(N, 12, generator=DRAW), torch.randn(N, generator=DRAW).double()
+OLD = torch.rand(N, generator=DRAW) < 0.1
+NOISE = 0.2 * torch.randn(N, generator=DRAW)
+
+
+def ended(said: Tensor) -> Check:
+    def columns(examples: list[int]) -> dict[str, list[str]]:
+        return {"sensor": ["old" if OLD[i] else "new" for i in examples]}
+
+    facts = {"target": TARGET, "own_columns": columns}
+    return SND063().check(arrays.evidence_of(X, logits=said[:, None], facts=facts))
+
+
+@pytest.mark.truth("mean absolute errors over the standard deviation of the targets, by torch")
+def test_a_sensor_that_is_scaled_is_named_and_chance_is_not() -> None:
+    said = TARGET + NOISE
+    check = ended(torch.where(OLD, 2.5 * said, said))
+    assert_raised(check, "warning")
+    assert check.finding is not None
+    assert check.finding.sentence.startswith("sensor = old: off by")
+    assert sorted(check.finding.examples) == torch.nonzero(OLD).flatten().tolist()
+    off = (torch.where(OLD, 2.5 * said, said) - TARGET).abs() / TARGET.std()
+    figure = check.finding.figure
+    assert figure.low is not None
+    assert figure.high is not None
+    assert figure.low < float(off[OLD].mean() - off[~OLD].mean()) < figure.high
+    assert_clear(ended(torch.where(OLD, 1.2 * said, said)))
