@@ -44,6 +44,7 @@ from sonde.explain.gradients import (
 from sonde.explain.lens import LensResult, LogitLens, TunedLens
 from sonde.explain.mask_sensitivity import MaskSensitivity, MaskSensitivityResult
 from sonde.explain.mdl_probe import MdlProbe, MdlProbeResult
+from sonde.explain.mean_attribution import MeanAttribution, MeanAttributionResult
 from sonde.explain.neuron_lens import NeuronLens, NeuronLensResult
 from sonde.explain.normgrad import ClassSensitivity, MetaSaliency, NormGrad, combined
 from sonde.explain.objective import FixedObjective, Objective
@@ -132,6 +133,8 @@ __all__ = [
     "MaskSensitivityResult",
     "MdlProbe",
     "MdlProbeResult",
+    "MeanAttribution",
+    "MeanAttributionResult",
     "MetaSaliency",
     "NeuronLens",
     "NeuronLensResult",

@@ -1,0 +1,179 @@
+"""What entries of a site do to the answers over a whole data set, and whether that can be believed.
+
+A map of one example tells what that answer hangs on; means over a data set tell which units a model
+relies on at all. Examples may cancel: read the mean size beside the mean.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch
+from sonde.core.result import Result
+from sonde.core.stream import Stream
+from sonde.engine.progress import Bar
+from sonde.explain.attribution import Attribution, Attributor
+from sonde.explain.faithfulness import CurveTest, Deletion
+from sonde.explain.gradients import IntegratedGradients
+from sonde.explain.objective import Objective
+from sonde.stats import Scalars, ScalarsState
+from sonde.tap import LiveStream
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT
+
+UNIT = 256
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MeanAttributionResult(Result):
+    """``value`` is the mean attribution of each entry of the site, or of each unit.
+
+    ``size`` is the mean of its absolute value. ``faithfulness`` is the mean figure of the test over
+    all examples and ``random`` that of random orders of the same places; NaN without a test.
+    ``moments`` merge with those of other examples (``Scalars``).
+    """
+
+    title: ClassVar[str] = "Mean attribution"
+    size: Tensor
+    faithfulness: float
+    random: float
+    moments: ScalarsState
+
+
+@final
+@dataclass(frozen=True)
+class MeanAttribution:
+    """Mean of an attribution over all examples of a stream, and its mean faithfulness.
+
+    Every batch is explained and judged in turn, so that memory is flat in examples.
+
+    Range        as the method's; the error is that of a mean over examples.
+    Cost         the method's and the test's for every example.
+    Assumes      independent examples. A baseline of means is that of each batch: give its values
+                 where batches differ.
+
+    Parameters
+    ----------
+    method : Attributor, optional
+    test : CurveTest or None, optional
+        ``Deletion`` or ``Insertion``; None judges nothing. Tests the probability of the target.
+    per : {"entry", "unit"}, default="entry"
+        A mean for each entry of the site, or for each unit (channel), places added up, which texts
+        and pictures of several sizes need.
+
+    Examples
+    --------
+    >>> import sonde
+    >>> net = torch.nn.Linear(2, 2, bias=False)
+    >>> net.weight.data = torch.eye(2)
+    >>> stream = sonde.read(net, [{"x": torch.tensor([4.0, 1.0])}] * 3)
+    >>> from sonde.explain import GradTimesInput
+    >>> MeanAttribution(GradTimesInput(), test=None).over(stream).value.tolist()
+    [4.0, 0.0]
+    """
+
+    method: Attributor = field(default_factory=IntegratedGradients)
+    test: CurveTest | None = field(default_factory=lambda: Deletion(n_random=1, steps=10))
+    per: Literal["entry", "unit"] = "entry"
+
+    def __post_init__(self) -> None:
+        if self.per not in ("entry", "unit"):
+            raise InputError(f"MeanAttribution: expected per of entry or unit, got {self.per!r}.")
+
+    def over(
+        self,
+        stream: Stream,
+        objective: Objective | None = None,
+        site: Pattern = INPUT,
+        *,
+        progress: bool = False,
+    ) -> MeanAttributionResult:
+        """Return the means over all examples of a stream.
+
+        Parameters
+        ----------
+        stream : Stream
+            Of a live model, as ``sonde.read`` returns it; its model and data are used.
+        objective : Objective, optional
+            As for an attribution.
+        site : pattern, default="input"
+        progress : bool, default=False
+
+        Raises
+        ------
+        InputError
+            If the stream is not one of a live model, is empty, or its examples differ in shape.
+        """
+        if not isinstance(stream, LiveStream):
+            raise InputError(
+                "MeanAttribution: expected the stream of a live model, which can be run again, got "
+                f"{type(stream).__name__}. Read the model: sonde.read(model, data)."
+            )
+        asked = objective or Objective()
+        tested = asked if asked.kind == "answer" else replace(asked, kind="prob")
+        moments, found, flags = None, None, dict[str, None]()
+        shape, sizes, judged, random = None, 0.0, 0.0, 0.0
+        with Bar("explain", len(stream), shown=progress) as bar:
+            for batch in _batches(stream):
+                found = self.method.attribute(stream.model, batch, asked, site)
+                rows = self._rows(found)
+                shape = shape or rows.shape[1:]
+                if rows.shape[1:] != shape:
+                    raise InputError(
+                        f"MeanAttribution: expected examples of one shape at {site}, got "
+                        f"{tuple(shape)} and {tuple(rows.shape[1:])}. Take per='unit'."
+                    )
+                new = Scalars().observe(rows.flatten(1).double())
+                moments = new if moments is None else Scalars().merge(moments, new)
+                sizes = sizes + rows.abs().double().sum(0)
+                flags |= dict.fromkeys(found.flags)
+                if self.test is not None:
+                    figure = self.test.judge(stream.model, batch, found, tested, site)
+                    judged += len(rows) * float(figure)
+                    random += len(rows) * float(torch.as_tensor(figure.null))
+                bar.advance(len(rows))
+        if found is None or moments is None:
+            raise InputError("MeanAttribution: expected at least one example, got none.")
+        return self._result(found, moments, torch.as_tensor(sizes), (judged, random), tuple(flags))
+
+    def _rows(self, found: Attribution) -> Tensor:
+        """Return a row for each example."""
+        value, axis = torch.as_tensor(found.value), found.feature_axis
+        if self.per == "entry" or axis is None:
+            return value
+        return value.movedim(axis, 1).flatten(2).sum(2) if value.ndim > 2 else value
+
+    def _result(
+        self,
+        found: Attribution,
+        moments: ScalarsState,
+        sizes: Tensor,
+        figures: tuple[float, float],
+        flags: tuple[str, ...],
+    ) -> MeanAttributionResult:
+        n = moments.n
+        error = (moments.variance / max(n - 1, 1)).sqrt() if n > 1 else None
+        judged, random = figures if self.test is not None else (float("nan"), float("nan"))
+        return MeanAttributionResult(
+            value=moments.mean.view(sizes.shape),
+            se=None if error is None else error.view(sizes.shape),
+            n=n,
+            unit=found.unit,
+            direction=found.direction,
+            flags=flags,
+            conventions={**found.conventions, "per": self.per, "se": "over examples"},
+            size=sizes / n,
+            faithfulness=judged / n,
+            random=random / n,
+            moments=moments,
+        )
+
+
+def _batches(stream: LiveStream) -> Iterator[InputBatch]:
+    for start in range(0, len(stream), UNIT):
+        yield from stream.inputs.batches(start, min(start + UNIT, len(stream)))
