@@ -1,4 +1,4 @@
-"""A step of a sparse autoencoder against one with dense features, and training beside reading."""
+"""A step of a sparse autoencoder against SAELens's and a dense one; training beside reading."""
 
 import tempfile
 from collections.abc import Callable
@@ -8,14 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.against import seconds_note
+from benchmarks.child import ChildError, run_child
+from benchmarks.environments import PeerError, python_of
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
-from benchmarks.rows import Row
+from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 from sonde import Stream
 from sonde.explain import SparseAutoencoder
 from sonde.store import Store, write_store
 
-STEP_BUDGET, SAME_LOSS, READING_BUDGET = 1 / 2.5, 1e-4, 0.05
+PEER = "sae-lens"
+STEP_BUDGET, SAME_LOSS, READING_BUDGET, SAME_ROWS = 1 / 2.5, 1e-4, 0.05, 1e-5
+SMALL: dict[str, Any] = {"dim": 16, "features": 64, "k": 4}
 
 
 def dictionary_rows(size: Size) -> list[Row]:
@@ -46,8 +51,45 @@ def dictionary_rows(size: Size) -> list[Row]:
             ratio.noise,
         ),
         Row("dictionary", "relative difference of the losses of both", apart, "", SAME_LOSS),
+        *_peer_rows(size, {"dim": dim, "features": features, "k": k, "n": n}),
         *_reading_rows(size, dim, features, k),
     ]  # fmt: skip
+
+
+def _peer_rows(size: Size, shape: dict[str, Any]) -> list[Row]:
+    """Time of a step against SAELens's trainer, with its dense and its sparse activations."""
+    rows: list[Row] = []
+    step = "a step {dim} -> {features}, k = {k}, {n} rows".format(**shape)
+    for sparse, kind in ((False, "dense, its default"), (True, "sparse")):
+        what = f"{step}, against SAELens's trainer, {kind}"
+        try:
+            python = python_of(PEER, size.offline)
+            runner = "benchmarks.dictionary_runner:times"
+            taken = run_child(runner, python, rounds=size.rounds, sparse=sparse, **shape)
+        except (PeerError, ChildError) as error:
+            rows.append(not_measured("dictionary", what, str(error)))
+            continue
+        note = f"{seconds_note(taken)}; {taken['version']}"
+        spread, rounds = taken["spread"], taken["rounds"]
+        rows += [
+            Row("dictionary", what, taken["median"], "x", STEP_BUDGET, spread, rounds, note),
+            Row(
+                "dictionary",
+                f"relative difference of both losses, {kind}",
+                taken["apart"],
+                "",
+                SAME_LOSS,
+            ),
+        ]
+    what = "rows rebuilt by SAELens from our files, and by ours from its, largest difference"
+    try:
+        apart = run_child(
+            "benchmarks.dictionary_runner:layout", python_of(PEER, size.offline), **SMALL
+        )
+        rows.append(Row("dictionary", what, apart, "", SAME_ROWS))
+    except (PeerError, ChildError) as error:
+        rows.append(not_measured("dictionary", what, str(error)))
+    return rows
 
 
 def _dense(values: tuple[Tensor, ...], x: Tensor, k: int) -> Callable[[], float]:

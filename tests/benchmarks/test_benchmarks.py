@@ -29,7 +29,7 @@ NAMES = {
     "guard": 8,
     "generate": 4,
     "train": 1,
-    "dictionary": 3,
+    "dictionary": 6,
     "attribute": 6,
     "calibrate": 1,
     "cka": 2,
