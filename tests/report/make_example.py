@@ -304,9 +304,19 @@ def versus(rng: np.random.Generator) -> dict[str, Any]:
         {"id": f"ticket-{311 + 37 * i:04d}", "score": 58.1 - 1.3 * i, "p": 1 / 900}
         for i in range(12)
     ]
+    detectors = [
+        {"method": m, "site": SITES[i], "auroc": v, "low": v - 0.05, "high": v + 0.05}
+        for m, i, v in (("Mahalanobis", 11, 0.68), ("KNN", 11, 0.64), ("Mahalanobis", 6, 0.61))
+    ]
+    profiles = [
+        {"site": s, "values": {"spread": {"value": 4.4 + 1.1 * i, "se": None, "null": None}}}
+        for i, s in enumerate(SITES)
+    ]
     head = {
         "n_data": GROUPS,
         "n_other": 600,
+        "detectors": detectors,
+        "profiles": profiles,
         "sites": shift,
         "length_auroc": 0.53,
         "best": SITES[6],

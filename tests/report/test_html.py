@@ -20,9 +20,15 @@ from sonde.report._pictures_answers import labels_picture, prediction_picture
 from sonde.report._pictures_depth import depth_pictures
 from sonde.report._pictures_sites import rank_90, similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
-from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
+from sonde.report._pictures_versus import (
+    detectors_picture,
+    rows_picture,
+    scores_picture,
+    shift_picture,
+)
 from sonde.report._section_findings import header
 from sonde.report._section_rows import rows_section
+from sonde.report._versus_words import sides
 from sonde.report.html import MAX_BYTES, SECTIONS
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
@@ -35,20 +41,21 @@ def test_every_section_is_there_and_every_element_is_closed(page) -> None:
 
 
 def test_sides_are_counted_in_groups_where_groups_were_given(report, page) -> None:
-    assert "412 groups (1,797 rows) of DATA, 600 rows of OTHER." in page
+    mine, theirs = sides(report)
+    assert f"{mine}: 412 groups (1,797 rows). {theirs}: 600 rows." in page
     single = copy.deepcopy(report)
     single["provenance"]["data"]["group_column"] = None
-    assert "412 rows of DATA, 600 rows of OTHER." in to_html(single)
+    assert f"{mine}: 412 rows. {theirs}: 600 rows." in to_html(single)
 
 
 def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
     page = Page(to_html(bare))
-    absent = [p["id"] for p in page.all("p") if p.get("class") == "absent"]
-    assert {"labels", "prediction", "versus"} <= set(absent)
-    kept = [s["id"] for s in page.all("section")]
-    folded = {"measured"} if not bare["findings"] else set()
-    assert set(kept) == set(SECTIONS) - {"answers", *absent} | folded
-    said = " ".join(page.texts["p"])
+    said = {t.rstrip(": ") for t in page.texts["b"]}
+    assert {"Labels", "Prediction by depth", "Second data set"} <= said
+    kept = {str(s["id"]) for s in page.all("section")}
+    assert kept.isdisjoint({"answers", "labels", "prediction", "versus"})
+    assert kept - {"measured"} < set(SECTIONS)
+    said = " ".join(page.texts["li"])
     assert "--label-column" in said
     assert "--versus" in said
 
@@ -154,11 +161,12 @@ def test_hostile_text_stays_text(report) -> None:
     assert found["findings"][0]["title"].startswith(HOSTILE)
 
 
-def test_no_sign_of_a_name_can_end_the_process() -> None:
+def test_no_sign_of_a_name_can_end_the_process(report) -> None:
     signs = [chr(i) for i in (*range(0x00, 0x20), 0x7F, 0x85, 0x2028, 0xD800, 0xFFFE, 0xFFFF)]
     signs += [*"<>&\"'", "%", "\\", "{{", "é", "字", "👩‍🔬"]
     points = [{"x": i, "y": i, "id": f"a{sign}b", "label": sign} for i, sign in enumerate(signs)]
-    picture = rows_picture({"site": "s", "axes": [], "by": "label", "points": points})
+    report["rows"]["map"] = {"site": "s", "axes": [], "by": "label", "points": points}
+    picture = rows_picture(report)
     assert picture is not None
     drawn = draw(picture.draw(340), picture.message, "key", "narrow")
     assert Page(drawn).open == []
@@ -202,7 +210,6 @@ def test_the_page_stays_small_whatever_the_model(report, count: int) -> None:
 
 
 def _pictures(report: dict[str, Any]) -> list[Any]:
-    versus = report["versus"]
     made = [
         *depth_pictures(report),
         similarity_picture(report["similarity"]),
@@ -210,9 +217,10 @@ def _pictures(report: dict[str, Any]) -> list[Any]:
         units_picture(report["units"]),
         labels_picture(report["labels"]),
         prediction_picture(report["prediction"]),
-        shift_picture(versus),
-        scores_picture(versus),
-        rows_picture(report["rows"]["map"]),
+        detectors_picture(report),
+        shift_picture(report),
+        scores_picture(report),
+        rows_picture(report),
     ]
     assert all(made)
     return made

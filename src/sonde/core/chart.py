@@ -231,6 +231,7 @@ def matrix(
     high: float | None = None,
     two_sided: bool = False,
     text: str = "",
+    scheme: str = "",
 ) -> Chart:
     """Return a heat map: a cell for each row, empty where its value is None or not finite.
 
@@ -245,7 +246,9 @@ def matrix(
     two_sided : bool, default=False
         Colours that tell values below 0 from those above.
     text : str, optional
-        A column that is written into the cells.
+        A column that is written into the cells; for schemes that are dark at their upper end.
+    scheme : str, optional
+        Vega's name of the colours.
 
     Examples
     --------
@@ -254,7 +257,7 @@ def matrix(
     """
     rows = _finite(rows)
     across, up = _axis(x).channel(rows, named=True), _axis(y).channel(rows, named=True)
-    scale: dict[str, Any] = {"scheme": "blues"} if text else {}
+    scale: dict[str, Any] = {"scheme": scheme} if scheme else {}
     if two_sided:
         scale |= {"scheme": "blueorange", "domainMid": 0}
     if low is not None and high is not None:

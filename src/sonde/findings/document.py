@@ -13,7 +13,7 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.inputs import other_rows, own_rows, show_inputs
 from sonde.findings.labels import labels_section
 from sonde.findings.lens import prediction_section
-from sonde.findings.profile import similarity, site_profile, site_units, unit_facts
+from sonde.findings.profile import similarity, site_profile, site_units, site_values, unit_facts
 from sonde.findings.provenance import limits, provenance
 from sonde.findings.row_places import name_places
 from sonde.findings.rows import NAMED, rows_section
@@ -60,7 +60,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "units": _units(evidence, findings),
         "labels": labels_section(evidence),
         "prediction": prediction_section(evidence),
-        "versus": versus_section(evidence),
+        "versus": _versus(evidence),
         "rows": _rows(scanned),
         "left_out": [entry.json() for entry in scanned.stream.left_out],
         "limits": limits(scanned),
@@ -76,6 +76,19 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     name_places(other_rows(found), other_place)
     plain = to_plain(found)
     return hash_ids(plain) if settings.hash_ids else plain
+
+
+def _versus(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the section on OTHER, with its figures at each site."""
+    found = versus_section(evidence)
+    if found is None or evidence.versus is None:
+        return found
+    other = evidence.versus.other
+    return found | {
+        "profiles": [
+            {"site": site.schema.key, "values": site_values(site, other)} for site in other.sites
+        ]
+    }
 
 
 def _rows(scanned: Scanned) -> dict[str, Any]:

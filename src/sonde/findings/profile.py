@@ -59,12 +59,15 @@ def site_profile(site: SiteEvidence, evidence: Evidence, error_bars: bool = True
         "n_nonfinite": site.n_nonfinite,
         "reducer": str(site.schema.reducer),
         "module": site.schema.module,
-        "values": _values(site, evidence, error_bars),
+        "values": site_values(site, evidence, error_bars),
         "curves": _curves(site),
     }
 
 
-def _values(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> dict[str, Number]:
+def site_values(
+    site: SiteEvidence, evidence: Evidence, error_bars: bool = False
+) -> dict[str, Number]:
+    """Return the figures of one site by name."""
     values: dict[str, Number] = {
         "median_norm": number(site.all.norms.median_all),
         "spread": number(_spread(site.all.moments)),

@@ -68,6 +68,8 @@ def fitted(chart: Chart, width: int) -> Chart:
         square = round(spec["width"] * len(up) / max(len(across), 1))
         spec.setdefault("height", max(min(square, MOST_SIDE), 24 * min(len(up), 12)))
     spec.setdefault("height", max(60, 30 * len(up)) if up else HEIGHT)
+    if up:
+        spec.setdefault("padding", {"left": 24, "right": 5, "top": 5, "bottom": 5})
     for layer in layers:
         encoding, rows = layer["encoding"], _rows(layer, spec)
         if encoding.get("x", {}).get("type") in ("nominal", "ordinal"):

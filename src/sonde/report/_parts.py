@@ -145,9 +145,14 @@ def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:
     return el("section", heading, intro, *body, id=key, aria_label=title)
 
 
-def absent(key: str, title: str, why: str) -> Markup:
-    """Return one line in place of a section that has nothing to show, and why."""
-    return el("p", el("b", title), ": ", why, cls="absent", id=key)
+def absent(title: str, why: str) -> Markup:
+    """Return the line that says why there is no such section; the page lists it as a limit."""
+    return el("li", el("b", title), ": ", why, cls="absent")
+
+
+def is_absent(part: Markup) -> bool:
+    """Return whether a part only says why a section is not there."""
+    return part.startswith("<li")
 
 
 def definitions(pairs: Sequence[tuple[str, str | None]]) -> Markup:

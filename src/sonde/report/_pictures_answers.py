@@ -55,7 +55,7 @@ def confusion_picture(table: dict[str, Any]) -> Picture | None:
     def draw(width: int) -> Chart:
         x, y = ChartAxis("answer", names=answers), ChartAxis("label", names=labels)
         text = "rows" if few and width > NARROW else ""
-        return matrix(message, rows, x, y, "share", low=0, high=1, text=text)
+        return matrix(message, rows, x, y, "share", low=0, high=1, text=text, scheme="blues")
 
     columns = ("label", "answered as", "rows", "share of the label")
     pairs = tuple((p["label"], p["predicted"], p["n"], p["share"]) for p in table["pairs"])

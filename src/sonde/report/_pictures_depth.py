@@ -7,6 +7,7 @@ from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.report._fit import MARKS, Rows, tip
 from sonde.report._format import Real, number, plural, quantity, share
 from sonde.report._picture import Axis, Numbers, Picture
+from sonde.report._versus_words import sides
 
 _Z: Final = 1.96
 
@@ -39,7 +40,7 @@ def depth_pictures(report: dict[str, Any]) -> list[Picture]:
     for panel in PANELS:
         points = depth_points(report, panel, axis)
         if len(points) >= 2:
-            pictures.append(_panel(panel, points, axis))
+            pictures.append(_panel(panel, points, axis, _other_points(report, panel, axis)))
     return pictures
 
 
@@ -100,11 +101,24 @@ def _marks(findings: Rows, codes: tuple[str, ...]) -> dict[str, tuple[str, str]]
     return found
 
 
-def _panel(panel: Panel, points: Rows, axis: Axis) -> Picture:
+def _other_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
+    """Return the same figure of the second data set, where there is one."""
+    versus = report.get("versus") or {}
+    return [
+        {"s": axis.names[row["site"]], "v": value,
+         "tip": tip(sides(report)[1], row["site"], quantity(value, panel.unit))}
+        for row in versus.get("profiles") or ()
+        if row["site"] in axis.names
+        and (value := row["values"].get(panel.name, {}).get("value")) is not None
+        and (value > 0 or not panel.log)
+    ]  # fmt: skip
+
+
+def _panel(panel: Panel, points: Rows, axis: Axis, others: Rows) -> Picture:
     message = _message(panel, points, axis)
 
     def draw(width: int) -> Chart:
-        return _chart(panel, message, points, axis)
+        return _chart(panel, message, points, axis, others)
 
     note = f"Dashed: {share(panel.limit)}, below which it counts as almost nothing."
     return Picture(f"depth-{panel.name}", message, draw, note=note if panel.limit else "")
@@ -120,11 +134,16 @@ def panel_axis(panel: Panel, points: Rows) -> ChartAxis:
     return ChartAxis("v", title="", share=percent, zero=True, low=low, high=high)
 
 
-def _chart(panel: Panel, message: str, points: Rows, axis: Axis) -> Chart:
+def _chart(panel: Panel, message: str, points: Rows, axis: Axis, others: Rows) -> Chart:
     """Return one line with its band, limit and finding marks."""
     x, y = axis.across(), panel_axis(panel, points)
     levels = [{"value": panel.limit, "tip": f"limit · {share(panel.limit)}"}] if panel.limit else []
     made = curves(message, points, x, y, bands=[("lo", "hi")], levels=levels)
+    if others:
+        look: dict[str, Any] = {"color": "var(--c2)", "strokeDash": [4, 3]}
+        made = overlaid(made, curves(message, others, x, y, dots=False, **look))
+        dots: dict[str, Any] = {"color": "var(--c2)", "shape": "square"}
+        made = overlaid(made, marks(message, others, x, y, **dots))
     for level, shape in MARKS.items():
         hit = [point for point in points if point["level"] == level]
         if hit:

@@ -11,7 +11,12 @@ from sonde.report._pictures_answers import (
 from sonde.report._pictures_depth import depth_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
-from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
+from sonde.report._pictures_versus import (
+    detectors_picture,
+    rows_picture,
+    scores_picture,
+    shift_picture,
+)
 
 
 def scan_pictures(report: dict[str, Any]) -> list[Picture]:
@@ -29,8 +34,9 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
         units_picture(report.get("units") or []),
         labels_picture(parts["labels"]) if parts["labels"] else None,
         prediction_picture(parts["prediction"]) if parts["prediction"] else None,
-        shift_picture(parts["versus"]) if parts["versus"] else None,
-        scores_picture(parts["versus"]) if parts["versus"] else None,
-        rows_picture(plane) if plane else None,
+        detectors_picture(report) if parts["versus"] else None,
+        shift_picture(report) if parts["versus"] else None,
+        scores_picture(report) if parts["versus"] else None,
+        rows_picture(report) if plane else None,
     ]
     return [picture for picture in made if picture is not None]

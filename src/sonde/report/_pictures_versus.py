@@ -1,4 +1,4 @@
-"""DATA against OTHER by depth, their scores, and the map of rows."""
+"""Two data sets by depth, their scores, and the map of rows."""
 
 from collections import Counter
 from dataclasses import replace
@@ -9,14 +9,17 @@ from sonde.report._fit import OKABE_ITO, tip
 from sonde.report._format import number, p_text, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report._pictures_scores import auroc_chart, histogram_picture
-from sonde.report._versus_words import beyond_threshold, surest_alarm, told_apart
+from sonde.report._versus_words import beyond_threshold, sides, surest_alarm, told_apart
+from sonde.run.instruments.catalogue import word_of_name
+from sonde.run.instruments.entries import place_of
 
 _RULES: Final = ((0.5, "no difference"), (0.6, "a note above"), (0.75, "a warning above"))
 _CATEGORIES: Final = 7
 
 
-def shift_picture(versus: dict[str, Any]) -> Picture | None:
-    """Return the AUROC of DATA against OTHER at each site with its interval."""
+def shift_picture(report: dict[str, Any]) -> Picture | None:
+    """Return how far each site tells the two data sets apart, with its interval."""
+    versus = report["versus"]
     axis = Axis.of([row["site"] for row in versus["sites"]])
     rows = [r for r in versus["sites"] if r["auroc"] is not None and r["site"] in axis.names]
     if not rows:
@@ -32,7 +35,7 @@ def shift_picture(versus: dict[str, Any]) -> Picture | None:
     columns = ("site", "auroc", "low", "high", "p")
     table = tuple(tuple(row[key] for key in columns) for row in versus["sites"])
 
-    message = told_apart(rows, axis.say)
+    message = told_apart(rows, axis.say, sides(report))
     levels = [{"value": value, "tip": tip(number(value), name)} for value, name in _RULES]
     if length is not None:
         levels.append({"value": length, "tip": f"length alone · AUROC {number(length)}"})
@@ -55,27 +58,69 @@ def _p(row: dict[str, Any]) -> list[str]:
     return [] if row["p"] is None else [f"p {p_text(row['p'])}"]
 
 
-def scores_picture(versus: dict[str, Any]) -> Picture | None:
+def detectors_picture(report: dict[str, Any]) -> Picture | None:
+    """Return how well each detector tells the second data set, with its interval."""
+    names, best = sides(report), dict[str, dict[str, Any]]()
+    rows = [row for row in report["versus"].get("detectors") or () if row["auroc"] is not None]
+    for row in sorted(rows, key=lambda row: -row["auroc"]):
+        best.setdefault(row["method"], row)
+    if not best:
+        return None
+    dots = [
+        {"method": shown(method, 40), "auroc": row["auroc"],
+         "low": row["auroc"] if row["low"] is None else row["low"],
+         "high": row["auroc"] if row["high"] is None else row["high"],
+         "tip": tip(method, place_of(word_of_name(method), row["site"]),
+                    f"AUROC {number(row['auroc'])}")}
+        for method, row in best.items()
+    ]  # fmt: skip
+    first, row = next(iter(best.items()))
+    message = f"{shown(first, 40)} tells {names[1]} from {names[0]} best: AUROC "
+    message += number(row["auroc"])
+    columns = ("method", "site", "auroc", "low", "high")
+    table = tuple(
+        (r["method"], place_of(word_of_name(r["method"]), r["site"]), *(r[k] for k in columns[2:]))
+        for r in rows
+    )
+
+    def draw(width: int) -> Chart:
+        x = ChartAxis("auroc", title="AUROC", low=min(0.4, *(d["low"] for d in dots)), high=1.0)
+        y = ChartAxis("method", title="")
+        made = marks(message, dots, x, y, low="low", high="high", size=70)
+        return made | {"height": max(60, 34 * len(dots))}
+
+    note = f"Each at its best site, fitted on half of {names[0]}; bars are 95 % intervals. 0.5 "
+    note += "tells nothing."
+    return Picture("detectors", message, draw, Numbers(columns, table, "detectors"), note)
+
+
+def scores_picture(report: dict[str, Any]) -> Picture | None:
     """Return two histograms of one score on one axis, with the threshold."""
+    versus, names = report["versus"], sides(report)
     scores, alarm = versus["scores"], surest_alarm(versus)
     if scores is None:
         return None
     bins = {"edges": scores["edges"], "threshold": scores["threshold"], "log": False}
     bins |= {"counts_usual": scores["counts_data"], "counts_unusual": scores["counts_other"]}
     bins |= {"beyond_usual": 0, "beyond_unusual": 0}
-    made = histogram_picture(bins, kinds=("DATA", "OTHER"))
+    made = histogram_picture(bins, kinds=names)
     if made is None:
         return None
     note = "Share of each data set in each bin, the last with all above it; the line is the "
     note += "calibrated threshold."
     if alarm is None or alarm["rate"] is None:
         return replace(made, note=note)
-    return replace(made, message=beyond_threshold(alarm, lambda s: shown(s, 60)), note=note)
+    return replace(made, message=beyond_threshold(alarm, lambda s: shown(s, 60), names), note=note)
 
 
-def rows_picture(plane: dict[str, Any]) -> Picture | None:
-    """Return the rows along the two main directions of one site."""
-    points = plane["points"]
+def rows_picture(report: dict[str, Any]) -> Picture | None:
+    """Return the rows along the two main directions of one site, by label or by data set."""
+    plane = report["rows"]["map"]
+    called = dict(zip(("DATA", "OTHER"), sides(report), strict=True))
+    points = [
+        {**p, "label": called.get(p["label"], p["label"])} if plane["by"] == "source" else p
+        for p in plane["points"]
+    ]
     if len(points) < 2:
         return None
     domain, kept = _categories([point["label"] for point in points])

@@ -41,10 +41,13 @@ def verdict_line(verdict: dict[str, int]) -> str:
 
 def checks_line(verdict: dict[str, int]) -> str:
     """Return how the checks ended, as one sentence."""
-    states = ("clear", "withheld", "not_applicable", "failed")
+    states = ("clear", "withheld", "failed")
     ended = ", ".join(f"{verdict[s]} {words(s)}" for s in states if verdict[s] or s == "clear")
+    apart = verdict["not_applicable"]
     hidden = verdict["ignored"]
-    return f"Checks: {ended}" + (f"; {plural(hidden, 'finding')} ignored by you" if hidden else "")
+    text = f"Checks: {ended}"
+    text += f" ({apart} more {'does' if apart == 1 else 'do'} not apply here)" if apart else ""
+    return text + (f"; {plural(hidden, 'finding')} ignored by you" if hidden else "")
 
 
 def header(report: dict[str, Any]) -> Markup:

@@ -15,15 +15,18 @@ from sonde.report._pictures_depth import depth_numbers, depth_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
 from sonde.report._select import MAX_SITES
+from sonde.report._versus_words import sides
 
 
 def depth_section(report: dict[str, Any], names: Names) -> Markup:
     """Return the depth profile and the spectra."""
     if not report["sites"]:
-        return absent("depth", "Depth profile", "No site was read.")
+        return absent("Depth profile", "No site was read.")
     spectrum = spectrum_picture(report)
     panels = [figure(made, names) for made in depth_pictures(report)]
     lead = "Sites in order of execution. Bands are 95 % intervals; larger marks are findings."
+    if (report.get("versus") or {}).get("profiles"):
+        lead += " Dashed, squares: {1}; without dashes: {0}.".format(*sides(report))
     if len(report["sites"]) > MAX_SITES:
         lead += f" Of {len(report['sites']):,} sites one for each block is drawn."
     single = None if panels else el("p", "One site was read: there is no depth to draw.")
@@ -39,7 +42,7 @@ def similarity_section(report: dict[str, Any], names: Names) -> Markup:
     known = report.get("similarity")
     made = similarity_picture(known) if known else None
     if made is None:
-        return absent("similarity", "Similarity map", "Needs two sites that share rows.")
+        return absent("Similarity map", "Needs two sites that share rows.")
     rows = plural(known["n_rows"], "row") if known and known.get("n_rows") else "all rows"
     lead = f"How alike the geometry of {rows} is at each pair of sites."
     return section("similarity", "Similarity map", figure(made, names), lead=lead)
@@ -56,7 +59,7 @@ def units_section(report: dict[str, Any], names: Names) -> Markup:
     """Return the size of units by depth and the units that findings name."""
     made = units_picture(report.get("units") or [])
     if made is None:
-        return absent("units", "Units", "No figures of single units are in this report.")
+        return absent("Units", "No figures of single units are in this report.")
     rows = [
         (
             row["site"],
@@ -82,7 +85,7 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
     """Return how well labels can be read off at each site."""
     labels = report.get("labels")
     if labels is None:
-        return absent("labels", "Labels", _without_labels(report))
+        return absent("Labels", _without_labels(report))
     made = labels_picture(labels)
     classes = tuple(
         tuple(row[k] for k in ("label", "n", "recall", "low", "high")) for row in labels["classes"]
@@ -120,7 +123,5 @@ def prediction_section(report: dict[str, Any], names: Names) -> Markup:
     known = report.get("prediction")
     made = prediction_picture(known) if known else None
     if made is None:
-        return absent(
-            "prediction", "Prediction by depth", "Only for causal language models with a head."
-        )
+        return absent("Prediction by depth", "Only for causal language models with a head.")
     return section("prediction", "Prediction by depth", figure(made, names))

@@ -6,9 +6,13 @@ from sonde.report._format import number, p_value, plural, quantity, share, shown
 from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import absent, definitions, drawer, figure, section, table, tabled
 from sonde.report._picture import Numbers
-from sonde.report._pictures_versus import rows_picture, scores_picture, shift_picture
-from sonde.run.instruments.catalogue import word_of_name
-from sonde.run.instruments.entries import place_of
+from sonde.report._pictures_versus import (
+    detectors_picture,
+    rows_picture,
+    scores_picture,
+    shift_picture,
+)
+from sonde.report._versus_words import sides
 
 _SHORT: Final = 12
 
@@ -23,32 +27,26 @@ _LISTS: Final = (
     (
         "mislabelled",
         "Rows whose label looks wrong",
-        ("id", "places", "label", "predicted", "share"),
+        ("places", "id", "label", "predicted", "share"),
         "Predicted: the label of the share of its nearest neighbours, and of a classifier that was "
         "fitted on other rows. About three quarters of wrong labels are found; a row that is not "
         "listed may be wrong.",
     ),
-    ("duplicates", "Exact copies", ("ids", "places", "n", "labels"), ""),
+    ("duplicates", "Exact copies", ("places", "ids", "n", "labels"), ""),
     (
         "near_duplicates",
         "Nearly the same",
-        ("id", "id2", "places", "site", "ratio"),
+        ("places", "id", "id2", "site", "ratio"),
         "Ratio: distance over the distance to the row's 5th neighbour.",
     ),
     (
         "far",
         "Far from all others",
-        ("id", "places", "site", "z"),
+        ("places", "id", "site", "z"),
         "z: log distance to the row's 5th neighbour, in robust standard deviations from the middle "
         "row of the site. Nobody can say without clean reference data whether these rows are "
         "unusual: for that, compare with data that you trust (--versus).",
     ),
-)
-
-_FITTED: Final = (
-    "Fitted on half of DATA; how well each tells OTHER from the other half, with a 95 % interval. "
-    "The one that sees most of one half of OTHER is counted on its other half, and so is the sum "
-    "of all scores, calibrated too: the alarms below."
 )
 
 
@@ -56,34 +54,29 @@ def versus_section(report: dict[str, Any], names: Names) -> Markup:
     """Return which sites tell DATA and OTHER apart, the alarm, the most unusual rows."""
     versus = report.get("versus")
     if versus is None:
-        text = "No second data set was given (--versus OTHER)."
-        return absent("versus", "Against OTHER", text)
+        text = "none was given (--versus OTHER)."
+        return absent("Second data set", text)
     where = report["provenance"]
-    mine, theirs = (
+    mine, theirs = sides(report)
+    counts = (
         _counted(versus["n_data"], where["data"]),
         _counted(versus["n_other"], where["other"]),
     )
-    lead = f"{mine} of DATA, {theirs} of OTHER."
-    pictures = [made for made in (shift_picture(versus), scores_picture(versus)) if made]
-    parts = [figure(made, names) for made in pictures]
-    if versus.get("detectors"):
-        parts += [el("h3", "Detectors"), el("p", _FITTED, cls="reading")]
-        columns = ("method", "site", "auroc", "low", "high")
-        placed = [{**row, "site": _place(row)} for row in versus["detectors"]]
-        rows = tuple(tuple(row[key] for key in columns) for row in placed)
-        listed = Numbers(columns, rows, "detectors")
-        parts.append(tabled(listed, names, opened=len(rows) <= _SHORT))
-    parts += [_alarm(alarm) for alarm in (versus.get("lead"), versus["alarm"]) if alarm]
+    lead = f"{mine}: {counts[0]}. {theirs}: {counts[1]}."
+    pictures = (detectors_picture(report), shift_picture(report), scores_picture(report))
+    parts = [figure(made, names) for made in pictures if made]
+    alarms = [_alarm(alarm, theirs) for alarm in (versus.get("lead"), versus["alarm"]) if alarm]
+    parts += [drawer("The alarms in figures", *alarms)] if alarms else []
     if versus["rows"]:
         n_other = where["other"]["n_rows"] if where["other"] else None
         listed = [_flat(row) for row in versus["rows"]]
-        rows = _rows(listed, ("id", "places", "score", "p"), report["shows_inputs"])
-        parts.append(el("h3", "Most unusual rows of OTHER"))
+        rows = _rows(listed, ("places", "id", "score", "p"), report["shows_inputs"])
+        parts.append(el("h3", f"Most unusual rows of {theirs}"))
         if n_other is not None and n_other > len(versus["rows"]):
             first = f"The first {len(versus['rows'])} of {plural(n_other, 'row')}, by score."
             parts.append(el("p", first, cls="reading"))
         parts.append(tabled(rows, names, opened=len(versus["rows"]) <= _SHORT))
-    return section("versus", "Against OTHER", *parts, lead=lead)
+    return section("versus", "The two data sets", *parts, lead=lead)
 
 
 def _counted(n_groups: int, where: dict[str, Any] | None) -> str:
@@ -93,11 +86,7 @@ def _counted(n_groups: int, where: dict[str, Any] | None) -> str:
     return f"{plural(n_groups, 'group')} ({plural(where['n_rows'], 'row')})"
 
 
-def _place(row: dict[str, Any]) -> str:
-    return place_of(word_of_name(row["method"]), row["site"])
-
-
-def _alarm(alarm: dict[str, Any]) -> Markup:
+def _alarm(alarm: dict[str, Any], other: str) -> Markup:
     rate = share(alarm["rate"])
     if alarm.get("low") is not None:
         rate += f" ({share(alarm['low'])} to {share(alarm['high'])})"
@@ -105,7 +94,7 @@ def _alarm(alarm: dict[str, Any]) -> Markup:
         ("detector", alarm.get("detector")),
         ("site", shown(_only(alarm.get("sites") or []), 60) or None),
         ("promised false alarms", share(alarm["alpha"])),
-        ("alarms on OTHER", rate),
+        (f"alarms on {other}", rate),
         ("threshold", number(alarm["threshold"])),
         ("calibrated on", plural(alarm["n_cal"], "row")),
         ("p-value", None if alarm.get("p") is None else p_value(alarm["p"])),
@@ -121,14 +110,14 @@ def rows_section(report: dict[str, Any], names: Names) -> Markup:
     """Return rows by id: map, wrong labels, copies, far rows."""
     rows = report.get("rows")
     if rows is None:
-        return absent("rows", "Rows", "No rows are named in this report.")
+        return absent("Rows", "No rows are named in this report.")
     inputs = report["shows_inputs"]
     lead = (
         "Rows by id, with their inputs."
         if inputs
         else "Rows by id; inputs only with --show-inputs."
     )
-    made = rows_picture(rows["map"]) if rows["map"] else None
+    made = rows_picture(report) if rows["map"] else None
     parts: list[Markup | None] = [figure(made, names)] if made else []
     for key, title, columns, note in _LISTS:
         if rows.get(key):
@@ -168,10 +157,10 @@ def checks_section(report: dict[str, Any], names: Names) -> Markup:
         rows.append((check["code"], check["title"], state, value, said))
     columns = ("code", "check", "state", "figure", "of what, reason, limits")
     lead = (
-        "Every check of the catalogue and how it ended. Silence here is never ambiguous. "
+        "Every check and how it ended; one that does not apply has nothing to look at here. "
         "--explain CODE says how a figure is computed, --set CODE.LIMIT=X moves a limit."
     )
     kinds = {2: "state", 3: "number"}
     made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", kinds)
-    folded = drawer(plural(len(rows), "check"), made, cls="more")
-    return section("checks", "All checks", folded, lead=lead)
+    folded = drawer(plural(len(rows), "check"), el("p", lead, cls="reading"), made, cls="more")
+    return section("checks", "All checks", folded)

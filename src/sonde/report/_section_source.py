@@ -1,23 +1,25 @@
 """The last sections: what the scan cannot see, and where the report comes from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sonde.core.wording import gib
-from sonde.report._format import number, seconds, shown, words
+from sonde.report._format import number, plural, seconds, shown, words
 from sonde.report._markup import Markup, Names, code, el, join
 from sonde.report._parts import command, definitions, drawer, section, tabled
 from sonde.report._picture import Numbers
 
 
-def limits_section(report: dict[str, Any]) -> Markup:
-    """Return what this scan cannot see, with the checks that were withheld."""
-    items = [el("li", text) for text in report["limits"]]
+def limits_section(report: dict[str, Any], absent: Sequence[Markup] = ()) -> Markup:
+    """Return what this scan cannot see: what was not measured, checks that were withheld."""
+    items = [*absent, *(el("li", text) for text in report["limits"])]
     for state in ("withheld", "failed"):
         for check in report["checks"]:
             if check["state"] == state:
                 said = f" {check['title']}: {state}; {check['reason'] or 'no reason given'}."
                 items.append(el("li", el("span", check["code"], cls="code"), said))
-    return section("limits", "What this scan cannot see", el("ul", *items, cls="limits"))
+    folded = drawer(plural(len(items), "limit"), el("ul", *items, cls="limits"), cls="more")
+    return section("limits", "What this scan cannot see", folded)
 
 
 def provenance_section(report: dict[str, Any], names: Names) -> Markup:

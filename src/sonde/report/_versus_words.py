@@ -1,4 +1,4 @@
-"""DATA against OTHER in words: where they are told apart, how many alarms, which rows."""
+"""Two data sets compared, in words: where they are told apart, how many alarms, which rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -8,16 +8,39 @@ from sonde.report._format import number, share, shown
 NOTE_FLOOR: Final = 0.6
 MOST_IDS: Final = 3
 
+Sides = tuple[str, str]
 
-def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str]) -> str:
+
+def sides(report: dict[str, Any]) -> tuple[str, str]:
+    """Return what the two data sets are called: the ends of their names in which they differ.
+
+    Examples
+    --------
+    >>> name = lambda text: {"name": text}
+    >>> sides({"provenance": {"data": name("a/old.csv"), "other": name("b/new.csv")}})
+    ('old.csv', 'new.csv')
+    >>> sides({"provenance": {"data": name("list of items"), "other": None}})
+    ('DATA', 'OTHER')
+    """
+    where = report["provenance"]
+    mine, theirs = (shown((where[k] or {}).get("name") or "", 200) for k in ("data", "other"))
+    short = mine.rstrip("/").rpartition("/")[2], theirs.rstrip("/").rpartition("/")[2]
+    for pair in (short, (mine, theirs)):
+        if pair[0] != pair[1] and all(pair):
+            return shown(pair[0], 40), shown(pair[1], 40)
+    return "DATA", "OTHER"
+
+
+def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names: Sides) -> str:
     """Return which site tells the two data sets apart best, or that none surely does."""
     best = max(rows, key=lambda row: row["auroc"])
     value = f"AUROC {number(best['auroc'])}"
     if best["low"] is not None:
         value += f" ({number(best['low'])} to {number(best['high'])})"
         if best["low"] <= NOTE_FLOOR:
-            return f"No site clearly tells DATA and OTHER apart; best {say(best['site'])}, {value}"
-    return f"DATA and OTHER are told apart best at {say(best['site'])}: {value}"
+            said = f"No site clearly tells {names[0]} and {names[1]} apart"
+            return f"{said}; best {say(best['site'])}, {value}"
+    return f"{names[0]} and {names[1]} are told apart best at {say(best['site'])}: {value}"
 
 
 def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
@@ -28,30 +51,31 @@ def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
     return lead if lead["p"] <= total["p"] else total
 
 
-def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str]) -> str:
-    """Return how many of OTHER lie beyond the threshold, by what, and what it promises of DATA."""
+def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str], names: Sides) -> str:
+    """Return how many of the second data lie beyond the threshold, by what, and its promise."""
     one = len(alarm["sites"]) == 1 and "," not in alarm["detector"]
     by = f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "by all scores together"
     return (
-        f"{share(alarm['rate'])} of OTHER lie beyond the threshold that {share(alarm['alpha'])} of "
-        f"rows like DATA exceed, {by}"
+        f"{share(alarm['rate'])} of {names[1]} lie beyond the threshold that "
+        f"{share(alarm['alpha'])} of rows like {names[0]} exceed, {by}"
     )
 
 
-def sentences(versus: dict[str, Any]) -> Iterator[str]:
+def sentences(report: dict[str, Any]) -> Iterator[str]:
     """Yield what a terminal says of the comparison; nothing where there is none."""
+    versus = report.get("versus")
     if not versus:
         return
+    names = sides(report)
     rows = [row for row in versus["sites"] if row["auroc"] is not None]
     if rows:
-        yield told_apart(rows, lambda site: shown(site, 60))
+        yield told_apart(rows, lambda site: shown(site, 60), names)
     for alarm in (versus.get("lead"), versus["alarm"]):
         if alarm is not None and alarm["rate"] is not None:
-            yield beyond_threshold(alarm, lambda site: shown(site, 60))
+            yield beyond_threshold(alarm, lambda site: shown(site, 60), names)
     if versus["rows"]:
-        yield f"most unusual of OTHER: {', '.join(map(_named, versus['rows'][:MOST_IDS]))}"
+        yield f"most unusual of {names[1]}: {', '.join(map(_named, versus['rows'][:MOST_IDS]))}"
 
 
 def _named(row: dict[str, Any]) -> str:
-    places = f" ({shown(row['places'][0], 80)})" if row.get("places") else ""
-    return shown(row["id"], 40) + places
+    return shown(row["places"][0] if row.get("places") else row["id"], 80)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sonde.report._format import shown
 from sonde.report._markup import Markup, Names, el, join
-from sonde.report._parts import drawer, section
+from sonde.report._parts import drawer, is_absent, section
 from sonde.report._section_findings import findings_section, header, verdict_line
 from sonde.report._section_pictures import (
     answers_section,
@@ -32,12 +32,12 @@ MEASURED: Final = "Profiles by depth, similarity of sites, units, labels and row
 SECTIONS: Final = {
     "findings": "Findings",
     "answers": "Answers",
+    "versus": "The two data sets",
     "depth": "Depth profile",
     "similarity": "Similarity map",
     "units": "Units",
     "labels": "Labels",
     "prediction": "Prediction by depth",
-    "versus": "Against OTHER",
     "rows": "Rows",
     "checks": "All checks",
     "limits": "What this scan cannot see",
@@ -61,11 +61,12 @@ def to_html(report: dict[str, Any]) -> str:
         drawn, and says so in ``limits``.
     """
     names = Names()
+    measured = [part for part in _measured(report, names) if part is not None]
     parts = join(
         findings_section(report),
-        *_measured(report, names),
+        *_folded(report, [part for part in measured if not is_absent(part)]),
         checks_section(report, names),
-        limits_section(report),
+        limits_section(report, [part for part in measured if is_absent(part)]),
         provenance_section(report, names),
     )
     kept = {key: said for key, said in SECTIONS.items() if f' id="{key}"' in parts}
@@ -78,17 +79,21 @@ def to_html(report: dict[str, Any]) -> str:
 
 
 def _measured(report: dict[str, Any], names: Names) -> list[Markup | None]:
-    """Return the sections of profiles, units, labels and rows, folded where nothing was found."""
-    parts = [
+    """Return the sections of profiles, units, labels and rows."""
+    return [
         answers_section(report, names),
+        versus_section(report, names),
         depth_section(report, names),
         similarity_section(report, names),
         units_section(report, names),
         labels_section(report, names),
         prediction_section(report, names),
-        versus_section(report, names),
         rows_section(report, names),
     ]
+
+
+def _folded(report: dict[str, Any], parts: list[Markup]) -> list[Markup]:
+    """Return sections as they are, or in one drawer where nothing was found."""
     if report.get("versus") or any(not finding["ignored"] for finding in report["findings"]):
         return parts
     return [section("measured", "What was measured", drawer(MEASURED, *parts, cls="more"))]

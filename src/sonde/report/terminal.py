@@ -99,7 +99,7 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     if chosen.more:
         codes = ", ".join(f["code"] for f in chosen.more)
         yield from _block("more", f"{plural(len(chosen.more), 'more finding')}: {codes}", width)
-    for i, sentence in enumerate(sentences(report.get("versus") or {})):
+    for i, sentence in enumerate(sentences(report)):
         yield from _block("" if i else "against", sentence, width)
     if chosen.ignored:
         codes = ", ".join(dict.fromkeys(f["code"] for f in chosen.ignored))
