@@ -135,12 +135,12 @@ class Steps(Statistic[StepsState]):
     def observe(
         self,
         x: Float[Tensor, "row dim"],
-        order: Int[Tensor, "row"],
+        example: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> StepsState:
-        rows = sorted(range(len(x)), key=lambda i: (int(order[i]), int(position[i])))
-        x, order = x[rows].double(), order[rows]
-        inside = order[1:] == order[:-1]
+        rows = sorted(range(len(x)), key=lambda i: (int(example[i]), int(position[i])))
+        x, example = x[rows].double(), example[rows]
+        inside = example[1:] == example[:-1]
         steps = (x[1:] - x[:-1]).norm(dim=1)[inside]
         return StepsState(steps.sum(), len(x))
 
@@ -156,10 +156,10 @@ class CutSteps(Statistic[StepsState]):
     def observe(
         self,
         x: Float[Tensor, "row dim"],
-        order: Int[Tensor, "row"],
+        example: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> StepsState:
-        return Steps().observe(x, order, position)
+        return Steps().observe(x, example, position)
 
     def merge(self, a: StepsState, b: StepsState) -> StepsState:
         return Steps().merge(a, b)
@@ -174,6 +174,20 @@ class StepsAsTheyCome(Statistic[StepsState]):
 
     def observe(self, x: Float[Tensor, "row dim"]) -> StepsState:
         return StepsState((x[1:] - x[:-1]).double().norm(dim=1).sum(), len(x))
+
+    def merge(self, a: StepsState, b: StepsState) -> StepsState:
+        return Steps().merge(a, b)
+
+
+@final
+@dataclass(frozen=True)
+class StepsByRow(Statistic[StepsState]):
+    """Knows the example of a row, and takes its rows as they come."""
+
+    whole_examples: ClassVar[bool] = True
+
+    def observe(self, x: Float[Tensor, "row dim"], example: Int[Tensor, "row"]) -> StepsState:
+        return Steps().observe(x, example, torch.arange(len(x)))
 
     def merge(self, a: StepsState, b: StepsState) -> StepsState:
         return Steps().merge(a, b)

@@ -35,6 +35,7 @@ TWINS = [
     (Instrument, "degenerate", broken.SwallowsNan(), "1 rows: value"),
     (Instrument, "sizes", broken.SwallowsNan(), "rows of 1: value"),
     (Instrument, "order", broken.AsksTheFirstRow(), "not close"),
+    (Instrument, "order", broken_methods.PathLength(broken_methods.StepsByRow()), "not close"),
     (
         Instrument,
         "ragged",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sonde.core.columns import declared
 from sonde.core.errors import InputError
-from sonde.core.hashing import Purpose, base_hashes, draws
+from sonde.core.hashing import Purpose, base_hashes, draws, splitmix64
 from sonde.core.site import Reducer, Site
 
 Head = tuple[Tensor, Tensor | None]
@@ -212,11 +212,20 @@ class Batch:
             "side": self.side,
             "length": self.length,
         }
+        if name == "example" and name not in self.extra:
+            return self._example_numbers() if self.scattered else self.order
         if name not in per_example:
             return torch.as_tensor(self._require(self.extra.get(name), name))
         computed = {"ids": "_words", "group": "group", "group_draw": "group_draw"}
         values = getattr(self, computed[name]) if name in computed else per_example[name]
         return self._require(values, name)
+
+    def _example_numbers(self) -> Tensor:
+        """Return a hash of each entry's id and occurrence."""
+        words = self._words.numpy().view(np.uint64)
+        occurrence = np.asarray(self.occurrence, dtype=np.int64).view(np.uint64)
+        mixed = splitmix64(words[:, 0] ^ splitmix64(words[:, 1] ^ splitmix64(occurrence)))
+        return torch.as_tensor(mixed.view(np.int64))
 
     @staticmethod
     def _require(value: Any, name: str) -> Any:

@@ -81,7 +81,11 @@ COLUMNS: dict[str, Column] = {
     "group": Column("64-bit hash of the row's group", "int"),
     "position": Column("position of the row in its document or image", "int"),
     "occurrence": Column("which of several equal examples", "int"),
-    "order": Column("index of the row's example in the planned order", "int"),
+    "order": Column(
+        "index of the row's example in the planned order; of plain arrays the number of the row",
+        "int",
+    ),
+    "example": Column("a number that the rows of one example share, however they came", "int"),
     "piece": Column(
         "the same, by which pieces of one text differ; 0 where each row of an example is an entry "
         "of its own, as in plain arrays",

@@ -116,6 +116,14 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
         )
     examples = {type(s).__name__ for s in statistics if s.whole_examples}
     members = stream.examples_of_rows if examples else None
+    by_order = sorted(
+        type(s).__name__ for s in statistics if s.whole_examples and "order" in s.needs()
+    )
+    if members is not None and by_order:
+        raise InputError(
+            f"fit: {', '.join(by_order)} takes whole examples by their 'order', which numbers the "
+            "rows of plain arrays. Take the column 'example', which the rows of one example share."
+        )
     if members is not None and not groups_are_whole(members, bounds):
         raise InputError(
             f"fit: {', '.join(sorted(examples))} needs the rows of an example together, and some "

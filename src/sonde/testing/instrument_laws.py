@@ -59,7 +59,7 @@ def make_inputs(
     }
 
 
-MADE = {"draw", "group_draw", "order", "piece", "occurrence", "y", "special"}
+MADE = {"draw", "group_draw", "order", "example", "piece", "occurrence", "y", "special"}
 """What a stream makes itself from the columns that plain arrays bring."""
 
 

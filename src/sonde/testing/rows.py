@@ -53,6 +53,7 @@ def make_columns(
         "position": torch.from_numpy(position),
         "occurrence": torch.from_numpy(occurrence)[per_row],
         "order": per_row,
+        "example": per_row,
         "pair": per_row // 2,
         "side": per_row % 2,
         "length": torch.tensor(lengths)[per_row],
