@@ -39,6 +39,30 @@ def test_errors_are_told_as_text_and_json(run, answers):
     assert (ran.code, ran.out, ran.err) == (0, "", "")
 
 
+@pytest.mark.truth("by hand: the share of wrong answers; scikit-learn within each value")
+def test_errors_are_told_for_each_value_of_a_column(run, answers):
+    from sklearn.metrics import roc_auc_score
+
+    rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    rows = [{**row, "clinic": ("n", "s", "w")[i % 3 if i < 12 else i % 2]}
+            for i, row in enumerate(rows)]  # fmt: skip
+    Path("answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("evaluate", "scores.csv", "answers.jsonl", "--errors", "wrong", "--resamples", "20")
+    ran = run(*words, "--by", "clinic")
+    assert ran.code == 0, ran.err
+    found = {row["value"]: row for row in run(*words, "--by", "clinic", "--json").json()["by"]}
+    for value in "nsw":
+        mine = [i for i, row in enumerate(rows) if row["clinic"] == value]
+        wrong = [rows[i]["wrong"] for i in mine]
+        assert (found[value]["n"], found[value]["wrong"]) == (len(mine), np.mean(wrong))
+        if len(set(wrong)) > 1:
+            want = roc_auc_score(wrong, [i % 5 - 2 * (i % 3) for i in mine])
+            assert found[value]["auroc"] == pytest.approx(want)
+            assert f"{want:.3f}" in ran.out.partition("clinic")[2]
+    assert found["w"]["auroc"] is None
+    assert "expected --errors COLUMN with it" in run(*words[:3], "--by", "clinic").error()
+
+
 def test_steps_are_told(run, answers):
     rows = [{"steps": ["a", "b"], "first_error": i % 2 - 1 + i % 2} for i in range(8)]
     Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))

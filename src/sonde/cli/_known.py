@@ -39,6 +39,9 @@ class Known:
     errors: Annotated[
         str | None, named("COLUMN", "a column of DATA: 1 where an answer is wrong, else 0")
     ] = None
+    by: Annotated[
+        str | None, named("COLUMN", "with --errors: figures for each value of this column too")
+    ] = None
     steps: Annotated[
         bool, tyro.conf.arg(help="DATA are trajectories: find the first wrong step")
     ] = False
@@ -63,6 +66,8 @@ class Known:
         """Refuse options of masks without masks."""
         if not self.n_kinds and (self.grid is not None or self.sigma):
             raise InputError("--grid, --sigma: expected --masks with them.")
+        if self.by is not None and self.errors is None:
+            raise InputError("--by: expected --errors COLUMN with it.")
 
     def judged(
         self, scored: Any, data: str, reading: Reading, *, alpha: float, resamples: int
@@ -71,7 +76,11 @@ class Known:
         options: dict[str, Any] = {"resamples": resamples, "seed": reading.seed}
         if self.errors is not None:
             from sonde.report.evaluate import trust_text
-            from sonde.run.evaluating.known_errors import evaluate_errors, trust_errors
+            from sonde.run.evaluating.known_errors import (
+                evaluate_errors,
+                evaluate_errors_by,
+                trust_errors,
+            )
 
             options["group_column"] = reading.group_column
             rows = evaluate_errors(scored, data, self.errors, **options)
@@ -81,7 +90,11 @@ class Known:
             if trusted is not None:
                 said = trust_text(trusted, ("right", "wrong answers"))
                 told += f"\n{fill(said, text_width(), break_on_hyphens=False)}"
-            return {"rows": rows, "trust": trusted}, told
+            found: dict[str, Any] = {"rows": rows, "trust": trusted}
+            if self.by is not None:
+                found["by"] = evaluate_errors_by(scored, data, self.errors, self.by, **options)
+                told += f"\n\n{_text_by(found['by'], self.by)}"
+            return found, told
         if self.steps:
             from sonde.run.evaluating.known_steps import evaluate_steps
 
@@ -96,6 +109,26 @@ class Known:
         options |= {"image_column": reading.image_column, "grid": self.grid, "sigma": self.sigma}
         rows = evaluate_pixels(scored, data, self.masks, **options)
         return {"rows": rows}, _text(rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS)
+
+
+def _text_by(rows: list[dict[str, Any]], column: str) -> str:
+    """Return a table of the figures within each value of a column."""
+    from sonde.run.instruments.entries import place_of
+
+    titles = (column, "method", "site", "rows", "wrong", "AUROC", INTERVAL)
+    cells = [
+        (
+            row["value"],
+            row["instrument"],
+            place_of(row["instrument"], row["site"]).removesuffix(":out"),
+            f"{row['n']:,}",
+            share(row["wrong"]),
+            share(row["auroc"]),
+            between(row["auroc_low"], row["auroc_high"], " to "),
+        )
+        for row in rows
+    ]
+    return table(titles, cells, shrinks=0)
 
 
 def _text(rows: list[dict[str, Any]], *columns: Any) -> str:

@@ -4,7 +4,7 @@ For steps and pixels: ``known_steps``, ``known_pixels``.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,8 @@ from sonde.run.evaluating.evaluate import RESAMPLES, ends
 from sonde.run.evaluating.known import Known
 from sonde.run.evaluating.trust import Candidate, trust_of
 from sonde.run.scoring.tables import scores_of
+
+MOST_VALUES: Final = 64
 
 
 def evaluate_errors(
@@ -55,10 +57,10 @@ def evaluate_errors(
     """
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     found = []
-    for one, wrong, n_left in _judged(scored, data, column, group_column):
+    for one, wrong, items in _judged(scored, data, column, group_column):
         scores, group = one.scores, list(one.group)
         row = {"instrument": one.key[0], "site": one.key[1], "n": len(group)}
-        row |= {"groups": len(set(group)), "left_out": n_left}
+        row |= {"groups": len(set(group)), "left_out": len(items) - len(group)}
         row |= ends("prr", prediction_rejection(scores, -wrong, group, **options))
         row |= _tells(scores, wrong, group, options)
         found.append(row)
@@ -85,10 +87,67 @@ def trust_errors(
     return trust_of([one for one, _, _ in found], resamples=resamples, seed=seed)
 
 
+def evaluate_errors_by(
+    scored: pa.Table,
+    data: Any,
+    column: str,
+    by: str,
+    *,
+    group_column: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return the figures of each detector and site within each value of a further column.
+
+    Parameters
+    ----------
+    by : str
+        The column of the data; items without a value in it are left out.
+    scored, data, column, group_column, resamples, seed
+        As in ``evaluate_errors``.
+
+    Returns
+    -------
+    list of dict
+        For each value, instrument and site ``value n groups wrong``, the mean of the errors, and
+        ``auroc`` with ``_low`` and ``_high``, None where all answers are right, or all wrong.
+
+    Raises
+    ------
+    InputError
+        If the column has more than 64 values.
+    """
+    values = {i: str(v) for i, v in Known.of(data).column(by).items()}
+    if len(names := sorted(set(values.values()))) > MOST_VALUES:
+        raise InputError(
+            f"evaluate: expected at most {MOST_VALUES} values in column {by!r}, got {len(names)}. "
+            "Name a column of kinds."
+        )
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    judged = list(_judged(scored, data, column, group_column))
+    found = []
+    for name in names:
+        for one, wrong, items in judged:
+            here = np.array([values.get(i) == name for i in items if i is not None])
+            if not here.any():
+                continue
+            mine, group = wrong[here], [g for g, h in zip(one.group, here, strict=True) if h]
+            row = {"value": name, "instrument": one.key[0], "site": one.key[1], "n": len(mine)}
+            row |= {"groups": len(set(group)), "wrong": float(mine.mean())}
+            row |= dict.fromkeys(("auroc", "auroc_low", "auroc_high"))
+            if set(mine.tolist()) == {0.0, 1.0}:
+                row |= ends("auroc", auroc(one.scores[here], mine, group, **options))
+            found.append(row)
+    return found
+
+
 def _judged(
     scored: pa.Table, data: Any, column: str, group_column: str | None
-) -> Iterator[tuple[Candidate, np.ndarray, int]]:
-    """Yield of each detector and site the scores, how wrong the answers are, and how many lack."""
+) -> Iterator[tuple[Candidate, np.ndarray, list[int | None]]]:
+    """Yield of each detector and site the scores, how wrong the answers are, and of which items.
+
+    An item of which nothing is known is None, and has no score.
+    """
     known = Known.of(data)
     errors = {i: _error(v, i, column) for i, v in known.column(column).items()}
     errors = {i: v for i, v in errors.items() if v >= 0}
@@ -104,7 +163,7 @@ def _judged(
             )
         group = [groups[numbers[k]] for k in kept]
         one = Candidate((instrument, site), scores_of(part)[kept], wrong > 0, group)
-        yield one, wrong, part.num_rows - len(kept)
+        yield one, wrong, [i if i in errors else None for i in numbers]
 
 
 def _error(value: Any, item: int, column: str) -> float:
