@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tyro
 
@@ -349,3 +350,11 @@ def test_rows_that_findings_count_are_written_whole(run, place, tmp_path):
     _, inverse, count = np.unique(x, axis=0, return_inverse=True, return_counts=True)
     assert {line["code"] for line in lines} == {"SND041"}
     assert sorted(int(line["row"]) for line in lines) == np.flatnonzero(count[inverse] > 1).tolist()
+    for line in lines:
+        mine = int(line["row"])
+        assert float(line["figure"]) == count[inverse][mine]
+        other = int(line["partner_row"])
+        assert other != mine
+        assert (x[other] == x[mine]).all()
+    run("scan", "-", tmp_path / "twice.npz", "--only", "SND041", "--rows", tmp_path / "r.parquet")
+    assert pq.read_table(tmp_path / "r.parquet").column_names == list(lines[0])

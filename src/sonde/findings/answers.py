@@ -67,6 +67,12 @@ class ClassAnswers:
         """Whether the answer is the label."""
         return self.answer == self.truth
 
+    def given(self, rows: Int[Tensor, "_row"]) -> tuple[float, ...]:
+        """Return what the model gives the label of each of these rows: a probability."""
+        truth = self.truth[rows].clamp(max=self.n_classes - 1)
+        p = self.probability[rows].gather(1, truth[:, None])[:, 0]
+        return tuple(torch.where(self.truth[rows] < self.n_classes, p, 0.0).tolist())
+
     @property
     def n_classes(self) -> int:
         """Number of the model's classes."""

@@ -57,6 +57,10 @@ class Finding:
         Where it was seen.
     examples : tuple of int
         Examples by planned order, most telling first.
+    figures : tuple of float
+        Of each of them, the number by which it was counted; empty where there is none.
+    partners : tuple of int
+        Of each of them, the example of DATA that it is like; empty where there is none.
     of_other : bool
         Whether these are of OTHER.
     effect : float
@@ -76,6 +80,8 @@ class Finding:
     sites: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     examples: tuple[int, ...] = ()
+    figures: tuple[float, ...] = ()
+    partners: tuple[int, ...] = ()
     of_other: bool = False
     classes: tuple[str, ...] = ()
     effect: float = 0.0

@@ -83,6 +83,7 @@ class SND034(Rule):
                 figure,
                 sites=(site.key,),
                 examples=tuple(examples),
+                figures=tuple(doubtful_labels(evidence).share.tolist()),
                 effect=min(1.0, share),
                 next=read_command(site.key),
             )

@@ -96,6 +96,7 @@ class SND038(Rule):
             figure,
             sites=(found.labels.sites[-1].key,),
             examples=tuple(examples_at(evidence, shared.tolist())),
+            figures=found.given(where),
             classes=tuple(class_name(evidence.data, y) for y in names.answer_for),
             effect=min(1.0, figure.value),
             next=read_command(found.labels.sites[-1].key),

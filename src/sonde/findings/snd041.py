@@ -53,6 +53,8 @@ class SND041(Rule):
                 self._sentence(found, share),
                 figure,
                 examples=tuple(i for s in sets for i in s),
+                figures=tuple(float(len(s)) for s in sets for _ in s),
+                partners=tuple(s[0] if i != s[0] else s[-1] for s in sets for i in s),
                 effect=min(1.0, share),
                 next=_look(evidence),
             )

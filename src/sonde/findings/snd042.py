@@ -89,6 +89,8 @@ class SND042(Rule):
                 figure,
                 sites=sites,
                 examples=tuple(examples_at(evidence, pairs.row.tolist())),
+                figures=tuple(pairs.ratio.tolist()),
+                partners=tuple(examples_at(evidence, pairs.partner.tolist())),
                 effect=min(1.0, share),
                 next=read_command(sites[0]),
             )

@@ -111,7 +111,8 @@ class SND046(Rule):
             f"{percent(found.accuracy)}."
         )
         more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
-        wrong = labels.where[torch.nonzero(mine & ~found.right).flatten()]
+        missing = torch.nonzero(mine & ~found.right).flatten()
+        wrong = labels.where[missing]
         return Finding(
             self.code,
             "warning",
@@ -119,6 +120,7 @@ class SND046(Rule):
             figure,
             sites=(labels.sites[-1].key,),
             examples=tuple(examples_at(evidence, wrong.tolist())),
+            figures=found.given(missing),
             classes=tuple(labels.names[j] for j in missed),
             effect=min(1.0, figure.value * float(mine.double().mean())),
             next=read_command(labels.sites[-1].key),

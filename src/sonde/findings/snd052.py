@@ -77,7 +77,7 @@ class SND052(Rule):
 
     def _finding(self, evidence: Evidence, found: Alarms, alarm: Alarm, figure: Figure) -> Finding:
         beyond = alarm.scores > alarm.calibration.threshold(alarm.alpha)
-        worst = alarm.worst(min(50, int(beyond.sum())))
+        worst = alarm.worst(int(beyond.sum()))
         said, explained = self._answers(evidence, beyond)
         sites = tuple(dict.fromkeys(key for _, key in alarm.names))
         counts = (
@@ -91,6 +91,7 @@ class SND052(Rule):
             figure,
             sites=sites,
             examples=tuple(examples_at(evidence.versus.other, worst)),
+            figures=tuple(alarm.scores[worst].tolist()),
             of_other=True,
             effect=min(1.0, alarm.rate),
             next=score_command(sites[-1]),

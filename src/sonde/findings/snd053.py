@@ -7,7 +7,7 @@ import torch
 
 from sonde.findings._near import NearPairs, near_pairs
 from sonde.findings._places import read_command
-from sonde.findings._shared import shared_rows
+from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rows import NEAR_NEEDS, first_pieces, last_token_lengths, near_duplicates
@@ -24,6 +24,8 @@ class _Leak:
     exact: tuple[int, ...]
     short: tuple[int, ...]
     near: tuple[int, ...]
+    ratios: tuple[float, ...]
+    partners: dict[int, int]
     site: str
     p: float
 
@@ -78,6 +80,7 @@ class SND053(Rule):
             return self.clear(figure, reason)
         severe = leak.share >= self.warning or near
         examples = (*leak.exact, *(leak.near if near else ()), *leak.short)
+        ratio = dict(zip(leak.near, leak.ratios, strict=True))
         return self.raised(
             Finding(
                 self.code,
@@ -86,6 +89,8 @@ class SND053(Rule):
                 figure,
                 sites=(leak.site,) if near else (),
                 examples=examples,
+                figures=tuple(ratio.get(i, 0.0) for i in examples),
+                partners=tuple(leak.partners[i] for i in examples),
                 of_other=True,
                 effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
                 next=read_command(evidence.sites[0].schema.key),
@@ -94,21 +99,26 @@ class SND053(Rule):
 
     def _leak(self, evidence: Evidence) -> _Leak:
         other = evidence.versus.other_data
-        mine = {evidence.data.keys[i] for i in first_pieces(evidence.data)}
+        mine = {evidence.data.keys[i]: i for i in reversed(list(first_pieces(evidence.data)))}
         items = first_pieces(other)
         shared = [i for i in items if other.keys[i] in mine]
         short = {i for i in shared if _is_short(other, i)}
-        site, pairs = _near(evidence, mine)
+        site, pairs = _near(evidence, set(mine))
         rows: tuple[int, ...] = ()
         if pairs is not None:
             order = shared_rows(evidence.versus.other).order
             assert order is not None
             rows = tuple(order[pairs.row].tolist())
+        partners = {i: mine[other.keys[i]] for i in shared}
+        if pairs is not None:
+            partners |= dict(zip(rows, examples_at(evidence, pairs.partner.tolist()), strict=True))
         return _Leak(
             n=len(items),
             exact=tuple(i for i in shared if i not in short),
             short=tuple(sorted(short)),
             near=rows,
+            ratios=() if pairs is None else tuple(pairs.ratio.tolist()),
+            partners=partners,
             site=site,
             p=1.0 if pairs is None else min(1.0, 2 * pairs.p),
         )
