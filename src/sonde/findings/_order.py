@@ -12,7 +12,7 @@ BLOCKS, RESAMPLES = 10, 200
 
 @dataclass(frozen=True)
 class Ordered:
-    """How far an order explains rows, what random orders give, and the chance of as much."""
+    """How far an order explains rows, what random orders give on average, and the chance of it."""
 
     value: float
     null: float
@@ -20,10 +20,10 @@ class Ordered:
 
 
 def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
-    """Return the share of the standardised variance of rows that lies between tenths of an order.
+    """Return the share of a column's variance between tenths of an order, of the one it is largest.
 
-    Rows stand in that order. Mean, spread and chance come from random orders; the chance is that
-    of a normal law, as the share is a sum over ten means.
+    Rows stand in that order. The chance is that of the sum over all columns, with mean and spread
+    from random orders and a normal law, as the sum has ten terms for each.
     """
     x = x[:, x.amax(0) > x.amin(0)].double()
     if x.shape[1] == 0:
@@ -32,7 +32,10 @@ def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
     tenth = torch.arange(len(z)) * BLOCKS // len(z)
     member = torch.nn.functional.one_hot(tenth, BLOCKS).double()
     means = member / member.sum(0).sqrt()
-    return _against([means, *_shuffled(means, seed)], z)
+    orders = [means, *_shuffled(means, seed)]
+    shares = torch.stack([(m.T @ z).square().sum(0) for m in orders]) / len(z)
+    largest = shares.amax(1)
+    return Ordered(float(largest[0]), float(largest[1:].mean()), _chance(shares.sum(1)))
 
 
 def of_neighbours(label: Int[Tensor, "row"], seed: int = 0) -> Ordered:
@@ -40,7 +43,8 @@ def of_neighbours(label: Int[Tensor, "row"], seed: int = 0) -> Ordered:
     draw = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(label), generator=draw) for _ in range(RESAMPLES)]
     alike = [label, *(label[order] for order in orders)]
-    return _judged([float((a[1:] == a[:-1]).double().mean()) for a in alike])
+    shares = torch.stack([(a[1:] == a[:-1]).double().mean() for a in alike])
+    return Ordered(float(shares[0]), float(shares[1:].mean()), _chance(shares))
 
 
 def _shuffled(means: Float[Tensor, "row block"], seed: int) -> list[Float[Tensor, "row block"]]:
@@ -48,12 +52,7 @@ def _shuffled(means: Float[Tensor, "row block"], seed: int) -> list[Float[Tensor
     return [means[torch.randperm(len(means), generator=draw)] for _ in range(RESAMPLES)]
 
 
-def _against(orders: list[Float[Tensor, "row block"]], z: Float[Tensor, "row dim"]) -> Ordered:
-    return _judged([float((means.T @ z).square().sum()) / z.numel() for means in orders])
-
-
-def _judged(values: list[float]) -> Ordered:
-    null = torch.tensor(values[1:], dtype=torch.float64)
-    spread = float(null.std())
-    z = (values[0] - float(null.mean())) / spread if spread > 0 else 0.0
-    return Ordered(values[0], float(null.mean()), float(norm.sf(z)))
+def _chance(values: Float[Tensor, "order"]) -> float:
+    """Return the chance that a random order gives the first value or more."""
+    spread = float(values[1:].std())
+    return float(norm.sf(float(values[0] - values[1:].mean()) / spread)) if spread > 0 else 1.0

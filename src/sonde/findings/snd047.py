@@ -22,7 +22,7 @@ LABELS = "labels"
 @final
 @dataclass(frozen=True)
 class SND047(Rule):
-    """Share of the variance of labels and of states that lies between tenths of the file.
+    """Share of the variance of a class or of a direction of states between tenths of the file.
 
     Parameters
     ----------
@@ -45,11 +45,11 @@ class SND047(Rule):
         "that --limit reads are not like the rest."
     )
     how: ClassVar[str] = (
-        "The sampled rows, one of each group, in the order of the file, cut into ten parts. Of the "
-        "labels and of 16 principal components of the states (three sites; with labels, what these "
-        "leave of them) the share of the standardised variance between the parts. It must be 5 "
-        "points above the mean over 200 random orders of the same rows, and as large by chance in "
-        "less than one of 10,000, corrected for what was tried."
+        "The sampled rows, one of each group, in the order of the file, in ten parts. Of each "
+        "class and of 16 principal components of the states (three sites; with labels, what these "
+        "leave of them) the share of the variance between the parts. The largest share must be 5 "
+        "points above its mean over 200 random orders of the same rows, and their sum as large by "
+        "chance in less than one of 10,000, corrected for what was tried."
     )
     false_positives: ClassVar[str] = "Folders of one class each, which are read one after another."
     plant: ClassVar[str] = "Rows sorted by label; pictures that grow brighter along the file."
@@ -103,8 +103,9 @@ class SND047(Rule):
     def _sentence(self, evidence: Evidence, at: str, seen: Ordered, where: Tensor) -> str:
         what = "Labels come" if at == LABELS else f"States at {at.removesuffix(':out')} drift"
         text = (
-            f"{what} in the order of the file: its tenths explain {percent(seen.value)} of their "
-            f"variance (random orders {percent(seen.null)}). {plural(len(where), 'row')}."
+            f"{what} in the order of the file: its tenths explain {percent(seen.value)} of "
+            f"{'one class' if at == LABELS else 'one direction'} (random orders "
+            f"{percent(seen.null)}). {plural(len(where), 'row')}."
         )
         return sentence(text, "Shuffle before a split by position.", self._split(evidence, where))
 
