@@ -1,0 +1,66 @@
+"""Planted faults of data: what a scan finds, against cleanlab's Datalab."""
+
+from typing import Any
+
+from benchmarks.child import ChildError, run_child
+from benchmarks.environments import PeerError, python_of
+from benchmarks.rows import Row, not_measured
+from benchmarks.size import Size
+
+PEER = "cleanlab"
+WHAT = "faults of data"
+FAULTS = ("wrong labels", "outliers", "near duplicates", "weak group", "rows in an order")
+
+
+def data_rows(size: Size) -> list[Row]:
+    """Missed and falsely named rows of each fault, time and memory."""
+    try:
+        python = python_of(PEER, size.offline)
+
+        def ask(function: str, **options: Any) -> Any:
+            return run_child(f"benchmarks.data_runner:{function}", python=python, **options)
+
+        found = ask("compared", seeds=size.pick(3, 1))
+        taken = ask("seconds", rounds=size.pick(3, 1))
+        room = {arm: ask("memory", arm=arm) for arm in taken}
+    except (PeerError, ChildError) as error:
+        return [not_measured("data", f"{WHAT} against {PEER}", str(error))]
+    name = f"{found['n']} digits, against {found['version']}"
+    rows = [row for fault in FAULTS for row in _of_fault(name, fault, found[fault])]
+    return [
+        *rows,
+        Row(
+            "data",
+            f"{name}: time of one audit",
+            taken["sonde"] / taken[PEER],
+            budget=1.0,
+            rounds=size.pick(3, 1),
+            note=f"{taken['sonde']:.2f} s for a whole scan, {taken[PEER]:.2f} s from given states",
+        ),
+        Row(
+            "data",
+            f"{name}: memory of one audit",
+            room["sonde"] / max(room[PEER], 1e-9),
+            budget=1.0,
+            note=f"{room['sonde']:.0f} MiB against {room[PEER]:.0f} MiB",
+        ),
+    ]
+
+
+def _of_fault(name: str, fault: str, found: dict[str, dict[str, float]]) -> list[Row]:
+    """Return one less the F1 of precision and recall, and what is named in rows without a fault."""
+    mine, other = found["sonde"], found[PEER]
+    note = "; ".join(
+        f"{arm}: precision {said['precision']:.2f}, recall {said['recall']:.2f}"
+        for arm, said in found.items()
+    )
+    missed = Row("data", f"{name}: {fault}, 1 - F1", 1 - _f1(mine), "", 1 - _f1(other), note=note)
+    alarms = Row(
+        "data", f"{name}: {fault}, rows named in healthy data", mine["false"], "", other["false"]
+    )
+    return [missed, alarms]
+
+
+def _f1(said: dict[str, float]) -> float:
+    both = said["precision"] + said["recall"]
+    return 2 * said["precision"] * said["recall"] / both if both > 0 else 0.0
