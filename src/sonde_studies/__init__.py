@@ -67,6 +67,7 @@ STUDIES: dict[str, str] = {
     "trajectories": "TrajectoriesStudy",
     "twin-merge": "TwinMergeStudy",
     "unmix-norm": "UnMixNormStudy",
+    "weak-groups": "WeakGroupsStudy",
 }
 
 __all__ = [

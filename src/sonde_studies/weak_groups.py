@@ -1,0 +1,124 @@
+"""Are groups that were weak on some rows of handwriting weak on rows that nobody looked at."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sonde.metrics import WeakGroup, weak_groups
+from sonde_studies._digits import pixels, train
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+FIT, STEPS, RATE, HIDDEN = 60, 150, 3e-3, 2
+Rows = Bool[Tensor, "row"]
+
+
+@final
+class WeakGroupsStudy(Study):
+    """A net that learned from few digits; groups on half of the others, held against the rest."""
+
+    name = "weak-groups"
+    title = "are groups that are weak on some digits weak on fresh ones?"
+    fidelity = "our own rule, no paper; groups and their number were chosen on the looked-at half"
+    data = "digits: 60 to learn, half of the others to look for groups, the rest fresh"
+    claims = (
+        Claim(
+            "fresh gap",
+            "Fresh members of confirmed groups are wrong 10 points more than others (none: 0).",
+            "difference of shares",
+            above=0.1,
+        ),
+        Claim(
+            "errors held",
+            "The groups hold more of the fresh errors than of the fresh rows, by 15 points.",
+            "share of errors less share of rows",
+            above=0.15,
+        ),
+        Claim(
+            "promise",
+            "The gap on fresh rows is more than half of the largest that was confirmed (none: 0).",
+            "fresh gap less half of the confirmed one",
+        ),
+    )
+    null = Claim(
+        "null",
+        "With errors in random order the group that looked worst is no worse on fresh rows.",
+        "difference of shares",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train, look for groups on one half, measure on the other."""
+        draw = torch.Generator().manual_seed(seed)
+        x, kind = pixels()
+        order = torch.randperm(len(x), generator=draw)[: 900 if tiny else len(x)]
+        x, label = x[order], torch.from_numpy(kind)[order]
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
+        net = nn.Sequential(*net, nn.Linear(32, 10))
+        tick("training")
+        train(net, x[:FIT], label[:FIT], seed, STEPS, RATE)
+        x, label = x[FIT:], label[FIT:]
+        with torch.no_grad():
+            states, answer = net[:HIDDEN](x), net(x).argmax(1)
+        wrong = (answer != label).double()
+        known = {
+            "ink": x.sum(1).double(),
+            "states": states,
+            "answer": answer.tolist(),
+            "label": label.tolist(),
+        }
+        half = torch.arange(len(x)) < len(x) // 2
+        tick("looking for groups")
+        found = _looked(wrong, known, half, 0.1, seed)
+        inside = _any(found, known) & ~half
+        gap = _gap(wrong, inside, ~half & ~inside)
+        confirmed = max((g.loss - g.elsewhere for g in found), default=0.0)
+        fresh_errors = float(wrong[~half].sum())
+        held = float(wrong[inside].sum()) / fresh_errors
+        mixed = wrong[torch.randperm(len(wrong), generator=draw)]
+        worst = _looked(mixed, known, half, -math.inf, seed)[:1]
+        by_chance = _any(worst, known) & ~half
+        return {
+            "fresh gap": gap,
+            "errors held": held - float(inside.double().sum()) / float((~half).sum()),
+            "promise": gap - confirmed / 2,
+            "null": _gap(mixed, by_chance, ~half & ~by_chance),
+            "groups": float(len(found)),
+            "errors, all fresh rows": float(wrong[~half].mean()),
+        }
+
+
+def _looked(
+    wrong: Float[Tensor, "row"], known: dict[str, Any], half: Rows, gap: float, seed: int
+) -> list[WeakGroup]:
+    """Return the groups that are confirmed within the half that is looked at."""
+    rows = torch.nonzero(half).flatten()
+    return weak_groups(
+        wrong[rows],
+        torch.arange(len(rows)),
+        {"ink": known["ink"][rows]},
+        {"states": known["states"][rows]},
+        label=[known["label"][i] for i in rows.tolist()],
+        answer=[known["answer"][i] for i in rows.tolist()],
+        gap=gap,
+        seed=seed,
+    )
+
+
+def _any(groups: Sequence[WeakGroup], known: dict[str, Any]) -> Rows:
+    """Return which of all rows belong to one of the groups."""
+    n = len(known["answer"])
+    found = torch.zeros(n, dtype=torch.bool)
+    for group in groups:
+        holds = [condition.holds(known[condition.source]) for condition in group.conditions]
+        found |= torch.stack(holds).all(0)
+    return found
+
+
+def _gap(wrong: Float[Tensor, "row"], inside: Rows, outside: Rows) -> float:
+    """Return how much larger the share of errors is inside; 0 where nothing is."""
+    if not bool(inside.any()):
+        return 0.0
+    return float(wrong[inside].mean() - wrong[outside].mean())
