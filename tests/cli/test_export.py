@@ -90,6 +90,7 @@ def test_states_are_read_and_written(run, hooked, tmp_path):
     for name in ("a.safetensors", "a.npz", "a.parquet", "a"):
         ran = run("export", *ACTS, "-o", tmp_path / name)
         assert ran.code == 0, ran.err
+        assert ran.err.count("wrote") == 1
     assert {p.name for p in tmp_path.iterdir()} == {"a", "a.npz", "a.parquet", "a.safetensors"}
     tensors, npz = load_file(tmp_path / "a.safetensors"), np.load(tmp_path / "a.npz")
     table = parquet.read_table(tmp_path / "a.parquet")

@@ -1,12 +1,13 @@
 """``sonde export``: stored rows, or the states of a model, as files that other programs open."""
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import note, say_json
 from sonde.cli.options import Printing, Reading, RunFlags, named
 from sonde.cli.read import Read
@@ -105,10 +106,12 @@ class Export:
             )
         folder = run_directory(self.output)
         _, model, *data = [*self.what]
-        quiet = replace(self.printing, json=False, quiet=True)
+        quiet = self.printing.quiet or self.printing.json
         columns = None if self.columns is None else ",".join(self.columns)
-        Read(
+        stream = Read(
             model, "".join(data), folder, columns=columns,
-            reading=self.reading, running=self.running, printing=quiet,
-        ).run()  # fmt: skip
+            reading=self.reading, running=self.running, printing=self.printing,
+        ).write()  # fmt: skip
+        say_notes(stream, quiet)
+        say_left_out(stream, quiet)
         return folder

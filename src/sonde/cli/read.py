@@ -59,10 +59,20 @@ class Read:
 
     def run(self) -> int:
         """Read, write, and print what was written."""
+        from sonde.store import Store
+
+        stream = self.write()
+        self._say(stream)
+        say_notes(stream, self.printing.quiet)
+        say_left_out(stream, self.printing.quiet)
+        note(f"wrote {self.output}: {plural(len(Store(self.output)), 'example')}")
+        return 0
+
+    def write(self) -> Any:
+        """Read and write, and return the stream of rows."""
         from sonde.engine.progress import Bar
         from sonde.run.passes.storing import dropped_if_empty
         from sonde.run.reading.checking import check_rows
-        from sonde.store import Store
 
         self._check()
         stream, columns = self._stream()
@@ -78,11 +88,7 @@ class Read:
                 f"interrupted. What is written stays in {self.output}; the same command continues."
             )
             raise Failed(130) from None
-        self._say(stream)
-        say_notes(stream, self.printing.quiet)
-        say_left_out(stream, self.printing.quiet)
-        note(f"wrote {self.output}: {plural(len(Store(self.output)), 'example')}")
-        return 0
+        return stream
 
     def _check(self) -> None:
         """Refuse a place that is taken, and flags that contradict each other."""
