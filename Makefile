@@ -57,8 +57,9 @@ wheel-test: install
 
 shots: install
 	mkdir -p reports
-	test -f reports/digits.html || $(MAKE) scan
-	$(BIN)/python tools/shots.py reports/digits.html reports/stdlib.html
+	test -f reports/fed-wrongly.html || $(MAKE) scan
+	$(BIN)/python tools/shots.py reports/digits.html reports/stdlib.html reports/fed-wrongly.html
+	$(BIN)/python tools/shots.py reports/fed-wrongly.html --top docs/_static/report.png
 
 bench: install
 	$(BIN)/python -m benchmarks --write

@@ -14,7 +14,7 @@ from typing import Any
 
 SIZES = {"phone": (390, 844), "desk": (1280, 900)}
 THEMES = ("light", "dark")
-TOP = (1000, 1250)
+TOP = (1000, 1860)
 
 
 def chromium() -> str | None:
