@@ -22,7 +22,12 @@ from sonde.tap.hooks.names import Names
 from sonde.tap.hooks.outputs import arguments, find, find_input, leaves, replaced, with_input
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.reading.site_function import INPUT, SiteFunction, arguments_of
+from sonde.tap.reading.site_function import (
+    INPUT,
+    SiteFunction,
+    arguments_of,
+    require_no_inference_mode,
+)
 
 
 @runtime_checkable
@@ -78,6 +83,7 @@ class TwoRuns:
     ) -> None:
         self.module = model.module if isinstance(model, Model) else model
         check_readable(self.module)
+        require_no_inference_mode()
         self.root = Names(self.module).modules[""]
         self.objective: Goal = objective or Objective()
         self._given = {
@@ -116,6 +122,7 @@ class TwoRuns:
         self._check_seen(sites, seen)
         return self.number(side, outputs).detach(), seen
 
+    @torch.enable_grad()
     def gradients(
         self, side: Side, sites: Sequence[Site], act: Act | None = None, at: Sequence[Site] = ()
     ) -> tuple[Float[Tensor, "pair"], States, States]:

@@ -156,6 +156,7 @@ class ActivationMax:
             token_value=None if tokens is None else float(unit_of(tokens[1])[0]),
         )
 
+    @torch.enable_grad()
     def _ascended(
         self, unit_of: "_UnitOf", real: Tensor, x: Tensor, spread: float, draw: torch.Generator
     ) -> tuple[Tensor, Float[Tensor, "step"]]:

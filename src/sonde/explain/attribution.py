@@ -97,7 +97,7 @@ class Attributor(ABC):
         SiteError
             If the site cannot be varied.
         InputError
-            If the objective does not fit the model.
+            If the objective does not fit the model, or within ``torch.inference_mode``.
         """
         return self.at(SiteFunction(model, inputs, site), objective or Objective())
 
@@ -105,7 +105,8 @@ class Attributor(ABC):
         """Return the attribution for a model as a function of one of its tensors."""
         fixed = objective.at(function)
         explained = fixed.of(function.outputs).detach()
-        parts = self._parts(function, fixed)
+        with torch.enable_grad():  # also within a user's no_grad, where slopes would be 0
+            parts = self._parts(function, fixed)
         value, gap = parts.value, None
         flags = [] if parts.is_reached else ["unused"]
         if parts.base is not None:

@@ -151,6 +151,7 @@ class Comet:
             self._train(selector, predictor, detector, x, label, draw)
         return self._judged(selector, predictor, detector, *held)
 
+    @torch.enable_grad()
     def _train(
         self,
         selector: nn.Module,

@@ -184,6 +184,7 @@ class ConceptBottleneck:
             per_decision=float(found.concepts_per_decision(rows[held].double()).mean()),
         )
 
+    @torch.enable_grad()
     def _aligned(self, x: Tensor, bank: Tensor, draw: torch.Generator) -> Tensor:
         """Return the layer of concepts that says what the embeddings' similarities say."""
         target = normalize(x, dim=1) @ bank.T
@@ -210,6 +211,7 @@ class ConceptBottleneck:
             walk.step()
         return concept.detach()
 
+    @torch.enable_grad()
     def _classes(
         self, x: Tensor, concept: Tensor, y: Tensor, n_classes: int
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core._kinds import is_dict, is_tuple
-from sonde.core.errors import SiteError
+from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
 from sonde.tap.hand.restart import RecordedForward, record_forward
@@ -61,7 +61,7 @@ class SiteFunction:
     SiteError
         If the site never runs, runs several times, or holds no floating-point tensor.
     InputError
-        If the inputs come with a key-value cache.
+        If the inputs come with a key-value cache, or within ``torch.inference_mode``.
 
     Examples
     --------
@@ -74,6 +74,7 @@ class SiteFunction:
     def __init__(self, model: Model | nn.Module, inputs: Any, site: Pattern = INPUT) -> None:
         self.module = model.module if isinstance(model, Model) else model
         check_readable(self.module)
+        require_no_inference_mode()
         self._args, self._kwargs = arguments_of(self.module, inputs)
         self.call = Call(self.module, self._args, self._kwargs)
         require_no_cache(self.call.named)
@@ -90,6 +91,7 @@ class SiteFunction:
         with self._replacing(values) as session:
             return session.run(*self._repeated(values, repeats))
 
+    @torch.enable_grad()
     def gradient(
         self, values: Tensor, objective: Callable[[Any], Tensor], repeats: int = 1
     ) -> tuple[Tensor, Tensor, bool]:
@@ -281,6 +283,20 @@ class SiteFunction:
 def _turned(x: Tensor, first: int) -> Tensor:
     """Return rows of (first, second) as rows of (second, first)."""
     return x.unflatten(0, (first, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def require_no_inference_mode() -> None:
+    """Refuse ``torch.inference_mode``: its tensors have no gradient, and no count of changes.
+
+    Raises
+    ------
+    InputError
+    """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "expected a model that can be run again with gradients, got torch.inference_mode(). "
+            "Make the inputs and call outside of it; within torch.no_grad() it works."
+        )
 
 
 def arguments_of(module: nn.Module, inputs: Any) -> Args:
