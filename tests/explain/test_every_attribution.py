@@ -52,6 +52,7 @@ def value(found: Attribution) -> torch.Tensor:
     return torch.as_tensor(found.value).float()
 
 
+@pytest.mark.truth("each example explained by itself")
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_laws_of_attributions(model, method):
     module = model.module
