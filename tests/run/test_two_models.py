@@ -87,7 +87,13 @@ def test_a_broken_layer_parts_and_the_page_says_where(tmp_path):
     text, html = compare_to_text(document), compare_to_html(document)
     assert max(map(len, text.splitlines())) <= 80
     page = Page(html)
-    assert {a.get("id") for a in page.all("section")} == {"map", "alike", "moved", "units"}
+    assert {a.get("id") for a in page.all("section")} == {
+        "findings",
+        "map",
+        "alike",
+        "moved",
+        "units",
+    }
     assert "<b>a" not in html
     carried = re.search(r'<script type="application/json" id="sonde">([^<]*)</script>', html)
     assert carried is not None

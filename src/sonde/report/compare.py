@@ -5,8 +5,8 @@ from typing import Any
 
 from sonde.core.wording import plural
 from sonde.report._format import number, share, shown
-from sonde.report._markup import Names
-from sonde.report._parts import figure, tabled
+from sonde.report._markup import Names, code, el
+from sonde.report._parts import badge, figure, tabled
 from sonde.report._picture import Numbers, Picture
 from sonde.report._pictures_compare import alike_picture, map_picture, moved_picture
 from sonde.report.compare_terminal import FOUND_AGAIN, compare_verdict, rows_sentence
@@ -27,6 +27,7 @@ def compare_to_html(found: dict[str, Any]) -> str:
         found,
         _head(found),
         [
+            _findings(found),
             Section("map", "Layer by layer", [depth]),
             _drawn("alike", "Along the depth", alike_picture(found), names),
             _drawn("moved", "What moved", moved_picture(found), names),
@@ -61,6 +62,14 @@ def _head(found: dict[str, Any]) -> Head:
         facts,
         subject=f"{shown(found['first'], 60)} and {shown(found['second'], 60)}",
     )
+
+
+def _findings(found: dict[str, Any]) -> Section | None:
+    said = [
+        el("p", badge(f["level"]), " ", code(f["code"]), " ", shown(f["sentence"], 240))
+        for f in found["findings"]
+    ]
+    return Section("findings", "Findings", said) if said else None
 
 
 def _drawn(key: str, title: str, made: Picture | None, names: Names) -> Section | None:

@@ -6,7 +6,7 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
@@ -40,12 +40,20 @@ class Movement:
         Share of the squared change along its strongest direction.
     units : tuple of (int, float)
         The units that moved most, with their root mean square change in their own deviations.
+    own_rank : float
+        Mean over units of the share of other units of the second model that correlate less with a
+        unit than the one of its own number does: 1 in place, 0.5 where numbers mean nothing. NaN
+        for fewer than two units that vary.
+    n_units : int
+        Units that vary in both models.
     """
 
     size: float
     common: float
     direction: float
     units: tuple[tuple[int, float], ...]
+    own_rank: float
+    n_units: int
 
 
 @dataclass(frozen=True)
@@ -223,12 +231,30 @@ def _beyond_null(result: Result) -> float:
 def _movement(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"]) -> Movement:
     change = y - x
     total = float(change.square().sum())
+    own = _own_rank(x, y)
     if total == 0.0:
-        return Movement(0.0, math.nan, math.nan, ())
+        return Movement(0.0, math.nan, math.nan, (), *own)
     common = len(change) * float(change.mean(0).square().sum()) / total
     direction = float(torch.linalg.eigvalsh(change.T @ change)[-1]) / total
     each = change.square().mean(0).sqrt() / x.std(0, correction=0).clamp(
         min=torch.finfo(x.dtype).tiny
     )
     top = torch.argsort(each, descending=True, stable=True)[:NAMED_UNITS].tolist()
-    return Movement(spreads(x, y), common, direction, tuple((u, float(each[u])) for u in top))
+    units = tuple((u, float(each[u])) for u in top)
+    return Movement(spreads(x, y), common, direction, units, *own)
+
+
+def _own_rank(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"]) -> tuple[float, int]:
+    """Return how units rank the unit of their own number among all, and how many vary."""
+    varies = (x.std(0) > 0) & (y.std(0) > 0)
+    count = int(varies.sum())
+    if count < 2:
+        return math.nan, count
+    first, second = (
+        nn.functional.normalize((rows[:, varies] - rows[:, varies].mean(0)).double(), dim=0)
+        for rows in (x, y)
+    )
+    alike = (first.T @ second).abs()
+    own = alike.diagonal()[:, None]
+    less, tied = (alike < own).sum(1), (alike == own).sum(1) - 1
+    return float(((less + 0.5 * tied) / (count - 1)).mean()), count

@@ -6,6 +6,7 @@ from typing import Any, Final
 from sonde.core.finite import finite_json
 from sonde.run.comparing.two_answers import TwoAnswers
 from sonde.run.comparing.two_models import TwoModels
+from sonde.run.comparing.two_models_findings import model_findings
 
 SCHEMA: Final = "sonde-compare/1"
 
@@ -37,6 +38,7 @@ def two_models_document(
         "cka": found.cka.tolist(),
         "cka_se": found.cka_se.tolist(),
         "matches": [asdict(m) for m in found.matches],
+        "findings": [asdict(f) for f in model_findings(found)],
         "answers": None if answers is None else asdict(answers),
     }
     return finite_json(document)

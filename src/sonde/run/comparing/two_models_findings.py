@@ -1,0 +1,100 @@
+"""What a comparison of two models found, as sentences with codes of their own."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from sonde.run.comparing.two_models import SiteMatch, TwoModels
+
+STILL: Final = 1e-3
+"""A layer that moved by fewer of its spreads is said not to have moved: rounding does as much."""
+LEAST_UNITS: Final = 16
+CHANCE: Final = 0.5
+DEVIATION: Final = 12**-0.5
+"""Mean and standard deviation of the rank of one unit among unrelated ones."""
+SAME: Final = 0.95
+"""Least similarity, and least share of units found again, of a layer that was only renumbered."""
+
+
+@dataclass(frozen=True)
+class ModelFinding:
+    """One thing that a comparison says.
+
+    Parameters
+    ----------
+    code : str
+    level : str
+    sentence : str
+    sites : tuple of str
+        Where it was seen, in order of execution.
+    """
+
+    code: str
+    level: Literal["note", "warning"]
+    sentence: str
+    sites: tuple[str, ...]
+
+
+def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
+    """Return what moved from the first model to the second, of layers of one name and width."""
+    named = [m for m in found.matches if m.movement is not None]
+    if not named:
+        return ()
+    moved = [m for m in named if _size(m) > STILL]
+    if not moved:
+        return (_nothing(found, named),)
+    replaced = [m for m in moved if _is_replaced(m)]
+    renumbered = [m for m in replaced if min(m.cka, m.found_again) >= SAME]
+    strange = [m for m in replaced if m not in renumbered]
+    made = (_place(named, moved), _renumbered(renumbered), _strange(strange))
+    return tuple(finding for finding in made if finding is not None)
+
+
+def _nothing(found: TwoModels, named: list[SiteMatch]) -> ModelFinding:
+    sites, total = tuple(m.site for m in named), len(found.matches)
+    which = "any layer" if len(named) == total else f"the {len(named)} of {total} layers compared"
+    return ModelFinding("CMP001", "note", f"Nothing moved: the states of {which} are equal.", sites)
+
+
+def _place(named: list[SiteMatch], moved: list[SiteMatch]) -> ModelFinding:
+    first, most = moved[0], max(moved, key=_size)
+    before = named[: named.index(first)]
+    start = f"Nothing moved before {first.site}, the first of" if before else "What moved:"
+    said = f"{start} {len(moved)} of {len(named)} layers; most {most.site}, by {_size(most):.2g} "
+    said += f"spreads (CKA {most.cka:.2f})."
+    return ModelFinding("CMP002", "note", said, tuple(m.site for m in moved))
+
+
+def _renumbered(matches: list[SiteMatch]) -> ModelFinding | None:
+    if not matches:
+        return None
+    first = matches[0]
+    said = f"The units of {_places(matches)} are the same in another order: no more like those of "
+    said += f"their own number than like others, but {first.found_again:.0%} are found again."
+    return ModelFinding("CMP003", "note", said, tuple(m.site for m in matches))
+
+
+def _strange(matches: list[SiteMatch]) -> ModelFinding | None:
+    if not matches:
+        return None
+    first = matches[0]
+    said = f"The units of {_places(matches)} are no more like those of their own number than like "
+    said += f"others, and {first.found_again:.0%} are found again (CKA {first.cka:.2f}): "
+    said += "rotated." if first.distance < 1.0 - SAME else "re-initialised or trained anew."
+    return ModelFinding("CMP004", "warning", said, tuple(m.site for m in matches))
+
+
+def _places(matches: list[SiteMatch]) -> str:
+    left = len(matches) - 1
+    return matches[0].site + (f" and {left} later layer{'s' * (left > 1)}" if left else "")
+
+
+def _size(match: SiteMatch) -> float:
+    return 0.0 if match.movement is None else match.movement.size
+
+
+def _is_replaced(match: SiteMatch) -> bool:
+    """Return whether units are related to those of their own number by chance alone."""
+    own = match.movement
+    if own is None or own.n_units < LEAST_UNITS:
+        return False
+    return own.own_rank < CHANCE + max(0.1, 4 * DEVIATION / own.n_units**0.5)

@@ -1,0 +1,79 @@
+"""The codes of ``sonde compare``: each with a planted fault and a healthy twin."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from sonde.run.comparing.two_models import RowSample, compare_models
+from sonde.run.comparing.two_models_findings import model_findings
+
+WIDTH = 32
+
+
+def net() -> Any:
+    torch.manual_seed(0)
+    sizes = (24, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH)
+    return nn.Sequential(*(nn.Linear(*s) for s in sizes))
+
+
+@torch.no_grad()
+def nudged(module: Any) -> Any:
+    new = copy.deepcopy(module)
+    new[1].weight += 0.02 * torch.randn(new[1].weight.shape)
+    return new
+
+
+@torch.no_grad()
+def turned(module: Any, matrix: Any) -> Any:
+    """Return a net whose first layer is turned and whose second turns it back."""
+    new = copy.deepcopy(module)
+    new[0].weight.copy_(matrix @ module[0].weight)
+    new[0].bias.copy_(matrix @ module[0].bias)
+    new[1].weight.copy_(module[1].weight @ matrix.T)
+    return new
+
+
+def renumbered(module: Any) -> Any:
+    return turned(module, torch.eye(WIDTH)[torch.randperm(WIDTH)])
+
+
+def rotated(module: Any) -> Any:
+    return turned(module, torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q)
+
+
+def reset(module: Any) -> Any:
+    new = copy.deepcopy(module)
+    new[1].reset_parameters()
+    return new
+
+
+@pytest.mark.parametrize(
+    ("change", "codes", "first"),
+    [
+        (copy.deepcopy, {"CMP001"}, "0:out"),
+        (nudged, {"CMP002"}, "1:out"),
+        (renumbered, {"CMP002", "CMP003"}, "0:out"),
+        (rotated, {"CMP002", "CMP004"}, "0:out"),
+        (reset, {"CMP002", "CMP004"}, "1:out"),
+    ],
+)
+def test_each_change_has_its_code_and_no_other(change, codes, first):
+    base = net()
+    x = torch.randn(400, 24, generator=torch.Generator().manual_seed(7))
+    streams = [
+        sonde.read(m, [{"x": row} for row in x], sites=["0", "1", "2"], check=False)
+        for m in (base, change(base))
+    ]
+    one, two = (sonde.fit(RowSample(), s, progress=False) for s in streams)
+    found = model_findings(compare_models(one, two, progress=False))
+    assert {f.code for f in found} == codes
+    assert {f.sites[0] for f in found} == {first}
+    assert all(len(f.sentence) <= 240 for f in found)
+    if change is rotated:
+        assert found[-1].sentence.endswith("rotated.")
+    if change is nudged:
+        assert found[0].sites == ("1:out", "2:out")
