@@ -183,10 +183,6 @@ REFUSED = {
         {"config.json": '{"model_type": "clap"}', "model.safetensors": "x"},
         "reads audio.*live module",
     ),
-    "images and text": (
-        {"config.json": '{"model_type": "clip"}', "model.safetensors": "x"},
-        "images and text together.*live module",
-    ),
 }
 
 

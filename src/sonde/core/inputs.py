@@ -1,7 +1,7 @@
 """What a tap feeds to a model: batches of model inputs with the columns of their examples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,12 @@ class InputBatch:
         Height and width in patches, where the inputs are images cut into patches.
     length, truncated : Int[Tensor, "example"] or None
         Real tokens of each example, and tokens that were cut off.
+    packed : dict of str to Int[Tensor, "example"]
+        Arguments whose first axis holds the rows of all examples one after the other (patches of
+        images of different sizes): how many rows each example has.
+    placeholder : Bool[Tensor, "example pos"] or None
+        Tokens in whose place the model puts something else, such as patches of an image: it reads
+        them and is not asked to predict them.
     columns : dict
         Further columns with one entry per example (size, brightness, ...).
     """
@@ -86,6 +92,8 @@ class InputBatch:
     truncated: Int[Tensor, "example"] | None = None
     pair: Int[Tensor, "example"] | None = None
     side: Int[Tensor, "example"] | None = None
+    packed: Mapping[str, Int[Tensor, "example"]] = field(default_factory=dict[str, Tensor])
+    placeholder: Bool[Tensor, "example pos"] | None = None
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __len__(self) -> int:

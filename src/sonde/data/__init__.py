@@ -17,6 +17,7 @@ from sonde.data.opening import open_inputs
 from sonde.data.processors import PillowProcessor
 from sonde.data.shipped import Digits, StandardLibrary
 from sonde.data.special import special_ids
+from sonde.data.towers import reader_of
 
 __all__ = [
     "Digits",
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "open_arrays",
     "open_inputs",
+    "reader_of",
     "special_ids",
     "task_of",
 ]

@@ -105,8 +105,6 @@ def _remote_class(auto_map: dict[str, str], transformers: Any) -> Any:
 
 
 def _refuse_config(config: Any, directory: Path) -> None:
-    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
-        raise InputError(f"load: {directory} reads images and text together. {LIVE}")
     if hasattr(config, "audio_config"):
         raise InputError(f"load: {directory} reads audio. {LIVE}")
 

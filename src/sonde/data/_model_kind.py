@@ -21,7 +21,8 @@ def task_of(module: nn.Module) -> str:
     from transformers.models.auto import modeling_auto as auto
 
     kind, causal = getattr(config, "model_type", ""), auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if name in causal.values() or name.endswith(("ForCausalLM", "LMHeadModel")):
+    answers = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    if name in {*causal.values(), *answers} or name.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal"
     if kind in causal and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and "For" not in name:
         return "causal"

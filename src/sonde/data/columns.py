@@ -14,7 +14,7 @@ from sonde.data.numbers import are_numbers
 from sonde.data.processors import no_recipe
 from sonde.data.sources import is_missing
 
-Reads = Literal["text", "image", "audio", "tensor", "callable"]
+Reads = Literal["text", "image", "image_text", "audio", "tensor", "callable"]
 Kind = Literal[
     "text",
     "pair",
@@ -23,6 +23,7 @@ Kind = Literal[
     "trajectory",
     "span",
     "image",
+    "image_text",
     "audio",
     "tensor",
     "numbers",
@@ -32,7 +33,8 @@ Kind = Literal[
 Sample = Mapping[str, Sequence[Any]]
 
 TEXT_NAMES = ("text", "content", "sentence", "prompt")
-IMAGE_NAMES = ("image", "img", "file", "path")
+IMAGE_NAMES = ("image", "img", "file", "file_name", "path")
+CAPTION_NAMES = (*TEXT_NAMES, "caption", "question")
 AUDIO_NAMES = ("audio", "speech", "sound", "file", "path", "x")
 LABEL_NAMES = ("label", "labels", "target", "class", "y")
 MEANT = {*LABEL_NAMES, "id", "group", "key", "group_key", "pair", "side", "position", "first_error"}
@@ -41,6 +43,7 @@ TENSOR_NAMES = ("x", "pixel_values")
 ITEMS: dict[Reads, tuple[str, ...]] = {
     "text": ("input_ids", "messages", *TEXT_NAMES),
     "image": (*IMAGE_NAMES, *TENSOR_NAMES),
+    "image_text": (*IMAGE_NAMES, *CAPTION_NAMES),
     "audio": AUDIO_NAMES,
 }
 """Names of columns that hold one item of a kind."""
@@ -79,8 +82,8 @@ class Layout:
     kind : str
         What one item is.
     inputs : tuple of str
-        Column of the item; two for pairs; the steps and a prompt for trajectories; all arguments
-        for ``features``, all numbers for ``numbers``.
+        Column of the item; two for pairs, and for an image with its text; the steps and a prompt
+        for trajectories; all arguments for ``features``, all numbers for ``numbers``.
     label, id, group, target : str or None
     image : bool
         Whether items are images.
@@ -235,6 +238,8 @@ def _input(
         return _text(free, flags, model, source), *_names_of_text(free, flags, model, source), False
     if reads == "image":
         return _image(free, flags, model, source)
+    if reads == "image_text":
+        return _image_text(free, flags, model, source)
     if reads == "audio":
         return "audio", (_audio(free, model, source),), False
     if reads == "callable":
@@ -288,6 +293,27 @@ def _image(
     if len(strings) == 1:
         return "image", (strings[0],), True
     raise _no_column(free, strings, "image", "image_column= (--image-column)", model, source)
+
+
+def _image_text(
+    free: Sample, flags: Flags, model: str, source: str
+) -> tuple[Kind, tuple[str, ...], bool]:
+    """Return the columns of images and of texts; one of them alone is what one tower reads."""
+    strings = _strings(free)
+    paths = [n for n in strings if _are_paths(free[n])]
+    others = [n for n in strings if n not in paths and n != flags.image]
+    image = flags.image or next((n for n in (*IMAGE_NAMES, *paths[:1]) if n in free), None)
+    text = flags.text or next((n for n in CAPTION_NAMES if n in free), None)
+    if text is None and len(others) == 1:
+        text = others[0]
+    if text is not None and image is not None:
+        return "image_text", (image, text), True
+    if image is not None:
+        return "image", (image,), True
+    if text is not None:
+        return "text", (text,), False
+    flag = "image_column= and text_column= (--image-column, --text-column)"
+    raise _no_column(free, others, "image", flag, model, source)
 
 
 def _audio(free: Sample, model: str, source: str) -> str:

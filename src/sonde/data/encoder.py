@@ -55,6 +55,8 @@ class Collated:
     special: Bool[Tensor, "_example _pos"] | None = None
     segment: Int[Tensor, "_example _pos"] | None = None
     grid: tuple[int, int] | None = None
+    packed: dict[str, Int[Tensor, "_example"]] = field(default_factory=dict)
+    placeholder: Bool[Tensor, "_example _pos"] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
 

@@ -10,12 +10,15 @@ from sonde.data.audio_encoding import audio_encoder
 from sonde.data.columns import Layout, Reads
 from sonde.data.encoder import Encoder, dtype_of, forward_names, takes, tensor_arguments
 from sonde.data.image_encoding import ImageFlags, image_encoder
+from sonde.data.image_text import ImageTextEncoder
+from sonde.data.image_text_encoding import image_text_encoder
 from sonde.data.listing import Listing
 from sonde.data.numbers import NumbersEncoder
 from sonde.data.processors import (
     AUDIO_INPUTS,
     is_feature_extractor,
     is_image_processor,
+    is_joint_processor,
     is_tokenizer,
 )
 from sonde.data.span import SpanEncoder
@@ -40,6 +43,8 @@ def reads_of(model: Model, images: ImageFlags) -> Reads:
         return "image"
     if is_feature_extractor(model.processor):
         return "audio"
+    if is_joint_processor(model.processor):
+        return "image_text"
     if model.processor is not None:
         if hasattr(model.processor, "tokenizer") or not callable(model.processor):
             raise InputError(
@@ -88,6 +93,8 @@ def encoder_for(
             _known_arguments(layout.inputs, names, model)
             return FeatureEncoder((*layout.inputs, *layout.beside))
         return TensorEncoder(layout.inputs[0], main_input(model), names)
+    if is_joint_processor(model.processor) and layout.kind in ("image_text", "image", "text"):
+        return image_text_encoder(model, layout, base, names, max_length, long)
     if layout.kind == "image":
         return image_encoder(model, layout, base, images, names)
     if layout.kind == "audio":
@@ -138,6 +145,8 @@ def _longest(model: Model, listing: Listing, encoder: Encoder) -> int:
         known = int(listing.length.max())
         bound = int(listing.size[listing.length == 0].max(initial=0)) + 8
         return max(known, min(bound, encoder.max_length or bound))
+    if isinstance(encoder, ImageTextEncoder):
+        return encoder.max_length or 1
     image, patch = (
         getattr(model.config, "image_size", None),
         getattr(model.config, "patch_size", None),

@@ -63,7 +63,7 @@ def image_encoder(
         base,
         _channels(model, processor),
         names,
-        _patch(model.config),
+        patch_of(model.config),
         dtype_of(model.module),
         origin={"processor": _recipe(processor)},
     )
@@ -119,7 +119,8 @@ def _recipe(processor: Any) -> str:
     return blake2b(processor.to_json_string().encode(), digest_size=16).hexdigest()
 
 
-def _patch(config: Any) -> tuple[int, int] | None:
+def patch_of(config: Any) -> tuple[int, int] | None:
+    """Return height and width of a patch, where a configuration says so."""
     patch = getattr(config, "patch_size", None)
     if isinstance(patch, int):
         return patch, patch

@@ -86,10 +86,8 @@ class ImageEncoder(Encoder):
         pixels = processed(self.processor, images)
         pixels = pixels if self.dtype is None else pixels.to(self.dtype)
         args, kwargs = called("pixel_values", pixels, self.names)
-        brightness = torch.tensor([_brightness(image) for image in images])
-        return Collated(
-            args, kwargs, grid=self._grid(pixels), columns={"brightness": brightness}, bad=bad
-        )
+        bright = {"brightness": torch.tensor([brightness(image) for image in images])}
+        return Collated(args, kwargs, grid=self._grid(pixels), columns=bright, bad=bad)
 
     def _grid(self, pixels: torch.Tensor) -> tuple[int, int] | None:
         if self.patch is None:
@@ -231,5 +229,6 @@ def _pixels(image: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(image))
 
 
-def _brightness(image: Any) -> float:
+def brightness(image: Any) -> float:
+    """Return the mean grey of an image, from 0 (black) to 1 (white)."""
     return float(np.asarray(image.convert("L"), dtype=np.float64).mean() / 255)

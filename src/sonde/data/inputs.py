@@ -273,6 +273,8 @@ class ItemInputs(Inputs):
             segment=made.segment,
             first=_tensor(listing.first, index),
             grid=made.grid,
+            packed=made.packed,
+            placeholder=made.placeholder,
             length=length if made.mask is not None else None,
             truncated=_tensor(listing.truncated, index) if made.mask is not None else None,
             pair=_tensor(listing.pair, index) if self.layout.paired else None,

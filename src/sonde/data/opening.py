@@ -33,6 +33,8 @@ from sonde.data.text import Long
 _log = logging.getLogger("sonde")
 
 LONG: tuple[Long, ...] = get_args(Long)
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Tables of a folder of images that say more of each file, as ``imagefolder`` of datasets does."""
 TABLES = {
     ".jsonl": JsonLines,
     ".ndjson": JsonLines,
@@ -230,9 +232,15 @@ def _from_path(data: str | Path, skip_bad: bool, split: str | None) -> Source:
 
 
 def _from_folder(path: Path, wanted: str | None) -> Source:
-    """Return a saved data set, or images; subfolders that are splits are no classes."""
+    """Return a saved data set, the folder's own table of its images, or its images.
+
+    Subfolders that are splits are no classes.
+    """
     if hub.is_saved_dataset(path):
         return hub.from_disk(path, None, wanted)
+    captions = next((path / n for n in METADATA if (path / n).is_file()), None)
+    if captions is not None:
+        return open_file(captions)
     known = split_folders(path)
     if known:
         chosen = chosen_split(str(path), known, None, wanted)

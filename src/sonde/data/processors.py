@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.data._checkpoints import FACTORY, json_object
+from sonde.data.encoder import forward_names
 
 IMAGE_FLAGS = (
     "Pass image_size=, image_mean= and image_std= (--image-size --image-mean --image-std)."
@@ -127,6 +128,8 @@ class PillowProcessor:
 def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote_code: bool) -> Any:
     """Return the checkpoint's tokenizer or image processor, or None where it brings none."""
     main = getattr(module, "main_input_name", "input_ids")
+    if {"input_ids", "pixel_values"} <= forward_names(module):
+        return _joint_processor(directory, trust_remote_code)
     if main == "pixel_values":
         return _image_processor(directory)
     if main in AUDIO_INPUTS:
@@ -161,6 +164,26 @@ def _feature_extractor(directory: Path) -> Any:
         ) from error
 
 
+def _joint_processor(directory: Path, trust_remote_code: bool) -> Any:
+    """Return what reads images and texts together; nothing of it needs torchvision."""
+    names = ("preprocessor_config.json", "processor_config.json")
+    if not any((directory / name).exists() for name in names):
+        return None
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(
+            directory, trust_remote_code=trust_remote_code, backend="pil"
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"load: the processor of images and texts in {directory} does not load: "
+            f"{type(error).__name__}: {reason}. Some need torchvision (those that read videos "
+            f"too); install it, or pass processor= with the processor in Python; {FACTORY}."
+        ) from error
+
+
 def _image_processor(directory: Path) -> Any:
     paths = (directory / "preprocessor_config.json", directory / "processor_config.json")
     path = next((p for p in paths if p.exists()), None)
@@ -188,6 +211,16 @@ def is_tokenizer(processor: Any) -> bool:
     """Return whether a processor is a transformers tokenizer."""
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(processor, transformers.PreTrainedTokenizerBase)
+
+
+def is_joint_processor(processor: Any) -> bool:
+    """Return whether a processor turns images and texts together into a model's input."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(processor, transformers.ProcessorMixin):
+        return False
+    return is_image_processor(getattr(processor, "image_processor", None)) and is_tokenizer(
+        getattr(processor, "tokenizer", None)
+    )
 
 
 def is_image_processor(processor: Any) -> bool:

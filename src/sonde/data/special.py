@@ -8,10 +8,17 @@ def special_ids(processor: Any) -> frozenset[int]:
 
     An unknown token that has an id of its own stands for text and is no special one.
     """
-    declared = getattr(processor, "all_special_ids", None)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    declared = getattr(tokenizer, "all_special_ids", None)
     if declared is None:
         return frozenset()
     special = {int(i) for i in declared}
-    if processor.unk_token_id not in (processor.bos_token_id, processor.eos_token_id):
-        special.discard(processor.unk_token_id)
-    return frozenset(special)
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        special.discard(tokenizer.unk_token_id)
+    return frozenset(special) | placeholder_ids(processor)
+
+
+def placeholder_ids(processor: Any) -> frozenset[int]:
+    """Return the ids of tokens in whose place a model puts patches of images or videos."""
+    found = (getattr(processor, f"{what}_token_id", None) for what in ("image", "video"))
+    return frozenset(i for i in found if isinstance(i, int))

@@ -61,7 +61,7 @@ def text_encoder(
         decoder=_decoder(model, layout, names),
         others=others,
         unread=unread,
-        origin={"tokenizer": None if tokenizer is None else _hash_of(tokenizer)},
+        origin={"tokenizer": None if tokenizer is None else hash_of(tokenizer)},
     )
 
 
@@ -72,7 +72,8 @@ def context_of(model: Model) -> int | None:
     length = getattr(config, "max_position_embeddings", None)
     if isinstance(length, int) and length > 0:
         found.append(length - _position_offset(model.module))
-    limit = getattr(model.processor, "model_max_length", None)
+    tokenizer = getattr(model.processor, "tokenizer", model.processor)
+    limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, int) and 0 < limit < NO_LIMIT:
         found.append(limit)
     return min(found, default=None)
@@ -126,7 +127,8 @@ def start_token(model: Model) -> int:
     return start
 
 
-def _hash_of(tokenizer: Any) -> str:
+def hash_of(tokenizer: Any) -> str:
+    """Return a hash of a tokenizer: its rules and its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return blake2b(text.encode(), digest_size=16).hexdigest()

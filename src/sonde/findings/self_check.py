@@ -239,8 +239,8 @@ class _Compared:
             self._padded("right", short, alone, "right")
 
     def _padded(self, name: str, short: SmallBatches, alone: Taken, side: Side) -> None:
-        batch = short.padded(side, positions=name == "left_positions")
         try:
+            batch = short.padded(side, positions=name == "left_positions")
             rows = self.trials.read(batch, self._every, self.seed)
         except Exception as error:  # a model may refuse one way to pad and bear the others
             self.reasons[name] = f"the forward refused it ({type(error).__name__})"

@@ -12,7 +12,7 @@ from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import WEIGHT, Reducer, Site
 from sonde.core.stream import Stream
-from sonde.data import check_data, load, open_arrays, open_inputs
+from sonde.data import check_data, load, open_arrays, open_inputs, reader_of
 from sonde.data.inputs import ItemInputs
 from sonde.data.text_encoding import context_of
 from sonde.store import Store, is_store
@@ -147,6 +147,7 @@ def read(
     settings = None if generate is None else settings_of(generate)
     options |= {"batch_size": batch_size, "logits": wants_logits, "seed": seed}
     inputs = open_inputs(live, data, **_room(settings or {}), **options)
+    live = reader_of(live, inputs)
     return live_stream(
         live,
         inputs if settings is None else _continued(live, inputs, settings, seed),

@@ -14,6 +14,8 @@ LENGTHS2 = (3, 4)
 MOST_CHANNELS = 4
 LINE = 2
 """Axes of inputs whose examples are a line of numbers: features, or steps (ids, a sound)."""
+MAP = 4
+"""Least number of axes of images: example, channel, height and width."""
 IDS = ("input_ids", "inputs_embeds", "input_values", "input_features")
 
 
@@ -71,6 +73,12 @@ def token_ids(batch: InputBatch, axis: str = "pos") -> Tensor | None:
     return ids if is_ids else None
 
 
+def may_hold_tokens(x: Tensor, batch: InputBatch) -> bool:
+    """Return whether an axis of an argument may be that of the tokens: not of pixels beside ids."""
+    is_map = x.is_floating_point() and x.ndim >= MAP
+    return not (is_map and token_ids(batch) is not None)
+
+
 def changes(batch: InputBatch) -> list[Change]:
     """Return the changes to try, best first; the last one keeps every size."""
     length, length2 = source_length(batch), target_length(batch)
@@ -81,7 +89,10 @@ def changes(batch: InputBatch) -> list[Change]:
     )
     if length is not None:
         pos2 = None if length2 is None else LENGTHS2
-        return [Change("tokens", pos=LENGTHS, pos2=pos2), same]
+        found = [Change("tokens", pos=LENGTHS, pos2=pos2)]
+        if batch.placeholder is not None:  # none of them may be cut off
+            found.append(Change("tokens", pos=(length, length + 2), pos2=pos2))
+        return [*found, same]
     if length2 is not None:
         return [same]
     ndim = max((x.ndim for x in _floats(batch)), default=0)
@@ -112,15 +123,32 @@ def sized(
     to = change.pos[which] if resized and change.pos else None
     to2 = change.pos2[which] if resized and change.pos2 else None
 
-    sizes = (n, n_rows, (length, to), (length2, to2))
+    none: Lengths = (None, None, None)
+    sizes = (n, n_rows, (length, to, _repeated(batch, length)), (length2, to2, None))
     doubled = change.axes if change.kind == "space" and which == 1 else ()
-    args = tuple(_fit("", x, sizes, doubled) for x in batch.args)
-    kwargs = {name: _fit(name, x, sizes, doubled) for name, x in batch.kwargs.items()}
+
+    def fit(name: str, x: Any) -> Any:
+        if name in batch.packed:
+            return _of_packed(x, batch.packed[name], n_rows)
+        fixed = isinstance(x, Tensor) and not may_hold_tokens(x, batch)
+        return _fit(name, x, (n, n_rows, none, none) if fixed else sizes, doubled)
+
+    args = tuple(fit("", x) for x in batch.args)
+    kwargs = {name: fit(name, x) for name, x in batch.kwargs.items()}
     kwargs = {n: _unpadded(n, x, batch.kwargs[n], batch.mask) for n, x in kwargs.items()}
     return args, kwargs
 
 
-Sizes = tuple[int, int, tuple[int | None, int | None], tuple[int | None, int | None]]
+Lengths = tuple[int | None, int | None, int | None]
+"""Tokens there are, tokens there are to be, and which one is repeated (None = all of them)."""
+Sizes = tuple[int, int, Lengths, Lengths]
+
+
+def _repeated(batch: InputBatch, length: int | None) -> int | None:
+    """Return the last token that is no placeholder, where some are."""
+    if batch.placeholder is None or length is None:
+        return None
+    return int((~batch.placeholder).all(dim=0).nonzero().max())
 
 
 def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
@@ -156,12 +184,21 @@ def _rows(x: Tensor, n: int, n_rows: int) -> Tensor:
     return x.index_select(axis, (torch.arange(n_rows) % n).to(x.device))
 
 
-def _lengthened(x: Tensor, length: int | None, to: int | None) -> Tensor:
+def _of_packed(x: Tensor, counts: Tensor, n_rows: int) -> Tensor:
+    """Return the rows of as many examples, of an argument with all of them one after the other."""
+    parts = x.split(counts.tolist())
+    return torch.cat([parts[i % len(parts)] for i in range(n_rows)])
+
+
+def _lengthened(x: Tensor, length: int | None, to: int | None, repeated: int | None) -> Tensor:
     if length is None or to is None:
         return x
     for axis in range(1, x.ndim):
         if x.shape[axis] == length and (not x.is_floating_point() or axis == 1):
-            x = _along(x, axis, to)
+            index = torch.arange(to) % length
+            if repeated is not None:
+                index[length:] = repeated
+            x = x.index_select(axis, index.to(x.device))
     return x
 
 

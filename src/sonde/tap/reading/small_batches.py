@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.tap.model.vary import may_hold_tokens
 
 LONGEST = 64
 SHORTEST = 2
@@ -33,11 +34,24 @@ def token_length(batch: InputBatch) -> int | None:
 
 
 def cut(batch: InputBatch, length: int) -> InputBatch:
-    """Return the inputs of one example without the tokens after the first ``length``."""
+    """Return the inputs of one example without the tokens after the first ``length``.
+
+    Placeholders of an image stay, whatever comes before them: the model needs all of them.
+    """
     whole = token_length(batch)
     if whole is None or whole <= length:
         return batch
-    return _along(batch, whole, lambda name, x: x[:, :length])
+    kept = _kept(batch, length)
+    return _along(batch, whole, lambda name, x: x[:, kept.to(x.device)])
+
+
+def _kept(batch: InputBatch, length: int) -> Tensor:
+    """Return which tokens of one example stay: the first, and every placeholder of an image."""
+    if batch.placeholder is None:
+        return torch.arange(length)
+    held = batch.placeholder[0]
+    room = max(SHORTEST, length - int(held.sum()))
+    return (held | ((~held).cumsum(0) <= room)).nonzero().flatten()
 
 
 def _unpadded(batch: InputBatch) -> InputBatch:
@@ -53,7 +67,8 @@ def _along(batch: InputBatch, length: int, change: Callable[[str, Tensor], Tenso
 
     def fit(name: str, x: Any) -> Any:
         has_axis = isinstance(x, Tensor) and x.ndim >= 2 and x.shape[1] == length
-        return change(name, x) if has_axis and not name.startswith("decoder_") else x
+        is_other = name.startswith("decoder_") or name in batch.packed
+        return change(name, x) if has_axis and may_hold_tokens(x, batch) and not is_other else x
 
     return replace(
         batch,
@@ -62,6 +77,7 @@ def _along(batch: InputBatch, length: int, change: Callable[[str, Tensor], Tenso
         mask=None if batch.mask is None else change("mask", batch.mask),
         special=None if batch.special is None else change("special", batch.special),
         segment=None,
+        placeholder=None if batch.placeholder is None else change("placeholder", batch.placeholder),
     )
 
 
@@ -171,7 +187,8 @@ def _evened(singles: list[InputBatch]) -> list[InputBatch]:
     if len(lengths) == len(singles) > 0:
         kept = sorted(n for n in lengths if n >= SHORTEST)
         size = kept[min(len(kept) // 2, max(0, len(kept) - 2))] if kept else SHORTEST
-        return [cut(s, size) for s in singles if (token_length(s) or 0) >= size]
+        evened = [cut(s, size) for s in singles if (token_length(s) or 0) >= size]
+        return [s for s in evened if token_length(s) == size]
     shapes = [_shapes(s) for s in singles]
     common = max(shapes, key=shapes.count, default=())
     return [s for s, shape in zip(singles, shapes, strict=True) if shape == common]
@@ -239,6 +256,8 @@ def _stacked(parts: Sequence[InputBatch]) -> InputBatch:
         decoder_mask=None
         if first.decoder_mask is None
         else torch.cat([p.decoder_mask for p in parts if p.decoder_mask is not None]),
+        packed={name: torch.cat([p.packed[name] for p in parts]) for name in first.packed},
+        placeholder=_joined([p.placeholder for p in parts]),
         special=None,
         segment=None,
         first=None,
@@ -248,6 +267,11 @@ def _stacked(parts: Sequence[InputBatch]) -> InputBatch:
         side=None,
         columns={},
     )
+
+
+def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
+    there = [mask for mask in masks if mask is not None]
+    return torch.cat(there) if there and len(there) == len(masks) else None
 
 
 def _mask(batch: InputBatch) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch
+from sonde.tap.model.vary import may_hold_tokens
 from sonde.tap.rows.frame import all_set
 
 
@@ -34,16 +35,19 @@ def left_padded(batch: InputBatch) -> InputBatch:
 def _reordered(batch: InputBatch, mask: Tensor, order: Tensor) -> InputBatch:
     return replace(
         batch,
-        args=tuple(_moved(x, order, str(i)) for i, x in enumerate(batch.args)),
-        kwargs={name: _moved(x, order, name) for name, x in batch.kwargs.items()},
+        args=tuple(_moved(x, order, str(i), batch) for i, x in enumerate(batch.args)),
+        kwargs={name: _moved(x, order, name, batch) for name, x in batch.kwargs.items()},
         mask=mask.gather(1, order),
         special=None if batch.special is None else batch.special.gather(1, order),
         segment=None if batch.segment is None else batch.segment.gather(1, order),
+        placeholder=None if batch.placeholder is None else batch.placeholder.gather(1, order),
     )
 
 
-def _moved(x: Any, order: Tensor, name: str) -> Any:
-    if not isinstance(x, Tensor) or name.startswith("decoder_"):
+def _moved(x: Any, order: Tensor, name: str, batch: InputBatch) -> Any:
+    if not isinstance(x, Tensor) or name.startswith("decoder_") or name in batch.packed:
+        return x
+    if not may_hold_tokens(x, batch):
         return x
     if x.ndim >= 2 and x.shape[:2] == order.shape:
         index = order.to(x.device).view(*order.shape, *[1] * (x.ndim - 2)).expand_as(x)
