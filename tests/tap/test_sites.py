@@ -452,3 +452,8 @@ def test_what_makes_the_weights_of_a_layer_is_no_layer(made):
     assert stream.left_out == ()
     assert list(batch.rows) == ["0:out", "1:out", "2:out", "3:out"]
     torch.testing.assert_close(batch.rows["2:out"], net[:3](x))
+
+
+def test_no_site_at_all_is_refused():
+    with pytest.raises(SiteError, match="at least one site, got none"):
+        live_stream(nn.Linear(3, 2), Arrays(torch.zeros(4, 3)), [])

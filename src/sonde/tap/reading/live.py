@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sonde.core._shown import places
 from sonde.core.batch import Batch, Head, SiteSchema
-from sonde.core.errors import InputError, SondeWarning
+from sonde.core.errors import InputError, SiteError, SondeWarning
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.left_out import LeftOut
 from sonde.core.perturbation import Perturbation
@@ -121,6 +121,8 @@ def live_stream(
         model = Model(model, config=model.__dict__.get("config"))
     check_objective(objective)
     several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
+    if not several:
+        raise SiteError("live_stream: expected at least one site, got none. Try sites='auto'.")
     more = tuple(Reducer.parse(r) if isinstance(r, str) else r for r in further)
     how = (reducer, more, objective, keep_special, logits, seed, entry, perturb)
     how = (*how, parse_axes(axes), check, logits_output, logits_asked)
