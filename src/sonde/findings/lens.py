@@ -279,6 +279,8 @@ def _positions(texts: Sequence[InputBatch], wanted: int, seed: int) -> list[Int[
     every: list[tuple[Tensor, Tensor]] = []
     for i, text in enumerate(texts):
         place = np.arange((token_length(text) or 1) - 1)
+        if text.placeholder is not None:  # nobody predicts a patch of an image
+            place = place[~text.placeholder[0, 1:].numpy()]
         draw = draws(np.full(len(place), base[i]), place, np.zeros(len(place)))
         every.append((torch.from_numpy(place), rank_key(draw)))
     keys = torch.cat([key for _, key in every])

@@ -49,6 +49,8 @@ def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence 
     if len(small) < LEAST or small.length is None:
         return None
     whole = small.together(range(len(small)))
+    if whole.placeholder is not None:
+        return None
     ids = whole.kwargs.get("input_ids", whole.args[0] if whole.args else None)
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
         return None
