@@ -42,7 +42,9 @@ class CKA(Instrument):
 
     Range        [0, 1]; debiased also below 0 by chance, never clamped; higher = more alike.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim dim2).
-    Assumes      rows are independent; with groups (documents) use ``grouped``.
+    Assumes      rows are independent; with groups (documents) use ``grouped``. Debiased, unrelated
+                 sites have the standard deviation ``sqrt(2) / n``; within three of it from 0 the
+                 error is some 1.6 times too wide (flag ``se_first_order``).
     Differs      from the paper: debiased by default.
 
     Parameters
@@ -120,6 +122,8 @@ class CKA(Instrument):
         else:
             flags.append("dead")
         number = float(torch.as_tensor(value).detach())
+        if self.debiased and abs(number) * n < 3 * math.sqrt(2):
+            flags.append("se_first_order")
         return CKAResult(
             value=value,
             null=null,
