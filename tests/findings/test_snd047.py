@@ -39,6 +39,8 @@ def test_labels_and_states_in_the_order_of_the_file() -> None:
     assert_raised(check, "note")
     assert check.finding is not None
     assert "Of 10 classes 9 would be on one side" in check.finding.sentence
+    of_folders = arrays.evidence_of(x[order], label=label[order], facts={"by_name": True})
+    assert_clear(SND047().check(of_folders))
     order = arrays.shuffled(600, 3)
     assert_clear(SND047().check(arrays.evidence_of(x[order], label=label[order])))
     drift = x[order] + torch.linspace(0, 2, 600)[:, None]

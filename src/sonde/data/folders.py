@@ -19,6 +19,8 @@ _KINDS = {"image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
 class MediaFolder(Source):
     """Every image, or every recording, under a folder, sorted by its relative path."""
 
+    by_name = True
+
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))

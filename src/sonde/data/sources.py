@@ -36,7 +36,8 @@ class Source(ABC):
 
     ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); ``take``
     and ``where`` count the rows that it yields, ``numbers`` says which items these are. All rows
-    have the same columns, unless ``rows_differ``. ``split`` is None where data have no splits.
+    have the same columns, unless ``rows_differ``. ``split`` is None where data have no splits;
+    ``by_name`` says that files are read in the order of their names, which nobody chose.
     """
 
     name: str = ""
@@ -45,6 +46,7 @@ class Source(ABC):
     other_splits: tuple[str, ...] = ()
     split_was_named: bool = False
     rows_differ: bool = False
+    by_name: bool = False
 
     def of_split(self, split: str, known: Iterable[str], was_named: bool) -> "Source":
         """Note of which split of a data set the rows are, and whether the user named it."""

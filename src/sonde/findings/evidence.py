@@ -145,6 +145,8 @@ class DataEvidence:
         Gives those that can name a row: inputs and ids too.
     inputs : tuple of str
         Names of the columns that the model is given.
+    by_name : bool
+        Whether files are read in the order of their names.
     """
 
     name: str
@@ -162,6 +164,7 @@ class DataEvidence:
     n_tokens: int = 0
     n_skipped: int = 0
     limited: bool = False
+    by_name: bool = False
     seed: int = 0
     piece: Int[Tensor, "example"] | None = None
     size: Int[Tensor, "example"] | None = None

@@ -59,6 +59,7 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         own_columns=inputs.own_columns,
         key_columns=inputs.key_columns,
         inputs=tuple(inputs.layout.inputs),
+        by_name=inputs.source.by_name,
     )
 
 

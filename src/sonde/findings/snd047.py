@@ -49,9 +49,13 @@ class SND047(Rule):
         "class and of 16 principal components of the states (three sites; with labels, what these "
         "leave of them) the share of the variance between the parts. The largest share must be 5 "
         "points above its mean over 200 random orders of the same rows, and their sum as large by "
-        "chance in less than one of 10,000, corrected for what was tried."
+        "chance in less than one of 10,000, corrected for what was tried. Labels are not "
+        "looked at where files are read in the order of their names: folders of classes follow "
+        "one another."
     )
-    false_positives: ClassVar[str] = "Folders of one class each, which are read one after another."
+    false_positives: ClassVar[str] = (
+        "A table that was sorted on purpose and is never split by position."
+    )
     plant: ClassVar[str] = "Rows sorted by label; pictures that grow brighter along the file."
     twin: ClassVar[str] = "The same rows in random order."
 
@@ -133,7 +137,7 @@ def _tried(evidence: Evidence, where: Tensor) -> dict[str, Ordered]:
     classes = torch.zeros(len(where), dtype=torch.int64)
     if label is not None and bool((label[where] >= 0).any()):
         classes = torch.unique(label[where], return_inverse=True)[1]
-        if 1 < int(classes.max()) + 1 <= CLASSES:
+        if 1 < int(classes.max()) + 1 <= CLASSES and not evidence.data.by_name:
             found[LABELS] = of_tenths(one_hot(classes).double())
     for i in spread_sites(len(evidence.sites), SITES):
         rows = _centred(shared.x(i)[where], classes)
