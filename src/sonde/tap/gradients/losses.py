@@ -136,9 +136,15 @@ def one_of(batch: InputBatch, row: int) -> InputBatch:
                 value = replaced(value, leaf, leaf[cut])
         return value
 
+    def named(name: str, value: Any) -> Any:
+        if name not in batch.packed:
+            return one(value)
+        return value.split(batch.packed[name].tolist())[row]
+
     changed: dict[str, Any] = {
         "args": tuple(map(one, batch.args)),
-        "kwargs": {name: one(value) for name, value in batch.kwargs.items()},
+        "kwargs": {name: named(name, value) for name, value in batch.kwargs.items()},
+        "packed": {name: counts[cut] for name, counts in batch.packed.items()},
         "columns": {name: value[cut] for name, value in batch.columns.items()},
     }
     for field in fields(batch):
