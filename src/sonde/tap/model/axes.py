@@ -1,7 +1,7 @@
 """Which axis of a raw output holds rows, positions, space and features."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
 from sonde.core.site import Site
-from sonde.tap.model.features import by_classes, by_sizes
+from sonde.tap.model.features import by_classes, by_number, by_sizes
 from sonde.tap.model.influence import Influence
 from sonde.tap.model.probe import ROWS, Leaf, Probe
 
@@ -81,6 +81,10 @@ def find_axes(
     where = f"{path}:{port}"
     _require_dense(first, where)
     words = _varying(first, second, probe)
+    module = probe.names.modules[path]
+    declared = by_number(module, first.shape, key or "") if port == "out" else None
+    if declared is not None and words[declared] == "?":
+        words[declared] = ""
     if "row" not in words:
         raise SiteError(
             f"Site: expected an axis of examples at {where}, got shape {first.shape} for "
@@ -88,10 +92,12 @@ def find_axes(
         )
     fixed = [i for i, word in enumerate(words) if word == ""]
     chosen = _given_axis(axis, first, fixed, where)
+    if chosen is None and declared in fixed:
+        chosen = declared
     if fixed and chosen is None:
         chosen = fixed[0] if len(fixed) == 1 else first.features
     if fixed and chosen not in fixed:
-        chosen = by_sizes(first.shape, fixed, probe.names.modules[path])
+        chosen = by_sizes(first.shape, fixed, module)
     if fixed and chosen is None:
         chosen = influence.features(Site(path, call, port, key), fixed)
     if fixed and chosen is None:
@@ -101,6 +107,8 @@ def find_axes(
             f"--axes {_choices(words, fixed)} (axes= in Python, or Reducer(name, axis=...))."
         )
     others = [i for i in fixed if i != chosen]
+    if "pos" not in words and [first.shape[i] for i in others] == [_one_length(probe)]:
+        words[others.pop()] = "pos"
     if chosen is not None:
         words[chosen] = "dim"
     elif words.count("row") != len(words):
@@ -113,6 +121,12 @@ def find_axes(
         )
     _name_space(words, others)
     return Axes(tuple(words))
+
+
+def _one_length(probe: Probe) -> int | None:
+    """Return the length of the texts where another one could not be tried."""
+    pos = probe.change.pos
+    return pos[0] if pos is not None and pos[0] == pos[1] else None
 
 
 def _require_dense(leaf: Leaf, where: str) -> None:
@@ -149,6 +163,8 @@ def _varying(first: Leaf, second: Leaf | None, probe: Probe) -> list[str]:
     else:
         second_shape = second.shape
         is_row = [pair == ROWS for pair in zip(shape, second_shape, strict=True)]
+    if shape.count(_one_length(probe) or -1) > 1 and first.features is None:
+        change = replace(change, pos=None)  # features may be as many as tokens: nothing tells here
     words = [""] * len(shape)
     if any(is_row):
         words[is_row.index(True)] = "row"

@@ -68,6 +68,16 @@ def by_class(module: nn.Module, ndim: int, key: str = "") -> int | None:
     return found if found is not None and 0 < found < ndim else None
 
 
+def by_number(module: nn.Module, shape: Sequence[int], key: str = "") -> int | None:
+    """Return the axis that a module's class names, where it has as many features as it declares.
+
+    Without weights a norm takes other numbers too, so an axis that follows the inputs may be it.
+    """
+    axis = by_class(module, len(shape), key)
+    declared = getattr(module, "num_features", getattr(module, "num_channels", None))
+    return axis if axis is not None and shape[axis] == declared else None
+
+
 def by_kind_of_pool(module: nn.Module, ndim: int) -> int | None:
     """Return the axis before those that a module pools over, or None if it does not pool."""
     for n_space, classes in enumerate(POOLS, start=1):
@@ -79,9 +89,9 @@ def by_kind_of_pool(module: nn.Module, ndim: int) -> int | None:
 def by_sizes(shape: Sequence[int], candidates: Iterable[int], module: nn.Module) -> int | None:
     """Return the one axis that has a size of the module's own weights, or None.
 
-    Weights of convolutions count without their kernel.
+    Weights of convolutions count without their kernel, and a size of one says nothing.
     """
-    sizes = {size for p in module.parameters() for size in p.shape[:2]}
+    sizes = {size for p in module.parameters() for size in p.shape[:2]} - {1}
     matching = [i for i in candidates if shape[i] in sizes]
     return matching[0] if len(matching) == 1 else None
 

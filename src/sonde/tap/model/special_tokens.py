@@ -74,17 +74,22 @@ class SpecialTokens:
         same = [] if x is None else _same(x)
         is_image = any(isinstance(v, Tensor) and v.ndim == 4 for v in _values(self.batch))
         from_weights = [] if x is None else [i for i in same if self._owners(x[0, i])]
-        if len(same) == n or (not is_image and from_weights != same):
+        is_odd = from_weights != same and self.grid is not None and len(same) != extra
+        is_few = 0 < extra <= MOST_EXTRA
+        unexplained = not is_image or (is_odd and not is_few)
+        if len(same) == n or (from_weights != same and unexplained):
             return axes  # learned queries; steps that are constant for another reason, as padding
         if x is not None and self._are_looked_up(x[0], same):
             return axes
         before = next((i for i in range(n) if i not in same), n)
         behind = next((i for i in range(n) if n - 1 - i not in same), n)
-        if (not same and 0 < extra <= MOST_EXTRA) or (same and before + behind != len(same)):
+        is_scattered = bool(same) and before + behind != len(same)
+        if is_scattered or (is_few and (is_odd or not same)):
+            n_other = extra if is_odd or not same else len(same)
             raise SiteError(
-                f"Site: expected patches at {where}, got {n} tokens of which "
-                f"{len(same) or extra} are no patches, and which ones cannot be told. Read them "
-                "all in one row (reducer 'flat'), or a module at which the patches are alone."
+                f"Site: expected patches at {where}, got {n} tokens of which {n_other} are no "
+                "patches, and which ones cannot be told. Read them all in one row (reducer "
+                "'flat'), or a module at which the patches are alone."
             )
         cls = None if x is None else self._class_token(x[0], same)
         return replace(axes, prefix=before, suffix=behind, cls=cls)
