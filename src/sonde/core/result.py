@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -133,6 +133,22 @@ class Result(OneLine):
         numbered = [{"index": i, **row} for i, row in enumerate(rows)]
         title, y = self.title or type(self).__name__, ChartAxis("value", title=self.unit or "value")
         return (curves if len(rows) > 1 else marks)(title, numbered, "index", y)
+
+    @classmethod
+    def over_training(cls, found: Iterable[tuple[int, str, "Result"]]) -> Chart | None:
+        """Return a picture of results over a training, where curves of their values do not do.
+
+        Parameters
+        ----------
+        found : iterable of (step, site, result)
+            Results of this class, step by step.
+
+        Returns
+        -------
+        dict or None
+            None, the default, where a curve of each value says all.
+        """
+        return None
 
     def _repr_mimebundle_(
         self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None

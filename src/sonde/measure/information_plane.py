@@ -6,14 +6,15 @@ second. For two sites of vectors see ``mutual_information``.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, final, get_args
+from typing import Any, ClassVar, Final, Literal, final, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument, NotLabelled, Read
 from sonde.core.result import Direction, Result
@@ -25,6 +26,7 @@ from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
 About = Literal["input", "label"]
 Estimator = Literal["adaptive_bins", "bins", "adaptive_kde", "kde"]
+CHOICES: Final = ("estimator", "n_bins", "low", "high", "noise")
 
 
 @final
@@ -42,6 +44,33 @@ class InformationPlaneResult(Result):
     lower: float
     n_symbols: int
     noise_variance: float
+
+    @classmethod
+    def over_training(cls, found: Iterable[tuple[int, str, Result]]) -> Chart | None:
+        """Return the plane: a line through the steps for each layer, input across, label up.
+
+        None where nothing was measured about both, by one estimator, at one step and site.
+        """
+        told: dict[tuple[str, str, int], dict[str, Result]] = {}
+        for step, site, result in found:
+            chosen = [result.conventions.get(name) for name in CHOICES]
+            estimator = " ".join(f"{value}" for value in chosen if value is not None)
+            point = told.setdefault((estimator, site, step), {})
+            point[result.conventions["about"]] = result
+        points = {key: both for key, both in told.items() if len(both) == len(get_args(About))}
+        if not points:
+            return None
+        several = len({estimator for estimator, *_ in points}) > 1
+        rows = [
+            _point(step, f"{site}, {estimator}" if several else site, both)
+            for (estimator, site, step), both in points.items()
+        ]
+        x = ChartAxis("input", title="about the input, nats")
+        y = ChartAxis("label", title="about the label, nats")
+        full = sum("saturated" in row["flags"] for row in rows)
+        title = "The information plane, step by step"
+        title += f"; saturated at {full} of {len(rows)} points" if full else ""
+        return curves(title, rows, x, y, by="site", order="step")
 
 
 @final
@@ -178,7 +207,7 @@ class InformationPlane(Instrument):
             flags=(*sample.flags, *(flag for flag, raised in flags.items() if raised)),
             conventions={
                 "about": self.about,
-                "estimator": self.estimator,
+                **{name: getattr(self, name) for name in CHOICES},
                 "se": how,
                 "null": "a constant layer" if labels is None else shuffles,
             },
@@ -229,6 +258,15 @@ class InformationPlane(Instrument):
             told = both - information_bounds(x, label, variance)
             told[1] = math.nan
         return torch.cat([told, both[:1], torch.zeros_like(both[:1])])
+
+
+def _point(step: int, site: str, both: Mapping[str, Result]) -> dict[str, Any]:
+    """Return a row of the plane."""
+    told = {about: float(both[about]) for about in get_args(About)}
+    flags = ", ".join(sorted({flag for result in both.values() for flag in result.flags}))
+    said = [site, f"step {step:,}", ", ".join(f"{v:.3g}" for v in told.values()) + " nats", flags]
+    tip = " · ".join(filter(None, said))
+    return {"step": step, "site": site, **told, "flags": flags, "tip": tip}
 
 
 def information_plane(

@@ -10,8 +10,9 @@ from sonde.report._format import number, shown
 from sonde.report._markup import Names
 from sonde.report._parts import figure
 from sonde.report._picture import Axis, Numbers, Picture
+from sonde.report.charts import chart_picture
 from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.track_terminal import track_verdict
+from sonde.report.track_terminal import flags_said, track_verdict
 
 MOST_LINES: Final = 8
 
@@ -30,6 +31,9 @@ def track_to_html(found: dict[str, Any]) -> str:
         Section(f"method-{i}", method, [figure(_curves(found, method, f"curves-{i}"), names)])
         for i, method in enumerate(methods)
     ]
+    pictures = [chart_picture(c, f"chart-{i}") for i, c in enumerate(found.get("charts", ()))]
+    if pictures:
+        parts.append(Section("charts", "Together", [figure(p, names) for p in pictures]))
     left = ", ".join(found["left_out"])
     head = Head(
         "track",
@@ -72,6 +76,7 @@ def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
     note = "Bars are two standard errors." if any("lo" in row for row in rows) else ""
     if len(own) > len(axis.sites):
         note += f" Drawn at {len(axis.sites)} of {len(own)} sites."
+    note = " ".join([note, *flags_said(own)])
     return Picture(key, message, draw, Numbers(columns, table, f"{key}-table"), note.strip())
 
 

@@ -1,8 +1,10 @@
 """Measures over the steps of a training, as text for a terminal of 80 columns."""
 
+from collections import Counter
 from textwrap import wrap
 from typing import Any
 
+from sonde.core.result import FLAGS
 from sonde.core.wording import plural
 from sonde.report._format import number, shown
 
@@ -41,12 +43,21 @@ def track_to_text(found: dict[str, Any]) -> str:
     left = MOST_CURVES
     for method in methods:
         mine = [c for c in found["curves"] if c["method"] == method]
-        lines += [method, head, *(_line(c, found["steps"]) for c in mine[: max(left, 0)]), ""]
+        lines += [method, head, *(_line(c, found["steps"]) for c in mine[: max(left, 0)])]
+        lines += [line for said in flags_said(mine) for line in wrap(said, COLUMNS)] + [""]
         left -= len(mine)
     lines += [f"and {plural(-left, 'more curve')}: -o track.html shows all", ""] if left < 0 else []
     if found["left_out"]:
         lines += wrap(f"No curve, as their values are vectors: {', '.join(found['left_out'])}.", 80)
     return "\n".join(lines).rstrip("\n")
+
+
+def flags_said(curves: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each flag that results of these curves carry at some step."""
+    flags = [flag for c in curves for flag in c.get("flags", ())]
+    return [
+        f"Flag {flag} at {plural(n, 'site')}: {FLAGS[flag]}." for flag, n in Counter(flags).items()
+    ]
 
 
 def _ends(curve: dict[str, Any]) -> tuple[float, float] | None:
