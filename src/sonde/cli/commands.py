@@ -165,6 +165,10 @@ def _kept(command: Any) -> Path | None:
     """Return the run directory that an interrupted command leaves to go on from."""
     if not hasattr(command, "running") or command.output is None:
         return None
+    if "sonde.run.passes.driver" not in sys.modules:
+        return (
+            None  # nothing ran; torch, whose import may be what was stopped, can crash in a second
+        )
     from sonde.run.passes.directory import is_run, run_directory
 
     directory = run_directory(command.output)
