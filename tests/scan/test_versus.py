@@ -97,7 +97,7 @@ def test_chosen_detectors_are_shown_at_every_site(tmp_path: Path) -> None:
     def section(there: Tensor) -> dict[tuple[str, str], dict[str, Any]]:
         report = sonde.scan(net, rows(data, "data"), rows(there, "other"), settings=settings)
         report.save(tmp_path / "report.html")
-        assert "fitted on half of data" in (tmp_path / "report.html").read_text()
+        assert "fitted on half of DATA" in (tmp_path / "report.html").read_text()
         found = report.json()["versus"]
         assert found["alarm"]["detector"] == "Mahalanobis, KNN, MSP"
         return {(row["method"], row["site"]): row for row in found["detectors"]}
