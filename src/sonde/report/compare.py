@@ -67,7 +67,7 @@ def _head(found: dict[str, Any]) -> Head:
 def _findings(found: dict[str, Any]) -> Section | None:
     said = [
         el("p", badge(f["level"]), " ", code(f["code"]), " ", shown(f["sentence"], 240))
-        for f in found["findings"]
+        for f in found.get("findings", [])
     ]
     return Section("findings", "Findings", said) if said else None
 

@@ -60,9 +60,9 @@ def compare_verdict(found: dict[str, Any]) -> str:
 def compare_to_text(found: dict[str, Any]) -> str:
     """Return the verdict, the answers and a line for each site of the first model."""
     lines = [*wrap(compare_verdict(found), COLUMNS), ""]
-    for each in found["findings"]:
+    for each in found.get("findings", []):
         lines += wrap(f"{each['code']} {shown(each['sentence'], 240)}", COLUMNS)
-    lines += [""] if found["findings"] else []
+    lines += [""] if found.get("findings", []) else []
     both = found["answers"]
     if both is not None and both["loss"][0] is not None:
         lines += [

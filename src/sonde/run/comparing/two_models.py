@@ -24,6 +24,8 @@ LEAST_ROWS = 16
 NAMED_UNITS = 5
 FOUND_AGAIN = 0.7
 """A unit whose best partner correlates at least so much is found again in the other model."""
+SAME_UNIT = 0.99
+"""A unit whose best partner correlates at least so much is the same, but for its scale."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ class SiteMatch:
     forward, backward : float
         Variance of the other site that a linear map of this one explains, and the reverse, beyond
         what as many unrelated units explain; NaN where rows are too few.
-    found_again : float
-        Share of this site's units that have a partner there (correlation of at least 0.7).
+    found_again, found_same : float
+        Share of this site's units that have a partner there (correlation of at least 0.7), and one
+        that is the same but for its scale (0.99).
     movement : Movement or None
         Where name and width are the same.
     flags : tuple of str
@@ -89,6 +92,7 @@ class SiteMatch:
     forward: float
     backward: float
     found_again: float
+    found_same: float
     movement: Movement | None
     flags: tuple[str, ...]
 
@@ -205,7 +209,7 @@ def _most_alike(row: Float[Tensor, "other"]) -> int:
 
 def _measured(
     rows: tuple[Tensor, Tensor], group: Tensor, *, with_movement: bool
-) -> tuple[float, float, float, float, float, float, Movement | None, tuple[str, ...]]:
+) -> tuple[float, float, float, float, float, float, float, Movement | None, tuple[str, ...]]:
     x, y = rows
     common = MutualKNN(k=min(10, len(x) // 4)).fit(x, y=y, group=group)
     distance = Procrustes().fit(x, y=y, group=group)
@@ -214,11 +218,14 @@ def _measured(
     )
     match = CorrelationMatch("soft").fit(x, y=y, group=group)
     figure = match.figure[~match.figure.isnan()]
-    found_again = float((figure >= FOUND_AGAIN).double().mean()) if len(figure) else math.nan
+    again, same = (
+        float((figure >= least).double().mean()) if len(figure) else math.nan
+        for least in (FOUND_AGAIN, SAME_UNIT)
+    )
     null = math.nan if common.null is None else float(torch.as_tensor(common.null))
     movement = _movement(x, y) if with_movement else None
     flags = tuple(dict.fromkeys((*common.flags, *distance.flags, *match.flags)))
-    numbers = (float(common), null, float(distance), forward, backward, found_again)
+    numbers = (float(common), null, float(distance), forward, backward, again, same)
     return (*numbers, movement, flags)
 
 

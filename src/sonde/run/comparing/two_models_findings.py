@@ -12,7 +12,7 @@ CHANCE: Final = 0.5
 DEVIATION: Final = 12**-0.5
 """Mean and standard deviation of the rank of one unit among unrelated ones."""
 SAME: Final = 0.95
-"""Least similarity, and least share of units found again, of a layer that was only renumbered."""
+"""Least share of units found again, or likeness by a rotation, of a layer that is another order."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
     if not moved:
         return (_nothing(found, named),)
     replaced = [m for m in moved if _is_replaced(m)]
-    renumbered = [m for m in replaced if min(m.cka, m.found_again) >= SAME]
+    renumbered = [m for m in replaced if m.found_same >= SAME]
     strange = [m for m in replaced if m not in renumbered]
     made = (_place(named, moved), _renumbered(renumbered), _strange(strange))
     return tuple(finding for finding in made if finding is not None)
@@ -69,7 +69,7 @@ def _renumbered(matches: list[SiteMatch]) -> ModelFinding | None:
         return None
     first = matches[0]
     said = f"The units of {_places(matches)} are the same in another order: no more like those of "
-    said += f"their own number than like others, but {first.found_again:.0%} are found again."
+    said += f"their own number than like others, but {first.found_same:.0%} are found again."
     return ModelFinding("CMP003", "note", said, tuple(m.site for m in matches))
 
 
@@ -79,7 +79,7 @@ def _strange(matches: list[SiteMatch]) -> ModelFinding | None:
     first = matches[0]
     said = f"The units of {_places(matches)} are no more like those of their own number than like "
     said += f"others, and {first.found_again:.0%} are found again (CKA {first.cka:.2f}): "
-    said += "rotated." if first.distance < 1.0 - SAME else "re-initialised or trained anew."
+    said += "rotated." if _is_turned(first) else "re-initialised or trained anew."
     return ModelFinding("CMP004", "warning", said, tuple(m.site for m in matches))
 
 
@@ -90,6 +90,11 @@ def _places(matches: list[SiteMatch]) -> str:
 
 def _size(match: SiteMatch) -> float:
     return 0.0 if match.movement is None else match.movement.size
+
+
+def _is_turned(match: SiteMatch) -> bool:
+    """Return whether a rotation, of which another order is one, makes both layers the same."""
+    return match.distance < 1.0 - SAME
 
 
 def _is_replaced(match: SiteMatch) -> bool:
