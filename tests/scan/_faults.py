@@ -299,6 +299,7 @@ def _own() -> Iterator[Fault]:
     for name, code in (
         ("rare classes wrong", "SND062"),
         ("a sensor of a regression", "SND063"),
+        ("texts of one source exchanged", "SND064"),
         ("rows sorted by label", "SND047"),
         ("file names that tell the label", "SND048"),
         ("blank at any brightness", "SND045"),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import sonde
 from findings.test_snd019 import Ahead
 from narrow import expect
-from scan._plants import LENGTHS, Plant, digits, net, read_texts, relabelled, scan, texts
+from scan._plants import LENGTHS, Items, Plant, digits, net, read_texts, relabelled, scan, texts
+from scan._plants_chain import Chain, drawn, exchanged
 from scan._zoo import SEEDS, digit_net, quiet
 from sonde.report import Report
 
@@ -160,7 +161,19 @@ def readings(scale: float) -> Report:
     return sonde.scan(module, rows, settings=quiet())
 
 
+def two_sources(change: Callable[[Tensor], Tensor]) -> Report:
+    """Scan the model of a chain on texts that it wrote, those of one source of five changed."""
+    module = Chain().eval()
+    ids = drawn(module, 240, 24)
+    items: Items = [
+        {"input_ids": (change(x) if i % 5 == 0 else x).tolist(), "source": str(i % 5)}
+        for i, x in enumerate(ids)
+    ]
+    return read_texts(module, items, task="causal", ignore_columns=["source"])
+
+
 PLANTS = (
+    Plant("SND064", "warning", lambda: two_sources(exchanged), lambda: two_sources(torch.clone)),
     Plant("SND063", "warning", lambda: readings(0.1), lambda: readings(1.0)),
     Plant("SND045", "warning", lambda: blanks(50), lambda: blanks(0)),
     Plant(

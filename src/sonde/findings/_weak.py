@@ -35,9 +35,10 @@ class WeakRows:
     where : Int[Tensor, "row"]
         The shared rows that have a label.
     wrong : Float[Tensor, "row"]
-        1 where the answer is not the label; of a regression how far it is off.
+        1 where the answer is not the label; of a regression how far it is off, of a text its nats
+        per token.
     label, answer, group : Int[Tensor, "row"]
-        A regression has -1 for labels and answers.
+        Where there are no classes, labels and answers are -1.
     columns : dict of str to values of each row
     groups : list of WeakGroup
         All that were counted on the second half, worse or not, the worst first; their rows are
@@ -66,11 +67,7 @@ def weak_rows(evidence: Evidence) -> WeakRows | None:
     assert label is not None
     answer, label = logits[where].argmax(1), label[where]
     wrong, group = 1 - right[where], shared.group[where]
-    columns = known_columns(evidence, where)
-    states = {
-        evidence.sites[i].schema.key: shared.x(i)[where]
-        for i in spread_sites(len(evidence.sites), SITES)
-    }
+    columns, states = known_columns(evidence, where), _states(evidence, where)
     groups = weak_groups(
         wrong,
         group,
@@ -81,6 +78,22 @@ def weak_rows(evidence: Evidence) -> WeakRows | None:
         gap=-math.inf,
     )
     return WeakRows(where, wrong, label, answer, group, columns, groups)
+
+
+def weak_losses(
+    evidence: Evidence, where: Int[Tensor, "row"], loss: Float[Tensor, "row"]
+) -> WeakRows:
+    """Return the groups of some shared rows whose loss may be larger; there are no classes."""
+    group, columns = shared_rows(evidence).group[where], known_columns(evidence, where)
+    groups = weak_groups(loss, group, columns, _states(evidence, where), gap=-math.inf)
+    none = torch.full_like(where, -1)
+    return WeakRows(where, loss, none, none, group, columns, groups)
+
+
+def _states(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Tensor]:
+    """Return rows at up to six sites, spread over the depth, by the sites' keys."""
+    chosen = spread_sites(len(evidence.sites), SITES)
+    return {evidence.sites[i].schema.key: shared_rows(evidence).x(i)[where] for i in chosen}
 
 
 def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Any]:

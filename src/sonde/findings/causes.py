@@ -69,7 +69,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),
     Cause("SND037", ("SND039",)),
     *(
-        Cause(code, ("SND061", "SND062", "SND063"))
+        Cause(code, ("SND061", "SND062", "SND063", "SND064"))
         for code in ("SND012", "SND015", "SND037", "SND038", "SND039", "SND046")
     ),
     Cause("SND011", ("SND014", "SND022", "SND023", "SND025"), "same or later", levels=("error",)),

@@ -210,6 +210,8 @@ class Evidence:
         Batch norms beside rows that reach them, and the model on inputs given otherwise.
     texts : TextVariantEvidence or None
         The loss of a language model on texts given otherwise.
+    losses : TextLosses or str or None
+        Its loss on each of the sampled texts, or why that is not known.
     fresh : FreshLayers or None
         Layers that look as their initialiser left them.
     versus : VersusEvidence or None
@@ -232,6 +234,7 @@ class Evidence:
     lens: Any = None
     variants: Any = None
     texts: Any = None
+    losses: Any = None
     fresh: Any = None
     versus: Any = None
     stochastic: bool = False

@@ -25,6 +25,7 @@ from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
 from sonde.findings.step import Again
+from sonde.findings.text_losses import text_losses
 from sonde.findings.text_variants import text_variant_evidence
 from sonde.findings.variants import variant_evidence
 from sonde.findings.versus import VersusEvidence
@@ -184,7 +185,7 @@ def _was_cut(evidence: Evidence, checks: list[Check]) -> bool:
     """Return whether Ctrl-C met the computation of results."""
     reasons = {check.reason for check in checks if check.state == "withheld"}
     lens = None if evidence.lens is None else evidence.lens.reason
-    return STOPPED in {lens, *reasons} or bool(evidence.awaited)
+    return STOPPED in {lens, *reasons} or evidence.losses == STOPPED or bool(evidence.awaited)
 
 
 def _say_stopping() -> None:
@@ -325,10 +326,16 @@ def _evidence(
     if not complete or not isinstance(stream, LiveStream) or not found.sites:
         return found
     texts = text_variant_evidence(stream, data.seed)
+    try:
+        losses = text_losses(stream, found, settings.progress)
+    except KeyboardInterrupt:
+        _say_stopping()
+        losses = STOPPED
     return replace(
         found,
         variants=variant_evidence(stream, found),
         texts=texts,
+        losses=losses,
         fresh=fresh_layers(stream, data.seed),
     )
 

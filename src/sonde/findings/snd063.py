@@ -1,34 +1,30 @@
 """SND063: groups of inputs on which a regression errs much more."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-
 from sonde.findings._number_answers import number_rows
 from sonde.findings._once import once
-from sonde.findings._places import counted_as, read_command, sentence, too_few
-from sonde.findings._shared import examples_at, shared_rows
-from sonde.findings._text import number, percent, plural
-from sonde.findings._weak import SITES, WeakRows, extreme_units, known_columns, members, told
+from sonde.findings._text import number
+from sonde.findings._weak import WeakRows, weak_losses
+from sonde.findings._weak_loss import WeakLossRule
 from sonde.findings.evidence import Evidence
-from sonde.findings.rows import spread_sites
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
-from sonde.metrics.weak_groups import WeakGroup, weak_groups
+from sonde.findings.rule import Theme
+from sonde.metrics.weak_groups import WeakGroup
 
 
 @final
 @dataclass(frozen=True)
-class SND063(Rule):
+class SND063(WeakLossRule):
     """How much larger the absolute error is in a group of inputs than elsewhere."""
 
     warning: float = 0.1
-    least: int = 100
 
     code: ClassVar[str] = "SND063"
     title: ClassVar[str] = "A group of inputs on which a regression errs much more"
     theme: ClassVar[Theme] = "labels"
+    measured: ClassVar[str] = "weak_group_error"
+    unit: ClassVar[str] = "standard deviations"
     why: ClassVar[str] = (
         "A mean error hides inputs of one kind that the model has not learned: one sensor, one "
         "season, small objects."
@@ -44,57 +40,15 @@ class SND063(Rule):
     plant: ClassVar[str] = "A sensor whose readings are scaled."
     twin: ClassVar[str] = "The same readings without the scale."
 
-    def check(self, evidence: Evidence) -> Check:
-        """Look for groups on one half of the rows and measure them on the other."""
-        found = _weak_numbers(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        n_groups = len(torch.unique(found.group))
-        if n_groups < self.least:
-            return too_few(self, n_groups, self.least, counted_as(evidence))
-        groups = [g for g in found.groups if g.low > g.elsewhere_high + self.warning]
-        if not groups:
-            seen = max(found.groups, key=lambda g: g.low - g.elsewhere_high, default=None)
-            return self.clear(None if seen is None else self._figure(seen))
-        return self.raised(self._finding(evidence, found, groups))
+    def found(self, evidence: Evidence) -> WeakRows | str:
+        """Return the groups on which a regression may err more."""
+        return _weak_numbers(evidence)
 
-    def _figure(self, group: WeakGroup) -> Figure:
-        return Figure(
-            "weak_group_error",
-            group.loss - group.elsewhere,
-            group.low - group.elsewhere_high,
-            group.high - group.elsewhere_low,
-            "standard deviations",
-            null=0.0,
-            threshold=self.warning,
-            n_rows=group.n_confirming,
-            n_groups=group.n_groups,
-            confidence=group.confidence,
-        )
-
-    def _finding(self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]) -> Finding:
-        group, more = groups[0], len(groups) - 1
-        size, n = len(group.rows), len(found.where)
-        text = (
-            f"{told(evidence, found, group)}: off by {number(group.loss)} "
-            f"({number(group.low)} to {number(group.high)}) standard deviations of the target, "
-            f"elsewhere by {number(group.elsewhere)}."
-        )
-        site, units = extreme_units(evidence, found, group)
-        return Finding(
-            self.code,
-            "warning",
-            sentence(
-                text,
-                f"{size:,} of {plural(n, 'row')} ({percent(size / n)}).",
-                f"{plural(more, 'more group')}." if more else "",
-            ),
-            self._figure(group),
-            sites=(site,) if site else (),
-            units=tuple(map(str, units)),
-            examples=tuple(examples_at(evidence, members(evidence, found, group))),
-            effect=min(1.0, group.loss - group.elsewhere),
-            next=read_command(site) if site else None,
+    def said(self, group: WeakGroup) -> str:
+        """Return how far off the answers are."""
+        return (
+            f"off by {number(group.loss)} ({number(group.low)} to {number(group.high)}) standard "
+            f"deviations of the target, elsewhere by {number(group.elsewhere)}."
         )
 
 
@@ -105,11 +59,4 @@ def _weak_numbers(evidence: Evidence) -> WeakRows | str:
     if isinstance(numbers, str):
         return numbers
     where, said, truth = numbers
-    shared = shared_rows(evidence)
-    loss, group = (said - truth).abs() / truth.std(), shared.group[where]
-    columns = known_columns(evidence, where)
-    chosen = spread_sites(len(evidence.sites), SITES)
-    states = {evidence.sites[i].schema.key: shared.x(i)[where] for i in chosen}
-    groups = weak_groups(loss, group, columns, states, gap=-math.inf)
-    none = torch.full_like(where, -1)
-    return WeakRows(where, loss, none, none, group, columns, groups)
+    return weak_losses(evidence, where, (said - truth).abs() / truth.std())
