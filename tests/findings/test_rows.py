@@ -46,9 +46,12 @@ def test_the_map_lies_along_the_two_main_directions() -> None:
 
 @pytest.mark.slow
 def test_against_other_the_map_shows_both_sources() -> None:
-    x, _ = digits()
-    found = rows_section(versus_of(states(x[:1300])[0], states(x[1300:])[0]))["map"]
+    x, label = digits()
+    mine, theirs = states(x[:1300])[0], states(x[1300:])[0]
+    evidence = versus_of(mine, theirs, label=label[:1300], other={"label": label[1300:]})
+    found = rows_section(evidence)["map"]
     assert found["by"] == "source"
+    assert {p["class"] for p in found["points"]} == {str(k) for k in range(10)}
     assert len(found["points"]) == 1000
     assert sum(p["label"] == "OTHER" for p in found["points"]) == 497
 

@@ -22,7 +22,7 @@ from sonde.report._pictures_sites import rank_90, similarity_picture, spectrum_p
 from sonde.report._pictures_units import units_picture
 from sonde.report._pictures_versus import (
     detectors_picture,
-    rows_picture,
+    rows_pictures,
     scores_picture,
     shift_picture,
 )
@@ -166,8 +166,7 @@ def test_no_sign_of_a_name_can_end_the_process(report) -> None:
     signs += [*"<>&\"'", "%", "\\", "{{", "é", "字", "👩‍🔬"]
     points = [{"x": i, "y": i, "id": f"a{sign}b", "label": sign} for i, sign in enumerate(signs)]
     report["rows"]["map"] = {"site": "s", "axes": [], "by": "label", "points": points}
-    picture = rows_picture(report)
-    assert picture is not None
+    (picture,) = rows_pictures(report)
     drawn = draw(picture.draw(340), picture.message, "key", "narrow")
     assert Page(drawn).open == []
     assert drawn.count("data-tip") == len(signs)
@@ -220,7 +219,7 @@ def _pictures(report: dict[str, Any]) -> list[Any]:
         detectors_picture(report),
         shift_picture(report),
         scores_picture(report),
-        rows_picture(report),
+        *rows_pictures(report),
     ]
     assert all(made)
     return made

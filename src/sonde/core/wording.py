@@ -46,3 +46,18 @@ def significant(value: float, digits: int) -> str:
 
 def _without_zeros(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
+    """Return what two data sets are called: the ends of their names in which they differ.
+
+    Examples
+    --------
+    >>> told_apart_names("a/old.csv", "b/new.csv"), told_apart_names("list of items", "")
+    (('old.csv', 'new.csv'), ('DATA', 'OTHER'))
+    """
+    short = mine.rstrip("/").rpartition("/")[2], theirs.rstrip("/").rpartition("/")[2]
+    for pair in (short, (mine, theirs)):
+        if pair[0] != pair[1] and all(pair):
+            return pair
+    return "DATA", "OTHER"

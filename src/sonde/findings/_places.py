@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sonde.core.wording import told_apart_names
 from sonde.findings._text import LONGEST, listed, plural, shortened
 from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.rule import Check, Level, Rule
@@ -53,6 +54,12 @@ def sentence(*parts: str) -> str:
         if part and len(text) + 1 + len(part) <= LONGEST:
             text = f"{text} {part}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def two_names(evidence: Evidence) -> tuple[str, str]:
+    """Return what sentences call the two data sets."""
+    mine, theirs = told_apart_names(evidence.data.name, evidence.versus.other_data.name)
+    return shortened(mine, 24), shortened(theirs, 24)
 
 
 def rows_of(site: SiteEvidence, evidence: Evidence) -> str:

@@ -16,23 +16,19 @@ MOST_POINTS = 1000
 def row_map(evidence: Evidence) -> dict[str, Any] | None:
     """Return up to 1,000 rows along the two main directions of the site that shows most.
 
-    The site of best labels, else the last. Coloured by class, or by source against OTHER.
+    The site of best labels, else the last. By class, or by source and class against OTHER.
     """
     if not evidence.sites:
         return None
     shared, labelled = shared_rows(evidence), usable(evidence)
     site = label_evidence(evidence).best if labelled else len(evidence.sites) - 1
     x, ids = shared.x(site), ids_at(evidence, range(len(shared.group)))
-    label: list[str | None] = [None] * len(x)
-    column, by = shared.column("label"), "label"
-    if column is not None:
-        label = [class_name(evidence.data, c) if c >= 0 else None for c in column.tolist()]
+    label, classes, by = class_names(evidence), None, "label"
     if evidence.versus is not None:
         other = evidence.versus.rows_at(evidence.sites[site].schema.key)
         if other is not None:
-            label, by = [], "source"
-            label += ["DATA"] * len(x)
-            label += ["OTHER"] * len(other[0])
+            classes, by = label + class_names(evidence.versus.other), "source"
+            label = ["DATA"] * len(x) + ["OTHER"] * len(other[0])
             x, ids = torch.cat([x, other[0]]), ids + other[1]
     kept = _thinned(len(x), evidence, len(ids) if by == "source" else 0)
     if len(kept) < 2:
@@ -44,9 +40,19 @@ def row_map(evidence: Evidence) -> dict[str, Any] | None:
         "by": by,
         "points": [
             {"x": a, "y": b, "id": ids[i], "label": label[i]}
+            | ({} if classes is None or not any(classes) else {"class": classes[i]})
             for (a, b), i in zip(points, kept.tolist(), strict=True)
         ],
     }
+
+
+def class_names(evidence: Evidence) -> list[str | None]:
+    """Return the name of each shared row's class, None where it has none."""
+    shared = shared_rows(evidence)
+    column = shared.column("label")
+    if column is None:
+        return [None] * len(shared.group)
+    return [class_name(evidence.data, c) if c >= 0 else None for c in column.tolist()]
 
 
 def _thinned(n: int, evidence: Evidence, both: int) -> Int[Tensor, "kept"]:

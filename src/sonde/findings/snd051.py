@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._places import counted_as, score_command, too_few
+from sonde.findings._places import counted_as, score_command, too_few, two_names
 from sonde.findings._text import number
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -66,7 +66,7 @@ class SND051(Rule):
             Finding(
                 self.code,
                 "warning" if severe else "note",
-                self._sentence(found, counted_as(evidence)),
+                self._sentence(evidence, found),
                 figure,
                 sites=sites,
                 effect=max(0.0, min(1.0, 2 * worst.auroc - 1)),
@@ -74,7 +74,7 @@ class SND051(Rule):
             )
         )
 
-    def _sentence(self, found: Comparison, noun: str) -> str:
+    def _sentence(self, evidence: Evidence, found: Comparison) -> str:
         worst = max(found.sites, key=lambda s: (s.low, s.auroc))
         first = found.first(self.note)
         assert first is not None
@@ -84,8 +84,9 @@ class SND051(Rule):
             near = found.length_auroc > worst.auroc - self.length
             tail += ", so explained by length." if near else "."
         where = f"at {worst.name}" + ("" if first is worst else f", first at {first.name}")
+        mine, theirs = two_names(evidence)
         return (
-            f"OTHER is told from DATA {where} with AUROC {number(worst.auroc)} "
+            f"{theirs} is told from {mine} {where} with AUROC {number(worst.auroc)} "
             f"({number(worst.low)} to {number(worst.high)}; 0.5 is no difference).{tail} "
-            f"{found.n_data:,} and {found.n_other:,} {noun}."
+            f"{found.n_data:,} and {found.n_other:,} {counted_as(evidence)}."
         )

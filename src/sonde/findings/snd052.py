@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sonde.findings._alarm import Alarm, Alarms
-from sonde.findings._places import counted_as, score_command, sentence, too_few
+from sonde.findings._places import counted_as, score_command, sentence, too_few, two_names
 from sonde.findings._shared import examples_at
 from sonde.findings._text import percent, plural, shortened
 from sonde.findings.answers import right_rows
@@ -67,7 +67,8 @@ class SND052(Rule):
         figure = self._figure(found, hits[0] if hits else found.each[0])
         if not hits:
             least = min(found.corrected(a.chance(a.n)) for a in found.each)
-            few = f"{plural(total.n, 'row')} of OTHER: too few for a chance below {self.level:g}"
+            theirs = two_names(evidence)[1]
+            few = f"{plural(total.n, 'row')} of {theirs}: too few for a chance below {self.level:g}"
             return self.clear(figure, few if least >= self.level else "")
         return self.raised(self._finding(evidence, found, hits[0], figure))
 
@@ -87,7 +88,7 @@ class SND052(Rule):
         return Finding(
             self.code,
             "note" if explained else "warning",
-            sentence(self._lead(found), said, counts),
+            sentence(self._lead(evidence, found), said, counts),
             figure,
             sites=sites,
             examples=tuple(examples_at(evidence.versus.other, worst)),
@@ -98,12 +99,12 @@ class SND052(Rule):
             common=explained,
         )
 
-    def _lead(self, found: Alarms) -> str:
-        first = found.each[0]
+    def _lead(self, evidence: Evidence, found: Alarms) -> str:
+        first, (mine, theirs) = found.each[0], two_names(evidence)
         low, high = clopper_pearson(first.n_alarms, first.n)
         text = (
-            f"{percent(first.rate)} of OTHER ({percent(low)} to {percent(high)}) lie beyond what "
-            f"{percent(first.alpha)} of rows like DATA exceed"
+            f"{percent(first.rate)} of {theirs} ({percent(low)} to {percent(high)}) lie beyond "
+            f"what {percent(first.alpha)} of rows like {mine} exceed"
         )
         if found.lead is None:
             return f"{text}."
@@ -122,7 +123,7 @@ class SND052(Rule):
         text = f"The model is right on {percent(other)} of it"
         if 0.0 <= data - other <= self.close and there > HALF:
             return f"{text}, as on rows new to it beside those it learned.", True
-        return f"{text}, {percent(data)} of DATA.", False
+        return f"{text}, {percent(data)} of {two_names(evidence)[0]}.", False
 
     def _figure(self, found: Alarms, alarm: Alarm) -> Figure:
         low, high = clopper_pearson(alarm.n_alarms, alarm.n)

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings._near import NearPairs, near_pairs
-from sonde.findings._places import read_command
+from sonde.findings._places import read_command, two_names
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import DataEvidence, Evidence
@@ -85,7 +85,7 @@ class SND053(Rule):
             Finding(
                 self.code,
                 "warning" if severe else "note",
-                self._sentence(leak, near),
+                self._sentence(evidence, leak, near),
                 figure,
                 sites=(leak.site,) if near else (),
                 examples=examples,
@@ -123,18 +123,18 @@ class SND053(Rule):
             p=1.0 if pairs is None else min(1.0, 2 * pairs.p),
         )
 
-    def _sentence(self, leak: _Leak, near: bool) -> str:
-        parts = []
+    def _sentence(self, evidence: Evidence, leak: _Leak, near: bool) -> str:
+        parts, (mine, theirs) = [], two_names(evidence)
         if leak.exact:
             verb = "is" if len(leak.exact) == 1 else "are"
             parts.append(
-                f"{len(leak.exact):,} of {plural(leak.n, 'input')} of OTHER "
-                f"({percent(leak.share)}) {verb} in DATA too."
+                f"{len(leak.exact):,} of {plural(leak.n, 'input')} of {theirs} "
+                f"({percent(leak.share)}) {verb} in {mine} too."
             )
         if near:
             chance = "below 1e-12" if leak.p < 1e-12 else number(leak.p, 1)
             parts.append(
-                f"{plural(len(leak.near), 'more row')} of OTHER nearly equal rows of DATA "
+                f"{plural(len(leak.near), 'more row')} of {theirs} nearly equal rows of {mine} "
                 f"(chance {chance})."
             )
         if leak.short:

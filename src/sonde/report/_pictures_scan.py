@@ -13,7 +13,7 @@ from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
 from sonde.report._pictures_versus import (
     detectors_picture,
-    rows_picture,
+    rows_pictures,
     scores_picture,
     shift_picture,
 )
@@ -24,7 +24,6 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
     if not report["sites"]:
         return []
     parts = {name: report.get(name) for name in ("similarity", "labels", "prediction", "versus")}
-    plane = (report.get("rows") or {}).get("map")
     table = (report.get("answers") or {}).get("confusion")
     made = [
         confusion_picture(table) if table else None,
@@ -37,6 +36,6 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
         detectors_picture(report) if parts["versus"] else None,
         shift_picture(report) if parts["versus"] else None,
         scores_picture(report) if parts["versus"] else None,
-        rows_picture(report) if plane else None,
+        *rows_pictures(report),
     ]
     return [picture for picture in made if picture is not None]

@@ -113,26 +113,36 @@ def scores_picture(report: dict[str, Any]) -> Picture | None:
     return replace(made, message=beyond_threshold(alarm, lambda s: shown(s, 60), names), note=note)
 
 
-def rows_picture(report: dict[str, Any]) -> Picture | None:
-    """Return the rows along the two main directions of one site, by label or by data set."""
-    plane = report["rows"]["map"]
+def rows_pictures(report: dict[str, Any]) -> list[Picture]:
+    """Return the rows along the two main directions of one site: by data set, then by label."""
+    plane = (report.get("rows") or {}).get("map")
+    if plane is None or len(plane["points"]) < 2:
+        return []
+    points = plane["points"]
+    if plane["by"] != "source":
+        return [_plane(plane, [p["label"] for p in points], "map", "label")]
     called = dict(zip(("DATA", "OTHER"), sides(report), strict=True))
-    points = [
-        {**p, "label": called.get(p["label"], p["label"])} if plane["by"] == "source" else p
-        for p in plane["points"]
-    ]
-    if len(points) < 2:
-        return None
-    domain, kept = _categories([point["label"] for point in points])
+    made = [_plane(plane, [called.get(p["label"], p["label"]) for p in points], "map", "source")]
+    if any(p.get("class") for p in points):
+        made.append(_plane(plane, [p.get("class") for p in points], "map-labels", "label"))
+    return made
+
+
+def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -> Picture:
+    """Return the rows of a map, coloured by what each is called."""
+    points = plane["points"]
+    domain, kept = _categories(labels)
     values = []
-    for point in points:
-        label = shown(point["label"], 40) if point["label"] in kept else domain[-1]
-        text = tip(point["id"], point["label"] or "")
+    for point, name in zip(points, labels, strict=True):
+        label = shown(name, 40) if name in kept else domain[-1]
+        text = tip(point["id"], name or "")
         values.append({"x": point["x"], "y": point["y"], "k": label, "tip": text})
     message = f"{len(points):,} rows at {shown(plane['site'], 60)} along their two main directions"
     if len(plane["axes"]) == 2:
         first, second = (share(axis, 2) for axis in plane["axes"])
         message += f", which hold {first} and {second} of the variance"
+    if key != "map":
+        message = f"The same {len(points):,} rows by label"
 
     titles = ("first main direction", "second")
 
@@ -144,9 +154,10 @@ def rows_picture(report: dict[str, Any]) -> Picture | None:
         return made | {"width": side, "height": round(side * 0.75)}
 
     note = "Rows that lie together here may be far apart along other directions."
-    table = tuple((p["id"], p["label"], p["x"], p["y"]) for p in points)
-    numbers = Numbers(("id", plane["by"], "x", "y"), table, "rows")
-    return Picture("map", message, draw, numbers, note, square=True)
+    table = tuple((p["id"], n, p["x"], p["y"]) for p, n in zip(points, labels, strict=True))
+    return Picture(
+        key, message, draw, Numbers(("id", by, "x", "y"), table, "rows"), note, square=True
+    )
 
 
 def _categories(labels: list[str | None]) -> tuple[list[str], set[str]]:

@@ -8,7 +8,7 @@ from sonde.report._parts import absent, definitions, drawer, figure, section, ta
 from sonde.report._picture import Numbers
 from sonde.report._pictures_versus import (
     detectors_picture,
-    rows_picture,
+    rows_pictures,
     scores_picture,
     shift_picture,
 )
@@ -117,8 +117,7 @@ def rows_section(report: dict[str, Any], names: Names) -> Markup:
         if inputs
         else "Rows by id; inputs only with --show-inputs."
     )
-    made = rows_picture(report) if rows["map"] else None
-    parts: list[Markup | None] = [figure(made, names)] if made else []
+    parts: list[Markup | None] = [figure(made, names) for made in rows_pictures(report)]
     for key, title, columns, note in _LISTS:
         if rows.get(key):
             listed = _rows([_flat(row) for row in rows[key]], columns, inputs)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from sonde.core.wording import told_apart_names
 from sonde.report._format import number, share, shown
 
 NOTE_FLOOR: Final = 0.6
@@ -24,11 +25,8 @@ def sides(report: dict[str, Any]) -> tuple[str, str]:
     """
     where = report["provenance"]
     mine, theirs = (shown((where[k] or {}).get("name") or "", 200) for k in ("data", "other"))
-    short = mine.rstrip("/").rpartition("/")[2], theirs.rstrip("/").rpartition("/")[2]
-    for pair in (short, (mine, theirs)):
-        if pair[0] != pair[1] and all(pair):
-            return shown(pair[0], 40), shown(pair[1], 40)
-    return "DATA", "OTHER"
+    first, second = told_apart_names(mine, theirs)
+    return shown(first, 40), shown(second, 40)
 
 
 def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names: Sides) -> str:
