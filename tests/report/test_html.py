@@ -214,7 +214,7 @@ def _pictures(report: dict[str, Any]) -> list[Any]:
         similarity_picture(report["similarity"]),
         spectrum_picture(report),
         units_picture(report["units"]),
-        labels_picture(report["labels"]),
+        labels_picture(report),
         prediction_picture(report["prediction"]),
         detectors_picture(report),
         shift_picture(report),

@@ -1,12 +1,16 @@
 """What a picture of the report is: a message, a drawing for a width, and its numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from string import ascii_letters
+from typing import Any, Final, final
 
 from sonde.core.chart import Chart, ChartAxis
 from sonde.report._format import shown
 from sonde.report._select import drawn, short_names
+
+_NAMED: Final = tuple(ascii_letters)
+_FEW: Final = 12
 
 Cell = str | float | int | None
 
@@ -65,6 +69,25 @@ class Axis:
         kept = drawn(sites, limit)
         names, pattern = short_names(kept)
         return Axis(tuple(kept), names, pattern)
+
+    @staticmethod
+    def of_layers(sites: list[str], report: dict[str, Any]) -> "Axis":
+        """Return the axis of sites; a few that have numbers for names say class and width too.
+
+        Examples
+        --------
+        >>> row = {"site": "0:out", "module": "Linear", "dim": 64}
+        >>> rows = [row, row | {"site": "2:out", "dim": 10}]
+        >>> Axis.of_layers(["0:out", "2:out"], {"sites": rows}).labels
+        ['0 Linear 64', '2 Linear 10']
+        """
+        axis = Axis.of(sites)
+        bare = all(name.replace(".", "").isdigit() for name in axis.labels)
+        if not bare or axis.title.startswith(_NAMED) or len(axis.sites) > _FEW:
+            return axis
+        kind = {row["site"]: f"{row['module']} {row['dim']}" for row in report["sites"]}
+        names = {s: f"{name} {kind[s]}" if s in kind else name for s, name in axis.names.items()}
+        return replace(axis, names=names)
 
     @property
     def labels(self) -> list[str]:

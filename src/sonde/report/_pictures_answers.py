@@ -64,9 +64,10 @@ def confusion_picture(table: dict[str, Any]) -> Picture | None:
     )
 
 
-def labels_picture(labels: dict[str, Any]) -> Picture | None:
+def labels_picture(report: dict[str, Any]) -> Picture | None:
     """Return held-out accuracy by depth, with the majority line and the best site ringed."""
-    axis = Axis.of([row["site"] for row in labels["sites"]])
+    labels = report["labels"]
+    axis = Axis.of_layers([row["site"] for row in labels["sites"]], report)
     at, best = {row["site"]: row["value"] for row in labels["sites"]}, labels["best"]
     message = "Labels by depth"
     if at.get(best) is not None:
@@ -75,7 +76,7 @@ def labels_picture(labels: dict[str, Any]) -> Picture | None:
         message += f", {share(last['value'])} at the last site" if last["site"] != best else ""
     rules = () if labels["majority"] is None else (("largest class", labels["majority"]),)
     curve = _Curve("labels", "accuracy", "share", rules, best)
-    return _picture(curve, message, _LABELS, labels["sites"], labels["n_rows"])
+    return _picture(curve, message, _LABELS, labels["sites"], labels["n_rows"], axis)
 
 
 def prediction_picture(prediction: dict[str, Any]) -> Picture | None:
@@ -84,11 +85,11 @@ def prediction_picture(prediction: dict[str, Any]) -> Picture | None:
     lines = ("token frequencies", prediction["unigram"]), ("final", prediction["final"])
     rules = tuple((name, value) for name, value in lines if value is not None)
     curve = _Curve("prediction", "loss_nats", "nats", rules)
-    return _picture(curve, _loss_message(rows), _LOSS, rows, prediction["n_rows"])
-
-
-def _loss_message(rows: Rows) -> str:
     axis = Axis.of([row["site"] for row in rows])
+    return _picture(curve, _loss_message(rows, axis), _LOSS, rows, prediction["n_rows"], axis)
+
+
+def _loss_message(rows: Rows, axis: Axis) -> str:
     known = [row for row in rows if row["value"] is not None]
     if len(known) < 2:
         return "Next-token loss by depth"
@@ -101,8 +102,9 @@ def _loss_message(rows: Rows) -> str:
     )
 
 
-def _picture(curve: _Curve, message: str, note: str, rows: Rows, n: int) -> Picture | None:
-    axis = Axis.of([row["site"] for row in rows])
+def _picture(
+    curve: _Curve, message: str, note: str, rows: Rows, n: int, axis: Axis
+) -> Picture | None:
     known = [row for row in rows if row["value"] is not None and row["site"] in axis.names]
     if len(known) < 2:
         return None

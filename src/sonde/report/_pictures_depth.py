@@ -35,7 +35,7 @@ PANELS: Final = (
 
 def depth_pictures(report: dict[str, Any]) -> list[Picture]:
     """Return a panel for each figure that at least two sites have."""
-    axis = Axis.of([row["site"] for row in report["sites"]])
+    axis = Axis.of_layers([row["site"] for row in report["sites"]], report)
     pictures = []
     for panel in PANELS:
         points = depth_points(report, panel, axis)
@@ -46,7 +46,7 @@ def depth_pictures(report: dict[str, Any]) -> list[Picture]:
 
 def depth_numbers(report: dict[str, Any]) -> Numbers:
     """Return every figure of every drawn site."""
-    kept = set(Axis.of([row["site"] for row in report["sites"]]).sites)
+    kept = set(Axis.of_layers([row["site"] for row in report["sites"]], report).sites)
     names = list(dict.fromkeys(name for row in report["sites"] for name in row["values"]))
     columns = ["site", "module", "reducer", "dim", "rows", "nonfinite"]
     for name in names:

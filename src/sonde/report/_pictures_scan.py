@@ -31,7 +31,7 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
         spectrum_picture(report),
         similarity_picture(parts["similarity"]) if parts["similarity"] else None,
         units_picture(report.get("units") or []),
-        labels_picture(parts["labels"]) if parts["labels"] else None,
+        labels_picture(report) if parts["labels"] else None,
         prediction_picture(parts["prediction"]) if parts["prediction"] else None,
         detectors_picture(report) if parts["versus"] else None,
         shift_picture(report) if parts["versus"] else None,

@@ -20,7 +20,7 @@ _CATEGORIES: Final = 7
 def shift_picture(report: dict[str, Any]) -> Picture | None:
     """Return how far each site tells the two data sets apart, with its interval."""
     versus = report["versus"]
-    axis = Axis.of([row["site"] for row in versus["sites"]])
+    axis = Axis.of_layers([row["site"] for row in versus["sites"]], report)
     rows = [r for r in versus["sites"] if r["auroc"] is not None and r["site"] in axis.names]
     if not rows:
         return None

@@ -86,7 +86,7 @@ def labels_section(report: dict[str, Any], names: Names) -> Markup:
     labels = report.get("labels")
     if labels is None:
         return absent("Labels", _without_labels(report))
-    made = labels_picture(labels)
+    made = labels_picture(report)
     classes = tuple(
         tuple(row[k] for k in ("label", "n", "recall", "low", "high")) for row in labels["classes"]
     )
