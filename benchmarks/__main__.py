@@ -24,7 +24,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
     from benchmarks.attributing import attribution_rows
     from benchmarks.calibrating import calibration_rows
-    from benchmarks.checking_data import data_rows
+    from benchmarks.checking_data import audit_rows
     from benchmarks.clustering import ray_rows
     from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.dictionaries import dictionary_rows
@@ -75,7 +75,7 @@ def registry() -> "dict[str, Callable[[Size], list[Row]]]":
         "measure": measure_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,
-        "data": data_rows,
+        "data": audit_rows,
         "ray": ray_rows,
         "erase": erase_rows,
         "facts": fact_rows,

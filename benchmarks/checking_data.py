@@ -1,4 +1,4 @@
-"""Planted faults of data: what a scan finds, against cleanlab's Datalab."""
+"""Planted faults of data: what a scan finds, against cleanlab's Datalab and sliceline."""
 
 from typing import Any
 
@@ -10,6 +10,11 @@ from benchmarks.size import Size
 PEER = "cleanlab"
 WHAT = "faults of data"
 FAULTS = ("wrong labels", "outliers", "near duplicates", "weak group", "rows in an order")
+
+
+def audit_rows(size: Size) -> list[Row]:
+    """What an audit finds, against each peer."""
+    return [*data_rows(size), *slice_rows(size)]
 
 
 def data_rows(size: Size) -> list[Row]:
@@ -43,6 +48,48 @@ def data_rows(size: Size) -> list[Row]:
             room["sonde"] / max(room[PEER], 1e-9),
             budget=1.0,
             note=f"{room['sonde']:.0f} MiB against {room[PEER]:.0f} MiB",
+        ),
+    ]
+
+
+def slice_rows(size: Size) -> list[Row]:
+    """Missed rows of a weak group by known columns, false alarms, time and memory."""
+    peer, n = "sliceline", size.pick(2000, 400)
+    try:
+        python = python_of(peer, size.offline)
+
+        def ask(function: str, **options: Any) -> Any:
+            return run_child(f"benchmarks.slice_runner:{function}", python=python, n=n, **options)
+
+        found = ask("compared", seeds=size.pick(20, 1))
+        taken = ask("seconds", rounds=size.pick(9, 1))
+        room = {arm: ask("memory", arm=arm) for arm in taken}
+    except (PeerError, ChildError) as error:
+        return [not_measured("data", f"weak group against {peer}", str(error))]
+    name = f"{n} rows, against {found['version']}"
+    mine, other = found["sonde"], found[peer]
+    note = "; ".join(
+        f"{arm}: precision {found[arm]['precision']:.2f}, recall {found[arm]['recall']:.2f}"
+        for arm in taken
+    )
+    what = f"{name}: healthy data that name a group, share"
+    return [
+        Row("data", f"{name}: weak group, 1 - F1", 1 - _f1(mine), "", 1 - _f1(other), note=note),
+        Row("data", what, mine["false"], "", other["false"]),
+        Row(
+            "data",
+            f"{name}: time of one search",
+            taken["sonde"] / taken[peer],
+            budget=1.0,
+            rounds=size.pick(9, 1),
+            note=f"{1000 * taken['sonde']:.1f} ms against {1000 * taken[peer]:.1f} ms",
+        ),
+        Row(
+            "data",
+            f"{name}: memory of one search",
+            room["sonde"] / max(room[peer], 1e-9),
+            budget=1.0,
+            note=f"{room['sonde']:.1f} MiB against {room[peer]:.1f} MiB",
         ),
     ]
 

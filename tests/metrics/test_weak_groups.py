@@ -48,6 +48,19 @@ def test_a_sensor_at_night_short_texts_and_a_style_are_found_and_counted() -> No
         assert group.confidence >= 1 - 0.01 / 3
 
 
+def test_the_larger_half_of_the_rows_of_one_sensor_is_told_with_its_number() -> None:
+    random = torch.Generator().manual_seed(3)
+    size, sensor = torch.randn(2000, generator=random), torch.arange(2000) % 5
+    bad = (sensor == 2) & (size > 0.1)
+    wrong = torch.rand(2000, generator=random) < torch.where(bad, 0.4, 0.08)
+    columns = {"sensor": sensor.tolist(), "size": size.double()}
+    (found,) = weak_groups(wrong.double(), torch.arange(2000), columns)
+    assert found.text.startswith("sensor = 2 and size >=")
+    hits = float(bad[found.rows].double().sum())
+    assert hits / len(found.rows) > 0.75
+    assert hits / float(bad.sum()) > 0.75
+
+
 def false_alarms(resamples: int, gap: float = 0.0) -> int:
     """Return in how many orders of the errors, which fall by chance, any group is confirmed."""
     wrong, _, columns, states = planted()

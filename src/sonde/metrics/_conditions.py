@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CUTS = (0.05, 0.1, 0.2, 0.3)
+CUTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 CLUSTERS = (5, 10, 20)
 COMPONENTS, PCA_ROWS, LLOYD_STEPS = 16, 512, 25
 MOST_VALUES = 64
