@@ -13,7 +13,7 @@ FAULTS = ("wrong labels", "outliers", "near duplicates", "weak group", "rows in 
 
 
 def audit_rows(size: Size) -> list[Row]:
-    """What an audit finds, against each peer."""
+    """Measure what an audit finds, against each peer."""
     return [*data_rows(size), *slice_rows(size)]
 
 
