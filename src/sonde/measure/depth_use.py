@@ -1,4 +1,4 @@
-"""How much each block of a network adds, and how much later blocks depend on it.
+"""How much each block and sublayer of a network adds, and what its answer loses without it.
 
 For one block's update over all data see ``update_size`` and ``update_similarity``; for what blocks
 would answer, ``sonde.explain.LogitLens``.
@@ -6,7 +6,7 @@ would answer, ``sonde.explain.LogitLens``.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -14,15 +14,50 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.core.chart import Chart, cells, matrix
-from sonde.core.edit import Edit, EditContext
+from sonde.core.edit import Edit, EditContext, Replace
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.result import Direction, Result
 from sonde.core.site import Site
+from sonde.measure._depth_forward import (
+    Forward,
+    answer_changes,
+    forward,
+    log_probabilities,
+    size_and_cosine,
+)
+from sonde.measure._sublayers import Sublayers, is_sum, sublayers_of
 from sonde.tap import editing, right_padded
 from sonde.tap.decoding.layers import Layers
-from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SublayerUse:
+    """What each sublayer adds to its block, and what the answer loses without it.
+
+    Means over tokens, a number for each of ``names``, such as the attention and the MLP of each
+    block: ``contribution`` is the length of what it adds over that of the stream which it is added
+    to, ``cosine`` that between the two (NaN where it adds nothing to a token). ``answer_change``
+    and ``answer_kl_nats`` are those of ``DepthUseResult``, where the sublayer's output is zero.
+    Standard errors (``_se``) are jackknives over examples, NaN for one example.
+    """
+
+    names: tuple[str, ...]
+    contribution: Float[Tensor, "sublayer"]
+    contribution_se: Float[Tensor, "sublayer"]
+    cosine: Float[Tensor, "sublayer"]
+    cosine_se: Float[Tensor, "sublayer"]
+    answer_change: Float[Tensor, "sublayer"]
+    answer_change_se: Float[Tensor, "sublayer"]
+    answer_kl_nats: Float[Tensor, "sublayer"]
+    answer_kl_nats_se: Float[Tensor, "sublayer"]
+
+    def least_needed(self, n: int = 5) -> tuple[str, ...]:
+        """Return the ``n`` sublayers without which the answer diverges least."""
+        order = self.answer_kl_nats.argsort(stable=True)[:n]
+        return tuple(self.names[i] for i in order.tolist())
 
 
 @final
@@ -35,20 +70,24 @@ class DepthUseResult(Result):
     adds and its input (below 0 it takes away). ``skip_effect[s, l]`` is by how much block ``l``
     adds something else where block ``s`` is skipped, relative to what it adds (0 unless ``l > s``);
     ``largest_skip_effect`` its maximum over tokens. ``answer_change`` is the Euclidean distance of
-    the probabilities. ``depth`` is the mean block number, from 1, weighted by the mean effect that
-    skipping it has on those after it.
+    the probabilities with the block and without it, ``answer_kl_nats`` the divergence of the second
+    from the first; NaN where the model returns no logits. ``depth`` is the mean block number, from
+    1, weighted by the mean effect that skipping it has on those after it.
     """
 
     title: ClassVar[str] = "Effect of skipping a block on those after it"
     direction: Direction = "higher"
     layers: tuple[str, ...]
     contribution: Float[Tensor, "layer"]
+    contribution_se: Float[Tensor, "layer"]
     largest_contribution: Float[Tensor, "layer"]
     cosine: Float[Tensor, "layer"]
     skip_effect: Float[Tensor, "layer layer"]
     largest_skip_effect: Float[Tensor, "layer layer"]
     answer_change: Float[Tensor, "layer"]
+    answer_kl_nats: Float[Tensor, "layer"]
     depth: float
+    sublayers: SublayerUse | None = None
 
     def chart(self) -> Chart:
         """Return a heat map of skipped blocks and those after them."""
@@ -58,19 +97,28 @@ class DepthUseResult(Result):
 
 
 def depth_use(
-    model: Model | nn.Module, batches: Iterable[InputBatch], *, leave_out: int = 0
+    model: Model | nn.Module,
+    batches: Iterable[InputBatch],
+    *,
+    leave_out: int = 0,
+    sublayers: bool = False,
 ) -> DepthUseResult:
     """Return how much the blocks of a network add and how much later blocks need them.
 
     A block adds ``out - in``. It is skipped by handing its input on in place of its output; what
-    the blocks after it then add is compared with what they added before, token by token.
+    the blocks after it then add is compared with what they added before, token by token. A
+    sublayer is a module whose output the block adds to the stream, one after the other, and is
+    skipped by making that output zero.
 
     Range        [0, 1]: above ``null``, where all blocks add alike, the second half adds more.
                  Contributions fall with depth in an untrained pre-norm network too: compare with a
-                 copy with random weights. Invariant to  scale of the stream.
-    Cost         a forward for each block and one more, on every batch.
+                 copy with random weights. Invariant to the scale of the stream.
+    Cost         a forward for each block and one more, on every batch; with ``sublayers`` one
+                 for each of them and one more, and once a forward for each block.
     Assumes      blocks that keep the width of their input, in one stream. First tokens may be far
-                 longer than others: ``leave_out`` them and see.
+                 longer than others: ``leave_out`` them and see. Blocks that are not their input
+                 plus one sublayer after the other on all tokens (post-norm and parallel ones) have
+                 no sublayers: the flag ``whole_blocks``, and ``conventions`` says which and why.
     Differs      from the paper: means beside maxima, and nothing is hidden from earlier tokens.
 
     Parameters
@@ -80,6 +128,8 @@ def depth_use(
         Such as ``sonde.data.open_inputs(model, data).batches(0, n)`` gives.
     leave_out : int, default=0
         So many tokens at the beginning of each text are not counted.
+    sublayers : bool, default=False
+        Measure and skip the parts of each block too, such as attention and MLP.
 
     Raises
     ------
@@ -105,60 +155,112 @@ def depth_use(
     paths = Layers(module).paths
     if len(paths) < 2:
         raise InputError(f"depth_use: expected a network of at least two blocks, got {len(paths)}.")
+    parts: dict[str, Sublayers] | None = {} if sublayers else None
     with torch.no_grad():
-        found = [_measured(module, right_padded(b), paths, leave_out) for b in batches]
+        found = [_measured(module, right_padded(b), paths, leave_out, parts) for b in batches]
     texts = [text for batch in found for text in batch]
     if not texts:
         raise InputError(
             f"depth_use: expected texts of more than {leave_out} tokens, got none. Give longer "
             "texts, or leave out fewer tokens."
         )
-    n = sum(t.n for t in texts)
-    sums = torch.stack([t.sums for t in texts])
-    mean = sums.sum(0) / n
-    contribution, cosine = mean[:, 0], mean[:, 1]
-    effect = mean[:, 3:].tril().T
-    later = effect[:-1].sum(1) / torch.arange(len(paths) - 1, 0, -1)
-    number = torch.arange(1, len(paths), dtype=torch.float64)
-    half = len(paths) // 2
-    dead = not bool(contribution.isfinite().all() and contribution.sum() > 0)
-    left_out = sums.sum(0)[:, 0] - sums[:, :, 0]
-    each = left_out[:, half:].sum(1) / left_out.sum(1)
-    spread = (each - each.mean()).square().sum() * (len(texts) - 1) / len(texts)
-    largest = torch.stack([t.largest for t in texts]).amax(0)
-    return DepthUseResult(
-        value=math.nan if dead else float(contribution[half:].sum() / contribution.sum()),
-        se=float(spread.sqrt()) if len(texts) > 1 and not dead else None,
-        null=(len(paths) - half) / len(paths),
-        n=len(texts),
-        range=(0.0, 1.0),
-        flags=("dead",) if dead else (),
-        conventions={
-            "second half": f"{len(paths) - half} of {len(paths)} blocks",
-            "se": "jackknife over examples" if len(texts) > 1 else "none: one example",
-            "left out": f"the first {leave_out} tokens",
-        },
-        layers=tuple(paths),
-        contribution=contribution,
-        largest_contribution=largest[:, 0],
-        cosine=cosine,
-        skip_effect=effect,
-        largest_skip_effect=largest[:, 3:].tril().T,
-        answer_change=mean[:, 2],
-        depth=float((number * later).sum() / later.sum()) if bool(later.sum() > 0) else math.nan,
-    )
+    whole = [] if parts is None else [one.why for one in parts.values() if one.why]
+    conventions = {
+        "left out": f"the first {leave_out} tokens",
+        **({"whole blocks": "; ".join(whole)} if whole else {}),
+    }
+    by_part = None if parts is None else _sublayer_use(parts, texts)
+    flags = ("whole_blocks",) if whole else ()
+    return replace(_of_blocks(paths, texts, flags, conventions), sublayers=by_part)
+
+
+FIGURES = 4
+"""Contribution, cosine, and what skipping changes of the answer: distance and divergence."""
 
 
 @dataclass(frozen=True)
 class _Text:
     """Sums and maxima over ``n`` tokens of one example.
 
-    Columns: contribution, cosine, change of the answer, and the effect of skipping each block.
+    Columns: contribution, cosine, changes of the answer, and of blocks the effect of skipping each.
     """
 
     n: int
     sums: Float[Tensor, "layer figure"]
     largest: Float[Tensor, "layer figure"]
+    parts: dict[str, Float[Tensor, "part_figure"]]
+
+
+def _of_blocks(
+    paths: list[str], texts: list[_Text], flags: tuple[str, ...], conventions: dict[str, str]
+) -> DepthUseResult:
+    sums = torch.stack([t.sums for t in texts])
+    mean, error = _means(sums, texts)
+    contribution = mean[:, 0]
+    effect = mean[:, FIGURES:].tril().T
+    later = effect[:-1].sum(1) / torch.arange(len(paths) - 1, 0, -1)
+    number = torch.arange(1, len(paths), dtype=torch.float64)
+    half = len(paths) // 2
+    dead = not bool(contribution.isfinite().all() and contribution.sum() > 0)
+    left_out = sums.sum(0)[:, 0] - sums[:, :, 0]
+    each = left_out[:, half:].sum(1) / left_out.sum(1)
+    largest = torch.stack([t.largest for t in texts]).amax(0)
+    return DepthUseResult(
+        value=math.nan if dead else float(contribution[half:].sum() / contribution.sum()),
+        se=float(_jackknife(each)) if len(texts) > 1 and not dead else None,
+        null=(len(paths) - half) / len(paths),
+        n=len(texts),
+        range=(0.0, 1.0),
+        flags=(*(("dead",) if dead else ()), *flags),
+        conventions={
+            "second half": f"{len(paths) - half} of {len(paths)} blocks",
+            "se": "jackknife over examples" if len(texts) > 1 else "none: one example",
+            **conventions,
+        },
+        layers=tuple(paths),
+        contribution=contribution,
+        contribution_se=error[:, 0],
+        largest_contribution=largest[:, 0],
+        cosine=mean[:, 1],
+        skip_effect=effect,
+        largest_skip_effect=largest[:, FIGURES:].tril().T,
+        answer_change=mean[:, 2],
+        answer_kl_nats=mean[:, 3],
+        depth=float((number * later).sum() / later.sum()) if bool(later.sum() > 0) else math.nan,
+    )
+
+
+def _sublayer_use(parts: dict[str, Sublayers], texts: list[_Text]) -> SublayerUse:
+    names = tuple(name for one in parts.values() for name in one.names)
+    nothing = torch.zeros(0, FIGURES, dtype=torch.float64)
+    sums = [torch.cat([nothing, *(t.parts[name][None] for name in names)]) for t in texts]
+    mean, error = _means(torch.stack(sums), texts)
+    return SublayerUse(
+        names=names,
+        contribution=mean[:, 0],
+        contribution_se=error[:, 0],
+        cosine=mean[:, 1],
+        cosine_se=error[:, 1],
+        answer_change=mean[:, 2],
+        answer_change_se=error[:, 2],
+        answer_kl_nats=mean[:, 3],
+        answer_kl_nats_se=error[:, 3],
+    )
+
+
+def _means(
+    sums: Float[Tensor, "text one figure"], texts: list[_Text]
+) -> tuple[Float[Tensor, "one figure"], Float[Tensor, "one figure"]]:
+    """Return means over the tokens of all texts, and their errors."""
+    n = torch.tensor([t.n for t in texts], dtype=torch.float64)[:, None, None]
+    total = sums.sum(0)
+    return total / n.sum(), _jackknife((total - sums) / (n.sum() - n))
+
+
+def _jackknife(left_out: Float[Tensor, "text *figure"]) -> Float[Tensor, "*figure"]:
+    """Return the standard error from the values without each text; NaN for one text."""
+    n = len(left_out)
+    return ((left_out - left_out.mean(0)).square().sum(0) * (n - 1) / n).sqrt()
 
 
 @final
@@ -173,44 +275,73 @@ class _Put(Edit):
         return self.state.to(x)
 
 
-@dataclass(frozen=True)
-class _Forward:
-    before: list[Tensor]
-    after: list[Tensor]
-    answer: Tensor | None
-
-    @property
-    def added(self) -> Float[Tensor, "layer *axes"]:
-        return torch.stack([b - a for a, b in zip(self.before, self.after, strict=True)]).double()
-
-
 def _measured(
-    module: nn.Module, batch: InputBatch, paths: list[str], leave_out: int
+    module: nn.Module,
+    batch: InputBatch,
+    paths: list[str],
+    leave_out: int,
+    parts: dict[str, Sublayers] | None,
 ) -> list[_Text]:
     """Return the figures of each example of a batch."""
-    plain = _run(module, batch, paths)
+    plain = forward(module, batch, paths)
     before, added = torch.stack(plain.before).double(), plain.added
-    size, length = before.norm(dim=-1), added.norm(dim=-1)
-    n_layers = len(paths)
-    figures = torch.zeros(n_layers, 3 + n_layers, *size.shape[1:], dtype=torch.float64)
-    figures[:, 0] = length / size
-    figures[:, 1] = (before * added).sum(-1) / (size * length)
+    length, n_layers = added.norm(dim=-1), len(paths)
+    figures = torch.zeros(n_layers, FIGURES + n_layers, *length.shape[1:], dtype=torch.float64)
+    figures[:, :2] = size_and_cosine(before, added).movedim(0, 1)
     for s, path in enumerate(paths):
         with editing(module, _Put(plain.before[s]), Site(path)):
-            skipped = _run(module, batch, paths)
+            skipped = forward(module, batch, paths)
         change = (skipped.added[s + 1 :] - added[s + 1 :]).norm(dim=-1) / length[s + 1 :]
-        figures[s + 1 :, 3 + s] = change
-        if plain.answer is not None and skipped.answer is not None:
-            figures[s, 2] = (skipped.answer - plain.answer).norm(dim=-1).reshape(size.shape[1:])
+        figures[s + 1 :, FIGURES + s] = change
+        figures[s, 2:FIGURES] = answer_changes(plain, skipped.log_p)
     if figures.ndim == 3:  # one row for each example
         figures = figures[..., None]
     kept = _kept(batch, figures, leave_out)
+    by_part = {} if parts is None else _of_parts(module, batch, paths, plain, kept, parts)
     return [
-        _Text(int(mask.sum()), own.sum(-1), own.amax(-1))
+        _Text(
+            int(mask.sum()),
+            own.sum(-1),
+            own.amax(-1),
+            {name: f[:, i][:, mask].sum(-1) for name, f in by_part.items()},
+        )
         for i, mask in enumerate(kept)
         if bool(mask.any())
         for own in (figures[:, :, i][..., mask],)
     ]
+
+
+def _of_parts(
+    module: nn.Module,
+    batch: InputBatch,
+    paths: list[str],
+    plain: Forward,
+    kept: Bool[Tensor, "example pos"],
+    parts: dict[str, Sublayers],
+) -> dict[str, Float[Tensor, "figure example pos"]]:
+    """Return the figures of sublayers, found with the first batch and checked with each."""
+    if not parts and bool(kept.any()):
+        parts |= {path: sublayers_of(module, batch, path, kept) for path in paths}
+    names = [name for one in parts.values() for name in one.names]
+    sites = [*map(Site, names), *(Site(p, port=port) for p in parts for port in ("in", "out"))]
+    seen = {s: x.cpu() for s, x in watch(module, batch, sites).tensors.items()}
+    figures = dict[str, Tensor]()
+    for path in parts:
+        before, after = seen[str(Site(path, port="in"))], seen[str(Site(path))]
+        names = parts[path].names
+        added = {n: seen[k].reshape(before.shape) for n in names if (k := str(Site(n))) in seen}
+        rows = [x.reshape(*kept.shape, -1)[kept] for x in (after, before, *added.values())]
+        if len(added) < len(names) or (names and not is_sum(*rows)):
+            parts[path] = Sublayers(why=f"{path} is no such sum for every batch")
+            continue
+        stream = before.double()
+        for name, x in added.items():
+            with editing(module, Replace(torch.zeros(1)), Site(name)):
+                log_p = log_probabilities(watch(module, batch, []).output)
+            own = torch.cat([size_and_cosine(stream, x.double()), answer_changes(plain, log_p)])
+            figures[name] = own.reshape(FIGURES, *kept.shape)
+            stream = stream + x.double()
+    return figures
 
 
 def _kept(
@@ -223,19 +354,3 @@ def _kept(
         kept = batch.mask.bool().clone()
     kept[:, :leave_out] = False
     return kept
-
-
-def _run(module: nn.Module, batch: InputBatch, paths: list[str]) -> _Forward:
-    """Return the inputs and outputs of every block, and the probabilities of the answer."""
-    sites = [Site(path, port=port) for path in paths for port in ("in", "out")]
-    seen = watch(module, batch, sites)
-    states = [seen.tensors[str(site)].cpu() for site in sites]
-    before, after = states[::2], states[1::2]
-    for path, a, b in zip(paths, before, after, strict=True):
-        if a.shape != b.shape or a.shape != before[0].shape:
-            raise InputError(
-                "depth_use: expected blocks that keep the shape of one stream, got "
-                f"{tuple(a.shape)} in and {tuple(b.shape)} out at {path}."
-            )
-    logits = find_logits(seen.output)
-    return _Forward(before, after, None if logits is None else logits.double().softmax(-1).cpu())

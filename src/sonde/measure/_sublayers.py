@@ -1,0 +1,125 @@
+"""What the modules inside a block add to the stream that passes through it, one after the other.
+
+A pre-norm transformer block hands on its input plus what its attention and its MLP return. Which
+modules these are is read off one forward, by values and not by names: a sublayer returns what is
+missing between the stream and what a later module reads, or what leaves the block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations, permutations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sonde.core.inputs import InputBatch
+from sonde.core.site import Site
+from sonde.tap.hooks.names import Names
+from sonde.tap.model.watch import watch
+
+
+@dataclass(frozen=True)
+class Sublayers:
+    """Modules whose outputs a block adds to its input, in order; or why there are none.
+
+    Parameters
+    ----------
+    names : tuple of str
+    why : str
+        Why the block is no such sum, in words; empty where it is.
+    """
+
+    names: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Event:
+    """What went into a module or came out of it."""
+
+    name: str
+    port: str
+    rows: Float[Tensor, "row dim"]
+
+
+def sublayers_of(
+    module: nn.Module, batch: InputBatch, path: str, kept: Bool[Tensor, "example pos"]
+) -> Sublayers:
+    """Return the sublayers of the block ``path``, found on the tokens of one batch that count."""
+    block, events = _events(module, batch, path, kept)
+    if len(block) < 2:
+        return Sublayers(why=f"{path} changes the shape of the stream")
+    stream, out, found = block["in"], block["out"], list[str]()
+    modules = Names(module).modules
+    made = [(i, e) for i, e in enumerate(events) if e.port == "out"]
+    made.sort(key=lambda one: _rank(one[1].name, modules[one[1].name]))
+    at = -1
+    while True:
+        later = [(i, e) for i, e in made if i > at]
+        read = next((one for one in later if _is_read(events[one[0] :], stream, one[1])), None)
+        last = next((e for _, e in later if is_sum(out, stream, e.rows)), None)
+        if read is None and last is None:
+            return Sublayers(why=_reason(module, path, block, [e for _, e in made]))
+        if read is None and last is not None:
+            return Sublayers((*found, last.name))
+        assert read is not None
+        at, event = read
+        found.append(event.name)
+        stream = stream + event.rows
+
+
+def is_sum(total: Tensor, *terms: Tensor) -> bool:
+    """Return whether a tensor is the sum of others in this order, to the last bit.
+
+    Nothing less will do: in bfloat16 what a norm makes of a small stream is within a few roundings
+    of the sum of both.
+    """
+    return torch.equal(total, reduce(torch.add, terms).to(total.dtype))
+
+
+def _rank(name: str, module: nn.Module) -> tuple[bool, int]:
+    """Return what sorts an attention before its last linear layer, and a dropout behind both."""
+    return not any(True for _ in module.parameters()), name.count(".")
+
+
+def _is_read(later: Sequence[_Event], stream: Tensor, added: _Event) -> bool:
+    return any(e.port == "in" and is_sum(e.rows, stream, added.rows) for e in later)
+
+
+def _events(
+    module: nn.Module, batch: InputBatch, path: str, kept: Bool[Tensor, "example pos"]
+) -> tuple[dict[str, Tensor], list[_Event]]:
+    """Return input and output of a block, and those inside it in the order of execution.
+
+    What modules return that run several times is left out: none of them is one sublayer.
+    """
+    inside = [n for n, _ in Names(module).primary() if n == path or n.startswith(f"{path}.")]
+    sites = [Site(n, port=port) for n in inside for port in ("in", "out")]
+    again = [Site(n, call=1) for n in inside]
+    seen = watch(module, batch, [*sites, *again]).tensors
+    shape = seen[str(Site(path))].shape
+    repeated = {site.path for site in again if seen.pop(str(site), None) is not None}
+    at = {str(site): site for site in sites}
+    events = [
+        _Event(at[text].path, at[text].port, x.cpu().reshape(*kept.shape, -1)[kept])
+        for text, x in seen.items()
+        if x.numel() == shape.numel() and x.shape[-1] == shape[-1]
+        if at[text].port == "in" or at[text].path not in repeated
+    ]
+    block = {e.port: e.rows for e in events if e.name == path}
+    return block, [e for e in events if e.name != path]
+
+
+def _reason(module: nn.Module, path: str, block: dict[str, Tensor], made: Sequence[_Event]) -> str:
+    """Return why the output of a block is not its input plus one sublayer after the other."""
+    same = [e.name for e in made if torch.equal(e.rows, block["out"])]
+    if same:
+        kind = type(Names(module).modules[same[-1]]).__name__
+        return f"{path} ends in {same[-1]} ({kind}), as a post-norm block does"
+    for a, b in combinations(made, 2):
+        orders = permutations((block["in"], a.rows, b.rows))
+        if any(is_sum(block["out"], *terms) for terms in orders):
+            return f"{path} is parallel: no module reads its input plus {a.name} or plus {b.name}"
+    return f"{path} is no sum of its input and of what modules in it return"
