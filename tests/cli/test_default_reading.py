@@ -52,6 +52,19 @@ def test_react_reads_what_the_classifier_takes_in(run, tmp_path):
     assert [row["score"] for row in found] == pytest.approx(want.tolist(), rel=1e-2)
 
 
+def test_the_gradient_that_a_measure_asks_for_is_read(run, tmp_path):
+    probe = tmp_path / "probe.sonde"
+    word = "gradient_signal_to_noise"
+    ran = run("fit", word, *DIGITS, "--sites", "classifier", "-o", probe, "--json")
+    assert ran.code == 0, ran.err
+    (row,) = ran.json()["results"]
+    stream = sonde.read("sonde:digits", DIGITS[1], limit=60, sites="classifier", objective="nll")
+    grad = torch.cat([batch.grad["classifier:out"] for batch in stream]).double()
+    assert row["value"] == pytest.approx(float(grad.mean(0).norm() / grad.var(0).sum().sqrt()))
+    line = run("fit", word, *DIGITS, "--objective", "max_logit", "-o", probe).error()
+    assert "expects a stream that was read with objective='nll', got 'max_logit'" in line
+
+
 def test_methods_that_want_other_readings_are_fitted_together(run, tmp_path):
     probe = tmp_path / "probe.sonde"
     ran = run("fit", "vim,mahalanobis,padim", *DIGITS, "-o", probe, "--json")

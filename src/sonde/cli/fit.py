@@ -125,15 +125,17 @@ class Fit:
 
         split: dict[str, Any] = {} if self.model == ARRAYS or data is None else {"split": "train"}
         wants_logits = self.model != ARRAYS and data is not None and need(instruments, "logits")
+        options = reading_of(
+            instruments if self.model != ARRAYS else [],
+            self.reading.site_options(),
+            stored=data is None,
+        )
+        objective = options.pop("objective", "kl_uniform" if need(instruments, "grad") else None)
         return read(
             model,
             data,
-            objective=self.objective or ("kl_uniform" if need(instruments, "grad") else None),
-            **reading_of(
-                instruments if self.model != ARRAYS else [],
-                self.reading.site_options(),
-                stored=data is None,
-            ),
+            objective=self.objective or objective,
+            **options,
             **({"logits": True} if wants_logits else {}) | self.reading.data_options(),
             **split,
         )

@@ -25,6 +25,10 @@ from sonde.measure.emergence import emergence
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
 from sonde.measure.fair_accuracy_limit import fair_accuracy_limit
 from sonde.measure.feature_complexity import FeatureComplexity, feature_complexity
+from sonde.measure.gradient_signal_to_noise import (
+    GradientSignalToNoise,
+    gradient_signal_to_noise,
+)
 from sonde.measure.gride import Gride, gride
 from sonde.measure.grokking_stages import GrokkingStages, grokking_stages
 from sonde.measure.gulp import GULP, gulp
@@ -93,6 +97,7 @@ __all__ = [
     "EffectiveRank",
     "EntropyRank",
     "FeatureComplexity",
+    "GradientSignalToNoise",
     "Gride",
     "GrokkingStages",
     "InfoMEC",
@@ -151,6 +156,7 @@ __all__ = [
     "entropy_rank",
     "fair_accuracy_limit",
     "feature_complexity",
+    "gradient_signal_to_noise",
     "gride",
     "grokking_stages",
     "gulp",
