@@ -61,6 +61,8 @@ def test_the_gradient_that_a_measure_asks_for_is_read(run, tmp_path):
     stream = sonde.read("sonde:digits", DIGITS[1], limit=60, sites="classifier", objective="nll")
     grad = torch.cat([batch.grad["classifier:out"] for batch in stream]).double()
     assert row["value"] == pytest.approx(float(grad.mean(0).norm() / grad.var(0).sum().sqrt()))
+    line = run("fit", word, *DIGITS, "--sites", "classifier:grad", "-o", probe).error()
+    assert "name sites without the port grad" in line
     line = run("fit", word, *DIGITS, "--objective", "max_logit", "-o", probe).error()
     assert "expects a stream that was read with objective='nll', got 'max_logit'" in line
 

@@ -111,13 +111,22 @@ def test_over_the_steps_of_a_training(tmp_path):
     assert curve[1] < curve[0]  # gradients of a fitted net cancel
 
 
+def lengths(output, batch):
+    """Return the sum of squared outputs."""
+    return output.square().sum()
+
+
 def test_gradients_of_another_objective_are_refused():
     net = models.mlp()
     stream = read(Model(net), list(torch.randn(6, 8)), sites="0", objective="kl_uniform")
     with pytest.raises(InputError, match="objective='nll', got 'kl_uniform'"):
         fit(GradientSignalToNoise(), stream, progress=False)
-    taken = fit(GradientSignalToNoise(objective=None), stream, progress=False)
-    assert float(taken.result("gradient_signal_to_noise", "0:out")) > 0
+    own = read(Model(net), list(torch.randn(6, 8)), sites="4", objective=lengths)
+    taken = fit(GradientSignalToNoise(objective=None), own, progress=False)
+    with torch.no_grad():
+        rows = torch.cat([2 * batch.rows["4:out"].double() for batch in own])
+    want = rows.mean(0).norm() / rows.var(0).sum().sqrt()
+    assert float(taken.result("gradient_signal_to_noise", "4:out")) == pytest.approx(float(want))
 
 
 def test_gradients_that_are_all_alike_have_no_noise():

@@ -64,7 +64,7 @@ COLUMNS: dict[str, Column] = {
         "gradient of the stream's objective at the site",
         "float",
         "row dim",
-        missing="pass objective= to sonde.read",
+        missing="pass objective= to sonde.read, and name sites without the port grad",
     ),
     "label": Column("class of the row's example; -1 = none", "int", default=-1),
     "first_error": Column(
