@@ -192,6 +192,24 @@ def test_a_block_that_is_no_sum_in_a_later_batch_is_whole():
     assert "0 is no such sum for every batch" in found.conventions["whole blocks"]
 
 
+class Shared(nn.Module):
+    """One module in front of the sum and in it: without it there is no stream either."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        x = self.same(x)
+        return x + self.same(x.cos())
+
+
+def test_a_module_that_runs_twice_is_no_sublayer():
+    found = used(nn.Sequential(Shared(), Shared()), torch.randn(3, 4), sublayers=True)
+    assert present(found.sublayers).names == ()
+    assert found.flags == ("whole_blocks",)
+
+
 def test_sublayers_in_half_precision():
     llama = models.llama().bfloat16()
     rows = [{"input_ids": torch.arange(3, n)} for n in (5, 12)]
