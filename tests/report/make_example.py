@@ -414,6 +414,12 @@ def example() -> dict[str, Any]:
         "schema": "sonde-scan/1", "verdict": verdict | {"ignored": 1}, "answers": answers(), "findings": found, "checks": states,
         "sites": sites(rng), "similarity": similarity(rng), "units": units(rng), "labels": labels(),
         "prediction": prediction(), "versus": versus(rng), "rows": rows(rng),
+        "measures": [
+            {"method": "two_nn", "site": site, "value": 5.0 + i, "se": 0.2, "n": 899, "unit": "",
+             "n_values": 1, "direction": "higher", "flags": []}
+            for i, site in enumerate(SITES)
+        ],
+        "not_measured": [{"method": "v_information", "reason": "it needs labels"}],
         "limits": [
             "Only this data was seen: another data set may show other things.",
             "Only the listed sites were read.",

@@ -1,25 +1,20 @@
 """What ``sonde fit`` says of what it fitted: a line for each method and site, and what to mind."""
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sonde.cli._table import legend, table
 from sonde.core.calibration import needed_scores
-from sonde.core.errors import CalibrationError, SondeError
-from sonde.core.result import Result, Scorer
+from sonde.core.errors import SondeError
 from sonde.core.wording import plural
 from sonde.findings.step import flags_of
+from sonde.run.bundles.fitted_rows import ALPHA
 from sonde.run.instruments.catalogue import methods
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.recipe import OPTIONS
-from sonde.stats import CalibratedScorer
 
-ALPHA = 0.05
 HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit", *OPTIONS)
 CLASSES = "classes of the labels, each with a mean of its own"
 HELD = "usual rows that were kept apart: their scores calibrate the detector"
@@ -38,34 +33,6 @@ def alarm(alpha: float) -> tuple[str, str]:
     )
 
 
-def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
-    """Return a line for each result as JSON values.
-
-    ``value`` and ``se`` are those of a measure with one number (``n_values`` counts more);
-    ``n_held`` and ``threshold`` those of a detector that was calibrated: alarms at a false-alarm
-    rate of 5 % are scores above it, None where too few rows were held out.
-    """
-    return [
-        {
-            "method": method,
-            "site": site,
-            "value": _number(result.value),
-            "se": _number(result.se),
-            "n_values": result.value.numel() if isinstance(result.value, Tensor) else 1,
-            "unit": result.unit,
-            "direction": result.direction,
-            "at": _places(result),
-            "n": result.n,
-            "n_classes": _n_classes(result),
-            "positive": result.conventions.get("positive"),
-            "flags": list(result.flags),
-            "detector": isinstance(result, Scorer),
-            **_calibration(result),
-        }
-        for (method, site), result in results.items()
-    ]
-
-
 def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return a table of the detectors and one of the measures, each with what its words mean."""
     detectors = [row for row in rows if row["detector"]]
@@ -81,15 +48,18 @@ def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
         meanings |= {"held out": HELD, title: meaning} if is_calibrated else {}
         parts.append(legend(meanings))
     if measures:
-        shown = [
-            name for name in ("at", "se") if any(row[name] not in (None, []) for row in measures)
-        ]
-        titles = ("measure", "site", "rows", "value", *shown)
-        parts.append(table(titles, [_measure_cells(row, shown) for row in measures]))
-        meanings = {row["method"]: _measure_meaning(row) for row in measures}
-        meanings |= {name: {"at": AT, "se": SE}[name] for name in shown}
-        meanings |= {"values": SEVERAL} if any(row["n_values"] != 1 for row in measures) else {}
-        parts.append(legend(meanings))
+        parts.append(measures_text(measures))
+    return "\n\n".join(filter(None, parts))
+
+
+def measures_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of measures, with what its words mean."""
+    shown = [name for name in ("at", "se") if any(row[name] not in (None, []) for row in rows)]
+    titles = ("measure", "site", "rows", "value", *shown)
+    meanings = {row["method"]: _measure_meaning(row) for row in rows}
+    meanings |= {name: {"at": AT, "se": SE}[name] for name in shown}
+    meanings |= {"values": SEVERAL} if any(row["n_values"] != 1 for row in rows) else {}
+    parts = [table(titles, [_measure_cells(row, shown) for row in rows]), legend(meanings)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -173,15 +143,6 @@ def _measure_cells(row: dict[str, Any], shown: Sequence[str]) -> tuple[str, ...]
     return row["method"], place, f"{row['n']:,}", value, *(further[name] for name in shown)
 
 
-def _places(result: Result) -> list[dict[str, Any]]:
-    """Return what the table of a measure says beside its numbers, e.g. unit and position."""
-    if isinstance(result, Scorer) or (isinstance(result.value, Tensor) and result.value.ndim):
-        return []
-    found = result.table()
-    names = [name for name in found.column_names if name not in ("value", "se", "null")]
-    return found.select(names).to_pylist() if names else []
-
-
 def _listed(places: Sequence[dict[str, Any]]) -> str:
     words = [", ".join(f"{name} {value}" for name, value in p.items()) for p in places]
     more = len(words) - MOST_PLACES
@@ -195,29 +156,6 @@ def _measure_meaning(row: dict[str, Any]) -> str:
     parts += [f"in {row['unit']}"] if row["unit"] else []
     parts += [f"{row['direction']} = more"] if row["direction"] != "none" else []
     return "; ".join(parts)
-
-
-def _n_classes(result: Result) -> int | None:
-    """Return the classes of a detector that keeps one mean each; 0 where no row had a label."""
-    scorer = result.scorer if isinstance(result, CalibratedScorer) else result
-    labels = getattr(scorer, "labels", None)
-    return int((labels >= 0).sum()) if isinstance(labels, Tensor) else None
-
-
-def _calibration(result: Result) -> dict[str, Any]:
-    if not isinstance(result, CalibratedScorer):
-        return {"n_held": None, "threshold": None}
-    try:
-        threshold: float | None = result.calibration.threshold(ALPHA)
-    except CalibrationError:
-        threshold = None
-    return {"n_held": result.calibration.n, "threshold": _number(threshold)}
-
-
-def _number(value: float | Tensor | None) -> float | None:
-    if value is None or (isinstance(value, Tensor) and value.numel() != 1):
-        return None
-    return float(value) if math.isfinite(float(value)) else None
 
 
 def _short(value: float | None) -> str:

@@ -68,8 +68,9 @@ class Fit:
     def run(self) -> int:
         """Fit, save, and print what was fitted."""
         from sonde.cli._dictionaries import dictionary_healths, health_texts
-        from sonde.cli._fitted import fitted_rows, fitted_text, in_place_of, remarks
+        from sonde.cli._fitted import fitted_text, in_place_of, remarks
         from sonde.cli._flags import flag_texts, flags_of
+        from sonde.run.bundles.fitted_rows import fitted_rows
         from sonde.run.fitting.fit import fit
         from sonde.run.instruments.words import parse_methods
         from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory

@@ -3,6 +3,7 @@
 import ast
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,7 +64,12 @@ class Scan:
     stochastic: Annotated[bool, tyro.conf.arg(help="the model draws random numbers by design")] = (
         False
     )
-    deep: Annotated[bool, tyro.conf.arg(help="also what takes gradients or more forwards")] = False
+    deep: Annotated[
+        bool, tyro.conf.arg(help="also what takes gradients or more forwards, and more measures")
+    ] = False
+    measures: Annotated[
+        str | None, named("METHODS", "measure at every site too: two_nn,uniformity(t=1)")
+    ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate against OTHER")] = 0.01
     detectors: Annotated[
         str | None, named("METHODS", "what scores OTHER: mahalanobis,knn(k=5),msp")
@@ -128,7 +134,7 @@ class Scan:
         self._write_lists(scanned)
         for stream in filter(None, (scanned.stream, scanned.other_stream)):
             say_notes(stream, self.printing.quiet or self.printing.json)
-        self._print(report)
+        self._print(report, scanned.measured)
         if report["partial"] is not None:
             note(_stopped(report["partial"], directory))
             raise Failed(130)
@@ -211,6 +217,7 @@ class Scan:
             progress=not self.printing.quiet,
             stochastic=self.stochastic,
             deep=self.deep,
+            measures=() if self.measures is None else (self.measures,),
             alpha=self.alpha,
             detectors=self._detectors(),
             only=self.only,
@@ -238,8 +245,11 @@ class Scan:
             )
         return tuple(methods)
 
-    def _print(self, report: dict[str, Any]) -> None:
+    def _print(self, report: dict[str, Any], measured: Mapping[tuple[str, str], Any]) -> None:
+        from sonde.cli._fitted import measures_text
+        from sonde.cli._flags import flag_texts, flags_of
         from sonde.report import to_text
+        from sonde.run.bundles.fitted_rows import fitted_rows
 
         if self.printing.json:
             say_json(report)
@@ -254,6 +264,11 @@ class Scan:
                 quiet=self.printing.quiet,
             )
         )
+        if measured and not self.printing.quiet:
+            rows = [row | {"at": []} for row in fitted_rows(measured)]
+            say(f"\n{measures_text(rows)}")
+            for text in flag_texts(flags_of(measured)):
+                note(f"note: {text}.")
         if self.output is not None:
             note(f"wrote {self.output} ({gib(self.output.stat().st_size)})")
 

@@ -20,11 +20,13 @@ from sonde.findings.rows import NAMED, rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
 from sonde.findings.versus import versus_section
+from sonde.run.bundles.fitted_rows import fitted_rows
 from sonde.run.reading.row_places import Place, places_of
 from sonde.run.scoring.exhibit import hashed_id
 
 SCHEMA = "sonde-scan/1"
 ID_KEYS = ("id", "id2", "ids", "rows")
+MEASURED = ("method", "site", "value", "se", "n", "unit", "n_values", "direction", "flags")
 MOST_UNITS = 20
 
 
@@ -60,6 +62,8 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "units": _units(evidence, findings),
         "labels": labels_section(evidence),
         "prediction": prediction_section(evidence),
+        "measures": [{k: line[k] for k in MEASURED} for line in fitted_rows(scanned.measured)],
+        "not_measured": [{"method": m, "reason": r} for m, r in scanned.not_measured.items()],
         "versus": _versus(evidence),
         "rows": _rows(scanned),
         "left_out": [entry.json() for entry in scanned.stream.left_out],

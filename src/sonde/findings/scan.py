@@ -4,13 +4,14 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from sonde.core.errors import InputError
 from sonde.core.plan import Plan, Split, groups_are_whole
+from sonde.core.result import Result
 from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
@@ -21,6 +22,7 @@ from sonde.findings.facts import data_evidence
 from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.lens import LensEvidence, lens_evidence
+from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
 from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
@@ -40,6 +42,7 @@ _log = logging.getLogger("sonde")
 
 HALF = 0.5
 COUNTS_WITHHELD = "SND009"
+Results = Mapping[tuple[str, str], Result]
 STOPPED = "stopped by Ctrl-C before it was looked at"
 OTHER_AWAITED = "stopped by Ctrl-C before OTHER was read"
 NO_FINITE_ROW = "no site has a row without NaN or infinity"
@@ -70,6 +73,10 @@ class Scanned:
     wall_seconds: float = 0.0
     partial: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+    measured: Mapping[tuple[str, str], Result] = field(
+        default_factory=dict[tuple[str, str], Result]
+    )
+    not_measured: Mapping[str, str] = field(default_factory=dict[str, str])
     again: Again | None = None
 
 
@@ -111,19 +118,24 @@ def scan_stream(
     detectors = chosen_detectors(stream, settings.detectors) if other is not None else {}
     tasks = list(detectors.values())
     say_cost(stream, tasks, shown=settings.progress, deep=settings.deep)
+    asked = chosen_measures(stream, settings, split, data.has_labels)
     model = _model(stream, data.seed, settings.deep)
     second = None
     with held(settings.directory):
         with _listening(model, settings):
-            gathered, stop = _gathered(stream, data, settings, split, tasks)
+            gathered, stop = _gathered(stream, data, settings, split, tasks, asked)
         if gathered is None:
             assert stop is not None
             raise stop
         evidence = _evidence(gathered, stream, data, settings, model, stop is None)
+        results: Results = {}
+        if stop is None:
+            outcome, plan = gathered.outcome, gathered.plan
+            results = measured(stream, asked, outcome.states, outcome.counters, plan, settings)
         if other is not None and other_data is not None and stop is None:
             elsewhere = settings.directory / "other" if settings.directory is not None else None
             aside = replace(settings, directory=elsewhere)
-            second, stop = _gathered(other, other_data, aside, None, [])
+            second, stop = _gathered(other, other_data, aside, None, [], ScanMeasures())
     n_units = gathered.plan.n_units
     if other is not None and other_data is not None:
         n_units += len(other.units(settings.unit_size)) - 1
@@ -143,6 +155,8 @@ def scan_stream(
         other_stream=other,
         wall_seconds=time.monotonic() - began,
         partial=None if is_whole else (n_done, n_units),
+        measured=results,
+        not_measured=asked.left_out,
     )
 
 
@@ -214,9 +228,11 @@ def gather(
     settings: ScanSettings,
     split: Split | None,
     tasks: list[Task],
+    measures: ScanMeasures,
 ) -> Gathered:
     """Run the one pass of a scan."""
-    statistics, wanted, plan = _plan(stream, data, settings, split, tasks)
+    statistics, wanted, plan = _plan(stream, data, settings, split, tasks, measures)
+    say_measures(stream, measures, plan, settings.progress)
     needed = estimate(wanted, stream, plan, settings.crew.workers_here)
     check_memory(needed, settings.memory, settings.progress)
     began = time.monotonic()
@@ -240,11 +256,13 @@ def _plan(
     settings: ScanSettings,
     split: Split | None,
     tasks: list[Task],
+    measures: ScanMeasures,
 ) -> tuple[ScanStatistics, dict[str, Request], Plan]:
     bounds = stream.units(settings.unit_size)
     whole = not stream.grouped or groups_are_whole(stream.group_keys, bounds)
     statistics = scan_statistics(stream, _columns(stream), data.has_labels, split, whole)
-    wanted = dict(sorted({**statistics.requests(), **requests(tasks, split)}.items()))
+    wanted = {**statistics.requests(), **requests(tasks, split), **measures.requests(split)}
+    wanted = dict(sorted(wanted.items()))
     threads = settings.crew.threads(settings.threads)
     plan = make_plan(stream, wanted, split, settings.unit_size, threads)
     return statistics, wanted, plan
@@ -256,14 +274,15 @@ def _gathered(
     settings: ScanSettings,
     split: Split | None,
     tasks: list[Task],
+    measures: ScanMeasures,
 ) -> tuple[Gathered | None, Interrupted | None]:
     """Return what a pass gave; after Ctrl-C what it had committed, None where that is nothing."""
     try:
-        return gather(stream, data, settings, split, tasks), None
+        return gather(stream, data, settings, split, tasks, measures), None
     except Interrupted as stop:
         if stop.partial.done == 0:
             return None, stop
-        statistics, _, plan = _plan(stream, data, settings, split, tasks)
+        statistics, _, plan = _plan(stream, data, settings, split, tasks, measures)
         return Gathered(statistics, stop.partial, plan, 0.0), stop
 
 

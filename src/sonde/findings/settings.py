@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sonde.core.instrument import Detector
+from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE
 from sonde.findings.catalogue import check_code, rules
 from sonde.findings.rule import Rule
@@ -39,7 +39,9 @@ class ScanSettings:
     stochastic : bool, default=False
         The model draws random numbers by design.
     deep : bool, default=False
-        Also what takes a gradient or more forwards.
+        Also what takes a gradient or more forwards, and the measures of ``measures.DEEP``.
+    measures : tuple of Instrument or str, default=()
+        What is measured at every site beside the checks; words as in ``sonde.fit``.
     alpha : float, default=0.01
         False-alarm rate of the detectors against OTHER.
     detectors : tuple of Detector, default=()
@@ -69,6 +71,7 @@ class ScanSettings:
     error_bars: bool = True
     stochastic: bool = False
     deep: bool = False
+    measures: tuple[Instrument | str, ...] = ()
     alpha: float = 0.01
     detectors: tuple[Detector, ...] = ()
     only: tuple[str, ...] = ()

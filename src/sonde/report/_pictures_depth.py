@@ -44,6 +44,33 @@ def depth_pictures(report: dict[str, Any]) -> list[Picture]:
     return pictures
 
 
+def measure_pictures(report: dict[str, Any]) -> list[Picture]:
+    """Return a panel for each measure that was asked for and has a number at two sites or more."""
+    pictures, order = [], [row["site"] for row in report["sites"]]
+    lines = [line for line in report.get("measures") or () if line["value"] is not None]
+    for method in dict.fromkeys(line["method"] for line in lines):
+        mine = [line for line in lines if line["method"] == method and line["site"] in order]
+        if len(mine) < 2:
+            continue
+        axis = Axis.of_layers([line["site"] for line in mine], report)
+        panel = Panel(method, mine[0]["unit"], False, ())
+        rows = [line | {"n_rows": line["n"]} for line in mine if line["site"] in axis.names]
+        points = [_point(row, row, panel, axis, 0.0, {}) for row in rows]
+        least, most = (pick(points, key=lambda p: p["value"]) for pick in (min, max))
+        said = [
+            f"{quantity(p['value'], panel.unit)} at {axis.say(p['site'])}" for p in (least, most)
+        ]
+        pictures.append(_drawn(panel, f"{method}: {said[0]} to {said[1]}", points, axis))
+    return pictures
+
+
+def _drawn(panel: Panel, message: str, points: Rows, axis: Axis) -> Picture:
+    def draw(width: int) -> Chart:
+        return _chart(panel, message, points, axis, [])
+
+    return Picture(f"measure-{panel.name}", message, draw)
+
+
 def depth_numbers(report: dict[str, Any]) -> Numbers:
     """Return every figure of every drawn site."""
     kept = set(Axis.of_layers([row["site"] for row in report["sites"]], report).sites)

@@ -8,7 +8,7 @@ from sonde.report._pictures_answers import (
     labels_picture,
     prediction_picture,
 )
-from sonde.report._pictures_depth import depth_pictures
+from sonde.report._pictures_depth import depth_pictures, measure_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
 from sonde.report._pictures_versus import (
@@ -33,6 +33,7 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
         units_picture(report.get("units") or []),
         labels_picture(report) if parts["labels"] else None,
         prediction_picture(parts["prediction"]) if parts["prediction"] else None,
+        *measure_pictures(report),
         detectors_picture(report) if parts["versus"] else None,
         shift_picture(report) if parts["versus"] else None,
         scores_picture(report) if parts["versus"] else None,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sonde.core.result import FLAGS
 from sonde.report._format import plural, share, shown
 from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import absent, figure, section, tabled
@@ -11,7 +12,7 @@ from sonde.report._pictures_answers import (
     labels_picture,
     prediction_picture,
 )
-from sonde.report._pictures_depth import depth_numbers, depth_pictures
+from sonde.report._pictures_depth import depth_numbers, depth_pictures, measure_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
 from sonde.report._select import MAX_SITES
@@ -116,6 +117,26 @@ def _without_labels(report: dict[str, Any]) -> str:
     reasons = [check["reason"] for check in report["checks"] if check["code"] == "SND036"]
     said = "".join(f": {reason}" for reason in reasons if reason)
     return f"Labels were given, but nothing could be read off{said}."
+
+
+def measures_section(report: dict[str, Any], names: Names) -> Markup | None:
+    """Return what --measures and --deep computed; None where nothing was asked for."""
+    lines, missing = report.get("measures") or [], report.get("not_measured") or []
+    if not lines and not missing:
+        return None
+    parts: list[Markup | None] = [figure(made, names) for made in measure_pictures(report)]
+    if lines:
+        columns = ("measure", "site", "value", "se", "rows", "unit", "flags")
+        rows = tuple(
+            (*(line[k] for k in ("method", "site", "value", "se", "n", "unit")),
+             "; ".join(FLAGS.get(flag, flag) for flag in line["flags"]))
+            for line in lines
+        )  # fmt: skip
+        parts.append(tabled(Numbers(columns, rows, "measures"), names, "All values"))
+    if missing:
+        said = [f"{shown(one['method'], 60)}: {shown(one['reason'], 200)}" for one in missing]
+        parts.append(el("p", f"Left out: {'; '.join(said)}.", cls="reading"))
+    return section("measures", "Measures", *parts)
 
 
 def prediction_section(report: dict[str, Any], names: Names) -> Markup:

@@ -18,6 +18,7 @@ from sonde.report._section_pictures import (
     answers_section,
     depth_section,
     labels_section,
+    measures_section,
     prediction_section,
     similarity_section,
     units_section,
@@ -39,6 +40,7 @@ SECTIONS: Final = {
     "labels": "Labels",
     "prediction": "Prediction by depth",
     "rows": "Rows",
+    "measures": "Measures",
     "checks": "All checks",
     "limits": "What this scan cannot see",
     "provenance": "Provenance",
@@ -65,6 +67,7 @@ def to_html(report: dict[str, Any]) -> str:
     parts = join(
         findings_section(report),
         *_folded(report, [part for part in measured if not is_absent(part)]),
+        *filter(None, [measures_section(report, names)]),
         checks_section(report, names),
         limits_section(report, [part for part in measured if is_absent(part)]),
         provenance_section(report, names),

@@ -1,0 +1,168 @@
+"""The measures that a scan computes beside its checks: asked for, or those of a deep scan."""
+
+import sys
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from sonde.core.errors import InputError, SondeError, SondeWarning
+from sonde.core.instrument import Detector, Instrument
+from sonde.core.plan import Plan, Split
+from sonde.core.result import Result
+from sonde.core.stream import Stream
+from sonde.core.wording import gib, plural
+from sonde.engine.requests import Request, States, Task
+from sonde.findings.settings import ScanSettings
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.header import make_header, unit_entry
+from sonde.run.fitting._classes import check_classes
+from sonde.run.fitting.fit import fit
+from sonde.run.instruments.asked import check_reading, head_sites, need
+from sonde.run.instruments.catalogue import word_of_class
+from sonde.run.instruments.stages import has_stages
+from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
+from sonde.run.instruments.words import instruments_of
+from sonde.run.passes.memory import estimate
+from sonde.tap import LiveStream
+
+DEEP: Final = (
+    "two_nn,mle_dimension,uniformity,coding_rate,unit_entropy,neural_collapse,cluster_indices,"
+    "v_information"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ScanMeasures:
+    """What is measured, and where.
+
+    Parameters
+    ----------
+    tasks : tuple of Task
+        What joins the one pass of the scan.
+    sample : ErrorSample or None
+        Where their error bars come from.
+    later : tuple of Instrument
+        What takes passes of its own.
+    left_out : dict of str to str
+        Why a measure of a deep scan cannot be computed here, by its word.
+    """
+
+    tasks: tuple[Task, ...] = ()
+    sample: ErrorSample | None = None
+    later: tuple[Instrument, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
+
+    def requests(self, split: Split | None) -> dict[str, Request]:
+        """Return the states that the scan's pass gathers for them."""
+        return requests_of(self.tasks, self.sample, split) if self.tasks else {}
+
+
+def chosen_measures(
+    stream: Stream, settings: ScanSettings, split: Split | None, has_labels: bool
+) -> ScanMeasures:
+    """Return the measures that were asked for, and with ``deep`` those of ``DEEP`` that fit.
+
+    Raises
+    ------
+    InputError
+        If one that was asked for by name cannot be computed on these data.
+    """
+    asked = instruments_of(settings.measures)
+    further = [i for i in (instruments_of(DEEP) if settings.deep else ()) if i not in asked]
+    tasks, later, left_out = list[Task](), list[Instrument](), dict[str, str]()
+    for instrument in (*asked, *further):
+        word = word_of_class(type(instrument))
+        try:
+            mine = _tasks(instrument, stream, split, has_labels)
+        except InputError as error:
+            if instrument in asked:
+                raise InputError(f"scan: --measures {word}: {error}") from None
+            left_out[word] = str(error)
+            continue
+        if any(map(_walks_again, mine)):
+            later.append(instrument)
+        else:
+            tasks += mine
+    return ScanMeasures(tuple(tasks), error_sample(tasks, stream, split), tuple(later), left_out)
+
+
+def _tasks(
+    instrument: Instrument, stream: Stream, split: Split | None, has_labels: bool
+) -> list[Task]:
+    """Return where a measure is computed, or raise why it cannot be."""
+    if isinstance(instrument, Detector):
+        raise InputError("it is a detector, no measure. `sonde methods measure` lists these.")
+    if need([instrument], "label") and not has_labels:
+        raise InputError("it needs labels, and the data have none")
+    if need([instrument], "grad"):
+        raise InputError("it takes gradients. Use `sonde fit`, with an objective.")
+    check_reading([instrument], stream)
+    check_classes([instrument], stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SondeWarning)  # places left out are not in the table
+        return assign([instrument], stream.schema, split, heads=head_sites([instrument], stream))
+
+
+def _walks_again(task: Task) -> bool:
+    reads = task.instrument.all_reads().values()
+    return has_stages(task) or any(read.statistic.merging == "none" for read in reads)
+
+
+def say_measures(stream: Stream, found: ScanMeasures, plan: Plan, shown: bool) -> None:
+    """Write to stderr what each measure takes, before anything is read."""
+    if not shown:
+        return
+    words = dict.fromkeys(word_of_class(type(t.instrument)) for t in found.tasks)
+    for word in words:
+        mine = [t for t in found.tasks if word_of_class(type(t.instrument)) == word]
+        size = estimate(requests_of(mine, None, plan.split), stream, plan).state_bytes
+        where = plural(len(mine), "site")
+        sys.stderr.write(f"note: {word}: {where}, {gib(size)} of states, in the scan's pass.\n")
+    for instrument in found.later:
+        word = word_of_class(type(instrument))
+        sys.stderr.write(f"note: {word}: further passes over the data, after the scan's.\n")
+    for word, reason in found.left_out.items():
+        sys.stderr.write(f"note: {word} is left out: {reason}.\n")
+
+
+def measured(
+    stream: Stream,
+    found: ScanMeasures,
+    states: States,
+    counters: dict[str, int],
+    plan: Plan,
+    settings: ScanSettings,
+) -> dict[tuple[str, str], Result]:
+    """Return the result of each measure at each site; those of more passes are fitted here."""
+    results: dict[tuple[str, str], Result] = {}
+    if found.tasks:
+        header = make_header(stream, [unit_entry(plan, stream)], counters, plan.split)
+        results |= _results(Fitted(found.tasks, states, header, plan.split, found.sample), found)
+    if found.later:
+        again = replace(stream, further=()) if isinstance(stream, LiveStream) else stream
+        fitted = fit(
+            found.later,
+            again,
+            calibrate=0,
+            unit_size=settings.unit_size,
+            workers=settings.workers,
+            threads=settings.threads,
+            runner=settings.runner,
+            address=settings.address,
+            directory=None if settings.directory is None else settings.directory / "measures",
+            memory=settings.memory,
+            progress=settings.progress,
+        )
+        results |= _results(fitted, found)
+    return results
+
+
+def _results(fitted: Fitted, found: ScanMeasures) -> dict[tuple[str, str], Result]:
+    """Return what could be computed; the others are left out with their reason."""
+    results: dict[tuple[str, str], Result] = {}
+    for word, site in fitted.names:
+        try:
+            results[word, site] = fitted.result(word, site)
+        except SondeError as error:
+            found.left_out[f"{word} at {site}"] = str(error)
+    return results

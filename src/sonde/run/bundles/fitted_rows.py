@@ -1,0 +1,73 @@
+"""What was fitted, a line for each method and site, as values of JSON."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import Tensor
+
+from sonde.core.errors import CalibrationError
+from sonde.core.result import Result, Scorer
+from sonde.stats import CalibratedScorer
+
+ALPHA: Final = 0.05
+
+
+def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
+    """Return a line for each result as JSON values.
+
+    ``value`` and ``se`` are those of a measure with one number (``n_values`` counts more);
+    ``n_held`` and ``threshold`` those of a detector that was calibrated: alarms at a false-alarm
+    rate of 5 % are scores above it, None where too few rows were held out.
+    """
+    return [
+        {
+            "method": method,
+            "site": site,
+            "value": _number(result.value),
+            "se": _number(result.se),
+            "n_values": result.value.numel() if isinstance(result.value, Tensor) else 1,
+            "unit": result.unit,
+            "direction": result.direction,
+            "at": _places(result),
+            "n": result.n,
+            "n_classes": _n_classes(result),
+            "positive": result.conventions.get("positive"),
+            "flags": list(result.flags),
+            "detector": isinstance(result, Scorer),
+            **_calibration(result),
+        }
+        for (method, site), result in results.items()
+    ]
+
+
+def _places(result: Result) -> list[dict[str, Any]]:
+    """Return what the table of a measure says beside its numbers, e.g. unit and position."""
+    if isinstance(result, Scorer) or (isinstance(result.value, Tensor) and result.value.ndim):
+        return []
+    found = result.table()
+    names = [name for name in found.column_names if name not in ("value", "se", "null")]
+    return found.select(names).to_pylist() if names else []
+
+
+def _n_classes(result: Result) -> int | None:
+    """Return the classes of a detector that keeps one mean each; 0 where no row had a label."""
+    scorer = result.scorer if isinstance(result, CalibratedScorer) else result
+    labels = getattr(scorer, "labels", None)
+    return int((labels >= 0).sum()) if isinstance(labels, Tensor) else None
+
+
+def _calibration(result: Result) -> dict[str, Any]:
+    if not isinstance(result, CalibratedScorer):
+        return {"n_held": None, "threshold": None}
+    try:
+        threshold: float | None = result.calibration.threshold(ALPHA)
+    except CalibrationError:
+        threshold = None
+    return {"n_held": result.calibration.n, "threshold": _number(threshold)}
+
+
+def _number(value: float | Tensor | None) -> float | None:
+    if value is None or (isinstance(value, Tensor) and value.numel() != 1):
+        return None
+    return float(value) if math.isfinite(float(value)) else None
