@@ -6,7 +6,7 @@ from sonde.core.result import FLAGS
 from sonde.report._format import plural, share, shown
 from sonde.report._markup import Markup, Names, el
 from sonde.report._parts import absent, figure, section, tabled
-from sonde.report._picture import Numbers
+from sonde.report._picture import Cell, Numbers
 from sonde.report._pictures_answers import (
     confusion_picture,
     labels_picture,
@@ -127,16 +127,17 @@ def measures_section(report: dict[str, Any], names: Names) -> Markup | None:
     parts: list[Markup | None] = [figure(made, names) for made in measure_pictures(report)]
     if lines:
         columns = ("measure", "site", "value", "se", "rows", "unit", "flags")
-        rows = tuple(
-            (*(line[k] for k in ("method", "site", "value", "se", "n", "unit")),
-             "; ".join(FLAGS.get(flag, flag) for flag in line["flags"]))
-            for line in lines
-        )  # fmt: skip
+        rows = tuple(map(_measured, lines))
         parts.append(tabled(Numbers(columns, rows, "measures"), names, "All values"))
     if missing:
         said = [f"{shown(one['method'], 60)}: {shown(one['reason'], 200)}" for one in missing]
         parts.append(el("p", f"Left out: {'; '.join(said)}.", cls="reading"))
     return section("measures", "Measures", *parts)
+
+
+def _measured(line: dict[str, Any]) -> tuple[Cell, ...]:
+    flags = "; ".join(FLAGS[flag] if flag in FLAGS else str(flag) for flag in line["flags"])
+    return (*(line[k] for k in ("method", "site", "value", "se", "n", "unit")), flags)
 
 
 def prediction_section(report: dict[str, Any], names: Names) -> Markup:
