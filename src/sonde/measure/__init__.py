@@ -35,6 +35,7 @@ from sonde.measure.gulp import GULP, gulp
 from sonde.measure.info_mec import InfoMEC, info_mec
 from sonde.measure.information_imbalance import InformationImbalance, information_imbalance
 from sonde.measure.information_plane import InformationPlane, information_plane
+from sonde.measure.kernel_cka import KernelCKA, kernel_cka
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
 from sonde.measure.minimum_entropy_coupling import minimum_entropy_coupling
@@ -103,6 +104,7 @@ __all__ = [
     "InfoMEC",
     "InformationImbalance",
     "InformationPlane",
+    "KernelCKA",
     "LayerCKA",
     "MLEDimension",
     "MassiveActivations",
@@ -163,6 +165,7 @@ __all__ = [
     "info_mec",
     "information_imbalance",
     "information_plane",
+    "kernel_cka",
     "layer_cka",
     "massive_activations",
     "minimum_entropy_coupling",

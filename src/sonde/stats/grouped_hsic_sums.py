@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
-from sonde.stats.hsic_sums import Terms, merge_referenced, relative
+from sonde.stats.fourier import FourierFeatures
+from sonde.stats.hsic_sums import Terms, merge_referenced, relative, sides
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
     ----------
     terms : {"xy", "xx", "yy"}, default="xy"
         The pair itself, or one of its sides with itself.
+    features_x, features_y : FourierFeatures, optional
+        As of ``HsicSums``.
 
     References
     ----------
@@ -154,6 +157,8 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
     span: ClassVar[Span] = "pair"
     whole_groups: ClassVar[bool] = True
     terms: Terms = "xy"
+    features_x: FourierFeatures | None = None
+    features_y: FourierFeatures | None = None
 
     def observe(
         self,
@@ -162,7 +167,7 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
         group: Int[Tensor, "row"],
     ) -> GroupedHsicSumsState:
         """Return the sums over the groups of a batch of paired rows."""
-        x, y = {"xy": (x, y), "xx": (x, x), "yy": (y, y)}[self.terms]
+        x, y = sides(x, y, self.terms, self.features_x, self.features_y)
         (reference_x, u), (reference_y, v) = relative(x), relative(y)
         _, member = torch.unique(group.to(x.device), return_inverse=True)
         parts = _GroupParts.of(u.double(), v.double(), member)
@@ -184,7 +189,7 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
         group: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
         """Return each group's effect, shared equally by its rows. Groups must be whole."""
-        x, y = {"xy": (x, y), "xx": (x, x), "yy": (y, y)}[self.terms]
+        x, y = sides(x, y, self.terms, self.features_x, self.features_y)
         u, v = (
             x.to(state.reference_x) - state.reference_x,
             y.to(state.reference_y) - state.reference_y,

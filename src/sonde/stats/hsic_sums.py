@@ -125,7 +125,7 @@ class HsicSums(Statistic[HsicSumsState]):
 
     def observe(self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]) -> HsicSumsState:
         """Return the sums of a batch of paired rows, relative to its means."""
-        x, y = self._sides(x, y)
+        x, y = sides(x, y, self.terms, self.features_x, self.features_y)
         reference_x, u = relative(x)
         reference_y, v = relative(y)
         cross = cross_gram(u, v)
@@ -157,7 +157,7 @@ class HsicSums(Statistic[HsicSumsState]):
         y: Float[Tensor, "row dim2"],
     ) -> Float[Tensor, "row"]:
         """Return the gradient times each row's own contribution to the sums."""
-        x, y = self._sides(x, y)
+        x, y = sides(x, y, self.terms, self.features_x, self.features_y)
         u, v = (
             x.to(state.reference_x) - state.reference_x,
             y.to(state.reference_y) - state.reference_y,
@@ -174,12 +174,18 @@ class HsicSums(Statistic[HsicSumsState]):
             + square_u * (v @ gradient.tilt_y)
         )
 
-    def _sides(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = {"xy": (x, y), "xx": (x, x), "yy": (y, y)}[self.terms]
-        return (
-            first if self.features_x is None else self.features_x(first),
-            second if self.features_y is None else self.features_y(second),
+
+def sides(
+    x: Tensor, y: Tensor, terms: Terms, *features: FourierFeatures | None
+) -> tuple[Tensor, Tensor]:
+    """Return the two sides that a statistic compares: rows, or random features of them."""
+    first, second = (
+        rows if of is None else of(rows)
+        for rows, of in zip(
+            {"xy": (x, y), "xx": (x, x), "yy": (y, y)}[terms], features, strict=True
         )
+    )
+    return first, second
 
 
 def relative(x: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "dim"], Float[Tensor, "row dim"]]:
