@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+from sonde.tap.reading.live import LiveStream
+
 
 def test_units_of_a_site_are_written_and_read(run, tmp_path):
     path = tmp_path / "atlas.html"
@@ -26,3 +30,38 @@ def test_units_of_a_site_are_written_and_read(run, tmp_path):
     assert "t" not in plain["units"][0]["rows"][0]
     assert "expected one site" in run(*words).error()
     assert "ends in .html" in run(*words, *site, "-o", tmp_path / "atlas.pdf").error()
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_page(run, tmp_path, monkeypatch):
+    words = ("units", "sonde:digits", "sonde:digits/test", "--limit", 40, "--unit-size", 8)
+    words = (*words, "--sites", "vit.layers.1", "--clamp", 0)
+    whole, path = tmp_path / "whole.json", tmp_path / "atlas.json"
+    assert run(*words, "-o", whole).code == 0
+    batches, read = LiveStream.batches, []
+
+    def stopping(stream, start, stop):
+        if start >= 24:
+            raise KeyboardInterrupt
+        read.append(start)
+        yield from batches(stream, start, stop)
+
+    monkeypatch.setattr(LiveStream, "batches", stopping)
+    stopped = run(*words, "-o", path)
+    assert stopped.code == 130
+    assert not path.exists()
+    monkeypatch.undo()
+    assert "nothing to resume" in run(*words, "-o", tmp_path / "other.json", "--resume").error()
+    assert run(*words, "-o", path, "--resume").code == 0
+    assert json.loads(path.read_text())["units"] == json.loads(whole.read_text())["units"]
+    assert [p.name for p in tmp_path.iterdir()] == sorted([path.name, whole.name])
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same_page(run, tmp_path):
+    words = ("units", "sonde:digits", "sonde:digits/test", "--limit", 40, "--unit-size", 8)
+    words = (*words, "--sites", "vit.layers.1", "--clamp", 0)
+    pages = [tmp_path / "one.json", tmp_path / "two.json"]
+    assert run(*words, "--workers", 1, "-o", pages[0]).code == 0
+    assert run(*words, "--workers", 2, "-o", pages[1]).code == 0
+    one, two = (json.loads(page.read_text())["units"] for page in pages)
+    assert one == two

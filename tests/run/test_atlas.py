@@ -7,7 +7,7 @@ import models
 import sonde
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
-from sonde.run.explaining.atlas import atlas_document, fit_atlas
+from sonde.run.explaining.atlas import EncodedStream, atlas_document, fit_atlas
 from sonde.run.explaining.clamping import clamp_units
 from sonde.run.explaining.seen_rows import seen_rows
 from sonde.tap.reading.live import LiveStream
@@ -43,6 +43,15 @@ def test_features_of_a_dictionary_take_the_place_of_units():
     assert "concept" not in atlas_document(plain, model="m", data="d")["units"][0]
     with pytest.raises(InputError, match="expected one site, got 2"):
         fit_atlas(sonde.Stream.of({"a": rows, "b": rows}), progress=False)
+
+
+def test_a_run_with_one_dictionary_is_not_gone_on_with_another():
+    stream = sonde.Stream.of({"a": torch.randn(9, 4)})
+    mixer, other = Mixer(), Mixer()
+    same = EncodedStream(stream, mixer).identity()
+    assert EncodedStream(stream, other).identity() == same
+    other.matrix = other.matrix + 0.01
+    assert EncodedStream(stream, other).identity() != same
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from sonde.cli.console import note, say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
+from sonde.cli.options import DataWord, ModelWord, Printing, Reading, RunFlags, named
 from sonde.core.errors import InputError
 
 PAGES = (".html", ".htm", ".json")
@@ -41,6 +41,7 @@ class Units:
         bool, tyro.conf.arg(help="put texts and pictures into the page; without, only numbers")
     ] = False
     reading: Reading = field(default_factory=Reading)
+    running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -52,10 +53,13 @@ class Units:
         from sonde.run.explaining.atlas_of_model import model_atlas
         from sonde.run.explaining.dictionaries import open_dictionary
         from sonde.run.explaining.dictionary_health import loss_recovered
+        from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
         from sonde.run.reading.read import read
         from sonde.tap.reading.live import LiveStream
 
         self._check()
+        directory = None if self.output is None else run_directory(self.output)
+        self.running.check(directory)
         model = load(self.model, **self.reading.model_options())
         where, options = self.reading.site_options(), self.reading.data_options()
         if where["reducer"] == "auto":
@@ -70,7 +74,18 @@ class Units:
         loss = None
         if dictionary is not None:
             loss = loss_recovered(model, stream.inputs, dictionary, str(site.site))
-        atlas = fit_atlas(stream, dictionary, n=self.exemplars, progress=not self.printing.quiet)
+        with dropped_on_error(directory):
+            atlas = fit_atlas(
+                stream,
+                dictionary,
+                n=self.exemplars,
+                unit_size=self.running.unit_size,
+                **self.running.worker_options(),
+                directory=directory,
+                fresh=self.running.fresh,
+                memory=self.running.memory_bytes(),
+                progress=not self.printing.quiet,
+            )
         document = model_atlas(
             atlas,
             stream,
@@ -84,6 +99,8 @@ class Units:
         )
         if self.output is not None:
             save_units(document, self.output)
+        if directory is not None:
+            remove_run(directory)
         if self.printing.json:
             say_json(document)
         else:

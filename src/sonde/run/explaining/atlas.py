@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError
+from sonde.core.hashing import tensor_key
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
@@ -23,6 +24,7 @@ from sonde.stats import ScaledHistogram, ScaledHistogramState
 
 SCHEMA: Final = "sonde-units/1"
 BINS: Final = 128
+WITNESSES: Final = 4
 Seen = Mapping[tuple[int, int, int], dict[str, Any]]
 """What is known of a row by the two words of its example's id and its position."""
 
@@ -57,8 +59,11 @@ class EncodedStream(DerivedStream):
         return (replace(site, dim=n, dtype="float32"),)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the inner stream says of itself, and that a dictionary reads it."""
-        return {**self.inner.identity(), "dictionary": repr(self.dictionary)}
+        """Return what the inner stream says of itself, and a hash of fixed rows as features."""
+        witness = torch.linspace(-1, 1, WITNESSES * self.inner.schema[0].dim).reshape(WITNESSES, -1)
+        with torch.no_grad():
+            features = self.dictionary.encode(witness)
+        return {**self.inner.identity(), "dictionary": tensor_key(features).hex()}
 
     def changed(self, batch: Batch) -> Batch:
         """Return the features in place of the rows."""
@@ -100,7 +105,7 @@ def fit_atlas(
     *,
     n: int = 8,
     m: int = 2,
-    progress: bool = True,
+    **how: Any,
 ) -> Atlas:
     """Return the exemplars, histograms and labels of every unit, from one pass.
 
@@ -127,7 +132,7 @@ def fit_atlas(
     rows = stream if dictionary is None else EncodedStream(stream, dictionary)
     is_labelled = bool((stream.first_batch().label >= 0).any())
     counted = UnitLabels(bins=BINS) if is_labelled else UnitHistogram(BINS)
-    fitted = fit([Exemplars(n=n, m=m), counted], rows, progress=progress)
+    fitted = fit([Exemplars(n=n, m=m), counted], rows, **how)
     exemplars, second = fitted.result(Exemplars), fitted.result(type(counted))
     labels = second if isinstance(second, UnitLabelsResult) else None
     site = stream.schema[0].key
