@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -48,7 +48,6 @@ class Units:
         """Read, fit, look, print and write."""
         from sonde.data import load
         from sonde.report.units import save_units
-        from sonde.report.units_terminal import units_to_text, units_verdict
         from sonde.run.explaining.atlas import fit_atlas
         from sonde.run.explaining.atlas_of_model import model_atlas
         from sonde.run.explaining.dictionaries import open_dictionary
@@ -101,13 +100,18 @@ class Units:
             save_units(document, self.output)
         if directory is not None:
             remove_run(directory)
+        self._print(document)
+        return 0
+
+    def _print(self, document: dict[str, Any]) -> None:
+        from sonde.report.units_terminal import units_to_text, units_verdict
+
         if self.printing.json:
             say_json(document)
         else:
             say(units_verdict(document) if self.printing.quiet else units_to_text(document))
         if self.output is not None:
             note(f"wrote {self.output}")
-        return 0
 
     def _check(self) -> None:
         from sonde.store.outputs import check_file
