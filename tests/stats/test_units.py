@@ -36,6 +36,14 @@ def test_counts_above_every_edge():
         member = (concept >> k) & 1 == 1
         assert torch.equal(state.concept_above[k], above[member].sum(0))
         assert state.concept_n[k] == member.sum()
+    label = concept - 2  # negative: of no concept, yet a row
+    by_label = ScaledHistogram(32, "label")
+    first = by_label.observe(x[:50], label[:50].clamp(max=1))
+    labelled = by_label.update(first, x[50:], label[50:])
+    label[:50] = label[:50].clamp(max=1)
+    assert torch.equal(labelled.counts, state.counts)
+    want = torch.stack([above[label == k].sum(0) for k in range(6)])
+    assert torch.equal(labelled.concept_above, want)
     zero = state.counts.shape[1] // 2
     assert torch.equal(state.above[:, zero], (x > 0).sum(0))
     reach = x[:, :4].abs().amax(0) / (state.edges[:4, -1] - state.edges[:4, -2])

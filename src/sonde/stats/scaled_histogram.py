@@ -1,10 +1,10 @@
 """Counts of each unit's values in even bins whose width follows its largest magnitude."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -14,6 +14,8 @@ from sonde.stats._powers import power_of_two
 
 FINEST = -120
 MOST = 62
+TOGETHER = 2**14
+"""Bins that are counted at once: those of few units, so that they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -83,57 +85,54 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
         self, x: Float[Tensor, "row dim"], concept: Int[Tensor, "row"] | None = None
     ) -> ScaledHistogramState:
         """Return the counts of a batch."""
-        x = x.detach()
-        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        half, dim = self.bins // 2, x.shape[1]
-        low, high = x.aminmax(dim=0)
-        largest = torch.maximum(-low, high)
-        exponent = torch.frexp(largest / half).exponent.long().clamp(min=FINEST)
-        exponent = torch.where(largest > 0, exponent, FINEST)
-        scale = power_of_two(-exponent).to(x)
-        offset = torch.arange(dim, dtype=torch.int32, device=x.device) * self.bins + half - 1
-        index = (x * scale).ceil_().to(torch.int32).add_(offset)
-        members = self._members(concept, x.device)
-        return ScaledHistogramState(
-            len(x),
-            exponent,
-            self._counted(index, dim),
-            torch.tensor([len(rows) for rows in members], dtype=torch.int64, device=x.device),
-            torch.stack([self._counted(index[rows], dim) for rows in members])
-            if members
-            else torch.zeros(0, dim, self.bins, dtype=torch.int64, device=x.device),
-        )
+        x = _floats(x)
+        return self._counted(x, _exponent(x, self.bins), concept)
+
+    def update(
+        self,
+        state: ScaledHistogramState,
+        x: Float[Tensor, "row dim"],
+        concept: Int[Tensor, "row"] | None = None,
+    ) -> ScaledHistogramState:
+        """Return the counts after these rows, which are counted in bins as wide as the state's."""
+        x = _floats(x)
+        exponent = torch.maximum(state.exponent, _exponent(x, self.bins))
+        return _sum(_widened(state, exponent), self._counted(x, exponent, concept))
 
     def merge(self, a: ScaledHistogramState, b: ScaledHistogramState) -> ScaledHistogramState:
         """Return the counts of both in bins of the wider width of each unit."""
         exponent = torch.maximum(a.exponent, b.exponent)
-        n_concepts = max(len(a.concept_n), len(b.concept_n))
-        sides = [
-            (
-                _widened(s.counts, exponent - s.exponent),
-                _padded(s.concept_n, n_concepts),
-                _padded(_widened(s.concept_counts, exponent - s.exponent), n_concepts),
-            )
-            for s in (a, b)
-        ]
-        return ScaledHistogramState(
-            a.n + b.n,
-            exponent,
-            sides[0][0] + sides[1][0],
-            sides[0][1] + sides[1][1],
-            sides[0][2] + sides[1][2],
-        )
+        return _sum(_widened(a, exponent), _widened(b, exponent))
 
-    def _counted(self, index: Int[Tensor, "row dim"], dim: int) -> Int[Tensor, "dim bin"]:
-        counts = torch.bincount(index.flatten(), minlength=dim * self.bins)
-        return counts.reshape(dim, self.bins)
+    def _counted(
+        self,
+        x: Float[Tensor, "row dim"],
+        exponent: Int[Tensor, "dim"],
+        concept: Int[Tensor, "row"] | None,
+    ) -> ScaledHistogramState:
+        """Return the counts of a batch in bins of these widths."""
+        is_member = self._members(concept, len(x)).to(x.device)
+        row, kind = torch.nonzero(is_member, as_tuple=True)
+        n_kinds, bins, kind = is_member.shape[1], self.bins, kind.to(torch.int32)[:, None]
+        scale, size = power_of_two(-exponent).to(x), max(1, TOGETHER // bins)
+        first = torch.arange(size, dtype=torch.int32, device=x.device) * bins + bins // 2 - 1
+        found: list[Tensor] = []
+        for part, by in zip(x.split(size, 1), scale.split(size), strict=True):
+            dim = part.shape[1]
+            index = (part * by).ceil_().to(torch.int32).add_(first[:dim])
+            index = index.index_select(0, row).add_(kind * (dim * bins))
+            counts = torch.bincount(index.flatten(), minlength=n_kinds * dim * bins)
+            found.append(counts.reshape(n_kinds, dim, bins))
+        counts = torch.cat(found, dim=1)
+        whole = counts.sum(0) if self.concepts == "label" else counts[0]
+        return ScaledHistogramState(len(x), exponent, whole, is_member.sum(0)[1:], counts[1:])
 
     def _members(
-        self, concept: Int[Tensor, "row"] | None, device: torch.device
-    ) -> list[Int[Tensor, "_member"]]:
-        """Return the rows of each concept."""
+        self, concept: Int[Tensor, "row"] | None, n_rows: int
+    ) -> Bool[Tensor, "row concept"]:
+        """Return which rows each concept has; before them the rows of no label, else all rows."""
         if concept is None:
-            return []
+            return torch.ones(n_rows, 1, dtype=torch.bool)
         highest = int(concept.max())
         n = highest + 1 if self.concepts == "label" else highest.bit_length()
         if n > MOST:
@@ -141,26 +140,59 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
                 f"ScaledHistogram: expected at most {MOST} concepts, got {n} in the column "
                 f"{self.concepts!r}. Join some of them."
             )
-        is_label = self.concepts == "label"
-        masks = ((concept == k) if is_label else (concept >> k) & 1 == 1 for k in range(n))
-        return [torch.nonzero(mask).flatten().to(device) for mask in masks]
+        number = torch.arange(n, device=concept.device)
+        if self.concepts == "label":
+            return torch.cat([concept[:, None] < 0, concept[:, None] == number], dim=1)
+        has_bit = (concept[:, None] >> number) & 1 == 1
+        return torch.cat([torch.ones_like(concept[:, None], dtype=torch.bool), has_bit], dim=1)
+
+
+def _floats(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+    x = x.detach()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _exponent(x: Float[Tensor, "row dim"], bins: int) -> Int[Tensor, "dim"]:
+    """Return the smallest width of bins, as a power of two, at which each unit's values fit."""
+    largest = torch.maximum(x.amax(0), -x.amin(0))  # aminmax takes ten times as long along rows
+    exponent = torch.frexp(largest / (bins // 2)).exponent.long().clamp(min=FINEST)
+    return torch.where(largest > 0, exponent, FINEST)
 
 
 def _from_the_top(counts: Int[Tensor, "*concept dim bin"]) -> Int[Tensor, "*concept dim bin"]:
     return counts.flip(-1).cumsum(-1).flip(-1)
 
 
-def _widened(
-    counts: Int[Tensor, "*concept dim bin"], steps: Int[Tensor, "dim"]
-) -> Int[Tensor, "*concept dim bin"]:
-    """Return the counts in bins ``2^steps`` times as wide, unit by unit."""
-    if not bool(steps.any()):
-        return counts
-    half = counts.shape[-1] // 2
-    signed = torch.arange(-half, half, device=counts.device)
-    index = torch.bitwise_right_shift(signed, steps.clamp(max=MOST)[:, None]) + half
-    return torch.zeros_like(counts).scatter_add(-1, index.expand(counts.shape), counts)
+def _sum(a: ScaledHistogramState, b: ScaledHistogramState) -> ScaledHistogramState:
+    """Return the counts of both, which lie in bins of the same widths."""
+    n = max(len(a.concept_n), len(b.concept_n))
+    return ScaledHistogramState(
+        a.n + b.n,
+        a.exponent,
+        a.counts + b.counts,
+        _padded(a.concept_n, n) + _padded(b.concept_n, n),
+        _padded(a.concept_counts, n) + _padded(b.concept_counts, n),
+    )
+
+
+def _widened(state: ScaledHistogramState, exponent: Int[Tensor, "dim"]) -> ScaledHistogramState:
+    """Return the counts in bins of these widths, none of them below the state's."""
+    steps = exponent - state.exponent
+    unit = torch.nonzero(steps).flatten()
+    if len(unit) == 0:
+        return state
+    half = state.counts.shape[-1] // 2
+    signed = torch.arange(-half, half, device=steps.device)
+    index = torch.bitwise_right_shift(signed, steps[unit].clamp(max=MOST)[:, None]) + half
+
+    def joined(counts: Int[Tensor, "*concept dim bin"]) -> Int[Tensor, "*concept dim bin"]:
+        old = counts.index_select(-2, unit)
+        new = torch.zeros_like(old).scatter_add(-1, index.expand(old.shape), old)
+        return counts.index_copy(-2, unit, new)
+
+    counts, inside = joined(state.counts), joined(state.concept_counts)
+    return replace(state, exponent=exponent, counts=counts, concept_counts=inside)
 
 
 def _padded(x: Tensor, n: int) -> Tensor:
-    return torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
+    return x if len(x) == n else torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
