@@ -21,6 +21,7 @@ HELD = "usual rows that were kept apart: their scores calibrate the detector"
 AT = "where the value is, and others like it"
 MOST_PLACES = 3
 SE = "standard error of the value"
+MOST = "the value cannot be larger"
 SEVERAL = "several numbers: fitted.result(METHOD, SITE) in Python holds them"
 
 
@@ -54,10 +55,11 @@ def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def measures_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return a table of measures, with what its words mean."""
-    shown = [name for name in ("at", "se") if any(row[name] not in (None, []) for row in rows)]
+    further = {"at": AT, "se": SE, "most": MOST}
+    shown = [name for name in further if any(row[name] not in (None, []) for row in rows)]
     titles = ("measure", "site", "rows", "value", *shown)
     meanings = {row["method"]: _measure_meaning(row) for row in rows}
-    meanings |= {name: {"at": AT, "se": SE}[name] for name in shown}
+    meanings |= {name: further[name] for name in shown}
     meanings |= {"values": SEVERAL} if any(row["n_values"] != 1 for row in rows) else {}
     parts = [table(titles, [_measure_cells(row, shown) for row in rows]), legend(meanings)]
     return "\n\n".join(filter(None, parts))
@@ -139,7 +141,7 @@ def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:
 def _measure_cells(row: dict[str, Any], shown: Sequence[str]) -> tuple[str, ...]:
     value = f"{row['n_values']:,} values" if row["n_values"] != 1 else _short(row["value"])
     place = place_of(row["method"], row["site"])
-    further = {"at": _listed(row["at"]), "se": _short(row["se"])}
+    further = {"at": _listed(row["at"]), "se": _short(row["se"]), "most": _short(row["most"])}
     return row["method"], place, f"{row['n']:,}", value, *(further[name] for name in shown)
 
 

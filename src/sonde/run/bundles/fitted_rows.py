@@ -16,7 +16,8 @@ ALPHA: Final = 0.05
 def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
     """Return a line for each result as JSON values.
 
-    ``value`` and ``se`` are those of a measure with one number (``n_values`` counts more);
+    ``value`` and ``se`` are those of a measure with one number (``n_values`` counts more), ``most``
+    what a value with a unit cannot exceed;
     ``n_held`` and ``threshold`` those of a detector that was calibrated: alarms at a false-alarm
     rate of 5 % are scores above it, None where too few rows were held out.
     """
@@ -28,6 +29,7 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
             "se": _number(result.se),
             "n_values": result.value.numel() if isinstance(result.value, Tensor) else 1,
             "unit": result.unit,
+            "most": _number(result.range[1]) if result.unit else None,
             "direction": result.direction,
             "at": _places(result),
             "n": result.n,
