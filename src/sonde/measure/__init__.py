@@ -33,6 +33,7 @@ from sonde.measure.gride import Gride, gride
 from sonde.measure.grokking_stages import GrokkingStages, grokking_stages
 from sonde.measure.gulp import GULP, gulp
 from sonde.measure.info_mec import InfoMEC, info_mec
+from sonde.measure.info_nce import InfoNCE, info_nce
 from sonde.measure.information_imbalance import InformationImbalance, information_imbalance
 from sonde.measure.information_plane import InformationPlane, information_plane
 from sonde.measure.kernel_cka import KernelCKA, kernel_cka
@@ -102,6 +103,7 @@ __all__ = [
     "Gride",
     "GrokkingStages",
     "InfoMEC",
+    "InfoNCE",
     "InformationImbalance",
     "InformationPlane",
     "KernelCKA",
@@ -163,6 +165,7 @@ __all__ = [
     "grokking_stages",
     "gulp",
     "info_mec",
+    "info_nce",
     "information_imbalance",
     "information_plane",
     "kernel_cka",
