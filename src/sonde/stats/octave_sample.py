@@ -12,10 +12,10 @@ from sonde.core.hashing import rank_key
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.stats._powers import power_of_two
+from sonde.stats._reaching import growing_parts, reaching
 
 NONE = -5000
 LAST = torch.iinfo(torch.int64).max
-FIRST_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,8 @@ class OctaveSample(Statistic[OctaveSampleState]):
         """Return the sample of a batch: of its rows in the order of their draws."""
         order = torch.argsort(rank_key(draw), stable=True)
         state = self._empty(x)
-        start, size = 0, FIRST_ROWS
-        while start < len(order):
-            rows = order[start : start + size]
+        for rows in growing_parts(order):
             state = self.update(state, x[rows.to(x.device)], draw[rows], ids[rows], position[rows])
-            start, size = start + size, size * 4
         return state
 
     def update(
@@ -98,26 +95,22 @@ class OctaveSample(Statistic[OctaveSampleState]):
         """Return the sample after these rows; only those that may be of it are looked at."""
         x = x.detach().cpu()
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        key, last = rank_key(draw)[:, None], state.key[:, -1]
-        least = torch.nextafter(x.new_zeros(()), x.new_ones(()))
-        high, low = (
-            power_of_two(top).to(x).clamp(min=least)
-            for top in (state.top, state.top - self.octaves)
+        key, bounds = rank_key(draw), self._bounds(state, x)
+        last = state.key[:, -1]
+        row, unit = reaching(
+            x, key, lambda own: torch.where(own < last, bounds[1:], bounds[0]).amin(0)
         )
-        # New draws must come before the last of some range; values above all ranges shift these.
-        wanted = (key < last.amax(0)) & ((x >= low) | (key < last[-1]))
-        row, unit = torch.nonzero(wanted.logical_or_(x >= high), as_tuple=True)
         value = x[row, unit]
         octave = torch.where(value > 0, torch.frexp(value).exponent.long(), NONE)
         top = state.top.scatter_reduce(0, unit, octave, "amax")
         state = replace(self._shifted(state, top), n=state.n + len(x))
         band = (top[unit] - octave).clamp(max=self.octaves)
         band = torch.where(octave == NONE, self.octaves, band)
-        near = key[row, 0] < state.key[band, -1, unit]
+        near = key[row] < state.key[band, -1, unit]
         if not bool(near.any()):
             return state
         row, unit, band, value = row[near], unit[near], band[near], value[near]
-        columns = (value, key[row, 0], ids[row], position[row])
+        columns = (value, key[row], ids[row], position[row])
         return self._placed(state, band, unit, columns)
 
     def merge(self, a: OctaveSampleState, b: OctaveSampleState) -> OctaveSampleState:
@@ -129,6 +122,18 @@ class OctaveSample(Statistic[OctaveSampleState]):
             for name in ("values", "key", "ids", "position")
         }
         return OctaveSampleState(a.n + b.n, top, **self._first(parts))
+
+    def _bounds(
+        self, state: OctaveSampleState, x: Float[Tensor, "row dim"]
+    ) -> Float[Tensor, "range1 dim"]:
+        """Return the upper end of the first range, which any larger value shifts, and lower ends.
+
+        A range takes no row of a larger draw than its last one.
+        """
+        octave = state.top - torch.arange(self.octaves + 1)[:, None]
+        least = torch.nextafter(x.new_zeros(()), x.new_ones(()))
+        ends = power_of_two(octave).to(x).clamp(min=least)
+        return torch.cat([ends, torch.full_like(ends[:1], -torch.inf)])
 
     def _empty(self, x: Float[Tensor, "row dim"]) -> OctaveSampleState:
         shape = (self.octaves + 1, self.m, x.shape[1])

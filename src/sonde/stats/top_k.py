@@ -11,6 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.stats._reaching import growing_parts, reaching
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class TopK(Statistic[TopKState]):
         position: Int[Tensor, "row"],
     ) -> TopKState:
         """Return the largest values of a batch."""
-        order = torch.argsort(rank_key(draw), stable=True)
-        x = x.detach().cpu()[order]
+        x = x.detach().cpu()
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        values, row = torch.sort(x, dim=0, descending=True, stable=True)
-        values, row = values[: self.k], order[row[: self.k]]
-        return TopKState(len(x), values, draw[row], ids[row], position[row])
+        order = torch.argsort(rank_key(draw), stable=True)
+        state = self._sorted(x, order[: self.k], draw, ids, position)
+        for rows in growing_parts(order[self.k :]):
+            state = self.update(state, x[rows], draw[rows], ids[rows], position[rows])
+        return state
 
     def update(
         self,
@@ -67,11 +69,13 @@ class TopK(Statistic[TopKState]):
         """Return the largest values after these rows; only units with a larger one are sorted."""
         if len(state.values) < self.k:
             return self.merge(state, self.observe(x, draw, ids, position))
-        x, least = x.detach().cpu().to(state.values.dtype), state.values[-1]
-        key = rank_key(draw)
-        is_tie = (x == least) & (key[:, None] < rank_key(state.draw[-1]))
-        unit, row = torch.nonzero(((x > least) | is_tie).T, as_tuple=True)
-        n = state.n + len(x)
+        x, n = x.detach().cpu().to(state.values.dtype), state.n + len(x)
+        least, last, key = state.values[-1], rank_key(state.draw[-1]), rank_key(draw)
+        more_than_least = torch.nextafter(least, torch.full_like(least, torch.inf))
+        row, unit = reaching(x, key, lambda own: torch.where(own < last, least, more_than_least))
+        is_larger = (x[row, unit] > least[unit]) | (key[row] < last[unit])
+        place = torch.sort((unit * len(x) + row)[is_larger]).values
+        unit, row = place // len(x), place % len(x)
         units, member, count = torch.unique_consecutive(
             unit, return_inverse=True, return_counts=True
         )
@@ -97,6 +101,14 @@ class TopK(Statistic[TopKState]):
             name: getattr(state, name).index_copy(1, units, getattr(merged, name)) for name in names
         }
         return replace(state, n=n, **changed)
+
+    def _sorted(
+        self, x: Tensor, rows: Tensor, draw: Tensor, ids: Tensor, position: Tensor
+    ) -> TopKState:
+        """Return the values of a few rows, given in the order of their draws."""
+        values, place = torch.sort(x[rows], dim=0, descending=True, stable=True)
+        row = rows[place]
+        return TopKState(len(rows), values, draw[row], ids[row], position[row])
 
     def merge(self, a: TopKState, b: TopKState) -> TopKState:
         """Return the largest values of both."""

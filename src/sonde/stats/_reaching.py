@@ -1,0 +1,39 @@
+"""The few values that reach a bound of their unit, for samples of rows by value and draw."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+FIRST_ROWS = 32
+
+
+def growing_parts(order: Int[Tensor, "row"]) -> Iterator[Int[Tensor, "_part"]]:
+    """Yield rows in their order, first few of them, then four times as many each time."""
+    start, size = 0, FIRST_ROWS
+    while start < len(order):
+        yield order[start : start + size]
+        start, size = start + size, size * 4
+
+
+def reaching(
+    x: Float[Tensor, "row dim"],
+    key: Int[Tensor, "row"],
+    bound: Callable[[Int[Tensor, ""]], Float[Tensor, "dim"]],
+) -> tuple[Int[Tensor, "found"], Int[Tensor, "found"]]:
+    """Return row and unit of each value that reaches its unit's bound, rows by ascending key.
+
+    ``bound(key)`` is the bound for rows from this key on: what a sample takes of rows of large
+    keys is less than what it takes of those of small ones.
+    """
+    dim, rows, units = x.shape[1], list[Tensor](), list[Tensor]()
+    for part in growing_parts(torch.argsort(key, stable=True)):
+        # NumPy compares with a row four times as fast as torch, and finds what is true likewise.
+        reaches = x.index_select(0, part).numpy() >= bound(key[part[0]]).numpy()
+        at = torch.from_numpy(np.flatnonzero(reaches))
+        row = torch.div(at, dim, rounding_mode="floor")
+        rows.append(part[row])
+        units.append(at - row * dim)
+    return torch.cat(rows), torch.cat(units)
