@@ -6,6 +6,10 @@ from sonde.measure.alignment_quality import AlignmentQuality, alignment_quality
 from sonde.measure.anisotropy import Anisotropy, anisotropy
 from sonde.measure.attention_entropy import AttentionEntropy, attention_entropy
 from sonde.measure.bottleneck_degree import BottleneckDegree, bottleneck_degree
+from sonde.measure.cauchy_schwarz_information import (
+    CauchySchwarzInformation,
+    cauchy_schwarz_information,
+)
 from sonde.measure.cca import CCA, cca
 from sonde.measure.cka import CKA, cka
 from sonde.measure.cknna import CKNNA, cknna
@@ -89,6 +93,7 @@ __all__ = [
     "Anisotropy",
     "AttentionEntropy",
     "BottleneckDegree",
+    "CauchySchwarzInformation",
     "ClassSeparability",
     "ClusterIndices",
     "CodingRate",
@@ -141,6 +146,7 @@ __all__ = [
     "anisotropy",
     "attention_entropy",
     "bottleneck_degree",
+    "cauchy_schwarz_information",
     "cca",
     "cka",
     "cknna",

@@ -16,14 +16,13 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
-from sonde.stats import FourierFeatures, HashSample, HashSampleState, median_sigma
+from sonde.stats import FourierFeatures, HashSample, HashSampleState
+from sonde.stats.fourier import WIDTH_ROWS, kernel_width
 from sonde.stats.grouped_hsic_sums import GroupedHsicSums, GroupedHsicSumsState
 from sonde.stats.hsic_sums import HsicSums, HsicSumsState
 from sonde.stats.sampled_rows import SampledRows
 
 Sums = HsicSumsState | GroupedHsicSumsState
-
-WIDTH_ROWS = 512
 
 
 @final
@@ -148,7 +147,7 @@ class KernelCKA(Instrument):
     ) -> KernelWidths | KernelCKAResult:
         """Find the widths, or divide the criterion of the pair by those of the sites."""
         if samples is not None:
-            x, y = (_median_width(rows) for rows in SampledRows.of(samples).rows)
+            x, y = (kernel_width(rows) for rows in SampledRows.of(samples).rows)
             widths = self.scale * x, self.scale * y
             return KernelWidths(n=max(s.n for s in samples), sigma=widths)
         assert pair is not None  # guaranteed by reads
@@ -187,16 +186,6 @@ class KernelCKA(Instrument):
     def then(self, result: Result) -> "KernelCKA | None":
         """Return the instrument with the widths that the sample shows."""
         return replace(self, sigma=result.sigma) if isinstance(result, KernelWidths) else None
-
-
-def _median_width(x: Float[Tensor, "row dim"]) -> float:
-    """Return ``median_sigma``; of the rows that differ where most are equal, 1 where all are."""
-    width = median_sigma(x) if len(x) > 1 else 0.0
-    if width == 0.0 and len(x) > 1:
-        gaps = torch.pdist(x.double())
-        gaps = gaps[gaps > 0]
-        width = float(gaps.median()) / math.sqrt(2) if len(gaps) else 0.0
-    return width or 1.0
 
 
 def _features_error(pair: Sums, swapped: Sums, first: Sums, second: Sums) -> float:

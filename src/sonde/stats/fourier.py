@@ -1,5 +1,6 @@
 """Random features of the Gaussian kernel, and their moments."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.statistic import Statistic
 from sonde.stats.moments import Moments, MomentsState
+
+WIDTH_ROWS = 512
 
 
 @final
@@ -63,6 +66,16 @@ def median_sigma(x: Float[Tensor, "row dim"]) -> float:
     if len(x) < 2:
         raise InputError(f"median_sigma: expected at least 2 rows, got {len(x)}.")
     return float((torch.pdist(x.double()).square().median() / 2).sqrt())
+
+
+def kernel_width(x: Float[Tensor, "row dim"], n: int = WIDTH_ROWS) -> float:
+    """Return ``median_sigma`` of the first ``n`` rows: a width that suits any rows.
+
+    Where most of them are equal it is that of the pairs that differ, and 1 where none do.
+    """
+    gaps = torch.pdist(x[:n].double())
+    gaps = gaps if bool((gaps > 0).sum() * 2 > len(gaps)) else gaps[gaps > 0]
+    return float(gaps.median()) / math.sqrt(2) if len(gaps) else 1.0
 
 
 @final
