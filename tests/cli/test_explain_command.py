@@ -1,8 +1,11 @@
 """``sonde explain``: pictures and texts, and what is refused."""
 
+import json
 import re
 
 import pytest
+
+from sonde.run.explaining import explain as explaining
 
 
 def test_pictures_are_explained_and_drawn_where_asked(run, tmp_path):
@@ -40,3 +43,43 @@ def test_columns_of_a_table_are_named(run, tmp_path, monkeypatch):
     assert run("explain", *words, "-o", page).code == 0
     (first, *_) = re.findall(r"<th scope=.row.>(age|size|dose)", page.read_text("utf-8"))
     assert first == "dose"
+
+
+def test_methods_that_are_judged_are_kept_when_it_is_stopped(run, tmp_path, monkeypatch):
+    words = ("explain", "sonde:digits", "sonde:digits/test", "--limit", 6)
+    words = (*words, "--methods", "integrated_gradients(steps=4),saliency")
+    whole, path = tmp_path / "whole.json", tmp_path / "why.json"
+    assert run(*words, "-o", whole).code == 0
+    judge, judged = explaining._judged, []
+
+    def stopping(*arguments):
+        judged.append(type(arguments[2]).__name__)
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(explaining, "_judged", stopping)
+    stopped = run(*words, "-o", path)
+    assert stopped.code == 130
+    assert "why.run" in stopped.err
+    assert run(*words, "-o", path).code == 0
+    assert judged == ["IntegratedGradients", "Saliency", "Saliency"]
+    assert json.loads(path.read_text()) == json.loads(whole.read_text())
+    assert not (tmp_path / "why.run").exists()
+
+
+def test_what_was_kept_of_other_inputs_is_not_taken(run, tmp_path, monkeypatch):
+    path = tmp_path / "why.json"
+    judge, judged = explaining._judged, []
+
+    def stopping(*arguments):
+        judged.append(len(arguments[1]))
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(explaining, "_judged", stopping)
+    for limit in (4, 5):
+        words = ("explain", "sonde:digits", "sonde:digits/test", "--limit", limit, "-o", path)
+        run(*words, "--methods", "saliency,grad_times_input")
+    assert judged == [4, 4, 5, 5]

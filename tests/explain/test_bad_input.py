@@ -107,6 +107,11 @@ REFUSED = {
         InputError,
         "a label of its own",
     ),
+    "more active features than there are": (
+        lambda: SparseAutoencoder(features=8, k=9).fit(ROWS),
+        InputError,
+        "k of at most the 8 features",
+    ),
     "dictionary wider than its rows": (
         lambda: SparseAutoencoder(features=512).fit(ROWS),
         InputError,

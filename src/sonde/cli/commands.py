@@ -163,7 +163,7 @@ class _Help(io.TextIOWrapper):
 
 def _kept(command: Any) -> Path | None:
     """Return the run directory that an interrupted command leaves to go on from."""
-    if not hasattr(command, "running") or command.output is None:
+    if getattr(command, "output", None) is None:
         return None
     if "sonde.run.passes.driver" not in sys.modules:
         return (
@@ -172,7 +172,7 @@ def _kept(command: Any) -> Path | None:
     from sonde.run.passes.directory import is_run, run_directory
 
     directory = run_directory(command.output)
-    return directory if is_run(directory) else None
+    return directory if is_run(directory) or any(directory.glob("*.sonde")) else None
 
 
 def _configure(debug: bool, verbose: bool) -> None:

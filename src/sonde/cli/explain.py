@@ -61,14 +61,23 @@ class Explain:
             explain_document,
             find_attributor,
         )
+        from sonde.run.explaining.kept import remove_kept
+        from sonde.run.passes.directory import run_directory
 
         self._check()
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
         objective = self._objective()
         model = load(self.model, **self.reading.model_options())
         inputs = open_inputs(model, self.data, **self._data_options())
+        directory = None if self.output is None else run_directory(self.output)
         batch, judged = explain(
-            model, inputs, methods, objective, self._site, progress=not self.printing.quiet
+            model,
+            inputs,
+            methods,
+            objective,
+            self._site,
+            progress=not self.printing.quiet,
+            directory=directory,
         )
         columns = inputs.typed.get("number_columns", ())
         document = explain_document(
@@ -79,6 +88,7 @@ class Explain:
         if self.output is not None:
             drawn = self._drawn(model, batch, len(document["examples"]))
             save_explain(document, self.output, drawn)
+        remove_kept(directory)
         if self.printing.json:
             say_json(document)
         else:

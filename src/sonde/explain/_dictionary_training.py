@@ -208,6 +208,11 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     def _check_rows(self, state: DictionaryState) -> None:
         n, width = state.read[0].n, self.width(sum(len(m.mean) for m in state.read))
+        if self.k > width:
+            raise InputError(
+                f"expected k of at most the {width} features of the dictionary, got {self.k}. A "
+                "row whose features are all active is not explained by few."
+            )
         if n < width:
             raise InputError(
                 f"expected at least a row for each of {width} features of the dictionary, got {n} "

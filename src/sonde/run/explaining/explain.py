@@ -1,7 +1,9 @@
 """Several attributions of the same answers, each judged, and which of them can be believed here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -25,6 +27,8 @@ from sonde.explain import (
     SanityChecks,
     SmoothGrad,
 )
+from sonde.run.explaining.judged import Judged
+from sonde.run.explaining.kept import KeptExplanations
 from sonde.run.instruments.listing import snake_case
 
 SCHEMA: Final = "sonde-explain/1"
@@ -34,47 +38,6 @@ DEFAULTS: tuple[Attributor, ...] = (
     SmoothGrad(),
     Saliency(),
 )
-CLEAR = 2.0
-"""So many standard deviations of random orders an attribution must lie beyond their mean."""
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """One attribution of a batch with its tests.
-
-    Parameters
-    ----------
-    word : str
-        The method with its parameters.
-    found : Attribution
-    deletion, insertion : dict
-        ``value``, ``se``, ``random`` (mean over random orders) and ``random_spread``.
-    violation : dict
-        ``value`` with its interval (``low``, ``high``), ``base_rate``, ``signed``.
-    sanity : dict
-        ``value`` with its ``se``: rank correlation with the map of the redrawn model; ``passed``.
-    """
-
-    word: str
-    found: Attribution
-    deletion: dict[str, Any]
-    insertion: dict[str, Any]
-    violation: dict[str, Any]
-    sanity: dict[str, Any]
-
-    @property
-    def gain(self) -> float:
-        """Insertion less deletion, beyond that of random orders; higher = more faithful."""
-        own = self.insertion["value"] - self.deletion["value"]
-        return own - (self.insertion["random"] - self.deletion["random"])
-
-    @property
-    def is_believable(self) -> bool:
-        """Whether both curves beat random orders clearly, and signs hold more often than a coin."""
-        down, up = self.deletion, self.insertion
-        beats = down["value"] < down["random"] - CLEAR * down["random_spread"]
-        beats = beats and up["value"] > up["random"] + CLEAR * up["random_spread"]
-        return beats and (not self.violation["signed"] or self.violation["high"] < 0.5)
 
 
 def find_attributor(word: str) -> type[Attributor]:
@@ -122,6 +85,7 @@ def explain(
     *,
     n_random: int = 5,
     progress: bool = True,
+    directory: Path | None = None,
 ) -> tuple[InputBatch, list[Judged]]:
     """Return the first batch of inputs and the attributions of its answers, each judged.
 
@@ -137,6 +101,8 @@ def explain(
     n_random : int, default=5
         Random orders of the places beside each attribution's.
     progress : bool, default=True
+    directory : Path or None, default=None
+        Where each method is kept once it is judged: the same call goes on from there.
 
     Raises
     ------
@@ -148,10 +114,12 @@ def explain(
         raise InputError("explain: expected at least one input and one method, got none.")
     objective = objective or Objective()
     test = objective if objective.kind == "answer" else Objective("prob", objective.target)
+    kept = KeptExplanations.of(directory, model, batch, objective, site, n_random)
     judged: list[Judged] = []
     with Bar("explain", len(methods), shown=progress) as bar:
         for method in methods:
-            judged.append(_judged(model, batch, method, objective, test, site, n_random))
+            judge = partial(_judged, model, batch, method, objective, test, site, n_random)
+            judged.append(kept.judged(method, judge))
             bar.advance(1)
     return batch, judged
 

@@ -1,0 +1,120 @@
+"""Judged attributions on disk, so that an explanation that was stopped goes on where it was."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import StateError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.state import State, digest
+from sonde.explain import Attribution, Attributor, Objective
+from sonde.files.state_file import read_state, write_state
+from sonde.run.explaining.judged import TESTS, Judged
+from sonde.tap.model.fingerprint import fingerprint
+
+FORMAT: Final = "sonde-judged"
+
+
+@dataclass(frozen=True)
+class AttributionState(State):
+    """The tensors of an attribution; a gap that there is none of is empty."""
+
+    value: Tensor
+    objective: Tensor
+    gap: Tensor
+
+
+@dataclass(frozen=True)
+class KeptExplanations:
+    """The attributions of one explanation that are already judged.
+
+    Parameters
+    ----------
+    directory : Path or None
+        None keeps nothing.
+    asked : str
+        Hash of the model, the inputs and how they are explained: what others left is not taken.
+    """
+
+    directory: Path | None
+    asked: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        directory: Path | None,
+        model: Model,
+        batch: InputBatch,
+        objective: Objective,
+        site: str,
+        n_random: int,
+    ) -> "KeptExplanations":
+        """Return what is kept of an explanation of these inputs."""
+        if directory is None:
+            return cls(None)
+        keys = [key.hex() for key in batch.keys]
+        asked = [fingerprint(model.module, full=True), keys, repr(objective), site, n_random]
+        return cls(directory, digest(json.dumps(asked)))
+
+    def judged(self, method: Attributor, judge: Callable[[], Judged]) -> Judged:
+        """Return what is kept of a method, else judge it and keep that."""
+        if self.directory is None:
+            return judge()
+        path = self.directory / f"{digest([self.asked, digest(method)])[:16]}.sonde"
+        if path.exists():
+            try:
+                return _read(path)
+            except StateError:  # damaged: judged again
+                pass
+        found = judge()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _write(path, found)
+        return found
+
+
+def remove_kept(directory: Path | None) -> None:
+    """Remove what was kept, and the directory if nothing else is in it."""
+    if directory is None or not directory.exists():
+        return
+    for path in directory.glob("*.sonde"):
+        path.unlink()
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _write(path: Path, one: Judged) -> None:
+    found = one.found
+    empty = torch.zeros(0)
+    gap = empty if found.gap is None else found.gap.detach().cpu()
+    value = torch.as_tensor(found.value).detach().cpu()
+    state = AttributionState(value, found.objective.detach().cpu(), gap)
+    said = {
+        "word": one.word,
+        "n": found.n,
+        "flags": list(found.flags),
+        "conventions": found.conventions,
+        "feature_axis": found.feature_axis,
+        **{name: getattr(one, name) for name in TESTS},
+    }
+    write_state(path, {"format": FORMAT, "judged": json.dumps(said)}, {"found": state})
+
+
+def _read(path: Path) -> Judged:
+    header, states = read_state(path, {"found": AttributionState})
+    state, said = states["found"], json.loads(header["judged"])
+    assert isinstance(state, AttributionState)
+    found = Attribution(
+        value=state.value,
+        objective=state.objective,
+        gap=state.gap if len(state.gap) else None,
+        n=said["n"],
+        flags=tuple(said["flags"]),
+        conventions=said["conventions"],
+        feature_axis=said["feature_axis"],
+    )
+    return Judged(said["word"], found, **{name: said[name] for name in TESTS})
