@@ -346,7 +346,7 @@ def _evidence(
         return found
     texts = text_variant_evidence(stream, data.seed)
     try:
-        losses = text_losses(stream, found, settings.progress)
+        losses = text_losses(stream, found, settings.deep, settings.progress)
     except KeyboardInterrupt:
         _say_stopping()
         losses = STOPPED

@@ -111,7 +111,7 @@ class SmallBatches:
 
     def together(self, which: Sequence[int]) -> InputBatch:
         """Return one batch of some examples of equal size, in the order given."""
-        return _stacked([self.singles[i] for i in which])
+        return stacked([self.singles[i] for i in which])
 
     def other_endings(self, start: int) -> InputBatch:
         """Return one batch of all texts, each with the tokens from ``start`` on of the next one."""
@@ -143,7 +143,7 @@ class SmallBatches:
         ``positions`` passes the positions that follow from the mask; otherwise none are passed.
         """
         longest = self.length or 0
-        batch = _stacked([self._filled(s, longest, side) for s in self.singles])
+        batch = stacked([self._filled(s, longest, side) for s in self.singles])
         kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
         assert batch.mask is not None
         kwargs["attention_mask"] = batch.mask.long()
@@ -233,7 +233,7 @@ def _shapes(batch: InputBatch) -> tuple[Any, ...]:
     return tuple(tuple(x.shape) for x in values if isinstance(x, Tensor))
 
 
-def _stacked(parts: Sequence[InputBatch]) -> InputBatch:
+def stacked(parts: Sequence[InputBatch]) -> InputBatch:
     """Return one batch of examples whose tensors have equal shapes."""
     first = parts[0]
 
