@@ -34,9 +34,10 @@ class SND064(WeakLossRule):
         "Next-token loss of at most 192 texts of different groups, 32 tokens of each (320 and 128 "
         "with --deep), beyond the mean loss of all texts at such positions, which are taken "
         "together by octaves. Groups are looked for on one half of the texts as in SND061, by the "
-        "data's own columns, length and clusters of the states. On the other half both means have a Student interval over groups, "
-        "at 99 % over all groups that were tried there. That of the group must lie 0.5 nats per "
-        "token above that of the rest: a perplexity 1.6 times as large."
+        "data's own columns, length and clusters of the states. On the other half both means have "
+        "a Student interval over groups, at 99 % over all groups that were tried there. That of "
+        "the group must lie 0.5 nats per token above that of the rest: a perplexity 1.6 times as "
+        "large."
     )
     false_positives: ClassVar[str] = (
         "Texts that nobody can predict: random keys, tables of numbers."
