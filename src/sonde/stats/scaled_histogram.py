@@ -1,6 +1,7 @@
 """Counts of each unit's values in even bins whose width follows its largest magnitude."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -97,12 +98,21 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
         """Return the counts after these rows, which are counted in bins as wide as the state's."""
         x = _floats(x)
         exponent = torch.maximum(state.exponent, _exponent(x, self.bins))
-        return _sum(_widened(state, exponent), self._counted(x, exponent, concept))
+        return self.merge(state, self._counted(x, exponent, concept))
 
     def merge(self, a: ScaledHistogramState, b: ScaledHistogramState) -> ScaledHistogramState:
         """Return the counts of both in bins of the wider width of each unit."""
+        n = max(len(a.concept_n), len(b.concept_n))
+        inside = [_padded(s.concept_counts, n) for s in (a, b)]
         exponent = torch.maximum(a.exponent, b.exponent)
-        return _sum(_widened(a, exponent), _widened(b, exponent))
+        steps = [exponent - s.exponent for s in (a, b)]
+        return ScaledHistogramState(
+            a.n + b.n,
+            exponent,
+            _sum([a.counts, b.counts], steps),
+            _padded(a.concept_n, n) + _padded(b.concept_n, n),
+            _sum(inside, steps),
+        )
 
     def _counted(
         self,
@@ -163,35 +173,24 @@ def _from_the_top(counts: Int[Tensor, "*concept dim bin"]) -> Int[Tensor, "*conc
     return counts.flip(-1).cumsum(-1).flip(-1)
 
 
-def _sum(a: ScaledHistogramState, b: ScaledHistogramState) -> ScaledHistogramState:
-    """Return the counts of both, which lie in bins of the same widths."""
-    n = max(len(a.concept_n), len(b.concept_n))
-    return ScaledHistogramState(
-        a.n + b.n,
-        a.exponent,
-        a.counts + b.counts,
-        _padded(a.concept_n, n) + _padded(b.concept_n, n),
-        _padded(a.concept_counts, n) + _padded(b.concept_counts, n),
-    )
-
-
-def _widened(state: ScaledHistogramState, exponent: Int[Tensor, "dim"]) -> ScaledHistogramState:
-    """Return the counts in bins of these widths, none of them below the state's."""
-    steps = exponent - state.exponent
-    unit = torch.nonzero(steps).flatten()
+def _sum(
+    sides: Sequence[Int[Tensor, "*concept dim bin"]], steps: Sequence[Int[Tensor, "dim"]]
+) -> Int[Tensor, "*concept dim bin"]:
+    """Return the sum of two, each in bins ``2^steps`` times as wide, unit by unit."""
+    total, unit = sides[0] + sides[1], torch.nonzero(steps[0] + steps[1]).flatten()
     if len(unit) == 0:
-        return state
-    half = state.counts.shape[-1] // 2
-    signed = torch.arange(-half, half, device=steps.device)
-    index = torch.bitwise_right_shift(signed, steps[unit].clamp(max=MOST)[:, None]) + half
+        return total
+    wide = [_widened(s.index_select(-2, unit), k[unit]) for s, k in zip(sides, steps, strict=True)]
+    return total.index_copy_(-2, unit, wide[0] + wide[1])
 
-    def joined(counts: Int[Tensor, "*concept dim bin"]) -> Int[Tensor, "*concept dim bin"]:
-        old = counts.index_select(-2, unit)
-        new = torch.zeros_like(old).scatter_add(-1, index.expand(old.shape), old)
-        return counts.index_copy(-2, unit, new)
 
-    counts, inside = joined(state.counts), joined(state.concept_counts)
-    return replace(state, exponent=exponent, counts=counts, concept_counts=inside)
+def _widened(
+    counts: Int[Tensor, "*concept dim bin"], steps: Int[Tensor, "dim"]
+) -> Int[Tensor, "*concept dim bin"]:
+    half = counts.shape[-1] // 2
+    signed = torch.arange(-half, half, device=counts.device)
+    index = torch.bitwise_right_shift(signed, steps.clamp(max=MOST)[:, None]) + half
+    return torch.zeros_like(counts).scatter_add(-1, index.expand(counts.shape), counts)
 
 
 def _padded(x: Tensor, n: int) -> Tensor:
