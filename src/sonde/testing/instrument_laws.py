@@ -293,7 +293,10 @@ def law_company(
     stream = stream_of(instrument, inputs)
     keys = sites_of(instrument)
     task = Task(instrument, keys)
-    kin = [i for i in others if i.span == instrument.span and not i.reading() and i != instrument]
+    asked = instrument.reading()
+    asked = asked if "reducer" in asked else {}
+    alike = [i for i in others if i.span == instrument.span and i.reading() == asked]
+    kin = [i for i in alike if i != instrument]
     company = [Task(other, keys) for other in kin[:12]]
     alone = observe_stream(stream, requests([task]))
     together = observe_stream(stream, requests([task, *company]))
