@@ -69,6 +69,7 @@ from sonde.measure.subpopulation_curve import (
     subpopulation_curve,
 )
 from sonde.measure.svcca import SVCCA, svcca
+from sonde.measure.token_entropy import TokenEntropy, token_entropy
 from sonde.measure.total_correlation import TotalCorrelation, total_correlation
 from sonde.measure.two_nn import TwoNN, two_nn
 from sonde.measure.uniformity import Uniformity, uniformity
@@ -132,6 +133,7 @@ __all__ = [
     "SpuriousShift",
     "StableRank",
     "SubpopulationCurve",
+    "TokenEntropy",
     "TotalCorrelation",
     "TwoNN",
     "Uniformity",
@@ -199,6 +201,7 @@ __all__ = [
     "stable_rank",
     "subpopulation_curve",
     "svcca",
+    "token_entropy",
     "total_correlation",
     "two_nn",
     "uniformity",
