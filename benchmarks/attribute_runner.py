@@ -38,8 +38,8 @@ def picture_arms(method: str, width: int, side: int, steps: int) -> tuple[Arm, A
         layer = len(net) - 4
         cam = peer.LayerGradCam(net, net[layer])
         return (
-            lambda: _value(GradCam(), net, x, str(layer)),
-            lambda: cam.attribute(x, target=TARGET, relu_attributions=True).detach()[:, 0],
+            lambda: _value(GradCam(relu=False), net, x, str(layer)),
+            lambda: cam.attribute(x, target=TARGET).detach()[:, 0],
         )
     line = torch.arange(side) // SQUARE
     groups = (line[:, None] * (int(line.max()) + 1) + line).flatten()

@@ -7,7 +7,17 @@ import torch
 from torch import nn
 
 from sonde.core import InputError
-from sonde.explain import GradCam, GradCamPP, HiResCam, LayerCam, Objective, upsampled
+from sonde.explain import (
+    GradCam,
+    GradCamPP,
+    HiResCam,
+    LayerCam,
+    Objective,
+    Saliency,
+    upsampled,
+)
+from sonde.explain.attribution import Attributor
+from sonde.tap.reading.site_function import SiteFunction
 
 
 class Maps(nn.Module):
@@ -91,3 +101,15 @@ def test_maps_over_tokens_leave_the_class_token_out_and_grow_to_the_picture():
         upsampled(GradCam().attribute(model, x, site="embed"), (4, 6), grid=(2, 3))
     with pytest.raises(InputError, match="a layer that keeps places"):
         GradCam().attribute(model, x)
+
+
+@pytest.mark.parametrize(("method", "site"), [(GradCam(), "0"), (Saliency(), "input")])
+def test_one_forward_for_the_gradient_at_the_point(method: Attributor, site: str):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3))
+    x, calls = torch.randn(2, 1, 6, 6), list[int]()
+    net(x)
+    want = method.at(SiteFunction(net, x, site), Objective())
+    net[3].register_forward_hook(lambda *_: calls.append(1))
+    found = method.attribute(net, x, site=site)
+    assert len(calls) == 1
+    assert torch.equal(torch.as_tensor(found.value), torch.as_tensor(want.value))

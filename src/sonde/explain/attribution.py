@@ -69,6 +69,8 @@ class Attributor(ABC):
     """A way of attributing. Subclasses are final frozen dataclasses of parameters."""
 
     adds_up: ClassVar[bool] = False
+    at_point: ClassVar[bool] = False
+    """Whether the gradient at the point itself is all that it takes of the model."""
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
@@ -99,7 +101,8 @@ class Attributor(ABC):
         InputError
             If the objective does not fit the model, or within ``torch.inference_mode``.
         """
-        return self.at(SiteFunction(model, inputs, site), objective or Objective())
+        function = SiteFunction(model, inputs, site, keeps_graph=self.at_point)
+        return self.at(function, objective or Objective())
 
     def at(self, function: SiteFunction, objective: Objective) -> Attribution:
         """Return the attribution for a model as a function of one of its tensors."""

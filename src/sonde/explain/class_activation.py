@@ -34,6 +34,7 @@ class ClassActivation(Attributor):
 
     relu: bool = True
     special: tuple[int, ...] = ()
+    at_point: ClassVar[bool] = True
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"relu": False})
 
     @property
@@ -48,7 +49,7 @@ class ClassActivation(Attributor):
                 f"or (row, token, unit), got {tuple(function.value.shape)} at {function.site}. "
                 "Name one: site='layer4', or the last block."
             )
-        _, gradient, reached = function.gradient(function.value, objective.of)
+        _, gradient, reached = function.slope(objective.of)
         axis = function.feature_axis
         maps, slopes = (x.movedim(axis, -1) for x in (function.value, gradient))
         if self.special and maps.ndim == 3:

@@ -43,6 +43,7 @@ class Saliency(Attributor):
     simonyan2014saliency
     """
 
+    at_point: ClassVar[bool] = True
     paper: ClassVar[str] = "simonyan2014saliency"
 
     @property
@@ -51,7 +52,7 @@ class Saliency(Attributor):
         return False
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
-        _, gradient, reached = function.gradient(function.value, objective.of)
+        _, gradient, reached = function.slope(objective.of)
         return Parts(gradient.abs(), is_reached=reached)
 
 
@@ -76,10 +77,11 @@ class GradTimesInput(Attributor):
     shrikumar2017deeplift
     """
 
+    at_point: ClassVar[bool] = True
     paper: ClassVar[str] = "shrikumar2017deeplift"
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
-        _, gradient, reached = function.gradient(function.value, objective.of)
+        _, gradient, reached = function.slope(objective.of)
         return Parts(gradient * function.value, is_reached=reached)
 
 

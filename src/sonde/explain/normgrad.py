@@ -145,7 +145,7 @@ class MetaSaliency(Attributor):
             if answer
             else FixedObjective(log_prob, objective.target, None, objective.place)
         )
-        _, gradient, _ = function.gradient(function.value, learned.of)
+        _, gradient, _ = function.slope(learned.of)
         g, h = _factors(function, gradient, self.layer)
         moved = torch.einsum("ngop,ngip,ngiq->ngoq", g, h, h).flatten(1, 2)
         axis = function.feature_axis

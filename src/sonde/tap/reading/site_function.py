@@ -44,6 +44,8 @@ class SiteFunction:
     site : pattern, default="input"
         ``input`` is the first floating-point input; of a model of tokens, what its embedding
         gives. Else a module's output (``layers.3``) or input (``layers.3:in``).
+    keeps_graph : bool, default=False
+        Keep the graph of the one forward for ``slope``; ``run`` then runs the whole model.
 
     Attributes
     ----------
@@ -71,7 +73,14 @@ class SiteFunction:
     ('1:out', torch.Size([3, 2]), torch.Size([3, 1]))
     """
 
-    def __init__(self, model: Model | nn.Module, inputs: Any, site: Pattern = INPUT) -> None:
+    def __init__(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        site: Pattern = INPUT,
+        *,
+        keeps_graph: bool = False,
+    ) -> None:
         self.module = model.module if isinstance(model, Model) else model
         check_readable(self.module)
         require_no_inference_mode()
@@ -81,7 +90,8 @@ class SiteFunction:
         self._site = self._found(site)
         self.site = INPUT if self._site is None else str(self._site)
         self._forward: RecordedForward | None = None
-        self.value, self.outputs = self._recorded(goes_on=site != INPUT)
+        self._point: Tensor | None = None
+        self.value, self.outputs = self._recorded(site != INPUT and not keeps_graph, keeps_graph)
         self.n = len(self.value)
 
     def run(self, values: Tensor, repeats: int = 1) -> Any:
@@ -114,13 +124,15 @@ class SiteFunction:
             Whether the objective depends on the site at all; the gradient is 0 otherwise.
         """
         point = values.detach().requires_grad_(True)
-        found = objective(self.run(point, repeats))
-        if not found.requires_grad:
-            return found.detach(), torch.zeros_like(values), False
-        (gradient,) = torch.autograd.grad(found.sum(), point, allow_unused=True)
-        if gradient is None:
-            return found.detach(), torch.zeros_like(values), False
-        return found.detach(), gradient, True
+        return _slope(objective(self.run(point, repeats)), point)
+
+    @torch.enable_grad()
+    def slope(self, objective: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor, bool]:
+        """Return what ``gradient`` does at ``value``; without a forward while a graph is kept."""
+        point, self._point = self._point, None  # the graph is gone after one backward
+        if point is None:
+            return self.gradient(self.value, objective)
+        return _slope(objective(self.outputs), point)
 
     def input_of_site(self) -> tuple[nn.Module, Tensor]:
         """Return the module whose output the site is, and the first tensor that it is given.
@@ -208,12 +220,21 @@ class SiteFunction:
         n = len(values)
         return _mapped(output, lambda x: _turned(x, repeats) if x.ndim and len(x) == n else x)
 
-    def _recorded(self, *, goes_on: bool) -> tuple[Tensor, Any]:
-        if self._site is None:
-            value = find_input(self.module, self._args, self._kwargs)[1]
-            return value.detach(), self.run(value.detach())
+    def _recorded(self, goes_on: bool, keeps_graph: bool) -> tuple[Tensor, Any]:
         seen: list[Tensor] = []
-        with self._hooked(lambda leaf: seen.append(leaf.detach().clone())) as session:
+
+        def note(value: Tensor) -> Tensor | None:
+            seen.append(value)
+            if not keeps_graph:
+                return None
+            self._point = value.detach().requires_grad_(True)
+            return self._point.clone()  # what comes next may work in place
+
+        if self._site is None:
+            value = find_input(self.module, self._args, self._kwargs)[1].detach()
+            point = note(value)
+            return value, self.run(value if point is None else point)
+        with self._hooked(lambda leaf: note(leaf.detach().clone())) as session:
             if goes_on:
                 self._forward = record_forward(self.module, *self._args, **self._kwargs)
                 outputs = self._forward.output
@@ -278,6 +299,16 @@ class SiteFunction:
 
         new_args = tuple(_mapped(value, again) for value in args)
         return new_args, {name: _mapped(value, again) for name, value in kwargs.items()}
+
+
+def _slope(found: Tensor, point: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Return the objective of each row, its gradient, and whether it depends on the point."""
+    if not found.requires_grad:
+        return found.detach(), torch.zeros_like(point), False
+    (gradient,) = torch.autograd.grad(found.sum(), point, allow_unused=True)
+    if gradient is None:
+        return found.detach(), torch.zeros_like(point), False
+    return found.detach(), gradient, True
 
 
 def _turned(x: Tensor, first: int) -> Tensor:
