@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist, squareform
 
+import sonde
 from fixture_rows import X, Y
 from narrow import present
 from sonde.core.errors import InputError
@@ -94,6 +95,16 @@ def test_shards_with_one_width_merge():
     right.update(x[50:], y=y[50:])
     left.merge(right)
     assert float(left.result()) == pytest.approx(float(whole.result()), rel=1e-9)
+
+
+@pytest.mark.truth("the same arrays, fitted in memory")
+def test_a_stream_gives_the_error_too():
+    x, y = _pair(80)
+    stream = sonde.Stream.of({"a": x, "b": y})
+    found = sonde.fit(KernelCKA(m=8), stream, progress=False).result("kernel_cka")
+    want = kernel_cka(x, y, m=8)
+    assert float(found) == pytest.approx(float(want), rel=1e-9)
+    assert float(present(found.se)) == pytest.approx(float(present(want.se)), rel=1e-6)
 
 
 @pytest.mark.truth("rows of one document at unrelated sites")

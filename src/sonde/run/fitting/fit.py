@@ -127,11 +127,10 @@ def fit(
     crew = Crew(workers, runner, address)
     settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
-    sample = error_sample(tasks, stream, split)
     check_rows(stream)
     say_cost(stream, tasks, progress)
     with held(place), gathered(crew, settings.threads):
-        states, units, counters = _all_passes(tasks, stream, sample, settings, unit_size, place)
+        states, units, counters, sample = _all_passes(tasks, stream, settings, unit_size, place)
     header = make_header(stream, units, counters, split)
     return Fitted(tuple(tasks), states, header, split, sample)
 
@@ -151,18 +150,22 @@ class _Settings:
 def _all_passes(
     tasks: list[Task],
     stream: Stream,
-    sample: ErrorSample | None,
     settings: _Settings,
     unit_size: int,
     place: Path | None,
-) -> tuple[States, list[dict[str, Any]], dict[str, int]]:
-    """Return the states of all passes, the units of each, and what the first one counted."""
+) -> tuple[States, list[dict[str, Any]], dict[str, int], ErrorSample | None]:
+    """Return the states of all passes, the units of each, and what the first one counted.
+
+    Last comes what the error bars are from: a later pass may need columns that no earlier one did.
+    """
     states: States = {}
     units: list[dict[str, Any]] = []
     counters: dict[str, int] = {}
-    following, stage = tasks, 0
+    sample: ErrorSample | None = None
+    asked, following, stage = tasks, tasks, 0
     while following:
-        wanted = requests_of(following, sample if stage == 0 else None, settings.split)
+        sample = error_sample(asked, stream, settings.split)
+        wanted = requests_of(asked, sample, settings.split)
         wanted = {i: r for i, r in wanted.items() if i not in states}
         if wanted:
             plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
@@ -171,7 +174,8 @@ def _all_passes(
             counters = counters or outcome.counters
             units.append(unit_entry(plan, stream))
         following, stage = next_tasks(following, states, settings.split), stage + 1
-    return states, units, counters
+        asked = [*asked, *following]
+    return states, units, counters, sample
 
 
 def _stage(directory: Path | None, stage: int) -> Path | None:
