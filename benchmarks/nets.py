@@ -1,6 +1,7 @@
 """Nets with random weights and inputs made from a seed."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -155,3 +156,18 @@ def forward_of(module: nn.Module, *args: Any, **kwargs: Any) -> Callable[[], Any
             return module(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def bare_hooks(module: nn.Module, sites: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Keep the mean over tokens of each site by a hook that does nothing else."""
+    kept: list[Tensor] = []
+    hooks = [
+        module.get_submodule(site).register_forward_hook(lambda m, a, out: kept.append(out.mean(1)))
+        for site in sites
+    ]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
