@@ -67,6 +67,13 @@ def result_with_error(
     return results_with_error([instrument], arguments, terms, sample)[0]
 
 
+def left_out(result: Result) -> Result:
+    """Return a result that says that rows which are not finite were left out."""
+    if "nonfinite" in result.flags:
+        return result
+    return replace(result, flags=(*result.flags, "nonfinite"))
+
+
 def results_with_error(
     instruments: Sequence[Instrument],
     arguments: dict[str, Any],

@@ -16,7 +16,7 @@ from sonde.core.result import Result
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.engine.array_stream import ARRAY_BATCH
-from sonde.engine.errorbars import SampleRows, Term, has_influence, result_with_error
+from sonde.engine.errorbars import SampleRows, Term, has_influence, left_out, result_with_error
 from sonde.engine.passes import (
     close_pass,
     merge_states,
@@ -47,8 +47,16 @@ def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
         later = following.then(result)
         if later is None:
             instrument.require_rows(result, " & ".join(keys))
-            return result
+            return left_out(result) if _has_broken_rows(stream, keys) else result
         following = later
+
+
+def _has_broken_rows(stream: Stream, keys: Sequence[str]) -> bool:
+    return any(
+        not bool(finite_rows(batch.rows[key]).all())
+        for batch in stream.batches(0, len(stream))
+        for key in keys
+    )
 
 
 def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:

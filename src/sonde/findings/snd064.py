@@ -31,7 +31,7 @@ class SND064(WeakLossRule):
         "source, a broken encoding."
     )
     how: ClassVar[str] = (
-        "Next-token loss of at most 192 texts of different groups, 32 tokens of each (320 and 128 "
+        "Next-token loss of at most 160 texts of different groups, 24 tokens of each (320 and 128 "
         "with --deep), beyond the mean loss of all texts at such positions, which are taken "
         "together by octaves. Groups are looked for on one half of the texts as in SND061, by the "
         "data's own columns, length and clusters of the states. On the other half both means have "

@@ -19,7 +19,7 @@ from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.reading.small_batches import cut, single, stacked, token_length
 
-USUAL, DEEP = (192, 33), (320, 129)  # texts, tokens of each
+USUAL, DEEP = (160, 25), (320, 129)  # texts, tokens of each
 LEAST, TOGETHER = 100, 16
 T = TypeVar("T")
 TOO_FEW: Final = f"needs the loss of {LEAST} texts of different groups, got {{}}"
@@ -51,7 +51,7 @@ def text_losses(
 ) -> TextLosses | str:
     """Run a causal language model on texts of different groups, those of one shape together.
 
-    At most 192 texts and 32 predicted tokens of each: a scan is to take little beyond its pass.
+    At most 160 texts and 24 predicted tokens of each: a scan is to take little beyond its pass.
     A deep one takes 320 and 128. Returns the reason where there are no losses, or fewer than 100.
     """
     shared = shared_rows(evidence)

@@ -225,7 +225,7 @@ def _by_frequency(sums: HsicSumsState) -> Float[Tensor, "frequency frequency"]:
     trace = cross.square().sum((0, 2)) - n / m**2
     totals = (long_x - n / m) * (long_y - n / m)
     rows = torch.einsum("af,afbg,bg->fg", x, cross, y) - (long_x + long_y - n / m) / m
-    return (trace + totals / ((n - 1) * (n - 2)) - 2 * rows / (n - 2)) / (n * (n - 3))
+    return (trace + totals / float((n - 1) * (n - 2)) - 2 * rows / (n - 2)) / float(n * (n - 3))
 
 
 def kernel_cka(

@@ -45,8 +45,9 @@ class HsicSumsState(State):
         trace = self.cross.square().sum() - self.squares
         totals = (sx @ sx - self.square_x) * (sy @ sy - self.square_y)
         rows = sx @ self.cross @ sy - sy @ self.tilt_y - sx @ self.tilt_x + self.squares
-        value = trace + totals / ((n - 1) * (n - 2)) - 2 * rows / (n - 2)
-        return value / (n * (n - 3))
+        # As floats: products of counts leave 64 bits from 3e9 rows on.
+        value = trace + totals / float((n - 1) * (n - 2)) - 2 * rows / (n - 2)
+        return value / float(n * (n - 3))
 
     def moved(
         self, reference_x: Float[Tensor, "dim"], reference_y: Float[Tensor, "dim2"]

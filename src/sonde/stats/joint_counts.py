@@ -48,7 +48,11 @@ def information_nats(counts: Int[Tensor, "*many symbol symbol2"]) -> Float[Tenso
 
 
 def _count_logs(counts: Int[Tensor, "*shape"], axes: int) -> Float[Tensor, "*many"]:
-    """Return the sum of ``c ln c`` over the last axes, each count looked up."""
-    whole = torch.arange(int(counts.max()) + 1, dtype=torch.float64, device=counts.device)
-    logs = torch.xlogy(whole, whole).index_select(0, counts.flatten())
-    return logs.view(counts.shape).sum(tuple(range(-axes, 0)))
+    """Return the sum of ``c ln c`` over the last axes; small counts are looked up."""
+    largest = int(counts.max())
+    if largest < counts.numel():
+        whole = torch.arange(largest + 1, dtype=torch.float64, device=counts.device)
+        logs = torch.xlogy(whole, whole).index_select(0, counts.flatten()).view(counts.shape)
+    else:  # a table up to a count of 1e9 is no gain
+        logs = torch.xlogy(counts.double(), counts.double())
+    return logs.sum(tuple(range(-axes, 0)))

@@ -17,7 +17,7 @@ from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.result import Result, Scorer
 from sonde.core.state import digest, require_finite
 from sonde.core.wording import plural
-from sonde.engine.errorbars import result_with_error
+from sonde.engine.errorbars import left_out, result_with_error
 from sonde.engine.passes import states_of
 from sonde.engine.requests import Request, States, Task, terms_of
 from sonde.files.state_file import read_header, read_state, state_type, write_state
@@ -151,7 +151,8 @@ class Fitted:
                 rows,
             )
             inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
-            self._results[i] = result
+            broken = any(self.header["counters"].get(f"nonfinite|{key}") for key in task.keys)
+            self._results[i] = left_out(result) if broken else result
         return self._results[i]
 
     @property
