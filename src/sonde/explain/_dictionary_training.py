@@ -208,7 +208,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     def _check_rows(self, state: DictionaryState) -> None:
         n, width = state.read[0].n, self.width(sum(len(m.mean) for m in state.read))
-        if self.k > width:
+        if 0 < width < self.k:
             raise InputError(
                 f"expected k of at most the {width} features of the dictionary, got {self.k}. A "
                 "row whose features are all active is not explained by few."
