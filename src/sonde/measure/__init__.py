@@ -43,6 +43,7 @@ from sonde.measure.information_plane import InformationPlane, information_plane
 from sonde.measure.kernel_cka import KernelCKA, kernel_cka
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
+from sonde.measure.matrix_entropy import MatrixEntropy, matrix_entropy
 from sonde.measure.minimum_entropy_coupling import minimum_entropy_coupling
 from sonde.measure.mle_dimension import MLEDimension, mle_dimension
 from sonde.measure.modularity import Modularity, modularity
@@ -116,6 +117,7 @@ __all__ = [
     "LayerCKA",
     "MLEDimension",
     "MassiveActivations",
+    "MatrixEntropy",
     "Modularity",
     "MutualInformation",
     "MutualInformationGap",
@@ -179,6 +181,7 @@ __all__ = [
     "kernel_cka",
     "layer_cka",
     "massive_activations",
+    "matrix_entropy",
     "minimum_entropy_coupling",
     "mle_dimension",
     "modularity",
