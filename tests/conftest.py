@@ -5,6 +5,7 @@ whose threads wait for each other's cores took four to ten times as long. Ctrl-C
 start even where a script that runs in the background has told its children to ignore it.
 """
 
+import gc
 import os
 import signal
 
@@ -27,3 +28,9 @@ collect_ignore = ["pretend_devices.py", "device_case.py"]  # they change torch f
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 shape_checker.install()
+
+
+def pytest_collection_finish():
+    """Leave what was imported and collected out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()

@@ -13,7 +13,7 @@ from sonde.report import Report
 pytestmark = pytest.mark.slow
 
 SEED = 251
-HALVES = 20
+HALVES = 12
 BLOCKS = ("findings", "checks", "sites")
 
 
