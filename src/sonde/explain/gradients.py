@@ -263,7 +263,9 @@ class SmoothGrad(Attributor):
                 points.flatten(0, 1), objective.repeated(k).of, k
             )
             each = gradient.unflatten(0, (function.n, k))
-            first, second = first + each.sum(1), second + each.square().sum(1)
+            first += each.sum(1)
+            if self.how != "mean":
+                second += each.square_().sum(1)
         mean, square = first / self.n, second / self.n
         value = {"mean": mean, "squared": square, "variance": square - mean.square()}[self.how]
         return Parts(value, is_reached=reached)
