@@ -13,7 +13,8 @@ from benchmarks.environments import peer_version
 from benchmarks.nets import classifier, residual_net, token_batch
 from sonde.explain import Baseline, GradCam, IntegratedGradients, Objective, Occlusion, SmoothGrad
 
-TARGET, ROWS, SQUARE = 3, 256, 8
+TARGET, ROWS, SQUARES = 3, 256, 8
+"""Squares that occlusion hides, along each side of the picture."""
 ZERO, GOAL = Baseline("zero"), Objective("logit", target=TARGET)
 Arm = Callable[[], Tensor]
 
@@ -41,11 +42,12 @@ def picture_arms(method: str, width: int, side: int, steps: int) -> tuple[Arm, A
             lambda: _value(GradCam(relu=False), net, x, str(layer)),
             lambda: cam.attribute(x, target=TARGET).detach()[:, 0],
         )
-    line = torch.arange(side) // SQUARE
+    square = side // SQUARES
+    line = torch.arange(side) // square
     groups = (line[:, None] * (int(line.max()) + 1) + line).flatten()
-    window = (3, SQUARE, SQUARE)
+    window = (3, square, square)
     occlusion = peer.Occlusion(net)
-    size = 3 * SQUARE**2  # ours shares a figure among the entries of its part
+    size = 3 * square**2  # ours shares a figure among the entries of its part
     how = {"sliding_window_shapes": window, "strides": window, "perturbations_per_eval": ROWS}
     return (
         lambda: size * _value(Occlusion(ZERO, groups), net, x),

@@ -23,7 +23,7 @@ METHODS = ("integrated gradients", "SmoothGrad", "Grad-CAM", "occlusion")
 
 def attribution_rows(size: Size) -> list[Row]:
     """Time and memory of attributions at the input, with 256 rows in a forward in both arms."""
-    width, side, steps = size.pick((64, 64, 50), (4, 32, 4))
+    width, side, steps = size.pick((64, 224, 50), (4, 32, 4))
     depth, wide, length = size.pick((12, 768, 64), (2, 64, 8))
     pictures: dict[str, Any] = {"kind": "picture", "width": width, "side": side, "steps": steps}
     of = f"18-layer residual net of width {width}, one picture of {side} x {side}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.child import added_peak, run_child
 from benchmarks.generating import language_model
 from benchmarks.nets import VOCABULARY
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
@@ -22,7 +23,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 
 PATCHING_BUDGET, ATTRIBUTION_BUDGET = 0.55, 4.0
-UNITS_BUDGET, ATLAS_BUDGET = 1.6, 60.0
+UNITS_BUDGET, FLAT_BUDGET, ATLAS_BUDGET = 1.6, 1.05, 60.0
 
 
 def patching_rows(size: Size) -> list[Row]:
@@ -115,44 +116,59 @@ def _whole(net: Any, clean: Tensor, corrupt: Tensor) -> Tensor:
 
 
 def units_rows(size: Size) -> list[Row]:
-    """Time of labels and exemplars of all units of all MLPs against plain forwards."""
+    """Time of labels and exemplars of all units of all MLPs against plain forwards, and memory."""
     depth, width, n_texts, length = size.pick((12, 768, 782, 128), (2, 64, 8, 16))
     net: Any = language_model(depth, width)
     ids = torch.randint(1, VOCABULARY, (n_texts, length), generator=seeded())
-    items = [{"input_ids": row, "label": i % 8} for i, row in enumerate(ids)]
 
     def plain() -> None:
         with torch.no_grad():
             for part in ids.split(16):
                 net(input_ids=part, use_cache=False)
 
-    def ours() -> object:
-        stream = read(
-            Model(net, task="causal"),
-            items,
-            sites="transformer.h.*.mlp.c_proj:in",
-            reducer="positions",
-            batch_size=16,
-            label_column="label",
-        )
-        return fit([Exemplars(), UnitLabels()], stream, progress=False)
-
     rounds = size.pick(min(size.rounds, 2), 1)
-    arms: dict[str, Callable[[], object]] = {PLAIN: plain, "ours": ours, AGAIN: plain}
+    arms = {PLAIN: plain, "ours": lambda: _units(net, ids), AGAIN: plain}
     ratio = ratio_of(interleaved(arms, rounds, warm_ups=0), "ours")
+    what = f"labels and exemplars of {depth} x {4 * width:,} units over {n_texts * length:,} tokens"
+    times = (ratio.median, "x", UNITS_BUDGET, ratio.spread, ratio.rounds, ratio.noise)
+    sizes = size.pick((512, 1536), (8, 24))
+    few, many = (
+        run_child(
+            "benchmarks.explain:units_peak", steady=True, width=width, n_texts=n, length=length
+        )
+        for n in sizes
+    )
+    tokens = " against ".join(f"{n * length:,}" for n in reversed(sizes))
     return [
+        Row("units", f"{what}, 128 bins, 8 concepts, against plain forwards", *times),
         Row(
             "units",
-            f"labels and exemplars of {depth} x {4 * width:,} units over {n_texts * length:,} "
-            "tokens, 128 bins, 8 concepts, against plain forwards",
-            ratio.median,
-            "x",
-            UNITS_BUDGET,
-            ratio.spread,
-            ratio.rounds,
-            ratio.noise,
-        )
+            f"labels and exemplars of 1 x {4 * width:,} units, {tokens} tokens, memory",
+            many / max(few, 1.0),
+            budget=FLAT_BUDGET,
+            note=f"adds {many:.0f} MiB against {few:.0f}",
+        ),
     ]
+
+
+def units_peak(width: int, n_texts: int, length: int) -> float:
+    """Return by how many MiB labels and exemplars of one layer raise the memory of this process."""
+    net = language_model(1, width)
+    ids = torch.randint(1, VOCABULARY, (n_texts, length), generator=seeded())
+    return added_peak(lambda: _units(net, ids))
+
+
+def _units(net: Any, ids: Tensor) -> object:
+    items = [{"input_ids": row, "label": i % 8} for i, row in enumerate(ids)]
+    stream = read(
+        Model(net, task="causal"),
+        items,
+        sites="transformer.h.*.mlp.c_proj:in",
+        reducer="positions",
+        batch_size=16,
+        label_column="label",
+    )
+    return fit([Exemplars(), UnitLabels()], stream, progress=False)
 
 
 def atlas_rows(size: Size) -> list[Row]:
