@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._paired_mean import paired_mean
-from sonde.detect._sides import are_paired, paired_rows, two_moments
+from sonde.detect._sides import Rows, are_paired, paired_rows, permutation_p, two_moments
+from sonde.detect._tails import signs_tail
 from sonde.stats import Moments, MomentsState, inverse_root
+
+SIGNS = 1999
 
 
 @final
@@ -79,7 +81,7 @@ class Hotelling(Shift):
         pairs = paired_rows("Hotelling", first, second)
         blind = pairs is None and are_paired(first, second) and size > 0
         few = hidden or sum(n) - metric.rank - 1 <= 0
-        paired = None if pairs is None else paired_mean(pairs)
+        paired = None if pairs is None else _paired_mean(pairs)
         statistic = size * n[0] * n[1] / sum(n)
         flags = ["rank_deficient"] if metric.rank < len(delta) else []
         flags += ["dead"] if metric.rank == 0 else []
@@ -105,6 +107,43 @@ class Hotelling(Shift):
             sides=n,
             axis=metric.root @ white,
         )
+
+
+@dataclass(frozen=True)
+class _PairedMean:
+    """A p-value, and whether there are no more pairs than directions in which they differ."""
+
+    p: float
+    few: bool
+
+
+def _paired_mean(pairs: Rows) -> _PairedMean:
+    """Return how often differences of pairs with random signs add up to at least as much.
+
+    Their sum is measured in a metric of their second moments, which signs do not change. It is the
+    plain one where there are two pairs for each direction: Hotelling's statistic for one sample
+    rises with that. With fewer the second moments, of units divided by their root mean square, are
+    shrunk towards the identity: unshrunk, all signs give one sum if there are as many directions as
+    pairs.
+    """
+    rows = pairs.y - pairs.x
+    metric = inverse_root(rows.T @ rows, len(rows), 0.0)
+    if metric.rank == 0:
+        return _PairedMean(1.0, few=False)
+    white = rows @ metric.root if len(rows) >= 2 * metric.rank else _shrunk(rows)
+    size = float(white.sum(0).square().sum())
+    shuffled = (pairs.signs(SIGNS) @ white).square().sum(1)
+    p = permutation_p(size, shuffled)
+    if p == 1 / (1 + SIGNS):
+        p = min(p, signs_tail(white))
+    return _PairedMean(p, few=len(rows) <= metric.rank)
+
+
+def _shrunk(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
+    """Return rows in the shrunk metric of their second moments."""
+    scale = rows.square().mean(0).sqrt()
+    even = rows[:, scale > 0] / scale[scale > 0]
+    return even @ inverse_root(even.T @ even, len(even), "oas").root
 
 
 def _moved_without_variance(

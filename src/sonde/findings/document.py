@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sonde.findings._shared import EXAMPLES
 from sonde.findings.answers import answers_section
 from sonde.findings.evidence import Evidence
 from sonde.findings.inputs import other_rows, own_rows, show_inputs
@@ -15,7 +16,6 @@ from sonde.findings.labels import labels_section
 from sonde.findings.lens import prediction_section
 from sonde.findings.profile import similarity, site_profile, site_units, site_values, unit_facts
 from sonde.findings.provenance import limits, provenance
-from sonde.findings.row_places import name_places
 from sonde.findings.rows import NAMED, rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
@@ -76,8 +76,8 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     }
     if settings.show_inputs:
         show_inputs(found, scanned.stream, scanned.other_stream)
-    name_places(own_rows(found), place)
-    name_places(other_rows(found), other_place)
+    _name_places(own_rows(found), place)
+    _name_places(other_rows(found), other_place)
     plain = to_plain(found)
     return hash_ids(plain) if settings.hash_ids else plain
 
@@ -244,3 +244,10 @@ def hash_ids(value: Any, is_id: bool = False) -> Any:
     if isinstance(value, list):
         return [hash_ids(item, is_id) for item in value]
     return hashed_id(value) if is_id and isinstance(value, str) else value
+
+
+def _name_places(rows: list[dict[str, Any]], place: Place) -> None:
+    """Add ``places`` to rows of a table that say their ``examples``, which are taken off."""
+    for row in rows:
+        found = [place(example) for example in row.pop(EXAMPLES)]
+        row["places"] = [name for name in found if name is not None]
