@@ -42,6 +42,7 @@ _log = logging.getLogger("sonde")
 
 HALF = 0.5
 COUNTS_WITHHELD = "SND009"
+NO_MEASURES = ScanMeasures()
 Results = Mapping[tuple[str, str], Result]
 STOPPED = "stopped by Ctrl-C before it was looked at"
 OTHER_AWAITED = "stopped by Ctrl-C before OTHER was read"
@@ -135,7 +136,7 @@ def scan_stream(
         if other is not None and other_data is not None and stop is None:
             elsewhere = settings.directory / "other" if settings.directory is not None else None
             aside = replace(settings, directory=elsewhere)
-            second, stop = _gathered(other, other_data, aside, None, [], ScanMeasures())
+            second, stop = _gathered(other, other_data, aside, None, [], NO_MEASURES)
     n_units = gathered.plan.n_units
     if other is not None and other_data is not None:
         n_units += len(other.units(settings.unit_size)) - 1
@@ -228,7 +229,7 @@ def gather(
     settings: ScanSettings,
     split: Split | None,
     tasks: list[Task],
-    measures: ScanMeasures,
+    measures: ScanMeasures = NO_MEASURES,
 ) -> Gathered:
     """Run the one pass of a scan."""
     statistics, wanted, plan = _plan(stream, data, settings, split, tasks, measures)

@@ -1,16 +1,19 @@
 """Distances between rows in chunks, and the nearest ones."""
 
+import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
 
 CHUNK = 1024
-DIFFERENCES = 1 << 23  # entries of the differences of rows that are formed at once
+DIFFERENCES = 1 << 20  # entries of the differences of rows that are formed at once
+SPARE, MOST_SPARE = 8, 64  # candidates beyond the neighbours that are wanted, and with the group
+UNIT, TINY = 2.0**-24, 2.0**-125  # rounding of float32, and about its smallest normal number
 PRODUCTS = 1 << 23  # entries of a product that are looked at at once; half as many cost 9 % more
 TILE = 1 << 14  # rows of the bank in it
 WAYS = 32
@@ -60,6 +63,75 @@ def nearest(
     """
     if not 1 <= k <= len(y):
         raise InputError(f"nearest: expected k between 1 and {plural(len(y), 'row')}, got {k}.")
+    if each_once or x.device.type != "cpu" or len(x) == 0:
+        return _by_all_distances(x, y, k, group, group2, each_once, chunk)
+    values, index, is_sure = _by_candidates(x, y, k, group, group2)
+    rest = torch.nonzero(~is_sure).flatten()
+    if len(rest) == 0:
+        return values, index
+    own = None if group is None else group[rest.to(group.device)]
+    far, at = _by_all_distances(x[rest], y, k, own, group2, False, chunk)
+    return values.index_copy(0, rest, far), index.index_copy(0, rest, at)
+
+
+def _by_candidates(
+    x: Float[Tensor, "row dim"],
+    y: Float[Tensor, "row2 dim"],
+    k: int,
+    group: Int[Tensor, "row"] | None,
+    group2: Int[Tensor, "row2"] | None,
+) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"], Bool[Tensor, "row"]]:
+    """Return the nearest of some candidates, and whether no other row of ``y`` can be nearer.
+
+    Candidates come from products in float32. A row of ``y`` that is not among them has at most the
+    product of the last of them, up to the rounding of ``dim`` sums.
+    """
+    n, dim = len(x), x.shape[1]
+    spare = SPARE
+    if group is not None and group2 is not None:
+        spare += int(torch.unique(group2, return_counts=True)[1].max())
+    values = x.new_zeros(n, k, dtype=torch.float64)
+    index = torch.zeros(n, k, dtype=torch.int64)
+    is_sure = torch.zeros(n, dtype=torch.bool)
+    if spare > MOST_SPARE or k + spare >= len(y):
+        return values, index, is_sure
+    mean = y.detach().double().mean(0)
+    a, b = (z.detach().double() - mean for z in (x, y))
+    scale = max(float(a.abs().max()), float(b.abs().max()))
+    if not 0 < scale < math.inf:
+        return values, index, is_sure
+    a, b = (a / scale).float(), (b / scale).float()
+    long, half = a.double().square().sum(1), b.double().square().sum(1) / 2
+    found: list[Tensor] = []
+    step = max(1, PRODUCTS // len(y))
+    for start in range(0, n, step):
+        here = slice(start, start + step)
+        likely = torch.addmm(-half.float(), a[here], b.T)
+        top, at = _largest(likely, k + spare)
+        exact = _lengths(x[here], y, at)
+        if group is not None and group2 is not None:
+            exact = exact.masked_fill(group[here, None] == group2[at], torch.inf)
+        near, which = exact.sort(dim=1, stable=True)
+        found.append(near[:, :k])
+        index[here] = at.gather(1, which[:, :k])
+        last, length = near[:, k - 1].detach() / scale, long[here].sqrt()
+        # A row whose norm is above this is too far whatever its product says.
+        most = 1.001 * (length + last)
+        error = 4 * (dim + 8) * (UNIT * most * (length + most) + TINY)
+        is_sure[here] = last.square() + error < long[here] - 2 * top.amin(1).double()
+    return torch.cat(found), index, is_sure
+
+
+def _by_all_distances(
+    x: Float[Tensor, "row dim"],
+    y: Float[Tensor, "row2 dim"],
+    k: int,
+    group: Int[Tensor, "row"] | None,
+    group2: Int[Tensor, "row2"] | None,
+    each_once: bool,
+    chunk: int,
+) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
+    """Return the nearest rows by all distances in float64."""
     found: list[Tensor] = []
     values: list[Tensor] = []
     for start, rough in distance_chunks(x, y, chunk):
