@@ -118,6 +118,19 @@ def test_an_alarm_stays_and_infinite_scores_bet_most():
     assert found[-1].step == 46
 
 
+@pytest.mark.truth("the wealth of the same stream, just below and just above one over delta")
+def test_the_alarm_is_raised_where_the_wealth_reaches_one_over_delta():
+    def watched(delta):
+        watch = EProcess(range(200), delta=delta)
+        return [watch.update(s) for s in np.linspace(100, 260, 60)]
+
+    wealth = [w.wealth for w in watched(1e-300)]
+    at = next(i for i, w in enumerate(wealth) if w >= 10)
+    for share, is_raised in ((0.999, True), (1.001, False)):
+        found = watched(1 / (share * wealth[at]))
+        assert [found[at - 1].alarm, found[at].alarm] == [False, is_raised]
+
+
 def test_what_is_refused():
     with pytest.raises(InputError, match="NaN"):
         EProcess().update(math.nan)
