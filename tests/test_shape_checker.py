@@ -46,7 +46,7 @@ def test_sizes_dtypes_and_words_are_compared_after_right_ones():
     for _ in range(2):
         reduced(x, "sum")
         reduced(x, how="mean", axis=1)
-    for wrong in ((torch.ones(2), "sum"), (x.int(), "sum"), (x, "max"), (x, "sum", "0"), (x, 1)):
+    for wrong in ((torch.ones(2), "sum"), (x.int(), "sum"), (x, "amax"), (x, "sum", "0"), (x, 1)):
         with pytest.raises(jaxtyping.TypeCheckError):
             reduced(*wrong)
 
