@@ -59,3 +59,13 @@ def test_rows_without_concepts_and_constant_units():
     found = UnitLabels(least=0.0).fit(x, label=concept)
     assert found.label[0] == -1
     assert found.flags == ("dead",)
+
+
+def test_a_concept_of_nine_rows_names_no_unit_and_is_flagged():
+    labels = []
+    for n in (9, 10):
+        concept = (torch.arange(4000) < n).long()
+        unit = concept * 2.0 + torch.linspace(0, 1, 4000)
+        found = UnitLabels(quantile=n / 4000).fit(unit[:, None], label=concept)
+        labels.append((int(found.label[0]), found.flags))
+    assert labels == [(-1, ("few_rows",)), (1, ())]

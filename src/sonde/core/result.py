@@ -29,7 +29,7 @@ Direction = Literal["higher", "lower", "none"]
 FLAGS: dict[str, str] = {
     "low_precision": "rounding of the rows reaches the value's last digits",
     "lost_precision": "rounding of the rows dominates the value",
-    "few_rows": "no more rows (groups) than dimensions",
+    "few_rows": "too few rows (groups): no more than dimensions, or hardly any of one kind",
     "rank_deficient": "some directions have no variance in these rows",
     "high_dim": "more dimensions than the estimator is known to bear",
     "saturated": "the estimator is at its upper limit",

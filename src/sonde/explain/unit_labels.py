@@ -4,7 +4,7 @@ For patches, tokens or dictionary features whose concepts are known row by row.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Final, final
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,8 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.stats import ScaledHistogram, ScaledHistogramState
+
+FEWEST: Final = 10
 
 
 @final
@@ -62,7 +64,7 @@ class UnitLabels(Instrument):
     quantile : float, default=0.005
         Largest share of rows on which a unit counts as high.
     least : float, default=0.04
-        Overlap from which on a concept is a unit's label.
+        Overlap from which on a concept is a unit's label; one of fewer than ten rows never is.
     bins : int, default=128
         Bins of each unit, a power of two.
     concepts : str, default="label"
@@ -71,8 +73,8 @@ class UnitLabels(Instrument):
 
     Examples
     --------
-    >>> is_edge = torch.arange(100) < 3
-    >>> unit = is_edge * 2.0 + torch.linspace(0, 1, 100)
+    >>> is_edge = torch.arange(1000) < 30
+    >>> unit = is_edge * 2.0 + torch.linspace(0, 1, 1000)
     >>> found = UnitLabels(quantile=0.05).fit(unit[:, None], label=is_edge.long())
     >>> found.label.tolist(), found.value
     ([1], 1.0)
@@ -125,6 +127,7 @@ class UnitLabels(Instrument):
         chance = high * size[best, 0] / counts.n
         null = chance / (high + size[best, 0] - chance).clamp(min=1e-300)
         is_dead = (counts.counts > 0).sum(1) == 1
+        is_named = (value >= self.least) & ~is_dead & (counts.concept_n[best] >= FEWEST)
         precision = inside / above.clamp(min=1.0)
         recall = inside / size[..., None].clamp(min=1.0)
         steps = recall - torch.cat([recall[..., 1:], torch.zeros_like(recall[..., :1])], -1)
@@ -135,9 +138,9 @@ class UnitLabels(Instrument):
             n=counts.n,
             range=(0.0, 1.0),
             direction="higher",
-            flags=("dead",) if bool(is_dead.any()) else (),
+            flags=self._flags(bool(is_dead.any()), counts.concept_n),
             conventions={"threshold": f"at most {self.quantile:g} of rows above", "se": "none"},
-            label=torch.where((value >= self.least) & ~is_dead, best, -1),
+            label=torch.where(is_named, best, -1),
             threshold=threshold,
             share=high / counts.n,
             overlap=overlap,
@@ -145,6 +148,10 @@ class UnitLabels(Instrument):
             best_f1=f1.amax(-1),
             counts=counts,
         )
+
+    def _flags(self, is_dead: bool, rows: Int[Tensor, "concept"]) -> tuple[str, ...]:
+        is_few = bool(((rows > 0) & (rows < FEWEST)).any())
+        return (("dead",) if is_dead else ()) + (("few_rows",) if is_few else ())
 
     def _threshold(
         self, above: Float[Tensor, "dim bin"], counts: ScaledHistogramState
