@@ -51,6 +51,12 @@ def reset(module: Any) -> Any:
     return new
 
 
+def rotated_and_reset(module: Any) -> Any:
+    new = rotated(module)
+    new[2].reset_parameters()
+    return new
+
+
 @pytest.mark.parametrize(
     ("change", "codes", "first"),
     [
@@ -58,6 +64,7 @@ def reset(module: Any) -> Any:
         (nudged, {"CMP002"}, "1:out"),
         (renumbered, {"CMP002", "CMP003"}, "0:out"),
         (rotated, {"CMP002", "CMP004"}, "0:out"),
+        (rotated_and_reset, {"CMP002", "CMP004"}, "0:out"),
         (reset, {"CMP002", "CMP004"}, "1:out"),
     ],
 )
@@ -75,5 +82,7 @@ def test_each_change_has_its_code_and_no_other(change, codes, first):
     assert all(len(f.sentence) <= 240 for f in found)
     if change is rotated:
         assert found[-1].sentence.endswith("rotated.")
+    if change is rotated_and_reset:
+        assert found[-1].sentence.endswith("rotated (1), re-initialised or trained anew (1).")
     if change is nudged:
         assert found[0].sites == ("1:out", "2:out")

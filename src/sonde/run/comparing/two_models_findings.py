@@ -79,7 +79,10 @@ def _strange(matches: list[SiteMatch]) -> ModelFinding | None:
     first = matches[0]
     said = f"The units of {_places(matches)} are no more like those of their own number than like "
     said += f"others, and {first.found_again:.0%} are found again (CKA {first.cka:.2f}): "
-    said += "rotated." if _is_turned(first) else "re-initialised or trained anew."
+    turned = sum(map(_is_turned, matches))
+    kinds = ("rotated", turned), ("re-initialised or trained anew", len(matches) - turned)
+    here = [f"{kind} ({n})" if 0 < turned < len(matches) else kind for kind, n in kinds if n]
+    said += f"{', '.join(here)}."
     return ModelFinding("CMP004", "warning", said, tuple(m.site for m in matches))
 
 
