@@ -36,6 +36,7 @@ def pages() -> dict[str, dict[str, Any]]:
     report = json.loads(EXAMPLE.read_text("utf-8"))
     verdict = {**report["verdict"], "error": 0, "warning": 0, "note": 0, "ignored": 0}
     quiet = {**report, "findings": [], "versus": None, "verdict": verdict}
+    quiet |= {"measures": [], "not_measured": []}  # nobody asked for any
     return {"found": report, "quiet": quiet}
 
 

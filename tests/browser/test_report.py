@@ -41,7 +41,7 @@ def test_the_page_fits_and_everything_is_there(opened, page_file, size: str, the
         assert page.locator(f"section#{key}").is_visible()
     wide, narrow = (page.locator(f"svg.plot.{kind}") for kind in ("wide", "narrow"))
     shown, hidden = (narrow, wide) if size == "phone" else (wide, narrow)
-    assert shown.count() == hidden.count() == 15
+    assert shown.count() == hidden.count() == 16
     assert all(plot.is_visible() for plot in shown.all())
     assert not any(plot.is_visible() for plot in hidden.all())
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(251, 250, 248)"
